@@ -1,0 +1,1 @@
+//! What the reward model is asked, and the first-order candidate scores.

@@ -1,0 +1,1 @@
+//! Which token: the top-k candidates, greedy or sampled choice, twins.

@@ -1,0 +1,156 @@
+//! What a response consists of: the record of every decision.
+
+use crate::model::Work;
+
+/// Why a candidate ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CandidateStop {
+    /// The end-of-turn id.
+    Finish,
+    /// Another stop id.
+    StopId,
+    /// The budget.
+    Length,
+    /// The uncertainty signal reached its threshold.
+    Entropy,
+}
+
+/// Why a walk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WalkEnd {
+    /// A proposal led back to a candidate already tried.
+    Duplicate,
+    /// S candidates were tried.
+    Budget,
+    /// A candidate ended before its slot.
+    NoSlot,
+}
+
+/// Why a response ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The end-of-turn id.
+    Finish,
+    /// The budget.
+    Length,
+    /// A stop id other than the end-of-turn id came first in a segment.
+    Stalled,
+}
+
+/// Distances of a candidate's decisions from their tipping points; `None` where nothing was decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Margins {
+    /// Smallest top-two logit gap over free tokens.
+    pub argmax: Option<f64>,
+    /// Smallest distance of the signal from its threshold where tested.
+    pub entropy: Option<f64>,
+    /// Top-two gap of damped scores; when sampling, distance of `u` to the nearest edge.
+    pub score: Option<f64>,
+    /// Logit gap between ranks K and K+1.
+    pub top_k_edge: Option<f64>,
+    /// Best minus runner-up reward of the walk (on segments; in a response's minimum).
+    pub reward: Option<f64>,
+    /// Logit gap between the two largest of the ids whose embedding equals the proposed one's.
+    pub twin: Option<f64>,
+}
+
+/// What was learnt at a candidate's slot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slot {
+    /// Euclidean norm of the reward gradient at the slot.
+    pub gradient_norm: f64,
+    /// The K candidate ids, most likely first.
+    pub ids: Vec<u32>,
+    /// Their logits.
+    pub logits: Vec<f32>,
+    /// `E_R[v] . g` before damping.
+    pub dots: Vec<f32>,
+    /// Unnormalised or normalised sampling weights `w`; empty when greedy.
+    pub weights: Vec<f64>,
+    /// The proposal these scores lead to; `None` if none was drawn.
+    pub next_proposal: Option<u32>,
+}
+
+/// One candidate of a segment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// The id proposed; `None` for the unforced one.
+    pub proposed: Option<u32>,
+    /// The id really placed at the slot.
+    pub forced: Option<u32>,
+    /// Kept ids.
+    pub ids: Vec<u32>,
+    /// The generated id that was not kept.
+    pub dropped: Option<u32>,
+    /// Why it ended.
+    pub stop: CandidateStop,
+    /// Floored entropy per generated token (nats).
+    pub entropies: Vec<f64>,
+    /// Exact entropy per generated token (nats).
+    pub entropies_exact: Vec<f64>,
+    /// Value of the uncertainty signal per generated token; equals `entropies` for Shannon entropy.
+    pub signals: Vec<f64>,
+    /// Reward at the last kept position.
+    pub reward: f32,
+    /// `None` if there was no slot or no gradient was taken.
+    pub slot: Option<Slot>,
+    /// Distances from tipping points.
+    pub margins: Margins,
+}
+
+/// The proposal that closed a walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repeat {
+    /// The id proposed.
+    pub proposed: u32,
+    /// Index of the candidate it would have repeated.
+    pub same_as: usize,
+}
+
+/// One committed segment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Segment {
+    /// Position of its first token.
+    pub start: usize,
+    /// Position where a token may be forced.
+    pub slot: usize,
+    /// Index of the candidate kept.
+    pub best: usize,
+    /// Why the walk ended.
+    pub walk_end: WalkEnd,
+    /// Best minus runner-up reward.
+    pub reward_margin: Option<f64>,
+    /// The distinct candidates, in order.
+    pub candidates: Vec<Candidate>,
+    /// The proposal that closed the walk, if one did.
+    pub repeat: Option<Repeat>,
+}
+
+/// A finished response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Response {
+    /// Prompt and answer.
+    pub final_ids: Vec<u32>,
+    /// Length of the prompt.
+    pub prompt_len: usize,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Absolute length after each segment; a finished response's last one excludes the end-of-turn id.
+    pub segment_boundaries: Vec<usize>,
+    /// Segments whose best candidate was not the unforced one.
+    pub num_nudges: usize,
+    /// Reward of the last segment's best candidate, pooled at the last position.
+    pub last_segment_reward: f32,
+    /// Reward of `final_ids` pooled at `final_pool_position`.
+    pub final_reward: f32,
+    /// Rightmost position whose id is not the reward model's pad id.
+    pub final_pool_position: usize,
+    /// The uniform numbers consumed.
+    pub uniforms_used: Vec<f64>,
+    /// Smallest margins over all candidates and segments.
+    pub min_margins: Margins,
+    /// Every segment.
+    pub segments: Vec<Segment>,
+    /// Work done for this response.
+    pub work: Work,
+}

@@ -1,0 +1,32 @@
+//! Gradient-guided reward optimisation (GGRO, arXiv 2606.09635) as an inference engine.
+//!
+//! A frozen language model (the *policy*) is decoded greedily. Where its next-token distribution is uncertain, the
+//! gradient of a frozen *reward model*, taken at its input embeddings, chooses a token to try instead; the text is
+//! continued from it, scored, and the best of a few tries is kept.
+//!
+//! The crate has four layers, each knowing only the one before it:
+//!
+//! * [`config`], [`checkpoint`], [`tokenizer`], [`chat`]: what a Hugging Face directory holds, checked before use;
+//! * [`model`]: the [`Backend`](model::Backend) trait, a handful of batched operations on two models, and the
+//!   reference backend in plain Rust;
+//! * [`ggro`]: the method itself, pure logic over that trait;
+//! * the faces: the command line (the server and the benchmarks will stand beside it).
+//!
+//! `docs/architecture.md` in the repository says how the parts fit.
+
+pub mod chat;
+pub mod checkpoint;
+#[doc(hidden)]
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod error;
+pub mod ggro;
+pub mod kv;
+pub mod model;
+pub mod pair;
+pub mod tokenizer;
+pub mod trace;
+pub mod verify;
+
+pub use error::{Error, Result};

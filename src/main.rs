@@ -1,0 +1,2 @@
+//! The `ggro` command.
+fn main() {}

@@ -1,0 +1,202 @@
+//! The narrow waist: what a method or an engine may ask of the two models, whatever runs them.
+//!
+//! A batch is a list of *spans*: consecutive tokens appended to one sequence each. The result of a span never depends on
+//! the other spans of its batch, on how a sequence was cut into spans, or on whether its prefix was computed or forked.
+
+pub mod reference;
+mod row;
+
+pub use row::{RowStats, top_k};
+
+use crate::Result;
+use crate::config::ModelConfig;
+
+/// Which of the two models a sequence belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The language model that writes.
+    Policy,
+    /// The reward model that scores.
+    Reward,
+}
+
+impl Role {
+    /// `policy` or `reward`, for messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Policy => "policy",
+            Role::Reward => "reward",
+        }
+    }
+}
+
+/// A sequence of one model, with its keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SeqId {
+    /// The model it belongs to.
+    pub role: Role,
+    /// Slot in the backend's table.
+    pub index: u32,
+    /// Distinguishes sequences that used the same slot one after the other.
+    pub generation: u32,
+}
+
+/// Tokens appended to a sequence: positions `start .. start + ids.len()`.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    /// The sequence; its length must be `start`.
+    pub seq: SeqId,
+    /// Position of the first token.
+    pub start: usize,
+    /// At least one token id.
+    pub ids: &'a [u32],
+}
+
+/// A condition on a row, evaluated by the backend so that only rows which need it pay for their top-k.
+pub trait Reach {
+    /// Whether the row's uncertainty reaches the threshold.
+    fn reached(&self, stats: &RowStats) -> bool;
+}
+
+/// Whether a policy row also reports its largest logits.
+#[derive(Clone, Copy)]
+pub enum TopK<'a> {
+    /// Not.
+    Skip,
+    /// The `k` largest (all, if the vocabulary is smaller).
+    Take(usize),
+    /// The `k` largest if the row satisfies the condition.
+    TakeIf(usize, &'a dyn Reach),
+}
+
+/// A span of the policy and what is asked of its last row.
+#[derive(Clone, Copy)]
+pub struct PolicySpan<'a> {
+    /// The tokens.
+    pub span: Span<'a>,
+    /// Probability floor of [`RowStats::entropy_floored`]; 0 means none.
+    pub floor: f64,
+    /// Largest logits.
+    pub top_k: TopK<'a>,
+}
+
+/// The policy's next-token row after a span's last token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyRow {
+    /// Statistics of the whole row.
+    pub stats: RowStats,
+    /// `(id, logit)`, largest first, the lower id first on a tie; ids that the reward model does not know are left out.
+    /// Empty if not asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// A span of the reward model.
+#[derive(Clone, Copy, Debug)]
+pub struct RewardSpan<'a> {
+    /// The tokens.
+    pub span: Span<'a>,
+    /// Positions inside the span, besides the last, whose reward is wanted.
+    pub also_at: &'a [usize],
+}
+
+/// Rewards of a span.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// At the span's last position.
+    pub reward: f32,
+    /// At the positions of [`RewardSpan::also_at`], in their order.
+    pub also: Vec<f32>,
+}
+
+/// A span of the reward model whose last reward is differentiated with respect to input embeddings.
+#[derive(Clone, Copy, Debug)]
+pub struct GradientSpan<'a> {
+    /// The tokens and the rewards asked for.
+    pub span: RewardSpan<'a>,
+    /// Position inside the span; only positions `slot ..` are differentiated.
+    pub slot: usize,
+    /// Ids whose embedding rows are multiplied with the gradient at `slot`; each below the reward model's vocabulary.
+    pub candidates: &'a [u32],
+    /// Also return the gradient at every position `slot ..`.
+    pub rows: bool,
+}
+
+/// Rewards and first-order candidate scores of a span.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gradient {
+    /// Rewards.
+    pub score: Score,
+    /// `E_R[c] . dR/de_slot` per candidate.
+    pub dots: Vec<f32>,
+    /// Euclidean norm of `dR/de_slot`.
+    pub norm: f32,
+    /// `[positions, hidden]` if asked for, else empty.
+    pub rows: Vec<f32>,
+}
+
+/// Token positions that went through a model, counted where they were computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Policy token-forwards.
+    pub policy_forward: u64,
+    /// Reward token-forwards.
+    pub reward_forward: u64,
+    /// Reward token-backwards.
+    pub reward_backward: u64,
+}
+
+impl std::ops::Sub for Work {
+    type Output = Work;
+    fn sub(self, earlier: Work) -> Work {
+        Work {
+            policy_forward: self.policy_forward - earlier.policy_forward,
+            reward_forward: self.reward_forward - earlier.reward_forward,
+            reward_backward: self.reward_backward - earlier.reward_backward,
+        }
+    }
+}
+
+/// A policy and a reward model that can be stepped, scored, differentiated, forked and rolled back.
+///
+/// All operations on spans fail without side effects on other sequences if a span is malformed (wrong start, no tokens,
+/// an id beyond the model's vocabulary, a sequence beyond [`max_len`](Backend::max_len)).
+pub trait Backend {
+    /// Shape of a model.
+    fn config(&self, role: Role) -> &ModelConfig;
+
+    /// Longest sequence, in tokens.
+    fn max_len(&self) -> usize;
+
+    /// A new, empty sequence.
+    fn create(&mut self, role: Role) -> Result<SeqId>;
+
+    /// A new sequence that shares the first `len` positions of `seq`. Rows of the last span are not inherited.
+    fn fork(&mut self, seq: SeqId, len: usize) -> Result<SeqId>;
+
+    /// Forgets all positions `len ..`.
+    fn truncate(&mut self, seq: SeqId, len: usize) -> Result<()>;
+
+    /// Gives a sequence's memory back. Releasing twice is harmless.
+    fn release(&mut self, seq: SeqId);
+
+    /// Positions held by a sequence.
+    fn len(&self, seq: SeqId) -> usize;
+
+    /// Appends spans to policy sequences and reports the row after each span's last token.
+    fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> Result<Vec<PolicyRow>>;
+
+    /// The whole logit row after the last token of the span that was run last on `seq`.
+    fn logits_row(&mut self, seq: SeqId) -> Result<Vec<f32>>;
+
+    /// Appends spans to reward sequences and scores them.
+    fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>>;
+
+    /// Appends spans to reward sequences, scores them and differentiates the last reward.
+    fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>>;
+
+    /// Whether the policy's input embedding rows of two ids are equal in every component, compared as numbers.
+    fn same_embedding(&self, a: u32, b: u32) -> bool;
+
+    /// Work done since the backend was made.
+    fn work(&self) -> Work;
+}
