@@ -48,7 +48,10 @@ impl Tokenizer {
     }
 
     /// The first id below both sizes that the two tokenizers spell differently, if any: `(id, ours, theirs)`.
-    pub fn first_difference(&self, _other: &Tokenizer) -> Option<(u32, Option<String>, Option<String>)> {
+    pub fn first_difference(
+        &self,
+        _other: &Tokenizer,
+    ) -> Option<(u32, Option<String>, Option<String>)> {
         None
     }
 }
@@ -62,7 +65,9 @@ pub struct TextStream<'a> {
 impl<'a> TextStream<'a> {
     /// Starts after `context` (the prompt), whose text is not given out.
     pub fn new(tokenizer: &'a Tokenizer, _context: &[u32]) -> Self {
-        TextStream { _tokenizer: tokenizer }
+        TextStream {
+            _tokenizer: tokenizer,
+        }
     }
 
     /// The text that `id` adds, empty while a character is incomplete.
