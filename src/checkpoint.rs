@@ -23,6 +23,7 @@ use std::io::{ErrorKind, Read};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Cap of the safetensors format on the header, in bytes.
 const MAX_HEADER: u64 = 100_000_000;
@@ -194,12 +195,16 @@ pub struct Tensor<'a> {
 
 /// Bytes of one tensor that keep their file mapped: cheap to clone, at any alignment.
 #[derive(Clone, Debug)]
-pub struct Bytes {}
+pub struct Bytes {
+    source: Source,
+    range: Range<usize>,
+}
 
 impl std::ops::Deref for Bytes {
     type Target = [u8];
+
     fn deref(&self) -> &[u8] {
-        &[]
+        &self.source.get()[self.range.clone()]
     }
 }
 
@@ -216,20 +221,20 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    bytes: Bytes,
+    bytes: Source,
 }
 
-#[derive(Debug)]
-enum Bytes {
-    Mapped(Mmap),
+#[derive(Clone, Debug)]
+enum Source {
+    Mapped(Arc<Mmap>),
     Embedded(&'static [u8]),
 }
 
-impl Bytes {
+impl Source {
     fn get(&self) -> &[u8] {
         match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Embedded(bytes) => bytes,
+            Source::Mapped(map) => map,
+            Source::Embedded(bytes) => bytes,
         }
     }
 }
@@ -311,7 +316,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn add_shard(&mut self, path: PathBuf, bytes: Bytes) -> Result<()> {
+    fn add_shard(&mut self, path: PathBuf, bytes: Source) -> Result<()> {
         let header = parse_header(bytes.get()).map_err(|message| Error::file(&path, message))?;
         let shard = self.shards.len();
         for (name, info, range) in header {
@@ -339,6 +344,22 @@ impl Checkpoint {
     /// # Errors
     /// No such tensor, another shape, or an integer or quantised dtype; names the file, expected and found.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
+        let (entry, dtype) = self.find(name, shape)?;
+        let data = &self.shards[entry.shard].bytes.get()[entry.range.clone()];
+        Ok(Tensor { dtype, shape: &entry.shape, data })
+    }
+
+    /// As [`tensor`](Self::tensor), as bytes that outlive the checkpoint.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn load(&self, name: &str, shape: &[usize]) -> Result<(DType, Bytes)> {
+        let (entry, dtype) = self.find(name, shape)?;
+        let source = self.shards[entry.shard].bytes.clone();
+        Ok((dtype, Bytes { source, range: entry.range.clone() }))
+    }
+
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType)> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(Error::file(
                 &self.path,
@@ -363,20 +384,9 @@ impl Checkpoint {
                 )));
             }
         };
-        Ok(Tensor {
-            dtype,
-            shape: &entry.shape,
-            data: &shard.bytes.get()[entry.range.clone()],
-        })
+        Ok((entry, dtype))
     }
 
-    /// As [`tensor`](Self::tensor), as bytes that outlive the checkpoint.
-    ///
-    /// # Errors
-    /// As [`tensor`](Self::tensor).
-    pub fn load(&self, _name: &str, _shape: &[usize]) -> Result<(DType, Bytes)> {
-        unimplemented!()
-    }
 
     /// Whether the checkpoint holds `name`.
     pub fn contains(&self, name: &str) -> bool {
@@ -398,9 +408,9 @@ impl Checkpoint {
 }
 
 /// Maps a file for reading. `Ok(None)` if there is none.
-fn map(files: &Files, name: &str) -> Result<Option<Bytes>> {
+fn map(files: &Files, name: &str) -> Result<Option<Source>> {
     let dir = match files {
-        Files::Embedded(_, files) => return Ok(find_embedded(files, name).map(Bytes::Embedded)),
+        Files::Embedded(_, files) => return Ok(find_embedded(files, name).map(Source::Embedded)),
         Files::Dir(dir) => dir,
     };
     let path = files.path(name);
@@ -411,7 +421,7 @@ fn map(files: &Files, name: &str) -> Result<Option<Bytes>> {
     // is valid. What cannot be enforced is that no other process changes or truncates the file while it is mapped; the
     // module's documentation asks that of the user.
     let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(&path, e))?;
-    Ok(Some(Bytes::Mapped(map)))
+    Ok(Some(Source::Mapped(Arc::new(map))))
 }
 
 /// Says what a directory without safetensors holds instead.
