@@ -15,6 +15,7 @@ use super::{
     Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Span, TopK, Work,
     top_k,
 };
+use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::kv::KvHandle;
 use crate::pair::Pair;
@@ -61,12 +62,24 @@ impl Reference {
     /// A tensor is missing or has another shape or type, `max_model_len` is zero or beyond either model, or the threads
     /// cannot be started.
     pub fn load(pair: &Pair, options: &LoadOptions) -> Result<Self> {
-        let limit = pair.policy.max_position_embeddings.min(pair.reward.max_position_embeddings);
+        Self::assemble((&pair.policy, &pair.policy_weights), (&pair.reward, &pair.reward_weights), options)
+    }
+
+    /// As [`load`](Self::load), from shapes and weights alone.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn assemble(
+        policy: (&ModelConfig, &Checkpoint),
+        reward: (&ModelConfig, &Checkpoint),
+        options: &LoadOptions,
+    ) -> Result<Self> {
+        let (policy_len, reward_len) = (policy.0.max_position_embeddings, reward.0.max_position_embeddings);
+        let limit = policy_len.min(reward_len);
         let max_len = options.max_model_len.unwrap_or(limit);
         if max_len == 0 || max_len > limit {
             return Err(Error::invalid(format!(
-                "max-model-len is {max_len}; expected 1 to {limit} (policy {}, reward model {} positions)",
-                pair.policy.max_position_embeddings, pair.reward.max_position_embeddings
+                "max-model-len is {max_len}; expected 1 to {limit} (policy {policy_len}, reward model {reward_len} positions)"
             )));
         }
         let pool = rayon::ThreadPoolBuilder::new()
@@ -74,8 +87,8 @@ impl Reference {
             .build()
             .map_err(|e| Error::Backend(format!("cannot start threads: {e}")))?;
         Ok(Reference {
-            policy: Decoder::load(&pair.policy, &pair.policy_weights)?,
-            reward: Decoder::load(&pair.reward, &pair.reward_weights)?,
+            policy: Decoder::load(policy.0, policy.1)?,
+            reward: Decoder::load(reward.0, reward.1)?,
             max_len,
             pool,
             last_hidden: HashMap::new(),
