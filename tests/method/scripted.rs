@@ -7,16 +7,21 @@ use ggro::model::{
 };
 use ggro::{Error, Result};
 
+/// A function of the ids of a sequence.
+pub type OfIds<T> = Box<dyn Fn(&[u32]) -> T>;
+/// A function of the ids of a sequence, the slot, and another id.
+pub type OfSlot<T> = Box<dyn Fn(&[u32], usize, u32) -> T>;
+
 /// What the two models compute, as functions of ids.
 pub struct Model {
     pub policy_vocab: usize,
     pub reward_vocab: usize,
     /// Next-token logits after a sequence.
-    pub logits: Box<dyn Fn(&[u32]) -> Vec<f32>>,
+    pub logits: OfIds<Vec<f32>>,
     /// Reward at the last position of a sequence.
-    pub reward: Box<dyn Fn(&[u32]) -> f32>,
+    pub reward: OfIds<f32>,
     /// `E_R[v] . dR/de_slot` of a sequence.
-    pub dot: Box<dyn Fn(&[u32], usize, u32) -> f32>,
+    pub dot: OfSlot<f32>,
     /// Whether the policy's embedding rows of two ids are equal.
     pub same: Box<dyn Fn(u32, u32) -> bool>,
 }
@@ -252,4 +257,49 @@ fn config(task: Task, vocab_size: usize, max_len: usize) -> ModelConfig {
         eos_token_ids: Vec::new(),
         pad_token_id: None,
     }
+}
+
+/// Prompt of the scripted tests.
+pub const PROMPT: [u32; 2] = [10, 11];
+/// End-of-turn id of the scripted tests.
+pub const FINISH: u32 = 0;
+/// Another stop id.
+pub const FOREIGN: u32 = 1;
+/// Ids of the scripted models.
+pub const VOCAB: usize = 12;
+
+/// A model over [`VOCAB`] ids whose closures see the ids after [`PROMPT`] only.
+pub fn script(
+    logits: impl Fn(&[u32]) -> Vec<f32> + 'static,
+    reward: impl Fn(&[u32]) -> f32 + 'static,
+    dot: impl Fn(&[u32], u32) -> f32 + 'static,
+) -> Model {
+    Model {
+        policy_vocab: VOCAB,
+        reward_vocab: VOCAB,
+        logits: Box::new(move |ids| logits(after_prompt(ids))),
+        reward: Box::new(move |ids| reward(after_prompt(ids))),
+        dot: Box::new(move |ids, _, v| dot(after_prompt(ids), v)),
+        same: Box::new(|_, _| false),
+    }
+}
+
+fn after_prompt(ids: &[u32]) -> &[u32] {
+    &ids[PROMPT.len().min(ids.len())..]
+}
+
+/// A row that leaves no doubt.
+pub fn sure(id: u32) -> Vec<f32> {
+    let mut row = vec![0.0; VOCAB];
+    row[id as usize] = 40.0;
+    row
+}
+
+/// A row that hesitates between `ids`, the first one most likely.
+pub fn torn(ids: &[u32]) -> Vec<f32> {
+    let mut row = vec![-10.0; VOCAB];
+    for (i, &id) in ids.iter().enumerate() {
+        row[id as usize] = 5.0 - 0.125 * i as f32;
+    }
+    row
 }
