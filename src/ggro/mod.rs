@@ -18,6 +18,4 @@ pub mod walk;
 
 pub use intervention::{Observer, decode};
 pub use options::{Options, Selection, Uniforms};
-pub use response::{
-    Candidate, CandidateStop, FinishReason, Margins, Repeat, Response, Segment, Slot, WalkEnd,
-};
+pub use response::{Candidate, CandidateStop, FinishReason, Margins, Repeat, Response, Segment, Slot, WalkEnd};
