@@ -2,9 +2,7 @@
 
 use crate::naive::{Failure, decode_both, decode_with};
 use crate::scripted::{FINISH, FOREIGN, Model, PROMPT, VOCAB, script, sure, torn};
-use ggro::ggro::{
-    Candidate, CandidateStop, FinishReason, Options, Repeat, Response, Selection, Uniforms, WalkEnd,
-};
+use ggro::ggro::{Candidate, CandidateStop, FinishReason, Options, Repeat, Response, Selection, Uniforms, WalkEnd};
 use ggro::model::RowStats;
 
 /// Short segments: the threshold is tested from the second token on.
@@ -41,10 +39,7 @@ fn fork_in_the_road(reward: fn(&[u32]) -> f32, dot: fn(&[u32], u32) -> f32) -> M
 #[test]
 fn finish_within_the_header_is_kept() {
     let model = script(|_| sure(FINISH), |_| 0.5, |_, _| 0.0);
-    let options = Options {
-        first_offset: 4,
-        ..options()
-    };
+    let options = Options { first_offset: 4, ..options() };
     let response = decode_both(&model, &PROMPT, &options);
     assert_eq!(answer(&response), [FINISH]);
     assert_eq!(response.finish_reason, FinishReason::Finish);
@@ -56,23 +51,12 @@ fn finish_within_the_header_is_kept() {
 fn an_uncertain_finish_is_kept() {
     let model = script(
         |g| {
-            if g.is_empty() {
-                sure(7)
-            } else {
-                torn(&[FINISH, 3])
-            }
+            if g.is_empty() { sure(7) } else { torn(&[FINISH, 3]) }
         },
         |_| 0.5,
         |_, _| 0.0,
     );
-    let response = decode_both(
-        &model,
-        &PROMPT,
-        &Options {
-            max_candidates: 1,
-            ..options()
-        },
-    );
+    let response = decode_both(&model, &PROMPT, &Options { max_candidates: 1, ..options() });
     assert_eq!(answer(&response), [7, FINISH]);
     assert_eq!(response.finish_reason, FinishReason::Finish);
     assert_eq!(candidate(&response, 0, 0).margins.entropy, None);
@@ -80,17 +64,10 @@ fn an_uncertain_finish_is_kept() {
 
 #[test]
 fn finish_as_the_last_token_of_the_budget() {
-    let model = script(
-        |g| sure(if g.len() < 7 { 7 } else { FINISH }),
-        |_| 0.5,
-        |_, _| 0.0,
-    );
+    let model = script(|g| sure(if g.len() < 7 { 7 } else { FINISH }), |_| 0.5, |_, _| 0.0);
     let response = decode_both(&model, &PROMPT, &options());
     assert_eq!(response.finish_reason, FinishReason::Finish);
-    assert_eq!(
-        (answer(&response).len(), response.segment_boundaries[0]),
-        (8, 9)
-    );
+    assert_eq!((answer(&response).len(), response.segment_boundaries[0]), (8, 9));
 }
 
 #[test]
@@ -146,11 +123,7 @@ fn a_forced_foreign_stop_behind_a_header_leaves_the_header() {
         |g| if g == [8] { 2.0 } else { 1.0 },
         |_, v| if v == FOREIGN { 1.0 } else { 0.0 },
     );
-    let options = Options {
-        first_offset: 1,
-        min_generated: 3,
-        ..options()
-    };
+    let options = Options { first_offset: 1, min_generated: 3, ..options() };
     let response = decode_both(&model, &PROMPT, &options);
     assert_eq!(response.segments[0].best, 1);
     assert_eq!(candidate(&response, 0, 1).ids, [8]);
@@ -172,10 +145,7 @@ fn an_uncertain_forced_token_is_dropped_at_once() {
         |g| if g == [8] { 2.0 } else { 1.0 },
         |_, v| if v == 3 { 1.0 } else { 0.0 },
     );
-    let options = Options {
-        first_offset: 1,
-        ..options()
-    };
+    let options = Options { first_offset: 1, ..options() };
     let response = decode_both(&model, &PROMPT, &options);
     let forced = candidate(&response, 0, 1);
     assert_eq!((&forced.ids[..], forced.dropped), (&[8][..], Some(3)));
@@ -188,24 +158,13 @@ fn an_uncertain_forced_token_is_dropped_at_once() {
 
 #[test]
 fn a_foreign_stop_stalls_unless_it_fills_the_budget() {
-    let model = script(
-        |g| sure(if g.len() < 3 { 7 } else { FOREIGN }),
-        |_| 0.5,
-        |_, _| 0.0,
-    );
+    let model = script(|g| sure(if g.len() < 3 { 7 } else { FOREIGN }), |_| 0.5, |_, _| 0.0);
     let response = decode_both(&model, &PROMPT, &options());
     assert_eq!(response.finish_reason, FinishReason::Stalled);
     assert_eq!(response.segment_boundaries, [5, 5]);
     assert_eq!(answer(&response), [7, 7, 7]);
 
-    let response = decode_both(
-        &model,
-        &PROMPT,
-        &Options {
-            max_new_tokens: 4,
-            ..options()
-        },
-    );
+    let response = decode_both(&model, &PROMPT, &Options { max_new_tokens: 4, ..options() });
     assert_eq!(response.finish_reason, FinishReason::Length);
     assert_eq!(answer(&response), [7, 7, 7, FOREIGN]);
     assert_eq!(candidate(&response, 0, 0).stop, CandidateStop::StopId);
@@ -215,11 +174,7 @@ fn a_foreign_stop_stalls_unless_it_fills_the_budget() {
 fn a_budget_inside_the_header_is_one_segment_without_a_slot() {
     let model = script(|_| sure(7), |_| 0.5, |_, _| 0.0);
     for budget in [1, 2, 3] {
-        let options = Options {
-            max_new_tokens: budget,
-            first_offset: 3,
-            ..options()
-        };
+        let options = Options { max_new_tokens: budget, first_offset: 3, ..options() };
         let response = decode_both(&model, &PROMPT, &options);
         assert_eq!(response.finish_reason, FinishReason::Length);
         assert_eq!(response.segments.len(), 1);
@@ -227,15 +182,10 @@ fn a_budget_inside_the_header_is_one_segment_without_a_slot() {
         assert_eq!(candidate(&response, 0, 0).stop, CandidateStop::Length);
     }
     // An offset no sequence can reach is no offset at all.
-    let options = Options {
-        first_offset: usize::MAX,
-        max_candidates: 2,
-        ..options()
-    };
+    let options = Options { first_offset: usize::MAX, max_candidates: 2, ..options() };
     let mut backend = crate::scripted::Scripted::new(&model, 20);
     let silent = &mut Silent;
-    let response =
-        ggro::ggro::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), silent).unwrap();
+    let response = ggro::ggro::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), silent).unwrap();
     assert_eq!(response.segments[0].walk_end, WalkEnd::NoSlot);
 }
 
@@ -244,16 +194,8 @@ impl ggro::ggro::Observer for Silent {}
 
 #[test]
 fn the_last_token_of_the_budget_is_kept_however_uncertain() {
-    let model = script(
-        |g| if g.is_empty() { sure(7) } else { torn(&[3, 4]) },
-        |_| 0.5,
-        |_, _| 0.0,
-    );
-    let options = Options {
-        max_new_tokens: 2,
-        max_candidates: 1,
-        ..options()
-    };
+    let model = script(|g| if g.is_empty() { sure(7) } else { torn(&[3, 4]) }, |_| 0.5, |_, _| 0.0);
+    let options = Options { max_new_tokens: 2, max_candidates: 1, ..options() };
     let response = decode_both(&model, &PROMPT, &options);
     assert_eq!(answer(&response), [7, 3]);
     assert_eq!(candidate(&response, 0, 0).margins.entropy, None);
@@ -265,20 +207,12 @@ fn reaching_the_threshold_exactly_stops() {
     for (threshold, kept) in [(doubt, 1), (doubt.next_up(), 8)] {
         let model = script(
             |g| {
-                if g.len() == 1 {
-                    torn(&[3, 4, 5])
-                } else {
-                    sure(7)
-                }
+                if g.len() == 1 { torn(&[3, 4, 5]) } else { sure(7) }
             },
             |_| 0.5,
             |_, _| 0.0,
         );
-        let options = Options {
-            entropy_threshold: threshold,
-            max_candidates: 1,
-            ..options()
-        };
+        let options = Options { entropy_threshold: threshold, max_candidates: 1, ..options() };
         let response = decode_both(&model, &PROMPT, &options);
         assert_eq!(candidate(&response, 0, 0).ids.len(), kept, "{threshold}");
     }
@@ -305,11 +239,7 @@ fn equal_logits_go_to_the_lower_id() {
         |_| 1.0,
         |_, _| 1.0,
     );
-    let options = Options {
-        top_k: 3,
-        entropy_threshold: 9.0,
-        ..options()
-    };
+    let options = Options { top_k: 3, entropy_threshold: 9.0, ..options() };
     let response = decode_both(&model, &PROMPT, &options);
     assert_eq!(answer(&response)[..3], [2, 2, 2]);
     let slot = candidate(&response, 0, 0).slot.as_ref().unwrap();
@@ -324,13 +254,7 @@ fn equal_scores_go_to_the_more_likely_candidate() {
     // 5 is more likely than 6; from there the damped 5 falls behind 6.
     assert_eq!(candidate(&response, 0, 1).forced, Some(5));
     assert_eq!(candidate(&response, 0, 2).forced, Some(6));
-    assert_eq!(
-        response.segments[0].repeat,
-        Some(Repeat {
-            proposed: 5,
-            same_as: 1
-        })
-    );
+    assert_eq!(response.segments[0].repeat, Some(Repeat { proposed: 5, same_as: 1 }));
 }
 
 #[test]
@@ -348,49 +272,20 @@ fn more_proposals_than_ids_are_all_ids() {
 #[test]
 fn one_proposal_repeats_the_unforced_candidate() {
     let model = fork_in_the_road(|_| 1.0, |_, v| v as f32);
-    let response = decode_both(
-        &model,
-        &PROMPT,
-        &Options {
-            top_k: 1,
-            ..options()
-        },
-    );
+    let response = decode_both(&model, &PROMPT, &Options { top_k: 1, ..options() });
     let segment = &response.segments[0];
     assert_eq!(segment.candidates.len(), 1);
-    assert_eq!(
-        segment.repeat,
-        Some(Repeat {
-            proposed: 3,
-            same_as: 0
-        })
-    );
-    assert_eq!(
-        (segment.walk_end, segment.reward_margin),
-        (WalkEnd::Duplicate, None)
-    );
+    assert_eq!(segment.repeat, Some(Repeat { proposed: 3, same_as: 0 }));
+    assert_eq!((segment.walk_end, segment.reward_margin), (WalkEnd::Duplicate, None));
 }
 
 #[test]
 fn one_candidate_is_greedy_decoding_without_gradients() {
     let model = fork_in_the_road(|_| 1.0, |_, v| v as f32);
-    let options = Options {
-        max_candidates: 1,
-        ..options()
-    };
-    assert_eq!(
-        answer(&decode_both(&model, &PROMPT, &options)),
-        [3, 7, FINISH]
-    );
+    let options = Options { max_candidates: 1, ..options() };
+    assert_eq!(answer(&decode_both(&model, &PROMPT, &options)), [3, 7, FINISH]);
     let mut backend = crate::scripted::Scripted::new(&model, 20);
-    let response = ggro::ggro::decode(
-        &mut backend,
-        &PROMPT,
-        &options,
-        Uniforms::Seeded(0),
-        &mut Silent,
-    )
-    .unwrap();
+    let response = ggro::ggro::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), &mut Silent).unwrap();
     assert_eq!(response.work.reward_backward, 0);
     assert_eq!(backend.most_held, 2);
 }
@@ -400,50 +295,19 @@ fn the_damped_score_keeps_its_sign() {
     // Every score is negative: the damped one of the current token is the largest, and forcing it again is a repeat.
     let model = fork_in_the_road(|_| 1.0, |_, _| -1.0);
     let response = decode_both(&model, &PROMPT, &options());
-    assert_eq!(
-        response.segments[0].repeat,
-        Some(Repeat {
-            proposed: 3,
-            same_as: 0
-        })
-    );
+    assert_eq!(response.segments[0].repeat, Some(Repeat { proposed: 3, same_as: 0 }));
     // The largest score by far, but it is the current token's own.
     let model = fork_in_the_road(
         |_| 1.0,
         |_, v| {
-            if v == 3 {
-                100.0
-            } else {
-                v as f32 * 0.125 - 0.5
-            }
+            if v == 3 { 100.0 } else { v as f32 * 0.125 - 0.5 }
         },
     );
-    let response = decode_both(
-        &model,
-        &PROMPT,
-        &Options {
-            top_k: 4,
-            ..options()
-        },
-    );
+    let response = decode_both(&model, &PROMPT, &Options { top_k: 4, ..options() });
     assert_eq!(candidate(&response, 0, 1).forced, Some(6));
     // Without damping it wins.
-    let response = decode_both(
-        &model,
-        &PROMPT,
-        &Options {
-            damping: 1.0,
-            top_k: 4,
-            ..options()
-        },
-    );
-    assert_eq!(
-        response.segments[0].repeat,
-        Some(Repeat {
-            proposed: 3,
-            same_as: 0
-        })
-    );
+    let response = decode_both(&model, &PROMPT, &Options { damping: 1.0, top_k: 4, ..options() });
+    assert_eq!(response.segments[0].repeat, Some(Repeat { proposed: 3, same_as: 0 }));
 }
 
 #[test]
@@ -456,14 +320,7 @@ fn no_slot_takes_precedence_over_the_number_of_candidates() {
         |_| 1.0,
         |_, v| if v == FOREIGN { 1.0 } else { 0.0 },
     );
-    let response = decode_both(
-        &model,
-        &PROMPT,
-        &Options {
-            max_candidates: 2,
-            ..options()
-        },
-    );
+    let response = decode_both(&model, &PROMPT, &Options { max_candidates: 2, ..options() });
     assert_eq!(response.segments[0].candidates.len(), 2);
     assert_eq!(response.segments[0].walk_end, WalkEnd::NoSlot);
     assert_eq!(answer(&response), [3, FINISH]);
@@ -471,17 +328,10 @@ fn no_slot_takes_precedence_over_the_number_of_candidates() {
 
 #[test]
 fn the_prompt_alone_is_scored_for_an_empty_candidate_only() {
-    let model = script(
-        |_| sure(FOREIGN),
-        |g| if g.is_empty() { -3.0 } else { 9.0 },
-        |_, _| 0.0,
-    );
+    let model = script(|_| sure(FOREIGN), |g| if g.is_empty() { -3.0 } else { 9.0 }, |_, _| 0.0);
     let response = decode_both(&model, &PROMPT, &options());
     assert_eq!(response.finish_reason, FinishReason::Stalled);
-    assert_eq!(
-        (response.last_segment_reward, response.final_reward),
-        (-3.0, -3.0)
-    );
+    assert_eq!((response.last_segment_reward, response.final_reward), (-3.0, -3.0));
     assert_eq!(response.work.reward_forward, 2);
 }
 
@@ -504,30 +354,15 @@ fn the_most_likely_twin_is_placed_and_damped() {
     assert_eq!(nudged.margins.twin, Some(0.125));
     assert_eq!(response.num_nudges, 1);
     // 5 was proposed again and was never at the slot.
-    assert_eq!(
-        response.segments[0].repeat,
-        Some(Repeat {
-            proposed: 5,
-            same_as: 1
-        })
-    );
+    assert_eq!(response.segments[0].repeat, Some(Repeat { proposed: 5, same_as: 1 }));
 }
 
 #[test]
 fn a_proposal_whose_twin_is_the_unforced_token_closes_the_walk() {
-    let model = twins(fork_in_the_road(
-        |_| 1.0,
-        |_, v| if v == 6 { 1.0 } else { 0.0 },
-    ));
+    let model = twins(fork_in_the_road(|_| 1.0, |_, v| if v == 6 { 1.0 } else { 0.0 }));
     let response = decode_both(&model, &PROMPT, &options());
     assert_eq!(response.segments[0].candidates.len(), 1);
-    assert_eq!(
-        response.segments[0].repeat,
-        Some(Repeat {
-            proposed: 6,
-            same_as: 0
-        })
-    );
+    assert_eq!(response.segments[0].repeat, Some(Repeat { proposed: 6, same_as: 0 }));
 }
 
 #[test]
@@ -540,18 +375,8 @@ fn ids_without_a_reward_row_are_never_proposed() {
         [_, 2] => torn(&[FINISH, 5]),
         _ => sure(FINISH),
     });
-    let response = decode_both(
-        &model,
-        &[4, 5],
-        &Options {
-            top_k: 3,
-            ..options()
-        },
-    );
-    assert_eq!(
-        candidate(&response, 0, 0).slot.as_ref().unwrap().ids,
-        [3, 4, 5]
-    );
+    let response = decode_both(&model, &[4, 5], &Options { top_k: 3, ..options() });
+    assert_eq!(candidate(&response, 0, 0).slot.as_ref().unwrap().ids, [3, 4, 5]);
     // The policy's own choice of such an id cannot be scored.
     model.logits = Box::new(|_| sure(8));
     let failure = decode_with(&model, &[4, 5], &options(), &Uniforms::Seeded(0));
@@ -560,13 +385,7 @@ fn ids_without_a_reward_row_are_never_proposed() {
 
 #[test]
 fn a_uniform_number_on_an_edge_takes_the_next_candidate() {
-    for (u, index) in [
-        (0.25f64.next_down(), 0),
-        (0.25, 1),
-        (0.5, 2),
-        (0.75, 3),
-        (0.0, 0),
-    ] {
+    for (u, index) in [(0.25f64.next_down(), 0), (0.25, 1), (0.5, 2), (0.75, 3), (0.0, 0)] {
         let model = fork_in_the_road(|_| 1.0, |_, _| 1.0);
         let options = Options {
             selection: Selection::Sample,

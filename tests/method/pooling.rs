@@ -38,15 +38,9 @@ fn the_pad_is_the_end_of_turn() {
     assert_eq!(response.final_pool_position, 4);
     assert_eq!(response.last_segment_reward, -0.75);
     assert_eq!(response.final_reward, -0.625);
-    let without = Options {
-        reward_pad_id: None,
-        ..options(FINISH)
-    };
+    let without = Options { reward_pad_id: None, ..options(FINISH) };
     let response = decode_both(&model, &PROMPT, &without);
-    assert_eq!(
-        (response.final_pool_position, response.final_reward),
-        (5, -0.75)
-    );
+    assert_eq!((response.final_pool_position, response.final_reward), (5, -0.75));
 }
 
 #[test]
@@ -79,10 +73,7 @@ fn trailing_pads_of_the_prompt_and_an_empty_answer() {
 fn nothing_but_pads() {
     let model = model(|_| sure(FOREIGN), |_| 0.0, 2);
     let response = decode_both(&model, &[9, 9, 9], &options(9));
-    assert_eq!(
-        (response.final_pool_position, response.final_reward),
-        (0, -0.125)
-    );
+    assert_eq!((response.final_pool_position, response.final_reward), (0, -0.125));
 }
 
 #[test]
@@ -90,21 +81,14 @@ fn a_whole_answer_of_pads_is_pooled_in_the_prompt() {
     // Several segments of nothing but pads: the pooled reward is handed from one to the next.
     let model = model(
         |g| {
-            if g.len() % 2 == 0 {
-                sure(9)
-            } else {
-                torn(&[9, 3])
-            }
+            if g.len() % 2 == 0 { sure(9) } else { torn(&[9, 3]) }
         },
         |_| -1.0,
         2,
     );
     let response = decode_both(&model, &PROMPT, &options(9));
     assert!(response.segments.len() > 2);
-    assert_eq!(
-        (response.final_pool_position, response.final_reward),
-        (1, -0.25)
-    );
+    assert_eq!((response.final_pool_position, response.final_reward), (1, -0.25));
 }
 
 #[test]
@@ -119,11 +103,7 @@ fn a_forced_pad_is_pooled_before_its_slot() {
             |v| if v == 9 { 1.0 } else { 0.0 },
             9,
         );
-        let options = Options {
-            first_offset: offset,
-            max_new_tokens: offset + 1,
-            ..options(9)
-        };
+        let options = Options { first_offset: offset, max_new_tokens: offset + 1, ..options(9) };
         let response = decode_both(&model, &PROMPT, &options);
         assert_eq!(response.segments[0].best, 1);
         assert_eq!(response.final_ids.last(), Some(&9));

@@ -12,8 +12,7 @@ use std::collections::BTreeMap;
 fn hash(seed: u64, ids: &[u32], salt: u64) -> u64 {
     let mut h = seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for &id in ids {
-        h = (h ^ u64::from(id).wrapping_add(0x632b_e59b_d9b4_e019))
-            .wrapping_mul(0xff51_afd7_ed55_8ccd);
+        h = (h ^ u64::from(id).wrapping_add(0x632b_e59b_d9b4_e019)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         h ^= h >> 29;
     }
     h ^= h >> 32;
@@ -22,13 +21,7 @@ fn hash(seed: u64, ids: &[u32], salt: u64) -> u64 {
 }
 
 /// A model whose every number is a hash of the ids, on a coarse grid so that ties of all kinds happen.
-pub fn random_model(
-    seed: u64,
-    policy_vocab: usize,
-    reward_vocab: usize,
-    groups: u32,
-    grid: u64,
-) -> Model {
+pub fn random_model(seed: u64, policy_vocab: usize, reward_vocab: usize, groups: u32, grid: u64) -> Model {
     let value = move |ids: &[u32], salt: u64| (hash(seed, ids, salt) % grid) as f32 / grid as f32;
     Model {
         policy_vocab,
@@ -44,9 +37,7 @@ pub fn random_model(
                 .collect()
         }),
         reward: Box::new(move |ids| value(ids, 2) * 4.0 - 2.0),
-        dot: Box::new(move |ids, slot, v| {
-            value(ids, 50_000 + slot as u64 * 64 + u64::from(v)) - 0.6
-        }),
+        dot: Box::new(move |ids, slot, v| value(ids, 50_000 + slot as u64 * 64 + u64::from(v)) - 0.6),
         same: Box::new(move |a, b| a % groups == b % groups),
     }
 }
@@ -65,15 +56,7 @@ struct Case {
 
 impl Case {
     fn decode(&self) -> Result<Response, Failure> {
-        let Case {
-            seed,
-            policy_vocab,
-            reward_vocab,
-            groups,
-            grid,
-            prompt,
-            options,
-        } = self;
+        let Case { seed, policy_vocab, reward_vocab, groups, grid, prompt, options } = self;
         let model = random_model(*seed, *policy_vocab, *reward_vocab, *groups, *grid);
         decode_with(&model, prompt, options, &Uniforms::Seeded(*seed))
     }
@@ -217,9 +200,6 @@ fn random_models_reach_every_corner() {
         "walk NoSlot",
     ];
     for corner in corners {
-        assert!(
-            seen.contains_key(corner),
-            "never: {corner}; seen: {seen:#?}"
-        );
+        assert!(seen.contains_key(corner), "never: {corner}; seen: {seen:#?}");
     }
 }

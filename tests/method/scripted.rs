@@ -2,8 +2,8 @@
 
 use ggro::config::{Family, ModelConfig, Rope, Task};
 use ggro::model::{
-    Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score,
-    SeqId, Span, TopK, Work, top_k,
+    Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Span, TopK, Work,
+    top_k,
 };
 use ggro::{Error, Result};
 
@@ -71,10 +71,7 @@ impl<'a> Scripted<'a> {
 
     fn get(&self, seq: SeqId) -> &Held {
         let (generation, held) = &self.slots[seq.index as usize];
-        assert_eq!(
-            *generation, seq.generation,
-            "a sequence that was released is used"
-        );
+        assert_eq!(*generation, seq.generation, "a sequence that was released is used");
         held.as_ref().expect("a sequence that was released is used")
     }
 
@@ -93,31 +90,19 @@ impl<'a> Scripted<'a> {
         self.slots[index].0 += 1;
         self.slots[index].1 = Some(Held { ids, row: None });
         self.most_held = self.most_held.max(self.held());
-        SeqId {
-            role,
-            index: index as u32,
-            generation: self.slots[index].0,
-        }
+        SeqId { role, index: index as u32, generation: self.slots[index].0 }
     }
 
     fn begin(&mut self) -> Result<()> {
         let call = self.calls;
         self.calls += 1;
-        if self.fail_at == Some(call) {
-            Err(Error::Backend("out of order".into()))
-        } else {
-            Ok(())
-        }
+        if self.fail_at == Some(call) { Err(Error::Backend("out of order".into())) } else { Ok(()) }
     }
 
     fn append(&mut self, span: &Span<'_>, role: Role, vocab: usize) -> Vec<u32> {
         assert_eq!(span.seq.role, role);
         assert!(!span.ids.is_empty(), "an empty span");
-        assert!(
-            span.ids.iter().all(|&id| (id as usize) < vocab),
-            "{:?} of {vocab}",
-            span.ids
-        );
+        assert!(span.ids.iter().all(|&id| (id as usize) < vocab), "{:?} of {vocab}", span.ids);
         let max_len = self.max_len;
         let held = self.get_mut(span.seq);
         assert_eq!(held.ids.len(), span.start, "a span's start");
@@ -133,10 +118,7 @@ impl<'a> Scripted<'a> {
             assert!(at >= span.span.start && at + 1 < ids.len(), "also at {at}");
             (self.model.reward)(&ids[..=at])
         });
-        Score {
-            also: also.collect(),
-            reward: (self.model.reward)(&ids),
-        }
+        Score { also: also.collect(), reward: (self.model.reward)(&ids) }
     }
 }
 
@@ -191,11 +173,7 @@ impl Backend for Scripted<'_> {
         Ok(rows)
     }
     fn logits_row(&mut self, seq: SeqId) -> Result<Vec<f32>> {
-        Ok(self
-            .get(seq)
-            .row
-            .clone()
-            .expect("no row was computed on this sequence"))
+        Ok(self.get(seq).row.clone().expect("no row was computed on this sequence"))
     }
     fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
         self.begin()?;
@@ -214,12 +192,7 @@ impl Backend for Scripted<'_> {
                 assert!((v as usize) < self.model.reward_vocab);
                 (self.model.dot)(&ids, span.slot, v)
             });
-            results.push(Gradient {
-                dots: dots.collect(),
-                score,
-                norm: 1.0,
-                rows: Vec::new(),
-            });
+            results.push(Gradient { dots: dots.collect(), score, norm: 1.0, rows: Vec::new() });
         }
         Ok(results)
     }
@@ -244,10 +217,7 @@ fn config(task: Task, vocab_size: usize, max_len: usize) -> ModelConfig {
         vocab_size,
         max_position_embeddings: max_len,
         rms_norm_eps: 1e-5,
-        rope: Rope {
-            theta: 1e4,
-            llama3: None,
-        },
+        rope: Rope { theta: 1e4, llama3: None },
         windows: vec![None],
         qkv_bias: false,
         o_bias: false,
