@@ -87,7 +87,9 @@ impl ChatTemplate {
             ));
         }
         let mut environment = environment();
-        let source = generation::replace_tags(source);
+        // As Jinja2 reads any source.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let source = generation::replace_tags(&source);
         let parsed = on_deep_stack(&path, || environment.add_template_owned(NAME, source))?;
         parsed.map_err(|e| failure(&path, &e))?;
         Ok(ChatTemplate {
