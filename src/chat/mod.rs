@@ -22,7 +22,7 @@ const CONFIG: &str = "tokenizer_config.json";
 const TOKEN_MAP: &str = "special_tokens_map.json";
 
 /// Longest template, in bytes. Published ones stay below a tenth of it.
-const MAX_TEMPLATE: usize = 256 << 10;
+const MAX_TEMPLATE: usize = 128 << 10;
 /// Longest rendered conversation beyond the messages themselves, in bytes.
 const MAX_OUTPUT: usize = 16 << 20;
 /// Fuel of a conversation, and what each message and each byte of one adds.
@@ -87,7 +87,10 @@ impl ChatTemplate {
             ));
         }
         let mut environment = environment();
-        let source = generation::replace_tags(source);
+        // As Jinja2 reads any source.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let source = generation::replace_tags(&source)
+            .map_err(|message| Error::file(&path, format!("chat template, {message}")))?;
         let parsed = on_deep_stack(&path, || environment.add_template_owned(NAME, source))?;
         parsed.map_err(|e| failure(&path, &e))?;
         Ok(ChatTemplate {
@@ -179,6 +182,8 @@ fn environment() -> Environment<'static> {
     environment.set_formatter(python::write);
     environment.set_unknown_method_callback(pycompat::unknown_method_callback);
     environment.add_filter("tojson", python::tojson);
+    // Its indentation is quadratic in the depth and is paid for only afterwards; no chat template needs it.
+    environment.remove_filter("pprint");
     environment.add_function("raise_exception", |message: &Value| {
         refuse(message.to_string())
     });
