@@ -26,14 +26,23 @@ static TOKENIZER_CONFIG: &[u8] = include_bytes!("../assets/demo/policy/tokenizer
 static PROMPTS: &str = include_str!("../assets/demo/prompts.jsonl");
 
 static POLICY: &[(&str, &[u8])] = &[
-    ("config.json", include_bytes!("../assets/demo/policy/config.json")),
-    ("generation_config.json", include_bytes!("../assets/demo/policy/generation_config.json")),
+    (
+        "config.json",
+        include_bytes!("../assets/demo/policy/config.json"),
+    ),
+    (
+        "generation_config.json",
+        include_bytes!("../assets/demo/policy/generation_config.json"),
+    ),
     ("model.safetensors", &POLICY_WEIGHTS.0),
     ("tokenizer.json", TOKENIZER),
     ("tokenizer_config.json", TOKENIZER_CONFIG),
 ];
 static REWARD: &[(&str, &[u8])] = &[
-    ("config.json", include_bytes!("../assets/demo/reward/config.json")),
+    (
+        "config.json",
+        include_bytes!("../assets/demo/reward/config.json"),
+    ),
     ("model.safetensors", &REWARD_WEIGHTS.0),
     ("tokenizer.json", TOKENIZER),
     ("tokenizer_config.json", TOKENIZER_CONFIG),

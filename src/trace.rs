@@ -323,7 +323,11 @@ impl Trace {
             // Never rounded: a replay must draw with the same bits.
             uniforms_used: response.uniforms_used.clone(),
             round_trip_changes: 0,
-            segments: response.segments.iter().map(|s| segment(s, other_signal)).collect(),
+            segments: response
+                .segments
+                .iter()
+                .map(|s| segment(s, other_signal))
+                .collect(),
             min_margins: margins(&response.min_margins),
             work: Some(response.work.into()),
         })
@@ -372,10 +376,15 @@ fn segment(segment: &Segment, other_signal: bool) -> TraceSegment {
         best: segment.best,
         walk_end: segment.walk_end,
         reward_margin: segment.reward_margin.map(round),
-        candidates: segment.candidates.iter().map(|c| candidate(c, other_signal)).collect(),
-        repeat: segment
-            .repeat
-            .map(|r| TraceRepeat { proposed: r.proposed, same_as: r.same_as }),
+        candidates: segment
+            .candidates
+            .iter()
+            .map(|c| candidate(c, other_signal))
+            .collect(),
+        repeat: segment.repeat.map(|r| TraceRepeat {
+            proposed: r.proposed,
+            same_as: r.same_as,
+        }),
     }
 }
 
@@ -400,15 +409,34 @@ fn candidate(candidate: &Candidate, other_signal: bool) -> TraceCandidate {
 
 fn top_k(slot: &Slot) -> TraceTopK {
     let count = slot.ids.len();
-    let written = if count > LONG_TOP_K { TOP_K_WRITTEN } else { count };
+    let written = if count > LONG_TOP_K {
+        TOP_K_WRITTEN
+    } else {
+        count
+    };
     let sum: f64 = slot.weights.iter().sum();
     TraceTopK {
         count,
-        ids: slot.ids[..written].to_vec(),
-        logits: slot.logits[..written].iter().map(|&x| round(x.into())).collect(),
-        dots: slot.dots[..written].iter().map(|&x| round(x.into())).collect(),
-        probs: (!slot.weights.is_empty())
-            .then(|| slot.weights[..written].iter().map(|w| round(w / sum)).collect()),
+        ids: slot.ids.iter().take(written).copied().collect(),
+        logits: slot
+            .logits
+            .iter()
+            .take(written)
+            .map(|&x| round(x.into()))
+            .collect(),
+        dots: slot
+            .dots
+            .iter()
+            .take(written)
+            .map(|&x| round(x.into()))
+            .collect(),
+        probs: (!slot.weights.is_empty()).then(|| {
+            slot.weights
+                .iter()
+                .take(written)
+                .map(|w| round(w / sum))
+                .collect()
+        }),
     }
 }
 
@@ -429,8 +457,9 @@ fn rounded(values: &[f64]) -> Vec<f64> {
     values.iter().map(|&x| round(x)).collect()
 }
 
-/// To 9 significant digits, enough to tell any two `f32` apart.
+/// To 9 significant digits, enough to tell any two `f32` apart. JSON has no infinity: the largest number stands for it.
 fn round(x: f64) -> f64 {
+    let x = x.clamp(f64::MIN, f64::MAX);
     format!("{x:.8e}").parse().unwrap_or(x)
 }
 

@@ -25,17 +25,43 @@ impl Reference {
     }
 }
 impl Backend for Reference {
-    fn config(&self, role: Role) -> &ModelConfig { unimplemented!() }
-    fn max_len(&self) -> usize { unimplemented!() }
-    fn create(&mut self, role: Role) -> Result<SeqId> { unimplemented!() }
-    fn fork(&mut self, seq: SeqId, len: usize) -> Result<SeqId> { unimplemented!() }
-    fn truncate(&mut self, seq: SeqId, len: usize) -> Result<()> { unimplemented!() }
-    fn release(&mut self, seq: SeqId) { unimplemented!() }
-    fn len(&self, seq: SeqId) -> usize { unimplemented!() }
-    fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> Result<Vec<PolicyRow>> { unimplemented!() }
-    fn logits_row(&mut self, seq: SeqId) -> Result<Vec<f32>> { unimplemented!() }
-    fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> { unimplemented!() }
-    fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> { unimplemented!() }
-    fn same_embedding(&self, a: u32, b: u32) -> bool { unimplemented!() }
-    fn work(&self) -> Work { unimplemented!() }
+    fn config(&self, role: Role) -> &ModelConfig {
+        unimplemented!()
+    }
+    fn max_len(&self) -> usize {
+        unimplemented!()
+    }
+    fn create(&mut self, role: Role) -> Result<SeqId> {
+        unimplemented!()
+    }
+    fn fork(&mut self, seq: SeqId, len: usize) -> Result<SeqId> {
+        unimplemented!()
+    }
+    fn truncate(&mut self, seq: SeqId, len: usize) -> Result<()> {
+        unimplemented!()
+    }
+    fn release(&mut self, seq: SeqId) {
+        unimplemented!()
+    }
+    fn len(&self, seq: SeqId) -> usize {
+        unimplemented!()
+    }
+    fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> Result<Vec<PolicyRow>> {
+        unimplemented!()
+    }
+    fn logits_row(&mut self, seq: SeqId) -> Result<Vec<f32>> {
+        unimplemented!()
+    }
+    fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
+        unimplemented!()
+    }
+    fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
+        unimplemented!()
+    }
+    fn same_embedding(&self, a: u32, b: u32) -> bool {
+        unimplemented!()
+    }
+    fn work(&self) -> Work {
+        unimplemented!()
+    }
 }
