@@ -8,9 +8,7 @@ fn main() {
     let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
     // A package unpacked inside somebody else's repository is not of that repository's commit.
     let top = git(&root, &["rev-parse", "--show-toplevel"]);
-    if top.is_none_or(|top| {
-        Path::new(&top).canonicalize().ok() != Path::new(&root).canonicalize().ok()
-    }) {
+    if top.is_none_or(|top| Path::new(&top).canonicalize().ok() != Path::new(&root).canonicalize().ok()) {
         return;
     }
     if let Some(commit) = git(&root, &["rev-parse", "--short=12", "HEAD"]) {
@@ -27,12 +25,7 @@ fn main() {
 }
 
 fn git(root: &str, args: &[&str]) -> Option<String> {
-    let output = Command::new("git")
-        .arg("-C")
-        .arg(root)
-        .args(args)
-        .output()
-        .ok()?;
+    let output = Command::new("git").arg("-C").arg(root).args(args).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_string())
 }

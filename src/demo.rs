@@ -15,10 +15,8 @@ pub const MAX_NEW_TOKENS: usize = 200;
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-static POLICY_WEIGHTS: &Aligned<[u8]> =
-    &Aligned(*include_bytes!("../assets/demo/policy/model.safetensors"));
-static REWARD_WEIGHTS: &Aligned<[u8]> =
-    &Aligned(*include_bytes!("../assets/demo/reward/model.safetensors"));
+static POLICY_WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../assets/demo/policy/model.safetensors"));
+static REWARD_WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../assets/demo/reward/model.safetensors"));
 
 // The two models have one tokenizer: the reward model's copies are the same bytes (tested below).
 static TOKENIZER: &[u8] = include_bytes!("../assets/demo/policy/tokenizer.json");
@@ -26,23 +24,14 @@ static TOKENIZER_CONFIG: &[u8] = include_bytes!("../assets/demo/policy/tokenizer
 static PROMPTS: &str = include_str!("../assets/demo/prompts.jsonl");
 
 static POLICY: &[(&str, &[u8])] = &[
-    (
-        "config.json",
-        include_bytes!("../assets/demo/policy/config.json"),
-    ),
-    (
-        "generation_config.json",
-        include_bytes!("../assets/demo/policy/generation_config.json"),
-    ),
+    ("config.json", include_bytes!("../assets/demo/policy/config.json")),
+    ("generation_config.json", include_bytes!("../assets/demo/policy/generation_config.json")),
     ("model.safetensors", &POLICY_WEIGHTS.0),
     ("tokenizer.json", TOKENIZER),
     ("tokenizer_config.json", TOKENIZER_CONFIG),
 ];
 static REWARD: &[(&str, &[u8])] = &[
-    (
-        "config.json",
-        include_bytes!("../assets/demo/reward/config.json"),
-    ),
+    ("config.json", include_bytes!("../assets/demo/reward/config.json")),
     ("model.safetensors", &REWARD_WEIGHTS.0),
     ("tokenizer.json", TOKENIZER),
     ("tokenizer_config.json", TOKENIZER_CONFIG),
@@ -65,11 +54,7 @@ pub fn prompts() -> Vec<String> {
         prompt: String,
     }
     // The file is part of the binary and read by a test; a line that is none cannot occur.
-    PROMPTS
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Line>(line).ok())
-        .map(|line| line.prompt)
-        .collect()
+    PROMPTS.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()).map(|line| line.prompt).collect()
 }
 
 #[cfg(test)]

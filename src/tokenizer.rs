@@ -1,77 +1,196 @@
 //! `tokenizer.json`: text to ids and back.
+//!
+//! The vocabulary, merges and rules are the `tokenizers` crate's. What is added here is what an engine needs besides:
+//! a comparison of two vocabularies, and text for a growing list of ids.
 
-use crate::Result;
 use crate::checkpoint::Files;
+use crate::{Error, Result};
+use tokenizers::DecoderWrapper;
+
+const NAME: &str = "tokenizer.json";
 
 /// A model's tokenizer. Truncation and padding of the file are cleared; no special tokens are added.
 #[derive(Debug)]
-pub struct Tokenizer {}
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    len: usize,
+    /// The decoder joins runs of `<0x..>` tokens to characters, and gives up a run as a whole if it is not UTF-8.
+    joins_bytes: bool,
+}
 
 impl Tokenizer {
     /// Reads `tokenizer.json`.
     ///
     /// # Errors
     /// The file is missing or is not a tokenizer.
-    pub fn load(_files: &Files) -> Result<Self> {
-        Ok(Tokenizer {})
+    pub fn load(files: &Files) -> Result<Self> {
+        let path = files.path(NAME);
+        let Some(content) = files.read(NAME)? else {
+            return Err(Error::file(
+                path,
+                "no such file; ggro reads tokenizers in this format only",
+            ));
+        };
+        let mut inner = tokenizers::Tokenizer::from_bytes(&content)
+            .map_err(|e| Error::file(&path, format!("expected a tokenizer: {e}")))?;
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|e| Error::file(&path, e.to_string()))?;
+        let largest = inner.get_vocab(true).into_values().max();
+        let len = largest.map_or(0, |id| id as usize + 1);
+        if len == 0 {
+            return Err(Error::file(path, "expected a vocabulary, found no tokens"));
+        }
+        let joins_bytes = inner.get_decoder().is_some_and(joins_bytes);
+        Ok(Tokenizer {
+            inner,
+            len,
+            joins_bytes,
+        })
     }
 
     /// Ids of a text; special-token spellings in it become their ids, and nothing is added.
     ///
     /// # Errors
     /// The tokenizer's own.
-    pub fn encode(&self, _text: &str) -> Result<Vec<u32>> {
-        unimplemented!()
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false);
+        let encoding = encoding.map_err(|e| Error::invalid(format!("tokenizing failed: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
-    /// Text of ids, special tokens included.
+    /// Text of ids, special tokens included. Ids without a spelling add nothing.
     ///
     /// # Errors
     /// The tokenizer's own.
-    pub fn decode(&self, _ids: &[u32]) -> Result<String> {
-        unimplemented!()
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let text = self.inner.decode(ids, false);
+        text.map_err(|e| Error::invalid(format!("decoding token ids failed: {e}")))
     }
 
     /// Id of one token's exact spelling (as in the vocabulary or the added tokens).
-    pub fn id(&self, _token: &str) -> Option<u32> {
-        None
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
     }
 
     /// Spelling of an id.
-    pub fn token(&self, _id: u32) -> Option<String> {
-        None
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
-    /// One more than the largest id that has a spelling.
+    /// One more than the largest id that has a spelling; at least 1.
+    #[allow(clippy::len_without_is_empty)] // a tokenizer without tokens is not loaded
     pub fn len(&self) -> usize {
-        0
+        self.len
     }
 
     /// The first id below both sizes that the two tokenizers spell differently, if any: `(id, ours, theirs)`.
-    pub fn first_difference(&self, _other: &Tokenizer) -> Option<(u32, Option<String>, Option<String>)> {
-        None
+    pub fn first_difference(
+        &self,
+        other: &Tokenizer,
+    ) -> Option<(u32, Option<String>, Option<String>)> {
+        let both = self.len.min(other.len) as u64;
+        (0..both).map(|id| id as u32).find_map(|id| {
+            let (ours, theirs) = (self.token(id), other.token(id));
+            (ours != theirs).then_some((id, ours, theirs))
+        })
+    }
+
+    /// Whether the text of `id` depends on all byte tokens around it.
+    fn is_joined_byte(&self, id: u32) -> bool {
+        self.joins_bytes
+            && self.token(id).is_some_and(|token| {
+                token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
+            })
+    }
+
+    /// The text of `ids` that no further id can change: not a last U+FFFD, which may stand for an incomplete character.
+    fn settled(&self, ids: &[u32]) -> Result<String> {
+        let mut text = self.decode(ids)?;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) {
+            text.pop();
+        }
+        Ok(text)
+    }
+}
+
+fn joins_bytes(decoder: &DecoderWrapper) -> bool {
+    match decoder {
+        DecoderWrapper::ByteFallback(_) => true,
+        DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().any(joins_bytes),
+        _ => false,
     }
 }
 
 /// Turns a growing list of ids into text pieces: a piece is given out once no later id can change it.
+///
+/// Decoding the new id alone would be wrong: characters may be split over tokens, and some decoders treat the first
+/// token specially. Decoding everything again would be quadratic. So a short window of the last ids is decoded, and the
+/// piece is what its text has gained. The window begins anywhere, even inside a character: the text of its first ids
+/// may then differ from the true one, but that text has been given out already.
 #[derive(Debug)]
 pub struct TextStream<'a> {
-    _tokenizer: &'a Tokenizer,
+    tokenizer: &'a Tokenizer,
+    window: Vec<u32>,
+    /// Bytes of the window's text that were given out before.
+    given: usize,
 }
+
+/// Ids that a full window is cut down to; it is full at twice as many. Any character has at most 4 tokens.
+const WINDOW: usize = 8;
 
 impl<'a> TextStream<'a> {
     /// Starts after `context` (the prompt), whose text is not given out.
-    pub fn new(tokenizer: &'a Tokenizer, _context: &[u32]) -> Self {
-        TextStream { _tokenizer: tokenizer }
+    pub fn new(tokenizer: &'a Tokenizer, context: &[u32]) -> Self {
+        let open = context
+            .iter()
+            .rev()
+            .take_while(|&&id| tokenizer.is_joined_byte(id))
+            .count();
+        let closed = context.len() - open;
+        let start = closed.saturating_sub(WINDOW);
+        let given = tokenizer
+            .settled(&context[start..closed])
+            .map_or(0, |text| text.len());
+        TextStream {
+            tokenizer,
+            window: context[start..].to_vec(),
+            given,
+        }
     }
 
     /// The text that `id` adds, empty while a character is incomplete.
-    pub fn push(&mut self, _id: u32) -> Result<String> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.window.push(id);
+        if self.tokenizer.is_joined_byte(id) {
+            return Ok(String::new());
+        }
+        let text = self.tokenizer.settled(&self.window)?;
+        let piece = self.gained(&text);
+        self.given = text.len();
+        if self.window.len() >= 2 * WINDOW {
+            self.window.drain(..self.window.len() - WINDOW);
+            self.given = self.tokenizer.settled(&self.window)?.len();
+        }
+        Ok(piece)
     }
 
     /// What is still held back (an incomplete character, as U+FFFD).
+    ///
+    /// # Errors
+    /// The tokenizer's own.
     pub fn finish(self) -> Result<String> {
-        unimplemented!()
+        let text = self.tokenizer.decode(&self.window)?;
+        Ok(self.gained(&text))
+    }
+
+    /// The end of `text` that was not given out. Empty if the decoder took back text it had written (none of the
+    /// supported families' decoders does).
+    fn gained(&self, text: &str) -> String {
+        text.get(self.given..).unwrap_or_default().to_string()
     }
 }

@@ -8,8 +8,7 @@
 //! the end (`work`, and `signal` and `signals` where the signal is not Shannon entropy).
 
 use crate::ggro::{
-    Candidate, CandidateStop, FinishReason, Margins, Options, Response, Segment, Selection, Slot,
-    WalkEnd,
+    Candidate, CandidateStop, FinishReason, Margins, Options, Response, Segment, Selection, Slot, WalkEnd,
 };
 use crate::model::Work;
 use crate::tokenizer::Tokenizer;
@@ -323,11 +322,7 @@ impl Trace {
             // Never rounded: a replay must draw with the same bits.
             uniforms_used: response.uniforms_used.clone(),
             round_trip_changes: 0,
-            segments: response
-                .segments
-                .iter()
-                .map(|s| segment(s, other_signal))
-                .collect(),
+            segments: response.segments.iter().map(|s| segment(s, other_signal)).collect(),
             min_margins: margins(&response.min_margins),
             work: Some(response.work.into()),
         })
@@ -376,15 +371,8 @@ fn segment(segment: &Segment, other_signal: bool) -> TraceSegment {
         best: segment.best,
         walk_end: segment.walk_end,
         reward_margin: segment.reward_margin.map(round),
-        candidates: segment
-            .candidates
-            .iter()
-            .map(|c| candidate(c, other_signal))
-            .collect(),
-        repeat: segment.repeat.map(|r| TraceRepeat {
-            proposed: r.proposed,
-            same_as: r.same_as,
-        }),
+        candidates: segment.candidates.iter().map(|c| candidate(c, other_signal)).collect(),
+        repeat: segment.repeat.map(|r| TraceRepeat { proposed: r.proposed, same_as: r.same_as }),
     }
 }
 
@@ -409,34 +397,14 @@ fn candidate(candidate: &Candidate, other_signal: bool) -> TraceCandidate {
 
 fn top_k(slot: &Slot) -> TraceTopK {
     let count = slot.ids.len();
-    let written = if count > LONG_TOP_K {
-        TOP_K_WRITTEN
-    } else {
-        count
-    };
+    let written = if count > LONG_TOP_K { TOP_K_WRITTEN } else { count };
     let sum: f64 = slot.weights.iter().sum();
     TraceTopK {
         count,
         ids: slot.ids.iter().take(written).copied().collect(),
-        logits: slot
-            .logits
-            .iter()
-            .take(written)
-            .map(|&x| round(x.into()))
-            .collect(),
-        dots: slot
-            .dots
-            .iter()
-            .take(written)
-            .map(|&x| round(x.into()))
-            .collect(),
-        probs: (!slot.weights.is_empty()).then(|| {
-            slot.weights
-                .iter()
-                .take(written)
-                .map(|w| round(w / sum))
-                .collect()
-        }),
+        logits: slot.logits.iter().take(written).map(|&x| round(x.into())).collect(),
+        dots: slot.dots.iter().take(written).map(|&x| round(x.into())).collect(),
+        probs: (!slot.weights.is_empty()).then(|| slot.weights.iter().take(written).map(|w| round(w / sum)).collect()),
     }
 }
 

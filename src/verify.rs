@@ -44,12 +44,7 @@ pub struct Check {
 
 impl Check {
     pub(crate) fn new(name: impl Into<String>) -> Self {
-        Check {
-            name: name.into(),
-            extent: String::new(),
-            gauges: Vec::new(),
-            difference: None,
-        }
+        Check { name: name.into(), extent: String::new(), gauges: Vec::new(), difference: None }
     }
 
     /// Whether everything agrees.
@@ -86,16 +81,9 @@ impl Check {
         if expected == found {
             return;
         }
-        let at = expected
-            .iter()
-            .zip(found)
-            .take_while(|(e, f)| e == f)
-            .count();
+        let at = expected.iter().zip(found).take_while(|(e, f)| e == f).count();
         self.differs(|| {
-            let show = |list: &[T]| {
-                list.get(at)
-                    .map_or("the end".to_string(), |x| format!("{x:?}"))
-            };
+            let show = |list: &[T]| list.get(at).map_or("the end".to_string(), |x| format!("{x:?}"));
             let (expected, found) = (show(expected), show(found));
             format!("{}, entry {at}: {expected} expected, {found} found", what())
         });
@@ -110,11 +98,7 @@ impl Check {
         found: f64,
         bound: f64,
     ) {
-        let deviation = if expected == found {
-            0.0
-        } else {
-            (expected - found).abs()
-        };
+        let deviation = if expected == found { 0.0 } else { (expected - found).abs() };
         if !self.note(quantity, deviation, Some(bound)) {
             self.differs(|| {
                 format!(
@@ -126,25 +110,11 @@ impl Check {
     }
 
     /// Records a deviation; without a bound for information only. Says whether it is within the bound.
-    pub(crate) fn note(
-        &mut self,
-        quantity: &'static str,
-        deviation: f64,
-        bound: Option<f64>,
-    ) -> bool {
-        let at = self
-            .gauges
-            .iter()
-            .position(|g| g.quantity == quantity)
-            .unwrap_or_else(|| {
-                self.gauges.push(Gauge {
-                    quantity,
-                    worst: 0.0,
-                    share: bound.map(|_| 0.0),
-                    count: 0,
-                });
-                self.gauges.len() - 1
-            });
+    pub(crate) fn note(&mut self, quantity: &'static str, deviation: f64, bound: Option<f64>) -> bool {
+        let at = self.gauges.iter().position(|g| g.quantity == quantity).unwrap_or_else(|| {
+            self.gauges.push(Gauge { quantity, worst: 0.0, share: bound.map(|_| 0.0), count: 0 });
+            self.gauges.len() - 1
+        });
         let gauge = &mut self.gauges[at];
         gauge.count += 1;
         // Not `max`, which would let a NaN pass.
@@ -224,23 +194,14 @@ impl Folder {
         let mut forwards = Vec::new();
         for entry in std::fs::read_dir(path).map_err(|e| Error::io(path, e))? {
             let file = entry.map_err(|e| Error::io(path, e))?.path();
-            let name = file
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            if let Some(length) = name
-                .strip_prefix("forward_")
-                .and_then(|n| n.strip_suffix(".safetensors"))
-            {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if let Some(length) = name.strip_prefix("forward_").and_then(|n| n.strip_suffix(".safetensors")) {
                 forwards.push((length.parse().unwrap_or(usize::MAX), file));
             }
         }
         forwards.sort();
         let full = path.canonicalize().map_err(|e| Error::io(path, e))?;
-        let name = full
-            .file_name()
-            .map_or("/".into(), |n| n.to_string_lossy().into_owned());
+        let name = full.file_name().map_or("/".into(), |n| n.to_string_lossy().into_owned());
         Ok(Folder {
             path: path.to_path_buf(),
             name,
@@ -279,13 +240,7 @@ mod tests {
     #[test]
     fn equal_infinities_agree() {
         let mut check = Check::new("x");
-        check.near(
-            "margin",
-            || "margin".into(),
-            f64::INFINITY,
-            f64::INFINITY,
-            SOFTMAX,
-        );
+        check.near("margin", || "margin".into(), f64::INFINITY, f64::INFINITY, SOFTMAX);
         assert!(check.ok());
     }
 }

@@ -41,25 +41,13 @@ pub(super) struct Generate {
 #[command(next_help_heading = "Prompt")]
 pub(super) struct TextArgs {
     /// A system message in front of the prompt
-    #[arg(
-        long,
-        value_name = "TEXT",
-        env = "GGRO_SYSTEM",
-        hide_env = true,
-        conflicts_with = "request"
-    )]
+    #[arg(long, value_name = "TEXT", env = "GGRO_SYSTEM", hide_env = true, conflicts_with = "request")]
     pub system: Option<String>,
 
     /// Start of the answer; the policy goes on from it
     ///
     /// It stands after the assistant header, is part of what the reward model sees and is printed with the answer.
-    #[arg(
-        long,
-        value_name = "TEXT",
-        env = "GGRO_PREFILL",
-        hide_env = true,
-        conflicts_with = "request"
-    )]
+    #[arg(long, value_name = "TEXT", env = "GGRO_PREFILL", hide_env = true, conflicts_with = "request")]
     pub prefill: Option<String>,
 
     /// How the prompt is laid out
@@ -139,13 +127,7 @@ pub(super) struct MethodArgs {
     pub nudge_temperature: f64,
 
     /// Seed of --nudge-selection sample; the same seed gives the same answer
-    #[arg(
-        long,
-        value_name = "N",
-        env = "GGRO_SEED",
-        hide_env = true,
-        default_value_t = 0
-    )]
+    #[arg(long, value_name = "N", env = "GGRO_SEED", hide_env = true, default_value_t = 0)]
     pub seed: u64,
 
     /// Accepted for the official code's sake, without effect
@@ -224,11 +206,5 @@ fn finite(text: &str) -> Result<f64, String> {
 }
 
 fn positive(text: &str) -> Result<f64, String> {
-    finite(text).and_then(|x| {
-        if x > 0.0 {
-            Ok(x)
-        } else {
-            Err("must be above 0".to_string())
-        }
-    })
+    finite(text).and_then(|x| if x > 0.0 { Ok(x) } else { Err("must be above 0".to_string()) })
 }

@@ -37,18 +37,8 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         say(&format!("note: --scale-nudge-biases {NO_EFFECT}"));
     }
     // What can fail cheaply fails before the weights are opened.
-    let trace = args
-        .output
-        .trace
-        .as_deref()
-        .map(Output::check)
-        .transpose()?;
-    let request = args
-        .text
-        .request
-        .as_deref()
-        .map(Request::read)
-        .transpose()?;
+    let trace = args.output.trace.as_deref().map(Output::check).transpose()?;
+    let request = args.text.request.as_deref().map(Request::read).transpose()?;
     let message = match &request {
         Some(_) => None,
         None => Some(message(args.prompt.as_deref())?),
@@ -93,11 +83,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         }
     };
     screen.finish()?;
-    let answer = Answer {
-        response,
-        text: std::mem::take(&mut screen.text),
-        elapsed,
-    };
+    let answer = Answer { response, text: std::mem::take(&mut screen.text), elapsed };
     if let Some(trace) = trace {
         let text = prompt.user_text.as_deref();
         let tokenizer = Some(&pair.tokenizer);
@@ -110,11 +96,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         return Err(closed.into());
     }
     let compared = args.method.method == Method::Ggro && !args.method.no_baseline;
-    let greedy = if compared {
-        Some(greedy(&mut backend, &pair, &prompt, &options)?)
-    } else {
-        None
-    };
+    let greedy = if compared { Some(greedy(&mut backend, &pair, &prompt, &options)?) } else { None };
     if args.output.json {
         let object = answer.json(greedy.as_ref(), "cpu");
         writeln!(std::io::stdout(), "{object}")?;
@@ -134,22 +116,13 @@ fn options(
 ) -> Result<Options> {
     let method = &args.method;
     let asked = request.map(|r| &r.options);
-    let name = asked
-        .and_then(|o| o.signal.as_deref())
-        .unwrap_or(&method.signal);
-    let signal = signal(name)
-        .ok_or_else(|| Error::invalid(format!("`options.signal`: {name:?} is not a signal")))?;
+    let name = asked.and_then(|o| o.signal.as_deref()).unwrap_or(&method.signal);
+    let signal = signal(name).ok_or_else(|| Error::invalid(format!("`options.signal`: {name:?} is not a signal")))?;
     let room = room(prompt.ids.len(), context)?;
-    let default_budget = if args.pair.is_demo() {
-        demo::MAX_NEW_TOKENS
-    } else {
-        MAX_NEW_TOKENS
-    };
+    let default_budget = if args.pair.is_demo() { demo::MAX_NEW_TOKENS } else { MAX_NEW_TOKENS };
     let mut options = Options {
         max_new_tokens: method.max_new_tokens.unwrap_or(default_budget.min(room)),
-        entropy_threshold: method
-            .entropy_threshold
-            .unwrap_or_else(|| default_threshold(name, args.pair.is_demo())),
+        entropy_threshold: method.entropy_threshold.unwrap_or_else(|| default_threshold(name, args.pair.is_demo())),
         signal,
         max_candidates: method.num_refinement_steps,
         top_k: method.nudge_top_k,
@@ -188,18 +161,14 @@ fn options(
         && method.max_new_tokens.is_none()
         && asked.is_none_or(|o| o.max_new_tokens.is_none())
     {
-        say(&format!(
-            "note: the context of {context} tokens has room for {room} new tokens, not {default_budget}"
-        ));
+        say(&format!("note: the context of {context} tokens has room for {room} new tokens, not {default_budget}"));
     }
     if args.text.prompt_layout == PromptLayout::Official
         && prompt.header.is_empty()
         && prompt.prefill.is_empty()
         && request.is_none()
     {
-        say(
-            "note: --prompt-layout official: the template's generation prompt adds nothing; both layouts are the same",
-        );
+        say("note: --prompt-layout official: the template's generation prompt adds nothing; both layouts are the same");
     }
     Ok(options)
 }
@@ -225,27 +194,11 @@ fn default_threshold(signal: &str, demo: bool) -> f64 {
 }
 
 /// Plain greedy decoding of the same prompt, for comparison.
-fn greedy(
-    backend: &mut dyn Backend,
-    pair: &Pair,
-    prompt: &Prompt,
-    options: &Options,
-) -> Result<Answer> {
-    let options = Options {
-        max_candidates: 1,
-        entropy_threshold: NEVER,
-        full_trace: false,
-        ..options.clone()
-    };
+fn greedy(backend: &mut dyn Backend, pair: &Pair, prompt: &Prompt, options: &Options) -> Result<Answer> {
+    let options = Options { max_candidates: 1, entropy_threshold: NEVER, full_trace: false, ..options.clone() };
     let mut progress = Progress::new();
     let started = Instant::now();
-    let response = decode(
-        backend,
-        &prompt.ids,
-        &options,
-        Uniforms::Seeded(0),
-        &mut progress,
-    );
+    let response = decode(backend, &prompt.ids, &options, Uniforms::Seeded(0), &mut progress);
     progress.clear();
     let response = response?;
     let elapsed = started.elapsed();
@@ -264,9 +217,5 @@ fn greedy(
         }
     }
     text += &stream.finish()?;
-    Ok(Answer {
-        response,
-        text,
-        elapsed,
-    })
+    Ok(Answer { response, text, elapsed })
 }

@@ -33,10 +33,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn info(args: &Args, pair: &Pair) -> Value {
     let length = args.pair.max_model_len.unwrap_or(context(pair));
-    let models = [
-        model("policy", &pair.policy, &pair.policy_weights),
-        model("reward", &pair.reward, &pair.reward_weights),
-    ];
+    let models =
+        [model("policy", &pair.policy, &pair.policy_weights), model("reward", &pair.reward, &pair.reward_weights)];
     let weights = pair.policy_weights.bytes() + pair.reward_weights.bytes();
     let per_token = kv_bytes(&pair.policy) + kv_bytes(&pair.reward);
     let caches = per_token.saturating_mul(length as u64);
@@ -117,15 +115,8 @@ fn kv_bytes(config: &ModelConfig) -> u64 {
 /// `MemAvailable` of the kernel: what can be had without swapping, page cache included.
 fn memory_available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim()
-        .strip_suffix("kB")?
-        .trim()
-        .parse::<u64>()
-        .ok()?
-        .checked_mul(1024)
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 fn cpu_model() -> Option<String> {
@@ -143,11 +134,7 @@ fn simd() -> Vec<&'static str> {
         ("avx512f", is_x86_feature_detected!("avx512f")),
         ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
     ];
-    features
-        .into_iter()
-        .filter(|(_, there)| *there)
-        .map(|(name, _)| name)
-        .collect()
+    features.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -163,33 +150,18 @@ fn text(info: &Value) -> String {
     }
     out += &format!("\nkernels     none: {}\n", word(&info["kernels"]["reason"]));
     for device in info["devices"].as_array().into_iter().flatten() {
-        let simd: Vec<String> = device["simd"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(word)
-            .collect();
+        let simd: Vec<String> = device["simd"].as_array().into_iter().flatten().map(word).collect();
         out += &format!(
             "device      {}: {}, {} threads, {}\n",
             word(&device["name"]),
             device["model"].as_str().unwrap_or("unknown processor"),
             word(&device["threads"]),
-            if simd.is_empty() {
-                "no SIMD extensions".to_string()
-            } else {
-                simd.join(" ")
-            }
+            if simd.is_empty() { "no SIMD extensions".to_string() } else { simd.join(" ") }
         );
     }
-    let demo = if info["pair"]["demo"] == true {
-        " (demo pair)"
-    } else {
-        ""
-    };
+    let demo = if info["pair"]["demo"] == true { " (demo pair)" } else { "" };
     for model in info["pair"]["models"].as_array().into_iter().flatten() {
-        let window = model["window"]
-            .as_u64()
-            .map_or(String::new(), |w| format!(", window {w}"));
+        let window = model["window"].as_u64().map_or(String::new(), |w| format!(", window {w}"));
         out += &format!(
             "{:<11} {}{demo}: {} layers, width {}, mlp {}, {}/{} heads of {}, vocabulary {}, context {}{window}\n",
             word(&model["role"]),
@@ -205,9 +177,7 @@ fn text(info: &Value) -> String {
         );
         out += &format!(
             "            {} parameters in {}, {}; {} of keys and values a token\n",
-            model["parameters"]
-                .as_u64()
-                .map_or("unknown".to_string(), count),
+            model["parameters"].as_u64().map_or("unknown".to_string(), count),
             model["dtype"].as_str().unwrap_or("an unknown type"),
             bytes(&model["bytes"]),
             bytes(&model["kv_bytes_per_token"]),
@@ -221,15 +191,9 @@ fn text(info: &Value) -> String {
         word(&memory["max_model_len"]),
     );
     out += &match memory["fits"].as_bool() {
-        Some(true) => format!(
-            "; fits into {} available\n",
-            bytes(&memory["available_bytes"])
-        ),
+        Some(true) => format!("; fits into {} available\n", bytes(&memory["available_bytes"])),
         Some(false) => {
-            format!(
-                "; does not fit into {} available\n",
-                bytes(&memory["available_bytes"])
-            )
+            format!("; does not fit into {} available\n", bytes(&memory["available_bytes"]))
         }
         None => "; available memory unknown\n".to_string(),
     };
@@ -237,9 +201,7 @@ fn text(info: &Value) -> String {
 }
 
 fn word(value: &Value) -> String {
-    value
-        .as_str()
-        .map_or_else(|| value.to_string(), str::to_string)
+    value.as_str().map_or_else(|| value.to_string(), str::to_string)
 }
 
 fn count(n: u64) -> String {

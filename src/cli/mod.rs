@@ -55,16 +55,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let closed = |e: &std::io::Error| e.kind() == ErrorKind::BrokenPipe;
     // An error of the library is about a file, even if its cause is a pipe.
-    let code = error
-        .chain()
-        .find_map(|cause| cause.downcast_ref::<Error>())
-        .map(Error::exit_code);
-    if code.is_none()
-        && error
-            .chain()
-            .filter_map(|cause| cause.downcast_ref())
-            .any(closed)
-    {
+    let code = error.chain().find_map(|cause| cause.downcast_ref::<Error>()).map(Error::exit_code);
+    if code.is_none() && error.chain().filter_map(|cause| cause.downcast_ref()).any(closed) {
         return ExitCode::SUCCESS;
     }
     let mut text = String::new();

@@ -50,14 +50,10 @@ impl PairArgs {
             (None, None) => Pair::load(&demo::policy(), &demo::reward())?,
             (Some(policy), Some(reward)) => load(policy, reward)?,
             (Some(_), None) => {
-                return Err(Error::invalid(
-                    "--policy needs --reward: the two models are a pair",
-                ));
+                return Err(Error::invalid("--policy needs --reward: the two models are a pair"));
             }
             (None, Some(_)) => {
-                return Err(Error::invalid(
-                    "--reward needs --policy: the two models are a pair",
-                ));
+                return Err(Error::invalid("--reward needs --policy: the two models are a pair"));
             }
         };
         if let Some(len) = self.max_model_len {
@@ -80,17 +76,12 @@ pub(super) fn load(policy: &Path, reward: &Path) -> Result<Pair> {
             return Err(Error::file(dir, "is not a directory"));
         }
     }
-    Pair::load(
-        &Files::Dir(policy.to_path_buf()),
-        &Files::Dir(reward.to_path_buf()),
-    )
+    Pair::load(&Files::Dir(policy.to_path_buf()), &Files::Dir(reward.to_path_buf()))
 }
 
 /// Longest sequence that both models were made for.
 pub(super) fn context(pair: &Pair) -> usize {
-    pair.policy
-        .max_position_embeddings
-        .min(pair.reward.max_position_embeddings)
+    pair.policy.max_position_embeddings.min(pair.reward.max_position_embeddings)
 }
 
 /// The device and its arithmetic.
@@ -100,26 +91,13 @@ pub(super) struct DeviceArgs {
     /// auto, cpu, cuda or cuda:N
     ///
     /// auto takes CUDA when this build has kernels and a device is there, else the CPU, and says which.
-    #[arg(
-        long,
-        value_name = "DEVICE",
-        env = "GGRO_DEVICE",
-        hide_env = true,
-        default_value = "auto"
-    )]
+    #[arg(long, value_name = "DEVICE", env = "GGRO_DEVICE", hide_env = true, default_value = "auto")]
     pub device: Device,
 
     /// Arithmetic: auto, f32, bf16 or f16
     ///
     /// The CPU computes in f32 straight from the stored weights, whatever their type, and takes auto and f32 only.
-    #[arg(
-        long,
-        value_name = "TYPE",
-        env = "GGRO_DTYPE",
-        hide_env = true,
-        default_value = "auto",
-        value_enum
-    )]
+    #[arg(long, value_name = "TYPE", env = "GGRO_DTYPE", hide_env = true, default_value = "auto", value_enum)]
     pub dtype: DType,
 
     /// Threads of the CPU backend [default: all cores]; results do not depend on it
@@ -132,10 +110,9 @@ impl DeviceArgs {
     /// Refuses what this build cannot do; says what auto takes.
     pub(super) fn check(&self) -> Result<()> {
         match (self.device, self.dtype) {
-            (Device::Cuda(_), _) => Err(Error::invalid(format!(
-                "--device {}: {NO_KERNELS}; use --device cpu or auto",
-                self.device
-            ))),
+            (Device::Cuda(_), _) => {
+                Err(Error::invalid(format!("--device {}: {NO_KERNELS}; use --device cpu or auto", self.device)))
+            }
             (_, DType::Bf16 | DType::F16) => Err(Error::invalid(format!(
                 "--dtype {}: the CPU backend computes in f32 from the stored weights, whatever their type; use auto or f32",
                 self.dtype.name()
@@ -153,13 +130,7 @@ impl DeviceArgs {
 
     /// Opens the backend.
     pub(super) fn open(&self, pair: &Arc<Pair>, max_model_len: Option<usize>) -> Result<Reference> {
-        Reference::load(
-            pair,
-            &LoadOptions {
-                max_model_len,
-                threads: self.threads,
-            },
-        )
+        Reference::load(pair, &LoadOptions { max_model_len, threads: self.threads })
     }
 }
 

@@ -33,18 +33,14 @@ pub(super) fn message(argument: Option<&str>) -> Result<String> {
                 ));
             }
             let mut text = String::new();
-            stdin
-                .read_to_string(&mut text)
-                .map_err(|e| Error::io(Path::new("standard input"), e))?;
+            stdin.read_to_string(&mut text).map_err(|e| Error::io(Path::new("standard input"), e))?;
             let end = text.trim_end_matches(['\n', '\r']).len();
             text.truncate(end);
             text
         }
     };
     if text.trim().is_empty() {
-        return Err(Error::invalid(
-            "PROMPT is empty: give it as an argument or on standard input",
-        ));
+        return Err(Error::invalid("PROMPT is empty: give it as an argument or on standard input"));
     }
     Ok(text)
 }
@@ -58,22 +54,12 @@ impl Prompt {
                 return Err(Error::invalid("--system: the policy has no chat template"));
             }
             if args.prompt_layout == Layout::Official {
-                return Err(Error::invalid(
-                    "--prompt-layout official: the policy has no chat template",
-                ));
+                return Err(Error::invalid("--prompt-layout official: the policy has no chat template"));
             }
             let ids = pair.tokenizer.encode(&format!("{message}{prefill}"))?;
-            return Ok(Prompt {
-                ids,
-                user_text: Some(message),
-                prefill,
-                header: Vec::new(),
-            });
+            return Ok(Prompt { ids, user_text: Some(message), prefill, header: Vec::new() });
         };
-        let said = |role: &str, content: &str| Message {
-            role: role.to_string(),
-            content: content.to_string(),
-        };
+        let said = |role: &str, content: &str| Message { role: role.to_string(), content: content.to_string() };
         let mut messages = Vec::new();
         messages.extend(args.system.iter().map(|system| said("system", system)));
         messages.push(said("user", &message));
@@ -81,25 +67,12 @@ impl Prompt {
         let (ids, header) = if args.prompt_layout == Layout::Official && prefill.is_empty() {
             let ids = pair.tokenizer.encode(&template.render(&messages, false)?)?;
             // The official code's measure: what the generation prompt adds, in ids.
-            let header = pair
-                .tokenizer
-                .encode(&opened)?
-                .into_iter()
-                .skip(ids.len())
-                .collect();
+            let header = pair.tokenizer.encode(&opened)?.into_iter().skip(ids.len()).collect();
             (ids, header)
         } else {
-            (
-                pair.tokenizer.encode(&format!("{opened}{prefill}"))?,
-                Vec::new(),
-            )
+            (pair.tokenizer.encode(&format!("{opened}{prefill}"))?, Vec::new())
         };
-        Ok(Prompt {
-            ids,
-            user_text: Some(message),
-            prefill,
-            header,
-        })
+        Ok(Prompt { ids, user_text: Some(message), prefill, header })
     }
 
     /// The prompt of a request, already laid out.
@@ -108,10 +81,6 @@ impl Prompt {
             return Err(Error::invalid("--request: `prompt_ids` is empty"));
         }
         let user_text = request.user_text.clone();
-        Ok(Prompt {
-            ids: request.prompt_ids.clone(),
-            user_text,
-            ..Prompt::default()
-        })
+        Ok(Prompt { ids: request.prompt_ids.clone(), user_text, ..Prompt::default() })
     }
 }

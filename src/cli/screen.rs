@@ -101,21 +101,14 @@ impl<'a> Screen<'a> {
         let kind = match (layout.printed, terminal.then(|| progress.width()).flatten()) {
             (false, _) => Page::None,
             (true, None) => Page::Direct { breaks: 0 },
-            (true, Some(width)) => Page::Rows {
-                row: Vec::new(),
-                width,
-            },
+            (true, Some(width)) => Page::Rows { row: Vec::new(), width },
         };
         let threshold = layout.threshold;
         let mut screen = Screen {
             stream: Some(stream),
             header: layout.header,
             finish_id: layout.finish_id,
-            uncertain: if threshold > 0.0 {
-                UNCERTAIN * threshold
-            } else {
-                threshold / UNCERTAIN
-            },
+            uncertain: if threshold > 0.0 { UNCERTAIN * threshold } else { threshold / UNCERTAIN },
             painted: layout.painted,
             page: kind,
             progress,
@@ -173,9 +166,7 @@ impl<'a> Screen<'a> {
                 continue;
             }
             self.header = &[];
-            let uncertain = best
-                .and_then(|best| best.signals.get(index))
-                .is_some_and(|&value| value >= self.uncertain);
+            let uncertain = best.and_then(|best| best.signals.get(index)).is_some_and(|&value| value >= self.uncertain);
             let style = if segment.best > 0 && segment.start + index == segment.slot {
                 Style::Nudged
             } else if uncertain {
@@ -246,11 +237,7 @@ impl Page {
                             continue;
                         }
                     }
-                    let rest = if c == '\n' {
-                        Vec::new()
-                    } else {
-                        break_off(row)
-                    };
+                    let rest = if c == '\n' { Vec::new() } else { break_off(row) };
                     let line = paint(row);
                     *row = rest;
                     progress.suspended(|| writeln!(std::io::stdout(), "{line}"))?;
@@ -296,18 +283,12 @@ fn break_off(row: &mut Vec<(char, Style)>) -> Vec<(char, Style)> {
 
 /// Columns a row takes, wide scripts counted double. An overestimate only breaks a row early.
 fn columns(row: &[(char, Style)]) -> usize {
-    row.iter()
-        .map(|&(c, _)| if c >= '\u{1100}' { 2 } else { 1 })
-        .sum()
+    row.iter().map(|&(c, _)| if c >= '\u{1100}' { 2 } else { 1 }).sum()
 }
 
 fn paint(row: &[(char, Style)]) -> String {
     row.chunk_by(|a, b| a.1 == b.1)
-        .map(|run| {
-            run[0]
-                .1
-                .paint(&run.iter().map(|&(c, _)| c).collect::<String>())
-        })
+        .map(|run| run[0].1.paint(&run.iter().map(|&(c, _)| c).collect::<String>()))
         .collect()
 }
 
@@ -327,12 +308,7 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        let progress = Progress {
-            bar,
-            segments: 0,
-            committed: 0,
-            decoded: 0,
-        };
+        let progress = Progress { bar, segments: 0, committed: 0, decoded: 0 };
         progress.show();
         progress
     }
@@ -401,11 +377,7 @@ impl Observer for Progress {
 }
 
 fn style(with_row: bool) -> ProgressStyle {
-    let template = if with_row {
-        "{msg}\n{spinner} {prefix}"
-    } else {
-        "{spinner} {prefix}"
-    };
+    let template = if with_row { "{msg}\n{spinner} {prefix}" } else { "{spinner} {prefix}" };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
@@ -417,10 +389,7 @@ mod tests {
     fn rows_break_at_words() {
         let mut row: Vec<_> = "one two th".chars().map(|c| (c, Style::Plain)).collect();
         let rest = break_off(&mut row);
-        assert_eq!(
-            (paint(&row).as_str(), paint(&rest).as_str()),
-            ("one two", "th")
-        );
+        assert_eq!((paint(&row).as_str(), paint(&rest).as_str()), ("one two", "th"));
         let mut row: Vec<_> = "abcdef".chars().map(|c| (c, Style::Plain)).collect();
         assert!(break_off(&mut row).is_empty());
         assert_eq!(paint(&row), "abcdef");
@@ -428,11 +397,7 @@ mod tests {
 
     #[test]
     fn runs_of_a_style_are_painted_once() {
-        let row = [
-            ('a', Style::Plain),
-            ('b', Style::Nudged),
-            ('c', Style::Nudged),
-        ];
+        let row = [('a', Style::Plain), ('b', Style::Nudged), ('c', Style::Nudged)];
         assert_eq!(paint(&row), "a\x1b[1;32mbc\x1b[0m");
     }
 }

@@ -20,11 +20,7 @@ impl Answer {
     }
 
     fn candidates(&self) -> usize {
-        self.response
-            .segments
-            .iter()
-            .map(|s| s.candidates.len())
-            .sum()
+        self.response.segments.iter().map(|s| s.candidates.len()).sum()
     }
 
     fn tokens_per_second(&self) -> f64 {
@@ -36,17 +32,10 @@ impl Answer {
         let r = &self.response;
         let mut out = format!("reward      {:.3}", r.final_reward);
         if let Some(greedy) = greedy {
-            out += &format!(
-                " (plain greedy decoding: {:.3})",
-                greedy.response.final_reward
-            );
+            out += &format!(" (plain greedy decoding: {:.3})", greedy.response.final_reward);
         }
-        out += &format!(
-            "\nsegments    {}, {} nudged, {} candidates",
-            r.segments.len(),
-            r.num_nudges,
-            self.candidates()
-        );
+        out +=
+            &format!("\nsegments    {}, {} nudged, {} candidates", r.segments.len(), r.num_nudges, self.candidates());
         out += &format!(
             "\ntokens      {} behind a prompt of {}, ended by {}",
             self.new_tokens(),
@@ -57,17 +46,9 @@ impl Answer {
             "\nwork        policy {} token-forwards; reward {} token-forwards, {} token-backwards",
             r.work.policy_forward, r.work.reward_forward, r.work.reward_backward
         );
-        out += &format!(
-            "\ntime        {:.2} s, {:.1} tokens/s",
-            self.elapsed.as_secs_f64(),
-            self.tokens_per_second()
-        );
+        out += &format!("\ntime        {:.2} s, {:.1} tokens/s", self.elapsed.as_secs_f64(), self.tokens_per_second());
         if painted {
-            out += &format!(
-                "\ncolours     {}, {}",
-                Style::Nudged.paint("nudged"),
-                Style::Uncertain.paint("uncertain")
-            );
+            out += &format!("\ncolours     {}, {}", Style::Nudged.paint("nudged"), Style::Uncertain.paint("uncertain"));
         }
         out
     }

@@ -36,10 +36,7 @@ struct Report {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     args.device.check()?;
     args.device.announce();
-    let mut report = Report {
-        json: args.json,
-        folders: Vec::new(),
-    };
+    let mut report = Report { json: args.json, folders: Vec::new() };
     for dir in &args.dirs {
         let folders = Folder::find(dir)?;
         if folders.is_empty() {
@@ -69,10 +66,7 @@ fn verify(args: &Args, folder: &Folder, report: &mut Report) -> anyhow::Result<(
     if traces.is_empty() {
         report.failed("traces", "traces.json holds no traces")?;
     }
-    let pair = Arc::new(load(
-        &folder.path.join("policy"),
-        &folder.path.join("reward"),
-    )?);
+    let pair = Arc::new(load(&folder.path.join("policy"), &folder.path.join("reward"))?);
     let mut backend = args.device.open(&pair, None)?;
     if folder.tokenizer {
         report.check(tokenizer(&pair, &folder.path.join("tokenizer_cases.json"))?)?;
@@ -91,11 +85,7 @@ fn verify(args: &Args, folder: &Folder, report: &mut Report) -> anyhow::Result<(
 impl Report {
     fn open(&mut self, name: &str) -> std::io::Result<()> {
         self.folders.push((name.to_string(), Vec::new()));
-        if self.json {
-            Ok(())
-        } else {
-            writeln!(std::io::stdout(), "{name}")
-        }
+        if self.json { Ok(()) } else { writeln!(std::io::stdout(), "{name}") }
     }
 
     fn check(&mut self, check: Check) -> std::io::Result<()> {
@@ -120,20 +110,14 @@ impl Report {
 
     fn close(self) -> anyhow::Result<ExitCode> {
         let failures = |checks: &[Check]| checks.iter().filter(|c| !c.ok()).count();
-        let failed: usize = self
-            .folders
-            .iter()
-            .map(|(_, checks)| failures(checks))
-            .sum();
+        let failed: usize = self.folders.iter().map(|(_, checks)| failures(checks)).sum();
         let total: usize = self.folders.iter().map(|(_, checks)| checks.len()).sum();
         let mut out = std::io::stdout().lock();
         if self.json {
             let folders: Vec<Value> = self
                 .folders
                 .iter()
-                .map(|(name, checks)| {
-                    json!({ "name": name, "checks": checks.iter().map(object).collect::<Vec<_>>() })
-                })
+                .map(|(name, checks)| json!({ "name": name, "checks": checks.iter().map(object).collect::<Vec<_>>() }))
                 .collect();
             let object = json!({ "checks": total, "failed": failed, "folders": folders });
             writeln!(out, "{object}")?;
@@ -141,18 +125,9 @@ impl Report {
             writeln!(out)?;
             for (name, checks) in &self.folders {
                 let failed = failures(checks);
-                let verdict = if failed == 0 {
-                    "ok".to_string()
-                } else {
-                    format!("{failed} DIFFER")
-                };
+                let verdict = if failed == 0 { "ok".to_string() } else { format!("{failed} DIFFER") };
                 // The same quantity of all cases in one.
-                writeln!(
-                    out,
-                    "{name:<18} {:>3} checks  {verdict:<10} {}",
-                    checks.len(),
-                    worst(checks)
-                )?;
+                writeln!(out, "{name:<18} {:>3} checks  {verdict:<10} {}", checks.len(), worst(checks))?;
             }
             writeln!(out, "{total} checks, {failed} with differences")?;
         }
@@ -162,13 +137,8 @@ impl Report {
 
 fn line(check: &Check) -> String {
     let verdict = if check.ok() { "ok" } else { "DIFFERS" };
-    let mut line = format!(
-        "  {:<26} {:<44} {:<8} {}",
-        check.name,
-        check.extent,
-        verdict,
-        worst(std::slice::from_ref(check))
-    );
+    let mut line =
+        format!("  {:<26} {:<44} {:<8} {}", check.name, check.extent, verdict, worst(std::slice::from_ref(check)));
     line.truncate(line.trim_end().len());
     if let Some(difference) = &check.difference {
         line += &format!("\n    {difference}");
@@ -179,24 +149,14 @@ fn line(check: &Check) -> String {
 /// The worst deviation of each quantity with a bound.
 fn worst(checks: &[Check]) -> String {
     let mut quantities: Vec<(&str, f64)> = Vec::new();
-    for gauge in checks
-        .iter()
-        .flat_map(|c| &c.gauges)
-        .filter(|g| g.share.is_some())
-    {
-        match quantities
-            .iter_mut()
-            .find(|(name, _)| *name == gauge.quantity)
-        {
+    for gauge in checks.iter().flat_map(|c| &c.gauges).filter(|g| g.share.is_some()) {
+        match quantities.iter_mut().find(|(name, _)| *name == gauge.quantity) {
             Some((_, worst)) if gauge.worst <= *worst => {}
             Some((_, worst)) => *worst = gauge.worst,
             None => quantities.push((gauge.quantity, gauge.worst)),
         }
     }
-    let words: Vec<String> = quantities
-        .iter()
-        .map(|(name, worst)| format!("{name} {worst:.0e}"))
-        .collect();
+    let words: Vec<String> = quantities.iter().map(|(name, worst)| format!("{name} {worst:.0e}")).collect();
     words.join(", ")
 }
 

@@ -13,6 +13,4 @@ mod response;
 
 pub use intervention::{Observer, decode};
 pub use options::{Options, Selection, Uniforms};
-pub use response::{
-    Candidate, CandidateStop, FinishReason, Margins, Repeat, Response, Segment, Slot, WalkEnd,
-};
+pub use response::{Candidate, CandidateStop, FinishReason, Margins, Repeat, Response, Segment, Slot, WalkEnd};

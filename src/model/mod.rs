@@ -53,7 +53,7 @@ pub struct Span<'a> {
 }
 
 /// A condition on a row, evaluated by the backend so that only rows which need it pay for their top-k.
-pub trait Reach {
+pub trait Reach: Sync {
     /// Whether the row's uncertainty reaches the threshold.
     fn reached(&self, stats: &RowStats) -> bool;
 }

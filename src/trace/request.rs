@@ -68,18 +68,15 @@ impl Request {
     /// # Errors
     /// It is not JSON, `prompt_ids` is missing, or a field has the wrong type.
     pub fn parse(text: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(text)
-            .map_err(|e| Error::invalid(format!("not a JSON request: {e}")))?;
+        let value: Value =
+            serde_json::from_str(text).map_err(|e| Error::invalid(format!("not a JSON request: {e}")))?;
         let Value::Object(map) = value else {
             return Err(Error::invalid(format!(
                 "a request is a JSON object with `prompt_ids` and `options`, not {}",
                 kind(&value)
             )));
         };
-        let request = Fields {
-            map: &map,
-            prefix: "",
-        };
+        let request = Fields { map: &map, prefix: "" };
         let prompt_ids = request
             .get("prompt_ids", "an array of token ids", ids)?
             .ok_or_else(|| Error::invalid("`prompt_ids` is missing"))?;
@@ -90,15 +87,9 @@ impl Request {
             Some(other) => return Err(wrong("options", "an object", other)),
         };
         Ok(Request {
-            user_text: map
-                .get("user_text")
-                .and_then(Value::as_str)
-                .map(str::to_string),
+            user_text: map.get("user_text").and_then(Value::as_str).map(str::to_string),
             prompt_ids,
-            options: RequestOptions::from_fields(&Fields {
-                map: options,
-                prefix: "options.",
-            })?,
+            options: RequestOptions::from_fields(&Fields { map: options, prefix: "options." })?,
             uniforms_used: request.get("uniforms_used", "an array of numbers in [0, 1)", unit)?,
         })
     }
@@ -126,9 +117,7 @@ impl RequestOptions {
                 Some(Value::Null) => Some(None),
                 _ => id("reward_pad_id")?.map(Some),
             },
-            signal: fields.get("signal", "the name of a signal", |v| {
-                v.as_str().map(str::to_string)
-            })?,
+            signal: fields.get("signal", "the name of a signal", |v| v.as_str().map(str::to_string))?,
         })
     }
 
@@ -167,12 +156,7 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     /// A field read with `read`, which says `None` to a value of the wrong type; `Ok(None)` if it is absent.
-    fn get<T>(
-        &self,
-        name: &str,
-        expected: &str,
-        read: impl Fn(&Value) -> Option<T>,
-    ) -> Result<Option<T>> {
+    fn get<T>(&self, name: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
         match self.map.get(name) {
             None => Ok(None),
             Some(value) => match read(value) {
@@ -218,10 +202,7 @@ fn kind(value: &Value) -> String {
         Value::Object(_) => "an object".to_string(),
         Value::Array(entries) if entries.is_empty() => "an empty array".to_string(),
         Value::Array(entries) => {
-            let odd = entries
-                .iter()
-                .find(|v| token_id(v).is_none())
-                .unwrap_or(&entries[0]);
+            let odd = entries.iter().find(|v| token_id(v).is_none()).unwrap_or(&entries[0]);
             format!("an array with {}", kind(odd))
         }
         Value::String(text) => format!("{:?}", text.chars().take(40).collect::<String>()),
@@ -234,9 +215,7 @@ mod tests {
     use super::*;
 
     fn message(text: &str) -> String {
-        Request::parse(text)
-            .expect_err("must be refused")
-            .to_string()
+        Request::parse(text).expect_err("must be refused").to_string()
     }
 
     #[test]
@@ -265,35 +244,17 @@ mod tests {
             ("[]", vec!["JSON object", "empty array"]),
             ("{", vec!["not a JSON request"]),
             ("{}", vec!["`prompt_ids` is missing"]),
-            (
-                r#"{"prompt_ids": [1, -2]}"#,
-                vec!["`prompt_ids`", "token ids", "-2"],
-            ),
+            (r#"{"prompt_ids": [1, -2]}"#, vec!["`prompt_ids`", "token ids", "-2"]),
             (r#"{"prompt_ids": "hi"}"#, vec!["`prompt_ids`", "\"hi\""]),
-            (
-                r#"{"prompt_ids": [1], "options": 3}"#,
-                vec!["`options`", "an object", "3"],
-            ),
-            (
-                r#"{"prompt_ids": [1], "options": {"top_k": -1}}"#,
-                vec!["`options.top_k`", "whole number", "-1"],
-            ),
-            (
-                r#"{"prompt_ids": [1], "options": {"max_new_tokens": 1.5}}"#,
-                vec!["`options.max_new_tokens`", "1.5"],
-            ),
+            (r#"{"prompt_ids": [1], "options": 3}"#, vec!["`options`", "an object", "3"]),
+            (r#"{"prompt_ids": [1], "options": {"top_k": -1}}"#, vec!["`options.top_k`", "whole number", "-1"]),
+            (r#"{"prompt_ids": [1], "options": {"max_new_tokens": 1.5}}"#, vec!["`options.max_new_tokens`", "1.5"]),
             (
                 r#"{"prompt_ids": [1], "options": {"selection": "best"}}"#,
                 vec!["`options.selection`", "greedy", "\"best\""],
             ),
-            (
-                r#"{"prompt_ids": [1], "options": {"finish_id": null}}"#,
-                vec!["`options.finish_id`", "null"],
-            ),
-            (
-                r#"{"prompt_ids": [1], "uniforms_used": [1.0]}"#,
-                vec!["`uniforms_used`", "1.0"],
-            ),
+            (r#"{"prompt_ids": [1], "options": {"finish_id": null}}"#, vec!["`options.finish_id`", "null"]),
+            (r#"{"prompt_ids": [1], "uniforms_used": [1.0]}"#, vec!["`uniforms_used`", "1.0"]),
         ] {
             let message = message(text);
             for part in parts {

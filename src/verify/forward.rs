@@ -40,20 +40,12 @@ impl Forward {
         let tensors = file.tensors()?;
         let ids = tensors.ids("ids")?;
         let logit_positions = if tensors.contains("logit_positions") {
-            tensors
-                .ids("logit_positions")?
-                .into_iter()
-                .map(|p| p as usize)
-                .collect()
+            tensors.ids("logit_positions")?.into_iter().map(|p| p as usize).collect()
         } else {
             (0..ids.len()).collect()
         };
         let forward = Forward {
-            name: path
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
+            name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
             hidden: tensors.f32("policy_hidden")?,
             logits: tensors.f32("policy_logits")?,
             entropy: tensors.f64("entropy")?,
@@ -72,14 +64,7 @@ impl Forward {
             && forward.gradient.len().is_multiple_of(t)
             && tensors.shape("policy_logits")?.first() == Some(&rows)
             && forward.logit_positions.iter().all(|&p| p < t);
-        if consistent {
-            Ok(forward)
-        } else {
-            Err(Error::file(
-                path,
-                "the tensors' lengths do not fit each other",
-            ))
-        }
+        if consistent { Ok(forward) } else { Err(Error::file(path, "the tensors' lengths do not fit each other")) }
     }
 }
 
@@ -88,30 +73,16 @@ impl Forward {
 ///
 /// # Errors
 /// The backend's own.
-pub fn forward(
-    backend: &mut dyn Backend,
-    golden: &Forward,
-    rows: Option<&PolicyRows>,
-) -> Result<Check> {
+pub fn forward(backend: &mut dyn Backend, golden: &Forward, rows: Option<&PolicyRows>) -> Result<Check> {
     let mut check = Check::new(&golden.name);
-    check.extent = format!(
-        "{} ids, {} rows of logits",
-        golden.ids.len(),
-        golden.logit_positions.len()
-    );
+    check.extent = format!("{} ids, {} rows of logits", golden.ids.len(), golden.logit_positions.len());
     if let Some(rows) = rows {
         whole(&mut check, golden, rows);
     }
-    with_sequence(backend, Role::Policy, |backend, seq| {
-        steps(backend, seq, golden, &mut check)
-    })?;
-    with_sequence(backend, Role::Reward, |backend, seq| {
-        rewards(backend, seq, golden, &mut check)
-    })?;
+    with_sequence(backend, Role::Policy, |backend, seq| steps(backend, seq, golden, &mut check))?;
+    with_sequence(backend, Role::Reward, |backend, seq| rewards(backend, seq, golden, &mut check))?;
     for cut in [0, golden.ids.len() / 2] {
-        with_sequence(backend, Role::Reward, |backend, seq| {
-            gradients(backend, seq, golden, cut, &mut check)
-        })?;
+        with_sequence(backend, Role::Reward, |backend, seq| gradients(backend, seq, golden, cut, &mut check))?;
     }
     Ok(check)
 }
@@ -129,58 +100,26 @@ fn with_sequence(
 }
 
 fn whole(check: &mut Check, golden: &Forward, rows: &PolicyRows) {
-    compare(
-        check,
-        "hidden state",
-        "hidden states",
-        &golden.hidden,
-        &rows.hidden,
-    );
+    compare(check, "hidden state", "hidden states", &golden.hidden, &rows.hidden);
     let vocabulary = rows.logits.len() / golden.ids.len();
     let expected = golden.logits.chunks_exact(vocabulary.max(1));
     for (&position, expected) in golden.logit_positions.iter().zip(expected) {
         let found = &rows.logits[position * vocabulary..(position + 1) * vocabulary];
-        compare(
-            check,
-            "logit",
-            &format!("logits at position {position}"),
-            expected,
-            found,
-        );
+        compare(check, "logit", &format!("logits at position {position}"), expected, found);
     }
 }
 
 fn steps(backend: &mut dyn Backend, seq: SeqId, golden: &Forward, check: &mut Check) -> Result<()> {
     let width = golden.logits.len() / golden.logit_positions.len().max(1);
     for (position, id) in golden.ids.iter().enumerate() {
-        let span = Span {
-            seq,
-            start: position,
-            ids: std::slice::from_ref(id),
-        };
-        let step = PolicySpan {
-            span,
-            floor: FLOOR,
-            top_k: TopK::Skip,
-        };
+        let span = Span { seq, start: position, ids: std::slice::from_ref(id) };
+        let step = PolicySpan { span, floor: FLOOR, top_k: TopK::Skip };
         let row = backend.policy_step(&[step])?.pop().ok_or_else(nothing)?;
         let at = |what: &str| format!("{what} at position {position}");
         let expected = golden.entropy[position];
-        check.near(
-            "entropy",
-            || at("exact entropy"),
-            expected,
-            row.stats.entropy,
-            ABSOLUTE,
-        );
+        check.near("entropy", || at("exact entropy"), expected, row.stats.entropy, ABSOLUTE);
         let expected = golden.entropy_floored[position];
-        check.near(
-            "entropy",
-            || at("entropy"),
-            expected,
-            row.stats.entropy_floored,
-            ABSOLUTE,
-        );
+        check.near("entropy", || at("entropy"), expected, row.stats.entropy_floored, ABSOLUTE);
         if let Some(index) = golden.logit_positions.iter().position(|&p| p == position) {
             let expected = &golden.logits[index * width..(index + 1) * width];
             let found = backend.logits_row(seq)?;
@@ -190,28 +129,12 @@ fn steps(backend: &mut dyn Backend, seq: SeqId, golden: &Forward, check: &mut Ch
     Ok(())
 }
 
-fn rewards(
-    backend: &mut dyn Backend,
-    seq: SeqId,
-    golden: &Forward,
-    check: &mut Check,
-) -> Result<()> {
+fn rewards(backend: &mut dyn Backend, seq: SeqId, golden: &Forward, check: &mut Check) -> Result<()> {
     let earlier: Vec<usize> = (0..golden.ids.len() - 1).collect();
-    let span = RewardSpan {
-        span: Span {
-            seq,
-            start: 0,
-            ids: &golden.ids,
-        },
-        also_at: &earlier,
-    };
+    let span = RewardSpan { span: Span { seq, start: 0, ids: &golden.ids }, also_at: &earlier };
     let score = backend.reward_score(&[span])?.pop().ok_or_else(nothing)?;
     let found = score.also.iter().chain([&score.reward]);
-    check.same(
-        || "number of rewards".into(),
-        &earlier.len(),
-        &score.also.len(),
-    );
+    check.same(|| "number of rewards".into(), &earlier.len(), &score.also.len());
     for (position, (&expected, &found)) in golden.reward_by_position.iter().zip(found).enumerate() {
         let what = || format!("reward at position {position}");
         check.near("reward", what, expected, found.into(), ABSOLUTE);
@@ -220,74 +143,27 @@ fn rewards(
 }
 
 /// The gradient of positions `cut ..` behind a cached prefix of `cut` ids: the same as the whole sequence's.
-fn gradients(
-    backend: &mut dyn Backend,
-    seq: SeqId,
-    golden: &Forward,
-    cut: usize,
-    check: &mut Check,
-) -> Result<()> {
+fn gradients(backend: &mut dyn Backend, seq: SeqId, golden: &Forward, cut: usize, check: &mut Check) -> Result<()> {
     if cut > 0 {
-        let span = Span {
-            seq,
-            start: 0,
-            ids: &golden.ids[..cut],
-        };
+        let span = Span { seq, start: 0, ids: &golden.ids[..cut] };
         backend.reward_score(&[RewardSpan { span, also_at: &[] }])?;
     }
-    let span = Span {
-        seq,
-        start: cut,
-        ids: &golden.ids[cut..],
-    };
+    let span = Span { seq, start: cut, ids: &golden.ids[cut..] };
     let span = RewardSpan { span, also_at: &[] };
-    let wanted = GradientSpan {
-        span,
-        slot: cut,
-        candidates: &[],
-        rows: true,
-    };
-    let gradient = backend
-        .reward_gradient(&[wanted])?
-        .pop()
-        .ok_or_else(nothing)?;
-    let expected = golden
-        .reward_by_position
-        .last()
-        .copied()
-        .unwrap_or(f64::NAN);
+    let wanted = GradientSpan { span, slot: cut, candidates: &[], rows: true };
+    let gradient = backend.reward_gradient(&[wanted])?.pop().ok_or_else(nothing)?;
+    let expected = golden.reward_by_position.last().copied().unwrap_or(f64::NAN);
     let found = f64::from(gradient.score.reward);
-    check.near(
-        "reward",
-        || "reward with gradient".into(),
-        expected,
-        found,
-        ABSOLUTE,
-    );
+    check.near("reward", || "reward with gradient".into(), expected, found, ABSOLUTE);
     let width = golden.gradient.len() / golden.ids.len();
     let expected = &golden.gradient[cut * width..];
-    check.same(
-        || "length of the gradient".into(),
-        &expected.len(),
-        &gradient.rows.len(),
-    );
-    let rows = expected
-        .chunks_exact(width.max(1))
-        .zip(gradient.rows.chunks_exact(width.max(1)));
+    check.same(|| "length of the gradient".into(), &expected.len(), &gradient.rows.len());
+    let rows = expected.chunks_exact(width.max(1)).zip(gradient.rows.chunks_exact(width.max(1)));
     for (row, (expected, found)) in rows.enumerate() {
         let position = cut + row;
-        let difference = norm(
-            expected
-                .iter()
-                .zip(found)
-                .map(|(&e, &f)| f64::from(e) - f64::from(f)),
-        );
+        let difference = norm(expected.iter().zip(found).map(|(&e, &f)| f64::from(e) - f64::from(f)));
         let size = norm(expected.iter().map(|&e| e.into()));
-        let relative = if difference == 0.0 {
-            0.0
-        } else {
-            difference / size
-        };
+        let relative = if difference == 0.0 { 0.0 } else { difference / size };
         if !check.note("gradient", relative, Some(GRADIENT)) {
             check.differs(|| {
                 format!(
@@ -305,11 +181,7 @@ fn gradients(
 }
 
 fn compare(check: &mut Check, quantity: &'static str, what: &str, expected: &[f32], found: &[f32]) {
-    check.same(
-        || format!("number of {what}"),
-        &expected.len(),
-        &found.len(),
-    );
+    check.same(|| format!("number of {what}"), &expected.len(), &found.len());
     for (index, (&expected, &found)) in expected.iter().zip(found).enumerate() {
         let what = || format!("{what}, entry {index}");
         check.near(quantity, what, expected.into(), found.into(), ABSOLUTE);

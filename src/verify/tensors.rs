@@ -13,19 +13,12 @@ pub(super) struct TensorFile {
 impl TensorFile {
     pub(super) fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        Ok(TensorFile {
-            path: path.to_path_buf(),
-            bytes,
-        })
+        Ok(TensorFile { path: path.to_path_buf(), bytes })
     }
 
     pub(super) fn tensors(&self) -> Result<Tensors<'_>> {
-        let tensors = SafeTensors::deserialize(&self.bytes)
-            .map_err(|e| Error::file(&self.path, e.to_string()))?;
-        Ok(Tensors {
-            path: &self.path,
-            tensors,
-        })
+        let tensors = SafeTensors::deserialize(&self.bytes).map_err(|e| Error::file(&self.path, e.to_string()))?;
+        Ok(Tensors { path: &self.path, tensors })
     }
 }
 
@@ -41,11 +34,7 @@ impl Tensors<'_> {
     }
 
     pub(super) fn names(&self) -> Vec<String> {
-        self.tensors
-            .names()
-            .into_iter()
-            .map(str::to_string)
-            .collect()
+        self.tensors.names().into_iter().map(str::to_string).collect()
     }
 
     pub(super) fn shape(&self, name: &str) -> Result<Vec<usize>> {
@@ -74,9 +63,7 @@ impl Tensors<'_> {
     }
 
     fn view(&self, name: &str) -> Result<TensorView<'_>> {
-        self.tensors
-            .tensor(name)
-            .map_err(|e| Error::file(self.path, format!("{name}: {e}")))
+        self.tensors.tensor(name).map_err(|e| Error::file(self.path, format!("{name}: {e}")))
     }
 
     fn data(&self, name: &str, dtype: Dtype) -> Result<Vec<u8>> {

@@ -37,34 +37,22 @@ struct Chat {
 /// The file cannot be read, or the tokenizer fails.
 pub fn tokenizer(pair: &Pair, path: &Path) -> Result<Check> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let cases: Cases = serde_json::from_str(&text)
-        .map_err(|e| Error::file(path, format!("not a file of tokenizer cases: {e}")))?;
+    let cases: Cases =
+        serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not a file of tokenizer cases: {e}")))?;
     let mut check = Check::new("tokenizer");
-    check.extent = format!(
-        "{} texts, {} conversations",
-        cases.encode.len(),
-        cases.chat.len()
-    );
+    check.extent = format!("{} texts, {} conversations", cases.encode.len(), cases.chat.len());
     for case in &cases.encode {
         let ids = pair.tokenizer.encode(&case.text)?;
         check.same_list(|| format!("ids of {:?}", case.text), &case.ids, &ids);
         let decoded = pair.tokenizer.decode(&case.ids)?;
-        check.same(
-            || format!("text of the ids of {:?}", case.text),
-            &case.decoded,
-            &decoded,
-        );
+        check.same(|| format!("text of the ids of {:?}", case.text), &case.decoded, &decoded);
         let mut stream = TextStream::new(&pair.tokenizer, &[]);
         let mut streamed = String::new();
         for &id in &case.ids {
             streamed += &stream.push(id)?;
         }
         streamed += &stream.finish()?;
-        check.same(
-            || format!("streamed text of {:?}", case.text),
-            &case.decoded,
-            &streamed,
-        );
+        check.same(|| format!("streamed text of {:?}", case.text), &case.decoded, &streamed);
     }
     for case in &cases.chat {
         let Some(template) = &pair.chat else {
@@ -72,11 +60,7 @@ pub fn tokenizer(pair: &Pair, path: &Path) -> Result<Check> {
             break;
         };
         let rendered = template.render(&case.messages, case.add_generation_prompt)?;
-        check.same(
-            || "rendered conversation".to_string(),
-            &case.text,
-            &rendered,
-        );
+        check.same(|| "rendered conversation".to_string(), &case.text, &rendered);
         let ids = pair.tokenizer.encode(&rendered)?;
         check.same_list(|| format!("ids of {rendered:?}"), &case.ids, &ids);
     }
@@ -91,11 +75,8 @@ pub fn softmax(path: &Path) -> Result<Check> {
     let file = TensorFile::read(path)?;
     let tensors = file.tensors()?;
     let mut check = Check::new("softmax rows");
-    let mut sizes: Vec<usize> = tensors
-        .names()
-        .iter()
-        .filter_map(|name| name.strip_suffix(".logits")?.parse().ok())
-        .collect();
+    let mut sizes: Vec<usize> =
+        tensors.names().iter().filter_map(|name| name.strip_suffix(".logits")?.parse().ok()).collect();
     sizes.sort_unstable();
     let mut rows = 0;
     for &size in &sizes {
@@ -112,10 +93,7 @@ pub fn softmax(path: &Path) -> Result<Check> {
             ("margin", 0.0, |s| s.margin.into()),
             ("varentropy", 0.0, |s| s.varentropy),
         ];
-        let expected = statistics
-            .iter()
-            .map(|(name, ..)| get(name))
-            .collect::<Result<Vec<Vec<f64>>>>()?;
+        let expected = statistics.iter().map(|(name, ..)| get(name)).collect::<Result<Vec<Vec<f64>>>>()?;
         for (row, logits) in logits.chunks_exact(size.max(1)).enumerate() {
             let what = |name: &str| format!("{name} of row {row} of {size} logits");
             rows += 1;
@@ -128,10 +106,7 @@ pub fn softmax(path: &Path) -> Result<Check> {
             let stats = RowStats::of(logits, 0.0);
             check.same(|| what("argmax"), &argmax.get(row), &Some(&stats.argmax));
             let k = size.min(25);
-            let ids: Vec<u32> = top_k(logits, k, size)
-                .into_iter()
-                .map(|(id, _)| id)
-                .collect();
+            let ids: Vec<u32> = top_k(logits, k, size).into_iter().map(|(id, _)| id).collect();
             let expected = top25.get(row * k..(row + 1) * k).unwrap_or_default();
             check.same_list(|| what("top-k"), expected, &ids);
         }

@@ -21,11 +21,7 @@ pub fn trace(backend: &mut dyn Backend, golden: &Trace) -> Result<Check> {
         "{} ids, {} segments, {} candidates",
         golden.final_ids.len(),
         golden.segments.len(),
-        golden
-            .segments
-            .iter()
-            .map(|s| s.candidates.len())
-            .sum::<usize>()
+        golden.segments.iter().map(|s| s.candidates.len()).sum::<usize>()
     );
     match replay(backend, golden, true)? {
         Ok(found) => {
@@ -55,8 +51,7 @@ fn replay(backend: &mut dyn Backend, golden: &Trace, full: bool) -> Result<Resul
 
 fn options(options: &TraceOptions, full_trace: bool) -> Result<Options> {
     let name = options.signal.as_deref().unwrap_or(crate::trace::ENTROPY);
-    let signal = signal(name)
-        .ok_or_else(|| Error::invalid(format!("the trace's signal {name:?} is not known")))?;
+    let signal = signal(name).ok_or_else(|| Error::invalid(format!("the trace's signal {name:?} is not known")))?;
     Ok(Options {
         max_new_tokens: options.max_new_tokens,
         entropy_threshold: options.entropy_threshold,
@@ -80,21 +75,13 @@ fn options(options: &TraceOptions, full_trace: bool) -> Result<Options> {
 /// `P + sum(|k| - [f] o)` reward forwards, and `sum(|k| - o)` backwards over the candidates whose gradient is used.
 pub fn expected_work(trace: &Trace) -> TraceWork {
     let prompt = trace.prompt_ids.len() as u64;
-    let mut work = TraceWork {
-        policy_forward: prompt,
-        reward_forward: prompt,
-        reward_backward: 0,
-    };
+    let mut work = TraceWork { policy_forward: prompt, reward_forward: prompt, reward_backward: 0 };
     for segment in &trace.segments {
         let offset = (segment.slot - segment.start) as u64;
         for (index, candidate) in segment.candidates.iter().enumerate() {
             let kept = candidate.ids.len() as u64;
             let generated = kept + u64::from(candidate.dropped.is_some());
-            let shared = if candidate.forced.is_some() {
-                offset
-            } else {
-                0
-            };
+            let shared = if candidate.forced.is_some() { offset } else { 0 };
             work.policy_forward += generated.saturating_sub(1 + shared);
             work.reward_forward += kept.saturating_sub(shared);
             if index + 1 < trace.options.max_candidates {
@@ -108,9 +95,7 @@ pub fn expected_work(trace: &Trace) -> TraceWork {
 /// Everything discrete. `full`: also the proposal after the last candidate, which no decision needs.
 fn decisions(check: &mut Check, golden: &Trace, found: &Trace, full: bool) {
     // Segments first: what differs there explains what differs in the whole.
-    for (number, (golden_segment, segment)) in
-        golden.segments.iter().zip(&found.segments).enumerate()
-    {
+    for (number, (golden_segment, segment)) in golden.segments.iter().zip(&found.segments).enumerate() {
         let at = |what: &str| format!("segment {number}: {what}");
         check.same(|| at("start"), &golden_segment.start, &segment.start);
         check.same(|| at("slot"), &golden_segment.slot, &segment.slot);
@@ -123,66 +108,34 @@ fn decisions(check: &mut Check, golden: &Trace, found: &Trace, full: bool) {
             check.same(|| at("dropped"), &expected.dropped, &found.dropped);
             check.same(|| at("stop"), &expected.stop, &found.stop);
             if full {
-                check.same(
-                    || at("next proposal"),
-                    &expected.next_proposal,
-                    &found.next_proposal,
-                );
+                check.same(|| at("next proposal"), &expected.next_proposal, &found.next_proposal);
             }
         }
         let (expected, count) = (golden_segment.candidates.len(), segment.candidates.len());
         check.same(|| at("number of candidates"), &expected, &count);
         check.same(|| at("repeat"), &golden_segment.repeat, &segment.repeat);
-        check.same(
-            || at("walk end"),
-            &golden_segment.walk_end,
-            &segment.walk_end,
-        );
+        check.same(|| at("walk end"), &golden_segment.walk_end, &segment.walk_end);
         check.same(|| at("best"), &golden_segment.best, &segment.best);
     }
     check.same_list(|| "final ids".into(), &golden.final_ids, &found.final_ids);
     check.same_list(|| "new ids".into(), &golden.new_ids, &found.new_ids);
     let boundaries = &golden.segment_boundaries;
-    check.same_list(
-        || "boundaries".into(),
-        boundaries,
-        &found.segment_boundaries,
-    );
-    check.same(
-        || "segments".into(),
-        &golden.segments.len(),
-        &found.segments.len(),
-    );
-    check.same(
-        || "finish reason".into(),
-        &golden.finish_reason,
-        &found.finish_reason,
-    );
+    check.same_list(|| "boundaries".into(), boundaries, &found.segment_boundaries);
+    check.same(|| "segments".into(), &golden.segments.len(), &found.segments.len());
+    check.same(|| "finish reason".into(), &golden.finish_reason, &found.finish_reason);
     check.same(|| "nudges".into(), &golden.num_nudges, &found.num_nudges);
     let pool = &golden.final_pool_position;
     check.same(|| "pool position".into(), pool, &found.final_pool_position);
-    check.same_list(
-        || "uniforms".into(),
-        &golden.uniforms_used,
-        &found.uniforms_used,
-    );
+    check.same_list(|| "uniforms".into(), &golden.uniforms_used, &found.uniforms_used);
 }
 
 fn numbers(check: &mut Check, golden: &Trace, found: &Trace) {
-    for (number, (golden_segment, segment)) in
-        golden.segments.iter().zip(&found.segments).enumerate()
-    {
+    for (number, (golden_segment, segment)) in golden.segments.iter().zip(&found.segments).enumerate() {
         let pairs = golden_segment.candidates.iter().zip(&segment.candidates);
         for (index, (expected, found)) in pairs.enumerate() {
             let last = index + 1 == golden.options.max_candidates;
             let drawn = !(last && golden.options.selection == Selection::Sample);
-            candidate(
-                check,
-                &format!("segment {number} candidate {index}"),
-                expected,
-                found,
-                drawn,
-            );
+            candidate(check, &format!("segment {number} candidate {index}"), expected, found, drawn);
         }
         let what = || format!("segment {number}: reward margin");
         let margin = (golden_segment.reward_margin, segment.reward_margin);
@@ -196,64 +149,30 @@ fn numbers(check: &mut Check, golden: &Trace, found: &Trace) {
     }
     let expected = golden.last_segment_reward;
     let what = || "last segment's reward".to_string();
-    check.near(
-        "reward",
-        what,
-        expected,
-        found.last_segment_reward,
-        ABSOLUTE,
-    );
+    check.near("reward", what, expected, found.last_segment_reward, ABSOLUTE);
     let what = || "final reward".to_string();
-    check.near(
-        "reward",
-        what,
-        golden.final_reward,
-        found.final_reward,
-        ABSOLUTE,
-    );
+    check.near("reward", what, golden.final_reward, found.final_reward, ABSOLUTE);
     margins(check, &golden.min_margins, &found.min_margins, true);
 }
 
-fn candidate(
-    check: &mut Check,
-    name: &str,
-    expected: &TraceCandidate,
-    found: &TraceCandidate,
-    drawn: bool,
-) {
+fn candidate(check: &mut Check, name: &str, expected: &TraceCandidate, found: &TraceCandidate, drawn: bool) {
     let lists = [
         ("entropies", &expected.entropies, &found.entropies),
-        (
-            "exact entropies",
-            &expected.entropies_exact,
-            &found.entropies_exact,
-        ),
+        ("exact entropies", &expected.entropies_exact, &found.entropies_exact),
     ];
     for (what, expected, found) in lists {
-        check.same(
-            || format!("{name}: number of {what}"),
-            &expected.len(),
-            &found.len(),
-        );
+        check.same(|| format!("{name}: number of {what}"), &expected.len(), &found.len());
         for (token, (&expected, &found)) in expected.iter().zip(found).enumerate() {
             let what = || format!("{name}: {what}, token {token}");
             check.near("entropy", what, expected, found, ABSOLUTE);
         }
     }
-    check.near(
-        "reward",
-        || format!("{name}: reward"),
-        expected.reward,
-        found.reward,
-        ABSOLUTE,
-    );
+    check.near("reward", || format!("{name}: reward"), expected.reward, found.reward, ABSOLUTE);
     match (expected.slot_gradient_norm, found.slot_gradient_norm) {
         (Some(expected), Some(found)) => {
             let relative = (expected - found).abs() / expected.abs().max(f64::MIN_POSITIVE);
             if !check.note("gradient norm", relative, Some(GRADIENT)) {
-                check.differs(|| {
-                    format!("{name}: gradient norm {expected:.9} expected, {found:.9} found")
-                });
+                check.differs(|| format!("{name}: gradient norm {expected:.9} expected, {found:.9} found"));
             }
         }
         (expected, found) => check.same(|| format!("{name}: gradient norm"), &expected, &found),
@@ -261,11 +180,7 @@ fn candidate(
     match (&expected.top_k, &found.top_k) {
         (Some(expected), Some(found)) => top_k(check, name, expected, found, drawn),
         (expected, found) => {
-            check.same(
-                || format!("{name}: top-k present"),
-                &expected.is_some(),
-                &found.is_some(),
-            );
+            check.same(|| format!("{name}: top-k present"), &expected.is_some(), &found.is_some());
         }
     }
     margins(check, &expected.margins, &found.margins, drawn);
@@ -273,40 +188,21 @@ fn candidate(
 
 /// Two ids whose logits are closer than the bound may change places; the edge of the list is clear in every fixture.
 fn top_k(check: &mut Check, name: &str, expected: &TraceTopK, found: &TraceTopK, drawn: bool) {
-    check.same(
-        || format!("{name}: top-k count"),
-        &expected.count,
-        &found.count,
-    );
-    check.same(
-        || format!("{name}: top-k length"),
-        &expected.ids.len(),
-        &found.ids.len(),
-    );
+    check.same(|| format!("{name}: top-k count"), &expected.count, &found.count);
+    check.same(|| format!("{name}: top-k length"), &expected.ids.len(), &found.ids.len());
     let whole = expected.ids.len() == expected.count;
     for (rank, (&id, &logit)) in expected.ids.iter().zip(&expected.logits).enumerate() {
         let Some(place) = found.ids.iter().position(|&other| other == id) else {
             // A list that was cut may lose its last entries to equals behind the cut.
-            let edge = expected
-                .logits
-                .last()
-                .is_some_and(|&last| logit - last <= 2.0 * ABSOLUTE);
+            let edge = expected.logits.last().is_some_and(|&last| logit - last <= 2.0 * ABSOLUTE);
             if whole || !edge {
                 check.differs(|| format!("{name}: top-k lacks id {id} (rank {rank})"));
             }
             continue;
         };
         let at = |what: &str| format!("{name}: {what} of top-k id {id}");
-        check.near(
-            "logit",
-            || at("logit"),
-            logit,
-            found.logits[place],
-            ABSOLUTE,
-        );
-        if place != rank
-            && (logit - expected.logits.get(place).unwrap_or(&logit)).abs() > 2.0 * ABSOLUTE
-        {
+        check.near("logit", || at("logit"), logit, found.logits[place], ABSOLUTE);
+        if place != rank && (logit - expected.logits.get(place).unwrap_or(&logit)).abs() > 2.0 * ABSOLUTE {
             check.differs(|| format!("{name}: top-k id {id} at rank {place}, {rank} expected"));
         }
         let (dot, found_dot) = (expected.dots[rank], found.dots[place]);
@@ -314,11 +210,7 @@ fn top_k(check: &mut Check, name: &str, expected: &TraceTopK, found: &TraceTopK,
         check.near("dot", || at("dot"), dot, found_dot, bound);
         let probabilities = (expected.probs.as_ref(), found.probs.as_ref());
         if let (Some(expected), Some(found)) = probabilities {
-            check.note(
-                "sampling weight",
-                (expected[rank] - found[place]).abs(),
-                None,
-            );
+            check.note("sampling weight", (expected[rank] - found[place]).abs(), None);
         } else if drawn {
             let (expected, found) = (expected.probs.is_some(), found.probs.is_some());
             check.same(|| at("sampling weights present"), &expected, &found);
