@@ -1,0 +1,294 @@
+//! What Python prints: numbers, JSON and dates, where minijinja's own words differ.
+
+use chrono::format::{Item, StrftimeItems};
+use chrono::{NaiveDateTime, Timelike};
+use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::{Error, ErrorKind, Output, State, Value};
+use std::fmt::Write;
+
+/// Deepest nesting that is written as JSON; Python's own limit is of the same order.
+const MAX_DEPTH: usize = 500;
+
+/// Writes a value as `{{ value }}` does.
+pub(super) fn write(output: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
+    let written = match as_float(value) {
+        Some(number) => output.write_str(&float(number, "inf", "nan")),
+        None => write!(output, "{value}"),
+    };
+    written.map_err(|_| Error::from(ErrorKind::WriteFailure))
+}
+
+fn as_float(value: &Value) -> Option<f64> {
+    if value.kind() == ValueKind::Number && !value.is_integer() {
+        f64::try_from(value.clone()).ok()
+    } else {
+        None
+    }
+}
+
+/// `repr(float)`: the shortest digits that round-trip, with an exponent below 1e-4 and from 1e16 on.
+fn float(number: f64, infinity: &str, nan: &str) -> String {
+    if number.is_nan() {
+        return nan.to_string();
+    }
+    if number.is_infinite() {
+        return if number < 0.0 {
+            format!("-{infinity}")
+        } else {
+            infinity.to_string()
+        };
+    }
+    if number == 0.0 || (1e-4..1e16).contains(&number.abs()) {
+        return format!("{number:?}");
+    }
+    let text = format!("{number:e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    let (sign, exponent) = match exponent.strip_prefix('-') {
+        Some(exponent) => ('-', exponent),
+        None => ('+', exponent),
+    };
+    format!("{digits}e{sign}{exponent:0>2}")
+}
+
+/// The `tojson` filter of `transformers`: Python's `json.dumps` with its arguments, `ensure_ascii` off unless given, and
+/// no escapes for HTML.
+pub(super) fn tojson(
+    state: &State,
+    value: &Value,
+    positional: Rest<Value>,
+    named: Kwargs,
+) -> Result<Value, Error> {
+    let mut positional = positional.0.into_iter();
+    let mut argument = |name: &str| -> Result<Option<Value>, Error> {
+        let value = match positional.next() {
+            Some(value) => Some(value),
+            None => named.get(name)?,
+        };
+        Ok(value.filter(|value| !value.is_none() && !value.is_undefined()))
+    };
+    let ensure_ascii = argument("ensure_ascii")?;
+    let indent = argument("indent")?;
+    let separators = argument("separators")?;
+    let sort_keys = argument("sort_keys")?;
+    named.assert_all_used()?;
+    if positional.next().is_some() {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+
+    let indent = indent.map(|indent| match indent.as_str() {
+        Some(text) => Ok(text.to_string()),
+        None => {
+            let width = i64::try_from(indent)?.clamp(0, 1024);
+            Ok::<_, Error>(" ".repeat(width as usize))
+        }
+    });
+    let indent = indent.transpose()?;
+    let (item_separator, key_separator) = match separators {
+        Some(pair) => {
+            let texts: Vec<String> = pair.try_iter()?.map(|text| text.to_string()).collect();
+            match <[String; 2]>::try_from(texts) {
+                Ok([item, key]) => (item, key),
+                Err(_) => return Err(refused("tojson: `separators` must be two texts".into())),
+            }
+        }
+        None => (
+            if indent.is_some() { "," } else { ", " }.to_string(),
+            ": ".to_string(),
+        ),
+    };
+    let mut json = Json {
+        state,
+        text: String::new(),
+        ensure_ascii: ensure_ascii.is_some_and(|value| value.is_true()),
+        sort_keys: sort_keys.is_some_and(|value| value.is_true()),
+        indent,
+        item_separator,
+        key_separator,
+        depth: 0,
+    };
+    json.value(value)?;
+    Ok(Value::from(json.text))
+}
+
+fn refused(message: String) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message)
+}
+
+struct Json<'a> {
+    state: &'a State<'a, 'a>,
+    text: String,
+    ensure_ascii: bool,
+    sort_keys: bool,
+    indent: Option<String>,
+    item_separator: String,
+    key_separator: String,
+    depth: usize,
+}
+
+impl Json<'_> {
+    fn value(&mut self, value: &Value) -> Result<(), Error> {
+        let before = self.text.len();
+        match value.kind() {
+            ValueKind::None => self.text.push_str("null"),
+            ValueKind::Bool => self
+                .text
+                .push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.number(value),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
+            ValueKind::Seq | ValueKind::Iterable => self.list(value)?,
+            ValueKind::Map => self.map(value)?,
+            kind => {
+                return Err(refused(format!(
+                    "tojson: a value of type {kind} is not JSON serializable"
+                )));
+            }
+        }
+        // Shared values can be written many times over, so the text is paid for while it grows.
+        self.state
+            .consume_fuel(1 + (self.text.len() - before) as u64 / 64)
+    }
+
+    fn number(&mut self, value: &Value) {
+        match as_float(value) {
+            Some(number) => self.text.push_str(&float(number, "Infinity", "NaN")),
+            // Writing to a string does not fail.
+            None => _ = write!(self.text, "{value}"),
+        }
+    }
+
+    fn list(&mut self, value: &Value) -> Result<(), Error> {
+        self.open('[')?;
+        let mut empty = true;
+        for item in value.try_iter()?.checked() {
+            self.separate(&mut empty);
+            self.value(&item?)?;
+        }
+        self.close(']', empty);
+        Ok(())
+    }
+
+    fn map(&mut self, value: &Value) -> Result<(), Error> {
+        let mut pairs = Vec::new();
+        for key in value.try_iter()?.checked() {
+            let key = key?;
+            let item = value.get_item(&key)?;
+            pairs.push((key, item));
+        }
+        if self.sort_keys {
+            pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
+        }
+        self.open('{')?;
+        let mut empty = true;
+        for (key, item) in pairs {
+            self.separate(&mut empty);
+            match key.kind() {
+                ValueKind::String => self.string(key.as_str().unwrap_or_default()),
+                ValueKind::None | ValueKind::Bool | ValueKind::Number => {
+                    self.text.push('"');
+                    self.value(&key)?;
+                    self.text.push('"');
+                }
+                kind => {
+                    return Err(refused(format!(
+                        "tojson: a key of type {kind} is not JSON serializable"
+                    )));
+                }
+            }
+            self.text.push_str(&self.key_separator);
+            self.value(&item)?;
+        }
+        self.close('}', empty);
+        Ok(())
+    }
+
+    fn open(&mut self, bracket: char) -> Result<(), Error> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err(refused(format!("tojson: nested deeper than {MAX_DEPTH}")));
+        }
+        self.text.push(bracket);
+        Ok(())
+    }
+
+    fn close(&mut self, bracket: char, empty: bool) {
+        self.depth -= 1;
+        if !empty {
+            self.new_line();
+        }
+        self.text.push(bracket);
+    }
+
+    fn separate(&mut self, first: &mut bool) {
+        if !std::mem::take(first) {
+            self.text.push_str(&self.item_separator);
+        }
+        self.new_line();
+    }
+
+    fn new_line(&mut self) {
+        if let Some(indent) = &self.indent {
+            self.text.push('\n');
+            for _ in 0..self.depth {
+                self.text.push_str(indent);
+            }
+        }
+    }
+
+    fn string(&mut self, text: &str) {
+        self.text.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => self.text.push_str("\\\""),
+                '\\' => self.text.push_str("\\\\"),
+                '\n' => self.text.push_str("\\n"),
+                '\r' => self.text.push_str("\\r"),
+                '\t' => self.text.push_str("\\t"),
+                '\u{8}' => self.text.push_str("\\b"),
+                '\u{c}' => self.text.push_str("\\f"),
+                c if c < ' ' || (self.ensure_ascii && !(' '..='~').contains(&c)) => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        // Writing to a string does not fail.
+                        _ = write!(self.text, "\\u{unit:04x}");
+                    }
+                }
+                c => self.text.push(c),
+            }
+        }
+        self.text.push('"');
+    }
+}
+
+/// `datetime.strftime` of a moment without a time zone: directives that C does not know are left as they are.
+pub(super) fn strftime(moment: NaiveDateTime, format: &str) -> String {
+    let mut output = String::new();
+    let mut rest = format;
+    while let Some(start) = rest.find('%') {
+        output.push_str(&rest[..start]);
+        let directive = &rest[start..];
+        let mut ends = directive
+            .char_indices()
+            .map(|(at, c)| at + c.len_utf8())
+            .skip(1);
+        let mut end = ends.next().unwrap_or(directive.len());
+        // A flag: `%-d` is a day without its zero.
+        if matches!(&directive[1..end], "-" | "_" | "0") {
+            end = ends.next().unwrap_or(directive.len());
+        }
+        let directive = &directive[..end];
+        match directive {
+            "%f" => _ = write!(output, "{:06}", moment.nanosecond() / 1000),
+            "%z" | "%Z" => {}
+            _ => {
+                let items = StrftimeItems::new(directive);
+                let known = items.clone().all(|item| item != Item::Error);
+                // Writing fails where a directive needs what the moment lacks.
+                if !known || write!(output, "{}", moment.format_with_items(items)).is_err() {
+                    output.push_str(directive);
+                }
+            }
+        }
+        rest = &rest[start + end..];
+    }
+    output.push_str(rest);
+    output
+}
