@@ -139,7 +139,7 @@ pub(super) struct MethodArgs {
     pub nudge_weight: Option<f64>,
 
     /// Accepted for the official code's sake, without effect; see --nudge-weight
-    #[arg(long, value_name = "BOOL", env = "GGRO_SCALE_NUDGE_BIASES", hide_env = true, num_args = 0..=1,
+    #[arg(long, value_name = "BOOL", env = "GGRO_SCALE_NUDGE_BIASES", hide_env = true, num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_parser = switch())]
     pub scale_nudge_biases: Option<bool>,
 
