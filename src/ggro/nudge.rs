@@ -1,1 +1,244 @@
 //! Which token: the top-k candidates, greedy or sampled choice, twins.
+//!
+//! All of it is a function of one policy row, the first-order scores and, when sampling, one uniform number. Order
+//! matters throughout: candidates stand in descending order of their logits with the lower id first, and every tie is
+//! broken by that order.
+
+/// The proposals of a segment: the K most likely tokens at its slot, most likely first, the lower id first on a tie.
+/// They are the same for all candidates of the segment, because the tokens before the slot are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shortlist {
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// Their logits.
+    pub logits: Vec<f32>,
+    /// Logit gap between the last one and the first that is left out.
+    pub edge_margin: Option<f64>,
+}
+
+impl Shortlist {
+    /// The first `k` of a row's largest logits; one more is needed to know the margin at the edge.
+    pub fn new(top: &[(u32, f32)], k: usize) -> Shortlist {
+        let (inside, outside) = top.split_at(k.min(top.len()));
+        let edge = inside.last().zip(outside.first());
+        Shortlist {
+            ids: inside.iter().map(|entry| entry.0).collect(),
+            logits: inside.iter().map(|entry| entry.1).collect(),
+            edge_margin: edge.and_then(|(last, next)| gap(last.1, next.1)),
+        }
+    }
+
+    /// The token that is really placed when `proposed` is to be forced: among the ids whose policy embedding equals the
+    /// proposed one's, the most likely, the lowest id on a tie.
+    ///
+    /// That token has at least the proposed one's logit, so it is in the shortlist too, and the shortlist's order makes
+    /// it the first one there that equals the proposed one.
+    pub fn placed(&self, proposed: u32, same: impl Fn(u32, u32) -> bool) -> u32 {
+        self.twins(proposed, same)
+            .next()
+            .map_or(proposed, |(id, _)| id)
+    }
+
+    /// Logit gap between the two most likely entries whose embedding equals the proposed one's, if there are two.
+    pub fn twin_margin(&self, proposed: u32, same: impl Fn(u32, u32) -> bool) -> Option<f64> {
+        let mut twins = self.twins(proposed, same);
+        let (first, second) = (twins.next()?, twins.next()?);
+        gap(first.1, second.1)
+    }
+
+    fn twins(
+        &self,
+        proposed: u32,
+        same: impl Fn(u32, u32) -> bool,
+    ) -> impl Iterator<Item = (u32, f32)> {
+        let entries = self.ids.iter().copied().zip(self.logits.iter().copied());
+        entries.filter(move |&(id, _)| id == proposed || same(id, proposed))
+    }
+}
+
+/// Logit gap between the two most likely of all ids of `row` whose embedding equals the proposed one's, if there are
+/// two. Unlike [`Shortlist::twin_margin`] it also sees twins which are not among the K most likely.
+pub fn twin_margin(row: &[f32], proposed: u32, same: impl Fn(u32, u32) -> bool) -> Option<f64> {
+    let ids = (0u32..).zip(row.iter().copied());
+    let mut twins: Vec<f32> = ids
+        .filter(|&(id, _)| id == proposed || same(id, proposed))
+        .map(|(_, logit)| logit)
+        .collect();
+    twins.sort_by(|a, b| b.total_cmp(a));
+    gap(*twins.first()?, *twins.get(1)?)
+}
+
+/// `larger - smaller` where that is a finite number.
+fn gap(larger: f32, smaller: f32) -> Option<f64> {
+    Some(f64::from(larger) - f64::from(smaller)).filter(|gap| gap.is_finite())
+}
+
+/// A choice among the candidates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// Index in the shortlist.
+    pub index: usize,
+    /// Greedy: the gap between the two largest scores, `None` with a single candidate. Sampled: the distance of the
+    /// uniform number from the nearest cumulated weight.
+    pub margin: Option<f64>,
+}
+
+/// The largest score, the earliest on a tie. `None` without candidates.
+pub fn greedy(scores: &[f64]) -> Option<Choice> {
+    let (&first, rest) = scores.split_first()?;
+    let (mut index, mut best, mut second) = (0, first, f64::NEG_INFINITY);
+    for (i, &score) in rest.iter().enumerate() {
+        if score > best {
+            (index, second, best) = (i + 1, best, score);
+        } else if score > second {
+            second = score;
+        }
+    }
+    Some(Choice {
+        index,
+        margin: Some(best - second).filter(|gap| gap.is_finite()),
+    })
+}
+
+/// `softmax(score / temperature)`.
+pub fn weights(scores: &[f64], temperature: f64) -> Vec<f64> {
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    // Differences before the division: a tiny temperature must not turn two finite scores into infinities.
+    let mut weights: Vec<f64> = scores
+        .iter()
+        .map(|score| ((score - max) / temperature).exp())
+        .collect();
+    let total: f64 = weights.iter().sum();
+    for weight in &mut weights {
+        *weight /= total;
+    }
+    weights
+}
+
+/// The first candidate whose cumulated weight exceeds `u` times the sum of all weights, the last one if none does.
+/// `None` without candidates.
+pub fn sampled(weights: &[f64], u: f64) -> Option<Choice> {
+    let last = weights.len().checked_sub(1)?;
+    let total: f64 = weights.iter().sum();
+    let bar = u * total;
+    let mut index = None;
+    let mut margin = f64::INFINITY;
+    let mut sum = 0.0;
+    for (i, weight) in weights.iter().enumerate() {
+        sum += weight;
+        margin = margin.min((sum / total - u).abs());
+        if index.is_none() && sum > bar {
+            index = Some(i);
+        }
+    }
+    Some(Choice {
+        index: index.unwrap_or(last),
+        margin: Some(margin).filter(|m| m.is_finite()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_go_to_the_earlier_candidate() {
+        assert_eq!(greedy(&[]), None);
+        assert_eq!(
+            greedy(&[-3.0]),
+            Some(Choice {
+                index: 0,
+                margin: None
+            })
+        );
+        assert_eq!(
+            greedy(&[1.0, 2.0, 2.0]),
+            Some(Choice {
+                index: 1,
+                margin: Some(0.0)
+            })
+        );
+        assert_eq!(
+            greedy(&[0.0, -0.0]),
+            Some(Choice {
+                index: 0,
+                margin: Some(0.0)
+            })
+        );
+        assert_eq!(
+            greedy(&[3.0, 1.0, 2.5]),
+            Some(Choice {
+                index: 0,
+                margin: Some(0.5)
+            })
+        );
+        assert_eq!(
+            greedy(&[1.0, 0.0, 3.0]),
+            Some(Choice {
+                index: 2,
+                margin: Some(2.0)
+            })
+        );
+    }
+
+    #[test]
+    fn a_number_on_an_edge_takes_the_next_candidate() {
+        let even = weights(&[1.0; 4], 0.1);
+        assert_eq!(even, [0.25; 4]);
+        for (u, index) in [
+            (0.0, 0),
+            (0.25, 1),
+            (0.25f64.next_down(), 0),
+            (0.5, 2),
+            (0.999, 3),
+        ] {
+            assert_eq!(
+                sampled(&even, u).map(|choice| choice.index),
+                Some(index),
+                "{u}"
+            );
+        }
+        assert_eq!(sampled(&even, 0.25).unwrap().margin, Some(0.0));
+        assert_eq!(
+            sampled(&[1.0], 0.75),
+            Some(Choice {
+                index: 0,
+                margin: Some(0.25)
+            })
+        );
+        assert_eq!(sampled(&[], 0.3), None);
+        // Nothing exceeds the bar: the last one, though its own weight is 0.
+        assert_eq!(sampled(&[1.0, 0.0], 1.0f64.next_down()).unwrap().index, 0);
+        assert_eq!(sampled(&[0.0, 0.0], 0.5).unwrap().index, 1);
+    }
+
+    #[test]
+    fn weights_survive_extreme_scores_and_temperatures() {
+        assert_eq!(weights(&[1e38, -1e38], 1e-300), [1.0, 0.0]);
+        assert_eq!(weights(&[f64::MAX, f64::MIN / 4.0], 0.1), [1.0, 0.0]);
+        let warm = weights(&[2.0, 1.0], 1.0);
+        assert!((warm[0] / warm[1] - 1f64.exp()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_most_likely_twin_is_placed() {
+        let top = [(7, 3.0), (2, 2.5), (4, 2.0), (9, 2.0), (1, 1.5)];
+        let list = Shortlist::new(&top, 4);
+        assert_eq!(list.ids, [7, 2, 4, 9]);
+        assert_eq!(list.edge_margin, Some(0.5));
+        let same = |a: u32, b: u32| a % 5 == b % 5;
+        assert_eq!(list.placed(2, same), 7);
+        assert_eq!(list.placed(7, same), 7);
+        assert_eq!(list.placed(9, same), 4);
+        assert_eq!(list.placed(9, |_, _| false), 9);
+        assert_eq!(list.twin_margin(2, same), Some(0.5));
+        assert_eq!(list.twin_margin(2, |_, _| false), None);
+        assert_eq!(Shortlist::new(&top, 5).edge_margin, None);
+        assert_eq!(Shortlist::new(&top, usize::MAX).ids.len(), 5);
+        let row = [0.0, 1.5, 2.5, 0.0, 2.0, 0.0, 9.0, 3.0];
+        assert_eq!(twin_margin(&row, 2, same), Some(0.5));
+        assert_eq!(twin_margin(&row, 4, same), None);
+        let holes = [f32::NEG_INFINITY; 3];
+        assert_eq!(twin_margin(&holes, 1, |_, _| true), None);
+    }
+}

@@ -1,6 +1,6 @@
 //! Parameters of the method, in one struct that every face fills.
 
-use super::entropy::Signal;
+use super::entropy::{ShannonEntropy, Signal, Threshold};
 use crate::{Error, Result};
 
 /// How the nudge token is chosen among the candidates.
@@ -48,12 +48,89 @@ pub struct Options {
 }
 
 impl Options {
+    /// The published settings: 128 new tokens, Shannon entropy with a threshold of 2 nats, 8 candidates, the 25 most
+    /// likely tokens, greedy choice.
+    pub fn new(finish_id: u32, stop_ids: Vec<u32>) -> Options {
+        Options {
+            max_new_tokens: 128,
+            entropy_threshold: 2.0,
+            signal: &ShannonEntropy,
+            max_candidates: 8,
+            top_k: 25,
+            temperature: 0.1,
+            selection: Selection::Greedy,
+            first_offset: 0,
+            min_generated: 4,
+            finish_id,
+            stop_ids,
+            damping: 1e-10,
+            probability_floor: 1e-9,
+            reward_pad_id: None,
+            full_trace: false,
+        }
+    }
+
+    /// The signal with its threshold.
+    pub fn threshold(&self) -> Threshold {
+        Threshold {
+            signal: self.signal,
+            value: self.entropy_threshold,
+        }
+    }
+
     /// Checks every range.
     ///
     /// # Errors
     /// The first option out of range, by name, with its allowed values.
     pub fn check(&self) -> Result<()> {
-        Err(Error::invalid("not checked yet"))
+        let count = |name: &str, value: usize, least: usize| {
+            if value >= least {
+                return Ok(());
+            }
+            Err(Error::invalid(format!(
+                "{name} must be at least {least}, not {value}"
+            )))
+        };
+        let number = |name: &str, value: f64, allowed: bool, range: &str| {
+            if value.is_finite() && allowed {
+                return Ok(());
+            }
+            Err(Error::invalid(format!(
+                "{name} must be {range}, not {value}"
+            )))
+        };
+        count("max_new_tokens", self.max_new_tokens, 1)?;
+        count("max_candidates", self.max_candidates, 1)?;
+        count("top_k", self.top_k, 1)?;
+        // With 1, a segment could drop its only token and never advance.
+        count("min_generated", self.min_generated, 2)?;
+        number(
+            "entropy_threshold",
+            self.entropy_threshold,
+            true,
+            "a finite number",
+        )?;
+        number(
+            "temperature",
+            self.temperature,
+            self.temperature > 0.0,
+            "finite and above 0",
+        )?;
+        number("damping", self.damping, true, "a finite number")?;
+        let floor = self.probability_floor;
+        number(
+            "probability_floor",
+            floor,
+            (0.0..1.0).contains(&floor),
+            "at least 0 and below 1",
+        )?;
+        if !self.stop_ids.contains(&self.finish_id) {
+            return Err(Error::invalid(format!(
+                "stop_ids must contain finish_id {}, but they are {:?}",
+                self.finish_id, self.stop_ids
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -64,4 +141,110 @@ pub enum Uniforms {
     Seeded(u64),
     /// Recorded values, in order.
     Recorded(Vec<f64>),
+}
+
+impl Uniforms {
+    /// The n-th number, counted from 0, in `[0, 1)`.
+    ///
+    /// # Errors
+    /// Recorded numbers that have run out or are outside the interval.
+    pub fn nth(&self, n: usize) -> Result<f64> {
+        match self {
+            Uniforms::Seeded(seed) => {
+                // SplitMix64. The seed is mixed first, or neighbouring seeds would give shifted copies of one stream.
+                let counter = (n as u64)
+                    .wrapping_add(1)
+                    .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                let bits = split_mix(split_mix(*seed).wrapping_add(counter));
+                Ok((bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64))
+            }
+            Uniforms::Recorded(values) => match values.get(n) {
+                Some(u) if (0.0..1.0).contains(u) => Ok(*u),
+                Some(u) => Err(Error::invalid(format!(
+                    "recorded uniform number {n} must be at least 0 and below 1, not {u}"
+                ))),
+                None => Err(Error::invalid(format!(
+                    "the recorded uniform numbers ran out: there are {}, and the next proposal needs one more",
+                    values.len()
+                ))),
+            },
+        }
+    }
+}
+
+fn split_mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(change: impl FnOnce(&mut Options)) -> String {
+        let mut options = Options::new(2, vec![1, 2]);
+        options.check().unwrap();
+        change(&mut options);
+        options.check().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_range_is_checked_by_name() {
+        for (text, name) in [
+            (message(|o| o.max_new_tokens = 0), "max_new_tokens"),
+            (message(|o| o.max_candidates = 0), "max_candidates"),
+            (message(|o| o.top_k = 0), "top_k"),
+            (message(|o| o.min_generated = 1), "min_generated"),
+            (
+                message(|o| o.entropy_threshold = f64::NAN),
+                "entropy_threshold",
+            ),
+            (
+                message(|o| o.entropy_threshold = f64::INFINITY),
+                "entropy_threshold",
+            ),
+            (message(|o| o.temperature = 0.0), "temperature"),
+            (message(|o| o.temperature = -0.1), "temperature"),
+            (message(|o| o.temperature = f64::INFINITY), "temperature"),
+            (message(|o| o.damping = f64::NEG_INFINITY), "damping"),
+            (message(|o| o.probability_floor = 1.0), "probability_floor"),
+            (
+                message(|o| o.probability_floor = -1e-9),
+                "probability_floor",
+            ),
+            (
+                message(|o| o.probability_floor = f64::NAN),
+                "probability_floor",
+            ),
+            (message(|o| o.stop_ids = vec![1]), "stop_ids"),
+        ] {
+            assert!(text.starts_with(name), "{text}");
+        }
+    }
+
+    #[test]
+    fn seeded_numbers_depend_on_seed_and_counter_only() {
+        let seeded = Uniforms::Seeded(7);
+        let first: Vec<f64> = (0..1000).map(|n| seeded.nth(n).unwrap()).collect();
+        assert!(first.iter().all(|u| (0.0..1.0).contains(u)));
+        let mean = first.iter().sum::<f64>() / 1000.0;
+        assert!((mean - 0.5).abs() < 0.05, "{mean}");
+        assert_eq!(seeded.nth(999).unwrap(), first[999]);
+        assert_ne!(Uniforms::Seeded(8).nth(0).unwrap(), first[0]);
+    }
+
+    #[test]
+    fn recorded_numbers_run_out_by_name() {
+        let recorded = Uniforms::Recorded(vec![0.0, 1.0]);
+        assert_eq!(recorded.nth(0).unwrap(), 0.0);
+        assert!(recorded.nth(1).unwrap_err().to_string().contains("below 1"));
+        assert!(
+            recorded
+                .nth(2)
+                .unwrap_err()
+                .to_string()
+                .contains("there are 2")
+        );
+    }
 }

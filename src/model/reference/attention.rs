@@ -4,6 +4,7 @@
 //! read once for all of them. Masked scores become probability 0, and sums run over absolute positions in order: what a
 //! row yields does not depend on the tile it is in.
 
+use super::elementwise;
 use super::lanes::{self, Rows};
 use crate::config::ModelConfig;
 use crate::kv::{BLOCK, BlockCopy, BlockId};
@@ -180,7 +181,7 @@ impl Queries<'_> {
             row[position + 1 - origin..].fill(0.0);
             let seen = &mut row[begin..position + 1 - origin];
             let max = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            out.sums[i] = lanes::exp_and_sum(seen, max);
+            out.sums[i] = elementwise::exp_and_sum(seen, max);
         }
         out
     }
@@ -279,7 +280,7 @@ impl Queries<'_> {
                 lanes::nt(&mut ds[(b - p.first) * BLOCK..], width, &d_o, e, rows, values);
             }
             for i in 0..rows {
-                let along = lanes::dot(&o[i * e..(i + 1) * e], &d_o[i * e..(i + 1) * e]);
+                let along = elementwise::dot(&o[i * e..(i + 1) * e], &d_o[i * e..(i + 1) * e]);
                 let scale = 1.0 / p.sums[i];
                 for (s, p) in ds[i * width..(i + 1) * width].iter_mut().zip(&mut p.p[i * width..(i + 1) * width]) {
                     *p *= scale;
@@ -297,8 +298,8 @@ impl Queries<'_> {
                 let position = self.positions[from + i / g];
                 for j in kept_from.max(self.lowest(position))..=position {
                     let (at, to) = (i * width + j - p.first * BLOCK, (j - kept_from) * e);
-                    lanes::axpy(&mut dk[to..to + e], ds[at], &q[i * e..(i + 1) * e]);
-                    lanes::axpy(&mut dv[to..to + e], p.p[at], &d_o[i * e..(i + 1) * e]);
+                    elementwise::axpy(&mut dk[to..to + e], ds[at], &q[i * e..(i + 1) * e]);
+                    elementwise::axpy(&mut dv[to..to + e], p.p[at], &d_o[i * e..(i + 1) * e]);
                 }
             }
         }

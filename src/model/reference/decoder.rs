@@ -4,7 +4,7 @@
 //! others would be thrown away.
 
 use super::attention::{KvStore, Queries};
-use super::lanes;
+use super::elementwise;
 use super::ops::{self, Rotation};
 use super::weights::{Layer, Weights};
 use crate::Result;
@@ -144,7 +144,7 @@ impl Decoder {
             let gate = ops::linear(&normed, rows.len(), &layer.gate);
             let up = ops::linear(&normed, rows.len(), &layer.up);
             let mut act = vec![0.0; gate.len()];
-            lanes::swiglu(&mut act, &gate, &up);
+            elementwise::swiglu(&mut act, &gate, &up);
             if let Some(tape) = tape.as_deref_mut() {
                 tape.layers.push(LayerTape { q, a, middle: x.clone(), gate, up, ..kept });
             }
@@ -244,7 +244,7 @@ impl LayerBackward<'_> {
         let mut d_act = vec![0.0; rows * f];
         ops::linear_backward(&mut d_act, grad, rows, &layer.down);
         let (mut d_gate, mut d_up) = (gather(&kept.gate, f, self.taped), gather(&kept.up, f, self.taped));
-        lanes::swiglu_backward(&mut d_gate, &mut d_up, &d_act);
+        elementwise::swiglu_backward(&mut d_gate, &mut d_up, &d_act);
         let mut d_normed = vec![0.0; rows * d];
         ops::linear_backward(&mut d_normed, &d_gate, rows, &layer.gate);
         ops::linear_backward(&mut d_normed, &d_up, rows, &layer.up);

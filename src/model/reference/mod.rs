@@ -7,6 +7,7 @@
 
 mod attention;
 mod decoder;
+mod elementwise;
 mod lanes;
 mod ops;
 mod weights;
@@ -445,12 +446,12 @@ fn gradients(
         let slot = &rows[..d];
         let dots = span.candidates.iter().map(|&id| {
             embedding.row_to(id as usize, &mut row);
-            lanes::dot(&row, slot)
+            elementwise::dot(&row, slot)
         });
         out.push(Gradient {
             score: score(&reward.head(&hidden[i]), &asked[i].1),
             dots: dots.collect(),
-            norm: lanes::dot(slot, slot).sqrt(),
+            norm: elementwise::dot(slot, slot).sqrt(),
             rows: if span.rows { rows.to_vec() } else { Vec::new() },
         });
     }

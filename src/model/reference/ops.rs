@@ -1,5 +1,6 @@
 //! The operations of a decoder on rows of f32: each is the mathematics, spread over the cores where it pays.
 
+use super::elementwise;
 use super::lanes::{self, Out};
 use super::weights::{Linear, Matrix};
 use crate::config::Rope;
@@ -84,7 +85,7 @@ pub(super) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f64) {
 }
 
 fn inverse_rms(row: &[f32], eps: f64) -> f32 {
-    (1.0 / (lanes::dot(row, row) as f64 / row.len() as f64 + eps).sqrt()) as f32
+    (1.0 / (elementwise::dot(row, row) as f64 / row.len() as f64 + eps).sqrt()) as f32
 }
 
 /// Gradient of [`rms_norm`] with respect to its input `x`, given the gradient `dy` of its output, per row:
@@ -97,7 +98,7 @@ pub(super) fn rms_norm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f64)
         for (g, w) in dx.iter_mut().zip(weight) {
             *g *= w;
         }
-        let along = lanes::dot(dx, x) / d as f32 * scale * scale;
+        let along = elementwise::dot(dx, x) / d as f32 * scale * scale;
         for (g, x) in dx.iter_mut().zip(x) {
             *g = (*g - x * along) * scale;
         }

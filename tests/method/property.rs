@@ -1,0 +1,98 @@
+//! Random small models: the driver agrees with the definition in every field, and never does more work than is needed.
+
+use crate::naive::decode_with;
+use crate::scripted::Model;
+use ggro::ggro::entropy::SIGNALS;
+use ggro::ggro::{Options, Selection, Uniforms};
+use proptest::prelude::*;
+
+fn hash(seed: u64, ids: &[u32], salt: u64) -> u64 {
+    let mut h = seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    for &id in ids {
+        h = (h ^ u64::from(id).wrapping_add(0x632b_e59b_d9b4_e019))
+            .wrapping_mul(0xff51_afd7_ed55_8ccd);
+        h ^= h >> 29;
+    }
+    h ^= h >> 32;
+    h = h.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    h ^ (h >> 33)
+}
+
+/// A model whose every number is a hash of the ids, on a coarse grid so that ties of all kinds happen.
+pub fn random_model(
+    seed: u64,
+    policy_vocab: usize,
+    reward_vocab: usize,
+    groups: u32,
+    grid: u64,
+) -> Model {
+    let value = move |ids: &[u32], salt: u64| (hash(seed, ids, salt) % grid) as f32 / grid as f32;
+    Model {
+        policy_vocab,
+        reward_vocab,
+        logits: Box::new(move |ids| {
+            // Some rows are sharp and some flat, so that some reach the threshold.
+            let scale = [0.5, 3.0, 12.0][(hash(seed, ids, 1) % 3) as usize];
+            (0..policy_vocab as u64)
+                .map(|v| match hash(seed, ids, 100 + v) % 9 {
+                    0 if v > 0 => f32::NEG_INFINITY,
+                    _ => scale * value(ids, 10_000 + v),
+                })
+                .collect()
+        }),
+        reward: Box::new(move |ids| value(ids, 2) * 4.0 - 2.0),
+        dot: Box::new(move |ids, slot, v| {
+            value(ids, 50_000 + slot as u64 * 64 + u64::from(v)) - 0.6
+        }),
+        same: Box::new(move |a, b| a % groups == b % groups),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_driver_follows_the_definition(
+        seed: u64,
+        policy_vocab in 1usize..12,
+        missing in prop_oneof![4 => Just(0usize), 1 => 1usize..4],
+        groups in prop_oneof![3 => Just(1000u32), 2 => 2u32..6],
+        grid in prop_oneof![Just(5u64), Just(1 << 20)],
+        prompt_len in 1usize..5,
+        max_new_tokens in 1usize..20,
+        (max_candidates, top_k) in (1usize..6, 1usize..9),
+        (first_offset, min_generated) in (0usize..7, 2usize..6),
+        threshold in 0.0f64..1.6,
+        sample: bool,
+        stops in (0u32..12, prop::collection::vec(0u32..12, 0..3)),
+        pad in prop::option::of(0u32..5),
+        damping in prop_oneof![Just(1e-10), Just(0.0), Just(-0.5), Just(1.0), Just(0.3)],
+        floor in prop_oneof![Just(0.0), Just(1e-9), Just(1e-2)],
+        signal in 0usize..SIGNALS.len(),
+        temperature in 0.05f64..2.0,
+    ) {
+        let reward_vocab = policy_vocab.saturating_sub(missing).max(1);
+        let model = random_model(seed, policy_vocab, reward_vocab, groups, grid);
+        let prompt: Vec<u32> = (0..prompt_len)
+            .map(|i| (hash(seed, &[i as u32], 3) % reward_vocab as u64) as u32)
+            .collect();
+        let (finish_id, mut stop_ids) = stops;
+        stop_ids.push(finish_id);
+        let options = Options {
+            max_new_tokens,
+            entropy_threshold: if SIGNALS[signal].name() == "margin" { -threshold } else { threshold },
+            signal: SIGNALS[signal],
+            max_candidates,
+            top_k,
+            temperature,
+            selection: if sample { Selection::Sample } else { Selection::Greedy },
+            first_offset,
+            min_generated,
+            damping,
+            probability_floor: floor,
+            reward_pad_id: pad,
+            ..Options::new(finish_id, stop_ids)
+        };
+        let _ = decode_with(&model, &prompt, &options, &Uniforms::Seeded(seed));
+    }
+}
