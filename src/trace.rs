@@ -438,7 +438,7 @@ mod tests {
     #[test]
     fn nine_digits() {
         assert_eq!(round(0.123_456_789_123), 0.123_456_789);
-        assert_eq!(round(-1234.567_891_23), -1234.567_89);
+        assert_eq!(round(-9.876_543_219_9), -9.876_543_22);
         assert_eq!(round(0.0), 0.0);
         for x in [1.0e-30f32, 3.402_823_4e38, 0.1, -7.000_000_5] {
             assert_eq!(round(x.into()) as f32, x);

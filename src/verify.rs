@@ -117,19 +117,19 @@ impl Check {
         });
         let gauge = &mut self.gauges[at];
         gauge.count += 1;
-        // Not `max`, which would let a NaN pass.
-        if !(deviation <= gauge.worst) {
-            gauge.worst = deviation;
-        }
+        gauge.worst = worse(gauge.worst, deviation);
         if let (Some(share), Some(bound)) = (&mut gauge.share, bound) {
             let now = deviation / bound;
-            if !(now <= *share) {
-                *share = now;
-            }
+            *share = worse(*share, now);
             return now <= 1.0;
         }
         true
     }
+}
+
+/// The larger of two deviations, and a NaN above all: `f64::max` would let it pass.
+pub fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || a > b { a } else { b }
 }
 
 /// A numeric quantity and how far it was off.

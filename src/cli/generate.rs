@@ -75,7 +75,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     let response = match decoded {
         Ok(response) => response,
         Err(error) => {
-            screen.end();
+            screen.abandon();
             return match screen.closed.take() {
                 Some(closed) => Err(closed.into()),
                 None => Err(error.into()),

@@ -130,8 +130,16 @@ impl<'a> Screen<'a> {
         Ok(())
     }
 
-    /// Ends the line and the progress display, also of an answer that failed half-way.
-    pub(super) fn end(&mut self) {
+    /// Ends the line of an answer that failed half-way, if one was begun.
+    pub(super) fn abandon(&mut self) {
+        if self.text.is_empty() {
+            self.page = Page::None;
+        }
+        self.end();
+    }
+
+    /// Ends the line and the progress display.
+    fn end(&mut self) {
         self.progress.clear();
         if let Err(error) = self.page.end() {
             self.closed.get_or_insert(error);

@@ -2,7 +2,7 @@
 
 use super::models::{DeviceArgs, load, switch};
 use crate::trace::TraceFile;
-use crate::verify::{Check, Folder, Forward, forward, softmax, tokenizer, trace};
+use crate::verify::{Check, Folder, Forward, forward, softmax, tokenizer, trace, worse};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
@@ -151,8 +151,7 @@ fn worst(checks: &[Check]) -> String {
     let mut quantities: Vec<(&str, f64)> = Vec::new();
     for gauge in checks.iter().flat_map(|c| &c.gauges).filter(|g| g.share.is_some()) {
         match quantities.iter_mut().find(|(name, _)| *name == gauge.quantity) {
-            Some((_, worst)) if gauge.worst <= *worst => {}
-            Some((_, worst)) => *worst = gauge.worst,
+            Some((_, worst)) => *worst = worse(*worst, gauge.worst),
             None => quantities.push((gauge.quantity, gauge.worst)),
         }
     }

@@ -67,6 +67,9 @@ pub fn tokenizer(pair: &Pair, path: &Path) -> Result<Check> {
     Ok(check)
 }
 
+/// A statistic: its name in the file, the probability floor it is computed with, and where it is found.
+type Statistic = (&'static str, f64, fn(&RowStats) -> f64);
+
 /// Replays `softmax_cases.safetensors`: every statistic of every row.
 ///
 /// # Errors
@@ -84,7 +87,7 @@ pub fn softmax(path: &Path) -> Result<Check> {
         let logits = tensors.f32(&format!("{size}.logits"))?;
         let argmax = tensors.ids(&format!("{size}.argmax"))?;
         let top25 = tensors.ids(&format!("{size}.top25"))?;
-        let statistics: [(&'static str, f64, fn(&RowStats) -> f64); 7] = [
+        let statistics: [Statistic; 7] = [
             ("logsumexp", 0.0, |s| s.log_sum_exp),
             ("entropy", 0.0, |s| s.entropy),
             ("entropy_floor_1e-9", 1e-9, |s| s.entropy_floored),

@@ -170,7 +170,8 @@ fn candidate(check: &mut Check, name: &str, expected: &TraceCandidate, found: &T
     check.near("reward", || format!("{name}: reward"), expected.reward, found.reward, ABSOLUTE);
     match (expected.slot_gradient_norm, found.slot_gradient_norm) {
         (Some(expected), Some(found)) => {
-            let relative = (expected - found).abs() / expected.abs().max(f64::MIN_POSITIVE);
+            let deviation = (expected - found).abs();
+            let relative = if deviation == 0.0 { 0.0 } else { deviation / expected };
             if !check.note("gradient norm", relative, Some(GRADIENT)) {
                 check.differs(|| format!("{name}: gradient norm {expected:.9} expected, {found:.9} found"));
             }
