@@ -1,0 +1,186 @@
+//! Every golden trace through the reference backend: ids, boundaries and walks exact, numbers within f32's reach, and the
+//! work counted where it is done equal to the minimum.
+
+use ggro::checkpoint::{Checkpoint, Files};
+use ggro::config::ModelConfig;
+use ggro::ggro::{
+    Candidate, CandidateStop, FinishReason, Observer, Options, Response, Selection, Uniforms, WalkEnd, decode,
+};
+use ggro::model::Work;
+use ggro::model::reference::{LoadOptions, Reference};
+use serde_json::Value;
+use std::path::PathBuf;
+
+struct Silent;
+impl Observer for Silent {}
+
+fn goldens() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
+}
+
+fn load(fixture: &str) -> Reference {
+    let parts = ["policy", "reward"].map(|part| {
+        let files = Files::Dir(goldens().join(fixture).join(part));
+        (ModelConfig::load(&files).unwrap(), Checkpoint::open(&files).unwrap())
+    });
+    Reference::assemble((&parts[0].0, &parts[0].1), (&parts[1].0, &parts[1].1), &LoadOptions::default()).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+fn options(o: &Value) -> Options {
+    let int = |name: &str| o[name].as_u64().unwrap() as usize;
+    let mut options = Options::new(int("finish_id") as u32, ids(&o["stop_ids"]));
+    options.max_new_tokens = int("max_new_tokens");
+    options.entropy_threshold = o["entropy_threshold"].as_f64().unwrap();
+    options.max_candidates = int("max_candidates");
+    options.top_k = int("top_k");
+    options.temperature = o["temperature"].as_f64().unwrap();
+    options.selection = if o["selection"] == "sample" { Selection::Sample } else { Selection::Greedy };
+    options.first_offset = int("first_offset");
+    options.min_generated = int("min_generated");
+    options.damping = o["damping"].as_f64().unwrap();
+    options.probability_floor = o["probability_floor"].as_f64().unwrap();
+    options.reward_pad_id = o["reward_pad_id"].as_u64().map(|id| id as u32);
+    options
+}
+
+/// The least work that yields this response: every kept prefix once, a forced candidate from its slot on.
+fn minimum(response: &Response) -> Work {
+    let prompt = response.prompt_len as u64;
+    let mut work = Work { policy_forward: prompt, reward_forward: prompt, reward_backward: 0 };
+    for segment in &response.segments {
+        let offset = (segment.slot - segment.start) as u64;
+        for c in &segment.candidates {
+            let shared = if c.forced.is_some() { offset } else { 0 };
+            work.policy_forward += c.entropies.len() as u64 - 1 - shared;
+            work.reward_forward += c.ids.len() as u64 - shared;
+            if c.slot.is_some() {
+                work.reward_backward += c.ids.len() as u64 - offset;
+            }
+        }
+    }
+    work
+}
+
+fn stop(kind: CandidateStop) -> &'static str {
+    match kind {
+        CandidateStop::Finish => "finish",
+        CandidateStop::StopId => "stop_id",
+        CandidateStop::Length => "length",
+        CandidateStop::Entropy => "entropy",
+    }
+}
+
+fn close(found: f64, expected: &Value, absolute: f64, relative: f64, what: &str) {
+    let expected = expected.as_f64().unwrap_or_else(|| panic!("{what}: found {found}, expected {expected}"));
+    let error = (found - expected).abs();
+    assert!(error <= absolute || error <= relative * expected.abs(), "{what}: {found} for {expected}");
+}
+
+fn compare_candidate(found: &Candidate, expected: &Value, what: &str) {
+    assert_eq!(found.ids, ids(&expected["ids"]), "{what}: ids");
+    assert_eq!(found.proposed.map(u64::from), expected["proposed"].as_u64(), "{what}: proposed");
+    assert_eq!(found.forced.map(u64::from), expected["forced"].as_u64(), "{what}: forced");
+    assert_eq!(found.dropped.map(u64::from), expected["dropped"].as_u64(), "{what}: dropped");
+    assert_eq!(stop(found.stop), expected["stop"], "{what}: stop");
+    for (name, values) in [("entropies", &found.entropies), ("entropies_exact", &found.entropies_exact)] {
+        let golden = expected[name].as_array().unwrap();
+        assert_eq!(values.len(), golden.len(), "{what}: {name}");
+        values.iter().zip(golden).for_each(|(&v, g)| close(v, g, 1e-4, 0.0, what));
+    }
+    close(found.reward as f64, &expected["reward"], 1e-4, 0.0, what);
+    let Some(slot) = &found.slot else { return };
+    close(slot.gradient_norm, &expected["slot_gradient_norm"], 0.0, 1e-4, what);
+    let top = &expected["top_k"];
+    assert_eq!(slot.ids.len() as u64, top["count"], "{what}: candidates");
+    let listed = ids(&top["ids"]);
+    assert_eq!(slot.ids[..listed.len()], listed, "{what}: candidates");
+    for (i, (logit, dot)) in slot.logits.iter().zip(&slot.dots).take(listed.len()).enumerate() {
+        close(*logit as f64, &top["logits"][i], 1e-4, 0.0, what);
+        close(*dot as f64, &top["dots"][i], 1e-5, 1e-4, what);
+    }
+}
+
+fn compare(found: &Response, golden: &Value, what: &str) {
+    assert_eq!(found.final_ids, ids(&golden["final_ids"]), "{what}: ids");
+    let boundaries: Vec<u32> = found.segment_boundaries.iter().map(|&b| b as u32).collect();
+    assert_eq!(boundaries, ids(&golden["segment_boundaries"]), "{what}: boundaries");
+    assert_eq!(found.num_nudges as u64, golden["num_nudges"], "{what}: nudges");
+    let reason = match found.finish_reason {
+        FinishReason::Finish => "finish",
+        FinishReason::Length => "length",
+        FinishReason::Stalled => "stalled",
+    };
+    assert_eq!(reason, golden["finish_reason"], "{what}: finish reason");
+    close(found.last_segment_reward as f64, &golden["last_segment_reward"], 1e-4, 0.0, what);
+    close(found.final_reward as f64, &golden["final_reward"], 1e-4, 0.0, what);
+    assert_eq!(found.final_pool_position as u64, golden["final_pool_position"], "{what}: pool position");
+    let used = golden["uniforms_used"].as_array().unwrap();
+    assert_eq!(found.uniforms_used.len(), used.len(), "{what}: uniforms");
+    let segments = golden["segments"].as_array().unwrap();
+    assert_eq!(found.segments.len(), segments.len(), "{what}: segments");
+    for (i, (segment, expected)) in found.segments.iter().zip(segments).enumerate() {
+        let what = format!("{what}, segment {i}");
+        assert_eq!(segment.start as u64, expected["start"], "{what}");
+        assert_eq!(segment.slot as u64, expected["slot"], "{what}");
+        assert_eq!(segment.best as u64, expected["best"], "{what}");
+        let end = match segment.walk_end {
+            WalkEnd::Duplicate => "duplicate",
+            WalkEnd::Budget => "budget",
+            WalkEnd::NoSlot => "no_slot",
+        };
+        assert_eq!(end, expected["walk_end"], "{what}");
+        match segment.repeat {
+            Some(repeat) => {
+                assert_eq!(repeat.proposed as u64, expected["repeat"]["proposed"], "{what}");
+                assert_eq!(repeat.same_as as u64, expected["repeat"]["same_as"], "{what}");
+            }
+            None => assert!(expected["repeat"].is_null(), "{what}"),
+        }
+        let candidates = expected["candidates"].as_array().unwrap();
+        assert_eq!(segment.candidates.len(), candidates.len(), "{what}");
+        for (j, (c, e)) in segment.candidates.iter().zip(candidates).enumerate() {
+            compare_candidate(c, e, &format!("{what}, candidate {j}"));
+        }
+    }
+}
+
+fn replay(fixture: &str) {
+    let mut backend = load(fixture);
+    let traces: Value =
+        serde_json::from_slice(&std::fs::read(goldens().join(fixture).join("traces.json")).unwrap()).unwrap();
+    let traces = traces["traces"].as_array().unwrap();
+    assert!(!traces.is_empty());
+    for golden in traces {
+        let what = format!("{fixture}/{}", golden["name"]);
+        let uniforms: Vec<f64> =
+            golden["uniforms_used"].as_array().unwrap().iter().map(|u| u.as_f64().unwrap()).collect();
+        let mut options = options(&golden["options"]);
+        let prompt = ids(&golden["prompt_ids"]);
+        for full_trace in [false, true] {
+            options.full_trace = full_trace;
+            let uniforms = Uniforms::Recorded(uniforms.clone());
+            let found = decode(&mut backend, &prompt, &options, uniforms, &mut Silent).unwrap();
+            compare(&found, golden, &what);
+            assert_eq!(found.work, minimum(&found), "{what}: work, full trace {full_trace}");
+        }
+    }
+}
+
+macro_rules! fixtures {
+    ($($test:ident $name:literal)*) => { $(#[test] fn $test() { replay($name) })* };
+}
+
+fixtures! {
+    llama_gqa "llama-gqa"
+    llama_mha_tied "llama-mha-tied"
+    qwen2 "qwen2"
+    qwen3 "qwen3"
+    mistral "mistral"
+    llama_twins "llama-twins"
+    llama_unaligned "llama-unaligned"
+    qwen2_sharded "qwen2-sharded"
+}
