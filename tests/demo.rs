@@ -2,14 +2,14 @@
 
 use ggro::chat::Message;
 use ggro::config::ModelConfig;
-use ggro::ggro::{Observer, Options, Response, Segment, Uniforms, decode};
+use ggro::ggro::{Observer, Options, Segment, Uniforms, decode};
 use ggro::model::reference::{LoadOptions, Reference};
-use ggro::model::{
-    Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Work,
-};
+use ggro::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Work};
 use ggro::pair::Pair;
 use ggro::{Result, demo};
-use std::time::{Duration, Instant};
+use std::cell::Cell;
+use std::sync::Mutex;
+use std::time::Duration;
 
 struct Silent;
 impl Observer for Silent {}
@@ -36,6 +36,7 @@ fn options(pair: &Pair) -> Options {
 /// that is there, so single answers differ.)
 #[test]
 fn the_first_fifty_prompts_agree_with_the_published_table() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let pair = pair();
     let mut backend = Reference::load(&pair, &LoadOptions::default()).unwrap();
     let (mut greedy, mut guided) = (Vec::new(), Vec::new());
@@ -49,9 +50,7 @@ fn the_first_fifty_prompts_agree_with_the_published_table() {
         let answer = decode(&mut backend, &ids, &options, Uniforms::Seeded(0), &mut Silent).unwrap();
         guided.push(answer.final_reward as f64);
         nudged += answer.num_nudges;
-        work.policy_forward += answer.work.policy_forward;
-        work.reward_forward += answer.work.reward_forward;
-        work.reward_backward += answer.work.reward_backward;
+        work = add(work, answer.work);
         options.max_candidates = 1;
         options.entropy_threshold = f64::MAX;
         let plain = decode(&mut backend, &ids, &options, Uniforms::Seeded(0), &mut Silent).unwrap();
@@ -76,22 +75,53 @@ fn the_first_fifty_prompts_agree_with_the_published_table() {
     assert!(work.reward_forward / 50 < 1500, "{} reward forwards", work.reward_forward / 50);
 }
 
-/// Passes everything on and adds up the time spent inside, so that a segment's share can be told.
-struct Timed<'a> {
+/// One test at a time: one of them measures.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Passes everything on and books time and work to the segment in progress.
+struct Booked<'a> {
     inner: &'a mut Reference,
-    spent: Duration,
+    segment: &'a Cell<usize>,
+    spent: [(Work, Duration); 3],
 }
 
-impl Timed<'_> {
+impl Booked<'_> {
     fn time<T>(&mut self, run: impl FnOnce(&mut Reference) -> T) -> T {
-        let begin = Instant::now();
+        let (begin, before) = (cpu_time(), self.inner.work());
         let out = run(self.inner);
-        self.spent += begin.elapsed();
+        let (work, time) = &mut self.spent[self.segment.get()];
+        *time += cpu_time() - begin;
+        *work = add(*work, self.inner.work() - before);
         out
     }
 }
 
-impl Backend for Timed<'_> {
+/// Processor time of all threads of this process: unlike the wall clock, it does not see what else the machine is doing.
+fn cpu_time() -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let spent = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok());
+    Duration::from_nanos(spent.filter_map(|s| s.split(' ').next()?.parse::<u64>().ok()).sum())
+}
+
+fn add(a: Work, b: Work) -> Work {
+    Work {
+        policy_forward: a.policy_forward + b.policy_forward,
+        reward_forward: a.reward_forward + b.reward_forward,
+        reward_backward: a.reward_backward + b.reward_backward,
+    }
+}
+
+/// Tells the books when a segment begins.
+struct Turns<'a>(&'a Cell<usize>);
+
+impl Observer for Turns<'_> {
+    fn segment(&mut self, _: &Segment, _: &[u32]) -> Result<()> {
+        self.0.set(self.0.get() + 1);
+        Ok(())
+    }
+}
+
+impl Backend for Booked<'_> {
     fn config(&self, role: Role) -> &ModelConfig {
         self.inner.config(role)
     }
@@ -133,27 +163,12 @@ impl Backend for Timed<'_> {
     }
 }
 
-/// Work and time of the second segment alone: what two segments cost less what the first one did.
-fn second_segment(backend: &mut Reference, prompt: &[u32], options: &Options) -> (Work, Duration) {
-    let mut run = |tokens: usize| -> (Response, Duration) {
-        let mut options = options.clone();
-        options.max_new_tokens = tokens;
-        let mut timed = Timed { inner: &mut *backend, spent: Duration::ZERO };
-        let response = decode(&mut timed, prompt, &options, Uniforms::Seeded(0), &mut Silent).unwrap();
-        (response, timed.spent)
-    };
-    let walked = |s: &Segment| s.candidates.iter().map(|c| c.ids.len()).collect::<Vec<_>>();
-    let (one, time_one) = run(12);
-    let (two, time_two) = run(24);
-    assert_eq!((one.segments.len(), two.segments.len()), (1, 2));
-    assert_eq!(walked(&one.segments[0]), walked(&two.segments[1]), "both segments walk alike");
-    (two.work - one.work, time_two.saturating_sub(time_one))
-}
-
 #[test]
 fn a_segment_costs_the_same_behind_a_prompt_of_twice_the_length() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let pair = pair();
-    let mut backend = Reference::load(&pair, &LoadOptions::default()).unwrap();
+    // One thread: idle ones spin for a while, which is processor time too.
+    let mut backend = Reference::load(&pair, &LoadOptions { threads: Some(1), ..Default::default() }).unwrap();
     let story = "Once upon a time, there was a little girl named Lily. She loved to play in the park with her kite. ";
     let ids = pair.tokenizer.encode(&story.repeat(20)).unwrap();
     // Segments end at their budget only or where every token is uncertain enough: after 12 kept tokens, whatever they are.
@@ -163,11 +178,18 @@ fn a_segment_costs_the_same_behind_a_prompt_of_twice_the_length() {
     options.finish_id = 2;
     options.stop_ids = vec![2];
     options.max_candidates = 2;
+    options.max_new_tokens = 24;
     let mut best = [Duration::MAX; 2];
     let mut works = [Work::default(); 2];
-    for _ in 0..5 {
+    for _ in 0..20 {
         for (i, len) in [150, 300].into_iter().enumerate() {
-            let (work, time) = second_segment(&mut backend, &ids[..len], &options);
+            let segment = Cell::new(0);
+            let mut booked = Booked { inner: &mut backend, segment: &segment, spent: Default::default() };
+            let prompt = &ids[..len];
+            let answer = decode(&mut booked, prompt, &options, Uniforms::Seeded(0), &mut Turns(&segment)).unwrap();
+            assert_eq!(answer.segments.len(), 2);
+            assert_eq!(answer.segments[1].candidates.len(), 2, "both walks try two candidates");
+            let (work, time) = booked.spent[1];
             works[i] = work;
             best[i] = best[i].min(time);
         }
