@@ -16,9 +16,9 @@
 use crate::{Error, Result};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, TensorInfo};
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{ErrorKind, Read};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -489,7 +489,9 @@ fn parse_header(
             rest.len()
         ));
     };
-    let Header(mut tensors) = serde_json::from_slice(header)
+    let header = std::str::from_utf8(header)
+        .map_err(|e| format!("expected a JSON object of tensors as header: {e}"))?;
+    let Header(mut tensors) = serde_json::from_str(header)
         .map_err(|e| format!("expected a JSON object of tensors as header: {e}"))?;
 
     tensors.sort_by_key(|(_, info)| info.data_offsets);
@@ -546,7 +548,7 @@ fn parse_header(
 /// A JSON object whose keys are all different; JSON readers otherwise keep the last one silently.
 struct Unique<T>(Vec<(String, T)>);
 
-/// The tensors of a header; its `__metadata__` is skipped.
+/// The tensors of a header; its `__metadata__`, an object of texts, is not kept.
 struct Header(Vec<(String, TensorInfo)>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unique<T> {
@@ -594,7 +596,11 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for UniqueVisitor<T> {
                 return Err(A::Error::custom(format!("`{key}` is listed twice")));
             }
             if self.skip == Some(key.as_str()) {
-                map.next_value::<IgnoredAny>()?;
+                let metadata = Named {
+                    key: &key,
+                    content: PhantomData,
+                };
+                let _: Option<HashMap<String, String>> = map.next_value_seed(metadata)?;
                 continue;
             }
             let value = map.next_value_seed(Named {

@@ -31,8 +31,14 @@ impl Tokenizer {
                 "no such file; ggro reads tokenizers in this format only",
             ));
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&content)
-            .map_err(|e| Error::file(&path, format!("expected a tokenizer: {e}")))?;
+        let fail =
+            |e: &dyn std::fmt::Display| Error::file(&path, format!("expected a tokenizer: {e}"));
+        // The crate panics on some files that are not JSON, and may on others that are: neither must end the process.
+        serde_json::from_slice::<serde::de::IgnoredAny>(&content).map_err(|e| fail(&e))?;
+        let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&content));
+        let mut inner = parsed
+            .map_err(|_| fail(&"reading it failed"))?
+            .map_err(|e| fail(&e))?;
         inner.with_padding(None);
         inner
             .with_truncation(None)
@@ -143,19 +149,26 @@ const WINDOW: usize = 8;
 impl<'a> TextStream<'a> {
     /// Starts after `context` (the prompt), whose text is not given out.
     pub fn new(tokenizer: &'a Tokenizer, context: &[u32]) -> Self {
-        let open = context
+        // From the end: a run of bytes that may go on, then enough ids before it.
+        let (mut window, mut closed) = (Vec::new(), 0);
+        for &id in context
             .iter()
             .rev()
-            .take_while(|&&id| tokenizer.is_joined_byte(id))
-            .count();
-        let closed = context.len() - open;
-        let start = closed.saturating_sub(WINDOW);
+            .filter(|&&id| tokenizer.token(id).is_some())
+        {
+            window.push(id);
+            closed += usize::from(closed > 0 || !tokenizer.is_joined_byte(id));
+            if closed == WINDOW {
+                break;
+            }
+        }
+        window.reverse();
         let given = tokenizer
-            .settled(&context[start..closed])
+            .settled(&window[..closed])
             .map_or(0, |text| text.len());
         TextStream {
             tokenizer,
-            window: context[start..].to_vec(),
+            window,
             given,
         }
     }
@@ -165,6 +178,9 @@ impl<'a> TextStream<'a> {
     /// # Errors
     /// The tokenizer's own.
     pub fn push(&mut self, id: u32) -> Result<String> {
+        if self.tokenizer.token(id).is_none() {
+            return Ok(String::new());
+        }
         self.window.push(id);
         if self.tokenizer.is_joined_byte(id) {
             return Ok(String::new());

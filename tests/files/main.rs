@@ -1,6 +1,10 @@
 //! What a model directory may hold, well formed or not: configs, checkpoints, tokenizers, chat templates and pairs.
 
 mod chat;
+mod checkpoint;
+mod config;
+mod pair;
+mod tokenizer;
 
 use ggro::checkpoint::Files;
 use std::path::{Path, PathBuf};
