@@ -45,8 +45,7 @@ impl Pair {
         let tokenizer = load_tokenizer(policy_files, &policy)?;
         let theirs = load_tokenizer(reward_files, &reward)?;
         if let Some((id, ours, theirs)) = tokenizer.first_difference(&theirs) {
-            let spelled =
-                |token: Option<String>| token.map_or("nothing".into(), |t| format!("{t:?}"));
+            let spelled = |token: Option<String>| token.map_or("nothing".into(), |t| format!("{t:?}"));
             return Err(Error::invalid(format!(
                 "the tokenizers differ: id {id} is {} to the policy ({}), but {} to the reward model ({}); \
                  both models must read the same ids",
@@ -102,11 +101,7 @@ fn load_tokenizer(files: &Files, config: &ModelConfig) -> Result<Tokenizer> {
     if tokenizer.len() > config.vocab_size {
         return Err(Error::file(
             files.path("tokenizer.json"),
-            format!(
-                "expected ids below `vocab_size` ({} rows), found {} tokens",
-                config.vocab_size,
-                tokenizer.len()
-            ),
+            format!("expected ids below `vocab_size` ({} rows), found {} tokens", config.vocab_size, tokenizer.len()),
         ));
     }
     Ok(tokenizer)
@@ -117,16 +112,9 @@ fn listed_stop_ids(files: &Files, config: &ModelConfig) -> Result<Vec<u32>> {
     const NAME: &str = "generation_config.json";
     let generation = files.read_json(NAME)?.unwrap_or_default();
     let listed = token_ids_of(generation.get("eos_token_id")).map_err(|(expected, found)| {
-        Error::file(
-            files.path(NAME),
-            format!("`eos_token_id`: expected {expected}, found {found}"),
-        )
+        Error::file(files.path(NAME), format!("`eos_token_id`: expected {expected}, found {found}"))
     })?;
-    let (file, listed) = if listed.is_empty() {
-        ("config.json", config.eos_token_ids.clone())
-    } else {
-        (NAME, listed)
-    };
+    let (file, listed) = if listed.is_empty() { ("config.json", config.eos_token_ids.clone()) } else { (NAME, listed) };
     let mut ids = Vec::with_capacity(listed.len());
     for id in listed {
         check_id(files, file, "eos_token_id", id, config)?;
@@ -138,20 +126,12 @@ fn listed_stop_ids(files: &Files, config: &ModelConfig) -> Result<Vec<u32>> {
 }
 
 /// The id of `eos_token`; without one, the first that is listed as `eos_token_id`.
-fn finish_id(
-    files: &Files,
-    config: &ModelConfig,
-    tokenizer: &Tokenizer,
-    listed: &[u32],
-) -> Result<u32> {
+fn finish_id(files: &Files, config: &ModelConfig, tokenizer: &Tokenizer, listed: &[u32]) -> Result<u32> {
     let path = files.path("tokenizer_config.json");
     match special_token(files, "eos_token")? {
         Some(token) => match tokenizer.id(&token) {
             Some(id) if (id as usize) < config.vocab_size => Ok(id),
-            _ => Err(Error::file(
-                path,
-                format!("`eos_token`: expected a token of tokenizer.json, found {token:?}"),
-            )),
+            _ => Err(Error::file(path, format!("`eos_token`: expected a token of tokenizer.json, found {token:?}"))),
         },
         None => listed.first().copied().ok_or_else(|| {
             Error::file(
@@ -168,9 +148,6 @@ fn check_id(files: &Files, file: &str, field: &str, id: u32, config: &ModelConfi
     }
     Err(Error::file(
         files.path(file),
-        format!(
-            "`{field}`: expected an id below `vocab_size` ({}), found {id}",
-            config.vocab_size
-        ),
+        format!("`{field}`: expected an id below `vocab_size` ({}), found {id}", config.vocab_size),
     ))
 }

@@ -26,34 +26,22 @@ impl Tokenizer {
     pub fn load(files: &Files) -> Result<Self> {
         let path = files.path(NAME);
         let Some(content) = files.read(NAME)? else {
-            return Err(Error::file(
-                path,
-                "no such file; ggro reads tokenizers in this format only",
-            ));
+            return Err(Error::file(path, "no such file; ggro reads tokenizers in this format only"));
         };
-        let fail =
-            |e: &dyn std::fmt::Display| Error::file(&path, format!("expected a tokenizer: {e}"));
+        let fail = |e: &dyn std::fmt::Display| Error::file(&path, format!("expected a tokenizer: {e}"));
         // The crate panics on some files that are not JSON, and may on others that are: neither must end the process.
         serde_json::from_slice::<serde::de::IgnoredAny>(&content).map_err(|e| fail(&e))?;
         let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&content));
-        let mut inner = parsed
-            .map_err(|_| fail(&"reading it failed"))?
-            .map_err(|e| fail(&e))?;
+        let mut inner = parsed.map_err(|_| fail(&"reading it failed"))?.map_err(|e| fail(&e))?;
         inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|e| Error::file(&path, e.to_string()))?;
+        inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
         let largest = inner.get_vocab(true).into_values().max();
         let len = largest.map_or(0, |id| id as usize + 1);
         if len == 0 {
             return Err(Error::file(path, "expected a vocabulary, found no tokens"));
         }
         let joins_bytes = inner.get_decoder().is_some_and(joins_bytes);
-        Ok(Tokenizer {
-            inner,
-            len,
-            joins_bytes,
-        })
+        Ok(Tokenizer { inner, len, joins_bytes })
     }
 
     /// Ids of a text; special-token spellings in it become their ids, and nothing is added.
@@ -92,10 +80,7 @@ impl Tokenizer {
     }
 
     /// The first id below both sizes that the two tokenizers spell differently, if any: `(id, ours, theirs)`.
-    pub fn first_difference(
-        &self,
-        other: &Tokenizer,
-    ) -> Option<(u32, Option<String>, Option<String>)> {
+    pub fn first_difference(&self, other: &Tokenizer) -> Option<(u32, Option<String>, Option<String>)> {
         let both = self.len.min(other.len) as u64;
         (0..both).map(|id| id as u32).find_map(|id| {
             let (ours, theirs) = (self.token(id), other.token(id));
@@ -106,9 +91,7 @@ impl Tokenizer {
     /// Whether the text of `id` depends on all byte tokens around it.
     fn is_joined_byte(&self, id: u32) -> bool {
         self.joins_bytes
-            && self.token(id).is_some_and(|token| {
-                token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
-            })
+            && self.token(id).is_some_and(|token| token.len() == 6 && token.starts_with("<0x") && token.ends_with('>'))
     }
 
     /// The text of `ids` that no further id can change: not a last U+FFFD, which may stand for an incomplete character.
@@ -151,11 +134,7 @@ impl<'a> TextStream<'a> {
     pub fn new(tokenizer: &'a Tokenizer, context: &[u32]) -> Self {
         // From the end: a run of bytes that may go on, then enough ids before it.
         let (mut window, mut closed) = (Vec::new(), 0);
-        for &id in context
-            .iter()
-            .rev()
-            .filter(|&&id| tokenizer.token(id).is_some())
-        {
+        for &id in context.iter().rev().filter(|&&id| tokenizer.token(id).is_some()) {
             window.push(id);
             closed += usize::from(closed > 0 || !tokenizer.is_joined_byte(id));
             if closed == WINDOW {
@@ -163,14 +142,8 @@ impl<'a> TextStream<'a> {
             }
         }
         window.reverse();
-        let given = tokenizer
-            .settled(&window[..closed])
-            .map_or(0, |text| text.len());
-        TextStream {
-            tokenizer,
-            window,
-            given,
-        }
+        let given = tokenizer.settled(&window[..closed]).map_or(0, |text| text.len());
+        TextStream { tokenizer, window, given }
     }
 
     /// The text that `id` adds, empty while a character is incomplete.

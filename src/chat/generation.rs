@@ -18,26 +18,16 @@ pub(super) fn replace_tags(source: &str) -> Result<String, String> {
         output.push_str(text);
         let length = match tail.get(..2) {
             Some("{#") if !raw => tail.find("#}").map_or(tail.len(), |end| end + 2),
-            Some("{{") if !raw => {
-                expression_end(tail, "}}").ok_or_else(|| too_long(source, tail))?
-            }
+            Some("{{") if !raw => expression_end(tail, "}}").ok_or_else(|| too_long(source, tail))?,
             Some("{%") => {
-                let end = if raw {
-                    2
-                } else {
-                    expression_end(tail, "%}").ok_or_else(|| too_long(source, tail))?
-                };
+                let end = if raw { 2 } else { expression_end(tail, "%}").ok_or_else(|| too_long(source, tail))? };
                 let (name_start, name) = tag_name(tail);
                 match name {
                     "raw" => raw = true,
                     "endraw" => raw = false,
                     "generation" | "endgeneration" if !raw => {
                         output.push_str(&tail[..name_start]);
-                        output.push_str(if name == "generation" {
-                            "with"
-                        } else {
-                            "endwith"
-                        });
+                        output.push_str(if name == "generation" { "with" } else { "endwith" });
                         output.push_str(&tail[name_start + name.len()..end]);
                         rest = &tail[end..];
                         continue;
@@ -64,9 +54,7 @@ fn too_long(source: &str, tail: &str) -> String {
 fn tag_name(tag: &str) -> (usize, &str) {
     let body = &tag[2..];
     let word = body.strip_prefix(['-', '+']).unwrap_or(body).trim_start();
-    let end = word
-        .find(|c: char| !c.is_alphanumeric() && c != '_')
-        .unwrap_or(word.len());
+    let end = word.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(word.len());
     (tag.len() - word.len(), &word[..end])
 }
 
@@ -102,29 +90,17 @@ mod tests {
     #[test]
     fn only_tags_are_replaced() {
         for (source, expected) in [
-            (
-                "a{% generation %}b{% endgeneration %}c",
-                "a{% with %}b{% endwith %}c",
-            ),
-            (
-                "{%- generation -%}b{%-endgeneration-%}",
-                "{%- with -%}b{%-endwith-%}",
-            ),
+            ("a{% generation %}b{% endgeneration %}c", "a{% with %}b{% endwith %}c"),
+            ("{%- generation -%}b{%-endgeneration-%}", "{%- with -%}b{%-endwith-%}"),
             ("{%+generation\n%}", "{%+with\n%}"),
             ("{# {% generation %} #}", "{# {% generation %} #}"),
             ("{{ '{% generation %}' }}", "{{ '{% generation %}' }}"),
-            (
-                r#"{{ "\"{% generation %}" }}"#,
-                r#"{{ "\"{% generation %}" }}"#,
-            ),
+            (r#"{{ "\"{% generation %}" }}"#, r#"{{ "\"{% generation %}" }}"#),
             (
                 "{% raw %}{% generation %}{% endraw %}{% generation %}",
                 "{% raw %}{% generation %}{% endraw %}{% with %}",
             ),
-            (
-                "{% set generation = 1 %}{{ generation }}",
-                "{% set generation = 1 %}{{ generation }}",
-            ),
+            ("{% set generation = 1 %}{{ generation }}", "{% set generation = 1 %}{{ generation }}"),
             ("{% generations %}", "{% generations %}"),
             ("{", "{"),
             ("{%", "{%"),

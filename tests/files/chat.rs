@@ -9,10 +9,7 @@ fn template(source: &str) -> ggro::Result<ChatTemplate> {
 }
 
 fn user(content: &str) -> Vec<Message> {
-    vec![Message {
-        role: "user".into(),
-        content: content.into(),
-    }]
+    vec![Message { role: "user".into(), content: content.into() }]
 }
 
 fn render(source: &str) -> ggro::Result<String> {
@@ -43,9 +40,7 @@ fn renders_as_python_does() {
             (Err(e), Value::Null, Value::String(refusal)) if e.to_string().contains(refusal) => {}
             (rendered, expected, refusal) => {
                 let rendered = rendered.map_err(|e| e.to_string());
-                failures.push(format!(
-                    "{name}\n found    {rendered:?}\n expected {expected} {refusal}"
-                ));
+                failures.push(format!("{name}\n found    {rendered:?}\n expected {expected} {refusal}"));
             }
         }
     }
@@ -71,10 +66,7 @@ fn default_of_a_list_of_templates() {
     assert_eq!(template.render(&[], false).unwrap(), "<s></s>False");
 
     let (_dir, files) = directory(&[("tokenizer_config.json", list("other").as_bytes())]);
-    refused(
-        ChatTemplate::load(&files),
-        &["tokenizer_config.json", "chat_template", "\"default\""],
-    );
+    refused(ChatTemplate::load(&files), &["tokenizer_config.json", "chat_template", "\"default\""]);
 }
 
 #[test]
@@ -84,10 +76,7 @@ fn where_a_template_comes_from() {
     let (_dir, files) = directory(&[("tokenizer_config.json", b"{}")]);
     assert!(ChatTemplate::load(&files).unwrap().is_none());
     let config = br#"{ "chat_template": "config" }"#;
-    let (_dir, files) = directory(&[
-        ("tokenizer_config.json", config),
-        ("chat_template.jinja", b"file\n"),
-    ]);
+    let (_dir, files) = directory(&[("tokenizer_config.json", config), ("chat_template.jinja", b"file\n")]);
     let template = ChatTemplate::load(&files).unwrap().unwrap();
     assert_eq!(template.render(&[], false).unwrap(), "file");
 
@@ -98,16 +87,10 @@ fn where_a_template_comes_from() {
         ("{", "JSON object"),
     ] {
         let (_dir, files) = directory(&[("tokenizer_config.json", config.as_bytes())]);
-        refused(
-            ChatTemplate::load(&files),
-            &["tokenizer_config.json", expected],
-        );
+        refused(ChatTemplate::load(&files), &["tokenizer_config.json", expected]);
     }
     let (_dir, files) = directory(&[("chat_template.jinja", b"\xff")]);
-    refused(
-        ChatTemplate::load(&files),
-        &["chat_template.jinja", "UTF-8"],
-    );
+    refused(ChatTemplate::load(&files), &["chat_template.jinja", "UTF-8"]);
 }
 
 #[test]
@@ -121,36 +104,22 @@ fn the_templates_own_refusal_reaches_the_user() {
 
 #[test]
 fn broken_templates() {
-    refused(
-        render("{% if %}"),
-        &["chat_template.jinja", "line 1", "syntax error"],
-    );
-    refused(
-        render("a\n{% for m in messages %}"),
-        &["line 2", "syntax error"],
-    );
-    refused(
-        render("{{ messages | nonsense }}"),
-        &["unknown filter", "nonsense"],
-    );
+    refused(render("{% if %}"), &["chat_template.jinja", "line 1", "syntax error"]);
+    refused(render("a\n{% for m in messages %}"), &["line 2", "syntax error"]);
+    refused(render("{{ messages | nonsense }}"), &["unknown filter", "nonsense"]);
     refused(render("\n{{ nonsense() }}"), &["line 2", "nonsense"]);
     refused(render("{{ missing.attribute }}"), &["undefined"]);
     refused(render("{% generation %}"), &["syntax error"]);
     refused(render("{% include 'other' %}"), &["other"]);
-    refused(
-        render(&"x".repeat(1 << 20)),
-        &["at most 131072 bytes", "found 1048576"],
-    );
+    refused(render(&"x".repeat(1 << 20)), &["at most 131072 bytes", "found 1048576"]);
 }
 
 #[test]
 fn endless_and_enormous_templates_end_quickly() {
-    let loops =
-        "{% for i in range(100000) %}{% for j in range(100000) %}BODY{% endfor %}{% endfor %}";
+    let loops = "{% for i in range(100000) %}{% for j in range(100000) %}BODY{% endfor %}{% endfor %}";
     let with = |body: &str| loops.replace("BODY", body);
     let kilobyte = "x".repeat(1000);
-    let doubling =
-        "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = STEP %}{% endfor %}";
+    let doubling = "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = STEP %}{% endfor %}";
     let hostile = [
         with(""),
         with("{{ i }}"),
@@ -180,28 +149,17 @@ fn endless_and_enormous_templates_end_quickly() {
         let result = render(source);
         let shown: String = source.chars().take(120).collect();
         let error = result.err().unwrap_or_else(|| panic!("rendered: {shown}"));
-        assert!(
-            start.elapsed().as_secs() < 5,
-            "{:?}: {shown}",
-            start.elapsed()
-        );
+        assert!(start.elapsed().as_secs() < 5, "{:?}: {shown}", start.elapsed());
         assert!(error.to_string().contains("chat_template.jinja"), "{error}");
     }
-    refused(
-        render(&hostile[0]),
-        &["chat_template.jinja", "does not end within its limit"],
-    );
+    refused(render(&hostile[0]), &["chat_template.jinja", "does not end within its limit"]);
     refused(render(&hostile[2]), &["writes more than", "the limit"]);
 }
 
 fn survives(source: &str, shown: &str) {
     let start = Instant::now();
     let _ = render(source);
-    assert!(
-        start.elapsed().as_secs() < 5,
-        "{:?}: {shown}",
-        start.elapsed()
-    );
+    assert!(start.elapsed().as_secs() < 5, "{:?}: {shown}", start.elapsed());
 }
 
 /// Recursion over what a template nests or spells deeply must not overflow a stack.
@@ -255,11 +213,7 @@ fn deep_nesting_is_survived() {
         ("", "{%", ""),
         ("", "{#", ""),
     ] {
-        let count = (if middle.contains('%') {
-            120 << 10
-        } else {
-            4000
-        }) / middle.len();
+        let count = (if middle.contains('%') { 120 << 10 } else { 4000 }) / middle.len();
         survives(&format!("{open}{}{close}", middle.repeat(count)), middle);
     }
 }

@@ -42,10 +42,7 @@ fn every_fixture_opens() {
         for role in ["policy", "reward"] {
             let checkpoint = Checkpoint::open(&model(&format!("{fixture}/{role}"))).unwrap();
             let names = checkpoint.names();
-            assert!(
-                names.is_sorted() && names.contains(&"model.norm.weight"),
-                "{fixture}"
-            );
+            assert!(names.is_sorted() && names.contains(&"model.norm.weight"), "{fixture}");
             assert_eq!(checkpoint.contains("score.weight"), role == "reward");
             assert!(!checkpoint.contains("nothing"));
         }
@@ -55,25 +52,15 @@ fn every_fixture_opens() {
 /// Odd offsets and shards hold the same numbers as the fixtures they were made from.
 #[test]
 fn stored_differently_but_the_same() {
-    for (one, other) in [
-        ("llama-mha-tied", "llama-unaligned"),
-        ("qwen2", "qwen2-sharded"),
-    ] {
+    for (one, other) in [("llama-mha-tied", "llama-unaligned"), ("qwen2", "qwen2-sharded")] {
         for role in ["policy", "reward"] {
             let open = |name| Checkpoint::open(&model(&format!("{name}/{role}"))).unwrap();
             let (one, other) = (open(one), open(other));
             assert_eq!((one.names(), one.bytes()), (other.names(), other.bytes()));
             for name in one.names() {
                 let shape = shape_of(&one, name);
-                let (a, b) = (
-                    one.tensor(name, &shape).unwrap(),
-                    other.tensor(name, &shape).unwrap(),
-                );
-                assert_eq!(
-                    (a.dtype, a.shape, a.data),
-                    (b.dtype, b.shape, b.data),
-                    "{name}"
-                );
+                let (a, b) = (one.tensor(name, &shape).unwrap(), other.tensor(name, &shape).unwrap());
+                assert_eq!((a.dtype, a.shape, a.data), (b.dtype, b.shape, b.data), "{name}");
             }
         }
     }
@@ -87,59 +74,28 @@ fn stored_differently_but_the_same() {
 
 /// The shape as the message about a wrong one tells it.
 fn shape_of(checkpoint: &Checkpoint, name: &str) -> Vec<usize> {
-    let message = checkpoint
-        .tensor(name, &[usize::MAX])
-        .unwrap_err()
-        .to_string();
+    let message = checkpoint.tensor(name, &[usize::MAX]).unwrap_err().to_string();
     serde_json::from_str(message.split("found ").nth(1).unwrap()).unwrap()
 }
 
 #[test]
 fn a_tensor_by_name_and_shape() {
     let checkpoint = open(&file(&two_tensors().to_string(), 32)).unwrap();
-    assert_eq!(
-        (checkpoint.names(), checkpoint.bytes()),
-        (vec!["a", "b"], 32)
-    );
+    assert_eq!((checkpoint.names(), checkpoint.bytes()), (vec!["a", "b"], 32));
     let tensor = checkpoint.tensor("b", &[4]).unwrap();
     assert_eq!((tensor.dtype, tensor.shape), (DType::Bf16, &[4][..]));
     assert_eq!(tensor.data, [24, 25, 26, 27, 28, 29, 30, 31]);
 
-    refused(
-        checkpoint.tensor("a", &[3, 2]),
-        &[
-            "model.safetensors",
-            "`a`",
-            "expected shape [3, 2]",
-            "found [2, 3]",
-        ],
-    );
-    refused(
-        checkpoint.tensor("c", &[1]),
-        &["model.safetensors", "`c`", "[1]", "no such tensor"],
-    );
+    refused(checkpoint.tensor("a", &[3, 2]), &["model.safetensors", "`a`", "expected shape [3, 2]", "found [2, 3]"]);
+    refused(checkpoint.tensor("c", &[1]), &["model.safetensors", "`c`", "[1]", "no such tensor"]);
 }
 
 #[test]
 fn dtypes() {
-    for (dtype, bytes) in [
-        ("I64", 8),
-        ("F8_E4M3", 1),
-        ("F64", 8),
-        ("U8", 1),
-        ("BOOL", 1),
-        ("I32", 4),
-    ] {
+    for (dtype, bytes) in [("I64", 8), ("F8_E4M3", 1), ("F64", 8), ("U8", 1), ("BOOL", 1), ("I32", 4)] {
         let header = json!({ "a": { "dtype": dtype, "shape": [1], "data_offsets": [0, bytes] } });
         let checkpoint = open(&file(&header.to_string(), bytes)).unwrap();
-        refused(
-            checkpoint.tensor("a", &[1]),
-            &[
-                "`a`",
-                "expected dtype BF16, F16 or F32",
-                &format!("found {dtype}"),
-            ],
-        );
+        refused(checkpoint.tensor("a", &[1]), &["`a`", "expected dtype BF16, F16 or F32", &format!("found {dtype}")]);
     }
     wrong(&file(&with("a", "dtype", json!("F7")), 32), &["`a`", "F7"]);
     let empty = json!({ "a": { "dtype": "F16", "shape": [0, 4], "data_offsets": [0, 0] } });
@@ -153,127 +109,42 @@ fn malformed_headers() {
     assert!(open(&good).is_ok());
     wrong(b"", &["at least 8 bytes", "found 0"]);
     wrong(&good[..5], &["at least 8 bytes", "found 5"]);
-    wrong(
-        &good[..20],
-        &["expected a header of", "found 12 bytes of it"],
-    );
+    wrong(&good[..20], &["expected a header of", "found 12 bytes of it"]);
     let mut oversized = good.clone();
     oversized[..8].copy_from_slice(&100_000_001u64.to_le_bytes());
     wrong(&oversized, &["at most 100000000 bytes", "found 100000001"]);
     oversized[..8].copy_from_slice(&u64::MAX.to_le_bytes());
-    wrong(
-        &oversized,
-        &["at most 100000000 bytes", "found 18446744073709551615"],
-    );
-    for header in [
-        "",
-        "[]",
-        "{",
-        "null",
-        "{\"a\": 5}",
-        "{\"a\": {}}",
-        "{}x",
-        "\u{0}",
-    ] {
-        wrong(
-            &file(header, 0),
-            &["expected a JSON object of tensors as header"],
-        );
+    wrong(&oversized, &["at most 100000000 bytes", "found 18446744073709551615"]);
+    for header in ["", "[]", "{", "null", "{\"a\": 5}", "{\"a\": {}}", "{}x", "\u{0}"] {
+        wrong(&file(header, 0), &["expected a JSON object of tensors as header"]);
     }
     let tensor = "{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}";
-    wrong(
-        &file(&format!("{{\"a\":{tensor},\"a\":{tensor}}}"), 1),
-        &["`a` is listed twice"],
-    );
+    wrong(&file(&format!("{{\"a\":{tensor},\"a\":{tensor}}}"), 1), &["`a` is listed twice"]);
 }
 
 #[test]
 fn malformed_offsets() {
     let huge = json!([u64::MAX, u64::MAX]);
     for (header, data, parts) in [
-        (
-            with("b", "data_offsets", json!([20, 28])),
-            32,
-            vec!["`b`", "offset 24", "found 20", "overlaps"],
-        ),
-        (
-            with("b", "data_offsets", json!([0, 8])),
-            32,
-            vec!["overlaps"],
-        ),
-        (
-            with("b", "data_offsets", json!([26, 34])),
-            34,
-            vec!["`b`", "offset 24", "found 26", "hole"],
-        ),
-        (
-            with("a", "data_offsets", json!([1, 25])),
-            40,
-            vec!["`a`", "offset 0", "found 1", "hole"],
-        ),
-        (
-            with("b", "data_offsets", json!([24, 33])),
-            32,
-            vec!["`b`", "inside the 32 bytes", "24..33"],
-        ),
-        (
-            with("b", "data_offsets", json!([32, 24])),
-            32,
-            vec!["`b`", "32..24"],
-        ),
-        (
-            with("b", "data_offsets", huge.clone()),
-            32,
-            vec!["`b`", "inside the 32 bytes"],
-        ),
-        (
-            with("b", "data_offsets", json!([-1, 8])),
-            32,
-            vec!["`b`", "-1"],
-        ),
+        (with("b", "data_offsets", json!([20, 28])), 32, vec!["`b`", "offset 24", "found 20", "overlaps"]),
+        (with("b", "data_offsets", json!([0, 8])), 32, vec!["overlaps"]),
+        (with("b", "data_offsets", json!([26, 34])), 34, vec!["`b`", "offset 24", "found 26", "hole"]),
+        (with("a", "data_offsets", json!([1, 25])), 40, vec!["`a`", "offset 0", "found 1", "hole"]),
+        (with("b", "data_offsets", json!([24, 33])), 32, vec!["`b`", "inside the 32 bytes", "24..33"]),
+        (with("b", "data_offsets", json!([32, 24])), 32, vec!["`b`", "32..24"]),
+        (with("b", "data_offsets", huge.clone()), 32, vec!["`b`", "inside the 32 bytes"]),
+        (with("b", "data_offsets", json!([-1, 8])), 32, vec!["`b`", "-1"]),
         (with("b", "data_offsets", json!([24])), 32, vec!["`b`"]),
-        (
-            with("b", "shape", json!([5])),
-            32,
-            vec!["`b`", "expected 10 bytes", "[5] of BF16", "found 8"],
-        ),
-        (
-            with("b", "dtype", json!("F32")),
-            32,
-            vec!["`b`", "expected 16 bytes", "found 8"],
-        ),
-        (
-            with("b", "shape", json!([u64::MAX, 2])),
-            32,
-            vec!["`b`", "too large to count"],
-        ),
-        (
-            with("b", "shape", json!([1u64 << 62, 4])),
-            32,
-            vec!["`b`", "too large to count"],
-        ),
-        (
-            with("b", "shape", json!([1u64 << 61])),
-            32,
-            vec!["`b`", "too large to count"],
-        ),
+        (with("b", "shape", json!([5])), 32, vec!["`b`", "expected 10 bytes", "[5] of BF16", "found 8"]),
+        (with("b", "dtype", json!("F32")), 32, vec!["`b`", "expected 16 bytes", "found 8"]),
+        (with("b", "shape", json!([u64::MAX, 2])), 32, vec!["`b`", "too large to count"]),
+        (with("b", "shape", json!([1u64 << 62, 4])), 32, vec!["`b`", "too large to count"]),
+        (with("b", "shape", json!([1u64 << 61])), 32, vec!["`b`", "too large to count"]),
         (with("b", "shape", json!([-4])), 32, vec!["`b`", "-4"]),
         (with("b", "shape", json!([4.0])), 32, vec!["`b`", "4.0"]),
-        (
-            with("b", "dtype", json!("F4")),
-            32,
-            vec!["`b`", "expected 2 bytes", "found 8"],
-        ),
-        (
-            two_tensors().to_string(),
-            31,
-            vec!["`b`", "inside the 31 bytes", "24..32"],
-        ),
-        (
-            two_tensors().to_string(),
-            33,
-            vec!["expected 32 bytes of tensor data", "found 33"],
-        ),
+        (with("b", "dtype", json!("F4")), 32, vec!["`b`", "expected 2 bytes", "found 8"]),
+        (two_tensors().to_string(), 31, vec!["`b`", "inside the 31 bytes", "24..32"]),
+        (two_tensors().to_string(), 33, vec!["expected 32 bytes of tensor data", "found 33"]),
     ] {
         wrong(&file(&header, data), &parts);
     }
@@ -304,68 +175,25 @@ fn shards() {
     let missing = checkpoint.tensor("c", &[1]);
     refused(missing, &["model.safetensors.index.json", "`c`"]);
 
-    refused(
-        open(&both, &[("1.safetensors", &a)]),
-        &["index.json", "`2.safetensors` is missing"],
-    );
-    let lacks = open(
-        &both,
-        &[("1.safetensors", &a), ("2.safetensors", &shard("c"))],
-    );
-    refused(
-        lacks,
-        &["index.json", "tensor `b`", "expected in `2.safetensors`"],
-    );
+    refused(open(&both, &[("1.safetensors", &a)]), &["index.json", "`2.safetensors` is missing"]);
+    let lacks = open(&both, &[("1.safetensors", &a), ("2.safetensors", &shard("c"))]);
+    refused(lacks, &["index.json", "tensor `b`", "expected in `2.safetensors`"]);
     let twice = open(&both, &[("1.safetensors", &a), ("2.safetensors", &a)]);
-    refused(
-        twice,
-        &["2.safetensors", "tensor `a` is also in", "1.safetensors"],
-    );
+    refused(twice, &["2.safetensors", "tensor `a` is also in", "1.safetensors"]);
     let swapped = open(&both, &[("1.safetensors", &b), ("2.safetensors", &a)]);
-    refused(
-        swapped,
-        &[
-            "tensor `a`",
-            "expected in `1.safetensors`",
-            "2.safetensors`",
-        ],
-    );
+    refused(swapped, &["tensor `a`", "expected in `1.safetensors`", "2.safetensors`"]);
     let broken = open(&both, &[("1.safetensors", &a), ("2.safetensors", &b[..9])]);
     refused(broken, &["2.safetensors: expected a header"]);
 
-    for name in [
-        "../1.safetensors",
-        "/1.safetensors",
-        "x/1.safetensors",
-        "..",
-        ".",
-        "",
-        "x\\1.safetensors",
-        "1\0.safetensors",
-    ] {
+    for name in
+        ["../1.safetensors", "/1.safetensors", "x/1.safetensors", "..", ".", "", "x\\1.safetensors", "1\0.safetensors"]
+    {
         let map = json!({ "a": name });
         let escaped = open(&map, &[("1.safetensors", &a)]);
-        refused(
-            escaped,
-            &[
-                "index.json",
-                "shard name",
-                &format!("{name:?}"),
-                "plain file name",
-            ],
-        );
+        refused(escaped, &["index.json", "shard name", &format!("{name:?}"), "plain file name"]);
     }
-    refused(
-        open(&json!({ "a": "1.bin" }), &[("1.bin", &a)]),
-        &["`1.bin` is a pickle"],
-    );
-    for index in [
-        "{}",
-        "[]",
-        "{\"weight_map\": []}",
-        "{\"weight_map\": {\"a\": 5}}",
-        "{",
-    ] {
+    refused(open(&json!({ "a": "1.bin" }), &[("1.bin", &a)]), &["`1.bin` is a pickle"]);
+    for index in ["{}", "[]", "{\"weight_map\": []}", "{\"weight_map\": {\"a\": 5}}", "{"] {
         let (_dir, files) = directory(&[("model.safetensors.index.json", index.as_bytes())]);
         refused(Checkpoint::open(&files), &["index.json", "`weight_map`"]);
     }
@@ -385,44 +213,26 @@ fn links_are_followed() {
     symlink(blobs.path().join("blob"), dir.path().join("1.safetensors")).unwrap();
     assert!(Checkpoint::open(&files).unwrap().contains("a"));
     std::fs::remove_file(blobs.path().join("blob")).unwrap();
-    refused(
-        Checkpoint::open(&files),
-        &["1.safetensors", "link", "does not exist"],
-    );
+    refused(Checkpoint::open(&files), &["1.safetensors", "link", "does not exist"]);
 }
 
 #[test]
 fn what_a_directory_may_lack() {
     let (dir, files) = directory(&[]);
-    refused(
-        Checkpoint::open(&files),
-        &["expected `model.safetensors` or", "found neither"],
-    );
+    refused(Checkpoint::open(&files), &["expected `model.safetensors` or", "found neither"]);
     assert!(files.read("config.json").unwrap().is_none());
     let missing = Files::Dir(dir.path().join("nowhere"));
     refused(missing.read("config.json"), &["nowhere", "No such file"]);
     refused(Checkpoint::open(&missing), &["nowhere"]);
     std::fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
-    refused(
-        Checkpoint::open(&files),
-        &["`pytorch_model.bin`", "pickle", "never"],
-    );
+    refused(Checkpoint::open(&files), &["`pytorch_model.bin`", "pickle", "never"]);
     let not_a_directory = Files::Dir(dir.path().join("pytorch_model.bin"));
-    refused(
-        not_a_directory.read("config.json"),
-        &["pytorch_model.bin", "expected a model directory"],
-    );
+    refused(not_a_directory.read("config.json"), &["pytorch_model.bin", "expected a model directory"]);
     std::fs::create_dir(dir.path().join("model.safetensors")).unwrap();
-    refused(
-        Checkpoint::open(&files),
-        &["model.safetensors", "regular file", "found a directory"],
-    );
+    refused(Checkpoint::open(&files), &["model.safetensors", "regular file", "found a directory"]);
     let sparse = std::fs::File::create(dir.path().join("config.json")).unwrap();
     sparse.set_len((256 << 20) + 1).unwrap();
-    refused(
-        files.read("config.json"),
-        &["config.json", "larger than 268435456 bytes"],
-    );
+    refused(files.read("config.json"), &["config.json", "larger than 268435456 bytes"]);
 }
 
 #[test]
@@ -434,10 +244,7 @@ fn embedded_files() {
     assert!(Checkpoint::open(&files).unwrap().contains("a"));
     assert_eq!(files.read("model.safetensors").unwrap().unwrap(), content);
     assert!(files.read("config.json").unwrap().is_none());
-    refused(
-        Checkpoint::open(&Files::Embedded("demo", &[])),
-        &["demo/model.safetensors"],
-    );
+    refused(Checkpoint::open(&Files::Embedded("demo", &[])), &["demo/model.safetensors"]);
 }
 
 proptest! {

@@ -9,16 +9,8 @@ mod tokenizer;
 use ggro::checkpoint::Files;
 use std::path::{Path, PathBuf};
 
-const FIXTURES: [&str; 8] = [
-    "llama-gqa",
-    "llama-mha-tied",
-    "llama-twins",
-    "llama-unaligned",
-    "mistral",
-    "qwen2",
-    "qwen2-sharded",
-    "qwen3",
-];
+const FIXTURES: [&str; 8] =
+    ["llama-gqa", "llama-mha-tied", "llama-twins", "llama-unaligned", "mistral", "qwen2", "qwen2-sharded", "qwen3"];
 
 fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")

@@ -32,15 +32,8 @@ fn sentence_piece() -> &'static Tokenizer {
     TOKENIZER.get_or_init(|| {
         let mut vocabulary = serde_json::Map::new();
         let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
-        let pieces = [
-            "<unk>", "<s>", "▁", "a", "b", "▁a", "▁b", "é", "▁你", "\u{FFFD}", ".",
-        ];
-        for (id, piece) in pieces
-            .iter()
-            .map(|p| p.to_string())
-            .chain(bytes)
-            .enumerate()
-        {
+        let pieces = ["<unk>", "<s>", "▁", "a", "b", "▁a", "▁b", "é", "▁你", "\u{FFFD}", "."];
+        for (id, piece) in pieces.iter().map(|p| p.to_string()).chain(bytes).enumerate() {
             vocabulary.insert(piece, id.into());
         }
         load(&json!({
@@ -82,27 +75,12 @@ fn golden_cases() {
             let tokenizer = Tokenizer::load(&files).unwrap();
             for case in file["encode"].as_array().unwrap() {
                 let text = case["text"].as_str().unwrap();
-                assert_eq!(
-                    tokenizer.encode(text).unwrap(),
-                    ids(&case["ids"]),
-                    "{fixture}: {text:?}"
-                );
+                assert_eq!(tokenizer.encode(text).unwrap(), ids(&case["ids"]), "{fixture}: {text:?}");
                 let decoded = tokenizer.decode(&ids(&case["ids"])).unwrap();
-                assert_eq!(
-                    decoded,
-                    case["decoded"].as_str().unwrap(),
-                    "{fixture}: {text:?}"
-                );
+                assert_eq!(decoded, case["decoded"].as_str().unwrap(), "{fixture}: {text:?}");
                 let mut stream = TextStream::new(&tokenizer, &[]);
-                let pieces = ids(&case["ids"])
-                    .iter()
-                    .map(|&id| stream.push(id).unwrap())
-                    .collect::<String>();
-                assert_eq!(
-                    pieces + &stream.finish().unwrap(),
-                    decoded,
-                    "{fixture}: {text:?}"
-                );
+                let pieces = ids(&case["ids"]).iter().map(|&id| stream.push(id).unwrap()).collect::<String>();
+                assert_eq!(pieces + &stream.finish().unwrap(), decoded, "{fixture}: {text:?}");
                 cases += 1;
             }
             // The template of `qwen3` is a file of its own, beside the policy only if anywhere.
@@ -111,16 +89,11 @@ fn golden_cases() {
                 continue;
             };
             for case in file["chat"].as_array().unwrap() {
-                let messages: Vec<Message> =
-                    serde_json::from_value(case["messages"].clone()).unwrap();
+                let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
                 let prompt = case["add_generation_prompt"].as_bool().unwrap();
                 let text = template.render(&messages, prompt).unwrap();
                 assert_eq!(text, case["text"].as_str().unwrap(), "{fixture}");
-                assert_eq!(
-                    tokenizer.encode(&text).unwrap(),
-                    ids(&case["ids"]),
-                    "{fixture}: {text:?}"
-                );
+                assert_eq!(tokenizer.encode(&text).unwrap(), ids(&case["ids"]), "{fixture}: {text:?}");
                 cases += 1;
             }
         }
@@ -133,14 +106,8 @@ fn truncation_and_padding_of_the_file_are_cleared() {
     let tokenizer = load(&words(json!({ "<pad>": 0, "a": 1, "b": 2 }))).unwrap();
     assert_eq!(tokenizer.encode("a b a b").unwrap(), [1, 2, 1, 2]);
     assert!(tokenizer.encode("").unwrap().is_empty());
-    assert_eq!(
-        (tokenizer.len(), tokenizer.id("b"), tokenizer.id("c")),
-        (3, Some(2), None)
-    );
-    assert_eq!(
-        (tokenizer.token(1), tokenizer.token(9)),
-        (Some("a".into()), None)
-    );
+    assert_eq!((tokenizer.len(), tokenizer.id("b"), tokenizer.id("c")), (3, Some(2), None));
+    assert_eq!((tokenizer.token(1), tokenizer.token(9)), (Some("a".into()), None));
     assert_eq!(tokenizer.decode(&[1, 9, 2]).unwrap(), "a b");
 }
 
@@ -149,27 +116,14 @@ fn malformed_files() {
     let (_dir, files) = directory(&[]);
     refused(Tokenizer::load(&files), &["tokenizer.json", "no such file"]);
     let good = std::fs::read(goldens().join("mistral/policy/tokenizer.json")).unwrap();
-    for content in [
-        &b""[..],
-        b"{}",
-        b"[]",
-        b"null",
-        b"\xff",
-        &good[..good.len() / 2],
-    ] {
+    for content in [&b""[..], b"{}", b"[]", b"null", b"\xff", &good[..good.len() / 2]] {
         let (_dir, files) = directory(&[("tokenizer.json", content)]);
-        refused(
-            Tokenizer::load(&files),
-            &["tokenizer.json: expected a tokenizer"],
-        );
+        refused(Tokenizer::load(&files), &["tokenizer.json: expected a tokenizer"]);
     }
     refused(load(&words(json!({}))), &["tokenizer.json", "no tokens"]);
     assert!(load(&words(json!({ "a": -1 }))).is_err());
     assert!(load(&words(json!({ "a": 4294967296u64 }))).is_err());
-    assert_eq!(
-        load(&words(json!({ "a": 4294967295u64 }))).unwrap().len(),
-        1 << 32
-    );
+    assert_eq!(load(&words(json!({ "a": 4294967295u64 }))).unwrap().len(), 1 << 32);
 }
 
 #[test]
@@ -179,22 +133,14 @@ fn differences() {
     assert_eq!(one.first_difference(&of(json!({ "a": 0, "b": 1 }))), None);
     assert_eq!(of(json!({ "a": 0, "b": 1 })).first_difference(&one), None);
     let swapped = of(json!({ "a": 0, "c": 1, "b": 2 }));
-    assert_eq!(
-        one.first_difference(&swapped),
-        Some((1, Some("b".into()), Some("c".into())))
-    );
+    assert_eq!(one.first_difference(&swapped), Some((1, Some("b".into()), Some("c".into()))));
     let hole = of(json!({ "a": 0, "c": 2 }));
-    assert_eq!(
-        one.first_difference(&hole),
-        Some((1, Some("b".into()), None))
-    );
+    assert_eq!(one.first_difference(&hole), Some((1, Some("b".into()), None)));
 }
 
 #[test]
 fn a_large_vocabulary_is_compared_quickly() {
-    let vocabulary: serde_json::Map<_, _> = (0..128_256)
-        .map(|i| (format!("token{i}"), i.into()))
-        .collect();
+    let vocabulary: serde_json::Map<_, _> = (0..128_256).map(|i| (format!("token{i}"), i.into())).collect();
     let json = words(vocabulary.into());
     let (one, other) = (load(&json).unwrap(), load(&json).unwrap());
     let start = Instant::now();
@@ -210,21 +156,12 @@ fn characters_split_over_tokens_are_held_back() {
     let ids = tokenizer.encode(text).unwrap();
     let mut stream = TextStream::new(tokenizer, &[]);
     let pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
-    assert!(
-        pieces.iter().all(|piece| !piece.contains('\u{FFFD}')),
-        "{pieces:?}"
-    );
-    assert!(
-        pieces.len() > text.chars().count() && pieces.concat() == text,
-        "{pieces:?}"
-    );
+    assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')), "{pieces:?}");
+    assert!(pieces.len() > text.chars().count() && pieces.concat() == text, "{pieces:?}");
     assert_eq!(stream.finish().unwrap(), "");
 
     let mut stream = TextStream::new(tokenizer, &[]);
-    let cut: String = ids[..ids.len() - 2]
-        .iter()
-        .map(|&id| stream.push(id).unwrap())
-        .collect();
+    let cut: String = ids[..ids.len() - 2].iter().map(|&id| stream.push(id).unwrap()).collect();
     assert!(!cut.contains('\u{FFFD}'));
     assert_eq!(stream.finish().unwrap(), "\u{FFFD}");
 
@@ -288,9 +225,7 @@ proptest! {
 }
 
 fn is_byte(tokenizer: &Tokenizer, id: u32) -> bool {
-    tokenizer
-        .token(id)
-        .is_some_and(|token| token.starts_with("<0x"))
+    tokenizer.token(id).is_some_and(|token| token.starts_with("<0x"))
 }
 
 proptest! {
