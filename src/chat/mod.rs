@@ -4,6 +4,10 @@
 //! added functions. It is rendered here by minijinja, which has no access to the host, under a budget of fuel (about one
 //! unit per instruction and per 64 bytes made) and a limit on its output. Where the two dialects differ in what they
 //! print, `python` takes Python's side.
+//!
+//! What fuel does not bound: a template that builds a list of itself twice over, many times, and then compares or
+//! concatenates (`~`) the result takes exponential time, as it does in Python. Such a template cannot read or write
+//! anything, but it can keep the process that loaded it busy.
 
 mod generation;
 mod python;
@@ -145,6 +149,7 @@ fn environment() -> Environment<'static> {
     environment.set_formatter(python::write);
     environment.set_unknown_method_callback(pycompat::unknown_method_callback);
     environment.add_filter("tojson", python::tojson);
+    environment.add_filter("string", python::string);
     // Its indentation is quadratic in the depth and is paid for only afterwards; no chat template needs it.
     environment.remove_filter("pprint");
     environment.add_function("raise_exception", |message: &Value| refuse(message.to_string()));

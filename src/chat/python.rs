@@ -9,13 +9,49 @@ use std::fmt::Write;
 /// Deepest nesting that is written as JSON; Python's own limit is of the same order.
 const MAX_DEPTH: usize = 500;
 
+/// Longest text that one value is written as, in bytes.
+const MAX_TEXT: usize = 16 << 20;
+
 /// Writes a value as `{{ value }}` does.
 pub(super) fn write(output: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
-    let written = match as_float(value) {
-        Some(number) => output.write_str(&float(number, "inf", "nan")),
-        None => write!(output, "{value}"),
+    let written = match value.as_str() {
+        Some(text) => output.write_str(text),
+        None => output.write_str(&text(value)?),
     };
     written.map_err(|_| Error::from(ErrorKind::WriteFailure))
+}
+
+/// The `string` filter.
+pub(super) fn string(value: &Value) -> Result<Value, Error> {
+    match value.as_str() {
+        Some(_) => Ok(value.clone()),
+        None => Ok(Value::from(text(value)?)),
+    }
+}
+
+/// `str(value)`. Lists that hold the same list many times have few items but a text without end, which minijinja would
+/// charge for only when it is written, so its writer is the one to stop.
+fn text(value: &Value) -> Result<String, Error> {
+    if let Some(number) = as_float(value) {
+        return Ok(float(number, "inf", "nan"));
+    }
+    let mut bounded = Bounded(String::new());
+    match write!(bounded, "{value}") {
+        Ok(()) => Ok(bounded.0),
+        Err(_) => Err(refused(format!("a value is longer than {MAX_TEXT} bytes as text"))),
+    }
+}
+
+struct Bounded(String);
+
+impl Write for Bounded {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        if text.len() > MAX_TEXT - self.0.len() {
+            return Err(std::fmt::Error);
+        }
+        self.0.push_str(text);
+        Ok(())
+    }
 }
 
 fn as_float(value: &Value) -> Option<f64> {
