@@ -1,4 +1,5 @@
-//! Compiles `kernels/*.cu` into embedded images, one per file, and writes the table that `src/cuda/images.rs` includes.
+//! Compiles `kernels/*.cu` into embedded images, one per file, and writes the table that `src/cuda/images.rs` includes;
+//! and tells the binary which commit it was built from.
 //!
 //! nvcc is looked for in `NVCC`, then `CUDA_HOME` or `CUDA_PATH`, then `PATH`; `GGRO_NO_CUDA=1` hides it. Without it the
 //! table is empty and the crate builds all the same. `GGRO_CUDA_TARGETS` overrides the list of targets, for instance
@@ -8,13 +9,19 @@
 mod nvcc;
 
 use std::path::{Path, PathBuf};
-use std::process::exit;
+use std::process::{Command, exit};
 use std::time::Instant;
 
 /// Machine code for Ampere and Hopper, and PTX for whatever comes later.
 const TARGETS: &str = "sm_80,sm_90a,compute_80";
 
 fn main() {
+    commit();
+    kernels();
+}
+
+/// Compiles what has changed and writes the table.
+fn kernels() {
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "GGRO_CUDA_TARGETS", "GGRO_NO_CUDA"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
@@ -60,4 +67,31 @@ fn main() {
 
 fn write(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+/// The commit. Works without git and outside a repository: then the binary does not know.
+fn commit() {
+    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
+    // A package unpacked inside somebody else's repository is not of that repository's commit.
+    let top = git(&root, &["rev-parse", "--show-toplevel"]);
+    if top.is_none_or(|top| Path::new(&top).canonicalize().ok() != Path::new(&root).canonicalize().ok()) {
+        return;
+    }
+    if let Some(commit) = git(&root, &["rev-parse", "--short=12", "HEAD"]) {
+        println!("cargo::rustc-env=GGRO_BUILD_COMMIT={commit}");
+    }
+    for file in ["HEAD", "logs/HEAD"] {
+        if let Some(path) = git(&root, &["rev-parse", "--git-path", file]) {
+            let path = Path::new(&root).join(path);
+            if path.exists() {
+                println!("cargo::rerun-if-changed={}", path.display());
+            }
+        }
+    }
+}
+
+fn git(root: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new("git").arg("-C").arg(root).args(args).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_string())
 }

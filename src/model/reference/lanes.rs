@@ -291,15 +291,15 @@ impl Group for Array {
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u8) -> Self {
-        // SAFETY: as `load_f32`.
         Array(std::array::from_fn(|i| {
+            // SAFETY: as `load_f32`.
             half::bf16::from_bits(unsafe { p.cast::<u16>().add(i).read_unaligned() }).to_f32()
         }))
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u8) -> Self {
-        // SAFETY: as `load_f32`.
         Array(std::array::from_fn(|i| {
+            // SAFETY: as `load_f32`.
             half::f16::from_bits(unsafe { p.cast::<u16>().add(i).read_unaligned() }).to_f32()
         }))
     }
