@@ -59,7 +59,10 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if code.is_none() && error.chain().filter_map(|cause| cause.downcast_ref()).any(closed) {
         return ExitCode::SUCCESS;
     }
-    let mut text = String::new();
+    // The only other input or output errors are those of standard output, which the user chose as well.
+    let stdout = code.is_none() && error.downcast_ref::<std::io::Error>().is_some();
+    let code = code.or(stdout.then_some(2));
+    let mut text = if stdout { "standard output".to_string() } else { String::new() };
     for cause in error.chain().map(ToString::to_string) {
         // Some errors already end with the words of their cause.
         if !text.ends_with(&cause) {
