@@ -3,6 +3,7 @@
 use super::models::{NO_KERNELS, PairArgs, context, switch};
 use crate::checkpoint::{Checkpoint, DType};
 use crate::config::ModelConfig;
+use crate::model::reference::{LoadOptions, Reference};
 use crate::pair::Pair;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -21,6 +22,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let pair = args.pair.load()?;
+    // Looks every tensor up, so that what is reported can also be run.
+    let options = LoadOptions { max_model_len: args.pair.max_model_len, threads: Some(1) };
+    Reference::load(&pair, &options)?;
     let info = info(args, &pair);
     let mut out = std::io::stdout().lock();
     if args.json {
@@ -84,7 +88,7 @@ fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {
         "window": config.windows.iter().flatten().min(),
         "tied": config.tie_word_embeddings,
         "dtype": stored(config, weights),
-        "parameters": stored_parameters(config, weights),
+        "parameters": config.num_parameters(),
         "bytes": weights.bytes(),
         "kv_bytes_per_token": kv_bytes(config),
     })
@@ -101,15 +105,9 @@ fn stored(config: &ModelConfig, weights: &Checkpoint) -> Option<&'static str> {
     })
 }
 
-fn stored_parameters(config: &ModelConfig, weights: &Checkpoint) -> Option<u64> {
-    let shape = [config.vocab_size, config.hidden_size];
-    let tensor = weights.tensor("model.embed_tokens.weight", &shape).ok()?;
-    Some(weights.bytes() / tensor.dtype.size() as u64)
-}
-
 /// Keys and values of one token in every layer, in f32 as the CPU backend keeps them.
 fn kv_bytes(config: &ModelConfig) -> u64 {
-    (2 * config.num_layers * config.num_kv_heads * config.head_dim * size_of::<f32>()) as u64
+    config.kv_elements_per_token() * size_of::<f32>() as u64
 }
 
 /// `MemAvailable` of the kernel: what can be had without swapping, page cache included.

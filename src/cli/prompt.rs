@@ -67,7 +67,14 @@ impl Prompt {
         let (ids, header) = if args.prompt_layout == Layout::Official && prefill.is_empty() {
             let ids = pair.tokenizer.encode(&template.render(&messages, false)?)?;
             // The official code's measure: what the generation prompt adds, in ids.
-            let header = pair.tokenizer.encode(&opened)?.into_iter().skip(ids.len()).collect();
+            let opened = pair.tokenizer.encode(&opened)?;
+            let Some(header) = opened.strip_prefix(&ids[..]) else {
+                return Err(Error::invalid(
+                    "--prompt-layout official: this template's generation prompt changes the prompt before it, so the \
+                     assistant header has no ids of its own; use --prompt-layout chat",
+                ));
+            };
+            let header = header.to_vec();
             (ids, header)
         } else {
             (pair.tokenizer.encode(&format!("{opened}{prefill}"))?, Vec::new())
