@@ -1,8 +1,9 @@
 //! `ggro info`: what this build is, what it runs on, and whether a pair fits.
 
-use super::models::{NO_KERNELS, PairArgs, context, switch};
+use super::models::{PairArgs, context, no_cuda, switch};
 use crate::checkpoint::{Checkpoint, DType};
 use crate::config::ModelConfig;
+use crate::cuda::{self, images};
 use crate::model::reference::{LoadOptions, Reference};
 use crate::pair::Pair;
 use serde_json::{Value, json};
@@ -47,13 +48,14 @@ fn info(args: &Args, pair: &Pair) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "commit": option_env!("GGRO_BUILD_COMMIT"),
-        "kernels": { "cuda": Value::Null, "reason": NO_KERNELS },
+        "kernels": kernels(),
         "devices": [{
             "name": "cpu",
             "model": cpu_model(),
             "threads": std::thread::available_parallelism().map_or(1, usize::from),
             "simd": simd(),
         }],
+        "cuda": cuda_device(),
         "pair": {
             "demo": args.pair.is_demo(),
             "models": models,
@@ -71,6 +73,35 @@ fn info(args: &Args, pair: &Pair) -> Value {
             "fits": available.map(|available| needed <= available),
         },
     })
+}
+
+/// What the build embedded, and why it cannot be chosen as a device.
+fn kernels() -> Value {
+    let embedded = images::embedded();
+    let functions: std::collections::BTreeSet<_> = embedded.iter().flat_map(|i| i.usage).map(|u| u.kernel).collect();
+    json!({
+        "count": functions.len(),
+        "targets": images::targets(),
+        "nvcc": images::compiler(),
+        "bytes": embedded.iter().map(|image| image.bytes.len()).sum::<usize>(),
+        "reason": no_cuda(),
+    })
+}
+
+/// The first CUDA device, or why there is none. Without kernels the driver is not asked.
+fn cuda_device() -> Value {
+    if images::embedded().is_empty() {
+        return Value::Null;
+    }
+    match cuda::Device::open(0) {
+        Ok(device) => json!({
+            "name": device.name(),
+            "capability": device.capability().to_string(),
+            "multiprocessors": device.multiprocessors(),
+            "memory_bytes": device.memory().ok().map(|(_, total)| total),
+        }),
+        Err(error) => json!({ "missing": error.to_string() }),
+    }
 }
 
 fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {
@@ -146,7 +177,32 @@ fn text(info: &Value) -> String {
     if let Some(commit) = info["commit"].as_str() {
         out += &format!(" ({commit})");
     }
-    out += &format!("\nkernels     none: {}\n", word(&info["kernels"]["reason"]));
+    let kernels = &info["kernels"];
+    if kernels["count"] == 0 {
+        out += &format!("\nkernels     none: {}\n", word(&kernels["reason"]));
+    } else {
+        let targets: Vec<String> = kernels["targets"].as_array().into_iter().flatten().map(word).collect();
+        out += &format!(
+            "\nkernels     {} for {}, {}, by nvcc {}\n            {}\n",
+            word(&kernels["count"]),
+            targets.join(", "),
+            bytes(&kernels["bytes"]),
+            word(&kernels["nvcc"]),
+            word(&kernels["reason"]),
+        );
+    }
+    match &info["cuda"] {
+        Value::Null => {}
+        device if device["name"].is_string() => {
+            out += &format!(
+                "device      cuda:0: {}, compute capability {}, {} multiprocessors\n",
+                word(&device["name"]),
+                word(&device["capability"]),
+                word(&device["multiprocessors"]),
+            );
+        }
+        device => out += &format!("device      no cuda: {}\n", word(&device["missing"])),
+    }
     for device in info["devices"].as_array().into_iter().flatten() {
         let simd: Vec<String> = device["simd"].as_array().into_iter().flatten().map(word).collect();
         out += &format!(
