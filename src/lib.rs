@@ -21,6 +21,7 @@ pub mod checkpoint;
 #[doc(hidden)]
 pub mod cli;
 pub mod config;
+pub mod conformance;
 pub mod cuda;
 pub mod demo;
 pub mod error;

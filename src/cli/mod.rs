@@ -6,6 +6,7 @@
 mod args;
 mod generate;
 mod info;
+pub mod kernels;
 mod models;
 mod output;
 mod prompt;

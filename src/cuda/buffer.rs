@@ -142,7 +142,7 @@ impl<'a, T> View<'a, T> {
     }
 }
 
-impl<T> ViewMut<'_, T> {
+impl<'a, T> ViewMut<'a, T> {
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
@@ -155,6 +155,12 @@ impl<T> ViewMut<'_, T> {
 
     /// Some of the elements. Panics if they are not there.
     pub fn slice(&mut self, range: Range<usize>) -> ViewMut<'_, T> {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of a view of {}", self.len);
+        ViewMut { address: offset::<T>(self.address, range.start), len: range.len(), owner: PhantomData }
+    }
+
+    /// Some of the elements for as long as the whole view was lent. Panics if they are not there.
+    pub fn slice_owned(self, range: Range<usize>) -> ViewMut<'a, T> {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of a view of {}", self.len);
         ViewMut { address: offset::<T>(self.address, range.start), len: range.len(), owner: PhantomData }
     }

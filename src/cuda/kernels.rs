@@ -40,6 +40,7 @@ pub(super) struct Kernels {
     pub softmax_entropy: Kernel,
     pub top_k: Kernel,
     pub gemm: [[Kernel; TILES.len()]; 2],
+    pub peak_mma: Kernel,
 }
 
 /// Threads of an `rmsnorm` block, at most.
@@ -48,15 +49,19 @@ pub(super) const NORM_THREADS: u32 = 512;
 pub(super) const NORM_SHARED: u32 = 48 * 1024 - 64;
 /// Threads of the softmax blocks.
 pub(super) const SOFTMAX_THREADS: u32 = 256;
+/// Threads of the peak blocks.
+pub(super) const PEAK_THREADS: u32 = 256;
 
 const RMSNORM: [&str; 2] = ["rmsnorm_bf16", "rmsnorm_f16"];
 const SOFTMAX: [&str; 3] = ["softmax_entropy_splits_f32", "softmax_entropy_f32", "top_k_f32"];
+const PEAK: &str = "peak_mma_bf16";
 
 /// Every kernel of every image.
 pub fn specs() -> Vec<Spec> {
     let mut specs = Vec::new();
     specs.extend(RMSNORM.map(|name| Spec { image: "rmsnorm", name, threads: NORM_THREADS, shared: NORM_SHARED }));
     specs.extend(SOFTMAX.map(|name| Spec { image: "softmax_entropy", name, threads: SOFTMAX_THREADS, shared: 0 }));
+    specs.push(Spec { image: "peak", name: PEAK, threads: PEAK_THREADS, shared: 0 });
     for storage in Storage::ALL {
         for tile in &TILES {
             specs.push(Spec {
@@ -111,6 +116,7 @@ impl Kernels {
             softmax_entropy: kernel(SOFTMAX[1])?,
             top_k: kernel(SOFTMAX[2])?,
             gemm: [gemm(Storage::Bf16)?, gemm(Storage::F16)?],
+            peak_mma: kernel(PEAK)?,
         })
     }
 }

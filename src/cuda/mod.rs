@@ -13,7 +13,7 @@ pub mod ops;
 pub use buffer::{Buffer, Element, View, ViewMut};
 pub use device::{Device, Event};
 pub use images::{Capability, Image, Usage};
-pub use kernels::{Kernel, Spec};
+pub use kernels::{Spec, specs};
 
 /// Storage type of weights and activations: both are 16 bits wide and live in `u16` buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -2,6 +2,7 @@
 //! everything that is written is lent as `&mut`.
 
 pub mod gemm;
+pub mod peak;
 pub mod rmsnorm;
 pub mod softmax_entropy;
 
