@@ -87,16 +87,7 @@ impl Files {
         let Some(file) = open_regular(dir, &path)? else {
             return Ok(None);
         };
-        let mut content = Vec::new();
-        // The size is not taken from the metadata alone: the file may grow in between.
-        file.take(MAX_WHOLE_FILE + 1).read_to_end(&mut content).map_err(|e| Error::io(&path, e))?;
-        if content.len() as u64 > MAX_WHOLE_FILE {
-            return Err(Error::file(
-                &path,
-                format!("larger than {MAX_WHOLE_FILE} bytes, the most that is read of such a file"),
-            ));
-        }
-        Ok(Some(Cow::Owned(content)))
+        read_whole(&path, file).map(|content| Some(Cow::Owned(content)))
     }
 
     /// [`read`](Files::read) as UTF-8 text.
@@ -126,6 +117,23 @@ impl Files {
             .map_err(|e| Error::file(self.path(name), format!("expected a JSON object: {e}")))?;
         Ok(Some(object))
     }
+}
+
+/// All that `source` gives, up to a limit; `path` is its name in messages. The size is not taken from the metadata, which
+/// pipes and devices do not have: one without an end is refused like a file that is too large.
+pub(crate) fn read_whole(path: &Path, source: impl Read) -> Result<Vec<u8>> {
+    let mut content = Vec::new();
+    source.take(MAX_WHOLE_FILE + 1).read_to_end(&mut content).map_err(|e| Error::io(path, e))?;
+    if content.len() as u64 > MAX_WHOLE_FILE {
+        return Err(Error::file(path, format!("larger than {MAX_WHOLE_FILE} bytes, the most that is read of it")));
+    }
+    Ok(content)
+}
+
+/// [`read_whole`] as UTF-8 text.
+pub(crate) fn read_whole_text(path: &Path, source: impl Read) -> Result<String> {
+    String::from_utf8(read_whole(path, source)?)
+        .map_err(|e| Error::file(path, format!("expected UTF-8 text: {}", e.utf8_error())))
 }
 
 fn find_embedded(files: &'static [(&'static str, &'static [u8])], name: &str) -> Option<&'static [u8]> {

@@ -7,6 +7,7 @@
 //! Floats are rounded to 9 significant digits, which identifies every `f32`. Fields that the fixtures do not have stand at
 //! the end (`work`, and `signal` and `signals` where the signal is not Shannon entropy).
 
+use crate::checkpoint::read_whole_text;
 use crate::ggro::{
     Candidate, CandidateStop, FinishReason, Margins, Options, Response, Segment, Selection, Slot, WalkEnd,
 };
@@ -40,7 +41,8 @@ impl TraceFile {
     /// # Errors
     /// The file is not readable or does not have the schema.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let text = read_whole_text(path, file)?;
         serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not a trace file: {e}")))
     }
 }

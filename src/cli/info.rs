@@ -1,8 +1,10 @@
 //! `ggro info`: what this build is, what it runs on, and whether a pair fits.
 
-use super::models::{NO_KERNELS, PairArgs, context, switch};
+use super::models::{PairArgs, context, no_cuda, switch};
 use crate::checkpoint::{Checkpoint, DType};
 use crate::config::ModelConfig;
+use crate::cuda::{self, images};
+use crate::model::reference::{LoadOptions, Reference};
 use crate::pair::Pair;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -21,6 +23,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let pair = args.pair.load()?;
+    // Looks every tensor up, so that what is reported can also be run.
+    let options = LoadOptions { max_model_len: args.pair.max_model_len, threads: Some(1) };
+    Reference::load(&pair, &options)?;
     let info = info(args, &pair);
     let mut out = std::io::stdout().lock();
     if args.json {
@@ -43,13 +48,14 @@ fn info(args: &Args, pair: &Pair) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "commit": option_env!("GGRO_BUILD_COMMIT"),
-        "kernels": { "cuda": Value::Null, "reason": NO_KERNELS },
+        "kernels": kernels(),
         "devices": [{
             "name": "cpu",
             "model": cpu_model(),
             "threads": std::thread::available_parallelism().map_or(1, usize::from),
             "simd": simd(),
         }],
+        "cuda": cuda_device(),
         "pair": {
             "demo": args.pair.is_demo(),
             "models": models,
@@ -69,6 +75,35 @@ fn info(args: &Args, pair: &Pair) -> Value {
     })
 }
 
+/// What the build embedded, and why it cannot be chosen as a device.
+fn kernels() -> Value {
+    let embedded = images::embedded();
+    let functions: std::collections::BTreeSet<_> = embedded.iter().flat_map(|i| i.usage).map(|u| u.kernel).collect();
+    json!({
+        "count": functions.len(),
+        "targets": images::targets(),
+        "nvcc": images::compiler(),
+        "bytes": embedded.iter().map(|image| image.bytes.len()).sum::<usize>(),
+        "reason": no_cuda(),
+    })
+}
+
+/// The first CUDA device, or why there is none. Without kernels the driver is not asked.
+fn cuda_device() -> Value {
+    if images::embedded().is_empty() {
+        return Value::Null;
+    }
+    match cuda::Device::open(0) {
+        Ok(device) => json!({
+            "name": device.name(),
+            "capability": device.capability().to_string(),
+            "multiprocessors": device.multiprocessors(),
+            "memory_bytes": device.memory().ok().map(|(_, total)| total),
+        }),
+        Err(error) => json!({ "missing": error.to_string() }),
+    }
+}
+
 fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {
     json!({
         "role": role,
@@ -84,7 +119,7 @@ fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {
         "window": config.windows.iter().flatten().min(),
         "tied": config.tie_word_embeddings,
         "dtype": stored(config, weights),
-        "parameters": stored_parameters(config, weights),
+        "parameters": config.num_parameters(),
         "bytes": weights.bytes(),
         "kv_bytes_per_token": kv_bytes(config),
     })
@@ -101,15 +136,9 @@ fn stored(config: &ModelConfig, weights: &Checkpoint) -> Option<&'static str> {
     })
 }
 
-fn stored_parameters(config: &ModelConfig, weights: &Checkpoint) -> Option<u64> {
-    let shape = [config.vocab_size, config.hidden_size];
-    let tensor = weights.tensor("model.embed_tokens.weight", &shape).ok()?;
-    Some(weights.bytes() / tensor.dtype.size() as u64)
-}
-
 /// Keys and values of one token in every layer, in f32 as the CPU backend keeps them.
 fn kv_bytes(config: &ModelConfig) -> u64 {
-    (2 * config.num_layers * config.num_kv_heads * config.head_dim * size_of::<f32>()) as u64
+    config.kv_elements_per_token() * size_of::<f32>() as u64
 }
 
 /// `MemAvailable` of the kernel: what can be had without swapping, page cache included.
@@ -148,7 +177,32 @@ fn text(info: &Value) -> String {
     if let Some(commit) = info["commit"].as_str() {
         out += &format!(" ({commit})");
     }
-    out += &format!("\nkernels     none: {}\n", word(&info["kernels"]["reason"]));
+    let kernels = &info["kernels"];
+    if kernels["count"] == 0 {
+        out += &format!("\nkernels     none: {}\n", word(&kernels["reason"]));
+    } else {
+        let targets: Vec<String> = kernels["targets"].as_array().into_iter().flatten().map(word).collect();
+        out += &format!(
+            "\nkernels     {} for {}, {}, by nvcc {}\n            {}\n",
+            word(&kernels["count"]),
+            targets.join(", "),
+            bytes(&kernels["bytes"]),
+            word(&kernels["nvcc"]),
+            word(&kernels["reason"]),
+        );
+    }
+    match &info["cuda"] {
+        Value::Null => {}
+        device if device["name"].is_string() => {
+            out += &format!(
+                "device      cuda:0: {}, compute capability {}, {} multiprocessors\n",
+                word(&device["name"]),
+                word(&device["capability"]),
+                word(&device["multiprocessors"]),
+            );
+        }
+        device => out += &format!("device      no cuda: {}\n", word(&device["missing"])),
+    }
     for device in info["devices"].as_array().into_iter().flatten() {
         let simd: Vec<String> = device["simd"].as_array().into_iter().flatten().map(word).collect();
         out += &format!(

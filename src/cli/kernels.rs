@@ -5,9 +5,9 @@ use crate::cuda::{Device, images};
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Tests, times or lists the CUDA kernels.
+/// Test, time or list the CUDA kernels
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(super) struct Args {
     #[command(subcommand)]
     action: Action,
 }
@@ -43,7 +43,7 @@ struct Options {
 ///
 /// # Errors
 /// No device, or none that the kernels run on; standard output cannot be written.
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.action {
         Action::Test(options) => test(options),
         Action::Bench(options) => bench(options),

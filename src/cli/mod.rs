@@ -6,7 +6,7 @@
 mod args;
 mod generate;
 mod info;
-pub mod kernels;
+mod kernels;
 mod models;
 mod output;
 mod prompt;
@@ -22,8 +22,8 @@ use std::process::ExitCode;
 const ABOUT: &str = "Gradient-guided reward optimisation: decodes a frozen language model and steers it, at its \
 uncertain tokens, with the gradient of a frozen reward model";
 
-const AFTER_HELP: &str = "Every flag can also be set as GGRO_<FLAG>, e.g. GGRO_ENTROPY_THRESHOLD=2.0; the command line wins.\n\
-Exit codes: 0 done; 1 internal failure, or a difference found by verify; 2 unusable input; 3 a number that is not finite.";
+const AFTER_HELP: &str = "Every flag of generate, verify and info can also be set as GGRO_<FLAG>, e.g. GGRO_ENTROPY_THRESHOLD=2.0; the command line wins.\n\
+Exit codes: 0 done; 1 internal failure, or a difference found by verify or kernels test; 2 unusable input; 3 a number that is not finite.";
 
 #[derive(Debug, Parser)]
 #[command(name = "ggro", version, about = ABOUT, after_help = AFTER_HELP, disable_help_subcommand = true)]
@@ -37,6 +37,7 @@ enum Command {
     Generate(Box<args::Generate>),
     Verify(verify::Args),
     Info(info::Args),
+    Kernels(kernels::Args),
 }
 
 /// Runs the command that the process was started with.
@@ -48,6 +49,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Generate(args) => generate::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Info(args) => info::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
     }
 }
 
@@ -60,7 +62,10 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if code.is_none() && error.chain().filter_map(|cause| cause.downcast_ref()).any(closed) {
         return ExitCode::SUCCESS;
     }
-    let mut text = String::new();
+    // The only other input or output errors are those of standard output, which the user chose as well.
+    let stdout = code.is_none() && error.downcast_ref::<std::io::Error>().is_some();
+    let code = code.or(stdout.then_some(2));
+    let mut text = if stdout { "standard output".to_string() } else { String::new() };
     for cause in error.chain().map(ToString::to_string) {
         // Some errors already end with the words of their cause.
         if !text.ends_with(&cause) {

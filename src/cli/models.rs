@@ -2,6 +2,7 @@
 
 use super::say;
 use crate::checkpoint::Files;
+use crate::cuda::images;
 use crate::model::reference::{LoadOptions, Reference};
 use crate::pair::Pair;
 use crate::{Error, Result, demo};
@@ -10,8 +11,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Why there is no CUDA device to choose.
-pub(super) const NO_KERNELS: &str = "this build has no CUDA kernels";
+/// Why CUDA cannot be chosen.
+pub(super) fn no_cuda() -> &'static str {
+    if images::embedded().is_empty() {
+        "this build has no CUDA kernels: it was built without nvcc; install CUDA 13 (or run scripts/install-nvcc.sh), set NVCC and \
+         build again"
+    } else {
+        "the CUDA backend is not complete: this build has kernels, but no forward pass on them yet"
+    }
+}
 
 /// The pair.
 #[derive(Debug, clap::Args)]
@@ -90,7 +98,7 @@ pub(super) fn context(pair: &Pair) -> usize {
 pub(super) struct DeviceArgs {
     /// auto, cpu, cuda or cuda:N
     ///
-    /// auto takes CUDA when this build has kernels and a device is there, else the CPU, and says which.
+    /// auto says which it takes. The CUDA backend is not complete: cuda is refused, and auto takes the CPU.
     #[arg(long, value_name = "DEVICE", env = "GGRO_DEVICE", hide_env = true, default_value = "auto")]
     pub device: Device,
 
@@ -111,7 +119,7 @@ impl DeviceArgs {
     pub(super) fn check(&self) -> Result<()> {
         match (self.device, self.dtype) {
             (Device::Cuda(_), _) => {
-                Err(Error::invalid(format!("--device {}: {NO_KERNELS}; use --device cpu or auto", self.device)))
+                Err(Error::invalid(format!("--device {}: {}; or use --device cpu", self.device, no_cuda())))
             }
             (_, DType::Bf16 | DType::F16) => Err(Error::invalid(format!(
                 "--dtype {}: the CPU backend computes in f32 from the stored weights, whatever their type; use auto or f32",
@@ -124,7 +132,10 @@ impl DeviceArgs {
     /// Says which device `auto` took.
     pub(super) fn announce(&self) {
         if self.device == Device::Auto {
-            say(&format!("device: cpu ({NO_KERNELS})"));
+            // Short: it stands above every answer. `ggro info` says what to do about it.
+            let why =
+                if images::embedded().is_empty() { "no CUDA kernels in this build" } else { "no CUDA backend yet" };
+            say(&format!("device: cpu ({why})"));
         }
     }
 

@@ -9,20 +9,25 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub(super) struct Output {
     path: PathBuf,
+    /// A pipe or device, which is written in place and stays open from the start: a pipe's reader would take closing it
+    /// for the end.
+    in_place: Option<File>,
 }
 
 impl Output {
     /// Makes sure that `path` can be written, so that an hour's work does not end in a misspelt directory. Leaves nothing
     /// behind and does not touch a file that is there.
     pub(super) fn check(path: &Path) -> Result<Self> {
-        let output = Output { path: path.canonicalize().unwrap_or_else(|_| path.to_path_buf()) };
+        let mut output = Output { path: path.canonicalize().unwrap_or_else(|_| path.to_path_buf()), in_place: None };
         let error = |e| Error::io(path, e);
-        match std::fs::metadata(&output.path) {
-            Ok(found) if found.is_dir() => return Err(Error::file(path, "is a directory")),
-            Ok(_) => drop(OpenOptions::new().append(true).open(&output.path).map_err(error)?),
-            Err(_) => {}
+        if let Ok(found) = std::fs::metadata(&output.path) {
+            if found.is_dir() {
+                return Err(Error::file(path, "is a directory"));
+            }
+            let file = OpenOptions::new().append(true).open(&output.path).map_err(error)?;
+            output.in_place = (!found.is_file()).then_some(file);
         }
-        if output.replaced() {
+        if output.in_place.is_none() {
             let temporary = output.temporary();
             File::create(&temporary).map_err(error)?;
             std::fs::remove_file(&temporary).map_err(error)?;
@@ -31,22 +36,18 @@ impl Output {
     }
 
     /// Writes the content to a file beside it and moves that into place.
-    pub(super) fn write(&self, content: &[u8]) -> Result<()> {
-        let target = if self.replaced() { self.temporary() } else { self.path.clone() };
-        let result = File::create(&target)
+    pub(super) fn write(self, content: &[u8]) -> Result<()> {
+        if let Some(mut file) = self.in_place {
+            return file.write_all(content).map_err(|e| Error::io(&self.path, e));
+        }
+        let temporary = self.temporary();
+        let result = File::create(&temporary)
             .and_then(|mut file| file.write_all(content))
-            .and_then(|()| if target == self.path { Ok(()) } else { std::fs::rename(&target, &self.path) });
+            .and_then(|()| std::fs::rename(&temporary, &self.path));
         result.map_err(|e| {
-            if target != self.path {
-                let _ = std::fs::remove_file(&target);
-            }
+            let _ = std::fs::remove_file(&temporary);
             Error::io(&self.path, e)
         })
-    }
-
-    /// Whether the path is a regular file or none yet. Pipes and devices are written in place.
-    fn replaced(&self) -> bool {
-        std::fs::metadata(&self.path).map_or(true, |found| found.is_file())
     }
 
     fn temporary(&self) -> PathBuf {

@@ -2,10 +2,11 @@
 
 use super::args::{Layout, TextArgs};
 use crate::chat::Message;
+use crate::checkpoint::read_whole_text;
 use crate::pair::Pair;
 use crate::trace::Request;
 use crate::{Error, Result};
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::Path;
 
 /// A prompt ready to be decoded.
@@ -26,14 +27,13 @@ pub(super) fn message(argument: Option<&str>) -> Result<String> {
     let text = match argument {
         Some(text) => text.to_string(),
         None => {
-            let mut stdin = std::io::stdin();
+            let stdin = std::io::stdin();
             if stdin.is_terminal() {
                 return Err(Error::invalid(
                     "no PROMPT: give it as an argument or on standard input, e.g. ggro generate \"Write a story about a lost kite.\"",
                 ));
             }
-            let mut text = String::new();
-            stdin.read_to_string(&mut text).map_err(|e| Error::io(Path::new("standard input"), e))?;
+            let mut text = read_whole_text(Path::new("standard input"), stdin)?;
             let end = text.trim_end_matches(['\n', '\r']).len();
             text.truncate(end);
             text
@@ -67,7 +67,14 @@ impl Prompt {
         let (ids, header) = if args.prompt_layout == Layout::Official && prefill.is_empty() {
             let ids = pair.tokenizer.encode(&template.render(&messages, false)?)?;
             // The official code's measure: what the generation prompt adds, in ids.
-            let header = pair.tokenizer.encode(&opened)?.into_iter().skip(ids.len()).collect();
+            let opened = pair.tokenizer.encode(&opened)?;
+            let Some(header) = opened.strip_prefix(&ids[..]) else {
+                return Err(Error::invalid(
+                    "--prompt-layout official: this template's generation prompt changes the prompt before it, so the \
+                     assistant header has no ids of its own; use --prompt-layout chat",
+                ));
+            };
+            let header = header.to_vec();
             (ids, header)
         } else {
             (pair.tokenizer.encode(&format!("{opened}{prefill}"))?, Vec::new())

@@ -32,7 +32,8 @@ impl Shortlist {
     /// proposed one's, the most likely, the lowest id on a tie.
     ///
     /// That token has at least the proposed one's logit, so it is in the shortlist too, and the shortlist's order makes
-    /// it the first one there that equals the proposed one.
+    /// it the first one there that equals the proposed one. A twin that the reward model has no row for is not there: it
+    /// could not be scored.
     pub fn placed(&self, proposed: u32, same: impl Fn(u32, u32) -> bool) -> u32 {
         self.twins(proposed, same).next().map_or(proposed, |(id, _)| id)
     }

@@ -2,6 +2,7 @@
 //!
 //! Read by hand rather than derived, so that a message can name the field, what it must be and what it is.
 
+use crate::checkpoint::read_whole_text;
 use crate::ggro::{Options, Selection};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
@@ -59,7 +60,8 @@ impl Request {
     /// # Errors
     /// The file is not readable or not JSON, `prompt_ids` is missing, or a field has the wrong type.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let text = read_whole_text(path, file)?;
         Self::parse(&text).map_err(|e| Error::file(path, e.to_string()))
     }
 

@@ -1,5 +1,6 @@
 //! The tensors of a fixture file.
 
+use crate::checkpoint::read_whole;
 use crate::{Error, Result};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ pub(super) struct TensorFile {
 
 impl TensorFile {
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let bytes = read_whole(path, file)?;
         Ok(TensorFile { path: path.to_path_buf(), bytes })
     }
 

@@ -3,6 +3,7 @@
 use super::tensors::TensorFile;
 use super::{Check, SOFTMAX};
 use crate::chat::Message;
+use crate::checkpoint::read_whole_text;
 use crate::model::{RowStats, top_k};
 use crate::pair::Pair;
 use crate::tokenizer::TextStream;
@@ -36,7 +37,8 @@ struct Chat {
 /// # Errors
 /// The file cannot be read, or the tokenizer fails.
 pub fn tokenizer(pair: &Pair, path: &Path) -> Result<Check> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let text = read_whole_text(path, file)?;
     let cases: Cases =
         serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not a file of tokenizer cases: {e}")))?;
     let mut check = Check::new("tokenizer");

@@ -77,7 +77,7 @@ pub fn expected_work(trace: &Trace) -> TraceWork {
     let prompt = trace.prompt_ids.len() as u64;
     let mut work = TraceWork { policy_forward: prompt, reward_forward: prompt, reward_backward: 0 };
     for segment in &trace.segments {
-        let offset = (segment.slot - segment.start) as u64;
+        let offset = segment.slot.saturating_sub(segment.start) as u64;
         for (index, candidate) in segment.candidates.iter().enumerate() {
             let kept = candidate.ids.len() as u64;
             let generated = kept + u64::from(candidate.dropped.is_some());
@@ -191,6 +191,11 @@ fn candidate(check: &mut Check, name: &str, expected: &TraceCandidate, found: &T
 fn top_k(check: &mut Check, name: &str, expected: &TraceTopK, found: &TraceTopK, drawn: bool) {
     check.same(|| format!("{name}: top-k count"), &expected.count, &found.count);
     check.same(|| format!("{name}: top-k length"), &expected.ids.len(), &found.ids.len());
+    let weights = expected.probs.as_ref().map_or(expected.ids.len(), Vec::len);
+    if [expected.logits.len(), expected.dots.len(), weights].iter().any(|&len| len != expected.ids.len()) {
+        check.differs(|| format!("{name}: the lists of the trace's top-k have different lengths"));
+        return;
+    }
     let whole = expected.ids.len() == expected.count;
     for (rank, (&id, &logit)) in expected.ids.iter().zip(&expected.logits).enumerate() {
         let Some(place) = found.ids.iter().position(|&other| other == id) else {

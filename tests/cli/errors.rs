@@ -1,6 +1,6 @@
 //! Input that cannot be used: a message that names it, exit code 2, nothing on standard output.
 
-use super::{PROMPT, copy, ggro, goldens, utf8};
+use super::{PROMPT, command, copy, finish, ggro, goldens, utf8};
 use serde_json::json;
 use std::path::Path;
 
@@ -35,8 +35,8 @@ fn flags() {
         (vec!["--max-model-len", "513"], vec!["--max-model-len 513", "512"]),
         (vec!["--max-model-len", "10"], vec!["no room", "--max-model-len"]),
         (vec!["--device", "tpu"], vec!["--device", "cuda:N"]),
-        (vec!["--device", "cuda"], vec!["--device cuda", "no CUDA kernels"]),
-        (vec!["--device", "cuda:1"], vec!["--device cuda:1", "no CUDA kernels"]),
+        (vec!["--device", "cuda"], vec!["--device cuda", "CUDA"]),
+        (vec!["--device", "cuda:1"], vec!["--device cuda:1", "CUDA"]),
         (vec!["--dtype", "bf16"], vec!["--dtype bf16", "f32"]),
         (vec!["--color", "sometimes"], vec!["--color"]),
         (vec!["--prompt-layout", "raw"], vec!["--prompt-layout"]),
@@ -140,4 +140,33 @@ fn not_a_number_in_the_weights() {
         assert!(run.err.contains(role) && run.err.contains("not finite"), "{}", run.err);
         assert!(!trace.exists());
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn input_without_end_and_output_without_room() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full device");
+    for args in [&["info"][..], &["generate", "a", "--max-new-tokens", "5", "--no-baseline"]] {
+        let run = finish(command().args(args).stdout(full()));
+        assert_eq!(run.code, Some(2), "{}", run.err);
+        assert!(run.err.contains("standard output: "), "{}", run.err);
+    }
+    refused(&["generate", "--request", "/dev/zero"], &["/dev/zero", "larger than"]);
+}
+
+/// The reader of a pipe gets the whole trace, and nothing waits for a second reader.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_trace_into_a_pipe() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let pipe = dir.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+    assert!(made.success());
+    let reader = {
+        let pipe = pipe.clone();
+        std::thread::spawn(move || std::fs::read_to_string(pipe).expect("a trace"))
+    };
+    ggro(&["generate", "a", "--max-new-tokens", "5", "--no-baseline", "--trace", utf8(&pipe)]).ok();
+    let trace: serde_json::Value = serde_json::from_str(&reader.join().expect("a reader")).expect("JSON");
+    assert_eq!(trace["new_ids"].as_array().map(Vec::len), Some(5));
 }

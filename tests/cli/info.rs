@@ -5,10 +5,12 @@ use super::{ggro, goldens, utf8};
 #[test]
 fn the_demo_pair() {
     let run = ggro(&["info"]).ok();
-    for part in [env!("CARGO_PKG_VERSION"), "no CUDA kernels", "cpu", "policy", "reward", "bf16", "4.0 M parameters"] {
+    for part in [env!("CARGO_PKG_VERSION"), "kernels", "cpu", "policy", "reward", "bf16", "4.0 M parameters"] {
         assert!(run.out.contains(part), "no {part:?} in {}", run.out);
     }
     let info = ggro(&["info", "--json", "--max-model-len", "100"]).ok().json();
+    let kernels = &info["kernels"];
+    assert!(kernels["reason"].as_str().is_some_and(|why| why.contains("nvcc") == (kernels["count"] == 0)), "{kernels}");
     assert_eq!(info["pair"]["demo"], true);
     assert_eq!(info["pair"]["models"][0]["kv_bytes_per_token"], 4096);
     assert_eq!(info["memory"]["kv_bytes"], 819_200);

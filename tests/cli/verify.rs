@@ -45,6 +45,8 @@ fn a_changed_trace_differs() {
     differs(set(at("reward"), json!(99.0)), &["segment 1 candidate 0: reward: 99.0"]);
     differs(set(at("entropies/0"), json!(9.0)), &["segment 1 candidate 0: entropies, token 0"]);
     differs(set(at("stop"), json!("length")), &["stop: Length expected"]);
+    differs(set(at("top_k/dots"), json!([])), &["segment 1 candidate 0: the lists", "different lengths"]);
+    differs(set("/segments/1/start".into(), json!(1u64 << 40)), &["segment 1: start"]);
     differs(set("/num_nudges".into(), json!(77)), &["nudges: 77 expected"]);
     differs(set("/segment_boundaries/0".into(), json!(1)), &["boundaries, entry 0: 1 expected"]);
     differs(set("/final_reward".into(), json!(-50.0)), &["final reward: -50.0"]);
