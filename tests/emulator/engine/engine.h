@@ -212,6 +212,7 @@ uint32_t checker_next_order();
 void traffic_access(const void* address, size_t bytes, bool write, bool shared, Site site);
 void traffic_matrix_rows(const uint32_t* addresses, int rows);
 void traffic_flush(Warp& warp);
+void traffic_forget();
 
 // ---- fault.cc
 // Records a fault of the running thread. `fatal` ones end the kernel with the CUDA error and do not return.

@@ -98,14 +98,16 @@ EmuSignature<A...> emu_signature(void (*)(A...));
 #define EMU_CHECKED false
 #endif
 
-#define EMU_KERNEL(name)                                                                                          \
-    static const EmuKernel emu_kernel_##name = {#name,                                                            \
-                                                &decltype(emu_signature(&name))::template thunk<&name>,          \
-                                                decltype(emu_signature(&name))::parameters(),                     \
-                                                decltype(emu_signature(&name))::count,                            \
-                                                EMU_CHECKED,                                                      \
-                                                emu_shared_begin,                                                 \
-                                                emu_shared_end};                                                 \
+// Two steps, so that a macro given as the name is expanded.
+#define EMU_KERNEL(name) EMU_REGISTER(name)
+#define EMU_REGISTER(name)                                                                                   \
+    static const EmuKernel emu_kernel_##name = {#name,                                                       \
+                                                &decltype(emu_signature(&name))::template thunk<&name>,      \
+                                                decltype(emu_signature(&name))::parameters(),                \
+                                                decltype(emu_signature(&name))::count,                       \
+                                                EMU_CHECKED,                                                 \
+                                                emu_shared_begin,                                            \
+                                                emu_shared_end};                                             \
     __attribute__((constructor)) static void emu_register_##name() { emu_register(&emu_kernel_##name); }
 
 // ---- synchronisation -----------------------------------------------------------------------------------------------
