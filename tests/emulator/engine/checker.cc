@@ -247,11 +247,11 @@ void checker_async_issue(char* target, size_t bytes, Site site) {
     memset(states, kPending, bytes);
 }
 
-void checker_async_done(char* target, size_t bytes, Thread& owner) {
+void checker_async_done(char* target, size_t bytes, const Thread& owner, uint32_t order) {
     if (!run.checked) return;
     memset(shared_states(target), kInitialised, bytes);
     Cell* cells = shared_cells(target);
-    for (size_t i = 0; i < bytes; ++i) cells[i] = {owner.order << 12 | owner.index, 0};
+    for (size_t i = 0; i < bytes; ++i) cells[i] = {order << 12 | owner.index, 0};
 }
 
 void checker_release(const void* address) {

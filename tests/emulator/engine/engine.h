@@ -27,6 +27,7 @@ struct Site {
     const char* file = nullptr;
     int line = 0;
     const void* pc = nullptr;
+    bool same_place(const Site& other) const { return line == other.line && (file == other.file || strcmp(file, other.file) == 0); }
     uint64_t key() const { return file ? reinterpret_cast<uint64_t>(file) * 31 + uint64_t(line) : reinterpret_cast<uint64_t>(pc); }
     std::string text() const;
 };
@@ -81,9 +82,8 @@ struct Thread {
     uint32_t order, sync_order, sync_mask;
     bool fenced;
     std::vector<const void*> observed;  // addresses of relaxed atomics since the last fence
-    // cp.async: copies not yet committed, committed groups not yet waited for.
-    std::vector<AsyncCopy> open;
-    std::vector<std::vector<AsyncCopy>> groups;
+    std::vector<AsyncCopy> copies;   // cp.async, not yet waited for
+    std::vector<size_t> group_ends;  // of the committed groups among them
 };
 
 struct Library {
@@ -197,7 +197,7 @@ void checker_begin_block();
 void checker_block_barrier();
 void checker_warp_sync(Warp& warp, uint32_t mask);
 void checker_async_issue(char* target, size_t bytes, Site site);
-void checker_async_done(char* target, size_t bytes, Thread& owner);
+void checker_async_done(char* target, size_t bytes, const Thread& owner, uint32_t order);
 void checker_release(const void* address);
 void checker_acquire(const void* address);
 struct Clock {

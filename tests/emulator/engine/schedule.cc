@@ -123,8 +123,8 @@ bool run_block() {
         t.barriers = 0;
         t.fenced = false;
         t.observed.clear();
-        t.open.clear();
-        t.groups.clear();
+        t.copies.clear();
+        t.group_ends.clear();
     }
     run.live = n;
     run.at_barrier = 0;
@@ -301,7 +301,7 @@ unsigned emu_barrier(int kind, int predicate, EMU_AT) {
     if (run.at_barrier == 0) {
         run.barrier_site = site;
         run.barrier_kind = kind;
-    } else if (run.barrier_kind != kind || run.barrier_site.line != line || strcmp(run.barrier_site.file, file) != 0) {
+    } else if (run.barrier_kind != kind || !run.barrier_site.same_place(site)) {
         fault("divergent barrier", site, "other threads of the block wait at %s", run.barrier_site.text().c_str());
     }
     self->predicate = predicate;

@@ -82,7 +82,7 @@ void mbarrier_check_phase(Mbarrier& m) {
 
 void perform(const BulkCopy& c) {
     memcpy(c.target, c.source, c.bytes);
-    checker_async_done(c.target, c.bytes, *c.issuer);
+    checker_async_done(c.target, c.bytes, *c.issuer, c.order);
     Mbarrier& m = mbarriers.at(c.mbarrier);
     checker_note(m.clock, *c.issuer, c.order);
     m.bytes -= c.bytes;
@@ -148,9 +148,8 @@ bool shared_progress() {
 }
 
 void shared_thread_exited(Thread& thread) {
-    if (thread.open.empty() && thread.groups.empty()) return;
-    const AsyncCopy& copy = thread.open.empty() ? thread.groups[0][0] : thread.open[0];
-    if (run.checked) fault("asynchronous copy never waited for", copy.site, "the thread exits with copies in flight");
+    if (thread.copies.empty() || !run.checked) return;
+    fault("asynchronous copy never waited for", thread.copies[0].site, "the thread exits with copies in flight");
 }
 
 }  // namespace emu
@@ -181,26 +180,25 @@ void emu_copy_async(uint32_t shared, const void* global, bool valid, EMU_AT) {
     }
     checker_async_issue(target, 16, site);
     if (!config.late_copies) copy_bytes(target, valid ? static_cast<const char*>(global) : nullptr, 16);
-    self->open.push_back({target, static_cast<const char*>(global), valid, site});
+    self->copies.push_back({target, static_cast<const char*>(global), valid, site});
 }
 
-void emu_copy_commit() {
-    self->groups.push_back({});
-    self->groups.back().swap(self->open);
-}
+void emu_copy_commit() { self->group_ends.push_back(self->copies.size()); }
 
 void emu_copy_wait(int pending, EMU_AT) {
     (void)file, (void)line;
-    auto& groups = self->groups;
-    if (groups.size() <= size_t(pending)) return;
-    const size_t finished = groups.size() - size_t(pending);
-    for (size_t g = 0; g < finished; ++g) {
-        for (const AsyncCopy& copy : groups[g]) {
-            if (config.late_copies) copy_bytes(copy.target, copy.valid ? copy.source : nullptr, 16);
-            checker_async_done(copy.target, 16, *self);
-        }
+    std::vector<AsyncCopy>& copies = self->copies;
+    std::vector<size_t>& ends = self->group_ends;
+    if (ends.size() <= size_t(pending)) return;
+    const size_t groups = ends.size() - size_t(pending), done = ends[groups - 1];
+    for (size_t i = 0; i < done; ++i) {
+        const AsyncCopy& copy = copies[i];
+        if (config.late_copies) copy_bytes(copy.target, copy.valid ? copy.source : nullptr, 16);
+        checker_async_done(copy.target, 16, *self, self->order);
     }
-    groups.erase(groups.begin(), groups.begin() + long(finished));
+    copies.erase(copies.begin(), copies.begin() + long(done));
+    ends.erase(ends.begin(), ends.begin() + long(groups));
+    for (size_t& end : ends) end -= done;
 }
 
 void emu_mbarrier_init(uint32_t address, uint32_t count, EMU_AT) {

@@ -121,7 +121,9 @@ void multiply(Warp& warp) {
                 for (int q = 0; q < 4; ++q) tile[i][q] = lanes[(i % 8) * 4 + q]->d + (m * ni + n) * 4 + (i / 8) * 2;
             }
             for (int i = 0; i < 16; i += 4) {
+                // Unrolled, or the sums would live in memory.
                 Lanes sum[4][2];
+#pragma GCC unroll 4
                 for (int r = 0; r < 4; ++r) {
                     float** t = tile[i + r];
                     sum[r][0] = Lanes{t[0][0], t[0][1], t[1][0], t[1][1]};
@@ -131,6 +133,7 @@ void multiply(Warp& warp) {
                     Lanes left, right;
                     memcpy(&left, bn + k * 8, 32);
                     memcpy(&right, bn + k * 8 + 4, 32);
+#pragma GCC unroll 4
                     for (int r = 0; r < 4; ++r) {
                         const double x = a[i + r][k];
                         const Lanes broadcast = {x, x, x, x};
@@ -138,6 +141,7 @@ void multiply(Warp& warp) {
                         sum[r][1] += broadcast * right;
                     }
                 }
+#pragma GCC unroll 4
                 for (int r = 0; r < 4; ++r) {
                     for (int q = 0; q < 4; ++q) {
                         tile[i + r][q][0] = float(sum[r][q / 2][2 * (q % 2)]);
@@ -195,7 +199,7 @@ void collective(Request& request) {
         const Thread* other = lane_of(warp, __builtin_ctz(warp.groups[g].arrived));
         const Site& place = other->request->site;
         // Full-mask __syncwarp calls in different branches do meet, by definition; other instructions must be the same.
-        const bool elsewhere = place.line != request.site.line || strcmp(place.file, request.site.file) != 0;
+        const bool elsewhere = !place.same_place(request.site);
         if (other->request->kind != request.kind || (elsewhere && request.kind != Request::sync)) {
             fatal(719, "divergent warp", request.site, "%s meets the %s that lane %u waits for at %s", name_of(request.kind),
                   name_of(other->request->kind), other->lane, place.text().c_str());

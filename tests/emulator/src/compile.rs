@@ -45,8 +45,9 @@ const KERNEL_FLAGS: &[&str] = &[
     "-Wno-unknown-pragmas",
 ];
 
-/// The GCC instruments; the engine has the functions it calls; libtsan is not linked.
-const CHECKED_FLAGS: &[&str] = &["-fsanitize=thread"];
+/// The compiler puts a call before every access; the engine has the functions it calls, libtsan is not linked. Without
+/// `-fno-tree-sra` a vector access would be taken apart into scalars, with its alignment and its width.
+const CHECKED_FLAGS: &[&str] = &["-fsanitize=thread", "-fno-tree-sra", "-fno-ipa-sra"];
 
 /// Builds the engine and all `*.cu` of a directory. Takes seconds the first time and milliseconds afterwards.
 pub fn build(kernels: impl AsRef<Path>) -> io::Result<Paths> {

@@ -286,14 +286,15 @@ fn dynamic_shared_overflow() {
 fn traps_loops_and_stacks() {
     for checked in [false, true] {
         let b = Bench::new(Config { checked, ..Config::default() });
-        let out = b.raw::<f32>(64);
+        // All memory first: cudarc keeps an error of a failing free and reports it later.
+        let (out, flag, zero, ints) = (b.raw::<f32>(64), b.zeros::<u32>(1), b.zeros::<f32>(1), b.raw::<i32>(32));
         run(&b, "bug_trap", shape(1, 64), &[b.pointer(&out)]);
         let faults = b.device.faults();
         assert_eq!((faults[0].kind.as_str(), faults[0].thread), ("trap", Some([5, 0, 0])));
         assert_eq!(b.error(), Some(FAILED));
         b.device.reset();
 
-        run(&b, "bug_wait_for_later_block", shape(2, 1), &[b.pointer(&b.zeros::<u32>(1))]);
+        run(&b, "bug_wait_for_later_block", shape(2, 1), &[b.pointer(&flag)]);
         assert_eq!(b.device.faults()[0].kind, "endless wait");
         b.device.reset();
 
@@ -302,12 +303,12 @@ fn traps_loops_and_stacks() {
         b.device.reset();
 
         b.device.configure("watchdog=1");
-        run(&b, "bug_endless_loop", shape(1, 1), &[b.pointer(&b.zeros::<f32>(1))]);
+        run(&b, "bug_endless_loop", shape(1, 1), &[b.pointer(&zero)]);
         let faults = b.device.faults();
         assert_eq!(faults[0].kind, "endless loop");
         b.device.reset();
 
-        run(&b, "bug_shuffle_from_nobody", shape(1, 32), &[b.pointer(&b.raw::<i32>(32))]);
+        run(&b, "bug_shuffle_from_nobody", shape(1, 32), &[b.pointer(&ints)]);
         assert_eq!(b.device.faults()[0].kind, "undefined shuffle");
         b.device.reset();
 

@@ -315,7 +315,8 @@ fn real_images() {
         use sys::CUfunction_attribute_enum as A;
         assert_eq!(attribute("copy", A::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK), 256);
         assert!((4..64).contains(&attribute("copy", A::CU_FUNC_ATTRIBUTE_NUM_REGS)));
-        assert_eq!(attribute("block_sums", A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES), 32);
+        // 8 floats, which the compiler rounds up.
+        assert!((32..=128).contains(&attribute("block_sums", A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)));
         // A kernel that only g++ has is not in the image.
         assert_eq!(code(b.function("matmul")), CUresult::CUDA_ERROR_NOT_FOUND);
         b.assert_clean();
