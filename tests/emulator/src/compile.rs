@@ -23,7 +23,7 @@ pub struct Paths {
     pub checked: PathBuf,
 }
 
-const ENGINE_FLAGS: &[&str] = &["-std=c++17", "-O2", "-g", "-fPIC", "-Wall", "-Wextra", "-fno-exceptions"];
+const ENGINE_FLAGS: &[&str] = &["-std=c++17", "-O2", "-g1", "-fPIC", "-Wall", "-Wextra", "-fno-exceptions"];
 
 /// `-ffp-contract=off`: a product and a sum round separately unless the kernel says fma. `-fno-gnu-unique`: statics of
 /// templates stay apart in the two libraries.

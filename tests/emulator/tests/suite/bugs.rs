@@ -45,7 +45,10 @@ fn global_out_of_bounds() {
         let (out, input) = (b.raw::<f32>(64), b.zeros::<f32>(64));
         run(b, "bug_read_past_end", shape(1, 64), &[b.pointer(&out), b.pointer(&input), Arg::I32(1)]);
     });
-    assert!(f.message.contains("read of 4 bytes") && f.message.contains("0 bytes past the end of an allocation of 256"), "{f:?}");
+    assert!(
+        f.message.contains("read of 4 bytes") && f.message.contains("0 bytes past the end of an allocation of 256"),
+        "{f:?}"
+    );
     assert_eq!(f.thread, Some([63, 0, 0]));
     let f = caught("out of bounds", ILLEGAL, "bug_write_past_end", "bugs.cu:9", |b| {
         let out = b.raw::<f32>(63);
@@ -185,9 +188,8 @@ fn asynchronous_copies() {
     caught("shared memory race", FAILED, "bug_refill_too_early", "bugs.cu:", launch("bug_refill_too_early"));
 
     // Without the checker the values give the bugs away, each in its mode.
-    let expected = |x: &[f32]| -> Vec<f32> {
-        (0..64).map(|t| (0..3).map(|r| x[256 * r + 4 * (63 - t)]).sum()).collect()
-    };
+    let expected =
+        |x: &[f32]| -> Vec<f32> { (0..64).map(|t| (0..3).map(|r| x[256 * r + 4 * (63 - t)]).sum()).collect() };
     for schedule in SCHEDULES {
         let b = Bench::new(Config { schedule, copies: Copies::Late, ..Config::default() });
         let x = noise(768, 1);

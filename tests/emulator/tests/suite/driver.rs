@@ -187,10 +187,7 @@ fn graphs() {
         let twice = b.zeros::<f32>(64);
         b.stream.synchronize().unwrap();
         b.stream.begin_capture(CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-        assert_eq!(
-            b.stream.capture_status().unwrap(),
-            CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_ACTIVE
-        );
+        assert_eq!(b.stream.capture_status().unwrap(), CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_ACTIVE);
         b.launch("copy", shape(1, 64), &[b.pointer(&out), b.pointer(&input), Arg::I32(64), Arg::F32(3.0)]).unwrap();
         b.launch("copy", shape(1, 64), &[b.pointer(&twice), b.pointer(&out), Arg::I32(64), Arg::F32(2.0)]).unwrap();
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
@@ -286,12 +283,8 @@ fn real_images() {
         return;
     };
     let older = compile(&["-arch=sm_80", "-cubin"], "80.cubin").unwrap();
-    let both = [
-        "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90a,code=sm_90a",
-        "-fatbin",
-        "--no-compress",
-    ];
+    let both =
+        ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a", "-fatbin", "--no-compress"];
     let fatbin = compile(&both, "both.fatbin").unwrap();
 
     for image in [&cubin, &fatbin] {

@@ -5,9 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{self, CUresult};
-use cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, ValidAsZeroBits, result,
-};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, ValidAsZeroBits, result};
 use ggro_emulator::{Config, Device, Paths, STUB_IMAGE};
 
 pub fn paths() -> &'static Paths {
@@ -156,7 +154,14 @@ pub fn launch_raw(
     pointers.push(std::ptr::null_mut());
     // SAFETY: the values outlive the call, and the driver copies them in it; what kernels do is the tests' subject.
     unsafe {
-        result::launch_kernel(function, shape.grid, (shape.block, 1, 1), shape.shared, stream.cu_stream(), &mut pointers)
+        result::launch_kernel(
+            function,
+            shape.grid,
+            (shape.block, 1, 1),
+            shape.shared,
+            stream.cu_stream(),
+            &mut pointers,
+        )
     }
 }
 

@@ -21,7 +21,8 @@ fn copy() {
     everywhere(|b| {
         let x = noise(1000, 1);
         let (input, output) = (b.up(&x), b.raw::<f32>(1000));
-        b.launch("copy", shape(4, 256), &[b.pointer(&output), b.pointer(&input), Arg::I32(1000), Arg::F32(3.0)]).unwrap();
+        b.launch("copy", shape(4, 256), &[b.pointer(&output), b.pointer(&input), Arg::I32(1000), Arg::F32(3.0)])
+            .unwrap();
         let y = b.down(&output);
         assert!(x.iter().zip(&y).all(|(x, y)| x * 3.0 == *y));
     });
@@ -135,14 +136,8 @@ fn matmul(b: &Bench, m: usize, n: usize, k: usize) {
     let x: Vec<u16> = noise(m * k, 5).iter().map(|v| bf16(*v)).collect();
     let w: Vec<u16> = noise(n * k, 6).iter().map(|v| bf16(*v)).collect();
     let (dx, dw, out) = (b.up(&x), b.up(&w), b.raw::<f32>(m * n));
-    let args = [
-        b.pointer(&out),
-        b.pointer(&dx),
-        b.pointer(&dw),
-        Arg::I32(m as i32),
-        Arg::I32(n as i32),
-        Arg::I32(k as i32),
-    ];
+    let args =
+        [b.pointer(&out), b.pointer(&dx), b.pointer(&dw), Arg::I32(m as i32), Arg::I32(n as i32), Arg::I32(k as i32)];
     let grid = shape(n.div_ceil(64) as u32, 128).rows(m.div_ceil(64) as u32).shared(3 * 2 * 64 * 40 * 2);
     b.launch("matmul", grid, &args).unwrap();
     let got = b.down(&out);
@@ -288,14 +283,8 @@ fn plain_speed() {
     let (x, w, out) = (b.zeros::<u16>(m * k), b.zeros::<u16>(n * k), b.raw::<f32>(m * n));
     let mut best = f64::INFINITY;
     for _ in 0..5 {
-        let args = [
-            b.pointer(&out),
-            b.pointer(&x),
-            b.pointer(&w),
-            Arg::I32(m as i32),
-            Arg::I32(n as i32),
-            Arg::I32(k as i32),
-        ];
+        let args =
+            [b.pointer(&out), b.pointer(&x), b.pointer(&w), Arg::I32(m as i32), Arg::I32(n as i32), Arg::I32(k as i32)];
         let start = thread_seconds();
         let grid = shape(n as u32 / 64, 128).shared(3 * 2 * 64 * 40 * 2);
         b.launch("matmul", grid, &args).unwrap();
