@@ -16,9 +16,9 @@
 use crate::{Error, Result};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, TensorInfo};
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{ErrorKind, Read};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -87,18 +87,7 @@ impl Files {
         let Some(file) = open_regular(dir, &path)? else {
             return Ok(None);
         };
-        let mut content = Vec::new();
-        // The size is not taken from the metadata alone: the file may grow in between.
-        file.take(MAX_WHOLE_FILE + 1)
-            .read_to_end(&mut content)
-            .map_err(|e| Error::io(&path, e))?;
-        if content.len() as u64 > MAX_WHOLE_FILE {
-            return Err(Error::file(
-                &path,
-                format!("larger than {MAX_WHOLE_FILE} bytes, the most that is read of such a file"),
-            ));
-        }
-        Ok(Some(Cow::Owned(content)))
+        read_whole(&path, file).map(|content| Some(Cow::Owned(content)))
     }
 
     /// [`read`](Files::read) as UTF-8 text.
@@ -111,22 +100,16 @@ impl Files {
         };
         let text = match content {
             Cow::Borrowed(bytes) => std::str::from_utf8(bytes).map(Cow::Borrowed),
-            Cow::Owned(bytes) => String::from_utf8(bytes)
-                .map(Cow::Owned)
-                .map_err(|e| e.utf8_error()),
+            Cow::Owned(bytes) => String::from_utf8(bytes).map(Cow::Owned).map_err(|e| e.utf8_error()),
         };
-        text.map(Some)
-            .map_err(|e| Error::file(self.path(name), format!("expected UTF-8 text: {e}")))
+        text.map(Some).map_err(|e| Error::file(self.path(name), format!("expected UTF-8 text: {e}")))
     }
 
     /// [`read`](Files::read) as a JSON object.
     ///
     /// # Errors
     /// As [`read`](Files::read), and where the content is not a JSON object.
-    pub fn read_json(
-        &self,
-        name: &str,
-    ) -> Result<Option<serde_json::Map<String, serde_json::Value>>> {
+    pub fn read_json(&self, name: &str) -> Result<Option<serde_json::Map<String, serde_json::Value>>> {
         let Some(content) = self.read(name)? else {
             return Ok(None);
         };
@@ -136,14 +119,25 @@ impl Files {
     }
 }
 
-fn find_embedded(
-    files: &'static [(&'static str, &'static [u8])],
-    name: &str,
-) -> Option<&'static [u8]> {
-    files
-        .iter()
-        .find(|(n, _)| *n == name)
-        .map(|(_, content)| *content)
+/// All that `source` gives, up to a limit; `path` is its name in messages. The size is not taken from the metadata, which
+/// pipes and devices do not have: one without an end is refused like a file that is too large.
+pub(crate) fn read_whole(path: &Path, source: impl Read) -> Result<Vec<u8>> {
+    let mut content = Vec::new();
+    source.take(MAX_WHOLE_FILE + 1).read_to_end(&mut content).map_err(|e| Error::io(path, e))?;
+    if content.len() as u64 > MAX_WHOLE_FILE {
+        return Err(Error::file(path, format!("larger than {MAX_WHOLE_FILE} bytes, the most that is read of it")));
+    }
+    Ok(content)
+}
+
+/// [`read_whole`] as UTF-8 text.
+pub(crate) fn read_whole_text(path: &Path, source: impl Read) -> Result<String> {
+    String::from_utf8(read_whole(path, source)?)
+        .map_err(|e| Error::file(path, format!("expected UTF-8 text: {}", e.utf8_error())))
+}
+
+fn find_embedded(files: &'static [(&'static str, &'static [u8])], name: &str) -> Option<&'static [u8]> {
+    files.iter().find(|(n, _)| *n == name).map(|(_, content)| *content)
 }
 
 /// Opens a file of `dir`. `Ok(None)` only if the directory is there and the file is not.
@@ -152,34 +146,20 @@ fn open_regular(dir: &Path, path: &Path) -> Result<Option<std::fs::File>> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => {}
         Ok(metadata) => {
-            let found = if metadata.is_dir() {
-                "a directory"
-            } else {
-                "a special file"
-            };
-            return Err(Error::file(
-                path,
-                format!("expected a regular file, found {found}"),
-            ));
+            let found = if metadata.is_dir() { "a directory" } else { "a special file" };
+            return Err(Error::file(path, format!("expected a regular file, found {found}")));
         }
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return match std::fs::metadata(dir) {
                 Err(e) => Err(Error::io(dir, e)),
-                Ok(metadata) if !metadata.is_dir() => {
-                    Err(Error::file(dir, "expected a model directory, found a file"))
-                }
-                Ok(_) if path.is_symlink() => Err(Error::file(
-                    path,
-                    "the link points to a file that does not exist",
-                )),
+                Ok(metadata) if !metadata.is_dir() => Err(Error::file(dir, "expected a model directory, found a file")),
+                Ok(_) if path.is_symlink() => Err(Error::file(path, "the link points to a file that does not exist")),
                 Ok(_) => Ok(None),
             };
         }
         Err(e) => return Err(Error::io(path, e)),
     }
-    std::fs::File::open(path)
-        .map(Some)
-        .map_err(|e| Error::io(path, e))
+    std::fs::File::open(path).map(Some).map_err(|e| Error::io(path, e))
 }
 
 /// One tensor inside a checkpoint: raw little-endian bytes, possibly misaligned.
@@ -256,11 +236,7 @@ impl Checkpoint {
     /// outside the file or does not have `dtype x shape` bytes, a shard name is not a plain file name, the index names a
     /// tensor that its shard lacks, or two shards hold the same name.
     pub fn open(files: &Files) -> Result<Self> {
-        let mut checkpoint = Checkpoint {
-            path: files.path(SINGLE),
-            shards: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
+        let mut checkpoint = Checkpoint { path: files.path(SINGLE), shards: Vec::new(), tensors: BTreeMap::new() };
         if let Some(bytes) = map(files, SINGLE)? {
             checkpoint.add_shard(files.path(SINGLE), bytes)?;
             return Ok(checkpoint);
@@ -279,26 +255,18 @@ impl Checkpoint {
             weight_map: Unique<String>,
         }
         let fail = |message: String| Error::file(files.path(INDEX), message);
-        let index: Index = serde_json::from_slice(index)
-            .map_err(|e| fail(format!("expected an index with a `weight_map`: {e}")))?;
+        let index: Index =
+            serde_json::from_slice(index).map_err(|e| fail(format!("expected an index with a `weight_map`: {e}")))?;
         let weight_map = index.weight_map.0;
-        for name in weight_map
-            .iter()
-            .map(|(_, shard)| shard)
-            .collect::<BTreeSet<_>>()
-        {
+        for name in weight_map.iter().map(|(_, shard)| shard).collect::<BTreeSet<_>>() {
             check_shard_name(name).map_err(&fail)?;
-            let bytes = map(files, name)?
-                .ok_or_else(|| fail(format!("the shard `{name}` is missing from the directory")))?;
+            let bytes =
+                map(files, name)?.ok_or_else(|| fail(format!("the shard `{name}` is missing from the directory")))?;
             self.add_shard(files.path(name), bytes)?;
         }
         for (tensor, shard) in &weight_map {
             let expected = files.path(shard);
-            match self
-                .tensors
-                .get(tensor)
-                .map(|entry| &self.shards[entry.shard].path)
-            {
+            match self.tensors.get(tensor).map(|entry| &self.shards[entry.shard].path) {
                 Some(found) if *found == expected => {}
                 Some(found) => {
                     return Err(fail(format!(
@@ -307,9 +275,7 @@ impl Checkpoint {
                     )));
                 }
                 None => {
-                    return Err(fail(format!(
-                        "tensor `{tensor}`: expected in `{shard}`, which does not hold it"
-                    )));
+                    return Err(fail(format!("tensor `{tensor}`: expected in `{shard}`, which does not hold it")));
                 }
             }
         }
@@ -320,18 +286,10 @@ impl Checkpoint {
         let header = parse_header(bytes.get()).map_err(|message| Error::file(&path, message))?;
         let shard = self.shards.len();
         for (name, info, range) in header {
-            let entry = Entry {
-                shard,
-                dtype: info.dtype,
-                shape: info.shape,
-                range,
-            };
+            let entry = Entry { shard, dtype: info.dtype, shape: info.shape, range };
             if let Some(other) = self.tensors.get(&name) {
                 let other = self.shards[other.shard].path.display();
-                return Err(Error::file(
-                    &path,
-                    format!("tensor `{name}` is also in `{other}`"),
-                ));
+                return Err(Error::file(&path, format!("tensor `{name}` is also in `{other}`")));
             }
             self.tensors.insert(name, entry);
         }
@@ -370,23 +328,18 @@ impl Checkpoint {
         let fail = |message| Error::file(&shard.path, message);
         if entry.shape != shape {
             let found = &entry.shape;
-            return Err(fail(format!(
-                "tensor `{name}`: expected shape {shape:?}, found {found:?}"
-            )));
+            return Err(fail(format!("tensor `{name}`: expected shape {shape:?}, found {found:?}")));
         }
         let dtype = match entry.dtype {
             Dtype::BF16 => DType::Bf16,
             Dtype::F16 => DType::F16,
             Dtype::F32 => DType::F32,
             found => {
-                return Err(fail(format!(
-                    "tensor `{name}`: expected dtype BF16, F16 or F32, found {found}"
-                )));
+                return Err(fail(format!("tensor `{name}`: expected dtype BF16, F16 or F32, found {found}")));
             }
         };
         Ok((entry, dtype))
     }
-
 
     /// Whether the checkpoint holds `name`.
     pub fn contains(&self, name: &str) -> bool {
@@ -400,10 +353,7 @@ impl Checkpoint {
 
     /// Bytes of tensor data in all files.
     pub fn bytes(&self) -> u64 {
-        self.tensors
-            .values()
-            .map(|entry| entry.range.len() as u64)
-            .sum()
+        self.tensors.values().map(|entry| entry.range.len() as u64).sum()
     }
 }
 
@@ -430,9 +380,7 @@ fn no_weights(files: &Files) -> Error {
         return Error::file(files.path(SINGLE), "no such file");
     };
     let pickle = std::fs::read_dir(dir).ok().and_then(|entries| {
-        let names = entries
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
         names.filter(|name| is_pickle(name)).min()
     });
     let found = match pickle {
@@ -446,51 +394,38 @@ fn no_weights(files: &Files) -> Error {
 }
 
 fn is_pickle(name: &str) -> bool {
-    [".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".pkl"]
-        .iter()
-        .any(|end| name.ends_with(end))
+    [".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".pkl"].iter().any(|end| name.ends_with(end))
 }
 
 /// A shard's name must stay inside the directory whatever it is joined with.
 fn check_shard_name(name: &str) -> std::result::Result<(), String> {
     if name.contains(['/', '\\', '\0']) || name == "." || name == ".." || name.is_empty() {
-        return Err(format!(
-            "shard name {name:?}: expected a plain file name without a path"
-        ));
+        return Err(format!("shard name {name:?}: expected a plain file name without a path"));
     }
     if is_pickle(name) {
-        return Err(format!(
-            "shard `{name}` is a pickle, which ggro never loads; expected safetensors"
-        ));
+        return Err(format!("shard `{name}` is a pickle, which ggro never loads; expected safetensors"));
     }
     Ok(())
 }
 
 /// Reads and checks a safetensors header: name, dtype and shape, and byte range in the file of every tensor.
-fn parse_header(
-    bytes: &[u8],
-) -> std::result::Result<Vec<(String, TensorInfo, Range<usize>)>, String> {
+fn parse_header(bytes: &[u8]) -> std::result::Result<Vec<(String, TensorInfo, Range<usize>)>, String> {
     let found = bytes.len();
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(format!(
-            "expected at least 8 bytes of safetensors header length, found {found}"
-        ));
+        return Err(format!("expected at least 8 bytes of safetensors header length, found {found}"));
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER {
-        return Err(format!(
-            "expected a header of at most {MAX_HEADER} bytes, found {length}"
-        ));
+        return Err(format!("expected a header of at most {MAX_HEADER} bytes, found {length}"));
     }
     let length = length as usize;
     let Some((header, data)) = rest.split_at_checked(length) else {
-        return Err(format!(
-            "expected a header of {length} bytes, found {} bytes of it",
-            rest.len()
-        ));
+        return Err(format!("expected a header of {length} bytes, found {} bytes of it", rest.len()));
     };
-    let Header(mut tensors) = serde_json::from_slice(header)
-        .map_err(|e| format!("expected a JSON object of tensors as header: {e}"))?;
+    let header =
+        std::str::from_utf8(header).map_err(|e| format!("expected a JSON object of tensors as header: {e}"))?;
+    let Header(mut tensors) =
+        serde_json::from_str(header).map_err(|e| format!("expected a JSON object of tensors as header: {e}"))?;
 
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let data_start = found - data.len();
@@ -506,11 +441,7 @@ fn parse_header(
             ));
         }
         if start != end_of_last {
-            let fault = if start < end_of_last {
-                "overlaps the tensor before it"
-            } else {
-                "leaves a hole"
-            };
+            let fault = if start < end_of_last { "overlaps the tensor before it" } else { "leaves a hole" };
             return Err(format!(
                 "tensor `{name}`: expected data from offset {end_of_last} on, found {start}, which {fault}"
             ));
@@ -520,9 +451,7 @@ fn parse_header(
             .try_fold(1usize, |product, &dim| product.checked_mul(dim))
             .and_then(|elements| elements.checked_mul(dtype.bitsize()));
         let Some(bits) = bits else {
-            return Err(format!(
-                "tensor `{name}`: shape {shape:?} of {dtype} is too large to count"
-            ));
+            return Err(format!("tensor `{name}`: shape {shape:?} of {dtype} is too large to count"));
         };
         if !bits.is_multiple_of(8) || bits / 8 != end - start {
             return Err(format!(
@@ -546,26 +475,18 @@ fn parse_header(
 /// A JSON object whose keys are all different; JSON readers otherwise keep the last one silently.
 struct Unique<T>(Vec<(String, T)>);
 
-/// The tensors of a header; its `__metadata__` is skipped.
+/// The tensors of a header; its `__metadata__`, an object of texts, is not kept.
 struct Header(Vec<(String, TensorInfo)>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Unique<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer
-            .deserialize_map(UniqueVisitor {
-                skip: None,
-                content: PhantomData,
-            })
-            .map(Unique)
+        deserializer.deserialize_map(UniqueVisitor { skip: None, content: PhantomData }).map(Unique)
     }
 }
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let visitor = UniqueVisitor {
-            skip: Some("__metadata__"),
-            content: PhantomData,
-        };
+        let visitor = UniqueVisitor { skip: Some("__metadata__"), content: PhantomData };
         deserializer.deserialize_map(visitor).map(Header)
     }
 }
@@ -582,10 +503,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for UniqueVisitor<T> {
         f.write_str("a JSON object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(
-        self,
-        mut map: A,
-    ) -> std::result::Result<Self::Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
         use serde::de::Error;
         let mut entries = Vec::new();
         let mut seen = HashSet::new();
@@ -594,13 +512,11 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for UniqueVisitor<T> {
                 return Err(A::Error::custom(format!("`{key}` is listed twice")));
             }
             if self.skip == Some(key.as_str()) {
-                map.next_value::<IgnoredAny>()?;
+                let metadata = Named { key: &key, content: PhantomData };
+                let _: Option<HashMap<String, String>> = map.next_value_seed(metadata)?;
                 continue;
             }
-            let value = map.next_value_seed(Named {
-                key: &key,
-                content: PhantomData,
-            })?;
+            let value = map.next_value_seed(Named { key: &key, content: PhantomData })?;
             entries.push((key, value));
         }
         Ok(entries)
@@ -616,10 +532,7 @@ struct Named<'a, T> {
 impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Named<'_, T> {
     type Value = T;
 
-    fn deserialize<D: Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> std::result::Result<T, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<T, D::Error> {
         use serde::de::Error;
         T::deserialize(deserializer).map_err(|e| D::Error::custom(format!("`{}`: {e}", self.key)))
     }

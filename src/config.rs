@@ -134,10 +134,7 @@ impl ModelConfig {
     pub fn load(files: &Files) -> Result<Self> {
         let path = files.path(NAME);
         let text = files.read_text(NAME)?;
-        Self::parse(
-            &text.ok_or_else(|| Error::file(&path, "no such file"))?,
-            &path,
-        )
+        Self::parse(&text.ok_or_else(|| Error::file(&path, "no such file"))?, &path)
     }
 
     /// Reads the text of a `config.json`. `path` is used in messages only.
@@ -146,29 +143,18 @@ impl ModelConfig {
     /// The file is not JSON, lacks a field, contradicts itself, names an unsupported architecture, rope type or label
     /// count, or a size outside sane limits.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        let map: Map<String, Value> = serde_json::from_str(text)
-            .map_err(|e| Error::file(path, format!("expected a JSON object: {e}")))?;
-        resolve(&Fields {
-            map: &map,
-            prefix: "",
-        })
-        .map_err(|message| Error::file(path, message))
+        let map: Map<String, Value> =
+            serde_json::from_str(text).map_err(|e| Error::file(path, format!("expected a JSON object: {e}")))?;
+        resolve(&Fields { map: &map, prefix: "" }).map_err(|message| Error::file(path, message))
     }
 
     /// Number of weights, the head included; a tied head counts once.
     pub fn num_parameters(&self) -> u64 {
         // Saturating: the fields are public, so the limits of `parse` need not hold.
         let mul = |a: usize, b: usize| (a as u64).saturating_mul(b as u64);
-        let sum = |terms: &[u64]| {
-            terms
-                .iter()
-                .fold(0u64, |total, &term| total.saturating_add(term))
-        };
+        let sum = |terms: &[u64]| terms.iter().fold(0u64, |total, &term| total.saturating_add(term));
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let (q, kv) = (
-            mul(self.num_heads, self.head_dim),
-            mul(self.num_kv_heads, self.head_dim),
-        );
+        let (q, kv) = (mul(self.num_heads, self.head_dim), mul(self.num_kv_heads, self.head_dim));
         let when = |condition: bool, count: u64| if condition { count } else { 0 };
         let layer = sum(&[
             sum(&[q, q, kv, kv]).saturating_mul(hidden as u64),
@@ -176,10 +162,7 @@ impl ModelConfig {
             mul(2, hidden),
             when(self.qkv_bias, sum(&[q, kv, kv])),
             when(self.o_bias, hidden as u64),
-            when(
-                self.mlp_bias,
-                sum(&[inner as u64, inner as u64, hidden as u64]),
-            ),
+            when(self.mlp_bias, sum(&[inner as u64, inner as u64, hidden as u64])),
             when(self.qk_norm, mul(2, self.head_dim)),
         ]);
         let embedding = mul(self.vocab_size, hidden);
@@ -187,21 +170,14 @@ impl ModelConfig {
             Task::CausalLm => when(!self.tie_word_embeddings, embedding),
             Task::Reward => hidden as u64,
         };
-        sum(&[
-            embedding,
-            layer.saturating_mul(self.num_layers as u64),
-            hidden as u64,
-            head,
-        ])
+        sum(&[embedding, layer.saturating_mul(self.num_layers as u64), hidden as u64, head])
     }
 
     /// Keys and values of one position in all layers, in elements.
     pub fn kv_elements_per_token(&self) -> u64 {
         [self.num_layers, self.num_kv_heads, self.head_dim]
             .iter()
-            .fold(2, |product: u64, &factor| {
-                product.saturating_mul(factor as u64)
-            })
+            .fold(2, |product: u64, &factor| product.saturating_mul(factor as u64))
     }
 }
 
@@ -218,9 +194,7 @@ fn resolve(fields: &Fields) -> Checked<ModelConfig> {
     let hidden_size = fields.required("hidden_size", HIDDEN)?;
     let num_layers = fields.required("num_hidden_layers", LAYERS)?;
     let num_heads = fields.required("num_attention_heads", HEADS)?;
-    let num_kv_heads = fields
-        .integer("num_key_value_heads", HEADS)?
-        .unwrap_or(num_heads);
+    let num_kv_heads = fields.integer("num_key_value_heads", HEADS)?.unwrap_or(num_heads);
     if !num_heads.is_multiple_of(num_kv_heads) {
         return Err(format!(
             "`num_key_value_heads`: expected a divisor of `num_attention_heads` ({num_heads}), found {num_kv_heads}"
@@ -261,9 +235,7 @@ fn resolve(fields: &Fields) -> Checked<ModelConfig> {
         vocab_size: fields.required("vocab_size", VOCAB)?,
         max_position_embeddings: fields.required("max_position_embeddings", POSITIONS)?,
         rms_norm_eps: fields
-            .number("rms_norm_eps", "above 0 and below 1", |eps| {
-                eps > 0.0 && eps < 1.0
-            })?
+            .number("rms_norm_eps", "above 0 and below 1", |eps| eps > 0.0 && eps < 1.0)?
             .ok_or_else(|| fields.missing("rms_norm_eps"))?,
         rope: rope(fields)?,
         windows: windows(fields, family, num_layers)?,
@@ -273,9 +245,7 @@ fn resolve(fields: &Fields) -> Checked<ModelConfig> {
         qk_norm: family == Family::Qwen3,
         tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
         eos_token_ids: token_ids(fields, "eos_token_id")?,
-        pad_token_id: fields
-            .integer("pad_token_id", TOKEN_ID)?
-            .map(|id| id as u32),
+        pad_token_id: fields.integer("pad_token_id", TOKEN_ID)?.map(|id| id as u32),
     })
 }
 
@@ -296,11 +266,7 @@ fn architecture(fields: &Fields) -> Checked<(Family, Task)> {
         Some(found) => return Err(fields.wrong("architectures", "a list with one name", found)),
     };
     let [Value::String(name)] = listed else {
-        return Err(fields.wrong(
-            "architectures",
-            "a list with one name",
-            &Value::Array(listed.to_vec()),
-        ));
+        return Err(fields.wrong("architectures", "a list with one name", &Value::Array(listed.to_vec())));
     };
     let family_and_task = Family::ALL.into_iter().find_map(|family| {
         let task = match name.strip_prefix(family.name())? {
@@ -322,18 +288,13 @@ fn architecture(fields: &Fields) -> Checked<(Family, Task)> {
         } else {
             ""
         };
-        return Err(format!(
-            "architecture {name:?}{reason} is not supported; {}",
-            supported()
-        ));
+        return Err(format!("architecture {name:?}{reason} is not supported; {}", supported()));
     };
     let expected = family.name().to_lowercase();
     match fields.get("model_type") {
-        Some(found) if *found != Value::String(expected.clone()) => Err(fields.wrong(
-            "model_type",
-            &format!("{expected:?} beside the architecture {name}"),
-            found,
-        )),
+        Some(found) if *found != Value::String(expected.clone()) => {
+            Err(fields.wrong("model_type", &format!("{expected:?} beside the architecture {name}"), found))
+        }
         _ => Ok((family, task)),
     }
 }
@@ -342,10 +303,7 @@ fn architecture(fields: &Fields) -> Checked<(Family, Task)> {
 fn refuse_unsupported(fields: &Fields) -> Checked<()> {
     if let Some(quantization) = fields.get("quantization_config") {
         let method = quantization.get("quant_method").unwrap_or(quantization);
-        return Err(format!(
-            "`quantization_config` ({}): expected unquantised BF16, F16 or F32 weights",
-            show(method)
-        ));
+        return Err(format!("`quantization_config` ({}): expected unquantised BF16, F16 or F32 weights", show(method)));
     }
     match fields.get("hidden_act") {
         None => {}
@@ -358,9 +316,7 @@ fn refuse_unsupported(fields: &Fields) -> Checked<()> {
 fn whole_rotation(fields: &Fields) -> Checked<()> {
     let name = "partial_rotary_factor";
     match fields.get(name) {
-        Some(found) if found.as_f64() != Some(1.0) => {
-            Err(fields.wrong(name, "1 (heads are rotated whole)", found))
-        }
+        Some(found) if found.as_f64() != Some(1.0) => Err(fields.wrong(name, "1 (heads are rotated whole)", found)),
         _ => Ok(()),
     }
 }
@@ -373,28 +329,24 @@ fn check_one_label(fields: &Fields) -> Checked<()> {
         Some(found) => return Err(fields.wrong("id2label", "an object", found)),
     };
     match (stated, listed) {
-        (Some(stated), Some(listed)) if stated != listed => Err(format!(
-            "`num_labels` is {stated}, but `id2label` lists {listed}; expected 1 label in both"
-        )),
+        (Some(stated), Some(listed)) if stated != listed => {
+            Err(format!("`num_labels` is {stated}, but `id2label` lists {listed}; expected 1 label in both"))
+        }
         (Some(1), _) | (None, Some(1)) => Ok(()),
         (Some(found), _) => Err(format!("`num_labels`: expected 1 label, found {found}")),
         (None, Some(found)) => Err(format!("`id2label`: expected 1 label, found {found}")),
-        (None, None) => Err(
-            "`num_labels` and `id2label` are missing, which stands for 2 labels; expected 1 label"
-                .into(),
-        ),
+        (None, None) => {
+            Err("`num_labels` and `id2label` are missing, which stands for 2 labels; expected 1 label".into())
+        }
     }
 }
 
 fn token_ids(fields: &Fields, name: &str) -> Checked<Vec<u32>> {
-    token_ids_of(fields.map.get(name))
-        .map_err(|(expected, found)| fields.wrong(name, &expected, &found))
+    token_ids_of(fields.map.get(name)).map_err(|(expected, found)| fields.wrong(name, &expected, &found))
 }
 
 /// An `eos_token_id`: a number, a list of them, or null. The error is what was expected and what was found.
-pub(crate) fn token_ids_of(
-    value: Option<&Value>,
-) -> std::result::Result<Vec<u32>, (String, Value)> {
+pub(crate) fn token_ids_of(value: Option<&Value>) -> std::result::Result<Vec<u32>, (String, Value)> {
     let expected = || format!("token ids from 0 to {}", TOKEN_ID.end());
     let id = |value: &Value| match value.as_u64() {
         Some(id) if TOKEN_ID.contains(&id) => Ok(id as u32),
@@ -413,23 +365,15 @@ fn rope(fields: &Fields) -> Checked<Rope> {
     let scaling = fields.object("rope_scaling")?;
     let parameters = fields.object("rope_parameters")?;
     let Some(parameters) = parameters else {
-        let llama3 = scaling
-            .map(|scaling| rope_type(&scaling))
-            .transpose()?
-            .flatten();
-        return Ok(Rope {
-            theta: theta.unwrap_or(DEFAULT_THETA),
-            llama3,
-        });
+        let llama3 = scaling.map(|scaling| rope_type(&scaling)).transpose()?.flatten();
+        return Ok(Rope { theta: theta.unwrap_or(DEFAULT_THETA), llama3 });
     };
     whole_rotation(&parameters)?;
     let nested = self::theta(&parameters)?;
     if let (Some(outer), Some(nested)) = (theta, nested)
         && outer != nested
     {
-        return Err(format!(
-            "`rope_theta` is {outer}, but {nested} in `rope_parameters`"
-        ));
+        return Err(format!("`rope_theta` is {outer}, but {nested} in `rope_parameters`"));
     }
     let llama3 = rope_type(&parameters)?;
     if let Some(scaling) = scaling
@@ -437,10 +381,7 @@ fn rope(fields: &Fields) -> Checked<Rope> {
     {
         return Err("`rope_scaling` and `rope_parameters` contradict each other".into());
     }
-    Ok(Rope {
-        theta: nested.or(theta).unwrap_or(DEFAULT_THETA),
-        llama3,
-    })
+    Ok(Rope { theta: nested.or(theta).unwrap_or(DEFAULT_THETA), llama3 })
 }
 
 fn theta(fields: &Fields) -> Checked<Option<f64>> {
@@ -456,10 +397,7 @@ fn rope_type(fields: &Fields) -> Checked<Option<Llama3Scaling>> {
     };
     let name = match (text("rope_type")?, text("type")?) {
         (Some(new), Some(old)) if new != old => {
-            return Err(format!(
-                "`{0}rope_type` is {new:?}, but `{0}type` is {old:?}",
-                fields.prefix
-            ));
+            return Err(format!("`{0}rope_type` is {new:?}, but `{0}type` is {old:?}", fields.prefix));
         }
         (new, old) => new.or(old),
     };
@@ -470,15 +408,8 @@ fn rope_type(fields: &Fields) -> Checked<Option<Llama3Scaling>> {
             "`{}rope_type`: expected \"default\" or \"llama3\", found {found:?}, which is not supported",
             fields.prefix
         )),
-        None => match fields
-            .map
-            .keys()
-            .find(|key| *key != "rope_theta" && fields.get(key).is_some())
-        {
-            Some(key) => Err(format!(
-                "`{0}rope_type` is missing beside `{0}{key}`",
-                fields.prefix
-            )),
+        None => match fields.map.keys().find(|key| *key != "rope_theta" && fields.get(key).is_some()) {
+            Some(key) => Err(format!("`{0}rope_type` is missing beside `{0}{key}`", fields.prefix)),
             None => Ok(None),
         },
     }
@@ -491,14 +422,11 @@ fn llama3(fields: &Fields) -> Checked<Llama3Scaling> {
     };
     let scaling = Llama3Scaling {
         factor: fields
-            .number("factor", "a finite number of at least 1", |factor| {
-                factor >= 1.0
-            })?
+            .number("factor", "a finite number of at least 1", |factor| factor >= 1.0)?
             .ok_or_else(|| fields.missing("factor"))?,
         low_freq_factor: positive("low_freq_factor")?,
         high_freq_factor: positive("high_freq_factor")?,
-        original_max_position_embeddings: fields
-            .required("original_max_position_embeddings", POSITIONS)?,
+        original_max_position_embeddings: fields.required("original_max_position_embeddings", POSITIONS)?,
     };
     if scaling.high_freq_factor <= scaling.low_freq_factor {
         return Err(format!(
@@ -518,11 +446,7 @@ fn windows(fields: &Fields, family: Family, num_layers: usize) -> Checked<Vec<Op
         Family::Mistral => true,
         Family::Qwen2 | Family::Qwen3 => fields.flag("use_sliding_window", false)?,
     };
-    let window = if on {
-        fields.integer("sliding_window", WINDOW)?
-    } else {
-        None
-    };
+    let window = if on { fields.integer("sliding_window", WINDOW)? } else { None };
     if qwen && on && window.is_none() && !fields.map.contains_key("sliding_window") {
         return Err(fields.missing("sliding_window"));
     }
@@ -542,9 +466,7 @@ fn windows(fields: &Fields, family: Family, num_layers: usize) -> Checked<Vec<Op
             Some(_) if qwen => fields.required("max_window_layers", 0..=1 << 31)?,
             _ => 0,
         };
-        return Ok((0..num_layers)
-            .map(|layer| window.filter(|_| layer >= first))
-            .collect());
+        return Ok((0..num_layers).map(|layer| window.filter(|_| layer >= first)).collect());
     };
     let resolve = |(layer, kind): (usize, &Value)| match (kind.as_str(), window) {
         (Some("full_attention"), _) => Ok(None),
@@ -552,17 +474,9 @@ fn windows(fields: &Fields, family: Family, num_layers: usize) -> Checked<Vec<Op
         (Some("sliding_attention"), None) => Err(format!(
             "`layer_types`: layer {layer} is \"sliding_attention\", but no `sliding_window` is switched on"
         )),
-        _ => Err(fields.wrong(
-            "layer_types",
-            "\"full_attention\" or \"sliding_attention\"",
-            kind,
-        )),
+        _ => Err(fields.wrong("layer_types", "\"full_attention\" or \"sliding_attention\"", kind)),
     };
-    let windows: Vec<_> = kinds
-        .iter()
-        .enumerate()
-        .map(resolve)
-        .collect::<Checked<_>>()?;
+    let windows: Vec<_> = kinds.iter().enumerate().map(resolve).collect::<Checked<_>>()?;
     // The other families know one kind of layer only.
     if !qwen && windows.iter().any(|&found| found != window) {
         return Err(format!(
@@ -590,11 +504,7 @@ impl<'a> Fields<'a> {
     }
 
     fn wrong(&self, name: &str, expected: &str, found: &Value) -> String {
-        format!(
-            "`{}{name}`: expected {expected}, found {}",
-            self.prefix,
-            show(found)
-        )
+        format!("`{}{name}`: expected {expected}, found {}", self.prefix, show(found))
     }
 
     fn integer(&self, name: &str, range: RangeInclusive<u64>) -> Checked<Option<usize>> {

@@ -28,9 +28,7 @@ pub enum Error {
     #[error("{0}")]
     Invalid(String),
     /// A logit, reward or gradient was NaN or infinite. The request ends; its state is not reused.
-    #[error(
-        "{what} of the {model} model is not finite at position {position}; the weights are damaged or overflow"
-    )]
+    #[error("{what} of the {model} model is not finite at position {position}; the weights are damaged or overflow")]
     NonFinite {
         /// `logit`, `reward` or `reward gradient`.
         what: &'static str,
@@ -47,18 +45,12 @@ pub enum Error {
 impl Error {
     /// Wraps an I/O error with the file it belongs to.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Error::Io {
-            path: path.as_ref().to_path_buf(),
-            source,
-        }
+        Error::Io { path: path.as_ref().to_path_buf(), source }
     }
 
     /// A file whose content cannot be used.
     pub fn file(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Error::File {
-            path: path.as_ref().to_path_buf(),
-            message: message.into(),
-        }
+        Error::File { path: path.as_ref().to_path_buf(), message: message.into() }
     }
 
     /// An unusable request or option.

@@ -6,10 +6,12 @@
 //!
 //! The crate has four layers, each knowing only the one before it:
 //!
-//! * [`config`], [`checkpoint`], [`tokenizer`], [`chat`]: what a Hugging Face directory holds, checked before use;
+//! * [`config`], [`checkpoint`], [`tokenizer`], [`chat`], [`pair`]: what Hugging Face directories hold, checked before use
+//!   ([`demo`] is a pair inside the binary);
 //! * [`model`]: the [`Backend`](model::Backend) trait, a handful of batched operations on two models, and the
-//!   reference backend in plain Rust;
-//! * [`ggro`]: the method itself, pure logic over that trait;
+//!   reference backend in plain Rust, over the block bookkeeping of [`kv`];
+//! * [`ggro`]: the method itself, pure logic over that trait; [`trace`] is its record as JSON, [`verify`] the golden
+//!   fixtures replayed;
 //! * the faces: the command line (the server and the benchmarks will stand beside it).
 //!
 //! `docs/architecture.md` in the repository says how the parts fit.
@@ -19,6 +21,8 @@ pub mod checkpoint;
 #[doc(hidden)]
 pub mod cli;
 pub mod config;
+pub mod conformance;
+pub mod cuda;
 pub mod demo;
 pub mod error;
 pub mod ggro;

@@ -1,2 +1,10 @@
 //! The `ggro` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match ggro::cli::run() {
+        Ok(code) => code,
+        Err(error) => ggro::cli::report(&error),
+    }
+}

@@ -9,11 +9,15 @@ use tokenizers::DecoderWrapper;
 
 const NAME: &str = "tokenizer.json";
 
+/// Largest id, beyond that of any published vocabulary; a table of this size is allocated.
+const MAX_ID: u32 = (1 << 22) - 1;
+
 /// A model's tokenizer. Truncation and padding of the file are cleared; no special tokens are added.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    len: usize,
+    /// By id; the last one is not `None`.
+    spellings: Vec<Option<String>>,
     /// The decoder joins runs of `<0x..>` tokens to characters, and gives up a run as a whole if it is not UTF-8.
     joins_bytes: bool,
 }
@@ -26,28 +30,18 @@ impl Tokenizer {
     pub fn load(files: &Files) -> Result<Self> {
         let path = files.path(NAME);
         let Some(content) = files.read(NAME)? else {
-            return Err(Error::file(
-                path,
-                "no such file; ggro reads tokenizers in this format only",
-            ));
+            return Err(Error::file(path, "no such file; ggro reads tokenizers in this format only"));
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&content)
-            .map_err(|e| Error::file(&path, format!("expected a tokenizer: {e}")))?;
+        let fail = |e: &dyn std::fmt::Display| Error::file(&path, format!("expected a tokenizer: {e}"));
+        // The crate panics on some files that are not JSON, and may on others that are: neither must end the process.
+        serde_json::from_slice::<serde::de::IgnoredAny>(&content).map_err(|e| fail(&e))?;
+        let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&content));
+        let mut inner = parsed.map_err(|_| fail(&"reading it failed"))?.map_err(|e| fail(&e))?;
         inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|e| Error::file(&path, e.to_string()))?;
-        let largest = inner.get_vocab(true).into_values().max();
-        let len = largest.map_or(0, |id| id as usize + 1);
-        if len == 0 {
-            return Err(Error::file(path, "expected a vocabulary, found no tokens"));
-        }
+        inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
+        let spellings = spellings(&inner).map_err(|message| Error::file(&path, message))?;
         let joins_bytes = inner.get_decoder().is_some_and(joins_bytes);
-        Ok(Tokenizer {
-            inner,
-            len,
-            joins_bytes,
-        })
+        Ok(Tokenizer { inner, spellings, joins_bytes })
     }
 
     /// Ids of a text; special-token spellings in it become their ids, and nothing is added.
@@ -76,33 +70,32 @@ impl Tokenizer {
 
     /// Spelling of an id.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        self.spelling(id).map(str::to_string)
+    }
+
+    fn spelling(&self, id: u32) -> Option<&str> {
+        self.spellings.get(id as usize)?.as_deref()
     }
 
     /// One more than the largest id that has a spelling; at least 1.
     #[allow(clippy::len_without_is_empty)] // a tokenizer without tokens is not loaded
     pub fn len(&self) -> usize {
-        self.len
+        self.spellings.len()
     }
 
     /// The first id below both sizes that the two tokenizers spell differently, if any: `(id, ours, theirs)`.
-    pub fn first_difference(
-        &self,
-        other: &Tokenizer,
-    ) -> Option<(u32, Option<String>, Option<String>)> {
-        let both = self.len.min(other.len) as u64;
-        (0..both).map(|id| id as u32).find_map(|id| {
-            let (ours, theirs) = (self.token(id), other.token(id));
-            (ours != theirs).then_some((id, ours, theirs))
-        })
+    pub fn first_difference(&self, other: &Tokenizer) -> Option<(u32, Option<String>, Option<String>)> {
+        let mut pairs = self.spellings.iter().zip(&other.spellings);
+        let id = pairs.position(|(ours, theirs)| ours != theirs)? as u32;
+        Some((id, self.token(id), other.token(id)))
     }
 
     /// Whether the text of `id` depends on all byte tokens around it.
     fn is_joined_byte(&self, id: u32) -> bool {
         self.joins_bytes
-            && self.token(id).is_some_and(|token| {
-                token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
-            })
+            && self
+                .spelling(id)
+                .is_some_and(|token| token.len() == 6 && token.starts_with("<0x") && token.ends_with('>'))
     }
 
     /// The text of `ids` that no further id can change: not a last U+FFFD, which may stand for an incomplete character.
@@ -113,6 +106,22 @@ impl Tokenizer {
         }
         Ok(text)
     }
+}
+
+/// The spelling of every id.
+fn spellings(tokenizer: &tokenizers::Tokenizer) -> std::result::Result<Vec<Option<String>>, String> {
+    let vocabulary = tokenizer.get_vocab(true);
+    let largest = vocabulary.values().max().ok_or("expected a vocabulary, found no tokens")?;
+    if *largest > MAX_ID {
+        return Err(format!("expected ids up to {MAX_ID}, found {largest}"));
+    }
+    let mut spellings = vec![None; *largest as usize + 1];
+    for (token, id) in vocabulary {
+        let spelling = &mut spellings[id as usize];
+        // Two tokens may share an id; the crate knows which one it decodes to.
+        *spelling = if spelling.is_none() { Some(token) } else { tokenizer.id_to_token(id) };
+    }
+    Ok(spellings)
 }
 
 fn joins_bytes(decoder: &DecoderWrapper) -> bool {
@@ -143,21 +152,18 @@ const WINDOW: usize = 8;
 impl<'a> TextStream<'a> {
     /// Starts after `context` (the prompt), whose text is not given out.
     pub fn new(tokenizer: &'a Tokenizer, context: &[u32]) -> Self {
-        let open = context
-            .iter()
-            .rev()
-            .take_while(|&&id| tokenizer.is_joined_byte(id))
-            .count();
-        let closed = context.len() - open;
-        let start = closed.saturating_sub(WINDOW);
-        let given = tokenizer
-            .settled(&context[start..closed])
-            .map_or(0, |text| text.len());
-        TextStream {
-            tokenizer,
-            window: context[start..].to_vec(),
-            given,
+        // From the end: a run of bytes that may go on, then enough ids before it.
+        let (mut window, mut closed) = (Vec::new(), 0);
+        for &id in context.iter().rev().filter(|&&id| tokenizer.spelling(id).is_some()) {
+            window.push(id);
+            closed += usize::from(closed > 0 || !tokenizer.is_joined_byte(id));
+            if closed == WINDOW {
+                break;
+            }
         }
+        window.reverse();
+        let given = tokenizer.settled(&window[..closed]).map_or(0, |text| text.len());
+        TextStream { tokenizer, window, given }
     }
 
     /// The text that `id` adds, empty while a character is incomplete.
@@ -165,6 +171,9 @@ impl<'a> TextStream<'a> {
     /// # Errors
     /// The tokenizer's own.
     pub fn push(&mut self, id: u32) -> Result<String> {
+        if self.tokenizer.spelling(id).is_none() {
+            return Ok(String::new());
+        }
         self.window.push(id);
         if self.tokenizer.is_joined_byte(id) {
             return Ok(String::new());

@@ -4,6 +4,10 @@
 //! added functions. It is rendered here by minijinja, which has no access to the host, under a budget of fuel (about one
 //! unit per instruction and per 64 bytes made) and a limit on its output. Where the two dialects differ in what they
 //! print, `python` takes Python's side.
+//!
+//! What fuel does not bound: a template that builds a list of itself twice over, many times, and then compares or
+//! concatenates (`~`) the result takes exponential time, as it does in Python. Such a template cannot read or write
+//! anything, but it can keep the process that loaded it busy.
 
 mod generation;
 mod python;
@@ -22,7 +26,7 @@ const CONFIG: &str = "tokenizer_config.json";
 const TOKEN_MAP: &str = "special_tokens_map.json";
 
 /// Longest template, in bytes. Published ones stay below a tenth of it.
-const MAX_TEMPLATE: usize = 256 << 10;
+const MAX_TEMPLATE: usize = 128 << 10;
 /// Longest rendered conversation beyond the messages themselves, in bytes.
 const MAX_OUTPUT: usize = 16 << 20;
 /// Fuel of a conversation, and what each message and each byte of one adds.
@@ -72,29 +76,21 @@ impl ChatTemplate {
         Self::new(path, &source, special_tokens).map(Some)
     }
 
-    fn new(
-        path: PathBuf,
-        source: &str,
-        special_tokens: Vec<(&'static str, String)>,
-    ) -> Result<Self> {
+    fn new(path: PathBuf, source: &str, special_tokens: Vec<(&'static str, String)>) -> Result<Self> {
         if source.len() > MAX_TEMPLATE {
             return Err(Error::file(
                 path,
-                format!(
-                    "chat template: expected at most {MAX_TEMPLATE} bytes, found {}",
-                    source.len()
-                ),
+                format!("chat template: expected at most {MAX_TEMPLATE} bytes, found {}", source.len()),
             ));
         }
         let mut environment = environment();
-        let source = generation::replace_tags(source);
+        // As Jinja2 reads any source.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let source = generation::replace_tags(&source)
+            .map_err(|message| Error::file(&path, format!("chat template, {message}")))?;
         let parsed = on_deep_stack(&path, || environment.add_template_owned(NAME, source))?;
         parsed.map_err(|e| failure(&path, &e))?;
-        Ok(ChatTemplate {
-            environment,
-            path,
-            special_tokens,
-        })
+        Ok(ChatTemplate { environment, path, special_tokens })
     }
 
     /// Pins `strftime_now` to a moment (seconds since 1970 UTC), for reproducible prompts.
@@ -108,56 +104,34 @@ impl ChatTemplate {
     /// # Errors
     /// The template raises an exception, does not end within its fuel, or writes too much.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let size: usize = messages
-            .iter()
-            .map(|m| m.role.len() + m.content.len())
-            .sum();
+        let size: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
         let mut environment = self.environment.clone();
         let fuel = FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + size as u64;
         environment.set_fuel(Some(fuel));
         let context = self.context(messages, add_generation_prompt);
-        let mut output = Limited {
-            text: Vec::new(),
-            limit: MAX_OUTPUT + size,
-            exceeded: false,
-        };
+        let mut output = Limited { text: Vec::new(), limit: MAX_OUTPUT + size, exceeded: false };
         let rendered = on_deep_stack(&self.path, || {
             let template = environment.get_template(NAME)?;
             template.render_captured_to(context, &mut output).map(drop)
         })?;
         if output.exceeded {
             let limit = output.limit;
-            return Err(Error::file(
-                &self.path,
-                format!("chat template: writes more than {limit} bytes, the limit"),
-            ));
+            return Err(Error::file(&self.path, format!("chat template: writes more than {limit} bytes, the limit")));
         }
         rendered.map_err(|e| failure(&self.path, &e))?;
         String::from_utf8(output.text).map_err(|e| Error::file(&self.path, e.to_string()))
     }
 
     fn context(&self, messages: &[Message], add_generation_prompt: bool) -> Value {
-        let message = |m: &Message| {
-            Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())])
-        };
-        let special = self
-            .special_tokens
-            .iter()
-            .map(|(name, text)| (*name, text.as_str().into()));
+        let message = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
+        let special = self.special_tokens.iter().map(|(name, text)| (*name, text.as_str().into()));
         let fixed = [
-            (
-                "messages",
-                messages.iter().map(message).collect::<Vec<_>>().into(),
-            ),
+            ("messages", messages.iter().map(message).collect::<Vec<_>>().into()),
             ("add_generation_prompt", add_generation_prompt.into()),
             ("tools", ().into()),
             ("documents", ().into()),
         ];
-        Value::from_pairs(
-            fixed
-                .into_iter()
-                .chain::<Vec<(&str, Value)>>(special.collect()),
-        )
+        Value::from_pairs(fixed.into_iter().chain::<Vec<(&str, Value)>>(special.collect()))
     }
 }
 
@@ -168,31 +142,23 @@ const NAME: &str = "chat template";
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     // The default delimiters cannot be refused.
-    if let Ok(syntax) = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
-    {
+    if let Ok(syntax) = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build() {
         environment.set_syntax(syntax);
     }
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_formatter(python::write);
     environment.set_unknown_method_callback(pycompat::unknown_method_callback);
     environment.add_filter("tojson", python::tojson);
-    environment.add_function("raise_exception", |message: &Value| {
-        refuse(message.to_string())
-    });
+    environment.add_filter("string", python::string);
+    // Its indentation is quadratic in the depth and is paid for only afterwards; no chat template needs it.
+    environment.remove_filter("pprint");
+    environment.add_function("raise_exception", |message: &Value| refuse(message.to_string()));
     add_strftime(&mut environment, || Local::now().naive_local());
     environment
 }
 
-fn add_strftime(
-    environment: &mut Environment<'static>,
-    now: impl Fn() -> NaiveDateTime + Send + Sync + 'static,
-) {
-    environment.add_function("strftime_now", move |format: &str| {
-        python::strftime(now(), format)
-    });
+fn add_strftime(environment: &mut Environment<'static>, now: impl Fn() -> NaiveDateTime + Send + Sync + 'static) {
+    environment.add_function("strftime_now", move |format: &str| python::strftime(now(), format));
 }
 
 /// What a template said with `raise_exception`.
@@ -211,17 +177,12 @@ fn failure(path: &std::path::Path, error: &minijinja::Error) -> Error {
     let mut innermost = error;
     while let Some(cause) = source {
         if let Some(Refusal(message)) = cause.downcast_ref() {
-            return Error::invalid(format!(
-                "the chat template refuses the conversation: {message}"
-            ));
+            return Error::invalid(format!("the chat template refuses the conversation: {message}"));
         }
         innermost = cause.downcast_ref().unwrap_or(innermost);
         source = cause.source();
     }
-    let place = innermost
-        .line()
-        .map(|line| format!(", line {line}"))
-        .unwrap_or_default();
+    let place = innermost.line().map(|line| format!(", line {line}")).unwrap_or_default();
     let what = match (innermost.kind(), innermost.detail()) {
         (ErrorKind::OutOfFuel, _) => "does not end within its limit of work".to_string(),
         (kind, Some(detail)) => format!("{kind}: {detail}"),
@@ -238,9 +199,7 @@ fn on_deep_stack<T: Send>(path: &std::path::Path, work: impl FnOnce() -> T + Sen
             .stack_size(STACK)
             .spawn_scoped(scope, work)
             .map_err(|e| Error::io(path, e))?;
-        thread
-            .join()
-            .map_err(|_| Error::file(path, "chat template: rendering it failed"))
+        thread.join().map_err(|_| Error::file(path, "chat template: rendering it failed"))
     })
 }
 
@@ -267,10 +226,7 @@ impl std::io::Write for Limited {
 }
 
 /// `chat_template` of `tokenizer_config.json`: a text, or a list of named ones.
-fn default_template(
-    files: &Files,
-    config: &Map<String, serde_json::Value>,
-) -> Result<Option<String>> {
+fn default_template(files: &Files, config: &Map<String, serde_json::Value>) -> Result<Option<String>> {
     use serde_json::Value::{Array, Null, String};
     let fail = |message: &str| Error::file(files.path(CONFIG), message);
     let list = match config.get("chat_template") {
@@ -278,19 +234,13 @@ fn default_template(
         Some(String(text)) => return Ok(Some(text.clone())),
         Some(Array(list)) => list,
         Some(_) => {
-            return Err(fail(
-                "`chat_template`: expected a text or a list of named texts",
-            ));
+            return Err(fail("`chat_template`: expected a text or a list of named texts"));
         }
     };
-    let default = list
-        .iter()
-        .find(|entry| entry.get("name").is_some_and(|name| name == "default"));
+    let default = list.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"));
     match default.and_then(|entry| entry.get("template")) {
         Some(String(text)) => Ok(Some(text.clone())),
-        _ => Err(fail(
-            "`chat_template`: expected a template named \"default\" in the list, found none",
-        )),
+        _ => Err(fail("`chat_template`: expected a template named \"default\" in the list, found none")),
     }
 }
 

@@ -9,21 +9,53 @@ use std::fmt::Write;
 /// Deepest nesting that is written as JSON; Python's own limit is of the same order.
 const MAX_DEPTH: usize = 500;
 
+/// Longest text that one value is written as, in bytes.
+const MAX_TEXT: usize = 16 << 20;
+
 /// Writes a value as `{{ value }}` does.
 pub(super) fn write(output: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
-    let written = match as_float(value) {
-        Some(number) => output.write_str(&float(number, "inf", "nan")),
-        None => write!(output, "{value}"),
+    let written = match value.as_str() {
+        Some(text) => output.write_str(text),
+        None => output.write_str(&text(value)?),
     };
     written.map_err(|_| Error::from(ErrorKind::WriteFailure))
 }
 
-fn as_float(value: &Value) -> Option<f64> {
-    if value.kind() == ValueKind::Number && !value.is_integer() {
-        f64::try_from(value.clone()).ok()
-    } else {
-        None
+/// The `string` filter.
+pub(super) fn string(value: &Value) -> Result<Value, Error> {
+    match value.as_str() {
+        Some(_) => Ok(value.clone()),
+        None => Ok(Value::from(text(value)?)),
     }
+}
+
+/// `str(value)`. Lists that hold the same list many times have few items but a text without end, which minijinja would
+/// charge for only when it is written, so its writer is the one to stop.
+fn text(value: &Value) -> Result<String, Error> {
+    if let Some(number) = as_float(value) {
+        return Ok(float(number, "inf", "nan"));
+    }
+    let mut bounded = Bounded(String::new());
+    match write!(bounded, "{value}") {
+        Ok(()) => Ok(bounded.0),
+        Err(_) => Err(refused(format!("a value is longer than {MAX_TEXT} bytes as text"))),
+    }
+}
+
+struct Bounded(String);
+
+impl Write for Bounded {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        if text.len() > MAX_TEXT - self.0.len() {
+            return Err(std::fmt::Error);
+        }
+        self.0.push_str(text);
+        Ok(())
+    }
+}
+
+fn as_float(value: &Value) -> Option<f64> {
+    if value.kind() == ValueKind::Number && !value.is_integer() { f64::try_from(value.clone()).ok() } else { None }
 }
 
 /// `repr(float)`: the shortest digits that round-trip, with an exponent below 1e-4 and from 1e16 on.
@@ -32,11 +64,7 @@ fn float(number: f64, infinity: &str, nan: &str) -> String {
         return nan.to_string();
     }
     if number.is_infinite() {
-        return if number < 0.0 {
-            format!("-{infinity}")
-        } else {
-            infinity.to_string()
-        };
+        return if number < 0.0 { format!("-{infinity}") } else { infinity.to_string() };
     }
     if number == 0.0 || (1e-4..1e16).contains(&number.abs()) {
         return format!("{number:?}");
@@ -52,12 +80,7 @@ fn float(number: f64, infinity: &str, nan: &str) -> String {
 
 /// The `tojson` filter of `transformers`: Python's `json.dumps` with its arguments, `ensure_ascii` off unless given, and
 /// no escapes for HTML.
-pub(super) fn tojson(
-    state: &State,
-    value: &Value,
-    positional: Rest<Value>,
-    named: Kwargs,
-) -> Result<Value, Error> {
+pub(super) fn tojson(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
     let mut positional = positional.0.into_iter();
     let mut argument = |name: &str| -> Result<Option<Value>, Error> {
         let value = match positional.next() {
@@ -91,10 +114,7 @@ pub(super) fn tojson(
                 Err(_) => return Err(refused("tojson: `separators` must be two texts".into())),
             }
         }
-        None => (
-            if indent.is_some() { "," } else { ", " }.to_string(),
-            ": ".to_string(),
-        ),
+        None => (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()),
     };
     let mut json = Json {
         state,
@@ -130,22 +150,17 @@ impl Json<'_> {
         let before = self.text.len();
         match value.kind() {
             ValueKind::None => self.text.push_str("null"),
-            ValueKind::Bool => self
-                .text
-                .push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Bool => self.text.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.number(value),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => self.list(value)?,
             ValueKind::Map => self.map(value)?,
             kind => {
-                return Err(refused(format!(
-                    "tojson: a value of type {kind} is not JSON serializable"
-                )));
+                return Err(refused(format!("tojson: a value of type {kind} is not JSON serializable")));
             }
         }
         // Shared values can be written many times over, so the text is paid for while it grows.
-        self.state
-            .consume_fuel(1 + (self.text.len() - before) as u64 / 64)
+        self.state.consume_fuel(1 + (self.text.len() - before) as u64 / 64)
     }
 
     fn number(&mut self, value: &Value) {
@@ -189,9 +204,7 @@ impl Json<'_> {
                     self.text.push('"');
                 }
                 kind => {
-                    return Err(refused(format!(
-                        "tojson: a key of type {kind} is not JSON serializable"
-                    )));
+                    return Err(refused(format!("tojson: a key of type {kind} is not JSON serializable")));
                 }
             }
             self.text.push_str(&self.key_separator);
@@ -265,10 +278,7 @@ pub(super) fn strftime(moment: NaiveDateTime, format: &str) -> String {
     while let Some(start) = rest.find('%') {
         output.push_str(&rest[..start]);
         let directive = &rest[start..];
-        let mut ends = directive
-            .char_indices()
-            .map(|(at, c)| at + c.len_utf8())
-            .skip(1);
+        let mut ends = directive.char_indices().map(|(at, c)| at + c.len_utf8()).skip(1);
         let mut end = ends.next().unwrap_or(directive.len());
         // A flag: `%-d` is a day without its zero.
         if matches!(&directive[1..end], "-" | "_" | "0") {

@@ -1,1 +1,108 @@
-//! cli
+//! The command line: parses, calls the library, prints. What it decides by itself is presentation.
+//!
+//! One file per command, and one each for what they share: which models and device (`models`), how a prompt becomes ids
+//! (`prompt`), text on its way to the terminal (`screen`), and files that appear whole or not at all (`output`).
+
+mod args;
+mod generate;
+mod info;
+mod kernels;
+mod models;
+mod output;
+mod prompt;
+mod screen;
+mod summary;
+mod verify;
+
+use crate::Error;
+use clap::Parser;
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+const ABOUT: &str = "Gradient-guided reward optimisation: decodes a frozen language model and steers it, at its \
+uncertain tokens, with the gradient of a frozen reward model";
+
+const AFTER_HELP: &str = "Every flag of generate, verify and info can also be set as GGRO_<FLAG>, e.g. GGRO_ENTROPY_THRESHOLD=2.0; the command line wins.\n\
+Exit codes: 0 done; 1 internal failure, or a difference found by verify or kernels test; 2 unusable input; 3 a number that is not finite.";
+
+#[derive(Debug, Parser)]
+#[command(name = "ggro", version, about = ABOUT, after_help = AFTER_HELP, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Generate(Box<args::Generate>),
+    Verify(verify::Args),
+    Info(info::Args),
+    Kernels(kernels::Args),
+}
+
+/// Runs the command that the process was started with.
+///
+/// # Errors
+/// Whatever ended the command; [`report`] prints it.
+pub fn run() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
+    }
+}
+
+/// Prints an error with its causes and gives the exit code it stands for. A reader who closed standard output early is no
+/// error.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    let closed = |e: &std::io::Error| e.kind() == ErrorKind::BrokenPipe;
+    // An error of the library is about a file, even if its cause is a pipe.
+    let code = error.chain().find_map(|cause| cause.downcast_ref::<Error>()).map(Error::exit_code);
+    if code.is_none() && error.chain().filter_map(|cause| cause.downcast_ref()).any(closed) {
+        return ExitCode::SUCCESS;
+    }
+    // The only other input or output errors are those of standard output, which the user chose as well.
+    let stdout = code.is_none() && error.downcast_ref::<std::io::Error>().is_some();
+    let code = code.or(stdout.then_some(2));
+    let mut text = if stdout { "standard output".to_string() } else { String::new() };
+    for cause in error.chain().map(ToString::to_string) {
+        // Some errors already end with the words of their cause.
+        if !text.ends_with(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+    }
+    say(&format!("error: {text}"));
+    ExitCode::from(code.unwrap_or(1))
+}
+
+/// A line on standard error. Nobody listening is no reason to fail.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_parser_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_a_variable() {
+        for command in Cli::command().get_subcommands() {
+            for arg in command.get_arguments() {
+                let Some(long) = arg.get_long().filter(|long| *long != "help") else {
+                    continue;
+                };
+                let variable = format!("GGRO_{}", long.replace('-', "_").to_uppercase());
+                let found = arg.get_env().map(|v| v.to_string_lossy().into_owned());
+                assert_eq!(found, Some(variable), "--{long}");
+            }
+        }
+    }
+}

@@ -117,18 +117,14 @@ impl CandidateState {
             Some(CandidateStop::StopId)
         } else if full {
             Some(CandidateStop::Length)
-        } else if self.generated.len() >= rules.min_generated && rules.threshold.reached_by(signal)
-        {
+        } else if self.generated.len() >= rules.min_generated && rules.threshold.reached_by(signal) {
             Some(CandidateStop::Entropy)
         } else {
             None
         };
         // The uncertain token is the next segment's to decide; a foreign stop id is no part of the answer. As the
         // budget's last token either is kept.
-        self.drops_last = matches!(
-            self.stop,
-            Some(CandidateStop::Entropy | CandidateStop::StopId)
-        ) && !full;
+        self.drops_last = matches!(self.stop, Some(CandidateStop::Entropy | CandidateStop::StopId)) && !full;
         self.stop
     }
 
@@ -163,19 +159,9 @@ impl CandidateState {
 
     /// The record of an ended candidate. `slot` comes with the margins of its scores and of the shortlist's edge; the
     /// margins of what was decided before are added here.
-    pub fn record(
-        self,
-        rules: &Rules,
-        reward: f32,
-        slot: Option<Slot>,
-        mut margins: Margins,
-    ) -> Candidate {
+    pub fn record(self, rules: &Rules, reward: f32, slot: Option<Slot>, mut margins: Margins) -> Candidate {
         let slot_offset = self.forced.map(|(offset, _)| offset);
-        let free = self
-            .gaps
-            .iter()
-            .enumerate()
-            .filter(|&(i, _)| Some(i) != slot_offset);
+        let free = self.gaps.iter().enumerate().filter(|&(i, _)| Some(i) != slot_offset);
         margins.argmax = smallest(free.map(|(_, &gap)| f64::from(gap)));
         // Every token but the last went through all tests; the last one did if no earlier test ended the candidate.
         let stop = self.stop.unwrap_or(CandidateStop::Length);
@@ -205,9 +191,7 @@ impl CandidateState {
 
 /// The smallest finite value, if there is one.
 pub(super) fn smallest(values: impl Iterator<Item = f64>) -> Option<f64> {
-    values
-        .filter(|value| value.is_finite())
-        .min_by(f64::total_cmp)
+    values.filter(|value| value.is_finite()).min_by(f64::total_cmp)
 }
 
 #[cfg(test)]
@@ -215,19 +199,12 @@ mod tests {
     use super::*;
 
     fn rules() -> Rules {
-        let options = Options {
-            max_new_tokens: 6,
-            ..Options::new(1, vec![1, 2])
-        };
+        let options = Options { max_new_tokens: 6, ..Options::new(1, vec![1, 2]) };
         Rules::new(10, &options)
     }
 
     fn row(argmax: u32, entropy: f64) -> RowStats {
-        RowStats {
-            argmax,
-            entropy_floored: entropy,
-            ..RowStats::of(&[0.5, 0.0], 0.0)
-        }
+        RowStats { argmax, entropy_floored: entropy, ..RowStats::of(&[0.5, 0.0], 0.0) }
     }
 
     fn run(tokens: &[(u32, f64)]) -> CandidateState {
@@ -256,11 +233,7 @@ mod tests {
             (vec![calm, calm, calm, calm, calm, (7, 9.0)], Length, 6),
             // The threshold is tested from the fourth token on, and is inclusive.
             (vec![(7, 9.0), (7, 9.0), (7, 9.0), (7, 2.0)], Entropy, 3),
-            (
-                vec![calm, calm, calm, (7, 2f64.next_down()), (7, 2.5)],
-                Entropy,
-                4,
-            ),
+            (vec![calm, calm, calm, (7, 2f64.next_down()), (7, 2.5)], Entropy, 4),
         ] {
             let state = run(&tokens);
             assert_eq!(state.stop(), Some(stop), "{tokens:?}");
@@ -271,20 +244,10 @@ mod tests {
 
     #[test]
     fn only_what_was_tested_has_a_margin() {
-        let entropy = |tokens: &[(u32, f64)]| {
-            run(tokens)
-                .record(&rules(), 0.0, None, Margins::default())
-                .margins
-                .entropy
-        };
-        assert_eq!(
-            entropy(&[(7, 1.9), (7, 0.0), (7, 0.0), (7, 5.0)]),
-            Some(3.0)
-        );
-        assert_eq!(
-            entropy(&[(7, 0.0), (7, 0.0), (7, 0.0), (7, 0.5), (1, 1.9)]),
-            Some(1.5)
-        );
+        let entropy =
+            |tokens: &[(u32, f64)]| run(tokens).record(&rules(), 0.0, None, Margins::default()).margins.entropy;
+        assert_eq!(entropy(&[(7, 1.9), (7, 0.0), (7, 0.0), (7, 5.0)]), Some(3.0));
+        assert_eq!(entropy(&[(7, 0.0), (7, 0.0), (7, 0.0), (7, 0.5), (1, 1.9)]), Some(1.5));
         assert_eq!(entropy(&[(7, 0.0), (7, 0.0), (7, 0.0), (1, 1.9)]), None);
     }
 
@@ -296,10 +259,7 @@ mod tests {
         assert_eq!(forced.next(&row(9, 0.3)), 21);
         assert_eq!(forced.push(21, &row(9, 0.3), &rules()), None);
         assert_eq!(forced.next(&row(9, 0.3)), 9);
-        assert_eq!(
-            forced.push(1, &row(1, 0.0), &rules()),
-            Some(CandidateStop::Finish)
-        );
+        assert_eq!(forced.push(1, &row(1, 0.0), &rules()), Some(CandidateStop::Finish));
         let record = forced.record(&rules(), 0.5, None, Margins::default());
         assert_eq!(record.entropies, [0.1, 0.2, 0.3, 0.0]);
         assert_eq!((record.proposed, record.forced), (Some(20), Some(21)));

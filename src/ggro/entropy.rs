@@ -75,8 +75,7 @@ impl Signal for Varentropy {
 }
 
 /// Every signal, the default first.
-pub static SIGNALS: [&dyn Signal; 4] =
-    [&ShannonEntropy, &LogitMargin, &MaxProbability, &Varentropy];
+pub static SIGNALS: [&dyn Signal; 4] = [&ShannonEntropy, &LogitMargin, &MaxProbability, &Varentropy];
 
 /// The signal of a name.
 pub fn signal(name: &str) -> Option<&'static dyn Signal> {
@@ -127,10 +126,7 @@ mod tests {
             assert!(signal.value(&undecided) > signal.value(&decided), "{name}");
         }
         assert_eq!(LogitMargin.value(&RowStats::of(&[3.0, 2.5], 0.0)), -0.5);
-        assert_eq!(
-            LogitMargin.value(&RowStats::of(&[3.0], 0.0)),
-            f64::NEG_INFINITY
-        );
+        assert_eq!(LogitMargin.value(&RowStats::of(&[3.0], 0.0)), f64::NEG_INFINITY);
         assert_eq!(MaxProbability.value(&RowStats::of(&[0.0, 0.0], 0.0)), 0.5);
         assert_eq!(Varentropy.value(&RowStats::of(&[0.0, 0.0], 0.0)), 0.0);
     }
@@ -138,15 +134,9 @@ mod tests {
     #[test]
     fn the_threshold_is_inclusive_and_nan_never_reaches_it() {
         let stats = RowStats::of(&[0.0, 0.0, 1.0], 0.0);
-        let exact = Threshold {
-            signal: &ShannonEntropy,
-            value: stats.entropy_floored,
-        };
+        let exact = Threshold { signal: &ShannonEntropy, value: stats.entropy_floored };
         assert!(exact.reached(&stats));
-        let above = Threshold {
-            value: exact.value.next_up(),
-            ..exact
-        };
+        let above = Threshold { value: exact.value.next_up(), ..exact };
         assert!(!above.reached(&stats));
         assert!(!exact.reached(&RowStats::of(&[f32::NAN], 0.0)));
         assert!(!exact.reached_by(f64::NAN));

@@ -25,11 +25,7 @@ pub fn scores(ids: &[u32], dots: &[f32], current: u32, damping: f64) -> Vec<f64>
         .map(|(&id, &dot)| {
             let dot = f64::from(dot);
             // A finite product of finite numbers: nothing infinite may enter the differences that sampling takes.
-            if id == current {
-                (dot * damping).clamp(f64::MIN, f64::MAX)
-            } else {
-                dot
-            }
+            if id == current { (dot * damping).clamp(f64::MIN, f64::MAX) } else { dot }
         })
         .collect()
 }

@@ -19,10 +19,7 @@ use super::candidate::{CandidateState, smallest};
 use super::nudge::{self, Shortlist};
 use super::runner::{Branch, Known, Question, Runner, internal};
 use super::walk::Walk;
-use super::{
-    CandidateStop, FinishReason, Margins, Options, Response, Segment, Selection, Slot, Uniforms,
-    gradient,
-};
+use super::{CandidateStop, FinishReason, Margins, Options, Response, Segment, Selection, Slot, Uniforms, gradient};
 use crate::model::{Backend, PolicyRow, Role, SeqId};
 use crate::{Error, Result};
 
@@ -58,10 +55,7 @@ pub fn decode(
     let (finish_reason, rewards) = loop {
         let committed = decoder.segment(segments.is_empty())?;
         let start = committed.segment.start;
-        decoder
-            .runner
-            .observer
-            .segment(&committed.segment, &decoder.prefix[start..])?;
+        decoder.runner.observer.segment(&committed.segment, &decoder.prefix[start..])?;
         segments.push(committed.segment);
         segment_boundaries.push(committed.boundary);
         if let Some(reason) = committed.end {
@@ -208,10 +202,7 @@ impl<'a> Decoder<'a> {
             )?;
             before = answer.before_slot.or(before);
 
-            let mut margins = Margins {
-                twin,
-                ..Margins::default()
-            };
+            let mut margins = Margins { twin, ..Margins::default() };
             let slot = match answer.gradient {
                 Some((dots, norm)) => {
                     let current = branch.state.kept()[offset];
@@ -223,11 +214,7 @@ impl<'a> Decoder<'a> {
                 None => None,
             };
             let proposed = slot.as_ref().and_then(|slot| slot.next_proposal);
-            let record =
-                branch
-                    .state
-                    .clone()
-                    .record(&self.runner.rules, answer.rewards.last, slot, margins);
+            let record = branch.state.clone().record(&self.runner.rules, answer.rewards.last, slot, margins);
             if walk.add(record) {
                 if let Some((loser, _)) = best.replace((branch, answer.rewards)) {
                     self.release(&loser, &trunk);
@@ -250,11 +237,7 @@ impl<'a> Decoder<'a> {
                 Some(logits) => nudge::twin_margin(self.runner.readable(logits), proposed, same),
                 None => shortlist.twin_margin(proposed, same),
             };
-            branch = self.forced(
-                &trunk,
-                walk.slot(),
-                trunk.state.forced(offset, proposed, placed),
-            )?;
+            branch = self.forced(&trunk, walk.slot(), trunk.state.forced(offset, proposed, placed))?;
         }
         let (winner, rewards) = best.ok_or_else(|| internal("a candidate"))?;
         Ok(self.commit(walk.finish(), winner, rewards, trunk))
@@ -280,42 +263,20 @@ impl<'a> Decoder<'a> {
             }
             row = self.runner.extend(self.policy, &state, offset)?;
         }
-        let trunk = Trunk {
-            state: state.clone(),
-            policy: self.policy,
-            reward: self.reward,
-            slot_row,
-            slot_logits,
-        };
-        Ok((
-            Branch {
-                state,
-                row,
-                policy: trunk.policy,
-                reward: trunk.reward,
-            },
-            trunk,
-        ))
+        let trunk = Trunk { state: state.clone(), policy: self.policy, reward: self.reward, slot_row, slot_logits };
+        Ok((Branch { state, row, policy: trunk.policy, reward: trunk.reward }, trunk))
     }
 
     /// A candidate with another token at the slot, from the slot on.
     fn forced(&mut self, trunk: &Trunk, slot: usize, mut state: CandidateState) -> Result<Branch> {
         let offset = state.generated().len();
-        let mut row = trunk
-            .slot_row
-            .clone()
-            .ok_or_else(|| internal("the row at a slot"))?;
+        let mut row = trunk.slot_row.clone().ok_or_else(|| internal("the row at a slot"))?;
         let policy = self.runner.sequences.fork(trunk.policy, slot)?;
         let reward = self.runner.sequences.fork(trunk.reward, slot)?;
         while !self.runner.push(&mut state, &row)? {
             row = self.runner.extend(policy, &state, offset)?;
         }
-        Ok(Branch {
-            state,
-            row,
-            policy,
-            reward,
-        })
+        Ok(Branch { state, row, policy, reward })
     }
 
     /// Scores the shortlist and chooses from it. The choice is left out where it is neither used nor free of charge: a
@@ -363,13 +324,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Makes the winner the prefix of the next segment.
-    fn commit(
-        &mut self,
-        segment: Segment,
-        winner: Branch,
-        rewards: Known,
-        trunk: Trunk,
-    ) -> Committed {
+    fn commit(&mut self, segment: Segment, winner: Branch, rewards: Known, trunk: Trunk) -> Committed {
         if winner.policy != trunk.policy {
             self.runner.sequences.release(trunk.policy);
             self.runner.sequences.release(trunk.reward);
@@ -394,12 +349,7 @@ impl<'a> Decoder<'a> {
         self.policy = winner.policy;
         self.reward = winner.reward;
         self.known = Some(rewards);
-        Committed {
-            segment,
-            boundary,
-            rewards,
-            end,
-        }
+        Committed { segment, boundary, rewards, end }
     }
 }
 

@@ -32,11 +32,10 @@ impl Shortlist {
     /// proposed one's, the most likely, the lowest id on a tie.
     ///
     /// That token has at least the proposed one's logit, so it is in the shortlist too, and the shortlist's order makes
-    /// it the first one there that equals the proposed one.
+    /// it the first one there that equals the proposed one. A twin that the reward model has no row for is not there: it
+    /// could not be scored.
     pub fn placed(&self, proposed: u32, same: impl Fn(u32, u32) -> bool) -> u32 {
-        self.twins(proposed, same)
-            .next()
-            .map_or(proposed, |(id, _)| id)
+        self.twins(proposed, same).next().map_or(proposed, |(id, _)| id)
     }
 
     /// Logit gap between the two most likely entries whose embedding equals the proposed one's, if there are two.
@@ -46,11 +45,7 @@ impl Shortlist {
         gap(first.1, second.1)
     }
 
-    fn twins(
-        &self,
-        proposed: u32,
-        same: impl Fn(u32, u32) -> bool,
-    ) -> impl Iterator<Item = (u32, f32)> {
+    fn twins(&self, proposed: u32, same: impl Fn(u32, u32) -> bool) -> impl Iterator<Item = (u32, f32)> {
         let entries = self.ids.iter().copied().zip(self.logits.iter().copied());
         entries.filter(move |&(id, _)| id == proposed || same(id, proposed))
     }
@@ -60,10 +55,8 @@ impl Shortlist {
 /// two. Unlike [`Shortlist::twin_margin`] it also sees twins which are not among the K most likely.
 pub fn twin_margin(row: &[f32], proposed: u32, same: impl Fn(u32, u32) -> bool) -> Option<f64> {
     let ids = (0u32..).zip(row.iter().copied());
-    let mut twins: Vec<f32> = ids
-        .filter(|&(id, _)| id == proposed || same(id, proposed))
-        .map(|(_, logit)| logit)
-        .collect();
+    let mut twins: Vec<f32> =
+        ids.filter(|&(id, _)| id == proposed || same(id, proposed)).map(|(_, logit)| logit).collect();
     twins.sort_by(|a, b| b.total_cmp(a));
     gap(*twins.first()?, *twins.get(1)?)
 }
@@ -94,20 +87,14 @@ pub fn greedy(scores: &[f64]) -> Option<Choice> {
             second = score;
         }
     }
-    Some(Choice {
-        index,
-        margin: Some(best - second).filter(|gap| gap.is_finite()),
-    })
+    Some(Choice { index, margin: Some(best - second).filter(|gap| gap.is_finite()) })
 }
 
 /// `softmax(score / temperature)`.
 pub fn weights(scores: &[f64], temperature: f64) -> Vec<f64> {
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     // Differences before the division: a tiny temperature must not turn two finite scores into infinities.
-    let mut weights: Vec<f64> = scores
-        .iter()
-        .map(|score| ((score - max) / temperature).exp())
-        .collect();
+    let mut weights: Vec<f64> = scores.iter().map(|score| ((score - max) / temperature).exp()).collect();
     let total: f64 = weights.iter().sum();
     for weight in &mut weights {
         *weight /= total;
@@ -131,10 +118,7 @@ pub fn sampled(weights: &[f64], u: f64) -> Option<Choice> {
             index = Some(i);
         }
     }
-    Some(Choice {
-        index: index.unwrap_or(last),
-        margin: Some(margin).filter(|m| m.is_finite()),
-    })
+    Some(Choice { index: index.unwrap_or(last), margin: Some(margin).filter(|m| m.is_finite()) })
 }
 
 #[cfg(test)]
@@ -144,68 +128,22 @@ mod tests {
     #[test]
     fn ties_go_to_the_earlier_candidate() {
         assert_eq!(greedy(&[]), None);
-        assert_eq!(
-            greedy(&[-3.0]),
-            Some(Choice {
-                index: 0,
-                margin: None
-            })
-        );
-        assert_eq!(
-            greedy(&[1.0, 2.0, 2.0]),
-            Some(Choice {
-                index: 1,
-                margin: Some(0.0)
-            })
-        );
-        assert_eq!(
-            greedy(&[0.0, -0.0]),
-            Some(Choice {
-                index: 0,
-                margin: Some(0.0)
-            })
-        );
-        assert_eq!(
-            greedy(&[3.0, 1.0, 2.5]),
-            Some(Choice {
-                index: 0,
-                margin: Some(0.5)
-            })
-        );
-        assert_eq!(
-            greedy(&[1.0, 0.0, 3.0]),
-            Some(Choice {
-                index: 2,
-                margin: Some(2.0)
-            })
-        );
+        assert_eq!(greedy(&[-3.0]), Some(Choice { index: 0, margin: None }));
+        assert_eq!(greedy(&[1.0, 2.0, 2.0]), Some(Choice { index: 1, margin: Some(0.0) }));
+        assert_eq!(greedy(&[0.0, -0.0]), Some(Choice { index: 0, margin: Some(0.0) }));
+        assert_eq!(greedy(&[3.0, 1.0, 2.5]), Some(Choice { index: 0, margin: Some(0.5) }));
+        assert_eq!(greedy(&[1.0, 0.0, 3.0]), Some(Choice { index: 2, margin: Some(2.0) }));
     }
 
     #[test]
     fn a_number_on_an_edge_takes_the_next_candidate() {
         let even = weights(&[1.0; 4], 0.1);
         assert_eq!(even, [0.25; 4]);
-        for (u, index) in [
-            (0.0, 0),
-            (0.25, 1),
-            (0.25f64.next_down(), 0),
-            (0.5, 2),
-            (0.999, 3),
-        ] {
-            assert_eq!(
-                sampled(&even, u).map(|choice| choice.index),
-                Some(index),
-                "{u}"
-            );
+        for (u, index) in [(0.0, 0), (0.25, 1), (0.25f64.next_down(), 0), (0.5, 2), (0.999, 3)] {
+            assert_eq!(sampled(&even, u).map(|choice| choice.index), Some(index), "{u}");
         }
         assert_eq!(sampled(&even, 0.25).unwrap().margin, Some(0.0));
-        assert_eq!(
-            sampled(&[1.0], 0.75),
-            Some(Choice {
-                index: 0,
-                margin: Some(0.25)
-            })
-        );
+        assert_eq!(sampled(&[1.0], 0.75), Some(Choice { index: 0, margin: Some(0.25) }));
         assert_eq!(sampled(&[], 0.3), None);
         // Nothing exceeds the bar: the last one, though its own weight is 0.
         assert_eq!(sampled(&[1.0, 0.0], 1.0f64.next_down()).unwrap().index, 0);

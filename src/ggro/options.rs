@@ -72,10 +72,7 @@ impl Options {
 
     /// The signal with its threshold.
     pub fn threshold(&self) -> Threshold {
-        Threshold {
-            signal: self.signal,
-            value: self.entropy_threshold,
-        }
+        Threshold { signal: self.signal, value: self.entropy_threshold }
     }
 
     /// Checks every range.
@@ -87,43 +84,24 @@ impl Options {
             if value >= least {
                 return Ok(());
             }
-            Err(Error::invalid(format!(
-                "{name} must be at least {least}, not {value}"
-            )))
+            Err(Error::invalid(format!("{name} must be at least {least}, not {value}")))
         };
         let number = |name: &str, value: f64, allowed: bool, range: &str| {
             if value.is_finite() && allowed {
                 return Ok(());
             }
-            Err(Error::invalid(format!(
-                "{name} must be {range}, not {value}"
-            )))
+            Err(Error::invalid(format!("{name} must be {range}, not {value}")))
         };
         count("max_new_tokens", self.max_new_tokens, 1)?;
         count("max_candidates", self.max_candidates, 1)?;
         count("top_k", self.top_k, 1)?;
         // With 1, a segment could drop its only token and never advance.
         count("min_generated", self.min_generated, 2)?;
-        number(
-            "entropy_threshold",
-            self.entropy_threshold,
-            true,
-            "a finite number",
-        )?;
-        number(
-            "temperature",
-            self.temperature,
-            self.temperature > 0.0,
-            "finite and above 0",
-        )?;
+        number("entropy_threshold", self.entropy_threshold, true, "a finite number")?;
+        number("temperature", self.temperature, self.temperature > 0.0, "finite and above 0")?;
         number("damping", self.damping, true, "a finite number")?;
         let floor = self.probability_floor;
-        number(
-            "probability_floor",
-            floor,
-            (0.0..1.0).contains(&floor),
-            "at least 0 and below 1",
-        )?;
+        number("probability_floor", floor, (0.0..1.0).contains(&floor), "at least 0 and below 1")?;
         if !self.stop_ids.contains(&self.finish_id) {
             return Err(Error::invalid(format!(
                 "stop_ids must contain finish_id {}, but they are {:?}",
@@ -152,17 +130,15 @@ impl Uniforms {
         match self {
             Uniforms::Seeded(seed) => {
                 // SplitMix64. The seed is mixed first, or neighbouring seeds would give shifted copies of one stream.
-                let counter = (n as u64)
-                    .wrapping_add(1)
-                    .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                let counter = (n as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 let bits = split_mix(split_mix(*seed).wrapping_add(counter));
                 Ok((bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64))
             }
             Uniforms::Recorded(values) => match values.get(n) {
                 Some(u) if (0.0..1.0).contains(u) => Ok(*u),
-                Some(u) => Err(Error::invalid(format!(
-                    "recorded uniform number {n} must be at least 0 and below 1, not {u}"
-                ))),
+                Some(u) => {
+                    Err(Error::invalid(format!("recorded uniform number {n} must be at least 0 and below 1, not {u}")))
+                }
                 None => Err(Error::invalid(format!(
                     "the recorded uniform numbers ran out: there are {}, and the next proposal needs one more",
                     values.len()
@@ -196,27 +172,15 @@ mod tests {
             (message(|o| o.max_candidates = 0), "max_candidates"),
             (message(|o| o.top_k = 0), "top_k"),
             (message(|o| o.min_generated = 1), "min_generated"),
-            (
-                message(|o| o.entropy_threshold = f64::NAN),
-                "entropy_threshold",
-            ),
-            (
-                message(|o| o.entropy_threshold = f64::INFINITY),
-                "entropy_threshold",
-            ),
+            (message(|o| o.entropy_threshold = f64::NAN), "entropy_threshold"),
+            (message(|o| o.entropy_threshold = f64::INFINITY), "entropy_threshold"),
             (message(|o| o.temperature = 0.0), "temperature"),
             (message(|o| o.temperature = -0.1), "temperature"),
             (message(|o| o.temperature = f64::INFINITY), "temperature"),
             (message(|o| o.damping = f64::NEG_INFINITY), "damping"),
             (message(|o| o.probability_floor = 1.0), "probability_floor"),
-            (
-                message(|o| o.probability_floor = -1e-9),
-                "probability_floor",
-            ),
-            (
-                message(|o| o.probability_floor = f64::NAN),
-                "probability_floor",
-            ),
+            (message(|o| o.probability_floor = -1e-9), "probability_floor"),
+            (message(|o| o.probability_floor = f64::NAN), "probability_floor"),
             (message(|o| o.stop_ids = vec![1]), "stop_ids"),
         ] {
             assert!(text.starts_with(name), "{text}");
@@ -239,12 +203,6 @@ mod tests {
         let recorded = Uniforms::Recorded(vec![0.0, 1.0]);
         assert_eq!(recorded.nth(0).unwrap(), 0.0);
         assert!(recorded.nth(1).unwrap_err().to_string().contains("below 1"));
-        assert!(
-            recorded
-                .nth(2)
-                .unwrap_err()
-                .to_string()
-                .contains("there are 2")
-        );
+        assert!(recorded.nth(2).unwrap_err().to_string().contains("there are 2"));
     }
 }

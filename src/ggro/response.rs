@@ -65,7 +65,7 @@ pub struct Slot {
     pub logits: Vec<f32>,
     /// `E_R[v] . g` before damping.
     pub dots: Vec<f32>,
-    /// Unnormalised or normalised sampling weights `w`; empty when greedy.
+    /// Sampling weights `w`, normalised; empty when greedy.
     pub weights: Vec<f64>,
     /// The proposal these scores lead to; `None` if none was drawn.
     pub next_proposal: Option<u32>,

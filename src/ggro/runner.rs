@@ -7,9 +7,7 @@ use super::gradient::pool_position;
 use super::intervention::Observer;
 use super::nudge::Shortlist;
 use super::sequences::Sequences;
-use crate::model::{
-    Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK,
-};
+use crate::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 use crate::{Error, Result};
 
 /// Rewards of a sequence at its last position, and where the final reward would be pooled if it ended there.
@@ -93,13 +91,7 @@ impl<'a> Runner<'a> {
     /// Appends `ids` to a policy sequence. The row after them produces the token at index `next` of a segment whose slot
     /// is at index `offset`; this decides whether its largest logits are wanted. One more than the shortlist holds is
     /// taken, for the margin at its edge.
-    pub fn step(
-        &mut self,
-        seq: SeqId,
-        ids: &[u32],
-        next: usize,
-        offset: usize,
-    ) -> Result<PolicyRow> {
+    pub fn step(&mut self, seq: SeqId, ids: &[u32], next: usize, offset: usize) -> Result<PolicyRow> {
         let start = self.sequences.backend.len(seq);
         let len = start + ids.len();
         let take = self.shortlist_len + 1;
@@ -113,29 +105,16 @@ impl<'a> Runner<'a> {
         } else {
             TopK::Skip
         };
-        let span = PolicySpan {
-            span: Span { seq, start, ids },
-            floor: self.options.probability_floor,
-            top_k,
-        };
+        let span = PolicySpan { span: Span { seq, start, ids }, floor: self.options.probability_floor, top_k };
         let row = single(self.sequences.backend.policy_step(&[span])?)?;
         if !row.stats.finite {
-            return Err(Error::NonFinite {
-                what: "logit",
-                model: "policy",
-                position: len - 1,
-            });
+            return Err(Error::NonFinite { what: "logit", model: "policy", position: len - 1 });
         }
         Ok(row)
     }
 
     /// Runs a candidate's newest token through the policy: the row that decides the one after it.
-    pub fn extend(
-        &mut self,
-        seq: SeqId,
-        state: &CandidateState,
-        offset: usize,
-    ) -> Result<PolicyRow> {
+    pub fn extend(&mut self, seq: SeqId, state: &CandidateState, offset: usize) -> Result<PolicyRow> {
         let generated = state.generated();
         let newest = &generated[generated.len().saturating_sub(1)..];
         self.step(seq, newest, generated.len(), offset)
@@ -156,24 +135,13 @@ impl<'a> Runner<'a> {
     }
 
     /// Scores an ended candidate behind `prefix`, in one span behind what its reward sequence holds.
-    pub fn score(
-        &mut self,
-        branch: &Branch,
-        prefix: &[u32],
-        question: &Question<'_>,
-    ) -> Result<Answer> {
+    pub fn score(&mut self, branch: &Branch, prefix: &[u32], question: &Question<'_>) -> Result<Answer> {
         let ids = [prefix, branch.state.kept()].concat();
         let start = self.sequences.backend.len(branch.reward);
         if start == ids.len() {
             // Nothing new: the sequence ends where an earlier one did.
-            let rewards = question
-                .before
-                .ok_or_else(|| internal("an unknown reward"))?;
-            return Ok(Answer {
-                rewards,
-                before_slot: None,
-                gradient: None,
-            });
+            let rewards = question.before.ok_or_else(|| internal("an unknown reward"))?;
+            return Ok(Answer { rewards, before_slot: None, gradient: None });
         }
 
         // Positions besides the last one whose reward is wanted. What lies before the span was known before it.
@@ -181,43 +149,22 @@ impl<'a> Runner<'a> {
         let pool = pool_position(&ids, self.options.reward_pad_id);
         let before_slot = (question.continues && question.slot > start).then(|| {
             let before = &ids[..question.slot];
-            (
-                question.slot - 1,
-                pool_position(before, self.options.reward_pad_id),
-            )
+            (question.slot - 1, pool_position(before, self.options.reward_pad_id))
         });
         let mut also_at: Vec<usize> = Vec::new();
-        for position in before_slot
-            .into_iter()
-            .flat_map(|(a, b)| [a, b])
-            .chain([pool])
-        {
+        for position in before_slot.into_iter().flat_map(|(a, b)| [a, b]).chain([pool]) {
             if position >= start && position != last && !also_at.contains(&position) {
                 also_at.push(position);
             }
         }
 
-        let span = RewardSpan {
-            span: Span {
-                seq: branch.reward,
-                start,
-                ids: &ids[start..],
-            },
-            also_at: &also_at,
-        };
+        let span = RewardSpan { span: Span { seq: branch.reward, start, ids: &ids[start..] }, also_at: &also_at };
         let (score, gradient) = match question.proposals {
             None => (single(self.sequences.backend.reward_score(&[span])?)?, None),
             Some(list) => {
-                let span = GradientSpan {
-                    span,
-                    slot: question.slot,
-                    candidates: &list.ids,
-                    rows: false,
-                };
+                let span = GradientSpan { span, slot: question.slot, candidates: &list.ids, rows: false };
                 let result = single(self.sequences.backend.reward_gradient(&[span])?)?;
-                let Gradient {
-                    score, dots, norm, ..
-                } = result;
+                let Gradient { score, dots, norm, .. } = result;
                 if dots.len() != list.ids.len() {
                     return Err(internal("a first-order score per proposal"));
                 }
@@ -227,11 +174,7 @@ impl<'a> Runner<'a> {
         if score.also.len() != also_at.len() {
             return Err(internal("a reward per position"));
         }
-        for (&position, &reward) in also_at
-            .iter()
-            .chain([&last])
-            .zip(score.also.iter().chain([&score.reward]))
-        {
+        for (&position, &reward) in also_at.iter().chain([&last]).zip(score.also.iter().chain([&score.reward])) {
             finite("reward", reward, position)?;
         }
         if let Some((dots, norm)) = &gradient {
@@ -247,22 +190,13 @@ impl<'a> Runner<'a> {
             match also_at.iter().position(|&asked| asked == position) {
                 Some(i) => Ok(score.also[i]),
                 // Before the span only the position where the final reward is pooled is ever looked up.
-                None => question
-                    .before
-                    .map(|k| k.pooled)
-                    .ok_or_else(|| internal("an unknown reward")),
+                None => question.before.map(|k| k.pooled).ok_or_else(|| internal("an unknown reward")),
             }
         };
         Ok(Answer {
-            rewards: Known {
-                last: score.reward,
-                pooled: at(pool)?,
-            },
+            rewards: Known { last: score.reward, pooled: at(pool)? },
             before_slot: match before_slot {
-                Some((last, pooled)) => Some(Known {
-                    last: at(last)?,
-                    pooled: at(pooled)?,
-                }),
+                Some((last, pooled)) => Some(Known { last: at(last)?, pooled: at(pooled)? }),
                 None => None,
             },
             gradient,
@@ -274,23 +208,14 @@ fn finite(what: &'static str, value: f32, position: usize) -> Result<()> {
     if value.is_finite() {
         return Ok(());
     }
-    Err(Error::NonFinite {
-        what,
-        model: "reward",
-        position,
-    })
+    Err(Error::NonFinite { what, model: "reward", position })
 }
 
 fn single<T>(results: Vec<T>) -> Result<T> {
-    results
-        .into_iter()
-        .next()
-        .ok_or_else(|| internal("a result per span"))
+    results.into_iter().next().ok_or_else(|| internal("a result per span"))
 }
 
 /// The backend broke its contract, or this module misread it.
 pub(super) fn internal(missing: &str) -> Error {
-    Error::Backend(format!(
-        "the backend did not return what was asked for: {missing}"
-    ))
+    Error::Backend(format!("the backend did not return what was asked for: {missing}"))
 }

@@ -11,10 +11,7 @@ pub(super) struct Sequences<'a> {
 
 impl<'a> Sequences<'a> {
     pub fn new(backend: &'a mut dyn Backend) -> Sequences<'a> {
-        Sequences {
-            backend,
-            held: Vec::new(),
-        }
+        Sequences { backend, held: Vec::new() }
     }
 
     pub fn create(&mut self, role: Role) -> Result<SeqId> {

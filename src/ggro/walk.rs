@@ -19,13 +19,7 @@ pub struct Walk {
 impl Walk {
     /// A walk behind a prefix of `start` tokens, with the slot `offset` tokens further on.
     pub fn new(start: usize, offset: usize, max_candidates: usize) -> Walk {
-        Walk {
-            start,
-            offset,
-            max_candidates,
-            candidates: Vec::new(),
-            repeat: None,
-        }
+        Walk { start, offset, max_candidates, candidates: Vec::new(), repeat: None }
     }
 
     /// Absolute position of the slot.
@@ -50,11 +44,7 @@ impl Walk {
     pub fn end(&self) -> Option<WalkEnd> {
         if self.repeat.is_some() {
             Some(WalkEnd::Duplicate)
-        } else if self
-            .candidates
-            .last()
-            .is_some_and(|last| last.ids.len() <= self.offset)
-        {
+        } else if self.candidates.last().is_some_and(|last| last.ids.len() <= self.offset) {
             Some(WalkEnd::NoSlot)
         } else if self.candidates.len() >= self.max_candidates {
             Some(WalkEnd::Budget)
@@ -66,11 +56,7 @@ impl Walk {
     /// Closes the walk if `placed`, the token that forcing `proposed` would really place, was at the slot before.
     pub fn close(&mut self, proposed: u32, placed: u32) -> bool {
         let at_slot = |c: &Candidate| c.ids.get(self.offset) == Some(&placed);
-        self.repeat = self
-            .candidates
-            .iter()
-            .position(at_slot)
-            .map(|same_as| Repeat { proposed, same_as });
+        self.repeat = self.candidates.iter().position(at_slot).map(|same_as| Repeat { proposed, same_as });
         self.repeat.is_some()
     }
 
@@ -94,11 +80,7 @@ impl Walk {
     pub fn finish(self) -> Segment {
         let best = self.best();
         let margin = |best_one: &Candidate| {
-            let others = self
-                .candidates
-                .iter()
-                .enumerate()
-                .filter(|&(i, _)| i != best);
+            let others = self.candidates.iter().enumerate().filter(|&(i, _)| i != best);
             smallest(others.map(|(_, c)| f64::from(best_one.reward) - f64::from(c.reward)))
         };
         Segment {
@@ -166,12 +148,6 @@ mod tests {
         walk.add(candidate(&[1, 3], 0.0));
         assert!(walk.close(9, 3));
         assert_eq!(walk.end(), Some(WalkEnd::Duplicate));
-        assert_eq!(
-            walk.finish().repeat,
-            Some(Repeat {
-                proposed: 9,
-                same_as: 1
-            })
-        );
+        assert_eq!(walk.finish().repeat, Some(Repeat { proposed: 9, same_as: 1 }));
     }
 }

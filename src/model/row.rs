@@ -63,11 +63,7 @@ impl RowStats {
         let log_norm = sums.weight.ln();
         let mean = sums.first / sums.weight;
         let entropy = log_norm + mean;
-        let entropy_floored = if floor > 0.0 {
-            floored(logits, top.max, &sums, floor)
-        } else {
-            entropy
-        };
+        let entropy_floored = if floor > 0.0 { floored(logits, top.max, &sums, floor) } else { entropy };
         RowStats {
             argmax: top.argmax,
             max_logit: top.max,
@@ -130,11 +126,7 @@ pub fn top_k(logits: &[f32], k: usize, below: usize) -> Vec<(u32, f32)> {
 /// Larger logits first, then lower ids; a total order, in which -0 equals 0 and NaN is the least.
 fn descending(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
     let key = |logit: f32| {
-        if logit.is_nan() {
-            f32::NEG_INFINITY
-        } else {
-            logit + 0.0
-        }
+        if logit.is_nan() { f32::NEG_INFINITY } else { logit + 0.0 }
     };
     key(b.1).total_cmp(&key(a.1)).then(a.0.cmp(&b.0))
 }
@@ -167,11 +159,7 @@ impl Top {
                 // False for NaN as well.
                 all &= z < f32::INFINITY;
                 let beaten = if z > max[lane] { max[lane] } else { z };
-                second[lane] = if beaten > second[lane] {
-                    beaten
-                } else {
-                    second[lane]
-                };
+                second[lane] = if beaten > second[lane] { beaten } else { second[lane] };
                 max[lane] = if z > max[lane] { z } else { max[lane] };
             }
             usable &= all;
@@ -191,11 +179,7 @@ impl Top {
         }
         // The lowest id on a tie is the first one found.
         let argmax = logits.iter().position(|&z| z == first)?;
-        Some(Top {
-            argmax: u32::try_from(argmax).ok()?,
-            max: first,
-            second: runner_up,
-        })
+        Some(Top { argmax: u32::try_from(argmax).ok()?, max: first, second: runner_up })
     }
 }
 
@@ -228,11 +212,7 @@ impl Sums {
                 second[lane] += ed * d;
             }
         });
-        Sums {
-            weight: weight.iter().sum(),
-            first: first.iter().sum(),
-            second: second.iter().sum(),
-        }
+        Sums { weight: weight.iter().sum(), first: first.iter().sum(), second: second.iter().sum() }
     }
 }
 
@@ -328,10 +308,7 @@ mod tests {
             let exact = (-f64::from(d)).exp();
             worst = worst.max((f64::from(exp_minus(d)) / exact - 1.0).abs());
         }
-        assert!(
-            worst < 2.0 * f64::from(f32::EPSILON),
-            "relative error {worst:e}"
-        );
+        assert!(worst < 2.0 * f64::from(f32::EPSILON), "relative error {worst:e}");
         assert_eq!(exp_minus(0.0), 1.0);
         assert_eq!(exp_minus(DEEPEST), 0.0);
     }
@@ -354,18 +331,13 @@ mod tests {
     #[test]
     fn every_length_agrees_with_the_plain_sum() {
         for len in 1..70 {
-            let row: Vec<f32> = (0..len)
-                .map(|i| ((i * 37) % 11) as f32 * 0.7 - 3.0)
-                .collect();
+            let row: Vec<f32> = (0..len).map(|i| ((i * 37) % 11) as f32 * 0.7 - 3.0).collect();
             for floor in [0.0, 1e-9, 1e-2, 0.3] {
                 let stats = RowStats::of(&row, floor);
                 let norm: f64 = row.iter().map(|&z| f64::from(z).exp()).sum();
                 let terms = row.iter().map(|&z| (f64::from(z).exp() / norm).max(floor));
                 let entropy: f64 = terms.map(|q| -q * q.ln()).sum();
-                assert!(
-                    (stats.entropy_floored - entropy).abs() < 1e-6,
-                    "{len} {floor}"
-                );
+                assert!((stats.entropy_floored - entropy).abs() < 1e-6, "{len} {floor}");
             }
         }
     }
@@ -394,11 +366,7 @@ mod tests {
             let mut sorted: Vec<(u32, f32)> = (0u32..).zip(row.iter().copied()).collect();
             sorted.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap());
             for k in [0, 1, 2, 25, 64, 299, 300, 1000, usize::MAX] {
-                assert_eq!(
-                    top_k(&row, k, usize::MAX),
-                    sorted[..k.min(len)],
-                    "{k} of {len}"
-                );
+                assert_eq!(top_k(&row, k, usize::MAX), sorted[..k.min(len)], "{k} of {len}");
             }
             let below = len / 2;
             sorted.retain(|&(id, _)| (id as usize) < below);

@@ -4,8 +4,8 @@
 
 use crate::scripted::{Model, Scripted};
 use ggro::ggro::{
-    Candidate, CandidateStop, FinishReason, Margins, Observer, Options, Repeat, Response, Segment,
-    Selection, Slot, Uniforms, WalkEnd, decode,
+    Candidate, CandidateStop, FinishReason, Margins, Observer, Options, Repeat, Response, Segment, Selection, Slot,
+    Uniforms, WalkEnd, decode,
 };
 use ggro::model::{RowStats, Work};
 
@@ -59,12 +59,7 @@ impl Naive<'_> {
             if drops && x.len() < self.end {
                 kept.pop();
             }
-            return Made {
-                generated: g,
-                kept,
-                stop,
-                rows,
-            };
+            return Made { generated: g, kept, stop, rows };
         }
     }
 
@@ -83,35 +78,18 @@ impl Naive<'_> {
 }
 
 /// Decodes by the definition. The record is complete, margins and work included.
-pub fn naive(
-    model: &Model,
-    prompt: &[u32],
-    options: &Options,
-    uniforms: &Uniforms,
-) -> Result<Response, Failure> {
+pub fn naive(model: &Model, prompt: &[u32], options: &Options, uniforms: &Uniforms) -> Result<Response, Failure> {
     let end = prompt.len() + options.max_new_tokens;
-    let naive = Naive {
-        model,
-        options,
-        end,
-    };
+    let naive = Naive { model, options, end };
     let mut prefix = prompt.to_vec();
     let mut used = Vec::new();
     let (mut segments, mut boundaries) = (Vec::<Segment>::new(), Vec::new());
     let mut num_nudges = 0;
     let least = prompt.len() as u64;
-    let mut work = Work {
-        policy_forward: least,
-        reward_forward: least,
-        reward_backward: 0,
-    };
+    let mut work = Work { policy_forward: least, reward_forward: least, reward_backward: 0 };
 
     let (finish_reason, last_segment_reward) = loop {
-        let offset = if segments.is_empty() {
-            options.first_offset
-        } else {
-            0
-        };
+        let offset = if segments.is_empty() { options.first_offset } else { 0 };
         let start = prefix.len();
         let p = start + offset;
         let mut walk: Vec<Candidate> = Vec::new();
@@ -121,10 +99,7 @@ pub fn naive(
         for number in 0..options.max_candidates {
             let c = naive.candidate(&prefix, offset, forced.map(|f| f.1));
             if let Some(same_as) = walk.iter().position(|w| w.ids == c.kept) {
-                repeat = Some(Repeat {
-                    proposed: forced.unwrap().0,
-                    same_as,
-                });
+                repeat = Some(Repeat { proposed: forced.unwrap().0, same_as });
                 walk_end = WalkEnd::Duplicate;
                 break;
             }
@@ -150,9 +125,7 @@ pub fn naive(
                 let scores: Vec<f64> = list
                     .iter()
                     .zip(&dots)
-                    .map(|(&v, &dot)| {
-                        f64::from(dot) * if v == x[p] { options.damping } else { 1.0 }
-                    })
+                    .map(|(&v, &dot)| f64::from(dot) * if v == x[p] { options.damping } else { 1.0 })
                     .collect();
                 let mut weights = Vec::new();
                 let next = match options.selection {
@@ -170,10 +143,7 @@ pub fn naive(
                     }
                     Selection::Sample => {
                         let max = scores.iter().copied().fold(f64::MIN, f64::max);
-                        let e: Vec<f64> = scores
-                            .iter()
-                            .map(|s| ((s - max) / options.temperature).exp())
-                            .collect();
+                        let e: Vec<f64> = scores.iter().map(|s| ((s - max) / options.temperature).exp()).collect();
                         let total: f64 = e.iter().sum();
                         weights = e.iter().map(|e| e / total).collect();
                         if needed {
@@ -181,15 +151,11 @@ pub fn naive(
                                 return Err(Failure::NoUniforms);
                             };
                             used.push(u);
-                            let sums: Vec<f64> = (1..=weights.len())
-                                .map(|n| weights[..n].iter().sum::<f64>())
-                                .collect();
+                            let sums: Vec<f64> =
+                                (1..=weights.len()).map(|n| weights[..n].iter().sum::<f64>()).collect();
                             let total = sums[sums.len() - 1];
                             let index = sums.iter().position(|&sum| sum > u * total);
-                            margins.score = sums
-                                .iter()
-                                .map(|sum| (sum / total - u).abs())
-                                .min_by(f64::total_cmp);
+                            margins.score = sums.iter().map(|sum| (sum / total - u).abs()).min_by(f64::total_cmp);
                             Some(list[index.unwrap_or(list.len() - 1)])
                         } else {
                             None
@@ -242,15 +208,7 @@ pub fn naive(
             .min_by(f64::total_cmp);
         let (stop, kept, reward) = (walk[best].stop, walk[best].ids.clone(), walk[best].reward);
         prefix.extend_from_slice(&kept);
-        segments.push(Segment {
-            start,
-            slot: p,
-            best,
-            walk_end,
-            reward_margin: runner_up,
-            candidates: walk,
-            repeat,
-        });
+        segments.push(Segment { start, slot: p, best, walk_end, reward_margin: runner_up, candidates: walk, repeat });
         if stop == CandidateStop::Finish {
             boundaries.push(prefix.len() - 1);
             break (FinishReason::Finish, reward);
@@ -270,11 +228,7 @@ pub fn naive(
             pool -= 1;
         }
     }
-    let all = || {
-        segments
-            .iter()
-            .flat_map(|s| s.candidates.iter().map(|c| c.margins))
-    };
+    let all = || segments.iter().flat_map(|s| s.candidates.iter().map(|c| c.margins));
     let min = |of: fn(Margins) -> Option<f64>| all().filter_map(of).min_by(f64::total_cmp);
     Ok(Response {
         final_reward: (model.reward)(&prefix[..=pool]),
@@ -292,10 +246,7 @@ pub fn naive(
             score: min(|m| m.score),
             top_k_edge: min(|m| m.top_k_edge),
             twin: min(|m| m.twin),
-            reward: segments
-                .iter()
-                .filter_map(|s| s.reward_margin)
-                .min_by(f64::total_cmp),
+            reward: segments.iter().filter_map(|s| s.reward_margin).min_by(f64::total_cmp),
         },
         segments,
         work,
@@ -307,13 +258,7 @@ fn gap(larger: f32, smaller: f32) -> Option<f64> {
 }
 
 /// Margins of the decisions before a candidate's end, and of the twins where it was forced.
-fn margins_of(
-    naive: &Naive<'_>,
-    prefix: &[u32],
-    offset: usize,
-    c: &Made,
-    forced: Option<(u32, u32)>,
-) -> Margins {
+fn margins_of(naive: &Naive<'_>, prefix: &[u32], offset: usize, c: &Made, forced: Option<(u32, u32)>) -> Margins {
     let o = naive.options;
     let mut margins = Margins::default();
     let least = |of: &mut Option<f64>, value: f64| {
@@ -327,10 +272,7 @@ fn margins_of(
         }
         let last = i + 1 == c.rows.len();
         if i + 1 >= o.min_generated && (!last || c.stop == CandidateStop::Entropy) {
-            least(
-                &mut margins.entropy,
-                (o.signal.value(row) - o.entropy_threshold).abs(),
-            );
+            least(&mut margins.entropy, (o.signal.value(row) - o.entropy_threshold).abs());
         }
     }
     if let Some((proposed, _)) = forced {
@@ -366,31 +308,16 @@ pub fn decode_both(model: &Model, prompt: &[u32], options: &Options) -> Response
 }
 
 /// The same with a source of uniform numbers, where there may be no answer.
-pub fn decode_with(
-    model: &Model,
-    prompt: &[u32],
-    options: &Options,
-    uniforms: &Uniforms,
-) -> Result<Response, Failure> {
+pub fn decode_with(model: &Model, prompt: &[u32], options: &Options, uniforms: &Uniforms) -> Result<Response, Failure> {
     let mut result = None;
     for full_trace in [false, true] {
-        let options = Options {
-            full_trace,
-            ..options.clone()
-        };
+        let options = Options { full_trace, ..options.clone() };
         let expected = naive(model, prompt, &options, uniforms);
         let mut backend = Scripted::new(model, prompt.len() + options.max_new_tokens);
-        let mut count = Count {
-            tokens: 0,
-            committed: Vec::new(),
-        };
+        let mut count = Count { tokens: 0, committed: Vec::new() };
         let got = decode(&mut backend, prompt, &options, uniforms.clone(), &mut count);
         assert_eq!(backend.held(), 0, "sequences left behind");
-        assert!(
-            backend.most_held <= 6,
-            "{} sequences held",
-            backend.most_held
-        );
+        assert!(backend.most_held <= 6, "{} sequences held", backend.most_held);
         match (got, &expected) {
             (Ok(mut got), Ok(expected)) => {
                 if !full_trace {
@@ -401,9 +328,7 @@ pub fn decode_with(
                 assert_eq!(count.committed, got.final_ids[prompt.len()..]);
                 let decoded = |(i, s): (usize, &Segment)| -> usize {
                     let offset = if i == 0 { options.first_offset } else { 0 };
-                    let of = |c: &Candidate| {
-                        c.entropies.len() - if c.forced.is_some() { offset } else { 0 }
-                    };
+                    let of = |c: &Candidate| c.entropies.len() - if c.forced.is_some() { offset } else { 0 };
                     s.candidates.iter().map(of).sum()
                 };
                 let tokens: usize = got.segments.iter().enumerate().map(decoded).sum();

@@ -1,16 +1,18 @@
 //! Random small models: the driver agrees with the definition in every field, and never does more work than is needed.
 
-use crate::naive::decode_with;
+use crate::naive::{Failure, decode_with};
 use crate::scripted::Model;
 use ggro::ggro::entropy::SIGNALS;
-use ggro::ggro::{Options, Selection, Uniforms};
+use ggro::ggro::{CandidateStop, Options, Response, Selection, Uniforms};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use std::collections::BTreeMap;
 
 fn hash(seed: u64, ids: &[u32], salt: u64) -> u64 {
     let mut h = seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for &id in ids {
-        h = (h ^ u64::from(id).wrapping_add(0x632b_e59b_d9b4_e019))
-            .wrapping_mul(0xff51_afd7_ed55_8ccd);
+        h = (h ^ u64::from(id).wrapping_add(0x632b_e59b_d9b4_e019)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         h ^= h >> 29;
     }
     h ^= h >> 32;
@@ -19,13 +21,7 @@ fn hash(seed: u64, ids: &[u32], salt: u64) -> u64 {
 }
 
 /// A model whose every number is a hash of the ids, on a coarse grid so that ties of all kinds happen.
-pub fn random_model(
-    seed: u64,
-    policy_vocab: usize,
-    reward_vocab: usize,
-    groups: u32,
-    grid: u64,
-) -> Model {
+pub fn random_model(seed: u64, policy_vocab: usize, reward_vocab: usize, groups: u32, grid: u64) -> Model {
     let value = move |ids: &[u32], salt: u64| (hash(seed, ids, salt) % grid) as f32 / grid as f32;
     Model {
         policy_vocab,
@@ -41,18 +37,33 @@ pub fn random_model(
                 .collect()
         }),
         reward: Box::new(move |ids| value(ids, 2) * 4.0 - 2.0),
-        dot: Box::new(move |ids, slot, v| {
-            value(ids, 50_000 + slot as u64 * 64 + u64::from(v)) - 0.6
-        }),
+        dot: Box::new(move |ids, slot, v| value(ids, 50_000 + slot as u64 * 64 + u64::from(v)) - 0.6),
         same: Box::new(move |a, b| a % groups == b % groups),
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+/// A model, a prompt and options.
+#[derive(Debug)]
+struct Case {
+    seed: u64,
+    policy_vocab: usize,
+    reward_vocab: usize,
+    groups: u32,
+    grid: u64,
+    prompt: Vec<u32>,
+    options: Options,
+}
 
-    #[test]
-    fn the_driver_follows_the_definition(
+impl Case {
+    fn decode(&self) -> Result<Response, Failure> {
+        let Case { seed, policy_vocab, reward_vocab, groups, grid, prompt, options } = self;
+        let model = random_model(*seed, *policy_vocab, *reward_vocab, *groups, *grid);
+        decode_with(&model, prompt, options, &Uniforms::Seeded(*seed))
+    }
+}
+
+prop_compose! {
+    fn cases()(
         seed: u64,
         policy_vocab in 1usize..12,
         missing in prop_oneof![4 => Just(0usize), 1 => 1usize..4],
@@ -61,27 +72,26 @@ proptest! {
         prompt_len in 1usize..5,
         max_new_tokens in 1usize..20,
         (max_candidates, top_k) in (1usize..6, 1usize..9),
-        (first_offset, min_generated) in (0usize..7, 2usize..6),
+        (first_offset, min_generated) in (prop_oneof![Just(0usize), 0usize..7], 2usize..6),
         threshold in 0.0f64..1.6,
         sample: bool,
-        stops in (0u32..12, prop::collection::vec(0u32..12, 0..3)),
-        pad in prop::option::of(0u32..5),
+        (finish_id, mut stop_ids) in (0u32..12, prop::collection::vec(0u32..12, 0..3)),
+        pad in prop::option::of(0u32..4),
         damping in prop_oneof![Just(1e-10), Just(0.0), Just(-0.5), Just(1.0), Just(0.3)],
         floor in prop_oneof![Just(0.0), Just(1e-9), Just(1e-2)],
         signal in 0usize..SIGNALS.len(),
         temperature in 0.05f64..2.0,
-    ) {
+    ) -> Case {
         let reward_vocab = policy_vocab.saturating_sub(missing).max(1);
-        let model = random_model(seed, policy_vocab, reward_vocab, groups, grid);
-        let prompt: Vec<u32> = (0..prompt_len)
+        let prompt = (0..prompt_len)
             .map(|i| (hash(seed, &[i as u32], 3) % reward_vocab as u64) as u32)
             .collect();
-        let (finish_id, mut stop_ids) = stops;
         stop_ids.push(finish_id);
+        let signal = SIGNALS[signal];
         let options = Options {
             max_new_tokens,
-            entropy_threshold: if SIGNALS[signal].name() == "margin" { -threshold } else { threshold },
-            signal: SIGNALS[signal],
+            entropy_threshold: if signal.name() == "margin" { -threshold } else { threshold },
+            signal,
             max_candidates,
             top_k,
             temperature,
@@ -93,6 +103,103 @@ proptest! {
             reward_pad_id: pad,
             ..Options::new(finish_id, stop_ids)
         };
-        let _ = decode_with(&model, &prompt, &options, &Uniforms::Seeded(seed));
+        Case { seed, policy_vocab, reward_vocab, groups, grid, prompt, options }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 1500,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn the_driver_follows_the_definition(case in cases()) {
+        let _ = case.decode();
+    }
+}
+
+/// The property is worth something only if the random models do run into every corner of the definition.
+#[test]
+fn random_models_reach_every_corner() {
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..1500 {
+        let case = cases().new_tree(&mut runner).unwrap().current();
+        let mut saw = |corner: String| *seen.entry(corner).or_default() += 1;
+        let response = match case.decode() {
+            Ok(response) => response,
+            Err(failure) => {
+                saw(format!("{failure:?}"));
+                continue;
+            }
+        };
+        saw(format!("reason {:?}", response.finish_reason));
+        if response.final_pool_position + 1 < response.final_ids.len() {
+            saw("pooled before the end".into());
+        }
+        if response.final_pool_position < response.prompt_len {
+            saw("pooled in the prompt".into());
+        }
+        let count = response.segments.len();
+        for (i, segment) in response.segments.iter().enumerate() {
+            let offset = segment.slot - segment.start;
+            let best = &segment.candidates[segment.best];
+            saw(format!("walk {:?}", segment.walk_end));
+            if segment.reward_margin == Some(0.0) {
+                saw("equal rewards".into());
+            }
+            if best.ids.is_empty() && best.forced.is_some() {
+                saw("a forced foreign stop wins and stalls".into());
+            }
+            if best.forced.is_some() && offset > 0 && best.ids.len() == offset && i + 1 < count {
+                saw("a forced token is dropped, wins, and the response goes on".into());
+            }
+            for c in &segment.candidates {
+                saw(format!("stop {:?}", c.stop));
+                if c.forced.is_some() && c.ids.len() <= offset {
+                    saw(format!("no slot after a forced token, {:?}", c.stop));
+                }
+                if c.forced != c.proposed {
+                    saw("a twin is placed".into());
+                }
+                if c.margins.argmax == Some(0.0) {
+                    saw("equal logits".into());
+                }
+                if c.margins.score == Some(0.0) {
+                    saw("equal scores".into());
+                }
+                if c.stop == CandidateStop::StopId && c.dropped.is_none() {
+                    saw("a stop id fills the budget".into());
+                }
+            }
+        }
+    }
+    let corners = [
+        "NoRewardRow",
+        "a forced foreign stop wins and stalls",
+        "a forced token is dropped, wins, and the response goes on",
+        "a stop id fills the budget",
+        "a twin is placed",
+        "equal logits",
+        "equal rewards",
+        "equal scores",
+        "no slot after a forced token, StopId",
+        "pooled before the end",
+        "pooled in the prompt",
+        "reason Finish",
+        "reason Length",
+        "reason Stalled",
+        "stop Entropy",
+        "stop Finish",
+        "stop Length",
+        "stop StopId",
+        "walk Budget",
+        "walk Duplicate",
+        "walk NoSlot",
+    ];
+    for corner in corners {
+        assert!(seen.contains_key(corner), "never: {corner}; seen: {seen:#?}");
     }
 }

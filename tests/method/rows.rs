@@ -4,25 +4,12 @@ use ggro::model::{RowStats, top_k};
 use safetensors::SafeTensors;
 
 fn goldens() -> Vec<u8> {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/goldens/softmax_cases.safetensors"
-    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/softmax_cases.safetensors");
     std::fs::read(path).unwrap()
 }
 
-fn values<const N: usize, T>(
-    file: &SafeTensors<'_>,
-    name: &str,
-    convert: fn([u8; N]) -> T,
-) -> Vec<T> {
-    let data = file
-        .tensor(name)
-        .unwrap()
-        .data()
-        .as_chunks::<N>()
-        .0
-        .to_vec();
+fn values<const N: usize, T>(file: &SafeTensors<'_>, name: &str, convert: fn([u8; N]) -> T) -> Vec<T> {
+    let data = file.tensor(name).unwrap().data().as_chunks::<N>().0.to_vec();
     data.into_iter().map(convert).collect()
 }
 
@@ -57,25 +44,15 @@ fn golden_softmax_rows() {
                 ("entropy", stats.entropy, entropy[i]),
                 ("entropy with floor 0", exact.entropy_floored, entropy[i]),
                 ("entropy with floor 1e-9", stats.entropy_floored, floor_9[i]),
-                (
-                    "entropy with floor 1e-3",
-                    RowStats::of(row, 1e-3).entropy_floored,
-                    floor_3[i],
-                ),
+                ("entropy with floor 1e-3", RowStats::of(row, 1e-3).entropy_floored, floor_3[i]),
                 ("max_probability", stats.max_probability, largest[i]),
                 ("margin", f64::from(stats.margin), margin[i]),
                 ("varentropy", stats.varentropy, varentropy[i]),
             ] {
-                assert!(
-                    close(got, expected),
-                    "{name}, {place}: {got} and not {expected}"
-                );
+                assert!(close(got, expected), "{name}, {place}: {got} and not {expected}");
             }
             let k = 25.min(vocab);
-            let ids: Vec<i64> = top_k(row, 25, vocab)
-                .iter()
-                .map(|&(id, _)| i64::from(id))
-                .collect();
+            let ids: Vec<i64> = top_k(row, 25, vocab).iter().map(|&(id, _)| i64::from(id)).collect();
             assert_eq!(ids, top25[i * k..(i + 1) * k], "top 25, {place}");
         }
     }

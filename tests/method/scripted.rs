@@ -2,21 +2,26 @@
 
 use ggro::config::{Family, ModelConfig, Rope, Task};
 use ggro::model::{
-    Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score,
-    SeqId, Span, TopK, Work, top_k,
+    Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Span, TopK, Work,
+    top_k,
 };
 use ggro::{Error, Result};
+
+/// A function of the ids of a sequence.
+pub type OfIds<T> = Box<dyn Fn(&[u32]) -> T>;
+/// A function of the ids of a sequence, the slot, and another id.
+pub type OfSlot<T> = Box<dyn Fn(&[u32], usize, u32) -> T>;
 
 /// What the two models compute, as functions of ids.
 pub struct Model {
     pub policy_vocab: usize,
     pub reward_vocab: usize,
     /// Next-token logits after a sequence.
-    pub logits: Box<dyn Fn(&[u32]) -> Vec<f32>>,
+    pub logits: OfIds<Vec<f32>>,
     /// Reward at the last position of a sequence.
-    pub reward: Box<dyn Fn(&[u32]) -> f32>,
+    pub reward: OfIds<f32>,
     /// `E_R[v] . dR/de_slot` of a sequence.
-    pub dot: Box<dyn Fn(&[u32], usize, u32) -> f32>,
+    pub dot: OfSlot<f32>,
     /// Whether the policy's embedding rows of two ids are equal.
     pub same: Box<dyn Fn(u32, u32) -> bool>,
 }
@@ -66,10 +71,7 @@ impl<'a> Scripted<'a> {
 
     fn get(&self, seq: SeqId) -> &Held {
         let (generation, held) = &self.slots[seq.index as usize];
-        assert_eq!(
-            *generation, seq.generation,
-            "a sequence that was released is used"
-        );
+        assert_eq!(*generation, seq.generation, "a sequence that was released is used");
         held.as_ref().expect("a sequence that was released is used")
     }
 
@@ -88,31 +90,19 @@ impl<'a> Scripted<'a> {
         self.slots[index].0 += 1;
         self.slots[index].1 = Some(Held { ids, row: None });
         self.most_held = self.most_held.max(self.held());
-        SeqId {
-            role,
-            index: index as u32,
-            generation: self.slots[index].0,
-        }
+        SeqId { role, index: index as u32, generation: self.slots[index].0 }
     }
 
     fn begin(&mut self) -> Result<()> {
         let call = self.calls;
         self.calls += 1;
-        if self.fail_at == Some(call) {
-            Err(Error::Backend("out of order".into()))
-        } else {
-            Ok(())
-        }
+        if self.fail_at == Some(call) { Err(Error::Backend("out of order".into())) } else { Ok(()) }
     }
 
     fn append(&mut self, span: &Span<'_>, role: Role, vocab: usize) -> Vec<u32> {
         assert_eq!(span.seq.role, role);
         assert!(!span.ids.is_empty(), "an empty span");
-        assert!(
-            span.ids.iter().all(|&id| (id as usize) < vocab),
-            "{:?} of {vocab}",
-            span.ids
-        );
+        assert!(span.ids.iter().all(|&id| (id as usize) < vocab), "{:?} of {vocab}", span.ids);
         let max_len = self.max_len;
         let held = self.get_mut(span.seq);
         assert_eq!(held.ids.len(), span.start, "a span's start");
@@ -128,10 +118,7 @@ impl<'a> Scripted<'a> {
             assert!(at >= span.span.start && at + 1 < ids.len(), "also at {at}");
             (self.model.reward)(&ids[..=at])
         });
-        Score {
-            also: also.collect(),
-            reward: (self.model.reward)(&ids),
-        }
+        Score { also: also.collect(), reward: (self.model.reward)(&ids) }
     }
 }
 
@@ -186,11 +173,7 @@ impl Backend for Scripted<'_> {
         Ok(rows)
     }
     fn logits_row(&mut self, seq: SeqId) -> Result<Vec<f32>> {
-        Ok(self
-            .get(seq)
-            .row
-            .clone()
-            .expect("no row was computed on this sequence"))
+        Ok(self.get(seq).row.clone().expect("no row was computed on this sequence"))
     }
     fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
         self.begin()?;
@@ -209,12 +192,7 @@ impl Backend for Scripted<'_> {
                 assert!((v as usize) < self.model.reward_vocab);
                 (self.model.dot)(&ids, span.slot, v)
             });
-            results.push(Gradient {
-                dots: dots.collect(),
-                score,
-                norm: 1.0,
-                rows: Vec::new(),
-            });
+            results.push(Gradient { dots: dots.collect(), score, norm: 1.0, rows: Vec::new() });
         }
         Ok(results)
     }
@@ -239,10 +217,7 @@ fn config(task: Task, vocab_size: usize, max_len: usize) -> ModelConfig {
         vocab_size,
         max_position_embeddings: max_len,
         rms_norm_eps: 1e-5,
-        rope: Rope {
-            theta: 1e4,
-            llama3: None,
-        },
+        rope: Rope { theta: 1e4, llama3: None },
         windows: vec![None],
         qkv_bias: false,
         o_bias: false,
@@ -252,4 +227,49 @@ fn config(task: Task, vocab_size: usize, max_len: usize) -> ModelConfig {
         eos_token_ids: Vec::new(),
         pad_token_id: None,
     }
+}
+
+/// Prompt of the scripted tests.
+pub const PROMPT: [u32; 2] = [10, 11];
+/// End-of-turn id of the scripted tests.
+pub const FINISH: u32 = 0;
+/// Another stop id.
+pub const FOREIGN: u32 = 1;
+/// Ids of the scripted models.
+pub const VOCAB: usize = 12;
+
+/// A model over [`VOCAB`] ids whose closures see the ids after [`PROMPT`] only.
+pub fn script(
+    logits: impl Fn(&[u32]) -> Vec<f32> + 'static,
+    reward: impl Fn(&[u32]) -> f32 + 'static,
+    dot: impl Fn(&[u32], u32) -> f32 + 'static,
+) -> Model {
+    Model {
+        policy_vocab: VOCAB,
+        reward_vocab: VOCAB,
+        logits: Box::new(move |ids| logits(after_prompt(ids))),
+        reward: Box::new(move |ids| reward(after_prompt(ids))),
+        dot: Box::new(move |ids, _, v| dot(after_prompt(ids), v)),
+        same: Box::new(|_, _| false),
+    }
+}
+
+fn after_prompt(ids: &[u32]) -> &[u32] {
+    &ids[PROMPT.len().min(ids.len())..]
+}
+
+/// A row that leaves no doubt.
+pub fn sure(id: u32) -> Vec<f32> {
+    let mut row = vec![0.0; VOCAB];
+    row[id as usize] = 40.0;
+    row
+}
+
+/// A row that hesitates between `ids`, the first one most likely.
+pub fn torn(ids: &[u32]) -> Vec<f32> {
+    let mut row = vec![-10.0; VOCAB];
+    for (i, &id) in ids.iter().enumerate() {
+        row[id as usize] = 5.0 - 0.125 * i as f32;
+    }
+    row
 }

@@ -17,7 +17,12 @@ pub fn load(name: &str) -> Reference {
 }
 
 pub fn load_with(name: &str, options: &LoadOptions) -> Reference {
-    let parts = ["policy", "reward"].map(|part| {
+    load_pair(name, name, options)
+}
+
+/// The policy of one fixture beside the reward model of another.
+pub fn load_pair(policy: &str, reward: &str, options: &LoadOptions) -> Reference {
+    let parts = [(policy, "policy"), (reward, "reward")].map(|(name, part)| {
         let files = Files::Dir(fixture(name).join(part));
         (ModelConfig::load(&files).unwrap(), Checkpoint::open(&files).unwrap())
     });

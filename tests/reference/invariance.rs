@@ -2,7 +2,7 @@
 
 use crate::common::*;
 use ggro::model::reference::LoadOptions;
-use ggro::model::{Backend, PolicyRow, Role};
+use ggro::model::{Backend, PolicyRow, PolicySpan, Role, TopK};
 
 /// Texts that end just before, at and behind a block of 64.
 const LENGTHS: [usize; 5] = [1, 63, 64, 65, 150];
@@ -116,4 +116,30 @@ fn any_number_of_threads() {
         assert_eq!(one, run(2));
         assert_eq!(one, run(5));
     }
+}
+
+/// A policy may know more ids than the reward model, or fewer; only ids that both know are proposed.
+#[test]
+fn vocabularies_of_two_sizes() {
+    for (policy, reward) in [("qwen2", "llama-gqa"), ("llama-gqa", "qwen2"), ("llama-gqa", "mistral")] {
+        let mut backend = load_pair(policy, reward, &LoadOptions::default());
+        let known = [Role::Policy, Role::Reward].map(|role| backend.config(role).vocab_size);
+        assert_ne!(known[0], known[1]);
+        let both = known[0].min(known[1]);
+        let seq = backend.create(Role::Policy).unwrap();
+        let span = PolicySpan { top_k: TopK::Take(usize::MAX), ..policy_span(seq, 0, &[3, 1, 4]) };
+        let row = backend.policy_step(&[span]).unwrap().remove(0);
+        let mut ids: Vec<usize> = row.top.iter().map(|&(id, _)| id as usize).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, (0..both).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_sequence_twice_in_a_batch_is_refused_and_unchanged() {
+    let mut backend = load("llama-gqa");
+    let seq = backend.create(Role::Policy).unwrap();
+    assert!(backend.policy_step(&[policy_span(seq, 0, &[3]), policy_span(seq, 0, &[4])]).is_err());
+    assert_eq!((backend.len(seq), backend.work().policy_forward), (0, 0));
+    assert!(backend.policy_step(&[policy_span(seq, 0, &[3])]).is_ok());
 }

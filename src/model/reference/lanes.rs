@@ -63,6 +63,19 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// Whether two rows are equal in every component, compared as numbers: 0 equals -0. Ends at the first difference.
+    pub fn rows_equal(&self, a: usize, b: usize) -> bool {
+        let size = self.dtype.size();
+        let row = |r: usize| self.data[r * self.stride * size..][..self.width * size].chunks_exact(size);
+        let value = |bytes: &[u8]| match (self.dtype, bytes) {
+            (DType::F32, &[b0, b1, b2, b3]) => f32::from_le_bytes([b0, b1, b2, b3]),
+            (DType::Bf16, &[b0, b1]) => half::bf16::from_le_bytes([b0, b1]).to_f32(),
+            (DType::F16, &[b0, b1]) => half::f16::from_le_bytes([b0, b1]).to_f32(),
+            _ => f32::NAN,
+        };
+        row(a).zip(row(b)).all(|(x, y)| value(x) == value(y))
+    }
+
     /// Widens one row to f32.
     pub fn row_to(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.width);
@@ -291,15 +304,15 @@ impl Group for Array {
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u8) -> Self {
-        // SAFETY: as `load_f32`.
         Array(std::array::from_fn(|i| {
+            // SAFETY: as `load_f32`.
             half::bf16::from_bits(unsafe { p.cast::<u16>().add(i).read_unaligned() }).to_f32()
         }))
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u8) -> Self {
-        // SAFETY: as `load_f32`.
         Array(std::array::from_fn(|i| {
+            // SAFETY: as `load_f32`.
             half::f16::from_bits(unsafe { p.cast::<u16>().add(i).read_unaligned() }).to_f32()
         }))
     }

@@ -1,0 +1,97 @@
+//! Compiles `kernels/*.cu` into embedded images, one per file, and writes the table that `src/cuda/images.rs` includes;
+//! and tells the binary which commit it was built from.
+//!
+//! nvcc is looked for in `NVCC`, then `CUDA_HOME` or `CUDA_PATH`, then `PATH`; `GGRO_NO_CUDA=1` hides it. Without it the
+//! table is empty and the crate builds all the same. `GGRO_CUDA_TARGETS` overrides the list of targets, for instance
+//! `sm_90a` alone while working on one card.
+
+#[path = "build/nvcc.rs"]
+mod nvcc;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+use std::time::Instant;
+
+/// Machine code for Ampere and Hopper, and PTX for whatever comes later.
+const TARGETS: &str = "sm_80,sm_90a,compute_80";
+
+fn main() {
+    commit();
+    kernels();
+}
+
+/// Compiles what has changed and writes the table.
+fn kernels() {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "GGRO_CUDA_TARGETS", "GGRO_NO_CUDA"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    for watched in ["kernels", "build.rs", "build/nvcc.rs"] {
+        println!("cargo::rerun-if-changed={watched}");
+    }
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let table = out.join("images.rs");
+    let hidden = std::env::var_os("GGRO_NO_CUDA").is_some_and(|value| !value.is_empty() && value != "0");
+    let compiler = if hidden { None } else { nvcc::find() };
+    let Some(nvcc) = compiler else {
+        let why = if hidden { "GGRO_NO_CUDA is set" } else { "no nvcc in NVCC, CUDA_HOME, CUDA_PATH or PATH" };
+        println!("cargo::warning={why}: building without CUDA kernels");
+        write(&table, &nvcc::table("", &[], &[]));
+        return;
+    };
+    let targets = std::env::var("GGRO_CUDA_TARGETS").unwrap_or_else(|_| TARGETS.to_string());
+    let started = Instant::now();
+    let result = nvcc::Job::new(nvcc, &targets, Path::new("kernels"), &out).and_then(|job| {
+        let images = job.run()?;
+        Ok((nvcc::table(&job.version, &job.targets, &images), images))
+    });
+    match result {
+        Ok((text, images)) => {
+            write(&table, &text);
+            let compiled = images.iter().filter(|image| image.fresh).count();
+            let bytes: u64 = images.iter().map(|image| image.bytes).sum();
+            if compiled > 0 {
+                println!(
+                    "cargo::warning=compiled {compiled} of {} kernel files for {targets} in {:.1} s: {:.1} MB",
+                    images.len(),
+                    started.elapsed().as_secs_f64(),
+                    bytes as f64 / 1e6,
+                );
+            }
+        }
+        Err(message) => {
+            eprintln!("{message}");
+            exit(1);
+        }
+    }
+}
+
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+/// The commit. Works without git and outside a repository: then the binary does not know.
+fn commit() {
+    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
+    // A package unpacked inside somebody else's repository is not of that repository's commit.
+    let top = git(&root, &["rev-parse", "--show-toplevel"]);
+    if top.is_none_or(|top| Path::new(&top).canonicalize().ok() != Path::new(&root).canonicalize().ok()) {
+        return;
+    }
+    if let Some(commit) = git(&root, &["rev-parse", "--short=12", "HEAD"]) {
+        println!("cargo::rustc-env=GGRO_BUILD_COMMIT={commit}");
+    }
+    for file in ["HEAD", "logs/HEAD"] {
+        if let Some(path) = git(&root, &["rev-parse", "--git-path", file]) {
+            let path = Path::new(&root).join(path);
+            if path.exists() {
+                println!("cargo::rerun-if-changed={}", path.display());
+            }
+        }
+    }
+}
+
+fn git(root: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new("git").arg("-C").arg(root).args(args).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    (output.status.success() && !text.trim().is_empty()).then(|| text.trim().to_string())
+}

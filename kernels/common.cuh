@@ -1,0 +1,146 @@
+// Shared by all kernels: storage types, vector access, reductions of a fixed order, last-arriver tickets.
+//
+// Every kernel includes this header and nothing else. Nothing here depends on how many rows a launch has: what a row
+// or an output element goes through is a function of its own problem's size alone.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "ptx.cuh"
+
+#ifndef GGRO_EMU
+// Registers a kernel with the emulated device.
+#define EMU_KERNEL(name)
+// A variable in static shared memory: SHARED(float, partial, [32]).
+#define SHARED(T, name, dims) __shared__ T name dims
+// The block's dynamic shared memory as `unsigned char*`, 128-byte aligned.
+#define EXTERN_SHARED(name)                                                   \
+    extern __shared__ __align__(128) unsigned char ggro_dynamic_shared[];     \
+    unsigned char* const name = ggro_dynamic_shared
+#endif
+
+namespace ggro {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kWarp = 32;
+
+// ---- storage types -------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+
+// Rounds to nearest even.
+template <typename T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+    return x;
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float x) {
+    return __float2half_rn(x);
+}
+
+// ---- vector access -------------------------------------------------------------------------------------------------
+
+// N elements that move in one instruction of 8 or 16 bytes.
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Pack {
+    static_assert(sizeof(T) * N == 8 || sizeof(T) * N == 16, "a pack moves in one 64- or 128-bit access");
+    T at[N];
+};
+
+template <int BYTES>
+struct Word;
+template <>
+struct Word<8> {
+    using type = uint2;
+};
+template <>
+struct Word<16> {
+    using type = uint4;
+};
+
+// The address must be a multiple of the pack's size.
+template <int N, typename T>
+__device__ __forceinline__ Pack<T, N> load_pack(const T* address) {
+    using W = typename Word<sizeof(T) * N>::type;
+    const W word = *reinterpret_cast<const W*>(address);
+    Pack<T, N> pack;
+    __builtin_memcpy(&pack, &word, sizeof(word));
+    return pack;
+}
+
+template <int N, typename T>
+__device__ __forceinline__ void store_pack(T* address, const Pack<T, N>& pack) {
+    using W = typename Word<sizeof(T) * N>::type;
+    W word;
+    __builtin_memcpy(&word, &pack, sizeof(word));
+    *reinterpret_cast<W*>(address) = word;
+}
+
+template <typename T>
+__device__ __forceinline__ Pack<T, 16 / sizeof(T)> load128(const T* address) {
+    return load_pack<16 / sizeof(T)>(address);
+}
+
+template <typename T>
+__device__ __forceinline__ void store128(T* address, const Pack<T, 16 / sizeof(T)>& pack) {
+    store_pack<16 / sizeof(T)>(address, pack);
+}
+
+__device__ __forceinline__ bool aligned(const void* address, int bytes) {
+    return (reinterpret_cast<uintptr_t>(address) & (bytes - 1)) == 0;
+}
+
+// ---- reductions ----------------------------------------------------------------------------------------------------
+
+// Sum over a full warp, the same bits in every lane: both partners of a butterfly step add the same two numbers.
+template <typename V>
+__device__ __forceinline__ V warp_sum(V x) {
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+    return x;
+}
+
+// Sum over the block, warps in ascending order; every thread gets it. `scratch` holds one value per warp and may be
+// used again only after a barrier. All threads must call.
+template <typename V>
+__device__ __forceinline__ V block_sum(V x, V* scratch) {
+    const int warp = threadIdx.x / kWarp, warps = (blockDim.x + kWarp - 1) / kWarp;
+    x = warp_sum(x);
+    if (threadIdx.x % kWarp == 0) scratch[warp] = x;
+    __syncthreads();  // scratch is complete
+    V sum = scratch[0];
+    for (int i = 1; i < warps; ++i) sum += scratch[i];
+    return sum;
+}
+
+// ---- last arriver --------------------------------------------------------------------------------------------------
+
+// True in the block that comes last of `blocks` to this ticket; the ticket is zero again afterwards, ready for the next
+// launch. What the other blocks wrote to global memory before is visible then (read it past L1, with __ldcg). All
+// threads must call; `flag` is one word of shared memory.
+__device__ __forceinline__ bool arrive_last(unsigned* ticket, unsigned blocks, unsigned* flag) {
+    __threadfence();  // each thread's own writes, before its block's arrival
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        const bool last = ptx::atom_add_acq_rel(ticket, 1u) == blocks - 1;
+        if (last) *ticket = 0;
+        *flag = last;
+    }
+    __syncthreads();  // the flag is written
+    const bool last = *flag != 0;
+    if (last) __threadfence();
+    return last;
+}
+
+}  // namespace ggro

@@ -1,0 +1,210 @@
+//! The flags of `ggro generate`. Names are the official code's where it has one.
+
+use super::models::{DeviceArgs, PairArgs, switch};
+use crate::ggro::entropy::SIGNALS;
+use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
+use std::path::PathBuf;
+
+/// Answer a prompt, steering with the reward model
+///
+/// Without PROMPT the prompt is read from standard input. The answer goes to standard output as its segments are committed,
+/// notes and a summary to standard error.
+///
+/// How a segment comes about: the policy is decoded greedily until its next token is uncertain (--entropy-threshold). The
+/// reward model scores the text, and its gradient at the segment's first token chooses, among the policy's most likely tokens
+/// there (--nudge-top-k), one to put in its place. The text is decoded again from it, scored, and so on, up to
+/// --num-refinement-steps versions; the one with the highest reward is kept, and the next segment starts.
+#[derive(Debug, clap::Args)]
+pub(super) struct Generate {
+    /// The user's message [default: read from standard input]
+    #[arg(conflicts_with = "request")]
+    pub prompt: Option<String>,
+
+    #[command(flatten)]
+    pub pair: PairArgs,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    #[command(flatten)]
+    pub text: TextArgs,
+
+    #[command(flatten)]
+    pub method: MethodArgs,
+
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Prompt")]
+pub(super) struct TextArgs {
+    /// A system message in front of the prompt
+    #[arg(long, value_name = "TEXT", env = "GGRO_SYSTEM", hide_env = true, conflicts_with = "request")]
+    pub system: Option<String>,
+
+    /// Start of the answer; the policy goes on from it
+    ///
+    /// It stands after the assistant header, is part of what the reward model sees and is printed with the answer.
+    #[arg(long, value_name = "TEXT", env = "GGRO_PREFILL", hide_env = true, conflicts_with = "request")]
+    pub prefill: Option<String>,
+
+    /// How the prompt is laid out
+    ///
+    /// chat: the template with its generation prompt, as chat servers do. official: without it, as the official code does;
+    /// the policy writes the assistant header itself, which counts against the budget and is not printed, and nothing is
+    /// forced before the header's length. With --prefill both are the same.
+    #[arg(long, value_name = "LAYOUT", env = "GGRO_PROMPT_LAYOUT", hide_env = true, value_enum,
+          default_value_t = Layout::Chat)]
+    pub prompt_layout: Layout,
+
+    /// A JSON request in place of a prompt: `prompt_ids`, `options` and, optionally, `uniforms_used`
+    ///
+    /// Exactly the fields of a trace, so that a trace written by --trace can be decoded again. What its options leave out
+    /// comes from the flags; what they name wins over them.
+    #[arg(long, value_name = "FILE", env = "GGRO_REQUEST", hide_env = true)]
+    pub request: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Method")]
+pub(super) struct MethodArgs {
+    /// ggro, or greedy: plain greedy decoding of the policy, one candidate a segment
+    #[arg(long, value_name = "METHOD", env = "GGRO_METHOD", hide_env = true, value_enum,
+          default_value_t = Method::Ggro)]
+    pub method: Method,
+
+    /// Budget of new tokens [default: 200 for the demo pair, else 128]
+    ///
+    /// 128 is the official code's preset for dialogue; its presets for reasoning tasks use 1024. Without this flag the budget
+    /// is cut to what the context has room for.
+    #[arg(long, value_name = "N", env = "GGRO_MAX_NEW_TOKENS", hide_env = true,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub max_new_tokens: Option<usize>,
+
+    /// Candidates per segment, the unforced one included [default: 8]
+    ///
+    /// As in the official code, whose first step scores the text as it is. 1 is greedy decoding. More raise the reward, with
+    /// quickly falling returns, and cost one decoding and one gradient of the segment each; a walk ends early when the
+    /// gradient leads back to a candidate already tried.
+    #[arg(long, value_name = "S", env = "GGRO_NUM_REFINEMENT_STEPS", hide_env = true, default_value = "8",
+          hide_default_value = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub num_refinement_steps: usize,
+
+    /// Uncertainty that ends a segment, inclusive [default: 3.25 for the demo pair, else 1.5; see --signal]
+    ///
+    /// In nats for entropy. Lower: shorter segments, more places to steer, more work. The official presets are 1.5 for
+    /// dialogue and 2.0 for reasoning tasks.
+    #[arg(long, value_name = "TAU", env = "GGRO_ENTROPY_THRESHOLD", hide_env = true, value_parser = finite,
+          allow_negative_numbers = true)]
+    pub entropy_threshold: Option<f64>,
+
+    /// Which statistic is compared with the threshold: entropy, margin, max-probability or varentropy [default: entropy]
+    ///
+    /// entropy in nats; margin: minus the gap between the two largest logits (default threshold -0.5); max-probability: one
+    /// minus the largest probability (0.5); varentropy: variance of the surprise (3.0). Only entropy is the published method.
+    #[arg(long, value_name = "SIGNAL", env = "GGRO_SIGNAL", hide_env = true, default_value = "entropy",
+          hide_default_value = true, hide_possible_values = true,
+          value_parser = PossibleValuesParser::new(SIGNALS.iter().map(|s| s.name())))]
+    pub signal: String,
+
+    /// Tokens to choose the nudge from: the policy's most likely ones at the slot [default: 25]
+    ///
+    /// Larger lets the reward model choose tokens that the policy finds less likely.
+    #[arg(long, value_name = "K", env = "GGRO_NUDGE_TOP_K", hide_env = true, default_value = "25",
+          hide_default_value = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub nudge_top_k: usize,
+
+    /// greedy: the token with the largest first-order score; sample: drawn from softmax(score / temperature)
+    #[arg(long, value_name = "HOW", env = "GGRO_NUDGE_SELECTION", hide_env = true, value_enum,
+          default_value_t = NudgeSelection::Greedy)]
+    pub nudge_selection: NudgeSelection,
+
+    /// Temperature of --nudge-selection sample [default: 0.1]; without effect on greedy
+    #[arg(long, value_name = "T", env = "GGRO_NUDGE_TEMPERATURE", hide_env = true, default_value = "0.1",
+          hide_default_value = true, value_parser = positive, allow_negative_numbers = true)]
+    pub nudge_temperature: f64,
+
+    /// Seed of --nudge-selection sample; the same seed gives the same answer
+    #[arg(long, value_name = "N", env = "GGRO_SEED", hide_env = true, default_value_t = 0)]
+    pub seed: u64,
+
+    /// Accepted for the official code's sake, without effect
+    ///
+    /// There it scales the bias that imposes the nudge token on the policy's logits, after the token was chosen. Here the
+    /// chosen token is forced outright, so no weight can change which one it is.
+    #[arg(long, value_name = "W", env = "GGRO_NUDGE_WEIGHT", hide_env = true, value_parser = finite,
+          allow_negative_numbers = true)]
+    pub nudge_weight: Option<f64>,
+
+    /// Accepted for the official code's sake, without effect; see --nudge-weight
+    #[arg(long, value_name = "BOOL", env = "GGRO_SCALE_NUDGE_BIASES", hide_env = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_parser = switch())]
+    pub scale_nudge_biases: Option<bool>,
+
+    /// Skip the plain greedy answer that the summary compares with
+    #[arg(long, env = "GGRO_NO_BASELINE", hide_env = true, value_parser = switch())]
+    pub no_baseline: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Output")]
+pub(super) struct OutputArgs {
+    /// One JSON object on standard output in place of the text: answer, rewards, counters, time
+    #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
+    pub json: bool,
+
+    /// Write every decision to FILE, as JSON in the schema of the golden traces
+    ///
+    /// The gradient after each segment's last candidate, which no decision needs, is computed and recorded too.
+    #[arg(long, value_name = "FILE", env = "GGRO_TRACE", hide_env = true)]
+    pub trace: Option<PathBuf>,
+
+    /// When to colour nudged tokens (green) and uncertain ones (yellow)
+    ///
+    /// auto: on a terminal, unless NO_COLOR is set to something.
+    #[arg(long, value_name = "WHEN", env = "GGRO_COLOR", hide_env = true, value_enum,
+          default_value_t = Color::Auto)]
+    pub color: Color,
+}
+
+/// See [`TextArgs::prompt_layout`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Layout {
+    Chat,
+    Official,
+}
+
+/// See [`MethodArgs::method`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Method {
+    Ggro,
+    Greedy,
+}
+
+/// See [`MethodArgs::nudge_selection`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum NudgeSelection {
+    Greedy,
+    Sample,
+}
+
+/// See [`OutputArgs::color`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() => Ok(x),
+        _ => Err("expected a finite number".to_string()),
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    finite(text).and_then(|x| if x > 0.0 { Ok(x) } else { Err("must be above 0".to_string()) })
+}

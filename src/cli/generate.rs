@@ -1,0 +1,221 @@
+//! `ggro generate`.
+
+use super::args::{Generate, Layout as PromptLayout, Method, NudgeSelection};
+use super::models::context;
+use super::output::Output;
+use super::prompt::{Prompt, message};
+use super::say;
+use super::screen::{Layout, Progress, Screen, coloured};
+use super::summary::Answer;
+use crate::ggro::entropy::signal;
+use crate::ggro::{Options, Selection, Uniforms, decode};
+use crate::model::Backend;
+use crate::pair::Pair;
+use crate::tokenizer::TextStream;
+use crate::trace::{Request, Trace};
+use crate::{Error, Result, demo};
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// The official code's preset for dialogue.
+const MAX_NEW_TOKENS: usize = 128;
+const ENTROPY_THRESHOLD: f64 = 1.5;
+
+/// A threshold that no signal reaches: decoding in one segment.
+const NEVER: f64 = f64::MAX;
+
+const NO_EFFECT: &str = "has no effect here: in the official code it scales the bias that imposes the nudge token after it \
+was chosen; ggro forces that token outright";
+
+pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
+    args.device.check()?;
+    if args.method.nudge_weight.is_some() {
+        say(&format!("note: --nudge-weight {NO_EFFECT}"));
+    }
+    if args.method.scale_nudge_biases.is_some() {
+        say(&format!("note: --scale-nudge-biases {NO_EFFECT}"));
+    }
+    // What can fail cheaply fails before the weights are opened.
+    let trace = args.output.trace.as_deref().map(Output::check).transpose()?;
+    let request = args.text.request.as_deref().map(Request::read).transpose()?;
+    let message = match &request {
+        Some(_) => None,
+        None => Some(message(args.prompt.as_deref())?),
+    };
+    let pair = args.pair.load()?;
+    let prompt = match (&request, message) {
+        (Some(request), _) => Prompt::of_request(request)?,
+        (None, message) => Prompt::of_message(&pair, &args.text, message.unwrap_or_default())?,
+    };
+    let context = args.pair.max_model_len.unwrap_or(context(&pair));
+    let options = options(args, &pair, &prompt, request.as_ref(), context)?;
+    options.check()?;
+    let uniforms = match request.as_ref().and_then(|r| r.uniforms_used.clone()) {
+        Some(uniforms) => Uniforms::Recorded(uniforms),
+        None => Uniforms::Seeded(args.method.seed),
+    };
+    args.device.announce();
+    let mut backend = args.device.open(&pair, args.pair.max_model_len)?;
+
+    let painted = coloured(args.output.color) && !args.output.json;
+    let layout = Layout {
+        header: &prompt.header,
+        prefill: &prompt.prefill,
+        finish_id: options.finish_id,
+        threshold: options.entropy_threshold,
+        printed: !args.output.json,
+        painted,
+        persistent: trace.is_some(),
+    };
+    let mut screen = Screen::new(TextStream::new(&pair.tokenizer, &prompt.ids), &layout);
+    let started = Instant::now();
+    let decoded = decode(&mut backend, &prompt.ids, &options, uniforms, &mut screen);
+    let elapsed = started.elapsed();
+    let response = match decoded {
+        Ok(response) => response,
+        Err(error) => {
+            screen.abandon();
+            return match screen.closed.take() {
+                Some(closed) => Err(closed.into()),
+                None => Err(error.into()),
+            };
+        }
+    };
+    screen.finish()?;
+    let answer = Answer { response, text: std::mem::take(&mut screen.text), elapsed };
+    if let Some(trace) = trace {
+        let text = prompt.user_text.as_deref();
+        let tokenizer = Some(&pair.tokenizer);
+        let record = Trace::from_response("generate", text, &options, &answer.response, tokenizer)?;
+        let mut bytes = serde_json::to_vec(&record)?;
+        bytes.push(b'\n');
+        trace.write(&bytes)?;
+    }
+    if let Some(closed) = screen.closed.take() {
+        return Err(closed.into());
+    }
+    let compared = args.method.method == Method::Ggro && !args.method.no_baseline;
+    let greedy = if compared { Some(greedy(&mut backend, &pair, &prompt, &options)?) } else { None };
+    if args.output.json {
+        let object = answer.json(greedy.as_ref(), "cpu");
+        writeln!(std::io::stdout(), "{object}")?;
+    } else {
+        say(&answer.lines(greedy.as_ref(), painted));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Flags, then what the request names, then what the pair says of itself.
+fn options(
+    args: &Generate,
+    pair: &Pair,
+    prompt: &Prompt,
+    request: Option<&Request>,
+    context: usize,
+) -> Result<Options> {
+    let method = &args.method;
+    let asked = request.map(|r| &r.options);
+    let name = asked.and_then(|o| o.signal.as_deref()).unwrap_or(&method.signal);
+    let signal = signal(name).ok_or_else(|| Error::invalid(format!("`options.signal`: {name:?} is not a signal")))?;
+    let room = room(prompt.ids.len(), context)?;
+    let default_budget = if args.pair.is_demo() { demo::MAX_NEW_TOKENS } else { MAX_NEW_TOKENS };
+    let mut options = Options {
+        max_new_tokens: method.max_new_tokens.unwrap_or(default_budget.min(room)),
+        entropy_threshold: method.entropy_threshold.unwrap_or_else(|| default_threshold(name, args.pair.is_demo())),
+        signal,
+        max_candidates: method.num_refinement_steps,
+        top_k: method.nudge_top_k,
+        temperature: method.nudge_temperature,
+        selection: match method.nudge_selection {
+            NudgeSelection::Greedy => Selection::Greedy,
+            NudgeSelection::Sample => Selection::Sample,
+        },
+        first_offset: prompt.header.len(),
+        min_generated: 4,
+        finish_id: pair.finish_id,
+        stop_ids: pair.stop_ids.clone(),
+        damping: 1e-10,
+        probability_floor: 1e-9,
+        reward_pad_id: pair.reward_pad_id,
+        full_trace: args.output.trace.is_some(),
+    };
+    if let Some(asked) = asked {
+        asked.apply(&mut options);
+    }
+    if method.method == Method::Greedy {
+        options.max_candidates = 1;
+    }
+    if options.max_new_tokens > room {
+        let flag = match asked.and_then(|o| o.max_new_tokens) {
+            Some(_) => "`options.max_new_tokens`",
+            None => "--max-new-tokens",
+        };
+        return Err(Error::invalid(format!(
+            "{flag} {}: the context of {context} tokens has room for {room} after a prompt of {}",
+            options.max_new_tokens,
+            prompt.ids.len()
+        )));
+    }
+    if options.max_new_tokens < default_budget
+        && method.max_new_tokens.is_none()
+        && asked.is_none_or(|o| o.max_new_tokens.is_none())
+    {
+        say(&format!("note: the context of {context} tokens has room for {room} new tokens, not {default_budget}"));
+    }
+    if args.text.prompt_layout == PromptLayout::Official
+        && prompt.header.is_empty()
+        && prompt.prefill.is_empty()
+        && request.is_none()
+    {
+        say("note: --prompt-layout official: the template's generation prompt adds nothing; both layouts are the same");
+    }
+    Ok(options)
+}
+
+/// Tokens that fit behind the prompt.
+fn room(prompt: usize, context: usize) -> Result<usize> {
+    match context.checked_sub(prompt) {
+        Some(room) if room > 0 => Ok(room),
+        _ => Err(Error::invalid(format!(
+            "the prompt of {prompt} tokens leaves no room in the context of {context} (the models', or --max-model-len)"
+        ))),
+    }
+}
+
+fn default_threshold(signal: &str, demo: bool) -> f64 {
+    match signal {
+        "margin" => -0.5,
+        "max-probability" => 0.5,
+        "varentropy" => 3.0,
+        _ if demo => demo::ENTROPY_THRESHOLD,
+        _ => ENTROPY_THRESHOLD,
+    }
+}
+
+/// Plain greedy decoding of the same prompt, for comparison.
+fn greedy(backend: &mut dyn Backend, pair: &Pair, prompt: &Prompt, options: &Options) -> Result<Answer> {
+    let options = Options { max_candidates: 1, entropy_threshold: NEVER, full_trace: false, ..options.clone() };
+    let mut progress = Progress::new();
+    let started = Instant::now();
+    let response = decode(backend, &prompt.ids, &options, Uniforms::Seeded(0), &mut progress);
+    progress.clear();
+    let response = response?;
+    let elapsed = started.elapsed();
+    let mut stream = TextStream::new(&pair.tokenizer, &prompt.ids);
+    let mut text = prompt.prefill.clone();
+    let mut header = prompt.header.iter();
+    let mut in_header = true;
+    for &id in &response.final_ids[response.prompt_len..] {
+        if id == options.finish_id {
+            continue;
+        }
+        let piece = stream.push(id)?;
+        in_header = in_header && header.next() == Some(&id);
+        if !in_header {
+            text += &piece;
+        }
+    }
+    text += &stream.finish()?;
+    Ok(Answer { response, text, elapsed })
+}

@@ -1,0 +1,277 @@
+//! `ggro info`: what this build is, what it runs on, and whether a pair fits.
+
+use super::models::{PairArgs, context, no_cuda, switch};
+use crate::checkpoint::{Checkpoint, DType};
+use crate::config::ModelConfig;
+use crate::cuda::{self, images};
+use crate::model::reference::{LoadOptions, Reference};
+use crate::pair::Pair;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Show version, kernels, devices, and a pair's shape and memory
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub pair: PairArgs,
+
+    /// One JSON object in place of text
+    #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
+    pub json: bool,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let pair = args.pair.load()?;
+    // Looks every tensor up, so that what is reported can also be run.
+    let options = LoadOptions { max_model_len: args.pair.max_model_len, threads: Some(1) };
+    Reference::load(&pair, &options)?;
+    let info = info(args, &pair);
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{info}")?;
+    } else {
+        write!(out, "{}", text(&info))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn info(args: &Args, pair: &Pair) -> Value {
+    let length = args.pair.max_model_len.unwrap_or(context(pair));
+    let models =
+        [model("policy", &pair.policy, &pair.policy_weights), model("reward", &pair.reward, &pair.reward_weights)];
+    let weights = pair.policy_weights.bytes() + pair.reward_weights.bytes();
+    let per_token = kv_bytes(&pair.policy) + kv_bytes(&pair.reward);
+    let caches = per_token.saturating_mul(length as u64);
+    let needed = weights.saturating_add(caches);
+    let available = memory_available();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "commit": option_env!("GGRO_BUILD_COMMIT"),
+        "kernels": kernels(),
+        "devices": [{
+            "name": "cpu",
+            "model": cpu_model(),
+            "threads": std::thread::available_parallelism().map_or(1, usize::from),
+            "simd": simd(),
+        }],
+        "cuda": cuda_device(),
+        "pair": {
+            "demo": args.pair.is_demo(),
+            "models": models,
+            "finish_id": pair.finish_id,
+            "stop_ids": pair.stop_ids,
+            "reward_pad_id": pair.reward_pad_id,
+            "chat_template": pair.chat.is_some(),
+        },
+        "memory": {
+            "max_model_len": length,
+            "weight_bytes": weights,
+            "kv_bytes_per_token": per_token,
+            "kv_bytes": caches,
+            "available_bytes": available,
+            "fits": available.map(|available| needed <= available),
+        },
+    })
+}
+
+/// What the build embedded, and why it cannot be chosen as a device.
+fn kernels() -> Value {
+    let embedded = images::embedded();
+    let functions: std::collections::BTreeSet<_> = embedded.iter().flat_map(|i| i.usage).map(|u| u.kernel).collect();
+    json!({
+        "count": functions.len(),
+        "targets": images::targets(),
+        "nvcc": images::compiler(),
+        "bytes": embedded.iter().map(|image| image.bytes.len()).sum::<usize>(),
+        "reason": no_cuda(),
+    })
+}
+
+/// The first CUDA device, or why there is none. Without kernels the driver is not asked.
+fn cuda_device() -> Value {
+    if images::embedded().is_empty() {
+        return Value::Null;
+    }
+    match cuda::Device::open(0) {
+        Ok(device) => json!({
+            "name": device.name(),
+            "capability": device.capability().to_string(),
+            "multiprocessors": device.multiprocessors(),
+            "memory_bytes": device.memory().ok().map(|(_, total)| total),
+        }),
+        Err(error) => json!({ "missing": error.to_string() }),
+    }
+}
+
+fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {
+    json!({
+        "role": role,
+        "family": format!("{:?}", config.family).to_lowercase(),
+        "layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "vocabulary": config.vocab_size,
+        "context": config.max_position_embeddings,
+        "window": config.windows.iter().flatten().min(),
+        "tied": config.tie_word_embeddings,
+        "dtype": stored(config, weights),
+        "parameters": config.num_parameters(),
+        "bytes": weights.bytes(),
+        "kv_bytes_per_token": kv_bytes(config),
+    })
+}
+
+/// Type of the embedding, which is the type of a checkpoint.
+fn stored(config: &ModelConfig, weights: &Checkpoint) -> Option<&'static str> {
+    let shape = [config.vocab_size, config.hidden_size];
+    let tensor = weights.tensor("model.embed_tokens.weight", &shape).ok()?;
+    Some(match tensor.dtype {
+        DType::Bf16 => "bf16",
+        DType::F16 => "f16",
+        DType::F32 => "f32",
+    })
+}
+
+/// Keys and values of one token in every layer, in f32 as the CPU backend keeps them.
+fn kv_bytes(config: &ModelConfig) -> u64 {
+    config.kv_elements_per_token() * size_of::<f32>() as u64
+}
+
+/// `MemAvailable` of the kernel: what can be had without swapping, page cache included.
+fn memory_available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn cpu_model() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_string())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn simd() -> Vec<&'static str> {
+    let features = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+        ("f16c", is_x86_feature_detected!("f16c")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+    ];
+    features.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn simd() -> Vec<&'static str> {
+    Vec::new()
+}
+
+/// The object in words.
+fn text(info: &Value) -> String {
+    let mut out = format!("ggro {}", word(&info["version"]));
+    if let Some(commit) = info["commit"].as_str() {
+        out += &format!(" ({commit})");
+    }
+    let kernels = &info["kernels"];
+    if kernels["count"] == 0 {
+        out += &format!("\nkernels     none: {}\n", word(&kernels["reason"]));
+    } else {
+        let targets: Vec<String> = kernels["targets"].as_array().into_iter().flatten().map(word).collect();
+        out += &format!(
+            "\nkernels     {} for {}, {}, by nvcc {}\n            {}\n",
+            word(&kernels["count"]),
+            targets.join(", "),
+            bytes(&kernels["bytes"]),
+            word(&kernels["nvcc"]),
+            word(&kernels["reason"]),
+        );
+    }
+    match &info["cuda"] {
+        Value::Null => {}
+        device if device["name"].is_string() => {
+            out += &format!(
+                "device      cuda:0: {}, compute capability {}, {} multiprocessors\n",
+                word(&device["name"]),
+                word(&device["capability"]),
+                word(&device["multiprocessors"]),
+            );
+        }
+        device => out += &format!("device      no cuda: {}\n", word(&device["missing"])),
+    }
+    for device in info["devices"].as_array().into_iter().flatten() {
+        let simd: Vec<String> = device["simd"].as_array().into_iter().flatten().map(word).collect();
+        out += &format!(
+            "device      {}: {}, {} threads, {}\n",
+            word(&device["name"]),
+            device["model"].as_str().unwrap_or("unknown processor"),
+            word(&device["threads"]),
+            if simd.is_empty() { "no SIMD extensions".to_string() } else { simd.join(" ") }
+        );
+    }
+    let demo = if info["pair"]["demo"] == true { " (demo pair)" } else { "" };
+    for model in info["pair"]["models"].as_array().into_iter().flatten() {
+        let window = model["window"].as_u64().map_or(String::new(), |w| format!(", window {w}"));
+        out += &format!(
+            "{:<11} {}{demo}: {} layers, width {}, mlp {}, {}/{} heads of {}, vocabulary {}, context {}{window}\n",
+            word(&model["role"]),
+            word(&model["family"]),
+            word(&model["layers"]),
+            word(&model["hidden_size"]),
+            word(&model["intermediate_size"]),
+            word(&model["heads"]),
+            word(&model["kv_heads"]),
+            word(&model["head_dim"]),
+            word(&model["vocabulary"]),
+            word(&model["context"]),
+        );
+        out += &format!(
+            "            {} parameters in {}, {}; {} of keys and values a token\n",
+            model["parameters"].as_u64().map_or("unknown".to_string(), count),
+            model["dtype"].as_str().unwrap_or("an unknown type"),
+            bytes(&model["bytes"]),
+            bytes(&model["kv_bytes_per_token"]),
+        );
+    }
+    let memory = &info["memory"];
+    out += &format!(
+        "memory      {} weights + {} caches for {} tokens",
+        bytes(&memory["weight_bytes"]),
+        bytes(&memory["kv_bytes"]),
+        word(&memory["max_model_len"]),
+    );
+    out += &match memory["fits"].as_bool() {
+        Some(true) => format!("; fits into {} available\n", bytes(&memory["available_bytes"])),
+        Some(false) => {
+            format!("; does not fit into {} available\n", bytes(&memory["available_bytes"]))
+        }
+        None => "; available memory unknown\n".to_string(),
+    };
+    out
+}
+
+fn word(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+}
+
+fn count(n: u64) -> String {
+    match n {
+        0..1_000_000 => n.to_string(),
+        1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
+        _ => format!("{:.2} G", n as f64 / 1e9),
+    }
+}
+
+fn bytes(value: &Value) -> String {
+    let n = value.as_u64().unwrap_or(0);
+    match n {
+        0..1024 => format!("{n} B"),
+        1024..1_048_576 => format!("{:.1} KiB", n as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", n as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
+    }
+}

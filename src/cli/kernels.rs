@@ -1,0 +1,146 @@
+//! `ggro kernels`: are the kernels right, how fast are they, and what did the compiler make of them?
+
+use crate::conformance::{self, Finding, Listed, Timing};
+use crate::cuda::{Device, images};
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Test, time or list the CUDA kernels
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Compares every kernel with an evaluation in f64; exit code 1 if one is wrong
+    Test(Options),
+    /// Times every kernel against the card's own copy rate and matrix peak
+    Bench(Options),
+    /// Prints registers, shared memory, local memory and occupancy; needs no device. Exit code 1 if a kernel spills
+    List {
+        /// JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Options {
+    /// Only this op: rmsnorm, softmax_entropy or gemm
+    #[arg(long, value_name = "NAME")]
+    op: Option<String>,
+    /// Index of the CUDA device
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    ordinal: usize,
+    /// One JSON object per line instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// No device, or none that the kernels run on; standard output cannot be written.
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.action {
+        Action::Test(options) => test(options),
+        Action::Bench(options) => bench(options),
+        Action::List { json } => list(*json),
+    }
+}
+
+fn known(op: Option<&str>) -> anyhow::Result<()> {
+    let Some(op) = op else { return Ok(()) };
+    let mut ops: Vec<&str> = conformance::cases().iter().map(|case| case.op).collect();
+    ops.dedup();
+    anyhow::ensure!(ops.contains(&op), crate::Error::invalid(format!("no op {op}; there are {}", ops.join(", "))));
+    Ok(())
+}
+
+fn test(options: &Options) -> anyhow::Result<ExitCode> {
+    known(options.op.as_deref())?;
+    let device = Device::open(options.ordinal)?;
+    let mut written = Ok(());
+    let findings = conformance::test(&device, options.op.as_deref(), |finding| {
+        if written.is_ok() {
+            written = print_finding(finding, options.json);
+        }
+    });
+    written?;
+    let wrong = findings.iter().filter(|finding| !finding.passed()).count();
+    if !options.json {
+        writeln!(std::io::stdout(), "{} cases on {}, {wrong} wrong", findings.len(), device.name())?;
+    }
+    Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print_finding(finding: &Finding, json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, finding)?;
+        return Ok(writeln!(out)?);
+    }
+    let verdict = if finding.passed() { "ok" } else { "WRONG" };
+    writeln!(out, "{verdict:<6}{:<16} {:<60} error / bound {:.3}", finding.op, finding.case, finding.error_over_bound)?;
+    for failure in &finding.failures {
+        writeln!(out, "      {failure}")?;
+    }
+    Ok(())
+}
+
+fn bench(options: &Options) -> anyhow::Result<ExitCode> {
+    known(options.op.as_deref())?;
+    let device = Device::open(options.ordinal)?;
+    let mut written = Ok(());
+    conformance::bench(&device, options.op.as_deref(), |timing| {
+        if written.is_ok() {
+            written = print_timing(timing, options.json);
+        }
+    })?;
+    written?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_timing(timing: &Timing, json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, timing)?;
+        return Ok(writeln!(out)?);
+    }
+    let Timing { op, case, seconds, gigabytes_per_second, teraflops, percent } = timing;
+    let micros = seconds * 1e6;
+    Ok(writeln!(
+        out,
+        "{op:<16} {case:<28} {micros:>10.1} us {gigabytes_per_second:>8.0} GB/s {teraflops:>7.1} TFLOP/s {percent:>5.1} %"
+    )?)
+}
+
+fn list(json: bool) -> anyhow::Result<ExitCode> {
+    let listed = conformance::list();
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, &listed)?;
+        writeln!(out)?;
+    } else if listed.is_empty() {
+        writeln!(out, "this ggro was built without CUDA kernels: no nvcc was found")?;
+    } else {
+        writeln!(out, "nvcc {}, targets {}", images::compiler(), images::targets().join(", "))?;
+        writeln!(
+            out,
+            "{:<28} {:<7} {:>7} {:>9} {:>7} {:>7} {:>6} {:>7} {:>10}",
+            "kernel", "target", "threads", "registers", "static", "dynamic", "local", "blocks", "occupancy"
+        )?;
+        for Listed { kernel, target, threads, registers, shared_static, shared_dynamic, local, occupancy } in &listed {
+            let (blocks, percent) =
+                occupancy.map_or_else(Default::default, |o| (o.blocks.to_string(), format!("{} %", o.percent)));
+            writeln!(
+                out,
+                "{kernel:<28} {target:<7} {threads:>7} {registers:>9} {shared_static:>7} {shared_dynamic:>7} {local:>6} \
+                 {blocks:>7} {percent:>10}"
+            )?;
+        }
+    }
+    Ok(if listed.iter().all(|kernel| kernel.local == 0) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

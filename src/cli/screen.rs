@@ -1,0 +1,411 @@
+//! Text on its way to the reader: printed segment by segment, coloured on request, with a progress line meanwhile.
+//!
+//! Where both the text and the progress line go to one terminal, the line would overwrite the unfinished last row of the
+//! text. There the unfinished row is part of the progress display, and rows are broken at word boundaries as they fill.
+
+use super::args::Color;
+use crate::ggro::{Observer, Segment};
+use crate::tokenizer::TextStream;
+use crate::{Error, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+/// Share of the threshold from which on a token is shown as uncertain.
+const UNCERTAIN: f64 = 0.6;
+
+/// How a stretch of text is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Style {
+    /// As it is.
+    #[default]
+    Plain,
+    /// A token that the reward model put there.
+    Nudged,
+    /// A token of which the policy was not sure.
+    Uncertain,
+}
+
+impl Style {
+    /// The escape code that opens the style; every style is closed by a reset.
+    pub(super) fn code(self) -> &'static str {
+        match self {
+            Style::Plain => "",
+            Style::Nudged => "\x1b[1;32m",
+            Style::Uncertain => "\x1b[33m",
+        }
+    }
+
+    pub(super) fn paint(self, text: &str) -> String {
+        match self {
+            Style::Plain => text.to_string(),
+            _ => format!("{}{text}\x1b[0m", self.code()),
+        }
+    }
+}
+
+/// Whether standard output is coloured.
+pub(super) fn coloured(color: Color) -> bool {
+    match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => {
+            let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            !refused && std::io::stdout().is_terminal()
+        }
+    }
+}
+
+/// Prints an answer while it is decoded.
+pub(super) struct Screen<'a> {
+    stream: Option<TextStream<'a>>,
+    /// Assistant header ids that the policy is expected to write first; not printed.
+    header: &'a [u32],
+    /// End-of-turn id; not printed.
+    finish_id: u32,
+    /// Value of the signal from which on a token is uncertain.
+    uncertain: f64,
+    painted: bool,
+    page: Page,
+    progress: Progress,
+    /// The answer so far.
+    pub text: String,
+    /// Set once standard output takes no more.
+    pub closed: Option<std::io::Error>,
+    /// Go on decoding when nobody reads any more, because a file is to be written.
+    persistent: bool,
+}
+
+/// What a [`Screen`] is told about the answer.
+pub(super) struct Layout<'a> {
+    /// See [`Screen::header`].
+    pub header: &'a [u32],
+    /// Start of the answer, printed first.
+    pub prefill: &'a str,
+    /// End-of-turn id.
+    pub finish_id: u32,
+    /// Threshold of the signal.
+    pub threshold: f64,
+    /// Print to standard output at all.
+    pub printed: bool,
+    /// Colour it.
+    pub painted: bool,
+    /// Go on when standard output is closed.
+    pub persistent: bool,
+}
+
+impl<'a> Screen<'a> {
+    pub(super) fn new(stream: TextStream<'a>, layout: &Layout<'a>) -> Self {
+        let progress = Progress::new();
+        let terminal = std::io::stdout().is_terminal();
+        let kind = match (layout.printed, terminal.then(|| progress.width()).flatten()) {
+            (false, _) => Page::None,
+            (true, None) => Page::Direct { breaks: 0 },
+            (true, Some(width)) => Page::Rows { row: Vec::new(), width },
+        };
+        let threshold = layout.threshold;
+        let mut screen = Screen {
+            stream: Some(stream),
+            header: layout.header,
+            finish_id: layout.finish_id,
+            uncertain: if threshold > 0.0 { UNCERTAIN * threshold } else { threshold / UNCERTAIN },
+            painted: layout.painted,
+            page: kind,
+            progress,
+            text: String::new(),
+            closed: None,
+            persistent: layout.persistent,
+        };
+        screen.put(layout.prefill, Style::Plain);
+        screen
+    }
+
+    /// Prints what was held back and the final line break.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        if let Some(stream) = self.stream.take() {
+            let rest = stream.finish()?;
+            self.put(&rest, Style::Plain);
+        }
+        self.end();
+        Ok(())
+    }
+
+    /// Ends the line of an answer that failed half-way, if one was begun.
+    pub(super) fn abandon(&mut self) {
+        if self.text.is_empty() {
+            self.page = Page::None;
+        }
+        self.end();
+    }
+
+    /// Ends the line and the progress display.
+    fn end(&mut self) {
+        self.progress.clear();
+        if let Err(error) = self.page.end() {
+            self.closed.get_or_insert(error);
+        }
+    }
+
+    fn put(&mut self, text: &str, style: Style) {
+        self.text += text;
+        if text.is_empty() || self.closed.is_some() {
+            return;
+        }
+        let style = if self.painted { style } else { Style::Plain };
+        if let Err(error) = self.page.put(text, style, &self.progress) {
+            self.closed = Some(error);
+        }
+    }
+
+    fn committed(&mut self, segment: &Segment, committed: &[u32]) -> Result<()> {
+        let best = segment.candidates.get(segment.best);
+        for (index, &id) in committed.iter().enumerate() {
+            if id == self.finish_id {
+                continue;
+            }
+            let Some(stream) = &mut self.stream else {
+                break;
+            };
+            let text = stream.push(id)?;
+            if let [expected, rest @ ..] = self.header
+                && *expected == id
+            {
+                self.header = rest;
+                continue;
+            }
+            self.header = &[];
+            let uncertain = best.and_then(|best| best.signals.get(index)).is_some_and(|&value| value >= self.uncertain);
+            let style = if segment.best > 0 && segment.start + index == segment.slot {
+                Style::Nudged
+            } else if uncertain {
+                Style::Uncertain
+            } else {
+                Style::Plain
+            };
+            self.put(&text, style);
+        }
+        if let Err(error) = self.page.flush(&self.progress) {
+            self.closed.get_or_insert(error);
+        }
+        Ok(())
+    }
+}
+
+impl Observer for Screen<'_> {
+    fn segment(&mut self, segment: &Segment, committed: &[u32]) -> Result<()> {
+        self.committed(segment, committed)?;
+        self.progress.segment(committed.len());
+        if self.closed.is_some() && !self.persistent {
+            return Err(Error::Backend("standard output was closed".to_string()));
+        }
+        Ok(())
+    }
+
+    fn token(&mut self) {
+        self.progress.token();
+    }
+}
+
+/// Where the text goes.
+enum Page {
+    /// Nowhere.
+    None,
+    /// Straight to standard output, except line breaks at the end: the answer ends with exactly one.
+    Direct {
+        /// Line breaks held back.
+        breaks: usize,
+    },
+    /// To a terminal that also shows the progress line.
+    Rows {
+        /// The unfinished row.
+        row: Vec<(char, Style)>,
+        /// Columns of the terminal.
+        width: usize,
+    },
+}
+
+impl Page {
+    fn put(&mut self, text: &str, style: Style, progress: &Progress) -> std::io::Result<()> {
+        match self {
+            Page::None => Ok(()),
+            Page::Direct { breaks } => {
+                let body = text.trim_end_matches('\n');
+                if body.is_empty() {
+                    *breaks += text.len();
+                    return Ok(());
+                }
+                let held = "\n".repeat(std::mem::replace(breaks, text.len() - body.len()));
+                write!(std::io::stdout(), "{held}{}", style.paint(body))
+            }
+            Page::Rows { row, width } => {
+                for c in text.chars() {
+                    if c != '\n' {
+                        row.push((c, style));
+                        if columns(row) < *width {
+                            continue;
+                        }
+                    }
+                    let rest = if c == '\n' { Vec::new() } else { break_off(row) };
+                    let line = paint(row);
+                    *row = rest;
+                    progress.suspended(|| writeln!(std::io::stdout(), "{line}"))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn flush(&mut self, progress: &Progress) -> std::io::Result<()> {
+        match self {
+            Page::None => Ok(()),
+            Page::Direct { .. } => std::io::stdout().flush(),
+            Page::Rows { row, .. } => {
+                progress.row(paint(row));
+                Ok(())
+            }
+        }
+    }
+
+    fn end(&mut self) -> std::io::Result<()> {
+        let mut stdout = std::io::stdout();
+        match self {
+            Page::None => return Ok(()),
+            Page::Direct { .. } => writeln!(stdout)?,
+            Page::Rows { row, .. } => writeln!(stdout, "{}", paint(&std::mem::take(row)))?,
+        }
+        stdout.flush()
+    }
+}
+
+/// Cuts a full row at its last space and returns what comes after; a row without one is left whole.
+fn break_off(row: &mut Vec<(char, Style)>) -> Vec<(char, Style)> {
+    match row.iter().rposition(|&(c, _)| c == ' ') {
+        Some(space) => {
+            let rest = row.split_off(space + 1);
+            row.truncate(space);
+            rest
+        }
+        None => Vec::new(),
+    }
+}
+
+/// Columns a row takes, wide scripts counted double. An overestimate only breaks a row early.
+fn columns(row: &[(char, Style)]) -> usize {
+    row.iter().map(|&(c, _)| if c >= '\u{1100}' { 2 } else { 1 }).sum()
+}
+
+fn paint(row: &[(char, Style)]) -> String {
+    row.chunk_by(|a, b| a.1 == b.1)
+        .map(|run| run[0].1.paint(&run.iter().map(|&(c, _)| c).collect::<String>()))
+        .collect()
+}
+
+/// The progress line on standard error; nothing if that is no terminal.
+pub(super) struct Progress {
+    bar: Option<ProgressBar>,
+    segments: usize,
+    committed: usize,
+    decoded: usize,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_style(style(false));
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        let progress = Progress { bar, segments: 0, committed: 0, decoded: 0 };
+        progress.show();
+        progress
+    }
+
+    /// Columns of the terminal, if there is one to share.
+    fn width(&self) -> Option<usize> {
+        self.bar.as_ref()?;
+        let size = terminal_size::terminal_size_of(std::io::stdout());
+        Some(size.map_or(80, |(width, _)| usize::from(width.0)).max(20))
+    }
+
+    fn segment(&mut self, committed: usize) {
+        self.segments += 1;
+        self.committed += committed;
+        self.show();
+    }
+
+    fn token(&mut self) {
+        self.decoded += 1;
+        self.show();
+    }
+
+    fn show(&self) {
+        if let Some(bar) = &self.bar {
+            bar.set_prefix(format!(
+                "segment {}, {} tokens kept, {} decoded",
+                self.segments + 1,
+                self.committed,
+                self.decoded
+            ));
+        }
+    }
+
+    /// Shows the unfinished row of the text above the progress line.
+    fn row(&self, row: String) {
+        if let Some(bar) = &self.bar {
+            bar.set_style(style(!row.is_empty()));
+            bar.set_message(row);
+        }
+    }
+
+    fn suspended<T>(&self, write: impl FnOnce() -> T) -> T {
+        match &self.bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The plain progress line of work that prints nothing.
+impl Observer for Progress {
+    fn segment(&mut self, _: &Segment, committed: &[u32]) -> Result<()> {
+        self.segment(committed.len());
+        Ok(())
+    }
+
+    fn token(&mut self) {
+        self.token();
+    }
+}
+
+fn style(with_row: bool) -> ProgressStyle {
+    let template = if with_row { "{msg}\n{spinner} {prefix}" } else { "{spinner} {prefix}" };
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_break_at_words() {
+        let mut row: Vec<_> = "one two th".chars().map(|c| (c, Style::Plain)).collect();
+        let rest = break_off(&mut row);
+        assert_eq!((paint(&row).as_str(), paint(&rest).as_str()), ("one two", "th"));
+        let mut row: Vec<_> = "abcdef".chars().map(|c| (c, Style::Plain)).collect();
+        assert!(break_off(&mut row).is_empty());
+        assert_eq!(paint(&row), "abcdef");
+    }
+
+    #[test]
+    fn runs_of_a_style_are_painted_once() {
+        let row = [('a', Style::Plain), ('b', Style::Nudged), ('c', Style::Nudged)];
+        assert_eq!(paint(&row), "a\x1b[1;32mbc\x1b[0m");
+    }
+}

@@ -1,0 +1,97 @@
+//! What `generate` says about an answer: lines for people, or one JSON object.
+
+use super::screen::Style;
+use crate::ggro::{FinishReason, Response};
+use crate::trace::{TraceWork, finish_reason_name};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// A decoded answer and how long it took.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub response: Response,
+    pub text: String,
+    pub elapsed: Duration,
+}
+
+impl Answer {
+    pub(super) fn new_tokens(&self) -> usize {
+        self.response.final_ids.len() - self.response.prompt_len
+    }
+
+    fn candidates(&self) -> usize {
+        self.response.segments.iter().map(|s| s.candidates.len()).sum()
+    }
+
+    fn tokens_per_second(&self) -> f64 {
+        self.new_tokens() as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// The lines for people. `greedy` is plain greedy decoding of the same prompt.
+    pub(super) fn lines(&self, greedy: Option<&Answer>, painted: bool) -> String {
+        let r = &self.response;
+        let mut out = format!("reward      {:.3}", r.final_reward);
+        if let Some(greedy) = greedy {
+            out += &format!(" (plain greedy decoding: {:.3})", greedy.response.final_reward);
+        }
+        out +=
+            &format!("\nsegments    {}, {} nudged, {} candidates", r.segments.len(), r.num_nudges, self.candidates());
+        out += &format!(
+            "\ntokens      {} behind a prompt of {}, ended by {}",
+            self.new_tokens(),
+            r.prompt_len,
+            ending(r.finish_reason)
+        );
+        out += &format!(
+            "\nwork        policy {} token-forwards; reward {} token-forwards, {} token-backwards",
+            r.work.policy_forward, r.work.reward_forward, r.work.reward_backward
+        );
+        out += &format!("\ntime        {:.2} s, {:.1} tokens/s", self.elapsed.as_secs_f64(), self.tokens_per_second());
+        if painted {
+            out += &format!("\ncolours     {}, {}", Style::Nudged.paint("nudged"), Style::Uncertain.paint("uncertain"));
+        }
+        out
+    }
+
+    /// The JSON object.
+    pub(super) fn json(&self, greedy: Option<&Answer>, device: &str) -> Value {
+        let r = &self.response;
+        let mut object = json!({
+            "text": self.text,
+            "finish_reason": finish_reason_name(r.finish_reason),
+            "reward": r.final_reward,
+            "last_segment_reward": r.last_segment_reward,
+            "num_segments": r.segments.len(),
+            "num_nudges": r.num_nudges,
+            "num_candidates": self.candidates(),
+            "prompt_tokens": r.prompt_len,
+            "new_tokens": self.new_tokens(),
+            "segment_boundaries": r.segment_boundaries,
+            "final_ids": r.final_ids,
+            "work": TraceWork::from(r.work),
+            "elapsed_seconds": self.elapsed.as_secs_f64(),
+            "tokens_per_second": self.tokens_per_second(),
+            "device": device,
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        object["greedy"] = greedy.map_or(Value::Null, |greedy| {
+            json!({
+                "text": greedy.text,
+                "finish_reason": finish_reason_name(greedy.response.finish_reason),
+                "reward": greedy.response.final_reward,
+                "new_tokens": greedy.new_tokens(),
+                "work": TraceWork::from(greedy.response.work),
+                "elapsed_seconds": greedy.elapsed.as_secs_f64(),
+            })
+        });
+        object
+    }
+}
+
+fn ending(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Finish => "the end of turn",
+        FinishReason::Length => "the budget",
+        FinishReason::Stalled => "a stop id",
+    }
+}

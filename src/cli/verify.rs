@@ -1,0 +1,171 @@
+//! `ggro verify`: replays golden folders and prints, case by case, what agreed.
+
+use super::models::{DeviceArgs, load, switch};
+use crate::trace::TraceFile;
+use crate::verify::{Check, Folder, Forward, forward, softmax, tokenizer, trace, worse};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Replay golden fixtures; exit 1 on any difference
+///
+/// A folder holds policy/, reward/ and traces.json, and possibly forward_*.safetensors and tokenizer_cases.json. A folder of
+/// such folders stands for all of them.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Golden folders
+    #[arg(required = true)]
+    pub dirs: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+
+    /// One JSON object in place of text
+    #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
+    pub json: bool,
+}
+
+/// Where results go: a line as they come, or all in one object at the end.
+struct Report {
+    json: bool,
+    folders: Vec<(String, Vec<Check>)>,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    args.device.check()?;
+    args.device.announce();
+    let mut report = Report { json: args.json, folders: Vec::new() };
+    for dir in &args.dirs {
+        let folders = Folder::find(dir)?;
+        if folders.is_empty() {
+            report.open(&dir.display().to_string())?;
+            report.failed("traces", "holds no traces and no folders with traces")?;
+        }
+        for folder in &folders {
+            verify(args, folder, &mut report)?;
+        }
+    }
+    report.close()
+}
+
+fn verify(args: &Args, folder: &Folder, report: &mut Report) -> anyhow::Result<()> {
+    report.open(&folder.name)?;
+    if folder.softmax {
+        report.check(softmax(&folder.path.join("softmax_cases.safetensors"))?)?;
+        if !folder.pair {
+            return Ok(());
+        }
+    }
+    if !folder.pair {
+        report.failed("traces", "holds no traces.json")?;
+        return Ok(());
+    }
+    let traces = TraceFile::read(&folder.path.join("traces.json"))?.traces;
+    if traces.is_empty() {
+        report.failed("traces", "traces.json holds no traces")?;
+    }
+    let pair = Arc::new(load(&folder.path.join("policy"), &folder.path.join("reward"))?);
+    let mut backend = args.device.open(&pair, None)?;
+    if folder.tokenizer {
+        report.check(tokenizer(&pair, &folder.path.join("tokenizer_cases.json"))?)?;
+    }
+    for file in &folder.forwards {
+        let golden = Forward::read(file)?;
+        let rows = backend.policy_rows(&golden.ids)?;
+        report.check(forward(&mut backend, &golden, Some(&rows))?)?;
+    }
+    for golden in &traces {
+        report.check(trace(&mut backend, golden)?)?;
+    }
+    Ok(())
+}
+
+impl Report {
+    fn open(&mut self, name: &str) -> std::io::Result<()> {
+        self.folders.push((name.to_string(), Vec::new()));
+        if self.json { Ok(()) } else { writeln!(std::io::stdout(), "{name}") }
+    }
+
+    fn check(&mut self, check: Check) -> std::io::Result<()> {
+        if !self.json {
+            writeln!(std::io::stdout(), "{}", line(&check))?;
+        }
+        if let Some((_, checks)) = self.folders.last_mut() {
+            checks.push(check);
+        }
+        Ok(())
+    }
+
+    /// A check that could not be made.
+    fn failed(&mut self, name: &str, why: &str) -> std::io::Result<()> {
+        self.check(Check {
+            name: name.to_string(),
+            extent: String::new(),
+            gauges: Vec::new(),
+            difference: Some(why.to_string()),
+        })
+    }
+
+    fn close(self) -> anyhow::Result<ExitCode> {
+        let failures = |checks: &[Check]| checks.iter().filter(|c| !c.ok()).count();
+        let failed: usize = self.folders.iter().map(|(_, checks)| failures(checks)).sum();
+        let total: usize = self.folders.iter().map(|(_, checks)| checks.len()).sum();
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            let folders: Vec<Value> = self
+                .folders
+                .iter()
+                .map(|(name, checks)| json!({ "name": name, "checks": checks.iter().map(object).collect::<Vec<_>>() }))
+                .collect();
+            let object = json!({ "checks": total, "failed": failed, "folders": folders });
+            writeln!(out, "{object}")?;
+        } else {
+            writeln!(out)?;
+            for (name, checks) in &self.folders {
+                let failed = failures(checks);
+                let verdict = if failed == 0 { "ok".to_string() } else { format!("{failed} DIFFER") };
+                // The same quantity of all cases in one.
+                writeln!(out, "{name:<18} {:>3} checks  {verdict:<10} {}", checks.len(), worst(checks))?;
+            }
+            writeln!(out, "{total} checks, {failed} with differences")?;
+        }
+        Ok(ExitCode::from(u8::from(failed > 0)))
+    }
+}
+
+fn line(check: &Check) -> String {
+    let verdict = if check.ok() { "ok" } else { "DIFFERS" };
+    let mut line =
+        format!("  {:<26} {:<44} {:<8} {}", check.name, check.extent, verdict, worst(std::slice::from_ref(check)));
+    line.truncate(line.trim_end().len());
+    if let Some(difference) = &check.difference {
+        line += &format!("\n    {difference}");
+    }
+    line
+}
+
+/// The worst deviation of each quantity with a bound.
+fn worst(checks: &[Check]) -> String {
+    let mut quantities: Vec<(&str, f64)> = Vec::new();
+    for gauge in checks.iter().flat_map(|c| &c.gauges).filter(|g| g.share.is_some()) {
+        match quantities.iter_mut().find(|(name, _)| *name == gauge.quantity) {
+            Some((_, worst)) => *worst = worse(*worst, gauge.worst),
+            None => quantities.push((gauge.quantity, gauge.worst)),
+        }
+    }
+    let words: Vec<String> = quantities.iter().map(|(name, worst)| format!("{name} {worst:.0e}")).collect();
+    words.join(", ")
+}
+
+fn object(check: &Check) -> Value {
+    // JSON has no NaN; the difference says it in words.
+    json!({
+        "name": check.name,
+        "extent": check.extent,
+        "ok": check.ok(),
+        "difference": check.difference,
+        "deviations": check.gauges,
+    })
+}

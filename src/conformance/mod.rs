@@ -1,0 +1,148 @@
+//! Are the kernels right, and how fast are they? One table of cases for whatever device is there.
+//!
+//! A case runs one op on one shape and one distribution and compares with an evaluation in f64. What error is allowed is
+//! not guessed: it is twice the error of an independent simulation which rounds where the kernel is documented to round;
+//! statistics of rows are held to 1e-5, absolute or relative. Around every buffer lie guard words, inputs are surrounded
+//! by NaN, outputs start as NaN, every launch is repeated, and rows are run alone, in other company and in other slots:
+//! the bits must be the same.
+//!
+//! To add an op, write a file with a function that lists its cases, and name it in [`cases`].
+
+mod bench;
+mod gemm;
+mod guarded;
+mod numbers;
+mod occupancy;
+mod rmsnorm;
+mod softmax_entropy;
+
+pub use bench::{Timing, bench};
+pub use occupancy::{Listed, Occupancy, list, occupancy};
+
+use crate::Result;
+use crate::cuda::Device;
+
+type Run = Box<dyn Fn(&Device, &mut Check) -> Result<()> + Send + Sync>;
+
+/// One op on one shape and distribution.
+pub struct Case {
+    /// Name of the op, as its files are called.
+    pub op: &'static str,
+    /// Shape and distribution.
+    pub name: String,
+    /// Elements or multiply-adds, roughly: what an emulated device needs time for.
+    pub work: u64,
+    run: Run,
+}
+
+impl Case {
+    fn new(
+        op: &'static str,
+        name: String,
+        work: usize,
+        run: impl Fn(&Device, &mut Check) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Case { op, name, work: work as u64, run: Box::new(run) }
+    }
+
+    /// Runs the case. A device that fails is a failure like any other.
+    pub fn run(&self, device: &Device) -> Finding {
+        let mut check = Check::default();
+        if let Err(error) = (self.run)(device, &mut check) {
+            check.failures.push(error.to_string());
+        }
+        Finding { op: self.op, case: self.name.clone(), error_over_bound: check.worst, failures: check.failures }
+    }
+}
+
+impl std::fmt::Debug for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.op, self.name)
+    }
+}
+
+/// What a case found.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Finding {
+    /// Name of the op.
+    pub op: &'static str,
+    /// Shape and distribution.
+    pub case: String,
+    /// Largest error divided by what is allowed: the distance to the bound.
+    pub error_over_bound: f64,
+    /// What is wrong; empty if all is well.
+    pub failures: Vec<String>,
+}
+
+impl Finding {
+    /// Nothing is wrong.
+    pub fn passed(&self) -> bool {
+        self.failures.is_empty()
+    }
+}
+
+/// Every case of every op.
+pub fn cases() -> Vec<Case> {
+    let mut all = rmsnorm::cases();
+    all.extend(softmax_entropy::cases());
+    all.extend(gemm::cases());
+    all
+}
+
+/// Runs the cases whose op and name contain the filters; `done` sees each finding as it comes.
+pub fn test(device: &Device, op: Option<&str>, mut done: impl FnMut(&Finding)) -> Vec<Finding> {
+    let chosen = cases().into_iter().filter(|case| op.is_none_or(|op| case.op == op));
+    let findings = chosen.map(|case| {
+        let finding = case.run(device);
+        done(&finding);
+        finding
+    });
+    findings.collect()
+}
+
+/// Collects what is wrong in a case.
+#[derive(Debug, Default)]
+struct Check {
+    worst: f64,
+    failures: Vec<String>,
+}
+
+impl Check {
+    fn fail(&mut self, what: impl Into<String>) {
+        // A broken kernel is wrong everywhere; the first few places say enough.
+        if self.failures.len() < 8 {
+            self.failures.push(what.into());
+        }
+    }
+
+    /// An error against its bound. NaN is larger than any bound.
+    fn bound(&mut self, what: impl FnOnce() -> String, error: f64, bound: f64) {
+        let ratio = if error == 0.0 { 0.0 } else { error / bound };
+        let ratio = if ratio.is_nan() { f64::INFINITY } else { ratio };
+        self.worst = self.worst.max(ratio);
+        if ratio > 1.0 {
+            let what = what();
+            self.fail(format!("{what}: error {error:.3e}, allowed {bound:.3e}"));
+        }
+    }
+
+    /// A number against a reference, 1e-5 absolute or relative. Equal infinities are equal.
+    fn close(&mut self, what: impl FnOnce() -> String, found: f64, expected: f64) {
+        let error = if found == expected { 0.0 } else { (found - expected).abs() };
+        self.bound(|| format!("{}: {found} instead of {expected}", what()), error, 1e-5 * expected.abs().max(1.0));
+    }
+
+    /// The same bits, or the first place where they differ.
+    fn same<T: bytemuck::Pod + std::fmt::Debug>(&mut self, what: &str, found: &[T], expected: &[T]) {
+        if found.len() != expected.len() {
+            return self.fail(format!("{what}: {} elements instead of {}", found.len(), expected.len()));
+        }
+        let differs = |(a, b): (&T, &T)| bytemuck::bytes_of(a) != bytemuck::bytes_of(b);
+        if let Some(at) = found.iter().zip(expected).position(differs) {
+            self.fail(format!("{what}: element {at} is {:?} instead of {:?}", found[at], expected[at]));
+        }
+    }
+}
+
+/// Row counts whose results must agree bit for bit.
+const ROWS: [usize; 7] = [1, 2, 7, 32, 33, 129, 257];

@@ -1,0 +1,299 @@
+//! Cases of `softmax_entropy` and its top-k.
+
+use super::guarded::Guarded;
+use super::numbers::{Random, Values};
+use super::{Case, Check, ROWS};
+use crate::Result;
+use crate::cuda::Device;
+use crate::cuda::ops::softmax_entropy::{MAX_K, RowStatsOut, Scratch, TopKOut, TopKWish, When, softmax_entropy, top_k};
+use crate::model;
+
+const OP: &str = "softmax_entropy";
+const FLOORS: [f64; 4] = [1e-9, 0.0, 1e-3, 0.2];
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for v in [1, 31, 33, 111, 4095, 4096, 4097, 32_000, 128_256] {
+        for kind in KINDS {
+            // Long rows: only where something happens that short ones do not show.
+            if v > 5000 && !matches!(kind, Kind::Normal | Kind::Holes | Kind::Ties) {
+                continue;
+            }
+            let rows = if v > 5000 { 2 } else { 4 };
+            let name = format!("[{rows}, {v}] {kind:?}");
+            let seed = name.clone();
+            cases.push(Case::new(OP, name, 2 * rows * v, move |device, check| {
+                let logits = logits(&seed, rows, v, kind);
+                statistics(device, check, &logits, v)?;
+                largest(device, check, &logits, v)
+            }));
+        }
+    }
+    for (rows, v) in [(257, 111), (33, 9001)] {
+        cases.push(Case::new(OP, format!("rows alone and together, v {v}"), 5 * rows * v, move |device, check| {
+            alone_and_together(device, check, rows, v)
+        }));
+    }
+    cases.push(Case::new(OP, "top-k on demand".into(), 60_000, on_demand));
+    cases
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Normal,
+    Outliers,
+    Shifted,
+    Uniform,
+    OneHot,
+    Holes,
+    Ties,
+    NotFinite,
+}
+
+const KINDS: [Kind; 8] = [
+    Kind::Normal,
+    Kind::Outliers,
+    Kind::Shifted,
+    Kind::Uniform,
+    Kind::OneHot,
+    Kind::Holes,
+    Kind::Ties,
+    Kind::NotFinite,
+];
+
+fn logits(seed: &str, rows: usize, v: usize, kind: Kind) -> Vec<f32> {
+    let mut random = Random::named(seed);
+    let mut all = Vec::with_capacity(rows * v);
+    for r in 0..rows {
+        let mut row = random.vector(v, Values::Normal(2.5));
+        let at = random.below(v);
+        match kind {
+            Kind::Normal => {}
+            Kind::Outliers => row = random.vector(v, Values::Outliers),
+            Kind::Shifted => row.iter_mut().for_each(|z| *z += if r % 2 == 0 { 1e4 } else { -1e4 }),
+            Kind::Uniform => row.fill([0.0, -1e4, 3.25, 1e30][r % 4]),
+            Kind::OneHot => {
+                row.fill(0.0);
+                row[at] = [40.0, 16.0, 1e30, 1e3][r % 4];
+            }
+            Kind::Holes => {
+                for (i, z) in row.iter_mut().enumerate() {
+                    let keep = i == at || (r % 2 == 1 && i % 3 == 0);
+                    *z = if keep { *z } else { f32::NEG_INFINITY };
+                }
+            }
+            Kind::Ties => {
+                row.iter_mut().for_each(|z| *z = z.round());
+                let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                row[at] = if r == 0 { top } else { top + 1.0 };
+                row[v - 1] = row[at];
+                row[0] = if r == 2 { -0.0 } else { row[0] };
+            }
+            Kind::NotFinite => match r % 4 {
+                0 => row[at] = f32::NAN,
+                1 => row[at] = f32::INFINITY,
+                2 => row.fill(f32::NEG_INFINITY),
+                _ => {}
+            },
+        }
+        all.extend(row);
+    }
+    all
+}
+
+fn run(device: &Device, check: &mut Check, logits: &[f32], floors: &[f64], shift: usize) -> Result<Vec<RowStatsOut>> {
+    let (rows, v) = (floors.len(), logits.len() / floors.len());
+    let logits = Guarded::shifted(device, logits, shift)?;
+    let floors = Guarded::input(device, floors)?;
+    let mut stats = Guarded::output(device, rows, 0)?;
+    let mut scratch = Scratch::new(device, rows, v)?;
+    let mut first = Vec::new();
+    // Twice with one scratch: the tickets must be back at zero.
+    for round in 0..2 {
+        softmax_entropy(device, &mut stats.view_mut(), logits.view(), floors.view(), &mut scratch)?;
+        let found = stats.read(device, check, "stats")?;
+        if round == 0 {
+            first = found;
+        } else {
+            check.same("stats, run again", &found, &first);
+        }
+    }
+    Ok(first)
+}
+
+fn statistics(device: &Device, check: &mut Check, logits: &[f32], v: usize) -> Result<()> {
+    let rows = logits.len() / v;
+    let floors: Vec<f64> = (0..rows).map(|r| FLOORS[r % FLOORS.len()]).collect();
+    let found = run(device, check, logits, &floors, 0)?;
+    let shifted = run(device, check, logits, &floors, 1)?;
+    check.same("stats, at an odd address", &shifted, &found);
+    for (r, (row, stats)) in logits.chunks_exact(v).zip(&found).enumerate() {
+        compare(check, r, row, floors[r], stats);
+    }
+    Ok(())
+}
+
+/// Against the definitions in f64.
+fn compare(check: &mut Check, r: usize, row: &[f32], floor: f64, found: &RowStatsOut) {
+    let finite = row.iter().all(|&z| z < f32::INFINITY) && row.iter().any(|&z| z > f32::NEG_INFINITY);
+    if (found.finite == 1) != finite {
+        check.fail(format!("row {r}: finite is {}", found.finite));
+    }
+    if !finite {
+        return;
+    }
+    let mut argmax = 0;
+    for (id, &z) in row.iter().enumerate() {
+        argmax = if z > row[argmax] { id } else { argmax };
+    }
+    let max = f64::from(row[argmax]);
+    let others = row.iter().enumerate().filter(|&(id, _)| id != argmax);
+    let second = others.map(|(_, &z)| z).fold(f32::NEG_INFINITY, f32::max);
+    let depths: Vec<f64> = row.iter().map(|&z| max - f64::from(z)).collect();
+    let norm: f64 = depths.iter().map(|d| (-d).exp()).sum();
+    let (mut entropy, mut floored) = (0.0, 0.0);
+    for d in &depths {
+        let q = (-d).exp() / norm;
+        let surprise = d + norm.ln();
+        if q > 0.0 {
+            entropy += q * surprise;
+        }
+        floored += if floor > 0.0 && q < floor {
+            -floor * floor.ln()
+        } else if q > 0.0 {
+            q * surprise
+        } else {
+            0.0
+        };
+    }
+    let variance: f64 = depths
+        .iter()
+        .map(|d| ((-d).exp() / norm, d + norm.ln()))
+        .filter(|&(q, _)| q > 0.0)
+        .map(|(q, surprise)| q * (surprise - entropy) * (surprise - entropy))
+        .sum();
+    if found.argmax as usize != argmax {
+        check.fail(format!("row {r}: argmax {} instead of {argmax}", found.argmax));
+    }
+    let margin = f64::from(row[argmax] - second);
+    for (what, found, expected) in [
+        ("max logit", f64::from(found.max_logit), max),
+        ("log-sum-exp", found.log_sum_exp, max + norm.ln()),
+        ("entropy", found.entropy, entropy),
+        ("floored entropy", found.entropy_floored, floored),
+        ("largest probability", found.max_probability, 1.0 / norm),
+        ("margin", f64::from(found.margin), margin),
+        ("varentropy", found.varentropy, variance),
+    ] {
+        check.close(|| format!("row {r}: {what}"), found, expected);
+    }
+}
+
+struct Lists {
+    ids: Vec<u32>,
+    logits: Vec<f32>,
+    found: Vec<u32>,
+}
+
+fn run_top_k(
+    device: &Device,
+    check: &mut Check,
+    logits: &[f32],
+    stats: &[RowStatsOut],
+    wishes: &[TopKWish],
+    below: usize,
+    stride: usize,
+) -> Result<Lists> {
+    let rows = wishes.len();
+    let v = logits.len() / rows;
+    let row_logits = Guarded::input(device, logits)?;
+    let (stats, wishes) = (Guarded::input(device, stats)?, Guarded::input(device, wishes)?);
+    let mut ids = Guarded::output(device, rows * stride, 0)?;
+    let mut logits = Guarded::output(device, rows * stride, 0)?;
+    let mut found = Guarded::output(device, rows, 0)?;
+    let mut scratch = Scratch::new(device, rows, v)?;
+    for _ in 0..2 {
+        let mut out = TopKOut { ids: ids.view_mut(), logits: logits.view_mut(), found: found.view_mut(), stride };
+        top_k(device, &mut out, row_logits.view(), stats.view(), wishes.view(), below, &mut scratch)?;
+    }
+    Ok(Lists {
+        ids: ids.read(device, check, "ids")?,
+        logits: logits.read(device, check, "logits of the list")?,
+        found: found.read(device, check, "found")?,
+    })
+}
+
+fn largest(device: &Device, check: &mut Check, logits: &[f32], v: usize) -> Result<()> {
+    let rows = logits.len() / v;
+    let stats = vec![RowStatsOut { finite: 1, ..RowStatsOut::default() }; rows];
+    for (k, below) in [(25, v), (1, v), (MAX_K, v.div_ceil(2))] {
+        let wishes = vec![TopKWish::new(k, When::Always, 0.0); rows];
+        let lists = run_top_k(device, check, logits, &stats, &wishes, below, MAX_K)?;
+        for (r, row) in logits.chunks_exact(v).enumerate() {
+            let expected = model::top_k(row, k, below);
+            let range = r * MAX_K..r * MAX_K + expected.len();
+            let ids: Vec<u32> = expected.iter().map(|&(id, _)| id).collect();
+            let values: Vec<f32> = expected.iter().map(|&(_, z)| z).collect();
+            if lists.found[r] as usize != expected.len() {
+                check.fail(format!("row {r}: {} largest logits instead of {}", lists.found[r], expected.len()));
+                continue;
+            }
+            check.same(&format!("row {r}: top {k} of {below}, ids"), &lists.ids[range.clone()], &ids);
+            check.same(&format!("row {r}: top {k} of {below}, logits"), &lists.logits[range], &values);
+            let rest = &lists.ids[r * MAX_K + expected.len()..(r + 1) * MAX_K];
+            check.same(&format!("row {r}: after the list"), rest, &vec![u32::MAX; rest.len()]);
+        }
+    }
+    Ok(())
+}
+
+/// Rows that do not reach their threshold keep their list as it was; reaching it exactly is enough.
+fn on_demand(device: &Device, check: &mut Check) -> Result<()> {
+    const V: usize = 5000;
+    let stats = RowStatsOut {
+        entropy_floored: 2.0,
+        margin: 0.5,
+        max_probability: 0.25,
+        varentropy: 3.0,
+        finite: 1,
+        ..RowStatsOut::default()
+    };
+    let signals = [(When::Entropy, 2.0), (When::Margin, -0.5), (When::MaxProbability, 0.75), (When::Varentropy, 3.0)];
+    let mut wishes = vec![TopKWish::new(5, When::Never, 0.0), TopKWish::new(5, When::Always, 0.0)];
+    let mut expected = vec![0, 5];
+    for (when, value) in signals {
+        for (threshold, reached) in [(value, true), (f64::next_up(value), false), (f64::NAN, false)] {
+            wishes.push(TopKWish::new(5, when, threshold));
+            expected.push(if reached { 5 } else { 0 });
+        }
+    }
+    let mut all = vec![stats; wishes.len()];
+    wishes.push(TopKWish::new(5, When::Entropy, 0.0));
+    expected.push(0);
+    all.push(RowStatsOut { finite: 0, ..stats });
+    let logits = logits("on demand", wishes.len(), V, Kind::Normal);
+    let lists = run_top_k(device, check, &logits, &all, &wishes, V, 8)?;
+    check.same("found", &lists.found, &expected);
+    for (r, &found) in expected.iter().enumerate() {
+        let written = lists.logits[r * 8..(r + 1) * 8].iter().all(|z| !z.is_nan());
+        if written != (found > 0) {
+            check.fail(format!("row {r}: the list was {}written", if written { "" } else { "not " }));
+        }
+    }
+    Ok(())
+}
+
+fn alone_and_together(device: &Device, check: &mut Check, rows: usize, v: usize) -> Result<()> {
+    let logits = logits("together", rows, v, Kind::Normal);
+    let floors: Vec<f64> = (0..rows).map(|r| FLOORS[r % FLOORS.len()]).collect();
+    let all = run(device, check, &logits, &floors, 0)?;
+    for some in ROWS.into_iter().filter(|&some| some <= rows) {
+        let found = run(device, check, &logits[..some * v], &floors[..some], 0)?;
+        check.same(&format!("the first {some} rows"), &found, &all[..some]);
+    }
+    for r in [1, rows / 2, rows - 1] {
+        let found = run(device, check, &logits[r * v..(r + 1) * v], &floors[r..=r], 0)?;
+        check.same(&format!("row {r} alone"), &found, &all[r..=r]);
+    }
+    Ok(())
+}

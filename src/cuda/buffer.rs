@@ -1,0 +1,181 @@
+//! Device memory: buffers that own it and views that lend it to kernels.
+
+use super::Device;
+use crate::{Error, Result};
+use cudarc::driver::{CudaSlice, DevicePtr, sys};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Anything whose bytes may be copied to a device and back.
+pub trait Element: bytemuck::Pod {}
+
+impl<T: bytemuck::Pod> Element for T {}
+
+/// Device memory for `len` elements. Released in stream order when dropped.
+#[derive(Debug)]
+pub struct Buffer<T> {
+    memory: CudaSlice<u8>,
+    address: sys::CUdeviceptr,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+/// Elements that a kernel may read.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a, T> {
+    pub(super) address: sys::CUdeviceptr,
+    len: usize,
+    owner: PhantomData<&'a T>,
+}
+
+/// Elements that a kernel may read and write.
+#[derive(Debug)]
+pub struct ViewMut<'a, T> {
+    pub(super) address: sys::CUdeviceptr,
+    len: usize,
+    owner: PhantomData<&'a mut T>,
+}
+
+impl<T: Element> Buffer<T> {
+    /// Memory that holds anything; kernels must write before they read.
+    pub fn uninitialised(device: &Device, len: usize) -> Result<Self> {
+        let stream = device.stream();
+        // SAFETY: bytes of device memory have no invalid value, and `T` has none either.
+        let memory = unsafe { stream.alloc::<u8>(bytes::<T>(len)?) };
+        Self::new(device, memory.map_err(|e| device.fault("cannot allocate device memory", e))?, len)
+    }
+
+    /// Memory of zero bytes.
+    pub fn zeros(device: &Device, len: usize) -> Result<Self> {
+        let memory = device.stream().alloc_zeros::<u8>(bytes::<T>(len)?);
+        Self::new(device, memory.map_err(|e| device.fault("cannot allocate device memory", e))?, len)
+    }
+
+    /// A copy of `data`.
+    pub fn from_slice(device: &Device, data: &[T]) -> Result<Self> {
+        let mut buffer = Self::uninitialised(device, data.len())?;
+        buffer.upload(device, data)?;
+        Ok(buffer)
+    }
+
+    fn new(device: &Device, memory: CudaSlice<u8>, len: usize) -> Result<Self> {
+        let stream: &Arc<_> = device.stream();
+        let address = memory.device_ptr(stream).0;
+        Ok(Buffer { memory, address, len, element: PhantomData })
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All elements, to read.
+    pub fn view(&self) -> View<'_, T> {
+        View { address: self.address, len: self.len, owner: PhantomData }
+    }
+
+    /// All elements, to write.
+    pub fn view_mut(&mut self) -> ViewMut<'_, T> {
+        ViewMut { address: self.address, len: self.len, owner: PhantomData }
+    }
+
+    /// Overwrites the whole buffer.
+    pub fn upload(&mut self, device: &Device, data: &[T]) -> Result<()> {
+        if data.len() != self.len {
+            return Err(Error::Backend(format!("upload of {} elements into {}", data.len(), self.len)));
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        let copied = device.stream().memcpy_htod(bytemuck::cast_slice::<T, u8>(data), &mut self.memory);
+        copied.map_err(|e| device.fault("cannot copy to the device", e))
+    }
+
+    /// Waits for the stream and copies everything back.
+    pub fn download(&self, device: &Device) -> Result<Vec<T>> {
+        let mut data = vec![T::zeroed(); self.len];
+        if self.len > 0 {
+            let copied = device.stream().memcpy_dtoh(&self.memory, bytemuck::cast_slice_mut::<T, u8>(&mut data));
+            copied.map_err(|e| device.fault("cannot copy from the device", e))?;
+            device.synchronize()?;
+        }
+        Ok(data)
+    }
+
+    /// Copies the whole of another buffer of the same length, on the device.
+    pub fn copy_from(&mut self, device: &Device, other: &Buffer<T>) -> Result<()> {
+        if other.len != self.len {
+            return Err(Error::Backend(format!("copy of {} elements into {}", other.len, self.len)));
+        }
+        let copied = device.stream().memcpy_dtod(&other.memory, &mut self.memory);
+        copied.map_err(|e| device.fault("cannot copy on the device", e))
+    }
+}
+
+/// Size of an allocation; the driver refuses to allocate nothing.
+fn bytes<T>(len: usize) -> Result<usize> {
+    let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize);
+    bytes.map(|bytes| bytes.max(1)).ok_or_else(|| Error::Backend(format!("a buffer of {len} elements is too large")))
+}
+
+impl<'a, T> View<'a, T> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Some of the elements. Panics if they are not there.
+    pub fn slice(&self, range: Range<usize>) -> View<'a, T> {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of a view of {}", self.len);
+        View { address: offset::<T>(self.address, range.start), len: range.len(), owner: PhantomData }
+    }
+}
+
+impl<'a, T> ViewMut<'a, T> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Some of the elements. Panics if they are not there.
+    pub fn slice(&mut self, range: Range<usize>) -> ViewMut<'_, T> {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of a view of {}", self.len);
+        ViewMut { address: offset::<T>(self.address, range.start), len: range.len(), owner: PhantomData }
+    }
+
+    /// Some of the elements for as long as the whole view was lent. Panics if they are not there.
+    pub fn slice_owned(self, range: Range<usize>) -> ViewMut<'a, T> {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of a view of {}", self.len);
+        ViewMut { address: offset::<T>(self.address, range.start), len: range.len(), owner: PhantomData }
+    }
+
+    /// The same elements, to read.
+    pub fn view(&self) -> View<'_, T> {
+        View { address: self.address, len: self.len, owner: PhantomData }
+    }
+
+    /// The same elements for a shorter time.
+    pub fn reborrow(&mut self) -> ViewMut<'_, T> {
+        ViewMut { address: self.address, len: self.len, owner: PhantomData }
+    }
+}
+
+fn offset<T>(address: sys::CUdeviceptr, elements: usize) -> sys::CUdeviceptr {
+    address + (elements * size_of::<T>()) as sys::CUdeviceptr
+}

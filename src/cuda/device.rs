@@ -1,0 +1,207 @@
+//! One device, its stream and its kernels.
+
+use super::images::{self, Capability, Image};
+use super::kernels::{Kernel, Kernels};
+use crate::{Error, Result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
+use std::ffi::c_void;
+use std::sync::{Arc, OnceLock};
+
+/// An open device. Everything runs on its one stream.
+#[derive(Debug)]
+pub struct Device {
+    kernels: Kernels,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+    name: String,
+    capability: Capability,
+    multiprocessors: u32,
+    /// Set by the first error after which the driver answers nothing else.
+    dead: OnceLock<String>,
+}
+
+/// Shape of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Launch {
+    pub grid: (u32, u32, u32),
+    pub threads: u32,
+    /// Dynamic shared memory in bytes.
+    pub shared: u32,
+}
+
+impl Device {
+    /// Opens a device with the embedded kernels.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        Self::open_with(ordinal, images::embedded(), images::targets())
+    }
+
+    /// Opens a device with other images, for instance a stand-in's, built for `targets`.
+    pub fn open_with(ordinal: usize, images: &[Image], targets: &[&str]) -> Result<Self> {
+        if targets.is_empty() {
+            images::target_for(targets, Capability(0, 0))?;
+        }
+        // SAFETY: only asks the loader whether the library can be opened; called before any other driver call, because
+        // those panic if it cannot.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::Backend("no CUDA driver: libcuda.so.1 cannot be loaded".to_string()));
+        }
+        let failed = |what: &str| {
+            let what = what.to_string();
+            move |e: DriverError| Error::Backend(format!("CUDA device {ordinal}: {what}: {}", words(&e)))
+        };
+        result::init().map_err(failed("the driver does not start"))?;
+        let context = CudaContext::new(ordinal).map_err(failed("cannot be opened"))?;
+        // SAFETY: there is one stream, so no buffer is ever used by two streams at once, which is all that the events
+        // are for; and no buffer has been allocated yet.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(failed("no stream"))?;
+        let (major, minor) = context.compute_capability().map_err(failed("no compute capability"))?;
+        let capability = Capability(major.unsigned_abs(), minor.unsigned_abs());
+        images::target_for(targets, capability)?;
+        let name = context.name().map_err(failed("no name"))?;
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(count).map_err(failed("no multiprocessor count"))?;
+        let kernels = Kernels::load(images)?;
+        Ok(Device {
+            kernels,
+            stream,
+            context,
+            name,
+            capability,
+            multiprocessors: multiprocessors.unsigned_abs(),
+            dead: OnceLock::new(),
+        })
+    }
+
+    /// The driver's name for it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Compute capability.
+    pub fn capability(&self) -> Capability {
+        self.capability
+    }
+
+    /// Number of multiprocessors.
+    pub fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    /// Free and total memory in bytes.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().map_err(|e| self.fault("cannot ask for free memory", e))
+    }
+
+    /// Waits until everything launched so far is done.
+    pub fn synchronize(&self) -> Result<()> {
+        self.alive()?;
+        self.stream.synchronize().map_err(|e| self.fault("a kernel failed", e))
+    }
+
+    /// A point on the stream's clock.
+    pub fn record(&self) -> Result<Event> {
+        let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        Ok(Event(self.stream.record_event(flags).map_err(|e| self.fault("cannot record an event", e))?))
+    }
+
+    /// Waits for both events and returns the seconds between them.
+    pub fn seconds(&self, from: &Event, to: &Event) -> Result<f64> {
+        let milliseconds = from.0.elapsed_ms(&to.0).map_err(|e| self.fault("cannot read an event", e))?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+
+    /// An error once the device is dead, with the words of the error that killed it.
+    pub fn alive(&self) -> Result<()> {
+        match self.dead.get() {
+            None => Ok(()),
+            Some(why) => Err(Error::Backend(format!("the CUDA device is lost after an earlier error: {why}"))),
+        }
+    }
+
+    pub(super) fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Turns a driver's error into ours, and remembers it if the device does not survive it.
+    pub(super) fn fault(&self, what: &str, error: DriverError) -> Error {
+        let message = format!("{}: {what}: {}", self.name, words(&error));
+        if is_sticky(error.0) {
+            let _ = self.dead.set(message.clone());
+            return Error::Backend(format!("{message}; the device is lost to this process"));
+        }
+        Error::Backend(message)
+    }
+
+    /// Queues a kernel.
+    ///
+    /// # Safety
+    ///
+    /// `args` points to the kernel's parameters, in their order and of their types; every address among them is valid
+    /// for what the kernel reads and writes in this shape of launch, and memory that it writes is not lent elsewhere.
+    pub(super) unsafe fn launch(&self, kernel: &Kernel, launch: Launch, args: &mut [*mut c_void]) -> Result<()> {
+        self.alive()?;
+        self.context.bind_to_thread().map_err(|e| self.fault("cannot bind the context", e))?;
+        let Launch { grid, threads, shared } = launch;
+        // SAFETY: the function belongs to this context, and the caller vouches for the arguments.
+        let queued = unsafe {
+            result::launch_kernel(kernel.function, grid, (threads, 1, 1), shared, self.stream.cu_stream(), args)
+        };
+        queued.map_err(|e| self.fault(kernel.name, e))
+    }
+}
+
+/// A point on a stream's clock.
+#[derive(Debug)]
+pub struct Event(CudaEvent);
+
+/// Name and words of the driver for an error.
+fn words(error: &DriverError) -> String {
+    let text = |found: std::result::Result<&std::ffi::CStr, DriverError>| {
+        found.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    let (name, meaning) = (text(error.error_name()), text(error.error_string()));
+    if name.is_empty() { format!("error {:?}", error.0) } else { format!("{name} ({meaning})") }
+}
+
+/// Whether every later call on the context fails too.
+fn is_sticky(error: sys::CUresult) -> bool {
+    use sys::CUresult as E;
+    matches!(
+        error,
+        E::CUDA_ERROR_ECC_UNCORRECTABLE
+            | E::CUDA_ERROR_ILLEGAL_ADDRESS
+            | E::CUDA_ERROR_LAUNCH_TIMEOUT
+            | E::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | E::CUDA_ERROR_ASSERT
+            | E::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | E::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | E::CUDA_ERROR_MISALIGNED_ADDRESS
+            | E::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | E::CUDA_ERROR_INVALID_PC
+            | E::CUDA_ERROR_LAUNCH_FAILED
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_of_a_running_kernel_are_sticky() {
+        assert!(is_sticky(sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
+        assert!(is_sticky(sys::CUresult::CUDA_ERROR_LAUNCH_FAILED));
+        assert!(!is_sticky(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY));
+        assert!(!is_sticky(sys::CUresult::CUDA_ERROR_INVALID_VALUE));
+    }
+
+    #[test]
+    fn without_kernels_or_driver_opening_is_an_error_in_words() {
+        let error = Device::open_with(0, &[], &[]).unwrap_err().to_string();
+        assert!(error.contains("without CUDA kernels"), "{error}");
+    }
+}

@@ -1,0 +1,144 @@
+//! Kernel images embedded by the build, and which devices they run on.
+
+use crate::{Error, Result};
+
+/// The code of one `.cu` file for all targets.
+#[derive(Clone, Copy, Debug)]
+pub struct Image {
+    /// Name of the file without its extension.
+    pub name: &'static str,
+    /// What `cuModuleLoadData` takes.
+    pub bytes: &'static [u8],
+    /// What the assembler reported per kernel and target.
+    pub usage: &'static [Usage],
+}
+
+/// Resources of one kernel on one target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// For instance `sm_90a`.
+    pub target: &'static str,
+    /// Registers per thread.
+    pub registers: u32,
+    /// Static shared memory in bytes.
+    pub shared: u32,
+    /// Stack frame in bytes: local memory.
+    pub stack: u32,
+    /// Bytes stored to local memory for want of registers.
+    pub spill_stores: u32,
+    /// Bytes loaded back.
+    pub spill_loads: u32,
+}
+
+#[allow(dead_code, reason = "unused where there is no compiler")]
+#[repr(C, align(16))]
+struct Aligned<const N: usize>([u8; N]);
+
+include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+/// The embedded images; empty if the build found no nvcc.
+pub fn embedded() -> &'static [Image] {
+    IMAGES
+}
+
+/// Release of the compiler, empty if there was none.
+pub fn compiler() -> &'static str {
+    COMPILER
+}
+
+/// Targets of the embedded images.
+pub fn targets() -> &'static [&'static str] {
+    TARGETS
+}
+
+/// Compute capability, major and minor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Capability(pub u32, pub u32);
+
+impl std::fmt::Display for Capability {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+/// A parsed target: machine code or PTX, the capability, and whether it is bound to exactly that one (`sm_90a`).
+fn parse(target: &str) -> Option<(bool, Capability, bool)> {
+    let (kind, number) = target.split_once('_')?;
+    let machine = match kind {
+        "sm" => true,
+        "compute" => false,
+        _ => return None,
+    };
+    let digits = number.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let value: u32 = digits.parse().ok()?;
+    // `a` is for one capability, `f` for its family; the latter is not told apart here.
+    Some((machine, Capability(value / 10, value % 10), digits.len() != number.len()))
+}
+
+/// The target that the driver takes for a device: exact machine code, else older code of the same major version, else
+/// PTX, which it compiles while loading.
+pub fn target_for<'a>(targets: &[&'a str], device: Capability) -> Result<&'a str> {
+    let usable = |target: &&'a str| -> Option<(u32, Capability, &'a str)> {
+        let (machine, built, exact) = parse(target)?;
+        let fits = match (machine, exact) {
+            (_, true) => built == device,
+            (true, false) => built.0 == device.0 && built.1 <= device.1,
+            (false, false) => built <= device,
+        };
+        let rank = u32::from(machine) * 2 + u32::from(exact);
+        fits.then_some((rank, built, *target))
+    };
+    let best = targets.iter().filter_map(usable).max_by_key(|&(rank, built, _)| (rank, built));
+    best.map(|(_, _, target)| target).ok_or_else(|| {
+        Error::Backend(if targets.is_empty() {
+            "this ggro was built without CUDA kernels; build it where nvcc is (NVCC, CUDA_HOME or PATH)".to_string()
+        } else {
+            format!("the kernels were built for {}; this device has compute capability {device}", targets.join(", "))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_target_is_chosen() {
+        let default = ["sm_80", "sm_90a", "compute_80"];
+        let cases = [
+            (Capability(7, 5), None),
+            (Capability(8, 0), Some("sm_80")),
+            (Capability(8, 6), Some("sm_80")),
+            (Capability(8, 9), Some("sm_80")),
+            (Capability(9, 0), Some("sm_90a")),
+            (Capability(10, 0), Some("compute_80")),
+            (Capability(12, 0), Some("compute_80")),
+        ];
+        for (device, expected) in cases {
+            assert_eq!(target_for(&default, device).ok(), expected, "{device}");
+        }
+        assert_eq!(target_for(&["sm_80", "sm_86"], Capability(8, 9)).ok(), Some("sm_86"));
+        assert_eq!(target_for(&["sm_86"], Capability(8, 0)).ok(), None);
+        assert_eq!(target_for(&["sm_90", "sm_90a"], Capability(9, 0)).ok(), Some("sm_90a"));
+        assert_eq!(target_for(&["compute_90a"], Capability(10, 0)).ok(), None);
+        assert_eq!(target_for(&["compute_100"], Capability(12, 0)).ok(), Some("compute_100"));
+        assert_eq!(target_for(&["nonsense", "sm_x"], Capability(9, 0)).ok(), None);
+        let message = target_for(&default, Capability(7, 5)).unwrap_err().to_string();
+        assert!(message.contains("sm_90a") && message.contains("7.5"), "{message}");
+        assert!(target_for(&[], Capability(9, 0)).unwrap_err().to_string().contains("without CUDA kernels"));
+    }
+
+    #[test]
+    fn no_embedded_kernel_uses_local_memory() {
+        for image in embedded() {
+            assert!(image.bytes.as_ptr().addr().is_multiple_of(16), "{}", image.name);
+            for usage in image.usage {
+                assert_eq!((usage.stack, usage.spill_stores, usage.spill_loads), (0, 0, 0), "{usage:?}");
+                assert!(usage.registers > 0, "{usage:?}");
+            }
+        }
+        assert_eq!(embedded().is_empty(), compiler().is_empty());
+    }
+}

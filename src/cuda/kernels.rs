@@ -1,0 +1,143 @@
+//! Every kernel, resolved once.
+
+use super::Storage;
+use super::images::Image;
+use super::ops::gemm::{self, TILES};
+use crate::{Error, Result};
+use cudarc::driver::{result, sys};
+use std::ffi::CString;
+
+/// A kernel as the host knows it before any device is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// The file it is in.
+    pub image: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// Threads per block, at most.
+    pub threads: u32,
+    /// Dynamic shared memory in bytes, at most.
+    pub shared: u32,
+}
+
+/// A kernel that can be launched.
+#[derive(Debug)]
+pub struct Kernel {
+    pub(super) function: sys::CUfunction,
+    pub(super) name: &'static str,
+}
+
+// SAFETY: a handle that any thread with the context current may launch; launching does not change it.
+unsafe impl Send for Kernel {}
+// SAFETY: as above.
+unsafe impl Sync for Kernel {}
+
+/// All kernels. Pairs are indexed by [`Storage`]: bf16, then f16.
+#[derive(Debug)]
+pub(super) struct Kernels {
+    pub rmsnorm: [Kernel; 2],
+    pub softmax_entropy_splits: Kernel,
+    pub softmax_entropy: Kernel,
+    pub top_k: Kernel,
+    pub gemm: [[Kernel; TILES.len()]; 2],
+    pub peak_mma: Kernel,
+}
+
+/// Threads of an `rmsnorm` block, at most.
+pub(super) const NORM_THREADS: u32 = 512;
+/// Shared memory that a block gets without asking, less what `rmsnorm` declares.
+pub(super) const NORM_SHARED: u32 = 48 * 1024 - 64;
+/// Threads of the softmax blocks.
+pub(super) const SOFTMAX_THREADS: u32 = 256;
+/// Threads of the peak blocks.
+pub(super) const PEAK_THREADS: u32 = 256;
+
+const RMSNORM: [&str; 2] = ["rmsnorm_bf16", "rmsnorm_f16"];
+const SOFTMAX: [&str; 3] = ["softmax_entropy_splits_f32", "softmax_entropy_f32", "top_k_f32"];
+const PEAK: &str = "peak_mma_bf16";
+
+/// Every kernel of every image.
+pub fn specs() -> Vec<Spec> {
+    let mut specs = Vec::new();
+    specs.extend(RMSNORM.map(|name| Spec { image: "rmsnorm", name, threads: NORM_THREADS, shared: NORM_SHARED }));
+    specs.extend(SOFTMAX.map(|name| Spec { image: "softmax_entropy", name, threads: SOFTMAX_THREADS, shared: 0 }));
+    specs.push(Spec { image: "peak", name: PEAK, threads: PEAK_THREADS, shared: 0 });
+    for storage in Storage::ALL {
+        for tile in &TILES {
+            specs.push(Spec {
+                image: "gemm",
+                name: tile.kernels[storage as usize],
+                threads: tile.threads,
+                shared: tile.shared(),
+            });
+        }
+    }
+    specs
+}
+
+impl Kernels {
+    /// Loads every image into the current context and finds every kernel in it. Modules stay loaded as long as the
+    /// process lives.
+    pub fn load(images: &[Image]) -> Result<Self> {
+        let mut modules = Vec::new();
+        for image in images {
+            // SAFETY: the bytes are a whole fat binary made by the build, or what a stand-in driver takes in its place.
+            let module = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) }
+                .map_err(|e| Error::Backend(format!("kernel image {}: cannot be loaded: {e}", image.name)))?;
+            modules.push((image.name, module));
+        }
+        let specs = specs();
+        let kernel = |name: &'static str| -> Result<Kernel> {
+            let spec = specs.iter().find(|spec| spec.name == name);
+            let spec = spec.ok_or_else(|| Error::Backend(format!("kernel {name} is not in the list")))?;
+            let module = modules.iter().find(|(image, _)| *image == spec.image);
+            let (_, module) = module.ok_or_else(|| Error::Backend(format!("no kernel image {}", spec.image)))?;
+            let c_name = CString::new(name).map_err(|e| Error::Backend(e.to_string()))?;
+            // SAFETY: the module was loaded above and is never unloaded.
+            let function = unsafe { result::module::get_function(*module, c_name) }
+                .map_err(|e| Error::Backend(format!("kernel {name} is missing from its image: {e}")))?;
+            if spec.shared > 48 * 1024 {
+                let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: the function is valid, and the attribute is an integer in the range the driver checks.
+                unsafe { result::function::set_function_attribute(function, attribute, spec.shared as i32) }.map_err(
+                    |e| Error::Backend(format!("kernel {name}: {} bytes of shared memory: {e}", spec.shared)),
+                )?;
+            }
+            Ok(Kernel { function, name })
+        };
+        let gemm = |storage: Storage| -> Result<[Kernel; TILES.len()]> {
+            let all = TILES.iter().map(|tile: &gemm::Tile| kernel(tile.kernels[storage as usize]));
+            let all = all.collect::<Result<Vec<_>>>()?;
+            all.try_into().map_err(|_| Error::Backend("the list of gemm tiles changed".to_string()))
+        };
+        Ok(Kernels {
+            rmsnorm: [kernel(RMSNORM[0])?, kernel(RMSNORM[1])?],
+            softmax_entropy_splits: kernel(SOFTMAX[0])?,
+            softmax_entropy: kernel(SOFTMAX[1])?,
+            top_k: kernel(SOFTMAX[2])?,
+            gemm: [gemm(Storage::Bf16)?, gemm(Storage::F16)?],
+            peak_mma: kernel(PEAK)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::images;
+
+    #[test]
+    fn the_list_and_the_images_name_the_same_kernels() {
+        let specs = specs();
+        for image in images::embedded() {
+            for usage in image.usage {
+                let found = specs.iter().any(|spec| (spec.image, spec.name) == (image.name, usage.kernel));
+                assert!(found, "{} of {}.cu is not in the list", usage.kernel, image.name);
+            }
+        }
+        for spec in specs.iter().filter(|_| !images::embedded().is_empty()) {
+            let mut usages = images::embedded().iter().flat_map(|image| image.usage);
+            assert!(usages.any(|usage| usage.kernel == spec.name), "{} is in no image", spec.name);
+        }
+    }
+}

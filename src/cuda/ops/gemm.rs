@@ -1,0 +1,308 @@
+//! Products with stored weights: `y[tokens, n] = x[tokens, k] w[n, k]^T`.
+
+use super::{args, check_len, check_room, int, product, side};
+use crate::cuda::device::Launch;
+use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
+use crate::{Error, Result};
+
+/// Elements of `k` per pipeline stage; `k` is a multiple of it.
+pub const TILE_K: usize = 64;
+
+/// One kernel: what a block computes and what it needs. The numbers are those of `kernels/gemm.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Kernel names for bf16 and f16.
+    pub kernels: [&'static str; 2],
+    /// Outputs per block.
+    pub outputs: usize,
+    /// Tokens per block.
+    pub tokens: usize,
+    /// Threads per block.
+    pub threads: u32,
+    /// Stages of the pipeline.
+    pub stages: u32,
+    /// The block adds up all chunks of `k` itself.
+    pub folds: bool,
+}
+
+impl Tile {
+    /// Dynamic shared memory in bytes: a line of 128 bytes per output and token and stage.
+    pub const fn shared(&self) -> u32 {
+        self.stages * (self.outputs + self.tokens) as u32 * 128
+    }
+}
+
+/// Every tile, streaming ones first.
+pub const TILES: [Tile; 6] = [
+    tile(["gemm_stream8_bf16", "gemm_stream8_f16"], 64, 8, 128, 6, false),
+    tile(["gemm_stream16_bf16", "gemm_stream16_f16"], 64, 16, 128, 5, false),
+    tile(["gemm_stream32_bf16", "gemm_stream32_f16"], 128, 32, 128, 5, false),
+    tile(["gemm_stream64_bf16", "gemm_stream64_f16"], 128, 64, 128, 4, false),
+    tile(["gemm_tile_bf16", "gemm_tile_f16"], 128, 128, 256, 3, false),
+    tile(["gemm_tile_fold_bf16", "gemm_tile_fold_f16"], 128, 128, 256, 4, true),
+];
+
+/// Indices into [`TILES`] of the classes for many tokens.
+const MANY: usize = 4;
+const MANY_FOLDED: usize = 5;
+
+const fn tile(
+    kernels: [&'static str; 2],
+    outputs: usize,
+    tokens: usize,
+    threads: u32,
+    stages: u32,
+    folds: bool,
+) -> Tile {
+    Tile { kernels, outputs, tokens, threads, stages, folds }
+}
+
+/// Sizes of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows of `x` and `y`.
+    pub tokens: usize,
+    /// Rows of `w`, columns of `y`.
+    pub n: usize,
+    /// Columns of `x` and `w`.
+    pub k: usize,
+}
+
+/// Where `k` is cut: a function of `(n, k)` alone, the same for every number of tokens, every tile and every card,
+/// because it decides in which order an output's terms are added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunks {
+    /// Tiles of [`TILE_K`] per chunk; the last chunk may have fewer.
+    pub tiles: usize,
+    /// Number of chunks.
+    pub count: usize,
+}
+
+impl Chunks {
+    /// Enough chunks for some 512 blocks of 64 outputs, which is four per multiprocessor of a large card, but none
+    /// shorter than 8 tiles: filling the pipeline must not cost more than running it.
+    pub fn of(n: usize, k: usize) -> Self {
+        let (blocks, tiles) = (n.div_ceil(64).max(1), (k / TILE_K).max(1));
+        let wanted = (512 / blocks).clamp(1, (tiles / 8).max(1)).min(32);
+        let tiles_each = tiles.div_ceil(wanted);
+        Chunks { tiles: tiles_each, count: tiles.div_ceil(tiles_each) }
+    }
+}
+
+/// Which kernel runs and in how many blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Index into [`TILES`].
+    pub tile: usize,
+    /// Blocks along the chunks, the tokens and the outputs.
+    pub grid: (usize, usize, usize),
+    /// Where `k` is cut.
+    pub chunks: Chunks,
+    /// Elements of workspace.
+    pub workspace: usize,
+    /// Tickets.
+    pub tickets: usize,
+}
+
+impl Plan {
+    /// The kernel for a shape: each weight is read once for up to 64 tokens; beyond, blocks fold their chunks where
+    /// there are blocks enough to fill the card, or where the workspace is too small for anything else.
+    pub fn new(shape: Shape, multiprocessors: u32, workspace: usize) -> Self {
+        if let Some(streaming) = TILES[..MANY].iter().position(|tile| shape.tokens <= tile.tokens) {
+            return Self::with_tile(shape, streaming);
+        }
+        let parallel = Self::with_tile(shape, MANY);
+        let blocks = parallel.grid.1 * parallel.grid.2;
+        if parallel.chunks.count > 1 && (blocks >= multiprocessors as usize || parallel.workspace > workspace) {
+            return Self::with_tile(shape, MANY_FOLDED);
+        }
+        parallel
+    }
+
+    /// The launch of one particular tile; every tile gives the same bits.
+    pub fn with_tile(shape: Shape, tile: usize) -> Self {
+        let Tile { outputs, tokens, folds, .. } = TILES[tile];
+        let chunks = Chunks::of(shape.n, shape.k);
+        let along_k = if folds { 1 } else { chunks.count };
+        let grid = (along_k, shape.tokens.div_ceil(tokens), shape.n.div_ceil(outputs));
+        let (workspace, tickets) = match along_k {
+            1 => (0, 0),
+            chunks => (chunks * shape.tokens * shape.n, grid.1 * grid.2),
+        };
+        Plan { tile, grid, chunks, workspace, tickets }
+    }
+}
+
+/// Chunk sums and tickets of products, sized once.
+#[derive(Debug)]
+pub struct Scratch {
+    workspace: Buffer<f32>,
+    /// All zero between launches.
+    tickets: Buffer<u32>,
+}
+
+impl Scratch {
+    /// Room for what any of the shapes needs in up to 64 tokens, and at least `workspace` elements.
+    pub fn new(device: &Device, shapes: &[(usize, usize)], workspace: usize) -> Result<Self> {
+        let mut room = (workspace, 0);
+        for &(n, k) in shapes {
+            for (index, tile) in TILES.iter().enumerate() {
+                let plan = Plan::with_tile(Shape { tokens: tile.tokens.min(64), n, k }, index);
+                room = (room.0.max(plan.workspace), room.1.max(plan.tickets));
+            }
+        }
+        // Larger batches have more token tiles; with few outputs that stays far below this.
+        Self::with_room(device, room.0, room.1.max(4096))
+    }
+
+    /// Exactly this much room.
+    pub fn with_room(device: &Device, workspace: usize, tickets: usize) -> Result<Self> {
+        Ok(Scratch { workspace: Buffer::uninitialised(device, workspace)?, tickets: Buffer::zeros(device, tickets)? })
+    }
+
+    /// Elements of workspace.
+    pub fn workspace(&self) -> usize {
+        self.workspace.len()
+    }
+}
+
+/// Where a product goes.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// Stored in f32.
+    F32(ViewMut<'a, f32>),
+    /// Rounded to the storage type.
+    Storage(ViewMut<'a, u16>),
+    /// Added to what is there.
+    Add(ViewMut<'a, f32>),
+}
+
+/// Operands of a product, all in one storage type.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands<'a> {
+    /// Storage type.
+    pub storage: Storage,
+    /// `[tokens, k]`.
+    pub x: View<'a, u16>,
+    /// `[n, k]`.
+    pub w: View<'a, u16>,
+    /// `[n]`, added before rounding.
+    pub bias: Option<View<'a, u16>>,
+}
+
+/// `y = x w^T (+ bias)` with the kernel that fits the shape.
+pub fn gemm(
+    device: &Device,
+    y: &mut Output<'_>,
+    operands: Operands<'_>,
+    shape: Shape,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let plan = Plan::new(shape, device.multiprocessors(), scratch.workspace());
+    gemm_planned(device, y, operands, shape, plan, scratch)
+}
+
+/// [`gemm`] with a chosen kernel.
+pub fn gemm_planned(
+    device: &Device,
+    y: &mut Output<'_>,
+    operands: Operands<'_>,
+    shape: Shape,
+    plan: Plan,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    const OP: &str = "gemm";
+    let Operands { storage, x, w, bias } = operands;
+    let Shape { tokens, n, k } = shape;
+    check_len(OP, "x", x.len(), product(OP, tokens, k)?)?;
+    check_len(OP, "w", w.len(), product(OP, n, k)?)?;
+    let elements = product(OP, tokens, n)?;
+    let (kind, address, len): (i32, u64, usize) = match y {
+        Output::F32(y) => (0, y.address, y.len()),
+        Output::Storage(y) => (1, y.address, y.len()),
+        Output::Add(y) => (2, y.address, y.len()),
+    };
+    check_len(OP, "y", len, elements)?;
+    if let Some(bias) = bias {
+        check_len(OP, "bias", bias.len(), n)?;
+    }
+    if k == 0 || !k.is_multiple_of(TILE_K) {
+        return Err(Error::Backend(format!("{OP}: k = {k} is not a multiple of {TILE_K}")));
+    }
+    if !(x.address | w.address).is_multiple_of(16) {
+        return Err(Error::Backend(format!("{OP}: x and w start at multiples of 16 bytes")));
+    }
+    if elements == 0 {
+        return Ok(());
+    }
+    if plan != Plan::with_tile(shape, plan.tile) {
+        return Err(Error::Backend(format!("{OP}: the plan is for another shape")));
+    }
+    check_room(OP, "workspace", scratch.workspace.len(), plan.workspace)?;
+    check_room(OP, "tickets", scratch.tickets.len(), plan.tickets)?;
+    let tile = &TILES[plan.tile];
+    let grid = (
+        side(OP, "chunks", plan.grid.0, i32::MAX as u32)?,
+        side(OP, "token tiles", plan.grid.1, 65_535)?,
+        side(OP, "output tiles", plan.grid.2, 65_535)?,
+    );
+    let launch = Launch { grid, threads: tile.threads, shared: tile.shared() };
+    let (tokens, n, k) = (int(OP, "tokens", tokens)?, int(OP, "n", n)?, int(OP, "k", k)?);
+    let chunk_tiles = int(OP, "chunk", plan.chunks.tiles)?;
+    let bias = bias.map_or(0, |bias| bias.address);
+    let workspace = scratch.workspace.view_mut().address;
+    let tickets = scratch.tickets.view_mut().address;
+    // SAFETY: parameters are (void* y, const void* x, const void* w, const void* bias, float* workspace, unsigned*
+    // tickets, int tokens, int n, int k, int chunk_tiles, int output). The kernel reads rows below tokens of x and below
+    // n of w in 16-byte pieces, aligned because k is a multiple of 64, and bias below n unless it is null; it writes y
+    // inside [tokens, n] in the type that `output` names. With several chunks per block row it writes [chunks, tokens, n]
+    // of the workspace and one ticket per tile, zero before and after. y and the scratch are lent to us alone.
+    unsafe {
+        device.launch(
+            &device.kernels().gemm[storage as usize][plan.tile],
+            launch,
+            args![address, x.address, w.address, bias, workspace, tickets, tokens, n, k, chunk_tiles, kind],
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_k_and_never_depend_on_tokens() {
+        for n in [1, 31, 64, 1000, 4096, 6144, 28_672, 128_256] {
+            for k in [64, 128, 512, 576, 4096, 14_336] {
+                let chunks = Chunks::of(n, k);
+                assert!(chunks.tiles * chunks.count >= k / TILE_K && chunks.tiles * (chunks.count - 1) < k / TILE_K);
+                assert!(chunks.count == 1 || chunks.tiles >= 8, "{n} {k} {chunks:?}");
+                for tokens in [1, 9, 64, 65, 1000] {
+                    let plan = Plan::new(Shape { tokens, n, k }, 132, usize::MAX);
+                    assert_eq!(plan.chunks, chunks);
+                }
+            }
+        }
+        assert_eq!(Chunks::of(4096, 4096), Chunks { tiles: 8, count: 8 });
+        assert_eq!(Chunks::of(128_256, 4096), Chunks { tiles: 64, count: 1 });
+    }
+
+    #[test]
+    fn the_plan_follows_the_number_of_tokens() {
+        let plan = |tokens, n, k| Plan::new(Shape { tokens, n, k }, 132, usize::MAX);
+        let tile = |tokens| plan(tokens, 4096, 4096).tile;
+        assert_eq!([1, 8, 9, 16, 17, 32, 33, 64, 65].map(tile), [0, 0, 1, 1, 2, 2, 3, 3, 4]);
+        assert_eq!(plan(2048, 4096, 4096).tile, MANY_FOLDED, "512 blocks fill the card");
+        assert_eq!(plan(2048, 28_672, 4096).tile, MANY, "one chunk needs no folding");
+        assert_eq!(Plan::new(Shape { tokens: 128, n: 4096, k: 4096 }, 132, 0).tile, MANY_FOLDED, "no workspace");
+        assert_eq!(plan(33, 100, 1024).grid, (2, 1, 1));
+    }
+
+    #[test]
+    fn shared_memory_fits_the_smallest_card() {
+        for tile in TILES {
+            assert!(tile.shared() <= 163 * 1024, "{tile:?}");
+            assert!(tile.shared() as usize >= tile.tokens * (tile.outputs + 4) * 4, "the finished tile fits");
+        }
+    }
+}

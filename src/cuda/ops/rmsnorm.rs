@@ -1,0 +1,90 @@
+//! RMSNorm of the residual stream, with the sublayer's output added on the way.
+
+use super::{args, check_len, int, product, side};
+use crate::Result;
+use crate::cuda::device::Launch;
+use crate::cuda::kernels::{NORM_SHARED, NORM_THREADS};
+use crate::cuda::{Device, Storage, View, ViewMut};
+
+/// What is added to the residual stream first.
+#[derive(Clone, Copy, Debug)]
+pub enum Delta<'a> {
+    /// Nothing; the residual stream is only read.
+    None,
+    /// `[rows, d]` in f32.
+    F32(View<'a, f32>),
+    /// `[rows, d]` in the storage type.
+    Storage(View<'a, u16>),
+}
+
+/// `residual += delta; out = residual / sqrt(mean(residual^2) + eps) * weight`, per row of `weight.len()` elements.
+pub fn rmsnorm(
+    device: &Device,
+    storage: Storage,
+    out: &mut ViewMut<'_, u16>,
+    residual: &mut ViewMut<'_, f32>,
+    delta: Delta<'_>,
+    weight: View<'_, u16>,
+    eps: f32,
+) -> Result<()> {
+    const OP: &str = "rmsnorm";
+    let d = weight.len();
+    let rows = residual.len().checked_div(d).unwrap_or(0);
+    let elements = product(OP, rows, d)?;
+    check_len(OP, "out", out.len(), elements)?;
+    check_len(OP, "residual", residual.len(), elements)?;
+    let (kind, address): (i32, u64) = match delta {
+        Delta::None => (0, 0),
+        Delta::F32(delta) => {
+            check_len(OP, "delta", delta.len(), elements)?;
+            (1, delta.address)
+        }
+        Delta::Storage(delta) => {
+            check_len(OP, "delta", delta.len(), elements)?;
+            (2, delta.address)
+        }
+    };
+    if elements == 0 {
+        return Ok(());
+    }
+    let (threads, cached) = shape(d);
+    let d = int(OP, "d", d)?;
+    let launch =
+        Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads, shared: cached.unwrap_or(0) };
+    let cached = i32::from(cached.is_some());
+    // SAFETY: parameters are (T* out, float* residual, const void* delta, int kind, const T* weight, int d, float eps,
+    // int cached). Block r touches elements r d .. (r + 1) d of out, residual and delta, whose lengths are rows d, and d
+    // elements of the weight. out and residual are lent to us alone; with kind 0 delta is not read.
+    unsafe {
+        device.launch(
+            &device.kernels().rmsnorm[storage as usize],
+            launch,
+            args![out.address, residual.address, address, kind, weight.address, d, eps, cached],
+        )
+    }
+}
+
+/// Threads of a block, and the bytes of its row cache if the row fits: functions of `d` alone.
+fn shape(d: usize) -> (u32, Option<u32>) {
+    let groups = d.div_ceil(4);
+    // Two groups of four per thread, so that a row has enough loads in flight without a long reduction.
+    let threads = groups.div_ceil(2).next_multiple_of(32).clamp(32, NORM_THREADS as usize) as u32;
+    let bytes = groups.checked_mul(16).and_then(|bytes| u32::try_from(bytes).ok());
+    (threads, bytes.filter(|&bytes| bytes <= NORM_SHARED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shape_follows_the_row() {
+        assert_eq!(shape(1), (32, Some(16)));
+        assert_eq!(shape(256), (32, Some(1024)));
+        assert_eq!(shape(257), (64, Some(1040)));
+        assert_eq!(shape(4096), (512, Some(16384)));
+        assert_eq!(shape(12272), (512, Some(49088)));
+        assert_eq!(shape(12273), (512, None));
+        assert_eq!(shape(128_256), (512, None));
+    }
+}

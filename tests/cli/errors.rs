@@ -1,0 +1,172 @@
+//! Input that cannot be used: a message that names it, exit code 2, nothing on standard output.
+
+use super::{PROMPT, command, copy, finish, ggro, goldens, utf8};
+use serde_json::json;
+use std::path::Path;
+
+#[track_caller]
+fn refused(args: &[&str], parts: &[&str]) {
+    let run = ggro(args);
+    assert_eq!(run.code, Some(2), "{args:?}: {}{}", run.out, run.err);
+    assert_eq!(run.out, "", "{args:?}");
+    for part in parts {
+        assert!(run.err.contains(part), "{args:?} does not say {part:?}: {}", run.err);
+    }
+}
+
+#[test]
+fn flags() {
+    for (args, parts) in [
+        (vec!["--no-such-flag"], vec!["--no-such-flag"]),
+        (vec!["--max-new-tokens", "0"], vec!["--max-new-tokens", "0"]),
+        (vec!["--max-new-tokens", "-3"], vec!["-3"]),
+        (vec!["--max-new-tokens", "600"], vec!["--max-new-tokens 600", "512", "room for"]),
+        (vec!["--num-refinement-steps", "0"], vec!["--num-refinement-steps"]),
+        (vec!["--nudge-top-k", "0"], vec!["--nudge-top-k"]),
+        (vec!["--nudge-temperature", "0"], vec!["--nudge-temperature", "above 0"]),
+        (vec!["--nudge-temperature", "-1"], vec!["--nudge-temperature", "above 0"]),
+        (vec!["--entropy-threshold", "nan"], vec!["--entropy-threshold", "finite"]),
+        (vec!["--signal", "mood"], vec!["--signal", "varentropy"]),
+        (vec!["--nudge-selection", "best"], vec!["--nudge-selection", "sample"]),
+        (vec!["--method", "beam"], vec!["--method", "greedy"]),
+        (vec!["--seed", "x"], vec!["--seed"]),
+        (vec!["--threads", "0"], vec!["--threads"]),
+        (vec!["--max-model-len", "0"], vec!["--max-model-len"]),
+        (vec!["--max-model-len", "513"], vec!["--max-model-len 513", "512"]),
+        (vec!["--max-model-len", "10"], vec!["no room", "--max-model-len"]),
+        (vec!["--device", "tpu"], vec!["--device", "cuda:N"]),
+        (vec!["--device", "cuda"], vec!["--device cuda", "CUDA"]),
+        (vec!["--device", "cuda:1"], vec!["--device cuda:1", "CUDA"]),
+        (vec!["--dtype", "bf16"], vec!["--dtype bf16", "f32"]),
+        (vec!["--color", "sometimes"], vec!["--color"]),
+        (vec!["--prompt-layout", "raw"], vec!["--prompt-layout"]),
+        (vec!["--policy", "somewhere"], vec!["--policy", "--reward"]),
+        (vec!["--reward", "somewhere"], vec!["--reward", "--policy"]),
+        (vec!["--policy", "no/such", "--reward", "no/such"], vec!["no/such"]),
+        (vec!["--trace", "no/such/trace.json"], vec!["no/such/trace.json"]),
+        (vec!["--trace", "."], vec!["directory"]),
+        (vec!["--request", "no-such.json"], vec!["--request", "PROMPT"]),
+    ] {
+        refused(&[&["generate", PROMPT], &args[..]].concat(), &parts);
+    }
+}
+
+#[test]
+fn prompts() {
+    refused(&["generate", ""], &["PROMPT is empty"]);
+    refused(&["generate", " \n "], &["PROMPT is empty"]);
+    refused(&["generate"], &["PROMPT is empty", "standard input"]);
+    let long = "word ".repeat(600);
+    refused(&["generate", &long], &["prompt of", "no room", "512"]);
+}
+
+#[test]
+fn requests() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("request.json");
+    refused(&["generate", "--request", "no-such.json"], &["no-such.json"]);
+    let ids = [0, 2, 547];
+    for (request, parts) in [
+        (json!({}), vec!["request.json", "prompt_ids", "missing"]),
+        (json!({ "prompt_ids": [] }), vec!["prompt_ids", "empty"]),
+        (json!({ "prompt_ids": [1, -1] }), vec!["prompt_ids", "-1"]),
+        (json!({ "prompt_ids": [1, 4096] }), vec!["4096"]),
+        (json!({ "prompt_ids": vec![1; 512] }), vec!["no room", "512"]),
+        (json!({ "prompt_ids": ids, "options": [] }), vec!["options", "an object"]),
+        (json!({ "prompt_ids": ids, "options": { "top_k": "many" } }), vec!["options.top_k", "many"]),
+        (json!({ "prompt_ids": ids, "options": { "top_k": 0 } }), vec!["top_k"]),
+        (json!({ "prompt_ids": ids, "options": { "max_new_tokens": 0 } }), vec!["max_new_tokens"]),
+        (json!({ "prompt_ids": ids, "options": { "max_new_tokens": 510 } }), vec!["max_new_tokens", "509"]),
+        (json!({ "prompt_ids": ids, "options": { "max_candidates": 0 } }), vec!["max_candidates"]),
+        (json!({ "prompt_ids": ids, "options": { "min_generated": 1 } }), vec!["min_generated"]),
+        (json!({ "prompt_ids": ids, "options": { "temperature": 0.0 } }), vec!["temperature"]),
+        (json!({ "prompt_ids": ids, "options": { "first_offset": -1 } }), vec!["options.first_offset"]),
+        (json!({ "prompt_ids": ids, "options": { "stop_ids": [1], "finish_id": 4 } }), vec!["stop_ids"]),
+        (json!({ "prompt_ids": ids, "options": { "signal": "mood" } }), vec!["options.signal", "mood"]),
+        (json!({ "prompt_ids": ids, "uniforms_used": [2] }), vec!["uniforms_used"]),
+    ] {
+        std::fs::write(&path, request.to_string()).expect("written");
+        refused(&["generate", "--request", utf8(&path)], &parts);
+    }
+    std::fs::write(&path, "{\"prompt_ids\": [1,").expect("written");
+    refused(&["generate", "--request", utf8(&path)], &["request.json", "JSON"]);
+    // Recorded numbers that run out.
+    let request = json!({ "prompt_ids": ids, "uniforms_used": [],
+        "options": { "selection": "sample", "max_new_tokens": 60, "entropy_threshold": 1.0 } });
+    std::fs::write(&path, request.to_string()).expect("written");
+    let run = ggro(&["generate", "--request", utf8(&path)]);
+    assert_eq!(run.code, Some(2), "{}", run.err);
+    assert!(run.err.contains("uniform"), "{}", run.err);
+}
+
+#[test]
+fn models_that_are_no_pair() {
+    let folder = goldens().join("llama-gqa");
+    let (policy, reward) = (folder.join("policy"), folder.join("reward"));
+    // The two exchanged.
+    refused(&["generate", PROMPT, "--policy", utf8(&reward), "--reward", utf8(&policy)], &[utf8(&reward)]);
+    let other = goldens().join("qwen3/reward");
+    refused(&["generate", PROMPT, "--policy", utf8(&policy), "--reward", utf8(&other)], &["id"]);
+    let file = policy.join("config.json");
+    refused(&["generate", PROMPT, "--policy", utf8(&file), "--reward", utf8(&reward)], &["config.json"]);
+}
+
+/// Overwrites the first element of a bfloat16 tensor with a NaN.
+fn poison(file: &Path, tensor: &str) {
+    let mut bytes = std::fs::read(file).expect("a checkpoint");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let parsed: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).expect("a header");
+    assert_eq!(parsed[tensor]["dtype"], "BF16");
+    let at = 8 + header + parsed[tensor]["data_offsets"][0].as_u64().expect("an offset") as usize;
+    bytes[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    std::fs::write(file, bytes).expect("written");
+}
+
+#[test]
+fn not_a_number_in_the_weights() {
+    for (role, tensor) in [
+        ("policy", "model.norm.weight"),
+        ("policy", "model.layers.0.self_attn.q_proj.weight"),
+        ("reward", "score.weight"),
+        ("reward", "model.layers.0.mlp.down_proj.weight"),
+    ] {
+        let dir = copy("llama-gqa");
+        poison(&dir.path().join(role).join("model.safetensors"), tensor);
+        let (policy, reward) = (dir.path().join("policy"), dir.path().join("reward"));
+        let trace = dir.path().join("out.json");
+        let models = ["generate", PROMPT, "--policy", utf8(&policy), "--reward", utf8(&reward)];
+        let run = ggro(&[&models[..], &["--trace", utf8(&trace)]].concat());
+        assert_eq!(run.code, Some(3), "{tensor}: {}", run.err);
+        assert!(run.err.contains(role) && run.err.contains("not finite"), "{}", run.err);
+        assert!(!trace.exists());
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn input_without_end_and_output_without_room() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full device");
+    for args in [&["info"][..], &["generate", "a", "--max-new-tokens", "5", "--no-baseline"]] {
+        let run = finish(command().args(args).stdout(full()));
+        assert_eq!(run.code, Some(2), "{}", run.err);
+        assert!(run.err.contains("standard output: "), "{}", run.err);
+    }
+    refused(&["generate", "--request", "/dev/zero"], &["/dev/zero", "larger than"]);
+}
+
+/// The reader of a pipe gets the whole trace, and nothing waits for a second reader.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_trace_into_a_pipe() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let pipe = dir.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+    assert!(made.success());
+    let reader = {
+        let pipe = pipe.clone();
+        std::thread::spawn(move || std::fs::read_to_string(pipe).expect("a trace"))
+    };
+    ggro(&["generate", "a", "--max-new-tokens", "5", "--no-baseline", "--trace", utf8(&pipe)]).ok();
+    let trace: serde_json::Value = serde_json::from_str(&reader.join().expect("a reader")).expect("JSON");
+    assert_eq!(trace["new_ids"].as_array().map(Vec::len), Some(5));
+}

@@ -1,0 +1,225 @@
+//! `ggro generate`, when all is well.
+
+use super::{PROMPT, command, finish, ggro, goldens, read_json, traces, utf8};
+use std::io::Write;
+use std::process::Stdio;
+
+/// A short run, without the greedy comparison.
+const SHORT: [&str; 5] = ["generate", PROMPT, "--max-new-tokens", "40", "--no-baseline"];
+
+fn short(more: &[&str]) -> super::Run {
+    ggro(&[&SHORT, more].concat()).ok()
+}
+
+#[test]
+fn the_main_command() {
+    let run = ggro(&["generate", PROMPT]).ok();
+    assert!(run.out.len() > 100, "{}", run.out);
+    assert!(run.out.ends_with('\n') && !run.out.ends_with("\n\n"));
+    assert!(!run.out.contains('\x1b') && !run.out.contains("<|"), "{}", run.out);
+    for word in ["cpu", "reward", "plain greedy", "segments", "nudged", "candidates", "tokens", "time"] {
+        assert!(run.err.contains(word), "{word}: {}", run.err);
+    }
+    assert!(!run.err.contains('\x1b'), "{}", run.err);
+}
+
+#[test]
+fn a_prompt_on_standard_input_is_the_same() {
+    let mut child = command()
+        .args(["generate", "--max-new-tokens", "40", "--no-baseline"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    writeln!(stdin, "{PROMPT}").expect("written");
+    drop(stdin);
+    let output = child.wait_with_output().expect("an end");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), short(&[]).out);
+}
+
+#[test]
+fn colours() {
+    let plain = short(&[]).out;
+    let painted = short(&["--color", "always"]).out;
+    assert!(painted.contains("\x1b[1;32m"), "{painted}");
+    let stripped = ["\x1b[1;32m", "\x1b[33m", "\x1b[0m"].iter().fold(painted, |text, code| text.replace(code, ""));
+    assert_eq!(stripped, plain);
+    assert_eq!(short(&["--color", "never"]).out, plain);
+    let run = finish(command().env("NO_COLOR", "1").args(SHORT)).ok();
+    assert_eq!(run.out, plain);
+}
+
+#[test]
+fn json() {
+    let object = ggro(&["generate", PROMPT, "--max-new-tokens", "40", "--json"]).ok().json();
+    assert_eq!(format!("{}\n", object["text"].as_str().expect("text")), short(&[]).out);
+    assert_eq!(object["new_tokens"], 40);
+    assert_eq!(object["finish_reason"], "length");
+    let work = &object["work"];
+    assert!(work["policy_forward"].as_u64() > object["prompt_tokens"].as_u64());
+    let greedy = ggro(&["generate", PROMPT, "--max-new-tokens", "40", "--json", "--method", "greedy"]);
+    let greedy = greedy.ok().json();
+    for field in ["text", "reward", "new_tokens", "finish_reason"] {
+        assert_eq!(object["greedy"][field], greedy[field], "{field}");
+    }
+    assert!(greedy["greedy"].is_null());
+    assert_eq!(greedy["num_candidates"], greedy["num_segments"]);
+    assert!(object["reward"].as_f64() > greedy["reward"].as_f64());
+}
+
+#[test]
+fn a_trace_is_a_request() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (first, second) = (dir.path().join("first.json"), dir.path().join("second.json"));
+    for more in [
+        vec![],
+        vec!["--nudge-selection", "sample", "--seed", "7", "--nudge-temperature", "0.5"],
+        vec!["--signal", "margin"],
+        vec!["--prompt-layout", "official"],
+        vec!["--prefill", "Once upon a time, there was a"],
+    ] {
+        let run = short(&[&more[..], &["--trace", utf8(&first)]].concat());
+        let again = ["generate", "--no-baseline", "--request", utf8(&first), "--trace", utf8(&second)];
+        let replay = ggro(&again).ok();
+        let (first, second) = (read_json(&first), read_json(&second));
+        assert_eq!(first["final_ids"], second["final_ids"], "{more:?}");
+        assert_eq!(first, second, "{more:?}");
+        assert_eq!(first["user_text"], PROMPT);
+        let sampled = more.contains(&"sample");
+        assert_eq!(first["uniforms_used"].as_array().map(Vec::is_empty), Some(!sampled));
+        if more.is_empty() {
+            assert_eq!(run.out, replay.out);
+        }
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 2);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_answer() {
+    let args = ["--nudge-selection", "sample", "--nudge-temperature", "1", "--seed"];
+    let of = |seed: &str| short(&[&args[..], &[seed]].concat()).out;
+    assert_eq!(of("1"), of("1"));
+    assert!(["2", "3", "4"].iter().any(|seed| of(seed) != of("1")));
+}
+
+#[test]
+fn every_golden_trace_as_a_request() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (request, trace) = (dir.path().join("request.json"), dir.path().join("trace.json"));
+    let mut count = 0;
+    for entry in std::fs::read_dir(goldens()).expect("fixtures") {
+        let folder = entry.expect("an entry").path();
+        if !folder.is_dir() {
+            continue;
+        }
+        let (policy, reward) = (folder.join("policy"), folder.join("reward"));
+        for golden in traces(&folder) {
+            std::fs::write(&request, golden.to_string()).expect("written");
+            let models = ["generate", "--policy", utf8(&policy), "--reward", utf8(&reward)];
+            let files = ["--no-baseline", "--request", utf8(&request), "--trace", utf8(&trace)];
+            ggro(&[&models[..], &files[..]].concat()).ok();
+            let found = read_json(&trace);
+            for field in [
+                "options",
+                "prompt_ids",
+                "final_ids",
+                "new_ids",
+                "segment_boundaries",
+                "num_nudges",
+                "finish_reason",
+                "uniforms_used",
+                "final_pool_position",
+                "user_text",
+                "final_text",
+                "round_trip_stable",
+            ] {
+                assert_eq!(golden[field], found[field], "{folder:?} {} {field}", golden["name"]);
+            }
+            count += 1;
+        }
+    }
+    assert_eq!(count, 108);
+}
+
+#[test]
+fn the_official_layout() {
+    let folder = goldens().join("llama-gqa");
+    let golden = &traces(&folder)[0];
+    assert_eq!(golden["name"], "default");
+    let dir = tempfile::tempdir().expect("a folder");
+    let trace = dir.path().join("trace.json");
+    let (policy, reward) = (folder.join("policy"), folder.join("reward"));
+    let run = ggro(&[
+        "generate",
+        golden["user_text"].as_str().expect("a text"),
+        "--policy",
+        utf8(&policy),
+        "--reward",
+        utf8(&reward),
+        "--prompt-layout",
+        "official",
+        "--max-new-tokens",
+        "64",
+        "--entropy-threshold",
+        "1.2",
+        "--no-baseline",
+        "--trace",
+        utf8(&trace),
+    ])
+    .ok();
+    let found = read_json(&trace);
+    assert_eq!(found["options"], golden["options"]);
+    assert_eq!(found["final_ids"], golden["final_ids"]);
+    let text = golden["final_text"].as_str().expect("a text");
+    let answer = text.rsplit("<|end_header_id|>\n\n").next().expect("an answer");
+    assert_eq!(run.out, format!("{}\n", answer.trim_end_matches("<|eot_id|>")));
+}
+
+#[test]
+fn variables_stand_for_flags_and_flags_win() {
+    let tokens = |value: &str, more: &[&str]| {
+        let mut command = command();
+        command.env("GGRO_MAX_NEW_TOKENS", value).env("GGRO_NO_BASELINE", "1").env("GGRO_JSON", "yes");
+        let run = finish(command.args(["generate", PROMPT]).args(more)).ok();
+        run.json()["new_tokens"].clone()
+    };
+    assert_eq!(tokens("7", &[]), 7);
+    assert_eq!(tokens("7", &["--max-new-tokens", "9"]), 9);
+}
+
+#[test]
+fn a_prefill_is_printed_and_continued() {
+    let run = short(&["--prefill", "Once upon a time, a red"]);
+    assert!(run.out.starts_with("Once upon a time, a red"), "{}", run.out);
+    assert!(run.out.len() > 40);
+}
+
+#[test]
+fn flags_without_effect_are_explained_and_without_effect() {
+    let run = short(&["--nudge-weight", "3", "--scale-nudge-biases"]);
+    assert_eq!(run.out, short(&[]).out);
+    assert!(run.err.contains("--nudge-weight has no effect"), "{}", run.err);
+    assert!(run.err.contains("--scale-nudge-biases has no effect"), "{}", run.err);
+}
+
+#[test]
+fn threads_change_nothing() {
+    assert_eq!(short(&["--threads", "1"]).out, short(&["--threads", "3"]).out);
+}
+
+#[test]
+fn a_reader_who_leaves_is_no_error() {
+    let mut child = command()
+        .args(["generate", PROMPT])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("an end");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{err}");
+    assert!(!err.contains("error") && !err.contains("panicked"), "{err}");
+}

@@ -1,0 +1,40 @@
+//! `ggro info`, and the help.
+
+use super::{ggro, goldens, utf8};
+
+#[test]
+fn the_demo_pair() {
+    let run = ggro(&["info"]).ok();
+    for part in [env!("CARGO_PKG_VERSION"), "kernels", "cpu", "policy", "reward", "bf16", "4.0 M parameters"] {
+        assert!(run.out.contains(part), "no {part:?} in {}", run.out);
+    }
+    let info = ggro(&["info", "--json", "--max-model-len", "100"]).ok().json();
+    let kernels = &info["kernels"];
+    assert!(kernels["reason"].as_str().is_some_and(|why| why.contains("nvcc") == (kernels["count"] == 0)), "{kernels}");
+    assert_eq!(info["pair"]["demo"], true);
+    assert_eq!(info["pair"]["models"][0]["kv_bytes_per_token"], 4096);
+    assert_eq!(info["memory"]["kv_bytes"], 819_200);
+    assert_eq!(info["memory"]["max_model_len"], 100);
+    assert_eq!(info["memory"]["fits"], true);
+}
+
+#[test]
+fn a_pair_of_directories() {
+    let folder = goldens().join("mistral");
+    let (policy, reward) = (folder.join("policy"), folder.join("reward"));
+    let info = ggro(&["info", "--json", "--policy", utf8(&policy), "--reward", utf8(&reward)]).ok().json();
+    let model = &info["pair"]["models"][0];
+    assert_eq!((&model["family"], &model["dtype"]), (&"mistral".into(), &"f16".into()));
+    assert_eq!((&model["window"], &info["pair"]["models"][1]["window"]), (&24.into(), &20.into()));
+    assert_eq!(info["pair"]["demo"], false);
+}
+
+#[test]
+fn help_names_defaults() {
+    let run = ggro(&["generate", "--help"]).ok();
+    for part in ["3.25", "GGRO_", "[default: 8]", "[default: 25]", "official", "NO_COLOR"] {
+        assert!(run.out.contains(part) || ggro(&["--help"]).out.contains(part), "no {part:?} in {}", run.out);
+    }
+    assert_eq!(ggro(&[]).code, Some(2));
+    assert_eq!(ggro(&["--version"]).ok().out, format!("ggro {}\n", env!("CARGO_PKG_VERSION")));
+}

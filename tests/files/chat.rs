@@ -1,0 +1,217 @@
+use crate::{directory, read_json, refused};
+use ggro::chat::{ChatTemplate, Message};
+use serde_json::{Value, json};
+use std::time::Instant;
+
+fn template(source: &str) -> ggro::Result<ChatTemplate> {
+    let (_dir, files) = directory(&[("chat_template.jinja", source.as_bytes())]);
+    ChatTemplate::load(&files).map(Option::unwrap)
+}
+
+fn user(content: &str) -> Vec<Message> {
+    vec![Message { role: "user".into(), content: content.into() }]
+}
+
+fn render(source: &str) -> ggro::Result<String> {
+    template(source)?.render(&user("Hello"), true)
+}
+
+/// Every case was rendered by Jinja2 itself: see `make_chat_cases.py`.
+#[test]
+fn renders_as_python_does() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files/chat_cases.json");
+    let file = read_json(&path);
+    let mut failures = Vec::new();
+    for case in file["cases"].as_array().unwrap() {
+        let mut config = json!({ "chat_template": case["template"] });
+        for (name, token) in case["special_tokens"].as_object().unwrap() {
+            config[name] = token.clone();
+        }
+        let (_dir, files) = directory(&[("tokenizer_config.json", config.to_string().as_bytes())]);
+        let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
+        let rendered = ChatTemplate::load(&files).and_then(|template| {
+            let mut template = template.unwrap();
+            template.pin_time(file["now"].as_i64().unwrap());
+            template.render(&messages, case["add_generation_prompt"].as_bool().unwrap())
+        });
+        let name = &case["name"];
+        match (rendered, &case["expected"], &case["refusal"]) {
+            (Ok(text), Value::String(expected), _) if text == *expected => {}
+            (Err(e), Value::Null, Value::String(refusal)) if e.to_string().contains(refusal) => {}
+            (rendered, expected, refusal) => {
+                let rendered = rendered.map_err(|e| e.to_string());
+                failures.push(format!("{name}\n found    {rendered:?}\n expected {expected} {refusal}"));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn default_of_a_list_of_templates() {
+    let list = |name: &str| {
+        json!({
+            "chat_template": [
+                { "name": "rag", "template": "no" },
+                { "name": name, "template": "{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}" },
+            ],
+            "bos_token": { "content": "<s>", "lstrip": false },
+            "eos_token": "</s>",
+            "pad_token": null,
+        })
+        .to_string()
+    };
+    let (_dir, files) = directory(&[("tokenizer_config.json", list("default").as_bytes())]);
+    let template = ChatTemplate::load(&files).unwrap().unwrap();
+    assert_eq!(template.render(&[], false).unwrap(), "<s></s>False");
+
+    let (_dir, files) = directory(&[("tokenizer_config.json", list("other").as_bytes())]);
+    refused(ChatTemplate::load(&files), &["tokenizer_config.json", "chat_template", "\"default\""]);
+}
+
+#[test]
+fn where_a_template_comes_from() {
+    let (_dir, files) = directory(&[]);
+    assert!(ChatTemplate::load(&files).unwrap().is_none());
+    let (_dir, files) = directory(&[("tokenizer_config.json", b"{}")]);
+    assert!(ChatTemplate::load(&files).unwrap().is_none());
+    let config = br#"{ "chat_template": "config" }"#;
+    let (_dir, files) = directory(&[("tokenizer_config.json", config), ("chat_template.jinja", b"file\n")]);
+    let template = ChatTemplate::load(&files).unwrap().unwrap();
+    assert_eq!(template.render(&[], false).unwrap(), "file");
+
+    for (config, expected) in [
+        (r#"{ "chat_template": 5 }"#, "`chat_template`"),
+        (r#"{ "chat_template": "x", "eos_token": 5 }"#, "`eos_token`"),
+        ("[]", "JSON object"),
+        ("{", "JSON object"),
+    ] {
+        let (_dir, files) = directory(&[("tokenizer_config.json", config.as_bytes())]);
+        refused(ChatTemplate::load(&files), &["tokenizer_config.json", expected]);
+    }
+    let (_dir, files) = directory(&[("chat_template.jinja", b"\xff")]);
+    refused(ChatTemplate::load(&files), &["chat_template.jinja", "UTF-8"]);
+}
+
+#[test]
+fn the_templates_own_refusal_reaches_the_user() {
+    let error = render("{{ raise_exception('no system message here') }}").unwrap_err();
+    assert!(matches!(error, ggro::Error::Invalid(_)));
+    assert!(error.to_string().contains("no system message here"));
+    let nested = "{% macro m() %}{{ raise_exception('from inside') }}{% endmacro %}{{ m() }}";
+    refused(render(nested), &["from inside"]);
+}
+
+#[test]
+fn broken_templates() {
+    refused(render("{% if %}"), &["chat_template.jinja", "line 1", "syntax error"]);
+    refused(render("a\n{% for m in messages %}"), &["line 2", "syntax error"]);
+    refused(render("{{ messages | nonsense }}"), &["unknown filter", "nonsense"]);
+    refused(render("\n{{ nonsense() }}"), &["line 2", "nonsense"]);
+    refused(render("{{ missing.attribute }}"), &["undefined"]);
+    refused(render("{% generation %}"), &["syntax error"]);
+    refused(render("{% include 'other' %}"), &["other"]);
+    refused(render(&"x".repeat(1 << 20)), &["at most 131072 bytes", "found 1048576"]);
+}
+
+#[test]
+fn endless_and_enormous_templates_end_quickly() {
+    let loops = "{% for i in range(100000) %}{% for j in range(100000) %}BODY{% endfor %}{% endfor %}";
+    let with = |body: &str| loops.replace("BODY", body);
+    let kilobyte = "x".repeat(1000);
+    let doubling = "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = STEP %}{% endfor %}";
+    let hostile = [
+        with(""),
+        with("{{ i }}"),
+        with(&kilobyte),
+        with("{% set x = [i] * 100000 %}"),
+        "{{ 'a' * 10000000000 }}".into(),
+        "{{ ('a' * 90000000) | length }}".into(),
+        "{{ 'a' | indent(10000000000, true) }}".into(),
+        "{{ '%0999999999d' | format(1) }}".into(),
+        "{{ 'a'.join(range(99999)) }}".repeat(99),
+        doubling.replace("STEP", "ns.x + ns.x"),
+        doubling.replace("STEP", "ns.x ~ ns.x"),
+        doubling.replace("STEP", "ns.x | replace('a', 'aa')"),
+        doubling.replace("STEP", "ns.x.replace('a', ns.x)"),
+        doubling.replace("STEP", "[ns.x, ns.x]") + "{{ ns.x }}",
+        doubling.replace("STEP", "[ns.x, ns.x]") + "{{ ns.x | tojson }}",
+        doubling.replace("STEP", "[ns.x, ns.x]") + "{{ ns.x | string }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}".into(),
+        "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}".into(),
+        "{% include 'chat template' %}{% include 'chat template' %}".into(),
+        "{% for i in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}".into(),
+    ];
+    for source in &hostile {
+        let start = Instant::now();
+        let result = render(source);
+        let shown: String = source.chars().take(120).collect();
+        let error = result.err().unwrap_or_else(|| panic!("rendered: {shown}"));
+        assert!(start.elapsed().as_secs() < 5, "{:?}: {shown}", start.elapsed());
+        assert!(error.to_string().contains("chat_template.jinja"), "{error}");
+    }
+    refused(render(&hostile[0]), &["chat_template.jinja", "does not end within its limit"]);
+    refused(render(&hostile[2]), &["writes more than", "the limit"]);
+}
+
+fn survives(source: &str, shown: &str) {
+    let start = Instant::now();
+    let _ = render(source);
+    assert!(start.elapsed().as_secs() < 5, "{:?}: {shown}", start.elapsed());
+}
+
+/// Recursion over what a template nests or spells deeply must not overflow a stack.
+#[test]
+fn deep_nesting_is_survived() {
+    let nest = "{% set ns = namespace(x=[]) %}{% for i in range(50000) %}{% set ns.x = WRAP %}{% endfor %}";
+    for wrap in ["[ns.x]", "{'k': ns.x}", "(ns.x,)"] {
+        let nest = nest.replace("WRAP", wrap);
+        for end in [
+            "",
+            "{{ ns.x }}",
+            "{{ ns.x | tojson }}",
+            "{{ ns.x | string | length }}",
+            "{{ ns.x == [ns.x] }}",
+            "{{ [ns.x, [ns.x]] | sort | length }}",
+            "{{ [ns.x, [ns.x]] | unique | list | length }}",
+            "{{ {ns.x: 1} | length }}",
+            "{{ missing.attribute }}",
+            "{{ ns.x.nothing() }}",
+        ] {
+            survives(&format!("{nest}{end}"), end);
+        }
+    }
+    for (open, middle, close) in [
+        ("{{ ", "1+", "1 }}"),
+        ("{{ ", "(", "1 }}"),
+        ("{{ ", "[", "1 }}"),
+        ("{{ ", "not ", "1 }}"),
+        ("{{ ", "-", "1 }}"),
+        ("{{ 1", "|string", " }}"),
+        ("{{ x", ".a", " }}"),
+        ("{{ x", "()", " }}"),
+        ("{{ 1", " if 1 else 1", " }}"),
+        ("{{ ", "1 if 1 else ", "1 }}"),
+        ("{{ 1", "<1", " }}"),
+        ("{{ 1", "~1", " }}"),
+        ("{{ 1", "**1", " }}"),
+        ("{{ x", "+1", " }}"),
+        ("{{ x", "~1", " }}"),
+        ("{{ ", "1+x+", "1 }}"),
+        ("{{ ", "1,", "1 }}"),
+        ("{{ {", "1:1,", "} }}"),
+        ("", "{% set x = 1 %}", ""),
+        ("", "{{ x }}", ""),
+        ("{{ 1", " and 1", " }}"),
+        ("", "{% if 1 %}", ""),
+        ("{% if 1 %}", "{% elif 1 %}", "{% endif %}"),
+        ("", "{% for x in [1] %}", ""),
+        ("", "{% generation %}", ""),
+        ("", "{{", ""),
+        ("", "{%", ""),
+        ("", "{#", ""),
+    ] {
+        let count = (if middle.contains('%') { 120 << 10 } else { 4000 }) / middle.len();
+        survives(&format!("{open}{}{close}", middle.repeat(count)), middle);
+    }
+}
