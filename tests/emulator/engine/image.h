@@ -1,0 +1,29 @@
+// What a compiled image says about its kernels.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace emu {
+
+struct KernelImage {
+    struct Parameter {
+        uint32_t offset, size;
+    };
+    std::vector<Parameter> parameters;
+    int registers = 0, max_threads = 1024, shared_bytes = 0, local_bytes = 0;
+    uint32_t required[3] = {0, 0, 0};
+};
+
+struct Image {
+    bool stub = false;  // nothing is known but that g++ compiled the sources
+    int arch = 0;       // 80, 90, ...
+    std::map<std::string, KernelImage> kernels;
+};
+
+// 0 or a CUresult.
+int read_image(const void* data, int device_arch, Image& image);
+
+}  // namespace emu

@@ -1,0 +1,238 @@
+//! Compiles the engine and, twice, the kernels with the host's C++ compiler.
+//!
+//! Objects are kept beside the test binaries and rebuilt when a source, a header, the flags or the compiler change. A
+//! file lock lets test processes share one build.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+/// The built libraries.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// The engine, under the name of the driver library.
+    pub libcuda: PathBuf,
+    /// The kernels as they are.
+    pub plain: PathBuf,
+    /// The kernels with every load and store reported to the engine.
+    pub checked: PathBuf,
+}
+
+const ENGINE_FLAGS: &[&str] = &["-std=c++17", "-O2", "-g1", "-fPIC", "-Wall", "-Wextra", "-fno-exceptions"];
+
+/// `-ffp-contract=off`: a product and a sum round separately unless the kernel says fma. `-fno-gnu-unique`: statics of
+/// templates stay apart in the two libraries.
+const KERNEL_FLAGS: &[&str] = &[
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-DGGRO_EMU",
+    "-O2",
+    "-g",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    "-fno-threadsafe-statics",
+    "-fno-exceptions",
+    "-fno-gnu-unique",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-Wno-psabi",
+    "-Wno-unknown-pragmas",
+];
+
+/// The compiler puts a call before every access; the engine has the functions it calls, libtsan is not linked. Without
+/// `-fno-tree-sra` a vector access would be taken apart into scalars, with its alignment and its width.
+const CHECKED_FLAGS: &[&str] = &["-fsanitize=thread", "-fno-tree-sra", "-fno-ipa-sra"];
+
+/// Builds the engine and all `*.cu` of a directory. Takes seconds the first time and milliseconds afterwards.
+pub fn build(kernels: impl AsRef<Path>) -> io::Result<Paths> {
+    let kernels = kernels.as_ref().canonicalize()?;
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let include = here.join("include");
+    let engine = here.join("engine");
+    let output = output_directory()?;
+    let objects = output.join(format!("{:016x}", hash_of(&kernels)));
+    fs::create_dir_all(&objects)?;
+    let lock = File::create(output.join("lock"))?;
+    lock.lock()?;
+
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
+    let version = run(Command::new(&compiler).arg("--version"))?;
+    let mut common = vec![format!("-I{}", include.display())];
+    if ["avx2", "fma", "bmi2", "f16c"].iter().all(|f| cpu_has(f)) {
+        common.push("-march=x86-64-v3".to_owned());
+    }
+    let engine_headers = hash_files(&[files(&engine, "h")?, files(&include, "h")?].concat())?;
+    let kernel_headers = hash_files(&[files(&kernels, "cuh")?, files(&include, "h")?].concat())?;
+
+    let mut jobs = Vec::new();
+    let mut engine_objects = Vec::new();
+    for source in files(&engine, "cc")? {
+        let object = output.join(source.file_name().unwrap_or_default()).with_extension("o");
+        let mut flags = to_strings(ENGINE_FLAGS);
+        flags.extend(common.clone());
+        engine_objects.push(object.clone());
+        jobs.push(Job { source, object, flags, inputs: engine_headers });
+    }
+    let sources = files(&kernels, "cu")?;
+    let mut kernel_objects = [Vec::new(), Vec::new()];
+    for (list, (suffix, extra)) in kernel_objects.iter_mut().zip([("plain", &[][..]), ("checked", CHECKED_FLAGS)]) {
+        for source in &sources {
+            let name = format!("{}.{suffix}.o", source.file_stem().unwrap_or_default().to_string_lossy());
+            let object = objects.join(name);
+            let mut flags = to_strings(KERNEL_FLAGS);
+            flags.extend(to_strings(extra));
+            flags.extend(common.clone());
+            flags.push(format!("-I{}", kernels.display()));
+            flags.extend(["-include".to_owned(), "emu.h".to_owned()]);
+            list.push(object.clone());
+            jobs.push(Job { source: source.clone(), object, flags, inputs: kernel_headers });
+        }
+    }
+    run_all(&compiler, &version, &jobs)?;
+
+    let paths = Paths {
+        libcuda: output.join("libcuda.so.1"),
+        plain: objects.join("kernels-plain.so"),
+        checked: objects.join("kernels-checked.so"),
+    };
+    let link = |target: &Path, objects: &[PathBuf], extra: &[String]| -> io::Result<()> {
+        let key = hash_of(&(hash_files(objects)?, extra, &version)).to_string();
+        if is_current(target, &key) {
+            return Ok(());
+        }
+        let fresh = target.with_extension("new");
+        run(Command::new(&compiler).arg("-shared").args(objects).args(extra).arg("-o").arg(&fresh))?;
+        // A new file, not new contents: another process may have the old one loaded.
+        fs::rename(&fresh, target)?;
+        fs::write(key_file(target), key)
+    };
+    link(&paths.libcuda, &engine_objects, &to_strings(&["-Wl,-soname,libcuda.so", "-ldl", "-lrt", "-lpthread"]))?;
+    let script = engine.join("kernels.ld");
+    let extra = [
+        "-Wl,-Bsymbolic".to_owned(),
+        format!("-Wl,-T,{}", script.display()),
+        // The engine's name in the dynamic section is its SONAME; at run time the loaded engine answers to it.
+        paths.libcuda.display().to_string(),
+        "-lm".to_owned(),
+    ];
+    link(&paths.plain, &kernel_objects[0], &extra)?;
+    link(&paths.checked, &kernel_objects[1], &extra)?;
+    Ok(paths)
+}
+
+struct Job {
+    source: PathBuf,
+    object: PathBuf,
+    flags: Vec<String>,
+    inputs: u64,
+}
+
+fn run_all(compiler: &str, version: &str, jobs: &[Job]) -> io::Result<()> {
+    let next = AtomicUsize::new(0);
+    let failure = Mutex::new(None);
+    let workers = thread::available_parallelism().map_or(2, |n| n.get());
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(error) = compile(compiler, version, job) {
+                        failure.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
+                    }
+                }
+            });
+        }
+    });
+    failure.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
+}
+
+fn compile(compiler: &str, version: &str, job: &Job) -> io::Result<()> {
+    let key = hash_of(&(fs::read(&job.source)?, &job.source, &job.flags, job.inputs, version)).to_string();
+    if is_current(&job.object, &key) {
+        return Ok(());
+    }
+    run(Command::new(compiler).args(&job.flags).arg("-c").arg(&job.source).arg("-o").arg(&job.object))?;
+    fs::write(key_file(&job.object), key)
+}
+
+/// The command's output; its own words when it fails.
+fn run(command: &mut Command) -> io::Result<String> {
+    let output = command.output().map_err(|e| {
+        let program = command.get_program().to_string_lossy().into_owned();
+        io::Error::new(e.kind(), format!("the emulated device needs a C++ compiler, {program} does not start: {e}"))
+    })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(io::Error::other(format!("{command:?}\n{}", String::from_utf8_lossy(&output.stderr))))
+}
+
+/// `target/<profile>/emulator`, found from the running test binary.
+fn output_directory() -> io::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let profile = program.ancestors().skip(1).find(|p| !p.ends_with("deps") && !p.ends_with("examples"));
+    let directory = profile.map_or_else(std::env::temp_dir, Path::to_path_buf).join("emulator");
+    fs::create_dir_all(&directory)?;
+    Ok(directory)
+}
+
+fn files(directory: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
+    let mut list = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == extension) {
+            list.push(path);
+        }
+    }
+    list.sort();
+    Ok(list)
+}
+
+fn hash_files(paths: &[PathBuf]) -> io::Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    for path in paths {
+        (path, fs::read(path)?).hash(&mut hasher);
+    }
+    Ok(hasher.finish())
+}
+
+fn hash_of(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn key_file(target: &Path) -> PathBuf {
+    let mut name = target.as_os_str().to_owned();
+    name.push(".key");
+    name.into()
+}
+
+fn is_current(target: &Path, key: &str) -> bool {
+    target.exists() && fs::read_to_string(key_file(target)).is_ok_and(|old| old == key)
+}
+
+fn to_strings(list: &[&str]) -> Vec<String> {
+    list.iter().map(|s| (*s).to_owned()).collect()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn cpu_has(feature: &str) -> bool {
+    match feature {
+        "avx2" => is_x86_feature_detected!("avx2"),
+        "fma" => is_x86_feature_detected!("fma"),
+        "bmi2" => is_x86_feature_detected!("bmi2"),
+        "f16c" => is_x86_feature_detected!("f16c"),
+        _ => false,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn cpu_has(_: &str) -> bool {
+    false
+}

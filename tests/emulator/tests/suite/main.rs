@@ -1,0 +1,7 @@
+//! The emulated device through unmodified cudarc: its own kernels in every mode, planted bugs that must be caught, and
+//! the driver's behaviour.
+
+mod bugs;
+mod driver;
+mod harness;
+mod kernels;
