@@ -63,7 +63,8 @@ pub fn occupancy(target: &str, threads: u32, registers: u32, shared: u32) -> Opt
     let warps = threads.div_ceil(32).max(1);
     let per_warp = (registers * 32).next_multiple_of(256).max(256);
     let per_block = (shared + 1024).next_multiple_of(128);
-    let by_registers = limits.registers / per_warp / warps;
+    // Four schedulers, each with a quarter of the registers.
+    let by_registers = limits.registers / 4 / per_warp * 4 / warps;
     let blocks = (limits.warps / warps).min(limits.blocks).min(by_registers).min(limits.shared / per_block);
     Some(Occupancy { blocks, warps: blocks * warps, percent: blocks * warps * 100 / limits.warps })
 }

@@ -105,11 +105,11 @@ fn run(device: &Device, check: &mut Check, logits: &[f32], floors: &[f64], shift
     let (rows, v) = (floors.len(), logits.len() / floors.len());
     let logits = Guarded::shifted(device, logits, shift)?;
     let floors = Guarded::input(device, floors)?;
-    let mut stats = Guarded::output(device, rows, 0)?;
     let mut scratch = Scratch::new(device, rows, v)?;
     let mut first = Vec::new();
     // Twice with one scratch: the tickets must be back at zero.
     for round in 0..2 {
+        let mut stats = Guarded::output(device, rows, 0)?;
         softmax_entropy(device, &mut stats.view_mut(), logits.view(), floors.view(), &mut scratch)?;
         let found = stats.read(device, check, "stats")?;
         if round == 0 {
@@ -208,19 +208,25 @@ fn run_top_k(
     let v = logits.len() / rows;
     let row_logits = Guarded::input(device, logits)?;
     let (stats, wishes) = (Guarded::input(device, stats)?, Guarded::input(device, wishes)?);
-    let mut ids = Guarded::output(device, rows * stride, 0)?;
-    let mut logits = Guarded::output(device, rows * stride, 0)?;
-    let mut found = Guarded::output(device, rows, 0)?;
     let mut scratch = Scratch::new(device, rows, v)?;
+    let mut twice = Vec::new();
     for _ in 0..2 {
+        let mut ids = Guarded::output(device, rows * stride, 0)?;
+        let mut logits = Guarded::output(device, rows * stride, 0)?;
+        let mut found = Guarded::output(device, rows, 0)?;
         let mut out = TopKOut { ids: ids.view_mut(), logits: logits.view_mut(), found: found.view_mut(), stride };
         top_k(device, &mut out, row_logits.view(), stats.view(), wishes.view(), below, &mut scratch)?;
+        twice.push(Lists {
+            ids: ids.read(device, check, "ids")?,
+            logits: logits.read(device, check, "logits of the list")?,
+            found: found.read(device, check, "found")?,
+        });
     }
-    Ok(Lists {
-        ids: ids.read(device, check, "ids")?,
-        logits: logits.read(device, check, "logits of the list")?,
-        found: found.read(device, check, "found")?,
-    })
+    let (second, first) = (twice.remove(1), twice.remove(0));
+    check.same("ids, run again", &second.ids, &first.ids);
+    check.same("logits of the list, run again", &second.logits, &first.logits);
+    check.same("found, run again", &second.found, &first.found);
+    Ok(first)
 }
 
 fn largest(device: &Device, check: &mut Check, logits: &[f32], v: usize) -> Result<()> {

@@ -14,22 +14,20 @@ fn close(what: &str, found: f64, expected: f64) {
     assert!(found == expected || error <= 1e-5 * expected.abs().max(1.0), "{what}: {found} instead of {expected}");
 }
 
-#[test]
-#[ignore = "requires a CUDA device"]
-fn every_golden_row() {
-    let device = Device::open(0).unwrap();
+/// All of them, on a device.
+pub fn every_golden_row(device: &Device) {
     let file = std::fs::read("tests/goldens/softmax_cases.safetensors").unwrap();
     let tensors = SafeTensors::deserialize(&file).unwrap();
     for v in [1usize, 31, 33, 111, 32_000, 128_256] {
         let logits = numbers(&tensors, &format!("{v}.logits"), f32::from_le_bytes);
         let rows = logits.len() / v;
-        let row_logits = Buffer::from_slice(&device, &logits).unwrap();
-        let mut stats = Buffer::<RowStatsOut>::uninitialised(&device, rows).unwrap();
-        let mut scratch = Scratch::new(&device, rows, v).unwrap();
+        let row_logits = Buffer::from_slice(device, &logits).unwrap();
+        let mut stats = Buffer::<RowStatsOut>::uninitialised(device, rows).unwrap();
+        let mut scratch = Scratch::new(device, rows, v).unwrap();
         for (floor, name) in [(0.0f64, "entropy"), (1e-9, "entropy_floor_1e-9"), (1e-3, "entropy_floor_1e-3")] {
-            let floors = Buffer::from_slice(&device, &vec![floor; rows]).unwrap();
-            softmax_entropy(&device, &mut stats.view_mut(), row_logits.view(), floors.view(), &mut scratch).unwrap();
-            let found = stats.download(&device).unwrap();
+            let floors = Buffer::from_slice(device, &vec![floor; rows]).unwrap();
+            softmax_entropy(device, &mut stats.view_mut(), row_logits.view(), floors.view(), &mut scratch).unwrap();
+            let found = stats.download(device).unwrap();
             let of = |name: &str| numbers(&tensors, &format!("{v}.{name}"), f64::from_le_bytes);
             let argmax = numbers(&tensors, &format!("{v}.argmax"), i64::from_le_bytes);
             let entropy = of(name);
@@ -45,14 +43,14 @@ fn every_golden_row() {
             }
         }
         let k = 25.min(v);
-        let wishes = Buffer::from_slice(&device, &vec![TopKWish::new(k, When::Always, 0.0); rows]).unwrap();
-        let mut ids = Buffer::<u32>::uninitialised(&device, rows * k).unwrap();
-        let mut values = Buffer::<f32>::uninitialised(&device, rows * k).unwrap();
-        let mut found = Buffer::<u32>::uninitialised(&device, rows).unwrap();
+        let wishes = Buffer::from_slice(device, &vec![TopKWish::new(k, When::Always, 0.0); rows]).unwrap();
+        let mut ids = Buffer::<u32>::uninitialised(device, rows * k).unwrap();
+        let mut values = Buffer::<f32>::uninitialised(device, rows * k).unwrap();
+        let mut found = Buffer::<u32>::uninitialised(device, rows).unwrap();
         let mut out = TopKOut { ids: ids.view_mut(), logits: values.view_mut(), found: found.view_mut(), stride: k };
-        top_k(&device, &mut out, row_logits.view(), stats.view(), wishes.view(), v, &mut scratch).unwrap();
+        top_k(device, &mut out, row_logits.view(), stats.view(), wishes.view(), v, &mut scratch).unwrap();
         let expected = numbers(&tensors, &format!("{v}.top25"), i64::from_le_bytes);
-        let found: Vec<i64> = ids.download(&device).unwrap().into_iter().map(i64::from).collect();
+        let found: Vec<i64> = ids.download(device).unwrap().into_iter().map(i64::from).collect();
         assert_eq!(found, expected, "top 25 of {v}");
     }
 }

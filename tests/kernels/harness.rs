@@ -1,31 +1,65 @@
-//! Every case of the harness.
+//! The conformance harness and the golden rows.
 
-use ggro::conformance;
-use ggro::cuda::Device;
+use crate::emulated::Emulated;
+use crate::goldens;
+use ggro::conformance::{self, Finding};
+use ggro_emulator::{Config, Copies, Schedule};
+use std::time::Instant;
+
+/// Runs the cases of at most `work`, all of which must pass, and says what took how long.
+fn run(emulated: &Emulated, what: &str, work: u64) {
+    let (mut worst, mut slowest, started) = (0.0f64, (0.0, String::new()), Instant::now());
+    let mut wrong: Vec<Finding> = Vec::new();
+    let mut count = 0;
+    for case in conformance::cases().into_iter().filter(|case| case.work <= work) {
+        let began = Instant::now();
+        let finding = case.run(&emulated.device);
+        let took = began.elapsed().as_secs_f64();
+        if took > slowest.0 {
+            slowest = (took, format!("{case:?}"));
+        }
+        count += 1;
+        worst = worst.max(finding.error_over_bound);
+        if !finding.passed() {
+            wrong.push(finding);
+        }
+    }
+    println!(
+        "{what}: {count} cases, largest error over bound {worst:.3}, {:.1} s, the slowest {} in {:.1} s",
+        started.elapsed().as_secs_f64(),
+        slowest.1,
+        slowest.0
+    );
+    assert!(count > 0);
+    emulated.assert_clean();
+    assert!(wrong.is_empty(), "{what}: {wrong:#?}");
+}
 
 #[test]
-#[ignore = "requires a CUDA device"]
-fn every_kernel_is_within_its_bounds() {
-    let device = Device::open(0).unwrap();
-    let op = std::env::var("GGRO_OP").ok();
-    let mut slowest = (std::time::Duration::ZERO, String::new());
-    let mut started = std::time::Instant::now();
-    let findings = conformance::test(&device, op.as_deref(), |finding| {
-        let took = started.elapsed();
-        if took > slowest.0 {
-            slowest = (took, format!("{} {}", finding.op, finding.case));
+fn every_case() {
+    let emulated = Emulated::new(Config::default());
+    run(&emulated, "plain", u64::MAX);
+    goldens::every_golden_row(&emulated.device);
+    emulated.assert_clean();
+}
+
+#[test]
+fn checked() {
+    let emulated = Emulated::new(Config { checked: true, ..Config::default() });
+    run(&emulated, "checked", 40_000_000);
+    goldens::every_golden_row(&emulated.device);
+    emulated.assert_clean();
+}
+
+#[test]
+fn every_schedule_and_copy_mode() {
+    for schedule in [Schedule::Reverse, Schedule::Shuffle(1), Schedule::Shuffle(2)] {
+        for copies in [Copies::Late, Copies::Early] {
+            for checked in [false, true] {
+                let config = Config { checked, schedule, copies, ..Config::default() };
+                let work = if checked { 1_000_000 } else { 10_000_000 };
+                run(&Emulated::new(config), &format!("{schedule:?}, {copies:?}, checked {checked}"), work);
+            }
         }
-        if !finding.passed() {
-            eprintln!("{} {}: {:#?}", finding.op, finding.case, finding.failures);
-        }
-        started = std::time::Instant::now();
-    });
-    let wrong = findings.iter().filter(|finding| !finding.passed()).count();
-    for op in ["rmsnorm", "softmax_entropy", "gemm"] {
-        let of_op = findings.iter().filter(|finding| finding.op == op);
-        let worst = of_op.map(|finding| finding.error_over_bound).fold(0.0, f64::max);
-        eprintln!("{op}: largest error over bound {worst:.3}");
     }
-    eprintln!("{} cases on {}, slowest {} in {:?}", findings.len(), device.name(), slowest.1, slowest.0);
-    assert_eq!(wrong, 0);
 }

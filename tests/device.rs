@@ -1,0 +1,26 @@
+//! The kernels on a real device. A process has one libcuda, so these tests are not in `kernels`, which has the emulated
+//! device's.
+
+#[path = "kernels/goldens.rs"]
+mod goldens;
+
+use ggro::conformance;
+use ggro::cuda::Device;
+
+#[test]
+#[ignore = "requires a CUDA device"]
+fn every_kernel_is_within_its_bounds() {
+    let device = Device::open(0).unwrap();
+    let findings = conformance::test(&device, None, |finding| {
+        if !finding.passed() {
+            eprintln!("{} {}: {:#?}", finding.op, finding.case, finding.failures);
+        }
+    });
+    assert!(findings.iter().all(conformance::Finding::passed));
+}
+
+#[test]
+#[ignore = "requires a CUDA device"]
+fn golden_rows() {
+    goldens::every_golden_row(&Device::open(0).unwrap());
+}
