@@ -121,12 +121,6 @@ void write_report() {
     }
 }
 
-namespace {
-struct AtExit {
-    ~AtExit() { write_report(); }
-} at_exit;
-}  // namespace
-
 }  // namespace emu
 
 using namespace emu;
@@ -165,6 +159,9 @@ extern "C" __attribute__((visibility("default"))) size_t ggro_emu_counters_json(
 EMU_API cuInit(unsigned flags) {
     EMU_ENTER_ANY;
     static FromEnvironment environment;
+    // Registered this late, it runs before any of the engine's globals are destroyed.
+    static const int at_exit = atexit(write_report);
+    (void)at_exit;
     if (flags) return kInvalidValue;
     initialised = true;
     return 0;
