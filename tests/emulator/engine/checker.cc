@@ -289,7 +289,8 @@ void check_access(const void* address, size_t bytes, unsigned access, Site site)
             out_of_bounds(address, bytes, write, "global", site, memory_describe(address));
         return;
     }
-    if (bytes <= 16 && (bytes & (bytes - 1)) == 0 && reinterpret_cast<uintptr_t>(address) % bytes) {
+    if (!(access & kUnaligned) && bytes <= 16 && (bytes & (bytes - 1)) == 0 &&
+        reinterpret_cast<uintptr_t>(address) % bytes) {
         fatal(716, "misaligned access", site, "%s of %zu bytes at %p", write ? "write" : "read", bytes, address);
     }
     const bool global = memory_in_arena(address);
@@ -381,8 +382,8 @@ EMU_HOOKS(16)
 
 // The compiler itself knows these to be unaligned (packed members, merged byte copies).
 #define EMU_UNALIGNED_HOOKS(n)                                                                                         \
-    void __tsan_unaligned_read##n(void* p) { hook(p, n, kRead, PC); }                                                  \
-    void __tsan_unaligned_write##n(void* p) { hook(p, n, kWrite, PC); }
+    void __tsan_unaligned_read##n(void* p) { hook(p, n, kRead | kUnaligned, PC); }                                     \
+    void __tsan_unaligned_write##n(void* p) { hook(p, n, kWrite | kUnaligned, PC); }
 EMU_UNALIGNED_HOOKS(2)
 EMU_UNALIGNED_HOOKS(4)
 EMU_UNALIGNED_HOOKS(8)
