@@ -55,7 +55,8 @@ bool ordered_through_memory(uint32_t order, uint32_t actor) {
     auto known = acquired.find(*std::prev(block));
     if (known == acquired.end()) return false;
     for (const Acquired& a : known->second) {
-        const bool published = order < a.release.barrier_order || (actor == a.release.thread && order <= a.release.order);
+        const bool published =
+            order < a.release.barrier_order || (actor == a.release.thread && order <= a.release.order);
         const bool learned = self->index == a.thread || barrier_order > a.order;
         if (published && learned) return true;
     }
@@ -74,7 +75,8 @@ bool ordered(uint32_t tag) {
     if (actor == kSeveralWarps) return mbarriers_used;  // too coarse to tell: no false alarm
     const uint32_t warp = actor < kSeveralLanes ? actor / kWarp : actor - kSeveralLanes;
     if (warp == me.warp->index) {
-        const bool all = actor >= kSeveralLanes ? (me.warp->live & ~me.sync_mask) == 0 : me.sync_mask >> (actor % kWarp) & 1;
+        const bool all =
+            actor >= kSeveralLanes ? (me.warp->live & ~me.sync_mask) == 0 : me.sync_mask >> (actor % kWarp) & 1;
         if (order < me.sync_order && all) return true;
     }
     return order <= warp_clocks[me.warp->index].order[warp];
@@ -103,8 +105,12 @@ size_t check_cells(Cell* cell, size_t count, unsigned access, bool global, const
         const uint32_t written = c.writer, read = c.reader;
         if (order_of(written) >= block_first || (global && order_of(written) >= launch_first)) {
             if (written != mine && !(atomic && (written & kAtomicTag)) && !ordered(written & ~kAtomicTag)) {
-                fault(global ? "global memory race" : "shared memory race", site, "%s of %s, written by %s without synchronisation in between",
-                      atomic ? "atomic" : write ? "write" : "read", global ? memory_describe(address).c_str() : "shared memory", actor_text(written, global).c_str());
+                fault(global ? "global memory race" : "shared memory race", site,
+                      "%s of %s, written by %s without synchronisation in between",
+                      atomic  ? "atomic"
+                      : write ? "write"
+                              : "read",
+                      global ? memory_describe(address).c_str() : "shared memory", actor_text(written, global).c_str());
             }
         } else if (write || order_of(read) < launch_first) {
             ++fresh;
@@ -112,8 +118,10 @@ size_t check_cells(Cell* cell, size_t count, unsigned access, bool global, const
         if (write) {
             if (order_of(read) >= block_first || (global && order_of(read) >= launch_first)) {
                 if (read != mine && !ordered(read)) {
-                    fault(global ? "global memory race" : "shared memory race", site, "%s of %s, read by %s without synchronisation in between",
-                          atomic ? "atomic" : "write", global ? memory_describe(address).c_str() : "shared memory", actor_text(read, global).c_str());
+                    fault(global ? "global memory race" : "shared memory race", site,
+                          "%s of %s, read by %s without synchronisation in between", atomic ? "atomic" : "write",
+                          global ? memory_describe(address).c_str() : "shared memory",
+                          actor_text(read, global).c_str());
                 }
             }
             c.writer = mine | (atomic ? kAtomicTag : 0);
@@ -143,8 +151,10 @@ Cell* shared_cells(const void* address) {
     return offset < kWindow ? &dynamic_cells[offset] : &static_cells[size_t(p - run.library->shared_begin)];
 }
 
-[[noreturn]] void out_of_bounds(const void* address, size_t bytes, bool write, const char* space, Site site, const std::string& where) {
-    fatal(700, "out of bounds", site, "%s of %zu bytes of %s memory at %p: %s", write ? "write" : "read", bytes, space, address, where.c_str());
+[[noreturn]] void out_of_bounds(const void* address, size_t bytes, bool write, const char* space, Site site,
+                                const std::string& where) {
+    fatal(700, "out of bounds", site, "%s of %zu bytes of %s memory at %p: %s", write ? "write" : "read", bytes, space,
+          address, where.c_str());
 }
 
 }  // namespace
@@ -167,7 +177,8 @@ uint32_t checker_next_order() {
 
 void checker_begin_launch() {
     if (!global_cells) {
-        void* p = mmap(nullptr, kArenaBytes / 2 * sizeof(Cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void* p = mmap(nullptr, kArenaBytes / 2 * sizeof(Cell), PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p == MAP_FAILED) {
             perror("ggro emulated device: cannot reserve the race detector's address space");
             abort();
@@ -274,10 +285,12 @@ void check_access(const void* address, size_t bytes, unsigned access, Site site)
     const bool write = access & kWrite;
     if (!run.checked) {
         // Only the engine's own instructions come here in the plain build.
-        if (memory_in_arena(address) && !memory_is_device(address, bytes)) out_of_bounds(address, bytes, write, "global", site, memory_describe(address));
+        if (memory_in_arena(address) && !memory_is_device(address, bytes))
+            out_of_bounds(address, bytes, write, "global", site, memory_describe(address));
         return;
     }
-    if (bytes <= 16 && (bytes & (bytes - 1)) == 0 && reinterpret_cast<uintptr_t>(address) % bytes) {
+    if (!(access & kUnaligned) && bytes <= 16 && (bytes & (bytes - 1)) == 0 &&
+        reinterpret_cast<uintptr_t>(address) % bytes) {
         fatal(716, "misaligned access", site, "%s of %zu bytes at %p", write ? "write" : "read", bytes, address);
     }
     const bool global = memory_in_arena(address);
@@ -287,9 +300,12 @@ void check_access(const void* address, size_t bytes, unsigned access, Site site)
         out_of_bounds(address, bytes, write, "no device", site, "neither global nor shared memory");
     }
     if (!global) {
-        const char *end = static_cast<const char*>(address) + bytes, *window_end = static_cast<const char*>(shared_window()) + kWindow;
-        const bool dynamic = size_t(static_cast<const char*>(address) - static_cast<const char*>(shared_window())) < kWindow;
-        if (end > (dynamic ? window_end : run.library->shared_end)) out_of_bounds(address, bytes, write, "shared", site, "past the end");
+        const char *end = static_cast<const char*>(address) + bytes,
+                   *window_end = static_cast<const char*>(shared_window()) + kWindow;
+        const bool dynamic =
+            size_t(static_cast<const char*>(address) - static_cast<const char*>(shared_window())) < kWindow;
+        if (end > (dynamic ? window_end : run.library->shared_end))
+            out_of_bounds(address, bytes, write, "shared", site, "past the end");
     }
     uint8_t lowest = kPending, highest = 0;
     bool unknown = false;
@@ -301,13 +317,16 @@ void check_access(const void* address, size_t bytes, unsigned access, Site site)
     if (lowest == kOutside) {
         if (global) out_of_bounds(address, bytes, write, "global", site, memory_describe(address));
         char where[96];
-        snprintf(where, sizeof where, "byte %td of %u dynamic bytes", static_cast<const char*>(address) - run.shared, run.launch->shared_bytes);
+        snprintf(where, sizeof where, "byte %td of %u dynamic bytes", static_cast<const char*>(address) - run.shared,
+                 run.launch->shared_bytes);
         out_of_bounds(address, bytes, write, "shared", site, where);
     }
     if (highest == kPending) {
-        fault("asynchronous copy race", site, "%s of shared memory that a copy in flight will write: a wait is missing", write ? "write" : "read");
+        fault("asynchronous copy race", site, "%s of shared memory that a copy in flight will write: a wait is missing",
+              write ? "write" : "read");
     } else if (unknown && !(write && !(access & kAtomic))) {
-        fault("uninitialised read", site, "%zu bytes of %s memory%s%s", bytes, global ? "global" : "shared", global ? ": " : "", global ? memory_describe(address).c_str() : "");
+        fault("uninitialised read", site, "%zu bytes of %s memory%s%s", bytes, global ? "global" : "shared",
+              global ? ": " : "", global ? memory_describe(address).c_str() : "");
     }
     if (write) memset(states, kInitialised, bytes);
     if (global) {
@@ -350,10 +369,10 @@ using namespace emu;
 
 extern "C" {
 
-#define EMU_HOOKS(n)                                                        \
-    void __tsan_read##n(void* p) { hook(p, n, kRead, PC); }                 \
-    void __tsan_write##n(void* p) { hook(p, n, kWrite, PC); }               \
-    void __tsan_volatile_read##n(void* p) { hook(p, n, kRead, PC); }        \
+#define EMU_HOOKS(n)                                                                                                   \
+    void __tsan_read##n(void* p) { hook(p, n, kRead, PC); }                                                            \
+    void __tsan_write##n(void* p) { hook(p, n, kWrite, PC); }                                                          \
+    void __tsan_volatile_read##n(void* p) { hook(p, n, kRead, PC); }                                                   \
     void __tsan_volatile_write##n(void* p) { hook(p, n, kWrite, PC); }
 EMU_HOOKS(1)
 EMU_HOOKS(2)
@@ -362,9 +381,9 @@ EMU_HOOKS(8)
 EMU_HOOKS(16)
 
 // The compiler itself knows these to be unaligned (packed members, merged byte copies).
-#define EMU_UNALIGNED_HOOKS(n)                                                          \
-    void __tsan_unaligned_read##n(void* p) { hook(p, n, kRead, PC); }                   \
-    void __tsan_unaligned_write##n(void* p) { hook(p, n, kWrite, PC); }
+#define EMU_UNALIGNED_HOOKS(n)                                                                                         \
+    void __tsan_unaligned_read##n(void* p) { hook(p, n, kRead | kUnaligned, PC); }                                     \
+    void __tsan_unaligned_write##n(void* p) { hook(p, n, kWrite | kUnaligned, PC); }
 EMU_UNALIGNED_HOOKS(2)
 EMU_UNALIGNED_HOOKS(4)
 EMU_UNALIGNED_HOOKS(8)
@@ -380,14 +399,16 @@ void __tsan_vptr_read(void**) {}
 
 uint64_t emu_atomic(int operation, int bytes, void* address, uint64_t value, uint64_t compare, int order, EMU_AT) {
     const Site site{file, line};
-    if (reinterpret_cast<uintptr_t>(address) % uintptr_t(bytes)) fatal(716, "misaligned access", site, "atomic of %d bytes at %p", bytes, address);
+    if (reinterpret_cast<uintptr_t>(address) % uintptr_t(bytes))
+        fatal(716, "misaligned access", site, "atomic of %d bytes at %p", bytes, address);
     const bool releases_here = order & EMU_RELEASE || self->fenced, shared = shared_contains(address);
     if (!shared && releases_here) checker_release(address);
     if (!shared && order & EMU_ACQUIRE) checker_acquire(address);
     if (!shared && run.checked) self->observed.push_back(address);
     check_access(address, size_t(bytes), kWrite | kAtomic, site);
     const uint64_t old = load(address, bytes);
-    const int64_t signed_old = bytes == 4 ? int32_t(old) : int64_t(old), signed_value = bytes == 4 ? int32_t(value) : int64_t(value);
+    const int64_t signed_old = bytes == 4 ? int32_t(old) : int64_t(old),
+                  signed_value = bytes == 4 ? int32_t(value) : int64_t(value);
     if (bytes == 4) {
         value = uint32_t(value);
         compare = uint32_t(compare);
@@ -412,7 +433,8 @@ uint64_t emu_atomic(int operation, int bytes, void* address, uint64_t value, uin
 // Reading a flag is how a kernel polls, so it lets the other threads go first.
 unsigned emu_load_acquire(const unsigned* address, EMU_AT) {
     const Site site{file, line};
-    if (reinterpret_cast<uintptr_t>(address) % 4) fatal(716, "misaligned access", site, "acquire at %p", static_cast<const void*>(address));
+    if (reinterpret_cast<uintptr_t>(address) % 4)
+        fatal(716, "misaligned access", site, "acquire at %p", static_cast<const void*>(address));
     yield_here(site);
     checker_acquire(address);
     check_access(address, 4, kRead | kAtomic, site);
@@ -421,7 +443,8 @@ unsigned emu_load_acquire(const unsigned* address, EMU_AT) {
 
 void emu_store_release(unsigned* address, unsigned value, EMU_AT) {
     const Site site{file, line};
-    if (reinterpret_cast<uintptr_t>(address) % 4) fatal(716, "misaligned access", site, "release at %p", static_cast<void*>(address));
+    if (reinterpret_cast<uintptr_t>(address) % 4)
+        fatal(716, "misaligned access", site, "release at %p", static_cast<void*>(address));
     checker_release(address);
     check_access(address, 4, kWrite | kAtomic, site);
     *address = value;

@@ -103,16 +103,17 @@ Library* current_library();  // null, with a fault recorded, when there is none
 void write_report();
 
 struct Limits {
-    int multiprocessors, shared_per_block, shared_optin, shared_per_multiprocessor, registers = 65536, threads_per_multiprocessor = 2048;
+    int multiprocessors, shared_per_block, shared_optin, shared_per_multiprocessor, registers = 65536,
+                                                                                    threads_per_multiprocessor = 2048;
 };
 Limits device_limits();
 
 // At the head of every call: the lock, then what a broken context answers.
 #define EMU_API extern "C" __attribute__((visibility("default"))) int
 #define EMU_ENTER_ANY std::lock_guard<std::recursive_mutex> emu_guard(driver_lock)
-#define EMU_ENTER                                    \
-    EMU_ENTER_ANY;                                   \
-    if (!initialised) return kNotInitialized;        \
+#define EMU_ENTER                                                                                                      \
+    EMU_ENTER_ANY;                                                                                                     \
+    if (!initialised) return kNotInitialized;                                                                          \
     if (sticky_error) return sticky_error
 
 }  // namespace emu

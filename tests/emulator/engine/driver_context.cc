@@ -63,8 +63,9 @@ bool configure(const std::string& setting) {
 
 struct FromEnvironment {
     FromEnvironment() {
-        const char* const names[][2] = {{"GGRO_EMU_KERNELS", "kernels"}, {"GGRO_EMU_SCHEDULE", "schedule"}, {"GGRO_EMU_COPIES", "copies"},
-                                        {"GGRO_EMU_STREAMS", "streams"}, {"GGRO_EMU_REPORT", "report"},     {"GGRO_EMU_ARCH", "arch"}};
+        const char* const names[][2] = {{"GGRO_EMU_KERNELS", "kernels"}, {"GGRO_EMU_SCHEDULE", "schedule"},
+                                        {"GGRO_EMU_COPIES", "copies"},   {"GGRO_EMU_STREAMS", "streams"},
+                                        {"GGRO_EMU_REPORT", "report"},   {"GGRO_EMU_ARCH", "arch"}};
         for (auto& [variable, key] : names) {
             const char* value = getenv(variable);
             if (value && !configure(std::string(key) + "=" + value)) {
@@ -100,7 +101,9 @@ const std::map<int, std::pair<const char*, const char*>>& error_names() {
         {903, {"CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "capture was not ended in the same stream as it began"}},
         {904, {"CUDA_ERROR_STREAM_CAPTURE_UNJOINED", "capturing stream has unjoined work"}},
         {905, {"CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "dependency created on uncaptured work in another stream"}},
-        {906, {"CUDA_ERROR_STREAM_CAPTURE_IMPLICIT", "operation would make the legacy stream depend on a capturing blocking stream"}},
+        {906,
+         {"CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
+          "operation would make the legacy stream depend on a capturing blocking stream"}},
         {907, {"CUDA_ERROR_CAPTURED_EVENT", "operation not permitted on an event last recorded in a capturing stream"}},
     };
     return names;
@@ -120,12 +123,6 @@ void write_report() {
         fclose(f);
     }
 }
-
-namespace {
-struct AtExit {
-    ~AtExit() { write_report(); }
-} at_exit;
-}  // namespace
 
 }  // namespace emu
 
@@ -165,6 +162,9 @@ extern "C" __attribute__((visibility("default"))) size_t ggro_emu_counters_json(
 EMU_API cuInit(unsigned flags) {
     EMU_ENTER_ANY;
     static FromEnvironment environment;
+    // Registered this late, it runs before any of the engine's globals are destroyed.
+    static const int at_exit = atexit(write_report);
+    (void)at_exit;
     if (flags) return kInvalidValue;
     initialised = true;
     return 0;
@@ -203,9 +203,9 @@ EMU_API cuDeviceGetAttribute(int* value, int attribute, int device) {
         case 13: *value = 1980000; break;  // kHz
         case 16: *value = limits.multiprocessors; break;
         case 31: *value = 1; break;
-        case 36: *value = 2619000; break;  // kHz
-        case 37: *value = 5120; break;     // bits
-        case 38: *value = 50 << 20; break; // L2
+        case 36: *value = 2619000; break;   // kHz
+        case 37: *value = 5120; break;      // bits
+        case 38: *value = 50 << 20; break;  // L2
         case 39: *value = limits.threads_per_multiprocessor; break;
         case 40: *value = 3; break;
         case 41: *value = 1; break;

@@ -47,7 +47,10 @@ EMU_API cuStreamEndCapture(void* handle, void** graph) {
     if (!capture) return kInvalidValue;
     if (s != capture->origin) return kCaptureUnmatched;
     end_capture(capture);
-    const int error = sticky_error ? sticky_error : capture->invalid ? kCaptureInvalidated : !capture->unjoined.empty() ? kCaptureUnjoined : 0;
+    const int error = sticky_error                 ? sticky_error
+                      : capture->invalid           ? kCaptureInvalidated
+                      : !capture->unjoined.empty() ? kCaptureUnjoined
+                                                   : 0;
     if (error) {
         delete capture->graph;
         return error;

@@ -32,7 +32,8 @@ int check_shape(const Function& f, const uint32_t* grid, const uint32_t* block, 
     if (f.image.required[0] && memcmp(f.image.required, block, 12) != 0) return kInvalidValue;
     if (int64_t(shared) > f.max_dynamic_shared) return kInvalidValue;
     if (f.image.registers) {
-        const uint64_t warps = (threads + kWarp - 1) / kWarp, per_warp = uint64_t(f.image.registers * kWarp + 255) / 256 * 256;
+        const uint64_t warps = (threads + kWarp - 1) / kWarp,
+                       per_warp = uint64_t(f.image.registers * kWarp + 255) / 256 * 256;
         if (warps * per_warp > uint64_t(device_limits().registers)) return kLaunchOutOfResources;
     }
     return 0;
@@ -60,25 +61,33 @@ int read_parameters(const Function& f, const EmuKernel& kernel, void** list, voi
         launch.offsets.push_back(at * 8);
         launch.storage.resize(at + (p.size + 7) / 8);
         if (packed) {
-            if (offset + p.size > packed_bytes) return wrong_parameters(f, i, "the packed buffer ends before it", packed_bytes);
+            if (offset + p.size > packed_bytes)
+                return wrong_parameters(f, i, "the packed buffer ends before it", packed_bytes);
             memcpy(&launch.storage[at], packed + offset, p.size);
         } else {
             void* source = nullptr;
-            if (!list || !read_safely(&source, list + i, sizeof source) || !source || !read_safely(&launch.storage[at], source, p.size)) {
-                return wrong_parameters(f, i, "cannot be read, are there enough of them?", reinterpret_cast<uint64_t>(source));
+            if (!list || !read_safely(&source, list + i, sizeof source) || !source ||
+                !read_safely(&launch.storage[at], source, p.size)) {
+                return wrong_parameters(f, i, "cannot be read, are there enough of them?",
+                                        reinterpret_cast<uint64_t>(source));
             }
-            if (reinterpret_cast<uintptr_t>(source) % p.align) return wrong_parameters(f, i, "is not aligned for its type", reinterpret_cast<uint64_t>(source));
+            if (reinterpret_cast<uintptr_t>(source) % p.align)
+                return wrong_parameters(f, i, "is not aligned for its type", reinterpret_cast<uint64_t>(source));
         }
         offset += p.size;
         if (p.pointer && !points_to_memory(reinterpret_cast<void*>(launch.storage[at]))) {
-            return wrong_parameters(f, i, "the kernel takes a pointer here, this is no device memory", launch.storage[at]);
+            return wrong_parameters(f, i, "the kernel takes a pointer here, this is no device memory",
+                                    launch.storage[at]);
         }
     }
-    if (packed && offset != packed_bytes) return wrong_parameters(f, kernel.parameter_count, "the packed buffer is longer than the parameters", packed_bytes);
+    if (packed && offset != packed_bytes)
+        return wrong_parameters(f, kernel.parameter_count, "the packed buffer is longer than the parameters",
+                                packed_bytes);
     return 0;
 }
 
-int launch_kernel(void* function, const uint32_t* grid, const uint32_t* block, uint32_t shared, void* handle, void** parameters, void** extra) {
+int launch_kernel(void* function, const uint32_t* grid, const uint32_t* block, uint32_t shared, void* handle,
+                  void** parameters, void** extra) {
     const Function* f = function_of(function);
     Stream* stream = stream_of(handle);
     if (!f || !stream) return kInvalidHandle;
@@ -116,16 +125,16 @@ struct LaunchConfig {
 
 using namespace emu;
 
-EMU_API cuLaunchKernel(void* function, uint32_t gx, uint32_t gy, uint32_t gz, uint32_t bx, uint32_t by, uint32_t bz, uint32_t shared, void* stream,
-                       void** parameters, void** extra) {
+EMU_API cuLaunchKernel(void* function, uint32_t gx, uint32_t gy, uint32_t gz, uint32_t bx, uint32_t by, uint32_t bz,
+                       uint32_t shared, void* stream, void** parameters, void** extra) {
     EMU_ENTER;
     const uint32_t grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
     return launch_kernel(function, grid, block, shared, stream, parameters, extra);
 }
 
 // Blocks still run one after another: a kernel that synchronises the whole grid is reported as an endless wait.
-EMU_API cuLaunchCooperativeKernel(void* function, uint32_t gx, uint32_t gy, uint32_t gz, uint32_t bx, uint32_t by, uint32_t bz, uint32_t shared, void* stream,
-                                  void** parameters) {
+EMU_API cuLaunchCooperativeKernel(void* function, uint32_t gx, uint32_t gy, uint32_t gz, uint32_t bx, uint32_t by,
+                                  uint32_t bz, uint32_t shared, void* stream, void** parameters) {
     return cuLaunchKernel(function, gx, gy, gz, bx, by, bz, shared, stream, parameters, nullptr);
 }
 

@@ -12,7 +12,8 @@ namespace {
 int copy_now(void* to, const void* from, size_t bytes) {
     const bool to_device = memory_in_arena(to), from_device = memory_in_arena(from);
     if ((to_device && !memory_is_device(to, bytes)) || (from_device && !memory_is_device(from, bytes))) {
-        fault_outside_kernel("out of bounds", "", "a copy of %zu bytes: %s", bytes, memory_describe(to_device && !memory_is_device(to, bytes) ? to : from).c_str());
+        fault_outside_kernel("out of bounds", "", "a copy of %zu bytes: %s", bytes,
+                             memory_describe(to_device && !memory_is_device(to, bytes) ? to : from).c_str());
         sticky_error = kIllegalAddress;
         return kIllegalAddress;
     }
@@ -106,7 +107,9 @@ EMU_API cuMemAllocAsync(void** pointer, size_t bytes, void* stream) {
     EMU_ENTER;
     return stream_of(stream) ? allocate(pointer, bytes) : kInvalidHandle;
 }
-EMU_API cuMemAllocFromPoolAsync(void** pointer, size_t bytes, void*, void* stream) { return cuMemAllocAsync(pointer, bytes, stream); }
+EMU_API cuMemAllocFromPoolAsync(void** pointer, size_t bytes, void*, void* stream) {
+    return cuMemAllocAsync(pointer, bytes, stream);
+}
 
 EMU_API cuMemAllocManaged(void** pointer, size_t bytes, unsigned) {
     EMU_ENTER;
@@ -196,16 +199,18 @@ EMU_API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* str
     EMU_ENTER;
     return copy(host(to), true, host(from), true, bytes, stream, false);
 }
-EMU_API cuMemcpyPeerAsync(uint64_t to, void*, uint64_t from, void*, size_t bytes, void* stream) { return cuMemcpyDtoDAsync_v2(to, from, bytes, stream); }
+EMU_API cuMemcpyPeerAsync(uint64_t to, void*, uint64_t from, void*, size_t bytes, void* stream) {
+    return cuMemcpyDtoDAsync_v2(to, from, bytes, stream);
+}
 
-#define EMU_FILL(bits, type)                                                                           \
-    EMU_API cuMemsetD##bits##_v2(uint64_t to, type value, size_t count) {                              \
-        EMU_ENTER;                                                                                     \
-        return fill(host(to), value, bits / 8, count, nullptr, true);                                  \
-    }                                                                                                  \
-    EMU_API cuMemsetD##bits##Async(uint64_t to, type value, size_t count, void* stream) {              \
-        EMU_ENTER;                                                                                     \
-        return fill(host(to), value, bits / 8, count, stream, false);                                  \
+#define EMU_FILL(bits, type)                                                                                           \
+    EMU_API cuMemsetD##bits##_v2(uint64_t to, type value, size_t count) {                                              \
+        EMU_ENTER;                                                                                                     \
+        return fill(host(to), value, bits / 8, count, nullptr, true);                                                  \
+    }                                                                                                                  \
+    EMU_API cuMemsetD##bits##Async(uint64_t to, type value, size_t count, void* stream) {                              \
+        EMU_ENTER;                                                                                                     \
+        return fill(host(to), value, bits / 8, count, stream, false);                                                  \
     }
 EMU_FILL(8, unsigned char)
 EMU_FILL(16, unsigned short)

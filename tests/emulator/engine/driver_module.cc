@@ -29,7 +29,7 @@ int find_range(dl_phdr_info* info, size_t, void* raw) {
     RangeSearch& search = *static_cast<RangeSearch*>(raw);
     const char *begin = nullptr, *end = nullptr;
     for (int i = 0; i < info->dlpi_phnum; ++i) {
-        const ElfW(Phdr)& h = info->dlpi_phdr[i];
+        const ElfW(Phdr) & h = info->dlpi_phdr[i];
         if (h.p_type != PT_LOAD) continue;
         const char* from = reinterpret_cast<const char*>(info->dlpi_addr + h.p_vaddr);
         if (!begin || from < begin) begin = from;
@@ -59,7 +59,9 @@ Library* current_library() {
     void* handle = selected.empty() ? nullptr : dlopen(selected.c_str(), RTLD_NOW | RTLD_LOCAL);
     loading = nullptr;
     if (!handle || fresh->kernels.empty()) {
-        const char* why = selected.empty() ? "none is selected (GGRO_EMU_KERNELS)" : handle ? "it registers no kernels" : dlerror();
+        const char* why = selected.empty() ? "none is selected (GGRO_EMU_KERNELS)"
+                          : handle         ? "it registers no kernels"
+                                           : dlerror();
         fault_outside_kernel("kernel library", "", "%s", why);
         return nullptr;
     }
@@ -112,7 +114,9 @@ Function* function_of(void* handle) {
 }
 
 // Static shared memory that the kernel itself asked for.
-int static_shared(const Function& f) { return f.known && config.arch >= 90 ? std::max(0, f.image.shared_bytes - 1024) : f.image.shared_bytes; }
+int static_shared(const Function& f) {
+    return f.known && config.arch >= 90 ? std::max(0, f.image.shared_bytes - 1024) : f.image.shared_bytes;
+}
 
 }  // namespace emu
 
@@ -130,7 +134,9 @@ EMU_API cuModuleLoadData(void** module, const void* data) {
     modules.insert(m.get());
     return *module = m.release(), 0;
 }
-EMU_API cuModuleLoadDataEx(void** module, const void* data, unsigned, int*, void**) { return cuModuleLoadData(module, data); }
+EMU_API cuModuleLoadDataEx(void** module, const void* data, unsigned, int*, void**) {
+    return cuModuleLoadData(module, data);
+}
 EMU_API cuModuleLoadFatBinary(void** module, const void* data) { return cuModuleLoadData(module, data); }
 
 EMU_API cuModuleLoad(void** module, const char* path) {
@@ -166,7 +172,10 @@ EMU_API cuModuleGetFunction(void** function, void* handle, const char* name) {
         if (!library || (!m->image.stub && image == m->image.kernels.end())) return kNotFound;
         auto kernel = library->kernels.find(name);
         if (kernel == library->kernels.end()) {
-            if (!m->image.stub) fault_outside_kernel("kernel library", name, "the image has this kernel, %s has not: EMU_KERNEL(%s) is missing", library->path.c_str(), name);
+            if (!m->image.stub)
+                fault_outside_kernel("kernel library", name,
+                                     "the image has this kernel, %s has not: EMU_KERNEL(%s) is missing",
+                                     library->path.c_str(), name);
             return kNotFound;
         }
         auto fresh = std::make_unique<Function>();
@@ -232,15 +241,18 @@ EMU_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* handle, i
     if (!f) return kInvalidHandle;
     return *blocks = blocks_per_multiprocessor(*f, threads, dynamic), 0;
 }
-EMU_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, void* handle, int threads, size_t dynamic, unsigned) {
+EMU_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, void* handle, int threads, size_t dynamic,
+                                                             unsigned) {
     return cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, handle, threads, dynamic);
 }
-EMU_API cuOccupancyMaxPotentialBlockSize(int* grid, int* block, void* handle, size_t (*dynamic_of)(int), size_t dynamic, int limit) {
+EMU_API cuOccupancyMaxPotentialBlockSize(int* grid, int* block, void* handle, size_t (*dynamic_of)(int), size_t dynamic,
+                                         int limit) {
     EMU_ENTER;
     const Function* f = function_of(handle);
     if (!f) return kInvalidHandle;
     int best = 0;
-    for (int threads = std::min(limit > 0 ? limit : kMaxThreads, f->image.max_threads) / kWarp * kWarp; threads > 0; threads -= kWarp) {
+    for (int threads = std::min(limit > 0 ? limit : kMaxThreads, f->image.max_threads) / kWarp * kWarp; threads > 0;
+         threads -= kWarp) {
         const int blocks = blocks_per_multiprocessor(*f, threads, dynamic_of ? dynamic_of(threads) : dynamic);
         if (blocks * threads > best) {
             best = blocks * threads;
@@ -250,7 +262,8 @@ EMU_API cuOccupancyMaxPotentialBlockSize(int* grid, int* block, void* handle, si
     }
     return best ? 0 : kInvalidValue;
 }
-EMU_API cuOccupancyMaxPotentialBlockSizeWithFlags(int* grid, int* block, void* handle, size_t (*dynamic_of)(int), size_t dynamic, int limit, unsigned) {
+EMU_API cuOccupancyMaxPotentialBlockSizeWithFlags(int* grid, int* block, void* handle, size_t (*dynamic_of)(int),
+                                                  size_t dynamic, int limit, unsigned) {
     return cuOccupancyMaxPotentialBlockSize(grid, block, handle, dynamic_of, dynamic, limit);
 }
 EMU_API cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, void* handle, int blocks, int) {

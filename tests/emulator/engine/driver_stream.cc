@@ -284,4 +284,6 @@ EMU_API cuEventElapsedTime_v2(float* milliseconds, void* from, void* to) {
     if (!a->record->done || !b->record->done) return kNotReady;
     return *milliseconds = float(b->record->milliseconds - a->record->milliseconds), 0;
 }
-EMU_API cuEventElapsedTime(float* milliseconds, void* from, void* to) { return cuEventElapsedTime_v2(milliseconds, from, to); }
+EMU_API cuEventElapsedTime(float* milliseconds, void* from, void* to) {
+    return cuEventElapsedTime_v2(milliseconds, from, to);
+}

@@ -27,8 +27,12 @@ struct Site {
     const char* file = nullptr;
     int line = 0;
     const void* pc = nullptr;
-    bool same_place(const Site& other) const { return line == other.line && (file == other.file || strcmp(file, other.file) == 0); }
-    uint64_t key() const { return file ? reinterpret_cast<uint64_t>(file) * 31 + uint64_t(line) : reinterpret_cast<uint64_t>(pc); }
+    bool same_place(const Site& other) const {
+        return line == other.line && (file == other.file || strcmp(file, other.file) == 0);
+    }
+    uint64_t key() const {
+        return file ? reinterpret_cast<uint64_t>(file) * 31 + uint64_t(line) : reinterpret_cast<uint64_t>(pc);
+    }
     std::string text() const;
 };
 
@@ -41,7 +45,7 @@ struct Request {
     enum Kind : uint8_t { sync, shuffle, ballot, ldmatrix, mma } kind;
     uint32_t mask;
     Site site;
-    uint64_t value = 0;          // shuffle, ballot: in; both: out
+    uint64_t value = 0;  // shuffle, ballot: in; both: out
     int mode = 0, argument = 0, width = 0;
     uint32_t* registers = nullptr;  // ldmatrix
     uint32_t address = 0;
@@ -74,16 +78,16 @@ struct Thread {
     void* sp;
     int fiber;
     Request* request;
-    Site site;         // where it waits
-    const char* waits; // for what, for reports
+    Site site;          // where it waits
+    const char* waits;  // for what, for reports
     int predicate;
     uint32_t barriers;  // block barriers passed
     // Race checking (checker.cc).
     uint32_t order, sync_order, sync_mask;
     bool fenced;
     std::vector<const void*> observed;  // addresses of relaxed atomics since the last fence
-    std::vector<AsyncCopy> copies;   // cp.async, not yet waited for
-    std::vector<size_t> group_ends;  // of the committed groups among them
+    std::vector<AsyncCopy> copies;      // cp.async, not yet waited for
+    std::vector<size_t> group_ends;     // of the committed groups among them
 };
 
 struct Library {
@@ -142,21 +146,21 @@ extern std::vector<Thread> threads;
 extern std::vector<Warp> warps;
 
 // ---- fiber.cc
-void fiber_prepare(Thread& thread);              // gives it a stack
+void fiber_prepare(Thread& thread);  // gives it a stack
 void fiber_switch_to_main(Thread& from);
 bool fiber_stack_contains(const void* address);  // of the current thread
 void fibers_release_all();
-int fiber_guard_hit(const void* address);        // which fiber's guard page, or -1
+int fiber_guard_hit(const void* address);  // which fiber's guard page, or -1
 void* main_stack_pointer();
-[[noreturn]] void fiber_abandon();               // from a fiber: back to the block runner for good
+[[noreturn]] void fiber_abandon();  // from a fiber: back to the block runner for good
 
 // ---- schedule.cc
 int run_kernel(const Launch& launch, Library& library);  // 0 or a CUresult
 void wait_here(const char* what, Site site);             // until somebody makes it ready
 void make_ready(Thread& thread);
 void make_ready_in_order(const std::vector<Thread*>& list);
-void yield_here(Site site);   // polling: lets the others go first
-void yield_to_ready();        // the caller is on the ready list already
+void yield_here(Site site);  // polling: lets the others go first
+void yield_to_ready();       // the caller is on the ready list already
 uint64_t random_below(uint64_t n);
 
 // ---- warp.cc
@@ -190,7 +194,7 @@ char* memory_base();
 constexpr size_t kArenaBytes = size_t(64) << 30;
 
 // ---- checker.cc
-enum Access : unsigned { kRead = 0, kWrite = 1, kAtomic = 2, kNoTraffic = 4 };
+enum Access : unsigned { kRead = 0, kWrite = 1, kAtomic = 2, kNoTraffic = 4, kUnaligned = 8 };
 void check_access(const void* address, size_t bytes, unsigned access, Site site);
 void checker_begin_launch();
 void checker_begin_block();
@@ -217,8 +221,10 @@ void traffic_forget();
 // ---- fault.cc
 // Records a fault of the running thread. `fatal` ones end the kernel with the CUDA error and do not return.
 void fault(const char* kind, Site site, const char* format, ...) __attribute__((format(printf, 3, 4)));
-[[noreturn]] void fatal(int error, const char* kind, Site site, const char* format, ...) __attribute__((format(printf, 4, 5)));
-void fault_outside_kernel(const char* kind, const char* kernel, const char* format, ...) __attribute__((format(printf, 3, 4)));
+[[noreturn]] void fatal(int error, const char* kind, Site site, const char* format, ...)
+    __attribute__((format(printf, 4, 5)));
+void fault_outside_kernel(const char* kind, const char* kernel, const char* format, ...)
+    __attribute__((format(printf, 3, 4)));
 std::string thread_name(const Thread& thread);
 void guard_begin();  // signal handlers and the watchdog, around a kernel
 void guard_end();

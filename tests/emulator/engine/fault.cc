@@ -78,8 +78,10 @@ std::string source_line(const void* pc) {
     }
     if (text.empty()) {
         char fallback[512];
-        snprintf(fallback, sizeof fallback, "%s+%#zx", info.dli_sname ? info.dli_sname : base_name(info.dli_fname).c_str(),
-                 size_t(static_cast<const char*>(pc) - static_cast<const char*>(info.dli_saddr ? info.dli_saddr : info.dli_fbase)));
+        snprintf(fallback, sizeof fallback, "%s+%#zx",
+                 info.dli_sname ? info.dli_sname : base_name(info.dli_fname).c_str(),
+                 size_t(static_cast<const char*>(pc) -
+                        static_cast<const char*>(info.dli_saddr ? info.dli_saddr : info.dli_fbase)));
         text = fallback;
     }
     return text;
@@ -142,10 +144,12 @@ void on_signal(int signal, siginfo_t* info, void* raw) {
         report("stack overflow", site, "a thread's stack of 60 KiB ran over");
         leave(context, 719);
     } else if (signal == SIGSEGV && info->si_code == SI_KERNEL) {
-        report("misaligned access", site, "a 16-byte access at an address that is not a multiple of 16, or a wild pointer");
+        report("misaligned access", site,
+               "a 16-byte access at an address that is not a multiple of 16, or a wild pointer");
         leave(context, 716);
     } else {
-        report("out of bounds", site, "access at %p: %s", address, memory_in_arena(address) ? memory_describe(address).c_str() : "not device memory");
+        report("out of bounds", site, "access at %p: %s", address,
+               memory_in_arena(address) ? memory_describe(address).c_str() : "not device memory");
         leave(context, 700);
     }
 }
@@ -159,7 +163,8 @@ void on_timer(int, siginfo_t*, void* raw) {
         ucontext_t* context = static_cast<ucontext_t*>(raw);
         const void* pc = reinterpret_cast<void*>(context->uc_mcontext.gregs[REG_RIP]);
         if (!library_contains(*run.library, pc)) return;  // not in the middle of the engine or the allocator
-        report("endless loop", Site{nullptr, 0, static_cast<const char*>(pc) + 1}, "no synchronisation, yield or exit for %d s", config.watchdog_seconds);
+        report("endless loop", Site{nullptr, 0, static_cast<const char*>(pc) + 1},
+               "no synchronisation, yield or exit for %d s", config.watchdog_seconds);
         leave(context, 719);
     }
 }
@@ -256,11 +261,13 @@ std::string report_json() {
     for (auto& [name, c] : counters) {
         char text[1024];
         snprintf(text, sizeof text,
-                 "%s%s:{\"launches\":%lu,\"checked_launches\":%lu,\"blocks\":%lu,\"threads\":%lu,\"bytes_read\":%lu,\"bytes_written\":%lu,"
+                 "%s%s:{\"launches\":%lu,\"checked_launches\":%lu,\"blocks\":%lu,\"threads\":%lu,\"bytes_read\":%lu,"
+                 "\"bytes_written\":%lu,"
                  "\"unique_bytes_read\":%lu,\"unique_bytes_written\":%lu,\"sectors_read\":%lu,\"sectors_written\":%lu,"
                  "\"shared_wavefronts\":%lu,\"bank_conflicts\":%lu}",
-                 first ? "" : ",", quoted(name).c_str(), c.launches, c.checked_launches, c.blocks, c.threads, c.bytes_read, c.bytes_written,
-                 c.unique_bytes_read, c.unique_bytes_written, c.sectors_read, c.sectors_written, c.shared_wavefronts, c.bank_conflicts);
+                 first ? "" : ",", quoted(name).c_str(), c.launches, c.checked_launches, c.blocks, c.threads,
+                 c.bytes_read, c.bytes_written, c.unique_bytes_read, c.unique_bytes_written, c.sectors_read,
+                 c.sectors_written, c.shared_wavefronts, c.bank_conflicts);
         json += text;
         first = false;
     }
@@ -269,12 +276,13 @@ std::string report_json() {
     for (const Fault& f : faults) {
         char where[160] = "";
         if (f.inside) {
-            snprintf(where, sizeof where, ",\"block\":[%u,%u,%u],\"thread\":[%u,%u,%u]", f.block[0], f.block[1], f.block[2], f.thread[0],
-                     f.thread[1], f.thread[2]);
+            snprintf(where, sizeof where, ",\"block\":[%u,%u,%u],\"thread\":[%u,%u,%u]", f.block[0], f.block[1],
+                     f.block[2], f.thread[0], f.thread[1], f.thread[2]);
         }
         json += first ? "" : ",";
-        json += "{\"kind\":" + quoted(f.kind) + ",\"kernel\":" + quoted(f.kernel) + where + ",\"at\":" + quoted(f.site.text()) +
-                ",\"message\":" + quoted(f.message) + ",\"count\":" + std::to_string(f.count) + "}";
+        json += "{\"kind\":" + quoted(f.kind) + ",\"kernel\":" + quoted(f.kernel) + where +
+                ",\"at\":" + quoted(f.site.text()) + ",\"message\":" + quoted(f.message) +
+                ",\"count\":" + std::to_string(f.count) + "}";
         first = false;
     }
     return json + "]}";

@@ -2,8 +2,8 @@
 //
 // A cubin is an ELF file. Per kernel, .nv.info.<name> lists attributes (format byte, attribute byte, 16-bit value or
 // size): 0x17 one parameter each, 0x05 the launch bound, 0x10 a required block shape; .nv.info holds register counts
-// (0x2f) and stack sizes (0x11, 0x23) by symbol; .nv.shared.<name> is static shared memory, on sm_90 with the 1 KiB that
-// the system keeps. A stub is any text that starts with "ggro stub"; PTX is taken like a stub.
+// (0x2f) and stack sizes (0x11, 0x23) by symbol; .nv.shared.<name> is static shared memory, on sm_90 with the 1 KiB
+// that the system keeps. A stub is any text that starts with "ggro stub"; PTX is taken like a stub.
 #include "image.h"
 
 #include <elf.h>
@@ -25,7 +25,9 @@ T at(const char* p, size_t offset = 0) {
     return v;
 }
 
-bool is_cubin(const char* p) { return memcmp(p, ELFMAG, SELFMAG) == 0 && at<uint16_t>(p, offsetof(Elf64_Ehdr, e_machine)) == kCudaMachine; }
+bool is_cubin(const char* p) {
+    return memcmp(p, ELFMAG, SELFMAG) == 0 && at<uint16_t>(p, offsetof(Elf64_Ehdr, e_machine)) == kCudaMachine;
+}
 
 int cubin_arch(const char* p) {
     const uint32_t flags = at<uint32_t>(p, offsetof(Elf64_Ehdr, e_flags));
@@ -49,7 +51,8 @@ int read_cubin(const char* p, Image& image) {
     const Elf64_Ehdr header = at<Elf64_Ehdr>(p);
     image.arch = cubin_arch(p);
     std::vector<Elf64_Shdr> sections(header.e_shnum);
-    for (size_t i = 0; i < sections.size(); ++i) sections[i] = at<Elf64_Shdr>(p, header.e_shoff + i * header.e_shentsize);
+    for (size_t i = 0; i < sections.size(); ++i)
+        sections[i] = at<Elf64_Shdr>(p, header.e_shoff + i * header.e_shentsize);
     const char* names = p + sections.at(header.e_shstrndx).sh_offset;
     std::vector<std::string> symbols;
     for (const Elf64_Shdr& s : sections) {
@@ -57,7 +60,8 @@ int read_cubin(const char* p, Image& image) {
         if (name.rfind(".text.", 0) == 0) image.kernels[name.substr(6)];
         if (s.sh_type != SHT_SYMTAB) continue;
         const char* strings = p + sections.at(s.sh_link).sh_offset;
-        for (size_t i = 0; i < s.sh_size / sizeof(Elf64_Sym); ++i) symbols.push_back(strings + at<Elf64_Sym>(p, s.sh_offset + i * sizeof(Elf64_Sym)).st_name);
+        for (size_t i = 0; i < s.sh_size / sizeof(Elf64_Sym); ++i)
+            symbols.push_back(strings + at<Elf64_Sym>(p, s.sh_offset + i * sizeof(Elf64_Sym)).st_name);
     }
     for (const Elf64_Shdr& s : sections) {
         const std::string name = names + s.sh_name;
@@ -87,7 +91,8 @@ int read_cubin(const char* p, Image& image) {
                 if (symbol >= symbols.size() || !image.kernels.count(symbols[symbol])) return;
                 KernelImage& k = image.kernels[symbols[symbol]];
                 if (attribute == 0x2f) k.registers = int(at<uint32_t>(v, 4));
-                if (attribute == 0x11 || attribute == 0x23) k.local_bytes = std::max(k.local_bytes, int(at<uint32_t>(v, 4)));
+                if (attribute == 0x11 || attribute == 0x23)
+                    k.local_bytes = std::max(k.local_bytes, int(at<uint32_t>(v, 4)));
             });
         }
     }

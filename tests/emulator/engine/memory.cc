@@ -1,8 +1,9 @@
 // Device memory: an arena with one state byte per byte.
 //
-// An allocation ends at the end of a page, up to rounding to 256 bytes, and unmapped pages surround it, so that even the
-// plain build notices a run past the end. Fresh memory is 0xff, a NaN in every floating type. The state bytes (outside,
-// uninitialised, initialised) are kept for all allocations; kernels only consult and update them in the checked build.
+// An allocation ends at the end of a page, up to rounding to 256 bytes, and unmapped pages surround it, so that even
+// the plain build notices a run past the end. Fresh memory is 0xff, a NaN in every floating type. The state bytes
+// (outside, uninitialised, initialised) are kept for all allocations; kernels only consult and update them in the
+// checked build.
 #include <sys/mman.h>
 
 #include "engine.h"
@@ -22,7 +23,7 @@ struct Block {
     size_t page_bytes;
 };
 std::map<char*, Block> allocations;
-std::map<char*, size_t> freed;   // for reports of use after free
+std::map<char*, size_t> freed;  // for reports of use after free
 std::map<char*, size_t> pinned;
 std::multimap<size_t, char*> holes;  // page ranges to use again, by size
 
@@ -97,7 +98,9 @@ bool memory_is_device(const void* pointer, size_t bytes) {
     return it != allocations.end() && static_cast<const char*>(pointer) + bytes <= it->first + it->second.bytes;
 }
 
-bool memory_in_arena(const void* pointer) { return arena && size_t(static_cast<const char*>(pointer) - arena) < kArenaBytes; }
+bool memory_in_arena(const void* pointer) {
+    return arena && size_t(static_cast<const char*>(pointer) - arena) < kArenaBytes;
+}
 uint8_t* memory_states(const void* pointer) { return states + (static_cast<const char*>(pointer) - arena); }
 size_t memory_in_use() { return bytes_in_use; }
 
@@ -137,12 +140,14 @@ std::string memory_describe(const void* pointer) {
     char text[160];
     auto inside = containing(p);
     if (inside != allocations.end()) {
-        snprintf(text, sizeof text, "byte %zu of an allocation of %zu bytes", size_t(p - inside->first), inside->second.bytes);
+        snprintf(text, sizeof text, "byte %zu of an allocation of %zu bytes", size_t(p - inside->first),
+                 inside->second.bytes);
         return text;
     }
     auto gone = freed.upper_bound(p);
     if (gone != freed.begin() && p < std::prev(gone)->first + std::prev(gone)->second) {
-        snprintf(text, sizeof text, "byte %zu of an allocation of %zu bytes that was freed", size_t(p - std::prev(gone)->first), std::prev(gone)->second);
+        snprintf(text, sizeof text, "byte %zu of an allocation of %zu bytes that was freed",
+                 size_t(p - std::prev(gone)->first), std::prev(gone)->second);
         return text;
     }
     auto next = allocations.upper_bound(p);

@@ -85,7 +85,8 @@ std::string deadlock_text() {
     std::string text;
     for (auto& [where, entry] : sites) {
         if (!text.empty()) text += "; ";
-        text += std::to_string(entry.first) + " thread(s) wait for " + where + ", the first is " + thread_name(*entry.second);
+        text += std::to_string(entry.first) + " thread(s) wait for " + where + ", the first is " +
+                thread_name(*entry.second);
     }
     return text;
 }
@@ -217,7 +218,8 @@ void make_ready_in_order(const std::vector<Thread*>& list) {
 
 void yield_here(Site site) {
     if (++idle_yields > kMaxIdleYields) {
-        fatal(719, "endless wait", site, "polls for something no thread of this block does; blocks run one after another");
+        fatal(719, "endless wait", site,
+              "polls for something no thread of this block does; blocks run one after another");
     }
     if (idle_yields % 4096 == 0) shared_progress();
     if (ready.empty()) {

@@ -38,7 +38,8 @@ std::deque<BulkCopy> late_bulk;
 
 void open_window() {
     const size_t reserve = 2 * size_t(kWindow) + (64 << 10);
-    char* low = static_cast<char*>(mmap(nullptr, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT, -1, 0));
+    char* low = static_cast<char*>(
+        mmap(nullptr, reserve, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT, -1, 0));
     if (low == MAP_FAILED) {
         perror("ggro emulated device: no address space below 2 GiB");
         abort();
@@ -60,7 +61,8 @@ void copy_bytes(char* target, const char* source, size_t bytes) {
 
 Mbarrier& mbarrier_at(uint32_t address, Site site) {
     auto it = mbarriers.find(address);
-    if (it == mbarriers.end()) fatal(719, "mbarrier", site, "no mbarrier was initialised at shared address %#x", address);
+    if (it == mbarriers.end())
+        fatal(719, "mbarrier", site, "no mbarrier was initialised at shared address %#x", address);
     return it->second;
 }
 
@@ -132,13 +134,14 @@ char* shared_pointer(uint32_t address, uint32_t bytes, Site site) {
         char* p = run.library->shared_begin + (address - static_base);
         if (p + bytes <= run.library->shared_end) return p;
     }
-    fatal(700, "shared memory out of bounds", site, "%u bytes at shared address %#x; the block has %u dynamic bytes from %#x", bytes,
-          address, run.launch->shared_bytes, uint32_t(reinterpret_cast<uintptr_t>(run.shared)));
+    fatal(700, "shared memory out of bounds", site,
+          "%u bytes at shared address %#x; the block has %u dynamic bytes from %#x", bytes, address,
+          run.launch->shared_bytes, uint32_t(reinterpret_cast<uintptr_t>(run.shared)));
 }
 
 bool shared_progress() {
     if (late_bulk.empty()) return false;
-    const size_t i = config.schedule == Config::shuffle ? random_below(late_bulk.size())
+    const size_t i = config.schedule == Config::shuffle   ? random_below(late_bulk.size())
                      : config.schedule == Config::reverse ? late_bulk.size() - 1
                                                           : 0;
     const BulkCopy copy = late_bulk[i];
@@ -172,10 +175,12 @@ uint32_t emu_shared_address(const void* pointer, EMU_AT) {
 
 void emu_copy_async(uint32_t shared, const void* global, bool valid, EMU_AT) {
     const Site site{file, line};
-    if (shared % 16) fatal(716, "misaligned access", site, "cp.async to shared address %#x, not a multiple of 16", shared);
+    if (shared % 16)
+        fatal(716, "misaligned access", site, "cp.async to shared address %#x, not a multiple of 16", shared);
     char* target = shared_pointer(shared, 16, site);
     if (valid) {
-        if (reinterpret_cast<uintptr_t>(global) % 16) fatal(716, "misaligned access", site, "cp.async from %p, not a multiple of 16", global);
+        if (reinterpret_cast<uintptr_t>(global) % 16)
+            fatal(716, "misaligned access", site, "cp.async from %p, not a multiple of 16", global);
         check_access(global, 16, kRead, site);
     }
     checker_async_issue(target, 16, site);
@@ -203,7 +208,8 @@ void emu_copy_wait(int pending, EMU_AT) {
 
 void emu_mbarrier_init(uint32_t address, uint32_t count, EMU_AT) {
     const Site site{file, line};
-    if (address % 8) fatal(716, "misaligned access", site, "mbarrier at shared address %#x, not a multiple of 8", address);
+    if (address % 8)
+        fatal(716, "misaligned access", site, "mbarrier at shared address %#x, not a multiple of 8", address);
     shared_pointer(address, 8, site);
     if (count == 0) fatal(719, "mbarrier", site, "an expected count of 0");
     Mbarrier& m = mbarriers[address];
@@ -214,7 +220,8 @@ void emu_mbarrier_init(uint32_t address, uint32_t count, EMU_AT) {
 
 void emu_mbarrier_arrive(uint32_t address, uint32_t bytes, EMU_AT) {
     Mbarrier& m = mbarrier_at(address, {file, line});
-    if (m.arrived == m.count) fatal(719, "mbarrier", {file, line}, "more arrivals than the expected %u in one phase", m.count);
+    if (m.arrived == m.count)
+        fatal(719, "mbarrier", {file, line}, "more arrivals than the expected %u in one phase", m.count);
     checker_arrive(m.clock);
     m.bytes += bytes;
     ++m.arrived;
@@ -235,7 +242,9 @@ void emu_mbarrier_wait(uint32_t address, uint32_t parity, EMU_AT) {
 void emu_bulk_copy(uint32_t shared, const void* global, uint32_t bytes, uint32_t mbarrier, EMU_AT) {
     const Site site{file, line};
     if (shared % 16 || bytes % 16 || reinterpret_cast<uintptr_t>(global) % 16) {
-        fatal(716, "misaligned access", site, "bulk copy of %u bytes from %p to shared address %#x: all must be multiples of 16", bytes, global, shared);
+        fatal(716, "misaligned access", site,
+              "bulk copy of %u bytes from %p to shared address %#x: all must be multiples of 16", bytes, global,
+              shared);
     }
     if (bytes == 0) return;
     mbarrier_at(mbarrier, site);

@@ -77,7 +77,8 @@ void count(const Group& g) {
 void traffic_access(const void* address, size_t bytes, bool write, bool shared, Site site) {
     const uint64_t at = reinterpret_cast<uint64_t>(address);
     if (bytes > 16) {  // a bulk copy, not a warp's access
-        if (!shared) (write ? run.counters->sectors_written : run.counters->sectors_read) += (at + bytes + 31) / 32 - at / 32;
+        if (!shared)
+            (write ? run.counters->sectors_written : run.counters->sectors_read) += (at + bytes + 31) / 32 - at / 32;
         return;
     }
     Log& log = logs[self->warp->index];

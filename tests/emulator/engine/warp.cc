@@ -59,7 +59,9 @@ void load_matrices(Warp& warp) {
     for (int i = 0; i < 8 * matrices; ++i) {
         self = lane_of(warp, i);
         const Request& r = *self->request;
-        if (r.address % 16) fatal(716, "misaligned access", r.site, "ldmatrix row at shared address %#x, not a multiple of 16", r.address);
+        if (r.address % 16)
+            fatal(716, "misaligned access", r.site, "ldmatrix row at shared address %#x, not a multiple of 16",
+                  r.address);
         const char* row = shared_pointer(r.address, 16, r.site);
         if (run.checked) check_access(row, 16, kRead | kNoTraffic, r.site);
         memcpy(rows[i], row, 16);
@@ -186,9 +188,12 @@ void perform(Warp& warp, uint32_t mask) {
 void collective(Request& request) {
     Warp& warp = *self->warp;
     const uint32_t bit = 1u << self->lane;
-    if (!(request.mask & bit)) fatal(719, "warp mask", request.site, "the mask %#x of this %s does not name its own lane", request.mask, name_of(request.kind));
+    if (!(request.mask & bit))
+        fatal(719, "warp mask", request.site, "the mask %#x of this %s does not name its own lane", request.mask,
+              name_of(request.kind));
     if (request.kind >= Request::ldmatrix && warp.live != kAll) {
-        fatal(719, "warp mask", request.site, "%s needs all 32 lanes, %d are there", name_of(request.kind), __builtin_popcount(warp.live));
+        fatal(719, "warp mask", request.site, "%s needs all 32 lanes, %d are there", name_of(request.kind),
+              __builtin_popcount(warp.live));
     }
     self->request = &request;
     size_t g = 0;
@@ -201,8 +206,8 @@ void collective(Request& request) {
         // Full-mask __syncwarp calls in different branches do meet, by definition; other instructions must be the same.
         const bool elsewhere = !place.same_place(request.site);
         if (other->request->kind != request.kind || (elsewhere && request.kind != Request::sync)) {
-            fatal(719, "divergent warp", request.site, "%s meets the %s that lane %u waits for at %s", name_of(request.kind),
-                  name_of(other->request->kind), other->lane, place.text().c_str());
+            fatal(719, "divergent warp", request.site, "%s meets the %s that lane %u waits for at %s",
+                  name_of(request.kind), name_of(other->request->kind), other->lane, place.text().c_str());
         }
     }
     Warp::Group& group = warp.groups[g];
@@ -249,7 +254,8 @@ void emu_syncwarp(unsigned mask, EMU_AT) {
 
 uint64_t emu_shuffle(unsigned mask, uint64_t value, int kind, int argument, int width, EMU_AT) {
     Request r{Request::shuffle, mask, {file, line}};
-    if (width < 1 || width > kWarp || (width & (width - 1))) fatal(719, "undefined shuffle", r.site, "width %d is not a power of two up to 32", width);
+    if (width < 1 || width > kWarp || (width & (width - 1)))
+        fatal(719, "undefined shuffle", r.site, "width %d is not a power of two up to 32", width);
     r.value = value;
     r.mode = kind;
     r.argument = argument;

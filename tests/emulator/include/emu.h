@@ -30,12 +30,12 @@
 
 // ---- vector types --------------------------------------------------------------------------------------------------
 
-#define EMU_VECTORS(T, name, one)                                                                      \
-    struct alignas(2 * sizeof(T)) name##2 { T x, y; };                                                 \
-    struct name##3 { T x, y, z; };                                                                     \
-    struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) name##4 { T x, y, z, w; };                 \
-    static inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                  \
-    static inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                          \
+#define EMU_VECTORS(T, name, one)                                                                                      \
+    struct alignas(2 * sizeof(T)) name##2 { T x, y; };                                                                 \
+    struct name##3 { T x, y, z; };                                                                                     \
+    struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) name##4 { T x, y, z, w; };                                 \
+    static inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                                  \
+    static inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                                          \
     static inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 EMU_VECTORS(float, float, f)
 EMU_VECTORS(double, double, d)
@@ -76,8 +76,8 @@ template <class... A>
 struct EmuSignature {
     static constexpr unsigned count = sizeof...(A);
     static const EmuParameter* parameters() {
-        static const EmuParameter list[] = {
-            EmuParameter{sizeof(A), alignof(A), std::is_pointer<A>::value}..., EmuParameter{0, 0, false}};
+        static const EmuParameter list[] = {EmuParameter{sizeof(A), alignof(A), std::is_pointer<A>::value}...,
+                                            EmuParameter{0, 0, false}};
         return list;
     }
     template <void (*kernel)(A...), size_t... I>
@@ -100,14 +100,14 @@ EmuSignature<A...> emu_signature(void (*)(A...));
 
 // Two steps, so that a macro given as the name is expanded.
 #define EMU_KERNEL(name) EMU_REGISTER(name)
-#define EMU_REGISTER(name)                                                                                   \
-    static const EmuKernel emu_kernel_##name = {#name,                                                       \
-                                                &decltype(emu_signature(&name))::template thunk<&name>,      \
-                                                decltype(emu_signature(&name))::parameters(),                \
-                                                decltype(emu_signature(&name))::count,                       \
-                                                EMU_CHECKED,                                                 \
-                                                emu_shared_begin,                                            \
-                                                emu_shared_end};                                             \
+#define EMU_REGISTER(name)                                                                                             \
+    static const EmuKernel emu_kernel_##name = {#name,                                                                 \
+                                                &decltype(emu_signature(&name))::template thunk<&name>,                \
+                                                decltype(emu_signature(&name))::parameters(),                          \
+                                                decltype(emu_signature(&name))::count,                                 \
+                                                EMU_CHECKED,                                                           \
+                                                emu_shared_begin,                                                      \
+                                                emu_shared_end};                                                       \
     __attribute__((constructor)) static void emu_register_##name() { emu_register(&emu_kernel_##name); }
 
 // ---- synchronisation -----------------------------------------------------------------------------------------------
@@ -158,9 +158,9 @@ static inline void __nanosleep(unsigned, EMU_HERE_) { emu_yield(file, line); }
 
 // ---- atomics -------------------------------------------------------------------------------------------------------
 
-#define EMU_ATOMIC(name, T, operation)                                                                             \
-    static inline T name(T* address, T value, EMU_HERE_) {                                                         \
-        return static_cast<T>(emu_atomic(operation, sizeof(T), address, uint64_t(value), 0, EMU_RELAXED, file, line));          \
+#define EMU_ATOMIC(name, T, operation)                                                                                 \
+    static inline T name(T* address, T value, EMU_HERE_) {                                                             \
+        return static_cast<T>(emu_atomic(operation, sizeof(T), address, uint64_t(value), 0, EMU_RELAXED, file, line)); \
     }
 EMU_ATOMIC(atomicAdd, int, EMU_ADD)
 EMU_ATOMIC(atomicAdd, unsigned, EMU_ADD)
@@ -178,10 +178,10 @@ EMU_ATOMIC(atomicAnd, unsigned, EMU_AND)
 EMU_ATOMIC(atomicOr, unsigned, EMU_OR)
 EMU_ATOMIC(atomicXor, unsigned, EMU_XOR)
 #undef EMU_ATOMIC
-#define EMU_CAS(T)                                                                                                    \
-    static inline T atomicCAS(T* address, T compare, T value, EMU_HERE_) {                                            \
-        return static_cast<T>(emu_atomic(EMU_COMPARE_AND_SWAP, sizeof(T), address, uint64_t(value), uint64_t(compare), EMU_RELAXED, \
-                            file, line));                                                                             \
+#define EMU_CAS(T)                                                                                                     \
+    static inline T atomicCAS(T* address, T compare, T value, EMU_HERE_) {                                             \
+        return static_cast<T>(emu_atomic(EMU_COMPARE_AND_SWAP, sizeof(T), address, uint64_t(value), uint64_t(compare), \
+                                         EMU_RELAXED, file, line));                                                    \
     }
 EMU_CAS(int)
 EMU_CAS(unsigned)
@@ -284,8 +284,8 @@ static inline unsigned long long __umul64hi(unsigned long long a, unsigned long 
     return (unsigned long long)((unsigned __int128)a * b >> 64);
 }
 
-#define EMU_MIN_MAX(T)                                      \
-    static inline T min(T a, T b) { return b < a ? b : a; } \
+#define EMU_MIN_MAX(T)                                                                                                 \
+    static inline T min(T a, T b) { return b < a ? b : a; }                                                            \
     static inline T max(T a, T b) { return a < b ? b : a; }
 EMU_MIN_MAX(int)
 EMU_MIN_MAX(unsigned)

@@ -23,7 +23,7 @@ struct EmuKernel {
     void (*thunk)(void* const* parameters);  // unpacks the parameters and calls the kernel for the current thread
     const EmuParameter* parameters;
     uint32_t parameter_count;
-    bool checked;                      // compiled with the access hooks
+    bool checked;                     // compiled with the access hooks
     char *shared_begin, *shared_end;  // the library's static shared memory
 };
 

@@ -20,11 +20,15 @@ static inline void cp_async_wait(EMU_HERE) {
     emu_copy_wait(N, file, line);
 }
 
-static inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t smem, EMU_HERE) { emu_ldmatrix(r, 4, false, smem, file, line); }
+static inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t smem, EMU_HERE) {
+    emu_ldmatrix(r, 4, false, smem, file, line);
+}
 static inline void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t smem, EMU_HERE) {
     emu_ldmatrix(r, 4, true, smem, file, line);
 }
-static inline void ldmatrix_x2(uint32_t (&r)[2], uint32_t smem, EMU_HERE) { emu_ldmatrix(r, 2, false, smem, file, line); }
+static inline void ldmatrix_x2(uint32_t (&r)[2], uint32_t smem, EMU_HERE) {
+    emu_ldmatrix(r, 2, false, smem, file, line);
+}
 static inline void ldmatrix_x2_trans(uint32_t (&r)[2], uint32_t smem, EMU_HERE) {
     emu_ldmatrix(r, 2, true, smem, file, line);
 }
@@ -57,7 +61,9 @@ static inline unsigned atom_add_acq_rel(unsigned* address, unsigned value, EMU_H
     return unsigned(emu_atomic(EMU_ADD, 4, address, value, 0, EMU_ACQUIRE_RELEASE, file, line));
 }
 
-static inline void mbarrier_init(uint32_t smem, uint32_t count, EMU_HERE) { emu_mbarrier_init(smem, count, file, line); }
+static inline void mbarrier_init(uint32_t smem, uint32_t count, EMU_HERE) {
+    emu_mbarrier_init(smem, count, file, line);
+}
 // One arrival that also announces `bytes` of asynchronous copies.
 static inline void mbarrier_expect_tx(uint32_t smem, uint32_t bytes, EMU_HERE) {
     emu_mbarrier_arrive(smem, bytes, file, line);

@@ -3,7 +3,9 @@
 
 #define BUG(name, ...) extern "C" __global__ void __launch_bounds__(256) name(__VA_ARGS__)
 
-BUG(bug_read_past_end, float* out, const float* in, int n) { out[threadIdx.x] = in[threadIdx.x + (threadIdx.x == 63 ? n : 0)]; }
+BUG(bug_read_past_end, float* out, const float* in, int n) {
+    out[threadIdx.x] = in[threadIdx.x + (threadIdx.x == 63 ? n : 0)];
+}
 EMU_KERNEL(bug_read_past_end)
 
 BUG(bug_write_past_end, float* out, int n) { out[int(threadIdx.x) < n ? threadIdx.x : threadIdx.x + 1] = 1.0f; }

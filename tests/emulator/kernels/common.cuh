@@ -12,8 +12,8 @@
 #else
 #define EMU_KERNEL(name)
 #define SHARED(T, name, dims) __shared__ T name dims
-#define EXTERN_SHARED(name)                                               \
-    extern __shared__ __align__(128) unsigned char emu_dynamic_memory[];  \
+#define EXTERN_SHARED(name)                                                                                            \
+    extern __shared__ __align__(128) unsigned char emu_dynamic_memory[];                                               \
     unsigned char* const name = emu_dynamic_memory
 #endif
 

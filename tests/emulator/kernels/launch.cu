@@ -34,7 +34,8 @@ extern "C" __global__ void __launch_bounds__(1024) reverse(float* out, const flo
 EMU_KERNEL(reverse)
 
 // Parameters of every size, in an order that leaves holes.
-extern "C" __global__ void __launch_bounds__(32) mixed(double* out, int a, long long b, float c, unsigned char d, double e) {
+extern "C" __global__ void __launch_bounds__(32)
+    mixed(double* out, int a, long long b, float c, unsigned char d, double e) {
     if (threadIdx.x == 0) *out = double(a) + double(b) + double(c) + double(d) + e;
 }
 EMU_KERNEL(mixed)

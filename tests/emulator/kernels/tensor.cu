@@ -47,10 +47,12 @@ extern "C" __global__ void __launch_bounds__(128)
         for (int k16 = 0; k16 < kDepth; k16 += 16) {
             uint32_t fa[2][4], fb[4][2];
             for (int i = 0; i < 2; ++i) {
-                ptx::ldmatrix_x4(fa[i], ptx::smem_address(stage_a(s) + (warp_row + 16 * i + lane % 16) * kStride + k16 + lane / 16 * 8));
+                ptx::ldmatrix_x4(fa[i], ptx::smem_address(stage_a(s) + (warp_row + 16 * i + lane % 16) * kStride + k16 +
+                                                          lane / 16 * 8));
             }
             for (int j = 0; j < 4; ++j) {
-                ptx::ldmatrix_x2(fb[j], ptx::smem_address(stage_b(s) + (warp_column + 8 * j + lane % 8) * kStride + k16 + lane / 8 % 2 * 8));
+                ptx::ldmatrix_x2(fb[j], ptx::smem_address(stage_b(s) + (warp_column + 8 * j + lane % 8) * kStride +
+                                                          k16 + lane / 8 % 2 * 8));
             }
             ptx::mma_tile_bf16<2, 4>(d, fa, fb);
         }
@@ -122,7 +124,8 @@ extern "C" __global__ void __launch_bounds__(64) bulk_double(float* out, const f
 EMU_KERNEL(bulk_double)
 
 // The last of the grid's blocks adds the partial sums, in order; the ticket resets itself.
-extern "C" __global__ void __launch_bounds__(128) ticket_sum(float* out, float* partials, unsigned* ticket, const float* in, int each) {
+extern "C" __global__ void __launch_bounds__(128)
+    ticket_sum(float* out, float* partials, unsigned* ticket, const float* in, int each) {
     SHARED(float, sums, [4]);
     SHARED(unsigned, last, [1]);
     float sum = 0.0f;
@@ -153,7 +156,8 @@ extern "C" __global__ void __launch_bounds__(256) histogram(unsigned* counts, co
     SHARED(unsigned, bins, [64]);
     if (threadIdx.x < 64) bins[threadIdx.x] = 0;
     __syncthreads();
-    for (int i = int(blockIdx.x * 256 + threadIdx.x); i < n; i += int(gridDim.x * 256)) atomicAdd(&bins[in[i] % 64], 1u);
+    for (int i = int(blockIdx.x * 256 + threadIdx.x); i < n; i += int(gridDim.x * 256))
+        atomicAdd(&bins[in[i] % 64], 1u);
     __syncthreads();
     if (threadIdx.x < 64) atomicAdd(&counts[threadIdx.x], bins[threadIdx.x]);
 }

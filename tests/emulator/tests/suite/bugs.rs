@@ -31,6 +31,13 @@ fn caught(kind: &str, error: CUresult, kernel: &str, file: &str, launch: impl Fn
     last.expect("there are configurations")
 }
 
+/// `bugs.cu:LINE` of the first occurrence of a text.
+fn line_of(text: &str) -> String {
+    let source = include_str!("../../kernels/bugs.cu");
+    let at = source.find(text).unwrap_or_else(|| panic!("{text:?} is not in bugs.cu"));
+    format!("bugs.cu:{}", 1 + source[..at].matches('\n').count())
+}
+
 fn run(b: &Bench, kernel: &str, shape: Shape, args: &[Arg]) {
     b.launch(kernel, shape, args).unwrap_or_else(|e| panic!("{kernel}: {e}"));
 }
@@ -41,7 +48,7 @@ const MISALIGNED: CUresult = CUresult::CUDA_ERROR_MISALIGNED_ADDRESS;
 
 #[test]
 fn global_out_of_bounds() {
-    let f = caught("out of bounds", ILLEGAL, "bug_read_past_end", "bugs.cu:6", |b| {
+    let f = caught("out of bounds", ILLEGAL, "bug_read_past_end", &line_of("in[threadIdx.x + "), |b| {
         let (out, input) = (b.raw::<f32>(64), b.zeros::<f32>(64));
         run(b, "bug_read_past_end", shape(1, 64), &[b.pointer(&out), b.pointer(&input), Arg::I32(1)]);
     });
@@ -50,7 +57,7 @@ fn global_out_of_bounds() {
         "{f:?}"
     );
     assert_eq!(f.thread, Some([63, 0, 0]));
-    let f = caught("out of bounds", ILLEGAL, "bug_write_past_end", "bugs.cu:9", |b| {
+    let f = caught("out of bounds", ILLEGAL, "bug_write_past_end", &line_of("threadIdx.x : threadIdx.x + 1"), |b| {
         let out = b.raw::<f32>(63);
         run(b, "bug_write_past_end", shape(1, 64), &[b.pointer(&out), Arg::I32(63)]);
     });
@@ -67,7 +74,7 @@ fn far_out_of_bounds_without_the_checker() {
         let faults = b.device.faults();
         assert_eq!((faults[0].kind.as_str(), faults[0].kernel.as_str()), ("out of bounds", "bug_read_past_end"));
         assert_eq!(faults[0].thread, Some([63, 0, 0]));
-        assert!(faults[0].at.starts_with("bugs.cu:6"), "{faults:?}");
+        assert!(faults[0].at.starts_with(&line_of("in[threadIdx.x + ")), "{faults:?}");
     }
 }
 
@@ -96,20 +103,26 @@ fn misaligned_vector() {
         let (out, input) = (b.raw::<f32>(64), b.zeros::<f32>(64));
         run(b, "bug_misaligned_vector", shape(1, 64), &[b.pointer(&out), b.pointer(&input)]);
     };
-    caught("misaligned access", MISALIGNED, "bug_misaligned_vector", "bugs.cu:13", launch);
+    caught("misaligned access", MISALIGNED, "bug_misaligned_vector", &line_of("float4*>(in + 1)"), launch);
 }
 
 #[test]
 fn uninitialised() {
-    let f = caught("uninitialised read", FAILED, "bug_copy_global", "bugs.cu:18", |b| {
+    let f = caught("uninitialised read", FAILED, "bug_copy_global", &line_of("BUG(bug_copy_global"), |b| {
         let (out, input) = (b.raw::<f32>(64), b.raw::<f32>(64));
         run(b, "bug_copy_global", shape(1, 64), &[b.pointer(&out), b.pointer(&input)]);
     });
     assert_eq!(f.count, 64);
-    let f = caught("uninitialised read", FAILED, "bug_uninitialised_shared", "bugs.cu:25", |b| {
-        let out = b.raw::<f32>(64);
-        run(b, "bug_uninitialised_shared", shape(1, 64), &[b.pointer(&out)]);
-    });
+    let f = caught(
+        "uninitialised read",
+        FAILED,
+        "bug_uninitialised_shared",
+        &line_of("out[threadIdx.x] = x[threadIdx.x];\n}\nEMU_KERNEL(bug_uninit"),
+        |b| {
+            let out = b.raw::<f32>(64);
+            run(b, "bug_uninitialised_shared", shape(1, 64), &[b.pointer(&out)]);
+        },
+    );
     assert_eq!((f.thread, f.count), (Some([63, 0, 0]), 1));
     // The plain build answers with NaN.
     let b = Bench::new(Config::default());
