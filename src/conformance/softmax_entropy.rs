@@ -22,7 +22,7 @@ pub fn cases() -> Vec<Case> {
             let rows = if v > 5000 { 2 } else { 4 };
             let name = format!("[{rows}, {v}] {kind:?}");
             let seed = name.clone();
-            cases.push(Case::new(OP, name, 2 * rows * v, move |device, check| {
+            cases.push(Case::new(OP, name, 14 * rows * whole_splits(v), move |device, check| {
                 let logits = logits(&seed, rows, v, kind);
                 statistics(device, check, &logits, v)?;
                 largest(device, check, &logits, v)
@@ -30,12 +30,20 @@ pub fn cases() -> Vec<Case> {
         }
     }
     for (rows, v) in [(257, 111), (33, 9001)] {
-        cases.push(Case::new(OP, format!("rows alone and together, v {v}"), 5 * rows * v, move |device, check| {
-            alone_and_together(device, check, rows, v)
-        }));
+        cases.push(Case::new(
+            OP,
+            format!("rows alone and together, v {v}"),
+            12 * rows * whole_splits(v),
+            move |device, check| alone_and_together(device, check, rows, v),
+        ));
     }
-    cases.push(Case::new(OP, "top-k on demand".into(), 60_000, on_demand));
+    cases.push(Case::new(OP, "top-k on demand".into(), 400_000, on_demand));
     cases
+}
+
+/// A block has work for as many logits, however few there are.
+fn whole_splits(v: usize) -> usize {
+    v.next_multiple_of(4096)
 }
 
 #[derive(Clone, Copy, Debug)]
