@@ -11,7 +11,7 @@
 //! | `max-probability` | `1 - max q` | `0 .. 1` | 0.5 |
 //! | `varentropy` | variance of `-ln q` under `q` | from 0, nats squared | 3.0 |
 
-use crate::model::{Reach, RowStats};
+use crate::model::{Reach, RowStats, Statistic};
 
 /// A measure of how undecided the policy is. Larger means less certain.
 pub trait Signal: Sync + std::fmt::Debug {
@@ -19,6 +19,8 @@ pub trait Signal: Sync + std::fmt::Debug {
     fn name(&self) -> &'static str;
     /// Value for a row.
     fn value(&self, stats: &RowStats) -> f64;
+    /// The value as a device computes it; `None` if no device does.
+    fn statistic(&self) -> Option<Statistic>;
 }
 
 /// Shannon entropy in nats, with the probability floor of the options. The published method's signal.
@@ -31,6 +33,9 @@ impl Signal for ShannonEntropy {
     }
     fn value(&self, stats: &RowStats) -> f64 {
         stats.entropy_floored
+    }
+    fn statistic(&self) -> Option<Statistic> {
+        Some(Statistic::Entropy)
     }
 }
 
@@ -45,6 +50,9 @@ impl Signal for LogitMargin {
     fn value(&self, stats: &RowStats) -> f64 {
         -f64::from(stats.margin)
     }
+    fn statistic(&self) -> Option<Statistic> {
+        Some(Statistic::NegativeMargin)
+    }
 }
 
 /// The probability that is not the most likely token's.
@@ -57,6 +65,9 @@ impl Signal for MaxProbability {
     }
     fn value(&self, stats: &RowStats) -> f64 {
         1.0 - stats.max_probability
+    }
+    fn statistic(&self) -> Option<Statistic> {
+        Some(Statistic::RestProbability)
     }
 }
 
@@ -71,6 +82,9 @@ impl Signal for Varentropy {
     }
     fn value(&self, stats: &RowStats) -> f64 {
         stats.varentropy
+    }
+    fn statistic(&self) -> Option<Statistic> {
+        Some(Statistic::Varentropy)
     }
 }
 
@@ -101,6 +115,10 @@ impl Threshold {
 impl Reach for Threshold {
     fn reached(&self, stats: &RowStats) -> bool {
         stats.finite && self.reached_by(self.signal.value(stats))
+    }
+
+    fn least(&self) -> Option<(Statistic, f64)> {
+        self.signal.statistic().map(|statistic| (statistic, self.value))
     }
 }
 

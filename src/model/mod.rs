@@ -5,6 +5,7 @@
 
 pub mod reference;
 mod row;
+mod spans;
 
 pub use row::{RowStats, top_k};
 
@@ -56,6 +57,25 @@ pub struct Span<'a> {
 pub trait Reach: Sync {
     /// Whether the row's uncertainty reaches the threshold.
     fn reached(&self, stats: &RowStats) -> bool;
+
+    /// The same as a statistic and the least value that reaches, for a device that evaluates it beside the row. `None`: it
+    /// cannot be put like that, and the row's statistics must be read back first.
+    fn least(&self) -> Option<(Statistic, f64)> {
+        None
+    }
+}
+
+/// A measure of a row's uncertainty that a device can compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statistic {
+    /// [`RowStats::entropy_floored`].
+    Entropy,
+    /// Minus [`RowStats::margin`].
+    NegativeMargin,
+    /// One minus [`RowStats::max_probability`].
+    RestProbability,
+    /// [`RowStats::varentropy`].
+    Varentropy,
 }
 
 /// Whether a policy row also reports its largest logits.

@@ -12,6 +12,7 @@ mod lanes;
 mod ops;
 mod weights;
 
+use super::spans::{self, Placed, handle, reward_rows, score};
 use super::{
     Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Span, TopK, Work,
     top_k,
@@ -102,7 +103,7 @@ impl Reference {
     /// As [`Backend::policy_step`].
     pub fn policy_rows(&mut self, ids: &[u32]) -> Result<PolicyRows> {
         let seq = self.create(Role::Policy)?;
-        let result = self.spans(Role::Policy, &[Span { seq, start: 0, ids }]).and_then(|spans| {
+        let result = self.place(Role::Policy, [Span { seq, start: 0, ids }]).and_then(|spans| {
             let live: Vec<usize> = (0..ids.len()).collect();
             let Reference { policy, pool, .. } = self;
             pool.install(|| {
@@ -130,59 +131,9 @@ impl Reference {
     }
 
     /// Checks the spans of a batch; nothing is appended yet.
-    fn spans<'a>(&self, role: Role, spans: &[Span<'a>]) -> Result<Vec<Placed<'a>>> {
+    fn place<'a>(&self, role: Role, spans: impl IntoIterator<Item = Span<'a>>) -> Result<Vec<Placed<'a>>> {
         let decoder = self.decoder(role);
-        let mut seen = std::collections::HashSet::new();
-        spans
-            .iter()
-            .map(|span| {
-                let name = role.name();
-                if span.seq.role != role {
-                    return Err(Error::Backend(format!("a {} sequence was given to the {name}", span.seq.role.name())));
-                }
-                let seq = handle(span.seq);
-                let len = decoder.kv.len(seq)?;
-                if len != span.start || span.ids.is_empty() || !seen.insert(seq) {
-                    return Err(Error::Backend(format!(
-                        "malformed {name} span: {} tokens at {} of a sequence of {len}",
-                        span.ids.len(),
-                        span.start
-                    )));
-                }
-                if len + span.ids.len() > self.max_len {
-                    return Err(Error::invalid(format!(
-                        "a sequence of {} tokens does not fit the context of {}",
-                        len + span.ids.len(),
-                        self.max_len
-                    )));
-                }
-                let vocab = decoder.config.vocab_size;
-                if let Some(id) = span.ids.iter().find(|&&id| id as usize >= vocab) {
-                    return Err(Error::invalid(format!(
-                        "token id {id} is beyond the {name} model's vocabulary of {vocab}"
-                    )));
-                }
-                Ok(Placed { seq, start: span.start, ids: span.ids })
-            })
-            .collect()
-    }
-}
-
-fn handle(seq: SeqId) -> KvHandle {
-    KvHandle { index: seq.index, generation: seq.generation }
-}
-
-/// A checked span.
-#[derive(Clone, Copy)]
-struct Placed<'a> {
-    seq: KvHandle,
-    start: usize,
-    ids: &'a [u32],
-}
-
-impl<'a> Placed<'a> {
-    fn slice(&self, from: usize, to: usize) -> Self {
-        Placed { seq: self.seq, start: self.start + from, ids: &self.ids[from..to] }
+        spans::place(role, &decoder.config, &decoder.kv, self.max_len, spans)
     }
 }
 
@@ -197,52 +148,21 @@ fn append(decoder: &mut Decoder, span: &Placed<'_>) -> Result<()> {
 }
 
 /// Appends spans and returns, per span, the final hidden states of its `live` rows (ascending, within the span).
-fn run(decoder: &mut Decoder, spans: &[Placed<'_>], live: &[Vec<usize>]) -> Result<Vec<Vec<f32>>> {
+fn run(decoder: &mut Decoder, placed: &[Placed<'_>], live: &[Vec<usize>]) -> Result<Vec<Vec<f32>>> {
     let d = decoder.config.hidden_size;
     let mut out: Vec<Vec<f32>> = live.iter().map(|rows| Vec::with_capacity(rows.len() * d)).collect();
-    let mut batch: Vec<(usize, Placed<'_>, Vec<usize>)> = Vec::new();
-    let mut rows = 0;
-    for (index, span) in spans.iter().enumerate() {
-        let mut from = 0;
-        while from < span.ids.len() {
-            let to = span.ids.len().min(from + CHUNK - rows);
-            let wanted = live[index].iter().filter(|&&r| r >= from && r < to).map(|r| r - from).collect();
-            batch.push((index, span.slice(from, to), wanted));
-            rows += to - from;
-            from = to;
-            if rows == CHUNK {
-                flush(decoder, &mut batch, &mut out)?;
-                rows = 0;
-            }
+    for batch in spans::batches(placed, live, CHUNK) {
+        for piece in &batch.pieces {
+            append(decoder, piece)?;
+        }
+        let blocks = blocks_of(decoder, &batch.pieces)?;
+        let rows: Vec<usize> = batch.live.iter().map(|&(row, _)| row).collect();
+        let x = decoder.forward(&pieces(&batch.pieces, &blocks), &rows, None);
+        for (&(_, owner), row) in batch.live.iter().zip(decoder.hidden(&x).chunks_exact(d)) {
+            out[owner].extend_from_slice(row);
         }
     }
-    flush(decoder, &mut batch, &mut out)?;
     Ok(out)
-}
-
-/// Runs the collected pieces through the layers.
-fn flush(decoder: &mut Decoder, batch: &mut Vec<(usize, Placed<'_>, Vec<usize>)>, out: &mut [Vec<f32>]) -> Result<()> {
-    if batch.is_empty() {
-        return Ok(());
-    }
-    for (_, span, _) in batch.iter() {
-        append(decoder, span)?;
-    }
-    let d = decoder.config.hidden_size;
-    let (mut live, mut owners, mut first) = (Vec::new(), Vec::new(), 0);
-    for (index, span, wanted) in batch.iter() {
-        live.extend(wanted.iter().map(|r| first + r));
-        owners.extend(wanted.iter().map(|_| *index));
-        first += span.ids.len();
-    }
-    let spans: Vec<Placed<'_>> = batch.drain(..).map(|(_, span, _)| span).collect();
-    let blocks = blocks_of(decoder, &spans)?;
-    let x = decoder.forward(&pieces(&spans, &blocks), &live, None);
-    let hidden = decoder.hidden(&x);
-    for (owner, row) in owners.into_iter().zip(hidden.chunks_exact(d)) {
-        out[owner].extend_from_slice(row);
-    }
-    Ok(())
 }
 
 fn blocks_of(decoder: &Decoder, spans: &[Placed<'_>]) -> Result<Vec<Vec<crate::kv::BlockId>>> {
@@ -251,31 +171,6 @@ fn blocks_of(decoder: &Decoder, spans: &[Placed<'_>]) -> Result<Vec<Vec<crate::k
 
 fn pieces<'a>(spans: &[Placed<'a>], blocks: &'a [Vec<crate::kv::BlockId>]) -> Vec<Piece<'a>> {
     spans.iter().zip(blocks).map(|(span, blocks)| Piece { blocks, start: span.start, ids: span.ids }).collect()
-}
-
-/// Positions of a span whose reward is asked for, as ascending rows with the last one included, and for every entry of
-/// `also_at` its place among them.
-fn reward_rows(span: &RewardSpan<'_>) -> Result<(Vec<usize>, Vec<usize>)> {
-    let count = span.span.ids.len();
-    let mut rows = vec![count.saturating_sub(1)];
-    for &position in span.also_at {
-        if position < span.span.start || position >= span.span.start + count {
-            return Err(Error::Backend(format!(
-                "reward asked for at position {position} outside of a span of {count} tokens at {}",
-                span.span.start
-            )));
-        }
-        rows.push(position - span.span.start);
-    }
-    rows.sort_unstable();
-    rows.dedup();
-    let places = span.also_at.iter().filter_map(|p| rows.binary_search(&(p - span.span.start)).ok()).collect();
-    Ok((rows, places))
-}
-
-fn score(rewards: &[f32], places: &[usize]) -> Score {
-    let reward = rewards.last().copied().unwrap_or(f32::NAN);
-    Score { reward, also: places.iter().map(|&p| rewards[p]).collect() }
 }
 
 impl Backend for Reference {
@@ -317,8 +212,7 @@ impl Backend for Reference {
     }
 
     fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> Result<Vec<PolicyRow>> {
-        let plain: Vec<Span<'_>> = spans.iter().map(|s| s.span).collect();
-        let placed = self.spans(Role::Policy, &plain)?;
+        let placed = self.place(Role::Policy, spans.iter().map(|s| s.span))?;
         let live: Vec<Vec<usize>> = placed.iter().map(|s| vec![s.ids.len() - 1]).collect();
         let known = self.policy.config.vocab_size.min(self.reward.config.vocab_size);
         let Reference { policy, pool, last_hidden, .. } = self;
@@ -350,8 +244,7 @@ impl Backend for Reference {
     }
 
     fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
-        let plain: Vec<Span<'_>> = spans.iter().map(|s| s.span).collect();
-        let placed = self.spans(Role::Reward, &plain)?;
+        let placed = self.place(Role::Reward, spans.iter().map(|s| s.span))?;
         let (live, places): (Vec<_>, Vec<_>) =
             spans.iter().map(reward_rows).collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let Reference { reward, pool, .. } = self;
@@ -362,8 +255,7 @@ impl Backend for Reference {
     }
 
     fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
-        let plain: Vec<Span<'_>> = spans.iter().map(|s| s.span.span).collect();
-        let placed = self.spans(Role::Reward, &plain)?;
+        let placed = self.place(Role::Reward, spans.iter().map(|s| s.span.span))?;
         let asked = spans.iter().map(|s| reward_rows(&s.span)).collect::<Result<Vec<_>>>()?;
         let vocab = self.reward.config.vocab_size;
         for span in spans {

@@ -1,0 +1,169 @@
+//! What every backend does with spans before it computes anything: checks them, cuts long batches, and finds the rows whose
+//! results are asked for.
+
+use super::{RewardSpan, Role, Score, SeqId, Span};
+use crate::config::ModelConfig;
+use crate::kv::{KvHandle, KvPool};
+use crate::{Error, Result};
+use std::collections::HashSet;
+
+/// A checked span.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Placed<'a> {
+    pub seq: KvHandle,
+    pub start: usize,
+    pub ids: &'a [u32],
+}
+
+impl Placed<'_> {
+    /// Tokens `from .. to` of it.
+    pub fn slice(&self, from: usize, to: usize) -> Self {
+        Placed { seq: self.seq, start: self.start + from, ids: &self.ids[from..to] }
+    }
+}
+
+/// The bookkeeping's name for a sequence.
+pub(super) fn handle(seq: SeqId) -> KvHandle {
+    KvHandle { index: seq.index, generation: seq.generation }
+}
+
+/// Checks the spans of a batch; nothing is appended yet.
+pub(super) fn place<'a>(
+    role: Role,
+    config: &ModelConfig,
+    kv: &KvPool,
+    max_len: usize,
+    spans: impl IntoIterator<Item = Span<'a>>,
+) -> Result<Vec<Placed<'a>>> {
+    let name = role.name();
+    let mut seen = HashSet::new();
+    let placed = spans.into_iter().map(|span| {
+        if span.seq.role != role {
+            return Err(Error::Backend(format!("a {} sequence was given to the {name}", span.seq.role.name())));
+        }
+        let seq = handle(span.seq);
+        let len = kv.len(seq)?;
+        if len != span.start || span.ids.is_empty() || !seen.insert(seq) {
+            return Err(Error::Backend(format!(
+                "malformed {name} span: {} tokens at {} of a sequence of {len}",
+                span.ids.len(),
+                span.start
+            )));
+        }
+        if len + span.ids.len() > max_len {
+            return Err(Error::invalid(format!(
+                "a sequence of {} tokens does not fit the context of {max_len}",
+                len + span.ids.len(),
+            )));
+        }
+        let vocab = config.vocab_size;
+        if let Some(id) = span.ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::invalid(format!("token id {id} is beyond the {name} model's vocabulary of {vocab}")));
+        }
+        Ok(Placed { seq, start: span.start, ids: span.ids })
+    });
+    placed.collect()
+}
+
+/// Rows that go through the layers together.
+#[derive(Debug, Default)]
+pub(super) struct Batch<'a> {
+    /// Pieces of spans, in order.
+    pub pieces: Vec<Placed<'a>>,
+    /// Rows of this batch whose result somebody wants, ascending, with the span each belongs to.
+    pub live: Vec<(usize, usize)>,
+    /// Rows of all pieces.
+    pub rows: usize,
+}
+
+/// Cuts spans into batches of at most `limit` rows. `live` holds, per span, the wanted rows within it, ascending.
+pub(super) fn batches<'a>(spans: &[Placed<'a>], live: &[Vec<usize>], limit: usize) -> Vec<Batch<'a>> {
+    let mut all = Vec::new();
+    let mut batch = Batch::default();
+    for (index, span) in spans.iter().enumerate() {
+        let mut from = 0;
+        while from < span.ids.len() {
+            let to = span.ids.len().min(from + limit - batch.rows);
+            let wanted = live[index].iter().filter(|&&row| row >= from && row < to);
+            batch.live.extend(wanted.map(|row| (batch.rows + row - from, index)));
+            batch.pieces.push(span.slice(from, to));
+            batch.rows += to - from;
+            from = to;
+            if batch.rows == limit {
+                all.push(std::mem::take(&mut batch));
+            }
+        }
+    }
+    if batch.rows > 0 {
+        all.push(batch);
+    }
+    all
+}
+
+/// Positions of a span whose reward is asked for, as ascending rows with the last one included, and for every entry of
+/// `also_at` its place among them.
+pub(super) fn reward_rows(span: &RewardSpan<'_>) -> Result<(Vec<usize>, Vec<usize>)> {
+    let count = span.span.ids.len();
+    let mut rows = vec![count.saturating_sub(1)];
+    for &position in span.also_at {
+        if position < span.span.start || position >= span.span.start + count {
+            return Err(Error::Backend(format!(
+                "reward asked for at position {position} outside of a span of {count} tokens at {}",
+                span.span.start
+            )));
+        }
+        rows.push(position - span.span.start);
+    }
+    rows.sort_unstable();
+    rows.dedup();
+    let places = span.also_at.iter().filter_map(|p| rows.binary_search(&(p - span.span.start)).ok()).collect();
+    Ok((rows, places))
+}
+
+/// The rewards of a span's wanted rows, as they were asked for.
+pub(super) fn score(rewards: &[f32], places: &[usize]) -> Score {
+    let reward = rewards.last().copied().unwrap_or(f32::NAN);
+    Score { reward, also: places.iter().map(|&p| rewards[p]).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_cover_every_row_once_and_keep_the_wanted_ones() {
+        let ids: Vec<u32> = (0..150).collect();
+        let seq = |index| KvHandle { index, generation: 0 };
+        let spans = [
+            Placed { seq: seq(0), start: 7, ids: &ids[..100] },
+            Placed { seq: seq(1), start: 0, ids: &ids[..1] },
+            Placed { seq: seq(2), start: 3, ids: &ids },
+        ];
+        let live = [vec![0, 63, 64, 99], vec![0], vec![149]];
+        for limit in [1, 64, 100, 1000] {
+            let all = batches(&spans, &live, limit);
+            let mut rows = vec![Vec::new(); 3];
+            let mut wanted = vec![Vec::new(); 3];
+            for batch in &all {
+                assert!(batch.rows <= limit && batch.live.is_sorted());
+                let flat: Vec<(usize, usize)> = batch
+                    .pieces
+                    .iter()
+                    .flat_map(|p| (0..p.ids.len()).map(move |i| (p.seq.index as usize, p.start + i)))
+                    .collect();
+                assert_eq!(flat.len(), batch.rows);
+                for &(row, owner) in &batch.live {
+                    assert_eq!(flat[row].0, owner);
+                    wanted[owner].push(flat[row].1 - spans[owner].start);
+                }
+                for (owner, position) in flat {
+                    rows[owner].push(position - spans[owner].start);
+                }
+            }
+            for (span, rows) in spans.iter().zip(&rows) {
+                assert_eq!(*rows, (0..span.ids.len()).collect::<Vec<_>>());
+            }
+            assert_eq!(wanted, live);
+        }
+    }
+}
