@@ -169,6 +169,22 @@ impl KvPool {
         self.give_back(blocks);
     }
 
+    /// The most blocks that [`append`](Self::append) takes for `count` more positions.
+    ///
+    /// # Errors
+    /// The handle is not live.
+    pub fn blocks_needed(&self, seq: KvHandle, count: usize) -> Result<usize> {
+        let slot = self.slot(seq)?;
+        let shared = !slot.len.is_multiple_of(BLOCK)
+            && slot.blocks.last().is_some_and(|block| self.holders[block.0 as usize] > 1);
+        Ok((slot.len + count).div_ceil(BLOCK) - slot.blocks.len() + usize::from(shared && count > 0))
+    }
+
+    /// Blocks that can still be handed out.
+    pub fn blocks_free(&self) -> usize {
+        self.capacity - self.blocks_in_use()
+    }
+
     /// Blocks held by at least one sequence.
     pub fn blocks_in_use(&self) -> usize {
         self.holders.len() - self.free.len()

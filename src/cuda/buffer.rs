@@ -2,7 +2,7 @@
 
 use super::Device;
 use crate::{Error, Result};
-use cudarc::driver::{CudaSlice, DevicePtr, sys};
+use cudarc::driver::{CudaSlice, DevicePtr, result, sys};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
@@ -85,6 +85,16 @@ impl<T: Element> Buffer<T> {
         ViewMut { address: self.address, len: self.len, owner: PhantomData }
     }
 
+    /// The first `len` elements, to read. Panics if they are not there.
+    pub fn first(&self, len: usize) -> View<'_, T> {
+        self.view().slice(0..len)
+    }
+
+    /// The first `len` elements, to write. Panics if they are not there.
+    pub fn first_mut(&mut self, len: usize) -> ViewMut<'_, T> {
+        self.view_mut().slice_owned(0..len)
+    }
+
     /// Overwrites the whole buffer.
     pub fn upload(&mut self, device: &Device, data: &[T]) -> Result<()> {
         if data.len() != self.len {
@@ -97,11 +107,31 @@ impl<T: Element> Buffer<T> {
         copied.map_err(|e| device.fault("cannot copy to the device", e))
     }
 
+    /// Overwrites the first elements.
+    pub fn upload_first(&mut self, device: &Device, data: &[T]) -> Result<()> {
+        if data.len() > self.len {
+            return Err(Error::Backend(format!("upload of {} elements into {}", data.len(), self.len)));
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        let mut part = self.memory.slice_mut(..size_of_val(data));
+        let copied = device.stream().memcpy_htod(bytemuck::cast_slice::<T, u8>(data), &mut part);
+        copied.map_err(|e| device.fault("cannot copy to the device", e))
+    }
+
     /// Waits for the stream and copies everything back.
     pub fn download(&self, device: &Device) -> Result<Vec<T>> {
-        let mut data = vec![T::zeroed(); self.len];
-        if self.len > 0 {
-            let copied = device.stream().memcpy_dtoh(&self.memory, bytemuck::cast_slice_mut::<T, u8>(&mut data));
+        self.download_first(device, self.len)
+    }
+
+    /// Waits for the stream and copies the first `len` elements back. Panics if they are not there.
+    pub fn download_first(&self, device: &Device, len: usize) -> Result<Vec<T>> {
+        assert!(len <= self.len, "{len} elements of a buffer of {}", self.len);
+        let mut data = vec![T::zeroed(); len];
+        if len > 0 {
+            let part = self.memory.slice(..len * size_of::<T>());
+            let copied = device.stream().memcpy_dtoh(&part, bytemuck::cast_slice_mut::<T, u8>(&mut data));
             copied.map_err(|e| device.fault("cannot copy from the device", e))?;
             device.synchronize()?;
         }
@@ -122,6 +152,46 @@ impl<T: Element> Buffer<T> {
 fn bytes<T>(len: usize) -> Result<usize> {
     let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize);
     bytes.map(|bytes| bytes.max(1)).ok_or_else(|| Error::Backend(format!("a buffer of {len} elements is too large")))
+}
+
+impl<'a, T: Element> View<'a, T> {
+    /// The same bytes as elements of another type. Panics if they are not whole, or not aligned.
+    pub fn cast<U: Element>(&self) -> View<'a, U> {
+        let len = cast_len::<T, U>(self.address, self.len);
+        View { address: self.address, len, owner: PhantomData }
+    }
+}
+
+impl<'a, T: Element> ViewMut<'a, T> {
+    /// The same bytes as elements of another type. Panics if they are not whole, or not aligned.
+    pub fn cast<U: Element>(self) -> ViewMut<'a, U> {
+        let len = cast_len::<T, U>(self.address, self.len);
+        ViewMut { address: self.address, len, owner: PhantomData }
+    }
+
+    /// Copies another view of the same length here, on the device.
+    pub fn copy_from(&mut self, device: &Device, from: View<'_, T>) -> Result<()> {
+        if from.len != self.len {
+            return Err(Error::Backend(format!("copy of {} elements into {}", from.len, self.len)));
+        }
+        if self.len == 0 {
+            return Ok(());
+        }
+        device.alive()?;
+        let bytes = self.len * size_of::<T>();
+        // SAFETY: both views lie in live allocations of at least this many bytes; the target is lent to us alone, so they
+        // do not overlap; and all work is ordered by the one stream.
+        let copied =
+            unsafe { result::memcpy_dtod_async(self.address, from.address, bytes, device.stream().cu_stream()) };
+        copied.map_err(|e| device.fault("cannot copy on the device", e))
+    }
+}
+
+fn cast_len<T, U>(address: sys::CUdeviceptr, len: usize) -> usize {
+    let bytes = len * size_of::<T>();
+    let whole = bytes.is_multiple_of(size_of::<U>().max(1));
+    assert!(whole && address.is_multiple_of(align_of::<U>() as u64), "{bytes} bytes at {address:#x} as other elements");
+    bytes / size_of::<U>().max(1)
 }
 
 impl<'a, T> View<'a, T> {
