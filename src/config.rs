@@ -112,6 +112,29 @@ pub struct ModelConfig {
     pub pad_token_id: Option<u32>,
 }
 
+impl Rope {
+    /// Radians per position of each pair of a head's elements, scaled as Llama 3.1 does where asked: `head_dim / 2` of them.
+    pub fn frequencies(&self, head_dim: usize) -> Vec<f64> {
+        let plain = (0..head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_dim as f64));
+        let Some(scaling) = &self.llama3 else { return plain.collect() };
+        let original = scaling.original_max_position_embeddings as f64;
+        let (long, short) = (original / scaling.low_freq_factor, original / scaling.high_freq_factor);
+        let scaled = plain.map(|frequency| {
+            let wavelength = 2.0 * std::f64::consts::PI / frequency;
+            if wavelength < short {
+                frequency
+            } else if wavelength > long {
+                frequency / scaling.factor
+            } else {
+                let smooth = (original / wavelength - scaling.low_freq_factor)
+                    / (scaling.high_freq_factor - scaling.low_freq_factor);
+                (1.0 - smooth) * frequency / scaling.factor + smooth * frequency
+            }
+        });
+        scaled.collect()
+    }
+}
+
 impl Family {
     const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
 
@@ -562,5 +585,25 @@ fn show(value: &Value) -> String {
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama3_scaling_keeps_short_waves_and_divides_long_ones() {
+        let llama3 = Llama3Scaling {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let scaled = Rope { theta: 500_000.0, llama3: Some(llama3) }.frequencies(128);
+        let plain = Rope { theta: 500_000.0, llama3: None }.frequencies(128);
+        assert_eq!(scaled[0], plain[0]);
+        assert_eq!(scaled[63], plain[63] / 8.0);
+        assert!(scaled.iter().zip(&plain).any(|(s, p)| *s < *p && *s > p / 8.0), "some lie between");
     }
 }

@@ -67,7 +67,7 @@ impl Decoder {
             weights: Weights::load(config, checkpoint)?,
             kv: KvPool::new(usize::MAX),
             store: KvStore::new(config),
-            frequencies: ops::rope_frequencies(&config.rope, config.head_dim),
+            frequencies: config.rope.frequencies(config.head_dim),
             config: config.clone(),
             forwarded: 0,
             differentiated: 0,

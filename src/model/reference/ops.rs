@@ -3,7 +3,6 @@
 use super::elementwise;
 use super::lanes::{self, Out};
 use super::weights::{Linear, Matrix};
-use crate::config::Rope;
 use rayon::prelude::*;
 
 /// Multiply-adds below which one core is faster than waking the others.
@@ -106,28 +105,6 @@ pub(super) fn rms_norm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f64)
     dx
 }
 
-/// Angles per position of half a head: frequencies of `rope`, scaled as Llama 3.1 does where asked.
-pub(super) fn rope_frequencies(rope: &Rope, head_dim: usize) -> Vec<f64> {
-    let plain = (0..head_dim / 2).map(|i| rope.theta.powf(-2.0 * i as f64 / head_dim as f64));
-    let Some(scaling) = &rope.llama3 else { return plain.collect() };
-    let original = scaling.original_max_position_embeddings as f64;
-    let (long, short) = (original / scaling.low_freq_factor, original / scaling.high_freq_factor);
-    plain
-        .map(|frequency| {
-            let wavelength = 2.0 * std::f64::consts::PI / frequency;
-            if wavelength < short {
-                frequency
-            } else if wavelength > long {
-                frequency / scaling.factor
-            } else {
-                let smooth = (original / wavelength - scaling.low_freq_factor)
-                    / (scaling.high_freq_factor - scaling.low_freq_factor);
-                (1.0 - smooth) * frequency / scaling.factor + smooth * frequency
-            }
-        })
-        .collect()
-}
-
 /// Cosine and sine per position and frequency, `[positions, head_dim / 2]` each.
 pub(super) struct Rotation {
     cos: Vec<f32>,
@@ -193,20 +170,5 @@ mod tests {
             let slope = (up - value(&moved)) / 2e-5;
             assert!((dx[i] as f64 - slope).abs() < 1e-5, "{i}: {} against {slope}", dx[i]);
         }
-    }
-
-    #[test]
-    fn llama3_scaling_keeps_short_waves_and_divides_long_ones() {
-        let llama3 = Llama3Scaling {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings: 8192,
-        };
-        let scaled = rope_frequencies(&Rope { theta: 500_000.0, llama3: Some(llama3) }, 128);
-        let plain = rope_frequencies(&Rope { theta: 500_000.0, llama3: None }, 128);
-        assert_eq!(scaled[0], plain[0]);
-        assert_eq!(scaled[63], plain[63] / 8.0);
-        assert!(scaled.iter().zip(&plain).any(|(s, p)| *s < *p && *s > p / 8.0), "some lie between");
     }
 }
