@@ -145,7 +145,6 @@ impl Rotation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Llama3Scaling;
 
     #[test]
     fn rms_norm_gradient_agrees_with_finite_differences() {
