@@ -49,6 +49,15 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
     return __float2half_rn(x);
 }
 
+// ---- what kernels hand each other ----------------------------------------------------------------------------------
+
+// Statistics of a row of logits. Same layout as `RowStatsOut` on the host.
+struct RowStats {
+    double log_sum_exp, entropy, entropy_floored, max_probability, varentropy;
+    float max_logit, margin;
+    unsigned argmax, finite;
+};
+
 // ---- vector access -------------------------------------------------------------------------------------------------
 
 // N elements that move in one instruction of 8 or 16 bytes.

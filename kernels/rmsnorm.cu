@@ -1,9 +1,10 @@
 // RMSNorm of the residual stream, with the sublayer's output added on the way.
 //
 //   residual[rows, d] f32   += delta[rows, d] (f32 or 16-bit), where a delta is given; else only read
-//   out[rows, d] 16-bit      = round(residual * r * weight[d]),  r = 1 / sqrt(mean(residual^2) + eps)
+//   out[rows, d] 16-bit      = round(residual * r * weight[d]),  r = 1 / sqrt(sum(residual^2) / columns + eps)
 //
-// Contract: any d >= 1, any alignment; one block per row. Threads take groups of 4 consecutive elements in turn, so the
+// Contract: any d >= 1, any alignment; one block per row. Of the d columns stored `columns` are real; the others are
+// zero, in the residual stream and in the weight, and stay zero. Threads take groups of 4 consecutive elements in turn, so the
 // order of additions is a function of d alone: aligned, unaligned, cached and uncached rows give the same bits. All
 // arithmetic is f32 with one rounding at the end.
 // Bytes: read 4d, with a delta also write 4d and read its 4d or 2d; write 2d. The weight stays in L2.
@@ -49,7 +50,7 @@ __device__ __forceinline__ float4 add(float4 a, float4 b) {
 template <typename T>
 __device__ __forceinline__ void rmsnorm(T* __restrict__ out, float* __restrict__ residual,
                                         const void* __restrict__ delta, int delta_kind, const T* __restrict__ weight,
-                                        int d, float eps, int cached) {
+                                        int d, int columns, float eps, int cached) {
     EXTERN_SHARED(shared);
     SHARED(float, partial, [kNormThreads / kWarp]);
     float4* const cache = reinterpret_cast<float4*>(shared);
@@ -73,7 +74,7 @@ __device__ __forceinline__ void rmsnorm(T* __restrict__ out, float* __restrict__
         squares = fmaf(x.z, x.z, squares);
         squares = fmaf(x.w, x.w, squares);
     }
-    const float mean = block_sum(squares, partial) / static_cast<float>(d);
+    const float mean = block_sum(squares, partial) / static_cast<float>(columns);
     const float scale = 1.0f / sqrtf(mean + eps);
 
     // Each thread reads back only what it wrote itself, so the cache needs no barrier.
@@ -91,9 +92,9 @@ __device__ __forceinline__ void rmsnorm(T* __restrict__ out, float* __restrict__
 // Grid: rows. Block: a function of d, at most 512. Dynamic shared memory: 16 ceil(d / 4) bytes if `cached`, else none.
 #define RMSNORM(NAME, T)                                                                                             \
     extern "C" __global__ void __launch_bounds__(ggro::kNormThreads)                                                \
-        NAME(T* out, float* residual, const void* delta, int delta_kind, const T* weight, int d, float eps,        \
-             int cached) {                                                                                          \
-        ggro::rmsnorm<T>(out, residual, delta, delta_kind, weight, d, eps, cached);                                 \
+        NAME(T* out, float* residual, const void* delta, int delta_kind, const T* weight, int d, int columns,      \
+             float eps, int cached) {                                                                               \
+        ggro::rmsnorm<T>(out, residual, delta, delta_kind, weight, d, columns, eps, cached);                        \
     }                                                                                                                \
     EMU_KERNEL(NAME)
 

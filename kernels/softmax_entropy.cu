@@ -42,13 +42,6 @@ struct FloorSums {
     unsigned long long above;
 };
 
-// Same layout as `RowStatsOut` on the host.
-struct RowStats {
-    double log_sum_exp, entropy, entropy_floored, max_probability, varentropy;
-    float max_logit, margin;
-    unsigned argmax, finite;
-};
-
 // When a row wants its largest logits. Same layout as `TopKWish` on the host.
 struct TopKWish {
     double threshold;

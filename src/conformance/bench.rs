@@ -7,7 +7,7 @@
 use super::numbers::{Random, Values, stored};
 use crate::cuda::ops::gemm::{self, Operands, Output, Shape};
 use crate::cuda::ops::peak::peak_mma;
-use crate::cuda::ops::rmsnorm::{Delta, rmsnorm};
+use crate::cuda::ops::rmsnorm::{Delta, Norm, rmsnorm};
 use crate::cuda::ops::softmax_entropy::{self, RowStatsOut, softmax_entropy};
 use crate::cuda::{Buffer, Device, Storage};
 use crate::{Error, Result};
@@ -152,7 +152,8 @@ fn time_rmsnorm(device: &Device, rows: usize, d: usize) -> Result<Measured> {
     let seconds = median(device, data.len(), |i| {
         let (out, residual, delta) = &mut data[i];
         let delta = Delta::Storage(delta.view());
-        rmsnorm(device, Storage::Bf16, &mut out.view_mut(), &mut residual.view_mut(), delta, weight.view(), 1e-5)
+        let norm = Norm { weight: weight.view(), columns: d, eps: 1e-5 };
+        rmsnorm(device, Storage::Bf16, &mut out.view_mut(), &mut residual.view_mut(), delta, norm)
     })?;
     Ok((seconds, bytes as f64, 0.0))
 }

@@ -4,7 +4,7 @@ use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
 use super::{Case, Check, ROWS};
 use crate::Result;
-use crate::cuda::ops::rmsnorm::{Delta, rmsnorm};
+use crate::cuda::ops::rmsnorm::{Delta, Norm, rmsnorm};
 use crate::cuda::{Device, Storage};
 
 const OP: &str = "rmsnorm";
@@ -21,6 +21,8 @@ enum Added {
 struct Problem {
     storage: Storage,
     d: usize,
+    /// Real columns, the first ones.
+    columns: usize,
     residual: Vec<f32>,
     added: Added,
     delta: Vec<f32>,
@@ -44,6 +46,14 @@ pub fn cases() -> Vec<Case> {
                 }));
             }
         }
+        for (d, columns) in [(64, 40), (128, 127), (4096, 4033)] {
+            let name = format!("{} [5, {d}] of {columns} columns", storage.name());
+            cases.push(Case::new(OP, name, 5 * d, move |device, check| {
+                let values = Values::Normal(1.0);
+                let problem = Problem::new("padded", storage, 5, d, Added::Storage, values).padded(columns);
+                problem.check(device, check)
+            }));
+        }
         for d in [111, 512] {
             let name = format!("{} rows alone and together, d {d}", storage.name());
             cases.push(Case::new(OP, name, 600 * d, move |device, check| {
@@ -66,7 +76,16 @@ impl Problem {
             Added::Storage => widened(storage, &stored(storage, &delta)),
         };
         let weight = stored(storage, &random.vector(d, Values::Normal(0.5)));
-        Problem { storage, d, residual, added, delta, weight }
+        Problem { storage, d, columns: d, residual, added, delta, weight }
+    }
+
+    /// The same with nothing in the columns from `columns` on.
+    fn padded(mut self, columns: usize) -> Self {
+        let d = self.d;
+        let rows = self.residual.chunks_exact_mut(d).chain(self.delta.chunks_exact_mut(d));
+        rows.for_each(|row| row[columns..].fill(0.0));
+        self.weight[columns..].fill(0);
+        Problem { columns, ..self }
     }
 
     /// Output and updated residual of rows `from .. to`; `shift` moves every buffer off its alignment.
@@ -88,7 +107,8 @@ impl Problem {
             Added::F32 => Delta::F32(delta_f32.view()),
             Added::Storage => Delta::Storage(delta_16.view()),
         };
-        rmsnorm(device, self.storage, &mut out.view_mut(), &mut residual.view_mut(), delta, weight.view(), EPS)?;
+        let norm = Norm { weight: weight.view(), columns: self.columns, eps: EPS };
+        rmsnorm(device, self.storage, &mut out.view_mut(), &mut residual.view_mut(), delta, norm)?;
         Ok((out.read(device, check, "out")?, residual.read(device, check, "residual")?))
     }
 
@@ -109,10 +129,10 @@ impl Problem {
         let weight = widened(self.storage, &self.weight);
         let mut errors = (0.0f64, 0.0f64);
         for (row, out) in sum.chunks_exact(self.d).zip(out.chunks_exact(self.d)) {
-            let mean = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / self.d as f64;
+            let mean = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / self.columns as f64;
             let exact_scale = 1.0 / (mean + f64::from(EPS)).sqrt();
             // The same in f32, summed pairwise instead of by threads.
-            let scale = 1.0 / (pairwise(row) / self.d as f32 + EPS).sqrt();
+            let scale = 1.0 / (pairwise(row) / self.columns as f32 + EPS).sqrt();
             for ((&x, &w), &y) in row.iter().zip(&weight).zip(out) {
                 let exact = f64::from(x) * exact_scale * f64::from(w);
                 let simulated = self.storage.widen(self.storage.round(x * scale * w));

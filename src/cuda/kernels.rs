@@ -35,6 +35,13 @@ unsafe impl Sync for Kernel {}
 /// All kernels. Pairs are indexed by [`Storage`]: bf16, then f16.
 #[derive(Debug)]
 pub(super) struct Kernels {
+    pub copy_rows: Kernel,
+    pub embed: [Kernel; 2],
+    pub kv_copy: Kernel,
+    pub log_probabilities: Kernel,
+    pub chosen_logits: Kernel,
+    pub rope: [Kernel; 2],
+    pub swiglu: [Kernel; 2],
     pub rmsnorm: [Kernel; 2],
     pub softmax_entropy_splits: Kernel,
     pub softmax_entropy: Kernel,
@@ -43,6 +50,18 @@ pub(super) struct Kernels {
     pub peak_mma: Kernel,
 }
 
+/// Threads of a `copy_rows` block, at most.
+pub(super) const COPY_THREADS: u32 = 256;
+/// Threads of an `embed` block, at most.
+pub(super) const EMBED_THREADS: u32 = 512;
+/// Threads of the `kv_copy` blocks.
+pub(super) const KV_COPY_THREADS: u32 = 256;
+/// Threads of the blocks of `logits.cu`.
+pub(super) const LOGITS_THREADS: u32 = 256;
+/// Threads of the `rope` blocks.
+pub(super) const ROPE_THREADS: u32 = 256;
+/// Threads of a `swiglu` block, at most.
+pub(super) const SWIGLU_THREADS: u32 = 256;
 /// Threads of an `rmsnorm` block, at most.
 pub(super) const NORM_THREADS: u32 = 512;
 /// Shared memory that a block gets without asking, less what `rmsnorm` declares.
@@ -52,6 +71,12 @@ pub(super) const SOFTMAX_THREADS: u32 = 256;
 /// Threads of the peak blocks.
 pub(super) const PEAK_THREADS: u32 = 256;
 
+const COPY_ROWS: &str = "copy_rows";
+const EMBED: [&str; 2] = ["embed_bf16", "embed_f16"];
+const KV_COPY: &str = "kv_copy";
+const LOGITS: [&str; 2] = ["log_probabilities_f32", "chosen_logits_f32"];
+const ROPE: [&str; 2] = ["rope_bf16", "rope_f16"];
+const SWIGLU: [&str; 2] = ["swiglu_bf16", "swiglu_f16"];
 const RMSNORM: [&str; 2] = ["rmsnorm_bf16", "rmsnorm_f16"];
 const SOFTMAX: [&str; 3] = ["softmax_entropy_splits_f32", "softmax_entropy_f32", "top_k_f32"];
 const PEAK: &str = "peak_mma_bf16";
@@ -59,6 +84,12 @@ const PEAK: &str = "peak_mma_bf16";
 /// Every kernel of every image.
 pub fn specs() -> Vec<Spec> {
     let mut specs = Vec::new();
+    specs.push(Spec { image: "copy_rows", name: COPY_ROWS, threads: COPY_THREADS, shared: 0 });
+    specs.extend(EMBED.map(|name| Spec { image: "embed", name, threads: EMBED_THREADS, shared: 0 }));
+    specs.push(Spec { image: "kv_copy", name: KV_COPY, threads: KV_COPY_THREADS, shared: 0 });
+    specs.extend(LOGITS.map(|name| Spec { image: "logits", name, threads: LOGITS_THREADS, shared: 0 }));
+    specs.extend(ROPE.map(|name| Spec { image: "rope", name, threads: ROPE_THREADS, shared: 0 }));
+    specs.extend(SWIGLU.map(|name| Spec { image: "swiglu", name, threads: SWIGLU_THREADS, shared: 0 }));
     specs.extend(RMSNORM.map(|name| Spec { image: "rmsnorm", name, threads: NORM_THREADS, shared: NORM_SHARED }));
     specs.extend(SOFTMAX.map(|name| Spec { image: "softmax_entropy", name, threads: SOFTMAX_THREADS, shared: 0 }));
     specs.push(Spec { image: "peak", name: PEAK, threads: PEAK_THREADS, shared: 0 });
@@ -110,8 +141,16 @@ impl Kernels {
             let all = all.collect::<Result<Vec<_>>>()?;
             all.try_into().map_err(|_| Error::Backend("the list of gemm tiles changed".to_string()))
         };
+        let pair = |names: [&'static str; 2]| -> Result<[Kernel; 2]> { Ok([kernel(names[0])?, kernel(names[1])?]) };
         Ok(Kernels {
-            rmsnorm: [kernel(RMSNORM[0])?, kernel(RMSNORM[1])?],
+            copy_rows: kernel(COPY_ROWS)?,
+            embed: pair(EMBED)?,
+            kv_copy: kernel(KV_COPY)?,
+            log_probabilities: kernel(LOGITS[0])?,
+            chosen_logits: kernel(LOGITS[1])?,
+            rope: pair(ROPE)?,
+            swiglu: pair(SWIGLU)?,
+            rmsnorm: pair(RMSNORM)?,
             softmax_entropy_splits: kernel(SOFTMAX[0])?,
             softmax_entropy: kernel(SOFTMAX[1])?,
             top_k: kernel(SOFTMAX[2])?,

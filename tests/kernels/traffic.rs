@@ -2,7 +2,7 @@
 
 use crate::emulated::Emulated;
 use ggro::cuda::ops::gemm::{self, Operands, Output, Shape, gemm};
-use ggro::cuda::ops::rmsnorm::{Delta, rmsnorm};
+use ggro::cuda::ops::rmsnorm::{Delta, Norm, rmsnorm};
 use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, softmax_entropy};
 use ggro::cuda::{Buffer, Storage};
 use ggro_emulator::{Config, Counters};
@@ -40,7 +40,8 @@ fn bytes_over_the_floor() {
     let mut out = Buffer::<u16>::uninitialised(device, rows * d).unwrap();
     let added = Delta::Storage(delta.view());
     let (y, x) = (&mut out.view_mut(), &mut residual.view_mut());
-    rmsnorm(device, Storage::Bf16, y, x, added, weight.view(), 1e-5).unwrap();
+    let norm = Norm { weight: weight.view(), columns: d, eps: 1e-5 };
+    rmsnorm(device, Storage::Bf16, y, x, added, norm).unwrap();
     let counters = &emulated.machine.report().kernels["rmsnorm_bf16"];
     let floor = rows * d * (4 + 4 + 2 + 2) + d * 2;
     over_floor("rmsnorm, each byte once", once(counters), floor, 1.0);

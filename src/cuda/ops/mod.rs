@@ -1,10 +1,17 @@
 //! One safe function per kernel, in a file of the kernel's name: lengths are checked, the launch shape is computed, and
 //! everything that is written is lent as `&mut`.
 
+pub mod copy_rows;
+pub mod embed;
 pub mod gemm;
+pub mod kv;
+pub mod kv_copy;
+pub mod logits;
 pub mod peak;
 pub mod rmsnorm;
+pub mod rope;
 pub mod softmax_entropy;
+pub mod swiglu;
 
 use crate::{Error, Result};
 
@@ -44,4 +51,20 @@ fn int(op: &str, what: &str, value: usize) -> Result<i32> {
 fn side(op: &str, what: &str, value: usize, limit: u32) -> Result<u32> {
     let fits = u32::try_from(value).ok().filter(|&value| value <= limit);
     fits.ok_or_else(|| Error::Backend(format!("{op}: {value} {what} are more than a grid takes")))
+}
+
+/// Rows of `width` elements, an error unless they are whole.
+fn rows_of(op: &str, what: &str, elements: usize, width: usize) -> Result<usize> {
+    let rows = elements.checked_div(width).filter(|rows| rows * width == elements);
+    rows.ok_or_else(|| Error::Backend(format!("{op}: {what} has {elements} elements, not whole rows of {width}")))
+}
+
+/// An error unless rows of `width` 16-bit elements at these addresses, joined by `|`, are made of aligned 16-byte words.
+fn vectors(op: &str, what: &str, width: usize, addresses: u64) -> Result<()> {
+    if width.is_multiple_of(8) && addresses.is_multiple_of(16) {
+        return Ok(());
+    }
+    Err(Error::Backend(format!(
+        "{op}: {what} = {width} is no multiple of 8, or matrices do not start at one of 16 bytes"
+    )))
 }

@@ -1,6 +1,6 @@
 //! RMSNorm of the residual stream, with the sublayer's output added on the way.
 
-use super::{args, check_len, int, product, side};
+use super::{args, check_len, check_room, int, product, side};
 use crate::Result;
 use crate::cuda::device::Launch;
 use crate::cuda::kernels::{NORM_SHARED, NORM_THREADS};
@@ -17,6 +17,17 @@ pub enum Delta<'a> {
     Storage(View<'a, u16>),
 }
 
+/// A norm's parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// As wide as the rows; zero beyond the real columns.
+    pub weight: View<'a, u16>,
+    /// Real columns: what the sum of squares is divided by.
+    pub columns: usize,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
 /// `residual += delta; out = residual / sqrt(mean(residual^2) + eps) * weight`, per row of `weight.len()` elements.
 pub fn rmsnorm(
     device: &Device,
@@ -24,11 +35,12 @@ pub fn rmsnorm(
     out: &mut ViewMut<'_, u16>,
     residual: &mut ViewMut<'_, f32>,
     delta: Delta<'_>,
-    weight: View<'_, u16>,
-    eps: f32,
+    norm: Norm<'_>,
 ) -> Result<()> {
     const OP: &str = "rmsnorm";
+    let Norm { weight, columns, eps } = norm;
     let d = weight.len();
+    check_room(OP, "a row", d, columns.max(1))?;
     let rows = residual.len().checked_div(d).unwrap_or(0);
     let elements = product(OP, rows, d)?;
     check_len(OP, "out", out.len(), elements)?;
@@ -48,18 +60,18 @@ pub fn rmsnorm(
         return Ok(());
     }
     let (threads, cached) = shape(d);
-    let d = int(OP, "d", d)?;
+    let (d, columns) = (int(OP, "d", d)?, int(OP, "columns", columns)?);
     let launch =
         Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads, shared: cached.unwrap_or(0) };
     let cached = i32::from(cached.is_some());
-    // SAFETY: parameters are (T* out, float* residual, const void* delta, int kind, const T* weight, int d, float eps,
-    // int cached). Block r touches elements r d .. (r + 1) d of out, residual and delta, whose lengths are rows d, and d
+    // SAFETY: parameters are (T* out, float* residual, const void* delta, int kind, const T* weight, int d, int columns,
+    // float eps, int cached). Block r touches elements r d .. (r + 1) d of out, residual and delta, whose lengths are rows d, and d
     // elements of the weight. out and residual are lent to us alone; with kind 0 delta is not read.
     unsafe {
         device.launch(
             &device.kernels().rmsnorm[storage as usize],
             launch,
-            args![out.address, residual.address, address, kind, weight.address, d, eps, cached],
+            args![out.address, residual.address, address, kind, weight.address, d, columns, eps, cached],
         )
     }
 }

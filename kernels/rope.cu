@@ -1,0 +1,185 @@
+// From the fused projection to attention: per-head RMSNorm, rotary embedding, and the write into the paged pool.
+//
+//   qkv[n, (h + 2g) p] 16-bit: h query heads, g key heads, g value heads of e elements, padded to p (32, 64 or 128)
+//   with norms: x = x * r * weight[e], r = 1 / sqrt(mean(x^2) + eps) over a head, queries and keys each with their weight
+//   queries and keys: (x_i, x_{i + e/2}) turned by the angle of (position, i), from table[positions, e/2] of (cos, sin)
+//   q[n, h p] = turned queries; pool[slot of the row, this layer] = turned keys, and values as they are
+//
+// Contract: e even and at most p; qkv, q, pool and weights 16-byte aligned, the table 8-byte. Everything between load and
+// store is f32, with one rounding. Padding is written as zero whatever is in qkv. A row whose slot is not in the pool is
+// not kept; a position beyond the table turns into NaN. No two rows have one slot. The sum of squares goes by (e, p).
+//
+// p / 8 lanes share a head, 4 pairs each, so both halves of a head are in one thread and nothing is exchanged but the sum
+// of squares. A block is one row: its lanes keep their part of the table over all heads of the row.
+// Bytes: read 2 (h + 2g) p and 4e, write 2 (h + 2g) p per row; a row's table entries are read 16 times from L1.
+// Flops: 6 per element, 10 with norms. The limit is memory: 80% of the copy rate from some 500 rows up.
+#include "common.cuh"
+
+namespace ggro {
+
+constexpr int kRopeThreads = 256;
+constexpr int kPairs = 4;  // of a lane
+constexpr unsigned kKvBlock = 64;
+
+struct RopeArgs {
+    const float2* table;
+    const unsigned* positions;
+    const void* q_weight;  // null without norms
+    const void* k_weight;
+    float eps;
+    unsigned table_rows;
+    int heads, kv_heads, half, padded;
+};
+
+// A lane's share of a head: pairs 4 lane .. 4 lane + 4, or 8 columns of padding.
+struct Place {
+    int lanes, lane, half;
+
+    __device__ __forceinline__ Place(int padded, int half_size)
+        : lanes(padded / (2 * kPairs)), lane(static_cast<int>(threadIdx.x) % lanes), half(half_size) {}
+    __device__ __forceinline__ int first() const { return kPairs * lane; }
+    // All pairs real, and both of its packs aligned.
+    __device__ __forceinline__ bool whole() const { return half % kPairs == 0 && first() < half; }
+};
+
+struct Pairs {
+    float a[kPairs], b[kPairs];
+};
+
+// A pair that does not exist is zero.
+template <typename T>
+__device__ __forceinline__ Pairs load_pairs(const T* __restrict__ head, const Place& at) {
+    Pairs x;
+    if (at.whole()) {
+        const Pack<T, kPairs> a = load_pack<kPairs>(head + at.first()), b = load_pack<kPairs>(head + at.half + at.first());
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) x.a[i] = to_float(a.at[i]), x.b[i] = to_float(b.at[i]);
+        return x;
+    }
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+        const bool real = at.first() + i < at.half;
+        x.a[i] = real ? to_float(head[at.first() + i]) : 0.0f;
+        x.b[i] = real ? to_float(head[at.half + at.first() + i]) : 0.0f;
+    }
+    return x;
+}
+
+// Pairs that do not exist stand for two columns of padding each: together they are columns e .. p.
+template <typename T>
+__device__ __forceinline__ void store_pairs(T* __restrict__ head, const Place& at, const Pairs& x) {
+    if (at.whole()) {
+        Pack<T, kPairs> a, b;
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) a.at[i] = from_float<T>(x.a[i]), b.at[i] = from_float<T>(x.b[i]);
+        store_pack<kPairs>(head + at.first(), a);
+        store_pack<kPairs>(head + at.half + at.first(), b);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+        const int pair = at.first() + i;
+        if (pair < at.half) {
+            head[pair] = from_float<T>(x.a[i]);
+            head[at.half + pair] = from_float<T>(x.b[i]);
+        } else {
+            head[2 * pair] = head[2 * pair + 1] = from_float<T>(0.0f);
+        }
+    }
+}
+
+// Cosines and sines of a lane's pairs at a row's position.
+struct Turn {
+    float cos[kPairs], sin[kPairs];
+
+    __device__ __forceinline__ Turn(const RopeArgs& args, unsigned position, const Place& at) {
+        const bool known = position < args.table_rows;
+        const float2* const row = args.table + static_cast<size_t>(known ? position : 0) * at.half;
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) {
+            const bool real = at.first() + i < at.half;
+            const float2 entry = known && real ? row[at.first() + i] : make_float2(known ? 1.0f : NAN, 0.0f);
+            cos[i] = entry.x;
+            sin[i] = entry.y;
+        }
+    }
+};
+
+// Sum over the lanes of a head, the same bits in each of them.
+__device__ __forceinline__ float head_sum(float x, int lanes) {
+    for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
+    return x;
+}
+
+// 1 / sqrt(mean(x^2) + eps) over a head.
+__device__ __forceinline__ float inverse_norm(const Pairs& x, const Place& at, float eps) {
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) squares = fmaf(x.b[i], x.b[i], fmaf(x.a[i], x.a[i], squares));
+    const float mean = head_sum(squares, at.lanes) / static_cast<float>(2 * at.half);
+    return 1.0f / sqrtf(mean + eps);
+}
+
+template <typename T>
+__device__ __forceinline__ void rope(T* __restrict__ q, T* __restrict__ pool, const T* __restrict__ qkv,
+                                     const unsigned* __restrict__ slots, unsigned pool_slots, size_t block_stride,
+                                     size_t layer_offset, const RopeArgs& args) {
+    const Place at(args.padded, args.half);
+    const unsigned row = blockIdx.x, slot = slots[row];
+    const int heads = args.heads, all = heads + 2 * args.kv_heads;
+    const bool kept = slot < pool_slots;
+    const T* const from = qkv + static_cast<size_t>(row) * all * args.padded;
+    T* const queries = q + static_cast<size_t>(row) * heads * args.padded;
+    T* const layer = pool + (kept ? slot / kKvBlock : 0) * block_stride + layer_offset;
+    const Turn turn(args, args.positions[row], at);
+
+    const int together = kRopeThreads / at.lanes;
+    // The same number of rounds for every lane of a warp: they all take part in the sums.
+    for (int first = 0; first < all; first += together) {
+        const int head = first + static_cast<int>(threadIdx.x) / at.lanes;
+        const bool real = head < all;
+        Pairs x = load_pairs(from + static_cast<size_t>(real ? head : 0) * args.padded, at);
+        const bool value = head >= heads + args.kv_heads;
+        if (args.q_weight != nullptr) {
+            const float scale = inverse_norm(x, at, args.eps);
+            const void* const weight = head < heads ? args.q_weight : args.k_weight;
+            if (!value) {
+                const Pairs w = load_pairs(static_cast<const T*>(weight), at);
+#pragma unroll
+                for (int i = 0; i < kPairs; ++i) x.a[i] = x.a[i] * scale * w.a[i], x.b[i] = x.b[i] * scale * w.b[i];
+            }
+        }
+        if (!value) {
+#pragma unroll
+            for (int i = 0; i < kPairs; ++i) {
+                const float a = x.a[i], b = x.b[i];
+                x.a[i] = fmaf(a, turn.cos[i], -(b * turn.sin[i]));
+                x.b[i] = fmaf(b, turn.cos[i], a * turn.sin[i]);
+            }
+        }
+        if (!real) continue;
+        if (head < heads) {
+            store_pairs(queries + static_cast<size_t>(head) * args.padded, at, x);
+        } else if (kept) {
+            // Keys of all heads, then values: a plane of 64 positions per head.
+            const size_t plane = static_cast<size_t>(head - heads) * kKvBlock + slot % kKvBlock;
+            store_pairs(layer + plane * args.padded, at, x);
+        }
+    }
+}
+
+}  // namespace ggro
+
+// Grid: rows. Block: 256.
+#define ROPE(NAME, T)                                                                                                \
+    extern "C" __global__ void __launch_bounds__(ggro::kRopeThreads)                                                 \
+        NAME(T* q, T* pool, const T* qkv, const unsigned* slots, unsigned pool_slots, unsigned long long block_stride, \
+             unsigned long long layer_offset, const float2* table, const unsigned* positions, const T* q_weight,     \
+             const T* k_weight, float eps, unsigned table_rows, int heads, int kv_heads, int half, int padded) {     \
+        ggro::rope<T>(q, pool, qkv, slots, pool_slots, block_stride, layer_offset,                                   \
+                      {table, positions, q_weight, k_weight, eps, table_rows, heads, kv_heads, half, padded});       \
+    }                                                                                                                \
+    EMU_KERNEL(NAME)
+
+ROPE(rope_bf16, __nv_bfloat16)
+ROPE(rope_f16, __half)

@@ -1,0 +1,43 @@
+//! Rows of the embedding matrix.
+
+use super::{args, check_len, int, product, rows_of, side, vectors};
+use crate::Result;
+use crate::cuda::device::Launch;
+use crate::cuda::kernels::EMBED_THREADS;
+use crate::cuda::{Device, Storage, View, ViewMut};
+
+/// `out[i] = table[ids[i]]`, widened: `out` is `[ids, d]` and `table` `[vocabulary, d]`, `d` a multiple of 8. An id without
+/// a row gives NaN.
+pub fn embed(
+    device: &Device,
+    storage: Storage,
+    out: &mut ViewMut<'_, f32>,
+    table: View<'_, u16>,
+    ids: View<'_, u32>,
+    d: usize,
+) -> Result<()> {
+    const OP: &str = "embed";
+    let vocabulary = rows_of(OP, "table", table.len(), d)?;
+    check_len(OP, "out", out.len(), product(OP, ids.len(), d)?)?;
+    vectors(OP, "d", d, out.address | table.address)?;
+    if out.is_empty() {
+        return Ok(());
+    }
+    let launch = Launch {
+        grid: (side(OP, "ids", ids.len(), i32::MAX as u32)?, 1, 1),
+        threads: (d / 8).next_multiple_of(32).min(EMBED_THREADS as usize) as u32,
+        shared: 0,
+    };
+    let vocabulary = side(OP, "rows of the table", vocabulary, u32::MAX)?;
+    let d = int(OP, "d", d)?;
+    // SAFETY: parameters are (float* out, const T* table, const unsigned* ids, unsigned vocabulary, int d). Block i reads
+    // ids[i], and row ids[i] of the table if that is below vocabulary, the rows that it has; it writes row i of out, which
+    // has as many rows as there are ids and is lent to us alone. Accesses of 16 bytes are aligned: the addresses and rows are.
+    unsafe {
+        device.launch(
+            &device.kernels().embed[storage as usize],
+            launch,
+            args![out.address, table.address, ids.address, vocabulary, d],
+        )
+    }
+}

@@ -1,0 +1,161 @@
+//! Per-head norm, rotary embedding, and the write of keys and values into the pool.
+
+use super::kv::KvRows;
+use super::{args, check_len, int, product, side};
+use crate::cuda::device::Launch;
+use crate::cuda::kernels::ROPE_THREADS;
+use crate::cuda::{Device, Storage, View, ViewMut};
+use crate::{Error, Result, kv};
+
+/// Heads of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements of a head: even.
+    pub head: usize,
+    /// Elements of a head as stored: 32, 64 or 128.
+    pub padded: usize,
+}
+
+impl Heads {
+    /// The stored size of a head: the smallest that holds it, none beyond 128.
+    pub fn padded(head: usize) -> Option<usize> {
+        [32, 64, 128].into_iter().find(|&padded| head <= padded)
+    }
+
+    /// Elements of a row of `qkv`.
+    pub fn qkv(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.padded
+    }
+}
+
+/// RMSNorm of every query and key head.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadNorms<'a> {
+    /// `[padded]`, for queries.
+    pub q: View<'a, u16>,
+    /// `[padded]`, for keys.
+    pub k: View<'a, u16>,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
+/// What [`rope`] reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// `[n, (heads + 2 kv_heads) padded]`: query heads, key heads, value heads, with their bias.
+    pub qkv: View<'a, u16>,
+    /// `[n]`.
+    pub positions: View<'a, u32>,
+    /// `[positions, head / 2]` of cosine and sine.
+    pub table: View<'a, [f32; 2]>,
+    /// Before the rotation, for models that have them.
+    pub norms: Option<HeadNorms<'a>>,
+}
+
+impl Inputs<'_> {
+    /// Checks lengths and alignment and returns the rows and the table's positions.
+    fn check(&self, op: &str, heads: Heads) -> Result<(usize, u32)> {
+        let Heads { head, padded, .. } = heads;
+        let rows = self.positions.len();
+        if ![32, 64, 128].contains(&padded) || head > padded || head == 0 || !head.is_multiple_of(2) {
+            return Err(Error::Backend(format!("{op}: heads of {head} elements stored as {padded}")));
+        }
+        check_len(op, "qkv", self.qkv.len(), product(op, rows, heads.qkv())?)?;
+        let table_rows = self.table.len() / (head / 2);
+        check_len(op, "table", self.table.len(), table_rows * (head / 2))?;
+        let mut addresses = self.qkv.address;
+        if let Some(norms) = self.norms {
+            check_len(op, "q_norm", norms.q.len(), padded)?;
+            check_len(op, "k_norm", norms.k.len(), padded)?;
+            addresses |= norms.q.address | norms.k.address;
+        }
+        if !addresses.is_multiple_of(16) {
+            return Err(Error::Backend(format!("{op}: matrices start at multiples of 16 bytes")));
+        }
+        Ok((rows, side(op, "positions of the table", table_rows, u32::MAX)?))
+    }
+}
+
+/// Turns queries and keys by their positions, after their norms, writes queries to `q` `[n, heads padded]` and keys and
+/// values to their slots.
+pub fn rope(
+    device: &Device,
+    storage: Storage,
+    q: &mut ViewMut<'_, u16>,
+    kv: &mut KvRows<'_>,
+    inputs: &Inputs<'_>,
+    heads: Heads,
+) -> Result<()> {
+    const OP: &str = "rope";
+    let (rows, table_rows) = inputs.check(OP, heads)?;
+    let Heads { heads: query_heads, kv_heads, head, padded } = heads;
+    check_len(OP, "q", q.len(), product(OP, rows, query_heads * padded)?)?;
+    check_len(OP, "slots", kv.slots.len(), rows)?;
+    if (kv.layout.kv_heads, kv.layout.head) != (kv_heads, padded) {
+        return Err(Error::Backend(format!("{OP}: the pool is for {:?}, the heads are {heads:?}", kv.layout)));
+    }
+    let (slots, layer) = kv.check(OP)?;
+    if !(q.address | kv.pool.address).is_multiple_of(16) {
+        return Err(Error::Backend(format!("{OP}: matrices start at multiples of 16 bytes")));
+    }
+    if rows == 0 {
+        return Ok(());
+    }
+    let launch = Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads: ROPE_THREADS, shared: 0 };
+    int(OP, "elements of a row", heads.qkv())?;
+    let (query_heads, kv_heads) = (int(OP, "heads", query_heads)?, int(OP, "kv_heads", kv_heads)?);
+    let (half, padded) = (int(OP, "half", head / 2)?, int(OP, "padded", padded)?);
+    let (block, layer) = (kv.layout.block() as u64, layer as u64);
+    let (q_weight, k_weight, eps) = inputs.norms.map_or((0, 0, 0.0), |n| (n.q.address, n.k.address, n.eps));
+    // SAFETY: parameters are (T* q, T* pool, const T* qkv, const unsigned* slots, unsigned pool_slots, unsigned long long
+    // block_stride, unsigned long long layer_offset, const float2* table, const unsigned* positions, const T* q_weight,
+    // const T* k_weight, float eps, unsigned table_rows, int heads, int kv_heads, int half, int padded). Block r touches row
+    // r of qkv, q, slots and positions, which have as many rows as the grid, and one row of the table below table_rows. In
+    // the pool it writes position slot % 64 of every kv head of the layer in block slot / 64, and only if the slot is below
+    // pool_slots, the number of its whole blocks times 64. Weights are read in padded elements unless null. q and the pool
+    // are lent to us alone; packs of 8 bytes are aligned because the addresses are and heads are multiples of 32.
+    unsafe {
+        device.launch(
+            &device.kernels().rope[storage as usize],
+            launch,
+            args![
+                q.address,
+                kv.pool.address,
+                inputs.qkv.address,
+                kv.slots.address,
+                slots,
+                block,
+                layer,
+                inputs.table.address,
+                inputs.positions.address,
+                q_weight,
+                k_weight,
+                eps,
+                table_rows,
+                query_heads,
+                kv_heads,
+                half,
+                padded
+            ],
+        )
+    }
+}
+
+/// Blocks of [`kv::BLOCK`] positions, which the kernel knows by number.
+const _: () = assert!(kv::BLOCK == 64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_padded_to_what_attention_takes() {
+        assert_eq!([16, 32, 33, 64, 80, 96, 128].map(Heads::padded), [32, 32, 64, 64, 128, 128, 128].map(Some));
+        assert_eq!(Heads::padded(129), None);
+        assert_eq!(Heads { heads: 6, kv_heads: 2, head: 20, padded: 32 }.qkv(), 320);
+    }
+}
