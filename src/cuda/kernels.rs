@@ -41,6 +41,7 @@ pub(super) struct Kernels {
     pub top_k: Kernel,
     pub gemm: [[Kernel; TILES.len()]; 2],
     pub peak_mma: Kernel,
+    pub place: [Kernel; 2],
 }
 
 /// Threads of an `rmsnorm` block, at most.
@@ -51,10 +52,13 @@ pub(super) const NORM_SHARED: u32 = 48 * 1024 - 64;
 pub(super) const SOFTMAX_THREADS: u32 = 256;
 /// Threads of the peak blocks.
 pub(super) const PEAK_THREADS: u32 = 256;
+/// Threads of the `place` blocks.
+pub(super) const PLACE_THREADS: u32 = 256;
 
 const RMSNORM: [&str; 2] = ["rmsnorm_bf16", "rmsnorm_f16"];
 const SOFTMAX: [&str; 3] = ["softmax_entropy_splits_f32", "softmax_entropy_f32", "top_k_f32"];
 const PEAK: &str = "peak_mma_bf16";
+const PLACE: [&str; 2] = ["place_bf16", "place_f16"];
 
 /// Every kernel of every image.
 pub fn specs() -> Vec<Spec> {
@@ -62,6 +66,7 @@ pub fn specs() -> Vec<Spec> {
     specs.extend(RMSNORM.map(|name| Spec { image: "rmsnorm", name, threads: NORM_THREADS, shared: NORM_SHARED }));
     specs.extend(SOFTMAX.map(|name| Spec { image: "softmax_entropy", name, threads: SOFTMAX_THREADS, shared: 0 }));
     specs.push(Spec { image: "peak", name: PEAK, threads: PEAK_THREADS, shared: 0 });
+    specs.extend(PLACE.map(|name| Spec { image: "place", name, threads: PLACE_THREADS, shared: 0 }));
     for storage in Storage::ALL {
         for tile in &TILES {
             specs.push(Spec {
@@ -117,6 +122,7 @@ impl Kernels {
             top_k: kernel(SOFTMAX[2])?,
             gemm: [gemm(Storage::Bf16)?, gemm(Storage::F16)?],
             peak_mma: kernel(PEAK)?,
+            place: [kernel(PLACE[0])?, kernel(PLACE[1])?],
         })
     }
 }

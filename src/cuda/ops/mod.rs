@@ -3,6 +3,7 @@
 
 pub mod gemm;
 pub mod peak;
+pub mod place;
 pub mod rmsnorm;
 pub mod softmax_entropy;
 
