@@ -46,6 +46,15 @@ pub enum DType {
 }
 
 impl DType {
+    /// `bf16`, `f16` or `f32`.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::Bf16 => "bf16",
+            DType::F16 => "f16",
+            DType::F32 => "f32",
+        }
+    }
+
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
@@ -339,6 +348,11 @@ impl Checkpoint {
             }
         };
         Ok((entry, dtype))
+    }
+
+    /// The file that lists the tensors: the only one, or the index.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether the checkpoint holds `name`.

@@ -235,6 +235,14 @@ impl<'a, T> ViewMut<'a, T> {
         ViewMut { address: offset::<T>(self.address, range.start), len: range.len(), owner: PhantomData }
     }
 
+    /// The bytes of the elements.
+    pub fn into_bytes(self) -> ViewMut<'a, u8>
+    where
+        T: Element,
+    {
+        ViewMut { address: self.address, len: self.len * size_of::<T>(), owner: PhantomData }
+    }
+
     /// The same elements, to read.
     pub fn view(&self) -> View<'_, T> {
         View { address: self.address, len: self.len, owner: PhantomData }

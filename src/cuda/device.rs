@@ -105,6 +105,23 @@ impl Device {
         Ok(Event(self.stream.record_event(flags).map_err(|e| self.fault("cannot record an event", e))?))
     }
 
+    /// A point on the stream to wait for, without a time.
+    pub(super) fn mark(&self) -> Result<Event> {
+        // Who waits sleeps: its core has other work.
+        let flags = Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC);
+        Ok(Event(self.stream.record_event(flags).map_err(|e| self.fault("cannot record an event", e))?))
+    }
+
+    /// Waits until everything queued before the event is done.
+    pub(super) fn wait(&self, event: &Event) -> Result<()> {
+        event.0.synchronize().map_err(|e| self.fault("a copy or a kernel failed", e))
+    }
+
+    /// Whether everything queued before the event is done.
+    pub(super) fn reached(&self, event: &Event) -> Result<bool> {
+        event.0.try_is_complete().map_err(|e| self.fault("a copy or a kernel failed", e))
+    }
+
     /// Waits for both events and returns the seconds between them.
     pub fn seconds(&self, from: &Event, to: &Event) -> Result<f64> {
         let milliseconds = from.0.elapsed_ms(&to.0).map_err(|e| self.fault("cannot read an event", e))?;

@@ -48,6 +48,7 @@ pub(super) struct Kernels {
     pub top_k: Kernel,
     pub gemm: [[Kernel; TILES.len()]; 2],
     pub peak_mma: Kernel,
+    pub place: [Kernel; 2],
 }
 
 /// Threads of a `copy_rows` block, at most.
@@ -70,6 +71,8 @@ pub(super) const NORM_SHARED: u32 = 48 * 1024 - 64;
 pub(super) const SOFTMAX_THREADS: u32 = 256;
 /// Threads of the peak blocks.
 pub(super) const PEAK_THREADS: u32 = 256;
+/// Threads of the `place` blocks.
+pub(super) const PLACE_THREADS: u32 = 256;
 
 const COPY_ROWS: &str = "copy_rows";
 const EMBED: [&str; 2] = ["embed_bf16", "embed_f16"];
@@ -80,6 +83,7 @@ const SWIGLU: [&str; 2] = ["swiglu_bf16", "swiglu_f16"];
 const RMSNORM: [&str; 2] = ["rmsnorm_bf16", "rmsnorm_f16"];
 const SOFTMAX: [&str; 3] = ["softmax_entropy_splits_f32", "softmax_entropy_f32", "top_k_f32"];
 const PEAK: &str = "peak_mma_bf16";
+const PLACE: [&str; 2] = ["place_bf16", "place_f16"];
 
 /// Every kernel of every image.
 pub fn specs() -> Vec<Spec> {
@@ -93,6 +97,7 @@ pub fn specs() -> Vec<Spec> {
     specs.extend(RMSNORM.map(|name| Spec { image: "rmsnorm", name, threads: NORM_THREADS, shared: NORM_SHARED }));
     specs.extend(SOFTMAX.map(|name| Spec { image: "softmax_entropy", name, threads: SOFTMAX_THREADS, shared: 0 }));
     specs.push(Spec { image: "peak", name: PEAK, threads: PEAK_THREADS, shared: 0 });
+    specs.extend(PLACE.map(|name| Spec { image: "place", name, threads: PLACE_THREADS, shared: 0 }));
     for storage in Storage::ALL {
         for tile in &TILES {
             specs.push(Spec {
@@ -156,6 +161,7 @@ impl Kernels {
             top_k: kernel(SOFTMAX[2])?,
             gemm: [gemm(Storage::Bf16)?, gemm(Storage::F16)?],
             peak_mma: kernel(PEAK)?,
+            place: [kernel(PLACE[0])?, kernel(PLACE[1])?],
         })
     }
 }

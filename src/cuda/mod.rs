@@ -9,6 +9,7 @@ mod device;
 pub mod images;
 mod kernels;
 pub mod ops;
+pub mod staging;
 
 pub use buffer::{Buffer, Element, View, ViewMut};
 pub use device::{Device, Event};

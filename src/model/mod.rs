@@ -3,6 +3,7 @@
 //! A batch is a list of *spans*: consecutive tokens appended to one sequence each. The result of a span never depends on
 //! the other spans of its batch, on how a sequence was cut into spans, or on whether its prefix was computed or forked.
 
+pub mod cuda;
 pub mod reference;
 mod row;
 mod spans;

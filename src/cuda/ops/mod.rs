@@ -8,6 +8,7 @@ pub mod kv;
 pub mod kv_copy;
 pub mod logits;
 pub mod peak;
+pub mod place;
 pub mod rmsnorm;
 pub mod rope;
 pub mod softmax_entropy;

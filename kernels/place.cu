@@ -1,0 +1,111 @@
+// A stored matrix into its place in a padded or fused one, converted to the storage type.
+//
+//   out[place(i)] 16-bit = round(stored[i - first]),  i = first .. first + count, an element of a stored [rows, cols]
+//   place(r cols + c)    = at + spread(r, row_of, row_to) width + spread(c, col_of, col_to)
+//   spread(x, of, to)    = x / of * to + x % of
+//   changed[0]          += elements that became another number;  changed[1] += numbers that became infinite
+//
+// `stored` holds bf16, f16 or f32 (kind 0, 1, 2); rounding is to nearest even. Elements of out that have no i are not
+// touched: the host has zeroed them.
+// Contract: with `packs`, cols, width, the column groups, first and count are multiples of 8 and both addresses of 16;
+// otherwise any size and natural alignment. `changed` grows by integer atomics, once per block that has something to add.
+// Bytes: read 2 or 4, write 2 per element, each once. Flops: none. The limit is memory; it runs while weights are loaded,
+// which the host link bounds at a twentieth of that, so half of the copy rate is plenty.
+#include "common.cuh"
+
+namespace ggro {
+
+constexpr int kPlaceThreads = 256;
+constexpr int kPlacePack = 8;
+
+struct Places {
+    uint64_t first, at;
+    int cols, width, row_of, row_to, col_of, col_to;
+};
+
+__device__ __forceinline__ int spread(int x, int of, int to) { return x / of * to + x % of; }
+
+__device__ __forceinline__ uint64_t place_of(const Places& places, uint64_t index) {
+    const uint64_t i = places.first + index;
+    const int row = static_cast<int>(i / places.cols), col = static_cast<int>(i % places.cols);
+    return places.at + static_cast<uint64_t>(spread(row, places.row_of, places.row_to)) * places.width +
+           spread(col, places.col_of, places.col_to);
+}
+
+// Finite numbers at most: the largest float of any type here, and not NaN.
+__device__ __forceinline__ bool finite(float x) { return fabsf(x) <= 3.402823466e38f; }
+
+template <typename T, typename S>
+__device__ __forceinline__ T converted(S stored, unsigned& rounded, unsigned& infinite) {
+    const float x = to_float(stored);
+    const T y = from_float<T>(x);
+    const float back = to_float(y);
+    // NaN stays NaN, which is no change.
+    if (back != x && x == x) {
+        if (finite(back)) {
+            ++rounded;
+        } else {
+            ++infinite;
+        }
+    }
+    return y;
+}
+
+template <typename T, typename S>
+__device__ __forceinline__ void place(T* __restrict__ out, const S* __restrict__ stored, const Places& places,
+                                      uint64_t count, bool packs, unsigned& rounded, unsigned& infinite) {
+    const uint64_t start = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const uint64_t step = static_cast<uint64_t>(gridDim.x) * blockDim.x;
+    if (!packs) {
+        for (uint64_t i = start; i < count; i += step) {
+            out[place_of(places, i)] = converted<T>(stored[i], rounded, infinite);
+        }
+        return;
+    }
+    constexpr int kLoad = 16 / sizeof(S);
+    for (uint64_t i = start * kPlacePack; i < count; i += step * kPlacePack) {
+        Pack<T, kPlacePack> pack;
+#pragma unroll
+        for (int part = 0; part < kPlacePack; part += kLoad) {
+            const Pack<S, kLoad> in = load128(stored + i + part);
+#pragma unroll
+            for (int j = 0; j < kLoad; ++j) pack.at[part + j] = converted<T>(in.at[j], rounded, infinite);
+        }
+        store128(out + place_of(places, i), pack);
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void place_any(T* out, const void* stored, int kind, const Places& places, uint64_t count,
+                                          bool packs, unsigned long long* changed) {
+    SHARED(unsigned, partial, [2][kPlaceThreads / kWarp]);
+    unsigned rounded = 0, infinite = 0;
+    if (kind == 0) {
+        place(out, static_cast<const __nv_bfloat16*>(stored), places, count, packs, rounded, infinite);
+    } else if (kind == 1) {
+        place(out, static_cast<const __half*>(stored), places, count, packs, rounded, infinite);
+    } else {
+        place(out, static_cast<const float*>(stored), places, count, packs, rounded, infinite);
+    }
+    rounded = block_sum(rounded, partial[0]);
+    infinite = block_sum(infinite, partial[1]);
+    if (threadIdx.x == 0) {
+        if (rounded != 0) atomicAdd(&changed[0], static_cast<unsigned long long>(rounded));
+        if (infinite != 0) atomicAdd(&changed[1], static_cast<unsigned long long>(infinite));
+    }
+}
+
+}  // namespace ggro
+
+// Grid: any number of blocks, which share the elements. Block: 256.
+#define PLACE(NAME, T)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(ggro::kPlaceThreads)                                               \
+        NAME(T* out, const void* stored, int kind, uint64_t first, uint64_t count, uint64_t at, int cols, int width, \
+             int row_of, int row_to, int col_of, int col_to, int packs, unsigned long long* changed) {               \
+        const ggro::Places places = {first, at, cols, width, row_of, row_to, col_of, col_to};                        \
+        ggro::place_any<T>(out, stored, kind, places, count, packs != 0, changed);                                   \
+    }                                                                                                                \
+    EMU_KERNEL(NAME)
+
+PLACE(place_bf16, __nv_bfloat16)
+PLACE(place_f16, __half)

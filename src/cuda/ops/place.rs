@@ -1,0 +1,240 @@
+//! A stored matrix into its place in a padded or fused one, converted to the storage type.
+
+use super::{args, check_len, int, product, side};
+use crate::checkpoint::DType;
+use crate::cuda::device::Launch;
+use crate::cuda::kernels::PLACE_THREADS;
+use crate::cuda::{Device, Storage, View, ViewMut};
+use crate::{Error, Result};
+
+/// Elements that a thread moves at once.
+const PACK: usize = 8;
+/// Blocks of a launch, at most: some per multiprocessor of any card; threads go round.
+const BLOCKS: usize = 2048;
+
+/// How indices are spread: `of` consecutive ones stay together, and the next `of` start `to` further on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// Indices per group.
+    pub of: usize,
+    /// Places per group, at least as many.
+    pub to: usize,
+}
+
+impl Groups {
+    /// Groups of one size.
+    pub fn new(of: usize, to: usize) -> Self {
+        Groups { of, to }
+    }
+
+    /// Indices that stay as they are.
+    pub fn plain(count: usize) -> Self {
+        Groups { of: count, to: count }
+    }
+
+    /// Where an index goes.
+    pub fn place(self, index: usize) -> usize {
+        index / self.of * self.to + index % self.of
+    }
+
+    /// One more than the last place of `count` indices.
+    fn end(self, count: usize) -> usize {
+        if count == 0 { 0 } else { self.place(count - 1) + 1 }
+    }
+}
+
+/// Where a stored `[rows, cols]` goes in a destination with rows of `width`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Stored rows.
+    pub rows: usize,
+    /// Stored columns.
+    pub cols: usize,
+    /// Columns of the destination.
+    pub width: usize,
+    /// Row of the destination that takes stored row 0.
+    pub first_row: usize,
+    /// How rows are spread.
+    pub row_groups: Groups,
+    /// How columns are spread.
+    pub col_groups: Groups,
+}
+
+impl Layout {
+    /// A matrix in the upper left corner of one with wider rows.
+    pub fn corner(rows: usize, cols: usize, width: usize) -> Self {
+        let (row_groups, col_groups) = (Groups::plain(rows), Groups::plain(cols));
+        Layout { rows, cols, width, first_row: 0, row_groups, col_groups }
+    }
+
+    /// The element of the destination that takes stored element `index`.
+    pub fn place(&self, index: usize) -> usize {
+        let (row, col) = (index / self.cols, index % self.cols);
+        (self.first_row + self.row_groups.place(row)) * self.width + self.col_groups.place(col)
+    }
+
+    /// Where a stored matrix lies as a whole, if nothing comes between its elements.
+    pub fn contiguous(&self) -> Option<std::ops::Range<usize>> {
+        let together = |groups: Groups, count: usize| groups.of == groups.to || count <= groups.of;
+        let whole = self.cols == self.width || self.rows == 1;
+        let start = self.first_row * self.width;
+        (whole && together(self.row_groups, self.rows) && together(self.col_groups, self.cols))
+            .then_some(start..start + self.rows * self.cols)
+    }
+
+    /// Checks that every element has a place of its own among `len`.
+    fn check(&self, len: usize) -> Result<()> {
+        let wrong = |what: &str| Err(Error::Backend(format!("{OP}: {what} of {self:?} in {len} elements")));
+        for groups in [self.row_groups, self.col_groups] {
+            if groups.of == 0 || groups.to < groups.of {
+                return wrong("overlapping groups");
+            }
+        }
+        if self.rows == 0 || self.cols == 0 || self.col_groups.end(self.cols) > self.width {
+            return wrong("no room for the columns");
+        }
+        if product(OP, self.first_row + self.row_groups.end(self.rows), self.width)? > len {
+            return wrong("no room for the rows");
+        }
+        Ok(())
+    }
+}
+
+const OP: &str = "place";
+
+/// What is placed.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'a> {
+    /// Raw little-endian elements, aligned to their size.
+    pub bytes: View<'a, u8>,
+    /// Their type.
+    pub dtype: DType,
+    /// Index of the first in its matrix.
+    pub first: usize,
+}
+
+/// Elements that were changed on their way, added to what is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Changed {
+    /// Rounded to another number.
+    pub rounded: u64,
+    /// Beyond the storage type's range: became infinite.
+    pub infinite: u64,
+}
+
+// SAFETY: two integers; zero bytes are a value.
+unsafe impl bytemuck::Zeroable for Changed {}
+// SAFETY: two integers of 8 bytes each, without padding; any bytes are a value.
+unsafe impl bytemuck::Pod for Changed {}
+
+/// Writes consecutive elements of a stored matrix to their places in `out`, converted to the storage type (rounded to
+/// nearest even), and counts those that changed. Other elements of `out` are not touched.
+pub fn place(
+    device: &Device,
+    storage: Storage,
+    out: &mut ViewMut<'_, u16>,
+    stored: Stored<'_>,
+    layout: &Layout,
+    changed: &mut ViewMut<'_, Changed>,
+) -> Result<()> {
+    let size = stored.dtype.size();
+    let count = stored.bytes.len() / size;
+    check_len(OP, "stored bytes", stored.bytes.len(), count * size)?;
+    check_len(OP, "changed", changed.len(), 1)?;
+    layout.check(out.len())?;
+    if stored.first.checked_add(count).is_none_or(|end| end > layout.rows * layout.cols) {
+        return Err(Error::Backend(format!("{OP}: {count} elements from {} on of {layout:?}", stored.first)));
+    }
+    if !stored.bytes.address.is_multiple_of(size as u64) {
+        return Err(Error::Backend(format!("{OP}: stored elements are not aligned")));
+    }
+    if count == 0 {
+        return Ok(());
+    }
+    // Whole packs that stay together on both sides.
+    let packs = [layout.cols, layout.width, stored.first, count]
+        .iter()
+        .chain([&layout.col_groups.of, &layout.col_groups.to])
+        .all(|size| size.is_multiple_of(PACK))
+        && stored.bytes.address.is_multiple_of(16)
+        && out.address.is_multiple_of(16);
+    let kind: i32 = match stored.dtype {
+        DType::Bf16 => 0,
+        DType::F16 => 1,
+        DType::F32 => 2,
+    };
+    let items = if packs { count / PACK } else { count };
+    let blocks = items.div_ceil(PLACE_THREADS as usize).min(BLOCKS);
+    let launch =
+        Launch { grid: (side(OP, "blocks", blocks, i32::MAX as u32)?, 1, 1), threads: PLACE_THREADS, shared: 0 };
+    let (first, count) = (stored.first as u64, count as u64);
+    let at = layout.first_row as u64 * layout.width as u64;
+    let (cols, width) = (int(OP, "columns", layout.cols)?, int(OP, "width", layout.width)?);
+    let rows = (int(OP, "row group", layout.row_groups.of)?, int(OP, "row group", layout.row_groups.to)?);
+    let columns = (int(OP, "column group", layout.col_groups.of)?, int(OP, "column group", layout.col_groups.to)?);
+    int(OP, "rows", layout.rows)?;
+    let packs = i32::from(packs);
+    // SAFETY: parameters are (T* out, const void* stored, int kind, u64 first, u64 count, u64 at, int cols, int width, int
+    // row_of, int row_to, int col_of, int col_to, int packs, u64* changed). `stored` has `count` elements of `kind`, which are
+    // elements `first ..` of a [rows, cols] matrix; `check` holds the place of each of them inside `out`. Both that and
+    // `changed`, two words, are lent to us alone. With `packs` all indices are multiples of 8 and addresses of 16.
+    unsafe {
+        device.launch(
+            &device.kernels().place[storage as usize],
+            launch,
+            args![
+                out.address,
+                stored.bytes.address,
+                kind,
+                first,
+                count,
+                at,
+                cols,
+                width,
+                rows.0,
+                rows.1,
+                columns.0,
+                columns.1,
+                packs,
+                changed.address,
+            ],
+        )
+    }
+}
+
+// The device reads and writes the fields in this order.
+const _: () = assert!(size_of::<Changed>() == 16 && std::mem::offset_of!(Changed, infinite) == 8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_spread_indices() {
+        let groups = Groups::new(3, 8);
+        assert_eq!([0, 2, 3, 7].map(|index| groups.place(index)), [0, 2, 8, 17]);
+        assert_eq!((groups.end(0), groups.end(3), groups.end(4)), (0, 3, 9));
+    }
+
+    #[test]
+    fn only_whole_rows_without_gaps_are_contiguous() {
+        let plain = Layout::corner(4, 8, 8);
+        assert_eq!(plain.contiguous(), Some(0..32));
+        assert_eq!(Layout { first_row: 2, ..plain }.contiguous(), Some(16..48));
+        assert_eq!(Layout { width: 16, ..plain }.contiguous(), None);
+        assert_eq!(Layout { row_groups: Groups::new(2, 3), ..plain }.contiguous(), None);
+        assert_eq!(Layout { row_groups: Groups::new(4, 9), ..plain }.contiguous(), Some(0..32));
+        assert_eq!(Layout { rows: 1, row_groups: Groups::plain(1), width: 16, ..plain }.contiguous(), Some(0..8));
+    }
+
+    #[test]
+    fn places_outside_the_destination_are_refused() {
+        let layout = Layout { first_row: 1, ..Layout::corner(4, 8, 16) };
+        assert!(layout.check(80).is_ok());
+        assert!(layout.check(79).is_err());
+        assert!(Layout { col_groups: Groups::new(4, 16), ..layout }.check(80).is_err());
+        assert!(Layout { row_groups: Groups::new(2, 1), ..layout }.check(80).is_err());
+        assert!(Layout { row_groups: Groups::new(0, 1), ..layout }.check(80).is_err());
+    }
+}

@@ -1,0 +1,1 @@
+//! What a pair needs on a device, before anything is loaded.

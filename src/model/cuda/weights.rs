@@ -1,0 +1,496 @@
+//! A decoder's weights on the device: padded, fused and of one storage type.
+//!
+//! [`Plan`] looks every tensor up by its Hugging Face name and decides where it goes, without a device; [`Weights::load`]
+//! brings the bytes there. What has the storage type and no padding inside is copied from the pinned ring straight to its
+//! place, the rest goes through a staging area and the `place` kernel.
+//!
+//! # Storage type
+//!
+//! Unless one is asked for, it is the 16-bit type that most of the model's weights have, bf16 if none has: a model stored in
+//! f32 runs in bf16. Tensors of another type are converted, and only if no element changes; a type that was asked for may
+//! round. Numbers that it cannot hold at all are refused in any case.
+
+use super::sizes::Sizes;
+use crate::checkpoint::{Bytes, Checkpoint, DType};
+use crate::config::{ModelConfig, Task};
+use crate::cuda::ops::place::{Changed, Groups, Layout, Stored, place};
+use crate::cuda::{Buffer, Device, Storage, View, staging};
+use crate::{Error, Result};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// One decoder layer, in the storage type. Names of sizes are those of [`Sizes`]: `d` hidden, `h` and `g` heads, `e` their
+/// size, `f` MLP width; `p` for padded, `ap` for the padded attention output.
+#[derive(Debug)]
+pub struct Layer<B = Buffer<u16>> {
+    /// `[dp]`.
+    pub attention_norm: B,
+    /// `[(h + 2 g) ep, dp]`: query heads, key heads, value heads.
+    pub qkv: B,
+    /// `[(h + 2 g) ep]`.
+    pub qkv_bias: Option<B>,
+    /// Norms of query and key heads, `[ep]` each.
+    pub head_norms: Option<(B, B)>,
+    /// `[dp, ap]`.
+    pub o: B,
+    /// `[dp]`.
+    pub o_bias: Option<B>,
+    /// `[dp]`.
+    pub mlp_norm: B,
+    /// `[2 fp, dp]`, gate first.
+    pub gate_up: B,
+    /// `[2 fp]`.
+    pub gate_up_bias: Option<B>,
+    /// `[dp, fp]`.
+    pub down: B,
+    /// `[dp]`.
+    pub down_bias: Option<B>,
+}
+
+/// What stands on top of the decoder.
+#[derive(Debug)]
+pub enum Head<B = Buffer<u16>> {
+    /// The embedding.
+    Tied,
+    /// `[vocab, dp]` of a language model, `[1, dp]` of a reward model.
+    Own(B),
+}
+
+/// A decoder with its head, in the storage type.
+#[derive(Debug)]
+pub struct Weights<B = Buffer<u16>> {
+    /// `[vocab, dp]`.
+    pub embedding: B,
+    /// The layers.
+    pub layers: Vec<Layer<B>>,
+    /// `[dp]`.
+    pub final_norm: B,
+    /// The head.
+    pub head: Head<B>,
+}
+
+/// What loading a model took, and what became of its numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoadReport {
+    /// Bytes of the files that were read.
+    pub bytes: u64,
+    /// Time it took.
+    pub seconds: f64,
+    /// Elements whose stored type was not the storage type.
+    pub converted: u64,
+    /// Those of them that were rounded to another number.
+    pub inexact: u64,
+    /// The first tensor with such an element.
+    pub first_inexact: Option<String>,
+}
+
+impl LoadReport {
+    /// Billions of bytes a second.
+    pub fn gigabytes_per_second(&self) -> f64 {
+        if self.seconds > 0.0 { self.bytes as f64 / self.seconds / 1e9 } else { 0.0 }
+    }
+}
+
+/// Where everything of a model goes.
+#[derive(Debug)]
+pub struct Plan {
+    sizes: Sizes,
+    storage: Storage,
+    /// The storage type was asked for, so elements may be rounded to it.
+    asked: bool,
+    /// The checkpoint, for messages.
+    path: PathBuf,
+    /// Lengths of the buffers.
+    slabs: Vec<Slab>,
+    tensors: Vec<Tensor>,
+    /// Indices of `slabs`.
+    weights: Weights<usize>,
+}
+
+/// A buffer to be.
+#[derive(Debug)]
+struct Slab {
+    len: usize,
+    /// Elements that some tensor fills.
+    filled: usize,
+}
+
+/// A stored tensor and its place.
+#[derive(Debug)]
+struct Tensor {
+    name: String,
+    dtype: DType,
+    bytes: Bytes,
+    slab: usize,
+    layout: Layout,
+}
+
+impl Plan {
+    /// Looks all tensors up and checks their shapes and types.
+    ///
+    /// # Errors
+    /// The kernels cannot do the model's sizes; a tensor is missing, or has another shape or type.
+    pub fn new(config: &ModelConfig, checkpoint: &Checkpoint, asked: Option<Storage>) -> Result<Self> {
+        let sizes = Sizes::new(config)?;
+        let mut builder = Builder { checkpoint, slabs: Vec::new(), tensors: Vec::new() };
+        let weights = builder.decoder(config, &sizes)?;
+        let Builder { slabs, tensors, .. } = builder;
+        let path = checkpoint.path().to_path_buf();
+        let elements =
+            |dtype| -> u64 { tensors.iter().filter(|t: &&Tensor| t.dtype == dtype).map(|t| t.elements() as u64).sum() };
+        let most = if elements(DType::F16) > elements(DType::Bf16) { Storage::F16 } else { Storage::Bf16 };
+        Ok(Plan { sizes, storage: asked.unwrap_or(most), asked: asked.is_some(), path, slabs, tensors, weights })
+    }
+
+    /// The model's sizes.
+    pub fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+
+    /// The storage type.
+    pub fn storage(&self) -> Storage {
+        self.storage
+    }
+
+    /// Bytes that will be read from the files.
+    pub fn source_bytes(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum()
+    }
+
+    /// Bytes that the weights take on the device, padding included.
+    pub fn device_bytes(&self) -> u64 {
+        self.slabs.iter().map(|slab| slab.len as u64 * 2).sum()
+    }
+
+    /// Bytes of the area for what cannot be copied straight to its place.
+    fn staged(&self) -> usize {
+        let indirect = self.tensors.iter().filter(|tensor| tensor.direct(self.storage).is_none());
+        indirect.map(|tensor| tensor.bytes.len().min(staging::SLOT)).max().unwrap_or(0)
+    }
+}
+
+impl Weights {
+    /// Brings a model to the device. `progress` is told how many bytes have been queued so far.
+    ///
+    /// # Errors
+    /// The device fails or has no room; an element is not a number of the storage type and no type was asked for, or is beyond
+    /// its range.
+    pub fn load(device: &Device, plan: &Plan, progress: &mut dyn FnMut(u64)) -> Result<(Weights, LoadReport)> {
+        let started = Instant::now();
+        let slabs = plan.slabs.iter().map(|slab| match slab.filled == slab.len {
+            true => Buffer::uninitialised(device, slab.len),
+            false => Buffer::zeros(device, slab.len),
+        });
+        let mut loader = Loader {
+            device,
+            plan,
+            slabs: slabs.collect::<Result<Vec<_>>>()?,
+            staged: Buffer::uninitialised(device, plan.staged())?,
+            changed: Buffer::zeros(device, plan.tensors.len())?,
+            progress,
+            done: 0,
+        };
+        // The embedding is the largest tensor: whether its numbers change tells, long before the rest is there.
+        let first =
+            usize::from(!plan.asked && plan.tensors.first().is_some_and(|tensor| tensor.converts(plan.storage)));
+        loader.bring(0..first)?;
+        loader.check()?;
+        loader.bring(first..plan.tensors.len())?;
+        let mut report = loader.check()?;
+        let mut slabs: Vec<Option<Buffer<u16>>> = loader.slabs.into_iter().map(Some).collect();
+        let weights = plan.weights.map(&mut |&slab| {
+            slabs[slab].take().ok_or_else(|| Error::Backend(format!("weights: buffer {slab} is used twice")))
+        })?;
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok((weights, report))
+    }
+
+    /// The matrix of the head, `[vocab, dp]` or `[1, dp]`.
+    pub fn head(&self) -> View<'_, u16> {
+        match &self.head {
+            Head::Tied => self.embedding.view(),
+            Head::Own(head) => head.view(),
+        }
+    }
+}
+
+impl<B> Weights<B> {
+    fn map<C>(&self, each: &mut impl FnMut(&B) -> Result<C>) -> Result<Weights<C>> {
+        let embedding = each(&self.embedding)?;
+        let layers = self.layers.iter().map(|layer| layer.map(each)).collect::<Result<Vec<_>>>()?;
+        let final_norm = each(&self.final_norm)?;
+        let head = match &self.head {
+            Head::Tied => Head::Tied,
+            Head::Own(head) => Head::Own(each(head)?),
+        };
+        Ok(Weights { embedding, layers, final_norm, head })
+    }
+}
+
+impl<B> Layer<B> {
+    fn map<C>(&self, each: &mut impl FnMut(&B) -> Result<C>) -> Result<Layer<C>> {
+        let head_norms = match &self.head_norms {
+            Some((q, k)) => Some((each(q)?, each(k)?)),
+            None => None,
+        };
+        Ok(Layer {
+            attention_norm: each(&self.attention_norm)?,
+            qkv: each(&self.qkv)?,
+            qkv_bias: self.qkv_bias.as_ref().map(&mut *each).transpose()?,
+            head_norms,
+            o: each(&self.o)?,
+            o_bias: self.o_bias.as_ref().map(&mut *each).transpose()?,
+            mlp_norm: each(&self.mlp_norm)?,
+            gate_up: each(&self.gate_up)?,
+            gate_up_bias: self.gate_up_bias.as_ref().map(&mut *each).transpose()?,
+            down: each(&self.down)?,
+            down_bias: self.down_bias.as_ref().map(&mut *each).transpose()?,
+        })
+    }
+}
+
+impl Tensor {
+    fn elements(&self) -> usize {
+        self.layout.rows * self.layout.cols
+    }
+
+    fn converts(&self, storage: Storage) -> bool {
+        !matches!((self.dtype, storage), (DType::Bf16, Storage::Bf16) | (DType::F16, Storage::F16))
+    }
+
+    /// Where it lies in its slab, if its bytes can be copied there as they are.
+    fn direct(&self, storage: Storage) -> Option<Range<usize>> {
+        if self.converts(storage) { None } else { self.layout.contiguous() }
+    }
+}
+
+/// Makes up the plan.
+struct Builder<'a> {
+    checkpoint: &'a Checkpoint,
+    slabs: Vec<Slab>,
+    tensors: Vec<Tensor>,
+}
+
+/// A stored linear layer and the rows that it takes of a fused one.
+struct Part {
+    /// `NAME.weight`, `NAME.bias`.
+    name: String,
+    rows: usize,
+    first: usize,
+    groups: Groups,
+}
+
+/// A fused linear layer.
+struct Fused {
+    rows: usize,
+    /// Stored columns, how they are spread, and the padded width.
+    cols: usize,
+    col_groups: Groups,
+    width: usize,
+    bias: bool,
+}
+
+impl Builder<'_> {
+    fn decoder(&mut self, config: &ModelConfig, sizes: &Sizes) -> Result<Weights<usize>> {
+        let Sizes { hidden: d, hidden_padded: dp, vocab, .. } = *sizes;
+        let embedding = self.matrix("model.embed_tokens.weight", vocab, d, dp)?;
+        let layers = (0..sizes.layers).map(|i| self.layer(config, sizes, i)).collect::<Result<Vec<_>>>()?;
+        let final_norm = self.vector("model.norm.weight", d, dp)?;
+        let head = match config.task {
+            Task::Reward => Head::Own(self.matrix("score.weight", 1, d, dp)?),
+            Task::CausalLm if config.tie_word_embeddings => Head::Tied,
+            Task::CausalLm => Head::Own(self.matrix("lm_head.weight", vocab, d, dp)?),
+        };
+        Ok(Weights { embedding, layers, final_norm, head })
+    }
+
+    fn layer(&mut self, config: &ModelConfig, sizes: &Sizes, index: usize) -> Result<Layer<usize>> {
+        let at = |part: &str| format!("model.layers.{index}.{part}");
+        let Sizes { hidden: d, hidden_padded: dp, head: e, head_padded: ep, mlp: f, mlp_padded: fp, .. } = *sizes;
+        let (h, g, ap) = (sizes.heads, sizes.kv_heads, sizes.attention_padded);
+        let heads = |name: &str, count: usize, first: usize| Part {
+            name: at(name),
+            rows: count * e,
+            first: first * ep,
+            groups: Groups::new(e, ep),
+        };
+        let rows =
+            |name: &str, rows: usize, first: usize| Part { name: at(name), rows, first, groups: Groups::plain(rows) };
+        let hidden = |rows: usize, bias: bool| Fused { rows, cols: d, col_groups: Groups::plain(d), width: dp, bias };
+
+        let attention_norm = self.vector(&at("input_layernorm.weight"), d, dp)?;
+        let qkv =
+            [heads("self_attn.q_proj", h, 0), heads("self_attn.k_proj", g, h), heads("self_attn.v_proj", g, h + g)];
+        let (qkv, qkv_bias) = self.linear(&qkv, hidden(sizes.qkv, config.qkv_bias))?;
+        let head_norms = match config.qk_norm {
+            true => Some((
+                self.vector(&at("self_attn.q_norm.weight"), e, ep)?,
+                self.vector(&at("self_attn.k_norm.weight"), e, ep)?,
+            )),
+            false => None,
+        };
+        let fused = Fused { rows: dp, cols: h * e, col_groups: Groups::new(e, ep), width: ap, bias: config.o_bias };
+        let (o, o_bias) = self.linear(&[rows("self_attn.o_proj", d, 0)], fused)?;
+        let mlp_norm = self.vector(&at("post_attention_layernorm.weight"), d, dp)?;
+        let gate_up = [rows("mlp.gate_proj", f, 0), rows("mlp.up_proj", f, fp)];
+        let (gate_up, gate_up_bias) = self.linear(&gate_up, hidden(2 * fp, config.mlp_bias))?;
+        let fused = Fused { rows: dp, cols: f, col_groups: Groups::plain(f), width: fp, bias: config.mlp_bias };
+        let (down, down_bias) = self.linear(&[rows("mlp.down_proj", d, 0)], fused)?;
+        Ok(Layer {
+            attention_norm,
+            qkv,
+            qkv_bias,
+            head_norms,
+            o,
+            o_bias,
+            mlp_norm,
+            gate_up,
+            gate_up_bias,
+            down,
+            down_bias,
+        })
+    }
+
+    /// Weight `[rows, width]` and bias `[rows]` of a fused layer.
+    fn linear(&mut self, parts: &[Part], fused: Fused) -> Result<(usize, Option<usize>)> {
+        let weight = self.slab(fused.rows * fused.width);
+        for part in parts {
+            let layout = Layout {
+                rows: part.rows,
+                cols: fused.cols,
+                width: fused.width,
+                first_row: part.first,
+                row_groups: part.groups,
+                col_groups: fused.col_groups,
+            };
+            self.put(weight, format!("{}.weight", part.name), &[part.rows, fused.cols], layout)?;
+        }
+        if !fused.bias {
+            return Ok((weight, None));
+        }
+        let bias = self.slab(fused.rows);
+        for part in parts {
+            let layout = Layout { first_row: part.first, row_groups: part.groups, ..Layout::corner(part.rows, 1, 1) };
+            self.put(bias, format!("{}.bias", part.name), &[part.rows], layout)?;
+        }
+        Ok((weight, Some(bias)))
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize, width: usize) -> Result<usize> {
+        let slab = self.slab(rows * width);
+        self.put(slab, name.to_string(), &[rows, cols], Layout::corner(rows, cols, width))?;
+        Ok(slab)
+    }
+
+    fn vector(&mut self, name: &str, len: usize, padded: usize) -> Result<usize> {
+        let slab = self.slab(padded);
+        self.put(slab, name.to_string(), &[len], Layout::corner(len, 1, 1))?;
+        Ok(slab)
+    }
+
+    fn slab(&mut self, len: usize) -> usize {
+        self.slabs.push(Slab { len, filled: 0 });
+        self.slabs.len() - 1
+    }
+
+    fn put(&mut self, slab: usize, name: String, shape: &[usize], layout: Layout) -> Result<()> {
+        let (dtype, bytes) = self.checkpoint.load(&name, shape)?;
+        self.slabs[slab].filled += layout.rows * layout.cols;
+        self.tensors.push(Tensor { name, dtype, bytes, slab, layout });
+        Ok(())
+    }
+}
+
+/// A model on its way.
+struct Loader<'a> {
+    device: &'a Device,
+    plan: &'a Plan,
+    slabs: Vec<Buffer<u16>>,
+    /// Pieces that the `place` kernel moves on, one at a time: the stream runs copy and kernel in turn.
+    staged: Buffer<u8>,
+    /// Per tensor.
+    changed: Buffer<Changed>,
+    progress: &'a mut dyn FnMut(u64),
+    done: u64,
+}
+
+/// Some bytes of a tensor.
+struct Piece<'a> {
+    tensor: usize,
+    start: usize,
+    bytes: &'a [u8],
+}
+
+impl AsRef<[u8]> for Piece<'_> {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+impl Loader<'_> {
+    /// Brings some of the plan's tensors to their places.
+    fn bring(&mut self, range: Range<usize>) -> Result<()> {
+        let (device, plan) = (self.device, self.plan);
+        let mut pieces = Vec::new();
+        for tensor in range {
+            // A slot holds whole elements.
+            for (index, bytes) in plan.tensors[tensor].bytes.chunks(staging::SLOT).enumerate() {
+                pieces.push(Piece { tensor, start: index * staging::SLOT, bytes });
+            }
+        }
+        staging::stream(device, &pieces, |index, filled| {
+            let piece = &pieces[index];
+            let tensor = &plan.tensors[piece.tensor];
+            let size = tensor.dtype.size();
+            let (first, count) = (piece.start / size, piece.bytes.len() / size);
+            let slab = &mut self.slabs[tensor.slab];
+            match tensor.direct(plan.storage) {
+                Some(place) => {
+                    let start = place.start + first;
+                    filled.copy_to(&mut slab.view_mut().slice(start..start + count).into_bytes())?;
+                }
+                None => {
+                    filled.copy_to(&mut self.staged.view_mut().slice(0..filled.len()))?;
+                    let bytes = self.staged.view().slice(0..filled.len());
+                    let stored = Stored { bytes, dtype: tensor.dtype, first };
+                    let changed = &mut self.changed.view_mut().slice_owned(piece.tensor..piece.tensor + 1);
+                    place(device, plan.storage, &mut slab.view_mut(), stored, &tensor.layout, changed)?;
+                }
+            }
+            self.done += filled.len() as u64;
+            (self.progress)(self.done);
+            Ok(())
+        })
+    }
+
+    /// What became of the numbers so far.
+    fn check(&self) -> Result<LoadReport> {
+        let plan = self.plan;
+        let mut report = LoadReport { bytes: self.done, ..LoadReport::default() };
+        for (tensor, changed) in plan.tensors.iter().zip(self.changed.download(self.device)?) {
+            let (name, stored, storage) = (&tensor.name, tensor.dtype.name(), plan.storage.name());
+            let refuse = |count: u64, what: &str| {
+                let all = tensor.elements();
+                let message = format!("tensor `{name}`: {count} of {all} elements ({stored}) {what}");
+                Err(Error::file(&plan.path, message))
+            };
+            if changed.infinite > 0 {
+                return refuse(changed.infinite, &format!("are beyond the range of {storage}"));
+            }
+            if changed.rounded > 0 && !plan.asked {
+                let what =
+                    format!("are not numbers of {storage}; ask for a storage type (--dtype bf16 or f16) to round them");
+                return refuse(changed.rounded, &what);
+            }
+            if tensor.converts(plan.storage) {
+                report.converted += tensor.elements() as u64;
+            }
+            if changed.rounded > 0 {
+                report.inexact += changed.rounded;
+                report.first_inexact.get_or_insert_with(|| name.clone());
+            }
+        }
+        Ok(report)
+    }
+}
