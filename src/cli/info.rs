@@ -24,7 +24,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let pair = args.pair.load()?;
     // Looks every tensor up, so that what is reported can also be run.
-    let options = LoadOptions { max_model_len: args.pair.max_model_len, threads: Some(1) };
+    let options = LoadOptions { max_model_len: args.pair.max_model_len, threads: Some(1), ..LoadOptions::default() };
     Reference::load(&pair, &options)?;
     let info = info(args, &pair);
     let mut out = std::io::stdout().lock();

@@ -141,7 +141,7 @@ impl DeviceArgs {
 
     /// Opens the backend.
     pub(super) fn open(&self, pair: &Arc<Pair>, max_model_len: Option<usize>) -> Result<Reference> {
-        Reference::load(pair, &LoadOptions { max_model_len, threads: self.threads })
+        Reference::load(pair, &LoadOptions { max_model_len, threads: self.threads, ..LoadOptions::default() })
     }
 }
 

@@ -4,4 +4,5 @@ mod common;
 mod goldens;
 mod gradient;
 mod invariance;
+mod simulation;
 mod synthetic;

@@ -131,10 +131,15 @@ fn write(dir: &Path, config: &Value, tensors: &Tensors) -> Files {
 
 /// Writes a policy and a reward model of one shape, with these reward weights, and loads them.
 pub fn load(shape: &Shape, reward: &Tensors) -> Reference {
+    load_with(shape, reward, &LoadOptions::default())
+}
+
+/// The same, run in some other way.
+pub fn load_with(shape: &Shape, reward: &Tensors, options: &LoadOptions) -> Reference {
     let dir = tempfile::tempdir().unwrap();
     let policy = write(&dir.path().join("policy"), &config(shape, false), &weights(shape, false, 1));
     let reward = write(&dir.path().join("reward"), &config(shape, true), reward);
     let parts = [policy, reward].map(|files| (ModelConfig::load(&files).unwrap(), Checkpoint::open(&files).unwrap()));
     let parts = [(&parts[0].0, &parts[0].1), (&parts[1].0, &parts[1].1)];
-    Reference::assemble(parts[0], parts[1], &LoadOptions::default()).unwrap()
+    Reference::assemble(parts[0], parts[1], options).unwrap()
 }

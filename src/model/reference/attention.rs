@@ -6,6 +6,7 @@
 
 use super::elementwise;
 use super::lanes::{self, Rows};
+use super::rounding::Rounding;
 use crate::config::ModelConfig;
 use crate::kv::{BLOCK, BlockCopy, BlockId};
 use rayon::prelude::*;
@@ -83,6 +84,7 @@ pub(super) struct Queries<'a> {
     pub window: Option<usize>,
     /// `[positions, heads * head_dim]`, rotated.
     pub q: &'a [f32],
+    pub rounding: Rounding,
 }
 
 /// Scores of one tile are kept below this many floats, so that they stay in the second-level cache.
@@ -204,7 +206,8 @@ impl Queries<'_> {
     pub fn forward(&self, out: &mut [f32]) {
         let (e, g) = (self.store.head_dim, self.group());
         let run = |&(head, (from, to)): &(usize, (usize, usize))| {
-            let p = self.probabilities(head, from, to);
+            let mut p = self.probabilities(head, from, to);
+            self.rounding.apply(&mut p.p);
             self.weighted_values(&p, head, (to - from) * g)
         };
         let tiles = self.tiles();
@@ -287,6 +290,8 @@ impl Queries<'_> {
                     *s = *p * (*s - along);
                 }
             }
+            self.rounding.apply(&mut p.p);
+            self.rounding.apply(&mut ds);
             let dq_tile = &mut dq[from * g * e..to * g * e];
             for b in p.first..p.last {
                 let keys = self.store.tile(self.blocks[b], self.layer, head, false, p.count(b));

@@ -6,6 +6,7 @@
 use super::attention::{KvStore, Queries};
 use super::elementwise;
 use super::ops::{self, Rotation};
+use super::rounding::Rounding;
 use super::weights::{Layer, Weights};
 use crate::Result;
 use crate::checkpoint::Checkpoint;
@@ -19,6 +20,7 @@ pub(super) struct Decoder {
     pub kv: KvPool,
     pub store: KvStore,
     frequencies: Vec<f64>,
+    rounding: Rounding,
     /// Token positions that went through [`forward`](Self::forward).
     pub forwarded: u64,
     /// Token positions that went through [`backward`](Self::backward).
@@ -62,13 +64,14 @@ fn gather(values: &[f32], width: usize, which: &[usize]) -> Vec<f32> {
 }
 
 impl Decoder {
-    pub fn load(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
+    pub fn load(config: &ModelConfig, checkpoint: &Checkpoint, rounding: Rounding) -> Result<Self> {
         Ok(Decoder {
-            weights: Weights::load(config, checkpoint)?,
+            weights: Weights::load(config, checkpoint, rounding)?,
             kv: KvPool::new(usize::MAX),
             store: KvStore::new(config),
             frequencies: config.rope.frequencies(config.head_dim),
             config: config.clone(),
+            rounding,
             forwarded: 0,
             differentiated: 0,
         })
@@ -78,6 +81,7 @@ impl Decoder {
     /// the last layer, `[live, hidden]`.
     pub fn forward(&mut self, pieces: &[Piece<'_>], live: &[usize], mut tape: Option<&mut Tape>) -> Vec<f32> {
         let Decoder { config, weights, store, frequencies, forwarded, .. } = self;
+        let rounding = self.rounding;
         let eps = config.rms_norm_eps;
         let (d, kvd, qd) =
             (config.hidden_size, config.num_kv_heads * config.head_dim, config.num_heads * config.head_dim);
@@ -96,9 +100,9 @@ impl Decoder {
             let rows = if last { live } else { &all };
             let mut kept = LayerTape::default();
 
-            let normed = ops::rms_norm(&x, &layer.attention_norm, eps);
-            let mut k = ops::linear(&normed, positions.len(), &layer.k);
-            let v = ops::linear(&normed, positions.len(), &layer.v);
+            let normed = rounding.of(ops::rms_norm(&x, &layer.attention_norm, eps));
+            let mut k = rounding.of(ops::linear(&normed, positions.len(), &layer.k));
+            let v = rounding.of(ops::linear(&normed, positions.len(), &layer.v));
             if tape.is_some() && layer.k_norm.is_some() {
                 kept.k_raw = k.clone();
             }
@@ -110,6 +114,7 @@ impl Decoder {
                 for position in piece.start..piece.start + piece.ids.len() {
                     let at = row * kvd..(row + 1) * kvd;
                     rotation.apply(row, &mut k[at.clone()]);
+                    rounding.apply(&mut k[at.clone()]);
                     store.write(piece.blocks, index, position, &k[at.clone()], &v[at]);
                     row += 1;
                 }
@@ -122,7 +127,7 @@ impl Decoder {
             if last {
                 x = gather(&x, d, rows);
             }
-            let mut q = ops::linear(&normed, rows.len(), &layer.q);
+            let mut q = rounding.of(ops::linear(&normed, rows.len(), &layer.q));
             if tape.is_some() && layer.q_norm.is_some() {
                 kept.q_raw = q.clone();
             }
@@ -132,19 +137,23 @@ impl Decoder {
             for (&row, heads) in rows.iter().zip(q.chunks_exact_mut(qd)) {
                 rotation.apply(row, heads);
             }
+            rounding.apply(&mut q);
             let mut a = vec![0.0; rows.len() * qd];
             for (piece, from, to) in pieces_of(pieces, rows) {
                 let at = from * qd..to * qd;
                 let row_positions: Vec<usize> = rows[from..to].iter().map(|&r| positions[r]).collect();
-                queries(config, store, index, piece.blocks, &row_positions, &q[at.clone()]).forward(&mut a[at]);
+                queries(config, store, rounding, index, piece.blocks, &row_positions, &q[at.clone()])
+                    .forward(&mut a[at]);
             }
+            rounding.apply(&mut a);
             ops::add(&mut x, &ops::linear(&a, rows.len(), &layer.o));
 
-            let normed = ops::rms_norm(&x, &layer.mlp_norm, eps);
-            let gate = ops::linear(&normed, rows.len(), &layer.gate);
-            let up = ops::linear(&normed, rows.len(), &layer.up);
+            let normed = rounding.of(ops::rms_norm(&x, &layer.mlp_norm, eps));
+            let gate = rounding.of(ops::linear(&normed, rows.len(), &layer.gate));
+            let up = rounding.of(ops::linear(&normed, rows.len(), &layer.up));
             let mut act = vec![0.0; gate.len()];
             elementwise::swiglu(&mut act, &gate, &up);
+            rounding.apply(&mut act);
             if let Some(tape) = tape.as_deref_mut() {
                 tape.layers.push(LayerTape { q, a, middle: x.clone(), gate, up, ..kept });
             }
@@ -158,7 +167,7 @@ impl Decoder {
 
     /// The final norm.
     pub fn hidden(&self, x: &[f32]) -> Vec<f32> {
-        ops::rms_norm(x, &self.weights.final_norm, self.config.rms_norm_eps)
+        self.rounding.of(ops::rms_norm(x, &self.weights.final_norm, self.config.rms_norm_eps))
     }
 
     /// The head on normed rows: `[rows, vocabulary]` logits, or `[rows, 1]` rewards.
@@ -181,6 +190,7 @@ impl Decoder {
         wanted: &[usize],
     ) -> Vec<f32> {
         let Decoder { config, weights, store, frequencies, differentiated, .. } = self;
+        let rounding = self.rounding;
         let d = config.hidden_size;
         let positions = row_positions(pieces);
         let all: Vec<usize> = (0..positions.len()).collect();
@@ -199,6 +209,7 @@ impl Decoder {
             let pass = LayerBackward {
                 config,
                 store,
+                rounding,
                 index,
                 layer,
                 pieces,
@@ -222,6 +233,7 @@ impl Decoder {
 struct LayerBackward<'a> {
     config: &'a ModelConfig,
     store: &'a KvStore,
+    rounding: Rounding,
     index: usize,
     layer: &'a Layer,
     pieces: &'a [Piece<'a>],
@@ -238,13 +250,16 @@ impl LayerBackward<'_> {
     /// Gradient of the residual stream before the layer in the rows `needed`, given the one behind it in `active`.
     fn run(&self, grad: &[f32], needed: &[usize]) -> Vec<f32> {
         let (layer, kept, d, eps) = (self.layer, self.kept, self.config.hidden_size, self.config.rms_norm_eps);
+        let rounding = self.rounding;
         let (f, qd) = (self.config.intermediate_size, self.config.num_heads * self.config.head_dim);
         let rows = self.active.len();
 
         let mut d_act = vec![0.0; rows * f];
-        ops::linear_backward(&mut d_act, grad, rows, &layer.down);
+        ops::linear_backward(&mut d_act, &rounding.copy(grad), rows, &layer.down);
         let (mut d_gate, mut d_up) = (gather(&kept.gate, f, self.taped), gather(&kept.up, f, self.taped));
         elementwise::swiglu_backward(&mut d_gate, &mut d_up, &d_act);
+        rounding.apply(&mut d_gate);
+        rounding.apply(&mut d_up);
         let mut d_normed = vec![0.0; rows * d];
         ops::linear_backward(&mut d_normed, &d_gate, rows, &layer.gate);
         ops::linear_backward(&mut d_normed, &d_up, rows, &layer.up);
@@ -253,7 +268,8 @@ impl LayerBackward<'_> {
         ops::add(&mut d_middle, grad);
 
         let mut d_a = vec![0.0; rows * qd];
-        ops::linear_backward(&mut d_a, &d_middle, rows, &layer.o);
+        ops::linear_backward(&mut d_a, &rounding.copy(&d_middle), rows, &layer.o);
+        rounding.apply(&mut d_a);
         let (dq, dk, dv) = self.attention(&d_a, needed);
 
         // Query gradients of active rows, key and value gradients of all: each needed row collects what it has.
@@ -291,12 +307,9 @@ impl LayerBackward<'_> {
         for (piece, from, to) in pieces_of(self.pieces, self.active) {
             let at = from * qd..to * qd;
             let row_positions: Vec<usize> = self.active[from..to].iter().map(|&r| self.positions[r]).collect();
-            let part = queries(config, self.store, self.index, piece.blocks, &row_positions, &q[at.clone()]).backward(
-                &a[at.clone()],
-                &d_a[at],
-                piece.start,
-                piece.ids.len(),
-            );
+            let part =
+                queries(config, self.store, self.rounding, self.index, piece.blocks, &row_positions, &q[at.clone()])
+                    .backward(&a[at.clone()], &d_a[at], piece.start, piece.ids.len());
             dq.extend(part.0);
             let row = piece.first_row * kvd;
             dk[row..row + part.1.len()].copy_from_slice(&part.1);
@@ -316,7 +329,7 @@ impl LayerBackward<'_> {
             dk = ops::rms_norm_backward(&dk, &gather(&kept.k_raw, kvd, needed), weight, eps);
         }
         debug_assert_eq!(dq.len() % e, 0);
-        (dq, dk, dv)
+        (self.rounding.of(dq), self.rounding.of(dk), self.rounding.of(dv))
     }
 }
 
@@ -350,10 +363,11 @@ fn row_positions(pieces: &[Piece<'_>]) -> Vec<usize> {
 fn queries<'a>(
     config: &ModelConfig,
     store: &'a KvStore,
+    rounding: Rounding,
     layer: usize,
     blocks: &'a [BlockId],
     positions: &'a [usize],
     q: &'a [f32],
 ) -> Queries<'a> {
-    Queries { store, layer, blocks, positions, heads: config.num_heads, window: config.windows[layer], q }
+    Queries { store, layer, blocks, positions, heads: config.num_heads, window: config.windows[layer], q, rounding }
 }

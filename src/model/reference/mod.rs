@@ -10,6 +10,7 @@ mod decoder;
 mod elementwise;
 mod lanes;
 mod ops;
+mod rounding;
 mod weights;
 
 use super::spans::{self, Placed, handle, reward_rows, score};
@@ -19,11 +20,13 @@ use super::{
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
+use crate::cuda::Storage;
 use crate::kv::KvHandle;
 use crate::pair::Pair;
 use crate::{Error, Result};
 use decoder::{Decoder, Piece, Tape};
 use rayon::prelude::*;
+use rounding::Rounding;
 use std::collections::HashMap;
 
 /// How a pair is run.
@@ -33,6 +36,9 @@ pub struct LoadOptions {
     pub max_model_len: Option<usize>,
     /// Cores to use; `None`: all.
     pub threads: Option<usize>,
+    /// Round to this type wherever the CUDA path does; `None`: f32 throughout. The error of such a simulation is the measure
+    /// of what a device with 16-bit activations may be off.
+    pub simulate: Option<Storage>,
 }
 
 /// Hidden states and logits of every position of a text.
@@ -88,9 +94,10 @@ impl Reference {
             .num_threads(options.threads.unwrap_or(0))
             .build()
             .map_err(|e| Error::Backend(format!("cannot start threads: {e}")))?;
+        let rounding = Rounding(options.simulate);
         Ok(Reference {
-            policy: Decoder::load(policy.0, policy.1)?,
-            reward: Decoder::load(reward.0, reward.1)?,
+            policy: Decoder::load(policy.0, policy.1, rounding)?,
+            reward: Decoder::load(reward.0, reward.1, rounding)?,
             max_len,
             pool,
             last_hidden: HashMap::new(),

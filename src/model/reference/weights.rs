@@ -1,27 +1,58 @@
 //! A decoder's weights, looked up by their Hugging Face names and kept where they are stored.
 
 use super::lanes::Rows;
+use super::rounding::Rounding;
 use crate::Result;
 use crate::checkpoint::{Bytes, Checkpoint, DType};
 use crate::config::{ModelConfig, Task};
+use crate::cuda::Storage;
+use std::sync::Arc;
+
+/// Where a matrix lies.
+#[derive(Clone, Debug)]
+enum Data {
+    /// In its file.
+    Stored(Bytes),
+    /// Rounded to a simulated type that is not the stored one.
+    Rounded(Arc<[u8]>),
+}
 
 /// A stored matrix, `[rows, cols]`.
 #[derive(Clone, Debug)]
 pub(super) struct Matrix {
     dtype: DType,
-    bytes: Bytes,
+    data: Data,
     pub rows: usize,
     pub cols: usize,
 }
 
 impl Matrix {
-    fn load(checkpoint: &Checkpoint, name: &str, rows: usize, cols: usize) -> Result<Self> {
+    fn load(checkpoint: &Checkpoint, name: &str, rows: usize, cols: usize, rounding: Rounding) -> Result<Self> {
         let (dtype, bytes) = checkpoint.load(name, &[rows, cols])?;
-        Ok(Matrix { dtype, bytes, rows, cols })
+        let stored = Matrix { dtype, data: Data::Stored(bytes), rows, cols };
+        let Rounding(Some(storage)) = rounding else { return Ok(stored) };
+        let simulated = match storage {
+            Storage::Bf16 => DType::Bf16,
+            Storage::F16 => DType::F16,
+        };
+        if simulated == dtype {
+            return Ok(stored);
+        }
+        let mut row = vec![0.0; cols];
+        let mut data = Vec::with_capacity(rows * cols * 2);
+        for index in 0..rows {
+            stored.view().row_to(index, &mut row);
+            data.extend(row.iter().flat_map(|&value| storage.round(value).to_le_bytes()));
+        }
+        Ok(Matrix { dtype: simulated, data: Data::Rounded(data.into()), rows, cols })
     }
 
     pub fn view(&self) -> Rows<'_> {
-        Rows::stored(self.dtype, &self.bytes, self.rows, self.cols)
+        let data: &[u8] = match &self.data {
+            Data::Stored(bytes) => bytes,
+            Data::Rounded(bytes) => bytes,
+        };
+        Rows::stored(self.dtype, data, self.rows, self.cols)
     }
 }
 
@@ -59,7 +90,7 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    pub fn load(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self> {
+    pub fn load(config: &ModelConfig, checkpoint: &Checkpoint, rounding: Rounding) -> Result<Self> {
         let d = config.hidden_size;
         let (qd, kvd, f) =
             (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.intermediate_size);
@@ -67,10 +98,10 @@ impl Weights {
             let (dtype, bytes) = checkpoint.load(name, &[len])?;
             let mut out = vec![0.0; len];
             Rows::stored(dtype, &bytes, 1, len).row_to(0, &mut out);
-            Ok(out)
+            Ok(rounding.of(out))
         };
         let linear = |name: String, out: usize, input: usize, bias: bool| -> Result<Linear> {
-            let weight = Matrix::load(checkpoint, &format!("{name}.weight"), out, input)?;
+            let weight = Matrix::load(checkpoint, &format!("{name}.weight"), out, input, rounding)?;
             let bias = if bias { Some(vector(&format!("{name}.bias"), out)?) } else { None };
             Ok(Linear { weight, bias })
         };
@@ -95,11 +126,11 @@ impl Weights {
                 down: linear(at("mlp.down_proj"), d, f, config.mlp_bias)?,
             });
         }
-        let embedding = Matrix::load(checkpoint, "model.embed_tokens.weight", config.vocab_size, d)?;
+        let embedding = Matrix::load(checkpoint, "model.embed_tokens.weight", config.vocab_size, d, rounding)?;
         let head = match config.task {
-            Task::Reward => Matrix::load(checkpoint, "score.weight", 1, d)?,
+            Task::Reward => Matrix::load(checkpoint, "score.weight", 1, d, rounding)?,
             Task::CausalLm if config.tie_word_embeddings => embedding.clone(),
-            Task::CausalLm => Matrix::load(checkpoint, "lm_head.weight", config.vocab_size, d)?,
+            Task::CausalLm => Matrix::load(checkpoint, "lm_head.weight", config.vocab_size, d, rounding)?,
         };
         Ok(Weights { embedding, layers, final_norm: vector("model.norm.weight", d)?, head })
     }
