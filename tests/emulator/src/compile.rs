@@ -51,79 +51,140 @@ const CHECKED_FLAGS: &[&str] = &["-fsanitize=thread", "-fno-tree-sra", "-fno-ipa
 
 /// Builds the engine and all `*.cu` of a directory. Takes seconds the first time and milliseconds afterwards.
 pub fn build(kernels: impl AsRef<Path>) -> io::Result<Paths> {
-    let kernels = kernels.as_ref().canonicalize()?;
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let include = here.join("include");
-    let engine = here.join("engine");
-    let output = output_directory()?;
-    let objects = output.join(format!("{:016x}", hash_of(&kernels)));
-    fs::create_dir_all(&objects)?;
-    let lock = File::create(output.join("lock"))?;
-    lock.lock()?;
+    let workshop = Workshop::new()?;
+    let (mut jobs, engine) = workshop.engine()?;
+    let (plain_jobs, plain) = workshop.kernels(kernels.as_ref(), &PLAIN)?;
+    let (checked_jobs, checked) = workshop.kernels(kernels.as_ref(), &CHECKED)?;
+    jobs.extend(plain_jobs);
+    jobs.extend(checked_jobs);
+    workshop.run(&jobs)?;
+    Ok(Paths { libcuda: workshop.link(&engine)?, plain: workshop.link(&plain)?, checked: workshop.link(&checked)? })
+}
 
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
-    let version = run(Command::new(&compiler).arg("--version"))?;
-    let mut common = vec![format!("-I{}", include.display())];
-    if ["avx2", "fma", "bmi2", "f16c"].iter().all(|f| cpu_has(f)) {
-        common.push("-march=x86-64-v3".to_owned());
-    }
-    let engine_headers = hash_files(&[files(&engine, "h")?, files(&include, "h")?].concat())?;
-    let kernel_headers = hash_files(&[files(&kernels, "cuh")?, files(&include, "h")?].concat())?;
+/// The plain kernels of many directories at once, in their order; the engine must have been built.
+pub fn build_plain(directories: &[impl AsRef<Path>]) -> io::Result<Vec<PathBuf>> {
+    build_variant(directories, &PLAIN)
+}
 
-    let mut jobs = Vec::new();
-    let mut engine_objects = Vec::new();
-    for source in files(&engine, "cc")? {
-        let object = output.join(source.file_name().unwrap_or_default()).with_extension("o");
-        let mut flags = to_strings(ENGINE_FLAGS);
-        flags.extend(common.clone());
-        engine_objects.push(object.clone());
-        jobs.push(Job { source, object, flags, inputs: engine_headers });
+/// The checked kernels of many directories at once, in their order; the engine must have been built.
+pub fn build_checked(directories: &[impl AsRef<Path>]) -> io::Result<Vec<PathBuf>> {
+    build_variant(directories, &CHECKED)
+}
+
+fn build_variant(directories: &[impl AsRef<Path>], variant: &Variant) -> io::Result<Vec<PathBuf>> {
+    let workshop = Workshop::new()?;
+    let (mut jobs, mut libraries) = (Vec::new(), Vec::new());
+    for directory in directories {
+        let (more, library) = workshop.kernels(directory.as_ref(), variant)?;
+        jobs.extend(more);
+        libraries.push(library);
     }
-    let sources = files(&kernels, "cu")?;
-    let mut kernel_objects = [Vec::new(), Vec::new()];
-    for (list, (suffix, extra)) in kernel_objects.iter_mut().zip([("plain", &[][..]), ("checked", CHECKED_FLAGS)]) {
-        for source in &sources {
-            let name = format!("{}.{suffix}.o", source.file_stem().unwrap_or_default().to_string_lossy());
-            let object = objects.join(name);
-            let mut flags = to_strings(KERNEL_FLAGS);
-            flags.extend(to_strings(extra));
-            flags.extend(common.clone());
-            flags.push(format!("-I{}", kernels.display()));
+    workshop.run(&jobs)?;
+    libraries.iter().map(|library| workshop.link(library)).collect()
+}
+
+/// How kernels are compiled.
+struct Variant {
+    name: &'static str,
+    flags: &'static [&'static str],
+}
+
+const PLAIN: Variant = Variant { name: "plain", flags: &[] };
+const CHECKED: Variant = Variant { name: "checked", flags: CHECKED_FLAGS };
+
+/// A shared object to be linked.
+struct Library {
+    path: PathBuf,
+    objects: Vec<PathBuf>,
+    extra: Vec<String>,
+}
+
+/// The compiler and the directory of its results, locked against other processes.
+struct Workshop {
+    output: PathBuf,
+    include: PathBuf,
+    engine: PathBuf,
+    compiler: String,
+    version: String,
+    common: Vec<String>,
+    /// Released when dropped.
+    _lock: File,
+}
+
+impl Workshop {
+    fn new() -> io::Result<Self> {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let include = here.join("include");
+        let output = output_directory()?;
+        let lock = File::create(output.join("lock"))?;
+        lock.lock()?;
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
+        let version = run(Command::new(&compiler).arg("--version"))?;
+        let mut common = vec![format!("-I{}", include.display())];
+        if ["avx2", "fma", "bmi2", "f16c"].iter().all(|f| cpu_has(f)) {
+            common.push("-march=x86-64-v3".to_owned());
+        }
+        Ok(Workshop { output, include, engine: here.join("engine"), compiler, version, common, _lock: lock })
+    }
+
+    fn engine(&self) -> io::Result<(Vec<Job>, Library)> {
+        let inputs = hash_files(&[files(&self.engine, "h")?, files(&self.include, "h")?].concat())?;
+        let (mut jobs, mut objects) = (Vec::new(), Vec::new());
+        for source in files(&self.engine, "cc")? {
+            let object = self.output.join(source.file_name().unwrap_or_default()).with_extension("o");
+            let flags = [to_strings(ENGINE_FLAGS), self.common.clone()].concat();
+            objects.push(object.clone());
+            jobs.push(Job { source, object, flags, inputs });
+        }
+        let extra = to_strings(&["-Wl,-soname,libcuda.so", "-ldl", "-lrt", "-lpthread"]);
+        Ok((jobs, Library { path: self.libcuda(), objects, extra }))
+    }
+
+    fn kernels(&self, directory: &Path, variant: &Variant) -> io::Result<(Vec<Job>, Library)> {
+        let directory = directory.canonicalize()?;
+        let inputs = hash_files(&[files(&directory, "cuh")?, files(&self.include, "h")?].concat())?;
+        let place = self.output.join(format!("{:016x}", hash_of(&directory)));
+        fs::create_dir_all(&place)?;
+        let (mut jobs, mut objects) = (Vec::new(), Vec::new());
+        for source in files(&directory, "cu")? {
+            let name = format!("{}.{}.o", source.file_stem().unwrap_or_default().to_string_lossy(), variant.name);
+            let object = place.join(name);
+            let mut flags = [to_strings(KERNEL_FLAGS), to_strings(variant.flags), self.common.clone()].concat();
+            flags.push(format!("-I{}", directory.display()));
             flags.extend(["-include".to_owned(), "emu.h".to_owned()]);
-            list.push(object.clone());
-            jobs.push(Job { source: source.clone(), object, flags, inputs: kernel_headers });
+            objects.push(object.clone());
+            jobs.push(Job { source, object, flags, inputs });
         }
+        let extra = vec![
+            "-Wl,-Bsymbolic".to_owned(),
+            format!("-Wl,-T,{}", self.engine.join("kernels.ld").display()),
+            // The engine's name in the dynamic section is its SONAME; at run time the loaded engine answers to it.
+            self.libcuda().display().to_string(),
+            "-lm".to_owned(),
+        ];
+        Ok((jobs, Library { path: place.join(format!("kernels-{}.so", variant.name)), objects, extra }))
     }
-    run_all(&compiler, &version, &jobs)?;
 
-    let paths = Paths {
-        libcuda: output.join("libcuda.so.1"),
-        plain: objects.join("kernels-plain.so"),
-        checked: objects.join("kernels-checked.so"),
-    };
-    let link = |target: &Path, objects: &[PathBuf], extra: &[String]| -> io::Result<()> {
-        let key = hash_of(&(hash_files(objects)?, extra, &version)).to_string();
-        if is_current(target, &key) {
-            return Ok(());
+    fn libcuda(&self) -> PathBuf {
+        self.output.join("libcuda.so.1")
+    }
+
+    fn run(&self, jobs: &[Job]) -> io::Result<()> {
+        run_all(&self.compiler, &self.version, jobs)
+    }
+
+    fn link(&self, library: &Library) -> io::Result<PathBuf> {
+        let Library { path, objects, extra } = library;
+        let key = hash_of(&(hash_files(objects)?, extra, &self.version)).to_string();
+        if !is_current(path, &key) {
+            let fresh = path.with_extension("new");
+            run(Command::new(&self.compiler).arg("-shared").args(objects).args(extra).arg("-o").arg(&fresh))?;
+            // A new file, not new contents: another process may have the old one loaded.
+            fs::rename(&fresh, path)?;
+            fs::write(key_file(path), key)?;
         }
-        let fresh = target.with_extension("new");
-        run(Command::new(&compiler).arg("-shared").args(objects).args(extra).arg("-o").arg(&fresh))?;
-        // A new file, not new contents: another process may have the old one loaded.
-        fs::rename(&fresh, target)?;
-        fs::write(key_file(target), key)
-    };
-    link(&paths.libcuda, &engine_objects, &to_strings(&["-Wl,-soname,libcuda.so", "-ldl", "-lrt", "-lpthread"]))?;
-    let script = engine.join("kernels.ld");
-    let extra = [
-        "-Wl,-Bsymbolic".to_owned(),
-        format!("-Wl,-T,{}", script.display()),
-        // The engine's name in the dynamic section is its SONAME; at run time the loaded engine answers to it.
-        paths.libcuda.display().to_string(),
-        "-lm".to_owned(),
-    ];
-    link(&paths.plain, &kernel_objects[0], &extra)?;
-    link(&paths.checked, &kernel_objects[1], &extra)?;
-    Ok(paths)
+        Ok(path.clone())
+    }
 }
 
 struct Job {
