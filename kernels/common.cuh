@@ -1,7 +1,7 @@
 // Shared by all kernels: storage types, vector access, reductions of a fixed order, last-arriver tickets.
 //
-// Every kernel includes this header and nothing else. Nothing here depends on how many rows a launch has: what a row
-// or an output element goes through is a function of its own problem's size alone.
+// Every kernel includes this header and nothing else, or gemm.cuh, which includes it. Nothing here depends on how many
+// rows a launch has: what a row or an output element goes through is a function of its own problem's size alone.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -19,27 +19,25 @@ __device__ __forceinline__ void embed(float* __restrict__ out, const T* __restri
     const bool known = id < vocabulary;
     float* const row = out + static_cast<size_t>(blockIdx.x) * d;
     const T* const from = table + static_cast<size_t>(known ? id : 0) * d;
-    for (int at = threadIdx.x * 8; at < d; at += blockDim.x * 8) {
-        Pack<float, 4> low, high;
+    // Groups of 4: neighbouring threads then fill whole sectors of the output.
+#pragma unroll 2
+    for (int at = threadIdx.x * 4; at < d; at += blockDim.x * 4) {
+        Pack<float, 4> wide;
         if (known) {
-            const Pack<T, 8> pack = load128(from + at);
+            const Pack<T, 4> pack = load_pack<4>(from + at);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                low.at[i] = to_float(pack.at[i]);
-                high.at[i] = to_float(pack.at[4 + i]);
-            }
+            for (int i = 0; i < 4; ++i) wide.at[i] = to_float(pack.at[i]);
         } else {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) low.at[i] = high.at[i] = NAN;
+            for (int i = 0; i < 4; ++i) wide.at[i] = NAN;
         }
-        store128(row + at, low);
-        store128(row + at + 4, high);
+        store128(row + at, wide);
     }
 }
 
 }  // namespace ggro
 
-// Grid: rows. Block: a thread per 8 elements of a row, at most 512.
+// Grid: rows. Block: a thread per 4 elements of a row, at most 512.
 #define EMBED(NAME, T)                                                                             \
     extern "C" __global__ void __launch_bounds__(ggro::kEmbedThreads)                              \
         NAME(float* out, const T* table, const unsigned* ids, unsigned vocabulary, int d) {        \

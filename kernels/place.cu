@@ -16,7 +16,6 @@
 namespace ggro {
 
 constexpr int kPlaceThreads = 256;
-constexpr int kPlacePack = 8;
 
 struct Places {
     uint64_t first, at;
@@ -62,16 +61,14 @@ __device__ __forceinline__ void place(T* __restrict__ out, const S* __restrict__
         }
         return;
     }
-    constexpr int kLoad = 16 / sizeof(S);
-    for (uint64_t i = start * kPlacePack; i < count; i += step * kPlacePack) {
-        Pack<T, kPlacePack> pack;
+    // 16 stored bytes a thread, so that a warp reads whole lines.
+    constexpr int kPack = 16 / sizeof(S);
+    for (uint64_t i = start * kPack; i < count; i += step * kPack) {
+        const Pack<S, kPack> in = load_pack<kPack>(stored + i);
+        Pack<T, kPack> pack;
 #pragma unroll
-        for (int part = 0; part < kPlacePack; part += kLoad) {
-            const Pack<S, kLoad> in = load128(stored + i + part);
-#pragma unroll
-            for (int j = 0; j < kLoad; ++j) pack.at[part + j] = converted<T>(in.at[j], rounded, infinite);
-        }
-        store128(out + place_of(places, i), pack);
+        for (int j = 0; j < kPack; ++j) pack.at[j] = converted<T>(in.at[j], rounded, infinite);
+        store_pack<kPack>(out + place_of(places, i), pack);
     }
 }
 

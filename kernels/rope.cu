@@ -13,6 +13,16 @@
 // of squares. A block is one row: its lanes keep their part of the table over all heads of the row.
 // Bytes: read 2 (h + 2g) p and 4e, write 2 (h + 2g) p per row; a row's table entries are read 16 times from L1.
 // Flops: 6 per element, 10 with norms. The limit is memory: 80% of the copy rate from some 500 rows up.
+//
+// Backward, from attention's gradients to the projection's:
+//
+//   dq[n, h p], dk[n, g p], dv[n, g p] f32 -> d_qkv[n, (h + 2g) p] 16-bit
+//   queries and keys: turned back by the same angle; with norms, of gradient g = d * weight and raw x from qkv:
+//   r g - x r^3 mean(x g) over a head. Values pass through. One rounding; padding is zero, whatever is in dq, dk and dv.
+//
+// Forward keeps qkv (2 (h + 2g) p bytes a row, read only with norms); positions beyond the table turn into NaN.
+// Bytes: read 4 (h + 2g) p and, with norms, 2 (h + g) p; write 2 (h + 2g) p per row. 80% of the copy rate; a segment's
+// rows are a matter of latency.
 #include "common.cuh"
 
 namespace ggro {
@@ -168,6 +178,61 @@ __device__ __forceinline__ void rope(T* __restrict__ q, T* __restrict__ pool, co
     }
 }
 
+template <typename T>
+__device__ __forceinline__ void rope_backward(T* __restrict__ d_qkv, const float* __restrict__ dq,
+                                              const float* __restrict__ dk, const float* __restrict__ dv,
+                                              const T* __restrict__ qkv, const RopeArgs& args) {
+    const Place at(args.padded, args.half);
+    const unsigned row = blockIdx.x;
+    const int heads = args.heads, kv_heads = args.kv_heads, all = heads + 2 * kv_heads;
+    const size_t start = static_cast<size_t>(row) * all;
+    const Turn turn(args, args.positions[row], at);
+
+    const int together = kRopeThreads / at.lanes;
+    // The same number of rounds for every lane of a warp: they all take part in the sums.
+    for (int first = 0; first < all; first += together) {
+        const int head = first + static_cast<int>(threadIdx.x) / at.lanes;
+        const bool real = head < all, value = head >= heads + kv_heads;
+        const float* from = dq + static_cast<size_t>(row) * heads * args.padded;
+        int index = real ? head : 0;
+        if (real && head >= heads) {
+            from = (value ? dv : dk) + static_cast<size_t>(row) * kv_heads * args.padded;
+            index = head - heads - (value ? kv_heads : 0);
+        }
+        Pairs d = load_pairs(from + static_cast<size_t>(index) * args.padded, at);
+        if (!value) {
+#pragma unroll
+            for (int i = 0; i < kPairs; ++i) {
+                const float a = d.a[i], b = d.b[i];
+                d.a[i] = fmaf(a, turn.cos[i], b * turn.sin[i]);
+                d.b[i] = fmaf(b, turn.cos[i], -(a * turn.sin[i]));
+            }
+        }
+        if (args.q_weight != nullptr) {
+            const Pairs x = value ? Pairs() : load_pairs(qkv + (start + head) * args.padded, at);
+            const void* const weight = head < heads ? args.q_weight : args.k_weight;
+            const Pairs w = load_pairs(static_cast<const T*>(weight), at);
+            Pairs g;
+            float along = 0.0f;
+#pragma unroll
+            for (int i = 0; i < kPairs; ++i) {
+                g.a[i] = d.a[i] * w.a[i], g.b[i] = d.b[i] * w.b[i];
+                along = fmaf(x.b[i], g.b[i], fmaf(x.a[i], g.a[i], along));
+            }
+            const float scale = inverse_norm(x, at, args.eps);
+            const float back = head_sum(along, at.lanes) / static_cast<float>(2 * at.half) * scale * scale;
+            if (!value) {
+#pragma unroll
+                for (int i = 0; i < kPairs; ++i) {
+                    d.a[i] = scale * fmaf(-x.a[i], back, g.a[i]);
+                    d.b[i] = scale * fmaf(-x.b[i], back, g.b[i]);
+                }
+            }
+        }
+        if (real) store_pairs(d_qkv + (start + head) * args.padded, at, d);
+    }
+}
+
 }  // namespace ggro
 
 // Grid: rows. Block: 256.
@@ -181,5 +246,19 @@ __device__ __forceinline__ void rope(T* __restrict__ q, T* __restrict__ pool, co
     }                                                                                                                \
     EMU_KERNEL(NAME)
 
+// Grid: rows. Block: 256.
+#define ROPE_BACKWARD(NAME, T)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(ggro::kRopeThreads)                                                 \
+        NAME(T* d_qkv, const float* dq, const float* dk, const float* dv, const T* qkv, const float2* table,         \
+             const unsigned* positions, const T* q_weight, const T* k_weight, float eps, unsigned table_rows,        \
+             int heads, int kv_heads, int half, int padded) {                                                        \
+        ggro::rope_backward<T>(d_qkv, dq, dk, dv, qkv,                                                               \
+                               {table, positions, q_weight, k_weight, eps, table_rows, heads, kv_heads, half,        \
+                                padded});                                                                            \
+    }                                                                                                                \
+    EMU_KERNEL(NAME)
+
 ROPE(rope_bf16, __nv_bfloat16)
 ROPE(rope_f16, __half)
+ROPE_BACKWARD(rope_backward_bf16, __nv_bfloat16)
+ROPE_BACKWARD(rope_backward_f16, __half)

@@ -5,11 +5,20 @@
 //! its data in memory; the time is the median of runs measured with events.
 
 use super::numbers::{Random, Values, stored};
+use crate::checkpoint::DType;
+use crate::cuda::ops::attention::{self, Plan, Query, Sequence};
+use crate::cuda::ops::embed::embed;
 use crate::cuda::ops::gemm::{self, Operands, Output, Shape};
+use crate::cuda::ops::kv::{KvLayout, KvRows};
 use crate::cuda::ops::peak::peak_mma;
-use crate::cuda::ops::rmsnorm::{Delta, Norm, rmsnorm};
+use crate::cuda::ops::place::{Changed, Layout, Stored, place};
+use crate::cuda::ops::rmsnorm::{Behind, Delta, Norm, rmsnorm, rmsnorm_backward};
+use crate::cuda::ops::rope::{self, Heads, Inputs, rope_backward};
 use crate::cuda::ops::softmax_entropy::{self, RowStatsOut, softmax_entropy};
+use crate::cuda::ops::swiglu::{swiglu, swiglu_backward};
+use crate::cuda::staging::SLOT;
 use crate::cuda::{Buffer, Device, Storage};
+use crate::kv::{BLOCK, BlockId};
 use crate::{Error, Result};
 
 /// One measurement.
@@ -56,15 +65,60 @@ pub fn bench(device: &Device, op: Option<&str>, mut done: impl FnMut(&Timing)) -
             push(limits.timing("softmax_entropy", format!("[{rows}, 128256]"), time_softmax(device, rows, 128_256)?));
         }
     }
-    if wanted("gemm") {
+    if wanted("attention") {
+        for (branches, shared, own, queries) in
+            [(1, 0, 1024, 1), (8, 960, 64, 1), (25, 960, 64, 1), (64, 0, 1024, 1), (8, 960, 64, 16), (1, 0, 2048, 2048)]
+        {
+            let case = format!("bf16 32 heads of 128 over 8, {branches} x {queries} of {shared} + {own}");
+            push(limits.timing("attention", case, time_attention(device, branches, shared, own, queries)?));
+        }
+    }
+    if wanted("rmsnorm_backward") {
+        for rows in [16, 128, 2048] {
+            let measured = time_rmsnorm_backward(device, rows, 4096)?;
+            push(limits.timing("rmsnorm_backward", format!("bf16 [{rows}, 4096]"), measured));
+        }
+    }
+    if wanted("swiglu") {
+        for rows in [1, 128, 2048] {
+            push(limits.timing("swiglu", format!("bf16 [{rows}, 14336]"), time_swiglu(device, rows, 14_336, false)?));
+        }
+    }
+    if wanted("swiglu_backward") {
+        for rows in [16, 128, 2048] {
+            let measured = time_swiglu(device, rows, 14_336, true)?;
+            push(limits.timing("swiglu_backward", format!("bf16 [{rows}, 14336]"), measured));
+        }
+    }
+    if wanted("embed") {
+        for rows in [1, 128, 2048] {
+            push(limits.timing("embed", format!("bf16 [{rows}, 4096]"), time_embed(device, rows, 4096)?));
+        }
+    }
+    for (op, backward) in [("rope", false), ("rope_backward", true)] {
+        for rows in if wanted(op) { &[16, 128, 2048][..] } else { &[] } {
+            push(limits.timing(op, format!("bf16 {rows} rows, 32 + 2 x 8 heads"), time_rope(device, *rows, backward)?));
+        }
+    }
+    for (op, backward) in [("gemm", false), ("gemm_backward", true)] {
+        if !wanted(op) {
+            continue;
+        }
         for (n, k) in [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)] {
             for tokens in [1, 8, 32, 64, 128, 512, 2048] {
-                if tokens > 64 && n > 100_000 {
+                // The head's gradient is a row, not a product.
+                if n > 100_000 && (tokens > 64 || backward) {
                     continue;
                 }
-                let measured = time_gemm(device, Shape { tokens, n, k })?;
-                push(limits.timing("gemm", format!("bf16 [{tokens}, {n}, {k}]"), measured));
+                let measured = time_gemm(device, Shape { tokens, n, k }, backward)?;
+                push(limits.timing(op, format!("bf16 [{tokens}, {n}, {k}]"), measured));
             }
+        }
+    }
+    if wanted("place") {
+        for (what, dtype) in [("bf16 rows of 4000 into 4096", DType::Bf16), ("f32 rows of 4000 into 4096", DType::F32)]
+        {
+            push(limits.timing("place", what.to_string(), time_place(device, dtype)?));
         }
     }
     Ok(all)
@@ -158,6 +212,97 @@ fn time_rmsnorm(device: &Device, rows: usize, d: usize) -> Result<Measured> {
     Ok((seconds, bytes as f64, 0.0))
 }
 
+fn time_rmsnorm_backward(device: &Device, rows: usize, d: usize) -> Result<Measured> {
+    let elements = rows * d;
+    let bytes = elements * (12 + 4 + 2);
+    let mut random = Random::named("bench");
+    let weight = Buffer::from_slice(device, &stored(Storage::Bf16, &random.vector(d, Values::Normal(1.0))))?;
+    let residual = random.vector(elements, Values::Normal(1.0));
+    let mut data = Vec::new();
+    for _ in 0..sets(bytes) {
+        let buffers = [&residual; 3].map(|values| Buffer::from_slice(device, values));
+        let [grad, dy, residual] = buffers;
+        data.push((grad?, Buffer::<u16>::uninitialised(device, elements)?, dy?, residual?));
+    }
+    let seconds = median(device, data.len(), |i| {
+        let (grad, rounded, dy, residual) = &mut data[i];
+        let norm = Norm { weight: weight.view(), columns: d, eps: 1e-5 };
+        let (grad, rounded) = (&mut grad.view_mut(), &mut rounded.view_mut());
+        let behind = Behind::Rows(dy.view());
+        rmsnorm_backward(device, Storage::Bf16, grad, Some(rounded), behind, residual.view(), norm)
+    })?;
+    Ok((seconds, bytes as f64, 0.0))
+}
+
+fn time_swiglu(device: &Device, rows: usize, f: usize, backward: bool) -> Result<Measured> {
+    let bytes = rows * f * if backward { 12 } else { 6 };
+    let mut random = Random::named("bench");
+    let gate_up = stored(Storage::Bf16, &random.vector(rows * 2 * f, Values::Normal(1.0)));
+    let d_act = random.vector(if backward { rows * f } else { 0 }, Values::Normal(1.0));
+    let mut data = Vec::new();
+    for _ in 0..sets(bytes) {
+        let out = Buffer::<u16>::uninitialised(device, rows * f * if backward { 2 } else { 1 })?;
+        data.push((out, Buffer::from_slice(device, &gate_up)?, Buffer::from_slice(device, &d_act)?));
+    }
+    let seconds = median(device, data.len(), |i| {
+        let (out, gate_up, d_act) = &mut data[i];
+        let out = &mut out.view_mut();
+        match backward {
+            true => swiglu_backward(device, Storage::Bf16, out, d_act.view(), gate_up.view(), f),
+            false => swiglu(device, Storage::Bf16, out, gate_up.view(), f),
+        }
+    })?;
+    Ok((seconds, bytes as f64, 0.0))
+}
+
+fn time_embed(device: &Device, rows: usize, d: usize) -> Result<Measured> {
+    let bytes = rows * d * 6;
+    // Rows far apart, in a table larger than any cache.
+    let vocabulary = COLD / d;
+    let table = Buffer::<u16>::zeros(device, vocabulary * d)?;
+    let ids: Vec<u32> = (0..rows).map(|row| (row * 7919 % vocabulary) as u32).collect();
+    let ids = Buffer::from_slice(device, &ids)?;
+    let mut data = Vec::new();
+    for _ in 0..sets(bytes) {
+        data.push(Buffer::<f32>::uninitialised(device, rows * d)?);
+    }
+    let seconds = median(device, data.len(), |i| {
+        embed(device, Storage::Bf16, &mut data[i].view_mut(), table.view(), ids.view(), d)
+    })?;
+    Ok((seconds, bytes as f64, 0.0))
+}
+
+/// Without head norms.
+fn time_rope(device: &Device, rows: usize, backward: bool) -> Result<Measured> {
+    let heads = Heads { heads: 32, kv_heads: 8, head: 128, padded: 128 };
+    let bytes = rows * heads.qkv() * if backward { 6 } else { 4 };
+    let layout = KvLayout { layers: 1, kv_heads: heads.kv_heads, head: heads.padded };
+    let places: Vec<u32> = (0..rows as u32).collect();
+    let places = Buffer::from_slice(device, &places)?;
+    let table = Buffer::from_slice(device, &vec![[0.6f32, 0.8]; rows * heads.head / 2])?;
+    let mut data = Vec::new();
+    for _ in 0..sets(bytes) {
+        let qkv = Buffer::<u16>::zeros(device, rows * heads.qkv())?;
+        let gradients = [heads.heads, heads.kv_heads, heads.kv_heads]
+            .map(|count| Buffer::<f32>::zeros(device, if backward { rows * count * heads.padded } else { 0 }));
+        let [dq, dk, dv] = gradients;
+        let out = Buffer::<u16>::uninitialised(device, rows * if backward { heads.qkv() } else { 32 * 128 })?;
+        let pool = Buffer::<u16>::uninitialised(device, rows.div_ceil(64) * layout.block())?;
+        data.push((qkv, dq?, dk?, dv?, out, pool));
+    }
+    let seconds = median(device, data.len(), |i| {
+        let (qkv, dq, dk, dv, out, pool) = &mut data[i];
+        let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms: None };
+        if backward {
+            let gradients = rope::Gradients { q: dq.view(), k: dk.view(), v: dv.view() };
+            return rope_backward(device, Storage::Bf16, &mut out.view_mut(), &gradients, &inputs, heads);
+        }
+        let mut kv = KvRows { pool: pool.view_mut(), layout, layer: 0, slots: places.view() };
+        rope::rope(device, Storage::Bf16, &mut out.view_mut(), &mut kv, &inputs, heads)
+    })?;
+    Ok((seconds, bytes as f64, 0.0))
+}
+
 fn time_softmax(device: &Device, rows: usize, v: usize) -> Result<Measured> {
     let bytes = rows * v * 4;
     let logits = Random::named("bench").vector(rows * v, Values::Normal(2.5));
@@ -174,23 +319,90 @@ fn time_softmax(device: &Device, rows: usize, v: usize) -> Result<Measured> {
     Ok((seconds, bytes as f64, 0.0))
 }
 
-fn time_gemm(device: &Device, shape: Shape) -> Result<Measured> {
+/// A slot of the staging ring.
+fn time_place(device: &Device, dtype: DType) -> Result<Measured> {
+    let (cols, width) = (4000, 4096);
+    let rows = SLOT / (cols * dtype.size());
+    let layout = Layout::corner(rows, cols, width);
+    let bytes = rows * cols * (dtype.size() + 2);
+    let mut changed = Buffer::<Changed>::zeros(device, 1)?;
+    let mut data = Vec::new();
+    for _ in 0..sets(bytes) {
+        let from = Buffer::<u8>::zeros(device, rows * cols * dtype.size())?;
+        data.push((Buffer::<u16>::zeros(device, rows * width)?, from));
+    }
+    let seconds = median(device, data.len(), |i| {
+        let (out, from) = &mut data[i];
+        let from = Stored { bytes: from.view(), dtype, first: 0 };
+        place(device, Storage::Bf16, &mut out.view_mut(), from, &layout, &mut changed.view_mut())
+    })?;
+    Ok((seconds, bytes as f64, 0.0))
+}
+
+fn time_gemm(device: &Device, shape: Shape, backward: bool) -> Result<Measured> {
     let Shape { tokens, n, k } = shape;
-    let bytes = 2 * (n * k + tokens * k + tokens * n);
+    let (terms, outputs) = if backward { (n, k) } else { (k, n) };
+    // A gradient is stored in f32.
+    let bytes = 2 * (n * k + tokens * terms + tokens * outputs * if backward { 2 } else { 1 });
     let mut random = Random::named("bench");
     // A weight matrix of random numbers, drawn once and repeated: drawing them all takes longer than the benchmark.
     let drawn = stored(Storage::Bf16, &random.vector(64 * k, Values::Normal(0.02)));
     let weights: Vec<u16> = drawn.iter().copied().cycle().take(n * k).collect();
-    let x = Buffer::from_slice(device, &stored(Storage::Bf16, &random.vector(tokens * k, Values::Normal(1.0))))?;
-    let mut y = Buffer::<u16>::uninitialised(device, tokens * n)?;
-    let mut scratch = gemm::Scratch::new(device, &[(n, k)], 32 * 128 * n.min(8192))?;
+    let x = Buffer::from_slice(device, &stored(Storage::Bf16, &random.vector(tokens * terms, Values::Normal(1.0))))?;
+    let mut y = Buffer::<u16>::uninitialised(device, if backward { 0 } else { tokens * outputs })?;
+    let mut dx = Buffer::<f32>::uninitialised(device, if backward { tokens * outputs } else { 0 })?;
+    let mut scratch = gemm::Scratch::new(device, &[(outputs, terms)], 32 * 128 * outputs.min(8192))?;
     let mut data = Vec::new();
     for _ in 0..sets(2 * n * k) {
         data.push(Buffer::from_slice(device, &weights)?);
     }
     let seconds = median(device, data.len(), |i| {
-        let operands = Operands { storage: Storage::Bf16, x: x.view(), w: data[i].view(), bias: None };
+        let (storage, w) = (Storage::Bf16, data[i].view());
+        if backward {
+            let gradients = gemm::Gradients { storage, dy: x.view(), w };
+            return gemm::gemm_backward(device, &mut Output::F32(dx.view_mut()), gradients, shape, &mut scratch);
+        }
+        let operands = Operands { storage, x: x.view(), w, bias: None };
         gemm::gemm(device, &mut Output::Storage(y.view_mut()), operands, shape, &mut scratch)
     })?;
     Ok((seconds, bytes as f64, 2.0 * tokens as f64 * n as f64 * k as f64))
+}
+
+/// The last `queries` positions of each of some branches, which have `shared` positions in common and `own` of their own.
+fn time_attention(device: &Device, branches: usize, shared: usize, own: usize, queries: usize) -> Result<Measured> {
+    let shape = attention::Shape { heads: 32, kv_heads: 8, head: 128, scale: 0.088, window: None };
+    let layout = KvLayout { layers: 1, kv_heads: shape.kv_heads, head: shape.head };
+    let (common, private) = (shared.div_ceil(BLOCK), own.div_ceil(BLOCK));
+    let (pages, context, tokens) = (common + branches * private, shared + own, branches * queries);
+    let blocks = |branch: usize| (0..common).chain((0..private).map(move |i| common + branch * private + i));
+    let blocks: Vec<Vec<BlockId>> =
+        (0..branches).map(|branch| blocks(branch).map(|block| BlockId(block as u32)).collect()).collect();
+    let query = |i: usize| {
+        let row = i as u32;
+        Query { row, out: row, position: (context - queries + i % queries) as u32 }
+    };
+    let all: Vec<Query> = (0..tokens).map(query).collect();
+    let sequences = blocks.iter().zip(all.chunks(queries)).map(|(blocks, queries)| Sequence { blocks, queries });
+    let sequences: Vec<Sequence<'_>> = sequences.collect();
+    let mut scratch = attention::Scratch::new(device, &[shape], tokens.min(1024) * context.div_ceil(256))?;
+    let plan = Plan::new(&shape, &sequences, scratch.limits(device, &shape))?;
+    let work = Buffer::from_slice(device, plan.words())?;
+    let width = shape.heads * shape.head;
+    let mut random = Random::named("bench");
+    let q = Buffer::from_slice(device, &stored(Storage::Bf16, &random.vector(tokens * width, Values::Normal(1.0))))?;
+    let mut out = Buffer::<u16>::uninitialised(device, tokens * width)?;
+    let drawn = stored(Storage::Bf16, &random.vector(layout.block(), Values::Normal(1.0)));
+    let mut pools = Vec::new();
+    for _ in 0..sets(2 * pages * layout.block()) {
+        let pool: Vec<u16> = drawn.iter().copied().cycle().take(pages * layout.block()).collect();
+        pools.push(Buffer::from_slice(device, &pool)?);
+    }
+    let seconds = median(device, pools.len(), |i| {
+        let inputs = attention::Inputs { storage: Storage::Bf16, q: q.view(), pool: pools[i].view(), layout, layer: 0 };
+        let mut output = attention::Output { out: out.view_mut(), lse: None };
+        attention::attention(device, &mut output, inputs, work.view(), &plan, &mut scratch)
+    })?;
+    let seen: usize = all.iter().map(|query| query.position as usize + 1).sum();
+    let bytes = 2 * (pages * layout.block() + 2 * tokens * width);
+    Ok((seconds, bytes as f64, 4.0 * (seen * width) as f64))
 }

@@ -204,7 +204,7 @@ impl Problem {
 
 /// A dot product as a tensor core may compute it at worst: 16 exact products at a time, and what is added to the sum so
 /// far is cut off to f32 instead of rounded.
-fn truncated_dot(x: &[f32], w: &[f32]) -> f32 {
+pub(super) fn truncated_dot(x: &[f32], w: &[f32]) -> f32 {
     x.chunks(16).zip(w.chunks(16)).fold(0.0f32, |sum, (x, w)| {
         let products: f64 = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
         toward_zero(f64::from(sum) + products)

@@ -8,13 +8,27 @@
 //!
 //! To add an op, write a file with a function that lists its cases, and name it in [`cases`].
 
+mod attention;
+mod attention_backward;
 mod bench;
+mod copy_rows;
+mod embed;
+mod errors;
 mod gemm;
+mod gemm_backward;
+mod gradients;
 mod guarded;
+mod kv_copy;
+mod logits;
+mod nudge;
 mod numbers;
 mod occupancy;
+mod place;
 mod rmsnorm;
+mod rope;
 mod softmax_entropy;
+mod swiglu;
+pub mod vectors;
 
 pub use bench::{Timing, bench};
 pub use occupancy::{Listed, Occupancy, list, occupancy};
@@ -86,12 +100,24 @@ pub fn cases() -> Vec<Case> {
     let mut all = rmsnorm::cases();
     all.extend(softmax_entropy::cases());
     all.extend(gemm::cases());
+    all.extend(attention::cases());
+    all.extend(attention_backward::cases());
+    all.extend(gemm_backward::cases());
+    all.extend(copy_rows::cases());
+    all.extend(embed::cases());
+    all.extend(kv_copy::cases());
+    all.extend(logits::cases());
+    all.extend(nudge::cases());
+    all.extend(rope::cases());
+    all.extend(swiglu::cases());
+    all.extend(place::cases());
     all
 }
 
-/// Runs the cases whose op and name contain the filters; `done` sees each finding as it comes.
-pub fn test(device: &Device, op: Option<&str>, mut done: impl FnMut(&Finding)) -> Vec<Finding> {
-    let chosen = cases().into_iter().filter(|case| op.is_none_or(|op| case.op == op));
+/// Runs the cases of an op, or of all, that are at most `work` large; `done` sees each finding as it comes.
+pub fn test(device: &Device, op: Option<&str>, work: Option<u64>, mut done: impl FnMut(&Finding)) -> Vec<Finding> {
+    let chosen = |case: &Case| op.is_none_or(|op| case.op == op) && work.is_none_or(|work| case.work <= work);
+    let chosen = cases().into_iter().filter(chosen);
     let findings = chosen.map(|case| {
         let finding = case.run(device);
         done(&finding);

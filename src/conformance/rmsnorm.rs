@@ -1,10 +1,12 @@
 //! Cases of `rmsnorm`.
 
+use super::errors::Errors;
+use super::gradients::{norm_backward, norm_backward_simulated};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
 use super::{Case, Check, ROWS};
 use crate::Result;
-use crate::cuda::ops::rmsnorm::{Delta, Norm, rmsnorm};
+use crate::cuda::ops::rmsnorm::{Behind, Delta, Norm, rmsnorm, rmsnorm_backward};
 use crate::cuda::{Device, Storage};
 
 const OP: &str = "rmsnorm";
@@ -59,6 +61,35 @@ pub fn cases() -> Vec<Case> {
             cases.push(Case::new(OP, name, 600 * d, move |device, check| {
                 let problem = Problem::new("together", storage, 257, d, Added::Storage, Values::Outliers);
                 problem.alone_and_together(device, check)
+            }));
+        }
+    }
+    cases.extend(backward_cases());
+    cases
+}
+
+fn backward_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for storage in Storage::ALL {
+        let shapes =
+            [(1, 1, 7), (31, 31, 7), (64, 40, 5), (111, 111, 7), (4096, 4033, 3), (6144, 6144, 2), (12_276, 12_276, 2)];
+        for (d, columns, rows) in shapes {
+            for (head, values) in [(false, Values::Normal(1.0)), (false, Values::Outliers), (true, Values::Normal(3.0))]
+            {
+                let from = if head { "from the head" } else { "in the middle" };
+                let name = format!("{} backward [{rows}, {d}] of {columns} columns {from}, {values}", storage.name());
+                let seed = name.clone();
+                cases.push(Case::new(OP, name, rows * d, move |device, check| {
+                    let problem = Problem::new(&seed, storage, rows, d, Added::F32, values).padded(columns);
+                    Backward::new(&seed, problem, head).check(device, check)
+                }));
+            }
+        }
+        for d in [111, 512] {
+            let name = format!("{} backward, rows alone and together, d {d}", storage.name());
+            cases.push(Case::new(OP, name, 600 * d, move |device, check| {
+                let problem = Problem::new("together", storage, 257, d, Added::F32, Values::Outliers);
+                Backward::new("together", problem, false).alone_and_together(device, check)
             }));
         }
     }
@@ -162,6 +193,102 @@ impl Problem {
             let (one, _) = self.run(device, check, row..row + 1, 0)?;
             check.same(&format!("row {row} alone"), &one, &all[row * self.d..(row + 1) * self.d]);
         }
+        Ok(())
+    }
+}
+
+/// A problem of the backward pass: the forward one's delta is the gradient behind the norm.
+struct Backward {
+    problem: Problem,
+    grad: Vec<f32>,
+    /// Behind the final norm.
+    head: Option<(Vec<u16>, f32)>,
+}
+
+impl Backward {
+    fn new(seed: &str, problem: Problem, head: bool) -> Self {
+        let mut random = Random::named(&format!("{seed}, gradient"));
+        let (storage, d) = (problem.storage, problem.d);
+        let grad = random.vector(problem.residual.len(), Values::Normal(0.1));
+        let head = head.then(|| (stored(storage, &random.vector(d, Values::Normal(0.02))), 64.0));
+        Backward { problem, grad, head }
+    }
+
+    /// The gradient of some of the rows, and its rounding.
+    fn run(
+        &self,
+        device: &Device,
+        check: &mut Check,
+        rows: std::ops::Range<usize>,
+        shift: usize,
+    ) -> Result<(Vec<f32>, Vec<u16>)> {
+        let Problem { storage, d, columns, residual, delta, weight, .. } = &self.problem;
+        let range = rows.start * d..rows.end * d;
+        // Behind the final norm nothing is there yet.
+        let mut grad = match self.head {
+            None => Guarded::shifted(device, &self.grad[range.clone()], shift)?,
+            Some(_) => Guarded::output(device, range.len(), shift)?,
+        };
+        let mut rounded = Guarded::output(device, range.len(), shift)?;
+        let residual = Guarded::shifted(device, &residual[range.clone()], shift)?;
+        let dy = Guarded::shifted(device, &delta[range], shift)?;
+        let weight = Guarded::shifted(device, weight, shift)?;
+        let head = match &self.head {
+            Some((head, factor)) => Some((Guarded::shifted(device, head, shift)?, *factor)),
+            None => None,
+        };
+        let behind = match &head {
+            Some((head, factor)) => Behind::Head(head.view(), *factor),
+            None => Behind::Rows(dy.view()),
+        };
+        let norm = Norm { weight: weight.view(), columns: *columns, eps: EPS };
+        let (out, out_16) = (&mut grad.view_mut(), &mut rounded.view_mut());
+        // The rounding is left away where nothing looks at it.
+        let out_16 = (shift == 0).then_some(out_16);
+        rmsnorm_backward(device, *storage, out, out_16, behind, residual.view(), norm)?;
+        Ok((grad.read(device, check, "grad")?, rounded.read(device, check, "rounded")?))
+    }
+
+    fn check(&self, device: &Device, check: &mut Check) -> Result<()> {
+        let Problem { storage, d, columns, residual, delta, weight, .. } = &self.problem;
+        let (grad, rounded) = self.run(device, check, 0..self.problem.rows(), 0)?;
+        let again = self.run(device, check, 0..self.problem.rows(), 0)?;
+        check.same("grad, run again", &again.0, &grad);
+        let shifted = self.run(device, check, 0..self.problem.rows(), 1)?;
+        check.same("grad, at an odd address", &shifted.0, &grad);
+        check.same("rounded", &rounded, &stored(*storage, &grad));
+
+        let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let weight = widened(*storage, weight);
+        let head = self
+            .head
+            .as_ref()
+            .map(|(head, factor)| widened(*storage, head).into_iter().map(|x| x * factor).collect::<Vec<f32>>());
+        let mut errors = Errors::default();
+        for (row, found) in grad.chunks_exact(*d).enumerate() {
+            let range = row * d..(row + 1) * d;
+            let (x, dy) = (&residual[range.clone()], head.as_ref().map_or(&delta[range.clone()], |head| head));
+            let exact = norm_backward(&wide(dy), &wide(x), &wide(&weight), *columns, EPS);
+            let simulated = norm_backward_simulated(dy, x, &weight, *columns, EPS);
+            for (i, ((&y, (exact, terms)), simulated)) in found.iter().zip(exact).zip(simulated).enumerate() {
+                let before = if head.is_some() { 0.0 } else { self.grad[row * d + i] };
+                let (wide, size) = (f64::from(before), f64::from(before.abs()));
+                errors.add(y, before + simulated, wide + exact, terms + size + f64::from(f32::MIN_POSITIVE));
+            }
+        }
+        errors.check(check, "grad", 3.0, 4.0 * f64::from(f32::EPSILON));
+        Ok(())
+    }
+
+    fn alone_and_together(&self, device: &Device, check: &mut Check) -> Result<()> {
+        let (rows, d) = (self.problem.rows(), self.problem.d);
+        let (all, _) = self.run(device, check, 0..rows, 0)?;
+        for rows in ROWS {
+            let (some, _) = self.run(device, check, 0..rows, 0)?;
+            check.same(&format!("the first {rows} rows"), &some, &all[..rows * d]);
+        }
+        let (one, _) = self.run(device, check, 100..101, 0)?;
+        check.same("row 100 alone", &one, &all[100 * d..101 * d]);
         Ok(())
     }
 }

@@ -160,6 +160,22 @@ impl<'a, T: Element> View<'a, T> {
         let len = cast_len::<T, U>(self.address, self.len);
         View { address: self.address, len, owner: PhantomData }
     }
+
+    /// Waits for the stream and copies the elements back.
+    pub fn download(&self, device: &Device) -> Result<Vec<T>> {
+        let mut data = vec![T::zeroed(); self.len];
+        if self.len > 0 {
+            device.alive()?;
+            let bytes = bytemuck::cast_slice_mut::<T, u8>(&mut data);
+            // SAFETY: the view lies in a live allocation of this many bytes, and `data` outlives the copy: the stream is
+            // waited for below, whatever the copy's result.
+            let copied = unsafe { result::memcpy_dtoh_async(bytes, self.address, device.stream().cu_stream()) };
+            let done = device.synchronize();
+            copied.map_err(|e| device.fault("cannot copy from the device", e))?;
+            done?;
+        }
+        Ok(data)
+    }
 }
 
 impl<'a, T: Element> ViewMut<'a, T> {
@@ -167,6 +183,19 @@ impl<'a, T: Element> ViewMut<'a, T> {
     pub fn cast<U: Element>(self) -> ViewMut<'a, U> {
         let len = cast_len::<T, U>(self.address, self.len);
         ViewMut { address: self.address, len, owner: PhantomData }
+    }
+
+    /// Overwrites all elements with zero bytes.
+    pub fn zero(&mut self, device: &Device) -> Result<()> {
+        if self.len == 0 {
+            return Ok(());
+        }
+        device.alive()?;
+        let bytes = self.len * size_of::<T>();
+        // SAFETY: the view lies in a live allocation of this many bytes and is lent to us alone; zero bytes are a value of any
+        // plain type; and all work is ordered by the one stream.
+        let cleared = unsafe { result::memset_d8_async(self.address, 0, bytes, device.stream().cu_stream()) };
+        cleared.map_err(|e| device.fault("cannot clear device memory", e))
     }
 
     /// Copies another view of the same length here, on the device.
@@ -227,6 +256,14 @@ impl<'a, T> ViewMut<'a, T> {
     pub fn slice(&mut self, range: Range<usize>) -> ViewMut<'_, T> {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of a view of {}", self.len);
         ViewMut { address: offset::<T>(self.address, range.start), len: range.len(), owner: PhantomData }
+    }
+
+    /// The elements before a place, and those from it on. Panics if it is not there.
+    pub fn split_at(&mut self, at: usize) -> (ViewMut<'_, T>, ViewMut<'_, T>) {
+        assert!(at <= self.len, "{at} of a view of {}", self.len);
+        let (address, rest) = (self.address, offset::<T>(self.address, at));
+        let part = |address, len| ViewMut { address, len, owner: PhantomData };
+        (part(address, at), part(rest, self.len - at))
     }
 
     /// Some of the elements for as long as the whole view was lent. Panics if they are not there.

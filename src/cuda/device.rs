@@ -40,16 +40,11 @@ impl Device {
         if targets.is_empty() {
             images::target_for(targets, Capability(0, 0))?;
         }
-        // SAFETY: only asks the loader whether the library can be opened; called before any other driver call, because
-        // those panic if it cannot.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::Backend("no CUDA driver: libcuda.so.1 cannot be loaded".to_string()));
-        }
+        driver()?;
         let failed = |what: &str| {
             let what = what.to_string();
             move |e: DriverError| Error::Backend(format!("CUDA device {ordinal}: {what}: {}", words(&e)))
         };
-        result::init().map_err(failed("the driver does not start"))?;
         let context = CudaContext::new(ordinal).map_err(failed("cannot be opened"))?;
         // SAFETY: there is one stream, so no buffer is ever used by two streams at once, which is all that the events
         // are for; and no buffer has been allocated yet.
@@ -71,6 +66,18 @@ impl Device {
             multiprocessors: multiprocessors.unsigned_abs(),
             dead: OnceLock::new(),
         })
+    }
+
+    /// How many devices the driver finds.
+    ///
+    /// # Errors
+    /// There is no driver, or it does not start.
+    pub fn count() -> Result<usize> {
+        driver()?;
+        let count = result::device::get_count();
+        let count =
+            count.map_err(|e| Error::Backend(format!("the CUDA driver does not count devices: {}", words(&e))))?;
+        Ok(usize::try_from(count).unwrap_or(0))
     }
 
     /// The driver's name for it.
@@ -175,6 +182,16 @@ impl Device {
 /// A point on a stream's clock.
 #[derive(Debug)]
 pub struct Event(CudaEvent);
+
+/// Loads and starts the driver.
+fn driver() -> Result<()> {
+    // SAFETY: only asks the loader whether the library can be opened; called before any other driver call, because
+    // those panic if it cannot.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::Backend("no CUDA driver: libcuda.so.1 cannot be loaded".to_string()));
+    }
+    result::init().map_err(|e| Error::Backend(format!("the CUDA driver does not start: {}", words(&e))))
+}
 
 /// Name and words of the driver for an error.
 fn words(error: &DriverError) -> String {

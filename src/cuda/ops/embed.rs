@@ -25,7 +25,7 @@ pub fn embed(
     }
     let launch = Launch {
         grid: (side(OP, "ids", ids.len(), i32::MAX as u32)?, 1, 1),
-        threads: (d / 8).next_multiple_of(32).min(EMBED_THREADS as usize) as u32,
+        threads: (d / 4).next_multiple_of(32).min(EMBED_THREADS as usize) as u32,
         shared: 0,
     };
     let vocabulary = side(OP, "rows of the table", vocabulary, u32::MAX)?;

@@ -1,18 +1,22 @@
-//! Products with stored weights: `y[tokens, n] = x[tokens, k] w[n, k]^T`.
+//! Products with stored weights, `y[tokens, n] = x[tokens, k] w[n, k]^T`, and their data gradients.
 
 use super::{args, check_len, check_room, int, product, side};
 use crate::cuda::device::Launch;
+use crate::cuda::kernels::Kernel;
 use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
 use crate::{Error, Result};
 
-/// Elements of `k` per pipeline stage; `k` is a multiple of it.
+/// Elements of `k` per pipeline stage; forward, `k` is a multiple of it.
 pub const TILE_K: usize = 64;
 
-/// One kernel: what a block computes and what it needs. The numbers are those of `kernels/gemm.cu`.
+/// One kernel, forward and backward: what a block computes and what it needs. The numbers are those of
+/// `kernels/gemm.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
     /// Kernel names for bf16 and f16.
     pub kernels: [&'static str; 2],
+    /// The same for the gradient.
+    pub backward: [&'static str; 2],
     /// Outputs per block.
     pub outputs: usize,
     /// Tokens per block.
@@ -32,14 +36,24 @@ impl Tile {
     }
 }
 
+/// Names of a class: forward, then backward, each for bf16 and f16.
+macro_rules! names {
+    ($class:literal) => {
+        [
+            [concat!("gemm_", $class, "_bf16"), concat!("gemm_", $class, "_f16")],
+            [concat!("gemm_backward_", $class, "_bf16"), concat!("gemm_backward_", $class, "_f16")],
+        ]
+    };
+}
+
 /// Every tile, streaming ones first.
 pub const TILES: [Tile; 6] = [
-    tile(["gemm_stream8_bf16", "gemm_stream8_f16"], 64, 8, 128, 6, false),
-    tile(["gemm_stream16_bf16", "gemm_stream16_f16"], 64, 16, 128, 5, false),
-    tile(["gemm_stream32_bf16", "gemm_stream32_f16"], 128, 32, 128, 5, false),
-    tile(["gemm_stream64_bf16", "gemm_stream64_f16"], 128, 64, 128, 4, false),
-    tile(["gemm_tile_bf16", "gemm_tile_f16"], 128, 128, 256, 3, false),
-    tile(["gemm_tile_fold_bf16", "gemm_tile_fold_f16"], 128, 128, 256, 4, true),
+    tile(names!("stream8"), 64, 8, 128, 6, false),
+    tile(names!("stream16"), 64, 16, 128, 5, false),
+    tile(names!("stream32"), 128, 32, 128, 5, false),
+    tile(names!("stream64"), 128, 64, 128, 4, false),
+    tile(names!("tile"), 128, 128, 256, 3, false),
+    tile(names!("tile_fold"), 128, 128, 256, 4, true),
 ];
 
 /// Indices into [`TILES`] of the classes for many tokens.
@@ -47,14 +61,14 @@ const MANY: usize = 4;
 const MANY_FOLDED: usize = 5;
 
 const fn tile(
-    kernels: [&'static str; 2],
+    [kernels, backward]: [[&'static str; 2]; 2],
     outputs: usize,
     tokens: usize,
     threads: u32,
     stages: u32,
     folds: bool,
 ) -> Tile {
-    Tile { kernels, outputs, tokens, threads, stages, folds }
+    Tile { kernels, backward, outputs, tokens, threads, stages, folds }
 }
 
 /// Sizes of a product.
@@ -66,6 +80,13 @@ pub struct Shape {
     pub n: usize,
     /// Columns of `x` and `w`.
     pub k: usize,
+}
+
+impl Shape {
+    /// The shape of the data gradient as a product of its own: outputs and terms have changed places.
+    pub fn transposed(self) -> Self {
+        Shape { tokens: self.tokens, n: self.k, k: self.n }
+    }
 }
 
 /// Where `k` is cut: a function of `(n, k)` alone, the same for every number of tokens, every tile and every card,
@@ -82,7 +103,7 @@ impl Chunks {
     /// Enough chunks for some 512 blocks of 64 outputs, which is four per multiprocessor of a large card, but none
     /// shorter than 8 tiles: filling the pipeline must not cost more than running it.
     pub fn of(n: usize, k: usize) -> Self {
-        let (blocks, tiles) = (n.div_ceil(64).max(1), (k / TILE_K).max(1));
+        let (blocks, tiles) = (n.div_ceil(64).max(1), k.div_ceil(TILE_K).max(1));
         let wanted = (512 / blocks).clamp(1, (tiles / 8).max(1)).min(32);
         let tiles_each = tiles.div_ceil(wanted);
         Chunks { tiles: tiles_each, count: tiles.div_ceil(tiles_each) }
@@ -142,7 +163,8 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for what any of the shapes needs in up to 64 tokens, and at least `workspace` elements.
+    /// Room for what any of the shapes `(n, k)` needs in up to 64 tokens, and at least `workspace` elements. A gradient's
+    /// shape is the transposed one.
     pub fn new(device: &Device, shapes: &[(usize, usize)], workspace: usize) -> Result<Self> {
         let mut room = (workspace, 0);
         for &(n, k) in shapes {
@@ -212,54 +234,128 @@ pub fn gemm_planned(
     scratch: &mut Scratch,
 ) -> Result<()> {
     const OP: &str = "gemm";
-    let Operands { storage, x, w, bias } = operands;
+    if shape.k == 0 || !shape.k.is_multiple_of(TILE_K) {
+        return Err(Error::Backend(format!("{OP}: k = {} is not a multiple of {TILE_K}", shape.k)));
+    }
+    if let Some(bias) = operands.bias {
+        check_len(OP, "bias", bias.len(), shape.n)?;
+    }
+    let kernels = &device.kernels().gemm[operands.storage as usize];
+    let work = Work { op: OP, kernels, bias: operands.bias, shape, plan };
+    // SAFETY: these kernels read w as [n, k] and bias as [n], which it is if it is given; k is a multiple of 64.
+    unsafe { launch(device, y, operands.x, operands.w, &work, scratch) }
+}
+
+/// Operands of a data gradient, all in one storage type.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradients<'a> {
+    /// Storage type.
+    pub storage: Storage,
+    /// `[tokens, n]`: of the product's result.
+    pub dy: View<'a, u16>,
+    /// `[n, k]`, as the product took it.
+    pub w: View<'a, u16>,
+}
+
+/// `dx[tokens, k] = dy[tokens, n] w[n, k]`, the data gradient of [`gemm`], whose shape this is. `n` and `k` are multiples
+/// of 8.
+pub fn gemm_backward(
+    device: &Device,
+    dx: &mut Output<'_>,
+    gradients: Gradients<'_>,
+    shape: Shape,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let plan = Plan::new(shape.transposed(), device.multiprocessors(), scratch.workspace());
+    gemm_backward_planned(device, dx, gradients, shape, plan, scratch)
+}
+
+/// [`gemm_backward`] with a chosen kernel; the plan is for the transposed shape.
+pub fn gemm_backward_planned(
+    device: &Device,
+    dx: &mut Output<'_>,
+    gradients: Gradients<'_>,
+    shape: Shape,
+    plan: Plan,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    const OP: &str = "gemm_backward";
+    let Shape { n, k, .. } = shape;
+    if n == 0 || !n.is_multiple_of(8) || !k.is_multiple_of(8) {
+        return Err(Error::Backend(format!("{OP}: n = {n} and k = {k} are not multiples of 8")));
+    }
+    let kernels = &device.kernels().gemm_backward[gradients.storage as usize];
+    let work = Work { op: OP, kernels, bias: None, shape: shape.transposed(), plan };
+    // SAFETY: these kernels read w as [k, n] of the transposed shape, and no bias; n and k are multiples of 8.
+    unsafe { launch(device, dx, gradients.dy, gradients.w, &work, scratch) }
+}
+
+/// What is common to both directions: `shape` has the outputs as `n` and what is summed over as `k`.
+struct Work<'a> {
+    op: &'static str,
+    kernels: &'a [Kernel; TILES.len()],
+    bias: Option<View<'a, u16>>,
+    shape: Shape,
+    plan: Plan,
+}
+
+/// Checks what both directions ask for and launches.
+///
+/// # Safety
+///
+/// The kernels are those of one direction and of the operands' storage type; the rows of `x` and of `w`, read in that
+/// direction's layout, are multiples of 16 bytes, and `bias` has `n` elements.
+unsafe fn launch(
+    device: &Device,
+    y: &mut Output<'_>,
+    x: View<'_, u16>,
+    w: View<'_, u16>,
+    work: &Work<'_>,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let &Work { op, kernels, bias, shape, plan } = work;
     let Shape { tokens, n, k } = shape;
-    check_len(OP, "x", x.len(), product(OP, tokens, k)?)?;
-    check_len(OP, "w", w.len(), product(OP, n, k)?)?;
-    let elements = product(OP, tokens, n)?;
+    check_len(op, "x", x.len(), product(op, tokens, k)?)?;
+    check_len(op, "w", w.len(), product(op, n, k)?)?;
+    let elements = product(op, tokens, n)?;
     let (kind, address, len): (i32, u64, usize) = match y {
         Output::F32(y) => (0, y.address, y.len()),
         Output::Storage(y) => (1, y.address, y.len()),
         Output::Add(y) => (2, y.address, y.len()),
     };
-    check_len(OP, "y", len, elements)?;
-    if let Some(bias) = bias {
-        check_len(OP, "bias", bias.len(), n)?;
-    }
-    if k == 0 || !k.is_multiple_of(TILE_K) {
-        return Err(Error::Backend(format!("{OP}: k = {k} is not a multiple of {TILE_K}")));
-    }
+    check_len(op, "y", len, elements)?;
     if !(x.address | w.address).is_multiple_of(16) {
-        return Err(Error::Backend(format!("{OP}: x and w start at multiples of 16 bytes")));
+        return Err(Error::Backend(format!("{op}: x and w start at multiples of 16 bytes")));
     }
     if elements == 0 {
         return Ok(());
     }
     if plan != Plan::with_tile(shape, plan.tile) {
-        return Err(Error::Backend(format!("{OP}: the plan is for another shape")));
+        return Err(Error::Backend(format!("{op}: the plan is for another shape")));
     }
-    check_room(OP, "workspace", scratch.workspace.len(), plan.workspace)?;
-    check_room(OP, "tickets", scratch.tickets.len(), plan.tickets)?;
+    check_room(op, "workspace", scratch.workspace.len(), plan.workspace)?;
+    check_room(op, "tickets", scratch.tickets.len(), plan.tickets)?;
     let tile = &TILES[plan.tile];
     let grid = (
-        side(OP, "chunks", plan.grid.0, i32::MAX as u32)?,
-        side(OP, "token tiles", plan.grid.1, 65_535)?,
-        side(OP, "output tiles", plan.grid.2, 65_535)?,
+        side(op, "chunks", plan.grid.0, i32::MAX as u32)?,
+        side(op, "token tiles", plan.grid.1, 65_535)?,
+        side(op, "output tiles", plan.grid.2, 65_535)?,
     );
     let launch = Launch { grid, threads: tile.threads, shared: tile.shared() };
-    let (tokens, n, k) = (int(OP, "tokens", tokens)?, int(OP, "n", n)?, int(OP, "k", k)?);
-    let chunk_tiles = int(OP, "chunk", plan.chunks.tiles)?;
+    let (tokens, n, k) = (int(op, "tokens", tokens)?, int(op, "n", n)?, int(op, "k", k)?);
+    let chunk_tiles = int(op, "chunk", plan.chunks.tiles)?;
     let bias = bias.map_or(0, |bias| bias.address);
     let workspace = scratch.workspace.view_mut().address;
     let tickets = scratch.tickets.view_mut().address;
     // SAFETY: parameters are (void* y, const void* x, const void* w, const void* bias, float* workspace, unsigned*
-    // tickets, int tokens, int n, int k, int chunk_tiles, int output). The kernel reads rows below tokens of x and below
-    // n of w in 16-byte pieces, aligned because k is a multiple of 64, and bias below n unless it is null; it writes y
-    // inside [tokens, n] in the type that `output` names. With several chunks per block row it writes [chunks, tokens, n]
-    // of the workspace and one ticket per tile, zero before and after. y and the scratch are lent to us alone.
+    // tickets, int tokens, int n, int k, int chunk_tiles, int output). The kernel reads x inside [tokens, k] and w inside
+    // its n k elements in 16-byte pieces, aligned because the caller vouches for their rows, and bias below n unless it is
+    // null; it writes y inside [tokens, n] in the type that `output` names. With several chunks per block row it writes
+    // [chunks, tokens, n] of the workspace and one ticket per tile, zero before and after. y and the scratch are lent to us
+    // alone.
     unsafe {
         device.launch(
-            &device.kernels().gemm[storage as usize][plan.tile],
+            &kernels[plan.tile],
             launch,
             args![address, x.address, w.address, bias, workspace, tickets, tokens, n, k, chunk_tiles, kind],
         )

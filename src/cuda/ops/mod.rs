@@ -1,14 +1,18 @@
 //! One safe function per kernel, in a file of the kernel's name: lengths are checked, the launch shape is computed, and
 //! everything that is written is lent as `&mut`.
 
+pub mod attention;
+pub mod attention_backward;
 pub mod copy_rows;
 pub mod embed;
 pub mod gemm;
 pub mod kv;
 pub mod kv_copy;
 pub mod logits;
+pub mod nudge;
 pub mod peak;
 pub mod place;
+pub mod probe;
 pub mod rmsnorm;
 pub mod rope;
 pub mod softmax_entropy;

@@ -7,7 +7,7 @@ use crate::cuda::kernels::PLACE_THREADS;
 use crate::cuda::{Device, Storage, View, ViewMut};
 use crate::{Error, Result};
 
-/// Elements that a thread moves at once.
+/// Sizes and positions are multiples of this where elements move in packs of 16 stored bytes.
 const PACK: usize = 8;
 /// Blocks of a launch, at most: some per multiprocessor of any card; threads go round.
 const BLOCKS: usize = 2048;
@@ -164,7 +164,7 @@ pub fn place(
         DType::F16 => 1,
         DType::F32 => 2,
     };
-    let items = if packs { count / PACK } else { count };
+    let items = if packs { stored.bytes.len() / 16 } else { count };
     let blocks = items.div_ceil(PLACE_THREADS as usize).min(BLOCKS);
     let launch =
         Launch { grid: (side(OP, "blocks", blocks, i32::MAX as u32)?, 1, 1), threads: PLACE_THREADS, shared: 0 };

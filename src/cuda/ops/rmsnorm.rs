@@ -59,7 +59,7 @@ pub fn rmsnorm(
     if elements == 0 {
         return Ok(());
     }
-    let (threads, cached) = shape(d);
+    let (threads, cached) = shape(d, 1);
     let (d, columns) = (int(OP, "d", d)?, int(OP, "columns", columns)?);
     let launch =
         Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads, shared: cached.unwrap_or(0) };
@@ -76,12 +76,79 @@ pub fn rmsnorm(
     }
 }
 
-/// Threads of a block, and the bytes of its row cache if the row fits: functions of `d` alone.
-fn shape(d: usize) -> (u32, Option<u32>) {
+/// The gradient that comes from behind the norm.
+#[derive(Clone, Copy, Debug)]
+pub enum Behind<'a> {
+    /// `[rows, d]`: the norm's own path is added to the residual stream's gradient.
+    Rows(View<'a, f32>),
+    /// The head `[d]` behind the final norm, times a factor: the same for all rows, whose gradient starts here.
+    Head(View<'a, u16>, f32),
+}
+
+/// Gradient of [`rmsnorm`]'s residual stream: with `g = dy * weight` and `r = 1 / sqrt(mean(residual^2) + eps)`,
+/// `grad += r g - residual r^3 mean(residual g)`, or `grad =` that behind the final norm. `rounded` gets the new gradient in
+/// the storage type.
+pub fn rmsnorm_backward(
+    device: &Device,
+    storage: Storage,
+    grad: &mut ViewMut<'_, f32>,
+    rounded: Option<&mut ViewMut<'_, u16>>,
+    behind: Behind<'_>,
+    residual: View<'_, f32>,
+    norm: Norm<'_>,
+) -> Result<()> {
+    const OP: &str = "rmsnorm_backward";
+    let Norm { weight, columns, eps } = norm;
+    let d = weight.len();
+    check_room(OP, "a row", d, columns.max(1))?;
+    let rows = grad.len().checked_div(d).unwrap_or(0);
+    let elements = product(OP, rows, d)?;
+    check_len(OP, "grad", grad.len(), elements)?;
+    check_len(OP, "residual", residual.len(), elements)?;
+    let rounded = match rounded {
+        Some(rounded) => {
+            check_len(OP, "rounded", rounded.len(), elements)?;
+            rounded.address
+        }
+        None => 0,
+    };
+    let (dy, head, factor): (u64, u64, f32) = match behind {
+        Behind::Rows(dy) => {
+            check_len(OP, "dy", dy.len(), elements)?;
+            (dy.address, 0, 1.0)
+        }
+        Behind::Head(head, factor) => {
+            check_len(OP, "head", head.len(), d)?;
+            (0, head.address, factor)
+        }
+    };
+    if elements == 0 {
+        return Ok(());
+    }
+    let (threads, cached) = shape(d, 2);
+    let (d, columns) = (int(OP, "d", d)?, int(OP, "columns", columns)?);
+    let launch =
+        Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads, shared: cached.unwrap_or(0) };
+    let cached = i32::from(cached.is_some());
+    // SAFETY: parameters are (float* grad, T* rounded, const float* dy, const T* head, float head_scale, const float*
+    // residual, const T* weight, int d, int columns, float eps, int cached). Block r touches elements r d .. (r + 1) d of grad,
+    // residual, rounded unless null, and dy unless null, whose lengths are rows d; it reads d elements of the weight and,
+    // if dy is null, of the head. grad and rounded are lent to us alone.
+    unsafe {
+        device.launch(
+            &device.kernels().rmsnorm_backward[storage as usize],
+            launch,
+            args![grad.address, rounded, dy, head, factor, residual.address, weight.address, d, columns, eps, cached],
+        )
+    }
+}
+
+/// Threads of a block, and the bytes of its cache if so many copies of the row fit: functions of `d` alone.
+fn shape(d: usize, copies: usize) -> (u32, Option<u32>) {
     let groups = d.div_ceil(4);
     // Two groups of four per thread, so that a row has enough loads in flight without a long reduction.
     let threads = groups.div_ceil(2).next_multiple_of(32).clamp(32, NORM_THREADS as usize) as u32;
-    let bytes = groups.checked_mul(16).and_then(|bytes| u32::try_from(bytes).ok());
+    let bytes = groups.checked_mul(16 * copies).and_then(|bytes| u32::try_from(bytes).ok());
     (threads, bytes.filter(|&bytes| bytes <= NORM_SHARED))
 }
 
@@ -91,12 +158,14 @@ mod tests {
 
     #[test]
     fn the_shape_follows_the_row() {
-        assert_eq!(shape(1), (32, Some(16)));
-        assert_eq!(shape(256), (32, Some(1024)));
-        assert_eq!(shape(257), (64, Some(1040)));
-        assert_eq!(shape(4096), (512, Some(16384)));
-        assert_eq!(shape(12272), (512, Some(49088)));
-        assert_eq!(shape(12273), (512, None));
-        assert_eq!(shape(128_256), (512, None));
+        assert_eq!(shape(1, 1), (32, Some(16)));
+        assert_eq!(shape(256, 1), (32, Some(1024)));
+        assert_eq!(shape(257, 1), (64, Some(1040)));
+        assert_eq!(shape(4096, 1), (512, Some(16384)));
+        assert_eq!(shape(12272, 1), (512, Some(49088)));
+        assert_eq!(shape(12273, 1), (512, None));
+        assert_eq!(shape(128_256, 1), (512, None));
+        assert_eq!(shape(6136, 2), (512, Some(49088)));
+        assert_eq!(shape(6137, 2), (512, None));
     }
 }

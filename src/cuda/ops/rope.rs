@@ -145,6 +145,75 @@ pub fn rope(
     }
 }
 
+/// Attention's gradients, what [`rope_backward`] starts from.
+#[derive(Clone, Copy, Debug)]
+pub struct Gradients<'a> {
+    /// `[n, heads padded]`, of turned queries.
+    pub q: View<'a, f32>,
+    /// `[n, kv_heads padded]`, of turned keys.
+    pub k: View<'a, f32>,
+    /// `[n, kv_heads padded]`, of values.
+    pub v: View<'a, f32>,
+}
+
+/// Gradient of [`rope`]: `d_qkv` `[n, (heads + 2 kv_heads) padded]`, the padding zero. `inputs` are those of the forward pass.
+pub fn rope_backward(
+    device: &Device,
+    storage: Storage,
+    d_qkv: &mut ViewMut<'_, u16>,
+    gradients: &Gradients<'_>,
+    inputs: &Inputs<'_>,
+    heads: Heads,
+) -> Result<()> {
+    const OP: &str = "rope_backward";
+    let (rows, table_rows) = inputs.check(OP, heads)?;
+    let Heads { heads: query_heads, kv_heads, head, padded } = heads;
+    let Gradients { q, k, v } = gradients;
+    check_len(OP, "d_qkv", d_qkv.len(), inputs.qkv.len())?;
+    check_len(OP, "dq", q.len(), product(OP, rows, query_heads * padded)?)?;
+    check_len(OP, "dk", k.len(), product(OP, rows, kv_heads * padded)?)?;
+    check_len(OP, "dv", v.len(), k.len())?;
+    if !(d_qkv.address | q.address | k.address | v.address).is_multiple_of(16) {
+        return Err(Error::Backend(format!("{OP}: matrices start at multiples of 16 bytes")));
+    }
+    if rows == 0 {
+        return Ok(());
+    }
+    let launch = Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads: ROPE_THREADS, shared: 0 };
+    int(OP, "elements of a row", heads.qkv())?;
+    let (query_heads, kv_heads) = (int(OP, "heads", query_heads)?, int(OP, "kv_heads", kv_heads)?);
+    let (half, padded) = (int(OP, "half", head / 2)?, int(OP, "padded", padded)?);
+    let (q_weight, k_weight, eps) = inputs.norms.map_or((0, 0, 0.0), |n| (n.q.address, n.k.address, n.eps));
+    // SAFETY: parameters are (T* d_qkv, const float* dq, const float* dk, const float* dv, const T* qkv, const float2* table,
+    // const unsigned* positions, const T* q_weight, const T* k_weight, float eps, unsigned table_rows, int heads, int
+    // kv_heads, int half, int padded). Block r touches row r of d_qkv, dq, dk, dv, qkv and positions, which have as many rows
+    // as the grid, and one row of the table below table_rows; weights are read in padded elements unless null. d_qkv is
+    // lent to us alone; packs of 8 and 16 bytes are aligned because the addresses are and heads are multiples of 32.
+    unsafe {
+        device.launch(
+            &device.kernels().rope_backward[storage as usize],
+            launch,
+            args![
+                d_qkv.address,
+                q.address,
+                k.address,
+                v.address,
+                inputs.qkv.address,
+                inputs.table.address,
+                inputs.positions.address,
+                q_weight,
+                k_weight,
+                eps,
+                table_rows,
+                query_heads,
+                kv_heads,
+                half,
+                padded
+            ],
+        )
+    }
+}
+
 /// Blocks of [`kv::BLOCK`] positions, which the kernel knows by number.
 const _: () = assert!(kv::BLOCK == 64);
 

@@ -21,7 +21,7 @@ pub fn swiglu(
     if rows == 0 {
         return Ok(());
     }
-    let launch = shape(OP, rows, f)?;
+    let launch = shape(OP, rows, f, 8)?;
     let f = int(OP, "2f", product(OP, f, 2)?)? / 2;
     // SAFETY: parameters are (T* out, const T* gate_up, int f). Block (r, p) reads inside row r of gate_up, 2f elements, and
     // writes inside row r of out, f elements, in 16-byte pieces that are aligned because addresses and f are. Both have as
@@ -29,9 +29,41 @@ pub fn swiglu(
     unsafe { device.launch(&device.kernels().swiglu[storage as usize], launch, args![out.address, gate_up.address, f]) }
 }
 
-/// A thread per 8 elements of a row.
-fn shape(op: &str, rows: usize, f: usize) -> Result<Launch> {
-    let groups = f / 8;
+/// Gradient of [`swiglu`]: `d_gate_up` `[n, 2f]` from `d_act` `[n, f]` and the `gate_up` that the forward pass kept.
+pub fn swiglu_backward(
+    device: &Device,
+    storage: Storage,
+    d_gate_up: &mut ViewMut<'_, u16>,
+    d_act: View<'_, f32>,
+    gate_up: View<'_, u16>,
+    f: usize,
+) -> Result<()> {
+    const OP: &str = "swiglu_backward";
+    let rows = rows_of(OP, "d_act", d_act.len(), f)?;
+    let elements = product(OP, d_act.len(), 2)?;
+    check_len(OP, "gate_up", gate_up.len(), elements)?;
+    check_len(OP, "d_gate_up", d_gate_up.len(), elements)?;
+    vectors(OP, "f", f, d_gate_up.address | d_act.address | gate_up.address)?;
+    if rows == 0 {
+        return Ok(());
+    }
+    let launch = shape(OP, rows, f, 4)?;
+    let f = int(OP, "2f", product(OP, f, 2)?)? / 2;
+    // SAFETY: parameters are (T* d_gate_up, const float* d_act, const T* gate_up, int f). Block (r, p) reads inside row r of
+    // gate_up, 2f elements, and of d_act, f elements, and writes inside row r of d_gate_up, 2f elements, in pieces of 4
+    // elements that are aligned because addresses and f are. All have as many rows as the grid; d_gate_up is lent to us alone.
+    unsafe {
+        device.launch(
+            &device.kernels().swiglu_backward[storage as usize],
+            launch,
+            args![d_gate_up.address, d_act.address, gate_up.address, f],
+        )
+    }
+}
+
+/// A thread per `each` elements of a row.
+fn shape(op: &str, rows: usize, f: usize, each: usize) -> Result<Launch> {
+    let groups = f / each;
     let threads = groups.next_multiple_of(32).min(SWIGLU_THREADS as usize);
     let parts = side(op, "parts of a row", groups.div_ceil(threads), 65_535)?;
     Ok(Launch { grid: (side(op, "rows", rows, i32::MAX as u32)?, parts, 1), threads: threads as u32, shared: 0 })

@@ -1,0 +1,694 @@
+// Gradients of causal attention over paged keys and values, behind kernels/attention.cu.
+//
+//   q[rows, heads EP], out, d_out[rows_out, out_width] 16-bit, lse[rows_out, heads] f32; pool as in the forward pass
+//   p = exp(scale q.k - lse), dp = d_out.v, delta = d_out.out, ds = p (dp - delta)
+//   dq[rows, heads EP] f32 = scale sum over keys of ds k
+//   dk, dv[batch rows, kv_heads EP] f32 = scale sum over queries and heads of ds q, sum of p d_out
+//
+// Two kernels, in this order. *Queries* gives dq, and leaves delta [rows_out, heads] behind; its blocks take the items of
+// the forward plan (src/cuda/ops/attention/plan.rs). *Keys* gives dk and dv of the positions of segments, the rows that are
+// differentiated; a block takes 64 positions of one segment and one key/value head, counted from the segment's own start,
+// and walks the segment's queries (src/cuda/ops/attention_backward/plan.rs).
+//
+// Contract: EP 32, 64 or 128; everything 16-byte aligned. Scores, dp, p and ds are f32; p and ds are rounded once, to the
+// storage type, where a product takes them. Every sum is f32 and has one order, and what is hidden from a row leaves its
+// sums untouched:
+//   - delta is a chain over 8 elements and a butterfly over these;
+//   - scores and dp are chains of k16 steps over the head's elements;
+//   - dq is a chain of k16 steps over the keys of a chunk of 4 pages at absolute positions; chunks are added in ascending
+//     order, in registers or by the last to arrive of the blocks that share a token, and the sum is scaled;
+//   - dk and dv are chains of k16 steps over rows: head h of the segment's position i is row i group + h, whether or not
+//     anything is asked of it; dk is scaled at the end.
+// So dq does not depend on how a plan spreads work, and dk and dv depend on the segment alone. A query of a segment that is
+// not named, or whose d_out is zero, changes no bit of any other result.
+//
+// Bytes: queries: the visible keys and values once per item, q, d_out, out once, dq once, and where a row has several
+// chunks in several items 4 EP per chunk, row and head, written and read again through L2. Keys: the segment's keys and
+// values once, nothing of the prefix; q and d_out of its visible queries once per 64 positions; dk and dv once.
+// Flops: 6 EP per visible key, row and head for dq, 8 EP for dk and dv within the segment.
+// A segment of some 50 tokens behind a prefix of thousands is bound by the queries' walk over the prefix: memory if the
+// items are few, shared memory otherwise (two fragments of keys or values per two to three products): 40% of the mma.sync
+// peak. The keys' pass is short beside it.
+#include "common.cuh"
+
+namespace ggro {
+
+constexpr int kKeys = 64;
+constexpr float kLog2E = 1.4426950408889634f;
+
+template <typename T>
+struct Mma;
+template <>
+struct Mma<__nv_bfloat16> {
+    template <int MI, int NI>
+    static __device__ __forceinline__ void tile(float (&d)[MI][NI][4], const uint32_t (&a)[MI][4],
+                                                const uint32_t (&b)[NI][2]) {
+        ptx::mma_tile_bf16<MI, NI>(d, a, b);
+    }
+    // `low` in the lower half.
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+        uint32_t bits;
+        __builtin_memcpy(&bits, &pair, sizeof(bits));
+        return bits;
+    }
+};
+template <>
+struct Mma<__half> {
+    template <int MI, int NI>
+    static __device__ __forceinline__ void tile(float (&d)[MI][NI][4], const uint32_t (&a)[MI][4],
+                                                const uint32_t (&b)[NI][2]) {
+        ptx::mma_tile_f16<MI, NI>(d, a, b);
+    }
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        const __half2 pair = __floats2half2_rn(low, high);
+        uint32_t bits;
+        __builtin_memcpy(&bits, &pair, sizeof(bits));
+        return bits;
+    }
+};
+
+// Byte offset of 16-byte chunk `chunk` of a line of LINE bytes. Eight lines of one chunk, and eight chunks of
+// neighbouring lines, fall into eight different bank groups.
+template <int LINE>
+__device__ __forceinline__ uint32_t swizzled(int line, int chunk) {
+    static_assert(LINE == 64 || LINE == 128 || LINE == 256, "a head of 32, 64 or 128 elements");
+    const int turn = LINE == 64 ? (line >> 1) & 3 : line & 7;
+    return static_cast<uint32_t>(line * LINE + ((chunk ^ turn) << 4));
+}
+
+// Left operand, 16 lines from `first` by 16 elements.
+template <int LINE>
+__device__ __forceinline__ void load_left(uint32_t (&a)[1][4], uint32_t tile, int first, int step) {
+    const int lane = threadIdx.x % kWarp;
+    ptx::ldmatrix_x4(a[0], tile + swizzled<LINE>(first + lane % 16, 2 * step + lane / 16));
+}
+
+// Right operand, 16 elements by 8 N lines from `first`: lines are columns.
+template <int LINE, int N>
+__device__ __forceinline__ void load_right(uint32_t (&b)[N][2], uint32_t tile, int first, int step) {
+    static_assert(N % 2 == 0, "two columns of fragments at a time");
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int j = 0; j < N; j += 2) {
+        uint32_t pair[4];
+        const int line = first + j * 8 + lane % 8 + lane / 16 * 8;
+        ptx::ldmatrix_x4(pair, tile + swizzled<LINE>(line, 2 * step + lane / 8 % 2));
+        b[j][0] = pair[0], b[j][1] = pair[1];
+        b[j + 1][0] = pair[2], b[j + 1][1] = pair[3];
+    }
+}
+
+// Right operand, 16 lines from `first` by 8 N elements from chunk `chunk` on: lines are rows.
+template <int LINE, int N>
+__device__ __forceinline__ void load_right_rows(uint32_t (&b)[N][2], uint32_t tile, int first, int chunk) {
+    static_assert(N == 1 || N % 2 == 0, "one column of fragments, or two at a time");
+    const int lane = threadIdx.x % kWarp, line = first + lane % 16;
+    if constexpr (N == 1) {
+        ptx::ldmatrix_x2_trans(b[0], tile + swizzled<LINE>(line, chunk));
+    } else {
+#pragma unroll
+        for (int j = 0; j < N; j += 2) {
+            uint32_t pair[4];
+            ptx::ldmatrix_x4_trans(pair, tile + swizzled<LINE>(line, chunk + j + lane / 16));
+            b[j][0] = pair[0], b[j][1] = pair[1];
+            b[j + 1][0] = pair[2], b[j + 1][1] = pair[3];
+        }
+    }
+}
+
+// Accumulators of 16 columns, rounded, as the left operand of the next product.
+template <typename T, int N>
+__device__ __forceinline__ void round_left(uint32_t (&a)[1][4], const float (&d)[1][N][4], int pair) {
+    a[0][0] = Mma<T>::pack(d[0][2 * pair][0], d[0][2 * pair][1]);
+    a[0][1] = Mma<T>::pack(d[0][2 * pair][2], d[0][2 * pair][3]);
+    a[0][2] = Mma<T>::pack(d[0][2 * pair + 1][0], d[0][2 * pair + 1][1]);
+    a[0][3] = Mma<T>::pack(d[0][2 * pair + 1][2], d[0][2 * pair + 1][3]);
+}
+
+// Of a score and dp; `lse` times log2(e).
+__device__ __forceinline__ float probability(float score, float log2_scale, float lse, bool visible) {
+    return visible ? exp2f(__fmaf_rn(score, log2_scale, -lse)) : 0.0f;
+}
+__device__ __forceinline__ float score_gradient(float p, float dp, float delta, bool visible) {
+    return visible ? __fmul_rn(p, __fsub_rn(dp, delta)) : 0.0f;
+}
+
+// ---- queries -------------------------------------------------------------------------------------------------------
+
+struct QueriesArgs {
+    float* dq;
+    float* deltas;
+    const void* q;
+    const void* pool;    // the layer's keys of block 0
+    const void* out;
+    const float* lse;
+    const void* d_out;
+    const uint4* items;  // first token, tokens | kShared, first page, pages
+    const uint4* tokens; // two words each: (row of q, row of out, position, lowest visible position),
+                         // (first partial, parts, which of them this is, ticket)
+    const uint4* pages;  // block, first position, first token | end << 16, valid positions | kChunkEnds
+    float* partials;     // [partials, heads, EP]
+    unsigned* tickets;   // [tickets, kv_heads]
+    unsigned long long block;  // elements from one block of the pool to the next
+    int heads, kv_heads, out_width;
+    float scale;
+};
+
+// In an item's number of tokens: some of its tokens have parts in other items.
+constexpr unsigned kShared = 1u << 16;
+// In a page's number of positions: the last page of its chunk.
+constexpr unsigned kChunkEnds = 1u << 16;
+
+// WM warps share the rows, 16 each, and WN warps the keys of the scores and the elements of dq.
+template <typename T, int EP, int WM, int WN, int STAGES>
+struct Queries {
+    static constexpr int kThreads = WM * WN * kWarp;
+    static constexpr int kRows = WM * 16;
+    static constexpr int kLine = EP * 2;
+    static constexpr int kChunks = EP / 8;  // of 16 bytes per line
+    static constexpr int kWarpKeys = kKeys / WN, kWarpDims = EP / WN;
+    // Keys whose scores are in registers.
+    static constexpr int kSpan = kWarpKeys < 32 || EP == 128 ? 16 : 32;
+    static constexpr int NO = kWarpDims / 8;
+    static constexpr int kSlice = NO < 4 ? NO : 4;  // of dq, as one product
+    static constexpr int kTileBytes = kKeys * kLine, kStageBytes = 2 * kTileBytes;
+    static constexpr int kQueryBytes = kRows * kLine;
+    // With several warps per row: score gradients in the storage type.
+    static constexpr int kTableLine = kKeys * 2;
+    static constexpr int kTableBytes = WN > 1 ? kRows * kTableLine : 0;
+    static constexpr int kSharedBytes = 2 * kQueryBytes + STAGES * kStageBytes + kTableBytes;
+    static constexpr int kLinesPerPass = kThreads / kChunks;
+    static_assert(kKeys % kLinesPerPass == 0, "whole passes over the lines of a page");
+    static_assert(kRows * kChunks % kWarp == 0, "whole warps add up delta");
+    static_assert(NO % kSlice == 0 && kSpan >= 16, "whole slices, and at least 16 keys per warp");
+
+    // A page's block and how many of its positions are valid.
+    static __device__ __forceinline__ uint2 block_of(const uint4* page) {
+        const unsigned* const words = reinterpret_cast<const unsigned*>(page);
+        return make_uint2(__ldg(words), __ldg(words + 3));
+    }
+
+    // Keys and values of a page; those past its end become zero.
+    static __device__ __forceinline__ void load_stage(const QueriesArgs& args, uint32_t stage, const uint2& page) {
+        const int line = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+        const int valid = page.y & 0xffff;
+        const size_t values = static_cast<size_t>(args.kv_heads) * kKeys * EP;
+        const T* const base = static_cast<const T*>(args.pool) + page.x * args.block +
+                              static_cast<size_t>(blockIdx.y) * kKeys * EP + chunk * 8;
+#pragma unroll
+        for (int first = 0; first < kKeys; first += kLinesPerPass) {
+            const int at = first + line;
+            const bool real = at < valid;
+            ptx::cp_async16(stage + swizzled<kLine>(at, chunk), base + at * EP, real);
+            ptx::cp_async16(stage + kTileBytes + swizzled<kLine>(at, chunk), base + values + at * EP, real);
+        }
+    }
+
+    // dq of rows that see the page += gradients of 16 scores by 16 keys. What other tokens' pages hold, be it NaN, does not
+    // touch a row.
+    template <int GROUPS>
+    static __device__ __forceinline__ void add(float (&o)[NO / kSlice][1][kSlice][4], const uint32_t (&ds)[GROUPS][1][4],
+                                               uint32_t keys, int first, int chunk, const bool (&sees)[2]) {
+#pragma unroll
+        for (int slice = 0; slice < NO / kSlice; ++slice) {
+            float next[1][kSlice][4];
+#pragma unroll
+            for (int j = 0; j < kSlice; ++j) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) next[0][j][i] = o[slice][0][j][i];
+            }
+#pragma unroll
+            for (int g = 0; g < GROUPS; ++g) {
+                uint32_t b[kSlice][2];
+                load_right_rows<kLine, kSlice>(b, keys, first + 16 * g, chunk + slice * kSlice);
+                Mma<T>::tile(next, ds[g], b);
+            }
+#pragma unroll
+            for (int j = 0; j < kSlice; ++j) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) o[slice][0][j][i] = sees[i / 2] ? next[0][j][i] : o[slice][0][j][i];
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void run(const QueriesArgs& args) {
+        EXTERN_SHARED(shared);
+        SHARED(uint4, tokens, [2 * kRows]);
+        SHARED(float2, normals, [kRows]);  // lse log2(e), delta
+        SHARED(unsigned, arrived, [kRows]);
+        const uint32_t queries = ptx::smem_address(shared);
+        const uint32_t gradients = queries + kQueryBytes;
+        const uint32_t ring = gradients + kQueryBytes;
+        const uint32_t table = ring + STAGES * kStageBytes;
+
+        const uint4 item = __ldg(args.items + blockIdx.x);
+        const int count = item.y & 0xffff, pages = item.w;
+        const uint4* const page_list = args.pages + item.z;
+        const int group = args.heads / args.kv_heads, first_head = blockIdx.y * group;
+
+#pragma unroll
+        for (int s = 0; s < STAGES - 1; ++s) {
+            if (s < pages) load_stage(args, ring + s * kStageBytes, block_of(page_list + s));
+            ptx::cp_async_commit();
+        }
+        // The page to be copied in the next turn: its block and positions arrive while a page is worked on.
+        uint2 ahead = pages > STAGES - 1 ? block_of(page_list + STAGES - 1) : make_uint2(0, 0);
+
+        for (int i = threadIdx.x; i < 2 * count; i += kThreads) tokens[i] = __ldg(args.tokens + 2 * item.x + i);
+        __syncthreads();  // the list of tokens is complete
+        for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
+            const int line = i / kChunks, chunk = i % kChunks, token = line / group;
+            Pack<T, 8> q = {}, d = {}, o = {};
+            const int head = first_head + line - token * group;
+            if (token < count) {
+                const uint4 word = tokens[2 * token];
+                q = load128(static_cast<const T*>(args.q) + (static_cast<size_t>(word.x) * args.heads + head) * EP +
+                            chunk * 8);
+                const size_t at = static_cast<size_t>(word.y) * args.out_width + head * EP + chunk * 8;
+                d = load128(static_cast<const T*>(args.d_out) + at);
+                o = load128(static_cast<const T*>(args.out) + at);
+            }
+            store128(reinterpret_cast<T*>(shared + swizzled<kLine>(line, chunk)), q);
+            store128(reinterpret_cast<T*>(shared + kQueryBytes + swizzled<kLine>(line, chunk)), d);
+            float delta = 0.0f;
+#pragma unroll
+            for (int e = 0; e < 8; ++e) delta = __fmaf_rn(to_float(d.at[e]), to_float(o.at[e]), delta);
+#pragma unroll
+            for (int step = kChunks / 2; step > 0; step /= 2) {
+                delta = __fadd_rn(delta, __shfl_xor_sync(kAllLanes, delta, step));
+            }
+            if (chunk == 0) {
+                float lse = 0.0f;
+                if (token < count) {
+                    const size_t at = static_cast<size_t>(tokens[2 * token].y) * args.heads + head;
+                    lse = __ldg(args.lse + at);
+                    // The first part of a token speaks for all of them.
+                    if (tokens[2 * token + 1].z == 0) args.deltas[at] = delta;
+                }
+                normals[line] = make_float2(__fmul_rn(lse, kLog2E), delta);
+            }
+        }
+
+        const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+        const int wm = warp / WN, wn = warp % WN;
+        const int t = lane % 4;
+        const float log2_scale = args.scale * kLog2E;
+        // A lane's two rows: lane / 4 of its warp's 16, and 8 further.
+        const int line[2] = {wm * 16 + lane / 4, wm * 16 + lane / 4 + 8};
+        const int token[2] = {line[0] / group, line[1] / group};
+
+        float o[NO / kSlice][1][kSlice][4] = {}, all[NO / kSlice][1][kSlice][4] = {};
+        int read = 0, refill = STAGES - 1;
+#pragma unroll 1
+        for (int tile = 0; tile < pages; ++tile) {
+            const uint4 page = __ldg(page_list + tile);
+            ptx::cp_async_wait<STAGES - 2>();
+            __syncthreads();  // stage `read` and the queries are there, and none reads stage `refill` any more
+            if (tile + STAGES - 1 < pages) {
+                load_stage(args, ring + refill * kStageBytes, ahead);
+                if (tile + STAGES < pages) ahead = block_of(page_list + tile + STAGES);
+            }
+            ptx::cp_async_commit();
+            const uint32_t keys = ring + read * kStageBytes, values = keys + kTileBytes;
+            refill = read;
+            read = read + 1 == STAGES ? 0 : read + 1;
+
+            const int first = page.y, from = page.z & 0xffff, to = page.z >> 16;
+            // Positions that a row sees, from and to, on this page; rows of no token see nothing.
+            int lowest[2], highest[2];
+            float2 normal[2];
+            bool sees[2];
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const bool here = token[r] >= from && token[r] < to;
+                const uint4 word = here ? tokens[2 * token[r]] : make_uint4(0, 0, ~0u, 0);
+                highest[r] = word.z, lowest[r] = word.w;
+                sees[r] = highest[r] >= first && lowest[r] < first + kKeys;
+                normal[r] = normals[line[r]];
+            }
+            // The rows of a warp that works alone may see nothing of the page; warps that share rows stay together.
+            const bool skip = WN == 1 && !__any_sync(kAllLanes, sees[0] || sees[1]);
+            if (!skip) {
+#pragma unroll
+                for (int span = 0; span < kWarpKeys; span += kSpan) {
+                    const int first_key = wn * kWarpKeys + span;
+                    float s[1][kSpan / 8][4] = {}, dp[1][kSpan / 8][4] = {};
+#pragma unroll
+                    for (int step = 0; step < EP / 16; ++step) {
+                        uint32_t a[1][4], b[kSpan / 8][2];
+                        load_left<kLine>(a, queries, wm * 16, step);
+                        load_right<kLine, kSpan / 8>(b, keys, first_key, step);
+                        Mma<T>::tile(s, a, b);
+                        load_left<kLine>(a, gradients, wm * 16, step);
+                        load_right<kLine, kSpan / 8>(b, values, first_key, step);
+                        Mma<T>::tile(dp, a, b);
+                    }
+#pragma unroll
+                    for (int j = 0; j < kSpan / 8; ++j) {
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            const int r = i / 2, key = first + first_key + j * 8 + 2 * t + i % 2;
+                            const bool visible = key >= lowest[r] && key <= highest[r];
+                            const float p = probability(s[0][j][i], log2_scale, normal[r].x, visible);
+                            s[0][j][i] = score_gradient(p, dp[0][j][i], normal[r].y, visible);
+                        }
+                    }
+                    if constexpr (WN == 1) {
+                        uint32_t ds[kSpan / 16][1][4];
+#pragma unroll
+                        for (int g = 0; g < kSpan / 16; ++g) round_left<T>(ds[g], s, g);
+                        add(o, ds, keys, first_key, 0, sees);
+                    } else {
+                        unsigned char* const rounded = shared + (table - queries);
+#pragma unroll
+                        for (int j = 0; j < kSpan / 8; ++j) {
+#pragma unroll
+                            for (int r = 0; r < 2; ++r) {
+                                const uint32_t at = swizzled<kTableLine>(line[r], first_key / 8 + j) + 4 * t;
+                                *reinterpret_cast<uint32_t*>(rounded + at) =
+                                    Mma<T>::pack(s[0][j][2 * r], s[0][j][2 * r + 1]);
+                            }
+                        }
+                    }
+                }
+                if constexpr (WN > 1) {
+                    __syncthreads();  // the table of score gradients is complete
+                    uint32_t ds[kKeys / 16][1][4];
+#pragma unroll
+                    for (int g = 0; g < kKeys / 16; ++g) load_left<kTableLine>(ds[g], table, wm * 16, g);
+                    add(o, ds, keys, 0, wn * NO, sees);
+                }
+            }
+
+            if (page.w & kChunkEnds) {
+#pragma unroll
+                for (int slice = 0; slice < NO / kSlice; ++slice) {
+#pragma unroll
+                    for (int j = 0; j < kSlice; ++j) {
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            all[slice][0][j][i] = __fadd_rn(all[slice][0][j][i], o[slice][0][j][i]);
+                            o[slice][0][j][i] = 0.0f;
+                        }
+                    }
+                }
+            }
+        }
+        ptx::cp_async_wait<0>();
+
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            if (token[r] >= count) continue;
+            const uint4 word = tokens[2 * token[r]], part = tokens[2 * token[r] + 1];
+            const int head = first_head + line[r] - token[r] * group;
+            const bool whole = part.y == 1;
+            const size_t row = whole ? word.x : part.x + part.z;
+            float* const to = (whole ? args.dq : args.partials) + (row * args.heads + head) * EP + wn * kWarpDims + 2 * t;
+            const float scale = whole ? args.scale : 1.0f;
+#pragma unroll
+            for (int j = 0; j < NO; ++j) {
+                const float low = all[j / kSlice][0][j % kSlice][2 * r];
+                const float high = all[j / kSlice][0][j % kSlice][2 * r + 1];
+                *reinterpret_cast<float2*>(to + 8 * j) = make_float2(__fmul_rn(low, scale), __fmul_rn(high, scale));
+            }
+        }
+        if (!(item.y & kShared)) return;
+
+        __threadfence();  // each thread's own parts, before its block's arrival
+        __syncthreads();  // all parts are written
+        for (int i = threadIdx.x; i < count; i += kThreads) {
+            const uint4 part = tokens[2 * i + 1];
+            bool last = false;
+            if (part.y > 1) {
+                unsigned* const ticket = args.tickets + static_cast<size_t>(part.w) * args.kv_heads + blockIdx.y;
+                last = ptx::atom_add_acq_rel(ticket, 1u) == part.y - 1;
+                if (last) *ticket = 0;
+            }
+            arrived[i] = last;
+        }
+        __syncthreads();  // it is known which tokens have all their parts
+        __threadfence();
+        for (int i = threadIdx.x; i < count * group * (EP / 4); i += kThreads) {
+            const int row = i / (EP / 4), dim = i % (EP / 4) * 4, of = row / group;
+            if (arrived[of] == 0) continue;
+            const uint4 word = tokens[2 * of], part = tokens[2 * of + 1];
+            const int head = first_head + row - of * group;
+            float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 2
+            for (unsigned k = 0; k < part.y; ++k) {
+                const size_t slot = static_cast<size_t>(part.x + k) * args.heads + head;
+                const float4 next = __ldcg(reinterpret_cast<const float4*>(args.partials + slot * EP + dim));
+                sum.x = __fadd_rn(sum.x, next.x), sum.y = __fadd_rn(sum.y, next.y);
+                sum.z = __fadd_rn(sum.z, next.z), sum.w = __fadd_rn(sum.w, next.w);
+            }
+            float* const to = args.dq + (static_cast<size_t>(word.x) * args.heads + head) * EP + dim;
+            *reinterpret_cast<float4*>(to) = make_float4(__fmul_rn(sum.x, args.scale), __fmul_rn(sum.y, args.scale),
+                                                         __fmul_rn(sum.z, args.scale), __fmul_rn(sum.w, args.scale));
+        }
+    }
+};
+
+// ---- keys ----------------------------------------------------------------------------------------------------------
+
+struct KeysArgs {
+    float* dk;
+    float* dv;
+    const void* q;
+    const void* pool;    // the layer's keys of block 0
+    const float* lse;
+    const float* deltas;
+    const void* d_out;
+    const uint4* items;  // two words each: (first token of the segment, its positions, first of these here, first tile),
+                         // (tiles, position of the segment's first, its row of dk and dv, its first block)
+    const uint2* tokens; // per position of a segment: row of q, row of out; kNone if nothing is asked of it
+    const unsigned* tiles;   // of kQueryRows rows that see some of an item's positions, ascending
+    const unsigned* blocks;  // of the pool, from the one with a segment's first position on
+    unsigned long long block;  // elements from one block of the pool to the next
+    int heads, kv_heads, out_width, window;
+    float scale;
+};
+
+constexpr unsigned kNone = ~0u;
+constexpr int kQueryRows = 64;
+
+// Each warp has 16 positions, and all of the rows.
+template <typename T, int EP, int STEP>
+struct Keys {
+    static constexpr int kThreads = kKeys / 16 * kWarp;
+    static constexpr int kLine = EP * 2;
+    static constexpr int kChunks = EP / 8;
+    static constexpr int kLinesPerPass = kThreads / kChunks;
+    static constexpr int kTileBytes = kKeys * kLine, kStageBytes = 2 * kQueryRows * kLine;
+    static constexpr int kSharedBytes = 2 * kTileBytes + 2 * kStageBytes;
+    static constexpr int NO = EP / 8, kSlice = 4;
+    static_assert(kQueryRows <= kThreads && kQueryRows == kKeys, "a thread reads what belongs to a row");
+
+    // What a row of the scores needs: the positions that it sees, counted from the segment's first; lse log2(e); delta.
+    struct alignas(16) Row {
+        int lowest, highest;
+        float lse, delta;
+    };
+
+    struct Item {
+        const uint2* tokens;
+        const unsigned* tiles;
+        int length, first, count, position, row;
+        const unsigned* blocks;
+    };
+
+    // Row `line` of a tile: its token, and which head of the group it is.
+    static __device__ __forceinline__ uint2 token_of(const Item& item, int group, int tile, int line, int& at, int& head) {
+        const int row = tile * kQueryRows + line;
+        at = row / group, head = row - at * group;
+        return at < item.length ? __ldg(item.tokens + at) : make_uint2(kNone, kNone);
+    }
+
+    // Queries and gradients of a tile; rows that nothing is asked of become zero.
+    static __device__ __forceinline__ void load_stage(const KeysArgs& args, const Item& item, uint32_t stage, int tile) {
+        const int line = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+        const int group = args.heads / args.kv_heads, first_head = blockIdx.y * group;
+#pragma unroll 4
+        for (int first = 0; first < kQueryRows; first += kLinesPerPass) {
+            int at, head;
+            const uint2 token = token_of(item, group, tile, first + line, at, head);
+            const bool real = token.x != kNone;
+            const size_t element = static_cast<size_t>(first_head + head) * EP + chunk * 8;
+            const T* const q = static_cast<const T*>(args.q) + element +
+                               (real ? static_cast<size_t>(token.x) * args.heads * EP : 0);
+            const T* const d = static_cast<const T*>(args.d_out) + element +
+                               (real ? static_cast<size_t>(token.y) * args.out_width : 0);
+            const uint32_t to = stage + swizzled<kLine>(first + line, chunk);
+            ptx::cp_async16(to, q, real);
+            ptx::cp_async16(to + kQueryRows * kLine, d, real);
+        }
+    }
+
+    static __device__ __forceinline__ Row row_of(const KeysArgs& args, const Item& item, int tile) {
+        const int group = args.heads / args.kv_heads;
+        int at, head;
+        const uint2 token = token_of(item, group, tile, threadIdx.x, at, head);
+        if (token.x == kNone) return {0, -1, 0.0f, 0.0f};
+        const size_t of = static_cast<size_t>(token.y) * args.heads + blockIdx.y * group + head;
+        return {args.window > 0 ? at + 1 - args.window : 0, at, __fmul_rn(__ldg(args.lse + of), kLog2E),
+                __ldg(args.deltas + of)};
+    }
+
+    static __device__ __forceinline__ void run(const KeysArgs& args) {
+        EXTERN_SHARED(shared);
+        SHARED(Row, rows, [2 * kQueryRows]);
+        const uint32_t keys = ptx::smem_address(shared), values = keys + kTileBytes, ring = values + kTileBytes;
+        const uint4 of = __ldg(args.items + 2 * blockIdx.x), at = __ldg(args.items + 2 * blockIdx.x + 1);
+        const Item item = {args.tokens + of.x,         args.tiles + of.w,           static_cast<int>(of.y),
+                           static_cast<int>(of.z),     static_cast<int>(at.x),      static_cast<int>(at.y),
+                           static_cast<int>(at.z),     args.blocks + at.w};
+        const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+        const float log2_scale = args.scale * kLog2E;
+
+        // Keys and values of the block's positions; those past the segment's end become zero.
+#pragma unroll 2
+        for (int first = 0; first < kKeys; first += kLinesPerPass) {
+            const int line = first + threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+            const bool real = item.first + line < item.length;
+            const int position = item.position + (real ? item.first + line : 0);
+            const unsigned block = __ldg(item.blocks + (position / kKeys - item.position / kKeys));
+            const T* const from = static_cast<const T*>(args.pool) + block * args.block +
+                                  (static_cast<size_t>(blockIdx.y) * kKeys + position % kKeys) * EP + chunk * 8;
+            ptx::cp_async16(keys + swizzled<kLine>(line, chunk), from, real);
+            ptx::cp_async16(values + swizzled<kLine>(line, chunk), from + static_cast<size_t>(args.kv_heads) * kKeys * EP,
+                            real);
+        }
+        if (item.count > 0) {
+            const int tile = __ldg(item.tiles);
+            load_stage(args, item, ring, tile);
+            if (threadIdx.x < kQueryRows) rows[threadIdx.x] = row_of(args, item, tile);
+        }
+        ptx::cp_async_commit();
+
+        // The warp's 16 positions and a lane's two of them, counted from the segment's first.
+        const int warp_key = item.first + warp * 16;
+        const int key[2] = {warp_key + lane / 4, warp_key + lane / 4 + 8};
+        float dk[NO / kSlice][1][kSlice][4] = {}, dv[NO / kSlice][1][kSlice][4] = {};
+#pragma unroll 1
+        for (int turn = 0; turn < item.count; ++turn) {
+            ptx::cp_async_wait<0>();
+            __syncthreads();  // this turn's stage and rows are there, and none reads the others any more
+            const uint32_t queries = ring + turn % 2 * kStageBytes, gradients = queries + kQueryRows * kLine;
+            const Row* const here = rows + turn % 2 * kQueryRows;
+            Row next = {};
+            if (turn + 1 < item.count) {
+                const int tile = __ldg(item.tiles + turn + 1);
+                load_stage(args, item, ring + (turn + 1) % 2 * kStageBytes, tile);
+                if (threadIdx.x < kQueryRows) next = row_of(args, item, tile);
+            }
+            ptx::cp_async_commit();
+
+#pragma unroll 1
+            for (int step = 0; step < kQueryRows; step += STEP) {
+                const Row mine = here[step + lane % STEP];
+                const bool any = mine.highest >= warp_key && mine.lowest < warp_key + 16;
+                if (!__any_sync(kAllLanes, any)) continue;
+                float p[1][STEP / 8][4] = {}, ds[1][STEP / 8][4] = {};
+#pragma unroll
+                for (int k = 0; k < EP / 16; ++k) {
+                    uint32_t a[1][4], b[STEP / 8][2];
+                    load_left<kLine>(a, keys, warp * 16, k);
+                    load_right<kLine, STEP / 8>(b, queries, step, k);
+                    Mma<T>::tile(p, a, b);
+                    load_left<kLine>(a, values, warp * 16, k);
+                    load_right<kLine, STEP / 8>(b, gradients, step, k);
+                    Mma<T>::tile(ds, a, b);
+                }
+#pragma unroll
+                for (int j = 0; j < STEP / 8; ++j) {
+#pragma unroll
+                    for (int c = 0; c < 2; ++c) {
+                        const Row row = here[step + j * 8 + 2 * (lane % 4) + c];
+#pragma unroll
+                        for (int r = 0; r < 2; ++r) {
+                            const int i = 2 * r + c;
+                            const bool visible = key[r] >= row.lowest && key[r] <= row.highest;
+                            p[0][j][i] = probability(p[0][j][i], log2_scale, row.lse, visible);
+                            ds[0][j][i] = score_gradient(p[0][j][i], ds[0][j][i], row.delta, visible);
+                        }
+                    }
+                }
+#pragma unroll
+                for (int g = 0; g < STEP / 16; ++g) {
+                    uint32_t a[1][4], b[kSlice][2];
+                    round_left<T>(a, p, g);
+#pragma unroll
+                    for (int slice = 0; slice < NO / kSlice; ++slice) {
+                        load_right_rows<kLine, kSlice>(b, gradients, step + 16 * g, slice * kSlice);
+                        Mma<T>::tile(dv[slice], a, b);
+                    }
+                    round_left<T>(a, ds, g);
+#pragma unroll
+                    for (int slice = 0; slice < NO / kSlice; ++slice) {
+                        load_right_rows<kLine, kSlice>(b, queries, step + 16 * g, slice * kSlice);
+                        Mma<T>::tile(dk[slice], a, b);
+                    }
+                }
+            }
+            if (threadIdx.x < kQueryRows) rows[(turn + 1) % 2 * kQueryRows + threadIdx.x] = next;
+        }
+        ptx::cp_async_wait<0>();
+
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            if (key[r] >= item.length) continue;
+            const size_t row = static_cast<size_t>(item.row + key[r]) * args.kv_heads + blockIdx.y;
+            const size_t to = row * EP + 2 * (lane % 4);
+#pragma unroll
+            for (int j = 0; j < NO; ++j) {
+                const float* const k = &dk[j / kSlice][0][j % kSlice][2 * r];
+                const float* const v = &dv[j / kSlice][0][j % kSlice][2 * r];
+                *reinterpret_cast<float2*>(args.dk + to + 8 * j) =
+                    make_float2(__fmul_rn(k[0], args.scale), __fmul_rn(k[1], args.scale));
+                *reinterpret_cast<float2*>(args.dv + to + 8 * j) = make_float2(v[0], v[1]);
+            }
+        }
+    }
+};
+
+}  // namespace ggro
+
+// Grid: (items, kv_heads). Block: 32 WM WN. Dynamic shared memory: kSharedBytes. Tickets: one per token of several parts
+// and key/value head, zero before and after. The second launch bound keeps the compiler from spilling a register or two
+// for the sake of occupancy, which shared memory limits anyway.
+#define QUERIES(NAME, T, EP, WM, WN, STAGES)                                                                          \
+    extern "C" __global__ void __launch_bounds__(WM * WN * 32, 1)                                                     \
+        NAME(float* dq, float* deltas, const void* q, const void* pool, const void* out, const float* lse,            \
+             const void* d_out, const uint4* items, const uint4* tokens, const uint4* pages, float* partials,         \
+             unsigned* tickets, unsigned long long block, int heads, int kv_heads, int out_width, float scale) {      \
+        ggro::Queries<T, EP, WM, WN, STAGES>::run({dq, deltas, q, pool, out, lse, d_out, items, tokens, pages,        \
+                                                   partials, tickets, block, heads, kv_heads, out_width, scale});     \
+    }                                                                                                                 \
+    EMU_KERNEL(NAME)
+
+// Grid: (items, kv_heads). Block: 128. Dynamic shared memory: kSharedBytes.
+#define KEYS(NAME, T, EP, STEP)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(128, 1)                                                              \
+        NAME(float* dk, float* dv, const void* q, const void* pool, const float* lse, const float* deltas,            \
+             const void* d_out, const uint4* items, const uint2* tokens, const unsigned* tiles,                       \
+             const unsigned* blocks, unsigned long long block, int heads, int kv_heads, int out_width, int window,    \
+             float scale) {                                                                                           \
+        ggro::Keys<T, EP, STEP>::run({dk, dv, q, pool, lse, deltas, d_out, items, tokens, tiles, blocks, block,       \
+                                      heads, kv_heads, out_width, window, scale});                                    \
+    }                                                                                                                 \
+    EMU_KERNEL(NAME)
+
+// The host's table (src/cuda/ops/attention_backward.rs) repeats these numbers.
+#define ATTENTION_BACKWARD(EP, SUFFIX, T, WARPS, STEP)                   \
+    QUERIES(attention_backward_few_##EP##_##SUFFIX, T, EP, 1, 4, 3)      \
+    QUERIES(attention_backward_some_##EP##_##SUFFIX, T, EP, 2, 2, 2)     \
+    QUERIES(attention_backward_many_##EP##_##SUFFIX, T, EP, 4, WARPS, 2) \
+    KEYS(attention_backward_keys_##EP##_##SUFFIX, T, EP, STEP)
+
+#define ATTENTION_BACKWARD_HEADS(SUFFIX, T)   \
+    ATTENTION_BACKWARD(32, SUFFIX, T, 1, 32)  \
+    ATTENTION_BACKWARD(64, SUFFIX, T, 1, 32)  \
+    ATTENTION_BACKWARD(128, SUFFIX, T, 2, 16)
+
+ATTENTION_BACKWARD_HEADS(bf16, __nv_bfloat16)
+ATTENTION_BACKWARD_HEADS(f16, __half)

@@ -1,0 +1,224 @@
+//! Causal attention over paged keys and values.
+
+pub mod plan;
+
+use super::kv::KvLayout;
+use super::{args, check_room, int, product, side};
+use crate::cuda::device::Launch;
+use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
+use crate::kv::BlockId;
+use crate::{Error, Result};
+use plan::{CLASSES, KERNELS};
+pub use plan::{Limits, Plan};
+
+const OP: &str = "attention";
+
+/// Heads and what they see.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    /// Query heads, a multiple of the key/value heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements of a head, padding included: 32, 64 or 128.
+    pub head: usize,
+    /// What scores are multiplied by: one over the root of the head's real size.
+    pub scale: f32,
+    /// Positions that a query sees, its own included; all before it if there is none.
+    pub window: Option<usize>,
+}
+
+impl Shape {
+    /// Query heads per key/value head.
+    pub(super) fn group(&self) -> Result<usize> {
+        let Shape { heads, kv_heads, head, scale, window } = *self;
+        let wrong = |what: String| Err(Error::Backend(format!("{OP}: {what}")));
+        if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return wrong(format!("{heads} query heads over {kv_heads} key/value heads, expected a multiple"));
+        }
+        if heads / kv_heads > 64 {
+            return wrong(format!("{} query heads per key/value head, expected at most 64", heads / kv_heads));
+        }
+        if ![32, 64, 128].contains(&head) {
+            return wrong(format!("heads of {head} elements, expected 32, 64 or 128"));
+        }
+        if !(scale.is_finite() && scale > 0.0) {
+            return wrong(format!("a scale of {scale}, expected a positive number"));
+        }
+        if window == Some(0) {
+            return wrong("a window of 0 positions, expected at least 1".to_string());
+        }
+        Ok(heads / kv_heads)
+    }
+
+    /// Columns of the output: those of the heads, rounded up to 64 for the product that follows.
+    pub fn width(&self) -> usize {
+        (self.heads * self.head).next_multiple_of(64)
+    }
+
+    /// The lowest position that a query at `position` sees.
+    pub(super) fn lowest(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+}
+
+/// One query token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// Row of `q`.
+    pub row: u32,
+    /// Row of `out`.
+    pub out: u32,
+    /// Position in its sequence; the keys and values up to it are in the pool.
+    pub position: u32,
+}
+
+/// The queries of one sequence, or of a part of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequence<'a> {
+    /// Its blocks, in order of positions. Blocks that several sequences have are read once for all.
+    pub blocks: &'a [BlockId],
+    /// In ascending order of positions. No two queries of a batch have one row of `out`.
+    pub queries: &'a [Query],
+}
+
+/// States of parts of queries, sized once.
+#[derive(Debug)]
+pub struct Scratch {
+    /// Per part and head: the weighted sum of values, then of all of them the maximum and the sum.
+    pub(super) partials: Buffer<f32>,
+    /// All zero between launches.
+    pub(super) tickets: Buffer<u32>,
+}
+
+impl Scratch {
+    /// Room for `partials` parts of queries of any of the shapes. A query has one per 256 positions that it sees.
+    pub fn new(device: &Device, shapes: &[Shape], partials: usize) -> Result<Self> {
+        let (mut elements, mut tickets) = (0, 0);
+        for shape in shapes {
+            elements = elements.max(product(OP, partials, shape.heads * (shape.head + 2))?);
+            tickets = tickets.max(product(OP, partials.div_ceil(2), shape.kv_heads)?);
+        }
+        Ok(Scratch { partials: Buffer::uninitialised(device, elements)?, tickets: Buffer::zeros(device, tickets)? })
+    }
+
+    /// What a plan for this device and scratch may use.
+    pub fn limits(&self, device: &Device, shape: &Shape) -> Limits {
+        let each = (shape.heads * (shape.head + 2)).max(1);
+        let by_tickets = self.tickets.len() / shape.kv_heads.max(1) * 2;
+        Limits { blocks: 2 * device.multiprocessors() as usize, partials: (self.partials.len() / each).min(by_tickets) }
+    }
+}
+
+/// What is read, all in one storage type.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// Storage type.
+    pub storage: Storage,
+    /// Rotated queries `[rows, heads * head]`.
+    pub q: View<'a, u16>,
+    /// The whole pool of keys and values.
+    pub pool: View<'a, u16>,
+    /// Its shape.
+    pub layout: KvLayout,
+    /// The layer.
+    pub layer: usize,
+}
+
+/// What is written, for the rows that queries name.
+#[derive(Debug)]
+pub struct Output<'a> {
+    /// `[rows, width]` with [`Shape::width`] columns, of which the first `heads * head` are written.
+    pub out: ViewMut<'a, u16>,
+    /// `[rows, heads]`: the natural logarithm of the sum of `exp(scale q.k)`.
+    pub lse: Option<ViewMut<'a, f32>>,
+}
+
+/// `softmax(scale q k^T) v` for the queries of a plan, whose words are in `work`.
+pub fn attention(
+    device: &Device,
+    output: &mut Output<'_>,
+    inputs: Inputs<'_>,
+    work: View<'_, u32>,
+    plan: &Plan,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let Inputs { storage, q, pool, layout, layer } = inputs;
+    let Shape { heads, kv_heads, head, scale, .. } = plan.shape;
+    let width = product(OP, heads, head)?;
+    check_room(OP, "q", q.len(), product(OP, plan.rows, width)?)?;
+    check_room(OP, "out", output.out.len(), product(OP, plan.rows_out, plan.shape.width())?)?;
+    check_room(OP, "work", work.len(), plan.words().len())?;
+    let states = product(OP, plan.partials, heads)?;
+    check_room(OP, "scratch", scratch.partials.len(), product(OP, states, head + 2)?)?;
+    check_room(OP, "tickets", scratch.tickets.len(), product(OP, plan.tickets, kv_heads)?)?;
+    if (layout.kv_heads, layout.head) != (kv_heads, head) {
+        return Err(Error::Backend(format!("{OP}: the pool is {layout:?}, expected {kv_heads} heads of {head}")));
+    }
+    check_room(OP, "the pool's layers", layout.layers, layer.saturating_add(1))?;
+    check_room(OP, "the pool", pool.len(), product(OP, plan.blocks, layout.block())?)?;
+    let lse = match &output.lse {
+        Some(lse) => {
+            check_room(OP, "lse", lse.len(), product(OP, plan.rows_out, heads)?)?;
+            lse.address
+        }
+        None => 0,
+    };
+    if !(output.out.address | q.address | pool.address | work.address).is_multiple_of(16) {
+        return Err(Error::Backend(format!("{OP}: out, q, pool and work start at multiples of 16 bytes")));
+    }
+    let from = |words: usize| work.address + 4 * words as u64;
+    let (tokens, pages) = (from(plan.tokens_at), from(plan.pages_at));
+    let partials = scratch.partials.view_mut().address;
+    let states = partials + 4 * (states * head) as u64;
+    let tickets = scratch.tickets.view_mut().address;
+    let pool = pool.address + 2 * layout.layer(layer) as u64;
+    let block = layout.block() as u64;
+    let out_width = int(OP, "width", plan.shape.width())?;
+    let by_head = side(OP, "key/value heads", kv_heads, 65_535)?;
+    let (heads, kv_heads) = (int(OP, "heads", heads)?, int(OP, "key/value heads", kv_heads)?);
+    let of_head = KERNELS.iter().position(|class| class.head == head).unwrap_or(0);
+    let mut first = 0;
+    for class in 0..CLASSES {
+        let items = from(plan::ITEM_WORDS * first);
+        let count = plan.items[class];
+        first += count;
+        if count == 0 {
+            continue;
+        }
+        let kernel = &KERNELS[of_head + class];
+        let grid = (side(OP, "items", count, i32::MAX as u32)?, by_head, 1);
+        let launch = Launch { grid, threads: kernel.threads, shared: kernel.shared };
+        // SAFETY: parameters are (void* out, float* lse, const void* q, const void* pool, const uint4* items, const uint4*
+        // tokens, const uint4* pages, float* partials, float* states, unsigned* tickets, unsigned long long block, int
+        // heads, int kv_heads, int out_width, float scale). The work list, as the plan made it, names rows of q below
+        // plan.rows, rows of out and lse below plan.rows_out and blocks below plan.blocks, each checked above; only whole
+        // 16-byte pieces inside a head are read and written, and heads are multiples of 64 bytes. Parts are below
+        // plan.partials and tickets below plan.tickets, and the scratch, whose tickets are zero, and the output are lent
+        // to us alone.
+        unsafe {
+            device.launch(
+                &device.kernels().attention[storage as usize][of_head + class],
+                launch,
+                args![
+                    output.out.address,
+                    lse,
+                    q.address,
+                    pool,
+                    items,
+                    tokens,
+                    pages,
+                    partials,
+                    states,
+                    tickets,
+                    block,
+                    heads,
+                    kv_heads,
+                    out_width,
+                    scale
+                ],
+            )?;
+        }
+    }
+    Ok(())
+}

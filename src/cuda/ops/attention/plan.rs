@@ -1,0 +1,556 @@
+//! What the blocks of an attention launch compute: items of query tokens and the pages that they see.
+//!
+//! A plan is made once per batch (and window) and serves all layers. It decides how work is spread and shared, never what
+//! a token's result is: chunk boundaries are absolute, and the kernels fold a token's chunks in ascending order whether
+//! one block walks them all or each has its own.
+
+use super::{Query, Sequence, Shape};
+use crate::kv::BLOCK;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Pages per chunk: the stretch of positions whose state is complete in itself.
+pub const CHUNK_PAGES: usize = 4;
+
+const OP: &str = "attention";
+/// Positions per chunk.
+const CHUNK: usize = CHUNK_PAGES * BLOCK;
+/// Classes of kernels by rows per block.
+pub(in crate::cuda::ops) const CLASSES: usize = 3;
+/// Rows (tokens times heads of a group) of a block, by class.
+const CLASS_ROWS: [usize; CLASSES] = [16, 32, 64];
+/// Words of an item, of a token in an item, and of a page.
+pub(in crate::cuda::ops) const ITEM_WORDS: usize = 4;
+const TOKEN_WORDS: usize = 8;
+const PAGE_WORDS: usize = 4;
+/// In an item's number of tokens: some of its tokens have parts in other items.
+const SHARED: u32 = 1 << 16;
+/// In a page's number of positions: the last page of its chunk.
+const CHUNK_ENDS: u32 = 1 << 16;
+
+/// One kernel: what a block computes and what it needs. The numbers are those of `kernels/attention.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// Kernel names for bf16 and f16.
+    pub kernels: [&'static str; 2],
+    /// Elements of a head.
+    pub head: usize,
+    /// Rows of a block.
+    pub rows: usize,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory in bytes.
+    pub shared: u32,
+}
+
+/// Every kernel: for heads of 32, 64 and 128 elements, few, some and many rows.
+pub const KERNELS: [Class; 9] = [
+    class(["attention_few_32_bf16", "attention_few_32_f16"], 32, 1, 4, 3),
+    class(["attention_some_32_bf16", "attention_some_32_f16"], 32, 2, 2, 2),
+    class(["attention_many_32_bf16", "attention_many_32_f16"], 32, 4, 1, 2),
+    class(["attention_few_64_bf16", "attention_few_64_f16"], 64, 1, 4, 3),
+    class(["attention_some_64_bf16", "attention_some_64_f16"], 64, 2, 2, 2),
+    class(["attention_many_64_bf16", "attention_many_64_f16"], 64, 4, 1, 2),
+    class(["attention_few_128_bf16", "attention_few_128_f16"], 128, 1, 4, 3),
+    class(["attention_some_128_bf16", "attention_some_128_f16"], 128, 2, 2, 2),
+    class(["attention_many_128_bf16", "attention_many_128_f16"], 128, 4, 2, 3),
+];
+
+const fn class(kernels: [&'static str; 2], head: usize, by_rows: usize, by_keys: usize, stages: usize) -> Class {
+    let (rows, line) = (by_rows * 16, head * 2);
+    let exchange = if by_keys > 1 { rows * (2 * BLOCK + 4 * by_keys + 64) } else { 0 };
+    let shared = (rows + stages * 2 * BLOCK) * line + exchange;
+    Class { kernels, head, rows, threads: (by_rows * by_keys * 32) as u32, shared: shared as u32 }
+}
+
+/// What a plan may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Blocks that fill the device: with fewer, long sequences are cut along their keys.
+    pub blocks: usize,
+    /// Parts of tokens that the scratch has room for.
+    pub partials: usize,
+}
+
+/// Work lists for one batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    words: Vec<u32>,
+    /// Items of each class; they lie one behind the other from word 0.
+    pub(in crate::cuda::ops) items: [usize; CLASSES],
+    /// First words of the tokens and of the pages.
+    pub(in crate::cuda::ops) tokens_at: usize,
+    pub(in crate::cuda::ops) pages_at: usize,
+    /// Parts that go through the scratch, and tokens that have several.
+    pub(in crate::cuda::ops) partials: usize,
+    pub(in crate::cuda::ops) tickets: usize,
+    /// One past the largest row of `q`, row of `out` and block.
+    pub(in crate::cuda::ops) rows: usize,
+    pub(in crate::cuda::ops) rows_out: usize,
+    pub(in crate::cuda::ops) blocks: usize,
+    pub(in crate::cuda::ops) shape: Shape,
+}
+
+/// A query token with what it sees.
+#[derive(Clone, Copy, Debug)]
+struct Token {
+    query: Query,
+    sequence: usize,
+    /// Lowest visible position.
+    lowest: usize,
+    /// First of its parts in the scratch, their number, and its ticket; one part if an item has it whole.
+    partial: usize,
+    parts: usize,
+    ticket: usize,
+}
+
+impl Token {
+    fn position(&self) -> usize {
+        self.query.position as usize
+    }
+
+    fn chunks(&self) -> Range<usize> {
+        self.lowest / CHUNK..self.position() / CHUNK + 1
+    }
+
+    fn sees(&self, page: usize) -> bool {
+        self.position() >= page * BLOCK && self.lowest < (page + 1) * BLOCK
+    }
+}
+
+/// Tokens of one block and the chunks that it walks.
+struct Item {
+    tokens: Vec<Token>,
+    pages: Vec<[u32; PAGE_WORDS]>,
+    /// The only chunk, if the tokens have parts in other items.
+    chunk: Option<usize>,
+}
+
+impl Plan {
+    /// Spreads the queries of a batch over blocks.
+    ///
+    /// # Errors
+    /// The shape has no kernel, positions do not ascend, or a sequence has no block for one of them.
+    pub fn new(shape: &Shape, sequences: &[Sequence<'_>], limits: Limits) -> Result<Self> {
+        let group = shape.group()?;
+        let capacity = CLASS_ROWS[CLASSES - 1] / group;
+        let mut plan = Plan {
+            words: Vec::new(),
+            items: [0; CLASSES],
+            tokens_at: 0,
+            pages_at: 0,
+            partials: 0,
+            tickets: 0,
+            rows: 0,
+            rows_out: 0,
+            blocks: 0,
+            shape: *shape,
+        };
+        for (index, sequence) in sequences.iter().enumerate() {
+            plan.check(index, sequence)?;
+        }
+        // Blocks that long sequences give without being cut along their keys.
+        let whole = |sequence: &Sequence<'_>| match sequence.queries.len().div_ceil(capacity) {
+            0 | 1 => 0,
+            items => items * shape.kv_heads,
+        };
+        let enough = sequences.iter().map(whole).sum::<usize>() >= limits.blocks;
+
+        let mut items: Vec<Item> = Vec::new();
+        let mut apart: BTreeMap<(usize, u32), Vec<Token>> = BTreeMap::new();
+        for (index, sequence) in sequences.iter().enumerate() {
+            let tokens = sequence.queries.iter().map(|&query| Token {
+                query,
+                sequence: index,
+                lowest: shape.lowest(query.position as usize),
+                partial: 0,
+                parts: 1,
+                ticket: 0,
+            });
+            let mut tokens: Vec<Token> = tokens.collect();
+            let parts: usize = tokens.iter().map(|t| t.chunks().len()).filter(|&n| n > 1).sum();
+            let cut = parts == 0 || sequence.queries.len() <= capacity || !enough;
+            if cut && plan.partials + parts <= limits.partials {
+                for token in &mut tokens {
+                    token.parts = token.chunks().len();
+                    if token.parts > 1 {
+                        (token.partial, token.ticket) = (plan.partials, plan.tickets);
+                        plan.partials += token.parts;
+                        plan.tickets += 1;
+                    }
+                    for chunk in token.chunks() {
+                        let first = sequence.blocks[chunk * CHUNK_PAGES].0;
+                        apart.entry((chunk, first)).or_default().push(*token);
+                    }
+                }
+                continue;
+            }
+            for tokens in tokens.chunks(capacity) {
+                let chunks = tokens.iter().map(Token::chunks);
+                let last = chunks.clone().map(|c| c.end).max().unwrap_or(0);
+                let chunks = chunks.map(|c| c.start).min().unwrap_or(0)..last;
+                let pages = chunks.flat_map(|chunk| pages(sequences, tokens, chunk)).collect();
+                items.push(Item { tokens: tokens.to_vec(), pages, chunk: None });
+            }
+        }
+        for ((chunk, _), mut tokens) in apart {
+            // Tokens that share a block become neighbours, so that its page names them by a range.
+            let path = |token: &Token| {
+                let blocks = sequences[token.sequence].blocks;
+                blocks[chunk * CHUNK_PAGES..blocks.len().min((chunk + 1) * CHUNK_PAGES)].iter().map(|block| block.0)
+            };
+            tokens.sort_by(|a, b| path(a).cmp(path(b)));
+            for tokens in tokens.chunks(capacity) {
+                let pages = pages(sequences, tokens, chunk);
+                items.push(Item { tokens: tokens.to_vec(), pages, chunk: Some(chunk) });
+            }
+        }
+        plan.write(items, group)?;
+        Ok(plan)
+    }
+
+    /// Checks a sequence and notes how large everything must be that its queries touch.
+    fn check(&mut self, index: usize, sequence: &Sequence<'_>) -> Result<()> {
+        let mut before = None;
+        for query in sequence.queries {
+            let page = query.position as usize / BLOCK;
+            if before.is_some_and(|before| before >= query.position) {
+                return Err(Error::Backend(format!(
+                    "{OP}: sequence {index} asks for position {} after {}, expected ascending positions",
+                    query.position,
+                    before.unwrap_or(0)
+                )));
+            }
+            if page >= sequence.blocks.len() || query.position > i32::MAX as u32 - CHUNK as u32 {
+                return Err(Error::Backend(format!(
+                    "{OP}: sequence {index} asks for position {}, its {} blocks hold positions below {}",
+                    query.position,
+                    sequence.blocks.len(),
+                    sequence.blocks.len() * BLOCK
+                )));
+            }
+            before = Some(query.position);
+            self.rows = self.rows.max(query.row as usize + 1);
+            self.rows_out = self.rows_out.max(query.out as usize + 1);
+        }
+        let seen = before.map_or(0, |last| last as usize / BLOCK + 1);
+        let blocks = sequence.blocks[..seen].iter().map(|block| block.0 as usize + 1);
+        self.blocks = blocks.fold(self.blocks, usize::max);
+        Ok(())
+    }
+
+    fn write(&mut self, mut items: Vec<Item>, group: usize) -> Result<()> {
+        let class = |item: &Item| {
+            let rows = item.tokens.len() * group;
+            CLASS_ROWS.iter().position(|&limit| rows <= limit).unwrap_or(CLASSES - 1)
+        };
+        // The longest items of a class start first.
+        items.sort_by_key(|item| (class(item), std::cmp::Reverse(item.pages.len())));
+        let (mut tokens, mut pages): (Vec<[u32; TOKEN_WORDS]>, Vec<[u32; PAGE_WORDS]>) = (Vec::new(), Vec::new());
+        for item in &items {
+            self.items[class(item)] += 1;
+            let shared = item.tokens.iter().any(|token| token.parts > 1);
+            let first = [word(tokens.len())?, word(pages.len())?];
+            let count = word(item.tokens.len())? | if shared { SHARED } else { 0 };
+            self.words.extend([first[0], count, first[1], word(item.pages.len())?]);
+            for token in &item.tokens {
+                let part = item.chunk.filter(|_| token.parts > 1).map_or(0, |chunk| chunk - token.chunks().start);
+                tokens.push([
+                    token.query.row,
+                    token.query.out,
+                    token.query.position,
+                    word(token.lowest)?,
+                    word(token.partial)?,
+                    word(token.parts)?,
+                    word(part)?,
+                    word(token.ticket)?,
+                ]);
+            }
+            pages.extend(&item.pages);
+        }
+        self.tokens_at = self.words.len();
+        self.words.extend(tokens.as_flattened());
+        self.pages_at = self.words.len();
+        self.words.extend(pages.as_flattened());
+        Ok(())
+    }
+
+    /// The lists as the kernels read them: items, tokens of items, pages of items. To be copied to the device.
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+
+    /// Blocks that a launch has.
+    pub fn grid(&self) -> usize {
+        self.items.iter().sum::<usize>() * self.shape.kv_heads
+    }
+
+    /// Parts of tokens that go through the scratch.
+    pub fn partials(&self) -> usize {
+        self.partials
+    }
+}
+
+fn word(value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| Error::Backend(format!("{OP}: a batch with {value} entries is too large")))
+}
+
+/// Pages of one chunk that some of the tokens see, ascending: block, first position, range of tokens, positions.
+fn pages(sequences: &[Sequence<'_>], tokens: &[Token], chunk: usize) -> Vec<[u32; PAGE_WORDS]> {
+    let mut pages = Vec::new();
+    for page in chunk * CHUNK_PAGES..(chunk + 1) * CHUNK_PAGES {
+        let block = |token: &Token| sequences[token.sequence].blocks.get(page).copied();
+        let mut from = 0;
+        for run in tokens.chunk_by(|a, b| block(a) == block(b)) {
+            let to = from + run.len();
+            let last = run.iter().filter(|token| token.sees(page)).map(Token::position).max();
+            if let (Some(last), Some(block)) = (last, block(&run[0])) {
+                let valid = (last + 1 - page * BLOCK).min(BLOCK);
+                // Tokens of an item and positions of a page are few: at most 64 each. Positions are below 2^31.
+                pages.push([block.0, (page * BLOCK) as u32, (from | to << 16) as u32, valid as u32]);
+            }
+            from = to;
+        }
+    }
+    if let Some(last) = pages.last_mut() {
+        last[3] |= CHUNK_ENDS;
+    }
+    pages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::BlockId;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn shape(heads: usize, kv_heads: usize, window: Option<usize>) -> Shape {
+        Shape { heads, kv_heads, head: 64, scale: 0.125, window }
+    }
+
+    const PLENTY: Limits = Limits { blocks: 264, partials: 1 << 20 };
+
+    fn queries(from: usize, count: usize, row: usize) -> Vec<Query> {
+        let query = |i: usize| Query { row: (row + i) as u32, out: (row + i) as u32, position: (from + i) as u32 };
+        (0..count).map(query).collect()
+    }
+
+    /// An item as the kernel reads it: class, tokens, pages.
+    struct Read {
+        class: usize,
+        tokens: Vec<[u32; TOKEN_WORDS]>,
+        pages: Vec<[u32; PAGE_WORDS]>,
+    }
+
+    fn read(plan: &Plan) -> Vec<Read> {
+        let words = plan.words();
+        let classes = plan.items.iter().enumerate().flat_map(|(class, &n)| std::iter::repeat_n(class, n));
+        let list = |at: usize, first: u32, count: u32, width: usize| {
+            let from = at + first as usize * width;
+            words[from..from + count as usize * width].to_vec()
+        };
+        let items = words[..plan.tokens_at].chunks_exact(ITEM_WORDS).zip(classes).map(|(item, class)| Read {
+            class,
+            tokens: list(plan.tokens_at, item[0], item[1] & 0xffff, TOKEN_WORDS).as_chunks().0.to_vec(),
+            pages: list(plan.pages_at, item[2], item[3], PAGE_WORDS).as_chunks().0.to_vec(),
+        });
+        items.collect()
+    }
+
+    /// Everything that the kernel relies on, checked on the words themselves.
+    fn hold(plan: &Plan, shape: &Shape, sequences: &[Sequence<'_>]) {
+        let group = shape.heads / shape.kv_heads;
+        // (row of q, page) -> block, in the order in which items see them; (ticket) -> parts.
+        let mut seen: HashMap<(u32, u32), u32> = HashMap::new();
+        let mut parts: HashMap<u32, Vec<u32>> = HashMap::new();
+        let mut slots: HashMap<u32, u32> = HashMap::new();
+        let mut whole: HashMap<u32, usize> = HashMap::new();
+        for item in read(plan) {
+            let rows = item.tokens.len() * group;
+            assert!(rows > 0 && rows <= CLASS_ROWS[item.class] && !item.pages.is_empty());
+            assert!(item.class == 0 || rows > CLASS_ROWS[item.class - 1], "the smallest class that fits");
+            let ends = |page: &[u32; PAGE_WORDS]| page[3] & CHUNK_ENDS != 0;
+            for pair in item.pages.windows(2) {
+                assert!(pair[0][1] <= pair[1][1], "pages ascend");
+                assert_eq!(ends(&pair[0]), pair[0][1] as usize / CHUNK != pair[1][1] as usize / CHUNK);
+            }
+            assert!(ends(item.pages.last().unwrap()));
+            for page in &item.pages {
+                let (from, to, valid) = (page[2] & 0xffff, page[2] >> 16, page[3] & 0xffff);
+                assert!(from < to && to as usize <= item.tokens.len() && (1..=64).contains(&valid));
+                for token in &item.tokens[from as usize..to as usize] {
+                    let (position, lowest) = (token[2], token[3]);
+                    if position < page[1] || lowest >= page[1] + 64 {
+                        continue;
+                    }
+                    assert!(position >= page[1] + 63 || position < page[1] + valid, "its keys are loaded");
+                    assert_eq!(seen.insert((token[0], page[1]), page[0]), None, "a page is seen once");
+                }
+            }
+            for token in &item.tokens {
+                if token[5] == 1 {
+                    *whole.entry(token[0]).or_default() += 1;
+                } else {
+                    assert!(
+                        item.pages.iter().all(|page| page[1] as usize / CHUNK == item.pages[0][1] as usize / CHUNK)
+                    );
+                    let chunk = token[3] as usize / CHUNK + token[6] as usize;
+                    assert_eq!(item.pages[0][1] as usize / CHUNK, chunk, "parts are numbered by chunk");
+                    parts.entry(token[7]).or_default().push(token[6]);
+                    assert_eq!(slots.insert(token[4] + token[6], token[0]), None, "a part has a place of its own");
+                    assert!((token[4] + token[5]) as usize <= plan.partials && (token[7] as usize) < plan.tickets);
+                }
+            }
+        }
+        let mut expected = 0;
+        let mut several = 0;
+        for sequence in sequences {
+            for query in sequence.queries {
+                let lowest = shape.window.map_or(0, |w| (query.position as usize + 1).saturating_sub(w));
+                let pages = lowest / BLOCK..query.position as usize / BLOCK + 1;
+                expected += pages.len();
+                for page in pages.clone() {
+                    let block = seen.get(&(query.row, (page * BLOCK) as u32));
+                    assert_eq!(block, Some(&sequence.blocks[page].0), "position {} sees page {page}", query.position);
+                }
+                if whole.get(&query.row) != Some(&1) {
+                    assert!(!whole.contains_key(&query.row));
+                    several += 1;
+                }
+            }
+        }
+        assert_eq!(seen.len(), expected, "nothing else is seen");
+        assert_eq!(several, plan.tickets);
+        assert_eq!(slots.len(), plan.partials);
+        for parts in parts.values_mut() {
+            parts.sort_unstable();
+            assert!(parts.iter().enumerate().all(|(i, &part)| i as u32 == part), "every part once");
+        }
+    }
+
+    fn ids(range: Range<u32>) -> Vec<BlockId> {
+        range.map(BlockId).collect()
+    }
+
+    #[test]
+    fn a_page_that_branches_share_is_read_once() {
+        // Eight branches behind 300 shared positions, each with a private block for the rest.
+        let queries: Vec<Vec<Query>> = (0..8).map(|b| queries(300, 1, b)).collect();
+        let blocks: Vec<Vec<BlockId>> = (0..8).map(|b| [ids(0..4), ids(10 + b..11 + b)].concat()).collect();
+        let sequences: Vec<Sequence<'_>> =
+            blocks.iter().zip(&queries).map(|(blocks, queries)| Sequence { blocks, queries }).collect();
+        let shape = shape(32, 8, None);
+        let plan = Plan::new(&shape, &sequences, PLENTY).unwrap();
+        hold(&plan, &shape, &sequences);
+        let items = read(&plan);
+        assert_eq!(plan.items, [8, 1, 0], "the shared chunk has 32 rows, the private ones 4 each");
+        assert_eq!(items.iter().map(|item| item.pages.len()).sum::<usize>(), 4 + 8);
+
+        // They part inside a chunk: the shared pages are still read once.
+        let blocks: Vec<Vec<BlockId>> = (0..8).map(|b| [ids(0..2), ids(10 + 3 * b..13 + 3 * b)].concat()).collect();
+        let sequences: Vec<Sequence<'_>> =
+            blocks.iter().zip(&queries).map(|(blocks, queries)| Sequence { blocks, queries }).collect();
+        let plan = Plan::new(&shape, &sequences, PLENTY).unwrap();
+        hold(&plan, &shape, &sequences);
+        assert_eq!(read(&plan)[8].pages.len(), 2 + 2 * 8);
+        assert_eq!(plan.partials, 16);
+    }
+
+    #[test]
+    fn prefill_walks_its_chunks_where_there_are_blocks_enough() {
+        let blocks = ids(0..32);
+        let queries = queries(0, 2048, 0);
+        let sequences = [Sequence { blocks: &blocks, queries: &queries }];
+        let shape = shape(32, 8, None);
+        let plan = Plan::new(&shape, &sequences, PLENTY).unwrap();
+        hold(&plan, &shape, &sequences);
+        assert_eq!((plan.items, plan.partials), ([0, 0, 128], 0));
+        assert_eq!(read(&plan)[0].pages.len(), 32, "the longest item starts first");
+
+        let sequences = [Sequence { blocks: &blocks, queries: &queries[1024..1040] }];
+        let plan = Plan::new(&shape, &sequences, PLENTY).unwrap();
+        hold(&plan, &shape, &sequences);
+        assert_eq!((plan.items, plan.partials), ([0, 0, 5], 80), "a segment is cut along its keys");
+        let plan = Plan::new(&shape, &sequences, Limits { partials: 79, ..PLENTY }).unwrap();
+        hold(&plan, &shape, &sequences);
+        assert_eq!((plan.items, plan.partials), ([0, 0, 1], 0), "unless there is no room for parts");
+    }
+
+    #[test]
+    fn a_window_leaves_pages_out() {
+        let blocks = ids(0..20);
+        let queries = queries(1000, 3, 0);
+        let sequences = [Sequence { blocks: &blocks, queries: &queries }];
+        let shape = shape(8, 8, Some(64));
+        let plan = Plan::new(&shape, &sequences, PLENTY).unwrap();
+        hold(&plan, &shape, &sequences);
+        assert_eq!(read(&plan)[0].pages.len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_planned_is_named() {
+        let blocks = ids(0..2);
+        let error = |shape: Shape, queries: &[Query]| {
+            let sequences = [Sequence { blocks: &blocks, queries }];
+            Plan::new(&shape, &sequences, PLENTY).unwrap_err().to_string()
+        };
+        let good = shape(8, 8, None);
+        assert!(error(good, &queries(128, 1, 0)).contains("2 blocks hold positions below 128"));
+        let mut twice = queries(3, 2, 0);
+        twice[1].position = 3;
+        assert!(error(good, &twice).contains("position 3 after 3"));
+        assert!(error(Shape { head: 80, ..good }, &[]).contains("80"));
+        assert!(error(Shape { kv_heads: 3, ..good }, &[]).contains("8 query heads"));
+        assert!(error(Shape { heads: 520, ..good }, &[]).contains("65"));
+        assert!(error(Shape { window: Some(0), ..good }, &[]).contains("window"));
+        assert!(error(Shape { scale: f32::NAN, ..good }, &[]).contains("scale"));
+    }
+
+    #[test]
+    fn shared_memory_fits_the_smallest_card() {
+        for class in KERNELS {
+            assert!(class.shared <= 163 * 1024, "{class:?}");
+        }
+    }
+
+    proptest! {
+        /// Trees of sequences with any lengths, windows, groups and limits.
+        #[test]
+        fn every_visible_page_once(
+            tree in prop::collection::vec((0usize..8, 0usize..900, 1usize..90, 0usize..130), 1..7),
+            (kv_heads, group) in (1usize..4, prop::sample::select(vec![1usize, 3, 4, 8, 64])),
+            window in prop::option::of(1usize..700),
+            blocks in prop::sample::select(vec![1usize, 64, 100_000]),
+            partials in prop::sample::select(vec![0usize, 40, 1 << 20]),
+        ) {
+            let shape = shape(kv_heads * group, kv_heads, window);
+            let mut all: Vec<(Vec<BlockId>, Vec<Query>)> = Vec::new();
+            let (mut fresh, mut row) = (0, 0);
+            for (parent, at, count, skip) in tree {
+                // A fork shares the whole blocks before it, or the sequence is new.
+                let (position, mut blocks) = match all.get(parent) {
+                    Some((blocks, _)) => {
+                        let position = at.min(blocks.len() * BLOCK);
+                        (position, blocks[..position / BLOCK].to_vec())
+                    }
+                    None => (at, Vec::new()),
+                };
+                let from = position + skip;
+                while blocks.len() * BLOCK < from + count {
+                    blocks.push(BlockId(fresh));
+                    fresh += 1;
+                }
+                all.push((blocks, queries(from, count, row)));
+                row += count;
+            }
+            let sequences: Vec<Sequence<'_>> =
+                all.iter().map(|(blocks, queries)| Sequence { blocks, queries }).collect();
+            let plan = Plan::new(&shape, &sequences, Limits { blocks, partials }).unwrap();
+            prop_assert!(plan.partials <= partials);
+            hold(&plan, &shape, &sequences);
+            prop_assert_eq!(plan.rows, row);
+        }
+    }
+}
