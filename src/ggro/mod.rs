@@ -13,7 +13,7 @@ pub mod nudge;
 mod options;
 mod response;
 mod runner;
-mod sequences;
+pub(crate) mod sequences;
 pub mod walk;
 
 pub use intervention::{Observer, decode};

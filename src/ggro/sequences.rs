@@ -4,7 +4,7 @@ use crate::Result;
 use crate::model::{Backend, Role, SeqId};
 
 /// A backend together with the sequences one response holds there.
-pub(super) struct Sequences<'a> {
+pub(crate) struct Sequences<'a> {
     pub backend: &'a mut dyn Backend,
     held: Vec<SeqId>,
 }

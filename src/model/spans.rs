@@ -1,7 +1,7 @@
 //! What every backend does with spans before it computes anything: checks them, cuts long batches, and finds the rows whose
 //! results are asked for.
 
-use super::{RewardSpan, Role, Score, SeqId, Span};
+use super::{GradientSpan, RewardSpan, Role, Score, SeqId, Span};
 use crate::config::ModelConfig;
 use crate::kv::{KvHandle, KvPool};
 use crate::{Error, Result};
@@ -20,6 +20,19 @@ impl Placed<'_> {
     pub fn slice(&self, from: usize, to: usize) -> Self {
         Placed { seq: self.seq, start: self.start + from, ids: &self.ids[from..to] }
     }
+}
+
+/// Longest sequence of a pair, in tokens: as asked for, or as long as both models were made for.
+pub(super) fn longest(policy: &ModelConfig, reward: &ModelConfig, asked: Option<usize>) -> Result<usize> {
+    let (policy, reward) = (policy.max_position_embeddings, reward.max_position_embeddings);
+    let limit = policy.min(reward);
+    let len = asked.unwrap_or(limit);
+    if len == 0 || len > limit {
+        return Err(Error::invalid(format!(
+            "max-model-len is {len}; expected 1 to {limit} (policy {policy}, reward model {reward} positions)"
+        )));
+    }
+    Ok(len)
 }
 
 /// The bookkeeping's name for a sequence.
@@ -118,6 +131,20 @@ pub(super) fn reward_rows(span: &RewardSpan<'_>) -> Result<(Vec<usize>, Vec<usiz
     rows.dedup();
     let places = span.also_at.iter().filter_map(|p| rows.binary_search(&(p - span.span.start)).ok()).collect();
     Ok((rows, places))
+}
+
+/// Checks slots and candidates of spans that are to be differentiated.
+pub(super) fn check_gradient(spans: &[GradientSpan<'_>], vocab: usize) -> Result<()> {
+    for span in spans {
+        let (start, end) = (span.span.span.start, span.span.span.start + span.span.span.ids.len());
+        if span.slot < start || span.slot >= end {
+            return Err(Error::Backend(format!("slot {} outside of its span {start}..{end}", span.slot)));
+        }
+        if let Some(id) = span.candidates.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::Backend(format!("candidate {id} is beyond the reward model's vocabulary of {vocab}")));
+        }
+    }
+    Ok(())
 }
 
 /// The rewards of a span's wanted rows, as they were asked for.

@@ -1,1 +1,246 @@
-//! What a pair needs on a device, before anything is loaded.
+//! What a pair needs of a device's memory, before anything is loaded: weights, workspace, and what is left for keys and
+//! values. Plain arithmetic; nothing here asks a device.
+
+use super::sizes::Sizes;
+use crate::kv::BLOCK;
+use crate::{Error, Result};
+use std::fmt::Write as _;
+
+/// Sequences of full length that keys and values are kept for, at most: more are not taken from a device that has room.
+pub const SEQUENCES: usize = 64;
+
+/// What one model needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// Bytes of its weights, padding included.
+    pub weights: u64,
+    /// Bytes of the keys and values of one token, padding included.
+    pub kv_per_token: u64,
+}
+
+impl Model {
+    /// From a model's sizes and the bytes of its weights; keys and values are stored in 16 bits.
+    pub fn new(sizes: &Sizes, weights: u64) -> Self {
+        Model { weights, kv_per_token: 2 * sizes.kv_per_token() as u64 }
+    }
+}
+
+/// What a pair needs, and how much of the device it may take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Needs {
+    /// The policy.
+    pub policy: Model,
+    /// The reward model.
+    pub reward: Model,
+    /// Bytes of activations, logits and scratch.
+    pub workspace: u64,
+    /// Bytes of what the reward gradient keeps.
+    pub gradient: u64,
+    /// Longest sequence, in tokens.
+    pub max_len: usize,
+    /// Share of the device's memory that may be in use, by whomever.
+    pub utilization: f64,
+    /// Sequences of full length, at most, that keys and values are kept for.
+    pub sequences: usize,
+}
+
+/// A device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Bytes that nobody uses.
+    pub free: u64,
+    /// All bytes.
+    pub total: u64,
+}
+
+/// How a device's memory is divided.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Budget {
+    needs: Needs,
+    device: Device,
+    /// Blocks of keys and values of each model.
+    pub blocks: usize,
+}
+
+impl Needs {
+    /// Bytes of one block of keys and values, of both models.
+    fn block(&self) -> u64 {
+        self.policy.kv_per_token.saturating_add(self.reward.kv_per_token).saturating_mul(BLOCK as u64)
+    }
+
+    /// Blocks of one sequence of full length, and one more: a fork copies the block it parts in.
+    fn least(&self) -> u64 {
+        self.max_len.div_ceil(BLOCK) as u64 + 1
+    }
+
+    /// Bytes besides keys and values.
+    fn fixed(&self) -> u64 {
+        [self.policy.weights, self.reward.weights, self.workspace, self.gradient]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+
+    /// Divides a device's memory.
+    ///
+    /// # Errors
+    /// The pair does not fit; the message says what is needed, what is there and what could be changed.
+    pub fn divide(&self, device: Device) -> Result<Budget> {
+        let allowed = allowed(device, self.utilization);
+        let needed = self.fixed().saturating_add(self.block().saturating_mul(self.least()));
+        if needed > allowed {
+            return Err(Error::invalid(self.refusal(device, needed, allowed)));
+        }
+        let wanted = (self.sequences.max(1) as u64).saturating_mul(self.least());
+        let room = (allowed - self.fixed()) / self.block().max(1);
+        let blocks = room.min(wanted).min(u64::from(u32::MAX)) as usize;
+        Ok(Budget { needs: *self, device, blocks })
+    }
+
+    fn refusal(&self, device: Device, needed: u64, allowed: u64) -> String {
+        let kv = self.block().saturating_mul(self.least());
+        let mut text = format!(
+            "the pair does not fit the device: {} are needed (policy {}, reward model {}, workspace {}, gradient {}, keys and \
+             values of one sequence of {} tokens {}), {} of {} are free, and --gpu-memory-utilization {} leaves {} of them",
+            bytes(needed),
+            bytes(self.policy.weights),
+            bytes(self.reward.weights),
+            bytes(self.workspace),
+            bytes(self.gradient),
+            self.max_len,
+            bytes(kv),
+            bytes(device.free),
+            bytes(device.total),
+            self.utilization,
+            bytes(allowed),
+        );
+        let mut ways = Vec::new();
+        let fixed = self.fixed();
+        let fits = allowed.saturating_sub(fixed) / self.block().max(1);
+        if fits >= 2 {
+            ways.push(format!("a --max-model-len of at most {}", (fits - 1) * BLOCK as u64));
+        }
+        if self.gradient > 0 && needed - self.gradient.min(needed) <= allowed {
+            ways.push("a smaller --gradient-tokens".to_string());
+        }
+        if needed <= device.free {
+            ways.push("a larger --gpu-memory-utilization".to_string());
+        } else if needed <= device.total {
+            ways.push("ending what else uses the device".to_string());
+        }
+        if ways.is_empty() {
+            ways.push("a smaller pair, a larger device, or --device cpu".to_string());
+        }
+        let _ = write!(text, "; what would help: {}", ways.join(", or "));
+        text
+    }
+}
+
+/// Bytes that may be taken: the share of the whole, less what is in use.
+fn allowed(device: Device, utilization: f64) -> u64 {
+    let share = (device.total as f64 * utilization.clamp(0.0, 1.0)) as u64;
+    share.saturating_sub(device.total.saturating_sub(device.free)).min(device.free)
+}
+
+impl Budget {
+    /// Bytes of the keys and values of both models.
+    pub fn kv(&self) -> u64 {
+        self.needs.block().saturating_mul(self.blocks as u64)
+    }
+
+    /// Bytes that stay free.
+    pub fn left(&self) -> u64 {
+        self.device.free.saturating_sub(self.needs.fixed()).saturating_sub(self.kv())
+    }
+
+    /// What goes where: name and bytes, in the order of a report.
+    pub fn parts(&self) -> [(&'static str, u64); 6] {
+        [
+            ("policy weights", self.needs.policy.weights),
+            ("reward weights", self.needs.reward.weights),
+            ("workspace", self.needs.workspace),
+            ("gradient", self.needs.gradient),
+            ("keys and values", self.kv()),
+            ("left", self.left()),
+        ]
+    }
+}
+
+impl std::fmt::Display for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [policy, reward, workspace, gradient, kv, left] = self.parts().map(|(_, count)| bytes(count));
+        let (tokens, needs) = (self.blocks * BLOCK, &self.needs);
+        write!(
+            f,
+            "{policy} policy + {reward} reward weights, {workspace} workspace, {gradient} gradient; {kv} keys and values \
+             ({tokens} tokens, {} + {} each), {left} left of {} free",
+            bytes(needs.policy.kv_per_token),
+            bytes(needs.reward.kv_per_token),
+            bytes(self.device.free),
+        )
+    }
+}
+
+/// A number of bytes in words.
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1024 => format!("{n} B"),
+        1024..1_048_576 => format!("{:.1} KiB", n as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", n as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn needs() -> Needs {
+        let model = Model { weights: 16 * GIB, kv_per_token: 128 << 10 };
+        let (workspace, gradient) = (GIB, 2 * GIB);
+        Needs { policy: model, reward: model, workspace, gradient, max_len: 8192, utilization: 0.9, sequences: 64 }
+    }
+
+    #[test]
+    fn what_is_left_goes_to_keys_and_values() {
+        let device = Device { free: 79 * GIB, total: 80 * GIB };
+        let budget = needs().divide(device).unwrap();
+        // 0.9 x 80 - 1 in use - 35 fixed = 36 GiB in blocks of 16 MiB.
+        assert_eq!(budget.blocks, 36 * 64);
+        assert_eq!((budget.kv(), budget.left()), (36 * GIB, 8 * GIB));
+        assert_eq!(budget.parts().iter().map(|(_, bytes)| bytes).sum::<u64>(), device.free);
+        let text = budget.to_string();
+        assert!(text.contains("16.00 GiB policy") && text.contains("147456 tokens"), "{text}");
+    }
+
+    #[test]
+    fn no_more_than_can_be_used_is_taken() {
+        let device = Device { free: 79 * GIB, total: 80 * GIB };
+        let budget = Needs { sequences: 2, max_len: 100, ..needs() }.divide(device).unwrap();
+        assert_eq!(budget.blocks, 2 * 3);
+    }
+
+    #[test]
+    fn a_pair_that_does_not_fit_is_refused_with_what_would_help() {
+        let refused = |needs: Needs, free: u64| needs.divide(Device { free, total: 80 * GIB }).unwrap_err().to_string();
+        let text = refused(Needs { max_len: 1 << 20, ..needs() }, 80 * GIB);
+        assert!(text.contains("a --max-model-len of at most 151488") && text.contains("needed"), "{text}");
+        let text = refused(Needs { utilization: 0.4, ..needs() }, 80 * GIB);
+        assert!(text.contains("larger --gpu-memory-utilization") && !text.contains("max-model-len of"), "{text}");
+        let text = refused(needs(), 20 * GIB);
+        assert!(text.contains("ending what else uses the device"), "{text}");
+        let large = Model { weights: 70 * GIB, ..needs().policy };
+        let text = refused(Needs { policy: large, ..needs() }, 80 * GIB);
+        assert!(text.contains("a smaller pair"), "{text}");
+        // Sizes beyond all reason saturate.
+        let absurd = Model { weights: u64::MAX, kv_per_token: u64::MAX };
+        refused(Needs { policy: absurd, ..needs() }, 80 * GIB);
+    }
+
+    #[test]
+    fn the_longest_sequence_that_is_offered_fits() {
+        let device = Device { free: 80 * GIB, total: 80 * GIB };
+        assert!(Needs { max_len: 151_488, ..needs() }.divide(device).is_ok());
+    }
+}

@@ -82,14 +82,7 @@ impl Reference {
         reward: (&ModelConfig, &Checkpoint),
         options: &LoadOptions,
     ) -> Result<Self> {
-        let (policy_len, reward_len) = (policy.0.max_position_embeddings, reward.0.max_position_embeddings);
-        let limit = policy_len.min(reward_len);
-        let max_len = options.max_model_len.unwrap_or(limit);
-        if max_len == 0 || max_len > limit {
-            return Err(Error::invalid(format!(
-                "max-model-len is {max_len}; expected 1 to {limit} (policy {policy_len}, reward model {reward_len} positions)"
-            )));
-        }
+        let max_len = spans::longest(policy.0, reward.0, options.max_model_len)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads.unwrap_or(0))
             .build()
@@ -264,18 +257,7 @@ impl Backend for Reference {
     fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
         let placed = self.place(Role::Reward, spans.iter().map(|s| s.span.span))?;
         let asked = spans.iter().map(|s| reward_rows(&s.span)).collect::<Result<Vec<_>>>()?;
-        let vocab = self.reward.config.vocab_size;
-        for span in spans {
-            let (start, end) = (span.span.span.start, span.span.span.start + span.span.span.ids.len());
-            if span.slot < start || span.slot >= end {
-                return Err(Error::Backend(format!("slot {} outside of its span {start}..{end}", span.slot)));
-            }
-            if let Some(id) = span.candidates.iter().find(|&&id| id as usize >= vocab) {
-                return Err(Error::Backend(format!(
-                    "candidate {id} is beyond the reward model's vocabulary of {vocab}"
-                )));
-            }
-        }
+        spans::check_gradient(spans, self.reward.config.vocab_size)?;
         let Reference { reward, pool, .. } = self;
         pool.install(|| gradients(reward, spans, &placed, &asked))
     }

@@ -1,0 +1,243 @@
+//! The backward pass of the reward model, from the scored rows down to the input embeddings, one line per operation.
+//!
+//! It covers the rows that a [`Tape`] was recorded with; the positions before them are constants. The gradient of the residual
+//! stream is f32, and is rounded to the storage type where a product takes it. At the top only the scored rows have one, until
+//! attention spreads it over the keys and values of all rows; at the bottom only the wanted rows get one.
+//!
+//! All gradients carry a factor, a power of two chosen from the head and the final norm, so that f16 has digits for them. It is
+//! exact, and taken out again where a result leaves the device.
+
+use super::decoder::{Decoder, Step};
+use super::packet::{Packet, Section};
+use super::sizes::Sizes;
+use super::state::{Activations, Kept, Tape};
+use crate::cuda::ops::attention_backward::{self, attention_backward};
+use crate::cuda::ops::copy_rows::copy_rows;
+use crate::cuda::ops::gemm::{self, Gradients, Output, Shape, gemm_backward};
+use crate::cuda::ops::rmsnorm::{Behind, Norm, rmsnorm_backward};
+use crate::cuda::ops::rope::{self, HeadNorms, Heads, rope_backward};
+use crate::cuda::ops::swiglu::swiglu_backward;
+use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
+use crate::{Error, Result};
+
+/// Buffers of the backward pass of at most `n` rows, sized once. Widths are the padded ones of [`Sizes`].
+pub(super) struct Backward {
+    /// Gradient of the residual stream; after [`run`](Self::run) of the wanted rows' embeddings, times [`factor`](Self::factor).
+    pub grad: Buffer<f32>, // [n, hidden]
+    /// What gradients are multiplied with on the device.
+    pub factor: f32,
+    spread: Buffer<f32>,  // [n, hidden] the same for other rows: all of the batch, or the wanted ones
+    rounded: Buffer<u16>, // [n, hidden] as a product takes it
+    normed: Buffer<f32>,  // [n, hidden] gradient of a norm's result
+    wanted: Buffer<f32>,  // [n, hidden] residual stream of the wanted rows
+    act: Buffer<f32>,     // [n, mlp]
+    gate_up: Buffer<u16>, // [n, 2 mlp]
+    attended: Buffer<u16>, // [n, attention]
+    q: Buffer<f32>,       // [n, heads head]
+    k: Buffer<f32>,       // [n, kv heads head]
+    v: Buffer<f32>,       // [n, kv heads head]
+    qkv: Buffer<u16>,     // [n, (heads + 2 kv heads) head]
+    chosen: Buffer<u16>,  // [n, (heads + 2 kv heads) head] of the wanted rows
+    zeros: Buffer<f32>,   // [hidden]
+    scratch: attention_backward::Scratch,
+}
+
+/// What the backward pass of one batch needs from the host.
+pub(super) struct Asked {
+    /// Live rows that nothing is differentiated of: `(0, row)`.
+    idle: Section<[u32; 2]>,
+    /// Live rows and the rows of the batch that they are: `(live, row)`.
+    live: Section<[u32; 2]>,
+    /// Rows of the batch whose gradient is wanted, and their places: `(row, wanted)`.
+    wanted: Section<[u32; 2]>,
+    wanted_rows: usize,
+}
+
+impl Asked {
+    /// Adds to a packet what is asked: `live` rows of the batch, of which the scores of those at the indices `scored` are
+    /// differentiated, with respect to the embeddings of the rows `wanted`; all ascending.
+    pub fn push(packet: &mut Packet, live: &[usize], scored: &[usize], wanted: &[usize]) -> Self {
+        let idle = (0..live.len()).filter(|index| scored.binary_search(index).is_err()).map(|index| [0, index as u32]);
+        let live = live.iter().enumerate().map(|(index, &row)| [index as u32, row as u32]);
+        let places = wanted.iter().enumerate().map(|(place, &row)| [row as u32, place as u32]);
+        Asked {
+            idle: packet.push(&idle.collect::<Vec<_>>()),
+            live: packet.push(&live.collect::<Vec<_>>()),
+            wanted: packet.push(&places.collect::<Vec<_>>()),
+            wanted_rows: wanted.len(),
+        }
+    }
+}
+
+impl Backward {
+    pub fn new(device: &Device, decoder: &Decoder, rows: usize) -> Result<Self> {
+        let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = decoder.sizes;
+        let kv = decoder.sizes.kv_heads * decoder.sizes.head_padded;
+        Ok(Backward {
+            grad: Buffer::uninitialised(device, rows * d)?,
+            factor: factor(device, decoder)?,
+            spread: Buffer::uninitialised(device, rows * d)?,
+            rounded: Buffer::uninitialised(device, rows * d)?,
+            normed: Buffer::uninitialised(device, rows * d)?,
+            wanted: Buffer::uninitialised(device, rows * d)?,
+            act: Buffer::uninitialised(device, rows * f)?,
+            gate_up: Buffer::uninitialised(device, rows * 2 * f)?,
+            attended: Buffer::uninitialised(device, rows * ap)?,
+            q: Buffer::uninitialised(device, rows * a)?,
+            k: Buffer::uninitialised(device, rows * kv)?,
+            v: Buffer::uninitialised(device, rows * kv)?,
+            qkv: Buffer::uninitialised(device, rows * qkv)?,
+            chosen: Buffer::uninitialised(device, rows * qkv)?,
+            zeros: Buffer::zeros(device, d)?,
+            scratch: attention_backward::Scratch::new(device, decoder.sizes.heads, rows)?,
+        })
+    }
+
+    /// Bytes for so many rows.
+    pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
+        let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = *sizes;
+        let kv = sizes.kv_heads * sizes.head_padded;
+        let row = 4 * (4 * d + f + a + 2 * kv) + 2 * (d + 2 * f + ap + 2 * qkv);
+        (row * rows) as u64 + attention_backward::Scratch::bytes(sizes.heads, rows)
+    }
+
+    /// From the scores of a batch that was recorded on `tape` to the gradient of the wanted rows' embeddings, in `grad`.
+    pub fn run(
+        &mut self,
+        device: &Device,
+        decoder: &mut Decoder,
+        tape: &Tape,
+        step: &Step,
+        asked: &Asked,
+    ) -> Result<()> {
+        let (n, m) = (step.rows, step.live_rows);
+        let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = decoder.sizes;
+        let kv = decoder.sizes.kv_heads * decoder.sizes.head_padded;
+        let Decoder { config, sizes, storage, weights, state, layout, keys_values, rotation, inbox, .. } = decoder;
+        let st = *storage;
+        let eps = config.rms_norm_eps as f32;
+        let norm = |weight| Norm { weight: Buffer::view(weight), columns: sizes.hidden, eps };
+        let heads = Heads { heads: sizes.heads, kv_heads: sizes.kv_heads, head: sizes.head, padded: sizes.head_padded };
+        let mut products = Products { device, storage: st, scratch: &mut state.scratch };
+
+        // The head, and the final norm.
+        let score = Behind::Head(weights.head(), self.factor);
+        let (grad, rounded) = (&mut self.grad.first_mut(m * d), &mut self.rounded.first_mut(m * d));
+        rmsnorm_backward(device, st, grad, Some(rounded), score, state.live.first(m * d), norm(&weights.final_norm))?;
+        copy_rows(device, grad, self.zeros.view(), inbox.view(asked.idle), d)?;
+        copy_rows(device, rounded, self.zeros.view().cast::<u16>().slice(0..d), inbox.view(asked.idle), d)?;
+
+        for (index, layer) in weights.layers.iter().enumerate().rev() {
+            let last = index + 1 == weights.layers.len();
+            let Kept { input, middle, lse, activations } = &tape.layers[index];
+            let Activations { qkv: projected, q, attended, gate_up } = activations;
+            let rows = if last { m } else { n };
+
+            // MLP.
+            let grad = &mut self.grad.first_mut(rows * d);
+            products.wide(self.act.first_mut(rows * f), self.rounded.first(rows * d), rows, &layer.down)?;
+            let d_gate_up = &mut self.gate_up.first_mut(rows * 2 * f);
+            swiglu_backward(device, st, d_gate_up, self.act.first(rows * f), gate_up.first(rows * 2 * f), f)?;
+            products.wide(self.normed.first_mut(rows * d), d_gate_up.view(), rows, &layer.gate_up)?;
+            let (behind, rounded) = (Behind::Rows(self.normed.first(rows * d)), &mut self.rounded.first_mut(rows * d));
+            rmsnorm_backward(device, st, grad, Some(rounded), behind, middle.first(rows * d), norm(&layer.mlp_norm))?;
+
+            // Attention: queries of the rows, keys and values of the batch.
+            products.stored(self.attended.first_mut(rows * ap), rounded.view(), rows, &layer.o)?;
+            if last {
+                self.q.first_mut(n * a).zero(device)?;
+            }
+            let work = step.work(config.windows[index], last);
+            let inputs = attention_backward::Inputs {
+                storage: st,
+                q: q.first(n * a),
+                pool: keys_values.view(),
+                layout: *layout,
+                layer: index,
+                out: attended.first(rows * ap),
+                lse: lse.first(rows * sizes.heads),
+                d_out: self.attended.first(rows * ap),
+            };
+            let mut output = attention_backward::Output {
+                q: self.q.first_mut(n * a),
+                k: self.k.first_mut(n * kv),
+                v: self.v.first_mut(n * kv),
+            };
+            let Some((keys, words)) = &work.keys else {
+                return Err(Error::Backend("a batch that was not recorded has no gradient".to_string()));
+            };
+            let lists = attention_backward::Work {
+                queries: (&work.plan, inbox.view(work.words)),
+                keys: (keys, inbox.view(*words)),
+            };
+            attention_backward(device, &mut output, inputs, lists, &mut state.attention, &mut self.scratch)?;
+            let gradients =
+                rope::Gradients { q: self.q.first(n * a), k: self.k.first(n * kv), v: self.v.first(n * kv) };
+            let inputs = rope::Inputs {
+                qkv: projected.first(n * qkv),
+                positions: inbox.view(step.positions),
+                table: rotation.view(),
+                norms: layer.head_norms.as_ref().map(|(q, k)| HeadNorms { q: q.view(), k: k.view(), eps }),
+            };
+            rope_backward(device, st, &mut self.qkv.first_mut(n * qkv), &gradients, &inputs, heads)?;
+
+            // The residual stream before the layer: of all rows, at the bottom of the wanted ones.
+            if last {
+                self.spread.first_mut(n * d).zero(device)?;
+                copy_rows(device, &mut self.spread.first_mut(n * d), grad.view(), inbox.view(asked.live), d)?;
+                std::mem::swap(&mut self.grad, &mut self.spread);
+            }
+            let bottom = index == 0;
+            let w = if bottom { asked.wanted_rows } else { n };
+            if bottom {
+                let pairs = inbox.view(asked.wanted);
+                copy_rows(device, &mut self.spread.first_mut(w * d), self.grad.first(n * d), pairs, d)?;
+                copy_rows(device, &mut self.chosen.first_mut(w * qkv), self.qkv.first(n * qkv), pairs, qkv)?;
+                copy_rows(device, &mut self.wanted.first_mut(w * d), input.first(n * d), pairs, d)?;
+                std::mem::swap(&mut self.grad, &mut self.spread);
+            }
+            let d_qkv = if bottom { self.chosen.first(w * qkv) } else { self.qkv.first(n * qkv) };
+            let input = if bottom { self.wanted.first(w * d) } else { input.first(n * d) };
+            products.wide(self.normed.first_mut(w * d), d_qkv, w, &layer.qkv)?;
+            let (behind, grad) = (Behind::Rows(self.normed.first(w * d)), &mut self.grad.first_mut(w * d));
+            let rounded = &mut self.rounded.first_mut(w * d);
+            rmsnorm_backward(device, st, grad, Some(rounded), behind, input, norm(&layer.attention_norm))?;
+        }
+        Ok(())
+    }
+}
+
+/// The power of two that brings the largest element of the head, as the final norm weighs it, to about 1.
+fn factor(device: &Device, decoder: &Decoder) -> Result<f32> {
+    let (head, norm) = (decoder.weights.head().download(device)?, decoder.weights.final_norm.download(device)?);
+    let widen = |bits: u16| decoder.storage.widen(bits);
+    let largest = head.iter().zip(&norm).map(|(&h, &w)| (widen(h) * widen(w)).abs()).fold(0.0, f32::max);
+    let exponent = if largest > 0.0 && largest.is_finite() { largest.log2().floor() } else { 0.0 };
+    Ok((-exponent.clamp(-60.0, 60.0)).exp2())
+}
+
+/// Data gradients of products with weights.
+struct Products<'a> {
+    device: &'a Device,
+    storage: Storage,
+    scratch: &'a mut gemm::Scratch,
+}
+
+impl Products<'_> {
+    /// `dx = dy w`, rounded to the storage type.
+    fn stored(&mut self, dx: ViewMut<'_, u16>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
+        self.run(Output::Storage(dx), dy, rows, w)
+    }
+
+    /// `dx = dy w`, in f32.
+    fn wide(&mut self, dx: ViewMut<'_, f32>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
+        self.run(Output::F32(dx), dy, rows, w)
+    }
+
+    fn run(&mut self, mut dx: Output<'_>, dy: View<'_, u16>, tokens: usize, w: &Buffer<u16>) -> Result<()> {
+        let n = dy.len() / tokens.max(1);
+        let shape = Shape { tokens, n, k: w.len() / n.max(1) };
+        let gradients = Gradients { storage: self.storage, dy, w: w.view() };
+        gemm_backward(self.device, &mut dx, gradients, shape, self.scratch)
+    }
+}

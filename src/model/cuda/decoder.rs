@@ -1,0 +1,390 @@
+//! One decoder on a device: its weights, its paged keys and values, and the forward pass, one line per operation.
+
+use super::packet::{Inbox, Packet, Section};
+use super::sizes::Sizes;
+use super::state::{Activations, Kept, State, Tape};
+use super::weights::Weights;
+use crate::config::ModelConfig;
+use crate::cuda::ops::attention::{self, Query, Sequence, attention};
+use crate::cuda::ops::attention_backward::{self, Segment};
+use crate::cuda::ops::copy_rows::copy_rows;
+use crate::cuda::ops::embed::embed;
+use crate::cuda::ops::gemm::{self, Operands, Output, Shape, gemm};
+use crate::cuda::ops::kv::{KvLayout, KvRows};
+use crate::cuda::ops::kv_copy::kv_copy;
+use crate::cuda::ops::rmsnorm::{Delta, Norm, rmsnorm};
+use crate::cuda::ops::rope::{self, HeadNorms, Heads, rope};
+use crate::cuda::ops::swiglu::swiglu;
+use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
+use crate::kv::{BLOCK, BlockCopy, KvPool};
+use crate::model::spans::{Batch, Placed};
+use crate::{Error, Result};
+
+/// A model with its sequences.
+pub(super) struct Decoder {
+    pub config: ModelConfig,
+    pub sizes: Sizes,
+    pub storage: Storage,
+    pub weights: Weights,
+    pub kv: KvPool,
+    pub state: State,
+    /// Token positions that went through [`forward`](Self::forward).
+    pub forwarded: u64,
+    /// Token positions that went through the backward pass.
+    pub differentiated: u64,
+    pub layout: KvLayout,
+    pub keys_values: Buffer<u16>,   // [blocks, layers, 2, kv heads, 64, head]
+    pub rotation: Buffer<[f32; 2]>, // [positions, head / 2] cosine and sine
+    /// Block copies that no launch has made yet.
+    copies: Vec<BlockCopy>,
+    packet: Packet,
+    /// What the last batch needed from the host.
+    pub inbox: Inbox,
+}
+
+/// What the layers of one batch need from the host.
+pub(super) struct Step {
+    ids: Section<u32>,
+    pub positions: Section<u32>,
+    slots: Section<u32>,
+    /// Rows of the batch that are live, and their places among these; empty if all are.
+    live: Section<[u32; 2]>,
+    copies: Section<[u32; 3]>,
+    pub rows: usize,
+    pub live_rows: usize,
+    /// Attention of all rows, once per distinct window.
+    all: Vec<Work>,
+    /// Attention of the last layer, of the live rows.
+    last: Work,
+}
+
+/// Attention's list of work, and where the device has it.
+pub(super) struct Work {
+    window: Option<usize>,
+    pub plan: attention::Plan,
+    pub words: Section<u32>,
+    /// The same for the gradients of keys and values, if they are wanted.
+    pub keys: Option<(attention_backward::Plan, Section<u32>)>,
+}
+
+impl Step {
+    /// Attention's work in a layer with this window.
+    pub fn work(&self, window: Option<usize>, last: bool) -> &Work {
+        let all = self.all.iter().find(|work| !last && work.window == window);
+        all.unwrap_or(&self.last)
+    }
+}
+
+/// Attention's heads and what they see.
+pub(super) fn shape(sizes: &Sizes, window: Option<usize>) -> attention::Shape {
+    let Sizes { heads, kv_heads, head, head_padded, .. } = *sizes;
+    attention::Shape { heads, kv_heads, head: head_padded, scale: 1.0 / (head as f32).sqrt(), window }
+}
+
+impl Decoder {
+    pub fn new(
+        device: &Device,
+        config: &ModelConfig,
+        sizes: Sizes,
+        (weights, storage): (Weights, Storage),
+        (rows, blocks, positions): (usize, usize, usize),
+    ) -> Result<Self> {
+        let layout = KvLayout { layers: sizes.layers, kv_heads: sizes.kv_heads, head: sizes.head_padded };
+        let frequencies = config.rope.frequencies(config.head_dim);
+        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
+        let rotation: Vec<[f32; 2]> = angles.map(|a| [a.cos() as f32, a.sin() as f32]).collect();
+        let elements = blocks.checked_mul(layout.block()).ok_or_else(|| {
+            Error::Backend(format!("{blocks} blocks of {} elements of keys and values are too many", layout.block()))
+        })?;
+        Ok(Decoder {
+            config: config.clone(),
+            storage,
+            weights,
+            kv: KvPool::new(blocks),
+            state: State::new(device, &sizes, rows)?,
+            forwarded: 0,
+            differentiated: 0,
+            layout,
+            keys_values: Buffer::uninitialised(device, elements)?,
+            rotation: Buffer::from_slice(device, &rotation)?,
+            copies: Vec::new(),
+            packet: Packet::default(),
+            inbox: Inbox::new(device, 64 * rows)?,
+            sizes,
+        })
+    }
+
+    /// Remembers a block copy that a fork or an append asks for. It is made before the next batch, together with the others
+    /// that do not depend on it.
+    pub fn copy_block(&mut self, device: &Device, copy: Option<BlockCopy>) -> Result<()> {
+        let Some(copy) = copy else { return Ok(()) };
+        // In one launch, copies have no order: none may read what another writes.
+        if self.copies.iter().any(|other| other.to == copy.from || other.from == copy.to || other.to == copy.to) {
+            self.packet.clear();
+            let copies = self.push_copies();
+            self.inbox.receive(device, &self.packet)?;
+            kv_copy(device, &mut self.keys_values.view_mut(), self.inbox.view(copies), self.layout)?;
+        }
+        self.copies.push(copy);
+        Ok(())
+    }
+
+    fn push_copies(&mut self) -> Section<[u32; 3]> {
+        let words = self.copies.drain(..).map(|c| [c.from.0, c.to.0, c.positions as u32]);
+        self.packet.push(&words.collect::<Vec<_>>())
+    }
+
+    /// Whether there are blocks for all of the spans.
+    pub fn check_room(&self, spans: &[Placed<'_>]) -> Result<()> {
+        let mut needed = 0;
+        for span in spans {
+            needed += self.kv.blocks_needed(span.seq, span.ids.len())?;
+        }
+        let free = self.kv.blocks_free();
+        if needed > free {
+            return Err(Error::Backend(format!(
+                "out of key/value memory: {needed} blocks of {BLOCK} positions needed, {free} free"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Appends the pieces of a batch to their sequences and runs them through the layers. The residual stream of the live rows
+    /// is in `state.live` then. What `extra` adds to the packet goes to the device with the rest.
+    pub fn forward<E>(
+        &mut self,
+        device: &Device,
+        batch: &Batch<'_>,
+        extra: impl FnOnce(&mut Packet) -> E,
+    ) -> Result<E> {
+        let (extra, _) = self.record(device, batch, extra, None)?;
+        Ok(extra)
+    }
+
+    /// [`forward`](Self::forward), keeping on the tape what the backward pass needs.
+    pub fn record<E>(
+        &mut self,
+        device: &Device,
+        batch: &Batch<'_>,
+        extra: impl FnOnce(&mut Packet) -> E,
+        tape: Option<&mut Tape>,
+    ) -> Result<(E, Step)> {
+        for piece in &batch.pieces {
+            let copy = self.kv.append(piece.seq, piece.ids.len())?;
+            self.copy_block(device, copy)?;
+        }
+        let step = self.step(device, batch, tape.is_some())?;
+        let extra = extra(&mut self.packet);
+        self.inbox.receive(device, &self.packet)?;
+        kv_copy(device, &mut self.keys_values.view_mut(), self.inbox.view(step.copies), self.layout)?;
+        self.layers(device, &step, tape)?;
+        self.forwarded += step.rows as u64;
+        Ok((extra, step))
+    }
+
+    fn step(&mut self, device: &Device, batch: &Batch<'_>, taped: bool) -> Result<Step> {
+        self.packet.clear();
+        let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        for piece in &batch.pieces {
+            let blocks = self.kv.blocks(piece.seq)?;
+            ids.extend_from_slice(piece.ids);
+            for position in piece.start..piece.start + piece.ids.len() {
+                positions.push(position as u32);
+                slots.push(blocks[position / BLOCK].0 * BLOCK as u32 + (position % BLOCK) as u32);
+            }
+        }
+        let rows: Vec<usize> = batch.live.iter().map(|&(row, _)| row).collect();
+        let live: Vec<[u32; 2]> = rows.iter().enumerate().map(|(to, &from)| [from as u32, to as u32]).collect();
+        let every: Vec<usize> = (0..batch.rows).collect();
+        let mut all: Vec<Work> = Vec::new();
+        let last_layer = self.sizes.layers - 1;
+        for layer in 0..last_layer {
+            let window = self.config.windows[layer];
+            if all.iter().all(|work| work.window != window) {
+                all.push(self.work(device, batch, &every, window, taped)?);
+            }
+        }
+        let last = self.work(device, batch, &rows, self.config.windows[last_layer], taped)?;
+        Ok(Step {
+            ids: self.packet.push(&ids),
+            positions: self.packet.push(&positions),
+            slots: self.packet.push(&slots),
+            live: self.packet.push(&live),
+            copies: self.push_copies(),
+            rows: batch.rows,
+            live_rows: rows.len(),
+            all,
+            last,
+        })
+    }
+
+    /// Attention's work for some rows of a batch, ascending; its output has these rows.
+    fn work(
+        &mut self,
+        device: &Device,
+        batch: &Batch<'_>,
+        rows: &[usize],
+        window: Option<usize>,
+        taped: bool,
+    ) -> Result<Work> {
+        let (mut queries, mut parts) = (Vec::with_capacity(rows.len()), Vec::new());
+        let mut first = 0;
+        for piece in &batch.pieces {
+            let from = queries.len();
+            let owned = rows[from..].iter().take_while(|&&row| row < first + piece.ids.len());
+            queries.extend(owned.enumerate().map(|(i, &row)| Query {
+                row: row as u32,
+                out: (from + i) as u32,
+                position: (piece.start + row - first) as u32,
+            }));
+            parts.push((piece, first, from..queries.len()));
+            first += piece.ids.len();
+        }
+        let (mut sequences, mut segments) = (Vec::with_capacity(parts.len()), Vec::with_capacity(parts.len()));
+        for (piece, row, range) in parts {
+            let (blocks, queries) = (self.kv.blocks(piece.seq)?, &queries[range]);
+            let (start, len) = (piece.start as u32, piece.ids.len() as u32);
+            segments.push(Segment { blocks, start, len, row: row as u32, queries });
+            if !queries.is_empty() {
+                sequences.push(Sequence { blocks, queries });
+            }
+        }
+        let shape = shape(&self.sizes, window);
+        let plan = attention::Plan::new(&shape, &sequences, self.state.attention.limits(device, &shape))?;
+        let keys = match taped {
+            true => Some(attention_backward::Plan::new(&shape, &segments)?),
+            false => None,
+        };
+        let words = self.packet.push(plan.words());
+        let keys = keys.map(|plan| {
+            let words = self.packet.push(plan.words());
+            (plan, words)
+        });
+        Ok(Work { window, plan, words, keys })
+    }
+
+    fn layers(&mut self, device: &Device, step: &Step, mut tape: Option<&mut Tape>) -> Result<()> {
+        let (n, m) = (step.rows, step.live_rows);
+        let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = self.sizes;
+        let Decoder { config, sizes, storage, weights, state, layout, keys_values, rotation, inbox, .. } = self;
+        let State { residual, live, normed, act, layer: shared, scratch, attention: attention_scratch, .. } = state;
+        let mut linear = Linear { device, storage: *storage, scratch };
+        let st = *storage;
+        let eps = config.rms_norm_eps as f32;
+        let norm = |weight| Norm { weight: Buffer::view(weight), columns: sizes.hidden, eps };
+        let heads = Heads { heads: sizes.heads, kv_heads: sizes.kv_heads, head: sizes.head, padded: sizes.head_padded };
+
+        embed(device, st, &mut residual.first_mut(n * d), weights.embedding.view(), inbox.view(step.ids), d)?;
+        for (index, layer) in weights.layers.iter().enumerate() {
+            let kept = tape.as_deref_mut().map(|tape| &mut tape.layers[index]);
+            let (Activations { qkv: projected, q, attended, gate_up }, mut kept) = match kept {
+                None => (&mut *shared, None),
+                Some(Kept { input, middle, lse, activations }) => {
+                    input.first_mut(n * d).copy_from(device, residual.first(n * d))?;
+                    (activations, Some((middle, lse)))
+                }
+            };
+            let mut x = residual.first_mut(n * d);
+            rmsnorm(device, st, &mut normed.first_mut(n * d), &mut x, Delta::None, norm(&layer.attention_norm))?;
+            linear.stored(projected.first_mut(n * qkv), normed.first(n * d), n, &layer.qkv, &layer.qkv_bias)?;
+            let inputs = rope::Inputs {
+                qkv: projected.first(n * qkv),
+                positions: inbox.view(step.positions),
+                table: rotation.view(),
+                norms: layer.head_norms.as_ref().map(|(q, k)| HeadNorms { q: q.view(), k: k.view(), eps }),
+            };
+            let slots = inbox.view(step.slots);
+            let mut kv = KvRows { pool: keys_values.view_mut(), layout: *layout, layer: index, slots };
+            rope(device, st, &mut q.first_mut(n * a), &mut kv, &inputs, heads)?;
+
+            // Beyond the keys and values of the last layer only the live rows go on.
+            let last = index + 1 == weights.layers.len();
+            let rows = if last { m } else { n };
+            let work = step.work(config.windows[index], last);
+            if last {
+                let live = &mut live.first_mut(m * d);
+                copy_rows(device, live, residual.first(n * d), inbox.view(step.live), d)?;
+            }
+            let mut x = if last { live.first_mut(m * d) } else { residual.first_mut(n * d) };
+            let lse_rows = kept.as_mut().map(|(_, lse)| lse.first_mut(rows * sizes.heads));
+            let (pool, layout) = (keys_values.view(), *layout);
+            let inputs = attention::Inputs { storage: st, q: q.first(n * a), pool, layout, layer: index };
+            let mut output = attention::Output { out: attended.first_mut(rows * ap), lse: lse_rows };
+            attention(device, &mut output, inputs, inbox.view(work.words), &work.plan, attention_scratch)?;
+            linear.added(x.reborrow(), attended.first(rows * ap), rows, &layer.o, &layer.o_bias)?;
+            if let Some((middle, _)) = &mut kept {
+                middle.first_mut(rows * d).copy_from(device, x.view())?;
+            }
+            rmsnorm(device, st, &mut normed.first_mut(rows * d), &mut x, Delta::None, norm(&layer.mlp_norm))?;
+            let wide = gate_up.first_mut(rows * 2 * f);
+            linear.stored(wide, normed.first(rows * d), rows, &layer.gate_up, &layer.gate_up_bias)?;
+            swiglu(device, st, &mut act.first_mut(rows * f), gate_up.first(rows * 2 * f), f)?;
+            linear.added(x, act.first(rows * f), rows, &layer.down, &layer.down_bias)?;
+        }
+        Ok(())
+    }
+
+    /// The final norm of the first `rows` live rows, into `state.normed`.
+    pub fn norm(&mut self, device: &Device, rows: usize) -> Result<()> {
+        let Sizes { hidden_padded: d, hidden, .. } = self.sizes;
+        let State { live, normed, .. } = &mut self.state;
+        let norm =
+            Norm { weight: self.weights.final_norm.view(), columns: hidden, eps: self.config.rms_norm_eps as f32 };
+        rmsnorm(device, self.storage, &mut normed.first_mut(rows * d), &mut live.first_mut(rows * d), Delta::None, norm)
+    }
+}
+
+/// Products with weights, all in one storage type.
+pub(super) struct Linear<'a> {
+    pub device: &'a Device,
+    pub storage: Storage,
+    pub scratch: &'a mut gemm::Scratch,
+}
+
+impl Linear<'_> {
+    /// `y = x w^T + b`, rounded to the storage type.
+    fn stored(
+        &mut self,
+        y: ViewMut<'_, u16>,
+        x: View<'_, u16>,
+        rows: usize,
+        w: &Buffer<u16>,
+        bias: &Option<Buffer<u16>>,
+    ) -> Result<()> {
+        self.run(Output::Storage(y), x, rows, w.view(), bias.as_ref())
+    }
+
+    /// `y += x w^T + b`, in f32.
+    fn added(
+        &mut self,
+        y: ViewMut<'_, f32>,
+        x: View<'_, u16>,
+        rows: usize,
+        w: &Buffer<u16>,
+        bias: &Option<Buffer<u16>>,
+    ) -> Result<()> {
+        self.run(Output::Add(y), x, rows, w.view(), bias.as_ref())
+    }
+
+    /// `y = x w^T`, in f32.
+    pub fn wide(&mut self, y: ViewMut<'_, f32>, x: View<'_, u16>, rows: usize, w: View<'_, u16>) -> Result<()> {
+        self.run(Output::F32(y), x, rows, w, None)
+    }
+
+    fn run(
+        &mut self,
+        mut y: Output<'_>,
+        x: View<'_, u16>,
+        tokens: usize,
+        w: View<'_, u16>,
+        bias: Option<&Buffer<u16>>,
+    ) -> Result<()> {
+        if tokens == 0 {
+            return Ok(());
+        }
+        let k = x.len() / tokens;
+        let n = w.len() / k.max(1);
+        let operands = Operands { storage: self.storage, x, w, bias: bias.map(Buffer::view) };
+        gemm(self.device, &mut y, operands, Shape { tokens, n, k }, self.scratch)
+    }
+}

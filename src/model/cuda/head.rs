@@ -1,0 +1,245 @@
+//! From final hidden states to the policy's rows: logits, their statistics, their largest.
+
+use super::decoder::{Decoder, Linear};
+use super::packet::{Packet, Section};
+use crate::cuda::ops::copy_rows::copy_rows;
+use crate::cuda::ops::softmax_entropy::{
+    MAX_K, RowStatsOut, Scratch, TopKOut, TopKWish, When, softmax_entropy, top_k as device_top_k,
+};
+use crate::cuda::{Buffer, Device};
+use crate::model::{PolicyRow, RowStats, Statistic, TopK, top_k};
+use crate::{Error, Result};
+
+/// Logits that are computed at once, in bytes: what a large cache does not hold anyway.
+const LOGITS: usize = 128 << 20;
+
+/// What is asked of one row.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    /// Probability floor.
+    pub floor: f64,
+    /// Largest logits.
+    pub top_k: TopK<'a>,
+    /// Where the hidden state is kept for [`Head::row`].
+    pub keep: u32,
+}
+
+/// Buffers behind the policy's last norm, sized once for `r` rows at a time.
+pub(super) struct Head {
+    rows: usize,
+    /// Ids that both models know.
+    known: usize,
+    logits: Buffer<f32>,  // [r, vocab]
+    results: Buffer<u64>, // statistics, counts, ids and logits of the lists: one copy back
+    scratch: Scratch,
+    kept: Buffer<u16>, // [sequences, hidden]
+}
+
+/// What is asked of a batch's rows, as the device reads it.
+#[derive(Clone, Copy)]
+pub(super) struct Questions {
+    pairs: Section<[u32; 2]>,
+    floors: Section<f64>,
+    wishes: Section<TopKWish>,
+}
+
+impl Questions {
+    /// Adds them to what a batch needs from the host.
+    pub fn push(packet: &mut Packet, asked: &[Asked<'_>]) -> Self {
+        let pairs = asked.iter().enumerate().map(|(row, asked)| [row as u32, asked.keep]);
+        let floors = asked.iter().map(|asked| asked.floor);
+        let wishes = asked.iter().map(|asked| wish(asked.top_k));
+        Questions {
+            pairs: packet.push(&pairs.collect::<Vec<_>>()),
+            floors: packet.push(&floors.collect::<Vec<_>>()),
+            wishes: packet.push(&wishes.collect::<Vec<_>>()),
+        }
+    }
+}
+
+/// Words of a row's statistics.
+const STATS: usize = size_of::<RowStatsOut>() / 8;
+
+impl Head {
+    pub fn new(device: &Device, decoder: &Decoder, known: usize) -> Result<Self> {
+        let vocab = decoder.sizes.vocab;
+        let rows = Self::rows_at_once(vocab, decoder.state.rows);
+        Ok(Head {
+            rows,
+            known,
+            logits: Buffer::uninitialised(device, rows * vocab)?,
+            results: Buffer::uninitialised(device, rows * (STATS + 1 + MAX_K))?,
+            scratch: Scratch::new(device, rows, vocab)?,
+            kept: Buffer::uninitialised(device, 64 * decoder.sizes.hidden_padded)?,
+        })
+    }
+
+    fn rows_at_once(vocab: usize, rows: usize) -> usize {
+        (LOGITS / 4 / vocab).clamp(8, 256).min(rows).max(1)
+    }
+
+    /// Bytes of the buffers, without the small ones.
+    pub fn bytes(vocab: usize, rows: usize) -> u64 {
+        (Self::rows_at_once(vocab, rows) * vocab * 4) as u64
+    }
+
+    /// Rows for the normed hidden states at the start of `decoder.state.normed`, one for each of `asked`, whose questions went
+    /// to the device with the batch.
+    pub fn run(
+        &mut self,
+        device: &Device,
+        decoder: &mut Decoder,
+        questions: Questions,
+        asked: &[Asked<'_>],
+    ) -> Result<Vec<PolicyRow>> {
+        self.keep(device, decoder, questions, asked)?;
+        let mut out = Vec::with_capacity(asked.len());
+        for (index, group) in asked.chunks(self.rows).enumerate() {
+            self.group(device, decoder, questions, index * self.rows, group, &mut out)?;
+        }
+        Ok(out)
+    }
+
+    /// Keeps the hidden states.
+    fn keep(&mut self, device: &Device, decoder: &Decoder, questions: Questions, asked: &[Asked<'_>]) -> Result<()> {
+        let d = decoder.sizes.hidden_padded;
+        let last = asked.iter().map(|asked| asked.keep as usize).max().unwrap_or(0);
+        if (last + 1) * d > self.kept.len() {
+            // As many as ever lived at once, rounded up to a power of two.
+            let mut more = Buffer::uninitialised(device, (last + 1).next_power_of_two() * d)?;
+            more.first_mut(self.kept.len()).copy_from(device, self.kept.view())?;
+            self.kept = more;
+        }
+        let (hidden, pairs) = (decoder.state.normed.first(asked.len() * d), decoder.inbox.view(questions.pairs));
+        copy_rows(device, &mut self.kept.view_mut(), hidden, pairs, d)
+    }
+
+    fn group(
+        &mut self,
+        device: &Device,
+        decoder: &mut Decoder,
+        questions: Questions,
+        first: usize,
+        asked: &[Asked<'_>],
+        out: &mut Vec<PolicyRow>,
+    ) -> Result<()> {
+        let (d, v, rows) = (decoder.sizes.hidden_padded, decoder.sizes.vocab, asked.len());
+        let stride = asked.iter().map(|asked| wish(asked.top_k).k as usize).max().unwrap_or(0).min(self.known);
+
+        let hidden = decoder.state.normed.view().slice(first * d..(first + rows) * d);
+        let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
+        linear.wide(self.logits.first_mut(rows * v), hidden, rows, decoder.weights.head())?;
+
+        // One buffer for everything that goes back: statistics, then per row a count, then ids, then logits.
+        let (words, counts, list) = (rows * STATS, rows.div_ceil(2), (rows * stride).div_ceil(2));
+        let mut results = self.results.first_mut(words + counts + 2 * list);
+        let logits = self.logits.first(rows * v);
+        let floors = decoder.inbox.view(questions.floors).slice(first..first + rows);
+        let wishes = decoder.inbox.view(questions.wishes).slice(first..first + rows);
+        let stats = &mut results.slice(0..words).cast::<RowStatsOut>();
+        softmax_entropy(device, stats, logits, floors, &mut self.scratch)?;
+        if stride > 0 {
+            let (stats, mut rest) = results.split_at(words);
+            let (found, mut rest) = rest.split_at(counts);
+            let (ids, values) = rest.split_at(list);
+            let mut lists = TopKOut {
+                found: found.cast::<u32>().slice_owned(0..rows),
+                ids: ids.cast::<u32>().slice_owned(0..rows * stride),
+                logits: values.cast::<f32>().slice_owned(0..rows * stride),
+                stride,
+            };
+            device_top_k(device, &mut lists, logits, stats.view().cast(), wishes, self.known, &mut self.scratch)?;
+        }
+
+        let length = if stride > 0 { words + counts + 2 * list } else { words };
+        let back = self.results.download_first(device, length)?;
+        let stats: &[RowStatsOut] = bytemuck::cast_slice(&back[..words]);
+        let found: &[u32] = bytemuck::cast_slice(back.get(words..words + counts).unwrap_or(&[]));
+        let ids: &[u32] = bytemuck::cast_slice(back.get(words + counts..words + counts + list).unwrap_or(&[]));
+        let values: &[f32] = bytemuck::cast_slice(back.get(words + counts + list..).unwrap_or(&[]));
+        for (row, asked) in asked.iter().enumerate() {
+            let stats = RowStats::from(stats[row]);
+            let top = match wanted(asked.top_k, &stats) {
+                0 => Vec::new(),
+                k if on_device(asked.top_k) => {
+                    let count = (found[row] as usize).min(k);
+                    let at = row * stride..row * stride + count;
+                    ids[at.clone()].iter().copied().zip(values[at].iter().copied()).collect()
+                }
+                k => {
+                    let row = self.logits.view().slice(row * v..(row + 1) * v).download(device)?;
+                    top_k(&row, k, self.known)
+                }
+            };
+            out.push(PolicyRow { stats, top });
+        }
+        Ok(())
+    }
+
+    /// The whole row of the hidden state that was kept at a place.
+    pub fn row(&mut self, device: &Device, decoder: &mut Decoder, kept: u32) -> Result<Vec<f32>> {
+        let (d, v) = (decoder.sizes.hidden_padded, decoder.sizes.vocab);
+        let at = kept as usize * d;
+        if at + d > self.kept.len() {
+            return Err(Error::Backend(format!("no hidden state was kept at {kept}")));
+        }
+        let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
+        linear.wide(self.logits.first_mut(v), self.kept.view().slice(at..at + d), 1, decoder.weights.head())?;
+        self.logits.download_first(device, v)
+    }
+
+    /// Logits of the first `rows` hidden states in `decoder.state.normed`, `[rows, vocab]`.
+    pub fn all(&mut self, device: &Device, decoder: &mut Decoder, rows: usize) -> Result<Vec<f32>> {
+        let (d, v) = (decoder.sizes.hidden_padded, decoder.sizes.vocab);
+        let mut out = Vec::with_capacity(rows * v);
+        for first in (0..rows).step_by(self.rows) {
+            let count = self.rows.min(rows - first);
+            let hidden = decoder.state.normed.view().slice(first * d..(first + count) * d);
+            let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
+            linear.wide(self.logits.first_mut(count * v), hidden, count, decoder.weights.head())?;
+            out.extend(self.logits.download_first(device, count * v)?);
+        }
+        Ok(out)
+    }
+}
+
+/// Whether the device can evaluate the condition and hold the list.
+fn on_device(asked: TopK<'_>) -> bool {
+    match asked {
+        TopK::Skip => false,
+        TopK::Take(k) => k <= MAX_K,
+        TopK::TakeIf(k, condition) => k <= MAX_K && condition.least().is_some(),
+    }
+}
+
+/// What the device is asked for; what it cannot do is done from the row, once the statistics are back.
+fn wish(asked: TopK<'_>) -> TopKWish {
+    match asked {
+        _ if !on_device(asked) => TopKWish::new(0, When::Never, 0.0),
+        TopK::TakeIf(k, condition) => match condition.least() {
+            Some((statistic, least)) => TopKWish::new(k, when(statistic), least),
+            None => TopKWish::new(0, When::Never, 0.0),
+        },
+        TopK::Take(k) => TopKWish::new(k, When::Always, 0.0),
+        TopK::Skip => TopKWish::new(0, When::Never, 0.0),
+    }
+}
+
+fn when(statistic: Statistic) -> When {
+    match statistic {
+        Statistic::Entropy => When::Entropy,
+        Statistic::NegativeMargin => When::Margin,
+        Statistic::RestProbability => When::MaxProbability,
+        Statistic::Varentropy => When::Varentropy,
+    }
+}
+
+/// Length of the list that a row gets.
+fn wanted(asked: TopK<'_>, stats: &RowStats) -> usize {
+    match asked {
+        _ if !stats.finite => 0,
+        TopK::Take(k) => k,
+        TopK::TakeIf(k, condition) if condition.reached(stats) => k,
+        _ => 0,
+    }
+}

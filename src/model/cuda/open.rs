@@ -1,0 +1,177 @@
+//! Opening a pair on a device: what it needs, whether that fits, and bringing it there.
+
+use super::decoder::Decoder;
+use super::gradient::GradientPass;
+use super::head::Head;
+use super::memory::{self, Budget, Needs};
+use super::state::State;
+use super::weights::{LoadReport, Plan, Weights};
+use super::{Cuda, Parts};
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::cuda::{Buffer, Device, Storage};
+use crate::model::spans;
+use crate::pair::Pair;
+use crate::{Error, Result};
+use std::collections::HashSet;
+
+/// How a pair is run on a device.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaOptions {
+    /// Longest sequence in tokens; `None`: the shorter of what the two models were made for.
+    pub max_model_len: Option<usize>,
+    /// Storage type of weights, activations, keys and values; `None`: that of the checkpoints, if it loses nothing.
+    pub dtype: Option<Storage>,
+    /// Share of the device's memory that may be in use, by whomever.
+    pub memory_utilization: f64,
+    /// Most rows that go through the layers together.
+    pub batch_tokens: usize,
+    /// Most tokens that are differentiated together; a segment may not be longer.
+    pub gradient_tokens: usize,
+    /// Sequences of full length, at most, that keys and values are kept for.
+    pub sequences: usize,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        CudaOptions {
+            max_model_len: None,
+            dtype: None,
+            memory_utilization: 0.9,
+            batch_tokens: 2048,
+            gradient_tokens: 1024,
+            sequences: memory::SEQUENCES,
+        }
+    }
+}
+
+/// What opening did.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// How the memory is divided.
+    pub budget: Budget,
+    /// Loading of policy and reward model.
+    pub loads: [LoadReport; 2],
+    /// Their storage types.
+    pub storage: [Storage; 2],
+}
+
+/// What is known of a pair before a device is asked for anything.
+pub struct Prepared {
+    plans: [Plan; 2],
+    max_len: usize,
+    options: CudaOptions,
+}
+
+impl Prepared {
+    /// Looks all tensors up and works the sizes out.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape or type, the kernels cannot do the sizes, or `max_model_len` is zero or beyond
+    /// either model.
+    pub fn new(
+        policy: (&ModelConfig, &Checkpoint),
+        reward: (&ModelConfig, &Checkpoint),
+        options: &CudaOptions,
+    ) -> Result<Self> {
+        let max_len = spans::longest(policy.0, reward.0, options.max_model_len)?;
+        if options.batch_tokens == 0 {
+            return Err(Error::invalid("batch-tokens is 0; expected at least 1"));
+        }
+        let plans = [Plan::new(policy.0, policy.1, options.dtype)?, Plan::new(reward.0, reward.1, options.dtype)?];
+        Ok(Prepared { plans, max_len, options: *options })
+    }
+
+    /// Rows of a batch: no more than one sequence could ever have in it many times over.
+    fn rows(&self) -> usize {
+        self.options.batch_tokens
+    }
+
+    /// What the pair needs of a device's memory.
+    pub fn needs(&self) -> Needs {
+        let [policy, reward] = &self.plans;
+        let model = |plan: &Plan| memory::Model::new(plan.sizes(), plan.device_bytes());
+        let states = State::bytes(policy.sizes(), self.rows()) + State::bytes(reward.sizes(), self.rows());
+        Needs {
+            policy: model(policy),
+            reward: model(reward),
+            workspace: states + Head::bytes(policy.sizes().vocab, self.rows()),
+            gradient: GradientPass::bytes(
+                reward.sizes(),
+                self.options.gradient_tokens.min(self.max_len).min(self.rows()),
+            ),
+            max_len: self.max_len,
+            utilization: self.options.memory_utilization,
+            sequences: self.options.sequences,
+        }
+    }
+
+    /// Bytes that will be read from the files.
+    pub fn source_bytes(&self) -> u64 {
+        self.plans.iter().map(Plan::source_bytes).sum()
+    }
+}
+
+impl Cuda {
+    /// Brings a pair to a device. `progress` is told how many bytes of the files have been read so far.
+    ///
+    /// # Errors
+    /// As [`Prepared::new`]; the pair does not fit the device's memory; an element is not a number of the storage type and no
+    /// type was asked for; the device fails.
+    pub fn open(
+        device: Device,
+        pair: &Pair,
+        options: &CudaOptions,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(Cuda, Opened)> {
+        let parts = ((&pair.policy, &pair.policy_weights), (&pair.reward, &pair.reward_weights));
+        Self::assemble(device, parts, options, progress)
+    }
+
+    /// As [`open`](Self::open), from shapes and weights alone.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn assemble(
+        device: Device,
+        (policy, reward): Parts<'_>,
+        options: &CudaOptions,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(Cuda, Opened)> {
+        let prepared = Prepared::new(policy, reward, options)?;
+        let (free, total) = device.memory()?;
+        let budget = prepared.needs().divide(memory::Device { free: free as u64, total: total as u64 })?;
+        let rows = prepared.rows();
+        let gradient_rows = options.gradient_tokens.min(prepared.max_len).min(rows);
+        let Prepared { plans: [policy_plan, reward_plan], max_len, .. } = prepared;
+
+        let read = policy_plan.source_bytes();
+        let (policy_weights, policy_load) = Weights::load(&device, &policy_plan, progress)?;
+        let (reward_weights, reward_load) = Weights::load(&device, &reward_plan, &mut |bytes| progress(read + bytes))?;
+        let sizes = (rows, budget.blocks, max_len);
+        let decoder = |config, plan: &Plan, weights| {
+            Decoder::new(&device, config, *plan.sizes(), (weights, plan.storage()), sizes)
+        };
+        let policy_decoder = decoder(policy.0, &policy_plan, policy_weights)?;
+        let reward_decoder = decoder(reward.0, &reward_plan, reward_weights)?;
+        let known = policy.0.vocab_size.min(reward.0.vocab_size);
+        let shape = [policy.0.vocab_size, policy.0.hidden_size];
+        let opened = Opened {
+            budget,
+            loads: [policy_load, reward_load],
+            storage: [policy_plan.storage(), reward_plan.storage()],
+        };
+        let cuda = Cuda {
+            head: Head::new(&device, &policy_decoder, known)?,
+            rewards: Buffer::uninitialised(&device, rows)?,
+            gradient: GradientPass::new(&device, &reward_decoder, gradient_rows)?,
+            policy: policy_decoder,
+            reward: reward_decoder,
+            max_len,
+            embedding: policy.1.load("model.embed_tokens.weight", &shape)?,
+            kept: HashSet::new(),
+            device,
+        };
+        Ok((cuda, opened))
+    }
+}

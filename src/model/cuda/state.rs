@@ -1,0 +1,110 @@
+//! What a batch leaves in device memory: the buffers of the layers, and what the backward pass needs of them.
+
+use super::decoder;
+use super::sizes::Sizes;
+use crate::Result;
+use crate::cuda::ops::{attention, gemm};
+use crate::cuda::{Buffer, Device};
+
+/// Parts of queries that attention may have at once: some 64 sequences of 8000 tokens.
+const PARTS: usize = 2048;
+
+/// Buffers of a batch of at most `n` rows, sized once. Widths are the padded ones of [`Sizes`].
+pub(super) struct State {
+    /// The most rows that go through the layers together.
+    pub rows: usize,
+    pub residual: Buffer<f32>, // [n, hidden]
+    pub live: Buffer<f32>,     // [n, hidden] the rows that go on beyond the last layer's keys and values
+    pub normed: Buffer<u16>,   // [n, hidden]
+    pub act: Buffer<u16>,      // [n, mlp]
+    pub layer: Activations,
+    pub scratch: gemm::Scratch,
+    pub attention: attention::Scratch,
+}
+
+/// What a layer computes between its products.
+pub(super) struct Activations {
+    pub qkv: Buffer<u16>,      // [n, (heads + 2 kv heads) head] as projected
+    pub q: Buffer<u16>,        // [n, heads head] normed and rotated
+    pub attended: Buffer<u16>, // [n, attention]; columns beyond heads x head stay zero
+    pub gate_up: Buffer<u16>,  // [n, 2 mlp]
+}
+
+impl Activations {
+    pub fn new(device: &Device, sizes: &Sizes, rows: usize) -> Result<Self> {
+        Ok(Activations {
+            qkv: Buffer::uninitialised(device, rows * sizes.qkv)?,
+            q: Buffer::uninitialised(device, rows * sizes.attention)?,
+            attended: Buffer::zeros(device, rows * sizes.attention_padded)?,
+            gate_up: Buffer::uninitialised(device, rows * 2 * sizes.mlp_padded)?,
+        })
+    }
+
+    /// Bytes for so many rows.
+    pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
+        let row = sizes.qkv + sizes.attention + sizes.attention_padded + 2 * sizes.mlp_padded;
+        2 * (row * rows) as u64
+    }
+}
+
+/// What the backward pass needs of a forward pass of at most `n` rows. Rows are all rows of the batch, except that the last
+/// layer keeps the live rows only, from its attention on. The inputs of products are computed again: cheaper than keeping
+/// them.
+pub(super) struct Tape {
+    /// The most rows that are differentiated together.
+    pub rows: usize,
+    pub layers: Vec<Kept>,
+}
+
+/// What is kept of one layer.
+pub(super) struct Kept {
+    pub input: Buffer<f32>,  // [n, hidden] residual stream
+    pub middle: Buffer<f32>, // [n, hidden] residual stream between attention and MLP
+    pub lse: Buffer<f32>,    // [n, heads] attention's normalisers
+    pub activations: Activations,
+}
+
+impl Tape {
+    pub fn new(device: &Device, sizes: &Sizes, rows: usize) -> Result<Self> {
+        let kept = || -> Result<Kept> {
+            Ok(Kept {
+                input: Buffer::uninitialised(device, rows * sizes.hidden_padded)?,
+                middle: Buffer::uninitialised(device, rows * sizes.hidden_padded)?,
+                lse: Buffer::uninitialised(device, rows * sizes.heads)?,
+                activations: Activations::new(device, sizes, rows)?,
+            })
+        };
+        Ok(Tape { rows, layers: (0..sizes.layers).map(|_| kept()).collect::<Result<Vec<_>>>()? })
+    }
+
+    /// Bytes for so many rows.
+    pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
+        let row = 4 * (2 * sizes.hidden_padded + sizes.heads);
+        ((row * rows) as u64 + Activations::bytes(sizes, rows)) * sizes.layers as u64
+    }
+}
+
+impl State {
+    pub fn new(device: &Device, sizes: &Sizes, rows: usize) -> Result<Self> {
+        let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention_padded: a, vocab, .. } = *sizes;
+        let layer = [(qkv, d), (d, a), (2 * f, d), (d, f)];
+        let gradients = layer.map(|(n, k)| (k, n));
+        let products = [&layer[..], &gradients, &[(vocab, d), (1, d)]].concat();
+        Ok(State {
+            rows,
+            residual: Buffer::uninitialised(device, rows * d)?,
+            live: Buffer::uninitialised(device, rows * d)?,
+            normed: Buffer::uninitialised(device, rows * d)?,
+            act: Buffer::uninitialised(device, rows * f)?,
+            layer: Activations::new(device, sizes, rows)?,
+            scratch: gemm::Scratch::new(device, &products, 0)?,
+            attention: attention::Scratch::new(device, &[decoder::shape(sizes, None)], PARTS)?,
+        })
+    }
+
+    /// Bytes for so many rows, without the scratch of products and attention.
+    pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
+        let (d, f) = (sizes.hidden_padded, sizes.mlp_padded);
+        (rows * (2 * 4 * d + 2 * d + 2 * f)) as u64 + Activations::bytes(sizes, rows)
+    }
+}
