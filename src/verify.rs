@@ -6,12 +6,17 @@
 //!
 //! A replay is a list of [`Check`]s. A check that fails says where the first difference is, in words.
 
+mod errors;
 mod forward;
+mod passes;
+pub mod teacher;
 mod tensors;
 mod text;
 mod trace;
 
+pub use errors::{BACKWARD, FLOOR, FORWARD};
 pub use forward::{Forward, forward};
+pub use passes::Passes;
 pub use text::{softmax, tokenizer};
 pub use trace::{expected_work, trace};
 

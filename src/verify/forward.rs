@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use std::path::Path;
 
 /// The floor with which the fixtures' `entropy_floor_1e-9` was computed.
-const FLOOR: f64 = 1e-9;
+pub(super) const FLOOR: f64 = 1e-9;
 
 /// One fixture of passes over `ids`.
 #[derive(Clone, Debug)]
@@ -18,16 +18,16 @@ pub struct Forward {
     /// The tokens.
     pub ids: Vec<u32>,
     /// `[T, d]`, after the final norm.
-    hidden: Vec<f32>,
+    pub(super) hidden: Vec<f32>,
     /// Positions whose logits are recorded.
-    logit_positions: Vec<usize>,
+    pub(super) logit_positions: Vec<usize>,
     /// `[logit_positions, V]`.
-    logits: Vec<f32>,
-    entropy: Vec<f64>,
-    entropy_floored: Vec<f64>,
-    reward_by_position: Vec<f64>,
+    pub(super) logits: Vec<f32>,
+    pub(super) entropy: Vec<f64>,
+    pub(super) entropy_floored: Vec<f64>,
+    pub(super) reward_by_position: Vec<f64>,
     /// `[T, d_R]`: the last position's reward by every embedding.
-    gradient: Vec<f32>,
+    pub(super) gradient: Vec<f32>,
 }
 
 impl Forward {
@@ -65,6 +65,11 @@ impl Forward {
             && tensors.shape("policy_logits")?.first() == Some(&rows)
             && forward.logit_positions.iter().all(|&p| p < t);
         if consistent { Ok(forward) } else { Err(Error::file(path, "the tensors' lengths do not fit each other")) }
+    }
+
+    /// Length of a row of logits.
+    pub(super) fn vocabulary(&self) -> usize {
+        self.logits.len() / self.logit_positions.len().max(1)
     }
 }
 
@@ -110,7 +115,7 @@ fn whole(check: &mut Check, golden: &Forward, rows: &PolicyRows) {
 }
 
 fn steps(backend: &mut dyn Backend, seq: SeqId, golden: &Forward, check: &mut Check) -> Result<()> {
-    let width = golden.logits.len() / golden.logit_positions.len().max(1);
+    let width = golden.vocabulary();
     for (position, id) in golden.ids.iter().enumerate() {
         let span = Span { seq, start: position, ids: std::slice::from_ref(id) };
         let step = PolicySpan { span, floor: FLOOR, top_k: TopK::Skip };
@@ -193,10 +198,10 @@ fn compare(check: &mut Check, quantity: &'static str, what: &str, expected: &[f3
     }
 }
 
-fn norm(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|x| x * x).sum::<f64>().sqrt()
 }
 
-fn nothing() -> Error {
+pub(super) fn nothing() -> Error {
     Error::Backend("the backend returned no result for a span".to_string())
 }
