@@ -29,7 +29,6 @@ const NO_EFFECT: &str = "has no effect here: in the official code it scales the 
 was chosen; ggro forces that token outright";
 
 pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
-    args.device.check()?;
     if args.method.nudge_weight.is_some() {
         say(&format!("note: --nudge-weight {NO_EFFECT}"));
     }
@@ -55,8 +54,8 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         Some(uniforms) => Uniforms::Recorded(uniforms),
         None => Uniforms::Seeded(args.method.seed),
     };
-    args.device.announce();
-    let mut backend = args.device.open(&pair, args.pair.max_model_len)?;
+    let mut chosen = args.device.choose()?;
+    let mut opened = args.device.open(&mut chosen, &pair, args.pair.max_model_len)?;
 
     let painted = coloured(args.output.color) && !args.output.json;
     let layout = Layout {
@@ -70,7 +69,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     };
     let mut screen = Screen::new(TextStream::new(&pair.tokenizer, &prompt.ids), &layout);
     let started = Instant::now();
-    let decoded = decode(&mut backend, &prompt.ids, &options, uniforms, &mut screen);
+    let decoded = decode(opened.backend(), &prompt.ids, &options, uniforms, &mut screen);
     let elapsed = started.elapsed();
     let response = match decoded {
         Ok(response) => response,
@@ -96,9 +95,9 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         return Err(closed.into());
     }
     let compared = args.method.method == Method::Ggro && !args.method.no_baseline;
-    let greedy = if compared { Some(greedy(&mut backend, &pair, &prompt, &options)?) } else { None };
+    let greedy = if compared { Some(greedy(opened.backend(), &pair, &prompt, &options)?) } else { None };
     if args.output.json {
-        let object = answer.json(greedy.as_ref(), "cpu");
+        let object = answer.json(greedy.as_ref(), &opened.device().to_string());
         writeln!(std::io::stdout(), "{object}")?;
     } else {
         say(&answer.lines(greedy.as_ref(), painted));

@@ -1,9 +1,11 @@
 //! `ggro info`: what this build is, what it runs on, and whether a pair fits.
 
-use super::models::{PairArgs, context, no_cuda, switch};
-use crate::checkpoint::{Checkpoint, DType};
+use super::models::{DType, MemoryArgs, PairArgs, context, cuda_options, no_cuda, switch};
+use crate::Error;
+use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::cuda::{self, images};
+use crate::model::cuda::{Prepared, memory};
 use crate::model::reference::{LoadOptions, Reference};
 use crate::pair::Pair;
 use serde_json::{Value, json};
@@ -15,6 +17,9 @@ use std::process::ExitCode;
 pub(super) struct Args {
     #[command(flatten)]
     pub pair: PairArgs,
+
+    #[command(flatten)]
+    pub memory: MemoryArgs,
 
     /// One JSON object in place of text
     #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
@@ -55,7 +60,7 @@ fn info(args: &Args, pair: &Pair) -> Value {
             "threads": std::thread::available_parallelism().map_or(1, usize::from),
             "simd": simd(),
         }],
-        "cuda": cuda_device(),
+        "cuda": cuda_devices(args, pair),
         "pair": {
             "demo": args.pair.is_demo(),
             "models": models,
@@ -75,7 +80,7 @@ fn info(args: &Args, pair: &Pair) -> Value {
     })
 }
 
-/// What the build embedded, and why it cannot be chosen as a device.
+/// What the build embedded.
 fn kernels() -> Value {
     let embedded = images::embedded();
     let functions: std::collections::BTreeSet<_> = embedded.iter().flat_map(|i| i.usage).map(|u| u.kernel).collect();
@@ -84,24 +89,51 @@ fn kernels() -> Value {
         "targets": images::targets(),
         "nvcc": images::compiler(),
         "bytes": embedded.iter().map(|image| image.bytes.len()).sum::<usize>(),
-        "reason": no_cuda(),
     })
 }
 
-/// The first CUDA device, or why there is none. Without kernels the driver is not asked.
-fn cuda_device() -> Value {
-    if images::embedded().is_empty() {
-        return Value::Null;
-    }
-    match cuda::Device::open(0) {
-        Ok(device) => json!({
-            "name": device.name(),
-            "capability": device.capability().to_string(),
-            "multiprocessors": device.multiprocessors(),
-            "memory_bytes": device.memory().ok().map(|(_, total)| total),
-        }),
-        Err(error) => json!({ "missing": error.to_string() }),
-    }
+/// Every CUDA device with the memory report of the pair, and why there is none. Without kernels the driver is not asked.
+fn cuda_devices(args: &Args, pair: &Pair) -> Value {
+    let count = match images::embedded().is_empty() {
+        true => cuda::Device::open(0).map(|_| 0),
+        false => cuda::Device::count(),
+    };
+    let missing = match &count {
+        Err(error) => Some(no_cuda(error)),
+        Ok(0) => Some("the driver finds no CUDA device".to_string()),
+        Ok(_) => None,
+    };
+    let open = |index| match cuda::Device::open(index) {
+        Ok(device) => cuda_device(args, pair, index, &device),
+        Err(error) => json!({ "index": index, "missing": no_cuda(&error) }),
+    };
+    json!({ "devices": (0..count.unwrap_or(0)).map(open).collect::<Vec<_>>(), "missing": missing })
+}
+
+fn cuda_device(args: &Args, pair: &Pair, index: usize, device: &cuda::Device) -> Value {
+    let options = cuda_options(args.pair.max_model_len, DType::Auto, args.memory);
+    let memory = device.memory().ok().map(|(free, total)| memory::Device { free: free as u64, total: total as u64 });
+    let policy = (&pair.policy, &pair.policy_weights);
+    let budget = Prepared::new(policy, (&pair.reward, &pair.reward_weights), &options).and_then(|prepared| {
+        let memory =
+            memory.ok_or_else(|| Error::Backend("the device does not say how much memory is free".to_string()))?;
+        prepared.needs().divide(memory)
+    });
+    let parts = budget.as_ref().ok().map(|budget| {
+        let parts = budget.parts().map(|(name, bytes)| (format!("{}_bytes", name.replace(' ', "_")), bytes));
+        parts.into_iter().collect::<std::collections::BTreeMap<_, _>>()
+    });
+    json!({
+        "index": index,
+        "name": device.name(),
+        "capability": device.capability().to_string(),
+        "multiprocessors": device.multiprocessors(),
+        "memory_bytes": memory.map(|memory| memory.total),
+        "free_bytes": memory.map(|memory| memory.free),
+        "fits": budget.is_ok(),
+        "parts": parts,
+        "report": budget.map_or_else(|error| error.to_string(), |budget| budget.to_string()),
+    })
 }
 
 fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {
@@ -129,11 +161,7 @@ fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {
 fn stored(config: &ModelConfig, weights: &Checkpoint) -> Option<&'static str> {
     let shape = [config.vocab_size, config.hidden_size];
     let tensor = weights.tensor("model.embed_tokens.weight", &shape).ok()?;
-    Some(match tensor.dtype {
-        DType::Bf16 => "bf16",
-        DType::F16 => "f16",
-        DType::F32 => "f32",
-    })
+    Some(tensor.dtype.name())
 }
 
 /// Keys and values of one token in every layer, in f32 as the CPU backend keeps them.
@@ -179,29 +207,33 @@ fn text(info: &Value) -> String {
     }
     let kernels = &info["kernels"];
     if kernels["count"] == 0 {
-        out += &format!("\nkernels     none: {}\n", word(&kernels["reason"]));
+        out += "\nkernels     none\n";
     } else {
         let targets: Vec<String> = kernels["targets"].as_array().into_iter().flatten().map(word).collect();
         out += &format!(
-            "\nkernels     {} for {}, {}, by nvcc {}\n            {}\n",
+            "\nkernels     {} for {}, {}, by nvcc {}\n",
             word(&kernels["count"]),
             targets.join(", "),
             bytes(&kernels["bytes"]),
             word(&kernels["nvcc"]),
-            word(&kernels["reason"]),
         );
     }
-    match &info["cuda"] {
-        Value::Null => {}
-        device if device["name"].is_string() => {
-            out += &format!(
-                "device      cuda:0: {}, compute capability {}, {} multiprocessors\n",
+    for device in info["cuda"]["devices"].as_array().into_iter().flatten() {
+        out += &match device["missing"].as_str() {
+            Some(missing) => format!("device      cuda:{}: {missing}\n", word(&device["index"])),
+            None => format!(
+                "device      cuda:{}: {}, compute capability {}, {} multiprocessors, {}\n            {}\n",
+                word(&device["index"]),
                 word(&device["name"]),
                 word(&device["capability"]),
                 word(&device["multiprocessors"]),
-            );
-        }
-        device => out += &format!("device      no cuda: {}\n", word(&device["missing"])),
+                bytes(&device["memory_bytes"]),
+                word(&device["report"]).replace("; ", "\n            "),
+            ),
+        };
+    }
+    if let Some(missing) = info["cuda"]["missing"].as_str() {
+        out += &format!("device      no cuda: {missing}\n");
     }
     for device in info["devices"].as_array().into_iter().flatten() {
         let simd: Vec<String> = device["simd"].as_array().into_iter().flatten().map(word).collect();
@@ -267,11 +299,5 @@ fn count(n: u64) -> String {
 }
 
 fn bytes(value: &Value) -> String {
-    let n = value.as_u64().unwrap_or(0);
-    match n {
-        0..1024 => format!("{n} B"),
-        1024..1_048_576 => format!("{:.1} KiB", n as f64 / 1024.0),
-        1_048_576..1_073_741_824 => format!("{:.1} MiB", n as f64 / 1_048_576.0),
-        _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
-    }
+    memory::bytes(value.as_u64().unwrap_or(0))
 }

@@ -1,11 +1,12 @@
 //! `ggro kernels`: are the kernels right, how fast are they, and what did the compiler make of them?
 
-use crate::conformance::{self, Finding, Listed, Timing};
+use crate::conformance::{self, Finding, Listed, Timing, vectors};
 use crate::cuda::{Device, images};
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Test, time or list the CUDA kernels
+/// Test, time, list or record the CUDA kernels
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -15,9 +16,24 @@ pub(super) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Action {
     /// Compares every kernel with an evaluation in f64; exit code 1 if one is wrong
-    Test(Options),
+    Test {
+        #[command(flatten)]
+        options: Options,
+        /// Only cases of at most N elements or multiply-adds; for slow tools
+        #[arg(long, value_name = "N")]
+        work: Option<u64>,
+    },
     /// Times every kernel against the card's own copy rate and matrix peak
     Bench(Options),
+    /// Writes what the device's special instructions do to FILE, for tests without a device
+    Record {
+        /// Where to; tests/kernels/vectors.safetensors is replayed by the tests
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Index of the CUDA device
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        ordinal: usize,
+    },
     /// Prints registers, shared memory, local memory and occupancy; needs no device. Exit code 1 if a kernel spills
     List {
         /// JSON instead of a table
@@ -28,7 +44,7 @@ enum Action {
 
 #[derive(Debug, clap::Args)]
 struct Options {
-    /// Only this op: rmsnorm, softmax_entropy or gemm
+    /// Only this op: rmsnorm, softmax_entropy, gemm or place
     #[arg(long, value_name = "NAME")]
     op: Option<String>,
     /// Index of the CUDA device
@@ -45,8 +61,9 @@ struct Options {
 /// No device, or none that the kernels run on; standard output cannot be written.
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.action {
-        Action::Test(options) => test(options),
+        Action::Test { options, work } => test(options, *work),
         Action::Bench(options) => bench(options),
+        Action::Record { file, ordinal } => record(file, *ordinal),
         Action::List { json } => list(*json),
     }
 }
@@ -59,11 +76,11 @@ fn known(op: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn test(options: &Options) -> anyhow::Result<ExitCode> {
+fn test(options: &Options, work: Option<u64>) -> anyhow::Result<ExitCode> {
     known(options.op.as_deref())?;
     let device = Device::open(options.ordinal)?;
     let mut written = Ok(());
-    let findings = conformance::test(&device, options.op.as_deref(), |finding| {
+    let findings = conformance::test(&device, options.op.as_deref(), work, |finding| {
         if written.is_ok() {
             written = print_finding(finding, options.json);
         }
@@ -100,6 +117,22 @@ fn bench(options: &Options) -> anyhow::Result<ExitCode> {
         }
     })?;
     written?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn record(file: &Path, ordinal: usize) -> anyhow::Result<ExitCode> {
+    let device = Device::open(ordinal)?;
+    let vectors = vectors::record(&device)?;
+    let about = [
+        ("device", device.name().to_string()),
+        ("capability", device.capability().to_string()),
+        ("version", env!("CARGO_PKG_VERSION").to_string()),
+        ("commit", option_env!("GGRO_BUILD_COMMIT").unwrap_or("unknown").to_string()),
+    ];
+    let about = about.into_iter().map(|(name, value)| (name.to_string(), value));
+    vectors::write(file, &vectors, about.collect())?;
+    let names: Vec<&str> = vectors.iter().map(|vectors| vectors.probe.name()).collect();
+    writeln!(std::io::stdout(), "{} on {}: {}", file.display(), device.name(), names.join(", "))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,23 +2,30 @@
 
 use super::say;
 use crate::checkpoint::Files;
-use crate::cuda::images;
-use crate::model::reference::{LoadOptions, Reference};
+use crate::cuda::{self, Storage, images};
+use crate::model::Backend;
+use crate::model::cuda::weights::LoadReport;
+use crate::model::cuda::{Cuda, CudaOptions, Prepared, memory};
+use crate::model::reference::{LoadOptions, PolicyRows, Reference};
 use crate::pair::Pair;
 use crate::{Error, Result, demo};
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Why CUDA cannot be chosen.
-pub(super) fn no_cuda() -> &'static str {
-    if images::embedded().is_empty() {
-        "this build has no CUDA kernels: it was built without nvcc; install CUDA 13 (or run scripts/install-nvcc.sh), set NVCC and \
-         build again"
+/// Why there is no CUDA device, in the words of whoever noticed, and what would help.
+pub(super) fn no_cuda(why: &Error) -> String {
+    let why = why.to_string();
+    let help = if images::embedded().is_empty() {
+        "; CUDA 13 and scripts/install-nvcc.sh both bring one"
+    } else if why.contains("libcuda") {
+        "; install NVIDIA's driver, release 580 or later"
     } else {
-        "the CUDA backend is not complete: this build has kernels, but no forward pass on them yet"
-    }
+        ""
+    };
+    format!("{why}{help}")
 }
 
 /// The pair.
@@ -92,21 +99,45 @@ pub(super) fn context(pair: &Pair) -> usize {
     pair.policy.max_position_embeddings.min(pair.reward.max_position_embeddings)
 }
 
+/// How much of a device.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[command(next_help_heading = "Device")]
+pub(super) struct MemoryArgs {
+    /// Share of a CUDA device's memory that may be in use, by whomever
+    ///
+    /// Weights and workspace come first; keys and values get the rest, as far as sequences of --max-model-len can use it.
+    #[arg(long, value_name = "SHARE", env = "GGRO_GPU_MEMORY_UTILIZATION", hide_env = true, default_value = "0.9",
+          value_parser = share, allow_negative_numbers = true)]
+    pub gpu_memory_utilization: f64,
+
+    /// Longest segment that a CUDA device can differentiate, in tokens
+    ///
+    /// Its backward pass keeps what the forward pass of that many tokens computed; `ggro info` says how much that takes.
+    #[arg(long, value_name = "TOKENS", env = "GGRO_GRADIENT_TOKENS", hide_env = true, default_value_t = 1024,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub gradient_tokens: usize,
+}
+
 /// The device and its arithmetic.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Device")]
 pub(super) struct DeviceArgs {
     /// auto, cpu, cuda or cuda:N
     ///
-    /// auto says which it takes. The CUDA backend is not complete: cuda is refused, and auto takes the CPU.
+    /// auto takes the first CUDA device if there is one and the CPU if not, and says which.
     #[arg(long, value_name = "DEVICE", env = "GGRO_DEVICE", hide_env = true, default_value = "auto")]
     pub device: Device,
 
     /// Arithmetic: auto, f32, bf16 or f16
     ///
-    /// The CPU computes in f32 straight from the stored weights, whatever their type, and takes auto and f32 only.
+    /// The CPU computes in f32 straight from the stored weights, whatever their type, and takes auto and f32 only. CUDA stores
+    /// weights, activations, keys and values in 16 bits and accumulates in f32; auto is the checkpoint's type, and bf16 for
+    /// weights stored in f32 that lose nothing by it. bf16 and f16 round what they must.
     #[arg(long, value_name = "TYPE", env = "GGRO_DTYPE", hide_env = true, default_value = "auto", value_enum)]
     pub dtype: DType,
+
+    #[command(flatten)]
+    pub memory: MemoryArgs,
 
     /// Threads of the CPU backend [default: all cores]; results do not depend on it
     #[arg(long, value_name = "N", env = "GGRO_THREADS", hide_env = true,
@@ -114,34 +145,172 @@ pub(super) struct DeviceArgs {
     pub threads: Option<usize>,
 }
 
+/// A device that is there.
+pub(super) enum Chosen {
+    Cpu,
+    /// With the device that was opened to see whether it is there, until it is used.
+    Cuda(usize, Option<Box<cuda::Device>>),
+}
+
 impl DeviceArgs {
-    /// Refuses what this build cannot do; says what auto takes.
-    pub(super) fn check(&self) -> Result<()> {
-        match (self.device, self.dtype) {
-            (Device::Cuda(_), _) => {
-                Err(Error::invalid(format!("--device {}: {}; or use --device cpu", self.device, no_cuda())))
-            }
-            (_, DType::Bf16 | DType::F16) => Err(Error::invalid(format!(
+    /// Finds the device and says which one `auto` took.
+    pub(super) fn choose(&self) -> Result<Chosen> {
+        let chosen = match self.device {
+            Device::Cpu => Chosen::Cpu,
+            Device::Cuda(index) => self
+                .cuda(index)
+                .map_err(|why| Error::invalid(format!("--device {}: {why}; or use --device cpu", self.device)))?,
+            Device::Auto => self.cuda(0).unwrap_or_else(|why| {
+                say(&format!("device: cpu ({why})"));
+                Chosen::Cpu
+            }),
+        };
+        match (&chosen, self.dtype) {
+            (Chosen::Cpu, DType::Bf16 | DType::F16) => Err(Error::invalid(format!(
                 "--dtype {}: the CPU backend computes in f32 from the stored weights, whatever their type; use auto or f32",
                 self.dtype.name()
             ))),
-            _ => Ok(()),
+            _ => Ok(chosen),
         }
     }
 
-    /// Says which device `auto` took.
-    pub(super) fn announce(&self) {
-        if self.device == Device::Auto {
-            // Short: it stands above every answer. `ggro info` says what to do about it.
-            let why =
-                if images::embedded().is_empty() { "no CUDA kernels in this build" } else { "no CUDA backend yet" };
-            say(&format!("device: cpu ({why})"));
+    /// A CUDA device, or why there is none.
+    fn cuda(&self, index: usize) -> std::result::Result<Chosen, String> {
+        if self.dtype == DType::F32 {
+            return Err("--dtype f32 is the CPU's, CUDA stores bf16 or f16".to_string());
         }
+        let device = cuda::Device::open(index).map_err(|why| match self.device {
+            // Short: it stands above every answer. `ggro info` says what to do about it.
+            Device::Auto if images::embedded().is_empty() => "no CUDA kernels in this build".to_string(),
+            Device::Auto => why.to_string(),
+            _ => no_cuda(&why),
+        })?;
+        Ok(Chosen::Cuda(index, Some(Box::new(device))))
     }
 
     /// Opens the backend.
-    pub(super) fn open(&self, pair: &Arc<Pair>, max_model_len: Option<usize>) -> Result<Reference> {
-        Reference::load(pair, &LoadOptions { max_model_len, threads: self.threads, ..LoadOptions::default() })
+    pub(super) fn open(&self, chosen: &mut Chosen, pair: &Arc<Pair>, max_model_len: Option<usize>) -> Result<Opened> {
+        match chosen {
+            Chosen::Cpu => {
+                let options = LoadOptions { max_model_len, threads: self.threads, ..LoadOptions::default() };
+                Ok(Opened::Cpu(Box::new(Reference::load(pair, &options)?)))
+            }
+            Chosen::Cuda(index, device) => {
+                let device = device.take().map_or_else(|| cuda::Device::open(*index), |device| Ok(*device))?;
+                open_cuda(*index, device, pair, &cuda_options(max_model_len, self.dtype, self.memory))
+            }
+        }
+    }
+}
+
+/// How a pair is run on CUDA.
+pub(super) fn cuda_options(max_model_len: Option<usize>, dtype: DType, memory: MemoryArgs) -> CudaOptions {
+    let defaults = CudaOptions::default();
+    CudaOptions {
+        max_model_len,
+        dtype: match dtype {
+            DType::Bf16 => Some(Storage::Bf16),
+            DType::F16 => Some(Storage::F16),
+            DType::Auto | DType::F32 => None,
+        },
+        memory_utilization: memory.gpu_memory_utilization,
+        gradient_tokens: memory.gradient_tokens,
+        batch_tokens: defaults.batch_tokens.max(memory.gradient_tokens),
+        ..defaults
+    }
+}
+
+/// Brings a pair to a device, with a bar on a terminal, and says what became of it.
+fn open_cuda(index: usize, device: cuda::Device, pair: &Pair, options: &CudaOptions) -> Result<Opened> {
+    let parts = ((&pair.policy, &pair.policy_weights), (&pair.reward, &pair.reward_weights));
+    let bytes = Prepared::new(parts.0, parts.1, options)?.source_bytes();
+    let name = device.name().to_string();
+    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("loading {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}") {
+        bar.set_style(style);
+    }
+    let opened = Cuda::open(device, pair, options, &mut |bytes| bar.set_position(bytes));
+    bar.finish_and_clear();
+    let (cuda, opened) = opened?;
+    for (role, report, storage) in
+        [("policy", &opened.loads[0], opened.storage[0]), ("reward model", &opened.loads[1], opened.storage[1])]
+    {
+        if let Some(note) = note(report, storage) {
+            say(&format!("note: {role}: {note}"));
+        }
+    }
+    let [policy, reward] = opened.storage.map(Storage::name);
+    let types = if policy == reward { policy.to_string() } else { format!("{policy} and {reward}") };
+    let seconds: f64 = opened.loads.iter().map(|load| load.seconds).sum();
+    say(&format!(
+        "device: cuda:{index} ({name}, {types}); loaded {} in {seconds:.2} s, {:.1} GB/s",
+        memory::bytes(bytes),
+        bytes as f64 / seconds.max(1e-9) / 1e9,
+    ));
+    Ok(Opened::Cuda { cuda: Box::new(cuda), index, storage: opened.storage })
+}
+
+/// What became of numbers that were not stored as they are kept.
+fn note(report: &LoadReport, storage: Storage) -> Option<String> {
+    let (converted, name) = (report.converted, storage.name());
+    match &report.first_inexact {
+        Some(tensor) => {
+            Some(format!("{} elements were rounded to {name}, the first in tensor `{tensor}`", report.inexact))
+        }
+        None => (converted > 0).then(|| format!("{converted} elements are kept in {name} and lose nothing by it")),
+    }
+}
+
+/// A backend, ready.
+pub(super) enum Opened {
+    Cpu(Box<Reference>),
+    Cuda {
+        cuda: Box<Cuda>,
+        index: usize,
+        /// Of policy and reward model.
+        storage: [Storage; 2],
+    },
+}
+
+impl Opened {
+    /// What methods run on.
+    pub(super) fn backend(&mut self) -> &mut dyn Backend {
+        match self {
+            Opened::Cpu(reference) => reference.as_mut(),
+            Opened::Cuda { cuda, .. } => cuda.as_mut(),
+        }
+    }
+
+    /// Hidden states and logits of every position of a text.
+    pub(super) fn policy_rows(&mut self, ids: &[u32]) -> Result<PolicyRows> {
+        match self {
+            Opened::Cpu(reference) => reference.policy_rows(ids),
+            Opened::Cuda { cuda, .. } => cuda.policy_rows(ids),
+        }
+    }
+
+    /// What it rounds to, if that is coarser than f32; bf16 if its models differ, as the coarser of the two.
+    pub(super) fn rounds_to(&self) -> Option<Storage> {
+        match self {
+            Opened::Cpu(_) => None,
+            Opened::Cuda { storage, .. } if storage.contains(&Storage::Bf16) => Some(Storage::Bf16),
+            Opened::Cuda { .. } => Some(Storage::F16),
+        }
+    }
+
+    /// The device, as `--device` names it.
+    pub(super) fn device(&self) -> Device {
+        match self {
+            Opened::Cpu(_) => Device::Cpu,
+            Opened::Cuda { index, .. } => Device::Cuda(*index),
+        }
+    }
+}
+
+fn share(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x > 0.0 && x <= 1.0 => Ok(x),
+        _ => Err("expected a share above 0 and at most 1".to_string()),
     }
 }
 

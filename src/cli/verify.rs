@@ -1,8 +1,13 @@
 //! `ggro verify`: replays golden folders and prints, case by case, what agreed.
 
-use super::models::{DeviceArgs, load, switch};
-use crate::trace::TraceFile;
-use crate::verify::{Check, Folder, Forward, forward, softmax, tokenizer, trace, worse};
+use super::models::{Chosen, DeviceArgs, Opened, load, switch};
+use crate::Result;
+use crate::cuda::Storage;
+use crate::model::reference::{LoadOptions, Reference};
+use crate::pair::Pair;
+use crate::trace::{Trace, TraceFile};
+use crate::verify::teacher::Lesson;
+use crate::verify::{Check, Folder, Forward, Passes, forward, softmax, tokenizer, trace, worse};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,6 +18,9 @@ use std::sync::Arc;
 ///
 /// A folder holds policy/, reward/ and traces.json, and possibly forward_*.safetensors and tokenizer_cases.json. A folder of
 /// such folders stands for all of them.
+///
+/// The CPU must decide as the traces do, and compute what they say within 1e-4. A device that rounds to 16 bits is asked for
+/// every decision by itself, on the trace's own history; its errors may be twice those of a simulation of its roundings.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Golden folders
@@ -34,8 +42,7 @@ struct Report {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    args.device.check()?;
-    args.device.announce();
+    let mut chosen = args.device.choose()?;
     let mut report = Report { json: args.json, folders: Vec::new() };
     for dir in &args.dirs {
         let folders = Folder::find(dir)?;
@@ -44,13 +51,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             report.failed("traces", "holds no traces and no folders with traces")?;
         }
         for folder in &folders {
-            verify(args, folder, &mut report)?;
+            verify(args, &mut chosen, folder, &mut report)?;
         }
     }
     report.close()
 }
 
-fn verify(args: &Args, folder: &Folder, report: &mut Report) -> anyhow::Result<()> {
+fn verify(args: &Args, chosen: &mut Chosen, folder: &Folder, report: &mut Report) -> anyhow::Result<()> {
     report.open(&folder.name)?;
     if folder.softmax {
         report.check(softmax(&folder.path.join("softmax_cases.safetensors"))?)?;
@@ -67,17 +74,50 @@ fn verify(args: &Args, folder: &Folder, report: &mut Report) -> anyhow::Result<(
         report.failed("traces", "traces.json holds no traces")?;
     }
     let pair = Arc::new(load(&folder.path.join("policy"), &folder.path.join("reward"))?);
-    let mut backend = args.device.open(&pair, None)?;
+    let mut opened = args.device.open(chosen, &pair, None)?;
     if folder.tokenizer {
         report.check(tokenizer(&pair, &folder.path.join("tokenizer_cases.json"))?)?;
     }
-    for file in &folder.forwards {
-        let golden = Forward::read(file)?;
-        let rows = backend.policy_rows(&golden.ids)?;
-        report.check(forward(&mut backend, &golden, Some(&rows))?)?;
+    let goldens = folder.forwards.iter().map(|file| Forward::read(file)).collect::<Result<Vec<_>>>()?;
+    match opened.rounds_to() {
+        None => exactly(&mut opened, &goldens, &traces, report),
+        Some(storage) => rounded(&mut opened, storage, &pair, &goldens, &traces, report),
     }
-    for golden in &traces {
-        report.check(trace(&mut backend, golden)?)?;
+}
+
+/// Every decision and every number, within what single precision may be off.
+fn exactly(opened: &mut Opened, goldens: &[Forward], traces: &[Trace], report: &mut Report) -> anyhow::Result<()> {
+    for golden in goldens {
+        let rows = opened.policy_rows(&golden.ids)?;
+        report.check(forward(opened.backend(), golden, Some(&rows))?)?;
+    }
+    for golden in traces {
+        report.check(trace(opened.backend(), golden)?)?;
+    }
+    Ok(())
+}
+
+/// A device that rounds to 16 bits: its errors beside those of a simulation, and every decision of the traces by itself.
+fn rounded(
+    opened: &mut Opened,
+    storage: Storage,
+    pair: &Pair,
+    goldens: &[Forward],
+    traces: &[Trace],
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let load = |simulate| Reference::load(pair, &LoadOptions { simulate, ..LoadOptions::default() });
+    let (mut exact, mut simulated) = (load(None)?, load(Some(storage))?);
+    if !goldens.is_empty() {
+        let rows = goldens.iter().map(|golden| simulated.policy_rows(&golden.ids)).collect::<Result<Vec<_>>>()?;
+        let expected = Passes::of(&mut simulated, goldens, Some(&rows), true)?;
+        let rows = goldens.iter().map(|golden| opened.policy_rows(&golden.ids)).collect::<Result<Vec<_>>>()?;
+        let found = Passes::of(opened.backend(), goldens, Some(&rows), true)?;
+        report.check(Passes::compare("passes", &expected, &found))?;
+    }
+    if !traces.is_empty() {
+        let lesson = Lesson::prepare(traces, &mut exact, &mut simulated, true)?;
+        report.check(lesson.examine("decisions", opened.backend())?.check)?;
     }
     Ok(())
 }
