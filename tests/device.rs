@@ -11,7 +11,7 @@ use ggro::cuda::Device;
 #[ignore = "requires a CUDA device"]
 fn every_kernel_is_within_its_bounds() {
     let device = Device::open(0).unwrap();
-    let findings = conformance::test(&device, None, |finding| {
+    let findings = conformance::test(&device, None, None, |finding| {
         if !finding.passed() {
             eprintln!("{} {}: {:#?}", finding.op, finding.case, finding.failures);
         }

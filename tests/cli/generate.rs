@@ -17,7 +17,7 @@ fn the_main_command() {
     assert!(run.out.len() > 100, "{}", run.out);
     assert!(run.out.ends_with('\n') && !run.out.ends_with("\n\n"));
     assert!(!run.out.contains('\x1b') && !run.out.contains("<|"), "{}", run.out);
-    for word in ["cpu", "reward", "plain greedy", "segments", "nudged", "candidates", "tokens", "time"] {
+    for word in ["reward", "plain greedy", "segments", "nudged", "candidates", "tokens", "time"] {
         assert!(run.err.contains(word), "{word}: {}", run.err);
     }
     assert!(!run.err.contains('\x1b'), "{}", run.err);
@@ -222,4 +222,11 @@ fn a_reader_who_leaves_is_no_error() {
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{err}");
     assert!(!err.contains("error") && !err.contains("panicked"), "{err}");
+}
+
+#[test]
+fn auto_says_which_device_it_takes() {
+    let run = ggro(&["generate", PROMPT, "--device", "auto", "--method", "greedy", "--max-new-tokens", "2"]).ok();
+    let line = run.err.lines().find(|line| line.starts_with("device: ")).expect("a line about the device");
+    assert!(line.starts_with("device: cpu (") || line.starts_with("device: cuda:0 ("), "{line}");
 }

@@ -10,7 +10,14 @@ fn the_demo_pair() {
     }
     let info = ggro(&["info", "--json", "--max-model-len", "100"]).ok().json();
     let kernels = &info["kernels"];
-    assert!(kernels["reason"].as_str().is_some_and(|why| why.contains("nvcc") == (kernels["count"] == 0)), "{kernels}");
+    // Devices, or what is missing and what would help.
+    let cuda = &info["cuda"];
+    let missing = cuda["missing"].as_str();
+    assert_eq!(missing.is_some(), cuda["devices"].as_array().is_some_and(Vec::is_empty), "{cuda}");
+    assert!(missing.is_none_or(|why| why.contains("nvcc") == (kernels["count"] == 0)), "{cuda}");
+    for device in cuda["devices"].as_array().into_iter().flatten() {
+        assert!(device["missing"].is_string() || device["report"].is_string(), "{cuda}");
+    }
     assert_eq!(info["pair"]["demo"], true);
     assert_eq!(info["pair"]["models"][0]["kv_bytes_per_token"], 4096);
     assert_eq!(info["memory"]["kv_bytes"], 819_200);

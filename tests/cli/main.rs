@@ -39,6 +39,8 @@ fn command() -> Command {
             command.env_remove(name);
         }
     }
+    // The same on a machine with a GPU.
+    command.env("GGRO_DEVICE", "cpu");
     command.env_remove("NO_COLOR").stdin(Stdio::null());
     command
 }

@@ -1,8 +1,7 @@
 //! The emulated device with the project's kernels, opened through the ordinary launch path.
 
 use ggro::cuda::{Device, Image, images, specs};
-use ggro_emulator::{Config, Paths, STUB_IMAGE};
-use std::path::Path;
+use ggro_emulator::{Config, STUB_IMAGE};
 
 /// Where the kernels are.
 pub const KERNELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
@@ -17,7 +16,7 @@ pub struct Emulated {
 impl Emulated {
     /// Waits for its turn and opens the device.
     pub fn new(config: Config) -> Self {
-        let machine = ggro_emulator::Device::install(&paths(KERNELS), config).unwrap();
+        let machine = ggro_emulator::Device::install(&ggro_emulator::build(KERNELS).unwrap(), config).unwrap();
         Emulated { device: open(), machine }
     }
 
@@ -26,11 +25,6 @@ impl Emulated {
         let faults = self.machine.faults();
         assert!(faults.is_empty(), "{faults:#?}");
     }
-}
-
-/// The compiled kernels of a directory.
-pub fn paths(kernels: impl AsRef<Path>) -> Paths {
-    ggro_emulator::build(kernels).unwrap()
 }
 
 /// Opens the device with what nvcc made of the kernels, so that launches are checked against it, or with stubs.

@@ -1,8 +1,16 @@
 //! The kernels and their launch path on the emulated device: every case of the conformance harness, plain and checked, in
 //! every schedule; the golden rows; bytes moved; and that broken kernels are noticed.
 
+#[path = "../backend/mod.rs"]
+mod backend;
 mod emulated;
 mod goldens;
+mod gradient_pages;
 mod harness;
+mod model;
 mod mutations;
+mod shared_pages;
+mod steps;
 mod traffic;
+mod vectors;
+mod weights;

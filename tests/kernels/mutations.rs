@@ -1,9 +1,9 @@
 //! A test of the tests: kernels with one planted mistake each must turn the harness red.
 
-use crate::emulated::{Emulated, KERNELS, paths};
+use crate::emulated::{Emulated, KERNELS};
 use ggro::conformance;
-use ggro_emulator::Config;
-use std::path::Path;
+use ggro_emulator::{Config, build, build_checked};
+use std::path::{Path, PathBuf};
 
 struct Mutation {
     name: &'static str,
@@ -15,7 +15,7 @@ struct Mutation {
     to: &'static str,
 }
 
-const MUTATIONS: [Mutation; 15] = [
+const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "scaled-norm",
         op: "rmsnorm",
@@ -82,72 +82,555 @@ const MUTATIONS: [Mutation; 15] = [
     Mutation {
         name: "scaled-product",
         op: "gemm",
-        file: "gemm.cu",
+        file: "gemm.cuh",
         from: "if (args.bias != nullptr) value",
         to: "value *= 1.02f; if (args.bias != nullptr) value",
     },
     Mutation {
         name: "last-token-dropped",
         op: "gemm",
-        file: "gemm.cu",
+        file: "gemm.cuh",
         from: "x_valid = min(args.tokens - first_token, kTokens)",
         to: "x_valid = min(args.tokens - first_token - (first_token > 0), kTokens)",
     },
     Mutation {
         name: "product-without-its-wait",
         op: "gemm",
-        file: "gemm.cu",
+        file: "gemm.cuh",
         from: "cp_async_wait<STAGES - 2>",
         to: "cp_async_wait<STAGES - 1>",
     },
     Mutation {
         name: "product-without-its-barrier",
         op: "gemm",
-        file: "gemm.cu",
+        file: "gemm.cuh",
         from: "__syncthreads();  // stage `read`",
         to: "// stage `read`",
     },
     Mutation {
         name: "chunks-in-descending-order",
         op: "gemm",
-        file: "gemm.cu",
+        file: "gemm.cuh",
         from: "for (int s = 1; s < splits; ++s)",
         to: "for (int s = splits - 1; s > 0; --s)",
     },
     Mutation {
         name: "bias-off-by-one",
         op: "gemm",
-        file: "gemm.cu",
+        file: "gemm.cuh",
         from: "args.bias)[column]",
         to: "args.bias)[column - (column > 0)]",
     },
+    Mutation {
+        name: "norm-over-the-padding",
+        op: "rmsnorm",
+        file: "rmsnorm.cu",
+        from: "partial) / static_cast<float>(columns)",
+        to: "partial) / static_cast<float>(d)",
+    },
+    Mutation {
+        name: "unknown-id-read",
+        op: "embed",
+        file: "embed.cu",
+        from: "known = id < vocabulary",
+        to: "known = id <= vocabulary",
+    },
+    Mutation {
+        name: "half-an-embedding-twice",
+        op: "embed",
+        file: "embed.cu",
+        from: "to_float(pack.at[i])",
+        to: "to_float(pack.at[i % 2])",
+    },
+    Mutation {
+        name: "embedding-without-its-tail",
+        op: "embed",
+        file: "embed.cu",
+        from: "at < d; at +=",
+        to: "at + 4 < d; at +=",
+    },
+    Mutation {
+        name: "pair-behind-the-rows",
+        op: "copy_rows",
+        file: "copy_rows.cu",
+        from: "pair.x >= src_rows || pair.y >= dst_rows",
+        to: "pair.x >= src_rows",
+    },
+    Mutation {
+        name: "row-without-its-tail",
+        op: "copy_rows",
+        file: "copy_rows.cu",
+        from: "at < words;",
+        to: "at + 1 < words;",
+    },
+    Mutation {
+        name: "row-to-its-own-place",
+        op: "copy_rows",
+        file: "copy_rows.cu",
+        from: "(pair.y) * words",
+        to: "(pair.x) * words",
+    },
+    Mutation {
+        name: "too-many-positions",
+        op: "kv_copy",
+        file: "kv_copy.cu",
+        from: "min(copy[2], kKvBlock)",
+        to: "copy[2]",
+    },
+    Mutation {
+        name: "keys-for-values",
+        op: "kv_copy",
+        file: "kv_copy.cu",
+        from: "to) * planes + blockIdx.x",
+        to: "to) * planes + (blockIdx.x ^ 1)",
+    },
+    Mutation {
+        name: "block-behind-the-pool",
+        op: "kv_copy",
+        file: "kv_copy.cu",
+        from: "from >= blocks || to >= blocks",
+        to: "from >= blocks",
+    },
+    Mutation {
+        name: "log-probability-in-f32",
+        op: "logits",
+        file: "logits.cu",
+        from: "static_cast<float>(static_cast<double>(logit) - log_sum_exp)",
+        to: "logit - static_cast<float>(log_sum_exp)",
+    },
+    Mutation {
+        name: "log-probabilities-without-their-tail",
+        op: "logits",
+        file: "logits.cu",
+        from: "if (id < v)",
+        to: "if (id + 1 < v)",
+    },
+    Mutation {
+        name: "logit-of-the-next-row",
+        op: "logits",
+        file: "logits.cu",
+        from: "pair.x < rows && pair.y < v",
+        to: "pair.x < rows",
+    },
+    Mutation {
+        name: "gate-for-up",
+        op: "swiglu",
+        file: "swiglu.cu",
+        from: "load128(row + at), up = load128(row + f + at)",
+        to: "load128(row + f + at), up = load128(row + at)",
+    },
+    Mutation {
+        name: "scaled-gate",
+        op: "swiglu",
+        file: "swiglu.cu",
+        from: "return 1.0f / (1.0f +",
+        to: "return 1.02f / (1.0f +",
+    },
+    Mutation {
+        name: "activation-without-its-tail",
+        op: "swiglu",
+        file: "swiglu.cu",
+        from: "if (at >= f)",
+        to: "if (at + 8 >= f)",
+    },
+    Mutation { name: "turned-back", op: "rope", file: "rope.cu", from: "-(b * turn.sin[i])", to: "b * turn.sin[i]" },
+    Mutation {
+        name: "head-norm-over-the-padding",
+        op: "rope",
+        file: "rope.cu",
+        from: "static_cast<float>(2 * at.half)",
+        to: "static_cast<float>(2 * kPairs * at.lanes)",
+    },
+    Mutation {
+        name: "padding-left-alone",
+        op: "rope",
+        file: "rope.cu",
+        from: "head[2 * pair] = head[2 * pair + 1] = from_float<T>(0.0f);",
+        to: "",
+    },
+    Mutation {
+        name: "values-turned",
+        op: "rope",
+        file: "rope.cu",
+        from: "head >= heads + args.kv_heads",
+        to: "head >= heads + 2 * args.kv_heads",
+    },
+    Mutation {
+        name: "row-kept-without-a-slot",
+        op: "rope",
+        file: "rope.cu",
+        from: "} else if (kept) {",
+        to: "} else {",
+    },
+    Mutation {
+        name: "key-norm-for-queries",
+        op: "rope",
+        file: "rope.cu",
+        from: "head < heads ? args.q_weight",
+        to: "head + 1 < heads ? args.q_weight",
+    },
+    Mutation {
+        name: "heads-without-their-padding",
+        op: "place",
+        file: "place.cu",
+        from: "return x / of * to + x % of",
+        to: "return x",
+    },
+    Mutation {
+        name: "rows-without-an-origin",
+        op: "place",
+        file: "place.cu",
+        from: "return places.at + static_cast",
+        to: "return static_cast",
+    },
+    Mutation {
+        name: "infinite-taken-for-rounded",
+        op: "place",
+        file: "place.cu",
+        from: "if (finite(back))",
+        to: "if (true)",
+    },
+    Mutation {
+        name: "pieces-all-at-the-front",
+        op: "place",
+        file: "place.cu",
+        from: "places.first + index",
+        to: "index",
+    },
+    Mutation {
+        name: "norm-gradient-without-its-projection",
+        op: "rmsnorm",
+        file: "rmsnorm.cu",
+        from: "scale * fmaf(-x.x, back, g.x)",
+        to: "scale * g.x",
+    },
+    Mutation {
+        name: "norm-gradient-in-place-of-the-residual",
+        op: "rmsnorm",
+        file: "rmsnorm.cu",
+        from: "if (dy != nullptr) dx = add(",
+        to: "if (false) dx = add(",
+    },
+    Mutation {
+        name: "one-scratch-for-two-sums",
+        op: "rmsnorm",
+        file: "rmsnorm.cu",
+        from: "block_sum(along, partial[1])",
+        to: "block_sum(along, partial[0])",
+    },
+    Mutation {
+        name: "gate-gradient-without-its-second-term",
+        op: "swiglu",
+        file: "swiglu.cu",
+        from: "fmaf(g, 1.0f - s, 1.0f)",
+        to: "1.0f",
+    },
+    Mutation {
+        name: "scaled-up-gradient",
+        op: "swiglu",
+        file: "swiglu.cu",
+        from: "d.at[i] * (g * s)",
+        to: "d.at[i] * (1.02f * g * s)",
+    },
+    Mutation {
+        name: "gradients-exchanged",
+        op: "swiglu",
+        file: "swiglu.cu",
+        from: "2 * row + at, d_gate)",
+        to: "2 * row + at, d_up)",
+    },
+    Mutation {
+        name: "turned-on-instead-of-back",
+        op: "rope",
+        file: "rope.cu",
+        from: "fmaf(a, turn.cos[i], b * turn.sin[i])",
+        to: "fmaf(a, turn.cos[i], -(b * turn.sin[i]))",
+    },
+    Mutation {
+        name: "head-gradient-without-its-projection",
+        op: "rope",
+        file: "rope.cu",
+        from: "scale * fmaf(-x.a[i], back, g.a[i])",
+        to: "scale * g.a[i]",
+    },
+    Mutation { name: "key-gradients-for-values", op: "rope", file: "rope.cu", from: "(value ? dv : dk)", to: "dk" },
+    Mutation {
+        name: "weights-not-transposed",
+        op: "gemm_backward",
+        file: "gemm.cuh",
+        from: "ldmatrix_x4_trans(a[i]",
+        to: "ldmatrix_x4(a[i]",
+    },
+    Mutation {
+        name: "rows-behind-the-last",
+        op: "gemm_backward",
+        file: "gemm.cuh",
+        from: "at < valid && (!BY_COLUMNS",
+        to: "(at < valid || BY_COLUMNS) && (!BY_COLUMNS",
+    },
+    Mutation {
+        name: "columns-behind-the-last",
+        op: "gemm_backward",
+        file: "gemm.cuh",
+        from: "(!BY_COLUMNS || chunk * 8 < columns)",
+        to: "true",
+    },
+    Mutation {
+        name: "one-panel-for-two",
+        op: "gemm_backward",
+        file: "gemm.cuh",
+        from: "stage + at * kLine, corner + at,",
+        to: "stage + at * kLine, corner,",
+    },
+    Mutation {
+        name: "later-candidate-on-a-tie",
+        op: "nudge",
+        file: "nudge.cu",
+        from: "if (scores[i] > best)",
+        to: "if (scores[i] >= best)",
+    },
+    Mutation { name: "undamped", op: "nudge", file: "nudge.cu", from: "if (id == wish.current)", to: "if (false)" },
+    Mutation {
+        name: "candidates-behind-the-list",
+        op: "nudge",
+        file: "nudge.cu",
+        from: "count > listed - wish.first",
+        to: "false",
+    },
+    Mutation {
+        name: "choice-without-its-barrier",
+        op: "nudge",
+        file: "nudge.cu",
+        from: "__syncthreads();  // scores and norm are complete",
+        to: "",
+    },
+    Mutation {
+        name: "temperature-ignored",
+        op: "nudge",
+        file: "nudge.cu",
+        from: "(scores[c] - max) / wish.temperature",
+        to: "(scores[c] - max)",
+    },
+    Mutation {
+        name: "causal-mask-off-by-one",
+        op: "attention",
+        file: "attention.cu",
+        from: "key <= highest[i / 2]",
+        to: "key <= highest[i / 2] + 1",
+    },
+    Mutation {
+        name: "window-off-by-one",
+        op: "attention",
+        file: "attention.cu",
+        from: "key >= lowest[i / 2]",
+        to: "key + 1 >= lowest[i / 2]",
+    },
+    Mutation {
+        name: "scores-scaled",
+        op: "attention",
+        file: "attention.cu",
+        from: "log2_scale = args.scale *",
+        to: "log2_scale = 1.02f * args.scale *",
+    },
+    Mutation {
+        name: "sums-not-rescaled",
+        op: "attention",
+        file: "attention.cu",
+        from: "__fmul_rn(o[slice + j][i], shrink[i / 2])",
+        to: "o[slice + j][i]",
+    },
+    Mutation {
+        name: "unwritten-positions-read",
+        op: "attention",
+        file: "attention.cu",
+        from: "const bool real = at < valid;",
+        to: "const bool real = true;",
+    },
+    Mutation {
+        name: "another-sequence-not-kept-out",
+        op: "attention",
+        file: "attention.cu",
+        from: "sees[i / 2] ? next[0][j][i] : o[slice + j][i]",
+        to: "next[0][j][i]",
+    },
+    Mutation {
+        name: "pages-without-their-wait",
+        op: "attention",
+        file: "attention.cu",
+        from: "cp_async_wait<STAGES - 2>",
+        to: "cp_async_wait<STAGES - 1>",
+    },
+    Mutation {
+        name: "maxima-without-their-barrier",
+        op: "attention",
+        file: "attention.cu",
+        from: "__syncthreads();  // the maxima are complete",
+        to: "",
+    },
+    Mutation {
+        name: "last-part-dropped",
+        op: "attention",
+        file: "attention.cu",
+        from: "k < part.y; ++k",
+        to: "k + 1 < part.y; ++k",
+    },
+    Mutation {
+        name: "token-ticket-not-reset",
+        op: "attention",
+        file: "attention.cu",
+        from: "if (last) *ticket = 0;",
+        to: "",
+    },
+    Mutation {
+        name: "delta-left-out",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "__fsub_rn(dp, delta)",
+        to: "dp",
+    },
+    Mutation {
+        name: "keys-gradient-not-scaled",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "__fmul_rn(k[1], args.scale)",
+        to: "k[1]",
+    },
+    Mutation {
+        name: "window-of-queries-off-by-one",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "key >= lowest[r]",
+        to: "key + 1 >= lowest[r]",
+    },
+    Mutation {
+        name: "window-of-keys-off-by-one",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "at + 1 - args.window",
+        to: "at - args.window",
+    },
+    Mutation {
+        name: "keys-see-the-query-before",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "key[r] <= row.highest",
+        to: "key[r] <= row.highest + 1",
+    },
+    Mutation {
+        name: "another-branch-not-kept-out",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "sees[i / 2] ? next[0][j][i] : o[slice][0][j][i]",
+        to: "next[0][j][i]",
+    },
+    Mutation {
+        name: "gradients-without-their-barrier",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "__syncthreads();  // the table of score gradients is complete",
+        to: "",
+    },
+    Mutation {
+        name: "rows-without-their-barrier",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "__syncthreads();  // this turn's stage",
+        to: "// this turn's stage",
+    },
+    Mutation {
+        name: "gradient-pages-without-their-wait",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "cp_async_wait<STAGES - 2>",
+        to: "cp_async_wait<STAGES - 1>",
+    },
+    Mutation {
+        name: "gradient-parts-in-descending-order",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "static_cast<size_t>(part.x + k)",
+        to: "static_cast<size_t>(part.x + part.y - 1 - k)",
+    },
+    Mutation {
+        name: "gradient-ticket-not-reset",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "if (last) *ticket = 0;",
+        to: "",
+    },
+];
+
+/// Ops with many instances of one template: lines without which a broken one compiles sooner, and what the names of cases
+/// that need none of them contain.
+const NARROWED: [(&str, &[&str], &[&str]); 2] = [
+    (
+        "attention",
+        &[
+            "ATTENTION_CLASSES(64, SUFFIX, T, 1, 2)",
+            "ATTENTION_CLASSES(128, SUFFIX, T, 2, 3)",
+            "ATTENTION_HEADS(f16, __half)",
+        ],
+        &["bf16", "heads of 32"],
+    ),
+    (
+        "attention_backward",
+        &[
+            "ATTENTION_BACKWARD(64, SUFFIX, T, 1, 32)",
+            "ATTENTION_BACKWARD(128, SUFFIX, T, 2, 16)",
+            "ATTENTION_BACKWARD_HEADS(f16, __half)",
+        ],
+        &["bf16", "heads of 32"],
+    ),
 ];
 
 /// A directory with the op's file and the headers, one of them changed.
-fn mutated(mutation: &Mutation) -> std::path::PathBuf {
+fn mutated(mutation: &Mutation) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutations").join(mutation.name);
     std::fs::create_dir_all(&directory).unwrap();
-    for file in ["common.cuh", "ptx.cuh", &format!("{}.cu", mutation.op)] {
-        let mut text = std::fs::read_to_string(Path::new(KERNELS).join(file)).unwrap();
+    let own = format!("{}.cu", mutation.op);
+    let mut changed = false;
+    for entry in std::fs::read_dir(KERNELS).unwrap() {
+        let path = entry.unwrap().path();
+        let file = path.file_name().unwrap().to_str().unwrap();
+        if file != own && path.extension().is_none_or(|extension| extension != "cuh") {
+            continue;
+        }
+        let mut text = std::fs::read_to_string(&path).unwrap();
         if file == mutation.file {
             assert!(text.contains(mutation.from), "{}: {} has changed", mutation.name, file);
             text = text.replacen(mutation.from, mutation.to, 1);
+            changed = true;
+        }
+        for (_, dropped, _) in NARROWED.iter().filter(|(op, ..)| file == format!("{op}.cu")) {
+            for line in *dropped {
+                assert!(text.contains(line), "{line} is not in {file}");
+                text = text.replacen(line, "", 1);
+            }
         }
         std::fs::write(directory.join(file), text).unwrap();
     }
+    assert!(changed, "{}: there is no {}", mutation.name, mutation.file);
     directory
 }
 
 #[test]
 fn every_planted_mistake_is_found() {
-    for mutation in &MUTATIONS {
-        let broken = paths(mutated(mutation));
+    // With it the engine, which the broken kernels are linked with.
+    build(KERNELS).unwrap();
+    let directories: Vec<PathBuf> = MUTATIONS.iter().map(mutated).collect();
+    let libraries = build_checked(&directories).unwrap();
+    for (mutation, library) in MUTATIONS.iter().zip(libraries) {
         let emulated = Emulated::new(Config::default());
         // The kernels are resolved; from here on the broken ones run in their place.
-        emulated.machine.configure(&format!("kernels={}", broken.checked.display()));
+        emulated.machine.configure(&format!("kernels={}", library.display()));
         emulated.machine.reset();
         let mut cases = conformance::cases();
         cases.retain(|case| case.op == mutation.op);
+        for (_, _, names) in NARROWED.iter().filter(|(op, ..)| *op == mutation.op) {
+            cases.retain(|case| names.iter().all(|name| case.name.contains(name)));
+        }
+        // Small cases find most mistakes, and soon.
+        cases.sort_by_key(|case| case.work);
         let found = cases.iter().map(|case| case.run(&emulated.device)).find(|finding| !finding.passed());
         let kernels = emulated.machine.report().kernels;
         assert!(kernels.values().any(|counters| counters.checked_launches > 0), "{} never ran", mutation.name);

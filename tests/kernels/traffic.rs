@@ -1,13 +1,19 @@
 //! Bytes that each kernel moves through global memory, over the fewest that it must move.
 
 use crate::emulated::Emulated;
+use ggro::checkpoint::DType;
+use ggro::cuda::ops::embed::embed;
 use ggro::cuda::ops::gemm::{self, Operands, Output, Shape, gemm};
-use ggro::cuda::ops::rmsnorm::{Delta, Norm, rmsnorm};
+use ggro::cuda::ops::kv::{KvLayout, KvRows};
+use ggro::cuda::ops::place::{Changed, Layout, Stored, place};
+use ggro::cuda::ops::rmsnorm::{Behind, Delta, Norm, rmsnorm, rmsnorm_backward};
+use ggro::cuda::ops::rope::{Gradients, HeadNorms, Heads, Inputs, rope, rope_backward};
 use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, softmax_entropy};
+use ggro::cuda::ops::swiglu::{swiglu, swiglu_backward};
 use ggro::cuda::{Buffer, Storage};
 use ggro_emulator::{Config, Counters};
 
-fn over_floor(what: &str, moved: u64, floor: usize, limit: f64) {
+pub fn over_floor(what: &str, moved: u64, floor: usize, limit: f64) {
     let ratio = moved as f64 / floor as f64;
     println!("{what}: {moved} bytes, {ratio:.3} of the floor");
     assert!((0.99..=limit).contains(&ratio), "{what}: {ratio}");
@@ -24,7 +30,7 @@ fn once(counters: &Counters) -> u64 {
 }
 
 /// Whole sectors: what misplaced or ragged accesses cost.
-fn sectors(counters: &Counters) -> u64 {
+pub fn sectors(counters: &Counters) -> u64 {
     32 * (counters.sectors_read + counters.sectors_written)
 }
 
@@ -47,6 +53,40 @@ fn bytes_over_the_floor() {
     over_floor("rmsnorm, each byte once", once(counters), floor, 1.0);
     // The weight is read by every row, from L2.
     over_floor("rmsnorm, sectors", sectors(counters), floor + (rows - 1) * d * 2, 1.05);
+
+    let (rows, f) = (8, 14_336);
+    let gate_up = Buffer::from_slice(device, &vec![0x3f80u16; rows * 2 * f]).unwrap();
+    let mut act = Buffer::<u16>::uninitialised(device, rows * f).unwrap();
+    swiglu(device, Storage::Bf16, &mut act.view_mut(), gate_up.view(), f).unwrap();
+    let counters = &emulated.machine.report().kernels["swiglu_bf16"];
+    over_floor("swiglu, all bytes", all(counters), 6 * rows * f, 1.0);
+    over_floor("swiglu, sectors", sectors(counters), 6 * rows * f, 1.0);
+
+    let (rows, d, v) = (8, 4096, 100);
+    let table = Buffer::from_slice(device, &vec![0x3f80u16; v * d]).unwrap();
+    let ids = Buffer::from_slice(device, &[3u32, 1, 4, 15, 9, 2, 6, 53]).unwrap();
+    let mut out = Buffer::<f32>::uninitialised(device, rows * d).unwrap();
+    embed(device, Storage::Bf16, &mut out.view_mut(), table.view(), ids.view(), d).unwrap();
+    let counters = &emulated.machine.report().kernels["embed_bf16"];
+    over_floor("embed, each byte once", once(counters), 6 * rows * d + 4 * rows, 1.0);
+    // Each warp asks for its row's id.
+    over_floor("embed, sectors", sectors(counters), 6 * rows * d, 1.05);
+
+    let heads = Heads { heads: 32, kv_heads: 8, head: 128, padded: 128 };
+    let qkv = Buffer::from_slice(device, &vec![0x3f80u16; rows * heads.qkv()]).unwrap();
+    let places = Buffer::from_slice(device, &(0..rows as u32).collect::<Vec<_>>()).unwrap();
+    let table = Buffer::from_slice(device, &vec![[1.0f32, 0.0]; 64 * rows]).unwrap();
+    let mut q = Buffer::<u16>::uninitialised(device, rows * 32 * 128).unwrap();
+    let layout = KvLayout { layers: 1, kv_heads: 8, head: 128 };
+    let mut pool = Buffer::<u16>::uninitialised(device, layout.block()).unwrap();
+    let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms: None };
+    let mut kv = KvRows { pool: pool.view_mut(), layout, layer: 0, slots: places.view() };
+    rope(device, Storage::Bf16, &mut q.view_mut(), &mut kv, &inputs, heads).unwrap();
+    let counters = &emulated.machine.report().kernels["rope_bf16"];
+    let (floor, table) = (4 * rows * heads.qkv(), rows * 64 * 8);
+    over_floor("rope, each byte once", once(counters), floor + table, 1.05);
+    // 16 groups of lanes read a row's part of the table, from L1; a warp holds two of them.
+    over_floor("rope, sectors", sectors(counters), floor + 8 * 4 * table, 1.05);
 
     let (rows, v) = (2, 128_256);
     let logits = Buffer::from_slice(device, &vec![0.5f32; rows * v]).unwrap();
@@ -79,6 +119,91 @@ fn bytes_over_the_floor() {
         let conflicts = counters.bank_conflicts as f64 / counters.shared_wavefronts as f64;
         println!("gemm, {tokens} tokens: {conflicts:.3} of the shared-memory passes are bank conflicts");
         assert!(conflicts < 0.02, "{counters:?}");
+    }
+
+    // Backward: the same, with the weights read by columns.
+    for (tokens, limit) in [(1, 1.1), (8, 1.3)] {
+        let (n, k) = (2048, 1024);
+        let dy = Buffer::from_slice(device, &vec![0x3f80u16; tokens * n]).unwrap();
+        let w = Buffer::from_slice(device, &vec![0x3c00u16; n * k]).unwrap();
+        let mut dx = Buffer::<f32>::uninitialised(device, tokens * k).unwrap();
+        let mut scratch = gemm::Scratch::new(device, &[(k, n)], 0).unwrap();
+        emulated.machine.reset();
+        let gradients = gemm::Gradients { storage: Storage::Bf16, dy: dy.view(), w: w.view() };
+        let dx = &mut Output::F32(dx.view_mut());
+        gemm::gemm_backward(device, dx, gradients, Shape { tokens, n, k }, &mut scratch).unwrap();
+        let counters = &emulated.machine.report().kernels["gemm_backward_stream8_bf16"];
+        let floor = 2 * (n * k + tokens * n) + 4 * tokens * k;
+        over_floor(&format!("gemm_backward, {tokens} tokens, each byte once"), once(counters), floor, 1.1);
+        over_floor(&format!("gemm_backward, {tokens} tokens, all bytes"), all(counters), floor, limit);
+        let conflicts = counters.bank_conflicts as f64 / counters.shared_wavefronts as f64;
+        println!("gemm_backward, {tokens} tokens: {conflicts:.3} of the shared-memory passes are bank conflicts");
+        assert!(conflicts < 0.02, "{counters:?}");
+    }
+    backward_bytes(&emulated);
+    emulated.assert_clean();
+}
+
+/// The backward passes of the norm, the activation and the rotation.
+fn backward_bytes(emulated: &Emulated) {
+    let device = &emulated.device;
+    let (rows, d, f) = (8, 4096, 14_336);
+    let ones = |n: usize| Buffer::from_slice(device, &vec![0x3f80u16; n]).unwrap();
+    let ones_f32 = |n: usize| Buffer::from_slice(device, &vec![1.0f32; n]).unwrap();
+
+    let (weight, residual, dy, mut grad) = (ones(d), ones_f32(rows * d), ones_f32(rows * d), ones_f32(rows * d));
+    let mut rounded = Buffer::<u16>::uninitialised(device, rows * d).unwrap();
+    let norm = Norm { weight: weight.view(), columns: d, eps: 1e-5 };
+    let behind = Behind::Rows(dy.view());
+    let (out, out_16) = (&mut grad.view_mut(), &mut rounded.view_mut());
+    rmsnorm_backward(device, Storage::Bf16, out, Some(out_16), behind, residual.view(), norm).unwrap();
+    let counters = &emulated.machine.report().kernels["rmsnorm_backward_bf16"];
+    let floor = rows * d * (12 + 4 + 2) + d * 2;
+    over_floor("rmsnorm_backward, each byte once", once(counters), floor, 1.0);
+    over_floor("rmsnorm_backward, sectors", sectors(counters), floor + (rows - 1) * d * 2, 1.05);
+
+    let (gate_up, d_act) = (ones(rows * 2 * f), ones_f32(rows * f));
+    let mut d_gate_up = Buffer::<u16>::uninitialised(device, rows * 2 * f).unwrap();
+    let out = &mut d_gate_up.view_mut();
+    swiglu_backward(device, Storage::Bf16, out, d_act.view(), gate_up.view(), f).unwrap();
+    let counters = &emulated.machine.report().kernels["swiglu_backward_bf16"];
+    over_floor("swiglu_backward, sectors", sectors(counters), 12 * rows * f, 1.0);
+
+    let heads = Heads { heads: 32, kv_heads: 8, head: 128, padded: 128 };
+    let (qkv, weight) = (ones(rows * heads.qkv()), ones(128));
+    let (dq, dk, dv) = (ones_f32(rows * 32 * 128), ones_f32(rows * 8 * 128), ones_f32(rows * 8 * 128));
+    let places = Buffer::from_slice(device, &(0..rows as u32).collect::<Vec<_>>()).unwrap();
+    let table = Buffer::from_slice(device, &vec![[1.0f32, 0.0]; 64 * rows]).unwrap();
+    let mut d_qkv = Buffer::<u16>::uninitialised(device, rows * heads.qkv()).unwrap();
+    for normed in [false, true] {
+        let norms = normed.then(|| HeadNorms { q: weight.view(), k: weight.view(), eps: 1e-6 });
+        let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms };
+        let gradients = Gradients { q: dq.view(), k: dk.view(), v: dv.view() };
+        emulated.machine.reset();
+        rope_backward(device, Storage::Bf16, &mut d_qkv.view_mut(), &gradients, &inputs, heads).unwrap();
+        let counters = &emulated.machine.report().kernels["rope_backward_bf16"];
+        let floor = rows * (6 * heads.qkv() + 64 * 8 + if normed { 2 * 40 * 128 } else { 0 });
+        over_floor(&format!("rope_backward, norms {normed}, each byte once"), once(counters), floor, 1.07);
+    }
+}
+
+#[test]
+fn weights_are_placed_without_detours() {
+    let emulated = Emulated::new(Config { checked: true, ..Config::default() });
+    let device = &emulated.device;
+    let (rows, cols, width) = (64, 960, 1024);
+    for (dtype, size) in [(DType::Bf16, 2), (DType::F32, 4)] {
+        let stored = Buffer::<u8>::zeros(device, rows * cols * size).unwrap();
+        let mut out = Buffer::<u16>::uninitialised(device, rows * width).unwrap();
+        let mut changed = Buffer::<Changed>::zeros(device, 1).unwrap();
+        let stored = Stored { bytes: stored.view(), dtype, first: 0 };
+        let layout = Layout::corner(rows, cols, width);
+        emulated.machine.reset();
+        place(device, Storage::F16, &mut out.view_mut(), stored, &layout, &mut changed.view_mut()).unwrap();
+        let counters = &emulated.machine.report().kernels["place_f16"];
+        let floor = rows * cols * (size + 2);
+        over_floor(&format!("place from {}, all bytes", dtype.name()), all(counters), floor, 1.0);
+        over_floor(&format!("place from {}, sectors", dtype.name()), sectors(counters), floor, 1.0);
     }
     emulated.assert_clean();
 }

@@ -1,0 +1,170 @@
+//! What a step of a whole model reads from memory: each weight once, a shared prefix once, and behind a long prefix nothing
+//! more than its keys and values.
+
+use crate::emulated::{Emulated, KERNELS};
+use ggro::checkpoint::Files;
+use ggro::cuda::Storage;
+use ggro::demo;
+use ggro::model::cuda::{Cuda, CudaOptions, weights::Plan};
+use ggro::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
+use ggro::pair::Pair;
+use ggro_emulator::{Config, Counters, build};
+use std::collections::BTreeMap;
+
+type Report = BTreeMap<String, Counters>;
+
+/// A pair on the emulated device, which counts from [`counted`] on.
+fn open(pair: &Pair) -> (Cuda, ggro_emulator::Device) {
+    let Emulated { device, machine } = Emulated::new(Config::default());
+    let options = CudaOptions { batch_tokens: 256, gradient_tokens: 64, sequences: 12, ..CudaOptions::default() };
+    (Cuda::open(device, pair, &options, &mut |_| ()).unwrap().0, machine)
+}
+
+/// What the kernels do meanwhile, by kernel.
+fn counted(machine: &ggro_emulator::Device, work: impl FnOnce()) -> Report {
+    let built = build(KERNELS).unwrap();
+    machine.configure(&format!("kernels={}", built.checked.display()));
+    // What the plain kernels wrote counts as initialised from here on.
+    machine.reset();
+    work();
+    let report = machine.report().kernels;
+    assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
+    machine.configure(&format!("kernels={}", built.plain.display()));
+    report.into_iter().collect()
+}
+
+fn sum(report: &Report, prefix: &str, what: fn(&Counters) -> u64) -> u64 {
+    report.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, counters)| what(counters)).sum()
+}
+
+fn step(cuda: &mut Cuda, spans: &[(SeqId, usize, &[u32])]) {
+    let spans = spans.iter().map(|&(seq, start, ids)| PolicySpan {
+        span: Span { seq, start, ids },
+        floor: 0.0,
+        top_k: TopK::Skip,
+    });
+    cuda.policy_step(&spans.collect::<Vec<_>>()).unwrap();
+}
+
+fn demo_pair() -> Pair {
+    Pair::load(&demo::policy(), &demo::reward()).unwrap()
+}
+
+#[test]
+fn a_decode_step_reads_each_weight_once() {
+    let pair = demo_pair();
+    let plan = Plan::new(&pair.policy, &pair.policy_weights, None).unwrap();
+    assert_eq!(plan.storage(), Storage::Bf16);
+    let (mut cuda, machine) = open(&pair);
+    let ids: Vec<u32> = (10..40).collect();
+    let seqs: Vec<SeqId> = (0..8).map(|_| cuda.create(Role::Policy).unwrap()).collect();
+    for (i, &seq) in seqs.iter().enumerate() {
+        step(&mut cuda, &[(seq, 0, &ids[i..])]);
+    }
+    for rows in [1, 8] {
+        let spans: Vec<_> = seqs[..rows].iter().map(|&seq| (seq, cuda.len(seq), &ids[..1])).collect();
+        let report = counted(&machine, || step(&mut cuda, &spans));
+        let (weights, read) = (plan.device_bytes(), sum(&report, "gemm", |c| c.unique_bytes_read));
+        let ratio = read as f64 / weights as f64;
+        println!("decode step of {rows} rows: products read {read} bytes, {ratio:.3} of the weights");
+        assert!((0.99..1.05).contains(&ratio), "{rows} rows: {ratio}");
+        // One product each for qkv, attention's output, gate and up, and down, and the head.
+        assert_eq!(sum(&report, "gemm", |c| c.launches), 4 * pair.policy.num_layers as u64 + 1);
+    }
+}
+
+#[test]
+fn a_prefix_is_read_once_for_all_branches() {
+    let pair = demo_pair();
+    let (mut cuda, machine) = open(&pair);
+    let ids: Vec<u32> = (0..300).map(|i| 10 + i % 500).collect();
+    let seq = cuda.create(Role::Policy).unwrap();
+    for chunk in ids.chunks(200) {
+        let at = cuda.len(seq);
+        step(&mut cuda, &[(seq, at, chunk)]);
+    }
+    let alone = counted(&machine, || step(&mut cuda, &[(seq, 300, &ids[..1])]));
+    cuda.truncate(seq, 300).unwrap();
+    let branches: Vec<SeqId> = (0..8).map(|_| cuda.fork(seq, 300).unwrap()).collect();
+    let spans: Vec<_> = branches.iter().enumerate().map(|(i, &seq)| (seq, 300, &ids[i..i + 1])).collect();
+    let together = counted(&machine, || step(&mut cuda, &spans));
+
+    let read = |report: &Report| sum(report, "attention", |c| c.bytes_read);
+    let config = &pair.policy;
+    // Keys and values of the 45 positions of the block in which the branches part, of all layers.
+    let parted = 2 * (301 - 256) * config.num_kv_heads * config.head_dim * 2 * config.num_layers;
+    let shared = 2 * 256 * config.num_kv_heads * config.head_dim * 2 * config.num_layers;
+    let (alone, together) = (read(&alone), read(&together));
+    println!(
+        "attention read {alone} bytes for one branch, {together} for eight; a private prefix each would be {} more",
+        7 * shared
+    );
+    assert!(alone as usize >= shared + parted);
+    let more = together as usize - alone as usize;
+    assert!(more >= 7 * parted && more < 7 * parted + shared, "{more} bytes more for seven more branches");
+}
+
+#[test]
+fn behind_a_long_prefix_only_attention_reads_more() {
+    let (_directory, pair) = stretched("llama-gqa", 4096);
+    let (mut cuda, machine) = open(&pair);
+    let ids: Vec<u32> = (0..3016).map(|i| 10 + i * 7 % 600).collect();
+    let mut reports = Vec::new();
+    for prefix in [0, 3000] {
+        let seq = cuda.create(Role::Reward).unwrap();
+        if prefix > 0 {
+            let span = Span { seq, start: 0, ids: &ids[..prefix] };
+            cuda.reward_score(&[RewardSpan { span, also_at: &[] }]).unwrap();
+        }
+        let before = cuda.work();
+        let span = RewardSpan { span: Span { seq, start: prefix, ids: &ids[prefix..prefix + 16] }, also_at: &[] };
+        let span = GradientSpan { span, slot: prefix, candidates: &[11, 12], rows: false };
+        reports.push(counted(&machine, || drop(cuda.reward_gradient(&[span]).unwrap())));
+        let work = cuda.work() - before;
+        assert_eq!((work.reward_forward, work.reward_backward), (16, 16), "behind {prefix}");
+    }
+    let kernels: std::collections::BTreeSet<_> = reports.iter().flat_map(|r| r.keys()).collect();
+    for kernel in kernels {
+        let read = |report: &Report| sum(report, kernel, |c| c.bytes_read);
+        let (short, long) = (read(&reports[0]), read(&reports[1]));
+        println!("{kernel}: {short} bytes read behind nothing, {long} behind 3000 positions");
+        assert!(kernel.starts_with("attention") || short == long, "{kernel}: {short} and {long} bytes");
+    }
+    // Keys and values of the prefix, once in the forward pass and once in the backward pass, of both layers.
+    let config = &pair.reward;
+    let padded = config.head_dim.next_multiple_of(32);
+    let prefix = 2 * 2 * 3000 * config.num_kv_heads * padded * 2 * config.num_layers;
+    let attention = |report: &Report| sum(report, "attention", |c| c.bytes_read) as f64;
+    let ratio = (attention(&reports[1]) - attention(&reports[0])) / prefix as f64;
+    println!("attention reads {ratio:.3} of the prefix's keys and values more, counted once for each direction");
+    // With heads this small, the parts of rows that chunks leave to each other are half as much again.
+    assert!((1.0..1.7).contains(&ratio), "{ratio}");
+    // Every weight is read twice in all: once forward, once backward.
+    let weights = Plan::new(&pair.reward, &pair.reward_weights, None).unwrap();
+    let matrices = weights.device_bytes() as usize - 2 * config.vocab_size * config.hidden_size;
+    let read = sum(&reports[1], "gemm", |c| c.unique_bytes_read) as f64 / matrices as f64;
+    println!("products read {read:.3} of the matrices' bytes, forward and backward");
+    assert!((1.9..2.2).contains(&read), "{read}");
+}
+
+/// The pair of a fixture whose reward model has room for longer texts.
+fn stretched(name: &str, positions: usize) -> (tempfile::TempDir, Pair) {
+    let from = std::path::Path::new("tests/goldens").join(name);
+    let directory = tempfile::tempdir().unwrap();
+    for role in ["policy", "reward"] {
+        let to = directory.path().join(role);
+        std::fs::create_dir(&to).unwrap();
+        for entry in std::fs::read_dir(from.join(role)).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        }
+        let config = to.join("config.json");
+        let text = std::fs::read_to_string(&config).unwrap();
+        let mut fields: serde_json::Value = serde_json::from_str(&text).unwrap();
+        fields["max_position_embeddings"] = positions.into();
+        std::fs::write(&config, fields.to_string()).unwrap();
+    }
+    let files = |role| Files::Dir(directory.path().join(role));
+    let pair = Pair::load(&files("policy"), &files("reward")).unwrap();
+    (directory, pair)
+}
