@@ -29,54 +29,11 @@
 // blocks per multiprocessor; below that the chain of load, scores and exchange of a chunk's 4 pages shows.
 // Many: the limit is shared memory. 16 rows per warp read one fragment of keys or values per two products, which keeps
 // shared memory busy twice as long as the tensor core: 45% of the mma.sync peak. Prefill spends 3% of its flops here.
-#include "common.cuh"
+#include "attention.cuh"
 
 namespace ggro {
 
-constexpr int kKeys = 64;
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kNothing = -INFINITY;
-
-template <typename T>
-struct Mma;
-template <>
-struct Mma<__nv_bfloat16> {
-    template <int MI, int NI>
-    static __device__ __forceinline__ void tile(float (&d)[MI][NI][4], const uint32_t (&a)[MI][4],
-                                                const uint32_t (&b)[NI][2]) {
-        ptx::mma_tile_bf16<MI, NI>(d, a, b);
-    }
-    // `low` in the lower half.
-    static __device__ __forceinline__ uint32_t pack(float low, float high) {
-        const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-        uint32_t bits;
-        __builtin_memcpy(&bits, &pair, sizeof(bits));
-        return bits;
-    }
-};
-template <>
-struct Mma<__half> {
-    template <int MI, int NI>
-    static __device__ __forceinline__ void tile(float (&d)[MI][NI][4], const uint32_t (&a)[MI][4],
-                                                const uint32_t (&b)[NI][2]) {
-        ptx::mma_tile_f16<MI, NI>(d, a, b);
-    }
-    static __device__ __forceinline__ uint32_t pack(float low, float high) {
-        const __half2 pair = __floats2half2_rn(low, high);
-        uint32_t bits;
-        __builtin_memcpy(&bits, &pair, sizeof(bits));
-        return bits;
-    }
-};
-
-// Byte offset of 16-byte chunk `chunk` of a line of LINE bytes. Eight lines of one chunk, and eight chunks of
-// neighbouring lines, fall into eight different bank groups.
-template <int LINE>
-__device__ __forceinline__ uint32_t swizzled(int line, int chunk) {
-    static_assert(LINE == 64 || LINE == 128 || LINE == 256, "a head of 32, 64 or 128 elements");
-    const int turn = LINE == 64 ? (line >> 1) & 3 : line & 7;
-    return static_cast<uint32_t>(line * LINE + ((chunk ^ turn) << 4));
-}
 
 // How the state (m, l) of the chunks so far takes in that of the next one: o becomes fma(o, before, next x here). With
 // `keep` the next one has nothing to add, with `take` there was nothing before; neither changes a bit.

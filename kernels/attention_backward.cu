@@ -29,53 +29,9 @@
 // A segment of some 50 tokens behind a prefix of thousands is bound by the queries' walk over the prefix: memory if the
 // items are few, shared memory otherwise (two fragments of keys or values per two to three products): 40% of the mma.sync
 // peak. The keys' pass is short beside it.
-#include "common.cuh"
+#include "attention.cuh"
 
 namespace ggro {
-
-constexpr int kKeys = 64;
-constexpr float kLog2E = 1.4426950408889634f;
-
-template <typename T>
-struct Mma;
-template <>
-struct Mma<__nv_bfloat16> {
-    template <int MI, int NI>
-    static __device__ __forceinline__ void tile(float (&d)[MI][NI][4], const uint32_t (&a)[MI][4],
-                                                const uint32_t (&b)[NI][2]) {
-        ptx::mma_tile_bf16<MI, NI>(d, a, b);
-    }
-    // `low` in the lower half.
-    static __device__ __forceinline__ uint32_t pack(float low, float high) {
-        const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-        uint32_t bits;
-        __builtin_memcpy(&bits, &pair, sizeof(bits));
-        return bits;
-    }
-};
-template <>
-struct Mma<__half> {
-    template <int MI, int NI>
-    static __device__ __forceinline__ void tile(float (&d)[MI][NI][4], const uint32_t (&a)[MI][4],
-                                                const uint32_t (&b)[NI][2]) {
-        ptx::mma_tile_f16<MI, NI>(d, a, b);
-    }
-    static __device__ __forceinline__ uint32_t pack(float low, float high) {
-        const __half2 pair = __floats2half2_rn(low, high);
-        uint32_t bits;
-        __builtin_memcpy(&bits, &pair, sizeof(bits));
-        return bits;
-    }
-};
-
-// Byte offset of 16-byte chunk `chunk` of a line of LINE bytes. Eight lines of one chunk, and eight chunks of
-// neighbouring lines, fall into eight different bank groups.
-template <int LINE>
-__device__ __forceinline__ uint32_t swizzled(int line, int chunk) {
-    static_assert(LINE == 64 || LINE == 128 || LINE == 256, "a head of 32, 64 or 128 elements");
-    const int turn = LINE == 64 ? (line >> 1) & 3 : line & 7;
-    return static_cast<uint32_t>(line * LINE + ((chunk ^ turn) << 4));
-}
 
 // Left operand, 16 lines from `first` by 16 elements.
 template <int LINE>

@@ -1,7 +1,8 @@
 // Shared by all kernels: storage types, vector access, reductions of a fixed order, last-arriver tickets.
 //
-// Every kernel includes this header and nothing else, or gemm.cuh, which includes it. Nothing here depends on how many
-// rows a launch has: what a row or an output element goes through is a function of its own problem's size alone.
+// Every kernel includes this header and nothing else, or gemm.cuh or attention.cuh, which include it. Nothing here depends
+// on how many rows a launch has: what a row or an output element goes through is a function of its own problem's size
+// alone.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -109,6 +110,41 @@ __device__ __forceinline__ void store128(T* address, const Pack<T, 16 / sizeof(T
 __device__ __forceinline__ bool aligned(const void* address, int bytes) {
     return (reinterpret_cast<uintptr_t>(address) & (bytes - 1)) == 0;
 }
+
+// ---- matrix products -----------------------------------------------------------------------------------------------
+
+// Products of a storage type, and pairs of numbers as their operands.
+template <typename T>
+struct Mma;
+template <>
+struct Mma<__nv_bfloat16> {
+    template <int MI, int NI>
+    static __device__ __forceinline__ void tile(float (&d)[MI][NI][4], const uint32_t (&a)[MI][4],
+                                                const uint32_t (&b)[NI][2]) {
+        ptx::mma_tile_bf16<MI, NI>(d, a, b);
+    }
+    // Rounded; `low` in the lower half.
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+        uint32_t bits;
+        __builtin_memcpy(&bits, &pair, sizeof(bits));
+        return bits;
+    }
+};
+template <>
+struct Mma<__half> {
+    template <int MI, int NI>
+    static __device__ __forceinline__ void tile(float (&d)[MI][NI][4], const uint32_t (&a)[MI][4],
+                                                const uint32_t (&b)[NI][2]) {
+        ptx::mma_tile_f16<MI, NI>(d, a, b);
+    }
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        const __half2 pair = __floats2half2_rn(low, high);
+        uint32_t bits;
+        __builtin_memcpy(&bits, &pair, sizeof(bits));
+        return bits;
+    }
+};
 
 // ---- reductions ----------------------------------------------------------------------------------------------------
 

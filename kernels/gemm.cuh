@@ -15,25 +15,6 @@ constexpr int kLine = 128;
 
 enum Output : int { kStoreF32 = 0, kStore16 = 1, kAddF32 = 2 };
 
-template <typename T>
-struct Mma;
-template <>
-struct Mma<__nv_bfloat16> {
-    template <int MI, int NI>
-    static __device__ __forceinline__ void tile(float (&d)[MI][NI][4], const uint32_t (&a)[MI][4],
-                                                const uint32_t (&b)[NI][2]) {
-        ptx::mma_tile_bf16<MI, NI>(d, a, b);
-    }
-};
-template <>
-struct Mma<__half> {
-    template <int MI, int NI>
-    static __device__ __forceinline__ void tile(float (&d)[MI][NI][4], const uint32_t (&a)[MI][4],
-                                                const uint32_t (&b)[NI][2]) {
-        ptx::mma_tile_f16<MI, NI>(d, a, b);
-    }
-};
-
 // Byte offset of 16-byte chunk `chunk` of line `line`. Eight lines of one chunk fall into eight different bank groups,
 // which is what ldmatrix reads; so do the eight chunks of a line, which is what the copies write.
 __device__ __forceinline__ uint32_t swizzled(int line, int chunk) {

@@ -7,6 +7,7 @@ mod emulated;
 mod goldens;
 mod gradient_pages;
 mod harness;
+mod lost;
 mod model;
 mod mutations;
 mod shared_pages;

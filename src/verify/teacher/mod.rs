@@ -5,7 +5,7 @@
 //! taken from what the device then says: the next token, the stop, the ids that may be proposed, the proposal, the candidate
 //! kept. Three backends are asked the same: the exact reference, which gives the distance of every decision from its
 //! tipping point (its *margin*); the rounding simulation, whose error in the numbers that decide, times
-//! [`FORWARD`](super::FORWARD) or [`BACKWARD`](super::BACKWARD), is what a device may be off; and the device. Where the margin
+//! [`FORWARD`] or [`BACKWARD`], is what a device may be off; and the device. Where the margin
 //! exceeds that, the device must decide as the trace does. Elsewhere it may part, in [`PARTED`] of all decisions at most.
 //!
 //! The numbers behind the decisions are compared too, as [`passes`](super::Passes) are.
