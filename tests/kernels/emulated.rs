@@ -40,3 +40,21 @@ fn open() -> Device {
     }
     Device::open_with(0, &stubs, &["sm_90"]).unwrap()
 }
+
+/// Set in a process that runs one test.
+const ALONE: &str = "GGRO_TEST_ALONE";
+
+/// Runs a test, whose name this is, in a process of its own. There is one device in a process, and tests take turns at it: with
+/// the longest ones elsewhere the others do not wait for them, and all cores have something to do.
+pub fn alone(test: &str, body: impl FnOnce()) {
+    if std::env::var_os(ALONE).is_some() {
+        return body();
+    }
+    let program = std::env::current_exe().unwrap();
+    let run =
+        std::process::Command::new(program).args([test, "--exact", "--nocapture"]).env(ALONE, "1").output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    print!("{out}");
+    eprint!("{err}");
+    assert!(run.status.success() && out.contains("1 passed"), "{test} failed in its own process");
+}

@@ -1,6 +1,6 @@
 //! The conformance harness and the golden rows.
 
-use crate::emulated::Emulated;
+use crate::emulated::{Emulated, alone};
 use crate::goldens;
 use ggro::conformance::{self, Finding};
 use ggro_emulator::{Config, Copies, Schedule};
@@ -45,19 +45,23 @@ fn every_case() {
 
 #[test]
 fn checked() {
-    let emulated = Emulated::new(Config { checked: true, ..Config::default() });
-    run(&emulated, "checked", 2_000_000);
-    goldens::every_golden_row(&emulated.device);
-    emulated.assert_clean();
+    alone("harness::checked", || {
+        let emulated = Emulated::new(Config { checked: true, ..Config::default() });
+        run(&emulated, "checked", 2_000_000);
+        goldens::every_golden_row(&emulated.device);
+        emulated.assert_clean();
+    });
 }
 
 #[test]
 fn other_schedules_and_copy_modes() {
-    for (schedule, copies) in [(Schedule::Reverse, Copies::Early), (Schedule::Shuffle(1), Copies::Late)] {
-        for checked in [false, true] {
-            let config = Config { checked, schedule, copies, ..Config::default() };
-            let work = if checked { 200_000 } else { 2_000_000 };
-            run(&Emulated::new(config), &format!("{schedule:?}, {copies:?}, checked {checked}"), work);
+    alone("harness::other_schedules_and_copy_modes", || {
+        for (schedule, copies) in [(Schedule::Reverse, Copies::Early), (Schedule::Shuffle(1), Copies::Late)] {
+            for checked in [false, true] {
+                let config = Config { checked, schedule, copies, ..Config::default() };
+                let work = if checked { 200_000 } else { 2_000_000 };
+                run(&Emulated::new(config), &format!("{schedule:?}, {copies:?}, checked {checked}"), work);
+            }
         }
-    }
+    });
 }

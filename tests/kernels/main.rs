@@ -3,6 +3,7 @@
 
 #[path = "../backend/mod.rs"]
 mod backend;
+mod damaged;
 mod emulated;
 mod goldens;
 mod gradient_pages;

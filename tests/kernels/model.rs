@@ -5,7 +5,7 @@ use crate::backend::lessons::{
     Golden, demo_must_pass, demo_options, demo_pair, demo_prompt, demo_traces, nudged_freely, part_late, print,
 };
 use crate::backend::{FIXTURES, Rows, invariance, parts};
-use crate::emulated::{Emulated, KERNELS};
+use crate::emulated::{Emulated, KERNELS, alone};
 use ggro::cuda::{Device, Storage};
 use ggro::model::cuda::{Cuda, CudaOptions};
 use ggro::model::reference::{LoadOptions, PolicyRows, Reference};
@@ -53,7 +53,9 @@ fn golden(config: Config, name: &'static str) {
 
 #[test]
 fn goldens_teacher_forced() {
-    FIXTURES.into_iter().for_each(|name| golden(Config::default(), name));
+    alone("model::goldens_teacher_forced", || {
+        FIXTURES.into_iter().for_each(|name| golden(Config::default(), name));
+    });
 }
 
 /// With every access observed, blocks in other orders and copies that arrive as late or as early as they may.
@@ -72,36 +74,40 @@ fn goldens_checked() {
 /// Groups of heads, a sliding window with f16, and head norms with a head size that is padded.
 #[test]
 fn batches_chunks_and_forks_change_no_bit() {
-    for name in ["llama-gqa", "mistral", "qwen3"] {
-        on_device(Config::default(), name, open(name, Golden::read(name).storage), |cuda| {
-            invariance::rows_alone_and_in_batches(cuda);
-            invariance::one_piece_and_chunks(cuda);
-            invariance::fork_truncate_and_continue(cuda);
-            invariance::rewards_alone_in_pieces_and_in_batches(cuda);
-            invariance::gradients_alone_and_in_batches_and_again(cuda);
-        });
-    }
+    alone("model::batches_chunks_and_forks_change_no_bit", || {
+        for name in ["llama-gqa", "mistral", "qwen3"] {
+            on_device(Config::default(), name, open(name, Golden::read(name).storage), |cuda| {
+                invariance::rows_alone_and_in_batches(cuda);
+                invariance::one_piece_and_chunks(cuda);
+                invariance::fork_truncate_and_continue(cuda);
+                invariance::rewards_alone_in_pieces_and_in_batches(cuda);
+                invariance::gradients_alone_and_in_batches_and_again(cuda);
+            });
+        }
+    });
 }
 
 /// The demo pair: ten answers teacher-forced, two decoded freely, greedily and with nudges.
 #[test]
 fn the_demo_pair() {
-    let pair = demo_pair();
-    let traces = demo_traces(&pair, 10, 32, 3);
-    on_device(
-        Config::default(),
-        "demo",
-        |device| Cuda::open(device, &pair, &options(), &mut |_| ()).unwrap().0,
-        |cuda| {
-            demo_must_pass(&pair, &traces, cuda, true);
-            let mut exact = Reference::load(&pair, &LoadOptions::default()).unwrap();
-            for request in 0..2 {
-                let (prompt, options) = (demo_prompt(&pair, request), demo_options(&pair, 32, 1));
-                part_late(&mut exact, cuda, &prompt, &options);
-                nudged_freely(&pair, cuda, &prompt, &demo_options(&pair, 24, 3));
-            }
-        },
-    );
+    alone("model::the_demo_pair", || {
+        let pair = demo_pair();
+        let traces = demo_traces(&pair, 10, 32, 3);
+        on_device(
+            Config::default(),
+            "demo",
+            |device| Cuda::open(device, &pair, &options(), &mut |_| ()).unwrap().0,
+            |cuda| {
+                demo_must_pass(&pair, &traces, cuda, true);
+                let mut exact = Reference::load(&pair, &LoadOptions::default()).unwrap();
+                for request in 0..2 {
+                    let (prompt, options) = (demo_prompt(&pair, request), demo_options(&pair, 32, 1));
+                    part_late(&mut exact, cuda, &prompt, &options);
+                    nudged_freely(&pair, cuda, &prompt, &demo_options(&pair, 24, 3));
+                }
+            },
+        );
+    });
 }
 
 /// One backward kernel, 2 % too large: the forward data is as it was, the gradients are not. (This fixture

@@ -1,6 +1,6 @@
 //! A test of the tests: kernels with one planted mistake each must turn the harness red.
 
-use crate::emulated::{Emulated, KERNELS};
+use crate::emulated::{Emulated, KERNELS, alone};
 use ggro::conformance;
 use ggro_emulator::{Config, build, build_checked};
 use std::path::{Path, PathBuf};
@@ -615,26 +615,28 @@ fn mutated(mutation: &Mutation) -> PathBuf {
 
 #[test]
 fn every_planted_mistake_is_found() {
-    // With it the engine, which the broken kernels are linked with.
-    build(KERNELS).unwrap();
-    let directories: Vec<PathBuf> = MUTATIONS.iter().map(mutated).collect();
-    let libraries = build_checked(&directories).unwrap();
-    for (mutation, library) in MUTATIONS.iter().zip(libraries) {
-        let emulated = Emulated::new(Config::default());
-        // The kernels are resolved; from here on the broken ones run in their place.
-        emulated.machine.configure(&format!("kernels={}", library.display()));
-        emulated.machine.reset();
-        let mut cases = conformance::cases();
-        cases.retain(|case| case.op == mutation.op);
-        for (_, _, names) in NARROWED.iter().filter(|(op, ..)| *op == mutation.op) {
-            cases.retain(|case| names.iter().all(|name| case.name.contains(name)));
+    alone("mutations::every_planted_mistake_is_found", || {
+        // With it the engine, which the broken kernels are linked with.
+        build(KERNELS).unwrap();
+        let directories: Vec<PathBuf> = MUTATIONS.iter().map(mutated).collect();
+        let libraries = build_checked(&directories).unwrap();
+        for (mutation, library) in MUTATIONS.iter().zip(libraries) {
+            let emulated = Emulated::new(Config::default());
+            // The kernels are resolved; from here on the broken ones run in their place.
+            emulated.machine.configure(&format!("kernels={}", library.display()));
+            emulated.machine.reset();
+            let mut cases = conformance::cases();
+            cases.retain(|case| case.op == mutation.op);
+            for (_, _, names) in NARROWED.iter().filter(|(op, ..)| *op == mutation.op) {
+                cases.retain(|case| names.iter().all(|name| case.name.contains(name)));
+            }
+            // Small cases find most mistakes, and soon.
+            cases.sort_by_key(|case| case.work);
+            let found = cases.iter().map(|case| case.run(&emulated.device)).find(|finding| !finding.passed());
+            let kernels = emulated.machine.report().kernels;
+            assert!(kernels.values().any(|counters| counters.checked_launches > 0), "{} never ran", mutation.name);
+            let found = found.unwrap_or_else(|| panic!("{} went unnoticed", mutation.name));
+            println!("{}: {} {}: {}", mutation.name, found.op, found.case, found.failures[0]);
         }
-        // Small cases find most mistakes, and soon.
-        cases.sort_by_key(|case| case.work);
-        let found = cases.iter().map(|case| case.run(&emulated.device)).find(|finding| !finding.passed());
-        let kernels = emulated.machine.report().kernels;
-        assert!(kernels.values().any(|counters| counters.checked_launches > 0), "{} never ran", mutation.name);
-        let found = found.unwrap_or_else(|| panic!("{} went unnoticed", mutation.name));
-        println!("{}: {} {}: {}", mutation.name, found.op, found.case, found.failures[0]);
-    }
+    });
 }

@@ -1,0 +1,65 @@
+//! A weight that is not a number: the request that meets it ends with an error that says so, the next one is as if it had never
+//! been.
+
+use crate::backend::lessons::demo_options;
+use crate::emulated::Emulated;
+use ggro::Error;
+use ggro::checkpoint::Files;
+use ggro::ggro::{Observer, Uniforms, decode};
+use ggro::model::cuda::{Cuda, CudaOptions};
+use ggro::pair::Pair;
+use ggro_emulator::Config;
+use std::path::Path;
+
+struct Silent;
+impl Observer for Silent {}
+
+/// Only prompts that hold it meet the damaged embedding row.
+const POISONED: u32 = 601;
+
+/// A copy of a fixture, with a NaN in one embedding row of one of its models.
+fn damaged(role: &str) -> (tempfile::TempDir, Pair) {
+    let from = Path::new("tests/goldens/llama-gqa");
+    let directory = tempfile::tempdir().unwrap();
+    for part in ["policy", "reward"] {
+        let to = directory.path().join(part);
+        std::fs::create_dir(&to).unwrap();
+        for entry in std::fs::read_dir(from.join(part)).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let path = directory.path().join(role).join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let tensor = metadata.info("model.embed_tokens.weight").unwrap();
+    let row = tensor.shape[1] * 2;
+    let at = 8 + header + tensor.data_offsets.0 + POISONED as usize * row;
+    bytes[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let files = |part| Files::Dir(directory.path().join(part));
+    let pair = Pair::load(&files("policy"), &files("reward")).unwrap();
+    (directory, pair)
+}
+
+#[test]
+fn a_weight_that_is_not_a_number_ends_one_request() {
+    for role in ["policy", "reward"] {
+        let (_directory, pair) = damaged(role);
+        let Emulated { device, machine } = Emulated::new(Config::default());
+        let small = CudaOptions { batch_tokens: 64, gradient_tokens: 64, sequences: 2, ..CudaOptions::default() };
+        let mut cuda = Cuda::open(device, &pair, &small, &mut |_| ()).unwrap().0;
+        let options = demo_options(&pair, 12, 3);
+        let clean: Vec<u32> = (20..50).collect();
+        let poisoned = [&clean[..], &[POISONED]].concat();
+        let mut answer = |prompt: &[u32]| decode(&mut cuda, prompt, &options, Uniforms::Seeded(0), &mut Silent);
+        let before = answer(&clean).unwrap();
+        let error = answer(&poisoned).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::NonFinite { .. }) && text.contains(role), "{text}");
+        // The blocks that held what is not a number are used again.
+        let after = answer(&clean).unwrap();
+        assert_eq!((before.final_ids, before.final_reward), (after.final_ids, after.final_reward), "{role}");
+        assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
+    }
+}
