@@ -144,7 +144,8 @@ fn behind_a_long_prefix_only_attention_reads_more() {
     let matrices = weights.device_bytes() as usize - 2 * config.vocab_size * config.hidden_size;
     let read = sum(&reports[1], "gemm", |c| c.unique_bytes_read) as f64 / matrices as f64;
     println!("products read {read:.3} of the matrices' bytes, forward and backward");
-    assert!((1.9..2.2).contains(&read), "{read}");
+    // The rest is rows, a tenth of so small a model's weights.
+    assert!((2.0..2.3).contains(&read), "{read}");
 }
 
 /// The pair of a fixture whose reward model has room for longer texts.
