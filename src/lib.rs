@@ -12,6 +12,7 @@
 //!   reference backend in plain Rust, over the block bookkeeping of [`kv`];
 //! * [`ggro`]: the method itself, pure logic over that trait; [`trace`] is its record as JSON, [`verify`] the golden
 //!   fixtures replayed;
+//! * [`engine`]: many requests in common batches;
 //! * the faces: the command line (the server and the benchmarks will stand beside it).
 //!
 //! `docs/architecture.md` in the repository says how the parts fit.
@@ -24,6 +25,7 @@ pub mod config;
 pub mod conformance;
 pub mod cuda;
 pub mod demo;
+pub mod engine;
 pub mod error;
 pub mod ggro;
 pub mod kv;

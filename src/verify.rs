@@ -9,6 +9,7 @@
 mod errors;
 mod forward;
 mod passes;
+mod sequences;
 pub mod teacher;
 mod tensors;
 mod text;

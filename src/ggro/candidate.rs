@@ -89,6 +89,11 @@ impl CandidateState {
         }
     }
 
+    /// Says which proposal led to it; it was decoded before anyone proposed it.
+    pub fn propose(&mut self, proposed: u32) {
+        self.proposed = Some(proposed);
+    }
+
     /// The token that follows: the forced one at the slot, otherwise the row's argmax.
     pub fn next(&self, stats: &RowStats) -> u32 {
         match self.forced {

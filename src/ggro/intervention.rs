@@ -1,282 +1,596 @@
-//! The decision: segment boundaries, the refinement walk, keep the best, stop.
+//! One response of the method as a state machine: branches, the walk through them, what is asked of the models next.
 //!
-//! A response is a row of segments. In each one the policy writes greedily until it becomes uncertain; the reward model
-//! then says, by the gradient at the slot's embedding, which of the policy's own likely tokens to try there instead, and
-//! so on from candidate to candidate until one would repeat. The best is committed and the next segment begins where it
-//! became uncertain.
+//! A response is a row of segments. In each one the policy writes greedily until it becomes uncertain; the reward model then
+//! says, by the gradient at the slot's embedding, which of the policy's own likely tokens to try there instead, and so on from
+//! candidate to candidate until one would repeat. The best is committed and the next segment begins where it became uncertain.
 //!
-//! [`decode`] walks one response, one candidate after the other, and does no work twice:
+//! A candidate is a function of the prefix and of the token at the slot alone, and the tokens that can come there are known as
+//! soon as the slot is reached. So candidates may be decoded and scored before the walk asks for them ([`Speculation`]): the
+//! walk then goes by what is there. What it never reaches leaves no trace: not in the record, not in the uniform numbers, not
+//! in the work counted, and an error in it is no error.
 //!
-//! * The policy sequence that holds the prefix is continued by the unforced candidate; each forced one is a fork of it at
-//!   the slot. The winner's sequence holds the next prefix, and the row that made the winner stop is the next segment's
-//!   first row. Only the last generated token of a candidate never runs through the policy.
-//! * The reward sequence goes the same way. A candidate is one span behind what is already there. Rewards of positions
-//!   that no later span will pass again (the end of the prefix, the position where the final reward is pooled) are asked
-//!   for when their span is run.
+//! No work is done twice:
+//!
+//! * The policy line that holds the prefix is continued by the unforced candidate; each forced one forks off it at the slot.
+//!   The winner's line holds the next prefix, and the row that made the winner stop is the next segment's first row. Only the
+//!   last generated token of a candidate never runs through the policy.
+//! * The reward line goes the same way. Rewards of positions that no later span will pass again (the end of the prefix, the
+//!   position where the final reward is pooled) are asked for when their span is run.
 //! * Rows report their largest logits where they are, or may turn out to be, the row at a slot.
 
-use super::candidate::{CandidateState, smallest};
+use super::candidate::{CandidateState, Rules, smallest};
+use super::gradient::{self, pool_position};
 use super::nudge::{self, Shortlist};
-use super::runner::{Branch, Known, Question, Runner, internal};
+use super::task::{
+    Ask, Finished, Generation, LineId, Part, Progress, Row, Scored, Slope, Speculation, Task, Top, Use, Whole,
+};
 use super::walk::Walk;
-use super::{CandidateStop, FinishReason, Margins, Options, Response, Segment, Selection, Slot, Uniforms, gradient};
-use crate::model::{Backend, PolicyRow, Role, SeqId};
+use super::{CandidateStop, FinishReason, Margins, Options, Response, Segment, Selection, Slot, Uniforms};
+use crate::model::{Role, Work};
 use crate::{Error, Result};
+use std::sync::Arc;
 
-/// Is told what happens while a response is decoded.
-pub trait Observer {
-    /// A segment was committed; `committed` are the ids it added.
-    fn segment(&mut self, segment: &Segment, committed: &[u32]) -> Result<()> {
-        let _ = (segment, committed);
-        Ok(())
-    }
-    /// A token of a candidate was decoded (for progress displays).
-    fn token(&mut self) {}
+/// Rewards of a text at its last position, and where the final reward would be pooled if it ended there.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    last: f32,
+    pooled: f32,
 }
 
-/// Decodes one response.
-///
-/// # Errors
-/// Options out of range, an empty prompt, a prompt beyond the context, an id beyond a vocabulary, recorded uniforms that
-/// run out, numbers that are not finite, or the backend's own failure. All sequences are released either way.
-pub fn decode(
-    backend: &mut dyn Backend,
-    prompt: &[u32],
-    options: &Options,
-    uniforms: Uniforms,
-    observer: &mut dyn Observer,
-) -> Result<Response> {
-    check(backend, prompt, options)?;
-    let work_before = backend.work();
-    let runner = Runner::new(backend, prompt.len(), options, observer);
-    let mut decoder = Decoder::start(runner, prompt, uniforms)?;
-    let mut segments = Vec::new();
-    let mut segment_boundaries = Vec::new();
-    let (finish_reason, rewards) = loop {
-        let committed = decoder.segment(segments.is_empty())?;
-        let start = committed.segment.start;
-        decoder.runner.observer.segment(&committed.segment, &decoder.prefix[start..])?;
-        segments.push(committed.segment);
-        segment_boundaries.push(committed.boundary);
-        if let Some(reason) = committed.end {
-            break (reason, committed.rewards);
+/// One candidate, decoded so far.
+struct Branch {
+    /// Its lines.
+    number: u32,
+    state: CandidateState,
+    /// The newest row: the one that produced the last token.
+    row: Option<Row>,
+    /// The row at the slot, and whether the rest of the branch is worth anything without it.
+    slot_row: Option<Row>,
+    scored: Option<Scored>,
+    /// Rewards that were asked for, in the order of the answer.
+    also_at: Vec<usize>,
+    failed: Option<Error>,
+    /// The next segment's unforced candidate, should this one win.
+    ahead: Option<Box<Branch>>,
+    visited: bool,
+    /// It lost; nothing more is asked of it.
+    retired: bool,
+}
+
+impl Branch {
+    fn new(number: u32, state: CandidateState) -> Branch {
+        Branch {
+            number,
+            state,
+            row: None,
+            slot_row: None,
+            scored: None,
+            also_at: Vec::new(),
+            failed: None,
+            ahead: None,
+            visited: false,
+            retired: false,
         }
-    };
-    Ok(Response {
-        prompt_len: prompt.len(),
-        finish_reason,
-        segment_boundaries,
-        num_nudges: segments.iter().filter(|segment| segment.best != 0).count(),
-        last_segment_reward: rewards.last,
-        final_reward: rewards.pooled,
-        final_pool_position: gradient::pool_position(&decoder.prefix, options.reward_pad_id),
-        final_ids: decoder.prefix,
-        uniforms_used: decoder.uniforms_used,
-        min_margins: smallest_margins(&segments),
-        segments,
-        work: decoder.runner.sequences.backend.work() - work_before,
-    })
+    }
+
+    fn ended(&self) -> bool {
+        self.state.stop().is_some()
+    }
+
+    /// Whether it waits for a row.
+    fn decodes(&self) -> bool {
+        !self.ended() && self.failed.is_none() && !self.retired
+    }
 }
 
-fn check(backend: &dyn Backend, prompt: &[u32], options: &Options) -> Result<()> {
-    options.check()?;
-    if prompt.is_empty() {
-        return Err(Error::invalid("the prompt is empty"));
+/// What does not change while a response is decoded.
+struct Fixed {
+    options: Options,
+    rules: Rules,
+    prompt_len: usize,
+    shortlist_len: usize,
+    reward_vocab: usize,
+}
+
+impl Fixed {
+    /// Whether anything looks at the largest logits of a row: not in plain greedy decoding.
+    fn nudges(&self) -> bool {
+        self.options.max_candidates > 1 || self.options.full_trace
     }
-    for role in [Role::Policy, Role::Reward] {
-        let vocab = backend.config(role).vocab_size;
-        if let Some(at) = prompt.iter().position(|&id| id as usize >= vocab) {
-            return Err(Error::invalid(format!(
-                "prompt id {} at position {at} is beyond the {} model's vocabulary of {vocab}",
-                prompt[at],
-                role.name()
+
+    /// What is asked of the row that produces the token at index `next` of a segment whose slot is at index `offset`, after
+    /// `len` positions. One more than the shortlist holds is taken, for the margin at its edge.
+    fn ask(&self, len: usize, next: usize, offset: usize) -> Ask {
+        let take = self.shortlist_len + 1;
+        let top = if !self.nudges() {
+            Top::Skip
+        } else if next == offset {
+            Top::Take(take)
+        } else if next + 1 >= self.options.min_generated && len + 1 < self.rules.end {
+            // If it ends this segment for uncertainty, it is the row at the next one's slot.
+            Top::TakeIf(take, self.rules.threshold)
+        } else {
+            Top::Skip
+        };
+        let whole = if self.options.full_trace { Whole::WithTop } else { Whole::Never };
+        Ask::Row { floor: self.options.probability_floor, top, whole }
+    }
+
+    /// Lets a branch take the token that its newest row, or the nudge at the slot, decides.
+    fn push(&self, branch: &mut Branch, row: Row, offset: usize) {
+        let stats = &row.row.stats;
+        if !stats.finite {
+            let position = branch.state.len().saturating_sub(1);
+            branch.failed = Some(Error::NonFinite { what: "logit", model: "policy", position });
+            return;
+        }
+        if branch.state.generated().len() == offset && self.nudges() {
+            branch.slot_row = Some(row.clone());
+        }
+        let token = branch.state.next(stats);
+        branch.state.push(token, stats, &self.rules);
+        if token as usize >= self.reward_vocab && branch.state.dropped().is_none() {
+            branch.failed = Some(Error::invalid(format!(
+                "the policy chose id {token}, which the reward model cannot read: its vocabulary has {} ids",
+                self.reward_vocab
             )));
         }
+        branch.row = Some(row);
     }
-    let (len, limit) = (prompt.len(), backend.max_len());
-    if len >= limit {
-        return Err(Error::invalid(format!(
-            "the prompt has {len} tokens, and the longest sequence is {limit}; an answer does not fit"
-        )));
-    }
-    if options.max_new_tokens > limit - len {
-        return Err(Error::invalid(format!(
-            "the prompt's {len} tokens and max_new_tokens {} exceed the longest sequence of {limit}; \
-             lower max_new_tokens to {} or less",
-            options.max_new_tokens,
-            limit - len
-        )));
-    }
-    Ok(())
 }
 
-/// A segment's outcome.
-struct Committed {
-    segment: Segment,
-    boundary: usize,
-    rewards: Known,
-    /// Why the response ends here, if it does.
-    end: Option<FinishReason>,
-}
-
-/// The unforced candidate as the others see it: what they share with it, and where they fork off.
-struct Trunk {
-    state: CandidateState,
-    policy: SeqId,
-    reward: SeqId,
-    /// The row at the slot, if the slot was reached.
-    slot_row: Option<PolicyRow>,
-    /// Every logit of it, where the record wants twins beyond the shortlist.
-    slot_logits: Option<Vec<f32>>,
-}
-
-/// A response in progress, between two segments.
-struct Decoder<'a> {
-    runner: Runner<'a>,
+/// A response in progress.
+pub struct Intervention {
+    fixed: Fixed,
     uniforms: Uniforms,
     uniforms_used: Vec<f64>,
-    prompt_len: usize,
     /// Prompt and committed segments.
     prefix: Vec<u32>,
-    /// Holds the prefix.
-    policy: SeqId,
-    /// The row after the prefix.
-    row: PolicyRow,
-    /// Every logit of it, where `policy` itself did not compute it.
-    row_logits: Option<Vec<f32>>,
-    /// Holds the prefix, once anything was scored.
-    reward: SeqId,
+    /// Positions of the trunk's reward line that were run.
+    reward_len: usize,
     /// Rewards of the prefix, once anything was scored.
     known: Option<Known>,
+    /// Lines of the trunk, and where they came from if nothing was run on them yet.
+    trunk: [u32; 2],
+    origin: [Option<(u32, usize)>; 2],
+    numbers: u32,
+
+    // The segment in progress.
+    offset: usize,
+    walk: Walk,
+    branches: Vec<Branch>,
+    shortlist: Option<Shortlist>,
+    candidates: Arc<[u32]>,
+    /// The branch that the walk waits for.
+    current: usize,
+    best: Option<(usize, Known)>,
+    /// Rewards up to the slot.
+    before: Option<Known>,
+    /// Whether what the branches share goes through the reward model by itself.
+    base: bool,
+    twin: Option<f64>,
+    /// Places on the shortlist in the order in which they are likely to be proposed.
+    likely: Vec<usize>,
+    run_ahead: bool,
+
+    segments: Vec<Segment>,
+    segment_boundaries: Vec<usize>,
+    necessary: Work,
+    tokens: usize,
+    progress: Vec<Progress>,
+    outcome: Option<Result<Response>>,
+    ended: bool,
 }
 
-impl<'a> Decoder<'a> {
-    /// Runs the prompt through the policy.
-    fn start(mut runner: Runner<'a>, prompt: &[u32], uniforms: Uniforms) -> Result<Decoder<'a>> {
-        let policy = runner.sequences.create(Role::Policy)?;
-        let reward = runner.sequences.create(Role::Reward)?;
-        let row = runner.step(policy, prompt, 0, runner.options.first_offset)?;
-        Ok(Decoder {
-            runner,
+impl Intervention {
+    /// A response to `prompt`. Ranges and lengths have to be checked before; `vocab` are the ids of policy and reward model.
+    pub fn new(prompt: &[u32], options: &Options, uniforms: Uniforms, vocab: (usize, usize)) -> Intervention {
+        let fixed = Fixed {
+            options: options.clone(),
+            rules: Rules::new(prompt.len(), options),
+            prompt_len: prompt.len(),
+            shortlist_len: options.top_k.min(vocab.0.min(vocab.1)),
+            reward_vocab: vocab.1,
+        };
+        Intervention {
             uniforms,
             uniforms_used: Vec::new(),
-            prompt_len: prompt.len(),
             prefix: prompt.to_vec(),
-            policy,
-            row,
-            row_logits: None,
-            reward,
+            reward_len: 0,
             known: None,
+            trunk: [0, 0],
+            origin: [None, None],
+            numbers: 0,
+            offset: options.first_offset,
+            walk: Walk::new(prompt.len(), options.first_offset, options.max_candidates),
+            branches: vec![Branch::new(0, CandidateState::unforced(prompt.len()))],
+            shortlist: None,
+            candidates: Arc::from([]),
+            current: 0,
+            best: None,
+            before: None,
+            base: false,
+            twin: None,
+            likely: Vec::new(),
+            run_ahead: false,
+            segments: Vec::new(),
+            segment_boundaries: Vec::new(),
+            necessary: Work { policy_forward: prompt.len() as u64, ..Work::default() },
+            tokens: 0,
+            progress: Vec::new(),
+            outcome: None,
+            ended: false,
+            fixed,
+        }
+    }
+
+    /// Absolute position of the slot.
+    fn slot(&self) -> usize {
+        self.walk.slot()
+    }
+
+    fn line_of(&self, index: usize, role: Role) -> LineId {
+        let number = if index == 0 { self.trunk[role as usize] } else { self.branches[index].number };
+        LineId { role, number }
+    }
+
+    fn parent_of(&self, index: usize, role: Role) -> Option<(LineId, usize)> {
+        let (trunk, slot) = (self.trunk[role as usize], self.slot());
+        match self.origin[role as usize] {
+            // The trunk itself was not run yet: what is to fork off it forks off where it will fork off.
+            Some((number, len)) => Some((LineId { role, number }, len.min(slot))),
+            None => (index != 0).then_some((LineId { role, number: trunk }, slot)),
+        }
+    }
+
+    /// Where the reward of a branch is run from.
+    fn scored_from(&self, index: usize) -> usize {
+        if index == 0 { self.reward_len } else { self.slot() }
+    }
+
+    /// Whether forced branches can be scored: what they share has been through the reward model.
+    fn shared_is_scored(&self) -> bool {
+        self.reward_len >= self.slot() || self.branches[0].scored.is_some()
+    }
+
+    /// Whether a gradient is taken of a branch that keeps `kept` tokens, should the walk reach it.
+    fn differentiates(&self, index: usize, kept: usize) -> bool {
+        let proposes = if index == self.current {
+            self.walk.will_propose(kept)
+        } else {
+            // The earliest it can be visited is behind the one that the walk waits for.
+            kept > self.offset && self.walk.candidates().len() + 2 < self.fixed.options.max_candidates
+        };
+        kept > self.offset && (proposes || self.fixed.options.full_trace)
+    }
+
+    fn decode_task(&self, index: usize) -> Task {
+        let state = &self.branches[index].state;
+        let (len, next) = (state.len(), state.generated().len());
+        Task {
+            line: self.line_of(index, Role::Policy),
+            parent: self.parent_of(index, Role::Policy),
+            len,
+            fresh: if next == 0 { 0 } else { len - 1 },
+            speculative: index != self.current,
+            ask: self.fixed.ask(len, next, self.offset),
+            part: Part::Decode(index),
+        }
+    }
+
+    fn ahead_task(&self, index: usize, ahead: &Branch) -> Task {
+        let (len, next) = (ahead.state.len(), ahead.state.generated().len());
+        Task {
+            line: self.line_of(index, Role::Policy),
+            parent: self.parent_of(index, Role::Policy),
+            len,
+            fresh: len - 1,
+            speculative: true,
+            ask: self.fixed.ask(len, next, 0),
+            part: Part::Ahead(index),
+        }
+    }
+
+    fn base_task(&self) -> Task {
+        let slot = self.slot();
+        let pool = pool_position(&self.base_ids(), self.fixed.options.reward_pad_id);
+        // A pool position that was run before has its reward among what is known of the prefix.
+        let also_at = [pool].into_iter().filter(|&at| at >= self.reward_len && at + 1 != slot).collect();
+        Task {
+            line: self.line_of(0, Role::Reward),
+            parent: self.parent_of(0, Role::Reward),
+            len: slot,
+            fresh: self.reward_len,
+            speculative: false,
+            ask: Ask::Score { also_at, gradient: None },
+            part: Part::Base,
+        }
+    }
+
+    fn base_ids(&self) -> Vec<u32> {
+        let generated = self.branches[0].state.generated();
+        [&self.prefix[..], &generated[..self.offset.min(generated.len())]].concat()
+    }
+
+    /// The reward of an ended branch, in one span behind what its line holds. `None`: nothing is new.
+    fn score_task(&self, index: usize) -> Option<Task> {
+        let kept = self.branches[index].state.kept();
+        let len = self.prefix.len() + kept.len();
+        let start = self.scored_from(index);
+        if start == len {
+            return None;
+        }
+        Some(Task {
+            line: self.line_of(index, Role::Reward),
+            parent: self.parent_of(index, Role::Reward),
+            len,
+            fresh: start,
+            speculative: index != self.current,
+            ask: Ask::Score {
+                also_at: self.also_at(index),
+                gradient: self
+                    .differentiates(index, kept.len())
+                    .then(|| Slope { slot: self.slot(), candidates: self.candidates.clone() }),
+            },
+            part: Part::Score(index),
         })
     }
 
-    /// Decodes, scores and refines one segment and commits its best candidate.
-    fn segment(&mut self, first: bool) -> Result<Committed> {
-        let options = self.runner.options;
-        let offset = if first { options.first_offset } else { 0 };
-        let mut walk = Walk::new(self.prefix.len(), offset, options.max_candidates);
-        let (mut branch, trunk) = self.unforced(offset)?;
-        let top = trunk.slot_row.as_ref().map_or(&[][..], |row| &row.top);
-        let shortlist = Shortlist::new(top, self.runner.shortlist_len);
-
-        let mut before = self.known;
-        let mut twin = None;
-        // Losers give their sequences back at once, but the unforced one's stay while there may be more forks.
-        let mut best: Option<(Branch, Known)> = None;
-        loop {
-            let kept = branch.state.kept().len();
-            let proposes = walk.will_propose(kept);
-            let differentiates = kept > offset && (proposes || options.full_trace);
-            if differentiates && shortlist.ids.is_empty() {
-                return Err(internal("the largest logits at a slot"));
+    /// Positions besides the last one whose reward is wanted with a branch's. What lies before its span was known before it.
+    fn also_at(&self, index: usize) -> Vec<usize> {
+        let kept = self.branches[index].state.kept();
+        let start = self.scored_from(index);
+        let pad = self.fixed.options.reward_pad_id;
+        let last = self.prefix.len() + kept.len() - 1;
+        let ids = [&self.prefix[..], kept].concat();
+        let mut wanted = Vec::new();
+        if let Some((a, b)) = self.before_slot(index) {
+            wanted.extend([a, b]);
+        }
+        wanted.push(pool_position(&ids, pad));
+        let mut out: Vec<usize> = Vec::new();
+        for position in wanted {
+            if position >= start && position != last && !out.contains(&position) {
+                out.push(position);
             }
-            let answer = self.runner.score(
-                &branch,
-                &self.prefix,
-                &Question {
-                    slot: walk.slot(),
-                    before,
-                    proposals: differentiates.then_some(&shortlist),
-                    continues: proposes,
-                },
-            )?;
-            before = answer.before_slot.or(before);
+        }
+        out
+    }
 
-            let mut margins = Margins { twin, ..Margins::default() };
-            let slot = match answer.gradient {
-                Some((dots, norm)) => {
-                    let current = branch.state.kept()[offset];
-                    let (slot, margin) = self.propose(&shortlist, dots, norm, current, proposes)?;
-                    margins.score = margin;
-                    margins.top_k_edge = shortlist.edge_margin;
-                    Some(slot)
-                }
-                None => None,
-            };
-            let proposed = slot.as_ref().and_then(|slot| slot.next_proposal);
-            let record = branch.state.clone().record(&self.runner.rules, answer.rewards.last, slot, margins);
-            if walk.add(record) {
-                if let Some((loser, _)) = best.replace((branch, answer.rewards)) {
-                    self.release(&loser, &trunk);
-                }
-            } else {
-                self.release(&branch, &trunk);
-            }
-            if walk.end().is_some() {
+    /// Positions of the two rewards up to the slot, if they come with the unforced branch.
+    fn before_slot(&self, index: usize) -> Option<(usize, usize)> {
+        let slot = self.slot();
+        let kept = self.branches[index].state.kept().len();
+        if index != 0 || slot <= self.scored_from(0) || !self.walk_continues(kept) {
+            return None;
+        }
+        Some((slot - 1, pool_position(&self.base_ids(), self.fixed.options.reward_pad_id)))
+    }
+
+    /// Whether the unforced branch, with so many tokens, is followed by forced ones.
+    fn walk_continues(&self, kept: usize) -> bool {
+        kept > self.offset && self.fixed.options.max_candidates > 1
+    }
+
+    /// Branches beside the one that the walk waits for, decoded before anyone asked for them.
+    fn spawn(&mut self, speculation: Speculation, same: &dyn Fn(u32, u32) -> bool) {
+        let visited = self.walk.candidates().len();
+        if speculation.width <= 1 || visited + 1 >= self.fixed.options.max_candidates {
+            return;
+        }
+        let Some(shortlist) = &self.shortlist else { return };
+        if self.branches[0].state.generated().len() <= self.offset {
+            return;
+        }
+        let mut waiting =
+            self.branches.iter().enumerate().filter(|(i, b)| *i != self.current && !b.visited && !b.retired).count();
+        let mut tokens = Vec::new();
+        for &place in &self.likely {
+            if waiting + 1 >= speculation.width {
                 break;
             }
-
-            let proposed = proposed.ok_or_else(|| internal("a proposal"))?;
-            let backend = &*self.runner.sequences.backend;
-            let same = |a, b| backend.same_embedding(a, b);
+            let proposed = shortlist.ids[place];
             let placed = shortlist.placed(proposed, same);
-            if walk.close(proposed, placed) {
-                break;
+            if placed != proposed || self.branches.iter().any(|b| b.state.generated().get(self.offset) == Some(&placed))
+            {
+                continue;
             }
-            twin = match &trunk.slot_logits {
-                Some(logits) => nudge::twin_margin(self.runner.readable(logits), proposed, same),
-                None => shortlist.twin_margin(proposed, same),
-            };
-            branch = self.forced(&trunk, walk.slot(), trunk.state.forced(offset, proposed, placed))?;
+            tokens.push(placed);
+            waiting += 1;
         }
-        let (winner, rewards) = best.ok_or_else(|| internal("a candidate"))?;
-        Ok(self.commit(walk.finish(), winner, rewards, trunk))
+        for placed in tokens {
+            self.force(placed, placed);
+        }
     }
 
-    /// The policy's own continuation of the prefix.
-    fn unforced(&mut self, offset: usize) -> Result<(Branch, Trunk)> {
-        let mut state = CandidateState::unforced(self.prefix.len());
-        let mut row = self.row.clone();
-        let (mut slot_row, mut slot_logits) = (None, None);
-        loop {
-            if state.generated().len() == offset && self.runner.nudges() {
-                slot_row = Some(row.clone());
-                if self.runner.options.full_trace {
-                    slot_logits = Some(match self.row_logits.take() {
-                        Some(logits) => logits,
-                        None => self.runner.sequences.backend.logits_row(self.policy)?,
-                    });
+    /// A new branch with another token at the slot. Returns its index.
+    fn force(&mut self, proposed: u32, placed: u32) -> usize {
+        self.numbers += 1;
+        let mut branch = Branch::new(self.numbers, self.branches[0].state.forced(self.offset, proposed, placed));
+        if let Some(row) = self.branches[0].slot_row.clone() {
+            self.tokens += 1;
+            self.fixed.push(&mut branch, row, self.offset);
+        } else {
+            branch.failed = Some(internal("the row at a slot"));
+        }
+        self.branches.push(branch);
+        self.branches.len() - 1
+    }
+
+    /// Starts the next segment of the branch in the lead.
+    fn start_ahead(&mut self) {
+        let Some(index) = self.leader() else { return };
+        let branch = &mut self.branches[index];
+        if branch.ahead.is_some()
+            || branch.state.stop() != Some(CandidateStop::Entropy)
+            || branch.state.dropped().is_none()
+        {
+            return;
+        }
+        let Some(row) = branch.row.clone() else { return };
+        let start = self.prefix.len() + branch.state.kept().len();
+        let mut ahead = Branch::new(branch.number, CandidateState::unforced(start));
+        self.tokens += 1;
+        self.fixed.push(&mut ahead, row, 0);
+        branch.ahead = Some(Box::new(ahead));
+    }
+
+    /// The branch that would be committed if no other turned out to be better.
+    fn leader(&self) -> Option<usize> {
+        match self.best {
+            Some((index, _)) => Some(index),
+            None => self.branches[0].ended().then_some(0),
+        }
+    }
+
+    /// Rewards that a scored branch brings, checked: of itself, and up to the slot.
+    fn rewards(&self, index: usize) -> Result<(Known, Option<Known>)> {
+        let branch = &self.branches[index];
+        let kept = branch.state.kept();
+        let ids = [&self.prefix[..], kept].concat();
+        let last = ids.len() - 1;
+        let proposes = self.walk.will_propose(kept.len());
+        if index == 0
+            && proposes
+            && self.base
+            && let Some(before) = self.before
+        {
+            finite("reward", before.last, self.slot() - 1)?;
+            finite("reward", before.pooled, self.slot() - 1)?;
+        }
+        let Some(scored) = &branch.scored else {
+            return Err(internal("a reward"));
+        };
+        if self.scored_from(index) == ids.len() {
+            let known = self.before.ok_or_else(|| internal("an unknown reward"))?;
+            return Ok((known, None));
+        }
+        if scored.also.len() != branch.also_at.len() {
+            return Err(internal("a reward per position"));
+        }
+        let asked = branch.also_at.iter().chain([&last]).zip(scored.also.iter().chain([&scored.reward]));
+        for (&position, &reward) in asked {
+            finite("reward", reward, position)?;
+        }
+        if let Some((dots, norm)) = scored.gradient.as_ref().filter(|_| self.differentiates(index, kept.len())) {
+            for &value in dots.iter().chain([norm]) {
+                finite("reward gradient", value, self.slot())?;
+            }
+        }
+        let at = |position: usize| -> Result<f32> {
+            if position == last {
+                return Ok(scored.reward);
+            }
+            match branch.also_at.iter().position(|&asked| asked == position) {
+                Some(i) => Ok(scored.also[i]),
+                // Before the span only the position where the final reward is pooled is ever looked up.
+                None => self.before.map(|known| known.pooled).ok_or_else(|| internal("an unknown reward")),
+            }
+        };
+        let pool = pool_position(&ids, self.fixed.options.reward_pad_id);
+        let before = match self.before_slot(index) {
+            Some((last, pooled)) => Some(Known { last: at(last)?, pooled: at(pooled)? }),
+            None => None,
+        };
+        Ok((Known { last: scored.reward, pooled: at(pool)? }, before))
+    }
+
+    /// Goes one step along the walk, if the branch it waits for is complete.
+    fn step(&mut self, same: &dyn Fn(u32, u32) -> bool) -> Result<bool> {
+        let index = self.current;
+        if self.branches[index].failed.is_some() {
+            return Err(self.branches[index].failed.take().unwrap_or_else(|| internal("an error")));
+        }
+        if !self.branches[index].ended() {
+            return Ok(false);
+        }
+        if self.branches[index].scored.is_none() {
+            if self.score_task(index).is_some() || self.base_waits() {
+                return Ok(false);
+            }
+            // Nothing new: the text ends where an earlier one did.
+            self.branches[index].scored = Some(Scored::default());
+        }
+        let kept = self.branches[index].state.kept().len();
+        let proposes = self.walk.will_propose(kept);
+        let differentiates = kept > self.offset && (proposes || self.fixed.options.full_trace);
+        let shortlist = match &self.shortlist {
+            Some(list) if !list.ids.is_empty() => Some(list.clone()),
+            _ if differentiates => return Err(internal("the largest logits at a slot")),
+            _ => None,
+        };
+        let (rewards, before) = self.rewards(index)?;
+        self.count(index, kept, differentiates);
+        self.before = before.or(self.before);
+
+        let mut margins = Margins { twin: self.twin.take(), ..Margins::default() };
+        let gradient = self.branches[index].scored.as_mut().and_then(|scored| scored.gradient.take());
+        let slot = match (shortlist.as_ref().filter(|_| differentiates), gradient) {
+            (Some(list), Some((dots, norm))) => {
+                if dots.len() != list.ids.len() {
+                    return Err(internal("a first-order score per proposal"));
                 }
+                let current = self.branches[index].state.kept()[self.offset];
+                let (slot, margin) = self.propose(list, dots, norm, current, proposes)?;
+                margins.score = margin;
+                margins.top_k_edge = list.edge_margin;
+                Some(slot)
             }
-            if self.runner.push(&mut state, &row)? {
-                break;
-            }
-            row = self.runner.extend(self.policy, &state, offset)?;
+            (Some(_), None) => return Err(internal("a gradient")),
+            _ => None,
+        };
+        let proposed = slot.as_ref().and_then(|slot| slot.next_proposal);
+        let branch = &mut self.branches[index];
+        branch.visited = true;
+        let record = branch.state.clone().record(&self.fixed.rules, rewards.last, slot, margins);
+        let loser = if self.walk.add(record) {
+            self.best.replace((index, rewards)).map(|(loser, _)| loser)
+        } else {
+            Some(index)
+        };
+        // The unforced branch's lines stay while there may be more forks of them.
+        if let Some(loser) = loser.filter(|&loser| loser != 0) {
+            self.branches[loser].retired = true;
+            self.branches[loser].ahead = None;
         }
-        let trunk = Trunk { state: state.clone(), policy: self.policy, reward: self.reward, slot_row, slot_logits };
-        Ok((Branch { state, row, policy: trunk.policy, reward: trunk.reward }, trunk))
+        if self.walk.end().is_none() {
+            let proposed = proposed.ok_or_else(|| internal("a proposal"))?;
+            let list = shortlist.ok_or_else(|| internal("the largest logits at a slot"))?;
+            let placed = list.placed(proposed, same);
+            if !self.walk.close(proposed, placed) {
+                let slot_row = self.branches[0].slot_row.as_ref();
+                self.twin = match slot_row.and_then(|row| row.logits.as_ref()) {
+                    Some(row) => nudge::twin_margin(&row[..self.fixed.reward_vocab.min(row.len())], proposed, same),
+                    None => list.twin_margin(proposed, same),
+                };
+                let there = |b: &Branch| !b.visited && b.state.generated().get(self.offset) == Some(&placed);
+                self.current = match self.branches.iter().position(there) {
+                    Some(index) => index,
+                    None => self.force(proposed, placed),
+                };
+                self.branches[self.current].state.propose(proposed);
+                return Ok(true);
+            }
+        }
+        self.commit()?;
+        Ok(true)
     }
 
-    /// A candidate with another token at the slot, from the slot on.
-    fn forced(&mut self, trunk: &Trunk, slot: usize, mut state: CandidateState) -> Result<Branch> {
-        let offset = state.generated().len();
-        let mut row = trunk.slot_row.clone().ok_or_else(|| internal("the row at a slot"))?;
-        let policy = self.runner.sequences.fork(trunk.policy, slot)?;
-        let reward = self.runner.sequences.fork(trunk.reward, slot)?;
-        while !self.runner.push(&mut state, &row)? {
-            row = self.runner.extend(policy, &state, offset)?;
+    /// Whether the unforced branch has to wait for what all share.
+    fn base_waits(&self) -> bool {
+        self.base && self.reward_len < self.slot()
+    }
+
+    /// Counts what had to be run for a branch that the walk has reached.
+    fn count(&mut self, index: usize, kept: usize, differentiates: bool) {
+        let generated = self.branches[index].state.generated().len();
+        let shared = if index == 0 { 0 } else { self.offset };
+        self.necessary.policy_forward += (generated - 1 - shared.min(generated - 1)) as u64;
+        let len = self.prefix.len() + kept;
+        self.necessary.reward_forward += (len - self.scored_from(index)) as u64;
+        if differentiates {
+            self.necessary.reward_backward += (len - self.slot()) as u64;
         }
-        Ok(Branch { state, row, policy, reward })
     }
 
     /// Scores the shortlist and chooses from it. The choice is left out where it is neither used nor free of charge: a
@@ -289,7 +603,7 @@ impl<'a> Decoder<'a> {
         current: u32,
         used: bool,
     ) -> Result<(Slot, Option<f64>)> {
-        let options = self.runner.options;
+        let options = &self.fixed.options;
         let scores = gradient::scores(&shortlist.ids, &dots, current, options.damping);
         let (weights, choice) = match options.selection {
             Selection::Greedy => (Vec::new(), nudge::greedy(&scores)),
@@ -305,6 +619,8 @@ impl<'a> Decoder<'a> {
                 (weights, choice)
             }
         };
+        // Gradients of the candidates of one segment are alike: what scores high now is likely to be proposed later.
+        self.likely.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
         let slot = Slot {
             gradient_norm: f64::from(norm),
             ids: shortlist.ids.clone(),
@@ -316,41 +632,280 @@ impl<'a> Decoder<'a> {
         Ok((slot, choice.and_then(|choice| choice.margin)))
     }
 
-    fn release(&mut self, branch: &Branch, trunk: &Trunk) {
-        if branch.policy != trunk.policy {
-            self.runner.sequences.release(branch.policy);
-            self.runner.sequences.release(branch.reward);
-        }
-    }
-
     /// Makes the winner the prefix of the next segment.
-    fn commit(&mut self, segment: Segment, winner: Branch, rewards: Known, trunk: Trunk) -> Committed {
-        if winner.policy != trunk.policy {
-            self.runner.sequences.release(trunk.policy);
-            self.runner.sequences.release(trunk.reward);
-        }
+    fn commit(&mut self) -> Result<()> {
+        let (index, rewards) = self.best.take().ok_or_else(|| internal("a candidate"))?;
+        let (start, slot, first_line) = (self.prefix.len(), self.slot(), self.trunk);
+        let options = &self.fixed.options;
+        let walk = std::mem::replace(&mut self.walk, Walk::new(0, 0, options.max_candidates));
+        let segment = walk.finish();
+        let mut winner = self.branches.swap_remove(index);
+        self.branches.clear();
+
         let kept = winner.state.kept();
         self.prefix.extend_from_slice(kept);
-        let new_tokens = self.prefix.len() - self.prompt_len;
+        let new_tokens = self.prefix.len() - self.fixed.prompt_len;
         let (boundary, end) = if winner.state.stop() == Some(CandidateStop::Finish) {
             (self.prefix.len() - 1, Some(FinishReason::Finish))
-        } else if new_tokens >= self.runner.options.max_new_tokens {
+        } else if new_tokens >= options.max_new_tokens {
             (self.prefix.len(), Some(FinishReason::Length))
         } else if kept.is_empty() {
             (self.prefix.len(), Some(FinishReason::Stalled))
         } else {
             (self.prefix.len(), None)
         };
-        // A forced token that was dropped at once: the fork computed nothing, and the row after the new prefix is the
-        // slot's own.
-        let nothing_run = winner.policy != trunk.policy && self.prefix.len() == segment.slot;
-        self.row_logits = trunk.slot_logits.filter(|_| nothing_run);
-        self.row = winner.row;
-        self.policy = winner.policy;
-        self.reward = winner.reward;
+        self.progress.push(Progress::Segment(segment.clone(), self.prefix[start..].to_vec()));
+        self.segments.push(segment);
+        self.segment_boundaries.push(boundary);
+        if index != 0 {
+            self.trunk = [winner.number; 2];
+            // A forced token that was dropped at once: its lines were never run, and are still to fork off.
+            let unrun = self.prefix.len() == slot;
+            self.origin = first_line.map(|line| unrun.then_some((line, slot)));
+        }
+        self.reward_len = self.prefix.len();
         self.known = Some(rewards);
-        Committed { segment, boundary, rewards, end }
+        if let Some(reason) = end {
+            self.finish(reason, rewards);
+            return Ok(());
+        }
+
+        let next = match winner.ahead.take() {
+            Some(ahead) => *ahead,
+            None => {
+                let row = winner.row.take().ok_or_else(|| internal("the row after a segment"))?;
+                let mut next = Branch::new(winner.number, CandidateState::unforced(self.prefix.len()));
+                self.tokens += 1;
+                self.fixed.push(&mut next, row, 0);
+                next
+            }
+        };
+        self.offset = 0;
+        self.walk = Walk::new(self.prefix.len(), 0, self.fixed.options.max_candidates);
+        self.branches.push(next);
+        self.current = 0;
+        self.before = self.known;
+        self.shortlist = None;
+        self.base = false;
+        self.twin = None;
+        self.reach_slot();
+        Ok(())
     }
+
+    /// Notes the proposals of a segment once its slot is reached.
+    fn reach_slot(&mut self) {
+        if self.shortlist.is_some() {
+            return;
+        }
+        let Some(row) = &self.branches[0].slot_row else { return };
+        let list = Shortlist::new(&row.row.top, self.fixed.shortlist_len);
+        self.candidates = Arc::from(&list.ids[..]);
+        self.likely = (0..list.ids.len()).collect();
+        self.shortlist = Some(list);
+    }
+
+    fn finish(&mut self, finish_reason: FinishReason, rewards: Known) {
+        let segments = std::mem::take(&mut self.segments);
+        let response = Response {
+            prompt_len: self.fixed.prompt_len,
+            finish_reason,
+            segment_boundaries: std::mem::take(&mut self.segment_boundaries),
+            num_nudges: segments.iter().filter(|segment| segment.best != 0).count(),
+            last_segment_reward: rewards.last,
+            final_reward: rewards.pooled,
+            final_pool_position: pool_position(&self.prefix, self.fixed.options.reward_pad_id),
+            final_ids: self.prefix.clone(),
+            uniforms_used: std::mem::take(&mut self.uniforms_used),
+            min_margins: smallest_margins(&segments),
+            segments,
+            work: self.necessary,
+        };
+        self.end(Ok(response));
+    }
+
+    fn end(&mut self, outcome: Result<Response>) {
+        self.ended = true;
+        self.branches.clear();
+        self.outcome = Some(outcome);
+    }
+}
+
+impl Generation for Intervention {
+    fn prompt(&self) -> &[u32] {
+        &self.prefix[..self.fixed.prompt_len]
+    }
+
+    fn tasks(&self, out: &mut Vec<Task>) {
+        if self.ended {
+            return;
+        }
+        if self.base_waits() && self.shortlist.is_some() {
+            out.push(self.base_task());
+        }
+        let order = [self.current].into_iter().chain((0..self.branches.len()).filter(|&i| i != self.current));
+        for index in order {
+            let branch = &self.branches[index];
+            if branch.decodes() {
+                out.push(self.decode_task(index));
+            } else if branch.ended() && branch.scored.is_none() && branch.failed.is_none() && !branch.retired {
+                let ready = if index == 0 { !self.base_waits() } else { self.shared_is_scored() };
+                out.extend(self.score_task(index).filter(|_| ready));
+            }
+        }
+        if self.run_ahead
+            && let Some(index) = self.leader()
+            && let Some(ahead) = self.branches[index].ahead.as_ref().filter(|ahead| ahead.decodes())
+        {
+            out.push(self.ahead_task(index, ahead));
+        }
+    }
+
+    fn ids(&self, task: &Task, from: usize) -> Vec<u32> {
+        let tail = match task.part {
+            Part::Base => return self.base_ids()[from.min(task.len)..].to_vec(),
+            Part::Decode(index) => self.branches[index].state.generated().to_vec(),
+            Part::Score(index) => self.branches[index].state.kept().to_vec(),
+            Part::Ahead(index) => {
+                let branch = &self.branches[index];
+                let ahead = branch.ahead.as_ref().map_or(&[][..], |ahead| ahead.state.generated());
+                [branch.state.kept(), ahead].concat()
+            }
+        };
+        let all = self.prefix.iter().chain(&tail).copied();
+        all.skip(from).take(task.len.saturating_sub(from)).collect()
+    }
+
+    fn row(&mut self, task: &Task, row: Row) {
+        self.tokens += 1;
+        match task.part {
+            Part::Decode(index) => {
+                self.fixed.push(&mut self.branches[index], row, self.offset);
+                if index == 0 {
+                    self.origin[0] = None;
+                    self.reach_slot();
+                }
+            }
+            Part::Ahead(index) => {
+                if let Some(ahead) = &mut self.branches[index].ahead {
+                    self.fixed.push(ahead, row, 0);
+                }
+            }
+            Part::Base | Part::Score(_) => {}
+        }
+    }
+
+    fn scored(&mut self, task: &Task, scored: Scored) {
+        let Ask::Score { also_at, .. } = &task.ask else { return };
+        match task.part {
+            Part::Base => {
+                let pooled = match (also_at.first(), scored.also.first()) {
+                    (Some(_), Some(&reward)) => reward,
+                    _ => {
+                        let pool = pool_position(&self.base_ids(), self.fixed.options.reward_pad_id);
+                        let inside = pool + 1 == task.len;
+                        self.before.filter(|_| !inside).map_or(scored.reward, |known| known.pooled)
+                    }
+                };
+                self.before = Some(Known { last: scored.reward, pooled });
+                self.necessary.reward_forward += (task.len - self.reward_len) as u64;
+                self.reward_len = task.len;
+                self.origin[1] = None;
+            }
+            Part::Score(index) => {
+                if index == 0 {
+                    self.origin[1] = None;
+                }
+                let branch = &mut self.branches[index];
+                branch.also_at.clone_from(also_at);
+                branch.scored = Some(scored);
+            }
+            Part::Decode(_) | Part::Ahead(_) => {}
+        }
+    }
+
+    fn failed(&mut self, task: &Task, error: Error) {
+        match task.part {
+            Part::Decode(index) | Part::Score(index) => self.branches[index].failed = Some(error),
+            Part::Base => self.end(Err(error)),
+            Part::Ahead(index) => {
+                if let Some(ahead) = &mut self.branches[index].ahead {
+                    ahead.failed = Some(error);
+                }
+            }
+        }
+    }
+
+    fn advance(&mut self, speculation: Speculation, same: &dyn Fn(u32, u32) -> bool) {
+        self.run_ahead = speculation.run_ahead;
+        loop {
+            if self.ended {
+                break;
+            }
+            match self.step(same) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => self.end(Err(error)),
+            }
+        }
+        if !self.ended {
+            self.spawn(speculation, same);
+            // With several branches in flight, what they share is run once, before any of them.
+            let forced = self.branches.len() > 1 && self.branches[0].scored.is_none();
+            self.base |= forced && self.slot() > self.reward_len;
+            if speculation.run_ahead {
+                self.start_ahead();
+            }
+        }
+        if self.tokens > 0 {
+            self.progress.insert(0, Progress::Tokens(std::mem::take(&mut self.tokens)));
+        }
+    }
+
+    fn line(&self, line: LineId) -> Use {
+        let role = line.role as usize;
+        if line.number == self.trunk[role] || self.origin[role].is_some_and(|(number, _)| number == line.number) {
+            return Use::Necessary;
+        }
+        match self.branches.iter().enumerate().find(|(_, branch)| branch.number == line.number) {
+            Some((_, branch)) if branch.retired => Use::Dead,
+            Some((index, branch)) if index == self.current || branch.visited => Use::Necessary,
+            Some(_) => Use::Speculative,
+            None => Use::Dead,
+        }
+    }
+
+    fn progress(&mut self) -> Vec<Progress> {
+        std::mem::take(&mut self.progress)
+    }
+
+    fn ended(&self) -> bool {
+        self.ended
+    }
+
+    fn necessary(&self) -> Work {
+        self.necessary
+    }
+
+    fn trunk(&self, role: Role) -> LineId {
+        LineId { role, number: self.trunk[role as usize] }
+    }
+
+    fn take(&mut self) -> Option<Result<Finished>> {
+        let outcome = self.outcome.take()?;
+        Some(outcome.map(|response| Finished::Response(Box::new(response))))
+    }
+}
+
+fn finite(what: &'static str, value: f32, position: usize) -> Result<()> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::NonFinite { what, model: "reward", position })
+}
+
+/// The backend broke its contract, or this module misread it.
+fn internal(missing: &str) -> Error {
+    Error::Backend(format!("the backend did not return what was asked for: {missing}"))
 }
 
 /// The smallest of each margin over all candidates and segments.

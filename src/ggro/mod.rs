@@ -4,6 +4,8 @@
 //! asked* ([`gradient`]), *which token* ([`nudge`]), and *the decision* ([`intervention`]: segment boundaries, the
 //! refinement walk, keep the best, stop; the state of one candidate is in [`candidate`], that of a segment's walk in
 //! [`walk`]). No tensors and no device here; everything can be tested with scripted logits.
+//!
+//! A response never calls a model. It says what it wants to know ([`task`]), and [`engine`](crate::engine) finds it out.
 
 pub mod candidate;
 pub mod entropy;
@@ -12,10 +14,10 @@ pub mod intervention;
 pub mod nudge;
 mod options;
 mod response;
-mod runner;
-pub(crate) mod sequences;
+pub mod task;
 pub mod walk;
 
-pub use intervention::{Observer, decode};
+pub use crate::engine::{Observer, decode};
+pub use intervention::Intervention;
 pub use options::{Options, Selection, Uniforms};
 pub use response::{Candidate, CandidateStop, FinishReason, Margins, Repeat, Response, Segment, Slot, WalkEnd};

@@ -14,7 +14,7 @@ use crate::Result;
 use crate::config::ModelConfig;
 
 /// Which of the two models a sequence belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
     /// The language model that writes.
     Policy,
@@ -220,4 +220,26 @@ pub trait Backend {
 
     /// Work done since the backend was made.
     fn work(&self) -> Work;
+
+    /// Blocks of keys and values of a model that nobody holds.
+    fn blocks_free(&self, role: Role) -> usize {
+        let _ = role;
+        usize::MAX
+    }
+
+    /// The most blocks that `count` more positions of a sequence take.
+    fn blocks_needed(&self, seq: SeqId, count: usize) -> usize {
+        let _ = (seq, count);
+        0
+    }
+
+    /// Rows of the policy that cost little more together than one alone, because they share one reading of the weights.
+    fn cheap_rows(&self) -> usize {
+        1
+    }
+
+    /// Positions of one segment that can be differentiated, at most.
+    fn gradient_tokens(&self) -> usize {
+        usize::MAX
+    }
 }

@@ -3,7 +3,7 @@
 
 use super::{GradientSpan, RewardSpan, Role, Score, SeqId, Span};
 use crate::config::ModelConfig;
-use crate::kv::{KvHandle, KvPool};
+use crate::kv::{BLOCK, KvHandle, KvPool};
 use crate::{Error, Result};
 use std::collections::HashSet;
 
@@ -76,6 +76,21 @@ pub(super) fn place<'a>(
         Ok(Placed { seq, start: span.start, ids: span.ids })
     });
     placed.collect()
+}
+
+/// Whether there are blocks for all of the spans.
+pub(super) fn check_room(kv: &KvPool, spans: &[Placed<'_>]) -> Result<()> {
+    let mut needed = 0;
+    for span in spans {
+        needed += kv.blocks_needed(span.seq, span.ids.len())?;
+    }
+    let free = kv.blocks_free();
+    if needed > free {
+        return Err(Error::Backend(format!(
+            "out of key/value memory: {needed} blocks of {BLOCK} positions needed, {free} free"
+        )));
+    }
+    Ok(())
 }
 
 /// Rows that go through the layers together.

@@ -4,9 +4,9 @@ use super::Check;
 use super::errors::{BACKWARD, Errors, FORWARD};
 use super::forward::{FLOOR, Forward, norm, nothing};
 use crate::Result;
-use crate::ggro::sequences::Sequences;
 use crate::model::reference::PolicyRows;
 use crate::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, Span, TopK};
+use crate::verify::sequences::Sequences;
 
 /// Sequences that go on together.
 const WIDTH: usize = 128;

@@ -3,6 +3,7 @@
 //! source of uniform numbers.
 
 use crate::scripted::{Model, Scripted};
+use ggro::engine::{self, Settings, Width};
 use ggro::ggro::{
     Candidate, CandidateStop, FinishReason, Margins, Observer, Options, Repeat, Response, Segment, Selection, Slot,
     Uniforms, WalkEnd, decode,
@@ -336,6 +337,25 @@ pub fn decode_with(model: &Model, prompt: &[u32], options: &Options, uniforms: &
             }
             (Err(_), Err(_)) => {}
             (got, expected) => panic!("{got:?}\nand not\n{expected:?}"),
+        }
+        // Candidates ahead of time change nothing.
+        for (width, run_ahead) in [(2, false), (3, true), (25, true)] {
+            let settings = Settings { run_ahead, ..Settings::alone(Width::Fixed(width)) };
+            let mut backend = Scripted::new(model, prompt.len() + options.max_new_tokens);
+            let mut count = Count { tokens: 0, committed: Vec::new() };
+            let got = engine::decode_with(&mut backend, &settings, prompt, &options, uniforms.clone(), &mut count);
+            assert_eq!(backend.held(), 0, "sequences left behind");
+            match (got, &expected) {
+                (Ok((mut got, account)), Ok(expected)) => {
+                    if !full_trace {
+                        forget_unseen_twins(&mut got, expected);
+                    }
+                    assert_eq!(&got, expected, "width {width}, run-ahead {run_ahead}");
+                    assert_eq!(account.necessary, got.work);
+                }
+                (Err(_), Err(_)) => {}
+                (got, expected) => panic!("width {width}, run-ahead {run_ahead}: {got:?}\nand not\n{expected:?}"),
+            }
         }
         result = Some(expected);
     }

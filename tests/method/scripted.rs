@@ -1,6 +1,7 @@
 //! Two models made of closures, behind a backend that holds its caller to the trait's contract.
 
 use ggro::config::{Family, ModelConfig, Rope, Task};
+use ggro::kv::{KvHandle, KvPool};
 use ggro::model::{
     Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Span, TopK, Work,
     top_k,
@@ -30,6 +31,7 @@ struct Held {
     ids: Vec<u32>,
     /// The row after the last span that was run on this very sequence.
     row: Option<Vec<f32>>,
+    kv: Option<KvHandle>,
 }
 
 /// The backend. Breaking the contract is a panic, which fails the test.
@@ -45,6 +47,8 @@ pub struct Scripted<'a> {
     pub fail_at: Option<usize>,
     /// Operations on spans so far.
     pub calls: usize,
+    /// Blocks of policy and reward model, where they are limited.
+    pools: Option<[KvPool; 2]>,
 }
 
 impl<'a> Scripted<'a> {
@@ -61,7 +65,18 @@ impl<'a> Scripted<'a> {
             most_held: 0,
             fail_at: None,
             calls: 0,
+            pools: None,
         }
+    }
+
+    /// Gives each model so many blocks of keys and values.
+    #[allow(dead_code)]
+    pub fn limit(&mut self, blocks: usize) {
+        self.pools = Some([KvPool::new(blocks), KvPool::new(blocks)]);
+    }
+
+    fn pool(&mut self, role: Role) -> Option<&mut KvPool> {
+        self.pools.as_mut().map(|pools| &mut pools[role as usize])
     }
 
     /// Sequences not released.
@@ -80,7 +95,7 @@ impl<'a> Scripted<'a> {
         self.slots[seq.index as usize].1.as_mut().unwrap()
     }
 
-    fn insert(&mut self, role: Role, ids: Vec<u32>) -> SeqId {
+    fn insert(&mut self, role: Role, ids: Vec<u32>, kv: Option<KvHandle>) -> SeqId {
         // Slots of released sequences are used again, with another generation.
         let free = self.slots.iter().position(|slot| slot.1.is_none());
         let index = free.unwrap_or_else(|| {
@@ -88,7 +103,7 @@ impl<'a> Scripted<'a> {
             self.slots.len() - 1
         });
         self.slots[index].0 += 1;
-        self.slots[index].1 = Some(Held { ids, row: None });
+        self.slots[index].1 = Some(Held { ids, row: None, kv });
         self.most_held = self.most_held.max(self.held());
         SeqId { role, index: index as u32, generation: self.slots[index].0 }
     }
@@ -108,7 +123,11 @@ impl<'a> Scripted<'a> {
         assert_eq!(held.ids.len(), span.start, "a span's start");
         held.ids.extend_from_slice(span.ids);
         assert!(held.ids.len() <= max_len);
-        held.ids.clone()
+        let (ids, kv) = (held.ids.clone(), held.kv);
+        if let (Some(pool), Some(kv)) = (self.pool(role), kv) {
+            let _copy = pool.append(kv, span.ids.len()).expect("room for a span");
+        }
+        ids
     }
 
     fn score(&mut self, span: &RewardSpan<'_>) -> Score {
@@ -130,22 +149,37 @@ impl Backend for Scripted<'_> {
         self.max_len
     }
     fn create(&mut self, role: Role) -> Result<SeqId> {
-        Ok(self.insert(role, Vec::new()))
+        let kv = self.pool(role).map(KvPool::create);
+        Ok(self.insert(role, Vec::new(), kv))
     }
     fn fork(&mut self, seq: SeqId, len: usize) -> Result<SeqId> {
         let ids = &self.get(seq).ids;
         assert!(len <= ids.len(), "a fork beyond the sequence");
         let ids = ids[..len].to_vec();
-        Ok(self.insert(seq.role, ids))
+        let from = self.get(seq).kv;
+        let kv = match self.pool(seq.role).zip(from) {
+            Some((pool, from)) => Some(pool.fork(from, len)?.0),
+            None => None,
+        };
+        Ok(self.insert(seq.role, ids, kv))
     }
     fn truncate(&mut self, seq: SeqId, len: usize) -> Result<()> {
-        self.get_mut(seq).ids.truncate(len);
-        Ok(())
+        let held = self.get_mut(seq);
+        held.ids.truncate(len);
+        held.row = None;
+        let kv = held.kv;
+        match self.pool(seq.role).zip(kv) {
+            Some((pool, kv)) => pool.truncate(kv, len),
+            None => Ok(()),
+        }
     }
     fn release(&mut self, seq: SeqId) {
         let slot = &mut self.slots[seq.index as usize];
-        if slot.0 == seq.generation {
-            slot.1 = None;
+        if slot.0 == seq.generation
+            && let Some(held) = slot.1.take()
+            && let (Some(pool), Some(kv)) = (self.pool(seq.role), held.kv)
+        {
+            pool.release(kv);
         }
     }
     fn len(&self, seq: SeqId) -> usize {
@@ -201,6 +235,16 @@ impl Backend for Scripted<'_> {
     }
     fn work(&self) -> Work {
         self.work
+    }
+    fn blocks_free(&self, role: Role) -> usize {
+        self.pools.as_ref().map_or(usize::MAX, |pools| pools[role as usize].blocks_free())
+    }
+    fn blocks_needed(&self, seq: SeqId, count: usize) -> usize {
+        let pools = self.pools.as_ref().zip(self.get(seq).kv);
+        pools.map_or(0, |(pools, kv)| pools[seq.role as usize].blocks_needed(kv, count).unwrap())
+    }
+    fn cheap_rows(&self) -> usize {
+        24
     }
 }
 

@@ -17,7 +17,7 @@ use crate::cuda::ops::rope::{self, HeadNorms, Heads, rope};
 use crate::cuda::ops::swiglu::swiglu;
 use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
 use crate::kv::{BLOCK, BlockCopy, KvPool};
-use crate::model::spans::{Batch, Placed};
+use crate::model::spans::Batch;
 use crate::{Error, Result};
 
 /// A model with its sequences.
@@ -132,21 +132,6 @@ impl Decoder {
     fn push_copies(&mut self) -> Section<[u32; 3]> {
         let words = self.copies.drain(..).map(|c| [c.from.0, c.to.0, c.positions as u32]);
         self.packet.push(&words.collect::<Vec<_>>())
-    }
-
-    /// Whether there are blocks for all of the spans.
-    pub fn check_room(&self, spans: &[Placed<'_>]) -> Result<()> {
-        let mut needed = 0;
-        for span in spans {
-            needed += self.kv.blocks_needed(span.seq, span.ids.len())?;
-        }
-        let free = self.kv.blocks_free();
-        if needed > free {
-            return Err(Error::Backend(format!(
-                "out of key/value memory: {needed} blocks of {BLOCK} positions needed, {free} free"
-            )));
-        }
-        Ok(())
     }
 
     /// Appends the pieces of a batch to their sequences and runs them through the layers. The residual stream of the live rows

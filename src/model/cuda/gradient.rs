@@ -91,6 +91,11 @@ impl GradientPass {
         Tape::bytes(sizes, rows) + Backward::bytes(sizes, rows)
     }
 
+    /// Rows that are differentiated together, at most.
+    pub fn rows(&self) -> usize {
+        self.tape.rows
+    }
+
     /// How many of `tails` go together, from the first on.
     pub fn together(&self, tails: &[Tail<'_>]) -> Result<usize> {
         let (mut count, mut rows) = (0, 0);

@@ -34,6 +34,9 @@ pub use open::{CudaOptions, Opened, Prepared};
 /// Shapes and weights of policy and reward model.
 pub type Parts<'a> = ((&'a ModelConfig, &'a Checkpoint), (&'a ModelConfig, &'a Checkpoint));
 
+/// Rows of a decode step that the matrix products take in one pass over the weights, the widest of the streaming class.
+const CHEAP_ROWS: usize = 64;
+
 /// A policy and a reward model on a device.
 pub struct Cuda {
     device: Device,
@@ -69,7 +72,7 @@ impl Cuda {
         self.device.alive()?;
         let decoder = self.decoder(role);
         let placed = spans::place(role, &decoder.config, &decoder.kv, self.max_len, spans)?;
-        decoder.check_room(&placed)?;
+        spans::check_room(&decoder.kv, &placed)?;
         Ok(placed)
     }
 
@@ -270,6 +273,22 @@ impl Backend for Cuda {
         let row = |id: u32| bytes.get((id as usize).checked_mul(width)?..).and_then(|rest| rest.get(..width));
         let Some((left, right)) = row(a).zip(row(b)) else { return a == b };
         a == b || same_numbers(*dtype, self.policy.storage, left, right)
+    }
+
+    fn blocks_free(&self, role: Role) -> usize {
+        self.decoder(role).kv.blocks_free()
+    }
+
+    fn blocks_needed(&self, seq: SeqId, count: usize) -> usize {
+        self.decoder(seq.role).kv.blocks_needed(handle(seq), count).unwrap_or(usize::MAX)
+    }
+
+    fn cheap_rows(&self) -> usize {
+        CHEAP_ROWS
+    }
+
+    fn gradient_tokens(&self) -> usize {
+        self.gradient.rows()
     }
 
     fn work(&self) -> Work {

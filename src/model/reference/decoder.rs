@@ -64,10 +64,15 @@ fn gather(values: &[f32], width: usize, which: &[usize]) -> Vec<f32> {
 }
 
 impl Decoder {
-    pub fn load(config: &ModelConfig, checkpoint: &Checkpoint, rounding: Rounding) -> Result<Self> {
+    pub fn load(
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        rounding: Rounding,
+        blocks: Option<usize>,
+    ) -> Result<Self> {
         Ok(Decoder {
             weights: Weights::load(config, checkpoint, rounding)?,
-            kv: KvPool::new(usize::MAX),
+            kv: KvPool::new(blocks.unwrap_or(usize::MAX)),
             store: KvStore::new(config),
             frequencies: config.rope.frequencies(config.head_dim),
             config: config.clone(),

@@ -39,6 +39,8 @@ pub struct LoadOptions {
     /// Round to this type wherever the CUDA path does; `None`: f32 throughout. The error of such a simulation is the measure
     /// of what a device with 16-bit activations may be off.
     pub simulate: Option<Storage>,
+    /// Blocks of keys and values of each model; `None`: as many as memory holds.
+    pub kv_blocks: Option<usize>,
 }
 
 /// Hidden states and logits of every position of a text.
@@ -89,8 +91,8 @@ impl Reference {
             .map_err(|e| Error::Backend(format!("cannot start threads: {e}")))?;
         let rounding = Rounding(options.simulate);
         Ok(Reference {
-            policy: Decoder::load(policy.0, policy.1, rounding)?,
-            reward: Decoder::load(reward.0, reward.1, rounding)?,
+            policy: Decoder::load(policy.0, policy.1, rounding, options.kv_blocks)?,
+            reward: Decoder::load(reward.0, reward.1, rounding, options.kv_blocks)?,
             max_len,
             pool,
             last_hidden: HashMap::new(),
@@ -133,7 +135,9 @@ impl Reference {
     /// Checks the spans of a batch; nothing is appended yet.
     fn place<'a>(&self, role: Role, spans: impl IntoIterator<Item = Span<'a>>) -> Result<Vec<Placed<'a>>> {
         let decoder = self.decoder(role);
-        spans::place(role, &decoder.config, &decoder.kv, self.max_len, spans)
+        let placed = spans::place(role, &decoder.config, &decoder.kv, self.max_len, spans)?;
+        spans::check_room(&decoder.kv, &placed)?;
+        Ok(placed)
     }
 }
 
@@ -260,6 +264,14 @@ impl Backend for Reference {
         spans::check_gradient(spans, self.reward.config.vocab_size)?;
         let Reference { reward, pool, .. } = self;
         pool.install(|| gradients(reward, spans, &placed, &asked))
+    }
+
+    fn blocks_free(&self, role: Role) -> usize {
+        self.decoder(role).kv.blocks_free()
+    }
+
+    fn blocks_needed(&self, seq: SeqId, count: usize) -> usize {
+        self.decoder(seq.role).kv.blocks_needed(handle(seq), count).unwrap_or(usize::MAX)
     }
 
     fn same_embedding(&self, a: u32, b: u32) -> bool {

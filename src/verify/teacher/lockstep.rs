@@ -4,9 +4,9 @@
 //! of each per step, as a device likes it: some thousands of rows in some dozens of steps.
 
 use super::candidates::Tried;
-use crate::ggro::sequences::Sequences;
 use crate::model::{Backend, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 use crate::trace::Trace;
+use crate::verify::sequences::Sequences;
 use crate::{Error, Result};
 
 /// Sequences that go on together, which bounds the memory of their keys and values.

@@ -1,0 +1,569 @@
+//! Requests to batches: a state machine without clocks, threads or tensors.
+//!
+//! A turn is one policy batch and one reward batch. [`Scheduler::plan`] forms them from what the running requests ask for,
+//! oldest request first; [`run`](super::run::run) gives them to a backend; [`Scheduler::deliver`] hands the results out. For one
+//! order of arrivals, cancellations and results, all of it happens in one order.
+//!
+//! Blocks of keys and values are lent, not owned. Any line can be dropped at any time and is computed again when it is asked
+//! for, to the same bits (a promise of every backend). When there is no room for what the oldest requests need, blocks are
+//! taken back in this order: prompts kept for later requests, speculative lines, the youngest request (it waits, and goes on
+//! where it was), and at last lines of the very request that it can do without for the moment. So the oldest request can
+//! always go on, and every request is the oldest at some time.
+
+use super::Settings;
+use super::lines::{Key, Lines, Source, common};
+use crate::ggro::task::{Ask, Finished, Generation, Progress, Row, Scored, Speculation, Task, Use};
+use crate::kv::BLOCK;
+use crate::model::{Backend, Role, SeqId, Work};
+use crate::{Error, Result};
+use std::collections::{BTreeMap, HashSet};
+
+/// What a request has run, in token positions. `ran + shared = necessary + speculative + recomputed`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Through the models, for this request.
+    pub ran: Work,
+    /// What the answer needed, whatever was run.
+    pub necessary: Work,
+    /// Run again after blocks were taken back.
+    pub recomputed: Work,
+    /// Not run, because another request's prompt had it.
+    pub shared: Work,
+    /// How often all of its blocks were taken back.
+    pub preemptions: u32,
+}
+
+impl Account {
+    /// What was run and not needed.
+    pub fn speculative(&self) -> Work {
+        let rest = |of: fn(&Work) -> u64| {
+            (of(&self.ran) + of(&self.shared)).saturating_sub(of(&self.necessary) + of(&self.recomputed))
+        };
+        Work {
+            policy_forward: rest(|work| work.policy_forward),
+            reward_forward: rest(|work| work.reward_forward),
+            reward_backward: rest(|work| work.reward_backward),
+        }
+    }
+}
+
+/// What a turn says of a request.
+#[derive(Debug)]
+pub enum Event {
+    /// It went on.
+    Progress(u64, Progress),
+    /// It ended; nothing more is said of it.
+    Ended(u64, Box<Result<Finished>>, Account),
+}
+
+/// Counters of a scheduler since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Turns.
+    pub turns: u64,
+    /// Batches of the policy.
+    pub policy_batches: u64,
+    /// Spans in them.
+    pub policy_spans: u64,
+    /// Batches of the reward model.
+    pub reward_batches: u64,
+    /// Spans in them.
+    pub reward_spans: u64,
+    /// Requests whose blocks were taken back.
+    pub preemptions: u64,
+    /// Speculative lines whose blocks were taken back.
+    pub given_up: u64,
+}
+
+/// A piece of a line to be run.
+#[derive(Clone, Debug)]
+pub struct Span {
+    pub(super) request: u64,
+    pub(super) task: Task,
+    pub(super) seq: SeqId,
+    pub(super) start: usize,
+    pub(super) ids: Vec<u32>,
+    /// Whether it answers the task, rather than bringing the line closer.
+    pub(super) last: bool,
+}
+
+/// One policy batch and one reward batch.
+#[derive(Clone, Debug, Default)]
+pub struct Turn {
+    /// Spans of the policy.
+    pub policy: Vec<Span>,
+    /// Spans of the reward model.
+    pub reward: Vec<Span>,
+    /// Requests that cannot go on, with the task and the reason.
+    pub(super) refused: Vec<(u64, Task, String)>,
+}
+
+impl Turn {
+    /// Whether there is nothing to run.
+    pub fn is_empty(&self) -> bool {
+        self.policy.is_empty() && self.reward.is_empty() && self.refused.is_empty()
+    }
+}
+
+/// The result of a span.
+pub enum Answer {
+    /// Of the policy.
+    Row(Row),
+    /// Of the reward model.
+    Scored(Scored),
+    /// The span only brought its line closer.
+    Closer,
+    /// It failed.
+    Failed(Error),
+}
+
+struct Entry {
+    generation: Box<dyn Generation>,
+    account: Account,
+    /// Positions of each line that were run at least once.
+    high: BTreeMap<crate::ggro::task::LineId, usize>,
+}
+
+/// Requests, waiting and running.
+pub struct Scheduler {
+    settings: Settings,
+    /// By order of arrival.
+    waiting: BTreeMap<u64, Entry>,
+    running: BTreeMap<u64, Entry>,
+    lines: Lines,
+    next: u64,
+    /// Somebody was preempted, and nobody has ended since: who came in now would be the next to go.
+    full: bool,
+    totals: Totals,
+    events: Vec<Event>,
+}
+
+/// What the spans of a turn have been given.
+#[derive(Default)]
+struct Taken {
+    lines: HashSet<Key>,
+    /// Blocks of each model that they will take when they are run.
+    blocks: [usize; 2],
+}
+
+/// Room for a task.
+enum Room {
+    /// From this source, and up to this position.
+    Found(Source, usize),
+    /// Not now.
+    NotNow,
+    /// Not even with all blocks: how many are needed.
+    Never(usize),
+}
+
+impl Scheduler {
+    /// Without requests.
+    pub fn new(settings: Settings) -> Scheduler {
+        Scheduler {
+            lines: Lines::new(settings.cached_prompts),
+            settings,
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
+            next: 0,
+            full: false,
+            totals: Totals::default(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Takes a request, whose prompt and options were checked. Returns its number; numbers ascend.
+    pub fn submit(&mut self, generation: Box<dyn Generation>) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        self.waiting.insert(id, Entry { generation, account: Account::default(), high: BTreeMap::new() });
+        id
+    }
+
+    /// Forgets a request. False if there is none of this number.
+    pub fn cancel(&mut self, backend: &mut dyn Backend, id: u64) -> bool {
+        let found = self.waiting.remove(&id).or_else(|| self.running.remove(&id)).is_some();
+        self.close_all(backend, id);
+        self.full &= !found;
+        found
+    }
+
+    /// Requests that have not ended.
+    pub fn requests(&self) -> usize {
+        self.waiting.len() + self.running.len()
+    }
+
+    /// Requests that hold blocks, or may.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Counters.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Gives all sequences back, kept prompts included, and forgets all requests.
+    pub fn clear(&mut self, backend: &mut dyn Backend) {
+        self.waiting.clear();
+        self.running.clear();
+        self.lines.clear(backend);
+    }
+
+    /// How far each request may run ahead of its walk, for the load there is.
+    fn speculation(&self, backend: &dyn Backend) -> Speculation {
+        match self.settings.speculation {
+            super::Width::Off => Speculation::OFF,
+            super::Width::Fixed(width) => {
+                Speculation { width: width.max(1), run_ahead: self.settings.run_ahead && width > 1 }
+            }
+            super::Width::Auto => {
+                let width = (backend.cheap_rows() / self.running.len().max(1)).clamp(1, super::WIDEST);
+                Speculation { width, run_ahead: self.settings.run_ahead && width > 1 }
+            }
+        }
+    }
+
+    /// Forms the next turn.
+    pub fn plan(&mut self, backend: &mut dyn Backend) -> Turn {
+        self.admit(backend);
+        let mut turn = Turn::default();
+        let mut taken = Taken::default();
+        let mut tokens = self.settings.batch_tokens;
+        let mut gradient = backend.gradient_tokens();
+        let ids: Vec<u64> = self.running.keys().copied().collect();
+        // What is needed comes first, then what may be.
+        for speculative in [false, true] {
+            for &id in &ids {
+                let Some(entry) = self.running.get(&id) else { continue };
+                let mut tasks = Vec::new();
+                entry.generation.tasks(&mut tasks);
+                for task in tasks.into_iter().filter(|task| task.speculative == speculative) {
+                    let first = turn.reward.is_empty();
+                    let tail = tail(&task);
+                    if tail > backend.gradient_tokens() {
+                        turn.refused.push((id, task, too_long(tail, backend.gradient_tokens())));
+                        continue;
+                    }
+                    let budget = match task.line.role {
+                        Role::Policy => tokens,
+                        // One that is longer than the budget goes alone.
+                        Role::Reward if first || tail <= gradient => usize::MAX,
+                        Role::Reward => 0,
+                    };
+                    if budget == 0 {
+                        continue;
+                    }
+                    match self.room(backend, id, &task, budget, &taken) {
+                        Room::Found(source, end) => {
+                            let key = (id, task.line);
+                            match self.span(backend, id, task, source, end) {
+                                Ok(span) => {
+                                    let role = key.1.role as usize;
+                                    taken.blocks[role] += backend.blocks_needed(span.seq, span.ids.len());
+                                    taken.lines.insert(key);
+                                    if span.task.line.role == Role::Policy {
+                                        tokens -= span.ids.len().min(tokens);
+                                        turn.policy.push(span);
+                                    } else {
+                                        gradient = gradient.saturating_sub(tail);
+                                        turn.reward.push(span);
+                                    }
+                                }
+                                Err((task, error)) => turn.refused.push((id, task, error.to_string())),
+                            }
+                        }
+                        Room::NotNow if speculative => {}
+                        Room::NotNow => {
+                            if !taken.lines.iter().any(|key| key.0 == id) {
+                                self.preempt(backend, id);
+                                break;
+                            }
+                        }
+                        Room::Never(needed) => {
+                            let role = task.line.role.name();
+                            let reason = format!(
+                                "a text of {} tokens needs {needed} blocks of {BLOCK} tokens of keys and values of the {role} \
+                                 model, and there are not that many",
+                                task.len
+                            );
+                            turn.refused.push((id, task, reason));
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        self.totals.turns += 1;
+        self.totals.policy_batches += u64::from(!turn.policy.is_empty());
+        self.totals.policy_spans += turn.policy.len() as u64;
+        self.totals.reward_batches += u64::from(!turn.reward.is_empty());
+        self.totals.reward_spans += turn.reward.len() as u64;
+        turn
+    }
+
+    /// Lets waiting requests run, in the order of their arrival, as long as there is room for what they have.
+    fn admit(&mut self, backend: &mut dyn Backend) {
+        while let Some((&id, entry)) = self.waiting.first_key_value() {
+            if self.running.len() >= self.settings.max_requests.max(1) || (self.full && !self.running.is_empty()) {
+                return;
+            }
+            let mut tasks = Vec::new();
+            entry.generation.tasks(&mut tasks);
+            for role in [Role::Policy, Role::Reward] {
+                let longest = tasks.iter().filter(|t| !t.speculative).map(|t| t.len).max().unwrap_or(0);
+                let needed = longest.div_ceil(BLOCK) + 1;
+                while !self.running.is_empty() && backend.blocks_free(role) < needed {
+                    if !self.lines.evict(backend, role) {
+                        return;
+                    }
+                }
+            }
+            let Some(entry) = self.waiting.remove(&id) else { return };
+            self.running.insert(id, entry);
+        }
+    }
+
+    /// Where a line that a task is about comes from.
+    fn source(&self, backend: &dyn Backend, id: u64, task: &Task) -> Source {
+        let key = (id, task.line);
+        if let Some(seq) = self.lines.get(key) {
+            return Source::Held(seq);
+        }
+        if let Some((parent, len)) = task.parent
+            && let Some(seq) = self.lines.get((id, parent))
+            && backend.len(seq) >= len
+            && len > 0
+        {
+            return Source::Fork(seq, len.min(task.answered_from()));
+        }
+        let Some(entry) = self.running.get(&id) else { return Source::Nothing };
+        // Another request's prompt, finished or running. The span has to hold every position that is asked about.
+        let prompt = entry.generation.prompt();
+        let mut best = self.lines.cached(task.line.role, prompt);
+        for other in self.lines.keys().filter(|other| other.1.role == task.line.role && other.0 != id) {
+            let (Some(owner), Some(seq)) = (self.running.get(&other.0), self.lines.get(other)) else { continue };
+            let len = common(owner.generation.prompt(), prompt).min(backend.len(seq));
+            if len >= BLOCK && best.is_none_or(|(_, most)| len > most) {
+                best = Some((seq, len));
+            }
+        }
+        match best {
+            Some((seq, len)) if task.answered_from() >= BLOCK => Source::Fork(seq, len.min(task.answered_from())),
+            _ => Source::Nothing,
+        }
+    }
+
+    /// Finds room for a task, taking blocks back for it if it is needed.
+    fn room(&mut self, backend: &mut dyn Backend, id: u64, task: &Task, budget: usize, taken: &Taken) -> Room {
+        let role = task.line.role;
+        loop {
+            let source = self.source(backend, id, task);
+            let start = match source {
+                Source::Held(seq) => backend.len(seq),
+                Source::Fork(_, len) => len,
+                Source::Nothing => 0,
+            };
+            let end = task.len.min(start.saturating_add(budget));
+            let blocks = |len: usize| len.div_ceil(BLOCK);
+            let needed = match source {
+                Source::Held(seq) => backend.blocks_needed(seq, end - start),
+                Source::Fork(_, len) => blocks(end) - len / BLOCK,
+                Source::Nothing => blocks(end),
+            };
+            // What is not needed leaves a block for everyone's next token.
+            let reserve = if task.speculative { self.running.len() } else { 0 };
+            let promised = taken.blocks[role as usize];
+            if backend.blocks_free(role) >= needed.saturating_add(reserve).saturating_add(promised) {
+                return Room::Found(source, end);
+            }
+            if self.lines.evict(backend, role) {
+                continue;
+            }
+            if task.speculative {
+                return Room::NotNow;
+            }
+            if self.give_up_speculation(backend, (id, task.line), role, taken) {
+                continue;
+            }
+            let youngest = self.running.keys().next_back().copied().filter(|&youngest| youngest > id);
+            if let Some(youngest) = youngest {
+                self.preempt(backend, youngest);
+                continue;
+            }
+            if self.running.keys().next() != Some(&id) {
+                return Room::NotNow;
+            }
+            // The oldest, alone: its other lines of this model can be computed again. Its parent goes last.
+            let own = self.lines.of(id);
+            let idle = own.iter().filter(|key| key.1.role == role && key.1 != task.line && !taken.lines.contains(key));
+            let parent = |key: &Key| task.parent.is_some_and(|(parent, _)| parent == key.1);
+            match idle.min_by_key(|key| parent(key)) {
+                Some(&key) => self.lines.close(backend, key),
+                None => return Room::Never(needed),
+            }
+        }
+    }
+
+    /// Gives up one speculative line, the youngest request's first.
+    fn give_up_speculation(&mut self, backend: &mut dyn Backend, but: Key, role: Role, taken: &Taken) -> bool {
+        let speculative = |key: &Key| {
+            let entry = self.running.get(&key.0);
+            entry.is_some_and(|entry| entry.generation.line(key.1) == Use::Speculative)
+        };
+        let found = self
+            .lines
+            .keys()
+            .rev()
+            .find(|key| key.1.role == role && *key != but && !taken.lines.contains(key) && speculative(key));
+        if let Some(key) = found {
+            self.lines.close(backend, key);
+            self.totals.given_up += 1;
+        }
+        found.is_some()
+    }
+
+    /// Takes all blocks of a request back; it waits until there is room again.
+    fn preempt(&mut self, backend: &mut dyn Backend, id: u64) {
+        self.close_all(backend, id);
+        if let Some(mut entry) = self.running.remove(&id) {
+            entry.account.preemptions += 1;
+            self.totals.preemptions += 1;
+            self.full = true;
+            self.waiting.insert(id, entry);
+        }
+    }
+
+    fn close_all(&mut self, backend: &mut dyn Backend, id: u64) {
+        for key in self.lines.of(id) {
+            self.lines.close(backend, key);
+        }
+    }
+
+    /// Opens a task's line, counts what it will run, and cuts the span.
+    fn span(
+        &mut self,
+        backend: &mut dyn Backend,
+        id: u64,
+        task: Task,
+        source: Source,
+        end: usize,
+    ) -> std::result::Result<Span, (Task, Error)> {
+        let seq = match self.lines.open(backend, (id, task.line), source) {
+            Ok(seq) => seq,
+            Err(error) => return Err((task, error)),
+        };
+        let start = backend.len(seq);
+        let Some(entry) = self.running.get_mut(&id) else {
+            return Err((task, Error::Backend("a request that does not run".to_string())));
+        };
+        let known = entry.high.get(&task.line).copied().unwrap_or(0).max(task.fresh);
+        let new = end.saturating_sub(start.max(known));
+        let account = &mut entry.account;
+        let (ran, again, shared) = (end - start, end - start - new, start.saturating_sub(known));
+        let backward = if end == task.len { tail(&task) } else { 0 };
+        add(&mut account.ran, task.line.role, ran, backward);
+        add(&mut account.recomputed, task.line.role, again, 0);
+        add(&mut account.shared, task.line.role, shared, 0);
+        entry.high.insert(task.line, end.max(known));
+        let mut ids = entry.generation.ids(&task, start);
+        ids.truncate(end - start);
+        Ok(Span { request: id, seq, start, ids, last: end == task.len, task })
+    }
+
+    /// Hands the results of a turn out, in the order of its spans: the policy's, then the reward model's.
+    pub fn deliver(&mut self, backend: &mut dyn Backend, turn: Turn, answers: Vec<Answer>) {
+        let mut told: Vec<u64> = Vec::new();
+        for (span, answer) in turn.policy.into_iter().chain(turn.reward).zip(answers) {
+            let Some(entry) = self.running.get_mut(&span.request) else { continue };
+            told.push(span.request);
+            match answer {
+                Answer::Row(row) => entry.generation.row(&span.task, row),
+                Answer::Scored(scored) => entry.generation.scored(&span.task, scored),
+                Answer::Closer => {}
+                Answer::Failed(error) => entry.generation.failed(&span.task, error),
+            }
+        }
+        for (id, task, reason) in turn.refused {
+            if let Some(entry) = self.running.get_mut(&id).or_else(|| self.waiting.get_mut(&id)) {
+                entry.generation.failed(&task, Error::invalid(reason));
+                told.push(id);
+            }
+        }
+        told.sort_unstable();
+        told.dedup();
+        let speculation = self.speculation(backend);
+        for id in told {
+            let Some(entry) = self.running.get_mut(&id) else { continue };
+            entry.generation.advance(speculation, &|a, b| backend.same_embedding(a, b));
+            self.settle(backend, id);
+        }
+    }
+
+    /// Reports a request's progress and drops what it no longer needs.
+    fn settle(&mut self, backend: &mut dyn Backend, id: u64) {
+        let Some(entry) = self.running.get_mut(&id) else { return };
+        for progress in entry.generation.progress() {
+            self.events.push(Event::Progress(id, progress));
+        }
+        if !entry.generation.ended() {
+            let dead = self.lines.of(id);
+            let dead = dead.into_iter().filter(|key| entry.generation.line(key.1) == Use::Dead);
+            for key in dead {
+                entry.high.remove(&key.1);
+                self.lines.close(backend, key);
+            }
+            return;
+        }
+        let Some(mut entry) = self.running.remove(&id) else { return };
+        self.full = false;
+        let outcome = entry.generation.take();
+        let outcome = outcome.unwrap_or_else(|| Err(Error::Backend("a request ended without a result".to_string())));
+        if outcome.is_ok() {
+            for role in [Role::Policy, Role::Reward] {
+                self.lines.keep(backend, (id, entry.generation.trunk(role)), entry.generation.prompt());
+            }
+        }
+        self.close_all(backend, id);
+        let account = Account { necessary: entry.generation.necessary(), ..entry.account };
+        self.events.push(Event::Ended(id, Box::new(outcome), account));
+    }
+
+    /// What happened since the last call.
+    pub fn events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Plans a turn, runs it and delivers it. False if there was nothing to do.
+    pub fn turn(&mut self, backend: &mut dyn Backend) -> bool {
+        let turn = self.plan(backend);
+        if turn.is_empty() {
+            return false;
+        }
+        let answers = super::run::run(backend, &turn);
+        self.deliver(backend, turn, answers);
+        true
+    }
+}
+
+/// Positions that a task differentiates.
+fn tail(task: &Task) -> usize {
+    match &task.ask {
+        Ask::Score { gradient: Some(slope), .. } => task.len - slope.slot.min(task.len),
+        _ => 0,
+    }
+}
+
+fn too_long(tail: usize, limit: usize) -> String {
+    format!(
+        "a segment of {tail} tokens is longer than the {limit} tokens that the gradient has room for; use a larger \
+         --gradient-tokens, or a lower --entropy-threshold for shorter segments"
+    )
+}
+
+fn add(work: &mut Work, role: Role, forward: usize, backward: usize) {
+    match role {
+        Role::Policy => work.policy_forward += forward as u64,
+        Role::Reward => work.reward_forward += forward as u64,
+    }
+    work.reward_backward += backward as u64;
+}

@@ -1,0 +1,10 @@
+//! The engine: many requests, speculation, blocks taken back, and still the answers of one request after the other.
+
+#[path = "engine/common.rs"]
+mod common;
+#[path = "engine/goldens.rs"]
+mod goldens;
+#[path = "method/scripted.rs"]
+mod scripted;
+#[path = "engine/storm.rs"]
+mod storm;

@@ -1,0 +1,129 @@
+//! Golden requests, and requests driven to their ends.
+
+use ggro::checkpoint::{Checkpoint, Files};
+use ggro::config::ModelConfig;
+use ggro::engine::{Account, Event, Finished, Scheduler, Settings, Totals, intervention};
+use ggro::ggro::{Observer, Options, Response, Selection, Uniforms, decode};
+use ggro::model::reference::{LoadOptions, Reference};
+use ggro::model::{Backend, Role, Work};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+pub struct Silent;
+impl Observer for Silent {}
+
+pub fn load(fixture: &str, kv_blocks: Option<usize>) -> Reference {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(fixture);
+    let parts = ["policy", "reward"].map(|part| {
+        let files = Files::Dir(root.join(part));
+        (ModelConfig::load(&files).unwrap(), Checkpoint::open(&files).unwrap())
+    });
+    let options = LoadOptions { kv_blocks, ..LoadOptions::default() };
+    Reference::assemble((&parts[0].0, &parts[0].1), (&parts[1].0, &parts[1].1), &options).unwrap()
+}
+
+/// A request as a trace has it.
+#[derive(Clone)]
+pub struct Request {
+    pub name: String,
+    pub prompt: Vec<u32>,
+    pub options: Options,
+    pub uniforms: Uniforms,
+}
+
+impl Request {
+    pub fn alone(&self, backend: &mut dyn Backend) -> Response {
+        decode(backend, &self.prompt, &self.options, self.uniforms.clone(), &mut Silent).unwrap()
+    }
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+/// Every trace of a fixture as a request for a full record.
+pub fn requests(fixture: &str) -> Vec<Request> {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(fixture).join("traces.json");
+    let traces: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let one = |golden: &Value| {
+        let o = &golden["options"];
+        let int = |name: &str| o[name].as_u64().unwrap() as usize;
+        let options = Options {
+            max_new_tokens: int("max_new_tokens"),
+            entropy_threshold: o["entropy_threshold"].as_f64().unwrap(),
+            max_candidates: int("max_candidates"),
+            top_k: int("top_k"),
+            temperature: o["temperature"].as_f64().unwrap(),
+            selection: if o["selection"] == "sample" { Selection::Sample } else { Selection::Greedy },
+            first_offset: int("first_offset"),
+            min_generated: int("min_generated"),
+            damping: o["damping"].as_f64().unwrap(),
+            probability_floor: o["probability_floor"].as_f64().unwrap(),
+            reward_pad_id: o["reward_pad_id"].as_u64().map(|id| id as u32),
+            full_trace: true,
+            ..Options::new(int("finish_id") as u32, ids(&o["stop_ids"]))
+        };
+        let uniforms = golden["uniforms_used"].as_array().unwrap().iter().map(|u| u.as_f64().unwrap()).collect();
+        Request {
+            name: format!("{fixture}/{}", golden["name"].as_str().unwrap()),
+            prompt: ids(&golden["prompt_ids"]),
+            options,
+            uniforms: Uniforms::Recorded(uniforms),
+        }
+    };
+    traces["traces"].as_array().unwrap().iter().map(one).collect()
+}
+
+/// What became of requests, in their order.
+pub struct Outcome {
+    pub responses: Vec<Response>,
+    pub accounts: Vec<Account>,
+    pub totals: Totals,
+}
+
+/// Runs requests together; the n-th arrives before turn `arrivals[n]`. Every block must be free again afterwards, and what was
+/// run must be what the accounts say.
+pub fn together(backend: &mut dyn Backend, settings: &Settings, requests: &[&Request], arrivals: &[usize]) -> Outcome {
+    let free = [Role::Policy, Role::Reward].map(|role| backend.blocks_free(role));
+    let before = backend.work();
+    let mut scheduler = Scheduler::new(settings.clone());
+    let (mut numbers, mut ended) = (BTreeMap::new(), BTreeMap::new());
+    let mut turn = 0;
+    while ended.len() < requests.len() {
+        for (index, request) in requests.iter().enumerate().filter(|(index, _)| arrivals[*index] == turn) {
+            let Request { prompt, options, uniforms, .. } = *request;
+            let machine = intervention(backend, prompt, options, uniforms.clone()).unwrap();
+            numbers.insert(scheduler.submit(Box::new(machine)), index);
+        }
+        scheduler.turn(backend);
+        turn += 1;
+        assert!(turn < 1_000_000, "no end");
+        for event in scheduler.events() {
+            if let Event::Ended(id, outcome, account) = event {
+                let index = numbers[&id];
+                let Finished::Response(response) =
+                    (*outcome).unwrap_or_else(|e| panic!("{}: {e}", requests[index].name));
+                assert!(ended.insert(index, (*response, account)).is_none(), "ended twice");
+            }
+        }
+    }
+    let totals = scheduler.totals();
+    scheduler.clear(backend);
+    assert_eq!([Role::Policy, Role::Reward].map(|role| backend.blocks_free(role)), free, "blocks left behind");
+    let (responses, accounts): (Vec<_>, Vec<Account>) = ended.into_values().unzip();
+    let ran = accounts.iter().fold(Work::default(), |sum, Account { ran, .. }| Work {
+        policy_forward: sum.policy_forward + ran.policy_forward,
+        reward_forward: sum.reward_forward + ran.reward_forward,
+        reward_backward: sum.reward_backward + ran.reward_backward,
+    });
+    assert_eq!(ran, backend.work() - before, "what the accounts say was run");
+    for account in &accounts {
+        let Account { ran, necessary, recomputed, shared, .. } = account;
+        let parts: [fn(&Work) -> u64; 3] = [|w| w.policy_forward, |w| w.reward_forward, |w| w.reward_backward];
+        for of in parts {
+            assert!(of(ran) + of(shared) >= of(necessary) + of(recomputed), "{account:?}");
+        }
+    }
+    Outcome { responses, accounts, totals }
+}

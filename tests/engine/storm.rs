@@ -1,0 +1,183 @@
+//! The scheduler in bad weather: random arrivals and cancellations, few blocks, a backend that fails.
+
+use crate::common::Silent;
+use crate::scripted::{FINISH, Model, Scripted, VOCAB};
+use ggro::engine::{Event, Finished, Scheduler, Settings, Width, intervention};
+use ggro::ggro::{Intervention, Options, Response, Uniforms, decode};
+use ggro::kv::BLOCK;
+use ggro::model::{Backend, Role};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+const LONGEST: usize = 256;
+
+fn mix(ids: &[u32], salt: u64) -> u64 {
+    ids.iter().fold(salt ^ 0x0051_7cc1_b727_220a, |hash, &id| {
+        let z = (hash ^ u64::from(id)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z ^ (z >> 29)
+    })
+}
+
+/// Everything is a hash of the ids.
+fn model(seed: u64) -> Model {
+    let number = |hash: u64| ((hash >> 20) % 4096) as f32 / 512.0;
+    let logit = move |ids: &[u32], sure: bool, v: u32| {
+        let z = number(mix(ids, seed ^ (u64::from(v) << 32)));
+        match v {
+            FINISH => z - 3.0,
+            _ if sure => 4.0 * z,
+            _ => z * 0.25,
+        }
+    };
+    Model {
+        policy_vocab: VOCAB,
+        reward_vocab: VOCAB,
+        logits: Box::new(move |ids| {
+            let sure = !mix(ids, seed).is_multiple_of(4);
+            (0..VOCAB as u32).map(|v| logit(ids, sure, v)).collect()
+        }),
+        reward: Box::new(move |ids| number(mix(ids, seed ^ 1))),
+        dot: Box::new(move |ids, slot, v| number(mix(ids, seed ^ ((slot as u64) << 40) ^ u64::from(v))) - 4.0),
+        same: Box::new(|_, _| false),
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Arrival {
+    turn: usize,
+    prompt: Vec<u32>,
+    tokens: usize,
+    candidates: usize,
+    cancelled_after: Option<usize>,
+}
+
+impl Arrival {
+    fn options(&self) -> Options {
+        Options {
+            max_new_tokens: self.tokens,
+            entropy_threshold: 2.0,
+            max_candidates: self.candidates,
+            top_k: 6,
+            ..Options::new(FINISH, vec![FINISH])
+        }
+    }
+
+    fn machine(&self, backend: &dyn Backend) -> Box<Intervention> {
+        Box::new(intervention(backend, &self.prompt, &self.options(), Uniforms::Seeded(3)).unwrap())
+    }
+
+    fn alone(&self, model: &Model) -> Response {
+        let mut backend = Scripted::new(model, LONGEST);
+        decode(&mut backend, &self.prompt, &self.options(), Uniforms::Seeded(3), &mut Silent).unwrap()
+    }
+}
+
+fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
+    let prompt = prop_oneof![
+        prop::collection::vec(2u32..VOCAB as u32, 1..100),
+        // The same long prompts again and again.
+        (70usize..140).prop_map(|len| (0..len).map(|i| 2 + (i % 9) as u32).collect()),
+    ];
+    let one = (0usize..60, prompt, 1usize..60, 1usize..6, prop::option::weighted(0.25, 0usize..80));
+    let one = one.prop_map(|(turn, prompt, tokens, candidates, cancelled_after)| Arrival {
+        turn,
+        prompt,
+        tokens,
+        candidates,
+        cancelled_after,
+    });
+    prop::collection::vec(one, 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_request_ends_once_and_every_block_comes_back(
+        seed in 0u64..1000,
+        arrivals in arrivals(),
+        spare in 0usize..14,
+        width in prop_oneof![Just(Width::Off), Just(Width::Auto), (1usize..12).prop_map(Width::Fixed)],
+        run_ahead: bool,
+        max_requests in 1usize..8,
+        batch_tokens in prop_oneof![Just(1usize), Just(17), Just(2048)],
+        faults in prop::collection::btree_set(0usize..400, 0..4),
+    ) {
+        let model = model(seed);
+        let longest = arrivals.iter().map(|a| a.prompt.len() + a.tokens).max().unwrap();
+        let blocks = longest.div_ceil(BLOCK) + 1 + spare;
+        let mut backend = Scripted::new(&model, LONGEST);
+        backend.limit(blocks);
+        let settings = Settings { speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3 };
+        let mut scheduler = Scheduler::new(settings);
+        let (mut ids, mut ended) = (BTreeMap::new(), BTreeMap::new());
+        let mut turn = 0;
+        while turn <= 60 || scheduler.requests() > 0 {
+            for (index, arrival) in arrivals.iter().enumerate() {
+                if arrival.turn == turn {
+                    ids.insert(scheduler.submit(arrival.machine(&backend)), index);
+                }
+                if arrival.cancelled_after.is_some_and(|after| arrival.turn + after + 1 == turn) {
+                    let id = *ids.iter().find(|(_, i)| **i == index).unwrap().0;
+                    if scheduler.cancel(&mut backend, id) {
+                        prop_assert!(ended.insert(index, false).is_none());
+                    }
+                }
+            }
+            backend.fail_at = faults.contains(&turn).then_some(backend.calls);
+            scheduler.turn(&mut backend);
+            turn += 1;
+            // Nobody starves: alone, each takes less than so many turns, cut prompts included.
+            prop_assert!(turn < 60 + arrivals.len() * 2500, "no end");
+            for event in scheduler.events() {
+                let Event::Ended(id, outcome, account) = event else { continue };
+                let index = ids[&id];
+                prop_assert!(ended.insert(index, true).is_none(), "ended twice");
+                match *outcome {
+                    Ok(Finished::Response(response)) => {
+                        prop_assert_eq!(&*response, &arrivals[index].alone(&model));
+                        prop_assert_eq!(account.necessary, response.work);
+                    }
+                    Err(error) => {
+                        prop_assert!(!faults.is_empty() && error.to_string().contains("out of order"), "{}", error);
+                    }
+                }
+            }
+        }
+        prop_assert_eq!(ended.len(), arrivals.len());
+        scheduler.clear(&mut backend);
+        prop_assert_eq!(backend.held(), 0);
+        prop_assert_eq!(backend.blocks_free(Role::Policy), blocks);
+        prop_assert_eq!(backend.blocks_free(Role::Reward), blocks);
+    }
+}
+
+/// The property is worth something only if the weather is bad.
+#[test]
+fn the_weather_is_bad() {
+    let model = model(5);
+    let mut backend = Scripted::new(&model, LONGEST);
+    backend.limit(6);
+    let settings = Settings { speculation: Width::Fixed(6), cached_prompts: 3, ..Settings::default() };
+    let mut scheduler = Scheduler::new(settings);
+    let mut expected = BTreeMap::new();
+    for n in 0..12usize {
+        let prompt = (0..40 + 9 * n).map(|i| 2 + (i * (n + 1) % 9) as u32).collect();
+        let arrival = Arrival { turn: 0, prompt, tokens: 60, candidates: 5, cancelled_after: None };
+        expected.insert(scheduler.submit(arrival.machine(&backend)), arrival.alone(&model));
+    }
+    while scheduler.turn(&mut backend) {
+        for event in scheduler.events() {
+            if let Event::Ended(id, outcome, _) = event {
+                let Finished::Response(response) = (*outcome).unwrap();
+                assert_eq!(*response, expected.remove(&id).unwrap());
+            }
+        }
+    }
+    assert!(expected.is_empty(), "{} never ended", expected.len());
+    let totals = scheduler.totals();
+    println!("{totals:?}");
+    assert!(totals.preemptions > 3 && totals.given_up > 0, "{totals:?}");
+    scheduler.clear(&mut backend);
+    assert_eq!(backend.held(), 0);
+}
