@@ -2,6 +2,10 @@
 
 #[path = "engine/common.rs"]
 mod common;
+#[path = "engine/cost.rs"]
+mod cost;
+#[path = "engine/demo.rs"]
+mod demo;
 #[path = "engine/goldens.rs"]
 mod goldens;
 #[path = "method/scripted.rs"]

@@ -1,6 +1,7 @@
 //! The flags of `ggro generate`. Names are the official code's where it has one.
 
 use super::models::{DeviceArgs, PairArgs, switch};
+use crate::engine::Width;
 use crate::ggro::entropy::SIGNALS;
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
@@ -34,7 +35,33 @@ pub(super) struct Generate {
     pub method: MethodArgs,
 
     #[command(flatten)]
+    pub engine: EngineArgs,
+
+    #[command(flatten)]
     pub output: OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Engine")]
+pub(super) struct EngineArgs {
+    /// Candidates of a segment at the same time: auto, off, or how many [default: auto]
+    ///
+    /// Candidates that the walk may reach are decoded and scored before it does, in the same batches. The answer is the same
+    /// to the last bit; what turns out not to be needed is reported as speculative work. auto: as many as share one reading
+    /// of the weights on a GPU, none on a CPU, where arithmetic is what costs.
+    #[arg(
+        long,
+        value_name = "WIDTH",
+        env = "GGRO_SPECULATION",
+        hide_env = true,
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub speculation: Width,
+
+    /// Do not decode the leading candidate into the next segment while others are still scored
+    #[arg(long, env = "GGRO_NO_RUN_AHEAD", hide_env = true, value_parser = switch())]
+    pub no_run_ahead: bool,
 }
 
 #[derive(Debug, clap::Args)]

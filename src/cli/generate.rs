@@ -7,9 +7,10 @@ use super::prompt::{Prompt, message};
 use super::say;
 use super::screen::{Layout, Progress, Screen, coloured};
 use super::summary::Answer;
+use crate::engine::{Settings, decode, decode_with};
 use crate::ggro::entropy::signal;
-use crate::ggro::{Options, Selection, Uniforms, decode};
-use crate::model::Backend;
+use crate::ggro::{Options, Selection, Uniforms};
+use crate::model::{Backend, Work};
 use crate::pair::Pair;
 use crate::tokenizer::TextStream;
 use crate::trace::{Request, Trace};
@@ -69,10 +70,11 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     };
     let mut screen = Screen::new(TextStream::new(&pair.tokenizer, &prompt.ids), &layout);
     let started = Instant::now();
-    let decoded = decode(opened.backend(), &prompt.ids, &options, uniforms, &mut screen);
+    let settings = Settings { run_ahead: !args.engine.no_run_ahead, ..Settings::alone(args.engine.speculation) };
+    let decoded = decode_with(opened.backend(), &settings, &prompt.ids, &options, uniforms, &mut screen);
     let elapsed = started.elapsed();
-    let response = match decoded {
-        Ok(response) => response,
+    let (response, account) = match decoded {
+        Ok(decoded) => decoded,
         Err(error) => {
             screen.abandon();
             return match screen.closed.take() {
@@ -82,7 +84,8 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         }
     };
     screen.finish()?;
-    let answer = Answer { response, text: std::mem::take(&mut screen.text), elapsed };
+    let speculative = account.speculative();
+    let answer = Answer { response, text: std::mem::take(&mut screen.text), elapsed, speculative };
     if let Some(trace) = trace {
         let text = prompt.user_text.as_deref();
         let tokenizer = Some(&pair.tokenizer);
@@ -216,5 +219,5 @@ fn greedy(backend: &mut dyn Backend, pair: &Pair, prompt: &Prompt, options: &Opt
         }
     }
     text += &stream.finish()?;
-    Ok(Answer { response, text, elapsed })
+    Ok(Answer { response, text, elapsed, speculative: Work::default() })
 }

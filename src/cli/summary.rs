@@ -2,6 +2,7 @@
 
 use super::screen::Style;
 use crate::ggro::{FinishReason, Response};
+use crate::model::Work;
 use crate::trace::{TraceWork, finish_reason_name};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -12,6 +13,8 @@ pub(super) struct Answer {
     pub response: Response,
     pub text: String,
     pub elapsed: Duration,
+    /// What was run ahead of time and turned out not to be needed.
+    pub speculative: Work,
 }
 
 impl Answer {
@@ -46,6 +49,13 @@ impl Answer {
             "\nwork        policy {} token-forwards; reward {} token-forwards, {} token-backwards",
             r.work.policy_forward, r.work.reward_forward, r.work.reward_backward
         );
+        if self.speculative != Work::default() {
+            let spare = self.speculative;
+            out += &format!(
+                "\nspeculative policy {} token-forwards; reward {} token-forwards, {} token-backwards",
+                spare.policy_forward, spare.reward_forward, spare.reward_backward
+            );
+        }
         out += &format!("\ntime        {:.2} s, {:.1} tokens/s", self.elapsed.as_secs_f64(), self.tokens_per_second());
         if painted {
             out += &format!("\ncolours     {}, {}", Style::Nudged.paint("nudged"), Style::Uncertain.paint("uncertain"));
@@ -69,6 +79,7 @@ impl Answer {
             "segment_boundaries": r.segment_boundaries,
             "final_ids": r.final_ids,
             "work": TraceWork::from(r.work),
+            "speculative_work": TraceWork::from(self.speculative),
             "elapsed_seconds": self.elapsed.as_secs_f64(),
             "tokens_per_second": self.tokens_per_second(),
             "device": device,

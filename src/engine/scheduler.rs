@@ -87,6 +87,23 @@ pub struct Span {
     pub(super) last: bool,
 }
 
+impl Span {
+    /// Number of the request.
+    pub fn request(&self) -> u64 {
+        self.request
+    }
+
+    /// Tokens that it runs.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Tokens that it differentiates.
+    pub fn differentiated(&self) -> usize {
+        if self.last { tail(&self.task) } else { 0 }
+    }
+}
+
 /// One policy batch and one reward batch.
 #[derive(Clone, Debug, Default)]
 pub struct Turn {
@@ -230,6 +247,11 @@ impl Scheduler {
         let mut taken = Taken::default();
         let mut tokens = self.settings.batch_tokens;
         let mut gradient = backend.gradient_tokens();
+        let (mut decoded, mut scored) = (0, 0);
+        let (likely_rows, likely_tokens) = match self.settings.speculation {
+            super::Width::Auto => (backend.cheap_rows(), 2 * backend.cheap_rows()),
+            _ => (usize::MAX, usize::MAX),
+        };
         let ids: Vec<u64> = self.running.keys().copied().collect();
         // What is needed comes first, then what may be.
         for speculative in [false, true] {
@@ -245,6 +267,10 @@ impl Scheduler {
                         continue;
                     }
                     let budget = match task.line.role {
+                        // A pass of the reward model costs as much as several steps of the policy, however few tokens
+                        // it is for: what is only likely to be needed rides along, and never alone.
+                        Role::Reward if speculative && (first || scored >= likely_tokens) => 0,
+                        Role::Policy if speculative && decoded >= likely_rows => 0,
                         Role::Policy => tokens,
                         // One that is longer than the budget goes alone.
                         Role::Reward if first || tail <= gradient => usize::MAX,
@@ -263,9 +289,11 @@ impl Scheduler {
                                     taken.lines.insert(key);
                                     if span.task.line.role == Role::Policy {
                                         tokens -= span.ids.len().min(tokens);
+                                        decoded += span.ids.len();
                                         turn.policy.push(span);
                                     } else {
                                         gradient = gradient.saturating_sub(tail);
+                                        scored += span.ids.len();
                                         turn.reward.push(span);
                                     }
                                 }
@@ -536,12 +564,15 @@ impl Scheduler {
     /// Plans a turn, runs it and delivers it. False if there was nothing to do.
     pub fn turn(&mut self, backend: &mut dyn Backend) -> bool {
         let turn = self.plan(backend);
-        if turn.is_empty() {
-            return false;
-        }
+        let busy = !turn.is_empty();
+        self.run(backend, turn);
+        busy
+    }
+
+    /// Runs a planned turn and delivers it.
+    pub fn run(&mut self, backend: &mut dyn Backend, turn: Turn) {
         let answers = super::run::run(backend, &turn);
         self.deliver(backend, turn, answers);
-        true
     }
 }
 

@@ -1,5 +1,7 @@
 //! Golden requests, and requests driven to their ends.
 
+#![allow(dead_code, reason = "each binary takes what it needs")]
+
 use ggro::checkpoint::{Checkpoint, Files};
 use ggro::config::ModelConfig;
 use ggro::engine::{Account, Event, Finished, Scheduler, Settings, Totals, intervention};

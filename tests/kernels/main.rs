@@ -5,12 +5,15 @@
 mod backend;
 mod damaged;
 mod emulated;
+mod engine;
 mod goldens;
 mod gradient_pages;
 mod harness;
 mod lost;
 mod model;
 mod mutations;
+#[path = "../engine/common.rs"]
+mod requests;
 mod shared_pages;
 mod steps;
 mod traffic;

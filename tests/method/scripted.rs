@@ -47,6 +47,8 @@ pub struct Scripted<'a> {
     pub fail_at: Option<usize>,
     /// Operations on spans so far.
     pub calls: usize,
+    /// Rows that cost no more than one.
+    pub cheap_rows: usize,
     /// Blocks of policy and reward model, where they are limited.
     pools: Option<[KvPool; 2]>,
 }
@@ -65,6 +67,7 @@ impl<'a> Scripted<'a> {
             most_held: 0,
             fail_at: None,
             calls: 0,
+            cheap_rows: 24,
             pools: None,
         }
     }
@@ -244,7 +247,7 @@ impl Backend for Scripted<'_> {
         pools.map_or(0, |(pools, kv)| pools[seq.role as usize].blocks_needed(kv, count).unwrap())
     }
     fn cheap_rows(&self) -> usize {
-        24
+        self.cheap_rows
     }
 }
 
