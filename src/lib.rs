@@ -12,7 +12,7 @@
 //!   reference backend in plain Rust, over the block bookkeeping of [`kv`];
 //! * [`ggro`]: the method itself, pure logic over that trait; [`trace`] is its record as JSON, [`verify`] the golden
 //!   fixtures replayed;
-//! * [`engine`]: many requests in common batches;
+//! * [`engine`]: many requests in common batches, [`sampling`] among them;
 //! * the faces: the command line (the server and the benchmarks will stand beside it).
 //!
 //! `docs/architecture.md` in the repository says how the parts fit.
@@ -31,6 +31,7 @@ pub mod ggro;
 pub mod kv;
 pub mod model;
 pub mod pair;
+pub mod sampling;
 pub mod tokenizer;
 pub mod trace;
 pub mod verify;

@@ -8,6 +8,7 @@ use crate::checkpoint::{Checkpoint, Files};
 use crate::config::{ModelConfig, Task, token_ids_of};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
+use std::sync::Arc;
 
 /// Everything of a pair but the arithmetic.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ pub struct Pair {
     /// Weights of the reward model.
     pub reward_weights: Checkpoint,
     /// The tokenizer (the policy's; the reward model's agrees on every id they share).
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// The policy's chat template.
     pub chat: Option<ChatTemplate>,
     /// The end-of-turn id: `eos_token` of the policy's `tokenizer_config.json`.
@@ -72,7 +73,7 @@ impl Pair {
             chat: ChatTemplate::load(policy_files)?,
             policy,
             reward,
-            tokenizer,
+            tokenizer: Arc::new(tokenizer),
             finish_id,
             stop_ids,
             reward_pad_id,

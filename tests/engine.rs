@@ -8,6 +8,8 @@ mod cost;
 mod demo;
 #[path = "engine/goldens.rs"]
 mod goldens;
+#[path = "engine/sampled.rs"]
+mod sampled;
 #[path = "method/scripted.rs"]
 mod scripted;
 #[path = "engine/storm.rs"]

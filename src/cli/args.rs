@@ -35,10 +35,61 @@ pub(super) struct Generate {
     pub method: MethodArgs,
 
     #[command(flatten)]
+    pub sampling: SamplingArgs,
+
+    #[command(flatten)]
     pub engine: EngineArgs,
 
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// Flags of `--method sample` and `bon`. The other methods decode greedily and say which of these they ignore.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Sampling (--method sample and bon)")]
+pub(super) struct SamplingArgs {
+    /// Completions: all of them are printed, or with bon the best one [default: 1, with bon 8]
+    #[arg(long, value_name = "N", env = "GGRO_N", hide_env = true,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=128))]
+    pub n: Option<usize>,
+
+    /// Divides the logits; 0 is greedy [default: 1]
+    #[arg(long, value_name = "T", env = "GGRO_TEMPERATURE", hide_env = true, value_parser = finite,
+          allow_negative_numbers = true)]
+    pub temperature: Option<f64>,
+
+    /// Only the K most likely tokens; 0 is all
+    #[arg(long, value_name = "K", env = "GGRO_TOP_K", hide_env = true, default_value_t = 0)]
+    pub top_k: usize,
+
+    /// Only the most likely tokens that together reach this probability
+    #[arg(long, value_name = "P", env = "GGRO_TOP_P", hide_env = true, default_value_t = 1.0, value_parser = finite,
+          allow_negative_numbers = true)]
+    pub top_p: f64,
+
+    /// Only tokens at least so probable, relative to the most likely one
+    #[arg(long, value_name = "P", env = "GGRO_MIN_P", hide_env = true, default_value_t = 0.0, value_parser = finite,
+          allow_negative_numbers = true)]
+    pub min_p: f64,
+
+    /// Divides positive logits of ids seen before, and multiplies negative ones
+    #[arg(long, value_name = "X", env = "GGRO_REPETITION_PENALTY", hide_env = true, default_value_t = 1.0,
+          value_parser = finite, allow_negative_numbers = true)]
+    pub repetition_penalty: f64,
+
+    /// Subtracted from logits of ids that the completion has
+    #[arg(long, value_name = "X", env = "GGRO_PRESENCE_PENALTY", hide_env = true, default_value_t = 0.0,
+          value_parser = finite, allow_negative_numbers = true)]
+    pub presence_penalty: f64,
+
+    /// Subtracted from logits of ids that the completion has, once for each time
+    #[arg(long, value_name = "X", env = "GGRO_FREQUENCY_PENALTY", hide_env = true, default_value_t = 0.0,
+          value_parser = finite, allow_negative_numbers = true)]
+    pub frequency_penalty: f64,
+
+    /// A string that ends a completion and is no part of it; may be given several times
+    #[arg(long, value_name = "TEXT", env = "GGRO_STOP", hide_env = true)]
+    pub stop: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -97,7 +148,7 @@ pub(super) struct TextArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Method")]
 pub(super) struct MethodArgs {
-    /// ggro, or greedy: plain greedy decoding of the policy, one candidate a segment
+    /// ggro; greedy: plain greedy decoding of the policy, one candidate a segment; sample; or bon: the best of N samples
     #[arg(long, value_name = "METHOD", env = "GGRO_METHOD", hide_env = true, value_enum,
           default_value_t = Method::Ggro)]
     pub method: Method,
@@ -153,7 +204,7 @@ pub(super) struct MethodArgs {
           hide_default_value = true, value_parser = positive, allow_negative_numbers = true)]
     pub nudge_temperature: f64,
 
-    /// Seed of --nudge-selection sample; the same seed gives the same answer
+    /// Seed of --nudge-selection sample and of --method sample and bon; the same seed gives the same answer
     #[arg(long, value_name = "N", env = "GGRO_SEED", hide_env = true, default_value_t = 0)]
     pub seed: u64,
 
@@ -208,6 +259,8 @@ pub(super) enum Layout {
 pub(super) enum Method {
     Ggro,
     Greedy,
+    Sample,
+    Bon,
 }
 
 /// See [`MethodArgs::nudge_selection`].

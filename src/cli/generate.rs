@@ -1,6 +1,7 @@
 //! `ggro generate`.
 
 use super::args::{Generate, Layout as PromptLayout, Method, NudgeSelection};
+use super::complete;
 use super::models::context;
 use super::output::Output;
 use super::prompt::{Prompt, message};
@@ -36,6 +37,14 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     if args.method.scale_nudge_biases.is_some() {
         say(&format!("note: --scale-nudge-biases {NO_EFFECT}"));
     }
+    let sampled = matches!(args.method.method, Method::Sample | Method::Bon);
+    if !sampled {
+        complete::unused(&args.sampling)?;
+    } else if args.output.trace.is_some() {
+        return Err(
+            Error::invalid("--trace records the decisions of --method ggro; sampling has none to record").into()
+        );
+    }
     // What can fail cheaply fails before the weights are opened.
     let trace = args.output.trace.as_deref().map(Output::check).transpose()?;
     let request = args.text.request.as_deref().map(Request::read).transpose()?;
@@ -57,6 +66,9 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     };
     let mut chosen = args.device.choose()?;
     let mut opened = args.device.open(&mut chosen, &pair, args.pair.max_model_len)?;
+    if sampled {
+        return complete::run(args, &mut opened, &pair, &prompt, &options);
+    }
 
     let painted = coloured(args.output.color) && !args.output.json;
     let layout = Layout {
@@ -88,7 +100,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     let answer = Answer { response, text: std::mem::take(&mut screen.text), elapsed, speculative };
     if let Some(trace) = trace {
         let text = prompt.user_text.as_deref();
-        let tokenizer = Some(&pair.tokenizer);
+        let tokenizer = Some(&*pair.tokenizer);
         let record = Trace::from_response("generate", text, &options, &answer.response, tokenizer)?;
         let mut bytes = serde_json::to_vec(&record)?;
         bytes.push(b'\n');

@@ -4,6 +4,7 @@
 //! (`prompt`), text on its way to the terminal (`screen`), and files that appear whole or not at all (`output`).
 
 mod args;
+mod complete;
 mod generate;
 mod info;
 mod kernels;

@@ -14,10 +14,17 @@ pub use service::{Engine, Make, Ticket, Update};
 
 use crate::ggro::{Intervention, Options, Response, Segment, Uniforms};
 use crate::model::{Backend, Role};
+use crate::sampling::{Completions, Plan, Sampler};
 use crate::{Error, Result};
 
 /// Candidates of a segment at the same time, at most, where the width follows the load.
 pub const WIDEST: usize = 25;
+
+/// Completions of one request, at most.
+pub const MOST_COMPLETIONS: usize = 128;
+
+/// Turns for which rewards wait for each other where that pays.
+pub const PATIENCE: usize = 4;
 
 /// Candidates of a segment at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +64,8 @@ pub struct Settings {
     pub batch_tokens: usize,
     /// Prompts of each model whose keys and values are kept for later requests, at most.
     pub cached_prompts: usize,
+    /// Turns for which rewards may wait for each other; `None`: [`PATIENCE`] where batches share one reading of the weights.
+    pub patience: Option<usize>,
 }
 
 impl Default for Settings {
@@ -67,6 +76,7 @@ impl Default for Settings {
             max_requests: 256,
             batch_tokens: 2048,
             cached_prompts: 64,
+            patience: None,
         }
     }
 }
@@ -122,30 +132,65 @@ pub fn decode_with(
     scheduler.submit(Box::new(request));
     let result = drive(&mut scheduler, backend, observer);
     scheduler.clear(backend);
-    result
+    let (finished, account) = result?;
+    Ok((finished.response()?, account))
+}
+
+/// Samples completions of one prompt.
+///
+/// # Errors
+/// A plan out of range, and otherwise as [`decode`].
+pub fn complete(
+    backend: &mut dyn Backend,
+    settings: &Settings,
+    prompt: &[u32],
+    plan: Plan,
+    observer: &mut dyn Observer,
+) -> Result<(Completions, Account)> {
+    let request = sampler(backend, prompt, plan)?;
+    let mut scheduler = Scheduler::new(settings.clone());
+    scheduler.submit(Box::new(request));
+    let result = drive(&mut scheduler, backend, observer);
+    scheduler.clear(backend);
+    let (finished, account) = result?;
+    Ok((finished.completions()?, account))
 }
 
 fn drive(
     scheduler: &mut Scheduler,
     backend: &mut dyn Backend,
     observer: &mut dyn Observer,
-) -> Result<(Response, Account)> {
+) -> Result<(Finished, Account)> {
     loop {
         let busy = scheduler.turn(backend);
         for event in scheduler.events() {
             match event {
                 Event::Progress(_, Progress::Tokens(count)) => (0..count).for_each(|_| observer.token()),
                 Event::Progress(_, Progress::Segment(segment, ids)) => observer.segment(&segment, &ids)?,
-                Event::Ended(_, outcome, account) => {
-                    let Finished::Response(response) = (*outcome)?;
-                    return Ok((*response, account));
-                }
+                Event::Ended(_, outcome, account) => return Ok(((*outcome)?, account)),
             }
         }
         if !busy {
             return Err(Error::Backend("a request that can neither go on nor end".to_string()));
         }
     }
+}
+
+/// A request for sampled completions, checked.
+///
+/// # Errors
+/// A plan out of range, an empty prompt, a prompt beyond the context, an id beyond a vocabulary.
+pub fn sampler(backend: &dyn Backend, prompt: &[u32], plan: Plan) -> Result<Sampler> {
+    let vocab = [Role::Policy, Role::Reward].map(|role| backend.config(role).vocab_size);
+    plan.sampling.check(vocab[0])?;
+    if plan.n == 0 || plan.n > MOST_COMPLETIONS {
+        return Err(Error::invalid(format!("n must be 1 to {MOST_COMPLETIONS}, not {}", plan.n)));
+    }
+    if plan.max_new_tokens == 0 {
+        return Err(Error::invalid("max_new_tokens must be at least 1, not 0"));
+    }
+    check_prompt(backend, prompt, plan.max_new_tokens)?;
+    Ok(Sampler::new(prompt, plan, vocab[1]))
 }
 
 /// A request for a response by the method, checked.

@@ -151,6 +151,8 @@ pub struct Scheduler {
     next: u64,
     /// Somebody was preempted, and nobody has ended since: who came in now would be the next to go.
     full: bool,
+    /// Turns for which rewards that are needed have been held back.
+    held_back: usize,
     totals: Totals,
     events: Vec<Event>,
 }
@@ -183,6 +185,7 @@ impl Scheduler {
             running: BTreeMap::new(),
             next: 0,
             full: false,
+            held_back: 0,
             totals: Totals::default(),
             events: Vec::new(),
         }
@@ -253,6 +256,11 @@ impl Scheduler {
             _ => (usize::MAX, usize::MAX),
         };
         let ids: Vec<u64> = self.running.keys().copied().collect();
+        // A pass of the reward model takes as long for one segment as for many, so segments wait a little for each other,
+        // as long as there is something to decode meanwhile.
+        let patience = self.settings.patience.unwrap_or(if backend.cheap_rows() > 1 { super::PATIENCE } else { 0 });
+        let hold = self.held_back < patience && self.running.len() > 1 && self.decodes();
+        let mut due = false;
         // What is needed comes first, then what may be.
         for speculative in [false, true] {
             for &id in &ids {
@@ -260,6 +268,10 @@ impl Scheduler {
                 let mut tasks = Vec::new();
                 entry.generation.tasks(&mut tasks);
                 for task in tasks.into_iter().filter(|task| task.speculative == speculative) {
+                    if task.line.role == Role::Reward && hold {
+                        due |= !speculative;
+                        continue;
+                    }
                     let first = turn.reward.is_empty();
                     let tail = tail(&task);
                     if tail > backend.gradient_tokens() {
@@ -321,12 +333,23 @@ impl Scheduler {
                 }
             }
         }
+        self.held_back = if due { self.held_back + 1 } else { 0 };
         self.totals.turns += 1;
         self.totals.policy_batches += u64::from(!turn.policy.is_empty());
         self.totals.policy_spans += turn.policy.len() as u64;
         self.totals.reward_batches += u64::from(!turn.reward.is_empty());
         self.totals.reward_spans += turn.reward.len() as u64;
         turn
+    }
+
+    /// Whether any request has something to decode.
+    fn decodes(&self) -> bool {
+        let mut tasks = Vec::new();
+        self.running.values().any(|entry| {
+            tasks.clear();
+            entry.generation.tasks(&mut tasks);
+            tasks.iter().any(|task| task.line.role == Role::Policy)
+        })
     }
 
     /// Lets waiting requests run, in the order of their arrival, as long as there is room for what they have.

@@ -205,4 +205,30 @@ pub trait Generation: Send {
 pub enum Finished {
     /// By gradient-guided reward optimisation, or greedily.
     Response(Box<super::Response>),
+    /// Sampled completions.
+    Completions(Box<crate::sampling::Completions>),
+}
+
+impl Finished {
+    /// The response, if it is one.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn response(self) -> Result<super::Response> {
+        match self {
+            Finished::Response(response) => Ok(*response),
+            Finished::Completions(_) => Err(Error::Backend("completions where a response was expected".to_string())),
+        }
+    }
+
+    /// The completions, if it is some.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn completions(self) -> Result<crate::sampling::Completions> {
+        match self {
+            Finished::Completions(completions) => Ok(*completions),
+            Finished::Response(_) => Err(Error::Backend("a response where completions were expected".to_string())),
+        }
+    }
 }

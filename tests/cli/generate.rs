@@ -230,3 +230,58 @@ fn auto_says_which_device_it_takes() {
     let line = run.err.lines().find(|line| line.starts_with("device: ")).expect("a line about the device");
     assert!(line.starts_with("device: cpu (") || line.starts_with("device: cuda:0 ("), "{line}");
 }
+
+#[test]
+fn candidates_ahead_of_time_change_nothing_but_the_work() {
+    let run = |width: &str| {
+        let args = ["generate", PROMPT, "--json", "--no-baseline", "--max-new-tokens", "40", "--speculation", width];
+        ggro(&args).ok().json()
+    };
+    let (off, eight, auto) = (run("off"), run("8"), run("auto"));
+    for field in ["text", "final_ids", "segment_boundaries", "reward", "work"] {
+        assert_eq!(off[field], eight[field], "{field}");
+        assert_eq!(off[field], auto[field], "{field}");
+    }
+    assert_eq!(off["speculative_work"]["policy_forward"], 0);
+    assert!(eight["speculative_work"]["policy_forward"].as_u64().unwrap() > 0);
+    let refused = ggro(&["generate", PROMPT, "--speculation", "many"]);
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.err.contains("expected auto, off or a number"), "{}", refused.err);
+}
+
+#[test]
+fn the_best_of_several_samples() {
+    let run = |args: &[&str]| ggro(&[&["generate", PROMPT, "--max-new-tokens", "24"], args].concat());
+    let bon = run(&["--method", "bon", "--n", "4", "--seed", "3", "--json"]).ok().json();
+    let rewards: Vec<f64> =
+        bon["completions"].as_array().unwrap().iter().map(|one| one["reward"].as_f64().unwrap()).collect();
+    assert_eq!(rewards.len(), 4);
+    assert_eq!(bon["reward"].as_f64().unwrap(), rewards.iter().copied().fold(f64::MIN, f64::max));
+    let sampled = run(&["--method", "sample", "--seed", "3", "--json"]).ok().json();
+    assert_eq!(sampled["completions"][0]["ids"], bon["completions"][0]["ids"]);
+    let text = run(&["--method", "bon", "--n", "4", "--seed", "3"]).ok();
+    assert_eq!(text.out.trim_end_matches('\n'), bon["text"].as_str().unwrap());
+    assert!(text.err.contains("the best of 4"), "{}", text.err);
+
+    let cut = run(&["--method", "sample", "--temperature", "0", "--stop", "a"]).ok();
+    assert!(!cut.out.trim_end().contains('a') && !cut.out.trim().is_empty(), "{}", cut.out);
+}
+
+#[test]
+fn sampling_flags_that_mean_nothing_are_reported_or_refused() {
+    let run = |args: &[&str]| ggro(&[&["generate", PROMPT, "--max-new-tokens", "4", "--no-baseline"], args].concat());
+    let ignored = run(&["--temperature", "0.7", "--top-p", "0.9"]).ok();
+    assert!(ignored.err.contains("--temperature is ignored") && ignored.err.contains("--top-p is ignored"));
+    for (args, part) in [
+        (&["--n", "2"][..], "all answers would be the same"),
+        (&["--stop", "x"], "--stop is for --method sample"),
+        (&["--method", "sample", "--top-p", "1.5"], "top_p must be above 0"),
+        (&["--method", "sample", "--temperature", "-1"], "temperature must be from 0"),
+        (&["--method", "bon", "--trace", "/nowhere/trace.json"], "--trace records the decisions"),
+        (&["--method", "sample", "--stop", ""], "each string has 1 to 256 bytes"),
+    ] {
+        let run = run(args);
+        assert_eq!(run.code, Some(2), "{args:?}");
+        assert!(run.err.contains(part), "{args:?}: {}", run.err);
+    }
+}

@@ -104,9 +104,9 @@ pub fn together(backend: &mut dyn Backend, settings: &Settings, requests: &[&Req
         for event in scheduler.events() {
             if let Event::Ended(id, outcome, account) = event {
                 let index = numbers[&id];
-                let Finished::Response(response) =
-                    (*outcome).unwrap_or_else(|e| panic!("{}: {e}", requests[index].name));
-                assert!(ended.insert(index, (*response, account)).is_none(), "ended twice");
+                let response = (*outcome).and_then(Finished::response);
+                let response = response.unwrap_or_else(|e| panic!("{}: {e}", requests[index].name));
+                assert!(ended.insert(index, (response, account)).is_none(), "ended twice");
             }
         }
     }

@@ -6,7 +6,7 @@
 //! ratios are what the schedule allows, not what a card was seen to do.
 
 use crate::scripted::{FINISH, Model, Scripted};
-use ggro::engine::{Account, Event, Finished, Scheduler, Settings, Turn, Width, intervention};
+use ggro::engine::{Account, Event, Scheduler, Settings, Turn, Width, intervention};
 use ggro::ggro::{Options, Uniforms};
 use ggro::model::Work;
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,7 +110,7 @@ fn run(model: &Model, requests: usize, candidates: usize, speculation: Width, ru
         scheduler.run(&mut backend, turn);
         for event in scheduler.events() {
             if let Event::Ended(_, outcome, account) = event {
-                let Finished::Response(response) = (*outcome).unwrap();
+                let response = (*outcome).unwrap().response().unwrap();
                 out.latency += clock / requests as f64;
                 out.segments += response.segments.len();
                 out.candidates += response.segments.iter().map(|s| s.candidates.len()).sum::<usize>();

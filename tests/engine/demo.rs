@@ -3,7 +3,7 @@
 use crate::common::{Request, together};
 use ggro::chat::Message;
 use ggro::demo;
-use ggro::engine::{Engine, Finished, Generation, Make, Settings, Ticket, Update, Width, intervention};
+use ggro::engine::{Engine, Generation, Make, Settings, Ticket, Update, Width, intervention};
 use ggro::ggro::{Options, Uniforms};
 use ggro::model::Backend;
 use ggro::model::reference::{LoadOptions, Reference};
@@ -82,8 +82,8 @@ fn tickets() {
     loop {
         match first.next() {
             Some(Update::Ended(outcome, _)) => {
-                let Finished::Response(response) = outcome.unwrap();
-                assert_eq!(*response, expected);
+                let response = outcome.unwrap().response().unwrap();
+                assert_eq!(response, expected);
                 assert_eq!(segments, response.segments.len());
                 break;
             }
@@ -92,8 +92,8 @@ fn tickets() {
             None => panic!("the engine has ended"),
         }
     }
-    let (Finished::Response(response), _) = second.wait().unwrap();
-    assert_eq!(*response, expected);
+    let (finished, _) = second.wait().unwrap();
+    assert_eq!(finished.response().unwrap(), expected);
     let (totals, requests) = engine.totals().unwrap();
     assert_eq!(requests, 0);
     assert!(totals.turns > 0);

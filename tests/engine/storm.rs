@@ -100,6 +100,7 @@ proptest! {
         width in prop_oneof![Just(Width::Off), Just(Width::Auto), (1usize..12).prop_map(Width::Fixed)],
         run_ahead: bool,
         max_requests in 1usize..8,
+        patience in prop::option::of(0usize..6),
         batch_tokens in prop_oneof![Just(1usize), Just(17), Just(2048)],
         faults in prop::collection::btree_set(0usize..400, 0..4),
     ) {
@@ -108,7 +109,7 @@ proptest! {
         let blocks = longest.div_ceil(BLOCK) + 1 + spare;
         let mut backend = Scripted::new(&model, LONGEST);
         backend.limit(blocks);
-        let settings = Settings { speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3 };
+        let settings = Settings { speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3, patience };
         let mut scheduler = Scheduler::new(settings);
         let (mut ids, mut ended) = (BTreeMap::new(), BTreeMap::new());
         let mut turn = 0;
@@ -133,9 +134,9 @@ proptest! {
                 let Event::Ended(id, outcome, account) = event else { continue };
                 let index = ids[&id];
                 prop_assert!(ended.insert(index, true).is_none(), "ended twice");
-                match *outcome {
-                    Ok(Finished::Response(response)) => {
-                        prop_assert_eq!(&*response, &arrivals[index].alone(&model));
+                match (*outcome).and_then(Finished::response) {
+                    Ok(response) => {
+                        prop_assert_eq!(&response, &arrivals[index].alone(&model));
                         prop_assert_eq!(account.necessary, response.work);
                     }
                     Err(error) => {
@@ -169,8 +170,8 @@ fn the_weather_is_bad() {
     while scheduler.turn(&mut backend) {
         for event in scheduler.events() {
             if let Event::Ended(id, outcome, _) = event {
-                let Finished::Response(response) = (*outcome).unwrap();
-                assert_eq!(*response, expected.remove(&id).unwrap());
+                let response = (*outcome).unwrap().response().unwrap();
+                assert_eq!(response, expected.remove(&id).unwrap());
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Two models made of closures, behind a backend that holds its caller to the trait's contract.
 
+#![allow(dead_code, reason = "each binary takes what it needs")]
+
 use ggro::config::{Family, ModelConfig, Rope, Task};
 use ggro::kv::{KvHandle, KvPool};
 use ggro::model::{
@@ -73,7 +75,6 @@ impl<'a> Scripted<'a> {
     }
 
     /// Gives each model so many blocks of keys and values.
-    #[allow(dead_code)]
     pub fn limit(&mut self, blocks: usize) {
         self.pools = Some([KvPool::new(blocks), KvPool::new(blocks)]);
     }

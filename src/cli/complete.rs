@@ -1,0 +1,168 @@
+//! `ggro generate --method sample` and `--method bon`: sampled completions, and the best of several by the reward model.
+
+use super::args::{Generate, Method, SamplingArgs};
+use super::models::Opened;
+use super::prompt::Prompt;
+use super::say;
+use super::screen::Progress;
+use crate::engine::{Settings, complete};
+use crate::ggro::Options;
+use crate::pair::Pair;
+use crate::sampling::{Completion, Plan, Reason, Sampling, Stop, StopStrings};
+use crate::trace::TraceWork;
+use crate::{Error, Result};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Completions of `--method bon` without `--n`.
+const BEST_OF: usize = 8;
+
+/// Says which sampling flags the method has no use for, and refuses those it cannot honour.
+///
+/// # Errors
+/// More than one answer of a method that has one, or stop strings where text is committed by segments.
+pub(super) fn unused(args: &SamplingArgs) -> Result<()> {
+    if args.n.is_some_and(|n| n > 1) {
+        return Err(Error::invalid("--n: --method ggro and greedy decode greedily, so all answers would be the same"));
+    }
+    if !args.stop.is_empty() {
+        return Err(Error::invalid(
+            "--stop is for --method sample and bon; ggro ends a segment at the policy's stop ids",
+        ));
+    }
+    let given = [
+        ("--temperature", args.temperature.is_some()),
+        ("--top-k", args.top_k != 0),
+        ("--top-p", args.top_p != 1.0),
+        ("--min-p", args.min_p != 0.0),
+        ("--repetition-penalty", args.repetition_penalty != 1.0),
+        ("--presence-penalty", args.presence_penalty != 0.0),
+        ("--frequency-penalty", args.frequency_penalty != 0.0),
+    ];
+    for (flag, _) in given.iter().filter(|(_, given)| *given) {
+        say(&format!("note: {flag} is ignored: the text is the policy's most likely one between nudges"));
+    }
+    Ok(())
+}
+
+pub(super) fn run(
+    args: &Generate,
+    opened: &mut Opened,
+    pair: &Pair,
+    prompt: &Prompt,
+    options: &Options,
+) -> anyhow::Result<ExitCode> {
+    let best = args.method.method == Method::Bon;
+    let plan = plan(args, pair, options, best)?;
+    let settings = Settings::alone(args.engine.speculation);
+    let stops = StopStrings::new(&args.sampling.stop)?;
+    let mut progress = Progress::new();
+    let started = Instant::now();
+    let completed = complete(opened.backend(), &settings, &prompt.ids, plan, &mut progress);
+    progress.clear();
+    let (completions, _) = completed?;
+    let elapsed = started.elapsed().as_secs_f64();
+    let texts = completions.all.iter().map(|one| text(pair, prompt, options, one, &stops));
+    let texts = texts.collect::<Result<Vec<String>>>()?;
+    let tokens: usize = completions.all.iter().map(|one| one.ids.len()).sum();
+    let work = completions.work;
+    if args.output.json {
+        let all = completions.all.iter().zip(&texts).map(|(one, text)| {
+            json!({
+                "text": text, "ids": one.ids, "finish_reason": reason(one.reason), "reward": one.reward,
+            })
+        });
+        let object = json!({
+            "text": texts[completions.best],
+            "reward": completions.all[completions.best].reward,
+            "best": completions.best,
+            "completions": all.collect::<Vec<Value>>(),
+            "prompt_tokens": prompt.ids.len(),
+            "new_tokens": tokens,
+            "work": TraceWork::from(work),
+            "elapsed_seconds": elapsed,
+            "device": opened.device().to_string(),
+            "version": env!("CARGO_PKG_VERSION"),
+        });
+        writeln!(std::io::stdout(), "{object}")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut out = std::io::stdout();
+    match best {
+        true => writeln!(out, "{}", texts[completions.best])?,
+        false => {
+            for (index, text) in texts.iter().enumerate() {
+                let gap = if index > 0 { "\n" } else { "" };
+                writeln!(out, "{gap}{text}")?;
+            }
+        }
+    }
+    let rewards: Vec<String> =
+        completions.all.iter().filter_map(|one| one.reward).map(|reward| format!("{reward:.3}")).collect();
+    let mut lines = String::new();
+    if let Some(reward) = completions.all[completions.best].reward {
+        lines += &format!("reward      {reward:.3}, the best of {}: {}\n", rewards.len(), rewards.join(", "));
+    }
+    lines +=
+        &format!("completions {}, {tokens} tokens behind a prompt of {}\n", completions.all.len(), prompt.ids.len());
+    lines += &format!(
+        "work        policy {} token-forwards; reward {} token-forwards\n",
+        work.policy_forward, work.reward_forward
+    );
+    lines += &format!("time        {elapsed:.2} s, {:.1} tokens/s", tokens as f64 / elapsed.max(1e-9));
+    say(&lines);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plan(args: &Generate, pair: &Pair, options: &Options, best: bool) -> Result<Plan> {
+    let given = &args.sampling;
+    let stops = StopStrings::new(&given.stop)?;
+    let stop: Option<Stop> = (!given.stop.is_empty()).then(|| {
+        let tokenizer = pair.tokenizer.clone();
+        let stop: Stop =
+            Arc::new(move |ids: &[u32]| tokenizer.decode(ids).is_ok_and(|text| stops.find(&text, 0).is_some()));
+        stop
+    });
+    Ok(Plan {
+        sampling: Sampling {
+            temperature: given.temperature.unwrap_or(1.0),
+            top_k: given.top_k,
+            top_p: given.top_p,
+            min_p: given.min_p,
+            repetition_penalty: given.repetition_penalty,
+            presence_penalty: given.presence_penalty,
+            frequency_penalty: given.frequency_penalty,
+            logit_bias: Vec::new(),
+            seed: args.method.seed,
+            logprobs: None,
+        },
+        n: given.n.unwrap_or(if best { BEST_OF } else { 1 }),
+        score: best,
+        max_new_tokens: options.max_new_tokens,
+        stop_ids: options.stop_ids.clone(),
+        stop,
+    })
+}
+
+/// A completion's text: without the id or the string that ended it.
+fn text(pair: &Pair, prompt: &Prompt, options: &Options, one: &Completion, stops: &StopStrings) -> Result<String> {
+    let ids = match one.ids.split_last() {
+        Some((last, rest)) if options.stop_ids.contains(last) => rest,
+        _ => &one.ids[..],
+    };
+    let mut text = pair.tokenizer.decode(ids)?;
+    if let Some((begin, _)) = stops.find(&text, 0) {
+        text.truncate(begin);
+    }
+    Ok(prompt.prefill.clone() + &text)
+}
+
+fn reason(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Stop => "stop",
+        Reason::Length => "length",
+    }
+}

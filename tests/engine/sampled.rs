@@ -1,0 +1,131 @@
+//! Sampled completions and the best of several.
+
+use crate::common::{Request, Silent, load, requests};
+use ggro::engine::{Event, Scheduler, Settings, Width, complete, intervention, sampler};
+use ggro::ggro::Options;
+use ggro::model::reference::Reference;
+use ggro::model::{Backend, RewardSpan, Role, Span};
+use ggro::sampling::{Completions, Plan, Reason, Sampling};
+use std::sync::Arc;
+
+fn plan(request: &Request, temperature: f64, n: usize, score: bool) -> Plan {
+    Plan {
+        sampling: Sampling { temperature, seed: 11, ..Sampling::default() },
+        n,
+        score,
+        max_new_tokens: 24,
+        stop_ids: request.options.stop_ids.clone(),
+        stop: None,
+    }
+}
+
+fn alone(backend: &mut Reference, request: &Request, plan: Plan) -> Completions {
+    complete(backend, &Settings::alone(Width::Off), &request.prompt, plan, &mut Silent).unwrap().0
+}
+
+fn request() -> Request {
+    requests("llama-gqa").remove(0)
+}
+
+#[test]
+fn best_of_one_is_sampling_and_the_best_of_more_has_the_largest_reward() {
+    let (request, mut backend) = (request(), load("llama-gqa", None));
+    let sampled = alone(&mut backend, &request, plan(&request, 1.0, 1, false));
+    let one = alone(&mut backend, &request, plan(&request, 1.0, 1, true));
+    assert_eq!(one.all[0].ids, sampled.all[0].ids);
+    let before = backend.work();
+    let best = alone(&mut backend, &request, plan(&request, 1.0, 6, true));
+    assert_eq!(backend.work() - before, best.work, "the prompt once, every token once");
+    assert_eq!(best.all[0].ids, sampled.all[0].ids, "the first of several is the only one of one");
+    assert!(best.all.windows(2).any(|pair| pair[0].ids != pair[1].ids));
+    for completion in &best.all {
+        assert!(completion.reward <= best.all[best.best].reward);
+        let seq = backend.create(Role::Reward).unwrap();
+        let ids = [&request.prompt[..], &completion.ids].concat();
+        let span = RewardSpan { span: Span { seq, start: 0, ids: &ids }, also_at: &[] };
+        assert_eq!(Some(backend.reward_score(&[span]).unwrap()[0].reward), completion.reward);
+        backend.release(seq);
+    }
+}
+
+#[test]
+fn one_candidate_is_greedy_decoding() {
+    let (request, mut backend) = (request(), load("llama-gqa", None));
+    let greedy = alone(&mut backend, &request, plan(&request, 0.0, 1, false));
+    let options = Options { max_candidates: 1, max_new_tokens: 24, ..request.options.clone() };
+    let ours = Request { options, ..request.clone() }.alone(&mut backend);
+    // The method goes on behind a stop id only to find it again.
+    assert!(ours.final_ids[request.prompt.len()..].starts_with(&greedy.all[0].ids[..greedy.all[0].ids.len() - 1]));
+    assert!(
+        greedy.all[0].reason == Reason::Length || request.options.stop_ids.contains(greedy.all[0].ids.last().unwrap())
+    );
+}
+
+#[test]
+fn what_runs_beside_it_changes_nothing() {
+    let all = requests("llama-gqa");
+    let mut backend = load("llama-gqa", None);
+    let plans = [plan(&all[0], 1.0, 3, true), plan(&all[1], 0.7, 2, false), plan(&all[0], 0.0, 1, false)];
+    let expected: Vec<Completions> =
+        plans.iter().enumerate().map(|(i, plan)| alone(&mut backend, &all[i % 2], plan.clone())).collect();
+    let guided = all[2].alone(&mut backend);
+    for blocks in [None, Some(12)] {
+        let mut backend = load("llama-gqa", blocks);
+        let mut scheduler = Scheduler::new(Settings { speculation: Width::Fixed(4), ..Settings::default() });
+        for (i, plan) in plans.iter().enumerate() {
+            scheduler.submit(Box::new(sampler(&backend, &all[i % 2].prompt, plan.clone()).unwrap()));
+        }
+        let Request { prompt, options, uniforms, .. } = &all[2];
+        scheduler.submit(Box::new(intervention(&backend, prompt, options, uniforms.clone()).unwrap()));
+        let mut ended = 0;
+        while scheduler.turn(&mut backend) {
+            for event in scheduler.events() {
+                let Event::Ended(id, outcome, account) = event else { continue };
+                ended += 1;
+                match expected.get(id as usize) {
+                    Some(expected) => {
+                        let found = outcome.unwrap().completions().unwrap();
+                        assert_eq!(found, *expected);
+                        assert_eq!(account.necessary, found.work);
+                    }
+                    None => assert_eq!(outcome.unwrap().response().unwrap(), guided),
+                }
+            }
+        }
+        assert_eq!(ended, 4);
+        scheduler.clear(&mut backend);
+    }
+}
+
+#[test]
+fn stops_and_logprobs() {
+    let (request, mut backend) = (request(), load("llama-gqa", None));
+    let free = alone(&mut backend, &request, plan(&request, 1.0, 1, false)).all.remove(0);
+    assert!(free.ids.len() > 4);
+    let watched = Plan { stop: Some(Arc::new(|ids: &[u32]| ids.len() == 3)), ..plan(&request, 1.0, 1, false) };
+    let stopped = alone(&mut backend, &request, watched).all.remove(0);
+    assert_eq!((&stopped.ids[..], stopped.reason), (&free.ids[..3], Reason::Stop));
+    let mut asked = plan(&request, 1.0, 1, false);
+    asked.sampling.logprobs = Some(3);
+    let told = alone(&mut backend, &request, asked).all.remove(0);
+    assert_eq!(told.ids, free.ids);
+    assert_eq!(told.chosen.len(), told.ids.len());
+    for (id, chosen) in told.ids.iter().zip(&told.chosen) {
+        assert!(chosen.id == *id && chosen.logprob <= 0.0 && chosen.top.len() == 3);
+    }
+}
+
+#[test]
+fn unusable_plans_say_why() {
+    let (request, backend) = (request(), load("llama-gqa", None));
+    let refused = |change: fn(&mut Plan)| {
+        let mut plan = plan(&request, 1.0, 1, false);
+        change(&mut plan);
+        sampler(&backend, &request.prompt, plan).err().unwrap().to_string()
+    };
+    assert!(refused(|plan| plan.n = 0).starts_with("n must be 1 to 128"));
+    assert!(refused(|plan| plan.n = 129).starts_with("n must be"));
+    assert!(refused(|plan| plan.max_new_tokens = 0).starts_with("max_new_tokens"));
+    assert!(refused(|plan| plan.max_new_tokens = 1 << 40).contains("exceed the longest sequence"));
+    assert!(refused(|plan| plan.sampling.top_p = 2.0).starts_with("top_p"));
+}
