@@ -245,6 +245,25 @@ impl Scheduler {
 
     /// Forms the next turn.
     pub fn plan(&mut self, backend: &mut dyn Backend) -> Turn {
+        // A pass of the reward model takes as long for one segment as for many, so segments wait a little for each other,
+        // as long as there is something to decode meanwhile.
+        let patience = self.settings.patience.unwrap_or(if backend.cheap_rows() > 1 { super::PATIENCE } else { 0 });
+        let hold = self.held_back < patience && self.running.len() > 1;
+        let (mut turn, mut due) = self.form(backend, hold);
+        if due && turn.policy.is_empty() {
+            (turn, due) = self.form(backend, false);
+        }
+        self.held_back = if due { self.held_back + 1 } else { 0 };
+        self.totals.turns += 1;
+        self.totals.policy_batches += u64::from(!turn.policy.is_empty());
+        self.totals.policy_spans += turn.policy.len() as u64;
+        self.totals.reward_batches += u64::from(!turn.reward.is_empty());
+        self.totals.reward_spans += turn.reward.len() as u64;
+        turn
+    }
+
+    /// A turn, without its reward batch if that is to be held back, and whether the batch would have been needed.
+    fn form(&mut self, backend: &mut dyn Backend, hold: bool) -> (Turn, bool) {
         self.admit(backend);
         let mut turn = Turn::default();
         let mut taken = Taken::default();
@@ -256,10 +275,6 @@ impl Scheduler {
             _ => (usize::MAX, usize::MAX),
         };
         let ids: Vec<u64> = self.running.keys().copied().collect();
-        // A pass of the reward model takes as long for one segment as for many, so segments wait a little for each other,
-        // as long as there is something to decode meanwhile.
-        let patience = self.settings.patience.unwrap_or(if backend.cheap_rows() > 1 { super::PATIENCE } else { 0 });
-        let hold = self.held_back < patience && self.running.len() > 1 && self.decodes();
         let mut due = false;
         // What is needed comes first, then what may be.
         for speculative in [false, true] {
@@ -294,7 +309,7 @@ impl Scheduler {
                     match self.room(backend, id, &task, budget, &taken) {
                         Room::Found(source, end) => {
                             let key = (id, task.line);
-                            match self.span(backend, id, task, source, end) {
+                            match self.span(backend, id, &task, source, end) {
                                 Ok(span) => {
                                     let role = key.1.role as usize;
                                     taken.blocks[role] += backend.blocks_needed(span.seq, span.ids.len());
@@ -309,7 +324,7 @@ impl Scheduler {
                                         turn.reward.push(span);
                                     }
                                 }
-                                Err((task, error)) => turn.refused.push((id, task, error.to_string())),
+                                Err(error) => turn.refused.push((id, task, error.to_string())),
                             }
                         }
                         Room::NotNow if speculative => {}
@@ -333,23 +348,7 @@ impl Scheduler {
                 }
             }
         }
-        self.held_back = if due { self.held_back + 1 } else { 0 };
-        self.totals.turns += 1;
-        self.totals.policy_batches += u64::from(!turn.policy.is_empty());
-        self.totals.policy_spans += turn.policy.len() as u64;
-        self.totals.reward_batches += u64::from(!turn.reward.is_empty());
-        self.totals.reward_spans += turn.reward.len() as u64;
-        turn
-    }
-
-    /// Whether any request has something to decode.
-    fn decodes(&self) -> bool {
-        let mut tasks = Vec::new();
-        self.running.values().any(|entry| {
-            tasks.clear();
-            entry.generation.tasks(&mut tasks);
-            tasks.iter().any(|task| task.line.role == Role::Policy)
-        })
+        (turn, due)
     }
 
     /// Lets waiting requests run, in the order of their arrival, as long as there is room for what they have.
@@ -491,34 +490,24 @@ impl Scheduler {
     }
 
     /// Opens a task's line, counts what it will run, and cuts the span.
-    fn span(
-        &mut self,
-        backend: &mut dyn Backend,
-        id: u64,
-        task: Task,
-        source: Source,
-        end: usize,
-    ) -> std::result::Result<Span, (Task, Error)> {
-        let seq = match self.lines.open(backend, (id, task.line), source) {
-            Ok(seq) => seq,
-            Err(error) => return Err((task, error)),
-        };
+    fn span(&mut self, backend: &mut dyn Backend, id: u64, task: &Task, source: Source, end: usize) -> Result<Span> {
+        let seq = self.lines.open(backend, (id, task.line), source)?;
         let start = backend.len(seq);
         let Some(entry) = self.running.get_mut(&id) else {
-            return Err((task, Error::Backend("a request that does not run".to_string())));
+            return Err(Error::Backend("a request that does not run".to_string()));
         };
         let known = entry.high.get(&task.line).copied().unwrap_or(0).max(task.fresh);
         let new = end.saturating_sub(start.max(known));
         let account = &mut entry.account;
         let (ran, again, shared) = (end - start, end - start - new, start.saturating_sub(known));
-        let backward = if end == task.len { tail(&task) } else { 0 };
+        let backward = if end == task.len { tail(task) } else { 0 };
         add(&mut account.ran, task.line.role, ran, backward);
         add(&mut account.recomputed, task.line.role, again, 0);
         add(&mut account.shared, task.line.role, shared, 0);
         entry.high.insert(task.line, end.max(known));
-        let mut ids = entry.generation.ids(&task, start);
+        let mut ids = entry.generation.ids(task, start);
         ids.truncate(end - start);
-        Ok(Span { request: id, seq, start, ids, last: end == task.len, task })
+        Ok(Span { request: id, seq, start, ids, last: end == task.len, task: task.clone() })
     }
 
     /// Hands the results of a turn out, in the order of its spans: the policy's, then the reward model's.

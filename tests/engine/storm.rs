@@ -158,8 +158,8 @@ proptest! {
 fn the_weather_is_bad() {
     let model = model(5);
     let mut backend = Scripted::new(&model, LONGEST);
-    backend.limit(6);
-    let settings = Settings { speculation: Width::Fixed(6), cached_prompts: 3, ..Settings::default() };
+    backend.limit(12);
+    let settings = Settings { speculation: Width::Fixed(12), cached_prompts: 3, ..Settings::default() };
     let mut scheduler = Scheduler::new(settings);
     let mut expected = BTreeMap::new();
     for n in 0..12usize {
