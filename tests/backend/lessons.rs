@@ -151,9 +151,11 @@ pub fn part_late(exact: &mut dyn Backend, device: &mut dyn Backend, prompt: &[u3
 }
 
 /// Decodes with nudges on a device and scores every candidate of its answer again: rewards are off by no more than the
-/// simulation's are.
-pub fn nudged_freely(pair: &Pair, device: &mut dyn Backend, prompt: &[u32], options: &Options) {
+/// simulation's are. Returns how often it was nudged.
+pub fn nudged_freely(pair: &Pair, device: &mut dyn Backend, prompt: &[u32], options: &Options) -> usize {
+    let before = device.work();
     let response = decode(device, prompt, options, Uniforms::Seeded(0), &mut Silent).unwrap();
+    assert_eq!(device.work() - before, response.work, "what the device counted, and the least that this answer takes");
     let (mut texts, mut found) = (vec![response.final_ids.clone()], vec![f64::from(response.final_reward)]);
     for segment in &response.segments {
         for candidate in &segment.candidates {
@@ -179,6 +181,7 @@ pub fn nudged_freely(pair: &Pair, device: &mut dyn Backend, prompt: &[u32], opti
         response.num_nudges
     );
     assert!(device <= 2.0 * simulated, "rewards are off by {device}, the simulation's by {simulated}");
+    response.num_nudges
 }
 
 /// The demo pair teacher-forced.

@@ -15,6 +15,7 @@ mod mutations;
 #[path = "../engine/common.rs"]
 mod requests;
 mod shared_pages;
+mod sources;
 mod steps;
 mod traffic;
 mod vectors;

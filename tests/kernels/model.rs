@@ -7,6 +7,7 @@ use crate::backend::lessons::{
 use crate::backend::{FIXTURES, Rows, invariance, parts};
 use crate::emulated::{Emulated, KERNELS, alone};
 use ggro::cuda::{Device, Storage};
+use ggro::ggro::Options;
 use ggro::model::cuda::{Cuda, CudaOptions};
 use ggro::model::reference::{LoadOptions, PolicyRows, Reference};
 use ggro_emulator::{Config, Copies, Schedule, build, build_plain};
@@ -100,11 +101,14 @@ fn the_demo_pair() {
             |cuda| {
                 demo_must_pass(&pair, &traces, cuda, true);
                 let mut exact = Reference::load(&pair, &LoadOptions::default()).unwrap();
+                let mut nudges = 0;
                 for request in 0..2 {
                     let (prompt, options) = (demo_prompt(&pair, request), demo_options(&pair, 32, 1));
                     part_late(&mut exact, cuda, &prompt, &options);
-                    nudged_freely(&pair, cuda, &prompt, &demo_options(&pair, 24, 3));
+                    let eager = Options { entropy_threshold: 2.0, ..demo_options(&pair, 24, 3) };
+                    nudges += nudged_freely(&pair, cuda, &prompt, &eager);
                 }
+                assert!(nudges > 0, "nobody was nudged");
             },
         );
     });
