@@ -44,7 +44,7 @@ enum Action {
 
 #[derive(Debug, clap::Args)]
 struct Options {
-    /// Only this op: rmsnorm, softmax_entropy, gemm or place
+    /// Only this op: rmsnorm, gemm, attention, ...; a name that is none lists them all
     #[arg(long, value_name = "NAME")]
     op: Option<String>,
     /// Index of the CUDA device
@@ -68,16 +68,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn known(op: Option<&str>) -> anyhow::Result<()> {
+fn known(op: Option<&str>, mut ops: Vec<&str>) -> anyhow::Result<()> {
     let Some(op) = op else { return Ok(()) };
-    let mut ops: Vec<&str> = conformance::cases().iter().map(|case| case.op).collect();
     ops.dedup();
     anyhow::ensure!(ops.contains(&op), crate::Error::invalid(format!("no op {op}; there are {}", ops.join(", "))));
     Ok(())
 }
 
 fn test(options: &Options, work: Option<u64>) -> anyhow::Result<ExitCode> {
-    known(options.op.as_deref())?;
+    known(options.op.as_deref(), conformance::cases().iter().map(|case| case.op).collect())?;
     let device = Device::open(options.ordinal)?;
     let mut written = Ok(());
     let findings = conformance::test(&device, options.op.as_deref(), work, |finding| {
@@ -108,7 +107,7 @@ fn print_finding(finding: &Finding, json: bool) -> anyhow::Result<()> {
 }
 
 fn bench(options: &Options) -> anyhow::Result<ExitCode> {
-    known(options.op.as_deref())?;
+    known(options.op.as_deref(), conformance::TIMED.to_vec())?;
     let device = Device::open(options.ordinal)?;
     let mut written = Ok(());
     conformance::bench(&device, options.op.as_deref(), |timing| {

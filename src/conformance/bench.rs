@@ -38,6 +38,22 @@ pub struct Timing {
     pub percent: f64,
 }
 
+/// Names of what is timed.
+pub const TIMED: [&str; 12] = [
+    "rmsnorm",
+    "softmax_entropy",
+    "attention",
+    "rmsnorm_backward",
+    "swiglu",
+    "swiglu_backward",
+    "embed",
+    "rope",
+    "rope_backward",
+    "gemm",
+    "gemm_backward",
+    "place",
+];
+
 /// More than any cache holds.
 const COLD: usize = 256 << 20;
 const RUNS: usize = 21;
@@ -54,7 +70,10 @@ pub fn bench(device: &Device, op: Option<&str>, mut done: impl FnMut(&Timing)) -
     let peak = matrix_peak(device)?;
     push(timing("peak_mma", "registers only".into(), peak.0, 0.0, peak.1, 1.0));
     let limits = Limits { bytes: copy.1 / copy.0, flops: peak.1 / peak.0 };
-    let wanted = |name: &str| op.is_none_or(|op| op == name);
+    let wanted = |name: &str| {
+        debug_assert!(TIMED.contains(&name));
+        op.is_none_or(|op| op == name)
+    };
     if wanted("rmsnorm") {
         for rows in [1, 64, 2048] {
             push(limits.timing("rmsnorm", format!("bf16 [{rows}, 4096]"), time_rmsnorm(device, rows, 4096)?));

@@ -30,7 +30,7 @@ mod softmax_entropy;
 mod swiglu;
 pub mod vectors;
 
-pub use bench::{Timing, bench};
+pub use bench::{TIMED, Timing, bench};
 pub use occupancy::{Listed, Occupancy, list, occupancy};
 
 use crate::Result;

@@ -776,6 +776,9 @@ impl Generation for Intervention {
     }
 
     fn row(&mut self, task: &Task, row: Row) {
+        if self.ended {
+            return;
+        }
         self.tokens += 1;
         match task.part {
             Part::Decode(index) => {
@@ -796,6 +799,9 @@ impl Generation for Intervention {
 
     fn scored(&mut self, task: &Task, scored: Scored) {
         let Ask::Score { also_at, .. } = &task.ask else { return };
+        if self.ended {
+            return;
+        }
         match task.part {
             Part::Base => {
                 let pooled = match (also_at.first(), scored.also.first()) {
@@ -824,6 +830,9 @@ impl Generation for Intervention {
     }
 
     fn failed(&mut self, task: &Task, error: Error) {
+        if self.ended {
+            return;
+        }
         match task.part {
             Part::Decode(index) | Part::Score(index) => self.branches[index].failed = Some(error),
             Part::Base => self.end(Err(error)),

@@ -214,6 +214,9 @@ impl Generation for Sampler {
 
     fn row(&mut self, task: &Task, row: Row) {
         let Part::Decode(index) = task.part else { return };
+        if self.ended {
+            return;
+        }
         self.necessary.policy_forward += (task.len - task.fresh) as u64;
         let streams = if self.begun { index..index + 1 } else { 0..self.streams.len() };
         self.begun = true;
@@ -238,7 +241,9 @@ impl Generation for Sampler {
     }
 
     fn failed(&mut self, _: &Task, error: Error) {
-        self.end(Err(error));
+        if !self.ended {
+            self.end(Err(error));
+        }
     }
 
     fn advance(&mut self, _: Speculation, _: &dyn Fn(u32, u32) -> bool) {

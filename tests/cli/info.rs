@@ -45,3 +45,12 @@ fn help_names_defaults() {
     assert_eq!(ggro(&[]).code, Some(2));
     assert_eq!(ggro(&["--version"]).ok().out, format!("ggro {}\n", env!("CARGO_PKG_VERSION")));
 }
+
+#[test]
+fn ops_are_known_by_name_before_a_device_is_asked_for() {
+    for command in ["test", "bench"] {
+        let run = ggro(&["kernels", command, "--op", "nothing"]);
+        assert_eq!(run.code, Some(2));
+        assert!(run.err.contains("no op nothing; there are rmsnorm"), "{}", run.err);
+    }
+}

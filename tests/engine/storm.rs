@@ -182,3 +182,38 @@ fn the_weather_is_bad() {
     scheduler.clear(&mut backend);
     assert_eq!(backend.held(), 0);
 }
+
+/// Whenever the device is lost, every request in flight ends with its words, and nothing is left behind.
+#[test]
+fn a_lost_device_ends_every_request() {
+    let model = model(9);
+    let arrival = |n: usize| Arrival {
+        turn: 0,
+        prompt: (0..20 + 30 * n).map(|i| 2 + (i * (n + 1) % 9) as u32).collect(),
+        tokens: 40,
+        candidates: 4,
+        cancelled_after: None,
+    };
+    for (dead_from, blocks) in (0..150).flat_map(|n| [(n, 5), (n, 40)]) {
+        let mut backend = Scripted::new(&model, LONGEST);
+        backend.limit(blocks);
+        backend.dead_from = Some(dead_from);
+        let mut scheduler = Scheduler::new(Settings { speculation: Width::Fixed(5), ..Settings::default() });
+        for n in 0..4 {
+            scheduler.submit(arrival(n).machine(&backend));
+        }
+        let (mut ended, mut failed) = (0, 0);
+        while scheduler.requests() > 0 {
+            scheduler.turn(&mut backend);
+            for event in scheduler.events() {
+                let Event::Ended(_, outcome, _) = event else { continue };
+                ended += 1;
+                failed += usize::from(outcome.is_err_and(|error| error.to_string().contains("out of order")));
+            }
+        }
+        assert_eq!(ended, 4, "dead from {dead_from}");
+        assert!(failed > 0 || backend.calls <= dead_from);
+        scheduler.clear(&mut backend);
+        assert_eq!(backend.held(), 0);
+    }
+}

@@ -47,6 +47,8 @@ pub struct Scripted<'a> {
     pub most_held: usize,
     /// Fails the n-th operation on spans, counted from 0.
     pub fail_at: Option<usize>,
+    /// Fails every operation on spans from this one on.
+    pub dead_from: Option<usize>,
     /// Operations on spans so far.
     pub calls: usize,
     /// Rows that cost no more than one.
@@ -68,6 +70,7 @@ impl<'a> Scripted<'a> {
             work: Work::default(),
             most_held: 0,
             fail_at: None,
+            dead_from: None,
             calls: 0,
             cheap_rows: 24,
             pools: None,
@@ -115,7 +118,8 @@ impl<'a> Scripted<'a> {
     fn begin(&mut self) -> Result<()> {
         let call = self.calls;
         self.calls += 1;
-        if self.fail_at == Some(call) { Err(Error::Backend("out of order".into())) } else { Ok(()) }
+        let dead = self.dead_from.is_some_and(|from| call >= from);
+        if dead || self.fail_at == Some(call) { Err(Error::Backend("out of order".into())) } else { Ok(()) }
     }
 
     fn append(&mut self, span: &Span<'_>, role: Role, vocab: usize) -> Vec<u32> {
