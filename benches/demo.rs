@@ -3,7 +3,8 @@
 //! Every benchmark checks what it computed before it is timed. `cargo bench --bench demo`.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ggro::ggro::{Observer, Options, Uniforms, decode};
+use ggro::engine::{Observer, decode};
+use ggro::ggro::{Options, Uniforms};
 use ggro::model::reference::{LoadOptions, Reference};
 use ggro::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, Span, TopK};
 use ggro::pair::Pair;

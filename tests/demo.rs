@@ -2,7 +2,8 @@
 
 use ggro::chat::Message;
 use ggro::config::ModelConfig;
-use ggro::ggro::{Observer, Options, Segment, Uniforms, decode};
+use ggro::engine::{Observer, decode};
+use ggro::ggro::{Options, Segment, Uniforms};
 use ggro::model::reference::{LoadOptions, Reference};
 use ggro::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Work};
 use ggro::pair::Pair;

@@ -1,51 +1,15 @@
 //! Every golden trace through the reference backend: ids, boundaries and walks exact, numbers within f32's reach, and the
 //! work counted where it is done equal to the minimum.
 
-use ggro::checkpoint::{Checkpoint, Files};
-use ggro::config::ModelConfig;
-use ggro::ggro::{
-    Candidate, CandidateStop, FinishReason, Observer, Options, Response, Selection, Uniforms, WalkEnd, decode,
-};
-use ggro::model::Work;
-use ggro::model::reference::{LoadOptions, Reference};
+use common::{Silent, ids, load, options, traces, uniforms};
+use ggro::engine::decode;
+use ggro::ggro::{Candidate, CandidateStop, FinishReason, Options, Response, WalkEnd};
+use ggro::model::{Backend, Work};
 use serde_json::Value;
-use std::path::PathBuf;
 
-struct Silent;
-impl Observer for Silent {}
-
-fn goldens() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
-}
-
-fn load(fixture: &str) -> Reference {
-    let parts = ["policy", "reward"].map(|part| {
-        let files = Files::Dir(goldens().join(fixture).join(part));
-        (ModelConfig::load(&files).unwrap(), Checkpoint::open(&files).unwrap())
-    });
-    Reference::assemble((&parts[0].0, &parts[0].1), (&parts[1].0, &parts[1].1), &LoadOptions::default()).unwrap()
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
-}
-
-fn options(o: &Value) -> Options {
-    let int = |name: &str| o[name].as_u64().unwrap() as usize;
-    let mut options = Options::new(int("finish_id") as u32, ids(&o["stop_ids"]));
-    options.max_new_tokens = int("max_new_tokens");
-    options.entropy_threshold = o["entropy_threshold"].as_f64().unwrap();
-    options.max_candidates = int("max_candidates");
-    options.top_k = int("top_k");
-    options.temperature = o["temperature"].as_f64().unwrap();
-    options.selection = if o["selection"] == "sample" { Selection::Sample } else { Selection::Greedy };
-    options.first_offset = int("first_offset");
-    options.min_generated = int("min_generated");
-    options.damping = o["damping"].as_f64().unwrap();
-    options.probability_floor = o["probability_floor"].as_f64().unwrap();
-    options.reward_pad_id = o["reward_pad_id"].as_u64().map(|id| id as u32);
-    options
-}
+#[macro_use]
+#[path = "engine/common.rs"]
+mod common;
 
 /// The least work that yields this response: every kept prefix once, a forced candidate from its slot on.
 fn minimum(response: &Response) -> Work {
@@ -149,38 +113,19 @@ fn compare(found: &Response, golden: &Value, what: &str) {
 }
 
 fn replay(fixture: &str) {
-    let mut backend = load(fixture);
-    let traces: Value =
-        serde_json::from_slice(&std::fs::read(goldens().join(fixture).join("traces.json")).unwrap()).unwrap();
-    let traces = traces["traces"].as_array().unwrap();
-    assert!(!traces.is_empty());
-    for golden in traces {
+    let mut backend = load(fixture, None);
+    for golden in &traces(fixture) {
         let what = format!("{fixture}/{}", golden["name"]);
-        let uniforms: Vec<f64> =
-            golden["uniforms_used"].as_array().unwrap().iter().map(|u| u.as_f64().unwrap()).collect();
-        let mut options = options(&golden["options"]);
         let prompt = ids(&golden["prompt_ids"]);
         for full_trace in [false, true] {
-            options.full_trace = full_trace;
-            let uniforms = Uniforms::Recorded(uniforms.clone());
-            let found = decode(&mut backend, &prompt, &options, uniforms, &mut Silent).unwrap();
+            let options = Options { full_trace, ..options(&golden["options"]) };
+            let before = backend.work();
+            let found = decode(&mut backend, &prompt, &options, uniforms(golden), &mut Silent).unwrap();
             compare(&found, golden, &what);
             assert_eq!(found.work, minimum(&found), "{what}: work, full trace {full_trace}");
+            assert_eq!(backend.work() - before, found.work, "{what}: work done, full trace {full_trace}");
         }
     }
 }
 
-macro_rules! fixtures {
-    ($($test:ident $name:literal)*) => { $(#[test] fn $test() { replay($name) })* };
-}
-
-fixtures! {
-    llama_gqa "llama-gqa"
-    llama_mha_tied "llama-mha-tied"
-    qwen2 "qwen2"
-    qwen3 "qwen3"
-    mistral "mistral"
-    llama_twins "llama-twins"
-    llama_unaligned "llama-unaligned"
-    qwen2_sharded "qwen2-sharded"
-}
+each_fixture!(replay);

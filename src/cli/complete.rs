@@ -48,6 +48,18 @@ pub(super) fn unused(args: &SamplingArgs) -> Result<()> {
     Ok(())
 }
 
+/// Checks what can be checked before weights are opened.
+///
+/// # Errors
+/// A flag out of range, or one that sampling cannot honour.
+pub(super) fn check(args: &Generate) -> Result<()> {
+    if args.output.trace.is_some() {
+        return Err(Error::invalid("--trace records the decisions of --method ggro; sampling has none to record"));
+    }
+    StopStrings::new(&args.sampling.stop)?;
+    sampling(args).check(usize::MAX)
+}
+
 pub(super) fn run(
     args: &Generate,
     opened: &mut Opened,
@@ -56,9 +68,9 @@ pub(super) fn run(
     options: &Options,
 ) -> anyhow::Result<ExitCode> {
     let best = args.method.method == Method::Bon;
-    let plan = plan(args, pair, options, best)?;
-    let settings = Settings::alone(args.engine.speculation);
     let stops = StopStrings::new(&args.sampling.stop)?;
+    let plan = plan(args, pair, options, best, stops.clone());
+    let settings = Settings::alone(args.engine.speculation);
     let mut progress = Progress::new();
     let started = Instant::now();
     let completed = complete(opened.backend(), &settings, &prompt.ids, plan, &mut progress);
@@ -117,34 +129,36 @@ pub(super) fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-fn plan(args: &Generate, pair: &Pair, options: &Options, best: bool) -> Result<Plan> {
+fn sampling(args: &Generate) -> Sampling {
     let given = &args.sampling;
-    let stops = StopStrings::new(&given.stop)?;
-    let stop: Option<Stop> = (!given.stop.is_empty()).then(|| {
+    Sampling {
+        temperature: given.temperature.unwrap_or(1.0),
+        top_k: given.top_k,
+        top_p: given.top_p,
+        min_p: given.min_p,
+        repetition_penalty: given.repetition_penalty,
+        presence_penalty: given.presence_penalty,
+        frequency_penalty: given.frequency_penalty,
+        seed: args.method.seed,
+        ..Sampling::default()
+    }
+}
+
+fn plan(args: &Generate, pair: &Pair, options: &Options, best: bool, stops: StopStrings) -> Plan {
+    let stop: Option<Stop> = (!args.sampling.stop.is_empty()).then(|| {
         let tokenizer = pair.tokenizer.clone();
         let stop: Stop =
             Arc::new(move |ids: &[u32]| tokenizer.decode(ids).is_ok_and(|text| stops.find(&text, 0).is_some()));
         stop
     });
-    Ok(Plan {
-        sampling: Sampling {
-            temperature: given.temperature.unwrap_or(1.0),
-            top_k: given.top_k,
-            top_p: given.top_p,
-            min_p: given.min_p,
-            repetition_penalty: given.repetition_penalty,
-            presence_penalty: given.presence_penalty,
-            frequency_penalty: given.frequency_penalty,
-            logit_bias: Vec::new(),
-            seed: args.method.seed,
-            logprobs: None,
-        },
-        n: given.n.unwrap_or(if best { BEST_OF } else { 1 }),
+    Plan {
+        sampling: sampling(args),
+        n: args.sampling.n.unwrap_or(if best { BEST_OF } else { 1 }),
         score: best,
         max_new_tokens: options.max_new_tokens,
         stop_ids: options.stop_ids.clone(),
         stop,
-    })
+    }
 }
 
 /// A completion's text: without the id or the string that ended it.

@@ -38,12 +38,9 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         say(&format!("note: --scale-nudge-biases {NO_EFFECT}"));
     }
     let sampled = matches!(args.method.method, Method::Sample | Method::Bon);
-    if !sampled {
-        complete::unused(&args.sampling)?;
-    } else if args.output.trace.is_some() {
-        return Err(
-            Error::invalid("--trace records the decisions of --method ggro; sampling has none to record").into()
-        );
+    match sampled {
+        true => complete::check(args)?,
+        false => complete::unused(&args.sampling)?,
     }
     // What can fail cheaply fails before the weights are opened.
     let trace = args.output.trace.as_deref().map(Output::check).transpose()?;

@@ -4,7 +4,8 @@
 //! text. There the unfinished row is part of the progress display, and rows are broken at word boundaries as they fill.
 
 use super::args::Color;
-use crate::ggro::{Observer, Segment};
+use crate::engine::Observer;
+use crate::ggro::Segment;
 use crate::tokenizer::TextStream;
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};

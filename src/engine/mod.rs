@@ -128,11 +128,7 @@ pub fn decode_with(
     observer: &mut dyn Observer,
 ) -> Result<(Response, Account)> {
     let request = intervention(backend, prompt, options, uniforms)?;
-    let mut scheduler = Scheduler::new(settings.clone());
-    scheduler.submit(Box::new(request));
-    let result = drive(&mut scheduler, backend, observer);
-    scheduler.clear(backend);
-    let (finished, account) = result?;
+    let (finished, account) = alone(backend, settings, Box::new(request), observer)?;
     Ok((finished.response()?, account))
 }
 
@@ -148,12 +144,22 @@ pub fn complete(
     observer: &mut dyn Observer,
 ) -> Result<(Completions, Account)> {
     let request = sampler(backend, prompt, plan)?;
+    let (finished, account) = alone(backend, settings, Box::new(request), observer)?;
+    Ok((finished.completions()?, account))
+}
+
+/// Runs one request to its end and gives everything back, however it ends.
+fn alone(
+    backend: &mut dyn Backend,
+    settings: &Settings,
+    request: Box<dyn Generation>,
+    observer: &mut dyn Observer,
+) -> Result<(Finished, Account)> {
     let mut scheduler = Scheduler::new(settings.clone());
-    scheduler.submit(Box::new(request));
+    scheduler.submit(request);
     let result = drive(&mut scheduler, backend, observer);
     scheduler.clear(backend);
-    let (finished, account) = result?;
-    Ok((finished.completions()?, account))
+    result
 }
 
 fn drive(
@@ -171,9 +177,13 @@ fn drive(
             }
         }
         if !busy {
-            return Err(Error::Backend("a request that can neither go on nor end".to_string()));
+            return Err(stuck());
         }
     }
+}
+
+fn stuck() -> Error {
+    Error::Backend("a request that can neither go on nor end".to_string())
 }
 
 /// A request for sampled completions, checked.

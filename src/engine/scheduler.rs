@@ -10,8 +10,10 @@
 //! where it was), and at last lines of the very request that it can do without for the moment. So the oldest request can
 //! always go on, and every request is the oldest at some time.
 
+mod budget;
 mod room;
 
+use self::budget::Budget;
 use self::room::{Room, Taken};
 use super::Settings;
 use super::lines::{Lines, Source};
@@ -119,6 +121,13 @@ pub struct Turn {
 }
 
 impl Turn {
+    fn push(&mut self, span: Span) {
+        match span.task.line.role {
+            Role::Policy => self.policy.push(span),
+            Role::Reward => self.reward.push(span),
+        }
+    }
+
     /// Whether there is nothing to run.
     pub fn is_empty(&self) -> bool {
         self.policy.is_empty() && self.reward.is_empty() && self.refused.is_empty()
@@ -250,86 +259,48 @@ impl Scheduler {
     /// A turn, without its reward batch if that is to be held back, and whether the batch would have been needed.
     fn form(&mut self, backend: &mut dyn Backend, hold: bool) -> (Turn, bool) {
         self.admit(backend);
-        let mut turn = Turn::default();
-        let mut taken = Taken::default();
-        let mut tokens = self.settings.batch_tokens;
-        let mut gradient = backend.gradient_tokens();
-        let (mut decoded, mut scored) = (0, 0);
-        let (likely_rows, likely_tokens) = match self.settings.speculation {
-            super::Width::Auto => (backend.cheap_rows(), 2 * backend.cheap_rows()),
-            _ => (usize::MAX, usize::MAX),
-        };
-        let ids: Vec<u64> = self.running.keys().copied().collect();
-        let mut due = false;
-        // What is needed comes first, then what may be.
-        for speculative in [false, true] {
-            for &id in &ids {
-                let Some(entry) = self.running.get(&id) else { continue };
-                let mut tasks = Vec::new();
-                entry.generation.tasks(&mut tasks);
-                for task in tasks.into_iter().filter(|task| task.speculative == speculative) {
-                    if task.line.role == Role::Reward && hold {
-                        due |= !speculative;
-                        continue;
+        let mut tasks = Vec::new();
+        for (&id, entry) in &self.running {
+            let mut own = Vec::new();
+            entry.generation.tasks(&mut own);
+            tasks.extend(own.into_iter().map(|task| (id, task)));
+        }
+        // What is needed comes first, then what may be; within each the oldest request first.
+        tasks.sort_by_key(|(_, task)| task.speculative);
+        let (mut turn, mut taken, mut due) = (Turn::default(), Taken::default(), false);
+        let mut budget = Budget::new(&self.settings, backend, tasks.iter().map(|(_, task)| task));
+        for (id, task) in tasks {
+            let allowed = budget.allows(&task);
+            // Somebody older may have needed its blocks meanwhile.
+            if !self.running.contains_key(&id) {
+                continue;
+            }
+            if task.line.role == Role::Reward && hold {
+                due |= !task.speculative;
+                continue;
+            }
+            if tail(&task) > backend.gradient_tokens() {
+                let reason = too_long(tail(&task), backend.gradient_tokens());
+                turn.refused.push((id, task, reason));
+                continue;
+            }
+            if allowed == 0 {
+                continue;
+            }
+            match self.room(backend, id, &task, allowed, &taken) {
+                Room::Found(source, end) => match self.span(backend, id, &task, source, end) {
+                    Ok(span) => {
+                        taken.add(backend, &span);
+                        budget.spend(&span);
+                        turn.push(span);
                     }
-                    let first = turn.reward.is_empty();
-                    let tail = tail(&task);
-                    if tail > backend.gradient_tokens() {
-                        turn.refused.push((id, task, too_long(tail, backend.gradient_tokens())));
-                        continue;
-                    }
-                    let budget = match task.line.role {
-                        // A pass of the reward model costs as much as several steps of the policy, however few tokens
-                        // it is for: what is only likely to be needed rides along, and never alone.
-                        Role::Reward if speculative && (first || scored >= likely_tokens) => 0,
-                        Role::Policy if speculative && decoded >= likely_rows => 0,
-                        Role::Policy => tokens,
-                        // One that is longer than the budget goes alone.
-                        Role::Reward if first || tail <= gradient => usize::MAX,
-                        Role::Reward => 0,
-                    };
-                    if budget == 0 {
-                        continue;
-                    }
-                    match self.room(backend, id, &task, budget, &taken) {
-                        Room::Found(source, end) => {
-                            let key = (id, task.line);
-                            match self.span(backend, id, &task, source, end) {
-                                Ok(span) => {
-                                    let role = key.1.role as usize;
-                                    taken.blocks[role] += backend.blocks_needed(span.seq, span.ids.len());
-                                    taken.lines.insert(key);
-                                    if span.task.line.role == Role::Policy {
-                                        tokens -= span.ids.len().min(tokens);
-                                        decoded += span.ids.len();
-                                        turn.policy.push(span);
-                                    } else {
-                                        gradient = gradient.saturating_sub(tail);
-                                        scored += span.ids.len();
-                                        turn.reward.push(span);
-                                    }
-                                }
-                                Err(error) => turn.refused.push((id, task, error.to_string())),
-                            }
-                        }
-                        Room::NotNow if speculative => {}
-                        Room::NotNow => {
-                            if !taken.lines.iter().any(|key| key.0 == id) {
-                                self.preempt(backend, id);
-                                break;
-                            }
-                        }
-                        Room::Never(needed) => {
-                            let role = task.line.role.name();
-                            let reason = format!(
-                                "a text of {} tokens needs {needed} blocks of {BLOCK} tokens of keys and values of the {role} \
-                                 model, and there are not that many",
-                                task.len
-                            );
-                            turn.refused.push((id, task, reason));
-                            break;
-                        }
-                    }
+                    Err(error) => turn.refused.push((id, task, error.to_string())),
+                },
+                Room::NotNow if task.speculative || taken.holds(id) => {}
+                Room::NotNow => self.preempt(backend, id),
+                Room::Never(needed) => {
+                    let reason = never(&task, needed);
+                    turn.refused.push((id, task, reason));
                 }
             }
         }
@@ -393,10 +364,9 @@ impl Scheduler {
             self.events.push(Event::Progress(id, progress));
         }
         if !entry.generation.ended() {
-            let dead = self.lines.of(id);
-            let dead = dead.into_iter().filter(|key| entry.generation.line(key.1) == Use::Dead);
-            for key in dead {
-                entry.high.remove(&key.1);
+            let Entry { generation, high, .. } = entry;
+            high.retain(|line, _| generation.line(*line) != Use::Dead);
+            for key in self.lines.of(id).into_iter().filter(|key| generation.line(key.1) == Use::Dead) {
                 self.lines.close(backend, key);
             }
             return;
@@ -441,6 +411,15 @@ fn tail(task: &Task) -> usize {
         Ask::Score { gradient: Some(slope), .. } => task.len - slope.slot.min(task.len),
         _ => 0,
     }
+}
+
+fn never(task: &Task, needed: usize) -> String {
+    format!(
+        "a text of {} tokens needs {needed} blocks of {BLOCK} tokens of keys and values of the {} model, and there are not that \
+         many",
+        task.len,
+        task.line.role.name()
+    )
 }
 
 fn too_long(tail: usize, limit: usize) -> String {

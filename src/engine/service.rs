@@ -15,6 +15,8 @@ enum Command {
     Submit(u64, Make, Sender<Update>),
     Cancel(u64),
     Totals(Sender<(Totals, usize)>),
+    /// Tickets can send too, so that the last sender has gone says nothing about the engine.
+    Stop,
 }
 
 /// What a ticket's holder is told.
@@ -28,7 +30,7 @@ pub enum Update {
 
 /// A running engine. Dropped, it cancels what is in flight and gives the device back.
 pub struct Engine {
-    commands: Option<Sender<Command>>,
+    commands: Sender<Command>,
     thread: Option<JoinHandle<()>>,
     next: std::sync::atomic::AtomicU64,
 }
@@ -65,7 +67,7 @@ impl Engine {
         let thread = std::thread::Builder::new().name("engine".to_string()).spawn(run);
         let thread = thread.map_err(|e| Error::Backend(format!("the engine's thread does not start: {e}")))?;
         opened.recv().unwrap_or_else(|_| Err(gone()))?;
-        Ok(Engine { commands: Some(commands), thread: Some(thread), next: std::sync::atomic::AtomicU64::new(0) })
+        Ok(Engine { commands, thread: Some(thread), next: std::sync::atomic::AtomicU64::new(0) })
     }
 
     /// Hands a request in. What is wrong with it is the first and last thing its ticket says.
@@ -75,7 +77,7 @@ impl Engine {
     pub fn submit(&self, make: Make) -> Result<Ticket> {
         let id = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (told, updates) = channel();
-        let commands = self.commands.clone().ok_or_else(gone)?;
+        let commands = self.commands.clone();
         commands.send(Command::Submit(id, make, told)).map_err(|_| gone())?;
         Ok(Ticket { id, updates, commands })
     }
@@ -86,14 +88,15 @@ impl Engine {
     /// The engine has ended.
     pub fn totals(&self) -> Result<(Totals, usize)> {
         let (told, answer) = channel();
-        self.commands.as_ref().ok_or_else(gone)?.send(Command::Totals(told)).map_err(|_| gone())?;
+        self.commands.send(Command::Totals(told)).map_err(|_| gone())?;
         answer.recv().map_err(|_| gone())
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.commands = None;
+        // A thread that has ended hears nothing, and needs to hear nothing.
+        let _ = self.commands.send(Command::Stop);
         if let Some(thread) = self.thread.take() {
             // A panic there was reported there.
             let _ = thread.join();
@@ -133,7 +136,7 @@ fn gone() -> Error {
     Error::Backend("the engine has ended".to_string())
 }
 
-/// Turn after turn, until nobody can ask for anything any more.
+/// Turn after turn, until the engine is dropped.
 fn serve(backend: &mut dyn Backend, settings: Settings, commands: &Receiver<Command>) {
     let mut scheduler = Scheduler::new(settings);
     let mut holders: BTreeMap<u64, (u64, Sender<Update>)> = BTreeMap::new();
@@ -160,13 +163,19 @@ fn serve(backend: &mut dyn Backend, settings: Settings, commands: &Receiver<Comm
                 }
                 Ok(Command::Totals(told)) => drop(told.send((scheduler.totals(), scheduler.requests()))),
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => {
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
                     scheduler.clear(backend);
                     return;
                 }
             }
         }
-        scheduler.turn(backend);
+        if !scheduler.turn(backend) {
+            // Not a state that requests can get into by themselves; to spin in it would help nobody.
+            scheduler.clear(backend);
+            for (_, told) in std::mem::take(&mut holders).into_values() {
+                let _ = told.send(Update::Ended(Err(super::stuck()), Account::default()));
+            }
+        }
         for event in scheduler.events() {
             match event {
                 Event::Progress(id, progress) => {

@@ -205,7 +205,7 @@ impl Intervention {
             && let Some(before) = self.before
         {
             finite("reward", before.last, self.slot() - 1)?;
-            finite("reward", before.pooled, self.slot() - 1)?;
+            finite("reward", before.pooled, pool_position(&self.base_ids(), self.fixed.options.reward_pad_id))?;
         }
         let Some(scored) = &branch.scored else {
             return Err(internal("a reward"));

@@ -17,7 +17,6 @@ mod response;
 pub mod task;
 pub mod walk;
 
-pub use crate::engine::{Observer, decode};
 pub use intervention::Intervention;
 pub use options::{Options, Selection, Uniforms};
 pub use response::{Candidate, CandidateStop, FinishReason, Margins, Repeat, Response, Segment, Slot, WalkEnd};

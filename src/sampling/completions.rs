@@ -229,6 +229,9 @@ impl Generation for Sampler {
     }
 
     fn scored(&mut self, task: &Task, scored: Scored) {
+        if self.ended {
+            return;
+        }
         self.necessary.reward_forward += (task.len - task.fresh) as u64;
         match task.part {
             Part::Base => self.based = true,

@@ -10,12 +10,12 @@
 //! |---|---|---|
 //! | temperature, top-k, top-p, min-p | applied | ignored, and reported: the committed text is the policy's own choice |
 //! | repetition, presence, frequency penalty | applied | ignored, and reported |
-//! | logit bias | applied | refused: it would have to change the distribution that entropy is measured on |
+//! | logit bias | applied | has no place for it: it would have to change the distribution that entropy is measured on |
 //! | seed | of every draw | of the nudges, if they are sampled |
 //! | stop ids | applied | applied: one that is not the end of turn ends the answer |
 //! | stop strings | applied | refused: text is committed by segments |
 //! | n | applied | refused above 1: greedy answers are all the same |
-//! | log-probabilities | applied | refused |
+//! | log-probabilities | applied | has no place for them; a trace has entropies and the logits at every slot |
 
 mod choose;
 pub mod completions;

@@ -1,8 +1,9 @@
 //! One golden trace replayed and compared, decision by decision and number by number.
 
 use super::{ABSOLUTE, Check, DOT_ABSOLUTE, DOT_RELATIVE, GRADIENT};
+use crate::engine::{Observer, decode};
 use crate::ggro::entropy::signal;
-use crate::ggro::{Observer, Options, Selection, Uniforms, decode};
+use crate::ggro::{Options, Response, Selection, Uniforms};
 use crate::model::Backend;
 use crate::trace::{Trace, TraceCandidate, TraceMargins, TraceOptions, TraceTopK, TraceWork};
 use crate::{Error, Result};
@@ -45,8 +46,11 @@ pub fn trace(backend: &mut dyn Backend, golden: &Trace) -> Result<Check> {
 fn replay(backend: &mut dyn Backend, golden: &Trace, full: bool) -> Result<Result<Trace>> {
     let options = options(&golden.options, full)?;
     let uniforms = Uniforms::Recorded(golden.uniforms_used.clone());
+    let before = backend.work();
     let response = decode(backend, &golden.prompt_ids, &options, uniforms, &mut Silent);
-    Ok(response.and_then(|r| Trace::from_response(&golden.name, None, &options, &r, None)))
+    // What the backend did, and not what the response says it took.
+    let work = backend.work() - before;
+    Ok(response.and_then(|r| Trace::from_response(&golden.name, None, &options, &Response { work, ..r }, None)))
 }
 
 fn options(options: &TraceOptions, full_trace: bool) -> Result<Options> {

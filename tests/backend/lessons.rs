@@ -3,7 +3,8 @@
 use super::*;
 use ggro::chat::Message;
 use ggro::demo;
-use ggro::ggro::{Observer, Options, Uniforms, decode};
+use ggro::engine::{Observer, decode};
+use ggro::ggro::{Options, Uniforms};
 use ggro::pair::Pair;
 use ggro::trace::{Trace, TraceFile};
 use ggro::verify::teacher::{Lesson, Outcome, PARTED};

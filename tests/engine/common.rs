@@ -5,7 +5,8 @@
 use ggro::checkpoint::{Checkpoint, Files};
 use ggro::config::ModelConfig;
 use ggro::engine::{Account, Event, Finished, Scheduler, Settings, Totals, intervention};
-use ggro::ggro::{Observer, Options, Response, Selection, Uniforms, decode};
+use ggro::engine::{Observer, decode};
+use ggro::ggro::{Options, Response, Selection, Uniforms};
 use ggro::model::reference::{LoadOptions, Reference};
 use ggro::model::{Backend, Role, Work};
 use serde_json::Value;
@@ -40,41 +41,64 @@ impl Request {
     }
 }
 
-fn ids(value: &Value) -> Vec<u32> {
+pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+/// The traces of a fixture as they are written.
+pub fn traces(fixture: &str) -> Vec<Value> {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(fixture).join("traces.json");
+    let mut traces: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let Value::Array(traces) = traces["traces"].take() else { panic!("{fixture} has no traces") };
+    assert!(!traces.is_empty());
+    traces
+}
+
+/// Options of a trace, without a full record.
+pub fn options(o: &Value) -> Options {
+    let int = |name: &str| o[name].as_u64().unwrap() as usize;
+    Options {
+        max_new_tokens: int("max_new_tokens"),
+        entropy_threshold: o["entropy_threshold"].as_f64().unwrap(),
+        max_candidates: int("max_candidates"),
+        top_k: int("top_k"),
+        temperature: o["temperature"].as_f64().unwrap(),
+        selection: if o["selection"] == "sample" { Selection::Sample } else { Selection::Greedy },
+        first_offset: int("first_offset"),
+        min_generated: int("min_generated"),
+        damping: o["damping"].as_f64().unwrap(),
+        probability_floor: o["probability_floor"].as_f64().unwrap(),
+        reward_pad_id: o["reward_pad_id"].as_u64().map(|id| id as u32),
+        ..Options::new(int("finish_id") as u32, ids(&o["stop_ids"]))
+    }
+}
+
+/// The uniform numbers that a trace used.
+pub fn uniforms(golden: &Value) -> Uniforms {
+    Uniforms::Recorded(golden["uniforms_used"].as_array().unwrap().iter().map(|u| u.as_f64().unwrap()).collect())
 }
 
 /// Every trace of a fixture as a request for a full record.
 pub fn requests(fixture: &str) -> Vec<Request> {
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(fixture).join("traces.json");
-    let traces: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
-    let one = |golden: &Value| {
-        let o = &golden["options"];
-        let int = |name: &str| o[name].as_u64().unwrap() as usize;
-        let options = Options {
-            max_new_tokens: int("max_new_tokens"),
-            entropy_threshold: o["entropy_threshold"].as_f64().unwrap(),
-            max_candidates: int("max_candidates"),
-            top_k: int("top_k"),
-            temperature: o["temperature"].as_f64().unwrap(),
-            selection: if o["selection"] == "sample" { Selection::Sample } else { Selection::Greedy },
-            first_offset: int("first_offset"),
-            min_generated: int("min_generated"),
-            damping: o["damping"].as_f64().unwrap(),
-            probability_floor: o["probability_floor"].as_f64().unwrap(),
-            reward_pad_id: o["reward_pad_id"].as_u64().map(|id| id as u32),
-            full_trace: true,
-            ..Options::new(int("finish_id") as u32, ids(&o["stop_ids"]))
-        };
-        let uniforms = golden["uniforms_used"].as_array().unwrap().iter().map(|u| u.as_f64().unwrap()).collect();
-        Request {
-            name: format!("{fixture}/{}", golden["name"].as_str().unwrap()),
-            prompt: ids(&golden["prompt_ids"]),
-            options,
-            uniforms: Uniforms::Recorded(uniforms),
+    let one = |golden: &Value| Request {
+        name: format!("{fixture}/{}", golden["name"].as_str().unwrap()),
+        prompt: ids(&golden["prompt_ids"]),
+        options: Options { full_trace: true, ..options(&golden["options"]) },
+        uniforms: uniforms(golden),
+    };
+    traces(fixture).iter().map(one).collect()
+}
+
+/// A test for every fixture with traces.
+#[allow(unused_macros)]
+macro_rules! each_fixture {
+    ($check:ident) => {
+        each_fixture! { $check:
+            llama_gqa "llama-gqa" llama_mha_tied "llama-mha-tied" qwen2 "qwen2" qwen3 "qwen3" mistral "mistral"
+            llama_twins "llama-twins" llama_unaligned "llama-unaligned" qwen2_sharded "qwen2-sharded"
         }
     };
-    traces["traces"].as_array().unwrap().iter().map(one).collect()
+    ($check:ident: $($test:ident $name:literal)*) => { $(#[test] fn $test() { $check($name) })* };
 }
 
 /// What became of requests, in their order.

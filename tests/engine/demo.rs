@@ -101,3 +101,26 @@ fn tickets() {
     let failed = Engine::start(Settings::default(), || Err(ggro::Error::invalid("no such device")));
     assert_eq!(failed.err().unwrap().to_string(), "no such device");
 }
+
+/// An engine may go before its tickets: what is in flight ends there, and they hear of it.
+#[test]
+fn an_engine_that_is_dropped_waits_for_no_ticket() {
+    let pair = Pair::load(&demo::policy(), &demo::reward()).unwrap();
+    let requests = sixteen(&pair, 200);
+    let engine = Engine::start(Settings::default(), move || {
+        Ok(Box::new(Reference::load(&pair, &LoadOptions::default())?) as Box<dyn Backend>)
+    })
+    .unwrap();
+    let request = requests[0].clone();
+    let ticket = engine.submit(Box::new(move |backend| machine(backend, &request))).unwrap();
+    let idle = Engine::start(Settings::default(), || Err(ggro::Error::invalid("none")));
+    assert!(idle.is_err());
+    let (told, dropped) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(engine);
+        told.send(()).unwrap();
+    });
+    let waited = dropped.recv_timeout(std::time::Duration::from_secs(20));
+    assert!(waited.is_ok(), "the engine waits for its ticket");
+    assert_eq!(ticket.wait().unwrap_err().to_string(), "the engine has ended");
+}

@@ -72,18 +72,7 @@ fn fixture(name: &str) {
     assert!(preemptions > 0, "{name}: nobody was preempted");
 }
 
-macro_rules! fixtures {
-    ($($test:ident $name:literal)*) => { $(#[test] fn $test() { fixture($name) })* };
-}
-
-fixtures! {
-    llama_gqa "llama-gqa"
-    llama_mha_tied "llama-mha-tied"
-    qwen2 "qwen2"
-    qwen3 "qwen3"
-    mistral "mistral"
-    llama_twins "llama-twins"
-}
+each_fixture!(fixture);
 
 #[test]
 fn batches_become_fewer_with_width_and_fuller_with_company() {

@@ -2,8 +2,9 @@
 
 use crate::common::Silent;
 use crate::scripted::{FINISH, Model, Scripted, VOCAB};
+use ggro::engine::decode;
 use ggro::engine::{Event, Finished, Scheduler, Settings, Width, intervention};
-use ggro::ggro::{Intervention, Options, Response, Uniforms, decode};
+use ggro::ggro::{Intervention, Options, Response, Uniforms};
 use ggro::kv::BLOCK;
 use ggro::model::{Backend, Role};
 use proptest::prelude::*;
@@ -216,4 +217,37 @@ fn a_lost_device_ends_every_request() {
         scheduler.clear(&mut backend);
         assert_eq!(backend.held(), 0);
     }
+}
+
+/// A row that is needed is in every turn, also behind an older request whose long prompt fills the batch piece by piece.
+#[test]
+fn no_one_waits_for_an_older_prompt() {
+    let model = model(4);
+    let arrival = |len: u32, tokens: usize| Arrival {
+        turn: 0,
+        prompt: (0..len).map(|i| 2 + i % 9).collect(),
+        tokens,
+        candidates: 1,
+        cancelled_after: None,
+    };
+    let mut backend = Scripted::new(&model, LONGEST);
+    let settings = Settings { batch_tokens: 8, patience: Some(0), ..Settings::default() };
+    let mut scheduler = Scheduler::new(settings);
+    let old = scheduler.submit(arrival(200, 4).machine(&backend));
+    let young = scheduler.submit(arrival(2, 6).machine(&backend));
+    let mut turns = 0;
+    let mut ended = Vec::new();
+    while scheduler.requests() > 0 {
+        let turn = scheduler.plan(&mut backend);
+        assert!(turn.policy.iter().map(|span| span.tokens()).sum::<usize>() <= 8);
+        scheduler.run(&mut backend, turn);
+        turns += 1;
+        ended.extend(scheduler.events().into_iter().filter_map(|event| match event {
+            Event::Ended(id, ..) => Some((id, turns)),
+            Event::Progress(..) => None,
+        }));
+    }
+    assert_eq!((ended[0].0, ended[1].0), (young, old));
+    // Two turns for its prompt, one a token, and a reward pass for each segment.
+    assert!(ended[0].1 <= 16, "the younger one ended after {} turns", ended[0].1);
 }

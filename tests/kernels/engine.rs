@@ -9,37 +9,46 @@ use ggro_emulator::Config;
 use std::time::Instant;
 
 /// The three shortest traces of every fixture that nudge: one after the other without speculation, then together, candidates
-/// side by side, in less memory than they would like.
+/// side by side, with room for all of them and with hardly room for one.
 #[test]
 fn three_traces_of_every_fixture_in_company() {
     alone("engine::three_traces_of_every_fixture_in_company", || {
+        let mut preemptions = 0;
         for name in FIXTURES {
             let mut all: Vec<Request> = requests(name);
             all.retain(|request| request.options.max_candidates > 1);
-            all.sort_by_key(|request| request.prompt.len() + request.options.max_new_tokens);
+            let len = |request: &Request| request.prompt.len() + request.options.max_new_tokens;
+            all.sort_by_key(len);
             all.truncate(3);
+            let longest = all.iter().map(len).max().unwrap();
             let all: Vec<&Request> = all.iter().collect();
 
             let began = Instant::now();
-            let Emulated { device, machine } = Emulated::new(Config::default());
-            let [policy, reward] = parts(name);
-            let options = CudaOptions { batch_tokens: 704, sequences: 8, ..CudaOptions::default() };
-            let parts = ((&policy.0, &policy.1), (&reward.0, &reward.1));
-            let mut cuda = Cuda::assemble(device, parts, &options, &mut |_| ()).unwrap().0;
-            let settings =
-                |speculation, run_ahead| Settings { speculation, run_ahead, batch_tokens: 704, ..Settings::default() };
-            let expected: Vec<_> = all
-                .iter()
-                .flat_map(|request| together(&mut cuda, &settings(Width::Off, false), &[request], &[0]).responses)
-                .collect();
-            for (width, arrivals) in [(Width::Fixed(8), [0, 0, 3]), (Width::Auto, [4, 0, 1])] {
+            let settings = |speculation, run_ahead| Settings { speculation, run_ahead, ..Settings::default() };
+            let mut expected = Vec::new();
+            for (sequences, width, arrivals) in
+                [(8, Width::Fixed(8), [0, 0, 3]), (8, Width::Auto, [4, 0, 1]), (1, Width::Fixed(3), [0, 1, 2])]
+            {
+                let Emulated { device, machine } = Emulated::new(Config::default());
+                let [policy, reward] = parts(name);
+                let max_model_len = Some(longest);
+                let options = CudaOptions { sequences, max_model_len, batch_tokens: 704, ..CudaOptions::default() };
+                let parts = ((&policy.0, &policy.1), (&reward.0, &reward.1));
+                let mut cuda = Cuda::assemble(device, parts, &options, &mut |_| ()).unwrap().0;
+                if expected.is_empty() {
+                    let one = |request| together(&mut cuda, &settings(Width::Off, false), &[request], &[0]).responses;
+                    expected = all.iter().copied().flat_map(one).collect();
+                }
                 let outcome = together(&mut cuda, &settings(width, true), &all, &arrivals[..all.len()]);
-                assert!(outcome.responses == expected, "{name}, {width:?}: another answer in company");
+                assert!(outcome.responses == expected, "{name}, {width:?}, {sequences}: another answer in company");
+                preemptions += outcome.totals.preemptions;
+                let faults = machine.faults();
+                assert!(faults.is_empty(), "{name}: {faults:#?}");
             }
-            let faults = machine.faults();
-            assert!(faults.is_empty(), "{name}: {faults:#?}");
             let nudges: usize = expected.iter().map(|response| response.num_nudges).sum();
             println!("{name}: {} traces, {nudges} nudges, {:.1} s", all.len(), began.elapsed().as_secs_f64());
         }
+        println!("{preemptions} preemptions");
+        assert!(preemptions > 0, "nobody was preempted");
     });
 }

@@ -185,12 +185,12 @@ fn a_budget_inside_the_header_is_one_segment_without_a_slot() {
     let options = Options { first_offset: usize::MAX, max_candidates: 2, ..options() };
     let mut backend = crate::scripted::Scripted::new(&model, 20);
     let silent = &mut Silent;
-    let response = ggro::ggro::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), silent).unwrap();
+    let response = ggro::engine::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), silent).unwrap();
     assert_eq!(response.segments[0].walk_end, WalkEnd::NoSlot);
 }
 
 struct Silent;
-impl ggro::ggro::Observer for Silent {}
+impl ggro::engine::Observer for Silent {}
 
 #[test]
 fn the_last_token_of_the_budget_is_kept_however_uncertain() {
@@ -285,7 +285,7 @@ fn one_candidate_is_greedy_decoding_without_gradients() {
     let options = Options { max_candidates: 1, ..options() };
     assert_eq!(answer(&decode_both(&model, &PROMPT, &options)), [3, 7, FINISH]);
     let mut backend = crate::scripted::Scripted::new(&model, 20);
-    let response = ggro::ggro::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), &mut Silent).unwrap();
+    let response = ggro::engine::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), &mut Silent).unwrap();
     assert_eq!(response.work.reward_backward, 0);
     assert_eq!(backend.most_held, 2);
 }

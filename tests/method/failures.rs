@@ -2,7 +2,8 @@
 
 use crate::scripted::{FINISH, FOREIGN, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
 use ggro::Error;
-use ggro::ggro::{Observer, Options, Segment, Selection, Uniforms, decode};
+use ggro::engine::{Observer, decode};
+use ggro::ggro::{Options, Segment, Selection, Uniforms};
 
 struct Silent;
 impl Observer for Silent {}

@@ -4,9 +4,10 @@
 
 use crate::scripted::{Model, Scripted};
 use ggro::engine::{self, Settings, Width};
+use ggro::engine::{Observer, decode};
 use ggro::ggro::{
-    Candidate, CandidateStop, FinishReason, Margins, Observer, Options, Repeat, Response, Segment, Selection, Slot,
-    Uniforms, WalkEnd, decode,
+    Candidate, CandidateStop, FinishReason, Margins, Options, Repeat, Response, Segment, Selection, Slot, Uniforms,
+    WalkEnd,
 };
 use ggro::model::{RowStats, Work};
 

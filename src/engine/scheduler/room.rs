@@ -1,6 +1,6 @@
 //! Blocks of keys and values: who gets them, and from whom they are taken back.
 
-use super::Scheduler;
+use super::{Scheduler, Span};
 use crate::engine::lines::{Key, Source, common};
 use crate::ggro::task::{Task, Use};
 use crate::kv::BLOCK;
@@ -13,6 +13,19 @@ pub(super) struct Taken {
     pub lines: HashSet<Key>,
     /// Blocks of each model that they will take when they are run.
     pub blocks: [usize; 2],
+}
+
+impl Taken {
+    pub fn add(&mut self, backend: &dyn Backend, span: &Span) {
+        self.lines.insert((span.request, span.task.line));
+        let blocks = &mut self.blocks[span.task.line.role as usize];
+        *blocks = blocks.saturating_add(backend.blocks_needed(span.seq, span.ids.len()));
+    }
+
+    /// Whether a request has a span in the turn.
+    pub fn holds(&self, request: u64) -> bool {
+        self.lines.iter().any(|key| key.0 == request)
+    }
 }
 
 /// Room for a task.
