@@ -312,7 +312,8 @@ impl Intervention {
                     Some(row) => nudge::twin_margin(&row[..self.fixed.reward_vocab.min(row.len())], proposed, same),
                     None => list.twin_margin(proposed, same),
                 };
-                let there = |b: &Branch| !b.visited && b.state.generated().get(self.offset) == Some(&placed);
+                // None that was visited: a token that was at the slot before closes the walk.
+                let there = |b: &Branch| b.state.generated().get(self.offset) == Some(&placed);
                 self.current = match self.branches.iter().position(there) {
                     Some(index) => index,
                     None => self.force(proposed, placed),

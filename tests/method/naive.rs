@@ -9,7 +9,7 @@ use ggro::ggro::{
     Candidate, CandidateStop, FinishReason, Margins, Options, Repeat, Response, Segment, Selection, Slot, Uniforms,
     WalkEnd,
 };
-use ggro::model::{RowStats, Work};
+use ggro::model::{Backend, RowStats, Work};
 
 /// Why the definition has no answer.
 #[derive(Debug, PartialEq)]
@@ -327,6 +327,7 @@ pub fn decode_with(model: &Model, prompt: &[u32], options: &Options, uniforms: &
                     forget_unseen_twins(&mut got, expected);
                 }
                 assert_eq!(&got, expected);
+                assert_eq!(backend.work(), got.work, "work done, and the least possible");
                 assert_eq!(count.committed, got.final_ids[prompt.len()..]);
                 let decoded = |(i, s): (usize, &Segment)| -> usize {
                     let offset = if i == 0 { options.first_offset } else { 0 };
