@@ -2,7 +2,7 @@
 
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
-use super::{Case, Check};
+use super::{Case, Check, ROWS};
 use crate::Result;
 use crate::cuda::ops::attention::{Inputs, Limits, Output, Plan, Query, Scratch, Sequence, Shape, attention};
 use crate::cuda::ops::kv::KvLayout;
@@ -344,7 +344,7 @@ impl Problem {
         for one in [0, 62, 63, 64, 128, 255, 256, 257, 320, 329, 399] {
             compare(check, &[one], Spread::Device, "alone")?;
         }
-        for many in [2usize, 7, 33] {
+        for many in ROWS {
             let chosen: Vec<usize> = (0..many).map(|i| (i * 397 + 329) % self.queries.len()).collect();
             let mut sorted = chosen.clone();
             sorted.sort_unstable();

@@ -106,8 +106,16 @@ pub fn cases() -> Vec<Case> {
         }
         push(storage, (32, 4), None, (TWO_CHUNKS, "two chunks"), NORMAL, Spread::Apart);
     }
-    push(Storage::Bf16, (32, 4), None, (LONG, "a long segment"), NORMAL, Spread::Device);
-    push(Storage::F16, (64, 4), None, (BEHIND, "a long prefix"), NORMAL, Spread::Device);
+    for (storage, sizes, spread) in [
+        (Storage::Bf16, (32, 4), Spread::Device),
+        (Storage::F16, (64, 3), Spread::Apart),
+        (Storage::Bf16, (128, 1), Spread::Whole),
+    ] {
+        push(storage, sizes, None, (LONG, "a long segment"), NORMAL, spread);
+        push(storage, sizes, Some(100), (LONG, "a long segment"), NORMAL, spread);
+        push(storage, sizes, None, (BEHIND, "a long prefix"), NORMAL, spread);
+        push(storage, sizes, Some(2000), (BEHIND, "a long prefix"), NORMAL, spread);
+    }
     for sizes in [(32, 4), (64, 1), (128, 3)] {
         for window in [1, 20, 64, 300] {
             push(Storage::Bf16, sizes, Some(window), (MIXED, "all, some and no queries"), NORMAL, Spread::Device);

@@ -11,7 +11,9 @@ const OP: &str = "copy_rows";
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (n, width) in [(1usize, 8usize), (5, 64), (7, 264), (3, 4104), (40, 72)] {
+    for (n, width) in
+        [(1usize, 8usize), (5, 64), (7, 264), (3, 4104), (40, 72), (2, 16), (32, 8), (33, 16), (129, 24), (257, 8)]
+    {
         cases.push(Case::new(OP, format!("{n} rows of {width} f32"), n * width, move |device, check| {
             let src = Random::named("rows").vector(2 * n * width, Values::Normal(1.0));
             run(device, check, &src, n, width)

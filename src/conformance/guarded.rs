@@ -51,6 +51,7 @@ impl<T: Element + std::fmt::Debug> Guarded<T> {
         let mut all = self.buffer.download(device)?;
         let after = all.split_off(self.before.len() + self.len);
         let data = all.split_off(self.before.len());
+        check.digest.add(bytemuck::cast_slice(&data));
         check.same(&format!("{what}, guard before it"), &all, &self.before);
         check.same(&format!("{what}, guard after it"), &after, &self.after);
         Ok(data)

@@ -2,7 +2,7 @@
 
 use super::guarded::Guarded;
 use super::numbers::Random;
-use super::{Case, Check};
+use super::{Case, Check, ROWS};
 use crate::Result;
 use crate::cuda::Device;
 use crate::cuda::ops::kv::KvLayout;
@@ -29,7 +29,13 @@ fn run(device: &Device, check: &mut Check, layout: KvLayout) -> Result<()> {
     let pool: Vec<u16> = (0..BLOCKS * layout.block()).map(|_| random.below(1 << 16) as u16).collect();
     // A source may serve twice; 65 positions are 64; what is not there is left out.
     let copies = [[0, 2, 1], [0, 4, 63], [6, 1, 64], [3, 5, 65], [7, 3, 64], [3, 7, 64], [u32::MAX, 3, 9], [6, 0, 0]];
-    for copies in [&copies[..], &copies[..1], &copies[3..4], &[]] {
+    // As many as there are rows anywhere else, one of them in earnest: copies have targets of their own.
+    let many: Vec<Vec<[u32; 3]>> = ROWS
+        .iter()
+        .map(|&count| [[0, 2, 33]].into_iter().chain([[u32::MAX, 3, 9]; 257]).take(count).collect())
+        .collect();
+    let few = [&copies[..], &copies[..1], &copies[3..4], &[]];
+    for copies in few.into_iter().chain(many.iter().map(Vec::as_slice)) {
         let mut expected = pool.clone();
         for &[from, to, positions] in copies {
             let block = |id: u32| id as usize * layout.block();

@@ -65,7 +65,7 @@ impl Case {
         if let Err(error) = (self.run)(device, &mut check) {
             check.failures.push(error.to_string());
         }
-        Finding { op: self.op, case: self.name.clone(), error_over_bound: check.worst, failures: check.failures }
+        Finding::new(self.op, self.name.clone(), check)
     }
 }
 
@@ -84,11 +84,19 @@ pub struct Finding {
     pub case: String,
     /// Largest error divided by what is allowed: the distance to the bound.
     pub error_over_bound: f64,
+    /// Hash of everything that the device wrote, in hexadecimal. The same case has the same on one card, whatever the order of
+    /// its blocks; other cards may round otherwise.
+    pub digest: String,
     /// What is wrong; empty if all is well.
     pub failures: Vec<String>,
 }
 
 impl Finding {
+    fn new(op: &'static str, case: String, check: Check) -> Self {
+        let digest = format!("{:016x}", check.digest.0);
+        Finding { op, case, error_over_bound: check.worst, digest, failures: check.failures }
+    }
+
     /// Nothing is wrong.
     pub fn passed(&self) -> bool {
         self.failures.is_empty()
@@ -130,7 +138,30 @@ pub fn test(device: &Device, op: Option<&str>, work: Option<u64>, mut done: impl
 #[derive(Debug, Default)]
 struct Check {
     worst: f64,
+    digest: Digest,
     failures: Vec<String>,
+}
+
+/// FNV-1a over 64-bit words: only has to tell one outcome from another, and is the same in every build.
+#[derive(Debug)]
+struct Digest(u64);
+
+impl Default for Digest {
+    fn default() -> Self {
+        Digest(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Digest {
+    fn add(&mut self, bytes: &[u8]) {
+        for word in bytes.chunks(8) {
+            let mut padded = [0; 8];
+            padded[..word.len()].copy_from_slice(word);
+            self.0 = (self.0 ^ u64::from_le_bytes(padded)).wrapping_mul(0x0100_0000_01b3);
+            // A product only carries upwards.
+            self.0 ^= self.0 >> 29;
+        }
+    }
 }
 
 impl Check {

@@ -30,6 +30,10 @@ pub fn cases() -> Vec<Case> {
                 }));
             }
         }
+        let name = format!("{} rows alone and together", storage.name());
+        cases.push(Case::new(OP, name, 600 * 64, move |device, check| {
+            Problem::many(storage).alone_and_together(device, check)
+        }));
     }
     cases
 }
@@ -80,6 +84,31 @@ impl Problem {
             problem.wishes.push(NudgeWish { first, count, ..greedy });
         }
         problem
+    }
+
+    /// As many wishes as there are rows anywhere, of three candidates each.
+    fn many(storage: Storage) -> Self {
+        let mut random = Random::named("together");
+        let d = 64;
+        let table = stored(storage, &random.vector(VOCABULARY * d, Values::Normal(0.02)));
+        let grads = random.vector(ROWS * d, Values::Normal(0.3));
+        let mut problem = Problem { storage, d, grads, table, ids: Vec::new(), wishes: Vec::new(), answered: 0 };
+        for index in 0..257u32 {
+            let ids = [0; 3].map(|_| random.below(VOCABULARY) as u32);
+            let wish = NudgeWish { damping: 1e-10, temperature: 0.1, uniform: -1.0, ..NudgeWish::default() };
+            problem.wish(&ids, NudgeWish { row: index % ROWS as u32, current: ids[1], ..wish });
+        }
+        problem
+    }
+
+    fn alone_and_together(&self, device: &Device, check: &mut Check) -> Result<()> {
+        let (all, products) = self.run(device, check, &self.wishes)?;
+        for count in super::ROWS {
+            let (some, found) = self.run(device, check, &self.wishes[..count])?;
+            check.same(&format!("the first {count} wishes"), &some, &all[..count]);
+            check.same(&format!("products of the first {count} wishes"), &found[..3 * count], &products[..3 * count]);
+        }
+        Ok(())
     }
 
     fn wish(&mut self, ids: &[u32], wish: NudgeWish) {

@@ -224,6 +224,11 @@ impl Problem {
                 check.same(&format!("row {row} of the first {some}"), &found, &expected);
             }
         }
+        let (all_back, width) = (self.run_backward(device, check, 0..rows)?, self.heads.qkv());
+        for some in ROWS {
+            let found = self.run_backward(device, check, 0..some)?;
+            check.same(&format!("gradients of the first {some} rows"), &found, &all_back[..some * width]);
+        }
         for row in [1, 100, 256] {
             // In another slot.
             let found = self.run(device, check, row..row + 1, &[77])?;

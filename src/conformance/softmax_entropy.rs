@@ -300,10 +300,16 @@ fn on_demand(device: &Device, check: &mut Check) -> Result<()> {
 fn alone_and_together(device: &Device, check: &mut Check, rows: usize, v: usize) -> Result<()> {
     let logits = logits("together", rows, v, Kind::Normal);
     let floors: Vec<f64> = (0..rows).map(|r| FLOORS[r % FLOORS.len()]).collect();
+    const K: usize = 5;
     let all = run(device, check, &logits, &floors, 0)?;
+    let wishes = vec![TopKWish::new(K, When::Always, 0.0); rows];
+    let lists = run_top_k(device, check, &logits, &all, &wishes, v, K)?;
     for some in ROWS.into_iter().filter(|&some| some <= rows) {
         let found = run(device, check, &logits[..some * v], &floors[..some], 0)?;
         check.same(&format!("the first {some} rows"), &found, &all[..some]);
+        let found = run_top_k(device, check, &logits[..some * v], &all[..some], &wishes[..some], v, K)?;
+        check.same(&format!("ids of the first {some} rows"), &found.ids, &lists.ids[..some * K]);
+        check.same(&format!("logits of the first {some} rows"), &found.logits, &lists.logits[..some * K]);
     }
     for r in [1, rows / 2, rows - 1] {
         let found = run(device, check, &logits[r * v..(r + 1) * v], &floors[r..=r], 0)?;

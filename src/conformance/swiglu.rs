@@ -29,7 +29,7 @@ pub fn cases() -> Vec<Case> {
             }
         }
         let name = format!("{} rows alone and together, f 72", storage.name());
-        cases.push(Case::new(OP, name, 600 * 72, move |device, check| {
+        cases.push(Case::new(OP, name, 1200 * 72, move |device, check| {
             Problem::new("together", storage, 257, 72, Values::Normal(2.0)).alone_and_together(device, check)
         }));
     }
@@ -86,6 +86,11 @@ impl Problem {
         for rows in ROWS {
             let some = self.run(device, check, 0..rows)?;
             check.same(&format!("the first {rows} rows"), &some, &all[..rows * self.f]);
+        }
+        let (all_back, width) = (self.run_backward(device, check, 0..self.rows())?, 2 * self.f);
+        for rows in ROWS {
+            let some = self.run_backward(device, check, 0..rows)?;
+            check.same(&format!("gradients of the first {rows} rows"), &some, &all_back[..rows * width]);
         }
         let one = self.run(device, check, 100..101)?;
         check.same("row 100 alone", &one, &all[100 * self.f..101 * self.f]);

@@ -54,12 +54,7 @@ pub fn replay(device: &Device, recorded: &[Vectors]) -> Vec<Finding> {
             Ok(None) => continue,
             Err(error) => check.fail(error.to_string()),
         }
-        findings.push(Finding {
-            op: "probe",
-            case: vectors.probe.name().to_string(),
-            error_over_bound: check.worst,
-            failures: check.failures,
-        });
+        findings.push(Finding::new("probe", vectors.probe.name().to_string(), check));
     }
     findings
 }
