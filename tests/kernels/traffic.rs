@@ -2,13 +2,17 @@
 
 use crate::emulated::Emulated;
 use ggro::checkpoint::DType;
+use ggro::cuda::ops::copy_rows::copy_rows;
 use ggro::cuda::ops::embed::embed;
 use ggro::cuda::ops::gemm::{self, Operands, Output, Shape, gemm};
 use ggro::cuda::ops::kv::{KvLayout, KvRows};
+use ggro::cuda::ops::kv_copy::kv_copy;
+use ggro::cuda::ops::logits::{chosen_logits, log_probabilities};
+use ggro::cuda::ops::nudge::{self, NudgeChoice, NudgeWish, nudge};
 use ggro::cuda::ops::place::{Changed, Layout, Stored, place};
 use ggro::cuda::ops::rmsnorm::{Behind, Delta, Norm, rmsnorm, rmsnorm_backward};
 use ggro::cuda::ops::rope::{Gradients, HeadNorms, Heads, Inputs, rope, rope_backward};
-use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, softmax_entropy};
+use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKWish, When, softmax_entropy, top_k};
 use ggro::cuda::ops::swiglu::{swiglu, swiglu_backward};
 use ggro::cuda::{Buffer, Storage};
 use ggro_emulator::{Config, Counters};
@@ -141,6 +145,7 @@ fn bytes_over_the_floor() {
         assert!(conflicts < 0.02, "{counters:?}");
     }
     backward_bytes(&emulated);
+    chosen_bytes(&emulated);
     emulated.assert_clean();
 }
 
@@ -184,6 +189,75 @@ fn backward_bytes(emulated: &Emulated) {
         let counters = &emulated.machine.report().kernels["rope_backward_bf16"];
         let floor = rows * (6 * heads.qkv() + 64 * 8 + if normed { 2 * 40 * 128 } else { 0 });
         over_floor(&format!("rope_backward, norms {normed}, each byte once"), once(counters), floor, 1.07);
+    }
+}
+
+/// Lists, log-probabilities, nudges and copies.
+fn chosen_bytes(emulated: &Emulated) {
+    let device = &emulated.device;
+    let (rows, v) = (2, 128_256);
+    let values: Vec<f32> = (0..rows * v).map(|i| (i * 7919 % 10_007) as f32 * 1e-3).collect();
+    let logits = Buffer::from_slice(device, &values).unwrap();
+    let stats = Buffer::from_slice(device, &vec![RowStatsOut { finite: 1, ..RowStatsOut::default() }; rows]).unwrap();
+    let mut scratch = Scratch::new(device, rows, v).unwrap();
+    let wishes = Buffer::from_slice(device, &vec![TopKWish::new(25, When::Always, 0.0); rows]).unwrap();
+    let mut ids = Buffer::<u32>::uninitialised(device, rows * 25).unwrap();
+    let mut largest = Buffer::<f32>::uninitialised(device, rows * 25).unwrap();
+    let mut found = Buffer::<u32>::uninitialised(device, rows).unwrap();
+    let mut lists = TopKOut { ids: ids.view_mut(), logits: largest.view_mut(), found: found.view_mut(), stride: 25 };
+    emulated.machine.reset();
+    top_k(device, &mut lists, logits.view(), stats.view(), wishes.view(), v, &mut scratch).unwrap();
+    let counters = &emulated.machine.report().kernels["top_k_f32"];
+    // Each split of 4096 logits leaves its largest 25 to the row's last block.
+    let floor = rows * v * 4 + rows * v.div_ceil(4096) * 25 * 8 * 2;
+    over_floor("top_k, each byte once", once(counters), floor, 1.05);
+    over_floor("top_k, sectors", sectors(counters), floor, 1.1);
+
+    let mut out = Buffer::<f32>::uninitialised(device, rows * v).unwrap();
+    log_probabilities(device, &mut out.view_mut(), logits.view(), stats.view()).unwrap();
+    let counters = &emulated.machine.report().kernels["log_probabilities_f32"];
+    over_floor("log_probabilities, each byte once", once(counters), 2 * rows * v * 4, 1.01);
+    // Every warp reads its row's statistics, from L1.
+    over_floor("log_probabilities, sectors", sectors(counters), 2 * rows * v * 4, 1.07);
+
+    let (n, pairs) = (512, (0..512u32).map(|i| [i % 2, i * 8]).collect::<Vec<_>>());
+    let pairs = Buffer::from_slice(device, &pairs).unwrap();
+    let mut few = Buffer::<f32>::uninitialised(device, n).unwrap();
+    chosen_logits(device, &mut few.view_mut(), logits.view(), pairs.view(), v).unwrap();
+    let counters = &emulated.machine.report().kernels["chosen_logits_f32"];
+    over_floor("chosen_logits, all bytes", all(counters), n * (8 + 4 + 4), 1.0);
+
+    let (d, candidates) = (4096, 25);
+    let grads = Buffer::from_slice(device, &vec![0.5f32; d]).unwrap();
+    let table = Buffer::from_slice(device, &vec![0x3c00u16; candidates * d]).unwrap();
+    let ids = Buffer::from_slice(device, &(0..candidates as u32).collect::<Vec<_>>()).unwrap();
+    let wish = NudgeWish { temperature: 1.0, uniform: -1.0, count: candidates as u32, ..NudgeWish::default() };
+    let wishes = Buffer::from_slice(device, &[wish]).unwrap();
+    let mut choices = Buffer::<NudgeChoice>::uninitialised(device, 1).unwrap();
+    let mut products = Buffer::<f32>::uninitialised(device, candidates).unwrap();
+    let (grads, table, ids, wishes) = (grads.view(), table.view(), ids.view(), wishes.view());
+    let inputs = nudge::Inputs { grads, table, ids, wishes, d, scale: 1.0 };
+    nudge(device, Storage::Bf16, &mut choices.view_mut(), &mut products.view_mut(), &inputs).unwrap();
+    let counters = &emulated.machine.report().kernels["nudge_bf16"];
+    over_floor("nudge, each byte once", once(counters), candidates * 2 * d + 4 * d, 1.01);
+
+    let (rows, width) = (64, 4096);
+    let src = Buffer::<f32>::zeros(device, rows * width).unwrap();
+    let mut dst = Buffer::<f32>::uninitialised(device, rows * width).unwrap();
+    let pairs = Buffer::from_slice(device, &(0..rows as u32).map(|i| [i, 63 - i]).collect::<Vec<_>>()).unwrap();
+    copy_rows(device, &mut dst.view_mut(), src.view(), pairs.view(), width).unwrap();
+    let counters = &emulated.machine.report().kernels["copy_rows"];
+    over_floor("copy_rows, sectors", sectors(counters), 2 * rows * width * 4, 1.01);
+
+    let layout = KvLayout { layers: 4, kv_heads: 8, head: 128 };
+    let mut pool = Buffer::<u16>::zeros(device, 2 * layout.block()).unwrap();
+    for positions in [1usize, 40, 64] {
+        let copies = Buffer::from_slice(device, &[[0, 1, positions as u32]]).unwrap();
+        emulated.machine.reset();
+        kv_copy(device, &mut pool.view_mut(), copies.view(), layout).unwrap();
+        let counters = &emulated.machine.report().kernels["kv_copy"];
+        let floor = 2 * 2 * positions * 2 * 4 * 8 * 128;
+        over_floor(&format!("kv_copy of {positions} positions, each byte once"), once(counters), floor, 1.01);
     }
 }
 

@@ -104,6 +104,7 @@ struct Counters {
     uint64_t unique_bytes_read = 0, unique_bytes_written = 0;  // each byte once per launch
     uint64_t sectors_read = 0, sectors_written = 0;            // distinct 32-byte sectors per warp access
     uint64_t shared_wavefronts = 0, bank_conflicts = 0;        // conflicts = wavefronts beyond the ideal
+    uint64_t matrix_flops = 0;                                 // of mma, two per product
 };
 
 struct Launch {

@@ -167,6 +167,9 @@ void perform(Warp& warp, uint32_t mask) {
         case Request::ballot: ballot(warp, lanes); break;
         case Request::ldmatrix: load_matrices(warp); break;
         case Request::mma:
+            // Tiles of 16 x 8 x 16.
+            run.counters->matrix_flops +=
+                uint64_t(4096) * uint64_t(lane_of(warp, 0)->request->mi) * uint64_t(lane_of(warp, 0)->request->ni);
             if (lane_of(warp, 0)->request->mode == EMU_BF16) {
                 multiply<EMU_BF16>(warp);
             } else {

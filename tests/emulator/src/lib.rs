@@ -111,6 +111,8 @@ pub struct Counters {
     pub shared_wavefronts: u64,
     /// Passes beyond the first of each access.
     pub bank_conflicts: u64,
+    /// Operations of matrix instructions, two per product; counted in both builds.
+    pub matrix_flops: u64,
 }
 
 /// Something that a kernel or a launch did wrong.

@@ -252,6 +252,7 @@ fn counters() {
     let c = b.device.report().kernels["matmul"].clone();
     assert_eq!((c.bytes_read, c.unique_bytes_read, c.bytes_written), (32768, 32768, 16384));
     assert_eq!((c.sectors_read, c.bank_conflicts), (1024, 0));
+    assert_eq!(c.matrix_flops, 2 * 64 * 64 * 128);
     b.assert_clean();
 }
 
