@@ -5,7 +5,7 @@ use crate::checkpoint::Files;
 use crate::cuda::{self, Storage, images};
 use crate::model::Backend;
 use crate::model::cuda::weights::LoadReport;
-use crate::model::cuda::{Cuda, CudaOptions, Prepared, memory};
+use crate::model::cuda::{Cuda, CudaOptions, Loading, Prepared, memory};
 use crate::model::reference::{LoadOptions, PolicyRows, Reference};
 use crate::pair::Pair;
 use crate::{Error, Result, demo};
@@ -229,7 +229,10 @@ fn open_cuda(index: usize, device: cuda::Device, pair: &Pair, options: &CudaOpti
     if let Ok(style) = ProgressStyle::with_template("loading {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}") {
         bar.set_style(style);
     }
-    let opened = Cuda::open(device, pair, options, &mut |bytes| bar.set_position(bytes));
+    let opened = Cuda::open(device, pair, options, &mut |loading| match loading {
+        Loading::Planned(budget) => say(&format!("memory: {budget}")),
+        Loading::Read(bytes) => bar.set_position(bytes),
+    });
     bar.finish_and_clear();
     let (cuda, opened) = opened?;
     for (role, report, storage) in

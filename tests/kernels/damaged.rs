@@ -8,6 +8,7 @@ use ggro::checkpoint::Files;
 use ggro::engine::{Observer, decode};
 use ggro::ggro::Uniforms;
 use ggro::model::cuda::{Cuda, CudaOptions};
+use ggro::model::{Backend, Role};
 use ggro::pair::Pair;
 use ggro_emulator::Config;
 use std::path::Path;
@@ -18,8 +19,8 @@ impl Observer for Silent {}
 /// Only prompts that hold it meet the damaged embedding row.
 const POISONED: u32 = 601;
 
-/// A copy of a fixture, with a NaN in one embedding row of one of its models.
-fn damaged(role: &str) -> (tempfile::TempDir, Pair) {
+/// A copy of a fixture, with a NaN in one row of one tensor of one of its models.
+fn damaged(role: &str, name: &str, index: u32) -> (tempfile::TempDir, Pair) {
     let from = Path::new("tests/goldens/llama-gqa");
     let directory = tempfile::tempdir().unwrap();
     for part in ["policy", "reward"] {
@@ -33,9 +34,9 @@ fn damaged(role: &str) -> (tempfile::TempDir, Pair) {
     let path = directory.path().join(role).join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let tensor = metadata.info("model.embed_tokens.weight").unwrap();
-    let row = tensor.shape[1] * 2;
-    let at = 8 + header + tensor.data_offsets.0 + POISONED as usize * row;
+    let tensor = metadata.info(name).unwrap();
+    let row = 2 * tensor.shape.get(1).unwrap_or(&1);
+    let at = 8 + header + tensor.data_offsets.0 + index as usize * row;
     bytes[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
     std::fs::write(&path, bytes).unwrap();
     let files = |part| Files::Dir(directory.path().join(part));
@@ -46,7 +47,7 @@ fn damaged(role: &str) -> (tempfile::TempDir, Pair) {
 #[test]
 fn a_weight_that_is_not_a_number_ends_one_request() {
     for role in ["policy", "reward"] {
-        let (_directory, pair) = damaged(role);
+        let (_directory, pair) = damaged(role, "model.embed_tokens.weight", POISONED);
         let Emulated { device, machine } = Emulated::new(Config::default());
         let small = CudaOptions { batch_tokens: 64, gradient_tokens: 64, sequences: 2, ..CudaOptions::default() };
         let mut cuda = Cuda::open(device, &pair, &small, &mut |_| ()).unwrap().0;
@@ -62,5 +63,34 @@ fn a_weight_that_is_not_a_number_ends_one_request() {
         let after = answer(&clean).unwrap();
         assert_eq!((before.final_ids, before.final_reward), (after.final_ids, after.final_reward), "{role}");
         assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
+    }
+}
+
+/// A NaN that every text meets, wherever it lies: no answer is given, and the device goes on working.
+#[test]
+fn a_model_that_computes_nothing_says_so() {
+    let tensors = [
+        ("policy", "model.layers.0.self_attn.q_proj.weight"),
+        ("policy", "model.layers.1.mlp.down_proj.weight"),
+        ("policy", "model.norm.weight"),
+        ("reward", "model.layers.0.input_layernorm.weight"),
+        ("reward", "model.layers.1.self_attn.v_proj.weight"),
+        ("reward", "model.layers.0.mlp.gate_proj.weight"),
+        ("reward", "score.weight"),
+    ];
+    for (role, name) in tensors {
+        let (_directory, pair) = damaged(role, name, 0);
+        let Emulated { device, machine } = Emulated::new(Config::default());
+        let small = CudaOptions { batch_tokens: 64, gradient_tokens: 64, sequences: 2, ..CudaOptions::default() };
+        let mut cuda = Cuda::open(device, &pair, &small, &mut |_| ()).unwrap().0;
+        let options = demo_options(&pair, 12, 3);
+        for _ in 0..2 {
+            let prompt: Vec<u32> = (20..50).collect();
+            let error = decode(&mut cuda, &prompt, &options, Uniforms::Seeded(0), &mut Silent).unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, Error::NonFinite { .. }) && text.contains(role), "{name}: {text}");
+        }
+        assert_eq!(cuda.blocks_free(Role::Policy), cuda.blocks_free(Role::Reward), "{name}: blocks were kept");
+        assert!(machine.faults().is_empty(), "{name}: {:#?}", machine.faults());
     }
 }

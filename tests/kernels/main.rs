@@ -3,6 +3,7 @@
 
 #[path = "../backend/mod.rs"]
 mod backend;
+mod cli;
 mod damaged;
 mod emulated;
 mod engine;

@@ -29,7 +29,7 @@ use gradient::{GradientPass, Tail};
 use head::{Asked, Head, Questions};
 use std::collections::HashSet;
 
-pub use open::{CudaOptions, Opened, Prepared};
+pub use open::{CudaOptions, Loading, Opened, Prepared};
 
 /// Shapes and weights of policy and reward model.
 pub type Parts<'a> = ((&'a ModelConfig, &'a Checkpoint), (&'a ModelConfig, &'a Checkpoint));

@@ -112,8 +112,17 @@ impl Prepared {
     }
 }
 
+/// How far opening a pair has come.
+#[derive(Debug)]
+pub enum Loading<'a> {
+    /// It fits, like this; nothing is on the device yet.
+    Planned(&'a memory::Budget),
+    /// So many bytes of the files have been read.
+    Read(u64),
+}
+
 impl Cuda {
-    /// Brings a pair to a device. `progress` is told how many bytes of the files have been read so far.
+    /// Brings a pair to a device. `progress` is told how its memory will be divided, then how much has been read.
     ///
     /// # Errors
     /// As [`Prepared::new`]; the pair does not fit the device's memory; an element is not a number of the storage type and no
@@ -122,7 +131,7 @@ impl Cuda {
         device: Device,
         pair: &Pair,
         options: &CudaOptions,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(Loading<'_>),
     ) -> Result<(Cuda, Opened)> {
         let parts = ((&pair.policy, &pair.policy_weights), (&pair.reward, &pair.reward_weights));
         Self::assemble(device, parts, options, progress)
@@ -136,7 +145,7 @@ impl Cuda {
         device: Device,
         (policy, reward): Parts<'_>,
         options: &CudaOptions,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(Loading<'_>),
     ) -> Result<(Cuda, Opened)> {
         let prepared = Prepared::new(policy, reward, options)?;
         let (free, total) = device.memory()?;
@@ -145,8 +154,10 @@ impl Cuda {
         let gradient_rows = options.gradient_tokens.min(prepared.max_len).min(rows);
         let Prepared { plans: [policy_plan, reward_plan], max_len, .. } = prepared;
 
+        progress(Loading::Planned(&budget));
         let read = policy_plan.source_bytes();
-        let (policy_weights, policy_load) = Weights::load(&device, &policy_plan, progress)?;
+        let mut progress = |bytes| progress(Loading::Read(bytes));
+        let (policy_weights, policy_load) = Weights::load(&device, &policy_plan, &mut progress)?;
         let (reward_weights, reward_load) = Weights::load(&device, &reward_plan, &mut |bytes| progress(read + bytes))?;
         let sizes = (rows, budget.blocks, max_len);
         let decoder = |config, plan: &Plan, weights| {

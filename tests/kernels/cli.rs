@@ -1,0 +1,112 @@
+//! The binary itself on the emulated device, which stands where libcuda would: the kernels that nvcc made, the launch path, the
+//! commands. Without nvcc the binary has no kernels and says so, which `tests/cli` sees.
+
+use crate::emulated::KERNELS;
+use ggro::cuda::images;
+use ggro_emulator::{Report, build};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+/// What a run left behind.
+struct Run {
+    code: Option<i32>,
+    out: String,
+    err: String,
+    /// What the device saw.
+    report: Report,
+}
+
+impl Run {
+    #[track_caller]
+    fn ok(self) -> Self {
+        assert_eq!(self.code, Some(0), "{}{}", self.out, self.err);
+        assert!(self.report.faults.is_empty(), "{:#?}", self.report.faults);
+        self
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {}", self.out))
+    }
+
+    /// Launches of kernels whose name begins like this.
+    fn launches(&self, prefix: &str) -> u64 {
+        self.report.kernels.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, c)| c.launches).sum()
+    }
+}
+
+fn ggro(args: &[&str]) -> Run {
+    let paths = build(KERNELS).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ggro"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("GGRO_") {
+            command.env_remove(name);
+        }
+    }
+    command.env("LD_LIBRARY_PATH", paths.libcuda.with_file_name("")).env("GGRO_EMU_KERNELS", &paths.plain);
+    let output = command.env("GGRO_EMU_REPORT", &report).args(args).output().unwrap();
+    let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert!(!err.contains("panicked"), "{err}");
+    // There is none if the driver was not asked for.
+    let report =
+        std::fs::read(&report).map_or_else(|_| Report::default(), |text| serde_json::from_slice(&text).unwrap());
+    Run { code: output.status.code(), out, err, report }
+}
+
+#[test]
+fn the_commands_run_on_a_device() {
+    if images::embedded().is_empty() {
+        println!("this build has no kernels");
+        return;
+    }
+    let info = ggro(&["info", "--json"]).ok().json();
+    let device = &info["cuda"]["devices"][0];
+    assert_eq!((device["capability"].as_str(), device["fits"].as_bool()), (Some("9.0"), Some(true)), "{device}");
+    assert!(device["report"].as_str().unwrap().contains("gradient"), "{device}");
+
+    let test = ggro(&["kernels", "test", "--op", "rmsnorm", "--json"]).ok();
+    let first: Value = serde_json::from_str(test.out.lines().next().unwrap()).unwrap();
+    assert_eq!(first["digest"].as_str().map(str::len), Some(16), "{first}");
+    assert!(test.out.lines().count() > 100 && test.launches("rmsnorm") > 100);
+
+    let bench = ggro(&["kernels", "bench", "--op", "nothing"]);
+    assert_eq!(bench.code, Some(2));
+    assert!(bench.err.contains("no op nothing; there are "), "{}", bench.err);
+
+    // The device by default, found like any other.
+    let ask = ["Write a story about a kite.", "--max-new-tokens", "10", "--entropy-threshold", "2"];
+    let generate = ggro(&[&["generate", "--json"], &ask[..]].concat()).ok();
+    let answer = generate.json();
+    assert_eq!(answer["device"], "cuda:0", "{answer}");
+    assert!(answer["num_nudges"].as_u64() > Some(0), "{answer}");
+    assert!(generate.err.contains("memory: ") && generate.err.contains("device: cuda:0"), "{}", generate.err);
+    for kernel in ["gemm_backward", "attention_backward", "nudge", "softmax_entropy", "kv_copy"] {
+        assert!(generate.launches(kernel) > 0, "{kernel} never ran");
+    }
+    let sampled =
+        ggro(&["generate", "--json", "--method", "bon", "--n", "2", "--max-new-tokens", "6", "Tell me more."]).ok();
+    assert_eq!(sampled.json()["device"], "cuda:0", "{}", sampled.out);
+
+    let small = ggro(&["generate", "--device", "cuda", "--gpu-memory-utilization", "0.001", "Hello."]);
+    assert_eq!(small.code, Some(2), "{}", small.err);
+    assert!(small.err.contains("the pair does not fit the device: "), "{}", small.err);
+    let absent = ggro(&["generate", "--device", "cuda:7", "Hello."]);
+    assert_eq!(absent.code, Some(2), "{}", absent.err);
+    assert!(absent.err.contains("--device cuda:7: ") && absent.err.contains("use --device cpu"), "{}", absent.err);
+}
+
+#[test]
+fn verify_replays_a_fixture_on_a_device() {
+    if images::embedded().is_empty() {
+        println!("this build has no kernels");
+        return;
+    }
+    let folder = Path::new("tests/goldens/llama-mha-tied");
+    let verify = ggro(&["verify", "--device", "cuda", "--json", folder.to_str().unwrap()]).ok();
+    let object = verify.json();
+    assert_eq!(object["failed"], 0, "{object}");
+    println!("{}", object["folders"][0]["checks"]);
+    assert!(verify.launches("attention_backward") > 0);
+}
