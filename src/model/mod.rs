@@ -111,6 +111,17 @@ pub struct PolicyRow {
     pub top: Vec<(u32, f32)>,
 }
 
+/// What is asked of a whole row of logits.
+#[derive(Clone, Copy, Debug)]
+pub enum Logits<'a> {
+    /// All of them.
+    All,
+    /// Their log-probabilities, in nats: each minus the row's log-sum-exp. NaN everywhere if the row is not finite.
+    LogProbabilities,
+    /// Those of some ids, in their order; each below the policy's vocabulary.
+    Of(&'a [u32]),
+}
+
 /// A span of the reward model.
 #[derive(Clone, Copy, Debug)]
 pub struct RewardSpan<'a> {
@@ -208,6 +219,21 @@ pub trait Backend {
 
     /// The whole logit row after the last token of the span that was run last on `seq`.
     fn logits_row(&mut self, seq: SeqId) -> Result<Vec<f32>>;
+
+    /// What is asked of the same row, made where the row is.
+    fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> Result<Vec<f32>> {
+        spans::check_logits(asked, self.config(Role::Policy).vocab_size)?;
+        let row = self.logits_row(seq)?;
+        Ok(match asked {
+            Logits::All => row,
+            Logits::LogProbabilities => {
+                let stats = RowStats::of(&row, 0.0);
+                let norm = if stats.finite { stats.log_sum_exp } else { f64::NAN };
+                row.iter().map(|&logit| (f64::from(logit) - norm) as f32).collect()
+            }
+            Logits::Of(ids) => ids.iter().map(|&id| row.get(id as usize).copied().unwrap_or(f32::NAN)).collect(),
+        })
+    }
 
     /// Appends spans to reward sequences and scores them.
     fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>>;

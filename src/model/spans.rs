@@ -1,7 +1,7 @@
 //! What every backend does with spans before it computes anything: checks them, cuts long batches, and finds the rows whose
 //! results are asked for.
 
-use super::{GradientSpan, RewardSpan, Role, Score, SeqId, Span};
+use super::{GradientSpan, Logits, RewardSpan, Role, Score, SeqId, Span};
 use crate::config::ModelConfig;
 use crate::kv::{BLOCK, KvHandle, KvPool};
 use crate::{Error, Result};
@@ -160,6 +160,17 @@ pub(super) fn check_gradient(spans: &[GradientSpan<'_>], vocab: usize) -> Result
         }
     }
     Ok(())
+}
+
+/// Checks ids whose logits are asked for.
+pub(super) fn check_logits(asked: Logits<'_>, vocab: usize) -> Result<()> {
+    match asked {
+        Logits::Of(ids) => match ids.iter().find(|&&id| id as usize >= vocab) {
+            Some(id) => Err(Error::Backend(format!("the logit of id {id}, beyond the policy's vocabulary of {vocab}"))),
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
 }
 
 /// The rewards of a span's wanted rows, as they were asked for.

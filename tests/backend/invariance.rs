@@ -48,6 +48,28 @@ pub fn rows_alone_and_in_batches(backend: &mut dyn Backend) {
     }
 }
 
+/// Single logits are the row's own, log-probabilities what is left of them without the row's log-sum-exp.
+pub fn logits_as_they_are_asked_for(backend: &mut dyn Backend) {
+    let ids = text(70, vocab(backend, Role::Policy), 3);
+    let last = vocab(backend, Role::Policy) as u32 - 1;
+    let seq = backend.create(Role::Policy).unwrap();
+    assert!(backend.logits(seq, Logits::LogProbabilities).is_err(), "nothing was run");
+    let (row, whole) = prefill(backend, seq, &ids, 70);
+    let wanted = [last, 0, 7, 7];
+    let expected: Vec<u32> = wanted.iter().map(|&id| whole[id as usize]).collect();
+    for _ in 0..2 {
+        assert_eq!(bits(&backend.logits(seq, Logits::All).unwrap()), whole);
+        assert_eq!(bits(&backend.logits(seq, Logits::Of(&wanted)).unwrap()), expected);
+        let found = backend.logits(seq, Logits::LogProbabilities).unwrap();
+        let without = |&bits: &u32| (f64::from(f32::from_bits(bits)) - row.stats.log_sum_exp) as f32;
+        assert_eq!(found, whole.iter().map(without).collect::<Vec<_>>());
+    }
+    assert!(backend.logits(seq, Logits::Of(&[])).unwrap().is_empty());
+    let error = backend.logits(seq, Logits::Of(&[3, last + 1])).unwrap_err().to_string();
+    assert!(error.contains(&format!("id {}, beyond", last + 1)), "{error}");
+    backend.release(seq);
+}
+
 /// A prompt in one piece, and in chunks of 1, 63, 64 and 65.
 pub fn one_piece_and_chunks(backend: &mut dyn Backend) {
     let ids = text(150, vocab(backend, Role::Policy), 1);

@@ -10,7 +10,9 @@ use ggro::checkpoint::{Checkpoint, Files};
 use ggro::config::ModelConfig;
 use ggro::cuda::Storage;
 use ggro::model::reference::{LoadOptions, PolicyRows, Reference};
-use ggro::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
+use ggro::model::{
+    Backend, Gradient, GradientSpan, Logits, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK,
+};
 use std::path::PathBuf;
 
 /// Fixtures with forward data.

@@ -3,6 +3,7 @@
 use super::decoder::{Decoder, Linear};
 use super::packet::{Packet, Section};
 use crate::cuda::ops::copy_rows::copy_rows;
+use crate::cuda::ops::logits::{chosen_logits, log_probabilities};
 use crate::cuda::ops::softmax_entropy::{
     MAX_K, RowStatsOut, Scratch, TopKOut, TopKWish, When, softmax_entropy, top_k as device_top_k,
 };
@@ -32,7 +33,9 @@ pub(super) struct Head {
     logits: Buffer<f32>,  // [r, vocab]
     results: Buffer<u64>, // statistics, counts, ids and logits of the lists: one copy back
     scratch: Scratch,
-    kept: Buffer<u16>, // [sequences, hidden]
+    kept: Buffer<u16>,  // [sequences, hidden]
+    asked: Buffer<f32>, // [vocab] once somebody asks for log-probabilities, or for single logits
+    exact: Buffer<f64>, // [1], the probability floor of a row that has none
 }
 
 /// What is asked of a batch's rows, as the device reads it.
@@ -71,6 +74,8 @@ impl Head {
             results: Buffer::uninitialised(device, rows * (STATS + 1 + MAX_K))?,
             scratch: Scratch::new(device, rows, vocab)?,
             kept: Buffer::uninitialised(device, 64 * decoder.sizes.hidden_padded)?,
+            asked: Buffer::uninitialised(device, 0)?,
+            exact: Buffer::zeros(device, 1)?,
         })
     }
 
@@ -178,14 +183,53 @@ impl Head {
 
     /// The whole row of the hidden state that was kept at a place.
     pub fn row(&mut self, device: &Device, decoder: &mut Decoder, kept: u32) -> Result<Vec<f32>> {
+        self.again(device, decoder, kept)?;
+        self.logits.download_first(device, decoder.sizes.vocab)
+    }
+
+    /// Log-probabilities of that row.
+    pub fn log_probabilities(&mut self, device: &Device, decoder: &mut Decoder, kept: u32) -> Result<Vec<f32>> {
+        let v = decoder.sizes.vocab;
+        self.again(device, decoder, kept)?;
+        self.room_for_asked(device, v)?;
+        let mut results = self.results.first_mut(STATS);
+        let mut stats = results.slice(0..STATS).cast::<RowStatsOut>();
+        softmax_entropy(device, &mut stats, self.logits.first(v), self.exact.view(), &mut self.scratch)?;
+        log_probabilities(device, &mut self.asked.first_mut(v), self.logits.first(v), stats.view())?;
+        self.asked.download_first(device, v)
+    }
+
+    /// Single logits of that row.
+    pub fn chosen(&mut self, device: &Device, decoder: &mut Decoder, kept: u32, ids: &[u32]) -> Result<Vec<f32>> {
+        let v = decoder.sizes.vocab;
+        self.again(device, decoder, kept)?;
+        self.room_for_asked(device, ids.len())?;
+        let pairs: Vec<[u32; 2]> = ids.iter().map(|&id| [0, id]).collect();
+        let mut packet = Packet::default();
+        let pairs = packet.push(&pairs);
+        // The last batch is done with what it needed.
+        decoder.inbox.receive(device, &packet)?;
+        let out = &mut self.asked.first_mut(ids.len());
+        chosen_logits(device, out, self.logits.first(v), decoder.inbox.view(pairs), v)?;
+        self.asked.download_first(device, ids.len())
+    }
+
+    fn room_for_asked(&mut self, device: &Device, len: usize) -> Result<()> {
+        if len > self.asked.len() {
+            self.asked = Buffer::uninitialised(device, len)?;
+        }
+        Ok(())
+    }
+
+    /// Computes the logits of a kept hidden state once more.
+    fn again(&mut self, device: &Device, decoder: &mut Decoder, kept: u32) -> Result<()> {
         let (d, v) = (decoder.sizes.hidden_padded, decoder.sizes.vocab);
         let at = kept as usize * d;
         if at + d > self.kept.len() {
             return Err(Error::Backend(format!("no hidden state was kept at {kept}")));
         }
         let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
-        linear.wide(self.logits.first_mut(v), self.kept.view().slice(at..at + d), 1, decoder.weights.head())?;
-        self.logits.download_first(device, v)
+        linear.wide(self.logits.first_mut(v), self.kept.view().slice(at..at + d), 1, decoder.weights.head())
     }
 
     /// Logits of the first `rows` hidden states in `decoder.state.normed`, `[rows, vocab]`.

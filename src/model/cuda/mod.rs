@@ -18,7 +18,9 @@ pub mod weights;
 
 use super::reference::PolicyRows;
 use super::spans::{self, Placed, handle, reward_rows, score};
-use super::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Span, Work};
+use super::{
+    Backend, Gradient, GradientSpan, Logits, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Span, Work,
+};
 use crate::checkpoint::{Bytes, Checkpoint, DType};
 use crate::config::ModelConfig;
 use crate::cuda::{Buffer, Device, Storage};
@@ -243,12 +245,19 @@ impl Backend for Cuda {
     }
 
     fn logits_row(&mut self, seq: SeqId) -> Result<Vec<f32>> {
+        self.logits(seq, Logits::All)
+    }
+
+    fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> Result<Vec<f32>> {
+        spans::check_logits(asked, self.policy.config.vocab_size)?;
         if !self.kept.contains(&seq) {
-            return Err(Error::Backend(
-                "logits asked for of a sequence that was not run since it was made or cut back".to_string(),
-            ));
+            return Err(not_run());
         }
-        self.head.row(&self.device, &mut self.policy, seq.index)
+        match asked {
+            Logits::All => self.head.row(&self.device, &mut self.policy, seq.index),
+            Logits::LogProbabilities => self.head.log_probabilities(&self.device, &mut self.policy, seq.index),
+            Logits::Of(ids) => self.head.chosen(&self.device, &mut self.policy, seq.index, ids),
+        }
     }
 
     fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
@@ -299,6 +308,10 @@ impl Backend for Cuda {
             reward_backward: self.reward.differentiated,
         }
     }
+}
+
+fn not_run() -> Error {
+    Error::Backend("logits asked for of a sequence that was not run since it was made or cut back".to_string())
 }
 
 /// Whether two stored rows are the same numbers once they have the storage type.
