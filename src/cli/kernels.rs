@@ -24,7 +24,13 @@ enum Action {
         work: Option<u64>,
     },
     /// Times every kernel against the card's own copy rate and matrix peak
-    Bench(Options),
+    Bench {
+        #[command(flatten)]
+        options: Options,
+        /// Everything once, on warm buffers: whether it runs at all, not how fast
+        #[arg(long)]
+        quick: bool,
+    },
     /// Writes what the device's special instructions do to FILE, for tests without a device
     Record {
         /// Where to; tests/kernels/vectors.safetensors is replayed by the tests
@@ -62,7 +68,7 @@ struct Options {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.action {
         Action::Test { options, work } => test(options, *work),
-        Action::Bench(options) => bench(options),
+        Action::Bench { options, quick } => bench(options, *quick),
         Action::Record { file, ordinal } => record(file, *ordinal),
         Action::List { json } => list(*json),
     }
@@ -106,11 +112,11 @@ fn print_finding(finding: &Finding, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn bench(options: &Options) -> anyhow::Result<ExitCode> {
+fn bench(options: &Options, quick: bool) -> anyhow::Result<ExitCode> {
     known(options.op.as_deref(), conformance::TIMED.to_vec())?;
     let device = Device::open(options.ordinal)?;
     let mut written = Ok(());
-    conformance::bench(&device, options.op.as_deref(), |timing| {
+    conformance::bench(&device, options.op.as_deref(), quick, |timing| {
         if written.is_ok() {
             written = print_timing(timing, options.json);
         }
@@ -145,7 +151,7 @@ fn print_timing(timing: &Timing, json: bool) -> anyhow::Result<()> {
     let micros = seconds * 1e6;
     Ok(writeln!(
         out,
-        "{op:<16} {case:<28} {micros:>10.1} us {gigabytes_per_second:>8.0} GB/s {teraflops:>7.1} TFLOP/s {percent:>5.1} %"
+        "{op:<18} {case:<58} {micros:>10.1} us {gigabytes_per_second:>8.0} GB/s {teraflops:>7.1} TFLOP/s {percent:>5.1} %"
     )?)
 }
 

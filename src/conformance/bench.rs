@@ -4,9 +4,11 @@
 //! registers. Each op runs over several sets of buffers in turn, larger together than any cache, so that every run finds
 //! its data in memory; the time is the median of runs measured with events.
 
+mod attention;
+mod choices;
+
 use super::numbers::{Random, Values, stored};
 use crate::checkpoint::DType;
-use crate::cuda::ops::attention::{self, Plan, Query, Sequence};
 use crate::cuda::ops::embed::embed;
 use crate::cuda::ops::gemm::{self, Operands, Output, Shape};
 use crate::cuda::ops::kv::{KvLayout, KvRows};
@@ -18,7 +20,6 @@ use crate::cuda::ops::softmax_entropy::{self, RowStatsOut, softmax_entropy};
 use crate::cuda::ops::swiglu::{swiglu, swiglu_backward};
 use crate::cuda::staging::SLOT;
 use crate::cuda::{Buffer, Device, Storage};
-use crate::kv::{BLOCK, BlockId};
 use crate::{Error, Result};
 
 /// One measurement.
@@ -39,10 +40,17 @@ pub struct Timing {
 }
 
 /// Names of what is timed.
-pub const TIMED: [&str; 12] = [
+pub const TIMED: [&str; 19] = [
     "rmsnorm",
     "softmax_entropy",
+    "top_k",
+    "log_probabilities",
+    "chosen_logits",
     "attention",
+    "attention_backward",
+    "nudge",
+    "kv_copy",
+    "copy_rows",
     "rmsnorm_backward",
     "swiglu",
     "swiglu_backward",
@@ -59,14 +67,17 @@ const COLD: usize = 256 << 20;
 const RUNS: usize = 21;
 
 /// Times the copy, the matrix peak and every op, or one op; `done` sees each timing as it comes.
-pub fn bench(device: &Device, op: Option<&str>, mut done: impl FnMut(&Timing)) -> Result<Vec<Timing>> {
+///
+/// `quick` runs everything once and on warm buffers: whether it runs at all, not how fast.
+pub fn bench(device: &Device, op: Option<&str>, quick: bool, mut done: impl FnMut(&Timing)) -> Result<Vec<Timing>> {
+    let device = &Bench { device, quick };
     let mut all = Vec::new();
     let mut push = |timing: Timing| {
         done(&timing);
         all.push(timing);
     };
     let copy = copy_rate(device)?;
-    push(timing("copy", "2 x 1 GB".into(), copy.0, copy.1, 0.0, 1.0));
+    push(timing("copy", format!("2 x {} MB", copy.1 as usize / 2_000_000), copy.0, copy.1, 0.0, 1.0));
     let peak = matrix_peak(device)?;
     push(timing("peak_mma", "registers only".into(), peak.0, 0.0, peak.1, 1.0));
     let limits = Limits { bytes: copy.1 / copy.0, flops: peak.1 / peak.0 };
@@ -84,12 +95,9 @@ pub fn bench(device: &Device, op: Option<&str>, mut done: impl FnMut(&Timing)) -
             push(limits.timing("softmax_entropy", format!("[{rows}, 128256]"), time_softmax(device, rows, 128_256)?));
         }
     }
-    if wanted("attention") {
-        for (branches, shared, own, queries) in
-            [(1, 0, 1024, 1), (8, 960, 64, 1), (25, 960, 64, 1), (64, 0, 1024, 1), (8, 960, 64, 16), (1, 0, 2048, 2048)]
-        {
-            let case = format!("bf16 32 heads of 128 over 8, {branches} x {queries} of {shared} + {own}");
-            push(limits.timing("attention", case, time_attention(device, branches, shared, own, queries)?));
+    for (op, case, measure) in choices::cases().into_iter().chain(attention::cases()) {
+        if wanted(op) {
+            push(limits.timing(op, case, measure(device)?));
         }
     }
     if wanted("rmsnorm_backward") {
@@ -143,6 +151,30 @@ pub fn bench(device: &Device, op: Option<&str>, mut done: impl FnMut(&Timing)) -
     Ok(all)
 }
 
+/// The device, and how much is made of measuring.
+struct Bench<'a> {
+    device: &'a Device,
+    quick: bool,
+}
+
+impl std::ops::Deref for Bench<'_> {
+    type Target = Device;
+    fn deref(&self) -> &Device {
+        self.device
+    }
+}
+
+impl Bench<'_> {
+    fn runs(&self) -> usize {
+        if self.quick { 1 } else { RUNS }
+    }
+
+    /// Sets of buffers of so many bytes that no cache holds together.
+    fn sets(&self, bytes: usize) -> usize {
+        if self.quick { 1 } else { (COLD / bytes.max(1)).clamp(1, 64) + 1 }
+    }
+}
+
 struct Limits {
     bytes: f64,
     flops: f64,
@@ -150,6 +182,9 @@ struct Limits {
 
 /// Seconds, bytes and operations of a run.
 type Measured = (f64, f64, f64);
+
+/// An op, a shape in words, and how it is measured.
+type Timed = (&'static str, String, Box<dyn Fn(&Bench<'_>) -> Result<Measured>>);
 
 impl Limits {
     fn timing(&self, op: &'static str, case: String, (seconds, bytes, flops): Measured) -> Timing {
@@ -170,13 +205,14 @@ fn timing(op: &'static str, case: String, seconds: f64, bytes: f64, flops: f64, 
 }
 
 /// Median seconds of `run(i)`, with `i` counting through the sets of buffers.
-fn median(device: &Device, sets: usize, mut run: impl FnMut(usize) -> Result<()>) -> Result<f64> {
-    for i in 0..sets.max(3) {
+fn median(device: &Bench<'_>, sets: usize, mut run: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    for i in 0..if device.quick { 0 } else { sets.max(3) } {
         run(i % sets)?;
     }
     device.synchronize()?;
-    let mut times = Vec::with_capacity(RUNS);
-    for i in 0..RUNS {
+    let runs = device.runs();
+    let mut times = Vec::with_capacity(runs);
+    for i in 0..runs {
         let from = device.record()?;
         run(i % sets)?;
         let to = device.record()?;
@@ -184,33 +220,29 @@ fn median(device: &Device, sets: usize, mut run: impl FnMut(usize) -> Result<()>
         times.push(device.seconds(&from, &to)?);
     }
     times.sort_by(f64::total_cmp);
-    times.get(RUNS / 2).copied().filter(|&t| t > 0.0).ok_or_else(|| Error::Backend("the clock stands still".into()))
+    times.get(runs / 2).copied().filter(|&t| t > 0.0).ok_or_else(|| Error::Backend("the clock stands still".into()))
 }
 
-fn sets(bytes: usize) -> usize {
-    (COLD / bytes.max(1)).clamp(1, 64) + 1
-}
-
-fn copy_rate(device: &Device) -> Result<(f64, f64)> {
-    let len = (1 << 30).min(device.memory()?.0 / 4);
+fn copy_rate(device: &Bench<'_>) -> Result<(f64, f64)> {
+    let len = if device.quick { 1 << 20 } else { (1 << 30).min(device.memory()?.0 / 4) };
     let from = Buffer::<u8>::zeros(device, len)?;
     let mut to = Buffer::<u8>::zeros(device, len)?;
     let seconds = median(device, 1, |_| to.copy_from(device, &from))?;
     Ok((seconds, 2.0 * len as f64))
 }
 
-fn matrix_peak(device: &Device) -> Result<(f64, f64)> {
-    let blocks = device.multiprocessors() as usize * 8;
+fn matrix_peak(device: &Bench<'_>) -> Result<(f64, f64)> {
+    let (blocks, rounds) = if device.quick { (1, 1) } else { (device.multiprocessors() as usize * 8, 4096) };
     let mut out = Buffer::<f32>::uninitialised(device, blocks * 256)?;
     let mut flops = 0.0;
     let seconds = median(device, 1, |_| {
-        flops = peak_mma(device, &mut out.view_mut(), blocks, 4096)?;
+        flops = peak_mma(device, &mut out.view_mut(), blocks, rounds)?;
         Ok(())
     })?;
     Ok((seconds, flops))
 }
 
-fn time_rmsnorm(device: &Device, rows: usize, d: usize) -> Result<Measured> {
+fn time_rmsnorm(device: &Bench<'_>, rows: usize, d: usize) -> Result<Measured> {
     let elements = rows * d;
     let bytes = elements * (4 + 2 + 4 + 2);
     let mut random = Random::named("bench");
@@ -218,7 +250,7 @@ fn time_rmsnorm(device: &Device, rows: usize, d: usize) -> Result<Measured> {
     let residual = random.vector(elements, Values::Normal(1.0));
     let delta = stored(Storage::Bf16, &random.vector(elements, Values::Normal(0.01)));
     let mut data = Vec::new();
-    for _ in 0..sets(bytes) {
+    for _ in 0..device.sets(bytes) {
         let out = Buffer::<u16>::uninitialised(device, elements)?;
         data.push((out, Buffer::from_slice(device, &residual)?, Buffer::from_slice(device, &delta)?));
     }
@@ -231,14 +263,14 @@ fn time_rmsnorm(device: &Device, rows: usize, d: usize) -> Result<Measured> {
     Ok((seconds, bytes as f64, 0.0))
 }
 
-fn time_rmsnorm_backward(device: &Device, rows: usize, d: usize) -> Result<Measured> {
+fn time_rmsnorm_backward(device: &Bench<'_>, rows: usize, d: usize) -> Result<Measured> {
     let elements = rows * d;
     let bytes = elements * (12 + 4 + 2);
     let mut random = Random::named("bench");
     let weight = Buffer::from_slice(device, &stored(Storage::Bf16, &random.vector(d, Values::Normal(1.0))))?;
     let residual = random.vector(elements, Values::Normal(1.0));
     let mut data = Vec::new();
-    for _ in 0..sets(bytes) {
+    for _ in 0..device.sets(bytes) {
         let buffers = [&residual; 3].map(|values| Buffer::from_slice(device, values));
         let [grad, dy, residual] = buffers;
         data.push((grad?, Buffer::<u16>::uninitialised(device, elements)?, dy?, residual?));
@@ -253,13 +285,13 @@ fn time_rmsnorm_backward(device: &Device, rows: usize, d: usize) -> Result<Measu
     Ok((seconds, bytes as f64, 0.0))
 }
 
-fn time_swiglu(device: &Device, rows: usize, f: usize, backward: bool) -> Result<Measured> {
+fn time_swiglu(device: &Bench<'_>, rows: usize, f: usize, backward: bool) -> Result<Measured> {
     let bytes = rows * f * if backward { 12 } else { 6 };
     let mut random = Random::named("bench");
     let gate_up = stored(Storage::Bf16, &random.vector(rows * 2 * f, Values::Normal(1.0)));
     let d_act = random.vector(if backward { rows * f } else { 0 }, Values::Normal(1.0));
     let mut data = Vec::new();
-    for _ in 0..sets(bytes) {
+    for _ in 0..device.sets(bytes) {
         let out = Buffer::<u16>::uninitialised(device, rows * f * if backward { 2 } else { 1 })?;
         data.push((out, Buffer::from_slice(device, &gate_up)?, Buffer::from_slice(device, &d_act)?));
     }
@@ -274,7 +306,7 @@ fn time_swiglu(device: &Device, rows: usize, f: usize, backward: bool) -> Result
     Ok((seconds, bytes as f64, 0.0))
 }
 
-fn time_embed(device: &Device, rows: usize, d: usize) -> Result<Measured> {
+fn time_embed(device: &Bench<'_>, rows: usize, d: usize) -> Result<Measured> {
     let bytes = rows * d * 6;
     // Rows far apart, in a table larger than any cache.
     let vocabulary = COLD / d;
@@ -282,7 +314,7 @@ fn time_embed(device: &Device, rows: usize, d: usize) -> Result<Measured> {
     let ids: Vec<u32> = (0..rows).map(|row| (row * 7919 % vocabulary) as u32).collect();
     let ids = Buffer::from_slice(device, &ids)?;
     let mut data = Vec::new();
-    for _ in 0..sets(bytes) {
+    for _ in 0..device.sets(bytes) {
         data.push(Buffer::<f32>::uninitialised(device, rows * d)?);
     }
     let seconds = median(device, data.len(), |i| {
@@ -292,7 +324,7 @@ fn time_embed(device: &Device, rows: usize, d: usize) -> Result<Measured> {
 }
 
 /// Without head norms.
-fn time_rope(device: &Device, rows: usize, backward: bool) -> Result<Measured> {
+fn time_rope(device: &Bench<'_>, rows: usize, backward: bool) -> Result<Measured> {
     let heads = Heads { heads: 32, kv_heads: 8, head: 128, padded: 128 };
     let bytes = rows * heads.qkv() * if backward { 6 } else { 4 };
     let layout = KvLayout { layers: 1, kv_heads: heads.kv_heads, head: heads.padded };
@@ -300,7 +332,7 @@ fn time_rope(device: &Device, rows: usize, backward: bool) -> Result<Measured> {
     let places = Buffer::from_slice(device, &places)?;
     let table = Buffer::from_slice(device, &vec![[0.6f32, 0.8]; rows * heads.head / 2])?;
     let mut data = Vec::new();
-    for _ in 0..sets(bytes) {
+    for _ in 0..device.sets(bytes) {
         let qkv = Buffer::<u16>::zeros(device, rows * heads.qkv())?;
         let gradients = [heads.heads, heads.kv_heads, heads.kv_heads]
             .map(|count| Buffer::<f32>::zeros(device, if backward { rows * count * heads.padded } else { 0 }));
@@ -322,14 +354,14 @@ fn time_rope(device: &Device, rows: usize, backward: bool) -> Result<Measured> {
     Ok((seconds, bytes as f64, 0.0))
 }
 
-fn time_softmax(device: &Device, rows: usize, v: usize) -> Result<Measured> {
+fn time_softmax(device: &Bench<'_>, rows: usize, v: usize) -> Result<Measured> {
     let bytes = rows * v * 4;
     let logits = Random::named("bench").vector(rows * v, Values::Normal(2.5));
     let floors = Buffer::from_slice(device, &vec![1e-9f64; rows])?;
     let mut stats = Buffer::<RowStatsOut>::uninitialised(device, rows)?;
     let mut scratch = softmax_entropy::Scratch::new(device, rows, v)?;
     let mut data = Vec::new();
-    for _ in 0..sets(bytes) {
+    for _ in 0..device.sets(bytes) {
         data.push(Buffer::from_slice(device, &logits)?);
     }
     let seconds = median(device, data.len(), |i| {
@@ -339,14 +371,14 @@ fn time_softmax(device: &Device, rows: usize, v: usize) -> Result<Measured> {
 }
 
 /// A slot of the staging ring.
-fn time_place(device: &Device, dtype: DType) -> Result<Measured> {
+fn time_place(device: &Bench<'_>, dtype: DType) -> Result<Measured> {
     let (cols, width) = (4000, 4096);
     let rows = SLOT / (cols * dtype.size());
     let layout = Layout::corner(rows, cols, width);
     let bytes = rows * cols * (dtype.size() + 2);
     let mut changed = Buffer::<Changed>::zeros(device, 1)?;
     let mut data = Vec::new();
-    for _ in 0..sets(bytes) {
+    for _ in 0..device.sets(bytes) {
         let from = Buffer::<u8>::zeros(device, rows * cols * dtype.size())?;
         data.push((Buffer::<u16>::zeros(device, rows * width)?, from));
     }
@@ -358,7 +390,7 @@ fn time_place(device: &Device, dtype: DType) -> Result<Measured> {
     Ok((seconds, bytes as f64, 0.0))
 }
 
-fn time_gemm(device: &Device, shape: Shape, backward: bool) -> Result<Measured> {
+fn time_gemm(device: &Bench<'_>, shape: Shape, backward: bool) -> Result<Measured> {
     let Shape { tokens, n, k } = shape;
     let (terms, outputs) = if backward { (n, k) } else { (k, n) };
     // A gradient is stored in f32.
@@ -372,7 +404,7 @@ fn time_gemm(device: &Device, shape: Shape, backward: bool) -> Result<Measured> 
     let mut dx = Buffer::<f32>::uninitialised(device, if backward { tokens * outputs } else { 0 })?;
     let mut scratch = gemm::Scratch::new(device, &[(outputs, terms)], 32 * 128 * outputs.min(8192))?;
     let mut data = Vec::new();
-    for _ in 0..sets(2 * n * k) {
+    for _ in 0..device.sets(2 * n * k) {
         data.push(Buffer::from_slice(device, &weights)?);
     }
     let seconds = median(device, data.len(), |i| {
@@ -385,43 +417,4 @@ fn time_gemm(device: &Device, shape: Shape, backward: bool) -> Result<Measured> 
         gemm::gemm(device, &mut Output::Storage(y.view_mut()), operands, shape, &mut scratch)
     })?;
     Ok((seconds, bytes as f64, 2.0 * tokens as f64 * n as f64 * k as f64))
-}
-
-/// The last `queries` positions of each of some branches, which have `shared` positions in common and `own` of their own.
-fn time_attention(device: &Device, branches: usize, shared: usize, own: usize, queries: usize) -> Result<Measured> {
-    let shape = attention::Shape { heads: 32, kv_heads: 8, head: 128, scale: 0.088, window: None };
-    let layout = KvLayout { layers: 1, kv_heads: shape.kv_heads, head: shape.head };
-    let (common, private) = (shared.div_ceil(BLOCK), own.div_ceil(BLOCK));
-    let (pages, context, tokens) = (common + branches * private, shared + own, branches * queries);
-    let blocks = |branch: usize| (0..common).chain((0..private).map(move |i| common + branch * private + i));
-    let blocks: Vec<Vec<BlockId>> =
-        (0..branches).map(|branch| blocks(branch).map(|block| BlockId(block as u32)).collect()).collect();
-    let query = |i: usize| {
-        let row = i as u32;
-        Query { row, out: row, position: (context - queries + i % queries) as u32 }
-    };
-    let all: Vec<Query> = (0..tokens).map(query).collect();
-    let sequences = blocks.iter().zip(all.chunks(queries)).map(|(blocks, queries)| Sequence { blocks, queries });
-    let sequences: Vec<Sequence<'_>> = sequences.collect();
-    let mut scratch = attention::Scratch::new(device, &[shape], tokens.min(1024) * context.div_ceil(256))?;
-    let plan = Plan::new(&shape, &sequences, scratch.limits(device, &shape))?;
-    let work = Buffer::from_slice(device, plan.words())?;
-    let width = shape.heads * shape.head;
-    let mut random = Random::named("bench");
-    let q = Buffer::from_slice(device, &stored(Storage::Bf16, &random.vector(tokens * width, Values::Normal(1.0))))?;
-    let mut out = Buffer::<u16>::uninitialised(device, tokens * width)?;
-    let drawn = stored(Storage::Bf16, &random.vector(layout.block(), Values::Normal(1.0)));
-    let mut pools = Vec::new();
-    for _ in 0..sets(2 * pages * layout.block()) {
-        let pool: Vec<u16> = drawn.iter().copied().cycle().take(pages * layout.block()).collect();
-        pools.push(Buffer::from_slice(device, &pool)?);
-    }
-    let seconds = median(device, pools.len(), |i| {
-        let inputs = attention::Inputs { storage: Storage::Bf16, q: q.view(), pool: pools[i].view(), layout, layer: 0 };
-        let mut output = attention::Output { out: out.view_mut(), lse: None };
-        attention::attention(device, &mut output, inputs, work.view(), &plan, &mut scratch)
-    })?;
-    let seen: usize = all.iter().map(|query| query.position as usize + 1).sum();
-    let bytes = 2 * (pages * layout.block() + 2 * tokens * width);
-    Ok((seconds, bytes as f64, 4.0 * (seen * width) as f64))
 }

@@ -75,6 +75,14 @@ fn the_commands_run_on_a_device() {
     assert_eq!(bench.code, Some(2));
     assert!(bench.err.contains("no op nothing; there are "), "{}", bench.err);
 
+    // Timing runs; how fast, only a card can say.
+    for (op, least) in [("rmsnorm", 3), ("top_k", 3), ("nudge", 3), ("copy_rows", 3), ("attention_backward", 3)] {
+        let bench = ggro(&["kernels", "bench", "--quick", "--json", "--op", op]).ok();
+        let timings: Vec<Value> = bench.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let mine = timings.iter().filter(|timing| timing["op"] == op && timing["seconds"].as_f64() > Some(0.0));
+        assert!(mine.count() >= least && bench.launches(op) >= 3, "{op}: {}", bench.out);
+    }
+
     // The device by default, found like any other.
     let ask = ["Write a story about a kite.", "--max-new-tokens", "10", "--entropy-threshold", "2"];
     let generate = ggro(&[&["generate", "--json"], &ask[..]].concat()).ok();
