@@ -6,7 +6,8 @@
 // What a block computes comes from a plan made on the host (src/cuda/ops/attention/plan.rs): an *item* is a list of
 // query tokens, each with the `group` heads of one key/value head (its rows), and a list of *pages*, ascending in
 // position: a block of the pool, and the range of tokens that it belongs to. Sequences that share a block share its
-// page, so it is read once for all of them.
+// page, so it is read once for all of them. An item without tokens does nothing: it fills up a launch whose shape many
+// batches have.
 //
 // Contract: EP 32, 64 or 128; everything 16-byte aligned. A key j is visible to a query at i if i - window < j <= i. The
 // bits of a row are a function of its own q and its visible keys and values alone:
@@ -136,6 +137,7 @@ struct Attention {
 
         const uint4 item = __ldg(args.items + blockIdx.x);
         const int count = item.y & 0xffff, pages = item.w;
+        if (count == 0) return;  // fills up a launch
         const uint4* const page_list = args.pages + item.z;
         const int group = args.heads / args.kv_heads, first_head = blockIdx.y * group;
 

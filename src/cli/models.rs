@@ -139,6 +139,12 @@ pub(super) struct DeviceArgs {
     #[command(flatten)]
     pub memory: MemoryArgs,
 
+    /// Launch every CUDA kernel by itself, decode steps too, in place of CUDA graphs
+    ///
+    /// The results are the same bits; it is slower, and easier to look at with a profiler.
+    #[arg(long, env = "GGRO_ENFORCE_EAGER", hide_env = true, value_parser = switch())]
+    pub enforce_eager: bool,
+
     /// Threads of the CPU backend [default: all cores]; results do not depend on it
     #[arg(long, value_name = "N", env = "GGRO_THREADS", hide_env = true,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
@@ -197,7 +203,8 @@ impl DeviceArgs {
             }
             Chosen::Cuda(index, device) => {
                 let device = device.take().map_or_else(|| cuda::Device::open(*index), |device| Ok(*device))?;
-                open_cuda(*index, device, pair, &cuda_options(max_model_len, self.dtype, self.memory))
+                let options = cuda_options(max_model_len, self.dtype, self.memory);
+                open_cuda(*index, device, pair, &CudaOptions { graphs: !self.enforce_eager, ..options })
             }
         }
     }

@@ -70,6 +70,11 @@ impl<T: Element> Buffer<T> {
         self.len
     }
 
+    /// Where it is: two buffers that live at the same time are at different places.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0

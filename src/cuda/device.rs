@@ -3,7 +3,7 @@
 use super::images::{self, Capability, Image};
 use super::kernels::{Kernel, Kernels};
 use crate::{Error, Result};
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result, sys};
 use std::ffi::c_void;
 use std::sync::{Arc, OnceLock};
 
@@ -151,6 +151,35 @@ impl Device {
         &self.stream
     }
 
+    /// Records what `launches` queues instead of running it. Nothing may be allocated, copied from or to the host, or waited
+    /// for meanwhile.
+    ///
+    /// # Errors
+    /// Those of `launches`; the driver cannot make a graph of it.
+    pub(crate) fn capture(&self, launches: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.alive()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(|e| self.fault("cannot record a graph", e))?;
+        let launched = launches();
+        // Whatever happened, the stream has to become an ordinary one again.
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        launched?;
+        match graph.map_err(|e| self.fault("cannot make a graph", e))? {
+            Some(graph) => Ok(Graph(graph)),
+            None => Err(Error::Backend(format!("{}: nothing was recorded", self.name))),
+        }
+    }
+
+    /// Queues everything that a graph recorded.
+    ///
+    /// # Safety
+    ///
+    /// All memory that was lent while it was recorded is still there, and none of it is lent elsewhere for writing.
+    pub(crate) unsafe fn replay(&self, graph: &mut Graph) -> Result<()> {
+        self.alive()?;
+        graph.0.launch().map_err(|e| self.fault("a graph cannot be launched", e))
+    }
+
     /// Turns a driver's error into ours, and remembers it if the device does not survive it.
     pub(super) fn fault(&self, what: &str, error: DriverError) -> Error {
         let message = format!("{}: {what}: {}", self.name, words(&error));
@@ -178,6 +207,13 @@ impl Device {
         queued.map_err(|e| self.fault(kernel.name, e))
     }
 }
+
+/// Launches that were recorded, with all their parameters.
+pub(crate) struct Graph(CudaGraph);
+
+// SAFETY: the driver wants calls on one graph one after the other, from whatever thread; it is only launched by whoever has it
+// mutably, and destroyed by its last owner.
+unsafe impl Send for Graph {}
 
 /// A point on a stream's clock.
 #[derive(Debug)]

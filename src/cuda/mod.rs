@@ -12,6 +12,7 @@ pub mod ops;
 pub mod staging;
 
 pub use buffer::{Buffer, Element, View, ViewMut};
+pub(crate) use device::Graph;
 pub use device::{Device, Event};
 pub use images::{Capability, Image, Usage};
 pub use kernels::{Spec, specs};

@@ -9,6 +9,7 @@ mod emulated;
 mod engine;
 mod goldens;
 mod gradient_pages;
+mod graphs;
 mod harness;
 mod lost;
 mod model;

@@ -68,12 +68,12 @@ fn a_decode_step_reads_each_weight_once() {
         let report = counted(&machine, || step(&mut cuda, &spans));
         let weights = plan.device_bytes();
         let once = sum(&report, "gemm", |c| c.unique_bytes_read) as f64 / weights as f64;
-        // However often: without the rows, which every block of outputs reads, and what it adds to.
-        let read = sum(&report, "gemm", |c| c.bytes_read) - activations(plan.sizes(), rows);
+        // However often: without the rows, which every block of outputs reads, and what it adds to. A graph has 64 rows for 33.
+        let read = sum(&report, "gemm", |c| c.bytes_read) - activations(plan.sizes(), rows.next_power_of_two());
         let ratio = read as f64 / weights as f64;
         println!("decode step of {rows} rows: products read {ratio:.3} of the weights, {once:.3} with the rows once");
         assert!((0.99..1.005).contains(&ratio), "{rows} rows: {ratio}");
-        assert!(once < 1.05 + 0.005 * rows as f64, "{rows} rows: {once}");
+        assert!(once < 1.05 + 0.005 * rows.next_power_of_two() as f64, "{rows} rows: {once}");
         // One product each for qkv, attention's output, gate and up, and down, and the head.
         assert_eq!(sum(&report, "gemm", |c| c.launches), 4 * pair.policy.num_layers as u64 + 1);
     }

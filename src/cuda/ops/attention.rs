@@ -9,7 +9,7 @@ use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
 use crate::kv::BlockId;
 use crate::{Error, Result};
 use plan::{CLASSES, KERNELS};
-pub use plan::{Limits, Plan};
+pub use plan::{Frame, Limits, Plan};
 
 const OP: &str = "attention";
 

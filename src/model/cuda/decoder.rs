@@ -47,15 +47,15 @@ pub(super) struct Step {
     ids: Section<u32>,
     pub positions: Section<u32>,
     slots: Section<u32>,
-    /// Rows of the batch that are live, and their places among these; empty if all are.
+    /// Rows of the batch that are live, and their places among these.
     live: Section<[u32; 2]>,
-    copies: Section<[u32; 3]>,
+    /// Rows that go through the layers, and those that go on beyond the last layer's keys and values.
     pub rows: usize,
     pub live_rows: usize,
-    /// Attention of all rows, once per distinct window.
-    all: Vec<Work>,
-    /// Attention of the last layer, of the live rows.
-    last: Work,
+    /// Attention, once per distinct window; of the last layer, of the live rows, where that differs.
+    works: Vec<Work>,
+    /// Which of them is the last layer's.
+    last: usize,
 }
 
 /// Attention's list of work, and where the device has it.
@@ -70,8 +70,13 @@ pub(super) struct Work {
 impl Step {
     /// Attention's work in a layer with this window.
     pub fn work(&self, window: Option<usize>, last: bool) -> &Work {
-        let all = self.all.iter().find(|work| !last && work.window == window);
-        all.unwrap_or(&self.last)
+        let all = self.works.iter().find(|work| !last && work.window == window);
+        all.unwrap_or(&self.works[self.last])
+    }
+
+    /// How attention is launched, whatever is in the lists.
+    pub fn frames(&self) -> Vec<attention::Frame> {
+        self.works.iter().map(|work| work.plan.frame()).collect()
     }
 }
 
@@ -154,20 +159,36 @@ impl Decoder {
         extra: impl FnOnce(&mut Packet) -> E,
         tape: Option<&mut Tape>,
     ) -> Result<(E, Step)> {
+        let (extra, step) = self.send(device, batch, None, tape.is_some(), extra)?;
+        self.layers(device, &step, tape)?;
+        Ok((extra, step))
+    }
+
+    /// Appends the pieces of a batch to their sequences and sends what the layers need of the host. `filled` asks for a shape that
+    /// many batches have, of so many rows: the batch's, all of which are live, and others that are computed and kept nowhere.
+    pub fn send<E>(
+        &mut self,
+        device: &Device,
+        batch: &Batch<'_>,
+        filled: Option<usize>,
+        taped: bool,
+        extra: impl FnOnce(&mut Packet) -> E,
+    ) -> Result<(E, Step)> {
         for piece in &batch.pieces {
             let copy = self.kv.append(piece.seq, piece.ids.len())?;
             self.copy_block(device, copy)?;
         }
-        let step = self.step(device, batch, tape.is_some())?;
+        let step = self.step(device, batch, filled, taped)?;
         let extra = extra(&mut self.packet);
+        // Last, because their number says nothing about the step.
+        let copies = self.push_copies();
         self.inbox.receive(device, &self.packet)?;
-        kv_copy(device, &mut self.keys_values.view_mut(), self.inbox.view(step.copies), self.layout)?;
-        self.layers(device, &step, tape)?;
-        self.forwarded += step.rows as u64;
+        kv_copy(device, &mut self.keys_values.view_mut(), self.inbox.view(copies), self.layout)?;
+        self.forwarded += batch.rows as u64;
         Ok((extra, step))
     }
 
-    fn step(&mut self, device: &Device, batch: &Batch<'_>, taped: bool) -> Result<Step> {
+    fn step(&mut self, device: &Device, batch: &Batch<'_>, filled: Option<usize>, taped: bool) -> Result<Step> {
         self.packet.clear();
         let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         for piece in &batch.pieces {
@@ -178,27 +199,40 @@ impl Decoder {
                 slots.push(blocks[position / BLOCK].0 * BLOCK as u32 + (position % BLOCK) as u32);
             }
         }
-        let rows: Vec<usize> = batch.live.iter().map(|&(row, _)| row).collect();
-        let live: Vec<[u32; 2]> = rows.iter().enumerate().map(|(to, &from)| [from as u32, to as u32]).collect();
+        let count = filled.unwrap_or(batch.rows);
+        ids.resize(count, 0);
+        positions.resize(count, 0);
+        // No slot: the keys and values of these rows are kept nowhere.
+        slots.resize(count, u32::MAX);
+        let live_rows: Vec<usize> = batch.live.iter().map(|&(row, _)| row).collect();
+        let live = live_rows.iter().copied().chain(batch.rows..count).enumerate();
+        let live: Vec<[u32; 2]> = live.map(|(to, from)| [from as u32, to as u32]).collect();
         let every: Vec<usize> = (0..batch.rows).collect();
-        let mut all: Vec<Work> = Vec::new();
+        let fill = filled.is_some();
+        let mut works: Vec<Work> = Vec::new();
         let last_layer = self.sizes.layers - 1;
         for layer in 0..last_layer {
             let window = self.config.windows[layer];
-            if all.iter().all(|work| work.window != window) {
-                all.push(self.work(device, batch, &every, window, taped)?);
+            if works.iter().all(|work| work.window != window) {
+                works.push(self.work(device, batch, &every, window, (taped, fill))?);
             }
         }
-        let last = self.work(device, batch, &rows, self.config.windows[last_layer], taped)?;
+        let window = self.config.windows[last_layer];
+        let last = match works.iter().position(|work| work.window == window && live_rows.len() == batch.rows) {
+            Some(same) => same,
+            None => {
+                works.push(self.work(device, batch, &live_rows, window, (taped, fill))?);
+                works.len() - 1
+            }
+        };
         Ok(Step {
             ids: self.packet.push(&ids),
             positions: self.packet.push(&positions),
             slots: self.packet.push(&slots),
             live: self.packet.push(&live),
-            copies: self.push_copies(),
-            rows: batch.rows,
-            live_rows: rows.len(),
-            all,
+            rows: count,
+            live_rows: live.len(),
+            works,
             last,
         })
     }
@@ -210,7 +244,7 @@ impl Decoder {
         batch: &Batch<'_>,
         rows: &[usize],
         window: Option<usize>,
-        taped: bool,
+        (taped, fill): (bool, bool),
     ) -> Result<Work> {
         let (mut queries, mut parts) = (Vec::with_capacity(rows.len()), Vec::new());
         let mut first = 0;
@@ -235,7 +269,11 @@ impl Decoder {
             }
         }
         let shape = shape(&self.sizes, window);
-        let plan = attention::Plan::new(&shape, &sequences, self.state.attention.limits(device, &shape))?;
+        let limits = self.state.attention.limits(device, &shape);
+        let mut plan = attention::Plan::new(&shape, &sequences, limits)?;
+        if fill {
+            plan = plan.filled(limits);
+        }
         let keys = match taped {
             true => Some(attention_backward::Plan::new(&shape, &segments)?),
             false => None,
@@ -248,7 +286,8 @@ impl Decoder {
         Ok(Work { window, plan, words, keys })
     }
 
-    fn layers(&mut self, device: &Device, step: &Step, mut tape: Option<&mut Tape>) -> Result<()> {
+    /// The layers, on what was sent.
+    pub fn layers(&mut self, device: &Device, step: &Step, mut tape: Option<&mut Tape>) -> Result<()> {
         let (n, m) = (step.rows, step.live_rows);
         let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = self.sizes;
         let Decoder { config, sizes, storage, weights, state, layout, keys_values, rotation, inbox, .. } = self;

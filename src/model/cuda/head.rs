@@ -47,16 +47,16 @@ pub(super) struct Questions {
 }
 
 impl Questions {
-    /// Adds them to what a batch needs from the host.
-    pub fn push(packet: &mut Packet, asked: &[Asked<'_>]) -> Self {
-        let pairs = asked.iter().enumerate().map(|(row, asked)| [row as u32, asked.keep]);
-        let floors = asked.iter().map(|asked| asked.floor);
-        let wishes = asked.iter().map(|asked| wish(asked.top_k));
-        Questions {
-            pairs: packet.push(&pairs.collect::<Vec<_>>()),
-            floors: packet.push(&floors.collect::<Vec<_>>()),
-            wishes: packet.push(&wishes.collect::<Vec<_>>()),
-        }
+    /// Adds them to what a batch needs from the host, for `rows` rows: nothing is asked of those beyond `asked`.
+    pub fn push(packet: &mut Packet, asked: &[Asked<'_>], rows: usize) -> Self {
+        let mut pairs: Vec<_> = asked.iter().enumerate().map(|(row, asked)| [row as u32, asked.keep]).collect();
+        let mut floors: Vec<_> = asked.iter().map(|asked| asked.floor).collect();
+        let mut wishes: Vec<_> = asked.iter().map(|asked| wish(asked.top_k)).collect();
+        // No place: these are kept nowhere.
+        pairs.resize(rows.max(asked.len()), [0, u32::MAX]);
+        floors.resize(pairs.len(), 0.0);
+        wishes.resize(pairs.len(), wish(TopK::Skip));
+        Questions { pairs: packet.push(&pairs), floors: packet.push(&floors), wishes: packet.push(&wishes) }
     }
 }
 
@@ -97,16 +97,39 @@ impl Head {
         questions: Questions,
         asked: &[Asked<'_>],
     ) -> Result<Vec<PolicyRow>> {
-        self.keep(device, decoder, questions, asked)?;
+        self.room_for(device, decoder, asked)?;
+        self.keep(device, decoder, questions)?;
         let mut out = Vec::with_capacity(asked.len());
         for (index, group) in asked.chunks(self.rows).enumerate() {
-            self.group(device, decoder, questions, index * self.rows, group, &mut out)?;
+            let (first, stride) = (index * self.rows, self.stride(group));
+            self.launch(device, decoder, questions, first..first + group.len(), stride)?;
+            self.collect(device, decoder.sizes.vocab, group, group.len(), stride, &mut out)?;
         }
         Ok(out)
     }
 
-    /// Keeps the hidden states.
-    fn keep(&mut self, device: &Device, decoder: &Decoder, questions: Questions, asked: &[Asked<'_>]) -> Result<()> {
+    /// Rows whose logits are there together, at most.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Where hidden states are kept.
+    pub fn kept(&self) -> u64 {
+        self.kept.address()
+    }
+
+    /// Length of the lists that some rows ask for.
+    pub fn stride(&self, asked: &[Asked<'_>]) -> usize {
+        asked.iter().map(|asked| wish(asked.top_k).k as usize).max().unwrap_or(0).min(self.known)
+    }
+
+    /// The same as one of a few lengths.
+    pub fn filled_stride(&self, asked: &[Asked<'_>]) -> usize {
+        self.stride(asked).next_multiple_of(32).min(MAX_K).min(self.known)
+    }
+
+    /// Makes room for the hidden states of some rows.
+    pub fn room_for(&mut self, device: &Device, decoder: &Decoder, asked: &[Asked<'_>]) -> Result<()> {
         let d = decoder.sizes.hidden_padded;
         let last = asked.iter().map(|asked| asked.keep as usize).max().unwrap_or(0);
         if (last + 1) * d > self.kept.len() {
@@ -115,28 +138,32 @@ impl Head {
             more.first_mut(self.kept.len()).copy_from(device, self.kept.view())?;
             self.kept = more;
         }
-        let (hidden, pairs) = (decoder.state.normed.first(asked.len() * d), decoder.inbox.view(questions.pairs));
+        Ok(())
+    }
+
+    /// Keeps hidden states for [`row`](Self::row).
+    pub fn keep(&mut self, device: &Device, decoder: &Decoder, questions: Questions) -> Result<()> {
+        let (d, pairs) = (decoder.sizes.hidden_padded, decoder.inbox.view(questions.pairs));
+        let hidden = decoder.state.normed.first(pairs.len() * d);
         copy_rows(device, &mut self.kept.view_mut(), hidden, pairs, d)
     }
 
-    fn group(
+    /// Logits, statistics and lists of some rows, on the device.
+    pub fn launch(
         &mut self,
         device: &Device,
         decoder: &mut Decoder,
         questions: Questions,
-        first: usize,
-        asked: &[Asked<'_>],
-        out: &mut Vec<PolicyRow>,
+        range: std::ops::Range<usize>,
+        stride: usize,
     ) -> Result<()> {
-        let (d, v, rows) = (decoder.sizes.hidden_padded, decoder.sizes.vocab, asked.len());
-        let stride = asked.iter().map(|asked| wish(asked.top_k).k as usize).max().unwrap_or(0).min(self.known);
-
+        let (d, v, first, rows) = (decoder.sizes.hidden_padded, decoder.sizes.vocab, range.start, range.len());
         let hidden = decoder.state.normed.view().slice(first * d..(first + rows) * d);
         let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
         linear.wide(self.logits.first_mut(rows * v), hidden, rows, decoder.weights.head())?;
 
         // One buffer for everything that goes back: statistics, then per row a count, then ids, then logits.
-        let (words, counts, list) = (rows * STATS, rows.div_ceil(2), (rows * stride).div_ceil(2));
+        let (words, counts, list) = back(rows, stride);
         let mut results = self.results.first_mut(words + counts + 2 * list);
         let logits = self.logits.first(rows * v);
         let floors = decoder.inbox.view(questions.floors).slice(first..first + rows);
@@ -155,7 +182,20 @@ impl Head {
             };
             device_top_k(device, &mut lists, logits, stats.view().cast(), wishes, self.known, &mut self.scratch)?;
         }
+        Ok(())
+    }
 
+    /// What [`launch`](Self::launch) computed for `rows` rows, of which somebody asked for the first ones.
+    pub fn collect(
+        &mut self,
+        device: &Device,
+        v: usize,
+        asked: &[Asked<'_>],
+        rows: usize,
+        stride: usize,
+        out: &mut Vec<PolicyRow>,
+    ) -> Result<()> {
+        let (words, counts, list) = back(rows, stride);
         let length = if stride > 0 { words + counts + 2 * list } else { words };
         let back = self.results.download_first(device, length)?;
         let stats: &[RowStatsOut] = bytemuck::cast_slice(&back[..words]);
@@ -245,6 +285,11 @@ impl Head {
         }
         Ok(out)
     }
+}
+
+/// Words of what goes back for some rows: statistics; lengths of lists; their ids, and as many for their logits.
+fn back(rows: usize, stride: usize) -> (usize, usize, usize) {
+    (rows * STATS, rows.div_ceil(2), (rows * stride).div_ceil(2))
 }
 
 /// Whether the device can evaluate the condition and hold the list.

@@ -8,6 +8,7 @@
 mod backward;
 mod decoder;
 mod gradient;
+mod graphs;
 mod head;
 pub mod memory;
 mod open;
@@ -17,7 +18,7 @@ mod state;
 pub mod weights;
 
 use super::reference::PolicyRows;
-use super::spans::{self, Placed, handle, reward_rows, score};
+use super::spans::{self, Batch, Placed, handle, reward_rows, score};
 use super::{
     Backend, Gradient, GradientSpan, Logits, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Span, Work,
 };
@@ -28,7 +29,9 @@ use crate::kv::KvHandle;
 use crate::{Error, Result};
 use decoder::{Decoder, Linear};
 use gradient::{GradientPass, Tail};
+use graphs::Graphs;
 use head::{Asked, Head, Questions};
+use packet::Packet;
 use std::collections::HashSet;
 
 pub use open::{CudaOptions, Loading, Opened, Prepared};
@@ -48,6 +51,8 @@ pub struct Cuda {
     head: Head,
     rewards: Buffer<f32>, // [n]
     gradient: GradientPass,
+    /// Decode steps that were recorded; none if every kernel is to be launched by itself.
+    graphs: Option<Graphs>,
     max_len: usize,
     /// The policy's input embedding as it is stored, for [`Backend::same_embedding`].
     embedding: (DType, Bytes),
@@ -77,6 +82,11 @@ impl Cuda {
         let placed = spans::place(role, &decoder.config, &decoder.kv, self.max_len, spans)?;
         spans::check_room(&decoder.kv, &placed)?;
         Ok(placed)
+    }
+
+    /// Decode steps that were launched as graphs, and graphs that were recorded for them.
+    pub fn graphs(&self) -> (u64, u64) {
+        self.graphs.as_ref().map_or((0, 0), |graphs| (graphs.launched, graphs.recorded))
     }
 
     /// Hidden states and logits of every position of `ids`, computed as one sequence.
@@ -121,7 +131,7 @@ impl Cuda {
     }
 
     fn step(&mut self, spans: &[PolicySpan<'_>], placed: &[Placed<'_>]) -> Result<Vec<PolicyRow>> {
-        let Cuda { device, policy, head, kept, .. } = self;
+        let Cuda { device, policy, head, kept, graphs, .. } = self;
         let last: Vec<Vec<usize>> = placed.iter().map(|span| vec![span.ids.len() - 1]).collect();
         let mut rows = Vec::with_capacity(spans.len());
         for batch in spans::batches(placed, &last, policy.state.rows) {
@@ -130,7 +140,15 @@ impl Cuda {
                 Asked { floor, top_k, keep: span.seq.index }
             });
             let asked: Vec<Asked<'_>> = asked.collect();
-            let questions = policy.forward(device, &batch, |packet| Questions::push(packet, &asked))?;
+            let filled = graphs::filled(batch.rows);
+            // Decode steps, all of whose rows are asked for. Others are too many kinds, and long enough.
+            let single =
+                asked.len() == batch.rows && filled <= graphs::MOST_ROWS.min(head.rows()).min(policy.state.rows);
+            if let Some(graphs) = graphs.as_mut().filter(|_| single) {
+                decode(device, policy, head, graphs, (&batch, &asked, filled), &mut rows)?;
+                continue;
+            }
+            let questions = policy.forward(device, &batch, |packet| Questions::push(packet, &asked, asked.len()))?;
             if !asked.is_empty() {
                 policy.norm(device, asked.len())?;
                 rows.extend(head.run(device, policy, questions, &asked)?);
@@ -308,6 +326,34 @@ impl Backend for Cuda {
             reward_backward: self.reward.differentiated,
         }
     }
+}
+
+/// A step of single tokens as a graph, with as many rows as `filled` says.
+fn decode(
+    device: &Device,
+    policy: &mut Decoder,
+    head: &mut Head,
+    graphs: &mut Graphs,
+    (batch, asked, filled): (&Batch<'_>, &[Asked<'_>], usize),
+    rows: &mut Vec<PolicyRow>,
+) -> Result<()> {
+    head.room_for(device, policy, asked)?;
+    let push = |packet: &mut Packet| Questions::push(packet, asked, filled);
+    let (questions, step) = policy.send(device, batch, Some(filled), false, push)?;
+    let stride = head.filled_stride(asked);
+    let places = [policy.inbox.address(), head.kept()];
+    let shape = graphs::Shape { rows: filled, stride, frames: step.frames(), places };
+    let launches = || {
+        policy.layers(device, &step, None)?;
+        policy.norm(device, filled)?;
+        head.keep(device, policy, questions)?;
+        head.launch(device, policy, questions, 0..filled, stride)
+    };
+    // SAFETY: the launches use weights, state, pools and results of this policy and head, which were made once and live as long
+    // as the graphs beside them; the two buffers that grow are in the shape. Sections of the packet lie where the shape puts
+    // them: it fixes the length of each but the last, which the launches do not read. Policy and head are ours alone.
+    unsafe { graphs.run(device, shape, launches)? };
+    head.collect(device, policy.sizes.vocab, asked, filled, stride, rows)
 }
 
 fn not_run() -> Error {

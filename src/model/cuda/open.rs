@@ -2,6 +2,7 @@
 
 use super::decoder::Decoder;
 use super::gradient::GradientPass;
+use super::graphs::Graphs;
 use super::head::Head;
 use super::memory::{self, Budget, Needs};
 use super::state::State;
@@ -30,6 +31,8 @@ pub struct CudaOptions {
     pub gradient_tokens: usize,
     /// Sequences of full length, at most, that keys and values are kept for.
     pub sequences: usize,
+    /// Whether decode steps are recorded and launched as CUDA graphs.
+    pub graphs: bool,
 }
 
 impl Default for CudaOptions {
@@ -41,6 +44,7 @@ impl Default for CudaOptions {
             batch_tokens: 2048,
             gradient_tokens: 1024,
             sequences: memory::SEQUENCES,
+            graphs: true,
         }
     }
 }
@@ -176,6 +180,7 @@ impl Cuda {
             head: Head::new(&device, &policy_decoder, known)?,
             rewards: Buffer::uninitialised(&device, rows)?,
             gradient: GradientPass::new(&device, &reward_decoder, gradient_rows)?,
+            graphs: options.graphs.then(Graphs::default),
             policy: policy_decoder,
             reward: reward_decoder,
             max_len,

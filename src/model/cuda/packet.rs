@@ -57,6 +57,11 @@ impl Inbox {
         self.buffer.upload_first(device, &packet.bytes)
     }
 
+    /// Where it is.
+    pub fn address(&self) -> u64 {
+        self.buffer.address()
+    }
+
     /// Elements of the packet received last, which must be the one that the section is of.
     pub fn view<T: Element>(&self, section: Section<T>) -> View<'_, T> {
         self.buffer.view().slice(section.at..section.at + section.len * size_of::<T>()).cast()

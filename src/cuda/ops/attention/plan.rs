@@ -92,6 +92,16 @@ pub struct Plan {
     pub(in crate::cuda::ops) shape: Shape,
 }
 
+/// What a launch depends on besides the words: two plans of one frame are launched alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Frame {
+    items: [usize; CLASSES],
+    tokens_at: usize,
+    pages_at: usize,
+    words: usize,
+    partials: usize,
+}
+
 /// A query token with what it sees.
 #[derive(Clone, Copy, Debug)]
 struct Token {
@@ -281,6 +291,35 @@ impl Plan {
         &self.words
     }
 
+    /// The same work in a frame that many batches have: items of each class, their tokens and their pages are filled up to
+    /// powers of two, and the scratch is used as if it were full. What fills up does nothing.
+    pub fn filled(&self, limits: Limits) -> Plan {
+        let mut plan = Plan { words: Vec::new(), partials: limits.partials.max(self.partials), ..self.clone() };
+        let mut rest = &self.words[..self.tokens_at];
+        for (items, filled) in self.items.iter().zip(&mut plan.items) {
+            let (own, others) = rest.split_at(ITEM_WORDS * items);
+            rest = others;
+            *filled = if *items == 0 { 0 } else { items.next_power_of_two() };
+            plan.words.extend(own);
+            plan.words.resize(plan.words.len() + ITEM_WORDS * (*filled - items), 0);
+        }
+        let fill = |words: &mut Vec<u32>, list: &[u32], width: usize| {
+            let at = words.len();
+            words.extend(list);
+            words.resize(at + (list.len() / width).next_power_of_two() * width, 0);
+            at
+        };
+        plan.tokens_at = fill(&mut plan.words, &self.words[self.tokens_at..self.pages_at], TOKEN_WORDS);
+        plan.pages_at = fill(&mut plan.words, &self.words[self.pages_at..], PAGE_WORDS);
+        plan
+    }
+
+    /// What a launch of it depends on besides the words.
+    pub fn frame(&self) -> Frame {
+        let Plan { items, tokens_at, pages_at, partials, .. } = *self;
+        Frame { items, tokens_at, pages_at, words: self.words.len(), partials }
+    }
+
     /// Blocks that a launch has.
     pub fn grid(&self) -> usize {
         self.items.iter().sum::<usize>() * self.shape.kv_heads
@@ -368,6 +407,10 @@ mod tests {
         let mut slots: HashMap<u32, u32> = HashMap::new();
         let mut whole: HashMap<u32, usize> = HashMap::new();
         for item in read(plan) {
+            if item.tokens.is_empty() {
+                assert!(item.pages.is_empty(), "what fills up does nothing");
+                continue;
+            }
             let rows = item.tokens.len() * group;
             assert!(rows > 0 && rows <= CLASS_ROWS[item.class] && !item.pages.is_empty());
             assert!(item.class == 0 || rows > CLASS_ROWS[item.class - 1], "the smallest class that fits");
@@ -551,6 +594,18 @@ mod tests {
             prop_assert!(plan.partials <= partials);
             hold(&plan, &shape, &sequences);
             prop_assert_eq!(plan.rows, row);
+
+            let filled = plan.filled(Limits { blocks, partials });
+            prop_assert!(filled.items.iter().all(|&items| items == 0 || items.is_power_of_two()));
+            prop_assert_eq!(filled.filled(Limits { blocks, partials }).frame(), filled.frame());
+            let busy = |plan: &Plan| read(plan).into_iter().filter(|item| !item.tokens.is_empty());
+            let pairs = busy(&plan).zip(busy(&filled));
+            for (own, filled) in pairs {
+                prop_assert!(own.class == filled.class && own.tokens == filled.tokens && own.pages == filled.pages);
+            }
+            prop_assert_eq!(busy(&filled).count(), busy(&plan).count());
+            let as_if = Plan { partials: plan.partials, ..filled };
+            hold(&as_if, &shape, &sequences);
         }
     }
 }
