@@ -7,17 +7,17 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError,
 use std::ffi::c_void;
 use std::sync::{Arc, OnceLock};
 
-/// An open device. Everything runs on its one stream.
+/// An open device, and one stream of work on it.
 #[derive(Debug)]
 pub struct Device {
-    kernels: Kernels,
+    kernels: Arc<Kernels>,
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
     name: String,
     capability: Capability,
     multiprocessors: u32,
-    /// Set by the first error after which the driver answers nothing else.
-    dead: OnceLock<String>,
+    /// Set by the first error after which the driver answers nothing else, on any stream.
+    dead: Arc<OnceLock<String>>,
 }
 
 /// Shape of a launch.
@@ -46,8 +46,8 @@ impl Device {
             move |e: DriverError| Error::Backend(format!("CUDA device {ordinal}: {what}: {}", words(&e)))
         };
         let context = CudaContext::new(ordinal).map_err(failed("cannot be opened"))?;
-        // SAFETY: there is one stream, so no buffer is ever used by two streams at once, which is all that the events
-        // are for; and no buffer has been allocated yet.
+        // SAFETY: a buffer is allocated, used and released on the stream of one `Device` value, so no buffer is ever used by two
+        // streams at once, which is all that the events are for; and no buffer has been allocated yet.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed("no stream"))?;
         let (major, minor) = context.compute_capability().map_err(failed("no compute capability"))?;
@@ -56,7 +56,7 @@ impl Device {
         let name = context.name().map_err(failed("no name"))?;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(failed("no multiprocessor count"))?;
-        let kernels = Kernels::load(images)?;
+        let kernels = Arc::new(Kernels::load(images)?);
         Ok(Device {
             kernels,
             stream,
@@ -64,7 +64,25 @@ impl Device {
             name,
             capability,
             multiprocessors: multiprocessors.unsigned_abs(),
-            dead: OnceLock::new(),
+            dead: Arc::new(OnceLock::new()),
+        })
+    }
+
+    /// The same device with a stream of its own: what is queued there runs beside what is queued here. Buffers belong to the
+    /// stream that they were made on.
+    ///
+    /// # Errors
+    /// The driver has no stream left.
+    pub fn beside(&self) -> Result<Self> {
+        self.alive()?;
+        let stream = self.context.new_stream().map_err(|e| self.fault("no stream", e))?;
+        Ok(Device {
+            kernels: self.kernels.clone(),
+            stream,
+            context: self.context.clone(),
+            name: self.name.clone(),
+            dead: self.dead.clone(),
+            ..*self
         })
     }
 

@@ -1,8 +1,8 @@
 //! The CUDA device: context, embedded kernel images, buffers, and one safe function per kernel.
 //!
 //! libcuda is loaded at run time, so the binary needs no CUDA to start; [`Device::open`] says in words what is missing.
-//! All kernels are resolved once; launching looks nothing up and allocates nothing. There is one stream, so work is
-//! ordered by the program and buffers need no events between them.
+//! All kernels are resolved once; launching looks nothing up and allocates nothing. A [`Device`] has one stream, and buffers are
+//! used on the stream that they were made on, so work on them is ordered by the program and needs no events between.
 
 mod buffer;
 mod device;

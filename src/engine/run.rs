@@ -2,66 +2,104 @@
 
 use super::scheduler::{Answer, Span, Turn};
 use crate::ggro::task::{Ask, Row, Scored, Top, Whole};
-use crate::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Span as Tokens, TopK};
+use crate::model::{
+    Backend, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Span as Tokens, TopK, Turn as Batches,
+};
 use crate::{Error, Result};
 
 /// Runs a turn. One answer per span, the policy's first. A batch that fails is run again span by span, so that a request which
 /// cannot be served takes no other with it.
 pub(super) fn run(backend: &mut dyn Backend, turn: &Turn) -> Vec<Answer> {
-    let mut answers = apart(backend, &turn.policy, policy);
-    answers.extend(apart(backend, &turn.reward, reward));
+    let (policy, reward): (Vec<&Span>, Vec<&Span>) = (turn.policy.iter().collect(), turn.reward.iter().collect());
+    let turned = both(backend, &policy, &reward);
+    let mut answers = Vec::with_capacity(policy.len() + reward.len());
+    for (spans, found) in [(policy, turned.0), (reward, turned.1)] {
+        match found {
+            Ok(found) => answers.extend(found),
+            Err(error) if spans.len() == 1 => answers.push(Answer::Failed(error)),
+            Err(_) => answers.extend(spans.into_iter().map(|span| apart(backend, span))),
+        }
+    }
     answers
 }
 
-type Batch = fn(&mut dyn Backend, &[&Span]) -> Result<Vec<Answer>>;
-
-fn apart(backend: &mut dyn Backend, spans: &[Span], batch: Batch) -> Vec<Answer> {
-    let all: Vec<&Span> = spans.iter().collect();
-    if all.is_empty() {
-        return Vec::new();
+/// A span of a batch that failed, by itself.
+fn apart(backend: &mut dyn Backend, span: &Span) -> Answer {
+    // What a failed batch has appended is taken back, so the span can be tried again.
+    let back = match backend.len(span.seq) > span.start {
+        true => backend.truncate(span.seq, span.start),
+        false => Ok(()),
+    };
+    let alone = back.and_then(|()| match span.seq.role {
+        Role::Policy => both(backend, &[span], &[]).0,
+        Role::Reward => both(backend, &[], &[span]).1,
+    });
+    match alone {
+        Ok(mut alone) => alone.pop().unwrap_or_else(|| Answer::Failed(missing())),
+        Err(error) => Answer::Failed(error),
     }
-    match batch(backend, &all) {
-        Ok(answers) => answers,
-        Err(error) if all.len() == 1 => vec![Answer::Failed(error)],
-        Err(_) => {
-            let mut answers = Vec::with_capacity(all.len());
-            for span in all {
-                // What a failed batch has appended is taken back, so the span can be tried again.
-                let back = match backend.len(span.seq) > span.start {
-                    true => backend.truncate(span.seq, span.start),
-                    false => Ok(()),
-                };
-                let alone = back.and_then(|()| batch(backend, &[span]));
-                answers.push(match alone {
-                    Ok(mut alone) => alone.pop().unwrap_or_else(|| Answer::Failed(missing())),
-                    Err(error) => Answer::Failed(error),
-                });
+}
+
+type Answers = Result<Vec<Answer>>;
+
+/// A policy batch and a reward batch.
+fn both(backend: &mut dyn Backend, policy: &[&Span], reward: &[&Span]) -> (Answers, Answers) {
+    let rows: Vec<PolicySpan<'_>> = policy.iter().map(|span| row_of(span)).collect();
+    let (mut scores, mut slopes) = (Vec::new(), Vec::new());
+    for (index, span) in reward.iter().enumerate() {
+        let Ask::Score { also_at, gradient } = &span.task.ask else { return (Err(missing()), Err(missing())) };
+        let tokens = Tokens { seq: span.seq, start: span.start, ids: &span.ids };
+        let asked = RewardSpan { span: tokens, also_at };
+        match gradient {
+            None => scores.push((index, asked)),
+            Some(slope) => {
+                let candidates = &slope.candidates;
+                slopes.push((index, GradientSpan { span: asked, slot: slope.slot, candidates, rows: false }));
             }
-            answers
         }
     }
+    let score: Vec<RewardSpan<'_>> = scores.iter().map(|&(_, span)| span).collect();
+    let gradient: Vec<GradientSpan<'_>> = slopes.iter().map(|&(_, span)| span).collect();
+    let turned = backend.turn(Batches { policy: &rows, score: &score, gradient: &gradient });
+
+    let policy = turned.policy.and_then(|rows| answered(backend, policy, rows));
+    let mut answers: Vec<Option<Answer>> = reward.iter().map(|_| None).collect();
+    let rewards = turned.score.and_then(|scored| {
+        for ((index, _), score) in scores.iter().zip(scored) {
+            let scored = Scored { reward: score.reward, also: score.also, gradient: None };
+            answers[*index] = Some(Answer::Scored(scored));
+        }
+        for ((index, _), found) in slopes.iter().zip(turned.gradient?) {
+            let (score, gradient) = (found.score, Some((found.dots, found.norm)));
+            answers[*index] = Some(Answer::Scored(Scored { reward: score.reward, also: score.also, gradient }));
+        }
+        answers.into_iter().map(|answer| answer.ok_or_else(missing)).collect()
+    });
+    (policy, rewards)
 }
 
 fn missing() -> Error {
     Error::Backend("the backend did not return a result per span".to_string())
 }
 
-fn policy(backend: &mut dyn Backend, spans: &[&Span]) -> Result<Vec<Answer>> {
-    let asked = spans.iter().map(|span| {
-        let tokens = Tokens { seq: span.seq, start: span.start, ids: &span.ids };
-        match &span.task.ask {
-            Ask::Row { floor, top, .. } if span.last => {
-                let top_k = match top {
-                    Top::Skip => TopK::Skip,
-                    Top::Take(k) => TopK::Take(*k),
-                    Top::TakeIf(k, threshold) => TopK::TakeIf(*k, threshold),
-                };
-                PolicySpan { span: tokens, floor: *floor, top_k }
-            }
-            _ => PolicySpan { span: tokens, floor: 0.0, top_k: TopK::Skip },
+/// What the policy is asked of a span.
+fn row_of(span: &Span) -> PolicySpan<'_> {
+    let tokens = Tokens { seq: span.seq, start: span.start, ids: &span.ids };
+    match &span.task.ask {
+        Ask::Row { floor, top, .. } if span.last => {
+            let top_k = match top {
+                Top::Skip => TopK::Skip,
+                Top::Take(k) => TopK::Take(*k),
+                Top::TakeIf(k, threshold) => TopK::TakeIf(*k, threshold),
+            };
+            PolicySpan { span: tokens, floor: *floor, top_k }
         }
-    });
-    let rows = backend.policy_step(&asked.collect::<Vec<_>>())?;
+        _ => PolicySpan { span: tokens, floor: 0.0, top_k: TopK::Skip },
+    }
+}
+
+/// Rows as answers, with all their logits where they are wanted.
+fn answered(backend: &mut dyn Backend, spans: &[&Span], rows: Vec<PolicyRow>) -> Answers {
     if rows.len() != spans.len() {
         return Err(missing());
     }
@@ -84,37 +122,4 @@ fn policy(backend: &mut dyn Backend, spans: &[&Span]) -> Result<Vec<Answer>> {
         answers.push(Answer::Row(Row { row, logits }));
     }
     Ok(answers)
-}
-
-fn reward(backend: &mut dyn Backend, spans: &[&Span]) -> Result<Vec<Answer>> {
-    let mut answers: Vec<Option<Answer>> = spans.iter().map(|_| None).collect();
-    let (mut scores, mut slopes) = (Vec::new(), Vec::new());
-    for (index, span) in spans.iter().enumerate() {
-        let Ask::Score { also_at, gradient } = &span.task.ask else { return Err(missing()) };
-        let tokens = Tokens { seq: span.seq, start: span.start, ids: &span.ids };
-        let asked = RewardSpan { span: tokens, also_at };
-        match gradient {
-            None => scores.push((index, asked)),
-            Some(slope) => {
-                let candidates = &slope.candidates;
-                slopes.push((index, GradientSpan { span: asked, slot: slope.slot, candidates, rows: false }));
-            }
-        }
-    }
-    if !scores.is_empty() {
-        let asked: Vec<RewardSpan<'_>> = scores.iter().map(|&(_, span)| span).collect();
-        for ((index, _), score) in scores.iter().zip(backend.reward_score(&asked)?) {
-            let scored = Scored { reward: score.reward, also: score.also, gradient: None };
-            answers[*index] = Some(Answer::Scored(scored));
-        }
-    }
-    if !slopes.is_empty() {
-        let asked: Vec<GradientSpan<'_>> = slopes.iter().map(|&(_, span)| span).collect();
-        for ((index, _), found) in slopes.iter().zip(backend.reward_gradient(&asked)?) {
-            let gradient = Some((found.dots, found.norm));
-            answers[*index] =
-                Some(Answer::Scored(Scored { reward: found.score.reward, also: found.score.also, gradient }));
-        }
-    }
-    answers.into_iter().map(|answer| answer.ok_or_else(missing)).collect()
 }

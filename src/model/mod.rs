@@ -166,6 +166,28 @@ pub struct Gradient {
     pub rows: Vec<f32>,
 }
 
+/// What is wanted of both models at once. No sequence is in two of the lists.
+#[derive(Clone, Copy, Default)]
+pub struct Turn<'a> {
+    /// As for [`Backend::policy_step`].
+    pub policy: &'a [PolicySpan<'a>],
+    /// As for [`Backend::reward_score`].
+    pub score: &'a [RewardSpan<'a>],
+    /// As for [`Backend::reward_gradient`].
+    pub gradient: &'a [GradientSpan<'a>],
+}
+
+/// Results of a turn. Each list may fail by itself.
+#[derive(Debug)]
+pub struct Turned {
+    /// Of the policy's spans.
+    pub policy: Result<Vec<PolicyRow>>,
+    /// Of the spans to be scored.
+    pub score: Result<Vec<Score>>,
+    /// Of the spans to be differentiated.
+    pub gradient: Result<Vec<Gradient>>,
+}
+
 /// Token positions that went through a model, counted where they were computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
@@ -240,6 +262,16 @@ pub trait Backend {
 
     /// Appends spans to reward sequences, scores them and differentiates the last reward.
     fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>>;
+
+    /// The three of them together, where the backend can: the models have nothing in common but the device. Empty lists are not
+    /// run. The results are those of one after the other.
+    fn turn(&mut self, turn: Turn<'_>) -> Turned {
+        Turned {
+            policy: if turn.policy.is_empty() { Ok(Vec::new()) } else { self.policy_step(turn.policy) },
+            score: if turn.score.is_empty() { Ok(Vec::new()) } else { self.reward_score(turn.score) },
+            gradient: if turn.gradient.is_empty() { Ok(Vec::new()) } else { self.reward_gradient(turn.gradient) },
+        }
+    }
 
     /// Whether the policy's input embedding rows of two ids are equal in every component, compared as numbers.
     fn same_embedding(&self, a: u32, b: u32) -> bool;

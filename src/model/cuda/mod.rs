@@ -15,12 +15,14 @@ mod open;
 mod packet;
 pub mod sizes;
 mod state;
+mod steps;
 pub mod weights;
 
 use super::reference::PolicyRows;
-use super::spans::{self, Batch, Placed, handle, reward_rows, score};
+use super::spans::{self, Placed, handle, reward_rows, score};
 use super::{
-    Backend, Gradient, GradientSpan, Logits, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Span, Work,
+    Backend, Gradient, GradientSpan, Logits, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Span, Turn, Turned,
+    Work,
 };
 use crate::checkpoint::{Bytes, Checkpoint, DType};
 use crate::config::ModelConfig;
@@ -30,8 +32,7 @@ use crate::{Error, Result};
 use decoder::{Decoder, Linear};
 use gradient::{GradientPass, Tail};
 use graphs::Graphs;
-use head::{Asked, Head, Questions};
-use packet::Packet;
+use head::Head;
 use std::collections::HashSet;
 
 pub use open::{CudaOptions, Loading, Opened, Prepared};
@@ -45,7 +46,9 @@ const CHEAP_ROWS: usize = 128;
 
 /// A policy and a reward model on a device.
 pub struct Cuda {
+    /// The policy's stream, and the reward model's.
     device: Device,
+    beside: Device,
     policy: Decoder,
     reward: Decoder,
     head: Head,
@@ -130,37 +133,9 @@ impl Cuda {
         result
     }
 
-    fn step(&mut self, spans: &[PolicySpan<'_>], placed: &[Placed<'_>]) -> Result<Vec<PolicyRow>> {
-        let Cuda { device, policy, head, kept, graphs, .. } = self;
-        let last: Vec<Vec<usize>> = placed.iter().map(|span| vec![span.ids.len() - 1]).collect();
-        let mut rows = Vec::with_capacity(spans.len());
-        for batch in spans::batches(placed, &last, policy.state.rows) {
-            let asked = batch.live.iter().map(|&(_, owner)| {
-                let PolicySpan { span, floor, top_k } = spans[owner];
-                Asked { floor, top_k, keep: span.seq.index }
-            });
-            let asked: Vec<Asked<'_>> = asked.collect();
-            let filled = graphs::filled(batch.rows);
-            // Decode steps, all of whose rows are asked for. Others are too many kinds, and long enough.
-            let single =
-                asked.len() == batch.rows && filled <= graphs::MOST_ROWS.min(head.rows()).min(policy.state.rows);
-            if let Some(graphs) = graphs.as_mut().filter(|_| single) {
-                decode(device, policy, head, graphs, (&batch, &asked, filled), &mut rows)?;
-                continue;
-            }
-            let questions = policy.forward(device, &batch, |packet| Questions::push(packet, &asked, asked.len()))?;
-            if !asked.is_empty() {
-                policy.norm(device, asked.len())?;
-                rows.extend(head.run(device, policy, questions, &asked)?);
-            }
-        }
-        kept.extend(spans.iter().map(|span| span.span.seq));
-        Ok(rows)
-    }
-
     /// Rewards of the wanted rows of each span.
     fn scores(&mut self, placed: &[Placed<'_>], wanted: &[Vec<usize>]) -> Result<Vec<Vec<f32>>> {
-        let Cuda { device, reward, rewards, .. } = self;
+        let Cuda { beside: device, reward, rewards, .. } = self;
         let d = reward.sizes.hidden_padded;
         let mut out = vec![Vec::new(); placed.len()];
         for batch in spans::batches(placed, wanted, reward.state.rows) {
@@ -182,6 +157,13 @@ impl Cuda {
 }
 
 impl Cuda {
+    /// A turn without the policy's part.
+    fn rewards_of(&mut self, turn: Turn<'_>) -> Turned {
+        let score = if turn.score.is_empty() { Ok(Vec::new()) } else { self.reward_score(turn.score) };
+        let gradient = if turn.gradient.is_empty() { Ok(Vec::new()) } else { self.reward_gradient(turn.gradient) };
+        Turned { policy: Ok(Vec::new()), score, gradient }
+    }
+
     /// What stands before the slots runs like any prefix; what stands behind is recorded and differentiated.
     fn gradients(
         &mut self,
@@ -206,7 +188,7 @@ impl Cuda {
         let mut slopes = Vec::with_capacity(tails.len());
         while !rest.is_empty() {
             let (now, later) = rest.split_at(self.gradient.together(rest)?);
-            slopes.extend(self.gradient.run(&self.device, &mut self.reward, now)?);
+            slopes.extend(self.gradient.run(&self.beside, &mut self.reward, now)?);
             rest = later;
         }
         let gradients = slopes.into_iter().zip(&mut rewards).zip(asked).map(|((slope, rewards), (_, places))| {
@@ -232,10 +214,9 @@ impl Backend for Cuda {
     }
 
     fn fork(&mut self, seq: SeqId, len: usize) -> Result<SeqId> {
-        let device = &self.device;
-        let decoder = match seq.role {
-            Role::Policy => &mut self.policy,
-            Role::Reward => &mut self.reward,
+        let (device, decoder) = match seq.role {
+            Role::Policy => (&self.device, &mut self.policy),
+            Role::Reward => (&self.beside, &mut self.reward),
         };
         let (child, copy) = decoder.kv.fork(handle(seq), len)?;
         decoder.copy_block(device, copy)?;
@@ -295,6 +276,24 @@ impl Backend for Cuda {
         self.undo(Role::Reward, &placed, gradients)
     }
 
+    fn turn(&mut self, turn: Turn<'_>) -> Turned {
+        if turn.policy.is_empty() {
+            return self.rewards_of(turn);
+        }
+        // The reward model's batch is made and queued while the device works on the policy's.
+        let placed = self.place(Role::Policy, turn.policy.iter().map(|s| s.span));
+        let pending = placed.map(|placed| {
+            let pending = self.submit(turn.policy, &placed);
+            (placed, pending)
+        });
+        let turned = self.rewards_of(turn);
+        let policy = pending.and_then(|(placed, pending)| {
+            let rows = pending.and_then(|pending| self.collect(turn.policy, pending));
+            self.undo(Role::Policy, &placed, rows)
+        });
+        Turned { policy, ..turned }
+    }
+
     fn same_embedding(&self, a: u32, b: u32) -> bool {
         let (dtype, bytes) = &self.embedding;
         let width = self.policy.sizes.hidden * dtype.size();
@@ -326,34 +325,6 @@ impl Backend for Cuda {
             reward_backward: self.reward.differentiated,
         }
     }
-}
-
-/// A step of single tokens as a graph, with as many rows as `filled` says.
-fn decode(
-    device: &Device,
-    policy: &mut Decoder,
-    head: &mut Head,
-    graphs: &mut Graphs,
-    (batch, asked, filled): (&Batch<'_>, &[Asked<'_>], usize),
-    rows: &mut Vec<PolicyRow>,
-) -> Result<()> {
-    head.room_for(device, policy, asked)?;
-    let push = |packet: &mut Packet| Questions::push(packet, asked, filled);
-    let (questions, step) = policy.send(device, batch, Some(filled), false, push)?;
-    let stride = head.filled_stride(asked);
-    let places = [policy.inbox.address(), head.kept()];
-    let shape = graphs::Shape { rows: filled, stride, frames: step.frames(), places };
-    let launches = || {
-        policy.layers(device, &step, None)?;
-        policy.norm(device, filled)?;
-        head.keep(device, policy, questions)?;
-        head.launch(device, policy, questions, 0..filled, stride)
-    };
-    // SAFETY: the launches use weights, state, pools and results of this policy and head, which were made once and live as long
-    // as the graphs beside them; the two buffers that grow are in the shape. Sections of the packet lie where the shape puts
-    // them: it fixes the length of each but the last, which the launches do not read. Policy and head are ours alone.
-    unsafe { graphs.run(device, shape, launches)? };
-    head.collect(device, policy.sizes.vocab, asked, filled, stride, rows)
 }
 
 fn not_run() -> Error {

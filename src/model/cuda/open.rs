@@ -162,13 +162,14 @@ impl Cuda {
         let read = policy_plan.source_bytes();
         let mut progress = |bytes| progress(Loading::Read(bytes));
         let (policy_weights, policy_load) = Weights::load(&device, &policy_plan, &mut progress)?;
-        let (reward_weights, reward_load) = Weights::load(&device, &reward_plan, &mut |bytes| progress(read + bytes))?;
+        let beside = device.beside()?;
+        let (reward_weights, reward_load) = Weights::load(&beside, &reward_plan, &mut |bytes| progress(read + bytes))?;
         let sizes = (rows, budget.blocks, max_len);
-        let decoder = |config, plan: &Plan, weights| {
-            Decoder::new(&device, config, *plan.sizes(), (weights, plan.storage()), sizes)
+        let decoder = |device: &Device, config, plan: &Plan, weights| {
+            Decoder::new(device, config, *plan.sizes(), (weights, plan.storage()), sizes)
         };
-        let policy_decoder = decoder(policy.0, &policy_plan, policy_weights)?;
-        let reward_decoder = decoder(reward.0, &reward_plan, reward_weights)?;
+        let policy_decoder = decoder(&device, policy.0, &policy_plan, policy_weights)?;
+        let reward_decoder = decoder(&beside, reward.0, &reward_plan, reward_weights)?;
         let known = policy.0.vocab_size.min(reward.0.vocab_size);
         let shape = [policy.0.vocab_size, policy.0.hidden_size];
         let opened = Opened {
@@ -178,8 +179,8 @@ impl Cuda {
         };
         let cuda = Cuda {
             head: Head::new(&device, &policy_decoder, known)?,
-            rewards: Buffer::uninitialised(&device, rows)?,
-            gradient: GradientPass::new(&device, &reward_decoder, gradient_rows)?,
+            rewards: Buffer::uninitialised(&beside, rows)?,
+            gradient: GradientPass::new(&beside, &reward_decoder, gradient_rows)?,
             graphs: options.graphs.then(Graphs::default),
             policy: policy_decoder,
             reward: reward_decoder,
@@ -187,6 +188,7 @@ impl Cuda {
             embedding: policy.1.load("model.embed_tokens.weight", &shape)?,
             kept: HashSet::new(),
             device,
+            beside,
         };
         Ok((cuda, opened))
     }
