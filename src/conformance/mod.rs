@@ -12,6 +12,7 @@ mod attention;
 mod attention_backward;
 mod bench;
 mod copy_rows;
+mod draw;
 mod embed;
 mod errors;
 mod gemm;
@@ -112,6 +113,7 @@ pub fn cases() -> Vec<Case> {
     all.extend(attention_backward::cases());
     all.extend(gemm_backward::cases());
     all.extend(copy_rows::cases());
+    all.extend(draw::cases());
     all.extend(embed::cases());
     all.extend(kv_copy::cases());
     all.extend(logits::cases());

@@ -40,6 +40,7 @@ pub(super) struct Kernels {
     pub attention: [[Kernel; attention::KERNELS.len()]; 2],
     pub attention_backward: [[Kernel; attention_backward::KERNELS.len()]; 2],
     pub copy_rows: Kernel,
+    pub draw: [Kernel; 2],
     pub embed: [Kernel; 2],
     pub kv_copy: Kernel,
     pub log_probabilities: Kernel,
@@ -64,6 +65,8 @@ pub(super) struct Kernels {
 
 /// Threads of a `copy_rows` block, at most.
 pub(super) const COPY_THREADS: u32 = 256;
+/// Threads of the `draw` blocks.
+pub(super) const DRAW_THREADS: u32 = 256;
 /// Threads of an `embed` block, at most.
 pub(super) const EMBED_THREADS: u32 = 512;
 /// Threads of the `kv_copy` blocks.
@@ -88,6 +91,7 @@ pub(super) const PEAK_THREADS: u32 = 256;
 pub(super) const PLACE_THREADS: u32 = 256;
 
 const COPY_ROWS: &str = "copy_rows";
+const DRAW: [&str; 2] = ["draw_bf16", "draw_f16"];
 const EMBED: [&str; 2] = ["embed_bf16", "embed_f16"];
 const KV_COPY: &str = "kv_copy";
 const LOGITS: [&str; 2] = ["log_probabilities_f32", "chosen_logits_f32"];
@@ -121,6 +125,7 @@ pub fn specs() -> Vec<Spec> {
         }));
     }
     specs.push(Spec { image: "copy_rows", name: COPY_ROWS, threads: COPY_THREADS, shared: 0 });
+    specs.extend(DRAW.map(|name| Spec { image: "draw", name, threads: DRAW_THREADS, shared: 0 }));
     specs.extend(EMBED.map(|name| Spec { image: "embed", name, threads: EMBED_THREADS, shared: 0 }));
     specs.push(Spec { image: "kv_copy", name: KV_COPY, threads: KV_COPY_THREADS, shared: 0 });
     specs.extend(LOGITS.map(|name| Spec { image: "logits", name, threads: LOGITS_THREADS, shared: 0 }));
@@ -202,6 +207,7 @@ impl Kernels {
             attention: [attention(Storage::Bf16)?, attention(Storage::F16)?],
             attention_backward: [attention_backward(Storage::Bf16)?, attention_backward(Storage::F16)?],
             copy_rows: kernel(COPY_ROWS)?,
+            draw: pair(DRAW)?,
             embed: pair(EMBED)?,
             kv_copy: kernel(KV_COPY)?,
             log_probabilities: kernel(LOGITS[0])?,

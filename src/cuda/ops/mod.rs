@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod attention_backward;
 pub mod copy_rows;
+pub mod draw;
 pub mod embed;
 pub mod gemm;
 pub mod kv;
