@@ -7,6 +7,7 @@ pub mod cuda;
 pub mod reference;
 mod row;
 mod spans;
+pub mod synthetic;
 
 pub use row::{RowStats, top_k};
 

@@ -57,8 +57,8 @@ pub struct Cuda {
     /// Decode steps that were recorded; none if every kernel is to be launched by itself.
     graphs: Option<Graphs>,
     max_len: usize,
-    /// The policy's input embedding as it is stored, for [`Backend::same_embedding`].
-    embedding: (DType, Bytes),
+    /// The policy's input embedding as it is stored, for [`Backend::same_embedding`]; none if it was drawn.
+    embedding: Option<(DType, Bytes)>,
     /// Policy sequences whose last hidden state is kept.
     kept: HashSet<SeqId>,
 }
@@ -295,7 +295,8 @@ impl Backend for Cuda {
     }
 
     fn same_embedding(&self, a: u32, b: u32) -> bool {
-        let (dtype, bytes) = &self.embedding;
+        // Two rows of random numbers are not equal.
+        let Some((dtype, bytes)) = &self.embedding else { return a == b };
         let width = self.policy.sizes.hidden * dtype.size();
         let row = |id: u32| bytes.get((id as usize).checked_mul(width)?..).and_then(|rest| rest.get(..width));
         let Some((left, right)) = row(a).zip(row(b)) else { return a == b };

@@ -6,9 +6,9 @@ use super::graphs::Graphs;
 use super::head::Head;
 use super::memory::{self, Budget, Needs};
 use super::state::State;
-use super::weights::{LoadReport, Plan, Weights};
+use super::weights::{LoadReport, Plan, Source, Weights};
 use super::{Cuda, Parts};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Bytes, Checkpoint, DType};
 use crate::config::ModelConfig;
 use crate::cuda::{Buffer, Device, Storage};
 use crate::model::spans;
@@ -78,11 +78,23 @@ impl Prepared {
         reward: (&ModelConfig, &Checkpoint),
         options: &CudaOptions,
     ) -> Result<Self> {
+        Self::of((policy.0, Source::Stored(policy.1)), (reward.0, Source::Stored(reward.1)), options)
+    }
+
+    /// The same for numbers from anywhere.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of(
+        policy: (&ModelConfig, Source<'_>),
+        reward: (&ModelConfig, Source<'_>),
+        options: &CudaOptions,
+    ) -> Result<Self> {
         let max_len = spans::longest(policy.0, reward.0, options.max_model_len)?;
         if options.batch_tokens == 0 {
             return Err(Error::invalid("batch-tokens is 0; expected at least 1"));
         }
-        let plans = [Plan::new(policy.0, policy.1, options.dtype)?, Plan::new(reward.0, reward.1, options.dtype)?];
+        let plans = [Plan::of(policy.0, policy.1, options.dtype)?, Plan::of(reward.0, reward.1, options.dtype)?];
         Ok(Prepared { plans, max_len, options: *options })
     }
 
@@ -152,6 +164,35 @@ impl Cuda {
         progress: &mut dyn FnMut(Loading<'_>),
     ) -> Result<(Cuda, Opened)> {
         let prepared = Prepared::new(policy, reward, options)?;
+        let shape = [policy.0.vocab_size, policy.0.hidden_size];
+        let embedding = Some(policy.1.load("model.embed_tokens.weight", &shape)?);
+        Self::build(device, prepared, (policy.0, reward.0), embedding, options, progress)
+    }
+
+    /// A pair of random models ([`synthetic`](crate::model::synthetic)), whose weights are made on the device.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn synthetic(
+        device: Device,
+        [policy, reward]: [&ModelConfig; 2],
+        seed: u64,
+        options: &CudaOptions,
+        progress: &mut dyn FnMut(Loading<'_>),
+    ) -> Result<(Cuda, Opened)> {
+        let sources = [Source::Drawn(seed), Source::Drawn(!seed)];
+        let prepared = Prepared::of((policy, sources[0]), (reward, sources[1]), options)?;
+        Self::build(device, prepared, (policy, reward), None, options, progress)
+    }
+
+    fn build(
+        device: Device,
+        prepared: Prepared,
+        (policy, reward): (&ModelConfig, &ModelConfig),
+        embedding: Option<(DType, Bytes)>,
+        options: &CudaOptions,
+        progress: &mut dyn FnMut(Loading<'_>),
+    ) -> Result<(Cuda, Opened)> {
         let (free, total) = device.memory()?;
         let budget = prepared.needs().divide(memory::Device { free: free as u64, total: total as u64 })?;
         let rows = prepared.rows();
@@ -168,10 +209,9 @@ impl Cuda {
         let decoder = |device: &Device, config, plan: &Plan, weights| {
             Decoder::new(device, config, *plan.sizes(), (weights, plan.storage()), sizes)
         };
-        let policy_decoder = decoder(&device, policy.0, &policy_plan, policy_weights)?;
-        let reward_decoder = decoder(&beside, reward.0, &reward_plan, reward_weights)?;
-        let known = policy.0.vocab_size.min(reward.0.vocab_size);
-        let shape = [policy.0.vocab_size, policy.0.hidden_size];
+        let policy_decoder = decoder(&device, policy, &policy_plan, policy_weights)?;
+        let reward_decoder = decoder(&beside, reward, &reward_plan, reward_weights)?;
+        let known = policy.vocab_size.min(reward.vocab_size);
         let opened = Opened {
             budget,
             loads: [policy_load, reward_load],
@@ -185,7 +225,7 @@ impl Cuda {
             policy: policy_decoder,
             reward: reward_decoder,
             max_len,
-            embedding: policy.1.load("model.embed_tokens.weight", &shape)?,
+            embedding,
             kept: HashSet::new(),
             device,
             beside,

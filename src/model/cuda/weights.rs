@@ -13,8 +13,10 @@
 use super::sizes::Sizes;
 use crate::checkpoint::{Bytes, Checkpoint, DType};
 use crate::config::{ModelConfig, Task};
+use crate::cuda::ops::draw::{Draw, draw};
 use crate::cuda::ops::place::{Changed, Groups, Layout, Stored, place};
 use crate::cuda::{Buffer, Device, Storage, View, staging};
+use crate::model::synthetic;
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -92,6 +94,15 @@ impl LoadReport {
     }
 }
 
+/// Where a model's numbers come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// Files.
+    Stored(&'a Checkpoint),
+    /// This seed: see [`synthetic`].
+    Drawn(u64),
+}
+
 /// Where everything of a model goes.
 #[derive(Debug)]
 pub struct Plan {
@@ -120,10 +131,34 @@ struct Slab {
 #[derive(Debug)]
 struct Tensor {
     name: String,
-    dtype: DType,
-    bytes: Bytes,
+    content: Content,
     slab: usize,
     layout: Layout,
+}
+
+/// Its numbers.
+#[derive(Debug)]
+enum Content {
+    Stored(DType, Bytes),
+    /// Made on the device.
+    Drawn(Draw),
+}
+
+impl Content {
+    fn dtype(&self) -> Option<DType> {
+        match self {
+            Content::Stored(dtype, _) => Some(*dtype),
+            Content::Drawn(_) => None,
+        }
+    }
+
+    /// What is read from files.
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Content::Stored(_, bytes) => bytes,
+            Content::Drawn(_) => &[],
+        }
+    }
 }
 
 impl Plan {
@@ -132,13 +167,24 @@ impl Plan {
     /// # Errors
     /// The kernels cannot do the model's sizes; a tensor is missing, or has another shape or type.
     pub fn new(config: &ModelConfig, checkpoint: &Checkpoint, asked: Option<Storage>) -> Result<Self> {
+        Self::of(config, Source::Stored(checkpoint), asked)
+    }
+
+    /// The same for numbers from anywhere. Those that are drawn are bf16 unless another type is asked for.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of(config: &ModelConfig, source: Source<'_>, asked: Option<Storage>) -> Result<Self> {
         let sizes = Sizes::new(config)?;
-        let mut builder = Builder { checkpoint, slabs: Vec::new(), tensors: Vec::new() };
-        let weights = builder.decoder(config, &sizes)?;
+        let mut builder = Builder { config, source, slabs: Vec::new(), tensors: Vec::new() };
+        let weights = builder.decoder(&sizes)?;
         let Builder { slabs, tensors, .. } = builder;
-        let path = checkpoint.path().to_path_buf();
-        let elements =
-            |dtype| -> u64 { tensors.iter().filter(|t: &&Tensor| t.dtype == dtype).map(|t| t.elements() as u64).sum() };
+        let path = match source {
+            Source::Stored(checkpoint) => checkpoint.path().to_path_buf(),
+            Source::Drawn(seed) => PathBuf::from(format!("seed {seed}")),
+        };
+        let of = |dtype| move |tensor: &&Tensor| tensor.content.dtype() == Some(dtype);
+        let elements = |dtype| -> u64 { tensors.iter().filter(of(dtype)).map(|t| t.elements() as u64).sum() };
         let most = if elements(DType::F16) > elements(DType::Bf16) { Storage::F16 } else { Storage::Bf16 };
         Ok(Plan { sizes, storage: asked.unwrap_or(most), asked: asked.is_some(), path, slabs, tensors, weights })
     }
@@ -155,7 +201,7 @@ impl Plan {
 
     /// Bytes that will be read from the files.
     pub fn source_bytes(&self) -> u64 {
-        self.tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum()
+        self.tensors.iter().map(|tensor| tensor.content.bytes().len() as u64).sum()
     }
 
     /// Bytes that the weights take on the device, padding included.
@@ -166,7 +212,11 @@ impl Plan {
     /// Bytes of the area for what cannot be copied straight to its place.
     fn staged(&self) -> usize {
         let indirect = self.tensors.iter().filter(|tensor| tensor.direct(self.storage).is_none());
-        indirect.map(|tensor| tensor.bytes.len().min(staging::SLOT)).max().unwrap_or(0)
+        indirect
+            .map(|tensor| tensor.elements() * tensor.content.dtype().map_or(2, DType::size))
+            .map(|bytes| bytes.min(staging::SLOT))
+            .max()
+            .unwrap_or(0)
     }
 }
 
@@ -256,7 +306,10 @@ impl Tensor {
     }
 
     fn converts(&self, storage: Storage) -> bool {
-        !matches!((self.dtype, storage), (DType::Bf16, Storage::Bf16) | (DType::F16, Storage::F16))
+        match (self.content.dtype(), storage) {
+            (None, _) | (Some(DType::Bf16), Storage::Bf16) | (Some(DType::F16), Storage::F16) => false,
+            (Some(_), _) => true,
+        }
     }
 
     /// Where it lies in its slab, if its bytes can be copied there as they are.
@@ -267,7 +320,8 @@ impl Tensor {
 
 /// Makes up the plan.
 struct Builder<'a> {
-    checkpoint: &'a Checkpoint,
+    config: &'a ModelConfig,
+    source: Source<'a>,
     slabs: Vec<Slab>,
     tensors: Vec<Tensor>,
 }
@@ -292,10 +346,11 @@ struct Fused {
 }
 
 impl Builder<'_> {
-    fn decoder(&mut self, config: &ModelConfig, sizes: &Sizes) -> Result<Weights<usize>> {
+    fn decoder(&mut self, sizes: &Sizes) -> Result<Weights<usize>> {
+        let config = self.config;
         let Sizes { hidden: d, hidden_padded: dp, vocab, .. } = *sizes;
         let embedding = self.matrix("model.embed_tokens.weight", vocab, d, dp)?;
-        let layers = (0..sizes.layers).map(|i| self.layer(config, sizes, i)).collect::<Result<Vec<_>>>()?;
+        let layers = (0..sizes.layers).map(|i| self.layer(sizes, i)).collect::<Result<Vec<_>>>()?;
         let final_norm = self.vector("model.norm.weight", d, dp)?;
         let head = match config.task {
             Task::Reward => Head::Own(self.matrix("score.weight", 1, d, dp)?),
@@ -305,7 +360,8 @@ impl Builder<'_> {
         Ok(Weights { embedding, layers, final_norm, head })
     }
 
-    fn layer(&mut self, config: &ModelConfig, sizes: &Sizes, index: usize) -> Result<Layer<usize>> {
+    fn layer(&mut self, sizes: &Sizes, index: usize) -> Result<Layer<usize>> {
+        let config = self.config;
         let at = |part: &str| format!("model.layers.{index}.{part}");
         let Sizes { hidden: d, hidden_padded: dp, head: e, head_padded: ep, mlp: f, mlp_padded: fp, .. } = *sizes;
         let (h, g, ap) = (sizes.heads, sizes.kv_heads, sizes.attention_padded);
@@ -395,9 +451,18 @@ impl Builder<'_> {
     }
 
     fn put(&mut self, slab: usize, name: String, shape: &[usize], layout: Layout) -> Result<()> {
-        let (dtype, bytes) = self.checkpoint.load(&name, shape)?;
+        let content = match self.source {
+            Source::Stored(checkpoint) => {
+                let (dtype, bytes) = checkpoint.load(&name, shape)?;
+                Content::Stored(dtype, bytes)
+            }
+            Source::Drawn(seed) => {
+                let inputs = shape.get(1).copied().unwrap_or(1);
+                Content::Drawn(synthetic::draw(self.config, seed, &name, inputs))
+            }
+        };
         self.slabs[slab].filled += layout.rows * layout.cols;
-        self.tensors.push(Tensor { name, dtype, bytes, slab, layout });
+        self.tensors.push(Tensor { name, content, slab, layout });
         Ok(())
     }
 }
@@ -434,15 +499,19 @@ impl Loader<'_> {
         let (device, plan) = (self.device, self.plan);
         let mut pieces = Vec::new();
         for tensor in range {
+            if let Content::Drawn(from) = plan.tensors[tensor].content {
+                self.draw(tensor, from)?;
+            }
             // A slot holds whole elements.
-            for (index, bytes) in plan.tensors[tensor].bytes.chunks(staging::SLOT).enumerate() {
+            for (index, bytes) in plan.tensors[tensor].content.bytes().chunks(staging::SLOT).enumerate() {
                 pieces.push(Piece { tensor, start: index * staging::SLOT, bytes });
             }
         }
         staging::stream(device, &pieces, |index, filled| {
             let piece = &pieces[index];
             let tensor = &plan.tensors[piece.tensor];
-            let size = tensor.dtype.size();
+            let Some(dtype) = tensor.content.dtype() else { return Ok(()) };
+            let size = dtype.size();
             let (first, count) = (piece.start / size, piece.bytes.len() / size);
             let slab = &mut self.slabs[tensor.slab];
             match tensor.direct(plan.storage) {
@@ -453,7 +522,7 @@ impl Loader<'_> {
                 None => {
                     filled.copy_to(&mut self.staged.view_mut().slice(0..filled.len()))?;
                     let bytes = self.staged.view().slice(0..filled.len());
-                    let stored = Stored { bytes, dtype: tensor.dtype, first };
+                    let stored = Stored { bytes, dtype, first };
                     let changed = &mut self.changed.view_mut().slice_owned(piece.tensor..piece.tensor + 1);
                     place(device, plan.storage, &mut slab.view_mut(), stored, &tensor.layout, changed)?;
                 }
@@ -464,12 +533,36 @@ impl Loader<'_> {
         })
     }
 
+    /// Makes a tensor's numbers in their places.
+    fn draw(&mut self, index: usize, from: Draw) -> Result<()> {
+        let (device, storage) = (self.device, self.plan.storage);
+        let tensor = &self.plan.tensors[index];
+        let slab = &mut self.slabs[tensor.slab];
+        if let Some(place) = tensor.layout.contiguous() {
+            return draw(device, storage, &mut slab.view_mut().slice(place), 0, from);
+        }
+        let dtype = match storage {
+            Storage::Bf16 => DType::Bf16,
+            Storage::F16 => DType::F16,
+        };
+        let most = self.staged.len() / dtype.size();
+        for first in (0..tensor.elements()).step_by(most.max(1)) {
+            let count = most.min(tensor.elements() - first);
+            draw(device, storage, &mut self.staged.first_mut(2 * count).cast(), first, from)?;
+            let stored = Stored { bytes: self.staged.first(2 * count), dtype, first };
+            let changed = &mut self.changed.view_mut().slice_owned(index..index + 1);
+            place(device, storage, &mut slab.view_mut(), stored, &tensor.layout, changed)?;
+        }
+        Ok(())
+    }
+
     /// What became of the numbers so far.
     fn check(&self) -> Result<LoadReport> {
         let plan = self.plan;
         let mut report = LoadReport { bytes: self.done, ..LoadReport::default() };
         for (tensor, changed) in plan.tensors.iter().zip(self.changed.download(self.device)?) {
-            let (name, stored, storage) = (&tensor.name, tensor.dtype.name(), plan.storage.name());
+            let stored = tensor.content.dtype().map_or("drawn", DType::name);
+            let (name, storage) = (&tensor.name, plan.storage.name());
             let refuse = |count: u64, what: &str| {
                 let all = tensor.elements();
                 let message = format!("tensor `{name}`: {count} of {all} elements ({stored}) {what}");

@@ -1,0 +1,130 @@
+//! Models without files: published shapes with random weights, for figures that do not depend on what a model says.
+//!
+//! Weights are drawn from a seed, each tensor by its name ([`Draw`]), with deviations that keep a random decoder in the
+//! range of a trained one: every product of a normed row has variance 1, what a layer adds to the residual stream shrinks
+//! with the number of layers, and the language-model head spreads logits such that a row's entropy is some 1.5 nats
+//! (for independent normal logits of deviation `s` over `V` ids it is `ln V - s^2 / 2`, as long as that is well above 0).
+
+use crate::config::{ModelConfig, Task};
+use crate::cuda::ops::draw::Draw;
+use crate::{Error, Result};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Nats of an average row.
+const ENTROPY: f64 = 1.5;
+
+/// Names of the shapes.
+pub const PRESETS: [&str; 5] = ["llama-3.1-8b", "llama-3.2-3b", "llama-3.2-1b", "qwen3-8b", "demo"];
+
+/// `config.json` of a shape.
+///
+/// # Errors
+/// There is no such shape; the message names those there are.
+pub fn config_json(preset: &str, task: Task) -> Result<Value> {
+    let llama = |hidden: u32, mlp: u32, layers: u32, heads: [u32; 3], tied: bool, factor: f64| {
+        json!({
+            "model_type": "llama", "hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers,
+            "num_attention_heads": heads[0], "num_key_value_heads": heads[1], "head_dim": heads[2],
+            "vocab_size": 128_256, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
+            "rope_scaling": {
+                "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+            "tie_word_embeddings": tied, "hidden_act": "silu", "eos_token_id": [128_001, 128_008, 128_009],
+        })
+    };
+    let mut config = match preset {
+        "llama-3.1-8b" => llama(4096, 14_336, 32, [32, 8, 128], false, 8.0),
+        "llama-3.2-3b" => llama(3072, 8192, 28, [24, 8, 128], true, 32.0),
+        "llama-3.2-1b" => llama(2048, 8192, 16, [32, 8, 64], true, 32.0),
+        "qwen3-8b" => json!({
+            "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 36,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936,
+            "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0,
+            "tie_word_embeddings": false, "hidden_act": "silu", "eos_token_id": 151_645,
+        }),
+        "demo" => json!({
+            "model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 4096,
+            "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
+            "tie_word_embeddings": true, "hidden_act": "silu", "eos_token_id": 2,
+        }),
+        _ => return Err(Error::invalid(format!("no shape {preset}; there are {}", PRESETS.join(", ")))),
+    };
+    let family = if preset.starts_with("qwen3") { "Qwen3" } else { "Llama" };
+    match task {
+        Task::CausalLm => config["architectures"] = json!([format!("{family}ForCausalLM")]),
+        Task::Reward => {
+            config["architectures"] = json!([format!("{family}ForSequenceClassification")]);
+            config["num_labels"] = json!(1);
+            config["tie_word_embeddings"] = json!(false);
+        }
+    }
+    Ok(config)
+}
+
+/// Policy and reward model of a shape.
+///
+/// # Errors
+/// As [`config_json`].
+pub fn pair(preset: &str) -> Result<[ModelConfig; 2]> {
+    let config = |task| ModelConfig::parse(&config_json(preset, task)?.to_string(), Path::new(preset));
+    Ok([config(Task::CausalLm)?, config(Task::Reward)?])
+}
+
+/// What a tensor's elements are drawn from. `name` is its Hugging Face name, `inputs` the length of its rows.
+pub fn draw(config: &ModelConfig, seed: u64, name: &str, inputs: usize) -> Draw {
+    // FNV-1a: a tensor has its own numbers, whatever stands beside it.
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let unit = 1.0 / (inputs as f64).sqrt();
+    let logits = (2.0 * ((config.vocab_size as f64).ln() - ENTROPY).max(0.5)).sqrt();
+    let (mean, scale) = match name {
+        _ if name.ends_with("norm.weight") => (1.0, 0.02),
+        _ if name.ends_with(".bias") => (0.0, 0.05),
+        "lm_head.weight" => (0.0, logits * unit),
+        "model.embed_tokens.weight" if config.task == Task::CausalLm && config.tie_word_embeddings => {
+            (0.0, logits * unit)
+        }
+        "model.embed_tokens.weight" => (0.0, 1.0),
+        _ if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") => {
+            (0.0, unit / (2.0 * config.num_layers as f64).sqrt())
+        }
+        _ => (0.0, unit),
+    };
+    Draw { seed: seed ^ hash, mean: mean as f32, scale: scale as f32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_is_one_of_the_models_it_is_named_after() {
+        let parameters =
+            |preset| pair(preset).map(|[policy, reward]| (policy.num_parameters(), reward.num_parameters()));
+        // As published: 8.03, 3.21, 1.24 and 8.19 billion.
+        assert_eq!(parameters("llama-3.1-8b").unwrap().0, 8_030_261_248);
+        assert_eq!(parameters("llama-3.2-3b").unwrap().0, 3_212_749_824);
+        assert_eq!(parameters("llama-3.2-1b").unwrap().0, 1_235_814_400);
+        assert_eq!(parameters("qwen3-8b").unwrap().0, 8_190_735_360);
+        for preset in PRESETS {
+            let (policy, reward) = parameters(preset).unwrap();
+            assert!(policy > 0 && reward > 0, "{preset}");
+        }
+        let error = pair("llama").unwrap_err().to_string();
+        assert!(error.contains("no shape llama; there are llama-3.1-8b, "), "{error}");
+    }
+
+    #[test]
+    fn tensors_have_numbers_of_their_own() {
+        let [policy, reward] = pair("demo").unwrap();
+        let q = draw(&policy, 1, "model.layers.0.self_attn.q_proj.weight", 256);
+        let other = draw(&policy, 1, "model.layers.1.self_attn.q_proj.weight", 256);
+        assert!(q.seed != other.seed && q.scale == 1.0 / 16.0);
+        assert_eq!(draw(&reward, 1, "model.embed_tokens.weight", 256).scale, 1.0);
+        assert!(draw(&policy, 1, "model.norm.weight", 1).mean == 1.0);
+    }
+}
