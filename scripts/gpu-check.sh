@@ -63,12 +63,24 @@ step "verify" verify.txt "$binary" verify --device cuda tests/goldens
 step "generate" generate.txt "$binary" generate --device cuda "Write a story about a lost kite."
 step "kernels bench" kernels-bench.jsonl "$binary" kernels bench --json
 
+# Whole models of published shapes, with random weights made on the device.
+for shape in llama-3.2-1b llama-3.1-8b; do
+    model=("--device" cuda --synthetic "$shape" --json)
+    step "bench latency $shape" "latency-$shape.jsonl" "$binary" bench latency "${model[@]}" --rows 1,8,64,256 \
+        --context 256 --prefill 512,2048 --candidates 1,8,25 --segment 16 --prefix 1024
+    step "bench ggro $shape" "ggro-$shape.jsonl" "$binary" bench ggro "${model[@]}" --prompt 256 --tokens 256 \
+        --speculation off,2,4,8,25,auto
+done
+
 if command -v compute-sanitizer >/dev/null; then
     # The checkers slow a kernel down a hundredfold: the smaller cases, which include every op and every tile.
     for tool in memcheck initcheck synccheck racecheck; do
         step "compute-sanitizer $tool" "sanitizer-$tool.txt" compute-sanitizer --tool "$tool" --error-exitcode 9 \
             "$binary" kernels test --work 2000000
     done
+    # Whole models: graphs, both streams, forks, the gradient.
+    step "compute-sanitizer, a model" sanitizer-model.txt compute-sanitizer --tool memcheck --error-exitcode 9 \
+        "$binary" generate --device cuda --max-new-tokens 12 --entropy-threshold 2 "Write a story about a lost kite."
 else
     note "compute-sanitizer" "skipped: not installed"
 fi

@@ -217,6 +217,7 @@ struct Shard {
 enum Source {
     Mapped(Arc<Mmap>),
     Embedded(&'static [u8]),
+    Made(Arc<Vec<u8>>),
 }
 
 impl Source {
@@ -224,6 +225,7 @@ impl Source {
         match self {
             Source::Mapped(map) => map,
             Source::Embedded(bytes) => bytes,
+            Source::Made(bytes) => bytes,
         }
     }
 }
@@ -255,6 +257,17 @@ impl Checkpoint {
             return Err(no_weights(files));
         };
         checkpoint.open_shards(files, &index)?;
+        Ok(checkpoint)
+    }
+
+    /// The content of a safetensors file that is nowhere on disk; `label` is for messages.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn of_bytes(label: &str, bytes: Vec<u8>) -> Result<Self> {
+        let path = PathBuf::from(label);
+        let mut checkpoint = Checkpoint { path: path.clone(), shards: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.add_shard(path, Source::Made(Arc::new(bytes)))?;
         Ok(checkpoint)
     }
 

@@ -13,10 +13,11 @@
 //! * [`ggro`]: the method itself, pure logic over that trait; [`trace`] is its record as JSON, [`verify`] the golden
 //!   fixtures replayed;
 //! * [`engine`]: many requests in common batches, [`sampling`] among them;
-//! * the faces: the command line (the server and the benchmarks will stand beside it).
+//! * the faces: the command line and [`bench`] (the server will stand beside them).
 //!
 //! `docs/architecture.md` in the repository says how the parts fit.
 
+pub mod bench;
 pub mod chat;
 pub mod checkpoint;
 #[doc(hidden)]

@@ -4,6 +4,7 @@
 //! (`prompt`), text on its way to the terminal (`screen`), and files that appear whole or not at all (`output`).
 
 mod args;
+mod bench;
 mod complete;
 mod generate;
 mod info;
@@ -39,6 +40,7 @@ enum Command {
     Verify(verify::Args),
     Info(info::Args),
     Kernels(kernels::Args),
+    Bench(bench::Args),
 }
 
 /// Runs the command that the process was started with.
@@ -51,6 +53,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Verify(args) => verify::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Kernels(args) => kernels::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Which pair of models, on which device.
 
 use super::say;
-use crate::checkpoint::Files;
+use crate::checkpoint::{Checkpoint, Files};
 use crate::cuda::{self, Storage, images};
 use crate::model::Backend;
 use crate::model::cuda::weights::LoadReport;
 use crate::model::cuda::{Cuda, CudaOptions, Loading, Prepared, memory};
 use crate::model::reference::{LoadOptions, PolicyRows, Reference};
+use crate::model::synthetic;
 use crate::pair::Pair;
 use crate::{Error, Result, demo};
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
@@ -177,6 +178,44 @@ impl DeviceArgs {
                 self.dtype.name()
             ))),
             _ => Ok(chosen),
+        }
+    }
+
+    /// Opens a random pair of a published shape.
+    pub(super) fn open_synthetic(
+        &self,
+        chosen: &mut Chosen,
+        shape: &str,
+        seed: u64,
+        max_model_len: Option<usize>,
+    ) -> Result<Opened> {
+        let [policy, reward] = synthetic::pair(shape)?;
+        // Llama's 131072 positions are more than a table of rotations or a pool has to have here.
+        let longest = policy.max_position_embeddings.min(reward.max_position_embeddings);
+        let max_model_len = Some(max_model_len.unwrap_or(4096).min(longest));
+        match chosen {
+            Chosen::Cpu => {
+                let checkpoint = |config, seed| -> Result<Checkpoint> {
+                    let bytes = synthetic::safetensors(config, seed)?;
+                    Checkpoint::of_bytes(shape, bytes)
+                };
+                let (policy_weights, reward_weights) = (checkpoint(&policy, seed)?, checkpoint(&reward, !seed)?);
+                let options = LoadOptions { max_model_len, threads: self.threads, ..LoadOptions::default() };
+                let parts = ((&policy, &policy_weights), (&reward, &reward_weights));
+                Ok(Opened::Cpu(Box::new(Reference::assemble(parts.0, parts.1, &options)?)))
+            }
+            Chosen::Cuda(index, device) => {
+                let device = device.take().map_or_else(|| cuda::Device::open(*index), |device| Ok(*device))?;
+                let options = cuda_options(max_model_len, self.dtype, self.memory);
+                let options = CudaOptions { graphs: !self.enforce_eager, ..options };
+                let (cuda, opened) = Cuda::synthetic(device, [&policy, &reward], seed, &options, &mut |loading| {
+                    if let Loading::Planned(budget) = loading {
+                        say(&format!("memory: {budget}"));
+                    }
+                })?;
+                say(&format!("device: cuda:{index} ({}, {shape} with random weights)", cuda.device().name()));
+                Ok(Opened::Cuda { cuda: Box::new(cuda), index: *index, storage: opened.storage })
+            }
         }
     }
 

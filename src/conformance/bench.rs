@@ -66,6 +66,17 @@ pub const TIMED: [&str; 19] = [
 const COLD: usize = 256 << 20;
 const RUNS: usize = 21;
 
+/// What a card can do, measured: bytes a second of a large copy on the device (each byte read and written), and operations a
+/// second of products from registers.
+///
+/// # Errors
+/// The device fails.
+pub fn limits(device: &Device, quick: bool) -> Result<(f64, f64)> {
+    let device = &Bench { device, quick };
+    let (copy, peak) = (copy_rate(device)?, matrix_peak(device)?);
+    Ok((copy.1 / copy.0, peak.1 / peak.0))
+}
+
 /// Times the copy, the matrix peak and every op, or one op; `done` sees each timing as it comes.
 ///
 /// `quick` runs everything once and on warm buffers: whether it runs at all, not how fast.

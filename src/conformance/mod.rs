@@ -31,7 +31,7 @@ mod softmax_entropy;
 mod swiglu;
 pub mod vectors;
 
-pub use bench::{TIMED, Timing, bench};
+pub use bench::{TIMED, Timing, bench, limits};
 pub use occupancy::{Listed, Occupancy, list, occupancy};
 
 use crate::Result;

@@ -8,6 +8,8 @@
 use crate::config::{ModelConfig, Task};
 use crate::cuda::ops::draw::Draw;
 use crate::{Error, Result};
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -71,6 +73,67 @@ pub fn config_json(preset: &str, task: Task) -> Result<Value> {
 pub fn pair(preset: &str) -> Result<[ModelConfig; 2]> {
     let config = |task| ModelConfig::parse(&config_json(preset, task)?.to_string(), Path::new(preset));
     Ok([config(Task::CausalLm)?, config(Task::Reward)?])
+}
+
+/// Names and shapes of a decoder's tensors, as Hugging Face stores them.
+pub fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let (d, f, e) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (q, kv) = (config.num_heads * e, config.num_kv_heads * e);
+    let mut all = vec![("model.embed_tokens.weight".to_string(), vec![config.vocab_size, d])];
+    for layer in 0..config.num_layers {
+        let mut push = |name: &str, shape: &[usize], bias: bool| {
+            let at = format!("model.layers.{layer}.{name}");
+            if bias {
+                all.push((format!("{at}.bias"), vec![shape[0]]));
+            }
+            all.push((format!("{at}.weight"), shape.to_vec()));
+        };
+        push("input_layernorm", &[d], false);
+        push("self_attn.q_proj", &[q, d], config.qkv_bias);
+        push("self_attn.k_proj", &[kv, d], config.qkv_bias);
+        push("self_attn.v_proj", &[kv, d], config.qkv_bias);
+        push("self_attn.o_proj", &[d, q], config.o_bias);
+        if config.qk_norm {
+            push("self_attn.q_norm", &[e], false);
+            push("self_attn.k_norm", &[e], false);
+        }
+        push("post_attention_layernorm", &[d], false);
+        push("mlp.gate_proj", &[f, d], config.mlp_bias);
+        push("mlp.up_proj", &[f, d], config.mlp_bias);
+        push("mlp.down_proj", &[d, f], config.mlp_bias);
+    }
+    all.push(("model.norm.weight".to_string(), vec![d]));
+    match config.task {
+        Task::Reward => all.push(("score.weight".to_string(), vec![1, d])),
+        Task::CausalLm if config.tie_word_embeddings => {}
+        Task::CausalLm => all.push(("lm_head.weight".to_string(), vec![config.vocab_size, d])),
+    }
+    all
+}
+
+/// `model.safetensors` of a shape, in bf16: the numbers that a device draws from the same seed.
+///
+/// # Errors
+/// It cannot be put together.
+pub fn safetensors(config: &ModelConfig, seed: u64) -> Result<Vec<u8>> {
+    let drawn = tensors(config).into_iter().map(|(name, shape)| {
+        let from = draw(config, seed, &name, shape.get(1).copied().unwrap_or(1));
+        let count: usize = shape.iter().product();
+        let mut bytes = vec![0u8; 2 * count];
+        bytes.par_chunks_mut(2 << 16).enumerate().for_each(|(part, bytes)| {
+            for (index, out) in bytes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let element = from.element((part << 16) as u64 + index as u64);
+                *out = half::bf16::from_f32(element).to_le_bytes();
+            }
+        });
+        (name, shape, bytes)
+    });
+    let drawn: Vec<_> = drawn.collect();
+    let failed = |e: ::safetensors::SafeTensorError| Error::Backend(format!("synthetic weights: {e}"));
+    let views = drawn.iter().map(|(name, shape, bytes)| {
+        TensorView::new(Dtype::BF16, shape.clone(), bytes).map(|view| (name.as_str(), view)).map_err(failed)
+    });
+    ::safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None).map_err(failed)
 }
 
 /// What a tensor's elements are drawn from. `name` is its Hugging Face name, `inputs` the length of its rows.

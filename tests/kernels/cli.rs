@@ -97,6 +97,27 @@ fn the_commands_run_on_a_device() {
         ggro(&["generate", "--json", "--method", "bon", "--n", "2", "--max-new-tokens", "6", "Tell me more."]).ok();
     assert_eq!(sampled.json()["device"], "cuda:0", "{}", sampled.out);
 
+    // Random models, made on the device: every pass, decode steps both ways, whole answers.
+    let sizes = ["--rows", "1,3", "--context", "8", "--prefill", "16", "--candidates", "2", "--segment", "4"];
+    let common = ["--json", "--synthetic", "demo", "--max-model-len", "256"];
+    let passes = [&["bench", "latency", "--no-limits", "--prefix", "8", "--runs", "1"], &sizes[..], &common].concat();
+    let passes = ggro(&passes).ok();
+    let phases: Vec<String> = passes
+        .out
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .map(|case| format!("{} {}", case["phase"].as_str().unwrap(), case["launch"].as_str().unwrap()))
+        .collect();
+    let expected = ["prefill ", "decode graph", "decode graph", "reward ", "gradient ", "decode eager", "decode eager"];
+    assert_eq!(phases, expected);
+    assert!(passes.launches("draw") > 50, "the weights were made on the device");
+    let short = ["--prompt", "8", "--tokens", "12", "--segment", "5", "--candidates", "3", "--speculation", "off,3"];
+    let answers = ggro(&[&["bench", "ggro"], &short[..], &common].concat()).ok();
+    let answers: Vec<Value> = answers.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers.len(), 3);
+    assert_eq!(answers[1]["ids"], answers[2]["ids"]);
+    assert!(answers.iter().all(|answer| answer["tokens"] == 12 && answer["reward"].as_f64().is_some()));
+
     let small = ggro(&["generate", "--device", "cuda", "--gpu-memory-utilization", "0.001", "Hello."]);
     assert_eq!(small.code, Some(2), "{}", small.err);
     assert!(small.err.contains("the pair does not fit the device: "), "{}", small.err);

@@ -87,6 +87,16 @@ impl Cuda {
         Ok(placed)
     }
 
+    /// Launches decode steps as graphs from now on, or every kernel by itself.
+    pub fn use_graphs(&mut self, graphs: bool) {
+        self.graphs = graphs.then(Graphs::default);
+    }
+
+    /// The device, on the policy's stream.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Decode steps that were launched as graphs, and graphs that were recorded for them.
     pub fn graphs(&self) -> (u64, u64) {
         self.graphs.as_ref().map_or((0, 0), |graphs| (graphs.launched, graphs.recorded))

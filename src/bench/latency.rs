@@ -1,0 +1,174 @@
+//! Prefill, decode, reward and gradient over batch sizes.
+
+use super::cost::{self, Limits};
+use super::{Case, timed};
+use crate::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
+use crate::{Error, Result};
+use std::time::Instant;
+
+/// How large what is run is.
+#[derive(Clone, Debug)]
+pub struct Depths {
+    /// Rows of decode steps.
+    pub rows: Vec<usize>,
+    /// Positions that each row's sequence has.
+    pub context: usize,
+    /// Tokens of prompts.
+    pub prefill: Vec<usize>,
+    /// Segments that are scored and differentiated together.
+    pub candidates: Vec<usize>,
+    /// Their tokens.
+    pub segment: usize,
+    /// Positions before them, which they share.
+    pub prefix: usize,
+    /// Runs of each case that are timed.
+    pub runs: usize,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passes {
+    /// Decode steps alone.
+    Decode,
+    /// Everything.
+    All,
+}
+
+/// Times a backend's passes; `done` is told of each case as it comes.
+///
+/// # Errors
+/// The backend fails, or has no room for a case.
+pub fn latency(
+    backend: &mut dyn Backend,
+    depths: &Depths,
+    passes: Passes,
+    limits: Option<Limits>,
+    done: &mut dyn FnMut(Case),
+) -> Result<()> {
+    let mut done = |case: Case| done(case.against(limits));
+    if passes == Passes::All {
+        for &tokens in &depths.prefill {
+            done(prefill(backend, tokens, depths.runs)?);
+        }
+    }
+    for &rows in &depths.rows {
+        done(decode(backend, rows, depths.context, depths.runs)?);
+    }
+    if passes == Passes::All {
+        for &candidates in &depths.candidates {
+            for gradient in [false, true] {
+                done(reward(backend, candidates, gradient, depths)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ids all over the vocabulary.
+fn ids(backend: &dyn Backend, role: Role, count: usize, from: usize) -> Vec<u32> {
+    let vocab = backend.config(role).vocab_size;
+    (0..count).map(|i| ((from + i) * 7919 % vocab) as u32).collect()
+}
+
+/// Sequences that are given back whatever happens.
+fn with<T>(backend: &mut dyn Backend, work: impl FnOnce(&mut dyn Backend, &mut Vec<SeqId>) -> Result<T>) -> Result<T> {
+    let mut held = Vec::new();
+    let result = work(backend, &mut held);
+    held.into_iter().for_each(|seq| backend.release(seq));
+    result
+}
+
+fn plain(seq: SeqId, start: usize, ids: &[u32]) -> PolicySpan<'_> {
+    PolicySpan { span: Span { seq, start, ids }, floor: 1e-9, top_k: TopK::Skip }
+}
+
+fn prefill(backend: &mut dyn Backend, tokens: usize, runs: usize) -> Result<Case> {
+    let ids = ids(backend, Role::Policy, tokens, 0);
+    let seconds = timed(runs, || {
+        with(backend, |backend, held| {
+            let seq = backend.create(Role::Policy)?;
+            held.push(seq);
+            let started = Instant::now();
+            backend.policy_step(&[plain(seq, 0, &ids)])?;
+            Ok(started.elapsed().as_secs_f64())
+        })
+    })?;
+    let cost = cost::prefill(backend.config(Role::Policy), tokens);
+    Ok(Case::new("prefill", format!("{tokens} tokens"), seconds, tokens, cost))
+}
+
+fn decode(backend: &mut dyn Backend, rows: usize, context: usize, runs: usize) -> Result<Case> {
+    // The step that is not timed, and those that are, behind the context.
+    let longest = context + runs + 1;
+    if longest > backend.max_len() {
+        return Err(Error::invalid(format!(
+            "a context of {context} and {} steps exceed the longest sequence of {}",
+            runs + 1,
+            backend.max_len()
+        )));
+    }
+    with(backend, |backend, held| {
+        for row in 0..rows {
+            let seq = backend.create(Role::Policy)?;
+            held.push(seq);
+            if context > 0 {
+                let ids = ids(backend, Role::Policy, context, row);
+                backend.policy_step(&[plain(seq, 0, &ids)])?;
+            }
+        }
+        let ids = ids(backend, Role::Policy, rows, 1);
+        let mut at = context;
+        let seconds = timed(runs, || {
+            let spans: Vec<PolicySpan<'_>> =
+                held.iter().zip(ids.chunks_exact(1)).map(|(&seq, id)| plain(seq, at, id)).collect();
+            let started = Instant::now();
+            backend.policy_step(&spans)?;
+            at += 1;
+            Ok(started.elapsed().as_secs_f64())
+        })?;
+        let cost = cost::decode(backend.config(Role::Policy), rows, context + runs / 2, 0);
+        Ok(Case::new("decode", format!("{rows} rows behind {context}"), seconds, rows, cost))
+    })
+}
+
+fn reward(backend: &mut dyn Backend, candidates: usize, gradient: bool, depths: &Depths) -> Result<Case> {
+    let &Depths { segment, prefix, runs, .. } = depths;
+    let text = ids(backend, Role::Reward, prefix, 5);
+    let segments = ids(backend, Role::Reward, candidates * segment, 11);
+    let listed: Vec<u32> = ids(backend, Role::Reward, 25, 3);
+    with(backend, |backend, held| {
+        let trunk = backend.create(Role::Reward)?;
+        held.push(trunk);
+        if prefix > 0 {
+            let span = Span { seq: trunk, start: 0, ids: &text };
+            backend.reward_score(&[RewardSpan { span, also_at: &[] }])?;
+        }
+        let seconds = timed(runs, || {
+            with(backend, |backend, branches| {
+                for _ in 0..candidates {
+                    branches.push(backend.fork(trunk, prefix)?);
+                }
+                let spans = branches.iter().zip(segments.chunks_exact(segment)).map(|(&seq, ids)| {
+                    let span = RewardSpan { span: Span { seq, start: prefix, ids }, also_at: &[] };
+                    GradientSpan { span, slot: prefix, candidates: &listed, rows: false }
+                });
+                let spans: Vec<GradientSpan<'_>> = spans.collect();
+                let scores: Vec<RewardSpan<'_>> = spans.iter().map(|span| span.span).collect();
+                let started = Instant::now();
+                if gradient {
+                    backend.reward_gradient(&spans)?;
+                } else {
+                    backend.reward_score(&scores)?;
+                }
+                Ok(started.elapsed().as_secs_f64())
+            })
+        })?;
+        let config = backend.config(Role::Reward);
+        let (phase, cost) = match gradient {
+            true => ("gradient", cost::gradient(config, candidates, segment, prefix)),
+            false => ("reward", cost::score(config, candidates, segment, prefix)),
+        };
+        let name = format!("{candidates} x {segment} tokens behind {prefix}");
+        Ok(Case::new(phase, name, seconds, candidates * segment, cost))
+    })
+}
