@@ -1,5 +1,6 @@
 //! One decoder on a device: its weights, its paged keys and values, and the forward pass, one line per operation.
 
+use super::foresight::Foresight;
 use super::packet::{Inbox, Packet, Section};
 use super::sizes::Sizes;
 use super::state::{Activations, Kept, State, Tape};
@@ -40,6 +41,10 @@ pub(super) struct Decoder {
     packet: Packet,
     /// What the last batch needed from the host.
     pub inbox: Inbox,
+    /// What the next step will probably need.
+    foreseen: Option<Foresight>,
+    /// Steps that were foreseen.
+    pub foresights: u64,
 }
 
 /// What the layers of one batch need from the host.
@@ -115,6 +120,8 @@ impl Decoder {
             copies: Vec::new(),
             packet: Packet::default(),
             inbox: Inbox::new(device, 64 * rows)?,
+            foreseen: None,
+            foresights: 0,
             sizes,
         })
     }
@@ -210,6 +217,12 @@ impl Decoder {
         let every: Vec<usize> = (0..batch.rows).collect();
         let fill = filled.is_some();
         let mut works: Vec<Work> = Vec::new();
+        let foreseen = self.foreseen.take().filter(|_| fill);
+        for (window, plan) in foreseen.and_then(|foreseen| foreseen.of(batch, &self.kv)).into_iter().flatten() {
+            let words = self.packet.push(plan.words());
+            works.push(Work { window, plan, words, keys: None });
+        }
+        self.foresights += u64::from(!works.is_empty());
         let last_layer = self.sizes.layers - 1;
         for layer in 0..last_layer {
             let window = self.config.windows[layer];
@@ -235,6 +248,14 @@ impl Decoder {
             works,
             last,
         })
+    }
+
+    /// Makes the lists that the next step needs if these sequences go on, for a batch of single tokens.
+    pub fn foresee(&mut self, device: &Device, batch: &Batch<'_>) {
+        let (attention, sizes) = (&self.state.attention, &self.sizes);
+        let limits = |window| attention.limits(device, &shape(sizes, window));
+        // What goes wrong here goes wrong again where it is needed.
+        self.foreseen = Foresight::behind(batch, &self.kv, sizes, &self.config.windows, limits).ok().flatten();
     }
 
     /// Attention's work for some rows of a batch, ascending; its output has these rows.

@@ -7,6 +7,7 @@
 
 mod backward;
 mod decoder;
+mod foresight;
 mod gradient;
 mod graphs;
 mod head;
@@ -95,6 +96,11 @@ impl Cuda {
     /// The device, on the policy's stream.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Decode steps whose work lists were made while the one before them ran.
+    pub fn foreseen(&self) -> u64 {
+        self.policy.foresights
     }
 
     /// Decode steps that were launched as graphs, and graphs that were recorded for them.

@@ -99,6 +99,7 @@ impl Cuda {
                 asked.len() == batch.rows && filled <= graphs::MOST_ROWS.min(head.rows()).min(policy.state.rows);
             if let Some(graphs) = graphs.as_mut().filter(|_| single) {
                 let stride = decode(device, policy, head, graphs, (&batch, &asked, filled))?;
+                policy.foresee(device, &batch);
                 pending.queued = Some(Queued { owners, rows: filled, stride });
                 continue;
             }
