@@ -143,17 +143,18 @@ pub fn draw(config: &ModelConfig, seed: u64, name: &str, inputs: usize) -> Draw 
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let unit = 1.0 / (inputs as f64).sqrt();
+    // Where the head is the embedding, a row's own token would win: what layers add has to drown it.
+    let tied = config.task == Task::CausalLm && config.tie_word_embeddings;
+    let added = if tied { 10.0 } else { 1.0 };
     let logits = (2.0 * ((config.vocab_size as f64).ln() - ENTROPY).max(0.5)).sqrt();
     let (mean, scale) = match name {
         _ if name.ends_with("norm.weight") => (1.0, 0.02),
         _ if name.ends_with(".bias") => (0.0, 0.05),
         "lm_head.weight" => (0.0, logits * unit),
-        "model.embed_tokens.weight" if config.task == Task::CausalLm && config.tie_word_embeddings => {
-            (0.0, logits * unit)
-        }
+        "model.embed_tokens.weight" if tied => (0.0, logits * unit),
         "model.embed_tokens.weight" => (0.0, 1.0),
         _ if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") => {
-            (0.0, unit / (2.0 * config.num_layers as f64).sqrt())
+            (0.0, added * unit / (2.0 * config.num_layers as f64).sqrt())
         }
         _ => (0.0, unit),
     };

@@ -1,5 +1,6 @@
 //! The binary, driven from outside: what it prints, writes and returns.
 
+mod bench;
 mod errors;
 mod generate;
 mod info;

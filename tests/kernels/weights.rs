@@ -7,6 +7,8 @@ use ggro::cuda::{Buffer, Device, Storage, staging};
 use ggro::demo;
 use ggro::model::cuda::sizes::Sizes;
 use ggro::model::cuda::weights::{Head, LoadReport, Plan, Weights};
+use ggro::model::cuda::{Cuda, CudaOptions};
+use ggro::model::{Backend, GradientSpan, RewardSpan, Role, RowStats, Span, synthetic};
 use ggro_emulator::{Config, Streams};
 use std::path::Path;
 
@@ -310,4 +312,46 @@ fn numbers_change_only_when_asked() {
     let report = load(device, &files(&folder), None).unwrap();
     assert!(report.converted > 0 && report.inexact == 0, "{report:?}");
     emulated.assert_clean();
+}
+
+/// The numbers that a device draws are those that the host writes: a synthetic pair and its files run alike.
+#[test]
+fn drawn_weights_are_the_files_that_the_host_writes() {
+    let [policy, reward] = synthetic::pair("demo").unwrap();
+    let options = CudaOptions {
+        max_model_len: Some(256),
+        batch_tokens: 64,
+        gradient_tokens: 64,
+        sequences: 2,
+        ..CudaOptions::default()
+    };
+    let ids: Vec<u32> = (0..40).map(|i| i * 97 % 4096).collect();
+    let mut found = Vec::new();
+    for drawn in [true, false] {
+        let Emulated { device, machine } = Emulated::new(Config::default());
+        let mut cuda = if drawn {
+            Cuda::synthetic(device, [&policy, &reward], 7, &options, &mut |_| ()).unwrap().0
+        } else {
+            let files =
+                |config, seed| Checkpoint::of_bytes("made", synthetic::safetensors(config, seed).unwrap()).unwrap();
+            let (policy_files, reward_files) = (files(&policy, 7), files(&reward, !7));
+            Cuda::assemble(device, ((&policy, &policy_files), (&reward, &reward_files)), &options, &mut |_| ())
+                .unwrap()
+                .0
+        };
+        let rows = cuda.policy_rows(&ids).unwrap();
+        let seq = cuda.create(Role::Reward).unwrap();
+        let span = RewardSpan { span: Span { seq, start: 0, ids: &ids }, also_at: &[] };
+        let wanted = GradientSpan { span, slot: 30, candidates: &[5, 6], rows: false };
+        let gradient = cuda.reward_gradient(&[wanted]).unwrap().remove(0);
+        assert!(gradient.norm.is_finite() && gradient.norm > 0.0);
+        // Entropies as a trained model may have them.
+        let entropies = rows.logits.chunks_exact(4096).map(|row| RowStats::of(row, 0.0).entropy);
+        let mean = entropies.clone().sum::<f64>() / ids.len() as f64;
+        println!("mean entropy {mean:.2} nats, reward {:.2}", gradient.score.reward);
+        assert!((0.5..4.0).contains(&mean), "{mean}");
+        found.push((rows.logits, gradient));
+        assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
+    }
+    assert!(found[0] == found[1]);
 }
