@@ -13,7 +13,7 @@
 //! * [`ggro`]: the method itself, pure logic over that trait; [`trace`] is its record as JSON, [`verify`] the golden
 //!   fixtures replayed;
 //! * [`engine`]: many requests in common batches, [`sampling`] among them;
-//! * the faces: the command line and [`bench`] (the server will stand beside them).
+//! * the faces: the command line and [`mod@bench`] (the server will stand beside them).
 //!
 //! `docs/architecture.md` in the repository says how the parts fit.
 
