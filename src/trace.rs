@@ -232,7 +232,7 @@ pub struct TraceMargins {
 }
 
 /// Token positions that went through the models.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TraceWork {
     /// Policy token-forwards.
     pub policy_forward: u64,

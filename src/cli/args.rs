@@ -166,9 +166,9 @@ pub(super) struct MethodArgs {
     /// As in the official code, whose first step scores the text as it is. 1 is greedy decoding. More raise the reward, with
     /// quickly falling returns, and cost one decoding and one gradient of the segment each; a walk ends early when the
     /// gradient leads back to a candidate already tried.
-    #[arg(long, value_name = "S", env = "GGRO_NUM_REFINEMENT_STEPS", hide_env = true, default_value = "8",
-          hide_default_value = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
-    pub num_refinement_steps: usize,
+    #[arg(long, value_name = "S", env = "GGRO_NUM_REFINEMENT_STEPS", hide_env = true,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub num_refinement_steps: Option<usize>,
 
     /// Uncertainty that ends a segment, inclusive [default: 3.25 for the demo pair, else 1.5; see --signal]
     ///

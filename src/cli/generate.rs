@@ -21,7 +21,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// The official code's preset for dialogue.
-const MAX_NEW_TOKENS: usize = 128;
+pub(super) const MAX_NEW_TOKENS: usize = 128;
+/// Its candidates per segment, for the pair of 8 billion weights.
+const CANDIDATES: usize = 8;
 const ENTROPY_THRESHOLD: f64 = 1.5;
 
 /// A threshold that no signal reaches: decoding in one segment.
@@ -135,7 +137,7 @@ fn options(
         max_new_tokens: method.max_new_tokens.unwrap_or(default_budget.min(room)),
         entropy_threshold: method.entropy_threshold.unwrap_or_else(|| default_threshold(name, args.pair.is_demo())),
         signal,
-        max_candidates: method.num_refinement_steps,
+        max_candidates: method.num_refinement_steps.unwrap_or(CANDIDATES),
         top_k: method.nudge_top_k,
         temperature: method.nudge_temperature,
         selection: match method.nudge_selection {
@@ -194,7 +196,7 @@ fn room(prompt: usize, context: usize) -> Result<usize> {
     }
 }
 
-fn default_threshold(signal: &str, demo: bool) -> f64 {
+pub(super) fn default_threshold(signal: &str, demo: bool) -> f64 {
     match signal {
         "margin" => -0.5,
         "max-probability" => 0.5,

@@ -12,6 +12,7 @@ mod kernels;
 mod models;
 mod output;
 mod prompt;
+mod run;
 mod screen;
 mod summary;
 mod verify;
@@ -37,6 +38,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Generate(Box<args::Generate>),
+    Run(Box<run::Args>),
     Verify(verify::Args),
     Info(info::Args),
     Kernels(kernels::Args),
@@ -50,6 +52,7 @@ enum Command {
 pub fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Kernels(args) => kernels::run(&args),

@@ -120,7 +120,7 @@ pub(super) struct MemoryArgs {
 }
 
 /// The device and its arithmetic.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Device")]
 pub(super) struct DeviceArgs {
     /// auto, cpu, cuda or cuda:N
@@ -330,6 +330,14 @@ impl Opened {
         }
     }
 
+    /// The same, for an engine to own.
+    pub(super) fn into_backend(self) -> Box<dyn Backend> {
+        match self {
+            Opened::Cpu(reference) => reference,
+            Opened::Cuda { cuda, .. } => cuda,
+        }
+    }
+
     /// Hidden states and logits of every position of a text.
     pub(super) fn policy_rows(&mut self, ids: &[u32]) -> Result<PolicyRows> {
         match self {
@@ -406,7 +414,7 @@ pub(super) enum DType {
 }
 
 impl DType {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             DType::Auto => "auto",
             DType::F32 => "f32",

@@ -48,8 +48,17 @@ pub(super) fn message(argument: Option<&str>) -> Result<String> {
 impl Prompt {
     /// Lays a message out as the pair's template says; a model without one gets the bare text.
     pub(super) fn of_message(pair: &Pair, args: &TextArgs, message: String) -> Result<Self> {
+        Self::of_messages(pair, args, &[Message { role: "user".to_string(), content: message }])
+    }
+
+    /// The same for a conversation, whose last message is the user's.
+    pub(super) fn of_messages(pair: &Pair, args: &TextArgs, said: &[Message]) -> Result<Self> {
         let prefill = args.prefill.clone().unwrap_or_default();
+        let message = said.last().map(|message| message.content.clone()).unwrap_or_default();
         let Some(template) = &pair.chat else {
+            if said.len() > 1 {
+                return Err(Error::invalid("a conversation of several messages: the policy has no chat template"));
+            }
             if args.system.is_some() {
                 return Err(Error::invalid("--system: the policy has no chat template"));
             }
@@ -59,10 +68,9 @@ impl Prompt {
             let ids = pair.tokenizer.encode(&format!("{message}{prefill}"))?;
             return Ok(Prompt { ids, user_text: Some(message), prefill, header: Vec::new() });
         };
-        let said = |role: &str, content: &str| Message { role: role.to_string(), content: content.to_string() };
-        let mut messages = Vec::new();
-        messages.extend(args.system.iter().map(|system| said("system", system)));
-        messages.push(said("user", &message));
+        let system = |content: &String| Message { role: "system".to_string(), content: content.clone() };
+        let mut messages: Vec<Message> = args.system.iter().map(system).collect();
+        messages.extend_from_slice(said);
         let opened = template.render(&messages, true)?;
         let (ids, header) = if args.prompt_layout == Layout::Official && prefill.is_empty() {
             let ids = pair.tokenizer.encode(&template.render(&messages, false)?)?;

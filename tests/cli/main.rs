@@ -4,6 +4,7 @@ mod bench;
 mod errors;
 mod generate;
 mod info;
+mod run;
 mod verify;
 
 use serde_json::Value;

@@ -1,0 +1,310 @@
+//! `ggro run`.
+
+use super::args::{EngineArgs, Layout, Method, MethodArgs, NudgeSelection, TextArgs};
+use super::generate::default_threshold;
+use super::models::{Chosen, DeviceArgs, PairArgs, context};
+use super::prompt::Prompt as Laid;
+use super::say;
+use crate::engine::{Engine, Settings};
+use crate::ggro::entropy::signal;
+use crate::ggro::{Options, Selection};
+use crate::pair::Pair;
+use crate::run::input::{self, Prompt};
+use crate::run::output::{Row, Rows};
+use crate::run::tasks::{Preset, Task};
+use crate::run::{Job, run as answer_all};
+use crate::{Error, Result, demo};
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+/// Answer many prompts from a file into a file, resumably
+///
+/// Every line of the input is a prompt: a JSON string, an array of chat messages, or an object with `prompt` or `messages` and
+/// optionally `answer` and `metadata`. Every line of the output is an answer, with the official code's fields and how it came
+/// about. A run that was ended at any moment goes on with the same command: prompts that have their row are not answered again.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Prompts, one JSON value per line
+    #[arg(long, value_name = "FILE", env = "GGRO_INPUT", hide_env = true)]
+    input: PathBuf,
+
+    /// Where answers go, one JSON object per line; beside it FILE.config.json says how they came about
+    #[arg(long, value_name = "FILE", env = "GGRO_OUTPUT", hide_env = true)]
+    output: PathBuf,
+
+    /// A dataset's own rows and the official code's parameters for it: hex-phi, xstest, hh-rlhf, arc-challenge, mmlu-pro
+    ///
+    /// Flags that are given win over the parameters. arc-challenge and mmlu-pro have right answers, which rows are compared with.
+    #[arg(long, value_name = "TASK", env = "GGRO_TASK", hide_env = true, hide_possible_values = true,
+          value_parser = PossibleValuesParser::new(Task::ALL.map(Task::name)))]
+    task: Option<String>,
+
+    /// Prompts that are answered at the same time, at most
+    #[arg(long, value_name = "N", env = "GGRO_MAX_CONCURRENCY", hide_env = true, default_value_t = 16,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    max_concurrency: usize,
+
+    /// First prompt of the input to answer, counted from 0
+    #[arg(long, value_name = "N", env = "GGRO_START_INDEX", hide_env = true, default_value_t = 0)]
+    start_index: usize,
+
+    /// How many prompts to answer [default: all that follow]
+    #[arg(long, value_name = "N", env = "GGRO_NUM_PROMPTS", hide_env = true)]
+    num_prompts: Option<usize>,
+
+    /// Start of every answer, with which the policy is led on
+    #[arg(long, value_name = "TEXT", env = "GGRO_PREFILL_ATTACK", hide_env = true)]
+    prefill_attack: Option<String>,
+
+    /// A system message in front of prompts that have none
+    #[arg(long, value_name = "TEXT", env = "GGRO_SYSTEM", hide_env = true)]
+    system: Option<String>,
+
+    /// How prompts are laid out; see `ggro generate --help`
+    #[arg(long, value_name = "LAYOUT", env = "GGRO_PROMPT_LAYOUT", hide_env = true, value_enum,
+          default_value_t = Layout::Chat)]
+    prompt_layout: Layout,
+
+    #[command(flatten)]
+    pair: PairArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+
+    #[command(flatten)]
+    method: MethodArgs,
+
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if matches!(args.method.method, Method::Sample | Method::Bon) {
+        let message = "--method: ggro run answers by ggro or greedy; sampled answers are for `ggro generate` so far";
+        return Err(Error::invalid(message).into());
+    }
+    let task = Task::ALL.into_iter().find(|task| args.task.as_deref() == Some(task.name()));
+    let prompts = input::read(&args.input, task)?;
+    let pair = args.pair.load()?;
+    let mut chosen = args.device.choose()?;
+    let jobs = jobs(args, task, &pair, &prompts)?;
+    let config = config(args, task, &pair, &chosen);
+    let texts: Vec<String> = prompts.iter().map(|prompt| prompt.text.clone()).collect();
+    let mut rows = Rows::open(&args.output, &config, &texts)?;
+    let there = jobs.iter().filter(|job| rows.has(job.index)).count();
+    if there > 0 {
+        say(&format!("{there} of {} prompts are answered already", jobs.len()));
+    }
+    if there < jobs.len() {
+        let settings = Settings {
+            speculation: args.engine.speculation,
+            run_ahead: !args.engine.no_run_ahead,
+            max_requests: args.max_concurrency,
+            ..Settings::default()
+        };
+        let (device, for_engine, max_len) = (args.device.clone(), pair.clone(), args.pair.max_model_len);
+        let engine =
+            Engine::start(settings, move || Ok(device.open(&mut chosen, &for_engine, max_len)?.into_backend()))?;
+        let shown = Shown::new(jobs.len(), there);
+        let ran = answer_all(&engine, &pair.tokenizer, task, &jobs, args.max_concurrency, &mut rows, &|row| {
+            shown.row(row);
+        });
+        shown.bar.finish_and_clear();
+        ran?;
+        say(&shown.summary());
+    }
+    rows.finish()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everything that can be wrong with a prompt is found before the first is answered.
+fn jobs(args: &Args, task: Option<Task>, pair: &Pair, prompts: &[Prompt]) -> Result<Vec<Job>> {
+    let count = args.num_prompts.unwrap_or(usize::MAX);
+    if args.start_index >= prompts.len() || count == 0 {
+        return Err(Error::invalid(format!(
+            "--start-index {} and --num-prompts {count} leave none of the {} prompts",
+            args.start_index,
+            prompts.len()
+        )));
+    }
+    let context = args.pair.max_model_len.unwrap_or(context(pair));
+    let preset = task.map(|task| task.preset(pair.policy.num_parameters()));
+    let chosen = prompts.iter().enumerate().skip(args.start_index).take(count);
+    let jobs = chosen.map(|(index, prompt)| {
+        let named = |error: Error| Error::file(&args.input, format!("prompt {index}: {error}"));
+        let text = TextArgs {
+            system: args.system.clone().filter(|_| prompt.messages.iter().all(|message| message.role != "system")),
+            prefill: args.prefill_attack.clone(),
+            prompt_layout: args.prompt_layout,
+            request: None,
+        };
+        let laid = Laid::of_messages(pair, &text, &prompt.messages).map_err(named)?;
+        let options = options(args, preset, pair, &laid, context).map_err(named)?;
+        let seed = args.method.seed.wrapping_add(index as u64);
+        Ok(Job { index, prompt: prompt.clone(), ids: laid.ids, prefill: laid.prefill, options, seed })
+    });
+    jobs.collect()
+}
+
+/// Flags, then the task, then what the pair says of itself.
+fn options(args: &Args, preset: Option<Preset>, pair: &Pair, prompt: &Laid, context: usize) -> Result<Options> {
+    let method = &args.method;
+    let signal = signal(&method.signal)
+        .ok_or_else(|| Error::invalid(format!("--signal: {:?} is not a signal", method.signal)))?;
+    let room = context.saturating_sub(prompt.ids.len());
+    if room == 0 {
+        return Err(Error::invalid(format!(
+            "its {} tokens leave no room in the context of {context}",
+            prompt.ids.len()
+        )));
+    }
+    if let Some(asked) = method.max_new_tokens.filter(|&asked| asked > room) {
+        return Err(Error::invalid(format!(
+            "--max-new-tokens {asked}: the context of {context} tokens has room for {room} after a prompt of {}",
+            prompt.ids.len()
+        )));
+    }
+    let threshold = preset.map(|preset| preset.entropy_threshold).filter(|_| method.signal == "entropy");
+    let options = Options {
+        max_new_tokens: method.max_new_tokens.unwrap_or(budget(args, preset).min(room)),
+        entropy_threshold: method
+            .entropy_threshold
+            .or(threshold)
+            .unwrap_or_else(|| default_threshold(&method.signal, args.pair.is_demo())),
+        signal,
+        max_candidates: match method.method {
+            Method::Greedy => 1,
+            _ => candidates(args, preset),
+        },
+        top_k: method.nudge_top_k,
+        temperature: method.nudge_temperature,
+        selection: match method.nudge_selection {
+            NudgeSelection::Greedy => Selection::Greedy,
+            NudgeSelection::Sample => Selection::Sample,
+        },
+        first_offset: prompt.header.len(),
+        reward_pad_id: pair.reward_pad_id,
+        ..Options::new(pair.finish_id, pair.stop_ids.clone())
+    };
+    options.check()?;
+    Ok(options)
+}
+
+fn budget(args: &Args, preset: Option<Preset>) -> usize {
+    let default = if args.pair.is_demo() { demo::MAX_NEW_TOKENS } else { super::generate::MAX_NEW_TOKENS };
+    preset.map_or(default, |preset| preset.max_new_tokens)
+}
+
+fn candidates(args: &Args, preset: Option<Preset>) -> usize {
+    args.method.num_refinement_steps.or(preset.map(|preset| preset.num_refinement_steps)).unwrap_or(8)
+}
+
+/// All that an answer depends on, besides its prompt.
+fn config(args: &Args, task: Option<Task>, pair: &Pair, chosen: &Chosen) -> Map<String, Value> {
+    let method = &args.method;
+    let preset = task.map(|task| task.preset(pair.policy.num_parameters()));
+    let model = |path: &Option<PathBuf>, weights: u64| match path {
+        Some(path) => json!(format!("{}, {weights} weights", path.display())),
+        None => json!("demo"),
+    };
+    let threshold = preset.map(|preset| preset.entropy_threshold).filter(|_| method.signal == "entropy");
+    let threshold = method.entropy_threshold.or(threshold);
+    let all = json!({
+        "ggro": env!("CARGO_PKG_VERSION"),
+        "policy": model(&args.pair.policy, pair.policy.num_parameters()),
+        "reward": model(&args.pair.reward, pair.reward.num_parameters()),
+        "arithmetic": match chosen {
+            Chosen::Cpu => "f32 on the CPU".to_string(),
+            Chosen::Cuda(..) => format!("{} on CUDA", args.device.dtype.name()),
+        },
+        "task": task.map(Task::name),
+        "method": match method.method {
+            Method::Greedy => "greedy",
+            _ => "ggro",
+        },
+        "max_new_tokens": method.max_new_tokens.unwrap_or(budget(args, preset)),
+        "max_model_len": args.pair.max_model_len,
+        "signal": method.signal,
+        "entropy_threshold": threshold.unwrap_or_else(|| default_threshold(&method.signal, args.pair.is_demo())),
+        "num_refinement_steps": candidates(args, preset),
+        "nudge_top_k": method.nudge_top_k,
+        "nudge_temperature": method.nudge_temperature,
+        "nudge_selection": match method.nudge_selection {
+            NudgeSelection::Greedy => "greedy",
+            NudgeSelection::Sample => "sample",
+        },
+        "seed": method.seed,
+        "system": args.system,
+        "prefill_attack": args.prefill_attack,
+        "prompt_layout": match args.prompt_layout {
+            Layout::Chat => "chat",
+            Layout::Official => "official",
+        },
+    });
+    match all {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// What is seen of a run: a bar on a terminal, and a line at its end.
+struct Shown {
+    bar: ProgressBar,
+    sums: Mutex<Sums>,
+}
+
+#[derive(Default)]
+struct Sums {
+    rows: usize,
+    reward: f64,
+    nudges: usize,
+    tokens: usize,
+    judged: usize,
+    correct: usize,
+}
+
+impl Shown {
+    fn new(all: usize, there: usize) -> Self {
+        let target =
+            if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(all as u64), target).with_position(there as u64);
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos} of {len} answers, {per_sec}, {eta} left{msg}") {
+            bar.set_style(style);
+        }
+        bar.reset_eta();
+        Shown { bar, sums: Mutex::default() }
+    }
+
+    fn row(&self, row: &Row) {
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.rows += 1;
+        sums.reward += f64::from(row.reward);
+        sums.nudges += row.num_nudges;
+        sums.tokens += row.new_tokens;
+        sums.judged += usize::from(row.correct.is_some());
+        sums.correct += usize::from(row.correct == Some(true));
+        self.bar.set_message(format!(", mean reward {:.3}", sums.reward / sums.rows as f64));
+        self.bar.inc(1);
+    }
+
+    fn summary(&self) -> String {
+        let sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, seconds) = (sums.rows.max(1) as f64, self.bar.elapsed().as_secs_f64());
+        let mut text = format!(
+            "{} answers in {seconds:.1} s, {:.1} tokens/s; mean reward {:.3}, {:.1} nudges an answer",
+            sums.rows,
+            sums.tokens as f64 / seconds.max(1e-9),
+            sums.reward / count,
+            sums.nudges as f64 / count
+        );
+        if sums.judged > 0 {
+            text += &format!("; {} of {} right", sums.correct, sums.judged);
+        }
+        text
+    }
+}

@@ -1,0 +1,147 @@
+//! Many prompts from a file, answered into another one, as the official code's runner does: a row per prompt, resumable.
+//!
+//! [`input`] reads prompts, [`tasks`] knows the official code's tasks, [`output`] the file of rows: what is in it stays in
+//! it, whatever happens to the process. [`run`] keeps an engine busy with what is not in it yet.
+
+pub mod input;
+pub mod output;
+pub mod tasks;
+
+use crate::engine::{Engine, intervention};
+use crate::ggro::{Options, Response, Uniforms};
+use crate::tokenizer::Tokenizer;
+use crate::trace::finish_reason_name;
+use crate::{Error, Result};
+use input::Prompt;
+use output::{Row, RowSegment, Rows, Tried};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+use tasks::Task;
+
+/// One prompt, ready to be decoded.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Number of the prompt in its file.
+    pub index: usize,
+    /// What the row says of it.
+    pub prompt: Prompt,
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// Start of the answer that `ids` end with.
+    pub prefill: String,
+    /// Parameters.
+    pub options: Options,
+    /// Seed of the uniform numbers.
+    pub seed: u64,
+}
+
+/// Answers all jobs whose rows are not there yet, some at the same time, and adds a row for each; `done` is told of each row.
+///
+/// # Errors
+/// The first that happens, after what is in flight has ended: a request that fails, or a row that cannot be written. All rows that
+/// were finished are in the file.
+pub fn run(
+    engine: &Engine,
+    tokenizer: &Tokenizer,
+    task: Option<Task>,
+    jobs: &[Job],
+    concurrency: usize,
+    rows: &mut Rows,
+    done: &(dyn Fn(&Row) + Sync),
+) -> Result<()> {
+    let jobs: Vec<&Job> = jobs.iter().filter(|job| !rows.has(job.index)).collect();
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let shared = Mutex::new((rows, None::<Error>));
+    let work = || {
+        while !failed.load(Ordering::Relaxed) {
+            let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+            let answered = answer(engine, tokenizer, task, job);
+            // A thread that panicked held nothing half-done: a row is added in one call.
+            let mut shared = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let added = answered.and_then(|row| shared.0.add(&row).map(|()| row));
+            match added {
+                Ok(row) => done(&row),
+                Err(error) => {
+                    failed.store(true, Ordering::Relaxed);
+                    shared.1.get_or_insert(error);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..concurrency.min(jobs.len()) {
+            scope.spawn(work);
+        }
+    });
+    let (_, error) = shared.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    error.map_or(Ok(()), Err)
+}
+
+fn answer(engine: &Engine, tokenizer: &Tokenizer, task: Option<Task>, job: &Job) -> Result<Row> {
+    let started = Instant::now();
+    let (ids, options, seed) = (job.ids.clone(), job.options.clone(), job.seed);
+    let ticket = engine.submit(Box::new(move |backend| {
+        Ok(Box::new(intervention(backend, &ids, &options, Uniforms::Seeded(seed))?))
+    }))?;
+    let named = |error: Error| match error {
+        Error::Backend(_) => error,
+        error => Error::invalid(format!("prompt {}: {error}", job.index)),
+    };
+    let (finished, _) = ticket.wait().map_err(named)?;
+    let response = finished.response()?;
+    let elapsed = started.elapsed().as_secs_f64();
+    row(tokenizer, task, job, &response, elapsed)
+}
+
+/// What a row says of a response.
+fn row(tokenizer: &Tokenizer, task: Option<Task>, job: &Job, response: &Response, elapsed: f64) -> Result<Row> {
+    let full_text = tokenizer.decode(&response.final_ids)?;
+    let finish = job.options.finish_id;
+    let new: Vec<u32> = response.final_ids[response.prompt_len..].iter().copied().filter(|&id| id != finish).collect();
+    let text = format!("{}{}", job.prefill, tokenizer.decode(&new)?);
+    let prediction = task.and_then(|task| task.prediction(&text));
+    let correct =
+        task.filter(|task| task.has_answers()).map(|_| prediction.is_some() && prediction == job.prompt.answer);
+    let segments = response.segments.iter().map(|segment| segments(tokenizer, segment)).collect::<Result<Vec<_>>>()?;
+    Ok(Row {
+        index: job.index,
+        prompt: job.prompt.text.clone(),
+        answer: job.prompt.answer.clone(),
+        metadata: job.prompt.metadata.clone(),
+        full_text,
+        response: text,
+        reward: response.final_reward,
+        num_nudges: response.num_nudges,
+        segment_boundaries: response.segment_boundaries.clone(),
+        elapsed_seconds: (elapsed * 1e6).round() / 1e6,
+        prediction,
+        correct,
+        finish_reason: finish_reason_name(response.finish_reason).to_string(),
+        prompt_tokens: response.prompt_len,
+        new_tokens: response.final_ids.len() - response.prompt_len,
+        work: response.work.into(),
+        segments,
+    })
+}
+
+fn segments(tokenizer: &Tokenizer, segment: &crate::ggro::Segment) -> Result<RowSegment> {
+    let mut tried = Vec::with_capacity(segment.candidates.len());
+    let (mut tokens, mut entropies) = (Vec::new(), Vec::new());
+    for (index, candidate) in segment.candidates.iter().enumerate() {
+        let text = tokenizer.decode(&candidate.ids)?;
+        tried.push(Tried { reward: candidate.reward, text, forced: candidate.forced.is_some() });
+        if index == segment.best {
+            // What was forced or copied has no entropy; what was generated and not kept is not here.
+            let generated =
+                candidate.entropies.len() - usize::from(candidate.dropped.is_some()).min(candidate.entropies.len());
+            let given = candidate.ids.len().saturating_sub(generated);
+            for (at, id) in candidate.ids.iter().enumerate() {
+                tokens.push(tokenizer.token(*id).unwrap_or_default());
+                let entropy = at.checked_sub(given).and_then(|at| candidate.entropies.get(at)).copied();
+                entropies.push(entropy.map(|entropy| (entropy * 1e4).round() / 1e4));
+            }
+        }
+    }
+    Ok(RowSegment { tokens, entropies, best: segment.best, candidates: tried })
+}

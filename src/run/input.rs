@@ -1,0 +1,180 @@
+//! Prompts from a file: one JSON value per line.
+//!
+//! A line is a string; an array of chat messages; or an object with `prompt` (a string) or `messages`, and optionally `answer`
+//! and `metadata`. Tasks read their datasets' own rows ([`tasks`](super::tasks)). Empty lines are left out.
+
+use super::tasks::Task;
+use crate::chat::Message;
+use crate::checkpoint::read_whole_text;
+use crate::{Error, Result};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// One prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prompt {
+    /// What is asked, in words: the last user message of a conversation.
+    pub text: String,
+    /// The conversation, if it is more than that message.
+    pub messages: Vec<Message>,
+    /// The right answer, where there is one.
+    pub answer: Option<String>,
+    /// What else the line says.
+    pub metadata: Value,
+}
+
+impl Prompt {
+    /// A single message.
+    pub fn of_text(text: String) -> Self {
+        let messages = vec![Message { role: "user".to_string(), content: text.clone() }];
+        Prompt { text, messages, answer: None, metadata: Value::Null }
+    }
+}
+
+/// Reads a file of prompts.
+///
+/// # Errors
+/// The file cannot be read; a line is not JSON, or none of the forms. The message names the file and the line.
+pub fn read(path: &Path, task: Option<Task>) -> Result<Vec<Prompt>> {
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
+        return Err(Error::file(path, "is a Parquet file, which cannot be read yet; expected JSON lines"));
+    }
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    parse(&read_whole_text(path, file)?, task).map_err(|message| Error::file(path, message))
+}
+
+/// Reads the text of such a file; an error names the line.
+///
+/// # Errors
+/// A line is not JSON, or none of the forms; there is no prompt at all.
+pub fn parse(text: &str, task: Option<Task>) -> std::result::Result<Vec<Prompt>, String> {
+    let mut all = Vec::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let named = |what: String| format!("line {}: {what}", number + 1);
+        let value: Value = serde_json::from_str(line).map_err(|e| named(format!("expected JSON: {e}")))?;
+        let prompt = match task {
+            Some(task) => task.prompt(&value),
+            None => prompt(value),
+        };
+        let prompt = prompt.map_err(named)?;
+        if prompt.text.trim().is_empty() {
+            return Err(named("the prompt is empty".to_string()));
+        }
+        all.push(prompt);
+    }
+    if all.is_empty() {
+        return Err("expected a prompt per line, found none".to_string());
+    }
+    Ok(all)
+}
+
+fn prompt(value: Value) -> std::result::Result<Prompt, String> {
+    match value {
+        Value::String(text) => Ok(Prompt::of_text(text)),
+        Value::Array(list) => conversation(&list),
+        Value::Object(mut row) => {
+            let mut prompt = match (row.get("prompt"), row.get("messages")) {
+                (Some(Value::String(text)), _) => Prompt::of_text(text.clone()),
+                (Some(Value::Array(list)), _) | (None, Some(Value::Array(list))) => conversation(list)?,
+                (Some(other), _) => return Err(wrong("prompt", "a string or an array of messages", other)),
+                (None, Some(other)) => return Err(wrong("messages", "an array", other)),
+                (None, None) => return Err("expected `prompt` or `messages`, found neither".to_string()),
+            };
+            prompt.answer = answer(&row)?;
+            prompt.metadata = row.shift_remove("metadata").unwrap_or(Value::Null);
+            Ok(prompt)
+        }
+        other => Err(format!("expected a string, messages or an object, found {}", kind(&other))),
+    }
+}
+
+/// `answer`, if there is one.
+pub(super) fn answer(row: &Map<String, Value>) -> std::result::Result<Option<String>, String> {
+    match row.get("answer") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(answer)) => Ok(Some(answer.clone())),
+        Some(Value::Number(answer)) => Ok(Some(answer.to_string())),
+        Some(other) => Err(wrong("answer", "a string", other)),
+    }
+}
+
+/// A string field that must be there.
+pub(super) fn string<'a>(row: &'a Value, name: &str) -> std::result::Result<&'a str, String> {
+    match row.get(name) {
+        Some(Value::String(text)) => Ok(text),
+        Some(other) => Err(wrong(name, "a string", other)),
+        None => Err(format!("expected `{name}`, found none")),
+    }
+}
+
+fn conversation(list: &[Value]) -> std::result::Result<Prompt, String> {
+    let mut messages = Vec::with_capacity(list.len());
+    for (index, message) in list.iter().enumerate() {
+        let at = |what: String| format!("message {index}: {what}");
+        let role = string(message, "role").map_err(at)?;
+        if !["system", "user", "assistant"].contains(&role) {
+            return Err(at(format!("`role`: expected system, user or assistant, found {role:?}")));
+        }
+        let content = string(message, "content").map_err(at)?;
+        messages.push(Message { role: role.to_string(), content: content.to_string() });
+    }
+    let text = match messages.last() {
+        Some(last) if last.role == "user" => last.content.clone(),
+        Some(last) => return Err(format!("the last message is the {}'s, expected a user's", last.role)),
+        None => return Err("no messages".to_string()),
+    };
+    Ok(Prompt { text, messages, answer: None, metadata: Value::Null })
+}
+
+fn wrong(name: &str, expected: &str, found: &Value) -> String {
+    format!("`{name}`: expected {expected}, found {}", kind(found))
+}
+
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_every_form() {
+        let text = "\"one\"\n\n{\"prompt\": \"two\", \"answer\": 4, \"metadata\": {\"a\": 1}}\n\
+                    [{\"role\": \"system\", \"content\": \"s\"}, {\"role\": \"user\", \"content\": \"three\"}]\n\
+                    {\"messages\": [{\"role\": \"user\", \"content\": \"four\"}]}";
+        let all = parse(text, None).unwrap();
+        assert_eq!(all.iter().map(|prompt| prompt.text.as_str()).collect::<Vec<_>>(), ["one", "two", "three", "four"]);
+        assert_eq!((all[1].answer.as_deref(), all[1].metadata["a"].as_u64()), (Some("4"), Some(1)));
+        assert_eq!(all[2].messages.len(), 2);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        for (text, expected) in [
+            ("\"a\"\n{\"prompt\"", "line 2: expected JSON"),
+            ("\"a\"\n\n3", "line 3: expected a string, messages or an object, found a number"),
+            ("{\"prompt\": 3}", "line 1: `prompt`: expected a string or an array of messages, found a number"),
+            ("{\"text\": \"x\"}", "line 1: expected `prompt` or `messages`, found neither"),
+            ("\"  \"", "line 1: the prompt is empty"),
+            ("[]", "line 1: no messages"),
+            (
+                "[{\"role\": \"tool\", \"content\": \"\"}]",
+                "line 1: message 0: `role`: expected system, user or assistant",
+            ),
+            ("[{\"role\": \"assistant\", \"content\": \"x\"}]", "line 1: the last message is the assistant's"),
+            ("{\"prompt\": \"a\", \"answer\": []}", "line 1: `answer`: expected a string, found an array"),
+            ("\n\n", "expected a prompt per line, found none"),
+        ] {
+            let message = parse(text, None).unwrap_err();
+            assert!(message.starts_with(expected), "{text}: {message}");
+        }
+    }
+}

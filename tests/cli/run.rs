@@ -1,0 +1,188 @@
+//! `ggro run`: rows for prompts, whatever happens to the process.
+
+use super::{Run, command, finish, ggro, utf8};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+/// Prompts of the demo pair, as lines.
+fn prompts(folder: &Path, count: usize) -> PathBuf {
+    let things = ["a lost kite", "a kind frog", "two cats", "the moon", "a red ball", "a small boat"];
+    let line = |i: usize| match i % 3 {
+        0 => json!(format!("Write a story about {}.", things[i % things.len()])),
+        1 => {
+            json!({"prompt": format!("Tell me about {} and number {i}.", things[i % things.len()]), "metadata": {"i": i}})
+        }
+        _ => json!([{"role": "user", "content": format!("Story {i}: {}.", things[i % things.len()])}]),
+    };
+    let path = folder.join("prompts.jsonl");
+    let text: String = (0..count).map(|i| format!("{}\n", line(i))).collect();
+    std::fs::write(&path, text).expect("written");
+    path
+}
+
+const SHORT: [&str; 6] = ["--max-new-tokens", "14", "--entropy-threshold", "2.5", "--num-refinement-steps", "3"];
+
+fn arguments<'a>(input: &'a Path, output: &'a Path) -> Vec<&'a str> {
+    [&["run", "--input", utf8(input), "--output", utf8(output)], &SHORT[..]].concat()
+}
+
+fn rows(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).expect("rows");
+    text.lines().map(|line| serde_json::from_str(line).expect("a whole row")).collect()
+}
+
+/// Without what a clock says.
+fn timeless(path: &Path) -> Vec<Value> {
+    let mut rows = rows(path);
+    rows.iter_mut().for_each(|row| drop(row.as_object_mut().expect("an object").shift_remove("elapsed_seconds")));
+    rows
+}
+
+#[test]
+fn a_row_for_every_prompt() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (input, output) = (prompts(folder.path(), 7), folder.path().join("out.jsonl"));
+    let run = ggro(&arguments(&input, &output)).ok();
+    assert!(run.err.contains("7 answers in") && run.err.contains("mean reward"), "{}", run.err);
+    let all = rows(&output);
+    assert_eq!(all.iter().map(|row| row["index"].as_u64()).collect::<Vec<_>>(), (0..7).map(Some).collect::<Vec<_>>());
+    for row in &all {
+        for field in ["prompt", "full_text", "response", "finish_reason"] {
+            assert!(row[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {row}");
+        }
+        assert!(row["reward"].is_f64() && row["elapsed_seconds"].as_f64() > Some(0.0) && row["answer"].is_null());
+        let tokens: usize = row["segments"]
+            .as_array()
+            .expect("segments")
+            .iter()
+            .map(|s| s["tokens"].as_array().map_or(0, Vec::len))
+            .sum();
+        let (new, boundaries) = (row["new_tokens"].as_u64(), row["segment_boundaries"].as_array().expect("boundaries"));
+        let last = boundaries.last().and_then(Value::as_u64).expect("a segment");
+        assert_eq!(last - row["prompt_tokens"].as_u64().expect("a number"), tokens as u64, "{row}");
+        assert!(new >= Some(tokens as u64), "{row}");
+    }
+    assert_eq!(all[1]["metadata"]["i"], 1);
+
+    // The same answers as one by one, with their rewards.
+    let alone = ggro(
+        &[&["generate", "--json", "--no-baseline", all[0]["prompt"].as_str().expect("text")], &SHORT[..]].concat(),
+    );
+    let alone = alone.ok().json();
+    assert_eq!(alone["text"], all[0]["response"]);
+    assert_eq!(alone["reward"].as_f64().map(|x| x as f32), all[0]["reward"].as_f64().map(|x| x as f32));
+
+    // Again: nothing is left to do, and nothing changes.
+    let before = std::fs::read(&output).expect("rows");
+    let again = ggro(&arguments(&input, &output)).ok();
+    assert!(again.err.contains("7 of 7 prompts are answered already"), "{}", again.err);
+    assert!(std::fs::read(&output).expect("rows") == before);
+
+    // In pieces, and greedily.
+    let part = folder.path().join("part.jsonl");
+    ggro(&[&arguments(&input, &part)[..], &["--start-index", "2", "--num-prompts", "3"]].concat()).ok();
+    assert_eq!(timeless(&part), timeless(&output)[2..5]);
+    let greedy = folder.path().join("greedy.jsonl");
+    ggro(&[&arguments(&input, &greedy)[..], &["--method", "greedy", "--prefill-attack", "Once"]].concat()).ok();
+    for row in rows(&greedy) {
+        assert!(
+            row["num_nudges"] == 0 && row["response"].as_str().is_some_and(|text| text.starts_with("Once")),
+            "{row}"
+        );
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named_before_anything_runs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (input, output) = (prompts(folder.path(), 3), folder.path().join("out.jsonl"));
+    let refused = |run: Run, parts: &[&str]| {
+        assert_eq!(run.code, Some(2), "{}", run.err);
+        for part in parts {
+            assert!(run.err.contains(part), "no {part:?} in {}", run.err);
+        }
+    };
+    let bad = folder.path().join("bad.jsonl");
+    std::fs::write(&bad, "\"fine\"\n{\"prompt\": 3}\n").expect("written");
+    refused(ggro(&arguments(&bad, &output)), &["bad.jsonl: line 2: `prompt`: expected a string"]);
+    assert!(!output.exists());
+    refused(ggro(&arguments(&folder.path().join("none.jsonl"), &output)), &["none.jsonl"]);
+    refused(
+        ggro(&[&arguments(&input, &output)[..], &["--start-index", "3"]].concat()),
+        &["leave none of the 3 prompts"],
+    );
+    refused(ggro(&[&arguments(&input, &output)[..], &["--task", "gsm8k"]].concat()), &["'gsm8k'", "mmlu-pro"]);
+    refused(ggro(&[&arguments(&input, &output)[..], &["--method", "bon"]].concat()), &["ggro or greedy"]);
+    std::fs::write(&bad, format!("\"fine\"\n\"{}\"\n", "word ".repeat(900))).expect("written");
+    refused(ggro(&arguments(&bad, &output)), &["prompt 1:", "leave no room in the context of 512"]);
+
+    // Another way of answering is not mixed with what is there.
+    ggro(&arguments(&input, &output)).ok();
+    let other = ggro(&[&arguments(&input, &output)[..], &["--seed", "5", "--nudge-top-k", "9"]].concat());
+    refused(other, &["`nudge_top_k` was 25, is 9", "`seed` was 0, is 5", "another --output"]);
+    let mut text = std::fs::read_to_string(&input).expect("prompts");
+    text = text.replace("a lost kite", "a found kite");
+    std::fs::write(&input, text).expect("written");
+    refused(ggro(&arguments(&input, &output)), &["out.jsonl: line 1: row 0 answers another prompt"]);
+}
+
+#[test]
+fn multiple_choice_is_compared() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (input, output) = (folder.path().join("arc.jsonl"), folder.path().join("out.jsonl"));
+    let row = json!({"id": "q", "question": "What is hot?", "answerKey": "A",
+                     "choices": {"text": ["fire", "ice"], "label": ["A", "B"]}});
+    std::fs::write(&input, format!("{row}\n")).expect("written");
+    let run = ggro(&[&arguments(&input, &output)[..], &["--task", "arc-challenge"]].concat()).ok();
+    assert!(run.err.contains("of 1 right"), "{}", run.err);
+    let row = &rows(&output)[0];
+    assert_eq!((row["answer"].as_str(), row["correct"].is_boolean()), (Some("A"), true), "{row}");
+}
+
+/// Killed without warning, fifty times in all, at moments of no meaning, with four answers in flight.
+#[test]
+fn a_killed_run_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let input = prompts(folder.path(), 24);
+    let whole = folder.path().join("whole.jsonl");
+    let concurrency = ["--max-concurrency", "4"];
+    ggro(&[&arguments(&input, &whole)[..], &concurrency].concat()).ok();
+    let expected = timeless(&whole);
+    let (mut kills, mut state, mut attempt) = (0, 88172645463325252u64, 0);
+    while kills < 50 {
+        attempt += 1;
+        let output = folder.path().join(format!("killed{attempt}.jsonl"));
+        let args = [&arguments(&input, &output)[..], &concurrency].concat();
+        let mut before = 0;
+        loop {
+            let mut child = command().args(&args).stderr(Stdio::null()).spawn().expect("the binary runs");
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            std::thread::sleep(Duration::from_millis(20 + state % 230));
+            let ended = child.try_wait().expect("a child").is_some();
+            // SIGKILL: nothing can be done about it.
+            let _ = child.kill();
+            let status = child.wait().expect("a child");
+            if ended || status.success() {
+                break;
+            }
+            kills += 1;
+            // Whole rows stay; of the last one there may be a half, which the next run cuts off.
+            let text = std::fs::read_to_string(&output).unwrap_or_default();
+            let there = text.matches('\n').count();
+            assert!(there >= before, "{there} rows after {before}");
+            before = there;
+            assert!(text.lines().take(there).all(|line| serde_json::from_str::<Value>(line).is_ok()));
+        }
+        let last = finish(command().args(&args));
+        assert_eq!(last.code, Some(0), "{}", last.err);
+        assert_eq!(timeless(&output), expected);
+        let left: Vec<_> =
+            std::fs::read_dir(folder.path()).expect("a folder").flatten().map(|e| e.file_name()).collect();
+        assert!(left.iter().all(|name| !name.to_string_lossy().ends_with("rows.part")), "{left:?}");
+    }
+    println!("{kills} kills in {attempt} runs");
+}
