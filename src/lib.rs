@@ -13,7 +13,7 @@
 //! * [`ggro`]: the method itself, pure logic over that trait; [`trace`] is its record as JSON, [`verify`] the golden
 //!   fixtures replayed;
 //! * [`engine`]: many requests in common batches, [`sampling`] among them;
-//! * [`run`](mod@run): many prompts from a file into a file, resumably;
+//! * [`run`](mod@run): many prompts from a file into a file, resumably; [`report`] what they say together;
 //! * the faces: the command line and [`mod@bench`] (the server will stand beside them).
 //!
 //! `docs/architecture.md` in the repository says how the parts fit.
@@ -33,6 +33,7 @@ pub mod ggro;
 pub mod kv;
 pub mod model;
 pub mod pair;
+pub mod report;
 pub mod run;
 pub mod sampling;
 pub mod tokenizer;

@@ -126,22 +126,27 @@ fn row(tokenizer: &Tokenizer, task: Option<Task>, job: &Job, response: &Response
 }
 
 fn segments(tokenizer: &Tokenizer, segment: &crate::ggro::Segment) -> Result<RowSegment> {
-    let mut tried = Vec::with_capacity(segment.candidates.len());
-    let (mut tokens, mut entropies) = (Vec::new(), Vec::new());
-    for (index, candidate) in segment.candidates.iter().enumerate() {
+    let tried = segment.candidates.iter().map(|candidate| {
         let text = tokenizer.decode(&candidate.ids)?;
-        tried.push(Tried { reward: candidate.reward, text, forced: candidate.forced.is_some() });
-        if index == segment.best {
-            // What was forced or copied has no entropy; what was generated and not kept is not here.
-            let generated =
-                candidate.entropies.len() - usize::from(candidate.dropped.is_some()).min(candidate.entropies.len());
-            let given = candidate.ids.len().saturating_sub(generated);
-            for (at, id) in candidate.ids.iter().enumerate() {
-                tokens.push(tokenizer.token(*id).unwrap_or_default());
-                let entropy = at.checked_sub(given).and_then(|at| candidate.entropies.get(at)).copied();
-                entropies.push(entropy.map(|entropy| (entropy * 1e4).round() / 1e4));
-            }
-        }
-    }
-    Ok(RowSegment { tokens, entropies, best: segment.best, candidates: tried })
+        Ok(Tried { reward: candidate.reward, text, forced: candidate.forced.is_some() })
+    });
+    let tried = tried.collect::<Result<Vec<_>>>()?;
+    let Some(best) = segment.candidates.get(segment.best) else {
+        return Err(Error::Backend("a segment without its best candidate".to_string()));
+    };
+    let tokens = best.ids.iter().map(|&id| tokenizer.token(id).unwrap_or_default()).collect();
+    // A row that was decoded has its entropy, the one at the slot too, whatever token was put there. Ids that a candidate has in
+    // common with the unforced one were not decoded again.
+    let given = best.ids.len().saturating_sub(best.entropies.len());
+    let entropies = (0..best.ids.len()).map(|at| {
+        let entropy = at.checked_sub(given).and_then(|at| best.entropies.get(at)).copied();
+        entropy.map(|entropy| (entropy * 1e4).round() / 1e4)
+    });
+    Ok(RowSegment {
+        tokens,
+        entropies: entropies.collect(),
+        nudged: best.forced.and(segment.slot.checked_sub(segment.start)),
+        best: segment.best,
+        candidates: tried,
+    })
 }

@@ -12,6 +12,7 @@ mod kernels;
 mod models;
 mod output;
 mod prompt;
+mod report;
 mod run;
 mod screen;
 mod summary;
@@ -39,6 +40,7 @@ struct Cli {
 enum Command {
     Generate(Box<args::Generate>),
     Run(Box<run::Args>),
+    Report(report::Args),
     Verify(verify::Args),
     Info(info::Args),
     Kernels(kernels::Args),
@@ -53,6 +55,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Kernels(args) => kernels::run(&args),

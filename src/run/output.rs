@@ -66,6 +66,9 @@ pub struct RowSegment {
     pub tokens: Vec<String>,
     /// Entropy where each was decoded, in nats; none where it was not.
     pub entropies: Vec<Option<f64>>,
+    /// Which of the tokens the gradient chose, if one.
+    #[serde(default)]
+    pub nudged: Option<usize>,
     /// Which candidate was kept.
     pub best: usize,
     /// All that were tried.

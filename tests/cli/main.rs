@@ -4,6 +4,7 @@ mod bench;
 mod errors;
 mod generate;
 mod info;
+mod report;
 mod run;
 mod verify;
 

@@ -1,0 +1,100 @@
+//! `ggro report`.
+
+use super::models::switch;
+use super::output::Output;
+use super::say;
+use crate::report::{Mean, Summary, page, paired};
+use crate::run::output::{Row, read};
+use crate::{Error, Result};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Sum up what `ggro run` wrote, and make a page of it
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Files of rows; the others are compared with the first
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+
+    /// Write one self-contained page: answers token by token, candidates, distributions
+    #[arg(long, value_name = "FILE", env = "GGRO_HTML", hide_env = true)]
+    html: Option<PathBuf>,
+
+    /// One JSON object in place of a table
+    #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let html = args.html.as_deref().map(Output::check).transpose()?;
+    let names = names(&args.files);
+    let files = args.files.iter().zip(names).map(|(path, name)| Ok((name, read(path)?)));
+    let files: Vec<(String, Vec<Row>)> = files.collect::<Result<_>>()?;
+    let summaries: Vec<Summary> = files.iter().map(|(name, rows)| Summary::new(name, rows)).collect();
+    let differences: Vec<Option<Mean>> = files[1..].iter().map(|(_, rows)| paired(&files[0].1, rows)).collect();
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", object(&summaries, &differences)?)?;
+    } else {
+        write!(out, "{}", table(&summaries, &differences))?;
+    }
+    if let (Some(html), Some(path)) = (html, &args.html) {
+        let page = page(&files);
+        html.write(page.as_bytes())?;
+        say(&format!("{}: {:.1} MB", path.display(), page.len() as f64 / 1e6));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// File names without their ending, or paths where two have the same.
+fn names(files: &[PathBuf]) -> Vec<String> {
+    let stem = |path: &Path| path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let name = |path: &PathBuf| match files.iter().filter(|other| stem(other) == stem(path)).count() {
+        1 => stem(path),
+        _ => path.display().to_string(),
+    };
+    files.iter().map(name).collect()
+}
+
+fn object(summaries: &[Summary], differences: &[Option<Mean>]) -> Result<Value> {
+    let files = serde_json::to_value(summaries).map_err(|e| Error::invalid(e.to_string()))?;
+    Ok(json!({ "files": files, "reward_over_the_first": differences }))
+}
+
+fn table(summaries: &[Summary], differences: &[Option<Mean>]) -> String {
+    let mut lines: Vec<Vec<String>> = vec![vec![String::new()]];
+    lines[0].extend(summaries.iter().map(|summary| summary.name.clone()));
+    lines.push(vec!["answers".to_string()]);
+    lines[1].extend(summaries.iter().map(|summary| summary.rows.to_string()));
+    let names = summaries.first().map(Summary::lines).unwrap_or_default();
+    for (index, (name, _)) in names.iter().enumerate() {
+        let found: Vec<Option<Mean>> = summaries.iter().map(|summary| summary.lines()[index].1).collect();
+        if found.iter().any(Option::is_some) {
+            let words = found.into_iter().map(|mean| mean.map_or_else(String::new, words));
+            lines.push([name.to_string()].into_iter().chain(words).collect());
+        }
+    }
+    if !differences.is_empty() {
+        let words = differences.iter().map(|mean| mean.map_or_else(|| "no prompt in common".to_string(), words));
+        lines.push(["reward over the first".to_string(), String::new()].into_iter().chain(words).collect());
+    }
+    let columns = lines.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| {
+            lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        })
+        .collect();
+    let line = |cells: &Vec<String>| {
+        let padded = cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
+        format!("{}\n", padded.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    lines.iter().map(line).collect()
+}
+
+/// A mean with its interval.
+fn words(Mean { mean, low, high, .. }: Mean) -> String {
+    let digits = if mean.abs() >= 100.0 { 0 } else { 3 };
+    format!("{mean:.digits$} ({low:.digits$} to {high:.digits$})")
+}
