@@ -7,7 +7,7 @@
 //! The crate has four layers, each knowing only the one before it:
 //!
 //! * [`config`], [`checkpoint`], [`tokenizer`], [`chat`], [`pair`]: what Hugging Face directories hold, checked before use
-//!   ([`demo`] is a pair inside the binary);
+//!   ([`demo`] is a pair inside the binary, [`hub`] brings them by name);
 //! * [`model`]: the [`Backend`](model::Backend) trait, a handful of batched operations on two models, and the
 //!   reference backend in plain Rust, over the block bookkeeping of [`kv`];
 //! * [`ggro`]: the method itself, pure logic over that trait; [`trace`] is its record as JSON, [`verify`] the golden
@@ -30,6 +30,7 @@ pub mod demo;
 pub mod engine;
 pub mod error;
 pub mod ggro;
+pub mod hub;
 pub mod kv;
 pub mod model;
 pub mod pair;

@@ -50,7 +50,7 @@ enum Command {
 /// Runs the command that the process was started with.
 ///
 /// # Errors
-/// Whatever ended the command; [`report`] prints it.
+/// Whatever ended the command; [`report()`] prints it.
 pub fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),

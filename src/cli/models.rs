@@ -3,6 +3,7 @@
 use super::say;
 use crate::checkpoint::{Checkpoint, Files};
 use crate::cuda::{self, Storage, images};
+use crate::hub::{Hub, Name};
 use crate::model::Backend;
 use crate::model::cuda::weights::LoadReport;
 use crate::model::cuda::{Cuda, CudaOptions, Loading, Prepared, memory};
@@ -33,17 +34,19 @@ pub(super) fn no_cuda(why: &Error) -> String {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Models")]
 pub(super) struct PairArgs {
-    /// Directory of the policy, the language model that writes (Hugging Face layout) [default: the embedded demo pair]
+    /// The policy, the language model that writes: a directory, or a name, org/name[@revision] [default: the embedded demo pair]
     ///
+    /// A name is looked up in the Hugging Face cache, and downloaded into it if it is not there (HF_HOME, HF_TOKEN, HF_ENDPOINT,
+    /// HF_HUB_OFFLINE). A directory has the hub's files.
     /// Llama 3.x, Mistral, Qwen2, Qwen2.5 or Qwen3: config.json, model.safetensors or shards with their index,
     /// tokenizer.json, tokenizer_config.json and, if present, generation_config.json and chat_template.jinja. Needs --reward.
-    #[arg(long, value_name = "DIR", env = "GGRO_POLICY", hide_env = true)]
+    #[arg(long, value_name = "MODEL", env = "GGRO_POLICY", hide_env = true)]
     pub policy: Option<PathBuf>,
 
-    /// Directory of the reward model, a *ForSequenceClassification with one label [default: the embedded demo pair]
+    /// The reward model, a *ForSequenceClassification with one label: a directory or a name [default: the embedded demo pair]
     ///
     /// It must have the policy's tokenizer. Needs --policy.
-    #[arg(long, value_name = "DIR", env = "GGRO_REWARD", hide_env = true)]
+    #[arg(long, value_name = "MODEL", env = "GGRO_REWARD", hide_env = true)]
     pub reward: Option<PathBuf>,
 
     /// Longest sequence, prompt and answer together [default: the smaller context of the two models]
@@ -84,15 +87,38 @@ impl PairArgs {
     }
 }
 
-/// Reads a pair of directories.
+/// The directory that is meant: itself, or that of a model by this name.
+fn locate(path: &Path) -> Result<PathBuf> {
+    let name = path.to_str().filter(|_| !path.exists()).and_then(Name::parse);
+    let Some(name) = name else { return Ok(path.to_path_buf()) };
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) =
+        ProgressStyle::with_template("{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left")
+    {
+        bar.set_style(style);
+    }
+    let found = Hub::from_env().fetch(&name, &mut |downloaded| {
+        if bar.message() != downloaded.file {
+            bar.set_message(downloaded.file.to_string());
+            bar.reset();
+        }
+        bar.set_length(downloaded.size.unwrap_or(downloaded.bytes));
+        bar.set_position(downloaded.bytes);
+    });
+    bar.finish_and_clear();
+    found
+}
+
+/// Reads a pair of directories, or of models by name.
 pub(super) fn load(policy: &Path, reward: &Path) -> Result<Pair> {
+    let (policy, reward) = (&locate(policy)?, &locate(reward)?);
     for dir in [policy, reward] {
         let found = std::fs::metadata(dir).map_err(|e| Error::io(dir, e))?;
         if !found.is_dir() {
             return Err(Error::file(dir, "is not a directory"));
         }
     }
-    Pair::load(&Files::Dir(policy.to_path_buf()), &Files::Dir(reward.to_path_buf()))
+    Pair::load(&Files::Dir(policy.clone()), &Files::Dir(reward.clone()))
 }
 
 /// Longest sequence that both models were made for.

@@ -15,7 +15,7 @@ fn rows(folder: &Path, name: &str, count: usize, gain: f64) -> PathBuf {
     let row = |i: usize| {
         json!({"index": i, "prompt": format!("What is {i}?"), "answer": "A", "metadata": null, "full_text": "", "response": "one two",
                "reward": (i * 37 % 10) as f64 + gain, "num_nudges": 12, "segment_boundaries": (0..12).collect::<Vec<_>>(),
-               "elapsed_seconds": 0.25, "prediction": "A", "correct": i % 4 != 0, "finish_reason": "finish", "prompt_tokens": 5,
+               "elapsed_seconds": 0.25, "prediction": "A", "correct": !i.is_multiple_of(4), "finish_reason": "finish", "prompt_tokens": 5,
                "new_tokens": 36, "work": {"policy_forward": 50, "reward_forward": 60, "reward_backward": 40},
                "segments": (0..12).map(segment).collect::<Vec<_>>()})
     };

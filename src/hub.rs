@@ -1,0 +1,515 @@
+//! Checkpoints by name: `org/name[@revision]` from the local Hugging Face cache, else downloaded into it.
+//!
+//! The cache is the one that other tools have: `models--org--name` with `refs`, `blobs` by their checksum, and `snapshots` of links to
+//! them. A snapshot that is complete is used without asking anybody. What is downloaded is a blob only once its checksum is right;
+//! until then it is `CHECKSUM.incomplete`, from which a later attempt goes on.
+//!
+//! `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean elsewhere. The token
+//! goes to the endpoint's own host and to no other.
+
+use crate::{Error, Result};
+use sha1::Digest;
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use ureq::http::{Response, Uri, header};
+
+/// Files of a model beside its weights.
+const FILES: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Attempts to get a file, each going on where the last one ended.
+const ATTEMPTS: usize = 4;
+const REDIRECTS: usize = 8;
+/// Seconds without a byte after which an attempt has failed.
+const PATIENCE: u64 = 30;
+
+/// A model's name: `org/name`, and the revision behind an `@`, which is `main` without one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// `org/name`.
+    pub repository: String,
+    /// A branch, a tag or a commit.
+    pub revision: String,
+}
+
+impl Name {
+    /// Reads a name; none if it is not one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (repository, revision) = text.split_once('@').unwrap_or((text, "main"));
+        let (org, name) = repository.split_once('/')?;
+        let plain = |part: &str| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            !part.is_empty() && part.chars().all(allowed) && !part.starts_with('.') && !part.contains("..")
+        };
+        let good = plain(org) && plain(name) && !revision.is_empty() && revision.split('/').all(plain);
+        good.then(|| Name { repository: repository.to_string(), revision: revision.to_string() })
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.revision.as_str() {
+            "main" => f.write_str(&self.repository),
+            revision => write!(f, "{}@{revision}", self.repository),
+        }
+    }
+}
+
+/// How far a download has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Downloaded<'a> {
+    /// The file.
+    pub file: &'a str,
+    /// Bytes of it that are there.
+    pub bytes: u64,
+    /// Its size, if the server says it.
+    pub size: Option<u64>,
+}
+
+/// Where models come from.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    endpoint: String,
+    cache: PathBuf,
+    token: Option<String>,
+    offline: bool,
+    agent: ureq::Agent,
+}
+
+/// What the hub says of a file.
+struct About {
+    /// Its checksum, as the cache names blobs.
+    etag: String,
+    size: Option<u64>,
+}
+
+impl Hub {
+    /// As the environment says.
+    pub fn from_env() -> Self {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let home = set("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
+            let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
+            let cache = cache.or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache")));
+            cache.unwrap_or_else(|| PathBuf::from(".cache")).join("huggingface")
+        });
+        let cache = set("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from);
+        let token = set("HF_TOKEN").or_else(|| {
+            let path = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+            std::fs::read_to_string(path).ok()
+        });
+        let token = token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty());
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_string());
+        let yes = |value: String| ["1", "true", "yes", "on"].contains(&value.to_lowercase().as_str());
+        Self::new(&endpoint, cache, token, set("HF_HUB_OFFLINE").is_some_and(yes))
+    }
+
+    /// A hub at `endpoint`, with this cache.
+    pub fn new(endpoint: &str, cache: PathBuf, token: Option<String>, offline: bool) -> Self {
+        let patience = Some(Duration::from_secs(PATIENCE));
+        let config = ureq::Agent::config_builder()
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .http_status_as_error(false)
+            .user_agent(concat!("ggro/", env!("CARGO_PKG_VERSION")))
+            .accept_encoding("identity")
+            .timeout_connect(patience)
+            .timeout_recv_response(patience)
+            .timeout_per_read(patience)
+            .build();
+        let endpoint = endpoint.trim_end_matches('/').to_string();
+        Hub { endpoint, cache, token, offline, agent: config.new_agent() }
+    }
+
+    /// The directory of a model, downloaded if the cache does not have all of it. `progress` is told as bytes come.
+    ///
+    /// # Errors
+    /// There is no such model or revision, access to it needs a token, the server cannot be reached or what it sends has another
+    /// checksum, the cache cannot be written; offline, the cache does not have it.
+    pub fn fetch(&self, name: &Name, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<PathBuf> {
+        let folder = self.cache.join(format!("models--{}", name.repository.replace('/', "--")));
+        if let Some(snapshot) = cached(&folder, &name.revision) {
+            return Ok(snapshot);
+        }
+        if self.offline {
+            return Err(Error::invalid(format!(
+                "{name} is not, or not wholly, in the cache {}, and HF_HUB_OFFLINE is set",
+                self.cache.display()
+            )));
+        }
+        let (commit, files) = self.list(name)?;
+        let snapshot = folder.join("snapshots").join(&commit);
+        let mut get = |file: &str| self.file(name, &commit, file, &folder, &snapshot, progress);
+        for file in FILES.iter().filter(|file| files.contains(**file)) {
+            get(file)?;
+        }
+        if files.contains(SINGLE) {
+            get(SINGLE)?;
+        } else if files.contains(INDEX) {
+            get(INDEX)?;
+            for shard in shards(&snapshot.join(INDEX)).unwrap_or_default() {
+                if !files.contains(&shard) {
+                    return Err(Error::invalid(format!("{name}: {INDEX} names {shard}, which is not there")));
+                }
+                get(&shard)?;
+            }
+        } else {
+            return Err(Error::invalid(format!(
+                "{name} has neither {SINGLE} nor {INDEX}; only safetensors are loaded"
+            )));
+        }
+        let reference = folder.join("refs").join(&name.revision);
+        write(&reference, commit.as_bytes())?;
+        Ok(snapshot)
+    }
+
+    /// The commit that a revision is, and the files it has.
+    fn list(&self, name: &Name) -> Result<(String, BTreeSet<String>)> {
+        let url = format!("{}/api/models/{}/revision/{}", self.endpoint, name.repository, escaped(&name.revision));
+        let (mut response, _) = self.follow("GET", &url, None)?;
+        self.check(name, "", &response)?;
+        let failed = |what: String| Error::invalid(format!("{name}: {url} answered with {what}"));
+        let text = response.body_mut().with_config().limit(64 << 20).read_to_string();
+        let text = text.map_err(|e| failed(e.to_string()))?;
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| failed(format!("no JSON: {e}")))?;
+        let commit = value.get("sha").and_then(|sha| sha.as_str()).unwrap_or_default();
+        if commit.len() != 40 || !commit.chars().all(|c| c.is_ascii_hexdigit()) {
+            return Err(failed(format!("the commit {commit:?}")));
+        }
+        let siblings = value.get("siblings").and_then(|list| list.as_array());
+        let names = siblings.into_iter().flatten().filter_map(|file| file.get("rfilename")?.as_str());
+        Ok((commit.to_string(), names.map(str::to_string).collect()))
+    }
+
+    /// Brings one file into the cache and links it into the snapshot.
+    fn file(
+        &self,
+        name: &Name,
+        commit: &str,
+        file: &str,
+        folder: &Path,
+        snapshot: &Path,
+        progress: &mut dyn FnMut(Downloaded<'_>),
+    ) -> Result<()> {
+        let link = snapshot.join(file);
+        if link.is_file() {
+            return Ok(());
+        }
+        let url = format!("{}/{}/resolve/{commit}/{file}", self.endpoint, name.repository);
+        let about = self.about(name, file, &url)?;
+        let blob = folder.join("blobs").join(&about.etag);
+        if !blob.is_file() {
+            self.blob(name, file, &url, &about, &blob, progress)?;
+        }
+        let failed = |e| Error::io(&link, e);
+        std::fs::create_dir_all(snapshot).map_err(failed)?;
+        let target = Path::new("../../blobs").join(&about.etag);
+        match std::os::unix::fs::symlink(&target, &link) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(failed(e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn about(&self, name: &Name, file: &str, url: &str) -> Result<About> {
+        let (response, hub) = self.follow("HEAD", url, None)?;
+        self.check(name, file, &response)?;
+        let of = |names: [&str; 2]| names.iter().find_map(|name| hub.get(*name)).and_then(|value| value.to_str().ok());
+        let etag = of(["x-linked-etag", "etag"]).unwrap_or_default();
+        let etag = etag.trim_start_matches("W/").trim_matches('"').to_string();
+        // It becomes a file name.
+        if etag.is_empty() || !etag.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+            return Err(Error::invalid(format!("{name}: {file}: the server gives it no checksum (found {etag:?})")));
+        }
+        let size = of(["x-linked-size", "content-length"]).and_then(|size| size.parse().ok());
+        Ok(About { etag, size })
+    }
+
+    fn blob(
+        &self,
+        name: &Name,
+        file: &str,
+        url: &str,
+        about: &About,
+        blob: &Path,
+        progress: &mut dyn FnMut(Downloaded<'_>),
+    ) -> Result<()> {
+        let part = blob.with_added_extension("incomplete");
+        let failed = |e| Error::io(&part, e);
+        if let Some(parent) = blob.parent() {
+            std::fs::create_dir_all(parent).map_err(failed)?;
+        }
+        let mut open = OpenOptions::new();
+        let mut out = open.read(true).write(true).create(true).truncate(false).open(&part).map_err(failed)?;
+        // Another process may be at it: whoever comes second finds the blob, or goes on.
+        out.lock().map_err(failed)?;
+        if blob.is_file() {
+            return Ok(());
+        }
+        let mut last = None;
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                std::thread::sleep(Duration::from_millis(200 << attempt));
+            }
+            match self.attempt(name, file, url, about, &mut out, &part, progress) {
+                Ok(()) => {
+                    last = None;
+                    break;
+                }
+                // Not a matter of trying again.
+                Err(Failed::Finally(error)) => return Err(error),
+                Err(Failed::ForNow(error)) => last = Some(error),
+            }
+        }
+        if let Some(error) = last {
+            return Err(error);
+        }
+        verify(&mut out, &about.etag).map_err(failed)?.map_err(|found| {
+            // Nothing of it can be trusted.
+            let _ = out.set_len(0);
+            Error::invalid(format!("{name}: {file}: checksum {} expected, {found} found; try again", about.etag))
+        })?;
+        out.sync_all().and_then(|()| std::fs::rename(&part, blob)).map_err(failed)
+    }
+
+    /// Gets what is missing of a file.
+    #[expect(clippy::too_many_arguments, reason = "one call, of what the caller holds")]
+    fn attempt(
+        &self,
+        name: &Name,
+        file: &str,
+        url: &str,
+        about: &About,
+        out: &mut File,
+        part: &Path,
+        progress: &mut dyn FnMut(Downloaded<'_>),
+    ) -> std::result::Result<(), Failed> {
+        let local = |e| Failed::Finally(Error::io(part, e));
+        let mut bytes = out.seek(SeekFrom::End(0)).map_err(local)?;
+        if about.size.is_some_and(|size| bytes > size) {
+            out.set_len(0).and_then(|()| out.seek(SeekFrom::Start(0))).map_err(local)?;
+            bytes = 0;
+        }
+        if about.size == Some(bytes) {
+            return Ok(());
+        }
+        let (response, _) = self.follow("GET", url, Some(bytes).filter(|&bytes| bytes > 0)).map_err(Failed::ForNow)?;
+        if response.status().is_server_error() {
+            return Err(Failed::ForNow(Error::invalid(format!(
+                "{name}: {file}: the server answered {}",
+                response.status()
+            ))));
+        }
+        self.check(name, file, &response).map_err(Failed::Finally)?;
+        if bytes > 0 && response.status() != 206 {
+            // The whole file again.
+            out.set_len(0).and_then(|()| out.seek(SeekFrom::Start(0))).map_err(local)?;
+            bytes = 0;
+        }
+        let mut body = response.into_body().into_reader();
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            let broken =
+                |e| Failed::ForNow(Error::invalid(format!("{name}: {file}: broke off after {bytes} bytes: {e}")));
+            let count = body.read(&mut buffer).map_err(broken)?;
+            if count == 0 {
+                break;
+            }
+            out.write_all(&buffer[..count]).map_err(local)?;
+            bytes += count as u64;
+            progress(Downloaded { file, bytes, size: about.size });
+        }
+        match about.size {
+            Some(size) if bytes < size => {
+                let message = format!("{name}: {file}: broke off after {bytes} of {size} bytes");
+                Err(Failed::ForNow(Error::invalid(message)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A request, redirected as often as it has to be; with the headers of the last answer that came from the endpoint's host.
+    fn follow(&self, method: &str, url: &str, from: Option<u64>) -> Result<(Response<ureq::Body>, header::HeaderMap)> {
+        let failed = |url: &str, what: &str| Error::invalid(format!("{url}: {what}"));
+        let host = |uri: &Uri| (uri.scheme_str().map(str::to_string), uri.authority().map(ToString::to_string));
+        let home: Uri = self.endpoint.parse().map_err(|_| failed(&self.endpoint, "HF_ENDPOINT is not an address"))?;
+        let mut uri: Uri = url.parse().map_err(|_| failed(url, "is not an address"))?;
+        let mut told = header::HeaderMap::new();
+        for _ in 0..REDIRECTS {
+            let mut request = ureq::http::Request::builder().method(method).uri(&uri);
+            let at_home = host(&uri) == host(&home);
+            if let Some(token) = self.token.as_ref().filter(|_| at_home) {
+                request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+            }
+            if let Some(from) = from {
+                request = request.header(header::RANGE, format!("bytes={from}-"));
+            }
+            let request = request.body(()).map_err(|e| failed(url, &e.to_string()))?;
+            let response = self.agent.run(request).map_err(|e| failed(&uri.to_string(), &e.to_string()))?;
+            if at_home {
+                // A renamed repository answers with another address of its own; what is said of the file comes last.
+                for (name, value) in response.headers() {
+                    told.insert(name, value.clone());
+                }
+                // The length of a redirection is not the file's.
+                if response.status().is_redirection() {
+                    told.remove(header::CONTENT_LENGTH);
+                }
+            }
+            if !response.status().is_redirection() {
+                return Ok((response, told));
+            }
+            let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+            let location = location.ok_or_else(|| failed(&uri.to_string(), "redirects to nowhere"))?;
+            // The hub has said what it knows: who asks about a file does not need the file's own server.
+            if method == "HEAD" && told.contains_key("x-linked-etag") {
+                return Ok((
+                    Response::builder()
+                        .status(200)
+                        .body(ureq::Body::builder().data(""))
+                        .map_err(|e| failed(url, &e.to_string()))?,
+                    told,
+                ));
+            }
+            uri = match location.strip_prefix('/').filter(|rest| !rest.starts_with('/')) {
+                Some(path) => {
+                    let (scheme, authority) = host(&uri);
+                    format!("{}://{}/{path}", scheme.unwrap_or_default(), authority.unwrap_or_default())
+                }
+                None => location.to_string(),
+            }
+            .parse()
+            .map_err(|_| failed(location, "is redirected to, and not an address"))?;
+        }
+        Err(failed(url, &format!("is redirected more than {REDIRECTS} times")))
+    }
+
+    fn check(&self, name: &Name, file: &str, response: &Response<ureq::Body>) -> Result<()> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        let what = if file.is_empty() { name.to_string() } else { format!("{name}: {file}") };
+        let token = if self.token.is_some() {
+            "the token that is set does not open it"
+        } else {
+            "it may need a token: set HF_TOKEN"
+        };
+        Err(Error::invalid(match status.as_u16() {
+            401 | 403 => format!("{what}: access is refused ({status}); {token}, and accept its terms on its page"),
+            404 => format!("{what}: {} has no such model, revision or file", self.endpoint),
+            _ => format!("{what}: {} answered {status}", self.endpoint),
+        }))
+    }
+}
+
+enum Failed {
+    ForNow(Error),
+    Finally(Error),
+}
+
+/// A snapshot of the cache that has everything.
+fn cached(folder: &Path, revision: &str) -> Option<PathBuf> {
+    let snapshots = folder.join("snapshots");
+    let commit = std::fs::read_to_string(folder.join("refs").join(revision)).map(|commit| commit.trim().to_string());
+    let snapshot = snapshots.join(commit.unwrap_or_else(|_| revision.to_string()));
+    let there = |file: &str| snapshot.join(file).is_file();
+    if !there("config.json") || !there("tokenizer.json") {
+        return None;
+    }
+    let whole = there(SINGLE) || shards(&snapshot.join(INDEX)).is_some_and(|all| all.iter().all(|shard| there(shard)));
+    whole.then_some(snapshot)
+}
+
+/// Shards that an index names; none if it cannot be read or names something else than plain files.
+fn shards(index: &Path) -> Option<BTreeSet<String>> {
+    let value: serde_json::Value = serde_json::from_slice(&std::fs::read(index).ok()?).ok()?;
+    let names = value.get("weight_map")?.as_object()?.values().map(|name| name.as_str().map(str::to_string));
+    let names = names.collect::<Option<BTreeSet<String>>>()?;
+    let plain =
+        |name: &String| !name.contains(['/', '\\', '\0']) && name.ends_with(".safetensors") && !name.starts_with('.');
+    (!names.is_empty() && names.iter().all(plain)).then_some(names)
+}
+
+/// Whether a file has the checksum that it is named after: SHA-256 of large files, git's SHA-1 of small ones. What is named otherwise
+/// cannot be checked.
+fn verify(file: &mut File, etag: &str) -> std::io::Result<std::result::Result<(), String>> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let length = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(0))?;
+    let found = match etag.len() {
+        64 => hex(&digest(file, sha2::Sha256::new())?),
+        40 => {
+            let mut hash = sha1::Sha1::new();
+            hash.update(format!("blob {length}\0"));
+            hex(&digest(file, hash)?)
+        }
+        _ => return Ok(Ok(())),
+    };
+    Ok(if found == etag.to_lowercase() { Ok(()) } else { Err(found) })
+}
+
+fn digest<D: Digest>(file: &mut File, mut hash: D) -> std::io::Result<Vec<u8>> {
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hash.finalize().to_vec()),
+            count => hash.update(&buffer[..count]),
+        }
+    }
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    let failed = |e| Error::io(path, e);
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    let part = path.with_added_extension("part");
+    std::fs::write(&part, content).and_then(|()| std::fs::rename(&part, path)).map_err(failed)
+}
+
+/// A revision in an address: a branch may have slashes.
+fn escaped(revision: &str) -> String {
+    revision.replace('/', "%2F")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let name = |text| Name::parse(text).map(|name| (name.repository, name.revision));
+        let of = |repository: &str, revision: &str| Some((repository.to_string(), revision.to_string()));
+        assert_eq!(name("meta-llama/Llama-3.1-8B"), of("meta-llama/Llama-3.1-8B", "main"));
+        assert_eq!(name("a/b@refs/pr/3"), of("a/b", "refs/pr/3"));
+        for bad in ["a", "a/b/c", "a/b@", "../b", "a/..", "/a/b", "./a", "a b/c", "a/b@../x", "a/b@x//y"] {
+            assert_eq!(name(bad), None, "{bad}");
+        }
+        assert_eq!(Name::parse("a/b@v1").map(|name| name.to_string()), Some("a/b@v1".to_string()));
+    }
+
+    #[test]
+    fn checksums_of_both_kinds() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"hello\n").unwrap();
+        // `git hash-object` and `sha256sum` of the same bytes.
+        for good in [
+            "ce013625030ba8dba906f756967f9e9ca394464a",
+            "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
+        ] {
+            assert_eq!(verify(&mut file, good).unwrap(), Ok(()));
+            assert!(verify(&mut file, &good.replace('e', "f")).unwrap().is_err());
+        }
+        assert_eq!(verify(&mut file, "abc-1").unwrap(), Ok(()));
+    }
+}
