@@ -3,6 +3,7 @@
 mod chat;
 mod checkpoint;
 mod config;
+mod corpus;
 mod pair;
 mod tokenizer;
 
