@@ -6,7 +6,8 @@
 #
 # BINARY is a release build with kernels (default target/release/ggro); FOLDER is where everything is written (default
 # bench/results/DATE-CARD-COMMIT). Steps whose tool is missing are skipped, a step that fails does not stop the others, and
-# the exit code is 1 if one failed. ORDINAL chooses the device, STEP_SECONDS bounds each step (default 1800).
+# the exit code is 1 if one failed. ORDINAL chooses the device, STEP_SECONDS bounds each step (default 1800), STEPS is a regular
+# expression of the steps to run (default all; "kernels|verify" first, say, where time on the machine is short).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -38,6 +39,7 @@ note() { printf '%-28s %s\n' "$1" "$2" | tee -a "$folder/summary.txt"; }
 step() {
     local name=$1 file=$folder/$2 started=$SECONDS code
     shift 2
+    [[ $name =~ ${STEPS:-.} ]] || return 0
     case $file in
         *.json | *.jsonl) timeout "$seconds" "$@" >"$file" 2>"$file.err" </dev/null ;;
         *) timeout "$seconds" "$@" >"$file" 2>&1 </dev/null ;;

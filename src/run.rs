@@ -85,8 +85,8 @@ fn answer(engine: &Engine, tokenizer: &Tokenizer, task: Option<Task>, job: &Job)
         Ok(Box::new(intervention(backend, &ids, &options, Uniforms::Seeded(seed))?))
     }))?;
     let named = |error: Error| match error {
-        Error::Backend(_) => error,
-        error => Error::invalid(format!("prompt {}: {error}", job.index)),
+        Error::Invalid(message) => Error::invalid(format!("prompt {}: {message}", job.index)),
+        error => error,
     };
     let (finished, _) = ticket.wait().map_err(named)?;
     let response = finished.response()?;
