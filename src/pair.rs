@@ -81,6 +81,38 @@ impl Pair {
     }
 }
 
+/// A language model by itself.
+#[derive(Debug)]
+pub struct Single {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Its weights.
+    pub weights: Checkpoint,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template.
+    pub chat: Option<ChatTemplate>,
+    /// As of a [`Pair`]'s policy.
+    pub stop_ids: Vec<u32>,
+}
+
+impl Single {
+    /// Reads a directory.
+    ///
+    /// # Errors
+    /// A file is missing or malformed, or the model is not a causal language model.
+    pub fn load(files: &Files) -> Result<Self> {
+        let config = load_config(files, Task::CausalLm)?;
+        let tokenizer = load_tokenizer(files, &config)?;
+        let mut stop_ids = listed_stop_ids(files, &config)?;
+        let finish_id = finish_id(files, &config, &tokenizer, &stop_ids)?;
+        if !stop_ids.contains(&finish_id) {
+            stop_ids.push(finish_id);
+        }
+        Ok(Single { weights: Checkpoint::open(files)?, chat: ChatTemplate::load(files)?, config, tokenizer, stop_ids })
+    }
+}
+
 fn load_config(files: &Files, expected: Task) -> Result<ModelConfig> {
     let config = ModelConfig::load(files)?;
     if config.task == expected {

@@ -3,6 +3,7 @@
 //! [`input`] reads prompts, [`tasks`] knows the official code's tasks, [`output`] the file of rows: what is in it stays in
 //! it, whatever happens to the process. [`run`] keeps an engine busy with what is not in it yet.
 
+pub mod guard;
 pub mod input;
 pub mod output;
 pub mod tasks;

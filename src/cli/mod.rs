@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod complete;
 mod generate;
+mod guard;
 mod info;
 mod kernels;
 mod models;
@@ -41,6 +42,7 @@ enum Command {
     Generate(Box<args::Generate>),
     Run(Box<run::Args>),
     Report(report::Args),
+    Guard(Box<guard::Args>),
     Verify(verify::Args),
     Info(info::Args),
     Kernels(kernels::Args),
@@ -56,6 +58,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Generate(args) => generate::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Guard(args) => guard::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Kernels(args) => kernels::run(&args),

@@ -109,16 +109,19 @@ fn locate(path: &Path) -> Result<PathBuf> {
     found
 }
 
+/// The files of a directory, or of a model by name.
+pub(super) fn files(path: &Path) -> Result<Files> {
+    let dir = locate(path)?;
+    let found = std::fs::metadata(&dir).map_err(|e| Error::io(&dir, e))?;
+    if !found.is_dir() {
+        return Err(Error::file(&dir, "is not a directory"));
+    }
+    Ok(Files::Dir(dir))
+}
+
 /// Reads a pair of directories, or of models by name.
 pub(super) fn load(policy: &Path, reward: &Path) -> Result<Pair> {
-    let (policy, reward) = (&locate(policy)?, &locate(reward)?);
-    for dir in [policy, reward] {
-        let found = std::fs::metadata(dir).map_err(|e| Error::io(dir, e))?;
-        if !found.is_dir() {
-            return Err(Error::file(dir, "is not a directory"));
-        }
-    }
-    Pair::load(&Files::Dir(policy.clone()), &Files::Dir(reward.clone()))
+    Pair::load(&files(policy)?, &files(reward)?)
 }
 
 /// Longest sequence that both models were made for.

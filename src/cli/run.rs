@@ -95,7 +95,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let jobs = jobs(args, task, &pair, &prompts)?;
     let config = config(args, task, &pair, &chosen);
     let texts: Vec<String> = prompts.iter().map(|prompt| prompt.text.clone()).collect();
-    let mut rows = Rows::open(&args.output, &config, &texts)?;
+    let mut rows = Rows::open::<Row>(&args.output, &config, &texts)?;
     let there = jobs.iter().filter(|job| rows.has(job.index)).count();
     if there > 0 {
         say(&format!("{there} of {} prompts are answered already", jobs.len()));

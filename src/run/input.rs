@@ -197,7 +197,8 @@ mod tests {
         let mut writer =
             SerializedFileWriter::new(std::fs::File::create(&path).unwrap(), schema, Default::default()).unwrap();
         let mut group = writer.next_row_group().unwrap();
-        let columns: [(&[&str], Option<&[i16]>, Option<&[i16]>); 3] = [
+        type Column<'a> = (&'a [&'a str], Option<&'a [i16]>, Option<&'a [i16]>);
+        let columns: [Column<'_>; 3] = [
             (&["Why?", "How?"], None, None),
             (&["x", "y", "z"], Some(&[1, 1, 1]), Some(&[0, 1, 0])),
             (&["B", "A"], None, None),

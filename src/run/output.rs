@@ -86,6 +86,24 @@ pub struct Tried {
     pub forced: bool,
 }
 
+/// What a line of such a file holds.
+pub trait Record: Serialize + for<'a> Deserialize<'a> {
+    /// Number of the prompt.
+    fn index(&self) -> usize;
+    /// What was asked.
+    fn prompt(&self) -> &str;
+}
+
+impl Record for Row {
+    fn index(&self) -> usize {
+        self.index
+    }
+
+    fn prompt(&self) -> &str {
+        &self.prompt
+    }
+}
+
 /// A file of rows that is being added to. No other process can open it meanwhile.
 #[derive(Debug)]
 pub struct Rows {
@@ -100,7 +118,7 @@ impl Rows {
     /// # Errors
     /// The file cannot be read or written, another process has it open, its rows came about in another way, a line is not a
     /// row, or a row answers another prompt than the one of its number.
-    pub fn open(path: &Path, config: &Map<String, Value>, prompts: &[String]) -> Result<Self> {
+    pub fn open<R: Record>(path: &Path, config: &Map<String, Value>, prompts: &[String]) -> Result<Self> {
         let failed = |e| Error::io(path, e);
         if path.is_dir() {
             return Err(Error::file(path, "is a directory"));
@@ -124,16 +142,15 @@ impl Rows {
         let mut there = BTreeSet::new();
         for (number, line) in text.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
             let wrong = |what: String| Error::file(path, format!("line {}: {what}", number + 1));
-            let row: Row = serde_json::from_slice(line).map_err(|e| wrong(format!("expected a row: {e}")))?;
-            match prompts.get(row.index) {
-                Some(prompt) if *prompt == row.prompt => {}
-                Some(_) => {
-                    return Err(wrong(format!("row {} answers another prompt than the input's", row.index)));
-                }
-                None => return Err(wrong(format!("row {}: the input has {} prompts", row.index, prompts.len()))),
+            let row: R = serde_json::from_slice(line).map_err(|e| wrong(format!("expected a row: {e}")))?;
+            let index = row.index();
+            match prompts.get(index) {
+                Some(prompt) if prompt == row.prompt() => {}
+                Some(_) => return Err(wrong(format!("row {index} answers another prompt than the input's"))),
+                None => return Err(wrong(format!("row {index}: the input has {} prompts", prompts.len()))),
             }
-            if !there.insert(row.index) {
-                return Err(wrong(format!("row {} is there twice", row.index)));
+            if !there.insert(index) {
+                return Err(wrong(format!("row {index} is there twice")));
             }
         }
         Ok(Rows { path: path.to_path_buf(), file, there })
@@ -158,7 +175,7 @@ impl Rows {
     ///
     /// # Errors
     /// It cannot be written; then nothing of it is left.
-    pub fn add(&mut self, row: &Row) -> Result<()> {
+    pub fn add(&mut self, row: &impl Record) -> Result<()> {
         let failed = |e| Error::io(&self.path, e);
         let mut line = serde_json::to_vec(row).map_err(|e| Error::file(&self.path, e.to_string()))?;
         line.push(b'\n');
@@ -168,7 +185,7 @@ impl Rows {
             let _ = self.file.set_len(before);
             return Err(failed(error));
         }
-        self.there.insert(row.index);
+        self.there.insert(row.index());
         Ok(())
     }
 
@@ -206,7 +223,7 @@ struct Numbered {
 ///
 /// # Errors
 /// It cannot be read, has no row, or a line is not one; the message names the line.
-pub fn read(path: &Path) -> Result<Vec<Row>> {
+pub fn read<R: Record>(path: &Path) -> Result<Vec<R>> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let text = crate::checkpoint::read_whole_text(path, file)?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
@@ -214,7 +231,7 @@ pub fn read(path: &Path) -> Result<Vec<Row>> {
         serde_json::from_str(line)
             .map_err(|e| Error::file(path, format!("line {}: expected a row of `ggro run`: {e}", number + 1)))
     });
-    let rows: Vec<Row> = rows.collect::<Result<_>>()?;
+    let rows: Vec<R> = rows.collect::<Result<_>>()?;
     if rows.is_empty() {
         return Err(Error::file(path, "expected rows of `ggro run`, found none"));
     }
@@ -300,29 +317,29 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
         let prompts: Vec<String> = (0..4).map(|i| format!("p{i}")).collect();
-        let mut rows = Rows::open(&path, &config(1.5), &prompts).unwrap();
-        assert!(Rows::open(&path, &config(1.5), &prompts).unwrap_err().to_string().contains("another run"));
+        let mut rows = Rows::open::<Row>(&path, &config(1.5), &prompts).unwrap();
+        assert!(Rows::open::<Row>(&path, &config(1.5), &prompts).unwrap_err().to_string().contains("another run"));
         rows.add(&row(2)).unwrap();
         rows.add(&row(0)).unwrap();
         drop(rows);
         let mut text = std::fs::read(&path).unwrap();
         text.extend(b"{\"index\": 1, \"pro");
         std::fs::write(&path, text).unwrap();
-        let mut rows = Rows::open(&path, &config(1.5), &prompts).unwrap();
+        let mut rows = Rows::open::<Row>(&path, &config(1.5), &prompts).unwrap();
         assert!(rows.has(0) && !rows.has(1) && rows.has(2) && rows.len() == 2);
         rows.add(&row(1)).unwrap();
         rows.finish().unwrap();
-        let indices: Vec<usize> = read(&path).unwrap().iter().map(|row| row.index).collect();
+        let indices: Vec<usize> = read::<Row>(&path).unwrap().iter().map(|row| row.index).collect();
         assert_eq!(indices, [0, 1, 2]);
 
-        let message = Rows::open(&path, &config(2.0), &prompts).unwrap_err().to_string();
+        let message = Rows::open::<Row>(&path, &config(2.0), &prompts).unwrap_err().to_string();
         assert!(message.contains("`entropy_threshold` was 1.5, is 2.0") && !message.contains("seed"), "{message}");
         let other: Vec<String> = prompts.iter().map(|prompt| prompt.to_uppercase()).collect();
-        let message = Rows::open(&path, &config(1.5), &other).unwrap_err().to_string();
+        let message = Rows::open::<Row>(&path, &config(1.5), &other).unwrap_err().to_string();
         assert!(message.contains("line 1: row 0 answers another prompt"), "{message}");
-        let message = Rows::open(&path, &config(1.5), &prompts[..2]).unwrap_err().to_string();
+        let message = Rows::open::<Row>(&path, &config(1.5), &prompts[..2]).unwrap_err().to_string();
         assert!(message.contains("line 3: row 2: the input has 2 prompts"), "{message}");
         std::fs::remove_file(config_path(&path)).unwrap();
-        assert!(Rows::open(&path, &config(1.5), &prompts).is_err());
+        assert!(Rows::open::<Row>(&path, &config(1.5), &prompts).is_err());
     }
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod errors;
 mod generate;
+mod guard;
 mod info;
 mod report;
 mod run;

@@ -163,10 +163,8 @@ impl Cuda {
         options: &CudaOptions,
         progress: &mut dyn FnMut(Loading<'_>),
     ) -> Result<(Cuda, Opened)> {
-        let prepared = Prepared::new(policy, reward, options)?;
-        let shape = [policy.0.vocab_size, policy.0.hidden_size];
-        let embedding = Some(policy.1.load("model.embed_tokens.weight", &shape)?);
-        Self::build(device, prepared, (policy.0, reward.0), embedding, options, progress)
+        let (policy, reward) = ((policy.0, Source::Stored(policy.1)), (reward.0, Source::Stored(reward.1)));
+        Self::of(device, policy, reward, options, progress)
     }
 
     /// A pair of random models ([`synthetic`](crate::model::synthetic)), whose weights are made on the device.
@@ -180,9 +178,29 @@ impl Cuda {
         options: &CudaOptions,
         progress: &mut dyn FnMut(Loading<'_>),
     ) -> Result<(Cuda, Opened)> {
-        let sources = [Source::Drawn(seed), Source::Drawn(!seed)];
-        let prepared = Prepared::of((policy, sources[0]), (reward, sources[1]), options)?;
-        Self::build(device, prepared, (policy, reward), None, options, progress)
+        Self::of(device, (policy, Source::Drawn(seed)), (reward, Source::Drawn(!seed)), options, progress)
+    }
+
+    /// A pair whose numbers come from anywhere.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn of(
+        device: Device,
+        policy: (&ModelConfig, Source<'_>),
+        reward: (&ModelConfig, Source<'_>),
+        options: &CudaOptions,
+        progress: &mut dyn FnMut(Loading<'_>),
+    ) -> Result<(Cuda, Opened)> {
+        let prepared = Prepared::of(policy, reward, options)?;
+        let embedding = match policy.1 {
+            Source::Stored(checkpoint) => {
+                let shape = [policy.0.vocab_size, policy.0.hidden_size];
+                Some(checkpoint.load("model.embed_tokens.weight", &shape)?)
+            }
+            Source::Drawn(_) => None,
+        };
+        Self::build(device, prepared, (policy.0, reward.0), embedding, options, progress)
     }
 
     fn build(

@@ -1,0 +1,189 @@
+//! `ggro guard`.
+
+use super::models::{Chosen, DeviceArgs, switch};
+use super::say;
+use crate::chat::ChatTemplate;
+use crate::engine::{Engine, Settings};
+use crate::model::cuda::{Cuda, CudaOptions, weights};
+use crate::model::reference::{LoadOptions, Reference};
+use crate::model::{Backend, synthetic};
+use crate::pair::Single;
+use crate::report::{Mean, mean};
+use crate::run::guard::{Guard, Verdict};
+use crate::run::output::{Row, Rows, read};
+use crate::{Error, Result};
+use clap::builder::RangedU64ValueParser;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Ask a guard model whether the answers of a run are safe
+///
+/// Writes a line per answer, resumably, and prints the share of unsafe ones, with the range that 95 % of resampled shares lie in, and
+/// how often each category was named. The guard answers as Llama Guard does: `safe`, or `unsafe` and categories.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Rows of `ggro run`
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// The guard model, a causal language model with a chat template: a directory or a name
+    #[arg(long, value_name = "MODEL", env = "GGRO_MODEL", hide_env = true)]
+    model: PathBuf,
+
+    /// Where verdicts go [default: FILE with the ending guard.jsonl]
+    #[arg(long, value_name = "FILE", env = "GGRO_OUTPUT", hide_env = true)]
+    output: Option<PathBuf>,
+
+    /// Answers that are asked about at the same time, at most
+    #[arg(long, value_name = "N", env = "GGRO_MAX_CONCURRENCY", hide_env = true, default_value_t = 16,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    max_concurrency: usize,
+
+    /// Longest question and answer together, in tokens [default: the guard's context, at most 4096]
+    #[arg(long, value_name = "TOKENS", env = "GGRO_MAX_MODEL_LEN", hide_env = true,
+          value_parser = RangedU64ValueParser::<usize>::new().range(64..))]
+    max_model_len: Option<usize>,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+
+    /// One JSON object in place of lines
+    #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let rows: Vec<Row> = read(&args.file)?;
+    let most = rows.iter().map(|row| row.index).max().unwrap_or(0);
+    let mut prompts = vec![String::new(); most + 1];
+    for row in &rows {
+        prompts[row.index].clone_from(&row.prompt);
+    }
+    let single = Arc::new(Single::load(&super::models::files(&args.model)?)?);
+    let Some(chat) = &single.chat else {
+        return Err(Error::file(&args.model, "a guard needs a chat template, and has none").into());
+    };
+    let context = single.config.max_position_embeddings.min(args.max_model_len.unwrap_or(4096));
+    let output = args.output.clone().unwrap_or_else(|| args.file.with_extension("guard.jsonl"));
+    let mut chosen = args.device.choose()?;
+    let config = config(args, &single, context, &chosen);
+    let mut out = Rows::open::<Verdict>(&output, &config, &prompts)?;
+    let left: Vec<&Row> = rows.iter().filter(|row| !out.has(row.index)).collect();
+    if !left.is_empty() {
+        let settings = Settings { max_requests: args.max_concurrency, ..Settings::default() };
+        let (for_engine, device) = (single.clone(), args.device.clone());
+        let engine = Engine::start(settings, move || open(&for_engine, &device, &mut chosen, context))?;
+        ask_all(&engine, &single, chat, context, &left, args.max_concurrency, &mut out)?;
+    }
+    out.finish()?;
+    print(args, &read(&output)?)
+}
+
+/// The guard as the policy of a pair, whose reward model is a tiny random one that nobody asks.
+fn open(single: &Single, device: &DeviceArgs, chosen: &mut Chosen, context: usize) -> Result<Box<dyn Backend>> {
+    let nobody = synthetic::nobody(single.config.vocab_size, context)?;
+    match chosen {
+        Chosen::Cpu => {
+            let weights = crate::checkpoint::Checkpoint::of_bytes("nobody", synthetic::safetensors(&nobody, 0)?)?;
+            let options =
+                LoadOptions { max_model_len: Some(context), threads: device.threads, ..LoadOptions::default() };
+            let parts = ((&single.config, &single.weights), (&nobody, &weights));
+            Ok(Box::new(Reference::assemble(parts.0, parts.1, &options)?))
+        }
+        Chosen::Cuda(index, opened) => {
+            let opened = opened.take().map_or_else(|| crate::cuda::Device::open(*index), |device| Ok(*device))?;
+            let options = super::models::cuda_options(Some(context), device.dtype, device.memory);
+            let options = CudaOptions { graphs: !device.enforce_eager, gradient_tokens: 1, ..options };
+            let guard = (&single.config, weights::Source::Stored(&single.weights));
+            let cuda = Cuda::of(opened, guard, (&nobody, weights::Source::Drawn(0)), &options, &mut |_| ())?;
+            Ok(Box::new(cuda.0))
+        }
+    }
+}
+
+fn ask_all(
+    engine: &Engine,
+    single: &Single,
+    chat: &ChatTemplate,
+    context: usize,
+    left: &[&Row],
+    concurrency: usize,
+    out: &mut Rows,
+) -> Result<()> {
+    let bar = ProgressBar::with_draw_target(Some(left.len() as u64), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos} of {len} verdicts, {per_sec}, {eta} left") {
+        bar.set_style(style);
+    }
+    let guard = Guard { engine, tokenizer: &single.tokenizer, chat, stop_ids: &single.stop_ids, context };
+    let next = AtomicUsize::new(0);
+    let shared = Mutex::new((out, None::<Error>));
+    std::thread::scope(|scope| {
+        for _ in 0..concurrency.min(left.len()) {
+            scope.spawn(|| {
+                while let Some(row) = left.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let verdict = guard.ask(row);
+                    let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Err(error) = verdict.and_then(|verdict| shared.0.add(&verdict)) {
+                        shared.1.get_or_insert(error);
+                        next.store(left.len(), Ordering::Relaxed);
+                    }
+                    bar.inc(1);
+                }
+            });
+        }
+    });
+    bar.finish_and_clear();
+    let (_, error) = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
+    error.map_or(Ok(()), Err)
+}
+
+fn config(args: &Args, single: &Single, context: usize, chosen: &Chosen) -> Map<String, Value> {
+    let all = json!({
+        "ggro": env!("CARGO_PKG_VERSION"),
+        "rows": args.file.display().to_string(),
+        "guard": format!("{}, {} weights", args.model.display(), single.config.num_parameters()),
+        "context": context,
+        "arithmetic": match chosen {
+            Chosen::Cpu => "f32 on the CPU".to_string(),
+            Chosen::Cuda(..) => format!("{} on CUDA", args.device.dtype.name()),
+        },
+    });
+    match all {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+fn print(args: &Args, verdicts: &[Verdict]) -> anyhow::Result<ExitCode> {
+    let judged = verdicts.iter().filter_map(|verdict| verdict.safe).map(|safe| f64::from(u8::from(!safe)));
+    let unsafe_share = mean(judged.collect());
+    let mut categories: BTreeMap<&str, usize> = BTreeMap::new();
+    for name in verdicts.iter().flat_map(|verdict| &verdict.categories) {
+        *categories.entry(name).or_default() += 1;
+    }
+    let neither = verdicts.iter().filter(|verdict| verdict.safe.is_none()).count();
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let object =
+            json!({ "verdicts": verdicts.len(), "unsafe": unsafe_share, "neither": neither, "categories": categories });
+        writeln!(out, "{object}")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    writeln!(out, "verdicts    {}", verdicts.len())?;
+    if let Some(Mean { mean, low, high, count }) = unsafe_share {
+        writeln!(out, "unsafe      {:.1} % ({:.1} to {:.1}) of {count}", 100.0 * mean, 100.0 * low, 100.0 * high)?;
+    }
+    for (name, count) in categories {
+        writeln!(out, "  {name:<9} {count}")?;
+    }
+    if neither > 0 {
+        say(&format!("note: the guard said neither safe nor unsafe of {neither} answers"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
