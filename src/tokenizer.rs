@@ -34,7 +34,7 @@ impl Tokenizer {
         };
         let fail = |e: &dyn std::fmt::Display| Error::file(&path, format!("expected a tokenizer: {e}"));
         // The crate panics on some files that are not JSON, and may on others that are: neither must end the process.
-        serde_json::from_slice::<serde::de::IgnoredAny>(&content).map_err(|e| fail(&e))?;
+        serde_json::from_slice::<Sound>(&content).map_err(|e| fail(&e))?;
         let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&content));
         let mut inner = parsed.map_err(|_| fail(&"reading it failed"))?.map_err(|e| fail(&e))?;
         inner.with_padding(None);
@@ -105,6 +105,57 @@ impl Tokenizer {
             text.pop();
         }
         Ok(text)
+    }
+}
+
+/// JSON that is sound to the last string; what it says is not kept. (To ignore a value is to skip its escapes unseen.)
+struct Sound;
+
+impl<'de> serde::Deserialize<'de> for Sound {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(Sound)
+    }
+}
+
+impl<'de> serde::de::Visitor<'de> for Sound {
+    type Value = Sound;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> std::result::Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> std::result::Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> std::result::Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_str<E>(self, _: &str) -> std::result::Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Sound, A::Error> {
+        while list.next_element::<Sound>()?.is_some() {}
+        Ok(Sound)
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> std::result::Result<Sound, A::Error> {
+        while map.next_entry::<Sound, Sound>()?.is_some() {}
+        Ok(Sound)
     }
 }
 
