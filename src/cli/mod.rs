@@ -27,7 +27,7 @@ use std::process::ExitCode;
 const ABOUT: &str = "Gradient-guided reward optimisation: decodes a frozen language model and steers it, at its \
 uncertain tokens, with the gradient of a frozen reward model";
 
-const AFTER_HELP: &str = "Every flag of generate, verify and info can also be set as GGRO_<FLAG>, e.g. GGRO_ENTROPY_THRESHOLD=2.0; the command line wins.\n\
+const AFTER_HELP: &str = "Every flag of generate, run, report, guard, verify and info can also be set as GGRO_<FLAG>, e.g. GGRO_ENTROPY_THRESHOLD=2.0; the command line wins.\n\
 Exit codes: 0 done; 1 internal failure, or a difference found by verify or kernels test; 2 unusable input; 3 a number that is not finite.";
 
 #[derive(Debug, Parser)]
