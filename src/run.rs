@@ -14,7 +14,7 @@ use crate::tokenizer::Tokenizer;
 use crate::trace::finish_reason_name;
 use crate::{Error, Result};
 use input::Prompt;
-use output::{Row, RowSegment, Rows, Tried};
+use output::{Record, Row, RowSegment, Rows, Tried};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -40,8 +40,7 @@ pub struct Job {
 /// Answers all jobs whose rows are not there yet, some at the same time, and adds a row for each; `done` is told of each row.
 ///
 /// # Errors
-/// The first that happens, after what is in flight has ended: a request that fails, or a row that cannot be written. All rows that
-/// were finished are in the file.
+/// As [`each`].
 pub fn run(
     engine: &Engine,
     tokenizer: &Tokenizer,
@@ -52,17 +51,31 @@ pub fn run(
     done: &(dyn Fn(&Row) + Sync),
 ) -> Result<()> {
     let jobs: Vec<&Job> = jobs.iter().filter(|job| !rows.has(job.index)).collect();
+    each(&jobs, concurrency, rows, &|job: &&Job| answer(engine, tokenizer, task, job), done)
+}
+
+/// Makes a record of each of some things, so many at the same time, and adds it to the file; `done` is told of each.
+///
+/// # Errors
+/// The first that happens, after what is in flight has ended: of `make`, or a record that cannot be written. All records that were
+/// made are in the file.
+pub fn each<T: Sync, R: Record>(
+    things: &[T],
+    concurrency: usize,
+    rows: &mut Rows,
+    make: &(dyn Fn(&T) -> Result<R> + Sync),
+    done: &(dyn Fn(&R) + Sync),
+) -> Result<()> {
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let shared = Mutex::new((rows, None::<Error>));
     let work = || {
         while !failed.load(Ordering::Relaxed) {
-            let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-            let answered = answer(engine, tokenizer, task, job);
-            // A thread that panicked held nothing half-done: a row is added in one call.
+            let Some(thing) = things.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+            let made = make(thing);
+            // A thread that panicked held nothing half-done: a record is added in one call.
             let mut shared = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let added = answered.and_then(|row| shared.0.add(&row).map(|()| row));
-            match added {
-                Ok(row) => done(&row),
+            match made.and_then(|record| shared.0.add(&record).map(|()| record)) {
+                Ok(record) => done(&record),
                 Err(error) => {
                     failed.store(true, Ordering::Relaxed);
                     shared.1.get_or_insert(error);
@@ -71,7 +84,7 @@ pub fn run(
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..concurrency.min(jobs.len()) {
+        for _ in 0..concurrency.min(things.len()) {
             scope.spawn(work);
         }
     });

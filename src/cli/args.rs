@@ -3,6 +3,7 @@
 use super::models::{DeviceArgs, PairArgs, switch};
 use crate::engine::Width;
 use crate::ggro::entropy::SIGNALS;
+use crate::ggro::{Options, Selection};
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use std::path::PathBuf;
@@ -268,6 +269,21 @@ pub(super) enum Method {
 pub(super) enum NudgeSelection {
     Greedy,
     Sample,
+}
+
+impl MethodArgs {
+    /// What the flags say of the method, over what nobody says anything of.
+    pub(super) fn over(&self, base: Options) -> Options {
+        Options {
+            top_k: self.nudge_top_k,
+            temperature: self.nudge_temperature,
+            selection: match self.nudge_selection {
+                NudgeSelection::Greedy => Selection::Greedy,
+                NudgeSelection::Sample => Selection::Sample,
+            },
+            ..base
+        }
+    }
 }
 
 /// See [`OutputArgs::color`].

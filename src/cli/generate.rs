@@ -1,6 +1,6 @@
 //! `ggro generate`.
 
-use super::args::{Generate, Layout as PromptLayout, Method, NudgeSelection};
+use super::args::{Generate, Layout as PromptLayout, Method};
 use super::complete;
 use super::models::context;
 use super::output::Output;
@@ -10,7 +10,7 @@ use super::screen::{Layout, Progress, Screen, coloured};
 use super::summary::Answer;
 use crate::engine::{Settings, decode, decode_with};
 use crate::ggro::entropy::signal;
-use crate::ggro::{Options, Selection, Uniforms};
+use crate::ggro::{Options, Uniforms};
 use crate::model::{Backend, Work};
 use crate::pair::Pair;
 use crate::tokenizer::TextStream;
@@ -133,26 +133,16 @@ fn options(
     let signal = signal(name).ok_or_else(|| Error::invalid(format!("`options.signal`: {name:?} is not a signal")))?;
     let room = room(prompt.ids.len(), context)?;
     let default_budget = if args.pair.is_demo() { demo::MAX_NEW_TOKENS } else { MAX_NEW_TOKENS };
-    let mut options = Options {
+    let mut options = method.over(Options {
         max_new_tokens: method.max_new_tokens.unwrap_or(default_budget.min(room)),
         entropy_threshold: method.entropy_threshold.unwrap_or_else(|| default_threshold(name, args.pair.is_demo())),
         signal,
         max_candidates: method.num_refinement_steps.unwrap_or(CANDIDATES),
-        top_k: method.nudge_top_k,
-        temperature: method.nudge_temperature,
-        selection: match method.nudge_selection {
-            NudgeSelection::Greedy => Selection::Greedy,
-            NudgeSelection::Sample => Selection::Sample,
-        },
         first_offset: prompt.header.len(),
-        min_generated: 4,
-        finish_id: pair.finish_id,
-        stop_ids: pair.stop_ids.clone(),
-        damping: 1e-10,
-        probability_floor: 1e-9,
         reward_pad_id: pair.reward_pad_id,
         full_trace: args.output.trace.is_some(),
-    };
+        ..Options::new(pair.finish_id, pair.stop_ids.clone())
+    });
     if let Some(asked) = asked {
         asked.apply(&mut options);
     }

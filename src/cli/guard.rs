@@ -9,6 +9,7 @@ use crate::model::reference::{LoadOptions, Reference};
 use crate::model::{Backend, synthetic};
 use crate::pair::Single;
 use crate::report::{Mean, mean};
+use crate::run::each;
 use crate::run::guard::{Guard, Verdict};
 use crate::run::output::{Row, Rows, read};
 use crate::{Error, Result};
@@ -19,8 +20,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Ask a guard model whether the answers of a run are safe
 ///
@@ -121,26 +121,9 @@ fn ask_all(
         bar.set_style(style);
     }
     let guard = Guard { engine, tokenizer: &single.tokenizer, chat, stop_ids: &single.stop_ids, context };
-    let next = AtomicUsize::new(0);
-    let shared = Mutex::new((out, None::<Error>));
-    std::thread::scope(|scope| {
-        for _ in 0..concurrency.min(left.len()) {
-            scope.spawn(|| {
-                while let Some(row) = left.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let verdict = guard.ask(row);
-                    let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Err(error) = verdict.and_then(|verdict| shared.0.add(&verdict)) {
-                        shared.1.get_or_insert(error);
-                        next.store(left.len(), Ordering::Relaxed);
-                    }
-                    bar.inc(1);
-                }
-            });
-        }
-    });
+    let asked = each(left, concurrency, out, &|row: &&Row| guard.ask(row), &|_: &Verdict| bar.inc(1));
     bar.finish_and_clear();
-    let (_, error) = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
-    error.map_or(Ok(()), Err)
+    asked
 }
 
 fn config(args: &Args, single: &Single, context: usize, chosen: &Chosen) -> Map<String, Value> {

@@ -106,7 +106,12 @@ fn locate(path: &Path) -> Result<PathBuf> {
         bar.set_position(downloaded.bytes);
     });
     bar.finish_and_clear();
-    found
+    found.map_err(|error| match error {
+        Error::Invalid(why) => {
+            Error::invalid(format!("there is no directory {}, and as a model's name: {why}", path.display()))
+        }
+        error => error,
+    })
 }
 
 /// The files of a directory, or of a model by name.

@@ -6,8 +6,8 @@ use super::models::{Chosen, DeviceArgs, PairArgs, context};
 use super::prompt::Prompt as Laid;
 use super::say;
 use crate::engine::{Engine, Settings};
+use crate::ggro::Options;
 use crate::ggro::entropy::signal;
-use crate::ggro::{Options, Selection};
 use crate::pair::Pair;
 use crate::run::input::{self, Prompt};
 use crate::run::output::{Row, Rows};
@@ -170,7 +170,7 @@ fn options(args: &Args, preset: Option<Preset>, pair: &Pair, prompt: &Laid, cont
         )));
     }
     let threshold = preset.map(|preset| preset.entropy_threshold).filter(|_| method.signal == "entropy");
-    let options = Options {
+    let options = method.over(Options {
         max_new_tokens: method.max_new_tokens.unwrap_or(budget(args, preset).min(room)),
         entropy_threshold: method
             .entropy_threshold
@@ -181,16 +181,10 @@ fn options(args: &Args, preset: Option<Preset>, pair: &Pair, prompt: &Laid, cont
             Method::Greedy => 1,
             _ => candidates(args, preset),
         },
-        top_k: method.nudge_top_k,
-        temperature: method.nudge_temperature,
-        selection: match method.nudge_selection {
-            NudgeSelection::Greedy => Selection::Greedy,
-            NudgeSelection::Sample => Selection::Sample,
-        },
         first_offset: prompt.header.len(),
         reward_pad_id: pair.reward_pad_id,
         ..Options::new(pair.finish_id, pair.stop_ids.clone())
-    };
+    });
     options.check()?;
     Ok(options)
 }

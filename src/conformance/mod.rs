@@ -205,3 +205,25 @@ impl Check {
 
 /// Row counts whose results must agree bit for bit.
 const ROWS: [usize; 7] = [1, 2, 7, 32, 33, 129, 257];
+
+#[cfg(test)]
+mod tests {
+    use super::Digest;
+
+    #[test]
+    fn digests_tell_outcomes_apart() {
+        let of = |parts: &[&[u8]]| {
+            let mut digest = Digest::default();
+            parts.iter().for_each(|part| digest.add(part));
+            digest.0
+        };
+        let base: Vec<u8> = (0..200).collect();
+        assert_eq!(of(&[&base]), of(&[&base]));
+        for bit in 0..8 * base.len() {
+            let mut other = base.clone();
+            other[bit / 8] ^= 1 << (bit % 8);
+            assert_ne!(of(&[&base]), of(&[&other]), "bit {bit}");
+        }
+        assert_ne!(of(&[&base[..8], &base[8..16]]), of(&[&base[8..16], &base[..8]]));
+    }
+}

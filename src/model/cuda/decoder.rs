@@ -168,6 +168,7 @@ impl Decoder {
     ) -> Result<(E, Step)> {
         let (extra, step) = self.send(device, batch, None, tape.is_some(), extra)?;
         self.layers(device, &step, tape)?;
+        self.forwarded += batch.rows as u64;
         Ok((extra, step))
     }
 
@@ -191,7 +192,6 @@ impl Decoder {
         let copies = self.push_copies();
         self.inbox.receive(device, &self.packet)?;
         kv_copy(device, &mut self.keys_values.view_mut(), self.inbox.view(copies), self.layout)?;
-        self.forwarded += batch.rows as u64;
         Ok((extra, step))
     }
 

@@ -72,6 +72,7 @@ fn decode(
     // as the graphs beside them; the two buffers that grow are in the shape. Sections of the packet lie where the shape puts
     // them: it fixes the length of each but the last, which the launches do not read. Policy and head are ours alone.
     unsafe { graphs.run(device, shape, launches)? };
+    policy.forwarded += batch.rows as u64;
     Ok(stride)
 }
 
