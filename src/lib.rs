@@ -12,12 +12,13 @@
 //!   reference backend in plain Rust, over the block bookkeeping of [`kv`];
 //! * [`ggro`]: the method itself, pure logic over that trait; [`trace`] is its record as JSON, [`verify`] the golden
 //!   fixtures replayed;
-//! * [`engine`]: many requests in common batches, [`sampling`] among them;
+//! * [`engine`]: many requests in common batches, [`sampling`] and the [`appraisal`] of given texts among them;
 //! * [`run`](mod@run): many prompts from a file into a file, resumably; [`report`] what they say together;
-//! * the faces: the command line and [`mod@bench`] (the server will stand beside them).
+//! * the faces: the command line, the [`server`] and [`mod@bench`].
 //!
 //! `docs/architecture.md` in the repository says how the parts fit.
 
+pub mod appraisal;
 pub mod bench;
 pub mod chat;
 pub mod checkpoint;
@@ -37,6 +38,7 @@ pub mod pair;
 pub mod report;
 pub mod run;
 pub mod sampling;
+pub mod server;
 pub mod tokenizer;
 pub mod trace;
 pub mod verify;

@@ -20,6 +20,8 @@ pub struct Tokenizer {
     spellings: Vec<Option<String>>,
     /// The decoder joins runs of `<0x..>` tokens to characters, and gives up a run as a whole if it is not UTF-8.
     joins_bytes: bool,
+    /// Ids that stand for something other than text.
+    special: std::collections::BTreeSet<u32>,
 }
 
 impl Tokenizer {
@@ -41,7 +43,9 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
         let spellings = spellings(&inner).map_err(|message| Error::file(&path, message))?;
         let joins_bytes = inner.get_decoder().is_some_and(joins_bytes);
-        Ok(Tokenizer { inner, spellings, joins_bytes })
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        Ok(Tokenizer { inner, spellings, joins_bytes, special })
     }
 
     /// Ids of a text; special-token spellings in it become their ids, and nothing is added.
@@ -75,6 +79,11 @@ impl Tokenizer {
 
     fn spelling(&self, id: u32) -> Option<&str> {
         self.spellings.get(id as usize)?.as_deref()
+    }
+
+    /// Whether an id stands for something other than text: the beginning of a text, the end of a turn.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
     }
 
     /// One more than the largest id that has a spelling; at least 1.
@@ -190,8 +199,9 @@ fn joins_bytes(decoder: &DecoderWrapper) -> bool {
 /// piece is what its text has gained. The window begins anywhere, even inside a character: the text of its first ids
 /// may then differ from the true one, but that text has been given out already.
 #[derive(Debug)]
-pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct TextStream<T> {
+    /// Owned or borrowed.
+    tokenizer: T,
     window: Vec<u32>,
     /// Bytes of the window's text that were given out before.
     given: usize,
@@ -200,9 +210,9 @@ pub struct TextStream<'a> {
 /// Ids that a full window is cut down to; it is full at twice as many. Any character has at most 4 tokens.
 const WINDOW: usize = 8;
 
-impl<'a> TextStream<'a> {
+impl<T: std::ops::Deref<Target = Tokenizer>> TextStream<T> {
     /// Starts after `context` (the prompt), whose text is not given out.
-    pub fn new(tokenizer: &'a Tokenizer, context: &[u32]) -> Self {
+    pub fn new(tokenizer: T, context: &[u32]) -> Self {
         // From the end: a run of bytes that may go on, then enough ids before it.
         let (mut window, mut closed) = (Vec::new(), 0);
         for &id in context.iter().rev().filter(|&&id| tokenizer.spelling(id).is_some()) {

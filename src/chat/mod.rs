@@ -45,6 +45,62 @@ pub struct Message {
     pub content: String,
 }
 
+/// A conversation as a client writes it, with what else its template may look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Conversation<'a> {
+    /// Objects with `role`, `content` and whatever else the template knows, such as `tool_calls`.
+    pub messages: &'a [serde_json::Value],
+    /// Functions that the model may call, as the client describes them.
+    pub tools: Option<&'a serde_json::Value>,
+    /// Variables of the template's own, such as `enable_thinking`. See [`check_variable`].
+    pub variables: &'a Map<String, serde_json::Value>,
+}
+
+/// Names that belong to the engine, to `transformers` or to Jinja.
+const RESERVED: [&str; 24] = [
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "continue_final_message",
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "raise_exception",
+    "strftime_now",
+    "namespace",
+    "range",
+    "dict",
+    "lipsum",
+    "cycler",
+    "joiner",
+    "debug",
+    "loop",
+    "self",
+    "caller",
+    "super",
+    "chat_template",
+    "conversation",
+];
+
+/// Whether a variable may be handed to a template.
+///
+/// # Errors
+/// A name that belongs to the template's surroundings or is none, or a value that is neither text, number nor truth value.
+pub fn check_variable(name: &str, value: &serde_json::Value) -> Result<()> {
+    let plain = name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if !plain || name.len() > 64 || RESERVED.contains(&name) {
+        let name: String = name.chars().take(64).collect();
+        return Err(Error::invalid(format!("{name:?} is not a variable that a request may set")));
+    }
+    if value.is_array() || value.is_object() {
+        return Err(Error::invalid(format!("{name} must be a text, a number or a truth value")));
+    }
+    Ok(())
+}
+
 /// A model's chat template with the special tokens it may name.
 #[derive(Debug)]
 pub struct ChatTemplate {
@@ -105,10 +161,31 @@ impl ChatTemplate {
     /// The template raises an exception, does not end within its fuel, or writes too much.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let size: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+        self.rendered(self.context(messages, add_generation_prompt), messages.len(), size)
+    }
+
+    /// Renders a conversation with everything that came with it.
+    ///
+    /// # Errors
+    /// As [`render`](ChatTemplate::render), or a variable that [`check_variable`] refuses.
+    pub fn render_conversation(&self, conversation: &Conversation<'_>, add_generation_prompt: bool) -> Result<String> {
+        let Conversation { messages, tools, variables } = *conversation;
+        variables.iter().try_for_each(|(name, value)| check_variable(name, value))?;
+        let length = |value: &serde_json::Value| value.to_string().len();
+        let size = messages.iter().chain(tools).chain(variables.values()).map(length).sum();
+        let own = variables.iter().map(|(name, value)| (name.as_str(), value_of(value)));
+        let messages_of = messages.iter().map(value_of).collect::<Vec<Value>>();
+        let given = [("messages", messages_of.into()), ("tools", tools.map_or(().into(), value_of))];
+        let mut pairs: Vec<(&str, Value)> = own.chain(self.fixed(add_generation_prompt)).collect();
+        pairs.extend(given);
+        self.rendered(Value::from_pairs(pairs), messages.len(), size)
+    }
+
+    /// Renders what is given, of so many messages with so many bytes.
+    fn rendered(&self, context: Value, messages: usize, size: usize) -> Result<String> {
         let mut environment = self.environment.clone();
-        let fuel = FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + size as u64;
+        let fuel = FUEL + FUEL_PER_MESSAGE * messages as u64 + size as u64;
         environment.set_fuel(Some(fuel));
-        let context = self.context(messages, add_generation_prompt);
         let mut output = Limited { text: Vec::new(), limit: MAX_OUTPUT + size, exceeded: false };
         let rendered = on_deep_stack(&self.path, || {
             let template = environment.get_template(NAME)?;
@@ -124,14 +201,33 @@ impl ChatTemplate {
 
     fn context(&self, messages: &[Message], add_generation_prompt: bool) -> Value {
         let message = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
+        let given = [("messages", messages.iter().map(message).collect::<Vec<_>>().into()), ("tools", ().into())];
+        Value::from_pairs(given.into_iter().chain(self.fixed(add_generation_prompt)))
+    }
+
+    /// What does not depend on the conversation.
+    fn fixed(&self, add_generation_prompt: bool) -> Vec<(&str, Value)> {
         let special = self.special_tokens.iter().map(|(name, text)| (*name, text.as_str().into()));
-        let fixed = [
-            ("messages", messages.iter().map(message).collect::<Vec<_>>().into()),
-            ("add_generation_prompt", add_generation_prompt.into()),
-            ("tools", ().into()),
-            ("documents", ().into()),
-        ];
-        Value::from_pairs(fixed.into_iter().chain::<Vec<(&str, Value)>>(special.collect()))
+        let fixed = [("add_generation_prompt", add_generation_prompt.into()), ("documents", ().into())];
+        fixed.into_iter().chain(special).collect()
+    }
+}
+
+/// A value of JSON as templates see it.
+fn value_of(json: &serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => ().into(),
+        serde_json::Value::Bool(truth) => (*truth).into(),
+        serde_json::Value::String(text) => text.as_str().into(),
+        serde_json::Value::Array(list) => list.iter().map(value_of).collect::<Vec<Value>>().into(),
+        serde_json::Value::Object(map) => {
+            Value::from_pairs(map.iter().map(|(key, value)| (key.as_str(), value_of(value))))
+        }
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(whole), _) => whole.into(),
+            (_, Some(whole)) => whole.into(),
+            _ => number.as_f64().unwrap_or(f64::NAN).into(),
+        },
     }
 }
 

@@ -8,7 +8,7 @@ use super::screen::Progress;
 use crate::engine::{Settings, complete};
 use crate::ggro::Options;
 use crate::pair::Pair;
-use crate::sampling::{Completion, Plan, Reason, Sampling, Stop, StopStrings};
+use crate::sampling::{Completion, Plan, Reason, Sampling, Stop, StopStrings, Watch};
 use crate::trace::TraceWork;
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -147,8 +147,13 @@ fn sampling(args: &Generate) -> Sampling {
 fn plan(args: &Generate, pair: &Pair, options: &Options, best: bool, stops: StopStrings) -> Plan {
     let stop: Option<Stop> = (!args.sampling.stop.is_empty()).then(|| {
         let tokenizer = pair.tokenizer.clone();
-        let stop: Stop =
-            Arc::new(move |ids: &[u32]| tokenizer.decode(ids).is_ok_and(|text| stops.find(&text, 0).is_some()));
+        let stop: Stop = Arc::new(move || -> Watch {
+            let (tokenizer, stops, mut ids) = (tokenizer.clone(), stops.clone(), Vec::new());
+            Box::new(move |id| {
+                ids.push(id);
+                tokenizer.decode(&ids).is_ok_and(|text| stops.find(&text, 0).is_some())
+            })
+        });
         stop
     });
     Plan {
@@ -158,6 +163,8 @@ fn plan(args: &Generate, pair: &Pair, options: &Options, best: bool, stops: Stop
         max_new_tokens: options.max_new_tokens,
         stop_ids: options.stop_ids.clone(),
         stop,
+        tell: false,
+        prompt_logprobs: false,
     }
 }
 

@@ -23,7 +23,7 @@ use std::time::Instant;
 /// The official code's preset for dialogue.
 pub(super) const MAX_NEW_TOKENS: usize = 128;
 /// Its candidates per segment, for the pair of 8 billion weights.
-const CANDIDATES: usize = 8;
+pub(super) const CANDIDATES: usize = 8;
 const ENTROPY_THRESHOLD: f64 = 1.5;
 
 /// A threshold that no signal reaches: decoding in one segment.
@@ -79,7 +79,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         painted,
         persistent: trace.is_some(),
     };
-    let mut screen = Screen::new(TextStream::new(&pair.tokenizer, &prompt.ids), &layout);
+    let mut screen = Screen::new(TextStream::new(&*pair.tokenizer, &prompt.ids), &layout);
     let started = Instant::now();
     let settings = Settings { run_ahead: !args.engine.no_run_ahead, ..Settings::alone(args.engine.speculation) };
     let decoded = decode_with(opened.backend(), &settings, &prompt.ids, &options, uniforms, &mut screen);
@@ -205,7 +205,7 @@ fn greedy(backend: &mut dyn Backend, pair: &Pair, prompt: &Prompt, options: &Opt
     progress.clear();
     let response = response?;
     let elapsed = started.elapsed();
-    let mut stream = TextStream::new(&pair.tokenizer, &prompt.ids);
+    let mut stream = TextStream::new(&*pair.tokenizer, &prompt.ids);
     let mut text = prompt.prefill.clone();
     let mut header = prompt.header.iter();
     let mut in_header = true;

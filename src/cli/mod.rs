@@ -16,6 +16,7 @@ mod prompt;
 mod report;
 mod run;
 mod screen;
+mod serve;
 mod summary;
 mod verify;
 
@@ -27,8 +28,8 @@ use std::process::ExitCode;
 const ABOUT: &str = "Gradient-guided reward optimisation: decodes a frozen language model and steers it, at its \
 uncertain tokens, with the gradient of a frozen reward model";
 
-const AFTER_HELP: &str = "Every flag of generate, run, report, guard, verify and info can also be set as GGRO_<FLAG>, e.g. GGRO_ENTROPY_THRESHOLD=2.0; the command line wins.\n\
-Exit codes: 0 done; 1 internal failure, or a difference found by verify or kernels test; 2 unusable input; 3 a number that is not finite.";
+const AFTER_HELP: &str = "Every flag of generate, run, report, guard, verify, serve and info can also be set as GGRO_<FLAG>, e.g. GGRO_ENTROPY_THRESHOLD=2.0; the command line wins.\n\
+Exit codes: 0 done; 1 internal failure, or a difference found by verify or kernels test; 2 unusable input; 3 a number that is not finite; 4 the device was lost while serving.";
 
 #[derive(Debug, Parser)]
 #[command(name = "ggro", version, about = ABOUT, after_help = AFTER_HELP, disable_help_subcommand = true)]
@@ -47,6 +48,7 @@ enum Command {
     Info(info::Args),
     Kernels(kernels::Args),
     Bench(bench::Args),
+    Serve(Box<serve::Args>),
 }
 
 /// Runs the command that the process was started with.
@@ -63,6 +65,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Info(args) => info::run(&args),
         Command::Kernels(args) => kernels::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Serve(args) => serve::run(&args),
     }
 }
 

@@ -6,7 +6,7 @@
 use super::args::Color;
 use crate::engine::Observer;
 use crate::ggro::Segment;
-use crate::tokenizer::TextStream;
+use crate::tokenizer::{TextStream, Tokenizer};
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -59,7 +59,7 @@ pub(super) fn coloured(color: Color) -> bool {
 
 /// Prints an answer while it is decoded.
 pub(super) struct Screen<'a> {
-    stream: Option<TextStream<'a>>,
+    stream: Option<TextStream<&'a Tokenizer>>,
     /// Assistant header ids that the policy is expected to write first; not printed.
     header: &'a [u32],
     /// End-of-turn id; not printed.
@@ -96,7 +96,7 @@ pub(super) struct Layout<'a> {
 }
 
 impl<'a> Screen<'a> {
-    pub(super) fn new(stream: TextStream<'a>, layout: &Layout<'a>) -> Self {
+    pub(super) fn new(stream: TextStream<&'a Tokenizer>, layout: &Layout<'a>) -> Self {
         let progress = Progress::new();
         let terminal = std::io::stdout().is_terminal();
         let kind = match (layout.printed, terminal.then(|| progress.width()).flatten()) {

@@ -10,7 +10,7 @@ mod service;
 
 pub use crate::ggro::task::{Finished, Generation, Progress, Speculation};
 pub use scheduler::{Account, Answer, Event, Scheduler, Span, Totals, Turn};
-pub use service::{Engine, Make, Ticket, Update};
+pub use service::{Engine, Handle, Make, Status, Tell, Ticket, Update};
 
 use crate::ggro::{Intervention, Options, Response, Segment, Uniforms};
 use crate::model::{Backend, Role};
@@ -173,6 +173,7 @@ fn drive(
             match event {
                 Event::Progress(_, Progress::Tokens(count)) => (0..count).for_each(|_| observer.token()),
                 Event::Progress(_, Progress::Segment(segment, ids)) => observer.segment(&segment, &ids)?,
+                Event::Started(_) | Event::Progress(_, Progress::Chosen(..) | Progress::Prompt(_)) => {}
                 Event::Ended(_, outcome, account) => return Ok(((*outcome)?, account)),
             }
         }
@@ -196,7 +197,7 @@ pub fn sampler(backend: &dyn Backend, prompt: &[u32], plan: Plan) -> Result<Samp
     if plan.n == 0 || plan.n > MOST_COMPLETIONS {
         return Err(Error::invalid(format!("n must be 1 to {MOST_COMPLETIONS}, not {}", plan.n)));
     }
-    if plan.max_new_tokens == 0 {
+    if plan.max_new_tokens == 0 && !plan.prompt_logprobs {
         return Err(Error::invalid("max_new_tokens must be at least 1, not 0"));
     }
     check_prompt(backend, prompt, plan.max_new_tokens)?;

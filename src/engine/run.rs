@@ -3,36 +3,44 @@
 use super::scheduler::{Answer, Span, Turn};
 use crate::ggro::task::{Ask, Row, Scored, Top, Whole};
 use crate::model::{
-    Backend, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Span as Tokens, TopK, Turn as Batches,
+    Backend, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Seconds, Span as Tokens, TopK, Turn as Batches,
 };
 use crate::{Error, Result};
 
-/// Runs a turn. One answer per span, the policy's first. A batch that fails is run again span by span, so that a request which
+/// Runs a turn. One answer per span, the policy's first, and the seconds it took. A batch that fails is run again span by span, so that a request which
 /// cannot be served takes no other with it.
-pub(super) fn run(backend: &mut dyn Backend, turn: &Turn) -> Vec<Answer> {
+pub(super) fn run(backend: &mut dyn Backend, turn: &Turn) -> (Vec<Answer>, Seconds) {
     let (policy, reward): (Vec<&Span>, Vec<&Span>) = (turn.policy.iter().collect(), turn.reward.iter().collect());
     let turned = both(backend, &policy, &reward);
     let mut answers = Vec::with_capacity(policy.len() + reward.len());
+    let mut seconds = turned.2;
     for (spans, found) in [(policy, turned.0), (reward, turned.1)] {
         match found {
             Ok(found) => answers.extend(found),
             Err(error) if spans.len() == 1 => answers.push(Answer::Failed(error)),
-            Err(_) => answers.extend(spans.into_iter().map(|span| apart(backend, span))),
+            Err(_) => answers.extend(spans.into_iter().map(|span| apart(backend, span, &mut seconds))),
         }
     }
-    answers
+    (answers, seconds)
 }
 
 /// A span of a batch that failed, by itself.
-fn apart(backend: &mut dyn Backend, span: &Span) -> Answer {
+fn apart(backend: &mut dyn Backend, span: &Span, seconds: &mut Seconds) -> Answer {
     // What a failed batch has appended is taken back, so the span can be tried again.
     let back = match backend.len(span.seq) > span.start {
         true => backend.truncate(span.seq, span.start),
         false => Ok(()),
     };
-    let alone = back.and_then(|()| match span.seq.role {
-        Role::Policy => both(backend, &[span], &[]).0,
-        Role::Reward => both(backend, &[], &[span]).1,
+    let alone = back.and_then(|()| {
+        let (policy, reward, took) = match span.seq.role {
+            Role::Policy => both(backend, &[span], &[]),
+            Role::Reward => both(backend, &[], &[span]),
+        };
+        *seconds += took;
+        match span.seq.role {
+            Role::Policy => policy,
+            Role::Reward => reward,
+        }
     });
     match alone {
         Ok(mut alone) => alone.pop().unwrap_or_else(|| Answer::Failed(missing())),
@@ -43,39 +51,43 @@ fn apart(backend: &mut dyn Backend, span: &Span) -> Answer {
 type Answers = Result<Vec<Answer>>;
 
 /// A policy batch and a reward batch.
-fn both(backend: &mut dyn Backend, policy: &[&Span], reward: &[&Span]) -> (Answers, Answers) {
+fn both(backend: &mut dyn Backend, policy: &[&Span], reward: &[&Span]) -> (Answers, Answers, Seconds) {
     let rows: Vec<PolicySpan<'_>> = policy.iter().map(|span| row_of(span)).collect();
     let (mut scores, mut slopes) = (Vec::new(), Vec::new());
     for (index, span) in reward.iter().enumerate() {
-        let Ask::Score { also_at, gradient } = &span.task.ask else { return (Err(missing()), Err(missing())) };
+        let Ask::Score { also_at, gradient } = &span.task.ask else {
+            return (Err(missing()), Err(missing()), Seconds::default());
+        };
         let tokens = Tokens { seq: span.seq, start: span.start, ids: &span.ids };
         let asked = RewardSpan { span: tokens, also_at };
         match gradient {
             None => scores.push((index, asked)),
             Some(slope) => {
                 let candidates = &slope.candidates;
-                slopes.push((index, GradientSpan { span: asked, slot: slope.slot, candidates, rows: false }));
+                slopes.push((index, GradientSpan { span: asked, slot: slope.slot, candidates, rows: slope.rows }));
             }
         }
     }
     let score: Vec<RewardSpan<'_>> = scores.iter().map(|&(_, span)| span).collect();
     let gradient: Vec<GradientSpan<'_>> = slopes.iter().map(|&(_, span)| span).collect();
     let turned = backend.turn(Batches { policy: &rows, score: &score, gradient: &gradient });
+    let seconds = turned.seconds;
 
     let policy = turned.policy.and_then(|rows| answered(backend, policy, rows));
     let mut answers: Vec<Option<Answer>> = reward.iter().map(|_| None).collect();
     let rewards = turned.score.and_then(|scored| {
         for ((index, _), score) in scores.iter().zip(scored) {
-            let scored = Scored { reward: score.reward, also: score.also, gradient: None };
+            let scored = Scored { reward: score.reward, also: score.also, ..Scored::default() };
             answers[*index] = Some(Answer::Scored(scored));
         }
         for ((index, _), found) in slopes.iter().zip(turned.gradient?) {
             let (score, gradient) = (found.score, Some((found.dots, found.norm)));
-            answers[*index] = Some(Answer::Scored(Scored { reward: score.reward, also: score.also, gradient }));
+            let scored = Scored { reward: score.reward, also: score.also, gradient, rows: found.rows };
+            answers[*index] = Some(Answer::Scored(scored));
         }
         answers.into_iter().map(|answer| answer.ok_or_else(missing)).collect()
     });
-    (policy, rewards)
+    (policy, rewards, seconds)
 }
 
 fn missing() -> Error {

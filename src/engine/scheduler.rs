@@ -19,7 +19,7 @@ use super::Settings;
 use super::lines::{Lines, Source};
 use crate::ggro::task::{Ask, Finished, Generation, Progress, Row, Scored, Speculation, Task, Use};
 use crate::kv::BLOCK;
-use crate::model::{Backend, Role, SeqId, Work};
+use crate::model::{Backend, Role, Seconds, SeqId, Work};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -55,6 +55,8 @@ impl Account {
 /// What a turn says of a request.
 #[derive(Debug)]
 pub enum Event {
+    /// It is no longer waiting.
+    Started(u64),
     /// It went on.
     Progress(u64, Progress),
     /// It ended; nothing more is said of it.
@@ -166,6 +168,7 @@ pub struct Scheduler {
     /// Turns for which rewards that are needed have been held back.
     held_back: usize,
     totals: Totals,
+    seconds: Seconds,
     events: Vec<Event>,
 }
 
@@ -181,6 +184,7 @@ impl Scheduler {
             full: false,
             held_back: 0,
             totals: Totals::default(),
+            seconds: Seconds::default(),
             events: Vec::new(),
         }
     }
@@ -193,12 +197,12 @@ impl Scheduler {
         id
     }
 
-    /// Forgets a request. False if there is none of this number.
-    pub fn cancel(&mut self, backend: &mut dyn Backend, id: u64) -> bool {
-        let found = self.waiting.remove(&id).or_else(|| self.running.remove(&id)).is_some();
+    /// Forgets a request. What it has run; `None` if there is none of this number.
+    pub fn cancel(&mut self, backend: &mut dyn Backend, id: u64) -> Option<Account> {
+        let found = self.waiting.remove(&id).or_else(|| self.running.remove(&id));
         self.close_all(backend, id);
-        self.full &= !found;
-        found
+        self.full &= found.is_none();
+        found.map(|entry| Account { necessary: entry.generation.necessary(), ..entry.account })
     }
 
     /// Requests that have not ended.
@@ -214,6 +218,11 @@ impl Scheduler {
     /// Counters.
     pub fn totals(&self) -> Totals {
         self.totals
+    }
+
+    /// What the turns took, by kind of work.
+    pub fn seconds(&self) -> Seconds {
+        self.seconds
     }
 
     /// Gives all sequences back, kept prompts included, and forgets all requests.
@@ -400,7 +409,8 @@ impl Scheduler {
 
     /// Runs a planned turn and delivers it.
     pub fn run(&mut self, backend: &mut dyn Backend, turn: Turn) {
-        let answers = super::run::run(backend, &turn);
+        let (answers, seconds) = super::run::run(backend, &turn);
+        self.seconds += seconds;
         self.deliver(backend, turn, answers);
     }
 }

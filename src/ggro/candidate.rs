@@ -46,6 +46,7 @@ pub struct CandidateState {
     entropies: Vec<f64>,
     entropies_exact: Vec<f64>,
     signals: Vec<f64>,
+    logprobs: Vec<f64>,
     gaps: Vec<f32>,
     stop: Option<CandidateStop>,
     drops_last: bool,
@@ -62,6 +63,7 @@ impl CandidateState {
             entropies: Vec::new(),
             entropies_exact: Vec::new(),
             signals: Vec::new(),
+            logprobs: Vec::new(),
             gaps: Vec::new(),
             stop: None,
             drops_last: false,
@@ -83,6 +85,7 @@ impl CandidateState {
             entropies: shared(&self.entropies, offset),
             entropies_exact: shared(&self.entropies_exact, offset),
             signals: shared(&self.signals, offset),
+            logprobs: shared(&self.logprobs, offset),
             gaps: shared(&self.gaps, offset),
             stop: None,
             drops_last: false,
@@ -113,6 +116,7 @@ impl CandidateState {
         self.entropies.push(stats.entropy_floored);
         self.entropies_exact.push(stats.entropy);
         self.signals.push(signal);
+        self.logprobs.push(if token == stats.argmax { stats.max_probability.ln() } else { f64::NEG_INFINITY });
         self.gaps.push(stats.margin);
 
         let full = self.len() >= rules.end;
@@ -131,6 +135,13 @@ impl CandidateState {
         // budget's last token either is kept.
         self.drops_last = matches!(self.stop, Some(CandidateStop::Entropy | CandidateStop::StopId)) && !full;
         self.stop
+    }
+
+    /// Says how likely the last token was, which is not the most likely one.
+    pub fn likelihood(&mut self, logit: f32, stats: &RowStats) {
+        if let Some(last) = self.logprobs.last_mut() {
+            *last = f64::from(logit) - stats.log_sum_exp;
+        }
     }
 
     /// Length of the sequence, prefix included.
@@ -187,6 +198,7 @@ impl CandidateState {
             entropies: self.entropies,
             entropies_exact: self.entropies_exact,
             signals: self.signals,
+            logprobs: self.logprobs,
             reward,
             slot,
             margins,

@@ -90,6 +90,8 @@ pub struct Candidate {
     pub entropies_exact: Vec<f64>,
     /// Value of the uncertainty signal per generated token; equals `entropies` for Shannon entropy.
     pub signals: Vec<f64>,
+    /// Log-probability of each generated token (nats), of a forced one too.
+    pub logprobs: Vec<f64>,
     /// Reward at the last kept position.
     pub reward: f32,
     /// `None` if there was no slot or no gradient was taken.

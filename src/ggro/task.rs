@@ -111,6 +111,8 @@ pub struct Slope {
     pub slot: usize,
     /// Ids.
     pub candidates: Arc<[u32]>,
+    /// Whether the gradient itself is wanted, at every position from the slot on.
+    pub rows: bool,
 }
 
 impl Task {
@@ -145,6 +147,8 @@ pub struct Scored {
     pub also: Vec<f32>,
     /// Products with the candidates' embeddings, and the norm of the gradient.
     pub gradient: Option<(Vec<f32>, f32)>,
+    /// The gradient from the slot on, `[positions, hidden]`, if it was asked for.
+    pub rows: Vec<f32>,
 }
 
 /// How much a response may run that it may turn out not to need.
@@ -166,6 +170,10 @@ impl Speculation {
 pub enum Progress {
     /// So many tokens were decoded, of whatever branch.
     Tokens(usize),
+    /// A completion went on by a token: the completion's number and the token. Only of plans that ask for it.
+    Chosen(usize, crate::sampling::Chosen),
+    /// What the policy thought of the prompt: a token per position from the second on. Only of plans that ask for it.
+    Prompt(Vec<crate::sampling::Chosen>),
     /// A segment was committed, with the ids it added.
     Segment(super::Segment, Vec<u32>),
 }
@@ -207,6 +215,8 @@ pub enum Finished {
     Response(Box<super::Response>),
     /// Sampled completions.
     Completions(Box<crate::sampling::Completions>),
+    /// A given text's rewards.
+    Appraisal(Box<crate::appraisal::Appraisal>),
 }
 
 impl Finished {
@@ -217,7 +227,7 @@ impl Finished {
     pub fn response(self) -> Result<super::Response> {
         match self {
             Finished::Response(response) => Ok(*response),
-            Finished::Completions(_) => Err(Error::Backend("completions where a response was expected".to_string())),
+            other => Err(other.unexpected("a response")),
         }
     }
 
@@ -228,7 +238,27 @@ impl Finished {
     pub fn completions(self) -> Result<crate::sampling::Completions> {
         match self {
             Finished::Completions(completions) => Ok(*completions),
-            Finished::Response(_) => Err(Error::Backend("a response where completions were expected".to_string())),
+            other => Err(other.unexpected("completions")),
         }
+    }
+
+    /// The appraisal, if it is one.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn appraisal(self) -> Result<crate::appraisal::Appraisal> {
+        match self {
+            Finished::Appraisal(appraisal) => Ok(*appraisal),
+            other => Err(other.unexpected("an appraisal")),
+        }
+    }
+
+    fn unexpected(&self, expected: &str) -> Error {
+        let found = match self {
+            Finished::Response(_) => "a response",
+            Finished::Completions(_) => "completions",
+            Finished::Appraisal(_) => "an appraisal",
+        };
+        Error::Backend(format!("{found} where {expected} was expected"))
     }
 }

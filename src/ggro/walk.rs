@@ -110,6 +110,7 @@ mod tests {
             entropies: Vec::new(),
             entropies_exact: Vec::new(),
             signals: Vec::new(),
+            logprobs: Vec::new(),
             reward,
             slot: None,
             margins: Margins::default(),

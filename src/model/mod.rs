@@ -187,6 +187,35 @@ pub struct Turned {
     pub score: Result<Vec<Score>>,
     /// Of the spans to be differentiated.
     pub gradient: Result<Vec<Gradient>>,
+    /// How long each took.
+    pub seconds: Seconds,
+}
+
+/// Seconds that the host waited for each kind of work. A device may work on several at the same time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Seconds {
+    /// Policy steps.
+    pub policy: f64,
+    /// Rewards.
+    pub score: f64,
+    /// Rewards with gradients.
+    pub gradient: f64,
+}
+
+impl std::ops::AddAssign for Seconds {
+    fn add_assign(&mut self, more: Seconds) {
+        self.policy += more.policy;
+        self.score += more.score;
+        self.gradient += more.gradient;
+    }
+}
+
+/// Runs something and adds the seconds that it took.
+pub(crate) fn timed<T>(seconds: &mut f64, run: impl FnOnce() -> T) -> T {
+    let started = std::time::Instant::now();
+    let result = run();
+    *seconds += started.elapsed().as_secs_f64();
+    result
 }
 
 /// Token positions that went through a model, counted where they were computed.
@@ -267,11 +296,26 @@ pub trait Backend {
     /// The three of them together, where the backend can: the models have nothing in common but the device. Empty lists are not
     /// run. The results are those of one after the other.
     fn turn(&mut self, turn: Turn<'_>) -> Turned {
-        Turned {
-            policy: if turn.policy.is_empty() { Ok(Vec::new()) } else { self.policy_step(turn.policy) },
-            score: if turn.score.is_empty() { Ok(Vec::new()) } else { self.reward_score(turn.score) },
-            gradient: if turn.gradient.is_empty() { Ok(Vec::new()) } else { self.reward_gradient(turn.gradient) },
-        }
+        let mut seconds = Seconds::default();
+        let (policy, score, gradient) = (turn.policy, turn.score, turn.gradient);
+        let policy = match policy {
+            [] => Ok(Vec::new()),
+            spans => timed(&mut seconds.policy, || self.policy_step(spans)),
+        };
+        let score = match score {
+            [] => Ok(Vec::new()),
+            spans => timed(&mut seconds.score, || self.reward_score(spans)),
+        };
+        let gradient = match gradient {
+            [] => Ok(Vec::new()),
+            spans => timed(&mut seconds.gradient, || self.reward_gradient(spans)),
+        };
+        Turned { policy, score, gradient, seconds }
+    }
+
+    /// An error once the device is lost: nothing that is asked of it can be answered any more.
+    fn alive(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Whether the policy's input embedding rows of two ids are equal in every component, compared as numbers.

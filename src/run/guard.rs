@@ -90,6 +90,8 @@ impl Guard<'_> {
             max_new_tokens: MOST_TOKENS.min(self.context.saturating_sub(ids.len()).max(1)),
             stop_ids: self.stop_ids.to_vec(),
             stop: None,
+            tell: false,
+            prompt_logprobs: false,
         };
         let ticket = self.engine.submit(Box::new(move |backend| Ok(Box::new(sampler(backend, &ids, plan)?))))?;
         let (finished, _) = ticket.wait()?;

@@ -19,6 +19,8 @@ pub struct Chosen {
     pub id: u32,
     /// Its log probability in nats under the softmax of the untouched row.
     pub logprob: f64,
+    /// Entropy of that softmax in nats.
+    pub entropy: f64,
     /// The most likely tokens of the untouched row with theirs, as many as were asked for, most likely first, the lower
     /// id first on a tie. Impossible ones (a logit of minus infinity) are left out.
     pub top: Vec<(u32, f64)>,
@@ -33,12 +35,16 @@ pub struct Chosen {
 pub fn choose(row: &[f32], sampling: &Sampling, counts: &Counts, stream: u64, index: u64) -> Chosen {
     let stats = RowStats::of(row, 0.0);
     if !stats.finite {
-        return Chosen { id: 0, logprob: f64::NEG_INFINITY, top: Vec::new() };
+        return Chosen { id: 0, logprob: f64::NEG_INFINITY, entropy: 0.0, top: Vec::new() };
     }
-    let id = if sampling.plain() {
+    let barred = index < sampling.barred_before && !sampling.barred.is_empty();
+    let id = if sampling.plain() && !barred {
         stats.argmax
     } else {
-        let logits = bent(row, sampling, counts);
+        let mut logits = bent(row, sampling, counts);
+        if barred {
+            bar(&mut logits, &sampling.barred);
+        }
         let (argmax, max) = largest(&logits);
         if sampling.temperature == 0.0 {
             argmax
@@ -47,13 +53,32 @@ pub fn choose(row: &[f32], sampling: &Sampling, counts: &Counts, stream: u64, in
             drawn(tokens, sampling, uniform(sampling.seed, stream, index)).unwrap_or(argmax)
         }
     };
+    reported(row, &stats, id, sampling.logprobs)
+}
+
+/// What is said of `id` as the token behind `row`.
+pub(super) fn reported(row: &[f32], stats: &RowStats, id: u32, logprobs: Option<usize>) -> Chosen {
     let logprob = |logit: f32| f64::from(logit) - stats.log_sum_exp;
-    let most_likely = top_k(row, sampling.logprobs.unwrap_or(0), row.len());
+    let most_likely = top_k(row, logprobs.unwrap_or(0), row.len());
     let possible = most_likely.into_iter().filter(|&(_, logit)| logit > f32::NEG_INFINITY);
     Chosen {
         id,
         logprob: row.get(id as usize).map_or(f64::NEG_INFINITY, |&logit| logprob(logit)),
+        entropy: stats.entropy,
         top: possible.map(|(id, logit)| (id, logprob(logit))).collect(),
+    }
+}
+
+/// Makes tokens impossible, unless nothing would be left.
+fn bar(logits: &mut [f64], barred: &[u32]) {
+    let before = logits.to_vec();
+    for &id in barred {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit = f64::NEG_INFINITY;
+        }
+    }
+    if logits.iter().all(|&logit| logit == f64::NEG_INFINITY) {
+        logits.copy_from_slice(&before);
     }
 }
 
@@ -270,6 +295,19 @@ mod tests {
     }
 
     #[test]
+    fn barred_tokens_wait_for_their_turn() {
+        let row = [1.0, 3.0, 2.0];
+        let at = |sampling: &Sampling, index| choose(&row, sampling, &Counts::default(), 0, index);
+        let barred = Sampling { barred: vec![1, 9], barred_before: 2, ..Sampling::default() };
+        assert_eq!([0, 1, 2, 3].map(|index| at(&barred, index).id), [2, 2, 1, 1]);
+        // What is reported is the untouched row's all the same.
+        assert_eq!(at(&barred, 0).entropy, at(&Sampling::default(), 0).entropy);
+        // With nothing else to choose from they are chosen after all.
+        let all = Sampling { barred: vec![0, 1, 2], ..barred };
+        assert_eq!(at(&all, 0).id, 1);
+    }
+
+    #[test]
     fn penalties_by_hand() {
         let row = [2.0, -2.0, 2.0, -2.0, 0.0, 1.0, f32::NEG_INFINITY];
         let mut counts = Counts::new(&[0, 1, 0, 77, 6]);
@@ -380,12 +418,12 @@ mod tests {
         let biased = Sampling { temperature: 100.0, logit_bias: vec![(0, 100.0)], logprobs: Some(3), ..warm() };
         for index in 0..100 {
             let chosen = choose(&[hole, -50.0, hole], &biased, &Counts::default(), 0, index);
-            assert_eq!(chosen, Chosen { id: 1, logprob: 0.0, top: vec![(1, 0.0)] });
+            assert_eq!(chosen, Chosen { id: 1, logprob: 0.0, entropy: 0.0, top: vec![(1, 0.0)] });
         }
         for row in [&[hole, hole][..], &[], &[f32::NAN, 1.0], &[f32::INFINITY, 1.0]] {
             for sampling in [&biased, &Sampling::default()] {
                 let chosen = choose(row, sampling, &Counts::new(&[5]), 0, 0);
-                assert_eq!(chosen, Chosen { id: 0, logprob: hole.into(), top: Vec::new() });
+                assert_eq!(chosen, Chosen { id: 0, logprob: hole.into(), entropy: 0.0, top: Vec::new() });
             }
         }
     }

@@ -3,6 +3,7 @@
 //! Completions share the prompt, which goes through each model once. A completion's n-th token depends on the seed, the
 //! number of the completion, n and the row alone, so it does not depend on what runs beside it.
 
+use super::choose::reported;
 use super::{Chosen, Counts, Sampling, choose};
 use crate::ggro::task::{
     Ask, Finished, Generation, LineId, Part, Progress, Row, Scored, Speculation, Task, Top, Use, Whole,
@@ -11,8 +12,11 @@ use crate::model::{Role, Work};
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// Whether a completion, by its ids so far, ends here for a reason of the caller's: a stop string, say.
-pub type Stop = Arc<dyn Fn(&[u32]) -> bool + Send + Sync>;
+/// Is shown a completion's ids as they come, and says whether it ends here for a reason of the caller's: a stop string, say.
+pub type Watch = Box<dyn FnMut(u32) -> bool + Send>;
+
+/// Makes a watch for every completion.
+pub type Stop = Arc<dyn Fn() -> Watch + Send + Sync>;
 
 /// What is asked for.
 #[derive(Clone)]
@@ -29,6 +33,11 @@ pub struct Plan {
     pub stop_ids: Vec<u32>,
     /// What else ends one.
     pub stop: Option<Stop>,
+    /// Whether every token is told as it comes ([`Progress::Chosen`]).
+    pub tell: bool,
+    /// Whether the policy is asked what it thinks of the prompt's tokens ([`Progress::Prompt`]). It then runs through the prompt a
+    /// token at a time.
+    pub prompt_logprobs: bool,
 }
 
 /// Why a completion ended.
@@ -70,6 +79,7 @@ struct Stream {
     counts: Counts,
     reason: Option<Reason>,
     reward: Option<f32>,
+    watch: Option<Watch>,
 }
 
 /// Completions in progress.
@@ -80,6 +90,9 @@ pub struct Sampler {
     streams: Vec<Stream>,
     /// The prompt's row was seen.
     begun: bool,
+    /// What was thought of the prompt.
+    scanned: Vec<Chosen>,
+    said: Vec<Progress>,
     /// The prompt went through the reward model.
     based: bool,
     necessary: Work,
@@ -92,14 +105,23 @@ impl Sampler {
     /// Completions of `prompt`; both were checked. `reward_vocab` are the ids that the reward model knows.
     pub fn new(prompt: &[u32], plan: Plan, reward_vocab: usize) -> Sampler {
         let counts = Counts::new(prompt);
-        let stream =
-            || Stream { ids: Vec::new(), chosen: Vec::new(), counts: counts.clone(), reason: None, reward: None };
+        let stream = || Stream {
+            ids: Vec::new(),
+            chosen: Vec::new(),
+            counts: counts.clone(),
+            // Asked for nothing but the prompt.
+            reason: (plan.max_new_tokens == 0).then_some(Reason::Length),
+            reward: None,
+            watch: plan.stop.as_ref().map(|stop| stop()),
+        };
         Sampler {
             streams: (0..plan.n.max(1)).map(|_| stream()).collect(),
             plan,
             prompt: prompt.to_vec(),
             reward_vocab,
             begun: false,
+            scanned: Vec::new(),
+            said: Vec::new(),
             based: false,
             necessary: Work::default(),
             tokens: 0,
@@ -118,7 +140,9 @@ impl Sampler {
     }
 
     fn ask(&self) -> Ask {
-        let whole = if self.plan.sampling.plain() && self.plan.sampling.logprobs.is_none() {
+        let sampling = &self.plan.sampling;
+        let barred = sampling.barred_before > 0 && !sampling.barred.is_empty();
+        let whole = if sampling.plain() && !barred && sampling.logprobs.is_none() && !self.scans() {
             Whole::Never
         } else {
             Whole::Always
@@ -126,10 +150,18 @@ impl Sampler {
         Ask::Row { floor: 0.0, top: Top::Skip, whole }
     }
 
+    /// Whether the prompt is run through a token at a time, and is not yet at its end.
+    fn scans(&self) -> bool {
+        self.plan.prompt_logprobs && self.scanned.len() + 1 < self.prompt.len()
+    }
+
     /// Lets a completion take its next token from a row.
     fn push(&mut self, index: usize, row: &Row) -> Result<()> {
         let stats = &row.row.stats;
         let stream = &mut self.streams[index];
+        if stream.reason.is_some() {
+            return Ok(());
+        }
         let position = self.prompt.len() + stream.ids.len();
         if !stats.finite {
             return Err(Error::NonFinite { what: "logit", model: "policy", position: position - 1 });
@@ -137,7 +169,12 @@ impl Sampler {
         let token = stream.ids.len() as u64;
         let chosen = match &row.logits {
             Some(logits) => choose(logits, &self.plan.sampling, &stream.counts, index as u64, token),
-            None => Chosen { id: stats.argmax, logprob: stats.max_probability.ln(), top: Vec::new() },
+            None => Chosen {
+                id: stats.argmax,
+                logprob: stats.max_probability.ln(),
+                entropy: stats.entropy,
+                top: Vec::new(),
+            },
         };
         let id = chosen.id;
         if self.plan.score && id as usize >= self.reward_vocab {
@@ -148,11 +185,14 @@ impl Sampler {
         }
         stream.ids.push(id);
         stream.counts.push(id);
+        if self.plan.tell {
+            self.said.push(Progress::Chosen(index, chosen.clone()));
+        }
         if self.plan.sampling.logprobs.is_some() {
             stream.chosen.push(chosen);
         }
         self.tokens += 1;
-        if self.plan.stop_ids.contains(&id) || self.plan.stop.as_ref().is_some_and(|stop| stop(&stream.ids)) {
+        if self.plan.stop_ids.contains(&id) || stream.watch.as_mut().is_some_and(|watch| watch(id)) {
             stream.reason = Some(Reason::Stop);
         } else if stream.ids.len() >= self.plan.max_new_tokens {
             stream.reason = Some(Reason::Length);
@@ -181,7 +221,11 @@ impl Generation for Sampler {
         let score = || Ask::Score { also_at: Vec::new(), gradient: None };
         if !self.begun {
             let line = LineId { role: Role::Policy, number: 0 };
-            out.push(necessary(line, None, len, 0, self.ask(), Part::Decode(0)));
+            let (len, fresh) = match self.plan.prompt_logprobs {
+                true => (self.scanned.len() + 1, self.scanned.len()),
+                false => (len, 0),
+            };
+            out.push(necessary(line, None, len, fresh, self.ask(), Part::Decode(0)));
         }
         let shared = self.plan.score && self.streams.len() > 1;
         if shared && !self.based {
@@ -218,6 +262,21 @@ impl Generation for Sampler {
             return;
         }
         self.necessary.policy_forward += (task.len - task.fresh) as u64;
+        if !self.begun && self.scans() {
+            let next = self.prompt[self.scanned.len() + 1];
+            match row.logits.as_ref().filter(|_| row.row.stats.finite) {
+                Some(logits) => {
+                    self.scanned.push(reported(logits, &row.row.stats, next, self.plan.sampling.logprobs));
+                }
+                None => {
+                    self.end(Err(Error::NonFinite { what: "logit", model: "policy", position: task.len - 1 }));
+                }
+            }
+            return;
+        }
+        if !self.begun && self.plan.prompt_logprobs {
+            self.said.push(Progress::Prompt(std::mem::take(&mut self.scanned)));
+        }
         let streams = if self.begun { index..index + 1 } else { 0..self.streams.len() };
         self.begun = true;
         for index in streams {
@@ -251,7 +310,7 @@ impl Generation for Sampler {
 
     fn advance(&mut self, _: Speculation, _: &dyn Fn(u32, u32) -> bool) {
         let done = |stream: &Stream| stream.reason.is_some() && (!self.plan.score || stream.reward.is_some());
-        if self.ended || !self.streams.iter().all(done) {
+        if self.ended || !self.begun || !self.streams.iter().all(done) {
             return;
         }
         let all = self.streams.drain(..).map(|stream| Completion {
@@ -281,10 +340,12 @@ impl Generation for Sampler {
     }
 
     fn progress(&mut self) -> Vec<Progress> {
+        let mut said = std::mem::take(&mut self.said);
         match std::mem::take(&mut self.tokens) {
-            0 => Vec::new(),
-            count => vec![Progress::Tokens(count)],
+            0 => {}
+            count => said.insert(0, Progress::Tokens(count)),
         }
+        said
     }
 
     fn ended(&self) -> bool {

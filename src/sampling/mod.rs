@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use crate::{Error, Result};
 
 pub use choose::{Chosen, choose};
-pub use completions::{Completion, Completions, Plan, Reason, Sampler, Stop};
+pub use completions::{Completion, Completions, Plan, Reason, Sampler, Stop, Watch};
 pub use stop::StopStrings;
 
 /// How a token is chosen from a row of logits. The steps are taken in this order: bias, penalties, temperature, `min_p`,
@@ -50,6 +50,10 @@ pub struct Sampling {
     pub frequency_penalty: f64,
     /// Added to the logits of these ids; an id named twice gets the sum.
     pub logit_bias: Vec<(u32, f64)>,
+    /// Ids that are not chosen at the first places.
+    pub barred: Vec<u32>,
+    /// How many places those are.
+    pub barred_before: u64,
     /// Where the random numbers come from.
     pub seed: u64,
     /// How many of the most likely tokens are reported with each choice; none if `None`.
@@ -68,6 +72,8 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            barred: Vec::new(),
+            barred_before: 0,
             seed: 0,
             logprobs: None,
         }
@@ -204,6 +210,8 @@ mod tests {
             presence_penalty: 2.0,
             frequency_penalty: 2.0,
             logit_bias: vec![(9, 100.0)],
+            barred: vec![9],
+            barred_before: u64::MAX,
             seed: u64::MAX,
             logprobs: Some(128),
         };

@@ -50,6 +50,11 @@ impl StopStrings {
         found.min().map(|(begin, _, which)| (begin, which))
     }
 
+    /// The string at a place of the list, empty beyond its end.
+    pub fn string(&self, which: usize) -> &str {
+        self.strings.get(which).map_or("", String::as_str)
+    }
+
     /// How many bytes at the end of `text` may still become a stop string and must not be shown yet: the longest end of
     /// it that a stop string begins with and goes on from. A complete one is for [`StopStrings::find`] to see.
     ///

@@ -48,7 +48,7 @@ pub fn tokenizer(pair: &Pair, path: &Path) -> Result<Check> {
         check.same_list(|| format!("ids of {:?}", case.text), &case.ids, &ids);
         let decoded = pair.tokenizer.decode(&case.ids)?;
         check.same(|| format!("text of the ids of {:?}", case.text), &case.decoded, &decoded);
-        let mut stream = TextStream::new(&pair.tokenizer, &[]);
+        let mut stream = TextStream::new(&*pair.tokenizer, &[]);
         let mut streamed = String::new();
         for &id in &case.ids {
             streamed += &stream.push(id)?;

@@ -96,7 +96,8 @@ fn tickets() {
                 break;
             }
             Some(Update::Progress(ggro::engine::Progress::Segment(..))) => segments += 1,
-            Some(Update::Progress(_)) => {}
+            Some(Update::Accepted | Update::Started | Update::Progress(_)) => {}
+            Some(Update::Cancelled(_)) => panic!("nobody cancelled it"),
             None => panic!("the engine has ended"),
         }
     }

@@ -5,7 +5,7 @@ use ggro::engine::{Event, Scheduler, Settings, Width, complete, intervention, sa
 use ggro::ggro::Options;
 use ggro::model::reference::Reference;
 use ggro::model::{Backend, RewardSpan, Role, Span};
-use ggro::sampling::{Completions, Plan, Reason, Sampling};
+use ggro::sampling::{Completions, Plan, Reason, Sampling, Watch};
 use std::sync::Arc;
 
 fn plan(request: &Request, temperature: f64, n: usize, score: bool) -> Plan {
@@ -16,6 +16,8 @@ fn plan(request: &Request, temperature: f64, n: usize, score: bool) -> Plan {
         max_new_tokens: 24,
         stop_ids: request.options.stop_ids.clone(),
         stop: None,
+        tell: false,
+        prompt_logprobs: false,
     }
 }
 
@@ -103,7 +105,14 @@ fn stops_and_logprobs() {
     let (request, mut backend) = (request(), load("llama-gqa", None));
     let free = alone(&mut backend, &request, plan(&request, 1.0, 1, false)).all.remove(0);
     assert!(free.ids.len() > 4);
-    let watched = Plan { stop: Some(Arc::new(|ids: &[u32]| ids.len() == 3)), ..plan(&request, 1.0, 1, false) };
+    let third = || -> Watch {
+        let mut seen = 0;
+        Box::new(move |_| {
+            seen += 1;
+            seen == 3
+        })
+    };
+    let watched = Plan { stop: Some(Arc::new(third)), ..plan(&request, 1.0, 1, false) };
     let stopped = alone(&mut backend, &request, watched).all.remove(0);
     assert_eq!((&stopped.ids[..], stopped.reason), (&free.ids[..3], Reason::Stop));
     let mut asked = plan(&request, 1.0, 1, false);

@@ -121,7 +121,7 @@ proptest! {
                 }
                 if arrival.cancelled_after.is_some_and(|after| arrival.turn + after + 1 == turn) {
                     let id = *ids.iter().find(|(_, i)| **i == index).unwrap().0;
-                    if scheduler.cancel(&mut backend, id) {
+                    if scheduler.cancel(&mut backend, id).is_some() {
                         prop_assert!(ended.insert(index, false).is_none());
                     }
                 }
@@ -245,7 +245,7 @@ fn no_one_waits_for_an_older_prompt() {
         turns += 1;
         ended.extend(scheduler.events().into_iter().filter_map(|event| match event {
             Event::Ended(id, ..) => Some((id, turns)),
-            Event::Progress(..) => None,
+            Event::Started(_) | Event::Progress(..) => None,
         }));
     }
     assert_eq!((ended[0].0, ended[1].0), (young, old));

@@ -79,6 +79,15 @@ impl Naive<'_> {
     }
 }
 
+fn logprobs(model: &Model, prefix: &[u32], made: &Made) -> Vec<f64> {
+    let behind = |i: usize| (model.logits)(&[prefix, &made.generated[..i]].concat());
+    let of = |(i, stats): (usize, &RowStats)| match made.generated[i] {
+        token if token == stats.argmax => stats.max_probability.ln(),
+        token => f64::from(behind(i)[token as usize]) - stats.log_sum_exp,
+    };
+    made.rows.iter().enumerate().map(of).collect()
+}
+
 /// Decodes by the definition. The record is complete, margins and work included.
 pub fn naive(model: &Model, prompt: &[u32], options: &Options, uniforms: &Uniforms) -> Result<Response, Failure> {
     let end = prompt.len() + options.max_new_tokens;
@@ -186,6 +195,7 @@ pub fn naive(model: &Model, prompt: &[u32], options: &Options, uniforms: &Unifor
                 stop: c.stop,
                 entropies: c.rows.iter().map(|r| r.entropy_floored).collect(),
                 entropies_exact: c.rows.iter().map(|r| r.entropy).collect(),
+                logprobs: logprobs(model, &prefix, &c),
                 signals: c.rows.iter().map(|r| options.signal.value(r)).collect(),
                 reward,
                 slot,

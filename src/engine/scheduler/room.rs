@@ -1,6 +1,6 @@
 //! Blocks of keys and values: who gets them, and from whom they are taken back.
 
-use super::{Scheduler, Span};
+use super::{Event, Scheduler, Span};
 use crate::engine::lines::{Key, Source, common};
 use crate::ggro::task::{Task, Use};
 use crate::kv::BLOCK;
@@ -58,6 +58,7 @@ impl Scheduler {
             }
             let Some(entry) = self.waiting.remove(&id) else { return };
             self.running.insert(id, entry);
+            self.events.push(Event::Started(id));
         }
     }
 

@@ -97,6 +97,13 @@ impl Fixed {
         }
         let token = branch.state.next(stats);
         branch.state.push(token, stats, &self.rules);
+        if token != stats.argmax {
+            let listed = || row.row.top.iter().find(|(id, _)| *id == token).map(|&(_, logit)| logit);
+            let logit = row.logits.as_ref().and_then(|logits| logits.get(token as usize).copied());
+            if let Some(logit) = logit.or_else(listed) {
+                branch.state.likelihood(logit, stats);
+            }
+        }
         if token as usize >= self.reward_vocab && branch.state.dropped().is_none() {
             branch.failed = Some(Error::invalid(format!(
                 "the policy chose id {token}, which the reward model cannot read: its vocabulary has {} ids",

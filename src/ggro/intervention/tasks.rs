@@ -110,9 +110,11 @@ impl Intervention {
             speculative: index != self.current,
             ask: Ask::Score {
                 also_at: self.also_at(index),
-                gradient: self
-                    .differentiates(index, kept.len())
-                    .then(|| Slope { slot: self.slot(), candidates: self.candidates.clone() }),
+                gradient: self.differentiates(index, kept.len()).then(|| Slope {
+                    slot: self.slot(),
+                    candidates: self.candidates.clone(),
+                    rows: false,
+                }),
             },
             part: Part::Score(index),
         })

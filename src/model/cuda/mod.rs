@@ -22,8 +22,8 @@ pub mod weights;
 use super::reference::PolicyRows;
 use super::spans::{self, Placed, handle, reward_rows, score};
 use super::{
-    Backend, Gradient, GradientSpan, Logits, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Span, Turn, Turned,
-    Work,
+    Backend, Gradient, GradientSpan, Logits, PolicyRow, PolicySpan, RewardSpan, Role, Score, Seconds, SeqId, Span,
+    Turn, Turned, Work, timed,
 };
 use crate::checkpoint::{Bytes, Checkpoint, DType};
 use crate::config::ModelConfig;
@@ -175,9 +175,16 @@ impl Cuda {
 impl Cuda {
     /// A turn without the policy's part.
     fn rewards_of(&mut self, turn: Turn<'_>) -> Turned {
-        let score = if turn.score.is_empty() { Ok(Vec::new()) } else { self.reward_score(turn.score) };
-        let gradient = if turn.gradient.is_empty() { Ok(Vec::new()) } else { self.reward_gradient(turn.gradient) };
-        Turned { policy: Ok(Vec::new()), score, gradient }
+        let mut seconds = Seconds::default();
+        let score = match turn.score {
+            [] => Ok(Vec::new()),
+            spans => timed(&mut seconds.score, || self.reward_score(spans)),
+        };
+        let gradient = match turn.gradient {
+            [] => Ok(Vec::new()),
+            spans => timed(&mut seconds.gradient, || self.reward_gradient(spans)),
+        };
+        Turned { policy: Ok(Vec::new()), score, gradient, seconds }
     }
 
     /// What stands before the slots runs like any prefix; what stands behind is recorded and differentiated.
@@ -297,17 +304,23 @@ impl Backend for Cuda {
             return self.rewards_of(turn);
         }
         // The reward model's batch is made and queued while the device works on the policy's.
+        let mut policy_seconds = 0.0;
         let placed = self.place(Role::Policy, turn.policy.iter().map(|s| s.span));
         let pending = placed.map(|placed| {
-            let pending = self.submit(turn.policy, &placed);
+            let pending = timed(&mut policy_seconds, || self.submit(turn.policy, &placed));
             (placed, pending)
         });
         let turned = self.rewards_of(turn);
         let policy = pending.and_then(|(placed, pending)| {
-            let rows = pending.and_then(|pending| self.collect(turn.policy, pending));
+            let rows = timed(&mut policy_seconds, || pending.and_then(|pending| self.collect(turn.policy, pending)));
             self.undo(Role::Policy, &placed, rows)
         });
-        Turned { policy, ..turned }
+        let seconds = Seconds { policy: policy_seconds, ..turned.seconds };
+        Turned { policy, seconds, ..turned }
+    }
+
+    fn alive(&self) -> Result<()> {
+        self.device.alive()
     }
 
     fn same_embedding(&self, a: u32, b: u32) -> bool {

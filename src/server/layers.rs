@@ -1,0 +1,154 @@
+//! What every request goes through: a number of its own, a line in the log, keys, and a net under it.
+
+use super::Served;
+use super::error::ApiError;
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use std::any::Any;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Routes without a key: those that a supervisor asks.
+const OPEN: [&str; 2] = ["/health", "/ready"];
+
+/// A request's number, which its log lines have in common.
+#[derive(Clone)]
+struct RequestId(String);
+
+/// Puts layers around routes; the last one sees a request first.
+pub(super) fn around(routes: Router<Arc<Served>>, served: &Arc<Served>) -> Router<Arc<Served>> {
+    let origins = &served.config.origins;
+    let routes = routes.layer(from_fn_with_state(served.clone(), guard)).layer(CatchPanicLayer::custom(panicked));
+    let routes = match origins.is_empty() {
+        true => routes,
+        // Credentials are never allowed, so that a page can do no more than its visitor could tell it to.
+        false => routes.layer(
+            CorsLayer::new()
+                .allow_origin(match origins.iter().any(|origin| origin == "*") {
+                    true => AllowOrigin::any(),
+                    false => AllowOrigin::list(origins.clone()),
+                })
+                .allow_methods(AllowMethods::list([Method::GET, Method::POST]))
+                .allow_headers(AllowHeaders::list([header::AUTHORIZATION, header::CONTENT_TYPE, REQUEST_ID])),
+        ),
+    };
+    routes.layer(from_fn_with_state(served.clone(), observe))
+}
+
+/// Asks for a key.
+async fn guard(State(served): State<Arc<Served>>, request: Request, next: Next) -> Response {
+    if OPEN.contains(&request.uri().path()) || served.config.keys.admits(request.headers()) {
+        return next.run(request).await;
+    }
+    ApiError::unauthorized().into_response()
+}
+
+/// Numbers a request, counts it, and writes a line about it.
+async fn observe(State(served): State<Arc<Served>>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = given_id(request.headers()).unwrap_or_else(new_id);
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let trace = trace_id(request.headers()).map(str::to_string);
+    let route = request.extensions().get::<MatchedPath>().map_or("other".to_string(), |path| path.as_str().to_string());
+    let method = request.method().clone();
+    let mut response = next.run(request).await;
+    let (status, seconds) = (response.status(), started.elapsed().as_secs_f64());
+    served.metrics.http(&route, status);
+    let error = response.extensions_mut().remove::<ApiError>().map(|error| error.message);
+    let (method, status, trace) = (method.as_str(), status.as_u16(), trace.as_deref());
+    // Probes come every few seconds.
+    match OPEN.contains(&route.as_str()) || route == "/metrics" {
+        true => tracing::debug!(event = "request", request_id = id, trace_id = trace, method, route, status, seconds),
+        false => {
+            tracing::info!(event = "request", request_id = id, trace_id = trace, method, route, status, seconds, error);
+        }
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// The number of a request.
+pub(super) fn request_id(request: &Request) -> String {
+    request.extensions().get::<RequestId>().map_or_else(new_id, |id| id.0.clone())
+}
+
+/// A number that the client brought, if it can be repeated.
+fn given_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(REQUEST_ID)?.to_str().ok()?;
+    let fits = (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+    fits.then(|| id.to_string())
+}
+
+fn new_id() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    let half = || {
+        let mut hasher = std::hash::RandomState::new().build_hasher();
+        hasher.write_u64(next);
+        hasher.finish()
+    };
+    format!("{:016x}{:016x}", half(), half())
+}
+
+/// The trace that a request belongs to: of a W3C `traceparent`, version 00 or later.
+fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let mut parts = headers.get("traceparent")?.to_str().ok()?.split('-');
+    let (version, trace, parent) = (parts.next()?, parts.next()?, parts.next()?);
+    let hex = |text: &str, len: usize| {
+        text.len() == len && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    };
+    let sound = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(parent, 16);
+    (sound && trace.bytes().any(|byte| byte != b'0')).then_some(trace)
+}
+
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    ApiError::internal("the request could not be answered because of an error in the server").into_response()
+}
+
+pub(super) async fn no_route(request: Request) -> ApiError {
+    ApiError::no_route(request.uri().path())
+}
+
+pub(super) async fn no_method(request: Request) -> ApiError {
+    ApiError::no_method(request.method().as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(name: &'static str, value: &str) -> HeaderMap {
+        [(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())].into_iter().collect()
+    }
+
+    #[test]
+    fn numbers_that_can_be_repeated() {
+        assert_eq!(given_id(&header("x-request-id", "abc-1")).as_deref(), Some("abc-1"));
+        for odd in ["", "a b", &"x".repeat(129)] {
+            assert_eq!(given_id(&header("x-request-id", odd)), None);
+        }
+        assert_ne!(new_id(), new_id());
+    }
+
+    #[test]
+    fn traces() {
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let sound = format!("00-{trace}-00f067aa0ba902b7-01");
+        assert_eq!(trace_id(&header("traceparent", &sound)), Some(trace));
+        let zero = "00-00000000000000000000000000000000-00f067aa0ba902b7-01";
+        for odd in ["", "00", "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", zero, "00-XYZ-0-01"] {
+            assert_eq!(trace_id(&header("traceparent", odd)), None, "{odd}");
+        }
+    }
+}

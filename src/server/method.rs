@@ -1,0 +1,256 @@
+//! How a request is answered: which of a model's names it asked for, and what it says of the method.
+
+use super::error::ApiError;
+use super::fields::Fields;
+use crate::ggro::entropy::{SIGNALS, signal};
+use crate::ggro::{Options, Selection};
+use crate::run::tasks::{Preset, Task};
+use serde_json::{Map, Value};
+
+/// What comes after the colon of a model's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alias {
+    /// Nothing: greedy or sampled.
+    Plain,
+    /// `ggro`.
+    Guided,
+    /// `ggro-<preset>`.
+    Preset(PresetName),
+    /// `bon-<n>`: the best of so many samples, by the reward model.
+    Best(usize),
+}
+
+/// Published parameters by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PresetName {
+    /// Those of the official code's safety tasks.
+    Safety,
+    /// Those of its dialogues.
+    Helpfulness,
+    /// Those of its multiple-choice questions.
+    Reasoning,
+}
+
+impl PresetName {
+    const ALL: [(PresetName, &'static str); 3] = [
+        (PresetName::Safety, "ggro-safety"),
+        (PresetName::Helpfulness, "ggro-helpfulness"),
+        (PresetName::Reasoning, "ggro-reasoning"),
+    ];
+
+    /// The parameters, for a policy of so many weights.
+    pub fn preset(self, weights: u64) -> Preset {
+        let task = match self {
+            PresetName::Safety => Task::HexPhi,
+            PresetName::Helpfulness => Task::HhRlhf,
+            PresetName::Reasoning => Task::ArcChallenge,
+        };
+        task.preset(weights)
+    }
+}
+
+/// Completions of the listed `bon` name.
+const BEST_OF: usize = 8;
+
+impl Alias {
+    /// Reads what comes after the colon; `bon` takes up to `most` completions.
+    pub fn parse(text: &str, most: usize) -> Option<Alias> {
+        if text == "ggro" {
+            return Some(Alias::Guided);
+        }
+        if let Some(count) = text.strip_prefix("bon-") {
+            return count.parse().ok().filter(|count| (1..=most).contains(count)).map(Alias::Best);
+        }
+        PresetName::ALL.iter().find(|(_, name)| *name == text).map(|&(preset, _)| Alias::Preset(preset))
+    }
+
+    /// All that are listed, as they stand behind a model's name.
+    pub fn listed(most: usize) -> Vec<String> {
+        let presets = PresetName::ALL.iter().map(|(_, name)| format!(":{name}"));
+        let best = (BEST_OF <= most).then(|| format!(":bon-{BEST_OF}"));
+        [String::new(), ":ggro".to_string()].into_iter().chain(presets).chain(best).collect()
+    }
+}
+
+/// What a request says of the method: the object `ggro`, or keys `ggro_*` of `vllm_xargs`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    entropy_threshold: Option<f64>,
+    signal: Option<String>,
+    max_candidates: Option<usize>,
+    top_k: Option<usize>,
+    selection: Option<Selection>,
+    temperature: Option<f64>,
+    min_generated: Option<usize>,
+    /// Whether the prompt is laid out as the official code does.
+    pub official: bool,
+    /// Whether the answer comes with every decision.
+    pub trace: bool,
+    /// Names that were given for the official code's sake and change nothing.
+    pub ignored: Vec<&'static str>,
+    /// Whether anything was said at all.
+    pub given: bool,
+}
+
+/// Largest numbers of a request: nothing is allocated by them, but the work of a segment grows with them.
+const MOST_CANDIDATES: usize = 64;
+const MOST_TOP_K: usize = 1024;
+
+impl Settings {
+    /// Reads the object of a request, and its `vllm_xargs`.
+    ///
+    /// # Errors
+    /// A setting that does not exist or has a value it cannot have.
+    pub fn read(fields: &mut Fields) -> Result<Settings, ApiError> {
+        let xargs = fields.object("vllm_xargs")?.unwrap_or_default();
+        let flat: Map<String, Value> = xargs
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.strip_prefix("ggro_")?.to_string(), value)))
+            .collect();
+        let own = fields.object("ggro")?;
+        let given = own.is_some() || !flat.is_empty();
+        let mut settings = Settings { given, ..Settings::default() };
+        settings.take(Fields::of(flat, "vllm_xargs.ggro_"))?;
+        settings.take(Fields::of(own.unwrap_or_default(), "ggro."))?;
+        Ok(settings)
+    }
+
+    fn take(&mut self, mut fields: Fields) -> Result<(), ApiError> {
+        fn set<T>(to: &mut Option<T>, from: Option<T>) {
+            if from.is_some() {
+                *to = from;
+            }
+        }
+        let names = SIGNALS.iter().map(|signal| signal.name()).collect::<Vec<_>>().join(", ");
+        let known = |value: &Value| value.as_str().filter(|name| signal(name).is_some()).map(str::to_string);
+        set(&mut self.signal, fields.get("signal", &format!("one of {names}"), known)?);
+        set(&mut self.entropy_threshold, fields.number("entropy_threshold", f64::MIN, f64::MAX)?);
+        set(&mut self.max_candidates, fields.count("num_refinement_steps", 1, MOST_CANDIDATES)?);
+        set(&mut self.max_candidates, fields.count("max_candidates", 1, MOST_CANDIDATES)?);
+        set(&mut self.top_k, fields.count("nudge_top_k", 1, MOST_TOP_K)?);
+        set(&mut self.selection, fields.get("nudge_selection", "\"greedy\" or \"sample\"", selection)?);
+        set(&mut self.temperature, fields.number("nudge_temperature", f64::MIN_POSITIVE, f64::MAX)?);
+        set(&mut self.min_generated, fields.count("min_generated", 2, 1 << 20)?);
+        let layout = fields.get("prompt_layout", "\"chat\" or \"official\"", |value| match value.as_str()? {
+            "chat" => Some(false),
+            "official" => Some(true),
+            _ => None,
+        })?;
+        self.official = layout.unwrap_or(self.official);
+        // Texts and numbers are all that some clients can put into `vllm_xargs`.
+        let switch = |value: &Value| match value {
+            Value::Bool(on) => Some(*on),
+            Value::Number(n) => n.as_u64().filter(|&n| n <= 1).map(|n| n == 1),
+            Value::String(text) => text.parse().ok(),
+            _ => None,
+        };
+        self.trace = fields.get("trace", "true or false", switch)?.unwrap_or(self.trace);
+        for name in ["nudge_weight", "scale_nudge_biases"] {
+            if fields.take(name).is_some() {
+                self.ignored.push(name);
+            }
+        }
+        if let Some(unknown) = fields.unknown().first() {
+            let name: String = unknown.chars().take(64).collect();
+            let known = fields.known().join(", ");
+            return Err(ApiError::field(&fields.name(&name), format!("is not a setting; there are {known}")));
+        }
+        Ok(())
+    }
+
+    /// Options of a response: what is said here, over the preset, over what the pair says of itself.
+    ///
+    /// # Errors
+    /// Options out of range.
+    pub fn over(&self, preset: Option<Preset>, defaults: &Defaults, base: Options) -> Result<Options, ApiError> {
+        let name = self.signal.as_deref().unwrap_or(SIGNALS[0].name());
+        let entropy = name == SIGNALS[0].name();
+        let threshold = self
+            .entropy_threshold
+            .or(preset.filter(|_| entropy).map(|preset| preset.entropy_threshold))
+            .unwrap_or(if entropy { defaults.entropy_threshold } else { super::other_threshold(name) });
+        let options = Options {
+            signal: signal(name).unwrap_or(base.signal),
+            entropy_threshold: threshold,
+            max_candidates: self
+                .max_candidates
+                .or(preset.map(|preset| preset.num_refinement_steps))
+                .unwrap_or(defaults.max_candidates),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            selection: self.selection.unwrap_or(base.selection),
+            temperature: self.temperature.unwrap_or(base.temperature),
+            min_generated: self.min_generated.unwrap_or(base.min_generated),
+            full_trace: self.trace,
+            ..base
+        };
+        options.check()?;
+        Ok(options)
+    }
+
+    /// Whether the nudges are drawn, so that different seeds give different answers.
+    pub fn samples(&self) -> bool {
+        self.selection == Some(Selection::Sample)
+    }
+}
+
+/// What holds where a request says nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Defaults {
+    /// Nats.
+    pub entropy_threshold: f64,
+    /// Candidates per segment.
+    pub max_candidates: usize,
+}
+
+fn selection(value: &Value) -> Option<Selection> {
+    match value.as_str()? {
+        "greedy" => Some(Selection::Greedy),
+        "sample" => Some(Selection::Sample),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Settings, ApiError> {
+        Settings::read(&mut Fields::parse(text.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn names_behind_the_colon() {
+        assert_eq!(Alias::parse("ggro", 64), Some(Alias::Guided));
+        assert_eq!(Alias::parse("ggro-safety", 64), Some(Alias::Preset(PresetName::Safety)));
+        assert_eq!(Alias::parse("bon-4", 64), Some(Alias::Best(4)));
+        for none in ["", "bon-", "bon-0", "bon-65", "bon--1", "ggro-", "GGRO"] {
+            assert_eq!(Alias::parse(none, 64), None, "{none}");
+        }
+        for listed in Alias::listed(64).iter().filter(|listed| !listed.is_empty()) {
+            assert!(Alias::parse(&listed[1..], 64).is_some());
+        }
+    }
+
+    #[test]
+    fn both_ways_to_say_it() {
+        let nested = read(r#"{"ggro": {"entropy_threshold": 1.5, "num_refinement_steps": 3, "trace": true}}"#).unwrap();
+        let flat = r#"{"vllm_xargs": {"ggro_entropy_threshold": 1.5, "ggro_num_refinement_steps": 3, "ggro_trace": "true",
+            "other": 7}}"#;
+        assert_eq!(read(flat).unwrap(), nested);
+        assert!(!read("{}").unwrap().given && nested.given && read(r#"{"ggro": {}}"#).unwrap().given);
+    }
+
+    #[test]
+    fn settings_that_are_none() {
+        for (text, param, part) in [
+            (r#"{"ggro": {"entropy_treshold": 1}}"#, "ggro.entropy_treshold", "entropy_threshold"),
+            (r#"{"ggro": 3}"#, "ggro", "an object"),
+            (r#"{"ggro": {"num_refinement_steps": 0}}"#, "ggro.num_refinement_steps", "1 to 64"),
+            (r#"{"ggro": {"signal": "mood"}}"#, "ggro.signal", "varentropy"),
+            (r#"{"vllm_xargs": {"ggro_nudge_top_k": 1e9}}"#, "vllm_xargs.ggro_nudge_top_k", "1 to 1024"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.param.as_deref() == Some(param) && error.message.contains(part), "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Conversations and texts to prompt ids.
+
+use super::error::ApiError;
+use super::fields::{Fields, kind};
+use crate::chat::{ChatTemplate, Conversation, check_variable};
+use crate::pair::Pair;
+use serde_json::{Map, Value};
+
+/// A prompt ready to be run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Prompt {
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// Ids of the assistant header, where the policy writes it itself.
+    pub header: Vec<u32>,
+    /// The text, where it came as one.
+    pub text: Option<String>,
+}
+
+/// A conversation that was read.
+#[derive(Debug)]
+pub struct Chat {
+    messages: Vec<Value>,
+    tools: Option<Value>,
+    variables: Map<String, Value>,
+    add_generation_prompt: bool,
+    /// The last message is the beginning of the answer.
+    continued: bool,
+}
+
+const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+
+impl Chat {
+    /// Reads the fields of a chat request.
+    ///
+    /// # Errors
+    /// A field that is not what it must be, or too many messages.
+    pub fn read(fields: &mut Fields, most_messages: usize) -> Result<Chat, ApiError> {
+        let messages = match fields.take("messages") {
+            Some(Value::Array(messages)) => messages,
+            Some(other) => return Err(fields.wrong("messages", "a list of messages", &other)),
+            None => return Err(ApiError::field("messages", "is missing")),
+        };
+        if messages.is_empty() || messages.len() > most_messages {
+            let found = messages.len();
+            return Err(ApiError::field("messages", format!("must hold 1 to {most_messages} messages, not {found}")));
+        }
+        let messages = messages.into_iter().enumerate().map(|(index, message)| read_message(index, message));
+        let messages = messages.collect::<Result<Vec<Value>, ApiError>>()?;
+        let tools = match fields.take("tools") {
+            Some(Value::Array(tools)) if tools.iter().all(Value::is_object) => {
+                Some(Value::Array(tools)).filter(|tools| tools.as_array().is_some_and(|tools| !tools.is_empty()))
+            }
+            Some(other) => return Err(fields.wrong("tools", "a list of objects", &other)),
+            None => None,
+        };
+        let choice = fields.take("tool_choice");
+        let tools = match choice.as_ref().map(Value::as_str) {
+            None | Some(Some("auto")) => tools,
+            Some(Some("none")) => None,
+            Some(_) => {
+                let message = "must be \"auto\" or \"none\": the model decides by itself whether it calls a function";
+                return Err(ApiError::field("tool_choice", message));
+            }
+        };
+        let variables = fields.object("chat_template_kwargs")?.unwrap_or_default();
+        for (name, value) in &variables {
+            check_variable(name, value).map_err(|error| ApiError::from(error).about("chat_template_kwargs"))?;
+        }
+        if fields.take("chat_template").is_some() {
+            return Err(ApiError::field("chat_template", "is the model's; a request cannot bring its own"));
+        }
+        let continued = fields.flag("continue_final_message")?.unwrap_or(false);
+        let add_generation_prompt = fields.flag("add_generation_prompt")?;
+        if continued && add_generation_prompt == Some(true) {
+            let message = "and `add_generation_prompt` exclude each other";
+            return Err(ApiError::field("continue_final_message", message));
+        }
+        let last = messages.last().and_then(|message| message["role"].as_str());
+        if continued && last != Some("assistant") {
+            let message = "needs a last message of the assistant, which is continued";
+            return Err(ApiError::field("continue_final_message", message));
+        }
+        let add_generation_prompt = add_generation_prompt.unwrap_or(!continued);
+        Ok(Chat { messages, tools, variables, add_generation_prompt, continued })
+    }
+
+    fn render(&self, template: &ChatTemplate, generation_prompt: bool) -> Result<String, ApiError> {
+        let Chat { messages, tools, variables, .. } = self;
+        let conversation = Conversation { messages, tools: tools.as_ref(), variables };
+        let rendered = template.render_conversation(&conversation, generation_prompt);
+        rendered.map_err(|error| ApiError::from(error).about("messages"))
+    }
+
+    /// The prompt; `official`: as the official code lays it out.
+    ///
+    /// # Errors
+    /// The template refuses the conversation, or there is none and the conversation is more than a message.
+    pub fn lay_out(&self, pair: &Pair, official: bool) -> Result<Prompt, ApiError> {
+        let encode = |text: &str| pair.tokenizer.encode(text).map_err(ApiError::from);
+        let Some(template) = &pair.chat else {
+            let [message] = &self.messages[..] else {
+                let message = "must hold one message: the model has no chat template";
+                return Err(ApiError::field("messages", message));
+            };
+            let ids = encode(message["content"].as_str().unwrap_or_default())?;
+            return Ok(Prompt { ids, ..Prompt::default() });
+        };
+        if self.continued {
+            let text = self.render(template, false)?;
+            let last = self.messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default().trim();
+            let Some(at) = text.rfind(last) else {
+                let message = "cannot be honoured: the chat template changes the last message's text";
+                return Err(ApiError::field("continue_final_message", message));
+            };
+            return Ok(Prompt { ids: encode(&text[..at + last.len()])?, ..Prompt::default() });
+        }
+        let opened = self.render(template, self.add_generation_prompt)?;
+        if official && self.add_generation_prompt {
+            let (closed, opened) = (encode(&self.render(template, false)?)?, encode(&opened)?);
+            // The official code's measure: what the generation prompt adds, in ids.
+            let Some(header) = opened.strip_prefix(&closed[..]) else {
+                let message =
+                    "\"official\" cannot be honoured: the template's generation prompt changes what is before it";
+                return Err(ApiError::field("ggro.prompt_layout", message));
+            };
+            return Ok(Prompt { header: header.to_vec(), ids: closed, text: None });
+        }
+        Ok(Prompt { ids: encode(&opened)?, ..Prompt::default() })
+    }
+}
+
+/// A message with its content as one text: what templates expect of models that read nothing but text.
+fn read_message(index: usize, message: Value) -> Result<Value, ApiError> {
+    let named = |field: &str| format!("messages[{index}]{field}");
+    let Value::Object(mut message) = message else {
+        return Err(ApiError::field(&named(""), format!("must be an object, not {}", kind(&message))));
+    };
+    let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
+    if !ROLES.contains(&role) {
+        let found = message.get("role").map_or("nothing".to_string(), kind);
+        return Err(ApiError::field(&named(".role"), format!("must be one of {}, not {found}", ROLES.join(", "))));
+    }
+    // OpenAI's newer name for what templates call by the older one.
+    let role = if role == "developer" { "system" } else { role }.to_string();
+    let calls = message.get("tool_calls").is_some_and(|calls| !calls.is_null());
+    let content = match message.remove("content") {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => {
+            let texts = parts.iter().enumerate().map(|(part, value)| {
+                let text = value.get("text").and_then(Value::as_str);
+                let kind = value.get("type").and_then(Value::as_str).unwrap_or("text");
+                match (kind, text) {
+                    ("text" | "input_text" | "output_text", Some(text)) => Ok(text),
+                    _ => Err(ApiError::field(&named(&format!(".content[{part}]")), "must be a part of type \"text\"")),
+                }
+            });
+            texts.collect::<Result<Vec<&str>, ApiError>>()?.join("\n")
+        }
+        None | Some(Value::Null) if calls || role == "assistant" => String::new(),
+        None | Some(Value::Null) => return Err(ApiError::field(&named(".content"), "is missing")),
+        Some(other) => {
+            let message = format!("must be a string or a list of parts, not {}", kind(&other));
+            return Err(ApiError::field(&named(".content"), message));
+        }
+    };
+    // Templates read the arguments of a call as an object.
+    if let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) {
+        for call in calls {
+            if let Some(arguments) = call.pointer_mut("/function/arguments")
+                && let Some(parsed) = arguments.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok())
+            {
+                *arguments = parsed;
+            }
+        }
+    }
+    message.retain(|_, value| !value.is_null());
+    message.insert("role".to_string(), Value::String(role));
+    message.insert("content".to_string(), Value::String(content));
+    Ok(Value::Object(message))
+}
+
+/// Reads the prompts of a completion request: a text, ids, or lists of either.
+///
+/// # Errors
+/// Something else, none, or too many.
+pub fn read_prompts(fields: &mut Fields, pair: &Pair, most: usize) -> Result<Vec<Prompt>, ApiError> {
+    let expected = "a string, a list of token ids, or a list of either";
+    let Some(value) = fields.take("prompt") else { return Err(ApiError::field("prompt", "is missing")) };
+    let prompts = read_texts(pair, &value, most).map_err(|error| error.about("prompt"))?;
+    let Some(prompts) = prompts else { return Err(fields.wrong("prompt", expected, &value)) };
+    if let Some(index) = prompts.iter().position(|prompt| prompt.ids.is_empty()) {
+        return Err(ApiError::field("prompt", format!("number {index} is empty")));
+    }
+    Ok(prompts)
+}
+
+/// A text, ids, or lists of either; `None` for anything else.
+///
+/// # Errors
+/// The tokenizer's own, or none, or more than `most`.
+pub fn read_texts(pair: &Pair, value: &Value, most: usize) -> Result<Option<Vec<Prompt>>, ApiError> {
+    let of_text = |text: &str| -> Result<Prompt, ApiError> {
+        Ok(Prompt { ids: pair.tokenizer.encode(text)?, text: Some(text.to_string()), header: Vec::new() })
+    };
+    let of_ids = |ids: Vec<u32>| Prompt { ids, ..Prompt::default() };
+    match value {
+        Value::String(text) => Ok(Some(vec![of_text(text)?])),
+        Value::Array(entries) if entries.iter().all(Value::is_number) && !entries.is_empty() => {
+            Ok(super::fields::token_ids(value).map(|ids| vec![of_ids(ids)]))
+        }
+        Value::Array(entries) if entries.is_empty() || entries.len() > most => {
+            Err(ApiError::invalid(format!("a list must hold 1 to {most} texts, not {}", entries.len())))
+        }
+        Value::Array(entries) => {
+            let mut prompts = Vec::new();
+            for entry in entries {
+                match (entry, super::fields::token_ids(entry)) {
+                    (Value::String(text), _) => prompts.push(of_text(text)?),
+                    (_, Some(ids)) => prompts.push(of_ids(ids)),
+                    _ => return Ok(None),
+                }
+            }
+            Ok(Some(prompts))
+        }
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,426 @@
+//! Chat and completion requests: everything that the two have in common, checked.
+
+use super::Served;
+use super::error::ApiError;
+use super::fields::{Fields, token_ids};
+use super::method::{Alias, Settings};
+use super::prompt::{Chat, Prompt, read_prompts};
+use super::writer::Rules;
+use crate::ggro::Options;
+use crate::sampling::{Sampling, StopStrings};
+use serde_json::Value;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Which of the two routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Completions,
+}
+
+/// How answers come about.
+#[derive(Clone, Debug)]
+pub enum Method {
+    /// Greedy, or sampled.
+    Sampled(Sampling),
+    /// The best of so many samples, by the reward model.
+    Best(Sampling, usize),
+    /// By the method.
+    Guided(Box<Options>),
+}
+
+/// A request, checked as far as it can be without the engine.
+#[derive(Debug)]
+pub struct Asked {
+    /// The model's name as the request has it, to be echoed.
+    pub model: String,
+    /// Prompts; more than one only of completions.
+    pub prompts: Vec<Prompt>,
+    /// Answers per prompt.
+    pub n: usize,
+    /// Where random numbers come from.
+    pub seed: u64,
+    /// How answers come about.
+    pub method: Method,
+    /// New tokens per prompt.
+    pub max_new_tokens: Vec<usize>,
+    /// What becomes text, and what ends it.
+    pub rules: Arc<Rules>,
+    /// Ids that end an answer.
+    pub stop_ids: Vec<u32>,
+    /// Most likely tokens that are reported with each token; `None`: nothing is.
+    pub logprobs: Option<usize>,
+    /// Whether the prompt is repeated in front of the answer.
+    pub echo: bool,
+    /// Whether the answer comes in pieces.
+    pub stream: bool,
+    /// Whether the pieces end with one about usage.
+    pub include_usage: bool,
+    /// Whether every piece has the usage so far.
+    pub continuous_usage: bool,
+    /// Whether ids are returned besides text.
+    pub return_token_ids: bool,
+    /// Whether tokens of log-probabilities are written as `token_id:N`.
+    pub tokens_as_ids: bool,
+    /// Whether the record of every decision is returned.
+    pub trace: bool,
+    /// Fields that were sent and change nothing.
+    pub ignored: Vec<&'static str>,
+    /// Fields that nobody knows.
+    pub unknown: Vec<String>,
+}
+
+/// Fields that have a meaning elsewhere and none here; what they ask for happens or is harmless to leave out.
+const HARMLESS: [&str; 15] = [
+    "user",
+    "store",
+    "metadata",
+    "service_tier",
+    "parallel_tool_calls",
+    "functions",
+    "function_call",
+    "priority",
+    "request_id",
+    "cache_salt",
+    "stream_interval",
+    "safety_identifier",
+    "prompt_cache_key",
+    "verbosity",
+    "reasoning_effort",
+];
+
+impl Asked {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// What is wrong with it, by field.
+    pub fn read(served: &Served, route: Route, body: &[u8]) -> Result<Asked, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let limits = &served.config.limits;
+        let model = fields.text("model")?.unwrap_or_else(|| served.config.name.clone());
+        let alias = served.alias(&model)?;
+        let settings = Settings::read(&mut fields)?;
+        let alias = if settings.given && alias == Alias::Plain { Alias::Guided } else { alias };
+        let guided = matches!(alias, Alias::Guided | Alias::Preset(_));
+
+        let prompts = match route {
+            Route::Chat => {
+                let chat = Chat::read(&mut fields, limits.messages)?;
+                vec![chat.lay_out(&served.pair, settings.official)?]
+            }
+            Route::Completions => read_prompts(&mut fields, &served.pair, limits.prompts)?,
+        };
+        let prompts = truncated(&mut fields, prompts)?;
+
+        let n = fields.count("n", 1, limits.n)?.unwrap_or(1);
+        let best_of = fields.count("best_of", 1, limits.n)?;
+        if best_of.is_some_and(|best_of| best_of != n) {
+            let message =
+                format!("must equal `n`; the best of several by reward is the model {}:bon-8", served.config.name);
+            return Err(ApiError::field("best_of", message));
+        }
+        if n > 1 && guided && !settings.samples() {
+            let message = "must be 1: the answers would be the same, unless `ggro.nudge_selection` is \"sample\"";
+            return Err(ApiError::field("n", message));
+        }
+        if n > 1 && matches!(alias, Alias::Best(_)) {
+            return Err(ApiError::field("n", "must be 1: the model returns the best of its samples"));
+        }
+        let seed = match fields.take("seed") {
+            None => random(),
+            Some(value) => match (value.as_u64(), value.as_i64()) {
+                (Some(seed), _) => seed,
+                (None, Some(seed)) => seed.cast_unsigned(),
+                _ => return Err(fields.wrong("seed", "a whole number of 64 bits", &value)),
+            },
+        };
+        let echo = match route {
+            Route::Chat => false,
+            Route::Completions => fields.flag("echo")?.unwrap_or(false),
+        };
+        if echo && alias != Alias::Plain {
+            return Err(ApiError::field("echo", "is for greedy and sampled answers"));
+        }
+        let logprobs = logprobs(&mut fields, route, limits.logprobs)?;
+        let (stop_ids, rules) = ends(served, &mut fields)?;
+        let max_new_tokens = budgets(served, &mut fields, route, alias, &prompts, echo && logprobs.is_some())?;
+        let (sampling, given) = sampling(served, &mut fields, &stop_ids)?;
+        let sampling = Sampling { seed, logprobs, ..sampling };
+        sampling.check(served.pair.policy.vocab_size)?;
+        let mut ignored = settings.ignored.clone();
+        let preset = match alias {
+            Alias::Preset(name) => Some(name.preset(served.pair.policy.num_parameters())),
+            _ => None,
+        };
+        let method = match alias {
+            Alias::Plain => Method::Sampled(sampling),
+            Alias::Best(count) => Method::Best(sampling, count),
+            Alias::Guided | Alias::Preset(_) => {
+                if !sampling.logit_bias.is_empty() {
+                    let message =
+                        "has no place in the method: it would change the distribution whose entropy is watched";
+                    return Err(ApiError::field("logit_bias", message));
+                }
+                if sampling.barred_before > 0 {
+                    return Err(ApiError::field("min_tokens", "is for sampled answers"));
+                }
+                ignored.extend(given);
+                Method::Guided(Box::new(settings.over(preset, &served.config.defaults, base(served, &stop_ids))?))
+            }
+        };
+        let usage = fields.object("stream_options")?.unwrap_or_default();
+        let mut usage = Fields::of(usage, "stream_options.");
+        let asked = Asked {
+            model,
+            prompts,
+            n,
+            seed,
+            method,
+            max_new_tokens,
+            rules,
+            stop_ids,
+            logprobs,
+            echo,
+            stream: fields.flag("stream")?.unwrap_or(false),
+            include_usage: usage.flag("include_usage")?.unwrap_or(false),
+            continuous_usage: usage.flag("continuous_usage_stats")?.unwrap_or(false),
+            return_token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
+            tokens_as_ids: fields.flag("return_tokens_as_token_ids")?.unwrap_or(false),
+            trace: settings.trace,
+            ignored,
+            unknown: Vec::new(),
+        };
+        refused(&mut fields, route)?;
+        for name in HARMLESS {
+            fields.take(name);
+        }
+        let unknown = fields.unknown().into_iter().map(|name| name.chars().take(64).collect()).collect();
+        Ok(Asked { unknown, ..asked })
+    }
+}
+
+/// What the pair says of itself.
+fn base(served: &Served, stop_ids: &[u32]) -> Options {
+    let pair = &served.pair;
+    // A stop id that is not the end of turn ends the answer; without the end of turn the method has no end.
+    let mut stop_ids = stop_ids.to_vec();
+    if !stop_ids.contains(&pair.finish_id) {
+        stop_ids.push(pair.finish_id);
+    }
+    Options { reward_pad_id: pair.reward_pad_id, ..Options::new(pair.finish_id, stop_ids) }
+}
+
+/// Fields that ask for something we cannot do, and that would be missed.
+fn refused(fields: &mut Fields, route: Route) -> Result<(), ApiError> {
+    if let Some(format) = fields.object("response_format")?
+        && format.get("type").is_none_or(|kind| kind != "text")
+    {
+        return Err(ApiError::field("response_format", "must be of type \"text\": answers are not constrained"));
+    }
+    for name in ["guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"] {
+        if fields.take(name).is_some() {
+            return Err(ApiError::field(name, "is not supported: answers are not constrained"));
+        }
+    }
+    if fields.take("prompt_logprobs").is_some_and(|value| value != 0 && value != false) {
+        return Err(ApiError::field(
+            "prompt_logprobs",
+            "is not supported; use `echo` with `logprobs` of /v1/completions",
+        ));
+    }
+    if route == Route::Completions && fields.take("suffix").is_some_and(|suffix| suffix != "") {
+        return Err(ApiError::field("suffix", "is not supported"));
+    }
+    if let Some(modalities) = fields.take("modalities")
+        && modalities.as_array().is_none_or(|list| list.iter().any(|one| one != "text"))
+    {
+        return Err(ApiError::field("modalities", "must be [\"text\"]"));
+    }
+    Ok(())
+}
+
+/// Cuts prompts to their last tokens, where the request says so.
+fn truncated(fields: &mut Fields, mut prompts: Vec<Prompt>) -> Result<Vec<Prompt>, ApiError> {
+    if let Some(most) = fields.count("truncate_prompt_tokens", 1, usize::MAX)? {
+        for prompt in &mut prompts {
+            let cut = prompt.ids.len().saturating_sub(most);
+            prompt.ids.drain(..cut);
+            prompt.text = prompt.text.take().filter(|_| cut == 0);
+        }
+    }
+    Ok(prompts)
+}
+
+/// How many of the most likely tokens are to be reported.
+fn logprobs(fields: &mut Fields, route: Route, most: usize) -> Result<Option<usize>, ApiError> {
+    if route == Route::Completions {
+        return fields.count("logprobs", 0, most);
+    }
+    let wanted = fields.flag("logprobs")?.unwrap_or(false);
+    let top = fields.count("top_logprobs", 0, most)?;
+    if top.is_some_and(|top| top > 0) && !wanted {
+        return Err(ApiError::field("top_logprobs", "needs `logprobs`: true"));
+    }
+    Ok(wanted.then_some(top.unwrap_or(0)))
+}
+
+/// What ends an answer.
+fn ends(served: &Served, fields: &mut Fields) -> Result<(Vec<u32>, Arc<Rules>), ApiError> {
+    let pair = &served.pair;
+    let strings = match fields.take("stop") {
+        None => Vec::new(),
+        Some(Value::String(text)) => vec![text],
+        Some(Value::Array(list)) if list.len() > 16 => {
+            return Err(ApiError::field("stop", format!("must hold at most 16 strings, not {}", list.len())));
+        }
+        Some(value) => match value.as_array().map(|list| list.iter().map(|text| text.as_str().map(str::to_string))) {
+            Some(list) => match list.collect::<Option<Vec<String>>>() {
+                Some(list) => list,
+                None => return Err(fields.wrong("stop", "a string or a list of strings", &value)),
+            },
+            None => return Err(fields.wrong("stop", "a string or a list of strings", &value)),
+        },
+    };
+    // Clients send empty strings for "none".
+    let strings: Vec<String> = strings.into_iter().filter(|text| !text.is_empty()).collect();
+    let stops = StopStrings::new(&strings).map_err(|error| ApiError::from(error).about("stop"))?;
+    let listed = fields.get("stop_token_ids", "a list of at most 64 token ids", |value| {
+        token_ids(value).filter(|ids| ids.len() <= 64)
+    })?;
+    let ignore_eos = fields.flag("ignore_eos")?.unwrap_or(false);
+    let mut stop_ids = if ignore_eos { Vec::new() } else { pair.stop_ids.clone() };
+    for id in listed.unwrap_or_default() {
+        if id as usize >= pair.policy.vocab_size {
+            let vocab = pair.policy.vocab_size;
+            return Err(ApiError::field("stop_token_ids", format!("names id {id}, but there are only {vocab} ids")));
+        }
+        if !stop_ids.contains(&id) {
+            stop_ids.push(id);
+        }
+    }
+    let rules = Rules {
+        stops,
+        stop_ids: stop_ids.clone(),
+        finish_ids: pair.stop_ids.clone(),
+        include_stop: fields.flag("include_stop_str_in_output")?.unwrap_or(false),
+        skip_special: fields.flag("skip_special_tokens")?.unwrap_or(true),
+    };
+    Ok((stop_ids, Arc::new(rules)))
+}
+
+/// New tokens for each prompt.
+fn budgets(
+    served: &Served,
+    fields: &mut Fields,
+    route: Route,
+    alias: Alias,
+    prompts: &[Prompt],
+    prompt_is_asked: bool,
+) -> Result<Vec<usize>, ApiError> {
+    let least = usize::from(!prompt_is_asked);
+    let old = fields.count("max_tokens", least, usize::MAX)?;
+    let new = if route == Route::Chat { fields.count("max_completion_tokens", least, usize::MAX)? } else { None };
+    let name = if new.is_some() { "max_completion_tokens" } else { "max_tokens" };
+    let asked = new.or(old);
+    let cap = served.config.limits.tokens.unwrap_or(usize::MAX);
+    if let Some(asked) = asked.filter(|&asked| asked > cap) {
+        return Err(ApiError::field(name, format!("must be at most {cap}, the limit of this server, not {asked}")));
+    }
+    let preset = match alias {
+        Alias::Preset(preset) => Some(preset.preset(served.pair.policy.num_parameters()).max_new_tokens),
+        _ => None,
+    };
+    // OpenAI's default for texts to be completed; a chat's answer takes what room there is.
+    let default = preset.unwrap_or(if route == Route::Completions { 16 } else { usize::MAX });
+    let context = served.context;
+    let budget = |prompt: &Prompt| {
+        let len = prompt.ids.len();
+        let room = context.saturating_sub(len);
+        let too_long =
+            |message: String| ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(message) };
+        if len == 0 {
+            return Err(ApiError::invalid("the prompt is empty"));
+        }
+        if room < least {
+            let message =
+                format!("the prompt has {len} tokens, and the longest sequence is {context}; an answer does not fit");
+            return Err(too_long(message).about("messages"));
+        }
+        match asked {
+            Some(asked) if asked > room => Err(too_long(format!(
+                "the prompt's {len} tokens and `{name}` {asked} exceed the longest sequence of {context}; lower it to {room} \
+                 or less"
+            ))
+            .about(name)),
+            Some(asked) => Ok(asked),
+            None => Ok(default.min(room).min(cap).max(least)),
+        }
+    };
+    prompts.iter().map(budget).collect()
+}
+
+/// Sampling, and which of its fields were sent with a value that would change anything.
+fn sampling(served: &Served, fields: &mut Fields, stop_ids: &[u32]) -> Result<(Sampling, Vec<&'static str>), ApiError> {
+    let off = Sampling::default();
+    // Clients disable a filter with 0 or -1.
+    let top_k = match fields.take("top_k") {
+        None => 0,
+        Some(value) if value == -1 => 0,
+        Some(value) => {
+            super::fields::whole(&value).ok_or_else(|| fields.wrong("top_k", "a whole number, -1 or more", &value))?
+        }
+    };
+    let bias = match fields.object("logit_bias")? {
+        None => Vec::new(),
+        Some(map) if map.len() > 1024 => {
+            return Err(ApiError::field("logit_bias", format!("must name at most 1024 ids, not {}", map.len())));
+        }
+        Some(map) => {
+            let read = |(id, bias): (String, Value)| Some((id.parse().ok()?, bias.as_f64()?));
+            let read = map.into_iter().map(read).collect::<Option<Vec<(u32, f64)>>>();
+            read.ok_or_else(|| ApiError::field("logit_bias", "must be an object of ids and numbers"))?
+        }
+    };
+    if let Some(&(id, _)) = bias.iter().find(|&&(id, _)| id as usize >= served.pair.policy.vocab_size) {
+        let vocab = served.pair.policy.vocab_size;
+        return Err(ApiError::field("logit_bias", format!("names id {id}, but there are only {vocab} ids")));
+    }
+    let temperature = fields.number("temperature", 0.0, 100.0)?;
+    let top_p = fields.number("top_p", 0.0, 1.0)?.filter(|&p| p > 0.0);
+    let given = Sampling {
+        temperature: temperature.unwrap_or(1.0),
+        top_k,
+        top_p: top_p.unwrap_or(off.top_p),
+        min_p: fields.number("min_p", 0.0, 1.0)?.unwrap_or(off.min_p),
+        repetition_penalty: fields.number("repetition_penalty", 1e-6, 1e6)?.unwrap_or(off.repetition_penalty),
+        presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(off.presence_penalty),
+        frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(off.frequency_penalty),
+        logit_bias: bias,
+        barred_before: fields.count("min_tokens", 0, 1 << 30)?.unwrap_or(0) as u64,
+        barred: stop_ids.to_vec(),
+        ..off.clone()
+    };
+    let changes = [
+        ("temperature", temperature.is_some_and(|t| t != 0.0)),
+        ("top_p", given.top_p != off.top_p),
+        ("top_k", given.top_k != off.top_k),
+        ("min_p", given.min_p != off.min_p),
+        ("repetition_penalty", given.repetition_penalty != off.repetition_penalty),
+        ("presence_penalty", given.presence_penalty != off.presence_penalty),
+        ("frequency_penalty", given.frequency_penalty != off.frequency_penalty),
+    ];
+    let changes = changes.into_iter().filter(|(_, changes)| *changes).map(|(name, _)| name).collect();
+    Ok((given, changes))
+}
+
+/// A seed for those who did not bring one.
+fn random() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mut hasher = std::hash::RandomState::new().build_hasher();
+    hasher.write_u64(NEXT.fetch_add(1, Ordering::Relaxed));
+    hasher.finish()
+}
