@@ -141,17 +141,17 @@ struct LimitArgs {
 
     /// Seconds until an answer must be complete
     #[arg(long, value_name = "SECONDS", env = "GGRO_REQUEST_TIMEOUT", hide_env = true, default_value = "600",
-          value_parser = seconds)]
+          value_parser = seconds, allow_negative_numbers = true)]
     request_timeout: Duration,
 
     /// Seconds within which a request's head must have arrived, and then its body
     #[arg(long, value_name = "SECONDS", env = "GGRO_ARRIVAL_TIMEOUT", hide_env = true, default_value = "30",
-          value_parser = seconds)]
+          value_parser = seconds, allow_negative_numbers = true)]
     arrival_timeout: Duration,
 
     /// Seconds for which a client may refuse to read its answer
     #[arg(long, value_name = "SECONDS", env = "GGRO_WRITE_TIMEOUT", hide_env = true, default_value = "30",
-          value_parser = seconds)]
+          value_parser = seconds, allow_negative_numbers = true)]
     write_timeout: Duration,
 
     /// Connections at the same time
@@ -161,12 +161,12 @@ struct LimitArgs {
 
     /// Seconds between comments that keep a silent stream open
     #[arg(long, value_name = "SECONDS", env = "GGRO_KEEP_ALIVE", hide_env = true, default_value = "10",
-          value_parser = seconds)]
+          value_parser = seconds, allow_negative_numbers = true)]
     keep_alive: Duration,
 
     /// Seconds for requests in flight to end after SIGTERM
     #[arg(long, value_name = "SECONDS", env = "GGRO_DRAIN_TIMEOUT", hide_env = true, default_value = "25",
-          value_parser = seconds)]
+          value_parser = seconds, allow_negative_numbers = true)]
     drain_timeout: Duration,
 }
 
