@@ -1,12 +1,13 @@
 //! How fast whole models are, and how near the limit of what they run on.
 //!
 //! [`latency`] measures the passes of which everything is made; [`responses`] whole answers of the method against plain greedy
-//! decoding of the same models. [`cost`] says what a pass must move and compute at least. Times are wall-clock medians, with
+//! decoding of the same models; [`serve`] a server under load. [`cost`] says what a pass must move and compute at least. Times are wall-clock medians, with
 //! everything that a caller waits for.
 
 pub mod cost;
 mod latency;
 mod responses;
+pub mod serve;
 
 pub use latency::{Depths, Passes, latency};
 pub use responses::{Asked, Responses, responses};

@@ -10,7 +10,7 @@ use clap::builder::RangedU64ValueParser;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Time prefill, decode, reward and gradient, or whole answers
+/// Time prefill, decode, reward and gradient, whole answers, or a server
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -26,6 +26,10 @@ enum Action {
     Latency(Box<LatencyArgs>),
     /// Whole answers: the method, by speculation, against plain greedy decoding of the same models
     Ggro(Box<GgroArgs>),
+    /// A server under load: any that speaks OpenAI's API
+    ///
+    /// Latencies are those that its clients see; times to the first text are those of a whole segment where the method answers.
+    Serve(Box<super::bench_serve::Args>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -121,6 +125,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.action {
         Action::Latency(args) => run_latency(args),
         Action::Ggro(args) => run_ggro(args),
+        Action::Serve(args) => super::bench_serve::run(args),
     }
 }
 

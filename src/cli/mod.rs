@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod bench_serve;
 mod complete;
 mod generate;
 mod guard;

@@ -53,6 +53,8 @@ pub struct Status {
     pub blocks_free: [usize; 2],
     /// The same when the engine had just started.
     pub blocks: [usize; 2],
+    /// Blocks that somebody holds, kept prompts among them.
+    pub blocks_in_use: [usize; 2],
     /// Token positions that went through the models.
     pub work: Work,
     /// What the turns took, by kind of work.
@@ -351,6 +353,7 @@ impl Worker {
             running,
             blocks_free: [Role::Policy, Role::Reward].map(|role| backend.blocks_free(role)),
             blocks: self.blocks,
+            blocks_in_use: [Role::Policy, Role::Reward].map(|role| backend.blocks_in_use(role)),
             work: backend.work(),
             seconds: self.scheduler.seconds(),
             turn_seconds: self.turn_seconds,

@@ -330,6 +330,12 @@ pub trait Backend {
         usize::MAX
     }
 
+    /// Blocks of keys and values of a model that somebody holds.
+    fn blocks_in_use(&self, role: Role) -> usize {
+        let _ = role;
+        0
+    }
+
     /// The most blocks that `count` more positions of a sequence take.
     fn blocks_needed(&self, seq: SeqId, count: usize) -> usize {
         let _ = (seq, count);

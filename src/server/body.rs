@@ -1,30 +1,75 @@
-//! Bodies of requests, with a limit on their size and on the time they take.
+//! Bodies of requests, with limits on their size, on the time they take, and on the memory of all of them together.
 
 use super::Served;
 use super::error::ApiError;
-use axum::body::Body;
 use axum::http::header;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Bodies of the largest size that fit into memory at the same time.
+const LARGEST: usize = 64;
+
+/// A body's bytes, which count against what all bodies may hold until they are dropped.
+pub struct Bytes {
+    bytes: Vec<u8>,
+    served: Arc<Served>,
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        self.served.body_bytes.fetch_sub(self.bytes.len(), Ordering::AcqRel);
+    }
+}
+
+impl Bytes {
+    fn extend(&mut self, more: &[u8]) -> Result<(), ApiError> {
+        let limit = self.served.config.limits.body;
+        if self.bytes.len() + more.len() > limit {
+            return Err(ApiError::too_large(limit));
+        }
+        let all = limit.saturating_mul(LARGEST);
+        let fits = |held: usize| held.checked_add(more.len()).filter(|&held| held <= all);
+        if self.served.body_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_err() {
+            return Err(ApiError { retry_after: Some(1), ..ApiError::unavailable("too many large requests at once") });
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(())
+    }
+}
 
 /// Reads a body to its end.
 ///
 /// # Errors
 /// It is too large or too slow, or breaks off.
-pub async fn read(served: &Arc<Served>, request: axum::extract::Request) -> Result<Vec<u8>, ApiError> {
+pub async fn read(served: &Arc<Served>, request: axum::extract::Request) -> Result<Bytes, ApiError> {
     let limits = &served.config.limits;
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = announced.and_then(|length| length.parse::<u64>().ok()).unwrap_or(0);
     if announced > limits.body as u64 {
         return Err(ApiError::too_large(limits.body));
     }
-    let body: Limited<Body> = Limited::new(request.into_body(), limits.body);
-    match tokio::time::timeout(limits.arrival, body.collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes().to_vec()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limits.body)),
-        Ok(Err(_)) => Err(ApiError::invalid("the body broke off")),
-        Err(_) => Err(ApiError::too_slow(limits.arrival.as_secs())),
-    }
+    let mut body = request.into_body();
+    let mut bytes = Bytes { bytes: Vec::new(), served: served.clone() };
+    let whole = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| ApiError::invalid("the body broke off"))?;
+            if let Some(data) = frame.data_ref() {
+                bytes.extend(data)?;
+            }
+        }
+        Ok(bytes)
+    };
+    let read = tokio::time::timeout(limits.arrival, whole).await;
+    read.unwrap_or_else(|_| Err(ApiError::too_slow(limits.arrival.as_secs())))
 }
 
 /// Does work that takes its time without keeping other requests waiting.

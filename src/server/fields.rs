@@ -182,7 +182,7 @@ mod tests {
         for (text, message) in [
             (r#"{"n": -1}"#, "`n` must be a whole number, 1 to 64, not -1"),
             (r#"{"n": 65}"#, "`n` must be a whole number, 1 to 64, not 65"),
-            (r#"{"n": 1e300}"#, "`n` must be a whole number, 1 to 64, not 1e300"),
+            (r#"{"n": 1e300}"#, "`n` must be a whole number, 1 to 64, not 1e+300"),
             (r#"{"n": 1.5}"#, "`n` must be a whole number, 1 to 64, not 1.5"),
             (r#"{"n": "2"}"#, "`n` must be a whole number, 1 to 64, not \"2\""),
             (r#"{"n": 99999999999999999999999}"#, "`n` must be a whole number, 1 to 64, not 1e+23"),

@@ -63,7 +63,11 @@ async fn observe(State(served): State<Arc<Served>>, mut request: Request, next: 
     let mut response = next.run(request).await;
     let (status, seconds) = (response.status(), started.elapsed().as_secs_f64());
     served.metrics.http(&route, status);
-    let error = response.extensions_mut().remove::<ApiError>().map(|error| error.message);
+    // Of a request that was refused there is the field, and not its value; our own errors say nothing of what was said.
+    let error = response.extensions_mut().remove::<ApiError>().map(|error| match error.status.is_server_error() {
+        true => error.message,
+        false => error.param.or(error.code.map(str::to_string)).unwrap_or_default(),
+    });
     let (method, status, trace) = (method.as_str(), status.as_u16(), trace.as_deref());
     // Probes come every few seconds.
     match OPEN.contains(&route.as_str()) || route == "/metrics" {

@@ -28,6 +28,7 @@ pub struct Metrics {
     waiting: Gauge,
     cache_usage: Family<Labels, Level>,
     policy_cache_usage: Level,
+    blocks: Family<Labels, Gauge>,
     prompt_tokens: Counter,
     generation_tokens: Counter,
     success: Family<Labels, Counter>,
@@ -93,6 +94,7 @@ impl Metrics {
             waiting: Gauge::default(),
             cache_usage: Family::default(),
             policy_cache_usage: Gauge::default(),
+            blocks: Family::default(),
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             success: Family::default(),
@@ -168,6 +170,8 @@ impl Metrics {
         if !own {
             return;
         }
+        let help = "Blocks of keys and values that are held, kept prompts among them, by model";
+        names.add("kv_blocks_in_use", help, self.blocks.clone());
         names.add("request_failure", "Requests ended by an error, by status", self.failure.clone());
         names.add("request_aborted", "Requests whose client went away", self.aborted.clone());
         names.add("segments", "Committed segments", self.segments.clone());
@@ -211,6 +215,7 @@ impl Metrics {
             let bounded = all > 0 && all < usize::MAX / 2;
             let usage = if bounded { 1.0 - free as f64 / all as f64 } else { 0.0 };
             self.cache_usage.get_or_create(&label("model", model)).set(usage);
+            self.blocks.get_or_create(&label("model", model)).set(level(now.blocks_in_use[index]));
             if index == 0 {
                 self.policy_cache_usage.set(usage);
             }

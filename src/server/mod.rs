@@ -124,6 +124,8 @@ pub struct Served {
     engine: OnceLock<Engine>,
     draining: AtomicBool,
     in_flight: AtomicUsize,
+    /// Of requests that are being read.
+    body_bytes: AtomicUsize,
     created: u64,
     /// Unknown fields that were reported already.
     reported: Mutex<HashSet<String>>,
@@ -157,6 +159,7 @@ impl Served {
             engine: OnceLock::new(),
             draining: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            body_bytes: AtomicUsize::new(0),
             created,
             reported: Mutex::default(),
         }

@@ -169,6 +169,10 @@ impl Asked {
                     return Err(ApiError::field("min_tokens", "is for sampled answers"));
                 }
                 ignored.extend(given);
+                // The method has no end but the end of turn.
+                if !stop_ids.contains(&served.pair.finish_id) {
+                    ignored.push("ignore_eos");
+                }
                 Method::Guided(Box::new(settings.over(preset, &served.config.defaults, base(served, &stop_ids))?))
             }
         };

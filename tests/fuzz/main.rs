@@ -49,6 +49,16 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             br#"{"question": "q", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "A"}"#.to_vec(),
             "{\"chosen\": \"\\n\\nHuman: a\\n\\nAssistant: b\"} the answer is (B)".as_bytes().to_vec(),
         ]),
+        "body" => seeds.extend([
+            br#"{"model": "demo:ggro", "messages": [{"role": "user", "content": "Hello"}], "stream": true, "ggro": {"trace": true}}"#
+                .to_vec(),
+            br#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}, {"role": "assistant", "content": "y"}],
+                "continue_final_message": true, "chat_template_kwargs": {"a": 1}, "tools": [{"type": "function"}], "n": 2}"#
+                .to_vec(),
+            br#"{"model": "demo", "prompt": ["a", [1, 2]], "max_tokens": 4, "temperature": 0.5, "top_p": 0.9, "stop": ["x"], "seed": -1,
+                "logit_bias": {"5": -1.5}, "logprobs": 2, "echo": true, "vllm_xargs": {"ggro_trace": 1}}"#
+                .to_vec(),
+        ]),
         _ => {}
     }
     let mut found = Vec::new();

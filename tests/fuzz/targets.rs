@@ -9,12 +9,14 @@ use ggro::tokenizer::Tokenizer;
 use ggro::trace::{Request, TraceFile};
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// A target by its name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("safetensors", safetensors),
     ("config", config),
     ("index", index),
@@ -23,6 +25,7 @@ pub const TARGETS: [Target; 8] = [
     ("template", template),
     ("request", request),
     ("rows", rows),
+    ("body", body),
 ];
 
 thread_local! {
@@ -113,6 +116,34 @@ fn request(data: &[u8]) {
         let _ = options.check();
     }
     let _ = serde_json::from_str::<TraceFile>(text);
+}
+
+/// What a server is sent; its models are the demo pair.
+fn body(data: &[u8]) {
+    use ggro::server::{Config, Limits, Served, keys::Keys, method::Defaults, request};
+    static SERVED: OnceLock<Served> = OnceLock::new();
+    let served = SERVED.get_or_init(|| {
+        let pair = ggro::pair::Pair::load(&ggro::demo::policy(), &ggro::demo::reward()).expect("the demo pair");
+        let second = Duration::from_secs(1);
+        let config = Config {
+            name: "demo".to_string(),
+            reward_name: "demo-reward".to_string(),
+            defaults: Defaults { entropy_threshold: 3.25, max_candidates: 8 },
+            keys: Keys::default(),
+            limits: Limits::default(),
+            origins: Vec::new(),
+            vllm_metrics: false,
+            keep_alive: second,
+            drain: second,
+        };
+        Served::new(config, Arc::new(pair), 512)
+    });
+    for route in [request::Route::Chat, request::Route::Completions] {
+        if let Ok(asked) = request::Asked::read(served, route, data) {
+            assert!(asked.prompts.iter().all(|prompt| !prompt.ids.is_empty()));
+            assert!(asked.max_new_tokens.iter().zip(&asked.prompts).all(|(new, prompt)| new + prompt.ids.len() <= 512));
+        }
+    }
 }
 
 fn rows(data: &[u8]) {

@@ -16,6 +16,7 @@ mod model;
 mod mutations;
 #[path = "../engine/common.rs"]
 mod requests;
+mod serve;
 mod shared_pages;
 mod sources;
 mod steps;

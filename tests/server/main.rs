@@ -1,6 +1,7 @@
 //! The server, driven from outside: the real binary on the demo pair, asked by clients that were not written for it.
 
 mod answers;
+mod bench;
 mod guided;
 mod hostile;
 mod load;

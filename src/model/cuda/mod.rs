@@ -336,6 +336,10 @@ impl Backend for Cuda {
         self.decoder(role).kv.blocks_free()
     }
 
+    fn blocks_in_use(&self, role: Role) -> usize {
+        self.decoder(role).kv.blocks_in_use()
+    }
+
     fn blocks_needed(&self, seq: SeqId, count: usize) -> usize {
         self.decoder(seq.role).kv.blocks_needed(handle(seq), count).unwrap_or(usize::MAX)
     }
