@@ -154,6 +154,7 @@ fn print_lines(args: &Args, summary: &Summary) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let loop_of = match args.request_rate {
         Some(rate) => format!("{rate} requests/s arriving, at most {} in flight", summary.max_concurrency),
+        None if summary.max_concurrency == 1 => "1 client".to_string(),
         None => format!("{} clients", summary.max_concurrency),
     };
     writeln!(out, "model       {}, {loop_of}", summary.model_id)?;
