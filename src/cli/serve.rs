@@ -82,7 +82,7 @@ struct AddressArgs {
     #[arg(long, value_name = "FILE", env = "GGRO_API_KEY_FILE", hide_env = true)]
     api_key_file: Option<PathBuf>,
 
-    /// An origin whose web pages may ask, e.g. https://chat.example.org, or *; may be given several times [default: none]
+    /// An origin whose web pages may ask, e.g. `https://chat.example.org`, or *; may be given several times [default: none]
     #[arg(long, value_name = "ORIGIN", env = "GGRO_CORS_ORIGIN", hide_env = true, value_delimiter = ',', value_parser = origin)]
     cors_origin: Vec<HeaderValue>,
 

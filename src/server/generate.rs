@@ -5,7 +5,7 @@ use super::request::{Asked, Method};
 use super::writer::{End, Piece, Token, Writer};
 use super::{Permit, Served};
 use crate::engine::{Account, Finished, Handle, Make, Progress, Update, intervention, sampler};
-use crate::ggro::{Options, Response, Segment, Uniforms};
+use crate::ggro::{FinishReason, Options, Response, Segment, Uniforms};
 use crate::model::Work;
 use crate::sampling::{Completions, Plan, Reason, Stop};
 use crate::trace::{Trace, finish_reason_name};
@@ -378,8 +378,15 @@ impl Run {
     fn responded(&mut self, ticket: usize, response: &Response) -> Result<(), ApiError> {
         let outcome = self.outcome(ticket, Some(response));
         let end = match response.finish_reason {
-            crate::ggro::FinishReason::Length => End::Length,
-            _ => End::Stop(Value::Null),
+            FinishReason::Length => End::Length,
+            FinishReason::Finish => End::Stop(Value::Null),
+            // The id that ended it is not committed; it is known as the one that the last candidate dropped.
+            FinishReason::Stalled => {
+                let last = response.segments.last().and_then(|segment| segment.candidates.get(segment.best));
+                let id = last.and_then(|last| last.dropped);
+                let own = id.is_some_and(|id| self.asked.rules.finish_ids.contains(&id));
+                End::Stop(id.filter(|_| !own).map_or(Value::Null, |id| json!(id)))
+            }
         };
         self.end(self.tickets[ticket].first, end, outcome)
     }

@@ -1,8 +1,8 @@
 //! An OpenAI-compatible server in front of an engine: chat and completions, rewards and gradients.
 //!
 //! One file per noun: what a request asks ([`request`], with [`prompt`] and [`method`]), its way through the engine
-//! ([`generate`], with [`writer`] for the text of an answer), answers as frames ([`frames`]), the other routes ([`reward`],
-//! [`tokens`], [`models`]), and what all requests go through ([`connections`], [`layers`], [`keys`], [`body`]).
+//! ([`generate`], with [`writer`] for the text of an answer), answers as frames ([`frames`]), the other routes (`reward`,
+//! `tokens`, `models`), and what all requests go through ([`connections`], `layers`, [`keys`], [`body`]).
 //!
 //! Nothing here waits for a device: a request's prompt is made on a blocking thread, the engine has a thread of its own, and what
 //! it says comes through channels. A request that nobody waits for any more is dropped, and with it its ticket: the engine stops

@@ -215,3 +215,55 @@ fn deep_nesting_is_survived() {
         survives(&format!("{open}{}{close}", middle.repeat(count)), middle);
     }
 }
+
+/// What comes with a conversation besides texts: functions, calls of them, variables of the template's own.
+#[test]
+fn conversations_with_everything() {
+    use ggro::chat::{Conversation, check_variable};
+    use ggro::checkpoint::Files;
+    let of = |model: &str| {
+        let files = Files::Dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(model));
+        ChatTemplate::load(&files).unwrap().unwrap()
+    };
+    let tools = json!([{ "type": "function", "function": { "name": "weather", "parameters": { "type": "object" } } }]);
+    let messages = json!([
+        { "role": "user", "content": "Rain?" },
+        { "role": "assistant", "content": "",
+          "tool_calls": [{ "type": "function", "function": { "name": "weather", "arguments": { "city": "Bern" } } }] },
+        { "role": "tool", "content": "no" },
+    ]);
+    let none = serde_json::Map::new();
+    let messages = messages.as_array().unwrap();
+    let all = Conversation { messages, tools: Some(&tools), variables: &none };
+    let text = of("Qwen2.5-0.5B-Instruct").render_conversation(&all, true).unwrap();
+    // As Python's Jinja writes JSON.
+    let function = r#"{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}"#;
+    assert!(text.contains(function) && text.ends_with("<|im_start|>assistant\n"), "{text}");
+    let without = Conversation { tools: None, ..all };
+    assert!(!of("Qwen2.5-0.5B-Instruct").render_conversation(&without, true).unwrap().contains(function));
+
+    // The plain way of rendering and this one are the same where they can be.
+    let plain = [Message { role: "user".into(), content: "Why \u{1f600}?".into() }];
+    let same = [json!({ "role": "user", "content": "Why \u{1f600}?" })];
+    let bare = Conversation { messages: &same, tools: None, variables: &none };
+    for model in ["Qwen2.5-0.5B-Instruct", "Qwen3-0.6B", "Llama-3.1-8B-Instruct", "Mistral-7B-Instruct-v0.3"] {
+        let template = of(model);
+        for prompt in [false, true] {
+            let rendered = template.render_conversation(&bare, prompt).unwrap();
+            assert_eq!(rendered, template.render(&plain, prompt).unwrap(), "{model}");
+        }
+    }
+    let mut thinking = serde_json::Map::new();
+    thinking.insert("enable_thinking".to_string(), json!(false));
+    let quiet = Conversation { variables: &thinking, ..bare };
+    let text = of("Qwen3-0.6B").render_conversation(&quiet, true).unwrap();
+    assert!(text.ends_with("<think>\n\n</think>\n\n"), "{text}");
+
+    for (name, value) in [("messages", json!("x")), ("range", json!(1)), ("__init__", json!(1)), ("deep", json!([1]))] {
+        assert!(check_variable(name, &value).is_err(), "{name}");
+        let mut variables = serde_json::Map::new();
+        variables.insert(name.to_string(), value);
+        let refused = Conversation { variables: &variables, ..bare };
+        assert!(of("Qwen3-0.6B").render_conversation(&refused, true).is_err(), "{name}");
+    }
+}

@@ -153,6 +153,31 @@ fn a_stop_string_ends_an_answer_of_the_method() {
 }
 
 #[test]
+fn a_stop_id_of_the_request_ends_an_answer_of_the_method() {
+    let server = Server::start(&[]);
+    let whole = server.chat(&story("demo:ggro", json!({ "max_tokens": 120, "return_token_ids": true }))).ok();
+    let ids: Vec<u64> = serde_json::from_value(whole["choices"][0]["token_ids"].clone()).unwrap();
+    let (at, stop) = ids.iter().enumerate().find(|&(at, id)| at > 30 && !ids[..at].contains(id)).unwrap();
+    let body = json!({ "max_tokens": 120, "return_token_ids": true, "stop_token_ids": [stop], "ggro": { "max_candidates": 1 } });
+    let answer = server.chat(&story("demo:ggro", body)).ok();
+    let choice = &answer["choices"][0];
+    // Without nudges it is the greedy answer, which may meet it elsewhere or not at all.
+    let found: Vec<u64> = serde_json::from_value(choice["token_ids"].clone()).unwrap();
+    assert!(!found.contains(stop), "{at}");
+    if choice["finish_reason"] == "stop" && !choice["stop_reason"].is_null() {
+        assert_eq!(choice["stop_reason"], json!(stop));
+    }
+    let nudged = json!({ "max_tokens": 120, "return_token_ids": true, "stop_token_ids": [stop] });
+    let answer = server.chat(&story("demo:ggro", nudged)).ok();
+    let choice = &answer["choices"][0];
+    let found: Vec<u64> = serde_json::from_value(choice["token_ids"].clone()).unwrap();
+    assert!(!found.contains(stop));
+    if answer["ggro"]["finish_reason"] == "stalled" {
+        assert_eq!((&choice["finish_reason"], &choice["stop_reason"]), (&json!("stop"), &json!(stop)));
+    }
+}
+
+#[test]
 fn settings_that_the_method_cannot_honour() {
     let server = Server::start(&[]);
     let refused = |more: Value, param: &str| server.chat(&story("demo:ggro", more)).refused(400, Some(param));
