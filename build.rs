@@ -1,5 +1,5 @@
 //! Compiles `kernels/*.cu` into embedded images, one per file, and writes the table that `src/cuda/images.rs` includes;
-//! and tells the binary which commit it was built from.
+//! compiles the shim over NVTX where its header is; and tells the binary which commit it was built from.
 //!
 //! nvcc is looked for in `NVCC`, then `CUDA_HOME` or `CUDA_PATH`, then `PATH`; `GGRO_NO_CUDA=1` hides it. Without it the
 //! table is empty and the crate builds all the same. `GGRO_CUDA_TARGETS` overrides the list of targets, for instance
@@ -7,6 +7,8 @@
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
+#[path = "build/nvtx.rs"]
+mod nvtx;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -32,6 +34,7 @@ fn kernels() {
     let table = out.join("images.rs");
     let hidden = std::env::var_os("GGRO_NO_CUDA").is_some_and(|value| !value.is_empty() && value != "0");
     let compiler = if hidden { None } else { nvcc::find() };
+    nvtx::compile(compiler.as_deref());
     let Some(nvcc) = compiler else {
         let why = if hidden { "GGRO_NO_CUDA is set" } else { "no nvcc in NVCC, CUDA_HOME, CUDA_PATH or PATH" };
         println!("cargo::warning={why}: building without CUDA kernels");

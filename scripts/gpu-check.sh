@@ -67,10 +67,10 @@ step "kernels bench" kernels-bench.jsonl "$binary" kernels bench --json
 
 # Whole models of published shapes, with random weights made on the device.
 for shape in llama-3.2-1b llama-3.1-8b; do
-    model=("--device" cuda --synthetic "$shape" --json)
-    step "bench latency $shape" "latency-$shape.jsonl" "$binary" bench latency "${model[@]}" --rows 1,8,64,256 \
+    model=("--device" cuda --synthetic "$shape" -o json)
+    step "bench latency $shape" "latency-$shape.json" "$binary" bench latency "${model[@]}" --rows 1,8,64,256 \
         --context 256 --prefill 512,2048 --candidates 1,8,25 --segment 16 --prefix 1024
-    step "bench ggro $shape" "ggro-$shape.jsonl" "$binary" bench ggro "${model[@]}" --prompt 256 --tokens 256 \
+    step "bench ggro $shape" "ggro-$shape.json" "$binary" bench ggro "${model[@]}" --prompt 256 --tokens 256 \
         --speculation off,2,4,8,25,auto
 done
 

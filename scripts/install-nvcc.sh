@@ -14,7 +14,7 @@ if ! nvcc=$(ls "$folder"/lib/python3*/site-packages/nvidia/cu13/bin/nvcc 2>/dev/
     python3 -m venv "$folder"
     "$folder/bin/pip" install --quiet --disable-pip-version-check \
       nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
-      nvidia-cuda-runtime==13.0.88 nvidia-cuda-cccl==13.0.85
+      nvidia-cuda-runtime==13.0.88 nvidia-cuda-cccl==13.0.85 nvidia-nvtx==13.0.85
   } >&2
   nvcc=$(ls "$folder"/lib/python3*/site-packages/nvidia/cu13/bin/nvcc)
 fi

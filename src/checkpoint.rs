@@ -368,6 +368,12 @@ impl Checkpoint {
         &self.path
     }
 
+    /// Its files; none if it is part of the binary or was made.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mapped = self.shards.iter().filter(|shard| matches!(shard.bytes, Source::Mapped(_)));
+        mapped.map(|shard| shard.path.clone()).collect()
+    }
+
     /// Whether the checkpoint holds `name`.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

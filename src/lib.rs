@@ -13,6 +13,7 @@
 //! * [`ggro`]: the method itself, pure logic over that trait; [`trace`] is its record as JSON, [`verify`] the golden
 //!   fixtures replayed;
 //! * [`engine`]: many requests in common batches, [`sampling`] and the [`appraisal`] of given texts among them;
+//! * [`profile`]: what the engine is doing, for Nsight and Perfetto;
 //! * [`run`](mod@run): many prompts from a file into a file, resumably; [`report`] what they say together;
 //! * the faces: the command line, the [`server`] and [`mod@bench`].
 //!
@@ -35,6 +36,7 @@ pub mod hub;
 pub mod kv;
 pub mod model;
 pub mod pair;
+pub mod profile;
 pub mod report;
 pub mod run;
 pub mod sampling;

@@ -7,7 +7,7 @@
 use crate::config::{ModelConfig, Task};
 
 /// Bytes and floating-point operations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Cost {
     /// Bytes through memory.
     pub bytes: f64,
@@ -16,7 +16,7 @@ pub struct Cost {
 }
 
 /// What a card or a processor can do.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
     /// Bytes a second.
     pub bytes: f64,

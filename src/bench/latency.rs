@@ -1,7 +1,8 @@
 //! Prefill, decode, reward and gradient over batch sizes.
 
 use super::cost::{self, Limits};
-use super::{Case, timed};
+use super::report::Row;
+use super::timed;
 use crate::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 use crate::{Error, Result};
 use std::time::Instant;
@@ -12,7 +13,7 @@ pub struct Depths {
     /// Rows of decode steps.
     pub rows: Vec<usize>,
     /// Positions that each row's sequence has.
-    pub context: usize,
+    pub context: Vec<usize>,
     /// Tokens of prompts.
     pub prefill: Vec<usize>,
     /// Segments that are scored and differentiated together.
@@ -23,6 +24,23 @@ pub struct Depths {
     pub prefix: usize,
     /// Runs of each case that are timed.
     pub runs: usize,
+    /// Runs before them.
+    pub warmup: usize,
+}
+
+/// What a prompt of so many tokens is called.
+pub(super) fn prefill_case(tokens: usize) -> String {
+    format!("{tokens} tokens")
+}
+
+/// What a decode step is called.
+pub(super) fn decode_case(rows: usize, context: usize) -> String {
+    format!("{rows} rows behind {context}")
+}
+
+/// What a pass of the reward model is called.
+pub(super) fn reward_case(candidates: usize, segment: usize, prefix: usize) -> String {
+    format!("{candidates} x {segment} tokens behind {prefix}")
 }
 
 /// What is measured.
@@ -43,16 +61,18 @@ pub fn latency(
     depths: &Depths,
     passes: Passes,
     limits: Option<Limits>,
-    done: &mut dyn FnMut(Case),
+    done: &mut dyn FnMut(Row),
 ) -> Result<()> {
-    let mut done = |case: Case| done(case.against(limits));
+    let mut done = |row: Row| done(row.against(limits));
     if passes == Passes::All {
         for &tokens in &depths.prefill {
-            done(prefill(backend, tokens, depths.runs)?);
+            done(prefill(backend, tokens, depths)?);
         }
     }
-    for &rows in &depths.rows {
-        done(decode(backend, rows, depths.context, depths.runs)?);
+    for &context in &depths.context {
+        for &rows in &depths.rows {
+            done(decode(backend, rows, context, depths)?);
+        }
     }
     if passes == Passes::All {
         for &candidates in &depths.candidates {
@@ -82,9 +102,9 @@ fn plain(seq: SeqId, start: usize, ids: &[u32]) -> PolicySpan<'_> {
     PolicySpan { span: Span { seq, start, ids }, floor: 1e-9, top_k: TopK::Skip }
 }
 
-fn prefill(backend: &mut dyn Backend, tokens: usize, runs: usize) -> Result<Case> {
+fn prefill(backend: &mut dyn Backend, tokens: usize, depths: &Depths) -> Result<Row> {
     let ids = ids(backend, Role::Policy, tokens, 0);
-    let seconds = timed(runs, || {
+    let seconds = timed(depths, || {
         with(backend, |backend, held| {
             let seq = backend.create(Role::Policy)?;
             held.push(seq);
@@ -94,16 +114,16 @@ fn prefill(backend: &mut dyn Backend, tokens: usize, runs: usize) -> Result<Case
         })
     })?;
     let cost = cost::prefill(backend.config(Role::Policy), tokens);
-    Ok(Case::new("prefill", format!("{tokens} tokens"), seconds, tokens, cost))
+    Ok(Row::new("prefill", prefill_case(tokens), seconds).costing(cost, tokens))
 }
 
-fn decode(backend: &mut dyn Backend, rows: usize, context: usize, runs: usize) -> Result<Case> {
-    // The step that is not timed, and those that are, behind the context.
-    let longest = context + runs + 1;
+fn decode(backend: &mut dyn Backend, rows: usize, context: usize, depths: &Depths) -> Result<Row> {
+    // The steps that are not timed, and those that are, behind the context.
+    let steps = depths.warmup + depths.runs;
+    let longest = context + steps;
     if longest > backend.max_len() {
         return Err(Error::invalid(format!(
-            "a context of {context} and {} steps exceed the longest sequence of {}",
-            runs + 1,
+            "a context of {context} and {steps} steps exceed the longest sequence of {}",
             backend.max_len()
         )));
     }
@@ -118,7 +138,7 @@ fn decode(backend: &mut dyn Backend, rows: usize, context: usize, runs: usize) -
         }
         let ids = ids(backend, Role::Policy, rows, 1);
         let mut at = context;
-        let seconds = timed(runs, || {
+        let seconds = timed(depths, || {
             let spans: Vec<PolicySpan<'_>> =
                 held.iter().zip(ids.chunks_exact(1)).map(|(&seq, id)| plain(seq, at, id)).collect();
             let started = Instant::now();
@@ -126,13 +146,14 @@ fn decode(backend: &mut dyn Backend, rows: usize, context: usize, runs: usize) -
             at += 1;
             Ok(started.elapsed().as_secs_f64())
         })?;
-        let cost = cost::decode(backend.config(Role::Policy), rows, context + runs / 2, 0);
-        Ok(Case::new("decode", format!("{rows} rows behind {context}"), seconds, rows, cost))
+        let cost = cost::decode(backend.config(Role::Policy), rows, context + depths.warmup + depths.runs / 2, 0);
+        let row = Row::new("decode", decode_case(rows, context), seconds).costing(cost, rows);
+        Ok(Row { rows: Some(rows), committed_tokens_per_second: row.work_tokens_per_second, ..row })
     })
 }
 
-fn reward(backend: &mut dyn Backend, candidates: usize, gradient: bool, depths: &Depths) -> Result<Case> {
-    let &Depths { segment, prefix, runs, .. } = depths;
+fn reward(backend: &mut dyn Backend, candidates: usize, gradient: bool, depths: &Depths) -> Result<Row> {
+    let &Depths { segment, prefix, .. } = depths;
     let text = ids(backend, Role::Reward, prefix, 5);
     let segments = ids(backend, Role::Reward, candidates * segment, 11);
     let listed: Vec<u32> = ids(backend, Role::Reward, 25, 3);
@@ -143,7 +164,7 @@ fn reward(backend: &mut dyn Backend, candidates: usize, gradient: bool, depths: 
             let span = Span { seq: trunk, start: 0, ids: &text };
             backend.reward_score(&[RewardSpan { span, also_at: &[] }])?;
         }
-        let seconds = timed(runs, || {
+        let seconds = timed(depths, || {
             with(backend, |backend, branches| {
                 for _ in 0..candidates {
                     branches.push(backend.fork(trunk, prefix)?);
@@ -168,7 +189,7 @@ fn reward(backend: &mut dyn Backend, candidates: usize, gradient: bool, depths: 
             true => ("gradient", cost::gradient(config, candidates, segment, prefix)),
             false => ("reward", cost::score(config, candidates, segment, prefix)),
         };
-        let name = format!("{candidates} x {segment} tokens behind {prefix}");
-        Ok(Case::new(phase, name, seconds, candidates * segment, cost))
+        let case = reward_case(candidates, segment, prefix);
+        Ok(Row::new(phase, case, seconds).costing(cost, candidates * segment))
     })
 }

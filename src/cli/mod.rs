@@ -5,7 +5,6 @@
 
 mod args;
 mod bench;
-mod bench_serve;
 mod complete;
 mod generate;
 mod guard;
@@ -19,6 +18,7 @@ mod run;
 mod screen;
 mod serve;
 mod summary;
+mod synth;
 mod verify;
 
 use crate::Error;
@@ -50,6 +50,7 @@ enum Command {
     Kernels(kernels::Args),
     Bench(bench::Args),
     Serve(Box<serve::Args>),
+    Synth(synth::Args),
 }
 
 /// Runs the command that the process was started with.
@@ -57,7 +58,16 @@ enum Command {
 /// # Errors
 /// Whatever ended the command; [`report()`] prints it.
 pub fn run() -> anyhow::Result<ExitCode> {
-    match Cli::parse().command {
+    let ended = command(Cli::parse().command);
+    // However the command ended, what was traced is worth having.
+    let traced = crate::profile::finish();
+    let code = ended?;
+    traced?;
+    Ok(code)
+}
+
+fn command(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Generate(args) => generate::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Report(args) => report::run(&args),
@@ -67,6 +77,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Kernels(args) => kernels::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Synth(args) => synth::run(&args),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::model::cuda::{Cuda, CudaOptions, Loading, Prepared, memory};
 use crate::model::reference::{LoadOptions, PolicyRows, Reference};
 use crate::model::synthetic;
 use crate::pair::Pair;
+use crate::profile::{self, Level, Steps, Watch};
 use crate::{Error, Result, demo};
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -153,6 +154,37 @@ pub(super) struct MemoryArgs {
     pub gradient_tokens: usize,
 }
 
+/// What is shown of what is going on.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Profiling (docs/profiling.md)")]
+pub(super) struct ProfileArgs {
+    /// Ranges for Nsight, in the domain ggro: off, 1 (phases), 2 (layers too)
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "GGRO_NVTX",
+        hide_env = true,
+        default_value = "off",
+        hide_default_value = true
+    )]
+    pub nvtx: Level,
+
+    /// Let a profiler that waits for it collect from the FIRST to the LAST pass of a model, counted from 1
+    #[arg(long, value_name = "FIRST-LAST", env = "GGRO_PROFILE_STEPS", hide_env = true)]
+    pub profile_steps: Option<Steps>,
+
+    /// Write the phases of the scheduler and the models to FILE, as a trace that Perfetto shows
+    #[arg(long, value_name = "FILE", env = "GGRO_TRACE_EVENTS", hide_env = true)]
+    pub trace_events: Option<PathBuf>,
+}
+
+impl ProfileArgs {
+    /// What is to be watched.
+    pub(super) fn watch(&self) -> Watch {
+        Watch { nvtx: self.nvtx, steps: self.profile_steps, trace: self.trace_events.clone(), on_request: false }
+    }
+}
+
 /// The device and its arithmetic.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Device")]
@@ -184,6 +216,9 @@ pub(super) struct DeviceArgs {
     #[arg(long, value_name = "N", env = "GGRO_THREADS", hide_env = true,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     pub threads: Option<usize>,
+
+    #[command(flatten)]
+    pub profile: ProfileArgs,
 }
 
 /// A device that is there.
@@ -196,6 +231,7 @@ pub(super) enum Chosen {
 impl DeviceArgs {
     /// Finds the device and says which one `auto` took.
     pub(super) fn choose(&self) -> Result<Chosen> {
+        profile::start(&self.profile.watch())?;
         let chosen = match self.device {
             Device::Cpu => Chosen::Cpu,
             Device::Cuda(index) => self

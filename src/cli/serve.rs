@@ -2,9 +2,10 @@
 
 use super::args::EngineArgs;
 use super::generate::default_threshold;
-use super::models::{DeviceArgs, PairArgs, context};
+use super::models::{DeviceArgs, PairArgs, context, switch};
 use super::say;
 use crate::engine::{Engine, Settings};
+use crate::profile::Watch;
 use crate::server::connections::{Ended, serve};
 use crate::server::keys::Keys;
 use crate::server::method::Defaults;
@@ -89,6 +90,10 @@ struct AddressArgs {
     /// Metrics under these names too: vllm is what routers of vLLM look for
     #[arg(long, value_name = "NAMES", env = "GGRO_METRICS_COMPAT", hide_env = true, value_enum)]
     metrics_compat: Option<Compat>,
+
+    /// Let POST /start_profile and /stop_profile tell a profiler that waits for it when to collect
+    #[arg(long, env = "GGRO_ENABLE_PROFILING", hide_env = true, value_parser = switch())]
+    enable_profiling: bool,
 
     /// How log lines are written to standard error [default: text on a terminal, else json]
     ///
@@ -187,6 +192,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     log_to_stderr(args.address.log_format);
     let pair = args.pair.load()?;
     let config = config(args)?;
+    crate::profile::start(&Watch { on_request: config.profiling, ..Watch::default() })?;
     let mut chosen = args.device.choose()?;
     let context = args.pair.max_model_len.unwrap_or(context(&pair));
     let settings = Settings {
@@ -289,6 +295,7 @@ fn config(args: &Args) -> Result<Config> {
         },
         origins: address.cors_origin.clone(),
         vllm_metrics: address.metrics_compat.is_some(),
+        profiling: address.enable_profiling,
         keep_alive: limits.keep_alive,
         drain: limits.drain_timeout,
     })

@@ -20,6 +20,11 @@ pub struct Device {
     dead: Arc<OnceLock<String>>,
 }
 
+/// Starts and stops a profiler that collects between the two. One that is not there is no error.
+fn collect(on: bool) {
+    let _ = if on { cudarc::driver::profiler_start() } else { cudarc::driver::profiler_stop() };
+}
+
 /// Shape of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Launch {
@@ -57,6 +62,7 @@ impl Device {
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(failed("no multiprocessor count"))?;
         let kernels = Arc::new(Kernels::load(images)?);
+        crate::profile::collects_with(collect);
         Ok(Device {
             kernels,
             stream,
@@ -151,6 +157,25 @@ impl Device {
     pub fn seconds(&self, from: &Event, to: &Event) -> Result<f64> {
         let milliseconds = from.0.elapsed_ms(&to.0).map_err(|e| self.fault("cannot read an event", e))?;
         Ok(f64::from(milliseconds) / 1e3)
+    }
+
+    /// Version of CUDA that the driver speaks, as in `13.0`; `None` if it does not say.
+    pub fn driver_version(&self) -> Option<String> {
+        let mut version = 0;
+        // SAFETY: the driver was loaded to open this device, and writes one number to the place it is given.
+        let code = unsafe { sys::cuDriverGetVersion(&mut version) };
+        (code == sys::CUresult::CUDA_SUCCESS).then(|| format!("{}.{}", version / 1000, version % 1000 / 10))
+    }
+
+    /// Largest clocks in MHz, of multiprocessors and memory; `None` if it does not say.
+    pub fn clocks_mhz(&self) -> Option<[u32; 2]> {
+        use sys::CUdevice_attribute::{CU_DEVICE_ATTRIBUTE_CLOCK_RATE, CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE};
+        let megahertz = |attribute| self.context.attribute(attribute).ok().filter(|&khz| khz > 0).map(|khz| khz / 1000);
+        let clocks = [CU_DEVICE_ATTRIBUTE_CLOCK_RATE, CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE].map(megahertz);
+        match clocks {
+            [Some(cores), Some(memory)] => Some([cores.unsigned_abs(), memory.unsigned_abs()]),
+            _ => None,
+        }
     }
 
     /// An error once the device is dead, with the words of the error that killed it.

@@ -20,6 +20,7 @@ use super::lines::{Lines, Source};
 use crate::ggro::task::{Ask, Finished, Generation, Progress, Row, Scored, Speculation, Task, Use};
 use crate::kv::BLOCK;
 use crate::model::{Backend, Role, Seconds, SeqId, Work};
+use crate::profile::{self, Phase};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -248,6 +249,7 @@ impl Scheduler {
 
     /// Forms the next turn.
     pub fn plan(&mut self, backend: &mut dyn Backend) -> Turn {
+        let _range = profile::range(Phase::Scheduler, self.running.len());
         // A pass of the reward model takes as long for one segment as for many, so segments wait a little for each other,
         // as long as there is something to decode meanwhile.
         let patience = self.settings.patience.unwrap_or(if backend.cheap_rows() > 1 { super::PATIENCE } else { 0 });
@@ -339,6 +341,7 @@ impl Scheduler {
 
     /// Hands the results of a turn out, in the order of its spans: the policy's, then the reward model's.
     pub fn deliver(&mut self, backend: &mut dyn Backend, turn: Turn, answers: Vec<Answer>) {
+        let _range = profile::range(Phase::Scheduler, answers.len());
         let mut told: Vec<u64> = Vec::new();
         for (span, answer) in turn.policy.into_iter().chain(turn.reward).zip(answers) {
             let Some(entry) = self.running.get_mut(&span.request) else { continue };

@@ -29,6 +29,7 @@ use super::task::{Progress, Scored, Speculation};
 use super::walk::Walk;
 use super::{CandidateStop, FinishReason, Margins, Options, Response, Segment, Selection, Slot, Uniforms};
 use crate::model::Work;
+use crate::profile::{self, Phase};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -348,6 +349,7 @@ impl Intervention {
         current: u32,
         used: bool,
     ) -> Result<(Slot, Option<f64>)> {
+        let _range = profile::range(Phase::Nudge, shortlist.ids.len());
         let options = &self.fixed.options;
         let scores = gradient::scores(&shortlist.ids, &dots, current, options.damping);
         let (weights, choice) = match options.selection {

@@ -202,6 +202,13 @@ pub struct Seconds {
     pub gradient: f64,
 }
 
+/// The range of a policy step, by what most of it is.
+pub(crate) fn policy_range(spans: &[PolicySpan<'_>]) -> crate::profile::Range {
+    use crate::profile::{Phase, range};
+    let tokens = spans.iter().map(|span| span.span.ids.len()).sum();
+    range(if tokens == spans.len() { Phase::Decode } else { Phase::Prefill }, tokens)
+}
+
 impl std::ops::AddAssign for Seconds {
     fn add_assign(&mut self, more: Seconds) {
         self.policy += more.policy;

@@ -5,12 +5,15 @@
 //! with the number of layers, and the language-model head spreads logits such that a row's entropy is some 1.5 nats
 //! (for independent normal logits of deviation `s` over `V` ids it is `ln V - s^2 / 2`, as long as that is well above 0).
 
+pub mod folder;
+
 use crate::config::{ModelConfig, Task};
 use crate::cuda::ops::draw::Draw;
 use crate::{Error, Result};
 use rayon::prelude::*;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::path::Path;
 
 /// Nats of an average row.
@@ -132,29 +135,60 @@ pub fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     all
 }
 
+/// A tensor whose numbers are drawn when they are asked for: those that a device draws from the same seed, in bf16.
+pub struct Drawn {
+    from: Draw,
+    shape: Vec<usize>,
+}
+
+impl Drawn {
+    /// The tensor of this Hugging Face name.
+    pub fn new(config: &ModelConfig, seed: u64, name: &str, shape: Vec<usize>) -> Drawn {
+        Drawn { from: draw(config, seed, name, shape.get(1).copied().unwrap_or(1)), shape }
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> usize {
+        2 * self.shape.iter().product::<usize>()
+    }
+}
+
+impl ::safetensors::View for Drawn {
+    fn dtype(&self) -> Dtype {
+        Dtype::BF16
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0u8; self.bytes()];
+        bytes.par_chunks_mut(2 << 16).enumerate().for_each(|(part, bytes)| {
+            for (index, out) in bytes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let element = self.from.element((part << 16) as u64 + index as u64);
+                *out = half::bf16::from_f32(element).to_le_bytes();
+            }
+        });
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes()
+    }
+}
+
 /// `model.safetensors` of a shape, in bf16: the numbers that a device draws from the same seed.
 ///
 /// # Errors
 /// It cannot be put together.
 pub fn safetensors(config: &ModelConfig, seed: u64) -> Result<Vec<u8>> {
     let drawn = tensors(config).into_iter().map(|(name, shape)| {
-        let from = draw(config, seed, &name, shape.get(1).copied().unwrap_or(1));
-        let count: usize = shape.iter().product();
-        let mut bytes = vec![0u8; 2 * count];
-        bytes.par_chunks_mut(2 << 16).enumerate().for_each(|(part, bytes)| {
-            for (index, out) in bytes.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                let element = from.element((part << 16) as u64 + index as u64);
-                *out = half::bf16::from_f32(element).to_le_bytes();
-            }
-        });
-        (name, shape, bytes)
+        let drawn = Drawn::new(config, seed, &name, shape);
+        (name, drawn)
     });
-    let drawn: Vec<_> = drawn.collect();
-    let failed = |e: ::safetensors::SafeTensorError| Error::Backend(format!("synthetic weights: {e}"));
-    let views = drawn.iter().map(|(name, shape, bytes)| {
-        TensorView::new(Dtype::BF16, shape.clone(), bytes).map(|view| (name.as_str(), view)).map_err(failed)
-    });
-    ::safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None).map_err(failed)
+    let made = ::safetensors::serialize(drawn.collect::<Vec<_>>(), None);
+    made.map_err(|e| Error::Backend(format!("synthetic weights: {e}")))
 }
 
 /// What a tensor's elements are drawn from. `name` is its Hugging Face name, `inputs` the length of its rows.

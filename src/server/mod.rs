@@ -105,6 +105,8 @@ pub struct Config {
     pub origins: Vec<HeaderValue>,
     /// Whether vLLM's names of metrics are there too.
     pub vllm_metrics: bool,
+    /// Whether a profiler can be started and stopped by request.
+    pub profiling: bool,
     /// Between comments that keep a silent stream open.
     pub keep_alive: Duration,
     /// For requests in flight to end, once the server is to stop.
@@ -307,8 +309,13 @@ pub fn router(served: Arc<Served>) -> Router {
         .route("/pooling", post(reward::pooling))
         .route("/score", post(reward::score))
         .route("/v1/score", post(reward::score))
-        .route("/v1/gradients", post(reward::gradients))
-        .fallback(layers::no_route)
-        .method_not_allowed_fallback(layers::no_method);
+        .route("/v1/gradients", post(reward::gradients));
+    let routes = match served.config.profiling {
+        true => routes
+            .route("/start_profile", post(models::start_profile))
+            .route("/stop_profile", post(models::stop_profile)),
+        false => routes,
+    };
+    let routes = routes.fallback(layers::no_route).method_not_allowed_fallback(layers::no_method);
     layers::around(routes, &served).with_state(served)
 }

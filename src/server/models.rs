@@ -22,6 +22,17 @@ pub(super) async fn ready(State(served): State<Arc<Served>>) -> Result<Json<Valu
     Ok(Json(json!({ "status": "ready" })))
 }
 
+/// A profiler that waits for it collects from the next pass of a model on.
+pub(super) async fn start_profile() -> Json<Value> {
+    Json(json!({ "collecting": crate::profile::ask(true) }))
+}
+
+/// It stops before the next pass.
+pub(super) async fn stop_profile() -> Json<Value> {
+    crate::profile::ask(false);
+    Json(json!({ "collecting": false }))
+}
+
 pub(super) async fn version() -> Json<Value> {
     Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
 }

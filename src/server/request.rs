@@ -7,6 +7,7 @@ use super::method::{Alias, Settings};
 use super::prompt::{Chat, Prompt, read_prompts};
 use super::writer::Rules;
 use crate::ggro::Options;
+use crate::profile::{self, Phase};
 use crate::sampling::{Sampling, StopStrings};
 use serde_json::Value;
 use std::hash::{BuildHasher, Hasher};
@@ -99,6 +100,7 @@ impl Asked {
     /// # Errors
     /// What is wrong with it, by field.
     pub fn read(served: &Served, route: Route, body: &[u8]) -> Result<Asked, ApiError> {
+        let _range = profile::range(Phase::Server, body.len());
         let mut fields = Fields::parse(body)?;
         let limits = &served.config.limits;
         let model = fields.text("model")?.unwrap_or_else(|| served.config.name.clone());

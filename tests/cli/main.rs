@@ -5,6 +5,7 @@ mod errors;
 mod generate;
 mod guard;
 mod info;
+mod profile;
 mod report;
 mod run;
 mod verify;

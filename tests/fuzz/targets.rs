@@ -133,6 +133,7 @@ fn body(data: &[u8]) {
             limits: Limits::default(),
             origins: Vec::new(),
             vllm_metrics: false,
+            profiling: false,
             keep_alive: second,
             drain: second,
         };

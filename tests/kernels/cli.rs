@@ -99,24 +99,35 @@ fn the_commands_run_on_a_device() {
 
     // Random models, made on the device: every pass, decode steps both ways, whole answers.
     let sizes = ["--rows", "1,3", "--context", "8", "--prefill", "16", "--candidates", "2", "--segment", "4"];
-    let common = ["--json", "--synthetic", "demo", "--max-model-len", "256"];
-    let passes = [&["bench", "latency", "--no-limits", "--prefix", "8", "--runs", "1"], &sizes[..], &common].concat();
+    let common = ["-o", "jsonl", "--synthetic", "demo", "--max-model-len", "256"];
+    let window = ["--profile-steps", "2-3"];
+    let passes =
+        [&["bench", "latency", "--no-limits", "--prefix", "8", "--runs", "1"], &sizes[..], &common, &window].concat();
     let passes = ggro(&passes).ok();
-    let phases: Vec<String> = passes
-        .out
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+    // Once each: a profiler that waits for it collects in the window and not outside.
+    assert_eq!(passes.report.profiler, [1, 1]);
+    assert_eq!(test.report.profiler, [0, 0]);
+    let rows =
+        |out: &str| -> Vec<Value> { out.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect() };
+    let header: Value = serde_json::from_str(passes.out.lines().next().unwrap()).unwrap();
+    assert_eq!(header["header"]["driver"], "13.0", "{header}");
+    assert_eq!(header["header"]["clocks_mhz"], serde_json::json!([1980, 2619]), "{header}");
+    let phases: Vec<String> = rows(&passes.out)
+        .into_iter()
         .map(|case| format!("{} {}", case["phase"].as_str().unwrap(), case["launch"].as_str().unwrap()))
         .collect();
     let expected = ["prefill ", "decode graph", "decode graph", "reward ", "gradient ", "decode eager", "decode eager"];
     assert_eq!(phases, expected);
     assert!(passes.launches("draw") > 50, "the weights were made on the device");
     let short = ["--prompt", "8", "--tokens", "12", "--segment", "5", "--candidates", "3", "--speculation", "off,3"];
-    let answers = ggro(&[&["bench", "ggro"], &short[..], &common].concat()).ok();
-    let answers: Vec<Value> = answers.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(answers.len(), 3);
+    let once = ["--runs", "1", "--warmup", "0", "--no-limits", "--best-of", "2"];
+    let answers = rows(&ggro(&[&["bench", "ggro"], &short[..], &common, &once].concat()).ok().out);
+    assert_eq!(answers.len(), 4);
     assert_eq!(answers[1]["ids"], answers[2]["ids"]);
-    assert!(answers.iter().all(|answer| answer["tokens"] == 12 && answer["reward"].as_f64().is_some()));
+    assert!(answers.iter().all(|answer| answer["answer"]["reward"].as_f64().is_some()));
+    let batch = ["--batch", "2", "--prompt", "5", "--tokens", "4"];
+    let batch = rows(&ggro(&[&["bench", "throughput"], &batch[..], &common, &once[..5]].concat()).ok().out);
+    assert_eq!(batch[0]["rows"], 2);
 
     let small = ggro(&["generate", "--device", "cuda", "--gpu-memory-utilization", "0.001", "Hello."]);
     assert_eq!(small.code, Some(2), "{}", small.err);

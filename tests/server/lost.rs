@@ -91,6 +91,7 @@ fn everyone_is_told_and_the_server_ends() {
         limits: Limits::default(),
         origins: Vec::new(),
         vllm_metrics: false,
+        profiling: false,
         keep_alive: Duration::from_secs(1),
         drain: Duration::from_secs(1),
     };

@@ -18,6 +18,7 @@ use crate::cuda::ops::rmsnorm::{Behind, Norm, rmsnorm_backward};
 use crate::cuda::ops::rope::{self, HeadNorms, Heads, rope_backward};
 use crate::cuda::ops::swiglu::swiglu_backward;
 use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
+use crate::profile;
 use crate::{Error, Result};
 
 /// Buffers of the backward pass of at most `n` rows, sized once. Widths are the padded ones of [`Sizes`].
@@ -128,6 +129,7 @@ impl Backward {
         copy_rows(device, rounded, self.zeros.view().cast::<u16>().slice(0..d), inbox.view(asked.idle), d)?;
 
         for (index, layer) in weights.layers.iter().enumerate().rev() {
+            let _range = profile::layer(index);
             let last = index + 1 == weights.layers.len();
             let Kept { input, middle, lse, activations } = &tape.layers[index];
             let Activations { qkv: projected, q, attended, gate_up } = activations;

@@ -19,6 +19,7 @@ use crate::cuda::ops::swiglu::swiglu;
 use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
 use crate::kv::{BLOCK, BlockCopy, KvPool};
 use crate::model::spans::Batch;
+use crate::profile;
 use crate::{Error, Result};
 
 /// A model with its sequences.
@@ -321,6 +322,7 @@ impl Decoder {
 
         embed(device, st, &mut residual.first_mut(n * d), weights.embedding.view(), inbox.view(step.ids), d)?;
         for (index, layer) in weights.layers.iter().enumerate() {
+            let _range = profile::layer(index);
             let kept = tape.as_deref_mut().map(|tape| &mut tape.layers[index]);
             let (Activations { qkv: projected, q, attended, gate_up }, mut kept) = match kept {
                 None => (&mut *shared, None),

@@ -23,12 +23,13 @@ use super::reference::PolicyRows;
 use super::spans::{self, Placed, handle, reward_rows, score};
 use super::{
     Backend, Gradient, GradientSpan, Logits, PolicyRow, PolicySpan, RewardSpan, Role, Score, Seconds, SeqId, Span,
-    Turn, Turned, Work, timed,
+    Turn, Turned, Work, policy_range, timed,
 };
 use crate::checkpoint::{Bytes, Checkpoint, DType};
 use crate::config::ModelConfig;
 use crate::cuda::{Buffer, Device, Storage};
 use crate::kv::KvHandle;
+use crate::profile::{self, Phase};
 use crate::{Error, Result};
 use decoder::{Decoder, Linear};
 use gradient::{GradientPass, Tail};
@@ -261,6 +262,7 @@ impl Backend for Cuda {
     }
 
     fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> Result<Vec<PolicyRow>> {
+        let _range = policy_range(spans);
         let placed = self.place(Role::Policy, spans.iter().map(|s| s.span))?;
         let rows = self.step(spans, &placed);
         self.undo(Role::Policy, &placed, rows)
@@ -283,6 +285,7 @@ impl Backend for Cuda {
     }
 
     fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
+        let _range = profile::range(Phase::RewardForward, spans.iter().map(|span| span.span.ids.len()).sum());
         let placed = self.place(Role::Reward, spans.iter().map(|s| s.span))?;
         let asked = spans.iter().map(reward_rows).collect::<Result<Vec<_>>>()?;
         let (rows, places): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
@@ -292,6 +295,7 @@ impl Backend for Cuda {
     }
 
     fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
+        let _range = profile::range(Phase::RewardBackward, spans.iter().map(|span| span.span.span.ids.len()).sum());
         let placed = self.place(Role::Reward, spans.iter().map(|s| s.span.span))?;
         let asked = spans.iter().map(|s| reward_rows(&s.span)).collect::<Result<Vec<_>>>()?;
         spans::check_gradient(spans, self.reward.config.vocab_size)?;
@@ -304,6 +308,8 @@ impl Backend for Cuda {
             return self.rewards_of(turn);
         }
         // The reward model's batch is made and queued while the device works on the policy's.
+        // Around all of the turn: the rewards' ranges lie inside, where the device works on both.
+        let _range = policy_range(turn.policy);
         let mut policy_seconds = 0.0;
         let placed = self.place(Role::Policy, turn.policy.iter().map(|s| s.span));
         let pending = placed.map(|placed| {

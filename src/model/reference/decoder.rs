@@ -12,6 +12,7 @@ use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::kv::{BlockId, KvPool};
+use crate::profile;
 
 /// A model with its sequences.
 pub(super) struct Decoder {
@@ -101,6 +102,7 @@ impl Decoder {
             weights.embedding.view().row_to(id as usize, row);
         }
         for (index, layer) in weights.layers.iter().enumerate() {
+            let _range = profile::layer(index);
             let last = index + 1 == weights.layers.len();
             let rows = if last { live } else { &all };
             let mut kept = LayerTape::default();
@@ -210,6 +212,7 @@ impl Decoder {
         // Rows whose gradient is not zero: at the top only the scored ones.
         let mut active: Vec<usize> = lasts.iter().map(|&l| live[l]).collect();
         for (index, layer) in weights.layers.iter().enumerate().rev() {
+            let _range = profile::layer(index);
             let top = index + 1 == weights.layers.len();
             let pass = LayerBackward {
                 config,

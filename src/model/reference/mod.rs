@@ -16,13 +16,14 @@ mod weights;
 use super::spans::{self, Placed, handle, reward_rows, score};
 use super::{
     Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Span, TopK, Work,
-    top_k,
+    policy_range, top_k,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::cuda::Storage;
 use crate::kv::KvHandle;
 use crate::pair::Pair;
+use crate::profile::{self, Phase};
 use crate::{Error, Result};
 use decoder::{Decoder, Piece, Tape};
 use rayon::prelude::*;
@@ -216,6 +217,7 @@ impl Backend for Reference {
     }
 
     fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> Result<Vec<PolicyRow>> {
+        let _range = policy_range(spans);
         let placed = self.place(Role::Policy, spans.iter().map(|s| s.span))?;
         let live: Vec<Vec<usize>> = placed.iter().map(|s| vec![s.ids.len() - 1]).collect();
         let known = self.policy.config.vocab_size.min(self.reward.config.vocab_size);
@@ -248,6 +250,7 @@ impl Backend for Reference {
     }
 
     fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
+        let _range = profile::range(Phase::RewardForward, spans.iter().map(|span| span.span.ids.len()).sum());
         let placed = self.place(Role::Reward, spans.iter().map(|s| s.span))?;
         let (live, places): (Vec<_>, Vec<_>) =
             spans.iter().map(reward_rows).collect::<Result<Vec<_>>>()?.into_iter().unzip();
@@ -259,6 +262,7 @@ impl Backend for Reference {
     }
 
     fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
+        let _range = profile::range(Phase::RewardBackward, spans.iter().map(|span| span.span.span.ids.len()).sum());
         let placed = self.place(Role::Reward, spans.iter().map(|s| s.span.span))?;
         let asked = spans.iter().map(|s| reward_rows(&s.span)).collect::<Result<Vec<_>>>()?;
         spans::check_gradient(spans, self.reward.config.vocab_size)?;

@@ -271,5 +271,5 @@ EMU_API cuGetErrorString(int error, const char** text) {
     auto it = error_names().find(error);
     return *text = it == error_names().end() ? nullptr : it->second.second, *text ? 0 : kInvalidValue;
 }
-EMU_API cuProfilerStart() { return 0; }
-EMU_API cuProfilerStop() { return 0; }
+EMU_API cuProfilerStart() { return ++profiler_calls[0], 0; }
+EMU_API cuProfilerStop() { return ++profiler_calls[1], 0; }

@@ -233,6 +233,9 @@ void set_error(int error);
 bool kernel_aborted();
 int take_error();  // of the kernel that just ended
 extern std::map<std::string, Counters> counters;
+// How often the profiler was told to collect, and to stop.
+extern uint64_t profiler_calls[2];
+
 std::string report_json();
 void reset_reports();
 

@@ -255,6 +255,8 @@ void reset_reports() {
     launch_faulted = false;
 }
 
+uint64_t profiler_calls[2];
+
 std::string report_json() {
     std::string json = "{\"kernels\":{";
     bool first = true;
@@ -285,7 +287,7 @@ std::string report_json() {
                 ",\"count\":" + std::to_string(f.count) + "}";
         first = false;
     }
-    return json + "]}";
+    return json + "],\"profiler\":[" + std::to_string(profiler_calls[0]) + "," + std::to_string(profiler_calls[1]) + "]}";
 }
 
 }  // namespace emu

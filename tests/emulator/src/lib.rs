@@ -141,6 +141,8 @@ pub struct Report {
     pub kernels: BTreeMap<String, Counters>,
     /// In the order of their first occurrence.
     pub faults: Vec<Fault>,
+    /// How often the profiler was told to collect, and to stop, since the process began.
+    pub profiler: [u64; 2],
 }
 
 /// The emulated device, held by one test at a time.

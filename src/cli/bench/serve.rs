@@ -1,8 +1,8 @@
 //! `ggro bench serve`.
 
-use super::models::switch;
-use super::say;
 use crate::bench::serve::{Goal, Load, Measured, Summary, first_model, run as send, summary};
+use crate::cli::models::switch;
+use crate::cli::say;
 use crate::run::input;
 use crate::{Error, Result, demo};
 use clap::builder::RangedU64ValueParser;
