@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs nvcc without root and without a GPU, from the Python package index, into target/nvcc (or the folder given),
+# Installs nvcc (and NVTX's header) without root and without a GPU, from the Python package index, into target/nvcc (or the folder given),
 # and prints its path:
 #
 #     NVCC=$(scripts/install-nvcc.sh) cargo build --release
@@ -9,14 +9,17 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-target/nvcc}
 
-if ! nvcc=$(ls "$folder"/lib/python3*/site-packages/nvidia/cu13/bin/nvcc 2>/dev/null); then
+packages="$folder"/lib/python3*/site-packages/nvidia/cu13
+# shellcheck disable=SC2086 # the version of Python is a pattern
+if ! nvcc=$(ls $packages/bin/nvcc 2>/dev/null) || ! ls $packages/include/nvtx3/nvToolsExt.h >/dev/null 2>&1; then
   {
     python3 -m venv "$folder"
     "$folder/bin/pip" install --quiet --disable-pip-version-check \
       nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
       nvidia-cuda-runtime==13.0.88 nvidia-cuda-cccl==13.0.85 nvidia-nvtx==13.0.85
   } >&2
-  nvcc=$(ls "$folder"/lib/python3*/site-packages/nvidia/cu13/bin/nvcc)
+  # shellcheck disable=SC2086
+  nvcc=$(ls $packages/bin/nvcc)
 fi
 # The wheels of some releases lose the executable bits.
 chmod +x "$(dirname "$nvcc")"/* "$(dirname "$nvcc")"/../nvvm/bin/* 2>/dev/null || true

@@ -263,11 +263,8 @@ fn disconnects_at_every_stage() {
     assert!(server.metric("request_aborted_total") >= 2.0);
 
     // What would run for a long time is left alone before the next step, whether it streams or not.
-    let endless = json!({ "max_tokens": 400, "ggro": { "entropy_threshold": 0.001, "num_refinement_steps": 64 } });
     for stream in [false, true] {
-        let mut body = story("demo:ggro", endless.clone());
-        crate::merge(&mut body, json!({ "stream": stream }));
-        let body = body.to_string();
+        let body = crate::endless(stream).to_string();
         let mut stream = connect(&server);
         stream.write_all(format!("{}{body}", head(body.len())).as_bytes()).unwrap();
         server.wait("it runs", |server| server.metric("num_requests_running") == 1.0);

@@ -76,6 +76,11 @@ fn story(model: &str, more: Value) -> Value {
     body
 }
 
+/// A request that takes many seconds.
+fn endless(stream: bool) -> Value {
+    story("demo", json!({ "n": 64, "temperature": 1, "max_tokens": 450, "ignore_eos": true, "stream": stream }))
+}
+
 fn merge(body: &mut Value, more: Value) {
     for (name, value) in more.as_object().expect("an object") {
         body[name] = value.clone();

@@ -2,6 +2,8 @@
 
 use crate::{Server, merge, story};
 use serde_json::{Value, json};
+use std::io::Write;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -226,12 +228,6 @@ fn limits_are_kept_and_named() {
         "5",
         "--max-body-bytes",
         "20000",
-        "--max-queue",
-        "0",
-        "--max-requests",
-        "2",
-        "--request-timeout",
-        "0.4",
     ]);
     let refused = |more: Value, param: &str| server.chat(&story("demo", more)).refused(400, Some(param));
     assert!(refused(json!({ "n": 5 }), "n").contains("1 to 4"));
@@ -246,26 +242,40 @@ fn limits_are_kept_and_named() {
     let mut open = story("demo", json!({ "ignore_eos": true }));
     open["max_tokens"] = Value::Null;
     assert_eq!(server.chat(&open).ok()["usage"]["completion_tokens"], json!(50));
+}
 
-    // Two run, nobody waits, and neither takes longer than it may.
-    let long = story(
-        "demo:ggro",
-        json!({ "max_tokens": 50, "ggro": { "entropy_threshold": 0.01, "num_refinement_steps": 64,
-        "nudge_top_k": 1000 }, "n": 1 }),
-    );
-    let statuses = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| server.chat(&long))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+#[test]
+fn nobody_waits_where_there_is_no_queue() {
+    let server = Server::start(&["--max-requests", "1", "--max-queue", "1"]);
+    let body = crate::endless(true).to_string();
+    let held: Vec<TcpStream> = (0..2)
+        .map(|_| {
+            let mut stream = TcpStream::connect(server.address()).unwrap();
+            let head =
+                format!("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+            stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    server.wait("one runs and one waits", |server| {
+        server.metric("num_requests_running") == 1.0 && server.metric("num_requests_waiting") == 1.0
     });
-    let busy: Vec<_> = statuses.iter().filter(|answer| answer.status == 429).collect();
-    assert!(!busy.is_empty() && busy.iter().all(|answer| answer.headers["retry-after"] == "1"));
-    assert!(statuses.iter().filter(|answer| answer.status != 429).all(|answer| [200, 504].contains(&answer.status)));
-    assert!(
-        statuses.iter().any(|answer| answer.status == 504),
-        "{:?}",
-        statuses.iter().map(|a| a.status).collect::<Vec<_>>()
-    );
+    let answer = server.chat(&story("demo", json!({ "max_tokens": 1 })));
+    assert!(answer.refused(429, None).contains("2 requests"));
+    assert_eq!(answer.headers["retry-after"], "1");
+    server.post("/classify", &json!({ "input": "x" })).refused(429, None);
+    drop(held);
+    server.wait("there is room", |server| server.chat(&story("demo", json!({ "max_tokens": 1 }))).status == 200);
+}
+
+#[test]
+fn answers_have_a_time_limit() {
+    let server = Server::start(&["--request-timeout", "0.3"]);
+    assert!(server.chat(&crate::endless(false)).refused(504, None).contains("limit of this server"));
+    let frames = server.chat(&crate::endless(true)).frames();
+    assert_eq!(frames[frames.len() - 1]["error"]["code"], "timeout");
     server.wait("nothing runs", |server| server.metric("num_requests_running") == 0.0);
+    assert_eq!(server.metric("request_failure_total{status=\"504\"}"), 2.0);
     server.chat(&story("demo", json!({ "max_tokens": 3 }))).ok();
 }
 
