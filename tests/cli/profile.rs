@@ -139,3 +139,64 @@ fn ranges_are_seen_by_whoever_listens() {
     let passes = count("prefill") + count("decode") + count("reward forward") + 2 * count("reward backward");
     assert!(count("layer") >= 4 * count("decode") && count("layer") <= 5 * passes, "{} {passes}", count("layer"));
 }
+
+/// The scripts hand on what they say; a stand-in for NVIDIA's tools writes down what it is given.
+#[test]
+fn scripts_call_the_profilers() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    for tool in ["nsys", "ncu"] {
+        use std::os::unix::fs::PermissionsExt;
+        let path = dir.path().join(tool);
+        let text = format!(
+            "#!/bin/sh\necho \"{tool} $*\" >>{log}\nenv | grep ^GGRO_ | sort >>{log}\n\
+             for a in \"$@\"; do case $a in --output=*) touch \"${{a#--output=}}.nsys-rep\" ;; esac; done\n",
+            log = log.display()
+        );
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let root = env!("CARGO_MANIFEST_DIR");
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let run = |script: &str, args: &[&str]| {
+        let _ = std::fs::remove_file(&log);
+        let mut command = Command::new("bash");
+        command.arg(format!("{root}/scripts/{script}")).args(args).current_dir(dir.path()).env("PATH", &path);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GGRO_")) {
+            command.env_remove(name);
+        }
+        let output = command.output().unwrap();
+        (output.status.code(), std::fs::read_to_string(&log).unwrap_or_default())
+    };
+    let (code, said) = run("profile-nsys.sh", &["-w", "5-9", "-o", "mine", "ggro", "generate", "two words"]);
+    assert_eq!(code, Some(0), "{said}");
+    for part in [
+        "--capture-range=cudaProfilerApi",
+        "--cuda-graph-trace=node",
+        "ggro generate two words",
+        "nsys stats",
+        "mine.nsys-rep",
+        "GGRO_PROFILE_STEPS=5-9",
+        "GGRO_NVTX=1",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let (_, server) = run("profile-nsys.sh", &["-s", "ggro", "serve"]);
+    assert!(
+        server.contains("GGRO_ENABLE_PROFILING=1") && server.contains("repeat") && !server.contains("STEPS"),
+        "{server}"
+    );
+    let (code, said) = run("profile-ncu.sh", &["-k", "gemm.*", "-r", "reward backward", "-n", "7", "ggro", "bench"]);
+    assert_eq!(code, Some(0), "{said}");
+    for part in [
+        "regex:gemm.*",
+        "--nvtx-include ggro@reward backward/",
+        "--launch-count 7",
+        "GGRO_ENFORCE_EAGER=1",
+        "GGRO_NVTX=1",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(run("profile-nsys.sh", &[]).0, Some(2));
+    assert_eq!(run("profile-ncu.sh", &["-x"]).0, Some(2));
+}
