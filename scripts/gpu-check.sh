@@ -66,13 +66,24 @@ step "generate" generate.txt "$binary" generate --device cuda "Write a story abo
 step "kernels bench" kernels-bench.jsonl "$binary" kernels bench --json
 
 # Whole models of published shapes, with random weights made on the device.
-for shape in llama-3.2-1b llama-3.1-8b; do
+for shape in llama-3.2-1b llama-3.2-3b llama-3.1-8b; do
     model=("--device" cuda --synthetic "$shape" -o json)
     step "bench latency $shape" "latency-$shape.json" "$binary" bench latency "${model[@]}" --rows 1,8,64,256 \
         --context 256 --prefill 512,2048 --candidates 1,8,25 --segment 16 --prefix 1024
     step "bench ggro $shape" "ggro-$shape.json" "$binary" bench ggro "${model[@]}" --prompt 256 --tokens 256 \
-        --speculation off,2,4,8,25,auto
+        --speculation off,2,4,8,25,auto --best-of 8 --runs 3
+    step "bench throughput $shape" "throughput-$shape.json" "$binary" bench throughput "${model[@]}" --batch 1,8,64,256 \
+        --prompt 256 --tokens 128 --runs 3
+    [ -s "$folder/latency-$shape.json" ] && step "bench model $shape" "model-$shape.txt" "$binary" bench model --synthetic "$shape" \
+        --rows 1,8,64,256 --context 256 --prefill 512,2048 --candidates 1,8,25 --segment 16 --prefix 1024 \
+        --measured "$folder/latency-$shape.json"
 done
+
+if python3 -c "import torch, transformers" 2>/dev/null; then
+    step "peers" peers.md python3 bench/peers/peers.py --ggro "$binary" --device cuda
+else
+    note "peers" "skipped: torch and transformers are not installed"
+fi
 
 if command -v compute-sanitizer >/dev/null; then
     # The checkers slow a kernel down a hundredfold: the smaller cases, which include every op and every tile.

@@ -74,6 +74,12 @@ pub fn prefill(config: &ModelConfig, tokens: usize) -> Cost {
     }
 }
 
+/// Several prompts of the same length together, which share one reading of the weights.
+pub fn prefills(config: &ModelConfig, prompts: usize, tokens: usize) -> Cost {
+    let (one, n) = (prefill(config, tokens), prompts as f64);
+    Cost { bytes: one.bytes + (n - 1.0) * tokens as f64 * kv_bytes(config), flops: n * one.flops }
+}
+
 /// Segments of some tokens behind a prefix that they share, scored.
 pub fn score(config: &ModelConfig, segments: usize, tokens: usize, prefix: usize) -> Cost {
     let n = (segments * tokens) as f64;

@@ -16,6 +16,8 @@ pub struct Depths {
     pub context: Vec<usize>,
     /// Tokens of prompts.
     pub prefill: Vec<usize>,
+    /// Prompts that are run together.
+    pub prompts: Vec<usize>,
     /// Segments that are scored and differentiated together.
     pub candidates: Vec<usize>,
     /// Their tokens.
@@ -28,9 +30,9 @@ pub struct Depths {
     pub warmup: usize,
 }
 
-/// What a prompt of so many tokens is called.
-pub(super) fn prefill_case(tokens: usize) -> String {
-    format!("{tokens} tokens")
+/// What so many prompts of so many tokens are called.
+pub(super) fn prefill_case(prompts: usize, tokens: usize) -> String {
+    if prompts == 1 { format!("{tokens} tokens") } else { format!("{prompts} x {tokens} tokens") }
 }
 
 /// What a decode step is called.
@@ -66,7 +68,9 @@ pub fn latency(
     let mut done = |row: Row| done(row.against(limits));
     if passes == Passes::All {
         for &tokens in &depths.prefill {
-            done(prefill(backend, tokens, depths)?);
+            for &prompts in &depths.prompts {
+                done(prefill(backend, prompts, tokens, depths)?);
+            }
         }
     }
     for &context in &depths.context {
@@ -102,19 +106,21 @@ fn plain(seq: SeqId, start: usize, ids: &[u32]) -> PolicySpan<'_> {
     PolicySpan { span: Span { seq, start, ids }, floor: 1e-9, top_k: TopK::Skip }
 }
 
-fn prefill(backend: &mut dyn Backend, tokens: usize, depths: &Depths) -> Result<Row> {
-    let ids = ids(backend, Role::Policy, tokens, 0);
+fn prefill(backend: &mut dyn Backend, prompts: usize, tokens: usize, depths: &Depths) -> Result<Row> {
+    let texts: Vec<Vec<u32>> = (0..prompts).map(|number| ids(backend, Role::Policy, tokens, 101 * number)).collect();
     let seconds = timed(depths, || {
         with(backend, |backend, held| {
-            let seq = backend.create(Role::Policy)?;
-            held.push(seq);
+            for _ in 0..prompts {
+                held.push(backend.create(Role::Policy)?);
+            }
+            let spans: Vec<PolicySpan<'_>> = held.iter().zip(&texts).map(|(&seq, ids)| plain(seq, 0, ids)).collect();
             let started = Instant::now();
-            backend.policy_step(&[plain(seq, 0, &ids)])?;
+            backend.policy_step(&spans)?;
             Ok(started.elapsed().as_secs_f64())
         })
     })?;
-    let cost = cost::prefill(backend.config(Role::Policy), tokens);
-    Ok(Row::new("prefill", prefill_case(tokens), seconds).costing(cost, tokens))
+    let cost = cost::prefills(backend.config(Role::Policy), prompts, tokens);
+    Ok(Row::new("prefill", prefill_case(prompts, tokens), seconds).costing(cost, prompts * tokens))
 }
 
 fn decode(backend: &mut dyn Backend, rows: usize, context: usize, depths: &Depths) -> Result<Row> {

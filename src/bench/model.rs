@@ -29,7 +29,10 @@ pub fn rows(policy: &ModelConfig, reward: &ModelConfig, depths: &Depths, limits:
         rows.push(Row { rows: batch, runs: 0, ..row });
     };
     for &tokens in &depths.prefill {
-        push("prefill", super::latency::prefill_case(tokens), None, tokens, cost::prefill(policy, tokens));
+        for &prompts in &depths.prompts {
+            let case = super::latency::prefill_case(prompts, tokens);
+            push("prefill", case, None, prompts * tokens, cost::prefills(policy, prompts, tokens));
+        }
     }
     for &context in &depths.context {
         for &batch in &depths.rows {
@@ -64,6 +67,7 @@ mod tests {
             rows: vec![1, 256],
             context: vec![1024],
             prefill: vec![2048],
+            prompts: vec![1],
             candidates: vec![8],
             segment: 16,
             prefix: 1024,

@@ -19,7 +19,20 @@ const SIZES: [&str; 10] =
 
 #[test]
 fn passes_of_a_random_pair() {
-    let args = ["bench", "latency", "-o", "jsonl", "--synthetic", "demo", "--prefix", "8", "--runs", "3"];
+    let args = [
+        "bench",
+        "latency",
+        "-o",
+        "jsonl",
+        "--synthetic",
+        "demo",
+        "--prefix",
+        "8",
+        "--runs",
+        "3",
+        "--prefill-batch",
+        "1,2",
+    ];
     let (header, rows) = rows(&ggro(&[&args[..], &SIZES].concat()).ok().out);
     for name in ["version", "commit", "device", "dtype", "config_hash", "command"] {
         assert!(header[name].as_str().is_some_and(|text| !text.is_empty()), "{name}: {header}");
@@ -28,7 +41,8 @@ fn passes_of_a_random_pair() {
     assert!(header["models"][0].as_str().unwrap().contains("demo policy (random, seed 0)"), "{header}");
     let limits = [number(&header["limits"], "bytes"), number(&header["limits"], "flops")];
     let phases: Vec<&str> = rows.iter().filter_map(|row| row["phase"].as_str()).collect();
-    assert_eq!(phases, ["prefill", "decode", "decode", "decode", "decode", "reward", "gradient"]);
+    assert_eq!(phases, ["prefill", "prefill", "decode", "decode", "decode", "decode", "reward", "gradient"]);
+    assert_eq!(rows[1]["case"], "2 x 8 tokens");
     for row in &rows {
         let [least, most] = [0, 1].map(|i| row["spread"][i].as_f64().expect("seconds"));
         let seconds = number(row, "seconds");
@@ -39,7 +53,7 @@ fn passes_of_a_random_pair() {
         assert!((number(row, "percent") - 100.0 * least / seconds).abs() < 1e-6, "{row}");
         assert!((number(row, "gigabytes_per_second") - number(cost, "bytes") / seconds / 1e9).abs() < 1e-6);
     }
-    let decode = &rows[2];
+    let decode = &rows[3];
     assert_eq!((&decode["case"], &decode["rows"]), (&json!("2 rows behind 8"), &json!(2)));
     assert!((number(decode, "committed_tokens_per_second") - 2.0 / number(decode, "seconds")).abs() < 1e-6);
     let bare = ["bench", "latency", "--rows", "1", "--prefill", "4", "--candidates", "1", "--runs", "1", "--no-limits"];

@@ -30,6 +30,10 @@ pub(super) struct DepthArgs {
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "256", value_parser = positive())]
     prefill: Vec<usize>,
 
+    /// Prompts that are run together
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1", value_parser = positive())]
+    prefill_batch: Vec<usize>,
+
     /// Segments that are scored and differentiated together
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,8,25", value_parser = positive())]
     candidates: Vec<usize>,
@@ -45,11 +49,12 @@ pub(super) struct DepthArgs {
 
 impl DepthArgs {
     pub(super) fn depths(&self, runs: usize, warmup: usize) -> Depths {
-        let DepthArgs { rows, context, prefill, candidates, segment, prefix } = self;
+        let DepthArgs { rows, context, prefill, prefill_batch, candidates, segment, prefix } = self;
         Depths {
             rows: rows.clone(),
             context: context.clone(),
             prefill: prefill.clone(),
+            prompts: prefill_batch.clone(),
             candidates: candidates.clone(),
             segment: *segment,
             prefix: *prefix,
@@ -84,7 +89,8 @@ pub(super) fn latency_of(args: &Latency) -> anyhow::Result<ExitCode> {
     let Ready { mut opened, header, limits } = common.open(&format!("latency {depths:?}"))?;
     let graphs = matches!(opened, Opened::Cuda { .. }) && !common.device.enforce_eager;
     let steps = depths.rows.len() * depths.context.len();
-    let cases = depths.prefill.len() + 2 * depths.candidates.len() + steps * if graphs { 2 } else { 1 };
+    let cases =
+        depths.prefill.len() * depths.prompts.len() + 2 * depths.candidates.len() + steps * if graphs { 2 } else { 1 };
     let mut sink = common.sink.begin(&header, before, cases)?;
     let launch = match &opened {
         Opened::Cpu(_) => "",
