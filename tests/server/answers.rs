@@ -235,7 +235,7 @@ fn unknown_fields_are_reported_once() {
     for _ in 0..3 {
         server.chat(&story("demo", json!({ "mirostat": 2, "user": "me", "max_tokens": 2 }))).ok();
     }
-    server.wait("the line is there", |server| server.log().contains("mirostat"));
+    server.logged("mirostat");
     let log = server.log();
     assert_eq!(log.matches("mirostat").count(), 1);
     assert!(!log.contains("\"field\":\"user\"") && !log.contains("story about"), "{log}");

@@ -140,6 +140,16 @@ impl Server {
         }
     }
 
+    /// Waits until it has written something.
+    #[track_caller]
+    fn logged(&self, part: &str) {
+        let until = Instant::now() + Duration::from_secs(60);
+        while !self.log().contains(part) {
+            assert!(Instant::now() < until, "{part:?} is not in\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// What it has written so far.
     fn log(&self) -> String {
         self.log.lock().unwrap().clone()
