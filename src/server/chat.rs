@@ -7,6 +7,7 @@ use super::request::{Asked, Route};
 use super::{Served, body, layers, now};
 use axum::Json;
 use axum::extract::{Request, State};
+use axum::http::HeaderValue;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -47,7 +48,10 @@ async fn answer(served: Arc<Served>, route: Route, request: Request) -> Result<R
             Some((Ok::<Event, Infallible>(event), streaming))
         });
         let keep_alive = KeepAlive::new().interval(interval).text("");
-        return Ok(Sse::new(events).keep_alive(keep_alive).into_response());
+        let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
+        // Proxies of nginx's kind would collect segments before they pass them on.
+        response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+        return Ok(response);
     }
     whole(run, frames).await
 }

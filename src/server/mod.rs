@@ -113,6 +113,24 @@ pub struct Config {
     pub drain: Duration,
 }
 
+impl Config {
+    /// Open to everyone, with the limits that hold where nobody says otherwise.
+    pub fn new(name: &str, reward_name: &str, defaults: Defaults) -> Config {
+        Config {
+            name: name.to_string(),
+            reward_name: reward_name.to_string(),
+            defaults,
+            keys: Keys::default(),
+            limits: Limits::default(),
+            origins: Vec::new(),
+            vllm_metrics: false,
+            profiling: false,
+            keep_alive: Duration::from_secs(10),
+            drain: Duration::from_secs(25),
+        }
+    }
+}
+
 /// A server's state.
 pub struct Served {
     /// What it was told.

@@ -10,7 +10,6 @@ use ggro::trace::{Request, TraceFile};
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 /// A target by its name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -120,23 +119,12 @@ fn request(data: &[u8]) {
 
 /// What a server is sent; its models are the demo pair.
 fn body(data: &[u8]) {
-    use ggro::server::{Config, Limits, Served, keys::Keys, method::Defaults, request};
+    use ggro::server::{Config, Served, method::Defaults, request};
     static SERVED: OnceLock<Served> = OnceLock::new();
     let served = SERVED.get_or_init(|| {
         let pair = ggro::pair::Pair::load(&ggro::demo::policy(), &ggro::demo::reward()).expect("the demo pair");
-        let second = Duration::from_secs(1);
-        let config = Config {
-            name: "demo".to_string(),
-            reward_name: "demo-reward".to_string(),
-            defaults: Defaults { entropy_threshold: 3.25, max_candidates: 8 },
-            keys: Keys::default(),
-            limits: Limits::default(),
-            origins: Vec::new(),
-            vllm_metrics: false,
-            profiling: false,
-            keep_alive: second,
-            drain: second,
-        };
+        let defaults = Defaults { entropy_threshold: 3.25, max_candidates: 8 };
+        let config = Config::new("demo", "demo-reward", defaults);
         Served::new(config, Arc::new(pair), 512)
     });
     for route in [request::Route::Chat, request::Route::Completions] {

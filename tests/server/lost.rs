@@ -7,26 +7,26 @@ use ggro::model::reference::{LoadOptions, Reference};
 use ggro::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Work};
 use ggro::pair::Pair;
 use ggro::server::connections::{Ended, serve};
-use ggro::server::keys::Keys;
 use ggro::server::method::Defaults;
-use ggro::server::{Config, Limits, Served};
+use ggro::server::{Config, Served};
 use serde_json::json;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
-/// A backend whose device is lost after some policy steps.
+/// A backend whose device is lost when the test says so.
 struct Fragile {
     inner: Reference,
-    steps: usize,
+    lost: Arc<AtomicBool>,
 }
 
 impl Fragile {
     fn check(&self) -> ggro::Result<()> {
-        match self.steps {
-            0 => Err(Error::Backend("the CUDA device is lost after an earlier error: it fell out".to_string())),
-            _ => Ok(()),
+        match self.lost.load(Ordering::Relaxed) {
+            true => Err(Error::Backend("the CUDA device is lost after an earlier error: it fell out".to_string())),
+            false => Ok(()),
         }
     }
 }
@@ -54,7 +54,6 @@ impl Backend for Fragile {
         self.inner.len(seq)
     }
     fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> ggro::Result<Vec<PolicyRow>> {
-        self.steps = self.steps.saturating_sub(1);
         self.check()?;
         self.inner.policy_step(spans)
     }
@@ -83,18 +82,8 @@ impl Backend for Fragile {
 #[test]
 fn everyone_is_told_and_the_server_ends() {
     let pair = Arc::new(Pair::load(&ggro::demo::policy(), &ggro::demo::reward()).unwrap());
-    let config = Config {
-        name: "demo".to_string(),
-        reward_name: "demo-reward".to_string(),
-        defaults: Defaults { entropy_threshold: 3.25, max_candidates: 8 },
-        keys: Keys::default(),
-        limits: Limits::default(),
-        origins: Vec::new(),
-        vllm_metrics: false,
-        profiling: false,
-        keep_alive: Duration::from_secs(1),
-        drain: Duration::from_secs(1),
-    };
+    let defaults = Defaults { entropy_threshold: 3.25, max_candidates: 8 };
+    let config = Config::new("demo", "demo-reward", defaults);
     let served = Arc::new(Served::new(config, pair.clone(), 512));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -109,8 +98,10 @@ fn everyone_is_told_and_the_server_ends() {
         agent.get(format!("{base}{path}")).call().unwrap().status().as_u16()
     };
     assert_eq!([get("/health"), get("/ready"), get("/v1/models")], [200, 503, 503]);
+    let lost = Arc::new(AtomicBool::new(false));
+    let for_backend = lost.clone();
     let open = move || -> ggro::Result<Box<dyn Backend>> {
-        Ok(Box::new(Fragile { inner: Reference::load(&pair, &LoadOptions::default())?, steps: 30 }))
+        Ok(Box::new(Fragile { inner: Reference::load(&pair, &LoadOptions::default())?, lost: for_backend }))
     };
     assert!(loaded.send(Engine::start(Settings::default(), open)).is_ok());
     while get("/ready") != 200 {
@@ -118,14 +109,23 @@ fn everyone_is_told_and_the_server_ends() {
     }
     let ask = |stream: bool, model: &str| {
         let body = json!({ "model": model, "messages": [{ "role": "user", "content": "Hello" }], "stream": stream,
-            "temperature": 0, "max_tokens": 200, "ignore_eos": true });
+            "temperature": 1, "max_tokens": 400, "ignore_eos": true, "n": if model == "demo" { 32 } else { 1 },
+            "ggro": (model != "demo").then(|| json!({ "entropy_threshold": 0.01, "num_refinement_steps": 64 })) });
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let mut answer = agent.post(format!("{base}/v1/chat/completions")).send(body.to_string()).unwrap();
         (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
     };
     let answers = std::thread::scope(|scope| {
         let asked = [(false, "demo"), (true, "demo"), (true, "demo:ggro")];
+        let running = || {
+            let text = ureq::get(format!("{base}/metrics")).call().unwrap().body_mut().read_to_string().unwrap();
+            text.contains("ggro_num_requests_running{model_name=\"demo\"} 3")
+        };
         let threads: Vec<_> = asked.map(|(stream, model)| scope.spawn(move || ask(stream, model))).into();
+        while !running() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        lost.store(true, Ordering::Relaxed);
         threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
     });
     assert_eq!(answers[0].0, 500);
