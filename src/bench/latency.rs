@@ -1,9 +1,9 @@
 //! Prefill, decode, reward and gradient over batch sizes.
 
 use super::cost::{self, Limits};
-use super::report::Row;
+use super::report::{Row, hash_of};
 use super::timed;
-use crate::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
+use crate::model::{Backend, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 use crate::{Error, Result};
 use std::time::Instant;
 
@@ -106,7 +106,16 @@ fn plain(seq: SeqId, start: usize, ids: &[u32]) -> PolicySpan<'_> {
     PolicySpan { span: Span { seq, start, ids }, floor: 1e-9, top_k: TopK::Skip }
 }
 
+/// The likeliest ids of rows, which must be distributions: what is not is not worth its time.
+fn sound(rows: &[PolicyRow]) -> Result<Vec<u32>> {
+    match rows.iter().all(|row| row.stats.finite) {
+        true => Ok(rows.iter().map(|row| row.stats.argmax).collect()),
+        false => Err(Error::NonFinite { what: "logit", model: "policy", position: 0 }),
+    }
+}
+
 fn prefill(backend: &mut dyn Backend, prompts: usize, tokens: usize, depths: &Depths) -> Result<Row> {
+    let mut chosen = Vec::new();
     let texts: Vec<Vec<u32>> = (0..prompts).map(|number| ids(backend, Role::Policy, tokens, 101 * number)).collect();
     let seconds = timed(depths, || {
         with(backend, |backend, held| {
@@ -115,12 +124,15 @@ fn prefill(backend: &mut dyn Backend, prompts: usize, tokens: usize, depths: &De
             }
             let spans: Vec<PolicySpan<'_>> = held.iter().zip(&texts).map(|(&seq, ids)| plain(seq, 0, ids)).collect();
             let started = Instant::now();
-            backend.policy_step(&spans)?;
-            Ok(started.elapsed().as_secs_f64())
+            let rows = backend.policy_step(&spans)?;
+            let seconds = started.elapsed().as_secs_f64();
+            chosen = sound(&rows)?;
+            Ok(seconds)
         })
     })?;
     let cost = cost::prefills(backend.config(Role::Policy), prompts, tokens);
-    Ok(Row::new("prefill", prefill_case(prompts, tokens), seconds).costing(cost, prompts * tokens))
+    let row = Row::new("prefill", prefill_case(prompts, tokens), seconds).costing(cost, prompts * tokens);
+    Ok(Row { ids: Some(hash_of(&chosen)), ..row })
 }
 
 fn decode(backend: &mut dyn Backend, rows: usize, context: usize, depths: &Depths) -> Result<Row> {
@@ -143,18 +155,21 @@ fn decode(backend: &mut dyn Backend, rows: usize, context: usize, depths: &Depth
             }
         }
         let ids = ids(backend, Role::Policy, rows, 1);
-        let mut at = context;
+        let (mut at, mut chosen) = (context, Vec::new());
         let seconds = timed(depths, || {
             let spans: Vec<PolicySpan<'_>> =
                 held.iter().zip(ids.chunks_exact(1)).map(|(&seq, id)| plain(seq, at, id)).collect();
             let started = Instant::now();
-            backend.policy_step(&spans)?;
+            let rows = backend.policy_step(&spans)?;
+            let seconds = started.elapsed().as_secs_f64();
             at += 1;
-            Ok(started.elapsed().as_secs_f64())
+            chosen.extend(sound(&rows)?);
+            Ok(seconds)
         })?;
         let cost = cost::decode(backend.config(Role::Policy), rows, context + depths.warmup + depths.runs / 2, 0);
         let row = Row::new("decode", decode_case(rows, context), seconds).costing(cost, rows);
-        Ok(Row { rows: Some(rows), committed_tokens_per_second: row.work_tokens_per_second, ..row })
+        let (committed, ids) = (row.work_tokens_per_second, Some(hash_of(&chosen)));
+        Ok(Row { rows: Some(rows), committed_tokens_per_second: committed, ids, ..row })
     })
 }
 
@@ -182,12 +197,17 @@ fn reward(backend: &mut dyn Backend, candidates: usize, gradient: bool, depths: 
                 let spans: Vec<GradientSpan<'_>> = spans.collect();
                 let scores: Vec<RewardSpan<'_>> = spans.iter().map(|span| span.span).collect();
                 let started = Instant::now();
-                if gradient {
-                    backend.reward_gradient(&spans)?;
-                } else {
-                    backend.reward_score(&scores)?;
+                let rewards: Vec<f32> = match gradient {
+                    true => {
+                        backend.reward_gradient(&spans)?.iter().map(|found| found.score.reward + found.norm).collect()
+                    }
+                    false => backend.reward_score(&scores)?.iter().map(|score| score.reward).collect(),
+                };
+                let seconds = started.elapsed().as_secs_f64();
+                match rewards.iter().all(|reward| reward.is_finite()) {
+                    true => Ok(seconds),
+                    false => Err(Error::NonFinite { what: "reward", model: "reward", position: prefix + segment - 1 }),
                 }
-                Ok(started.elapsed().as_secs_f64())
             })
         })?;
         let config = backend.config(Role::Reward);

@@ -98,6 +98,9 @@ struct Ticket {
     options: Option<Box<Options>>,
     /// Reward of the newest segment, for an answer that is cut before its end.
     last_reward: Option<f32>,
+    /// Segments of its answer so far, and those whose kept candidate was a nudged one.
+    segments: usize,
+    nudges: usize,
     done: bool,
 }
 
@@ -146,8 +149,8 @@ impl Run {
                 let tell = Box::new(move |update| told.send((number, update)).is_ok());
                 let handle = engine.submit_to(make, tell)?;
                 let first = index * asked.n + copy;
-                let (last_reward, done) = (None, false);
-                tickets.push(Ticket { handle, prompt: index, first, options, last_reward, done });
+                let (last_reward, segments, nudges, done) = (None, 0, 0, false);
+                tickets.push(Ticket { handle, prompt: index, first, options, last_reward, segments, nudges, done });
             }
             let writer = || {
                 let (tokenizer, rules) = (served.pair.tokenizer.clone(), asked.rules.clone());
@@ -326,8 +329,11 @@ impl Run {
         self.usage.segments += 1;
         self.usage.refinements += segment.candidates.len() - 1;
         self.usage.nudges += usize::from(segment.best != 0);
-        self.tickets[ticket].last_reward = Some(best.reward);
-        let note = self.asked.trace.then(|| note(segment, self.usage.segments - 1, ids.len()));
+        let of = &mut self.tickets[ticket];
+        (of.last_reward, of.segments) = (Some(best.reward), of.segments + 1);
+        of.nudges += usize::from(segment.best != 0);
+        let index = of.segments - 1;
+        let note = self.asked.trace.then(|| note(segment, index, ids.len()));
         if self.ended[choice] || self.writers[choice].end.is_some() {
             return Ok(());
         }
@@ -393,17 +399,15 @@ impl Run {
 
     /// What the method says of an answer, which may have been cut.
     fn outcome(&self, ticket: usize, response: Option<&Response>) -> Option<Value> {
-        let Ticket { options, last_reward, .. } = &self.tickets[ticket];
+        let Ticket { options, last_reward, segments, nudges, .. } = &self.tickets[ticket];
         let mut outcome = json!({
-            "segments": self.usage.segments,
-            "nudges": self.usage.nudges,
+            "segments": segments,
+            "nudges": nudges,
             "ignored_params": self.asked.ignored,
         });
         match response {
             Some(response) => {
                 outcome["reward"] = json!(response.final_reward);
-                outcome["segments"] = json!(response.segments.len());
-                outcome["nudges"] = json!(response.num_nudges);
                 outcome["finish_reason"] = json!(finish_reason_name(response.finish_reason));
                 if let Some(options) = options.as_ref().filter(|_| self.asked.trace) {
                     let tokenizer = Some(&*self.served.pair.tokenizer);

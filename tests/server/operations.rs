@@ -99,6 +99,16 @@ fn numbers_and_routes() {
 }
 
 #[test]
+fn a_profiler_is_told_if_it_may_be() {
+    let server = Server::start(&["--enable-profiling"]);
+    assert_eq!(server.post("/start_profile", &json!({})).ok()["collecting"], true);
+    server.chat(&story("demo", json!({ "max_tokens": 3 }))).ok();
+    assert_eq!(server.post("/stop_profile", &json!({})).ok()["collecting"], false);
+    let closed = Server::start(&[]);
+    closed.post("/start_profile", &json!({})).refused(404, None);
+}
+
+#[test]
 fn a_server_drains() {
     let mut server = Server::start(&["--drain-timeout", "30"]);
     let body = story("demo:ggro", json!({ "max_tokens": 300, "ignore_eos": true }));
