@@ -9,9 +9,6 @@ use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    #[command(flatten)]
-    common: Common,
-
     /// Tokens of the prompt, which mean nothing
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = positive())]
     prompt: usize,
@@ -43,6 +40,9 @@ pub(super) struct Args {
     /// Samples of Best-of-N; 0 leaves it out
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=128))]
     best_of: usize,
+
+    #[command(flatten)]
+    common: Common,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {

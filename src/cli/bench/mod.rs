@@ -95,6 +95,7 @@ struct SyntheticArgs {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Runs")]
 struct RunArgs {
     /// Timed runs of each case; the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive())]

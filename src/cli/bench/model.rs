@@ -15,15 +15,6 @@ use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    #[command(flatten)]
-    pair: PairArgs,
-
-    #[command(flatten)]
-    synthetic: SyntheticArgs,
-
-    #[command(flatten)]
-    depths: DepthArgs,
-
     /// A card, by its data sheet [default: h200, or the limits that --measured found]
     #[arg(long, value_name = "CARD", value_parser = PossibleValuesParser::new(CARDS.map(|(name, _)| name)))]
     card: Option<String>,
@@ -43,6 +34,15 @@ pub(super) struct Args {
     /// One JSON object per line in place of a table
     #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
     json: bool,
+
+    #[command(flatten)]
+    pair: PairArgs,
+
+    #[command(flatten)]
+    synthetic: SyntheticArgs,
+
+    #[command(flatten)]
+    depths: DepthArgs,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {

@@ -9,14 +9,15 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 pub(super) struct Latency {
     #[command(flatten)]
-    common: Common,
+    depths: DepthArgs,
 
     #[command(flatten)]
-    depths: DepthArgs,
+    common: Common,
 }
 
 /// How large what is run is.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Cases")]
 pub(super) struct DepthArgs {
     /// Rows of decode steps
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,8,64", value_parser = positive())]
@@ -66,9 +67,6 @@ impl DepthArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Throughput {
-    #[command(flatten)]
-    common: Common,
-
     /// Requests at the same time
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,8,64", value_parser = positive())]
     batch: Vec<usize>,
@@ -80,6 +78,9 @@ pub(super) struct Throughput {
     /// New tokens of each
     #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = positive())]
     tokens: usize,
+
+    #[command(flatten)]
+    common: Common,
 }
 
 pub(super) fn latency_of(args: &Latency) -> anyhow::Result<ExitCode> {
