@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Passes of each measurement; the fastest counts.
-const PASSES: usize = 5;
+/// Passes of each measurement, some ten milliseconds each; the fastest counts. A shared machine is rarely at its limit.
+const PASSES: usize = 15;
 /// Bytes that are read at least, and at most.
 const READ: [usize; 2] = [1 << 20, 1 << 30];
 
@@ -22,7 +22,7 @@ fn read_rate(bytes: usize) -> f64 {
     let threads = rayon::current_num_threads().max(1);
     let part = words.len().div_ceil(threads).max(1);
     // Small ones several times over, so that starting threads is not what is measured.
-    let rounds = (64 << 20) / bytes + 1;
+    let rounds = (512 << 20) / bytes + 1;
     let pass = || {
         let started = Instant::now();
         let sum: u64 = words
@@ -49,7 +49,7 @@ fn sum_of(words: &[u64]) -> u64 {
 
 /// Multiply-adds in f32 a second, two operations each, of all threads together.
 fn multiply_rate() -> f64 {
-    const STEPS: usize = 1 << 18;
+    const STEPS: usize = 1 << 21;
     let threads = rayon::current_num_threads().max(1);
     let pass = || {
         let started = Instant::now();
