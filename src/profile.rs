@@ -376,7 +376,7 @@ mod tests {
         }
         let each = started.elapsed().as_secs_f64() / COUNT as f64;
         println!("{:.2} ns a range", 1e9 * each);
-        // Generous for a busy machine; alone it is about a nanosecond.
+        // Generous for a busy machine; alone it is some nanoseconds.
         assert!(each < 200e-9, "{each}");
         assert_eq!(PASSES.load(Ordering::Relaxed), 0);
         assert!(!ask(true));
