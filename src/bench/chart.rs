@@ -1,4 +1,4 @@
-//! Rows as pictures: SVG that any browser shows, light or dark.
+//! Rows as pictures: SVG that any browser shows.
 
 use super::report::Report;
 use std::fmt::Write;
@@ -76,11 +76,12 @@ fn throughput(report: &Report) -> Option<String> {
         for (px, py) in at.filter(|_| !one.dashed) {
             let _ = writeln!(svg, "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"3.5\" fill=\"{stroke}\"/>");
         }
+        // Below the lines, which rise to the right.
         let _ = writeln!(
             svg,
-            "<text x=\"{}\" y=\"{}\" fill=\"{stroke}\">{}</text>",
-            LEFT + 12.0,
-            TOP + 16.0 + 16.0 * index as f64,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\" style=\"fill: {stroke}\">{}</text>",
+            WIDTH - RIGHT - 12.0,
+            HEIGHT - BOTTOM - 12.0 - 16.0 * (series.len() - 1 - index) as f64,
             escaped(&one.name)
         );
     }
@@ -127,7 +128,7 @@ fn head(report: &Report, title: &str) -> String {
     let models = report.header.models.join(" and ");
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <style>text {{ fill: #222 }} .line {{ stroke: #999 }} @media (prefers-color-scheme: dark) {{ text {{ fill: #ddd }} }}</style>\n\
+         <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n<style>text {{ fill: #222 }} .line {{ stroke: #999 }}</style>\n\
          <text x=\"{LEFT}\" y=\"20\" font-size=\"15\">{}</text>\n<text x=\"{LEFT}\" y=\"38\">{}</text>\n",
         escaped(title),
         escaped(&format!("{}, {models}, {}", report.header.device, report.header.commit)),
