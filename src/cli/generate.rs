@@ -9,7 +9,7 @@ use super::say;
 use super::screen::{Layout, Progress, Screen, coloured};
 use super::summary::Answer;
 use crate::engine::{Settings, decode, decode_with};
-use crate::ggro::entropy::signal;
+use crate::ggro::entropy::{signal, threshold_of};
 use crate::ggro::{Options, Uniforms};
 use crate::model::{Backend, Work};
 use crate::pair::Pair;
@@ -188,11 +188,9 @@ fn room(prompt: usize, context: usize) -> Result<usize> {
 
 pub(super) fn default_threshold(signal: &str, demo: bool) -> f64 {
     match signal {
-        "margin" => -0.5,
-        "max-probability" => 0.5,
-        "varentropy" => 3.0,
-        _ if demo => demo::ENTROPY_THRESHOLD,
-        _ => ENTROPY_THRESHOLD,
+        "entropy" if demo => demo::ENTROPY_THRESHOLD,
+        "entropy" => ENTROPY_THRESHOLD,
+        other => threshold_of(other),
     }
 }
 

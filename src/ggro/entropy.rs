@@ -91,6 +91,15 @@ impl Signal for Varentropy {
 /// Every signal, the default first.
 pub static SIGNALS: [&dyn Signal; 4] = [&ShannonEntropy, &LogitMargin, &MaxProbability, &Varentropy];
 
+/// A threshold to start from, for a signal other than entropy: see the table above.
+pub fn threshold_of(signal: &str) -> f64 {
+    match signal {
+        "margin" => -0.5,
+        "max-probability" => 0.5,
+        _ => 3.0,
+    }
+}
+
 /// The signal of a name.
 pub fn signal(name: &str) -> Option<&'static dyn Signal> {
     SIGNALS.into_iter().find(|signal| signal.name() == name)

@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::ggro::entropy::{SIGNALS, signal};
+use crate::ggro::entropy::{SIGNALS, signal, threshold_of};
 use crate::ggro::{Options, Selection};
 use crate::run::tasks::{Preset, Task};
 use serde_json::{Map, Value};
@@ -168,7 +168,7 @@ impl Settings {
         let threshold = self
             .entropy_threshold
             .or(preset.filter(|_| entropy).map(|preset| preset.entropy_threshold))
-            .unwrap_or(if entropy { defaults.entropy_threshold } else { super::other_threshold(name) });
+            .unwrap_or(if entropy { defaults.entropy_threshold } else { threshold_of(name) });
         let options = Options {
             signal: signal(name).unwrap_or(base.signal),
             entropy_threshold: threshold,

@@ -296,15 +296,6 @@ impl Served {
     }
 }
 
-/// Where a signal other than entropy ends a segment, where nobody says.
-pub(crate) fn other_threshold(signal: &str) -> f64 {
-    match signal {
-        "margin" => -0.5,
-        "max-probability" => 0.5,
-        _ => 3.0,
-    }
-}
-
 /// The time, as the API has it.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
