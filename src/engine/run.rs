@@ -4,11 +4,12 @@ use super::scheduler::{Answer, Span, Turn};
 use crate::ggro::task::{Ask, Row, Scored, Top, Whole};
 use crate::model::{
     Backend, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Seconds, Span as Tokens, TopK, Turn as Batches,
+    timed,
 };
 use crate::{Error, Result};
 
-/// Runs a turn. One answer per span, the policy's first, and the seconds it took. A batch that fails is run again span by span, so that a request which
-/// cannot be served takes no other with it.
+/// Runs a turn. One answer per span, the policy's first, and the seconds it took. A batch that fails is run again span by span,
+/// so that a request which cannot be served takes no other with it.
 pub(super) fn run(backend: &mut dyn Backend, turn: &Turn) -> (Vec<Answer>, Seconds) {
     let (policy, reward): (Vec<&Span>, Vec<&Span>) = (turn.policy.iter().collect(), turn.reward.iter().collect());
     let turned = both(backend, &policy, &reward);
@@ -71,9 +72,10 @@ fn both(backend: &mut dyn Backend, policy: &[&Span], reward: &[&Span]) -> (Answe
     let score: Vec<RewardSpan<'_>> = scores.iter().map(|&(_, span)| span).collect();
     let gradient: Vec<GradientSpan<'_>> = slopes.iter().map(|&(_, span)| span).collect();
     let turned = backend.turn(Batches { policy: &rows, score: &score, gradient: &gradient });
-    let seconds = turned.seconds;
+    let mut seconds = turned.seconds;
 
-    let policy = turned.policy.and_then(|rows| answered(backend, policy, rows));
+    // Whole rows of logits are the policy's work too.
+    let policy = turned.policy.and_then(|rows| timed(&mut seconds.policy, || answered(backend, policy, rows)));
     let mut answers: Vec<Option<Answer>> = reward.iter().map(|_| None).collect();
     let rewards = turned.score.and_then(|scored| {
         for ((index, _), score) in scores.iter().zip(scored) {

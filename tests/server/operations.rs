@@ -258,18 +258,26 @@ fn limits_are_kept_and_named() {
 fn nobody_waits_where_there_is_no_queue() {
     let server = Server::start(&["--max-requests", "1", "--max-queue", "1"]);
     let body = crate::endless(true).to_string();
-    let held: Vec<TcpStream> = (0..2)
-        .map(|_| {
-            let mut stream = TcpStream::connect(server.address()).unwrap();
-            let head =
-                format!("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
-            stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
-            stream
-        })
-        .collect();
-    server.wait("one runs and one waits", |server| {
-        server.metric("num_requests_running") == 1.0 && server.metric("num_requests_waiting") == 1.0
-    });
+    let ask = || {
+        let mut stream = TcpStream::connect(server.address()).unwrap();
+        let head = format!("POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        stream
+    };
+    let are = |running: f64, waiting: f64| {
+        server.wait(&format!("{running} run and {waiting} wait"), |server| {
+            [server.metric("num_requests_running"), server.metric("num_requests_waiting")] == [running, waiting]
+        });
+    };
+    let runs = ask();
+    are(1.0, 0.0);
+    // One that waits and whose client goes away is gone too, though nothing is ever said of it.
+    let waits = ask();
+    are(1.0, 1.0);
+    drop(waits);
+    are(1.0, 0.0);
+    let held = [runs, ask()];
+    are(1.0, 1.0);
     let answer = server.chat(&story("demo", json!({ "max_tokens": 1 })));
     assert!(answer.refused(429, None).contains("2 requests"));
     assert_eq!(answer.headers["retry-after"], "1");
