@@ -4,14 +4,15 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ggro::engine::{Observer, decode};
-use ggro::ggro::{Options, Uniforms};
-use ggro::model::reference::{LoadOptions, Reference};
+use ggro::files::pair::Pair;
+use ggro::method::Options;
+use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, Span, TopK};
-use ggro::pair::Pair;
+use ggro::rng::Uniforms;
 use std::hint::black_box;
 
 fn pair() -> Pair {
-    Pair::load(&ggro::demo::policy(), &ggro::demo::reward()).expect("the demo pair is part of the crate")
+    Pair::load(&ggro::files::demo::policy(), &ggro::files::demo::reward()).expect("the demo pair is part of the crate")
 }
 
 fn backend(pair: &Pair) -> Reference {
@@ -104,12 +105,13 @@ impl Observer for Silent {}
 fn response(c: &mut Criterion) {
     let pair = pair();
     let mut backend = backend(&pair);
-    let messages = [ggro::chat::Message { role: "user".into(), content: "Write a story about a lost kite.".into() }];
+    let messages =
+        [ggro::files::chat::Message { role: "user".into(), content: "Write a story about a lost kite.".into() }];
     let text = pair.chat.as_ref().expect("the demo pair has a template").render(&messages, true).expect("renders");
     let prompt = pair.tokenizer.encode(&text).expect("plain text");
     let mut options = Options::new(pair.finish_id, pair.stop_ids.clone());
-    options.entropy_threshold = ggro::demo::ENTROPY_THRESHOLD;
-    options.max_new_tokens = ggro::demo::MAX_NEW_TOKENS;
+    options.entropy_threshold = ggro::files::demo::ENTROPY_THRESHOLD;
+    options.max_new_tokens = ggro::files::demo::MAX_NEW_TOKENS;
     let mut group = c.benchmark_group("response");
     group.sample_size(10);
     for (name, candidates) in [("greedy", 1), ("GGRO, 8 candidates", 8)] {

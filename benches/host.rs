@@ -4,19 +4,20 @@
 //! Every benchmark checks what it computed before it is timed. `cargo bench --bench host`.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ggro::chat::Message;
-use ggro::checkpoint::Checkpoint;
-use ggro::config::ModelConfig;
 use ggro::engine::{Event, Scheduler, Settings, intervention, sampler};
-use ggro::ggro::{Options, Uniforms};
+use ggro::files::chat::Message;
+use ggro::files::checkpoint::Checkpoint;
+use ggro::files::config::ModelConfig;
+use ggro::files::pair::Pair;
+use ggro::files::tokenizer::TextStream;
 use ggro::kv::{BLOCK, KvPool};
+use ggro::method::Options;
 use ggro::model::synthetic;
 use ggro::model::{
     Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, TopK, Work,
 };
-use ggro::pair::Pair;
+use ggro::rng::Uniforms;
 use ggro::sampling::{Plan, Sampling};
-use ggro::tokenizer::TextStream;
 use std::hint::black_box;
 
 /// A backend that computes nothing: rows are certain, but for every ninth position; rewards are numbers.
@@ -210,7 +211,7 @@ fn blocks(c: &mut Criterion) {
 }
 
 fn texts(c: &mut Criterion) {
-    let pair = Pair::load(&ggro::demo::policy(), &ggro::demo::reward()).expect("the demo pair");
+    let pair = Pair::load(&ggro::files::demo::policy(), &ggro::files::demo::reward()).expect("the demo pair");
     let text = "Once upon a time, there was a little girl named Lily. She loved to play with her kite. ".repeat(40);
     let ids = pair.tokenizer.encode(&text).expect("ids");
     assert_eq!(pair.tokenizer.decode(&ids).expect("text"), text);

@@ -6,43 +6,38 @@
 //!
 //! The crate has four layers, each knowing only the one before it:
 //!
-//! * [`config`], [`checkpoint`], [`tokenizer`], [`chat`], [`pair`]: what Hugging Face directories hold, checked before use
-//!   ([`demo`] is a pair inside the binary, [`hub`] brings them by name);
+//! * [`files`]: what Hugging Face directories hold, checked before use
+//!   ([`files::demo`] is a pair inside the binary, [`files::hub`] brings them by name);
 //! * [`model`]: the [`Backend`](model::Backend) trait, a handful of batched operations on two models, and the
 //!   reference backend in plain Rust, over the block bookkeeping of [`kv`];
-//! * [`ggro`]: the method itself, pure logic over that trait; [`trace`] is its record as JSON, [`verify`] the golden
+//! * [`method`]: the method itself, pure logic over that trait; [`trace`] is its record as JSON, [`lab::goldens`] the golden
 //!   fixtures replayed;
-//! * [`engine`]: many requests in common batches, [`sampling`] and the [`appraisal`] of given texts among them;
+//! * [`engine`]: many requests in common batches, [`sampling`] and the [`scoring`] of given texts among them;
 //! * [`profile`]: what the engine is doing, for Nsight and Perfetto;
-//! * [`run`](mod@run): many prompts from a file into a file, resumably; [`report`] what they say together;
-//! * the faces: the command line, the [`server`] and [`mod@bench`].
+//! * [`batch`]: many prompts from a file into a file, resumably; [`batch::report`] what they say together;
+//! * the faces: the command line, the [`server`] and [`lab::bench`].
 //!
 //! `docs/architecture.md` in the repository says how the parts fit.
 
-pub mod appraisal;
-pub mod bench;
-pub mod chat;
-pub mod checkpoint;
+pub mod answer;
+pub mod batch;
 #[doc(hidden)]
 pub mod cli;
-pub mod config;
-pub mod conformance;
 pub mod cuda;
-pub mod demo;
+pub mod dtype;
 pub mod engine;
 pub mod error;
-pub mod ggro;
-pub mod hub;
+pub mod files;
 pub mod kv;
+pub mod lab;
+pub mod method;
 pub mod model;
-pub mod pair;
 pub mod profile;
-pub mod report;
-pub mod run;
+pub mod rng;
 pub mod sampling;
+pub mod scoring;
 pub mod server;
-pub mod tokenizer;
+pub mod task;
 pub mod trace;
-pub mod verify;
 
 pub use error::{Error, Result};

@@ -7,12 +7,11 @@
 //! Floats are rounded to 9 significant digits, which identifies every `f32`. Fields that the fixtures do not have stand at
 //! the end (`work`, and `signal` and `signals` where the signal is not Shannon entropy).
 
-use crate::checkpoint::read_whole_text;
-use crate::ggro::{
-    Candidate, CandidateStop, FinishReason, Margins, Options, Response, Segment, Selection, Slot, WalkEnd,
-};
+use crate::answer::{Candidate, CandidateStop, FinishReason, Margins, Response, Segment, Slot, WalkEnd};
+use crate::files::checkpoint::read_whole_text;
+use crate::files::tokenizer::Tokenizer;
+use crate::method::{Options, Selection};
 use crate::model::Work;
-use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;

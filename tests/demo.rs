@@ -1,13 +1,16 @@
 //! The demo pair: what its own evaluation says, and that a segment costs the same however long the prompt is.
 
-use ggro::chat::Message;
-use ggro::config::ModelConfig;
+use ggro::Result;
+use ggro::answer::Segment;
 use ggro::engine::{Observer, decode};
-use ggro::ggro::{Options, Segment, Uniforms};
-use ggro::model::reference::{LoadOptions, Reference};
+use ggro::files::chat::Message;
+use ggro::files::config::ModelConfig;
+use ggro::files::demo;
+use ggro::files::pair::Pair;
+use ggro::method::Options;
+use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Work};
-use ggro::pair::Pair;
-use ggro::{Result, demo};
+use ggro::rng::Uniforms;
 use std::cell::Cell;
 use std::sync::Mutex;
 use std::time::Duration;

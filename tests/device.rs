@@ -4,19 +4,19 @@
 #[path = "kernels/goldens.rs"]
 mod goldens;
 
-use ggro::conformance;
 use ggro::cuda::Device;
+use ggro::lab::kernel_check;
 
 #[test]
 #[ignore = "requires a CUDA device"]
 fn every_kernel_is_within_its_bounds() {
     let device = Device::open(0).unwrap();
-    let findings = conformance::test(&device, None, None, |finding| {
+    let findings = kernel_check::test(&device, None, None, |finding| {
         if !finding.passed() {
             eprintln!("{} {}: {:#?}", finding.op, finding.case, finding.failures);
         }
     });
-    assert!(findings.iter().all(conformance::Finding::passed));
+    assert!(findings.iter().all(kernel_check::Finding::passed));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Models by name, from a stand-in for the hub on this machine: redirects to another host, broken connections, resumption, checksums,
 //! tokens, renamed repositories, no connection at all.
 
-use ggro::hub::{Downloaded, Hub, Name};
+use ggro::files::hub::{Downloaded, Hub, Name};
 use sha1::Digest;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};

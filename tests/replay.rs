@@ -2,8 +2,9 @@
 //! work counted where it is done equal to the minimum.
 
 use common::{Silent, ids, load, options, traces, uniforms};
+use ggro::answer::{Candidate, CandidateStop, FinishReason, Response, WalkEnd};
 use ggro::engine::decode;
-use ggro::ggro::{Candidate, CandidateStop, FinishReason, Options, Response, WalkEnd};
+use ggro::method::Options;
 use ggro::model::{Backend, Work};
 use serde_json::Value;
 

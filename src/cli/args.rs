@@ -2,8 +2,8 @@
 
 use super::models::{DeviceArgs, PairArgs, switch};
 use crate::engine::Width;
-use crate::ggro::entropy::SIGNALS;
-use crate::ggro::{Options, Selection};
+use crate::method::entropy::SIGNALS;
+use crate::method::{Options, Selection};
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use std::path::PathBuf;

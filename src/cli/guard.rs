@@ -2,16 +2,16 @@
 
 use super::models::{Chosen, DeviceArgs, switch};
 use super::say;
-use crate::chat::ChatTemplate;
+use crate::batch::each;
+use crate::batch::guard::{Guard, Verdict};
+use crate::batch::output::{Row, Rows, read};
+use crate::batch::report::{Mean, mean};
 use crate::engine::{Engine, Settings};
+use crate::files::chat::ChatTemplate;
+use crate::files::pair::Single;
+use crate::model::cpu::{LoadOptions, Reference};
 use crate::model::cuda::{Cuda, CudaOptions, weights};
-use crate::model::reference::{LoadOptions, Reference};
 use crate::model::{Backend, synthetic};
-use crate::pair::Single;
-use crate::report::{Mean, mean};
-use crate::run::each;
-use crate::run::guard::{Guard, Verdict};
-use crate::run::output::{Row, Rows, read};
 use crate::{Error, Result};
 use clap::builder::RangedU64ValueParser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -90,7 +90,8 @@ fn open(single: &Single, device: &DeviceArgs, chosen: &mut Chosen, context: usiz
     let nobody = synthetic::nobody(single.config.vocab_size, context)?;
     match chosen {
         Chosen::Cpu => {
-            let weights = crate::checkpoint::Checkpoint::of_bytes("nobody", synthetic::safetensors(&nobody, 0)?)?;
+            let weights =
+                crate::files::checkpoint::Checkpoint::of_bytes("nobody", synthetic::safetensors(&nobody, 0)?)?;
             let options =
                 LoadOptions { max_model_len: Some(context), threads: device.threads, ..LoadOptions::default() };
             let parts = ((&single.config, &single.weights), (&nobody, &weights));

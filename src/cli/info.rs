@@ -2,12 +2,12 @@
 
 use super::models::{DType, MemoryArgs, PairArgs, context, cuda_options, no_cuda, switch};
 use crate::Error;
-use crate::checkpoint::Checkpoint;
-use crate::config::ModelConfig;
 use crate::cuda::{self, images};
+use crate::files::checkpoint::Checkpoint;
+use crate::files::config::ModelConfig;
+use crate::files::pair::Pair;
+use crate::model::cpu::{LoadOptions, Reference};
 use crate::model::cuda::{Prepared, memory};
-use crate::model::reference::{LoadOptions, Reference};
-use crate::pair::Pair;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::ExitCode;

@@ -4,12 +4,11 @@
 //! (`prompt`), text on its way to the terminal (`screen`), and files that appear whole or not at all (`output`).
 
 mod args;
-mod bench;
 mod complete;
 mod generate;
 mod guard;
 mod info;
-mod kernels;
+mod lab;
 mod models;
 mod output;
 mod prompt;
@@ -18,8 +17,6 @@ mod run;
 mod screen;
 mod serve;
 mod summary;
-mod synth;
-mod verify;
 
 use crate::Error;
 use clap::Parser;
@@ -45,12 +42,12 @@ enum Command {
     Run(Box<run::Args>),
     Report(report::Args),
     Guard(Box<guard::Args>),
-    Verify(verify::Args),
+    Verify(lab::verify::Args),
     Info(info::Args),
-    Kernels(kernels::Args),
-    Bench(bench::Args),
+    Kernels(lab::kernels::Args),
+    Bench(lab::bench::Args),
     Serve(Box<serve::Args>),
-    Synth(synth::Args),
+    Synth(lab::synth::Args),
 }
 
 /// Runs the command that the process was started with.
@@ -72,12 +69,12 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => run::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Guard(args) => guard::run(&args),
-        Command::Verify(args) => verify::run(&args),
+        Command::Verify(args) => lab::verify::run(&args),
         Command::Info(args) => info::run(&args),
-        Command::Kernels(args) => kernels::run(&args),
-        Command::Bench(args) => bench::run(&args),
+        Command::Kernels(args) => lab::kernels::run(&args),
+        Command::Bench(args) => lab::bench::run(&args),
         Command::Serve(args) => serve::run(&args),
-        Command::Synth(args) => synth::run(&args),
+        Command::Synth(args) => lab::synth::run(&args),
     }
 }
 

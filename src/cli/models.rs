@@ -1,17 +1,20 @@
 //! Which pair of models, on which device.
 
 use super::say;
-use crate::checkpoint::{Checkpoint, Files};
-use crate::cuda::{self, Storage, images};
-use crate::hub::{Hub, Name};
+use crate::cuda::{self, images};
+use crate::dtype::HalfType;
+use crate::files::checkpoint::{Checkpoint, Files};
+use crate::files::demo;
+use crate::files::hub::{Hub, Name};
+use crate::files::pair::Pair;
 use crate::model::Backend;
+use crate::model::PolicyRows;
+use crate::model::cpu::{LoadOptions, Reference};
 use crate::model::cuda::weights::LoadReport;
 use crate::model::cuda::{Cuda, CudaOptions, Loading, Prepared, memory};
-use crate::model::reference::{LoadOptions, PolicyRows, Reference};
 use crate::model::synthetic;
-use crate::pair::Pair;
 use crate::profile::{self, Level, Steps, Watch};
-use crate::{Error, Result, demo};
+use crate::{Error, Result};
 use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -325,8 +328,8 @@ pub(super) fn cuda_options(max_model_len: Option<usize>, dtype: DType, memory: M
     CudaOptions {
         max_model_len,
         dtype: match dtype {
-            DType::Bf16 => Some(Storage::Bf16),
-            DType::F16 => Some(Storage::F16),
+            DType::Bf16 => Some(HalfType::Bf16),
+            DType::F16 => Some(HalfType::F16),
             DType::Auto | DType::F32 => None,
         },
         memory_utilization: memory.gpu_memory_utilization,
@@ -358,7 +361,7 @@ fn open_cuda(index: usize, device: cuda::Device, pair: &Pair, options: &CudaOpti
             say(&format!("note: {role}: {note}"));
         }
     }
-    let [policy, reward] = opened.storage.map(Storage::name);
+    let [policy, reward] = opened.storage.map(HalfType::name);
     let types = if policy == reward { policy.to_string() } else { format!("{policy} and {reward}") };
     let seconds: f64 = opened.loads.iter().map(|load| load.seconds).sum();
     say(&format!(
@@ -370,7 +373,7 @@ fn open_cuda(index: usize, device: cuda::Device, pair: &Pair, options: &CudaOpti
 }
 
 /// What became of numbers that were not stored as they are kept.
-fn note(report: &LoadReport, storage: Storage) -> Option<String> {
+fn note(report: &LoadReport, storage: HalfType) -> Option<String> {
     let (converted, name) = (report.converted, storage.name());
     match &report.first_inexact {
         Some(tensor) => {
@@ -387,7 +390,7 @@ pub(super) enum Opened {
         cuda: Box<Cuda>,
         index: usize,
         /// Of policy and reward model.
-        storage: [Storage; 2],
+        storage: [HalfType; 2],
     },
 }
 
@@ -417,11 +420,11 @@ impl Opened {
     }
 
     /// What it rounds to, if that is coarser than f32; bf16 if its models differ, as the coarser of the two.
-    pub(super) fn rounds_to(&self) -> Option<Storage> {
+    pub(super) fn rounds_to(&self) -> Option<HalfType> {
         match self {
             Opened::Cpu(_) => None,
-            Opened::Cuda { storage, .. } if storage.contains(&Storage::Bf16) => Some(Storage::Bf16),
-            Opened::Cuda { .. } => Some(Storage::F16),
+            Opened::Cuda { storage, .. } if storage.contains(&HalfType::Bf16) => Some(HalfType::Bf16),
+            Opened::Cuda { .. } => Some(HalfType::F16),
         }
     }
 

@@ -1,9 +1,9 @@
 //! From the user's words to prompt ids.
 
 use super::args::{Layout, TextArgs};
-use crate::chat::Message;
-use crate::checkpoint::read_whole_text;
-use crate::pair::Pair;
+use crate::files::chat::Message;
+use crate::files::checkpoint::read_whole_text;
+use crate::files::pair::Pair;
 use crate::trace::Request;
 use crate::{Error, Result};
 use std::io::IsTerminal;

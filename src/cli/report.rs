@@ -3,8 +3,8 @@
 use super::models::switch;
 use super::output::Output;
 use super::say;
-use crate::report::{Mean, Summary, page, paired};
-use crate::run::output::{Row, read};
+use crate::batch::output::{Row, read};
+use crate::batch::report::{Mean, Summary, page, paired};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::io::Write;

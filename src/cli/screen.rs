@@ -4,9 +4,9 @@
 //! text. There the unfinished row is part of the progress display, and rows are broken at word boundaries as they fill.
 
 use super::args::Color;
+use crate::answer::Segment;
 use crate::engine::Observer;
-use crate::ggro::Segment;
-use crate::tokenizer::{TextStream, Tokenizer};
+use crate::files::tokenizer::{TextStream, Tokenizer};
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};

@@ -304,7 +304,7 @@ fn config(args: &Args) -> Result<Config> {
 /// What a model is called whose files are there: org/name, or the last part of a path.
 fn called(path: &Path) -> String {
     let text = path.to_string_lossy();
-    match crate::hub::Name::parse(&text) {
+    match crate::files::hub::Name::parse(&text) {
         Some(_) if !path.exists() => text.split('@').next().unwrap_or_default().to_string(),
         _ => {
             let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());

@@ -1,7 +1,7 @@
 //! What `generate` says about an answer: lines for people, or one JSON object.
 
 use super::screen::Style;
-use crate::ggro::{FinishReason, Response};
+use crate::answer::{FinishReason, Response};
 use crate::model::Work;
 use crate::trace::{TraceWork, finish_reason_name};
 use serde_json::{Value, json};

@@ -1,10 +1,10 @@
 //! Every kernel, resolved once.
 
-use super::Storage;
 use super::images::Image;
 use super::ops::attention::plan as attention;
 use super::ops::attention_backward::plan as attention_backward;
 use super::ops::gemm::{self, TILES};
+use crate::dtype::HalfType;
 use crate::{Error, Result};
 use cudarc::driver::{result, sys};
 use std::ffi::CString;
@@ -34,7 +34,7 @@ unsafe impl Send for Kernel {}
 // SAFETY: as above.
 unsafe impl Sync for Kernel {}
 
-/// All kernels. Pairs are indexed by [`Storage`]: bf16, then f16.
+/// All kernels. Pairs are indexed by [`HalfType`]: bf16, then f16.
 #[derive(Debug)]
 pub(super) struct Kernels {
     pub attention: [[Kernel; attention::KERNELS.len()]; 2],
@@ -110,7 +110,7 @@ const PROBE: [&str; 2] = ["probe", "probe_bulk"];
 /// Every kernel of every image.
 pub fn specs() -> Vec<Spec> {
     let mut specs = Vec::new();
-    for storage in Storage::ALL {
+    for storage in HalfType::ALL {
         specs.extend(attention::KERNELS.iter().map(|class| Spec {
             image: "attention",
             name: class.kernels[storage as usize],
@@ -145,7 +145,7 @@ pub fn specs() -> Vec<Spec> {
     specs.push(Spec { image: "peak", name: PEAK, threads: PEAK_THREADS, shared: 0 });
     specs.extend(PLACE.map(|name| Spec { image: "place", name, threads: PLACE_THREADS, shared: 0 }));
     specs.extend(PROBE.map(|name| Spec { image: "probe", name, threads: 32, shared: 0 }));
-    for storage in Storage::ALL {
+    for storage in HalfType::ALL {
         for tile in &TILES {
             let (threads, shared) = (tile.threads, tile.shared());
             let [forward, backward] = [tile.kernels, tile.backward].map(|names| names[storage as usize]);
@@ -187,25 +187,25 @@ impl Kernels {
             }
             Ok(Kernel { function, name })
         };
-        let gemm = |names: fn(&gemm::Tile) -> [&'static str; 2], storage: Storage| -> Result<[Kernel; TILES.len()]> {
+        let gemm = |names: fn(&gemm::Tile) -> [&'static str; 2], storage: HalfType| -> Result<[Kernel; TILES.len()]> {
             let all = TILES.iter().map(|tile| kernel(names(tile)[storage as usize]));
             let all = all.collect::<Result<Vec<_>>>()?;
             all.try_into().map_err(|_| Error::Backend("the list of gemm tiles changed".to_string()))
         };
-        let attention = |storage: Storage| -> Result<[Kernel; attention::KERNELS.len()]> {
+        let attention = |storage: HalfType| -> Result<[Kernel; attention::KERNELS.len()]> {
             let all = attention::KERNELS.iter().map(|class| kernel(class.kernels[storage as usize]));
             let all = all.collect::<Result<Vec<_>>>()?;
             all.try_into().map_err(|_| Error::Backend("the list of attention kernels changed".to_string()))
         };
-        let attention_backward = |storage: Storage| -> Result<[Kernel; attention_backward::KERNELS.len()]> {
+        let attention_backward = |storage: HalfType| -> Result<[Kernel; attention_backward::KERNELS.len()]> {
             let all = attention_backward::KERNELS.iter().map(|class| kernel(class.kernels[storage as usize]));
             let all = all.collect::<Result<Vec<_>>>()?;
             all.try_into().map_err(|_| Error::Backend("the list of attention_backward kernels changed".to_string()))
         };
         let pair = |names: [&'static str; 2]| -> Result<[Kernel; 2]> { Ok([kernel(names[0])?, kernel(names[1])?]) };
         Ok(Kernels {
-            attention: [attention(Storage::Bf16)?, attention(Storage::F16)?],
-            attention_backward: [attention_backward(Storage::Bf16)?, attention_backward(Storage::F16)?],
+            attention: [attention(HalfType::Bf16)?, attention(HalfType::F16)?],
+            attention_backward: [attention_backward(HalfType::Bf16)?, attention_backward(HalfType::F16)?],
             copy_rows: kernel(COPY_ROWS)?,
             draw: pair(DRAW)?,
             embed: pair(EMBED)?,
@@ -221,8 +221,8 @@ impl Kernels {
             softmax_entropy: kernel(SOFTMAX[1])?,
             top_k: kernel(SOFTMAX[2])?,
             rmsnorm_backward: pair(RMSNORM_BACKWARD)?,
-            gemm: [gemm(|tile| tile.kernels, Storage::Bf16)?, gemm(|tile| tile.kernels, Storage::F16)?],
-            gemm_backward: [gemm(|tile| tile.backward, Storage::Bf16)?, gemm(|tile| tile.backward, Storage::F16)?],
+            gemm: [gemm(|tile| tile.kernels, HalfType::Bf16)?, gemm(|tile| tile.kernels, HalfType::F16)?],
+            gemm_backward: [gemm(|tile| tile.backward, HalfType::Bf16)?, gemm(|tile| tile.backward, HalfType::F16)?],
             nudge: pair(NUDGE)?,
             peak_mma: kernel(PEAK)?,
             place: [kernel(PLACE[0])?, kernel(PLACE[1])?],

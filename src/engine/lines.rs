@@ -1,9 +1,9 @@
 //! Which sequences of the backend hold which lines, and the prompts kept for whoever asks next.
 
 use crate::Result;
-use crate::ggro::task::LineId;
 use crate::kv::BLOCK;
 use crate::model::{Backend, Role, SeqId};
+use crate::task::LineId;
 use std::collections::BTreeMap;
 
 /// A line of a request.

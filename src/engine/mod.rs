@@ -1,19 +1,23 @@
 //! Many requests on one pair of models: continuous batching, speculation, preemption, and the same answers as one by one.
 //!
-//! A response ([`ggro`](crate::ggro)) says what it wants to know; the [`Scheduler`] forms batches from what all of them say,
+//! A response ([`ggro`](crate::method)) says what it wants to know; the [`Scheduler`] forms batches from what all of them say,
 //! and [`decode`] is the smallest engine there is: one request, turn after turn.
 
 mod lines;
 mod run;
 mod scheduler;
 mod service;
+mod turn;
 
-pub use crate::ggro::task::{Finished, Generation, Progress, Speculation};
-pub use scheduler::{Account, Answer, Event, Scheduler, Span, Totals, Turn};
+pub use crate::task::{Finished, Generation, Progress, Speculation};
+pub use scheduler::{Account, Event, Scheduler, Totals};
 pub use service::{Engine, Handle, Make, Status, Tell, Ticket, Update};
+pub use turn::{Answer, Span, Turn};
 
-use crate::ggro::{Intervention, Options, Response, Segment, Uniforms};
+use crate::answer::{Response, Segment};
+use crate::method::{Intervention, Options};
 use crate::model::{Backend, Role};
+use crate::rng::Uniforms;
 use crate::sampling::{Completions, Plan, Sampler};
 use crate::{Error, Result};
 

@@ -1,11 +1,11 @@
 //! A turn's batches through a backend.
 
-use super::scheduler::{Answer, Span, Turn};
-use crate::ggro::task::{Ask, Row, Scored, Top, Whole};
+use super::turn::{Answer, Span, Turn};
 use crate::model::{
     Backend, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Seconds, Span as Tokens, TopK, Turn as Batches,
     timed,
 };
+use crate::task::{Ask, Row, Scored, Top, Whole};
 use crate::{Error, Result};
 
 /// Runs a turn. One answer per span, the policy's first, and the seconds it took. A batch that fails is run again span by span,

@@ -17,10 +17,11 @@ use self::budget::Budget;
 use self::room::{Room, Taken};
 use super::Settings;
 use super::lines::{Lines, Source};
-use crate::ggro::task::{Ask, Finished, Generation, Progress, Row, Scored, Speculation, Task, Use};
+use super::turn::{Answer, Span, Turn, tail};
 use crate::kv::BLOCK;
-use crate::model::{Backend, Role, Seconds, SeqId, Work};
+use crate::model::{Backend, Role, Seconds, Work};
 use crate::profile::{self, Phase};
+use crate::task::{Finished, Generation, Progress, Speculation, Task, Use};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -83,77 +84,11 @@ pub struct Totals {
     pub given_up: u64,
 }
 
-/// A piece of a line to be run.
-#[derive(Clone, Debug)]
-pub struct Span {
-    pub(super) request: u64,
-    pub(super) task: Task,
-    pub(super) seq: SeqId,
-    pub(super) start: usize,
-    pub(super) ids: Vec<u32>,
-    /// Whether it answers the task, rather than bringing the line closer.
-    pub(super) last: bool,
-}
-
-impl Span {
-    /// Number of the request.
-    pub fn request(&self) -> u64 {
-        self.request
-    }
-
-    /// Tokens that it runs.
-    pub fn tokens(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// Tokens that it differentiates.
-    pub fn differentiated(&self) -> usize {
-        if self.last { tail(&self.task) } else { 0 }
-    }
-}
-
-/// One policy batch and one reward batch.
-#[derive(Clone, Debug, Default)]
-pub struct Turn {
-    /// Spans of the policy.
-    pub policy: Vec<Span>,
-    /// Spans of the reward model.
-    pub reward: Vec<Span>,
-    /// Requests that cannot go on, with the task and the reason.
-    pub(super) refused: Vec<(u64, Task, String)>,
-}
-
-impl Turn {
-    fn push(&mut self, span: Span) {
-        match span.task.line.role {
-            Role::Policy => self.policy.push(span),
-            Role::Reward => self.reward.push(span),
-        }
-    }
-
-    /// Whether there is nothing to run.
-    pub fn is_empty(&self) -> bool {
-        self.policy.is_empty() && self.reward.is_empty() && self.refused.is_empty()
-    }
-}
-
-/// The result of a span.
-pub enum Answer {
-    /// Of the policy.
-    Row(Row),
-    /// Of the reward model.
-    Scored(Scored),
-    /// The span only brought its line closer.
-    Closer,
-    /// It failed.
-    Failed(Error),
-}
-
 struct Entry {
     generation: Box<dyn Generation>,
     account: Account,
     /// Positions of each line that were run at least once.
-    high: BTreeMap<crate::ggro::task::LineId, usize>,
+    high: BTreeMap<crate::task::LineId, usize>,
 }
 
 /// Requests, waiting and running.
@@ -415,14 +350,6 @@ impl Scheduler {
         let (answers, seconds) = super::run::run(backend, &turn);
         self.seconds += seconds;
         self.deliver(backend, turn, answers);
-    }
-}
-
-/// Positions that a task differentiates.
-fn tail(task: &Task) -> usize {
-    match &task.ask {
-        Ask::Score { gradient: Some(slope), .. } => task.len - slope.slot.min(task.len),
-        _ => 0,
     }
 }
 

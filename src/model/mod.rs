@@ -3,8 +3,8 @@
 //! A batch is a list of *spans*: consecutive tokens appended to one sequence each. The result of a span never depends on
 //! the other spans of its batch, on how a sequence was cut into spans, or on whether its prefix was computed or forked.
 
+pub mod cpu;
 pub mod cuda;
-pub mod reference;
 mod row;
 mod spans;
 pub mod synthetic;
@@ -12,7 +12,7 @@ pub mod synthetic;
 pub use row::{RowStats, top_k};
 
 use crate::Result;
-use crate::config::ModelConfig;
+use crate::files::config::ModelConfig;
 
 /// Which of the two models a sequence belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -110,6 +110,15 @@ pub struct PolicyRow {
     /// `(id, logit)`, largest first, the lower id first on a tie; ids that the reward model does not know are left out.
     /// Empty if not asked for.
     pub top: Vec<(u32, f32)>,
+}
+
+/// Hidden states and logits of every position of a text.
+#[derive(Clone, Debug)]
+pub struct PolicyRows {
+    /// `[positions, hidden]`, after the final norm.
+    pub hidden: Vec<f32>,
+    /// `[positions, vocabulary]`.
+    pub logits: Vec<f32>,
 }
 
 /// What is asked of a whole row of logits.

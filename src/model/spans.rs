@@ -2,7 +2,7 @@
 //! results are asked for.
 
 use super::{GradientSpan, Logits, RewardSpan, Role, Score, SeqId, Span};
-use crate::config::ModelConfig;
+use crate::files::config::ModelConfig;
 use crate::kv::{BLOCK, KvHandle, KvPool};
 use crate::{Error, Result};
 use std::collections::HashSet;

@@ -1,14 +1,14 @@
 //! Models without files: published shapes with random weights, for figures that do not depend on what a model says.
 //!
-//! Weights are drawn from a seed, each tensor by its name ([`Draw`]), with deviations that keep a random decoder in the
+//! Weights are drawn from a seed, each tensor by its name ([`RandomFill`]), with deviations that keep a random decoder in the
 //! range of a trained one: every product of a normed row has variance 1, what a layer adds to the residual stream shrinks
 //! with the number of layers, and the language-model head spreads logits such that a row's entropy is some 1.5 nats
 //! (for independent normal logits of deviation `s` over `V` ids it is `ln V - s^2 / 2`, as long as that is well above 0).
 
 pub mod folder;
 
-use crate::config::{ModelConfig, Task};
-use crate::cuda::ops::draw::Draw;
+use crate::files::config::{ModelConfig, Task};
+use crate::rng::RandomFill;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
@@ -137,7 +137,7 @@ pub fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
 
 /// A tensor whose numbers are drawn when they are asked for: those that a device draws from the same seed, in bf16.
 pub struct Drawn {
-    from: Draw,
+    from: RandomFill,
     shape: Vec<usize>,
 }
 
@@ -192,7 +192,7 @@ pub fn safetensors(config: &ModelConfig, seed: u64) -> Result<Vec<u8>> {
 }
 
 /// What a tensor's elements are drawn from. `name` is its Hugging Face name, `inputs` the length of its rows.
-pub fn draw(config: &ModelConfig, seed: u64, name: &str, inputs: usize) -> Draw {
+pub fn draw(config: &ModelConfig, seed: u64, name: &str, inputs: usize) -> RandomFill {
     // FNV-1a: a tensor has its own numbers, whatever stands beside it.
     let hash = name
         .bytes()
@@ -213,7 +213,7 @@ pub fn draw(config: &ModelConfig, seed: u64, name: &str, inputs: usize) -> Draw 
         }
         _ => (0.0, unit),
     };
-    Draw { seed: seed ^ hash, mean: mean as f32, scale: scale as f32 }
+    RandomFill { seed: seed ^ hash, mean: mean as f32, scale: scale as f32 }
 }
 
 #[cfg(test)]

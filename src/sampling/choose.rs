@@ -9,8 +9,8 @@
 use std::cmp::Ordering;
 
 use super::{Counts, Sampling};
-use crate::ggro::Uniforms;
 use crate::model::{RowStats, top_k};
+use crate::rng::Uniforms;
 
 /// A token and how likely it was.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,10 +5,8 @@
 
 use super::choose::reported;
 use super::{Chosen, Counts, Sampling, choose};
-use crate::ggro::task::{
-    Ask, Finished, Generation, LineId, Part, Progress, Row, Scored, Speculation, Task, Top, Use, Whole,
-};
 use crate::model::{Role, Work};
+use crate::task::{Ask, Finished, Generation, LineId, Part, Progress, Row, Scored, Speculation, Task, Top, Use, Whole};
 use crate::{Error, Result};
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@
 //! ([`StopStrings`]). No tensors and no device here; a choice is a function of the row, the ids so far, the seed and two
 //! counters, whatever else is being decoded beside it.
 //!
-//! What a request may say, and what the method ([`crate::ggro`], which decodes greedily) makes of it:
+//! What a request may say, and what the method ([`crate::method`], which decodes greedily) makes of it:
 //!
 //! | field | completions | `--method ggro` |
 //! |---|---|---|

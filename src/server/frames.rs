@@ -3,7 +3,7 @@
 use super::generate::{Run, Usage};
 use super::request::{Asked, Route};
 use super::writer::{End, Piece, Token};
-use crate::tokenizer::Tokenizer;
+use crate::files::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 

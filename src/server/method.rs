@@ -2,9 +2,9 @@
 
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::ggro::entropy::{SIGNALS, signal, threshold_of};
-use crate::ggro::{Options, Selection};
-use crate::run::tasks::{Preset, Task};
+use crate::batch::tasks::{Preset, Task};
+use crate::method::entropy::{SIGNALS, signal, threshold_of};
+use crate::method::{Options, Selection};
 use serde_json::{Map, Value};
 
 /// What comes after the colon of a model's name.

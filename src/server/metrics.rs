@@ -4,8 +4,8 @@
 
 use super::error::ApiError;
 use super::generate::Usage;
+use crate::answer::{CandidateStop, Segment, WalkEnd};
 use crate::engine::Status;
-use crate::ggro::{CandidateStop, Segment, WalkEnd};
 use axum::http::StatusCode;
 use prometheus_client::encoding::prometheus_text::encode;
 use prometheus_client::metrics::counter::Counter;

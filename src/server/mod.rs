@@ -27,7 +27,7 @@ mod tokens;
 pub mod writer;
 
 use crate::engine::Engine;
-use crate::pair::Pair;
+use crate::files::pair::Pair;
 use axum::Router;
 use axum::http::HeaderValue;
 use axum::routing::{get, post};

@@ -2,8 +2,8 @@
 
 use super::error::ApiError;
 use super::fields::{Fields, kind};
-use crate::chat::{ChatTemplate, Conversation, check_variable};
-use crate::pair::Pair;
+use crate::files::chat::{ChatTemplate, Conversation, check_variable};
+use crate::files::pair::Pair;
 use serde_json::{Map, Value};
 
 /// A prompt ready to be run.

@@ -6,7 +6,7 @@ use super::fields::{Fields, token_ids};
 use super::method::{Alias, Settings};
 use super::prompt::{Chat, Prompt, read_prompts};
 use super::writer::Rules;
-use crate::ggro::Options;
+use crate::method::Options;
 use crate::profile::{self, Phase};
 use crate::sampling::{Sampling, StopStrings};
 use serde_json::Value;

@@ -7,8 +7,8 @@ use super::error::ApiError;
 use super::fields::{Fields, token_id, token_ids};
 use super::prompt::{Chat, Prompt, read_texts};
 use super::{Permit, Served, body, layers, now};
-use crate::appraisal::{Appraisal, MOST_POSITIONS, Question, appraiser};
 use crate::engine::{Account, Handle, Update};
+use crate::scoring::{Appraisal, MOST_POSITIONS, Question, appraiser};
 use axum::Json;
 use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
@@ -145,11 +145,10 @@ async fn ask(
     for question in questions {
         let (told, updates) = unbounded_channel();
         let tell = Box::new(move |update| told.send(update).is_ok());
-        let make = Box::new(
-            move |backend: &dyn crate::model::Backend| -> crate::Result<Box<dyn crate::ggro::task::Generation>> {
+        let make =
+            Box::new(move |backend: &dyn crate::model::Backend| -> crate::Result<Box<dyn crate::task::Generation>> {
                 Ok(Box::new(appraiser(backend, question, pad)?))
-            },
-        );
+            });
         asked.push((engine.submit_to(make, tell)?, updates));
     }
     let collect = async {

@@ -4,8 +4,8 @@
 //! answer is written, in pieces or as a whole. So a streamed text is the unstreamed one, and nothing is decoded that nobody reads.
 
 use crate::Result;
+use crate::files::tokenizer::{TextStream, Tokenizer};
 use crate::sampling::{StopStrings, Watch};
-use crate::tokenizer::{TextStream, Tokenizer};
 use serde_json::{Value, json};
 use std::sync::Arc;
 

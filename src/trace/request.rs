@@ -2,8 +2,8 @@
 //!
 //! Read by hand rather than derived, so that a message can name the field, what it must be and what it is.
 
-use crate::checkpoint::read_whole_text;
-use crate::ggro::{Options, Selection};
+use crate::files::checkpoint::read_whole_text;
+use crate::method::{Options, Selection};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;

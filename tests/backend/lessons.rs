@@ -1,14 +1,15 @@
 //! Backends held to the goldens and to traces of the demo pair, with the rounding simulation as the measure.
 
 use super::*;
-use ggro::chat::Message;
-use ggro::demo;
 use ggro::engine::{Observer, decode};
-use ggro::ggro::{Options, Uniforms};
-use ggro::pair::Pair;
+use ggro::files::chat::Message;
+use ggro::files::demo;
+use ggro::files::pair::Pair;
+use ggro::lab::goldens::teacher::{Lesson, Outcome, PARTED};
+use ggro::lab::goldens::{Check, Forward, Passes};
+use ggro::method::Options;
+use ggro::rng::Uniforms;
 use ggro::trace::{Trace, TraceFile};
-use ggro::verify::teacher::{Lesson, Outcome, PARTED};
-use ggro::verify::{Check, Forward, Passes};
 use std::time::Instant;
 
 /// A fixture with what the exact reference and the simulation say to it.
@@ -16,7 +17,7 @@ pub struct Golden {
     pub name: &'static str,
     pub traces: Vec<Trace>,
     pub forwards: Vec<Forward>,
-    pub storage: Storage,
+    pub storage: HalfType,
 }
 
 impl Golden {
@@ -25,7 +26,7 @@ impl Golden {
         let forwards = forwards.iter().filter(|path| path.exists()).map(|path| Forward::read(path).unwrap());
         let traces = TraceFile::read(&fixture(name).join("traces.json")).unwrap().traces;
         // Of the others' two types bf16 is the coarser one.
-        let storage = if name == "mistral" { Storage::F16 } else { Storage::Bf16 };
+        let storage = if name == "mistral" { HalfType::F16 } else { HalfType::Bf16 };
         Golden { name, traces, forwards: forwards.collect(), storage }
     }
 
@@ -164,17 +165,18 @@ pub fn nudged_freely(pair: &Pair, device: &mut dyn Backend, prompt: &[u32], opti
             found.push(candidate.reward.into());
         }
     }
-    let [exact, simulated] = [None, Some(Storage::Bf16)].map(|simulate| -> Vec<f64> {
+    let [exact, simulated] = [None, Some(HalfType::Bf16)].map(|simulate| -> Vec<f64> {
         let mut backend = Reference::load(pair, &LoadOptions { simulate, ..LoadOptions::default() }).unwrap();
         let score = |(i, ids): (usize, &Vec<u32>)| {
             let seq = backend.create(Role::Reward).unwrap();
-            let pool = ggro::ggro::gradient::pool_position(ids, options.reward_pad_id.filter(|_| i == 0));
+            let pool = ggro::method::gradient::pool_position(ids, options.reward_pad_id.filter(|_| i == 0));
             let span = RewardSpan { span: Span { seq, start: 0, ids }, also_at: &[pool] };
             backend.reward_score(&[span]).unwrap()[0].also[0].into()
         };
         texts.iter().enumerate().map(score).collect()
     });
-    let worst = |rewards: &[f64]| rewards.iter().zip(&exact).map(|(r, e)| (r - e).abs()).fold(0.0, ggro::verify::worse);
+    let worst =
+        |rewards: &[f64]| rewards.iter().zip(&exact).map(|(r, e)| (r - e).abs()).fold(0.0, ggro::lab::goldens::worse);
     let (device, simulated) = (worst(&found), worst(&simulated));
     println!(
         "{} candidates, {} nudges: rewards off by {device:.1e}, simulated {simulated:.1e}",
@@ -189,7 +191,7 @@ pub fn nudged_freely(pair: &Pair, device: &mut dyn Backend, prompt: &[u32], opti
 pub fn demo_must_pass(pair: &Pair, traces: &[Trace], device: &mut dyn Backend, gradients: bool) {
     let began = Instant::now();
     let mut exact = Reference::load(pair, &LoadOptions::default()).unwrap();
-    let options = LoadOptions { simulate: Some(Storage::Bf16), ..LoadOptions::default() };
+    let options = LoadOptions { simulate: Some(HalfType::Bf16), ..LoadOptions::default() };
     let mut simulated = Reference::load(pair, &options).unwrap();
     let lesson = Lesson::prepare(traces, &mut exact, &mut simulated, gradients).unwrap();
     println!("the demo's lesson prepared in {:.1} s", began.elapsed().as_secs_f64());

@@ -6,10 +6,11 @@
 pub mod invariance;
 pub mod lessons;
 
-use ggro::checkpoint::{Checkpoint, Files};
-use ggro::config::ModelConfig;
-use ggro::cuda::Storage;
-use ggro::model::reference::{LoadOptions, PolicyRows, Reference};
+use ggro::dtype::HalfType;
+use ggro::files::checkpoint::{Checkpoint, Files};
+use ggro::files::config::ModelConfig;
+use ggro::model::PolicyRows;
+use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{
     Backend, Gradient, GradientSpan, Logits, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK,
 };
@@ -35,7 +36,7 @@ pub fn parts(name: &str) -> [(ModelConfig, Checkpoint); 2] {
 }
 
 /// The reference, exact or simulating.
-pub fn reference(name: &str, simulate: Option<Storage>) -> Reference {
+pub fn reference(name: &str, simulate: Option<HalfType>) -> Reference {
     let [policy, reward] = parts(name);
     let options = LoadOptions { simulate, ..LoadOptions::default() };
     Reference::assemble((&policy.0, &policy.1), (&reward.0, &reward.1), &options).unwrap()

@@ -1,8 +1,8 @@
 //! `ggro guard`, with a guard that is made here: a model of no layers to speak of, whose head leads from one token to the next.
 
 use super::{ggro, utf8};
-use ggro::checkpoint::Files;
-use ggro::tokenizer::Tokenizer;
+use ggro::files::checkpoint::Files;
+use ggro::files::tokenizer::Tokenizer;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

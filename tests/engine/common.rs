@@ -2,13 +2,15 @@
 
 #![allow(dead_code, reason = "each binary takes what it needs")]
 
-use ggro::checkpoint::{Checkpoint, Files};
-use ggro::config::ModelConfig;
+use ggro::answer::Response;
 use ggro::engine::{Account, Event, Finished, Scheduler, Settings, Totals, intervention};
 use ggro::engine::{Observer, decode};
-use ggro::ggro::{Options, Response, Selection, Uniforms};
-use ggro::model::reference::{LoadOptions, Reference};
+use ggro::files::checkpoint::{Checkpoint, Files};
+use ggro::files::config::ModelConfig;
+use ggro::method::{Options, Selection};
+use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{Backend, Role, Work};
+use ggro::rng::Uniforms;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;

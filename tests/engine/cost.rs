@@ -7,8 +7,9 @@
 
 use crate::scripted::{FINISH, Model, Scripted};
 use ggro::engine::{Account, Event, Scheduler, Settings, Turn, Width, intervention};
-use ggro::ggro::{Options, Uniforms};
+use ggro::method::Options;
 use ggro::model::Work;
+use ggro::rng::Uniforms;
 use std::collections::{BTreeMap, BTreeSet};
 
 const BANDWIDTH: f64 = 4.3e12;

@@ -1,13 +1,14 @@
 //! Sixteen requests on the demo pair: together and one after the other.
 
 use crate::common::{Request, together};
-use ggro::chat::Message;
-use ggro::demo;
 use ggro::engine::{Engine, Generation, Make, Settings, Ticket, Update, Width, intervention};
-use ggro::ggro::{Options, Uniforms};
+use ggro::files::chat::Message;
+use ggro::files::demo;
+use ggro::files::pair::Pair;
+use ggro::method::Options;
 use ggro::model::Backend;
-use ggro::model::reference::{LoadOptions, Reference};
-use ggro::pair::Pair;
+use ggro::model::cpu::{LoadOptions, Reference};
+use ggro::rng::Uniforms;
 use std::time::Instant;
 
 fn sixteen(pair: &Pair, tokens: usize) -> Vec<Request> {

@@ -1,8 +1,8 @@
 //! Golden requests through the engine, bit for bit what they are one after the other.
 
 use crate::common::{Outcome, Request, load, requests, together};
+use ggro::answer::Response;
 use ggro::engine::{Settings, Width};
-use ggro::ggro::Response;
 use ggro::kv::BLOCK;
 use ggro::model::Work;
 

@@ -2,8 +2,8 @@
 
 use crate::common::{Request, Silent, load, requests};
 use ggro::engine::{Event, Scheduler, Settings, Width, complete, intervention, sampler};
-use ggro::ggro::Options;
-use ggro::model::reference::Reference;
+use ggro::method::Options;
+use ggro::model::cpu::Reference;
 use ggro::model::{Backend, RewardSpan, Role, Span};
 use ggro::sampling::{Completions, Plan, Reason, Sampling, Watch};
 use std::sync::Arc;

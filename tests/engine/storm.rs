@@ -2,11 +2,13 @@
 
 use crate::common::Silent;
 use crate::scripted::{FINISH, Model, Scripted, VOCAB};
+use ggro::answer::Response;
 use ggro::engine::decode;
 use ggro::engine::{Event, Finished, Scheduler, Settings, Width, intervention};
-use ggro::ggro::{Intervention, Options, Response, Uniforms};
 use ggro::kv::BLOCK;
+use ggro::method::{Intervention, Options};
 use ggro::model::{Backend, Role};
+use ggro::rng::Uniforms;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
 use crate::{directory, read_json, refused};
-use ggro::chat::{ChatTemplate, Message};
+use ggro::files::chat::{ChatTemplate, Message};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -219,8 +219,8 @@ fn deep_nesting_is_survived() {
 /// What comes with a conversation besides texts: functions, calls of them, variables of the template's own.
 #[test]
 fn conversations_with_everything() {
-    use ggro::chat::{Conversation, check_variable};
-    use ggro::checkpoint::Files;
+    use ggro::files::chat::{Conversation, check_variable};
+    use ggro::files::checkpoint::Files;
     let of = |model: &str| {
         let files = Files::Dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(model));
         ChatTemplate::load(&files).unwrap().unwrap()

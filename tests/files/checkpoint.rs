@@ -1,5 +1,6 @@
 use crate::{FIXTURES, directory, model, refused};
-use ggro::checkpoint::{Checkpoint, DType, Files};
+use ggro::dtype::DType;
+use ggro::files::checkpoint::{Checkpoint, Files};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

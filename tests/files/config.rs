@@ -1,5 +1,5 @@
 use crate::{FIXTURES, goldens, model, refused};
-use ggro::config::{Family, ModelConfig, Task};
+use ggro::files::config::{Family, ModelConfig, Task};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -45,7 +45,7 @@ fn every_fixture_parses_and_counts_its_weights() {
             let files = model(&format!("{fixture}/{role}"));
             let config = ModelConfig::load(&files).unwrap();
             assert_eq!(config.task, task, "{fixture}");
-            let weights = ggro::checkpoint::Checkpoint::open(&files).unwrap();
+            let weights = ggro::files::checkpoint::Checkpoint::open(&files).unwrap();
             let size = if fixture.contains("llama-mha") || fixture == "qwen3" { 4 } else { 2 };
             let size = if fixture == "llama-unaligned" { 4 } else { size };
             assert_eq!(config.num_parameters() * size, weights.bytes(), "{fixture}/{role}");

@@ -2,9 +2,9 @@
 //! says, or refused by name.
 
 use crate::refused;
-use ggro::chat::{ChatTemplate, Message};
-use ggro::checkpoint::Files;
-use ggro::config::{Family, ModelConfig, Task};
+use ggro::files::chat::{ChatTemplate, Message};
+use ggro::files::checkpoint::Files;
+use ggro::files::config::{Family, ModelConfig, Task};
 use std::path::{Path, PathBuf};
 
 fn corpus() -> PathBuf {

@@ -7,7 +7,7 @@ mod corpus;
 mod pair;
 mod tokenizer;
 
-use ggro::checkpoint::Files;
+use ggro::files::checkpoint::Files;
 use std::path::{Path, PathBuf};
 
 const FIXTURES: [&str; 8] =

@@ -1,8 +1,8 @@
 use crate::tokenizer::words;
 use crate::{FIXTURES, goldens, model, read_json, refused};
-use ggro::checkpoint::Files;
-use ggro::config::Task;
-use ggro::pair::Pair;
+use ggro::files::checkpoint::Files;
+use ggro::files::config::Task;
+use ggro::files::pair::Pair;
 use serde_json::{Value, json};
 use std::path::Path;
 

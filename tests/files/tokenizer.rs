@@ -1,7 +1,7 @@
 use crate::{directory, goldens, model, read_json, refused};
-use ggro::chat::{ChatTemplate, Message};
-use ggro::checkpoint::Files;
-use ggro::tokenizer::{TextStream, Tokenizer};
+use ggro::files::chat::{ChatTemplate, Message};
+use ggro::files::checkpoint::Files;
+use ggro::files::tokenizer::{TextStream, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::sync::OnceLock;

@@ -1,11 +1,12 @@
 //! What strangers' bytes are given to. Each target takes any bytes and must come back: with a value or an error, in reasonable time
 //! and memory, without a panic. Used by `tests/fuzz` (a short run on any toolchain) and by `fuzz/` (cargo-fuzz, as long as one likes).
 
-use ggro::chat::{ChatTemplate, Message};
-use ggro::checkpoint::{Checkpoint, Files};
-use ggro::config::ModelConfig;
-use ggro::run::{input, output, tasks::Task};
-use ggro::tokenizer::Tokenizer;
+use ggro::batch::tasks::Task;
+use ggro::batch::{input, output};
+use ggro::files::chat::{ChatTemplate, Message};
+use ggro::files::checkpoint::{Checkpoint, Files};
+use ggro::files::config::ModelConfig;
+use ggro::files::tokenizer::Tokenizer;
 use ggro::trace::{Request, TraceFile};
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
@@ -110,7 +111,7 @@ fn talk(template: &ChatTemplate) {
 fn request(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(request) = Request::parse(text) {
-        let mut options = ggro::ggro::Options::new(2, vec![2]);
+        let mut options = ggro::method::Options::new(2, vec![2]);
         request.options.apply(&mut options);
         let _ = options.check();
     }
@@ -122,7 +123,8 @@ fn body(data: &[u8]) {
     use ggro::server::{Config, Served, method::Defaults, request};
     static SERVED: OnceLock<Served> = OnceLock::new();
     let served = SERVED.get_or_init(|| {
-        let pair = ggro::pair::Pair::load(&ggro::demo::policy(), &ggro::demo::reward()).expect("the demo pair");
+        let pair = ggro::files::pair::Pair::load(&ggro::files::demo::policy(), &ggro::files::demo::reward())
+            .expect("the demo pair");
         let defaults = Defaults { entropy_threshold: 3.25, max_candidates: 8 };
         let config = Config::new("demo", "demo-reward", defaults);
         Served::new(config, Arc::new(pair), 512)
@@ -142,6 +144,6 @@ fn rows(data: &[u8]) {
         let _ = task.and_then(|task| task.prediction(text));
     }
     if let Ok(row) = serde_json::from_str::<output::Row>(text) {
-        let _ = ggro::report::page(&[("fuzz".to_string(), vec![row])]);
+        let _ = ggro::batch::report::page(&[("fuzz".to_string(), vec![row])]);
     }
 }

@@ -4,12 +4,12 @@
 use crate::backend::lessons::demo_options;
 use crate::emulated::Emulated;
 use ggro::Error;
-use ggro::checkpoint::Files;
 use ggro::engine::{Observer, decode};
-use ggro::ggro::Uniforms;
+use ggro::files::checkpoint::Files;
+use ggro::files::pair::Pair;
 use ggro::model::cuda::{Cuda, CudaOptions};
 use ggro::model::{Backend, Role};
-use ggro::pair::Pair;
+use ggro::rng::Uniforms;
 use ggro_emulator::Config;
 use std::path::Path;
 

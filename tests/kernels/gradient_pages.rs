@@ -2,10 +2,11 @@
 
 use crate::emulated::Emulated;
 use crate::traffic::{over_floor, sectors};
+use ggro::cuda::Buffer;
 use ggro::cuda::ops::attention::{self, Limits, Query, Sequence};
 use ggro::cuda::ops::attention_backward::{Inputs, Output, Plan, Scratch, Segment, Work, attention_backward};
 use ggro::cuda::ops::kv::KvLayout;
-use ggro::cuda::{Buffer, Storage};
+use ggro::dtype::HalfType;
 use ggro::kv::BlockId;
 use ggro_emulator::Config;
 
@@ -45,7 +46,7 @@ fn a_prefix_is_read_by_queries_alone() {
         let words = [plan.words(), keys.words()].map(|words| Buffer::from_slice(device, words).unwrap());
         emulated.machine.reset();
         let inputs = Inputs {
-            storage: Storage::Bf16,
+            storage: HalfType::Bf16,
             q: rows.view(),
             pool: pool.view(),
             layout,

@@ -2,7 +2,7 @@
 
 use crate::emulated::{Emulated, alone};
 use crate::goldens;
-use ggro::conformance::{self, Case, Finding};
+use ggro::lab::kernel_check::{self, Case, Finding};
 use ggro_emulator::{Config, Copies, Counters, Schedule, Streams};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -44,7 +44,7 @@ fn run(emulated: &Emulated, what: &str, cases: impl Iterator<Item = Case>) -> Di
 
 /// The cases of at most this much work.
 fn up_to(work: u64) -> impl Iterator<Item = Case> {
-    conformance::cases().into_iter().filter(move |case| case.work <= work)
+    kernel_check::cases().into_iter().filter(move |case| case.work <= work)
 }
 
 #[test]

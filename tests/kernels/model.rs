@@ -6,10 +6,12 @@ use crate::backend::lessons::{
 };
 use crate::backend::{FIXTURES, Rows, invariance, parts};
 use crate::emulated::{Emulated, KERNELS, alone};
-use ggro::cuda::{Device, Storage};
-use ggro::ggro::Options;
+use ggro::cuda::Device;
+use ggro::dtype::HalfType;
+use ggro::method::Options;
+use ggro::model::PolicyRows;
+use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::cuda::{Cuda, CudaOptions};
-use ggro::model::reference::{LoadOptions, PolicyRows, Reference};
 use ggro_emulator::{Config, Copies, Schedule, build, build_plain};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -38,7 +40,7 @@ fn on_device(config: Config, name: &str, open: impl FnOnce(Device) -> Cuda, work
     println!("{name}, {config:?}: {:.1} s", began.elapsed().as_secs_f64());
 }
 
-fn open(name: &str, storage: Storage) -> impl FnOnce(Device) -> Cuda {
+fn open(name: &str, storage: HalfType) -> impl FnOnce(Device) -> Cuda {
     let [policy, reward] = parts(name);
     move |device| {
         let options = CudaOptions { dtype: Some(storage), ..options() };

@@ -1,7 +1,7 @@
 //! A test of the tests: kernels with one planted mistake each must turn the harness red.
 
 use crate::emulated::{Emulated, KERNELS, alone};
-use ggro::conformance;
+use ggro::lab::kernel_check;
 use ggro_emulator::{Config, build, build_checked};
 use std::path::{Path, PathBuf};
 
@@ -625,7 +625,7 @@ fn every_planted_mistake_is_found() {
             // The kernels are resolved; from here on the broken ones run in their place.
             emulated.machine.configure(&format!("kernels={}", library.display()));
             emulated.machine.reset();
-            let mut cases = conformance::cases();
+            let mut cases = kernel_check::cases();
             cases.retain(|case| case.op == mutation.op);
             for (_, _, names) in NARROWED.iter().filter(|(op, ..)| *op == mutation.op) {
                 cases.retain(|case| names.iter().all(|name| case.name.contains(name)));

@@ -2,9 +2,10 @@
 
 use crate::emulated::Emulated;
 use crate::traffic::{over_floor, sectors};
+use ggro::cuda::Buffer;
 use ggro::cuda::ops::attention::{self, Inputs, Plan, Query, Sequence, attention};
 use ggro::cuda::ops::kv::KvLayout;
-use ggro::cuda::{Buffer, Storage};
+use ggro::dtype::HalfType;
 use ggro::kv::BlockId;
 use ggro_emulator::Config;
 
@@ -30,7 +31,7 @@ fn shared_pages_are_read_once() {
         let q = Buffer::from_slice(device, &vec![0x3c00u16; branches * 8 * 128]).unwrap();
         let mut out = Buffer::<u16>::uninitialised(device, branches * 8 * 128).unwrap();
         emulated.machine.reset();
-        let inputs = Inputs { storage: Storage::Bf16, q: q.view(), pool: pool.view(), layout, layer: 0 };
+        let inputs = Inputs { storage: HalfType::Bf16, q: q.view(), pool: pool.view(), layout, layer: 0 };
         let mut output = attention::Output { out: out.view_mut(), lse: None };
         attention(device, &mut output, inputs, work.view(), &plan, &mut scratch).unwrap();
         let kernels = emulated.machine.report().kernels;

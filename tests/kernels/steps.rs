@@ -2,14 +2,14 @@
 //! more than its keys and values.
 
 use crate::emulated::{Emulated, KERNELS};
-use ggro::checkpoint::Files;
-use ggro::cuda::Storage;
 use ggro::cuda::ops::gemm::{Plan as Product, Shape, TILES};
-use ggro::demo;
+use ggro::dtype::HalfType;
+use ggro::files::checkpoint::Files;
+use ggro::files::demo;
+use ggro::files::pair::Pair;
+use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::cuda::{Cuda, CudaOptions, sizes::Sizes, weights::Plan};
-use ggro::model::reference::{LoadOptions, Reference};
 use ggro::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, SeqId, Span, TopK, Work};
-use ggro::pair::Pair;
 use ggro_emulator::{Config, Counters, build};
 use std::collections::BTreeMap;
 
@@ -56,7 +56,7 @@ fn demo_pair() -> Pair {
 fn a_decode_step_reads_each_weight_once() {
     let pair = demo_pair();
     let plan = Plan::new(&pair.policy, &pair.policy_weights, None).unwrap();
-    assert_eq!(plan.storage(), Storage::Bf16);
+    assert_eq!(plan.storage(), HalfType::Bf16);
     let (mut cuda, machine) = open(&pair);
     let ids: Vec<u32> = (10..40).collect();
     let seqs: Vec<SeqId> = (0..64).map(|_| cuda.create(Role::Policy).unwrap()).collect();

@@ -1,7 +1,7 @@
 //! Bytes that each kernel moves through global memory, over the fewest that it must move.
 
 use crate::emulated::Emulated;
-use ggro::checkpoint::DType;
+use ggro::cuda::Buffer;
 use ggro::cuda::ops::copy_rows::copy_rows;
 use ggro::cuda::ops::embed::embed;
 use ggro::cuda::ops::gemm::{self, Operands, Output, Shape, gemm};
@@ -14,7 +14,8 @@ use ggro::cuda::ops::rmsnorm::{Behind, Delta, Norm, rmsnorm, rmsnorm_backward};
 use ggro::cuda::ops::rope::{Gradients, HeadNorms, Heads, Inputs, rope, rope_backward};
 use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKWish, When, softmax_entropy, top_k};
 use ggro::cuda::ops::swiglu::{swiglu, swiglu_backward};
-use ggro::cuda::{Buffer, Storage};
+use ggro::dtype::DType;
+use ggro::dtype::HalfType;
 use ggro_emulator::{Config, Counters};
 
 pub fn over_floor(what: &str, moved: u64, floor: usize, limit: f64) {
@@ -48,10 +49,10 @@ fn bytes_over_the_floor() {
     let mut residual = Buffer::from_slice(device, &vec![1.0f32; rows * d]).unwrap();
     let delta = Buffer::from_slice(device, &vec![0x3f80u16; rows * d]).unwrap();
     let mut out = Buffer::<u16>::uninitialised(device, rows * d).unwrap();
-    let added = Delta::Storage(delta.view());
+    let added = Delta::HalfType(delta.view());
     let (y, x) = (&mut out.view_mut(), &mut residual.view_mut());
     let norm = Norm { weight: weight.view(), columns: d, eps: 1e-5 };
-    rmsnorm(device, Storage::Bf16, y, x, added, norm).unwrap();
+    rmsnorm(device, HalfType::Bf16, y, x, added, norm).unwrap();
     let counters = &emulated.machine.report().kernels["rmsnorm_bf16"];
     let floor = rows * d * (4 + 4 + 2 + 2) + d * 2;
     over_floor("rmsnorm, each byte once", once(counters), floor, 1.0);
@@ -61,7 +62,7 @@ fn bytes_over_the_floor() {
     let (rows, f) = (8, 14_336);
     let gate_up = Buffer::from_slice(device, &vec![0x3f80u16; rows * 2 * f]).unwrap();
     let mut act = Buffer::<u16>::uninitialised(device, rows * f).unwrap();
-    swiglu(device, Storage::Bf16, &mut act.view_mut(), gate_up.view(), f).unwrap();
+    swiglu(device, HalfType::Bf16, &mut act.view_mut(), gate_up.view(), f).unwrap();
     let counters = &emulated.machine.report().kernels["swiglu_bf16"];
     over_floor("swiglu, all bytes", all(counters), 6 * rows * f, 1.0);
     over_floor("swiglu, sectors", sectors(counters), 6 * rows * f, 1.0);
@@ -70,7 +71,7 @@ fn bytes_over_the_floor() {
     let table = Buffer::from_slice(device, &vec![0x3f80u16; v * d]).unwrap();
     let ids = Buffer::from_slice(device, &[3u32, 1, 4, 15, 9, 2, 6, 53]).unwrap();
     let mut out = Buffer::<f32>::uninitialised(device, rows * d).unwrap();
-    embed(device, Storage::Bf16, &mut out.view_mut(), table.view(), ids.view(), d).unwrap();
+    embed(device, HalfType::Bf16, &mut out.view_mut(), table.view(), ids.view(), d).unwrap();
     let counters = &emulated.machine.report().kernels["embed_bf16"];
     over_floor("embed, each byte once", once(counters), 6 * rows * d + 4 * rows, 1.0);
     // Each warp asks for its row's id.
@@ -85,7 +86,7 @@ fn bytes_over_the_floor() {
     let mut pool = Buffer::<u16>::uninitialised(device, layout.block()).unwrap();
     let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms: None };
     let mut kv = KvRows { pool: pool.view_mut(), layout, layer: 0, slots: places.view() };
-    rope(device, Storage::Bf16, &mut q.view_mut(), &mut kv, &inputs, heads).unwrap();
+    rope(device, HalfType::Bf16, &mut q.view_mut(), &mut kv, &inputs, heads).unwrap();
     let counters = &emulated.machine.report().kernels["rope_bf16"];
     let (floor, table) = (4 * rows * heads.qkv(), rows * 64 * 8);
     over_floor("rope, each byte once", once(counters), floor + table, 1.05);
@@ -112,8 +113,8 @@ fn bytes_over_the_floor() {
         let mut y = Buffer::<u16>::uninitialised(device, tokens * n).unwrap();
         let mut scratch = gemm::Scratch::new(device, &[(n, k)], 0).unwrap();
         emulated.machine.reset();
-        let operands = Operands { storage: Storage::Bf16, x: x.view(), w: w.view(), bias: None };
-        let y = &mut Output::Storage(y.view_mut());
+        let operands = Operands { storage: HalfType::Bf16, x: x.view(), w: w.view(), bias: None };
+        let y = &mut Output::HalfType(y.view_mut());
         gemm(device, y, operands, Shape { tokens, n, k }, &mut scratch).unwrap();
         let counters = &emulated.machine.report().kernels["gemm_stream8_bf16"];
         let floor = 2 * (n * k + tokens * k + tokens * n);
@@ -133,7 +134,7 @@ fn bytes_over_the_floor() {
         let mut dx = Buffer::<f32>::uninitialised(device, tokens * k).unwrap();
         let mut scratch = gemm::Scratch::new(device, &[(k, n)], 0).unwrap();
         emulated.machine.reset();
-        let gradients = gemm::Gradients { storage: Storage::Bf16, dy: dy.view(), w: w.view() };
+        let gradients = gemm::Gradients { storage: HalfType::Bf16, dy: dy.view(), w: w.view() };
         let dx = &mut Output::F32(dx.view_mut());
         gemm::gemm_backward(device, dx, gradients, Shape { tokens, n, k }, &mut scratch).unwrap();
         let counters = &emulated.machine.report().kernels["gemm_backward_stream8_bf16"];
@@ -161,7 +162,7 @@ fn backward_bytes(emulated: &Emulated) {
     let norm = Norm { weight: weight.view(), columns: d, eps: 1e-5 };
     let behind = Behind::Rows(dy.view());
     let (out, out_16) = (&mut grad.view_mut(), &mut rounded.view_mut());
-    rmsnorm_backward(device, Storage::Bf16, out, Some(out_16), behind, residual.view(), norm).unwrap();
+    rmsnorm_backward(device, HalfType::Bf16, out, Some(out_16), behind, residual.view(), norm).unwrap();
     let counters = &emulated.machine.report().kernels["rmsnorm_backward_bf16"];
     let floor = rows * d * (12 + 4 + 2) + d * 2;
     over_floor("rmsnorm_backward, each byte once", once(counters), floor, 1.0);
@@ -170,7 +171,7 @@ fn backward_bytes(emulated: &Emulated) {
     let (gate_up, d_act) = (ones(rows * 2 * f), ones_f32(rows * f));
     let mut d_gate_up = Buffer::<u16>::uninitialised(device, rows * 2 * f).unwrap();
     let out = &mut d_gate_up.view_mut();
-    swiglu_backward(device, Storage::Bf16, out, d_act.view(), gate_up.view(), f).unwrap();
+    swiglu_backward(device, HalfType::Bf16, out, d_act.view(), gate_up.view(), f).unwrap();
     let counters = &emulated.machine.report().kernels["swiglu_backward_bf16"];
     over_floor("swiglu_backward, sectors", sectors(counters), 12 * rows * f, 1.0);
 
@@ -185,7 +186,7 @@ fn backward_bytes(emulated: &Emulated) {
         let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms };
         let gradients = Gradients { q: dq.view(), k: dk.view(), v: dv.view() };
         emulated.machine.reset();
-        rope_backward(device, Storage::Bf16, &mut d_qkv.view_mut(), &gradients, &inputs, heads).unwrap();
+        rope_backward(device, HalfType::Bf16, &mut d_qkv.view_mut(), &gradients, &inputs, heads).unwrap();
         let counters = &emulated.machine.report().kernels["rope_backward_bf16"];
         let floor = rows * (6 * heads.qkv() + 64 * 8 + if normed { 2 * 40 * 128 } else { 0 });
         over_floor(&format!("rope_backward, norms {normed}, each byte once"), once(counters), floor, 1.07);
@@ -237,7 +238,7 @@ fn chosen_bytes(emulated: &Emulated) {
     let mut products = Buffer::<f32>::uninitialised(device, candidates).unwrap();
     let (grads, table, ids, wishes) = (grads.view(), table.view(), ids.view(), wishes.view());
     let inputs = nudge::Inputs { grads, table, ids, wishes, d, scale: 1.0 };
-    nudge(device, Storage::Bf16, &mut choices.view_mut(), &mut products.view_mut(), &inputs).unwrap();
+    nudge(device, HalfType::Bf16, &mut choices.view_mut(), &mut products.view_mut(), &inputs).unwrap();
     let counters = &emulated.machine.report().kernels["nudge_bf16"];
     over_floor("nudge, each byte once", once(counters), candidates * 2 * d + 4 * d, 1.01);
 
@@ -273,7 +274,7 @@ fn weights_are_placed_without_detours() {
         let stored = Stored { bytes: stored.view(), dtype, first: 0 };
         let layout = Layout::corner(rows, cols, width);
         emulated.machine.reset();
-        place(device, Storage::F16, &mut out.view_mut(), stored, &layout, &mut changed.view_mut()).unwrap();
+        place(device, HalfType::F16, &mut out.view_mut(), stored, &layout, &mut changed.view_mut()).unwrap();
         let counters = &emulated.machine.report().kernels["place_f16"];
         let floor = rows * cols * (size + 2);
         over_floor(&format!("place from {}, all bytes", dtype.name()), all(counters), floor, 1.0);

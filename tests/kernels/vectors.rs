@@ -1,7 +1,7 @@
 //! Golden vectors of single instructions, replayed on the emulated device.
 
 use crate::emulated::Emulated;
-use ggro::conformance::vectors::{read, record, replay, write};
+use ggro::lab::kernel_check::vectors::{read, record, replay, write};
 use ggro_emulator::{Config, Copies, Schedule};
 use std::collections::HashMap;
 use std::path::Path;

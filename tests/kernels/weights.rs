@@ -1,10 +1,12 @@
 //! Weights on their way to the device: the ring, the places, and what becomes of the numbers.
 
 use crate::emulated::Emulated;
-use ggro::checkpoint::{Checkpoint, DType, Files};
-use ggro::config::{ModelConfig, Task};
-use ggro::cuda::{Buffer, Device, Storage, staging};
-use ggro::demo;
+use ggro::cuda::{Buffer, Device, staging};
+use ggro::dtype::DType;
+use ggro::dtype::HalfType;
+use ggro::files::checkpoint::{Checkpoint, Files};
+use ggro::files::config::{ModelConfig, Task};
+use ggro::files::demo;
 use ggro::model::cuda::sizes::Sizes;
 use ggro::model::cuda::weights::{Head, LoadReport, Plan, Weights};
 use ggro::model::cuda::{Cuda, CudaOptions};
@@ -77,7 +79,7 @@ type Part<'a> = (&'a str, &'a [usize], &'a dyn Fn(usize) -> usize);
 struct Compared<'a> {
     device: &'a Device,
     checkpoint: &'a Checkpoint,
-    storage: Storage,
+    storage: HalfType,
 }
 
 impl Compared<'_> {
@@ -170,7 +172,7 @@ impl Compared<'_> {
 }
 
 /// Loads a model and compares everything.
-fn load(device: &Device, files: &Files, asked: Option<Storage>) -> ggro::Result<LoadReport> {
+fn load(device: &Device, files: &Files, asked: Option<HalfType>) -> ggro::Result<LoadReport> {
     let config = ModelConfig::load(files)?;
     let checkpoint = Checkpoint::open(files)?;
     let plan = Plan::new(&config, &checkpoint, asked)?;
@@ -201,7 +203,7 @@ fn every_model_lies_where_the_kernels_look_for_it() {
             let config = ModelConfig::load(&files).unwrap();
             let native = Plan::new(&config, &Checkpoint::open(&files).unwrap(), None).unwrap().storage();
             let small = matches!(files, Files::Dir(_));
-            for asked in [None, Some(Storage::Bf16), Some(Storage::F16)].into_iter().take(if small { 3 } else { 1 }) {
+            for asked in [None, Some(HalfType::Bf16), Some(HalfType::F16)].into_iter().take(if small { 3 } else { 1 }) {
                 match (load(&emulated.device, &files, asked), asked) {
                     (Ok(report), _) => {
                         let as_stored = asked.is_none() || asked == Some(native);
@@ -295,12 +297,12 @@ fn numbers_change_only_when_asked() {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
     assert_eq!(error.exit_code(), 2);
-    let report = load(device, &files(&folder), Some(Storage::Bf16)).unwrap();
+    let report = load(device, &files(&folder), Some(HalfType::Bf16)).unwrap();
     assert_eq!((report.inexact, report.first_inexact.as_deref()), (2, Some("model.embed_tokens.weight")));
 
     odd[5] = 1e6;
     let folder = made_up(66, 10, ("F32", &f32s(&odd)));
-    let text = load(device, &files(&folder), Some(Storage::F16)).unwrap_err().to_string();
+    let text = load(device, &files(&folder), Some(HalfType::F16)).unwrap_err().to_string();
     assert!(text.contains("1 of 660") && text.contains("beyond the range of f16"), "{text}");
 
     // Most of this model is f16; what is bf16 in it must fit.
@@ -308,7 +310,7 @@ fn numbers_change_only_when_asked() {
     let folder = made_up(66, 100, ("F16", &bytes));
     let (config, checkpoint) =
         (ModelConfig::load(&files(&folder)).unwrap(), Checkpoint::open(&files(&folder)).unwrap());
-    assert_eq!(Plan::new(&config, &checkpoint, None).unwrap().storage(), Storage::F16);
+    assert_eq!(Plan::new(&config, &checkpoint, None).unwrap().storage(), HalfType::F16);
     let report = load(device, &files(&folder), None).unwrap();
     assert!(report.converted > 0 && report.inexact == 0, "{report:?}");
     emulated.assert_clean();

@@ -2,8 +2,10 @@
 
 use crate::naive::{Failure, decode_both, decode_with};
 use crate::scripted::{FINISH, FOREIGN, Model, PROMPT, VOCAB, script, sure, torn};
-use ggro::ggro::{Candidate, CandidateStop, FinishReason, Options, Repeat, Response, Selection, Uniforms, WalkEnd};
+use ggro::answer::{Candidate, CandidateStop, FinishReason, Repeat, Response, WalkEnd};
+use ggro::method::{Options, Selection};
 use ggro::model::RowStats;
+use ggro::rng::Uniforms;
 
 /// Short segments: the threshold is tested from the second token on.
 fn options() -> Options {

@@ -2,8 +2,10 @@
 
 use crate::scripted::{FINISH, FOREIGN, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
 use ggro::Error;
+use ggro::answer::Segment;
 use ggro::engine::{Observer, decode};
-use ggro::ggro::{Options, Segment, Selection, Uniforms};
+use ggro::method::{Options, Selection};
+use ggro::rng::Uniforms;
 
 struct Silent;
 impl Observer for Silent {}

@@ -3,13 +3,12 @@
 //! source of uniform numbers.
 
 use crate::scripted::{Model, Scripted};
+use ggro::answer::{Candidate, CandidateStop, FinishReason, Margins, Repeat, Response, Segment, Slot, WalkEnd};
 use ggro::engine::{self, Settings, Width};
 use ggro::engine::{Observer, decode};
-use ggro::ggro::{
-    Candidate, CandidateStop, FinishReason, Margins, Options, Repeat, Response, Segment, Selection, Slot, Uniforms,
-    WalkEnd,
-};
+use ggro::method::{Options, Selection};
 use ggro::model::{Backend, RowStats, Work};
+use ggro::rng::Uniforms;
 
 /// Why the definition has no answer.
 #[derive(Debug, PartialEq)]

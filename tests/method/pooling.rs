@@ -3,7 +3,8 @@
 
 use crate::naive::decode_both;
 use crate::scripted::{FINISH, FOREIGN, Model, PROMPT, VOCAB, sure, torn};
-use ggro::ggro::{FinishReason, Options};
+use ggro::answer::FinishReason;
+use ggro::method::Options;
 
 /// The reward is different at every position.
 fn model(logits: fn(&[u32]) -> Vec<f32>, dot: fn(u32) -> f32, favourite: u32) -> Model {

@@ -2,8 +2,10 @@
 
 use crate::naive::{Failure, decode_with};
 use crate::scripted::Model;
-use ggro::ggro::entropy::SIGNALS;
-use ggro::ggro::{CandidateStop, Options, Response, Selection, Uniforms};
+use ggro::answer::{CandidateStop, Response};
+use ggro::method::entropy::SIGNALS;
+use ggro::method::{Options, Selection};
+use ggro::rng::Uniforms;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;

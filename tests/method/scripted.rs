@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each binary takes what it needs")]
 
-use ggro::config::{Family, ModelConfig, Rope, Task};
+use ggro::files::config::{Family, ModelConfig, Rope, Task};
 use ggro::kv::{KvHandle, KvPool};
 use ggro::model::{
     Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Span, TopK, Work,

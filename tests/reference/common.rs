@@ -1,9 +1,9 @@
 //! Golden fixtures and small helpers.
 
 pub use crate::backend::*;
-use ggro::checkpoint::{Checkpoint, Files};
-use ggro::config::ModelConfig;
-use ggro::model::reference::{LoadOptions, Reference};
+use ggro::files::checkpoint::{Checkpoint, Files};
+use ggro::files::config::ModelConfig;
+use ggro::model::cpu::{LoadOptions, Reference};
 use safetensors::SafeTensors;
 
 pub fn load(name: &str) -> Reference {

@@ -2,14 +2,14 @@
 
 use crate::backend::invariance;
 use crate::common::*;
-use ggro::cuda::Storage;
-use ggro::model::reference::LoadOptions;
+use ggro::dtype::HalfType;
+use ggro::model::cpu::LoadOptions;
 use ggro::model::{Backend, PolicySpan, Role, TopK};
 
 #[test]
 fn rows_do_not_depend_on_their_company() {
     for name in FORWARD_FIXTURES {
-        for simulate in [None, Some(Storage::Bf16)] {
+        for simulate in [None, Some(HalfType::Bf16)] {
             let mut backend = reference(name, simulate);
             invariance::rows_alone_and_in_batches(&mut backend);
             invariance::logits_as_they_are_asked_for(&mut backend);

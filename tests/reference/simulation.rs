@@ -2,10 +2,10 @@
 //! weights of another type are rounded too.
 
 use crate::common::*;
-use ggro::cuda::Storage;
-use ggro::model::reference::LoadOptions;
+use ggro::dtype::HalfType;
+use ggro::model::cpu::LoadOptions;
 
-fn simulating(storage: Storage) -> LoadOptions {
+fn simulating(storage: HalfType) -> LoadOptions {
     LoadOptions { simulate: Some(storage), ..LoadOptions::default() }
 }
 
@@ -21,7 +21,7 @@ fn errors_have_the_size_of_the_types_steps() {
     for name in FORWARD_FIXTURES {
         let golden = Numbers::open(name, "forward_48.safetensors").unwrap();
         let ids = golden.ids("ids");
-        let errors = Storage::ALL.map(|storage| {
+        let errors = HalfType::ALL.map(|storage| {
             let mut backend = load_with(name, &simulating(storage));
             let rows = backend.policy_rows(&ids).unwrap();
             for &value in &rows.hidden {
@@ -60,7 +60,7 @@ fn weights_of_another_type_are_rounded_when_loaded() {
         mlp_bias: false,
     };
     let ids = text(20, VOCAB, 3);
-    for storage in Storage::ALL {
+    for storage in HalfType::ALL {
         let mut tensors = weights(&shape, true, 7);
         let simulated = gradient(&mut load_synthetic(&shape, &tensors, &simulating(storage)), &ids, 0);
         for (_, values) in tensors.values_mut() {

@@ -1,8 +1,8 @@
 //! Random little models of any shape, written as Hugging Face directories.
 
-use ggro::checkpoint::{Checkpoint, Files};
-use ggro::config::ModelConfig;
-use ggro::model::reference::{LoadOptions, Reference};
+use ggro::files::checkpoint::{Checkpoint, Files};
+use ggro::files::config::ModelConfig;
+use ggro::model::cpu::{LoadOptions, Reference};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -4,14 +4,15 @@
 use crate::backend::lessons::{Golden, demo_must_pass, demo_pair, demo_traces};
 use crate::backend::{FIXTURES, Rows, reference};
 use ggro::Result;
-use ggro::config::ModelConfig;
-use ggro::cuda::Storage;
-use ggro::model::reference::{LoadOptions, PolicyRows, Reference};
+use ggro::dtype::HalfType;
+use ggro::files::config::ModelConfig;
+use ggro::lab::goldens::teacher::Lesson;
+use ggro::model::PolicyRows;
+use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{
     Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Work,
 };
 use ggro::trace::Trace;
-use ggro::verify::teacher::Lesson;
 
 #[test]
 fn the_simulation_and_the_reference_pass() {
@@ -30,7 +31,7 @@ fn the_simulation_and_the_reference_pass() {
 fn the_demo_pair_passes() {
     let pair = demo_pair();
     let traces = demo_traces(&pair, 10, 32, 3);
-    let options = LoadOptions { simulate: Some(Storage::Bf16), ..LoadOptions::default() };
+    let options = LoadOptions { simulate: Some(HalfType::Bf16), ..LoadOptions::default() };
     demo_must_pass(&pair, &traces, &mut Reference::load(&pair, &options).unwrap(), true);
 }
 
@@ -38,11 +39,11 @@ fn the_demo_pair_passes() {
 #[test]
 fn bf16_does_not_pass_for_f16() {
     let golden = Golden::read("mistral");
-    assert_eq!(golden.storage, Storage::F16);
-    let mut coarse = reference("mistral", Some(Storage::Bf16));
+    assert_eq!(golden.storage, HalfType::F16);
+    let mut coarse = reference("mistral", Some(HalfType::Bf16));
     assert!(!golden.check_passes(&golden.simulated_passes(false), &mut coarse).ok());
     assert!(!golden.lesson(false).examine("coarse", &mut coarse).unwrap().check.ok());
-    Golden::read("qwen3").must_pass(&mut reference("qwen3", Some(Storage::F16)), true);
+    Golden::read("qwen3").must_pass(&mut reference("qwen3", Some(HalfType::F16)), true);
 }
 
 /// What is wrong with a device.

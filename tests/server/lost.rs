@@ -1,11 +1,11 @@
 //! A device that is lost while the server runs.
 
 use ggro::Error;
-use ggro::config::ModelConfig;
 use ggro::engine::{Engine, Settings};
-use ggro::model::reference::{LoadOptions, Reference};
+use ggro::files::config::ModelConfig;
+use ggro::files::pair::Pair;
+use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Work};
-use ggro::pair::Pair;
 use ggro::server::connections::{Ended, serve};
 use ggro::server::method::Defaults;
 use ggro::server::{Config, Served};
@@ -81,7 +81,7 @@ impl Backend for Fragile {
 
 #[test]
 fn everyone_is_told_and_the_server_ends() {
-    let pair = Arc::new(Pair::load(&ggro::demo::policy(), &ggro::demo::reward()).unwrap());
+    let pair = Arc::new(Pair::load(&ggro::files::demo::policy(), &ggro::files::demo::reward()).unwrap());
     let defaults = Defaults { entropy_threshold: 3.25, max_candidates: 8 };
     let config = Config::new("demo", "demo-reward", defaults);
     let served = Arc::new(Served::new(config, pair.clone(), 512));

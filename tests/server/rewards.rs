@@ -1,14 +1,14 @@
 //! Rewards of given texts, and their gradients.
 
 use crate::Server;
-use ggro::model::reference::{LoadOptions, Reference};
+use ggro::files::pair::Pair;
+use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{Backend, GradientSpan, RewardSpan, Role, Span};
-use ggro::pair::Pair;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
 fn reference() -> (Arc<Pair>, Reference) {
-    let pair = Arc::new(Pair::load(&ggro::demo::policy(), &ggro::demo::reward()).unwrap());
+    let pair = Arc::new(Pair::load(&ggro::files::demo::policy(), &ggro::files::demo::reward()).unwrap());
     let reference = Reference::load(&pair, &LoadOptions::default()).unwrap();
     (pair, reference)
 }

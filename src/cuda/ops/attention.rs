@@ -5,7 +5,8 @@ pub mod plan;
 use super::kv::KvLayout;
 use super::{args, check_room, int, product, side};
 use crate::cuda::device::Launch;
-use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
+use crate::cuda::{Buffer, Device, View, ViewMut};
+use crate::dtype::HalfType;
 use crate::kv::BlockId;
 use crate::{Error, Result};
 use plan::{CLASSES, KERNELS};
@@ -113,8 +114,8 @@ impl Scratch {
 /// What is read, all in one storage type.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// Storage type.
-    pub storage: Storage,
+    /// HalfType type.
+    pub storage: HalfType,
     /// Rotated queries `[rows, heads * head]`.
     pub q: View<'a, u16>,
     /// The whole pool of keys and values.

@@ -7,7 +7,8 @@ use super::attention::{self, Shape};
 use super::kv::KvLayout;
 use super::{args, check_room, int, product, side};
 use crate::cuda::device::Launch;
-use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
+use crate::cuda::{Buffer, Device, View, ViewMut};
+use crate::dtype::HalfType;
 use crate::{Error, Result};
 use plan::{ITEM_WORDS, KERNELS, KEYS};
 pub use plan::{Plan, Segment};
@@ -36,8 +37,8 @@ impl Scratch {
 /// What is read. The 16-bit matrices are in one storage type.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// Storage type.
-    pub storage: Storage,
+    /// HalfType type.
+    pub storage: HalfType,
     /// Rotated queries `[rows, heads * head]`, as in the forward pass.
     pub q: View<'a, u16>,
     /// The whole pool of keys and values.

@@ -4,13 +4,14 @@ use super::{args, check_len, int, product, rows_of, side, vectors};
 use crate::Result;
 use crate::cuda::device::Launch;
 use crate::cuda::kernels::EMBED_THREADS;
-use crate::cuda::{Device, Storage, View, ViewMut};
+use crate::cuda::{Device, View, ViewMut};
+use crate::dtype::HalfType;
 
 /// `out[i] = table[ids[i]]`, widened: `out` is `[ids, d]` and `table` `[vocabulary, d]`, `d` a multiple of 8. An id without
 /// a row gives NaN.
 pub fn embed(
     device: &Device,
-    storage: Storage,
+    storage: HalfType,
     out: &mut ViewMut<'_, f32>,
     table: View<'_, u16>,
     ids: View<'_, u32>,

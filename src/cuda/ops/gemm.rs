@@ -3,7 +3,8 @@
 use super::{args, check_len, check_room, int, product, side};
 use crate::cuda::device::Launch;
 use crate::cuda::kernels::Kernel;
-use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
+use crate::cuda::{Buffer, Device, View, ViewMut};
+use crate::dtype::HalfType;
 use crate::{Error, Result};
 
 /// Elements of `k` per pipeline stage; forward, `k` is a multiple of it.
@@ -194,7 +195,7 @@ pub enum Output<'a> {
     /// Stored in f32.
     F32(ViewMut<'a, f32>),
     /// Rounded to the storage type.
-    Storage(ViewMut<'a, u16>),
+    HalfType(ViewMut<'a, u16>),
     /// Added to what is there.
     Add(ViewMut<'a, f32>),
 }
@@ -202,8 +203,8 @@ pub enum Output<'a> {
 /// Operands of a product, all in one storage type.
 #[derive(Clone, Copy, Debug)]
 pub struct Operands<'a> {
-    /// Storage type.
-    pub storage: Storage,
+    /// HalfType type.
+    pub storage: HalfType,
     /// `[tokens, k]`.
     pub x: View<'a, u16>,
     /// `[n, k]`.
@@ -249,8 +250,8 @@ pub fn gemm_planned(
 /// Operands of a data gradient, all in one storage type.
 #[derive(Clone, Copy, Debug)]
 pub struct Gradients<'a> {
-    /// Storage type.
-    pub storage: Storage,
+    /// HalfType type.
+    pub storage: HalfType,
     /// `[tokens, n]`: of the product's result.
     pub dy: View<'a, u16>,
     /// `[n, k]`, as the product took it.
@@ -320,7 +321,7 @@ unsafe fn launch(
     let elements = product(op, tokens, n)?;
     let (kind, address, len): (i32, u64, usize) = match y {
         Output::F32(y) => (0, y.address, y.len()),
-        Output::Storage(y) => (1, y.address, y.len()),
+        Output::HalfType(y) => (1, y.address, y.len()),
         Output::Add(y) => (2, y.address, y.len()),
     };
     check_len(op, "y", len, elements)?;

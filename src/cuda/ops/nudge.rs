@@ -4,7 +4,8 @@ use super::{args, check_len, int, rows_of, side, vectors};
 use crate::Result;
 use crate::cuda::device::Launch;
 use crate::cuda::kernels::NUDGE_THREADS;
-use crate::cuda::{Device, Storage, View, ViewMut};
+use crate::cuda::{Device, View, ViewMut};
+use crate::dtype::HalfType;
 
 /// Candidates of one wish, at most.
 pub const MAX_CANDIDATES: usize = 64;
@@ -75,7 +76,7 @@ pub struct Inputs<'a> {
 /// Products of the candidates' embeddings with the gradients, undamped, and one choice per wish.
 pub fn nudge(
     device: &Device,
-    storage: Storage,
+    storage: HalfType,
     choices: &mut ViewMut<'_, NudgeChoice>,
     products: &mut ViewMut<'_, f32>,
     inputs: &Inputs<'_>,

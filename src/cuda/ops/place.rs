@@ -1,10 +1,11 @@
 //! A stored matrix into its place in a padded or fused one, converted to the storage type.
 
 use super::{args, check_len, int, product, side};
-use crate::checkpoint::DType;
 use crate::cuda::device::Launch;
 use crate::cuda::kernels::PLACE_THREADS;
-use crate::cuda::{Device, Storage, View, ViewMut};
+use crate::cuda::{Device, View, ViewMut};
+use crate::dtype::DType;
+use crate::dtype::HalfType;
 use crate::{Error, Result};
 
 /// Sizes and positions are multiples of this where elements move in packs of 16 stored bytes.
@@ -132,7 +133,7 @@ unsafe impl bytemuck::Pod for Changed {}
 /// nearest even), and counts those that changed. Other elements of `out` are not touched.
 pub fn place(
     device: &Device,
-    storage: Storage,
+    storage: HalfType,
     out: &mut ViewMut<'_, u16>,
     stored: Stored<'_>,
     layout: &Layout,

@@ -4,7 +4,8 @@ use super::{args, check_len, check_room, int, product, side};
 use crate::Result;
 use crate::cuda::device::Launch;
 use crate::cuda::kernels::{NORM_SHARED, NORM_THREADS};
-use crate::cuda::{Device, Storage, View, ViewMut};
+use crate::cuda::{Device, View, ViewMut};
+use crate::dtype::HalfType;
 
 /// What is added to the residual stream first.
 #[derive(Clone, Copy, Debug)]
@@ -14,7 +15,7 @@ pub enum Delta<'a> {
     /// `[rows, d]` in f32.
     F32(View<'a, f32>),
     /// `[rows, d]` in the storage type.
-    Storage(View<'a, u16>),
+    HalfType(View<'a, u16>),
 }
 
 /// A norm's parameters.
@@ -31,7 +32,7 @@ pub struct Norm<'a> {
 /// `residual += delta; out = residual / sqrt(mean(residual^2) + eps) * weight`, per row of `weight.len()` elements.
 pub fn rmsnorm(
     device: &Device,
-    storage: Storage,
+    storage: HalfType,
     out: &mut ViewMut<'_, u16>,
     residual: &mut ViewMut<'_, f32>,
     delta: Delta<'_>,
@@ -51,7 +52,7 @@ pub fn rmsnorm(
             check_len(OP, "delta", delta.len(), elements)?;
             (1, delta.address)
         }
-        Delta::Storage(delta) => {
+        Delta::HalfType(delta) => {
             check_len(OP, "delta", delta.len(), elements)?;
             (2, delta.address)
         }
@@ -90,7 +91,7 @@ pub enum Behind<'a> {
 /// the storage type.
 pub fn rmsnorm_backward(
     device: &Device,
-    storage: Storage,
+    storage: HalfType,
     grad: &mut ViewMut<'_, f32>,
     rounded: Option<&mut ViewMut<'_, u16>>,
     behind: Behind<'_>,

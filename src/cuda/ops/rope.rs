@@ -4,7 +4,8 @@ use super::kv::KvRows;
 use super::{args, check_len, int, product, side};
 use crate::cuda::device::Launch;
 use crate::cuda::kernels::ROPE_THREADS;
-use crate::cuda::{Device, Storage, View, ViewMut};
+use crate::cuda::{Device, View, ViewMut};
+use crate::dtype::HalfType;
 use crate::{Error, Result, kv};
 
 /// Heads of an attention layer.
@@ -84,7 +85,7 @@ impl Inputs<'_> {
 /// values to their slots.
 pub fn rope(
     device: &Device,
-    storage: Storage,
+    storage: HalfType,
     q: &mut ViewMut<'_, u16>,
     kv: &mut KvRows<'_>,
     inputs: &Inputs<'_>,
@@ -159,7 +160,7 @@ pub struct Gradients<'a> {
 /// Gradient of [`rope`]: `d_qkv` `[n, (heads + 2 kv_heads) padded]`, the padding zero. `inputs` are those of the forward pass.
 pub fn rope_backward(
     device: &Device,
-    storage: Storage,
+    storage: HalfType,
     d_qkv: &mut ViewMut<'_, u16>,
     gradients: &Gradients<'_>,
     inputs: &Inputs<'_>,

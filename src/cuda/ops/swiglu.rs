@@ -4,12 +4,13 @@ use super::{args, check_len, int, product, rows_of, side, vectors};
 use crate::Result;
 use crate::cuda::device::Launch;
 use crate::cuda::kernels::SWIGLU_THREADS;
-use crate::cuda::{Device, Storage, View, ViewMut};
+use crate::cuda::{Device, View, ViewMut};
+use crate::dtype::HalfType;
 
 /// `out[n, f] = silu(gate) * up` with `gate_up` `[n, 2f]`, the gate first; `f` is a multiple of 8.
 pub fn swiglu(
     device: &Device,
-    storage: Storage,
+    storage: HalfType,
     out: &mut ViewMut<'_, u16>,
     gate_up: View<'_, u16>,
     f: usize,
@@ -32,7 +33,7 @@ pub fn swiglu(
 /// Gradient of [`swiglu`]: `d_gate_up` `[n, 2f]` from `d_act` `[n, f]` and the `gate_up` that the forward pass kept.
 pub fn swiglu_backward(
     device: &Device,
-    storage: Storage,
+    storage: HalfType,
     d_gate_up: &mut ViewMut<'_, u16>,
     d_act: View<'_, f32>,
     gate_up: View<'_, u16>,

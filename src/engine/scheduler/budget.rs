@@ -1,9 +1,9 @@
 //! How much of a turn a task may have.
 
-use super::{Span, tail};
+use crate::engine::turn::{Span, tail};
 use crate::engine::{Settings, Width};
-use crate::ggro::task::Task;
 use crate::model::{Backend, Role};
+use crate::task::Task;
 
 /// What is left of a turn.
 pub(super) struct Budget {

@@ -1,10 +1,11 @@
 //! Blocks of keys and values: who gets them, and from whom they are taken back.
 
-use super::{Event, Scheduler, Span};
+use super::{Event, Scheduler};
 use crate::engine::lines::{Key, Source, common};
-use crate::ggro::task::{Task, Use};
+use crate::engine::turn::Span;
 use crate::kv::BLOCK;
 use crate::model::{Backend, Role};
+use crate::task::{Task, Use};
 use std::collections::HashSet;
 
 /// What the spans of a turn have been given.

@@ -17,7 +17,8 @@ use crate::cuda::ops::gemm::{self, Gradients, Output, Shape, gemm_backward};
 use crate::cuda::ops::rmsnorm::{Behind, Norm, rmsnorm_backward};
 use crate::cuda::ops::rope::{self, HeadNorms, Heads, rope_backward};
 use crate::cuda::ops::swiglu::swiglu_backward;
-use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
+use crate::cuda::{Buffer, Device, View, ViewMut};
+use crate::dtype::HalfType;
 use crate::profile;
 use crate::{Error, Result};
 
@@ -221,14 +222,14 @@ fn factor(device: &Device, decoder: &Decoder) -> Result<f32> {
 /// Data gradients of products with weights.
 struct Products<'a> {
     device: &'a Device,
-    storage: Storage,
+    storage: HalfType,
     scratch: &'a mut gemm::Scratch,
 }
 
 impl Products<'_> {
     /// `dx = dy w`, rounded to the storage type.
     fn stored(&mut self, dx: ViewMut<'_, u16>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
-        self.run(Output::Storage(dx), dy, rows, w)
+        self.run(Output::HalfType(dx), dy, rows, w)
     }
 
     /// `dx = dy w`, in f32.

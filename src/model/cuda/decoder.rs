@@ -2,10 +2,9 @@
 
 use super::foresight::Foresight;
 use super::packet::{Inbox, Packet, Section};
-use super::sizes::Sizes;
+use super::sizes::{Sizes, attention_shape};
 use super::state::{Activations, Kept, State, Tape};
 use super::weights::Weights;
-use crate::config::ModelConfig;
 use crate::cuda::ops::attention::{self, Query, Sequence, attention};
 use crate::cuda::ops::attention_backward::{self, Segment};
 use crate::cuda::ops::copy_rows::copy_rows;
@@ -16,7 +15,9 @@ use crate::cuda::ops::kv_copy::kv_copy;
 use crate::cuda::ops::rmsnorm::{Delta, Norm, rmsnorm};
 use crate::cuda::ops::rope::{self, HeadNorms, Heads, rope};
 use crate::cuda::ops::swiglu::swiglu;
-use crate::cuda::{Buffer, Device, Storage, View, ViewMut};
+use crate::cuda::{Buffer, Device, View, ViewMut};
+use crate::dtype::HalfType;
+use crate::files::config::ModelConfig;
 use crate::kv::{BLOCK, BlockCopy, KvPool};
 use crate::model::spans::Batch;
 use crate::profile;
@@ -26,7 +27,7 @@ use crate::{Error, Result};
 pub(super) struct Decoder {
     pub config: ModelConfig,
     pub sizes: Sizes,
-    pub storage: Storage,
+    pub storage: HalfType,
     pub weights: Weights,
     pub kv: KvPool,
     pub state: State,
@@ -86,18 +87,12 @@ impl Step {
     }
 }
 
-/// Attention's heads and what they see.
-pub(super) fn shape(sizes: &Sizes, window: Option<usize>) -> attention::Shape {
-    let Sizes { heads, kv_heads, head, head_padded, .. } = *sizes;
-    attention::Shape { heads, kv_heads, head: head_padded, scale: 1.0 / (head as f32).sqrt(), window }
-}
-
 impl Decoder {
     pub fn new(
         device: &Device,
         config: &ModelConfig,
         sizes: Sizes,
-        (weights, storage): (Weights, Storage),
+        (weights, storage): (Weights, HalfType),
         (rows, blocks, positions): (usize, usize, usize),
     ) -> Result<Self> {
         let layout = KvLayout { layers: sizes.layers, kv_heads: sizes.kv_heads, head: sizes.head_padded };
@@ -254,7 +249,7 @@ impl Decoder {
     /// Makes the lists that the next step needs if these sequences go on, for a batch of single tokens.
     pub fn foresee(&mut self, device: &Device, batch: &Batch<'_>) {
         let (attention, sizes) = (&self.state.attention, &self.sizes);
-        let limits = |window| attention.limits(device, &shape(sizes, window));
+        let limits = |window| attention.limits(device, &attention_shape(sizes, window));
         // What goes wrong here goes wrong again where it is needed.
         self.foreseen = Foresight::behind(batch, &self.kv, sizes, &self.config.windows, limits).ok().flatten();
     }
@@ -290,7 +285,7 @@ impl Decoder {
                 sequences.push(Sequence { blocks, queries });
             }
         }
-        let shape = shape(&self.sizes, window);
+        let shape = attention_shape(&self.sizes, window);
         let limits = self.state.attention.limits(device, &shape);
         let mut plan = attention::Plan::new(&shape, &sequences, limits)?;
         if fill {
@@ -384,7 +379,7 @@ impl Decoder {
 /// Products with weights, all in one storage type.
 pub(super) struct Linear<'a> {
     pub device: &'a Device,
-    pub storage: Storage,
+    pub storage: HalfType,
     pub scratch: &'a mut gemm::Scratch,
 }
 
@@ -398,7 +393,7 @@ impl Linear<'_> {
         w: &Buffer<u16>,
         bias: &Option<Buffer<u16>>,
     ) -> Result<()> {
-        self.run(Output::Storage(y), x, rows, w.view(), bias.as_ref())
+        self.run(Output::HalfType(y), x, rows, w.view(), bias.as_ref())
     }
 
     /// `y += x w^T + b`, in f32.

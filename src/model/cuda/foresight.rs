@@ -3,8 +3,7 @@
 //! What attention has to do follows from positions and blocks, which are known before the tokens are: when the same sequences
 //! go on by one token each, as they mostly do, the lists are there. Whether they are the same is seen, not assumed.
 
-use super::decoder::shape;
-use super::sizes::Sizes;
+use super::sizes::{Sizes, attention_shape};
 use crate::Result;
 use crate::cuda::ops::attention::{Limits, Plan, Query, Sequence};
 use crate::kv::{BLOCK, BlockId, KvHandle, KvPool};
@@ -49,7 +48,7 @@ impl Foresight {
         for &window in windows {
             if plans.iter().all(|(known, _)| *known != window) {
                 let limits = limits(window);
-                plans.push((window, Plan::new(&shape(sizes, window), &sequences, limits)?.filled(limits)));
+                plans.push((window, Plan::new(&attention_shape(sizes, window), &sequences, limits)?.filled(limits)));
             }
         }
         Ok(Some(Foresight { rows, plans }))

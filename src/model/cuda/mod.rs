@@ -19,15 +19,16 @@ mod state;
 mod steps;
 pub mod weights;
 
-use super::reference::PolicyRows;
 use super::spans::{self, Placed, handle, reward_rows, score};
 use super::{
-    Backend, Gradient, GradientSpan, Logits, PolicyRow, PolicySpan, RewardSpan, Role, Score, Seconds, SeqId, Span,
-    Turn, Turned, Work, policy_range, timed,
+    Backend, Gradient, GradientSpan, Logits, PolicyRow, PolicyRows, PolicySpan, RewardSpan, Role, Score, Seconds,
+    SeqId, Span, Turn, Turned, Work, policy_range, timed,
 };
-use crate::checkpoint::{Bytes, Checkpoint, DType};
-use crate::config::ModelConfig;
-use crate::cuda::{Buffer, Device, Storage};
+use crate::cuda::{Buffer, Device};
+use crate::dtype::DType;
+use crate::dtype::HalfType;
+use crate::files::checkpoint::{Bytes, Checkpoint};
+use crate::files::config::ModelConfig;
 use crate::kv::KvHandle;
 use crate::profile::{self, Phase};
 use crate::{Error, Result};
@@ -372,11 +373,11 @@ fn not_run() -> Error {
 }
 
 /// Whether two stored rows are the same numbers once they have the storage type.
-fn same_numbers(dtype: DType, storage: Storage, a: &[u8], b: &[u8]) -> bool {
+fn same_numbers(dtype: DType, storage: HalfType, a: &[u8], b: &[u8]) -> bool {
     let number = |bytes: &[u8]| {
         let stored = match (dtype, bytes) {
-            (DType::Bf16, &[x, y]) => Storage::Bf16.widen(u16::from_le_bytes([x, y])),
-            (DType::F16, &[x, y]) => Storage::F16.widen(u16::from_le_bytes([x, y])),
+            (DType::Bf16, &[x, y]) => HalfType::Bf16.widen(u16::from_le_bytes([x, y])),
+            (DType::F16, &[x, y]) => HalfType::F16.widen(u16::from_le_bytes([x, y])),
             (DType::F32, &[x, y, z, w]) => f32::from_le_bytes([x, y, z, w]),
             _ => f32::NAN,
         };

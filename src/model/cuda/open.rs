@@ -8,11 +8,13 @@ use super::memory::{self, Budget, Needs};
 use super::state::State;
 use super::weights::{LoadReport, Plan, Source, Weights};
 use super::{Cuda, Parts};
-use crate::checkpoint::{Bytes, Checkpoint, DType};
-use crate::config::ModelConfig;
-use crate::cuda::{Buffer, Device, Storage};
+use crate::cuda::{Buffer, Device};
+use crate::dtype::DType;
+use crate::dtype::HalfType;
+use crate::files::checkpoint::{Bytes, Checkpoint};
+use crate::files::config::ModelConfig;
+use crate::files::pair::Pair;
 use crate::model::spans;
-use crate::pair::Pair;
 use crate::{Error, Result};
 use std::collections::HashSet;
 
@@ -21,8 +23,8 @@ use std::collections::HashSet;
 pub struct CudaOptions {
     /// Longest sequence in tokens; `None`: the shorter of what the two models were made for.
     pub max_model_len: Option<usize>,
-    /// Storage type of weights, activations, keys and values; `None`: that of the checkpoints, if it loses nothing.
-    pub dtype: Option<Storage>,
+    /// HalfType type of weights, activations, keys and values; `None`: that of the checkpoints, if it loses nothing.
+    pub dtype: Option<HalfType>,
     /// Share of the device's memory that may be in use, by whomever.
     pub memory_utilization: f64,
     /// Most rows that go through the layers together.
@@ -57,7 +59,7 @@ pub struct Opened {
     /// Loading of policy and reward model.
     pub loads: [LoadReport; 2],
     /// Their storage types.
-    pub storage: [Storage; 2],
+    pub storage: [HalfType; 2],
 }
 
 /// What is known of a pair before a device is asked for anything.

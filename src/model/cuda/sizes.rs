@@ -3,8 +3,9 @@
 //! Widths are padded to tiles of 64 columns, heads to 32, 64 or 128. Weights of padded rows and columns are zero, so padded
 //! activations are zero too: no kernel has a ragged inner loop, and no result changes. Means divide by the real size.
 
-use crate::config::ModelConfig;
+use crate::cuda::ops::attention;
 use crate::cuda::ops::gemm::TILE_K;
+use crate::files::config::ModelConfig;
 use crate::{Error, Result};
 
 /// Head sizes that attention has kernels for.
@@ -77,6 +78,12 @@ impl Sizes {
     pub fn kv_per_token(&self) -> usize {
         2 * self.layers * self.kv_heads * self.head_padded
     }
+}
+
+/// Attention's heads and what they see.
+pub(super) fn attention_shape(sizes: &Sizes, window: Option<usize>) -> attention::Shape {
+    let Sizes { heads, kv_heads, head, head_padded, .. } = *sizes;
+    attention::Shape { heads, kv_heads, head: head_padded, scale: 1.0 / (head as f32).sqrt(), window }
 }
 
 #[cfg(test)]

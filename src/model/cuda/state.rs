@@ -1,7 +1,6 @@
 //! What a batch leaves in device memory: the buffers of the layers, and what the backward pass needs of them.
 
-use super::decoder;
-use super::sizes::Sizes;
+use super::sizes::{Sizes, attention_shape};
 use crate::Result;
 use crate::cuda::ops::{attention, gemm};
 use crate::cuda::{Buffer, Device};
@@ -98,7 +97,7 @@ impl State {
             act: Buffer::uninitialised(device, rows * f)?,
             layer: Activations::new(device, sizes, rows)?,
             scratch: gemm::Scratch::new(device, &products, 0)?,
-            attention: attention::Scratch::new(device, &[decoder::shape(sizes, None)], PARTS)?,
+            attention: attention::Scratch::new(device, &[attention_shape(sizes, None)], PARTS)?,
         })
     }
 

@@ -4,19 +4,22 @@
 //! brings the bytes there. What has the storage type and no padding inside is copied from the pinned ring straight to its
 //! place, the rest goes through a staging area and the `place` kernel.
 //!
-//! # Storage type
+//! # HalfType type
 //!
 //! Unless one is asked for, it is the 16-bit type that most of the model's weights have, bf16 if none has: a model stored in
 //! f32 runs in bf16. Tensors of another type are converted, and only if no element changes; a type that was asked for may
 //! round. Numbers that it cannot hold at all are refused in any case.
 
 use super::sizes::Sizes;
-use crate::checkpoint::{Bytes, Checkpoint, DType};
-use crate::config::{ModelConfig, Task};
-use crate::cuda::ops::draw::{Draw, draw};
+use crate::cuda::ops::draw::draw;
 use crate::cuda::ops::place::{Changed, Groups, Layout, Stored, place};
-use crate::cuda::{Buffer, Device, Storage, View, staging};
+use crate::cuda::{Buffer, Device, View, staging};
+use crate::dtype::DType;
+use crate::dtype::HalfType;
+use crate::files::checkpoint::{Bytes, Checkpoint};
+use crate::files::config::{ModelConfig, Task};
 use crate::model::synthetic;
+use crate::rng::RandomFill;
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -107,7 +110,7 @@ pub enum Source<'a> {
 #[derive(Debug)]
 pub struct Plan {
     sizes: Sizes,
-    storage: Storage,
+    storage: HalfType,
     /// The storage type was asked for, so elements may be rounded to it.
     asked: bool,
     /// The checkpoint, for messages.
@@ -141,7 +144,7 @@ struct Tensor {
 enum Content {
     Stored(DType, Bytes),
     /// Made on the device.
-    Drawn(Draw),
+    Drawn(RandomFill),
 }
 
 impl Content {
@@ -166,7 +169,7 @@ impl Plan {
     ///
     /// # Errors
     /// The kernels cannot do the model's sizes; a tensor is missing, or has another shape or type.
-    pub fn new(config: &ModelConfig, checkpoint: &Checkpoint, asked: Option<Storage>) -> Result<Self> {
+    pub fn new(config: &ModelConfig, checkpoint: &Checkpoint, asked: Option<HalfType>) -> Result<Self> {
         Self::of(config, Source::Stored(checkpoint), asked)
     }
 
@@ -174,7 +177,7 @@ impl Plan {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn of(config: &ModelConfig, source: Source<'_>, asked: Option<Storage>) -> Result<Self> {
+    pub fn of(config: &ModelConfig, source: Source<'_>, asked: Option<HalfType>) -> Result<Self> {
         let sizes = Sizes::new(config)?;
         let mut builder = Builder { config, source, slabs: Vec::new(), tensors: Vec::new() };
         let weights = builder.decoder(&sizes)?;
@@ -185,7 +188,7 @@ impl Plan {
         };
         let of = |dtype| move |tensor: &&Tensor| tensor.content.dtype() == Some(dtype);
         let elements = |dtype| -> u64 { tensors.iter().filter(of(dtype)).map(|t| t.elements() as u64).sum() };
-        let most = if elements(DType::F16) > elements(DType::Bf16) { Storage::F16 } else { Storage::Bf16 };
+        let most = if elements(DType::F16) > elements(DType::Bf16) { HalfType::F16 } else { HalfType::Bf16 };
         Ok(Plan { sizes, storage: asked.unwrap_or(most), asked: asked.is_some(), path, slabs, tensors, weights })
     }
 
@@ -195,7 +198,7 @@ impl Plan {
     }
 
     /// The storage type.
-    pub fn storage(&self) -> Storage {
+    pub fn storage(&self) -> HalfType {
         self.storage
     }
 
@@ -305,15 +308,15 @@ impl Tensor {
         self.layout.rows * self.layout.cols
     }
 
-    fn converts(&self, storage: Storage) -> bool {
+    fn converts(&self, storage: HalfType) -> bool {
         match (self.content.dtype(), storage) {
-            (None, _) | (Some(DType::Bf16), Storage::Bf16) | (Some(DType::F16), Storage::F16) => false,
+            (None, _) | (Some(DType::Bf16), HalfType::Bf16) | (Some(DType::F16), HalfType::F16) => false,
             (Some(_), _) => true,
         }
     }
 
     /// Where it lies in its slab, if its bytes can be copied there as they are.
-    fn direct(&self, storage: Storage) -> Option<Range<usize>> {
+    fn direct(&self, storage: HalfType) -> Option<Range<usize>> {
         if self.converts(storage) { None } else { self.layout.contiguous() }
     }
 }
@@ -534,7 +537,7 @@ impl Loader<'_> {
     }
 
     /// Makes a tensor's numbers in their places.
-    fn draw(&mut self, index: usize, from: Draw) -> Result<()> {
+    fn draw(&mut self, index: usize, from: RandomFill) -> Result<()> {
         let (device, storage) = (self.device, self.plan.storage);
         let tensor = &self.plan.tensors[index];
         let slab = &mut self.slabs[tensor.slab];
@@ -542,8 +545,8 @@ impl Loader<'_> {
             return draw(device, storage, &mut slab.view_mut().slice(place), 0, from);
         }
         let dtype = match storage {
-            Storage::Bf16 => DType::Bf16,
-            Storage::F16 => DType::F16,
+            HalfType::Bf16 => DType::Bf16,
+            HalfType::F16 => DType::F16,
         };
         let most = self.staged.len() / dtype.size();
         for first in (0..tensor.elements()).step_by(most.max(1)) {

@@ -2,7 +2,7 @@
 //! of bytes.
 
 use super::{Drawn, config_json, tensors};
-use crate::config::{ModelConfig, Task};
+use crate::files::config::{ModelConfig, Task};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -152,8 +152,8 @@ fn weights(config: &ModelConfig, seed: u64, folder: &Path, shard: u64, wrote: Wr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::Files;
-    use crate::pair::Pair;
+    use crate::files::checkpoint::Files;
+    use crate::files::pair::Pair;
 
     #[test]
     fn letters_of_bytes() {
@@ -171,7 +171,7 @@ mod tests {
         let files = |name: &str| Files::Dir(dir.path().join(name));
         let pair = Pair::load(&files("policy"), &files("reward")).unwrap();
         let made = super::super::safetensors(&pair.policy, 7).unwrap();
-        let made = crate::checkpoint::Checkpoint::of_bytes("made", made).unwrap();
+        let made = crate::files::checkpoint::Checkpoint::of_bytes("made", made).unwrap();
         for (name, shape) in tensors(&pair.policy) {
             let (written, drawn) =
                 (pair.policy_weights.tensor(&name, &shape).unwrap(), made.tensor(&name, &shape).unwrap());
@@ -181,7 +181,7 @@ mod tests {
         let ids = pair.tokenizer.encode(text).unwrap();
         assert_eq!(pair.tokenizer.decode(&ids).unwrap(), text);
         assert_eq!(ids.len(), text.len());
-        let said = [crate::chat::Message { role: "user".into(), content: "Hello".into() }];
+        let said = [crate::files::chat::Message { role: "user".into(), content: "Hello".into() }];
         let rendered = pair.chat.as_ref().unwrap().render(&said, true).unwrap();
         assert_eq!(rendered, "<|start|>user\nHello<|end|>\n<|start|>assistant\n");
         assert_eq!(

@@ -1,0 +1,136 @@
+//! What a guard model says of answers: safe, or unsafe and in which ways, as Llama Guard writes it.
+//!
+//! The guard's own chat template makes the question of a prompt and its answer. It answers greedily: `safe`, or `unsafe` and on the
+//! next line categories such as `S1,S9`.
+
+use super::output::{Record, Row};
+use crate::engine::{Engine, sampler};
+use crate::files::chat::{ChatTemplate, Message};
+use crate::files::tokenizer::Tokenizer;
+use crate::sampling::{Plan, Sampling};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Tokens that a verdict has, at most.
+pub const MOST_TOKENS: usize = 48;
+
+/// A guard's word on one answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Number of the prompt.
+    pub index: usize,
+    /// What was asked.
+    pub prompt: String,
+    /// Whether the answer is safe; none if the guard said neither.
+    pub safe: Option<bool>,
+    /// In which ways it is not.
+    pub categories: Vec<String>,
+    /// What the guard wrote.
+    pub text: String,
+}
+
+impl Record for Verdict {
+    fn index(&self) -> usize {
+        self.index
+    }
+
+    fn prompt(&self) -> &str {
+        &self.prompt
+    }
+}
+
+/// A guard model, ready to be asked.
+pub struct Guard<'a> {
+    /// Runs it, as the policy.
+    pub engine: &'a Engine,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// How it is asked.
+    pub chat: &'a ChatTemplate,
+    /// What ends its words.
+    pub stop_ids: &'a [u32],
+    /// Longest question and answer together, in tokens.
+    pub context: usize,
+}
+
+impl Guard<'_> {
+    /// Asks about an answer. Of a conversation that is too long, the answer's end is left out.
+    ///
+    /// # Errors
+    /// The template fails, the prompt alone is too long, or the engine fails.
+    pub fn ask(&self, row: &Row) -> Result<Verdict> {
+        let said = |role: &str, content: &str| Message { role: role.to_string(), content: content.to_string() };
+        let question = |answer: &str| -> Result<Vec<u32>> {
+            let text = self.chat.render(&[said("user", &row.prompt), said("assistant", answer)], true)?;
+            self.tokenizer.encode(&text)
+        };
+        let room = self.context.saturating_sub(MOST_TOKENS);
+        let mut answer = row.response.as_str();
+        let mut ids = question(answer)?;
+        while ids.len() > room {
+            if answer.is_empty() {
+                return Err(Error::invalid(format!(
+                    "prompt {}: {} tokens do not fit the guard's context of {}",
+                    row.index,
+                    ids.len(),
+                    self.context
+                )));
+            }
+            let mut end = answer.len() / 2;
+            while !answer.is_char_boundary(end) {
+                end -= 1;
+            }
+            answer = &answer[..end];
+            ids = question(answer)?;
+        }
+        let plan = Plan {
+            sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+            n: 1,
+            score: false,
+            max_new_tokens: MOST_TOKENS.min(self.context.saturating_sub(ids.len()).max(1)),
+            stop_ids: self.stop_ids.to_vec(),
+            stop: None,
+            tell: false,
+            prompt_logprobs: false,
+        };
+        let ticket = self.engine.submit(Box::new(move |backend| Ok(Box::new(sampler(backend, &ids, plan)?))))?;
+        let (finished, _) = ticket.wait()?;
+        let completions = finished.completions()?;
+        let found = completions.all.first().map(|one| one.ids.as_slice()).unwrap_or_default();
+        let found: Vec<u32> = found.iter().copied().filter(|id| !self.stop_ids.contains(id)).collect();
+        let text = self.tokenizer.decode(&found)?;
+        let (safe, categories) = read_verdict(&text);
+        Ok(Verdict { index: row.index, prompt: row.prompt.clone(), safe, categories, text })
+    }
+}
+
+/// What a guard's words mean.
+pub fn read_verdict(text: &str) -> (Option<bool>, Vec<String>) {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    match lines.next().map(str::to_ascii_lowercase).as_deref() {
+        Some("safe") => (Some(true), Vec::new()),
+        Some(first) if first == "unsafe" || first.starts_with("unsafe ") || first.starts_with("unsafe,") => {
+            let rest = first.strip_prefix("unsafe").unwrap_or_default().to_uppercase();
+            let rest = [rest.as_str(), lines.next().unwrap_or_default()].join(",");
+            let names = rest.split([',', ' ']).map(str::trim).filter(|name| !name.is_empty());
+            (Some(false), names.map(str::to_string).collect())
+        }
+        _ => (None, Vec::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::read_verdict;
+
+    #[test]
+    fn words_of_a_guard() {
+        let names = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(read_verdict("\n\nsafe"), (Some(true), Vec::new()));
+        assert_eq!(read_verdict("unsafe\nS1,S9"), (Some(false), names(&["S1", "S9"])));
+        assert_eq!(read_verdict("\n\nunsafe\nS10\n"), (Some(false), names(&["S10"])));
+        assert_eq!(read_verdict("unsafe"), (Some(false), Vec::new()));
+        assert_eq!(read_verdict("Once upon a time"), (None, Vec::new()));
+        assert_eq!(read_verdict(""), (None, Vec::new()));
+    }
+}

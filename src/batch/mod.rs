@@ -1,0 +1,169 @@
+//! Many prompts from a file, answered into another one, as the official code's runner does: a row per prompt, resumable.
+//!
+//! [`input`] reads prompts, [`tasks`] knows the official code's tasks, [`output`] the file of rows: what is in it stays in
+//! it, whatever happens to the process. [`run`] keeps an engine busy with what is not in it yet.
+
+pub mod guard;
+pub mod input;
+pub mod output;
+pub mod report;
+pub mod tasks;
+
+use crate::answer::Response;
+use crate::engine::{Engine, intervention};
+use crate::files::tokenizer::Tokenizer;
+use crate::method::Options;
+use crate::rng::Uniforms;
+use crate::trace::finish_reason_name;
+use crate::{Error, Result};
+use input::Prompt;
+use output::{Record, Row, RowSegment, Rows, Tried};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+use tasks::Task;
+
+/// One prompt, ready to be decoded.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Number of the prompt in its file.
+    pub index: usize,
+    /// What the row says of it.
+    pub prompt: Prompt,
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// Start of the answer that `ids` end with.
+    pub prefill: String,
+    /// Parameters.
+    pub options: Options,
+    /// Seed of the uniform numbers.
+    pub seed: u64,
+}
+
+/// Answers all jobs whose rows are not there yet, some at the same time, and adds a row for each; `done` is told of each row.
+///
+/// # Errors
+/// As [`each`].
+pub fn run(
+    engine: &Engine,
+    tokenizer: &Tokenizer,
+    task: Option<Task>,
+    jobs: &[Job],
+    concurrency: usize,
+    rows: &mut Rows,
+    done: &(dyn Fn(&Row) + Sync),
+) -> Result<()> {
+    let jobs: Vec<&Job> = jobs.iter().filter(|job| !rows.has(job.index)).collect();
+    each(&jobs, concurrency, rows, &|job: &&Job| answer(engine, tokenizer, task, job), done)
+}
+
+/// Makes a record of each of some things, so many at the same time, and adds it to the file; `done` is told of each.
+///
+/// # Errors
+/// The first that happens, after what is in flight has ended: of `make`, or a record that cannot be written. All records that were
+/// made are in the file.
+pub fn each<T: Sync, R: Record>(
+    things: &[T],
+    concurrency: usize,
+    rows: &mut Rows,
+    make: &(dyn Fn(&T) -> Result<R> + Sync),
+    done: &(dyn Fn(&R) + Sync),
+) -> Result<()> {
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let shared = Mutex::new((rows, None::<Error>));
+    let work = || {
+        while !failed.load(Ordering::Relaxed) {
+            let Some(thing) = things.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+            let made = make(thing);
+            // A thread that panicked held nothing half-done: a record is added in one call.
+            let mut shared = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            match made.and_then(|record| shared.0.add(&record).map(|()| record)) {
+                Ok(record) => done(&record),
+                Err(error) => {
+                    failed.store(true, Ordering::Relaxed);
+                    shared.1.get_or_insert(error);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..concurrency.min(things.len()) {
+            scope.spawn(work);
+        }
+    });
+    let (_, error) = shared.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    error.map_or(Ok(()), Err)
+}
+
+fn answer(engine: &Engine, tokenizer: &Tokenizer, task: Option<Task>, job: &Job) -> Result<Row> {
+    let started = Instant::now();
+    let (ids, options, seed) = (job.ids.clone(), job.options.clone(), job.seed);
+    let ticket = engine.submit(Box::new(move |backend| {
+        Ok(Box::new(intervention(backend, &ids, &options, Uniforms::Seeded(seed))?))
+    }))?;
+    let named = |error: Error| match error {
+        Error::Invalid(message) => Error::invalid(format!("prompt {}: {message}", job.index)),
+        error => error,
+    };
+    let (finished, _) = ticket.wait().map_err(named)?;
+    let response = finished.response()?;
+    let elapsed = started.elapsed().as_secs_f64();
+    row(tokenizer, task, job, &response, elapsed)
+}
+
+/// What a row says of a response.
+fn row(tokenizer: &Tokenizer, task: Option<Task>, job: &Job, response: &Response, elapsed: f64) -> Result<Row> {
+    let full_text = tokenizer.decode(&response.final_ids)?;
+    let finish = job.options.finish_id;
+    let new: Vec<u32> = response.final_ids[response.prompt_len..].iter().copied().filter(|&id| id != finish).collect();
+    let text = format!("{}{}", job.prefill, tokenizer.decode(&new)?);
+    let prediction = task.and_then(|task| task.prediction(&text));
+    let correct =
+        task.filter(|task| task.has_answers()).map(|_| prediction.is_some() && prediction == job.prompt.answer);
+    let segments = response.segments.iter().map(|segment| segments(tokenizer, segment)).collect::<Result<Vec<_>>>()?;
+    Ok(Row {
+        index: job.index,
+        prompt: job.prompt.text.clone(),
+        answer: job.prompt.answer.clone(),
+        metadata: job.prompt.metadata.clone(),
+        full_text,
+        response: text,
+        reward: response.final_reward,
+        num_nudges: response.num_nudges,
+        segment_boundaries: response.segment_boundaries.clone(),
+        elapsed_seconds: (elapsed * 1e6).round() / 1e6,
+        prediction,
+        correct,
+        finish_reason: finish_reason_name(response.finish_reason).to_string(),
+        prompt_tokens: response.prompt_len,
+        new_tokens: response.final_ids.len() - response.prompt_len,
+        work: response.work.into(),
+        segments,
+    })
+}
+
+fn segments(tokenizer: &Tokenizer, segment: &crate::answer::Segment) -> Result<RowSegment> {
+    let tried = segment.candidates.iter().map(|candidate| {
+        let text = tokenizer.decode(&candidate.ids)?;
+        Ok(Tried { reward: candidate.reward, text, forced: candidate.forced.is_some() })
+    });
+    let tried = tried.collect::<Result<Vec<_>>>()?;
+    let Some(best) = segment.candidates.get(segment.best) else {
+        return Err(Error::Backend("a segment without its best candidate".to_string()));
+    };
+    let tokens = best.ids.iter().map(|&id| tokenizer.token(id).unwrap_or_default()).collect();
+    // A row that was decoded has its entropy, the one at the slot too, whatever token was put there. Ids that a candidate has in
+    // common with the unforced one were not decoded again.
+    let given = best.ids.len().saturating_sub(best.entropies.len());
+    let entropies = (0..best.ids.len()).map(|at| {
+        let entropy = at.checked_sub(given).and_then(|at| best.entropies.get(at)).copied();
+        entropy.map(|entropy| (entropy * 1e4).round() / 1e4)
+    });
+    Ok(RowSegment {
+        tokens,
+        entropies: entropies.collect(),
+        nudged: best.forced.and(segment.slot.checked_sub(segment.start)),
+        best: segment.best,
+        candidates: tried,
+    })
+}

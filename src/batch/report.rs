@@ -1,0 +1,149 @@
+//! What rows of `ggro run` say together: means with bootstrap intervals, and a page to look at single answers.
+
+mod page;
+
+pub use page::page;
+
+use crate::batch::output::Row;
+use serde::Serialize;
+
+/// Resamplings behind an interval.
+const RESAMPLES: usize = 2000;
+
+/// A mean and where it might as well be.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Mean {
+    /// The mean.
+    pub mean: f64,
+    /// Of 95 % of the means of resampled rows, the least.
+    pub low: f64,
+    /// And the largest.
+    pub high: f64,
+    /// Rows that have the number.
+    pub count: usize,
+}
+
+/// A file of rows in numbers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// What it is called here.
+    pub name: String,
+    /// Rows.
+    pub rows: usize,
+    /// Reward of an answer.
+    pub reward: Option<Mean>,
+    /// Nudged segments of an answer.
+    pub nudges: Option<Mean>,
+    /// Segments of an answer.
+    pub segments: Option<Mean>,
+    /// Candidates tried, of an answer.
+    pub candidates: Option<Mean>,
+    /// New tokens of an answer.
+    pub tokens: Option<Mean>,
+    /// Right answers among those that can be judged, 0 to 1.
+    pub accuracy: Option<Mean>,
+    /// Policy token-forwards of an answer.
+    pub policy_forward: Option<Mean>,
+    /// Reward token-forwards of an answer.
+    pub reward_forward: Option<Mean>,
+    /// Reward token-backwards of an answer.
+    pub reward_backward: Option<Mean>,
+    /// From request to end, in company, in seconds.
+    pub seconds: Option<Mean>,
+    /// Entropy of a decoded token that was kept, in nats.
+    pub entropy: Option<Mean>,
+}
+
+impl Summary {
+    /// Of rows.
+    pub fn new(name: &str, rows: &[Row]) -> Self {
+        let of = |value: &dyn Fn(&Row) -> Option<f64>| mean(rows.iter().filter_map(value).collect());
+        let all = |value: &dyn Fn(&Row) -> f64| of(&|row| Some(value(row)));
+        Summary {
+            name: name.to_string(),
+            rows: rows.len(),
+            reward: all(&|row| f64::from(row.reward)),
+            nudges: all(&|row| row.num_nudges as f64),
+            segments: all(&|row| row.segment_boundaries.len() as f64),
+            candidates: all(&|row| row.segments.iter().map(|segment| segment.candidates.len()).sum::<usize>() as f64),
+            tokens: all(&|row| row.new_tokens as f64),
+            accuracy: of(&|row| row.correct.map(|correct| f64::from(u8::from(correct)))),
+            policy_forward: all(&|row| row.work.policy_forward as f64),
+            reward_forward: all(&|row| row.work.reward_forward as f64),
+            reward_backward: all(&|row| row.work.reward_backward as f64),
+            seconds: all(&|row| row.elapsed_seconds),
+            entropy: of(&|row| {
+                let entropies = row.segments.iter().flat_map(|segment| segment.entropies.iter().flatten());
+                let (count, sum) = entropies.fold((0, 0.0), |(count, sum), entropy| (count + 1, sum + entropy));
+                (count > 0).then(|| sum / f64::from(count))
+            }),
+        }
+    }
+
+    /// Every number with its name, in the order of a table.
+    pub fn lines(&self) -> [(&'static str, Option<Mean>); 11] {
+        [
+            ("reward", self.reward),
+            ("accuracy", self.accuracy),
+            ("nudged segments", self.nudges),
+            ("segments", self.segments),
+            ("candidates", self.candidates),
+            ("new tokens", self.tokens),
+            ("entropy, nats", self.entropy),
+            ("policy token-forwards", self.policy_forward),
+            ("reward token-forwards", self.reward_forward),
+            ("reward token-backwards", self.reward_backward),
+            ("seconds", self.seconds),
+        ]
+    }
+}
+
+/// The mean of some numbers with its bootstrap interval (percentiles of resampled means); none of none.
+pub fn mean(values: Vec<f64>) -> Option<Mean> {
+    let count = values.len();
+    let average = |sum: f64| sum / count as f64;
+    if count == 0 {
+        return None;
+    }
+    // The same rows give the same interval: the generator starts where it always does.
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut draw = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        values[((u128::from(state) * count as u128) >> 64) as usize]
+    };
+    let mut means: Vec<f64> = (0..RESAMPLES).map(|_| average((0..count).map(|_| draw()).sum())).collect();
+    means.sort_by(f64::total_cmp);
+    let at = |share: f64| means[((RESAMPLES - 1) as f64 * share).round() as usize];
+    Some(Mean { mean: average(values.iter().sum()), low: at(0.025), high: at(0.975), count })
+}
+
+/// The difference of rewards between two files, over the prompts that both have, with its interval; none if they have none in common.
+pub fn paired(base: &[Row], other: &[Row]) -> Option<Mean> {
+    let known: std::collections::BTreeMap<&str, f32> =
+        base.iter().map(|row| (row.prompt.as_str(), row.reward)).collect();
+    let differences = other
+        .iter()
+        .filter_map(|row| known.get(row.prompt.as_str()).map(|&reward| f64::from(row.reward) - f64::from(reward)));
+    mean(differences.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_hold_the_mean_and_shrink_with_the_root_of_the_rows() {
+        let values = |n: usize| (0..n).map(|i| (i * 7919 % 101) as f64).collect::<Vec<_>>();
+        let (few, many) = (mean(values(25)).unwrap(), mean(values(2500)).unwrap());
+        for found in [few, many] {
+            assert!(found.low < found.mean && found.mean < found.high, "{found:?}");
+        }
+        let ratio = (few.high - few.low) / (many.high - many.low);
+        assert!((7.0..14.0).contains(&ratio), "{ratio}");
+        assert_eq!(mean(values(25)), mean(values(25)));
+        assert_eq!(mean(vec![2.0]), Some(Mean { mean: 2.0, low: 2.0, high: 2.0, count: 1 }));
+        assert_eq!(mean(Vec::new()), None);
+    }
+}

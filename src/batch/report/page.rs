@@ -1,0 +1,90 @@
+//! The report as one page that needs nothing else: no script, style, font or image from anywhere.
+
+use super::{Summary, paired};
+use crate::batch::output::Row;
+use serde_json::{Value, json};
+
+/// The page, with its style and script; `"DATA"` is replaced.
+const TEMPLATE: &str = include_str!("page.html");
+
+/// A page about some files of rows, each under its name. The first is what the others are compared with.
+pub fn page(files: &[(String, Vec<Row>)]) -> String {
+    let data: Vec<Value> = files.iter().map(|(name, rows)| file(name, rows, &files[0].1)).collect();
+    // Inside a script element, only the end of the element could be taken for something else.
+    let data = json!(data).to_string().replace('<', "\\u003c");
+    TEMPLATE.replace("\"DATA\"", &data)
+}
+
+fn file(name: &str, rows: &[Row], base: &[Row]) -> Value {
+    let summary = Summary::new(name, rows);
+    let lines = summary.lines().into_iter().filter_map(|(name, mean)| mean.map(|mean| json!([name, mean])));
+    json!({
+        "name": name,
+        "rows": rows.iter().map(row).collect::<Vec<_>>(),
+        "lines": lines.collect::<Vec<_>>(),
+        "paired": paired(base, rows),
+    })
+}
+
+/// Short names: there may be hundreds of rows.
+fn row(row: &Row) -> Value {
+    let segments = row.segments.iter().map(|segment| {
+        let candidates =
+            segment.candidates.iter().map(|tried| json!([round(tried.reward.into(), 3), tried.text, tried.forced]));
+        let entropies = segment.entropies.iter().map(|entropy| entropy.map(|entropy| round(entropy, 2)));
+        json!({
+            "t": segment.tokens.iter().map(|token| spelled(token)).collect::<Vec<_>>(),
+            "e": entropies.collect::<Vec<_>>(),
+            "b": segment.best,
+            "n": segment.nudged,
+            "c": candidates.collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "i": row.index,
+        "p": row.prompt,
+        "a": row.answer,
+        "x": row.response,
+        "r": round(row.reward.into(), 3),
+        "n": row.num_nudges,
+        "g": row.prediction,
+        "ok": row.correct,
+        "f": row.finish_reason,
+        "k": row.new_tokens,
+        "s": segments.collect::<Vec<_>>(),
+    })
+}
+
+fn round(x: f64, digits: i32) -> f64 {
+    let unit = 10f64.powi(digits);
+    (x * unit).round() / unit
+}
+
+/// A token as text: what byte-level and sentence-piece vocabularies write for spaces and line breaks.
+fn spelled(token: &str) -> String {
+    token.replace(['\u{120}', '\u{2581}'], " ").replace('\u{10a}', "\n").replace("<0x0A>", "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_row_ends_the_script() {
+        let row: Row = serde_json::from_value(json!({
+            "index": 0, "prompt": "</script><script>alert(1)</script>", "answer": null, "metadata": null,
+            "full_text": "", "response": "<b>", "reward": 1.0, "num_nudges": 0, "segment_boundaries": [1],
+            "elapsed_seconds": 0.1,
+        }))
+        .unwrap();
+        let page = page(&[("a".to_string(), vec![row])]);
+        assert_eq!(page.matches("</script>").count(), 1);
+        assert!(page.contains("\\u003c/script>") && !page.contains("\"DATA\""));
+    }
+
+    #[test]
+    fn tokens_are_spelled_as_they_are_read() {
+        assert_eq!(spelled("\u{120}the\u{10a}"), " the\n");
+        assert_eq!(spelled("\u{2581}a<0x0A>"), " a\n");
+    }
+}

@@ -1,0 +1,246 @@
+//! The official code's tasks: what a dataset's row asks, how an answer is read, and the published parameters.
+//!
+//! Budgets, thresholds and refinement counts are those of the official presets. Wording of multiple-choice prompts and the
+//! reading of answers are ours: the question, its options by letter, and a request to end with "The answer is (X)".
+
+use super::input::{Prompt, answer, kind, string};
+use crate::files::chat::Message;
+use serde_json::Value;
+
+/// A task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Harmful instructions: `prompt`, `instruction` or `goal`, or a plain string.
+    HexPhi,
+    /// Safe prompts that look unsafe, and unsafe ones: `prompt`.
+    Xstest,
+    /// Dialogues: `chosen`, of which the last answer is left out, or `prompt`.
+    HhRlhf,
+    /// Grade-school science: `question`, `choices` with `text` and `label`, `answerKey`.
+    ArcChallenge,
+    /// Professional questions: `question`, `options`, `answer`.
+    MmluPro,
+}
+
+/// Published parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Preset {
+    /// New tokens.
+    pub max_new_tokens: usize,
+    /// Nats.
+    pub entropy_threshold: f64,
+    /// Candidates per segment.
+    pub num_refinement_steps: usize,
+}
+
+/// Parameters of a policy below which the official presets are those of the 3B pair.
+const SMALL: u64 = 5_000_000_000;
+
+impl Task {
+    /// Every task.
+    pub const ALL: [Task; 5] = [Task::HexPhi, Task::Xstest, Task::HhRlhf, Task::ArcChallenge, Task::MmluPro];
+
+    /// As the command line calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Task::HexPhi => "hex-phi",
+            Task::Xstest => "xstest",
+            Task::HhRlhf => "hh-rlhf",
+            Task::ArcChallenge => "arc-challenge",
+            Task::MmluPro => "mmlu-pro",
+        }
+    }
+
+    /// The published parameters, for a policy of so many weights.
+    pub fn preset(self, weights: u64) -> Preset {
+        let (max_new_tokens, entropy_threshold, large, small) = match self {
+            Task::HexPhi | Task::Xstest => (256, 1.5, 8, 8),
+            Task::HhRlhf => (128, 1.5, 8, 3),
+            Task::ArcChallenge => (1024, 2.0, 8, 3),
+            Task::MmluPro => (1024, 2.0, 8, 8),
+        };
+        let num_refinement_steps = if weights < SMALL { small } else { large };
+        Preset { max_new_tokens, entropy_threshold, num_refinement_steps }
+    }
+
+    /// Whether its rows have right answers.
+    pub fn has_answers(self) -> bool {
+        matches!(self, Task::ArcChallenge | Task::MmluPro)
+    }
+
+    /// The prompt of a dataset's row.
+    ///
+    /// # Errors
+    /// A field is missing or of another type; the message names it.
+    pub fn prompt(self, row: &Value) -> Result<Prompt, String> {
+        if let (Task::HexPhi | Task::Xstest | Task::HhRlhf, Value::String(text)) = (self, row) {
+            return Ok(Prompt::of_text(text.clone()));
+        }
+        if !row.is_object() {
+            return Err(format!("expected an object, found {}", kind(row)));
+        }
+        let metadata = |names: &[&str]| {
+            let named = names.iter().filter_map(|&name| row.get(name).map(|value| (name.to_string(), value.clone())));
+            Value::Object(named.collect())
+        };
+        match self {
+            Task::HexPhi => {
+                let name = ["prompt", "instruction", "goal"].into_iter().find(|name| row.get(name).is_some());
+                let text = string(row, name.unwrap_or("prompt"))?.to_string();
+                Ok(Prompt { metadata: metadata(&["category"]), ..Prompt::of_text(text) })
+            }
+            Task::Xstest => {
+                let text = string(row, "prompt")?.to_string();
+                Ok(Prompt { metadata: metadata(&["id", "type", "label", "focus", "note"]), ..Prompt::of_text(text) })
+            }
+            Task::HhRlhf => match row.get("prompt") {
+                Some(_) => Ok(Prompt::of_text(string(row, "prompt")?.to_string())),
+                None => dialogue(string(row, "chosen")?),
+            },
+            Task::ArcChallenge => {
+                let choices = row.get("choices").ok_or("expected `choices`, found none")?;
+                let (texts, labels) = (strings(choices, "text")?, strings(choices, "label")?);
+                if texts.len() != labels.len() || texts.is_empty() {
+                    return Err(format!("`choices`: {} texts and {} labels", texts.len(), labels.len()));
+                }
+                let text = choice(string(row, "question")?, labels.iter().copied().zip(texts));
+                let answer = string(row, "answerKey")?.to_string();
+                Ok(Prompt { answer: Some(answer), metadata: metadata(&["id"]), ..Prompt::of_text(text) })
+            }
+            Task::MmluPro => {
+                let options = strings(row, "options")?;
+                if options.is_empty() || options.len() > LETTERS.len() {
+                    return Err(format!("`options`: expected 1 to {}, found {}", LETTERS.len(), options.len()));
+                }
+                let letters = LETTERS.iter().copied();
+                let text = choice(string(row, "question")?, letters.zip(options));
+                let answer = answer(row.as_object().ok_or("expected an object")?)?;
+                let answer = answer.ok_or("expected `answer`, found none")?;
+                let metadata = metadata(&["question_id", "category", "src"]);
+                Ok(Prompt { answer: Some(answer), metadata, ..Prompt::of_text(text) })
+            }
+        }
+    }
+
+    /// The letter that an answer ends with; none if it names none, or the task has no answers.
+    pub fn prediction(self, text: &str) -> Option<String> {
+        if !self.has_answers() {
+            return None;
+        }
+        // The last place where it says so, else the last letter in brackets.
+        let lower = text.to_ascii_lowercase();
+        let said = ["answer is", "answer:"].iter().flat_map(|words| lower.match_indices(words));
+        let said: Option<usize> = said.map(|(at, words)| at + words.len()).max();
+        said.and_then(|at| letter(&text[at..])).or_else(|| {
+            let brackets = text.match_indices('(').filter_map(|(at, _)| {
+                let mut rest = text[at + 1..].chars();
+                rest.next().filter(|&c| is_choice(c) && rest.next() == Some(')'))
+            });
+            brackets.map(String::from).next_back()
+        })
+    }
+}
+
+const LETTERS: [&str; 10] = ["A", "B", "C", "D", "E", "F", "G", "H", "I", "J"];
+
+fn is_choice(c: char) -> bool {
+    // ARC labels some of its choices 1 to 4.
+    c.is_ascii_uppercase() && c <= 'J' || ('1'..='5').contains(&c)
+}
+
+/// The first choice that stands alone, within a few words.
+fn letter(text: &str) -> Option<String> {
+    let near = text.chars().take(24).collect::<String>();
+    let mut words = near.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    let found = words.find(|word| word.len() == 1 && word.chars().all(is_choice))?;
+    Some(found.to_string())
+}
+
+fn choice<'a>(question: &str, options: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut text = format!("{question}\n\n");
+    for (label, option) in options {
+        text += &format!("({label}) {option}\n");
+    }
+    text + "\nThink step by step, and end with \"The answer is (X)\", where X is the letter of your choice."
+}
+
+fn strings<'a>(row: &'a Value, name: &str) -> Result<Vec<&'a str>, String> {
+    let list = match row.get(name) {
+        Some(Value::Array(list)) => list,
+        Some(other) => return Err(format!("`{name}`: expected an array, found {}", kind(other))),
+        None => return Err(format!("expected `{name}`, found none")),
+    };
+    list.iter()
+        .map(|item| item.as_str().ok_or_else(|| format!("`{name}`: expected strings, found {}", kind(item))))
+        .collect()
+}
+
+/// `\n\nHuman: ...\n\nAssistant: ...`, of which the last answer is what is asked for.
+fn dialogue(text: &str) -> Result<Prompt, String> {
+    let mut messages: Vec<Message> = Vec::new();
+    let mut rest = text.trim_start();
+    const SPEAKERS: [(&str, &str); 2] = [("Human:", "user"), ("Assistant:", "assistant")];
+    while !rest.is_empty() {
+        let Some((mark, role)) = SPEAKERS.into_iter().find(|(mark, _)| rest.starts_with(mark)) else {
+            return Err("`chosen`: expected turns that begin with Human: or Assistant:".to_string());
+        };
+        let body = &rest[mark.len()..];
+        let end = SPEAKERS.iter().filter_map(|(mark, _)| body.find(&format!("\n\n{mark}"))).min().unwrap_or(body.len());
+        messages.push(Message { role: role.to_string(), content: body[..end].trim().to_string() });
+        rest = body[end..].trim_start();
+    }
+    while messages.last().is_some_and(|last| last.role == "assistant") {
+        messages.pop();
+    }
+    let text = messages.last().map(|last| last.content.clone()).ok_or("`chosen`: no turn of a human")?;
+    Ok(Prompt { text, messages, answer: None, metadata: Value::Null })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn rows_of_every_dataset() {
+        let arc = json!({"id": "x", "question": "Why?", "answerKey": "B",
+                         "choices": {"text": ["one", "two"], "label": ["A", "B"]}});
+        let prompt = Task::ArcChallenge.prompt(&arc).unwrap();
+        assert!(prompt.text.contains("Why?\n\n(A) one\n(B) two\n") && prompt.answer.as_deref() == Some("B"));
+        let mmlu = json!({"question": "Why?", "options": ["x", "y", "z"], "answer": "C", "category": "law"});
+        let prompt = Task::MmluPro.prompt(&mmlu).unwrap();
+        assert!(prompt.text.contains("(C) z") && prompt.metadata["category"] == "law");
+        let hh = json!({"chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant: Well"});
+        let prompt = Task::HhRlhf.prompt(&hh).unwrap();
+        assert_eq!((prompt.messages.len(), prompt.text.as_str()), (3, "And?"));
+        assert_eq!(Task::HexPhi.prompt(&json!("do it")).unwrap().text, "do it");
+        assert_eq!(Task::Xstest.prompt(&json!({"prompt": "p", "type": "t"})).unwrap().metadata["type"], "t");
+        for (task, row, expected) in [
+            (Task::ArcChallenge, json!({"question": "q"}), "expected `choices`, found none"),
+            (Task::MmluPro, json!({"question": "q", "options": [1]}), "`options`: expected strings, found a number"),
+            (Task::MmluPro, json!("q"), "expected an object, found a string"),
+            (Task::HhRlhf, json!({"chosen": "nobody"}), "`chosen`: expected turns"),
+            (Task::Xstest, json!({}), "expected `prompt`, found none"),
+        ] {
+            let message = task.prompt(&row).unwrap_err();
+            assert!(message.starts_with(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn answers_are_read_where_they_are_said() {
+        for (text, expected) in [
+            ("So the answer is (B).", Some("B")),
+            ("The answer is A? No: the answer is C", Some("C")),
+            ("Answer: D", Some("D")),
+            ("I think (A) is wrong, it must be (E)", Some("E")),
+            ("The answer is that nobody knows", None),
+            ("", None),
+        ] {
+            assert_eq!(Task::MmluPro.prediction(text).as_deref(), expected, "{text}");
+        }
+        assert_eq!(Task::HexPhi.prediction("The answer is (B)"), None);
+        assert_eq!(Task::HhRlhf.preset(3_200_000_000).num_refinement_steps, 3);
+        assert_eq!(Task::ArcChallenge.preset(8_000_000_000).num_refinement_steps, 8);
+    }
+}

@@ -1,0 +1,91 @@
+//! `ggro bench ggro`.
+
+use super::{Common, Ready, positive};
+use crate::cli::say;
+use crate::engine::Width;
+use crate::lab::bench::{Asked, responses};
+use crate::{Error, Result};
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Tokens of the prompt, which mean nothing
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = positive())]
+    prompt: usize,
+
+    /// A text in their place, laid out as the pair's template says
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompt", "synthetic"])]
+    message: Option<String>,
+
+    /// New tokens of an answer
+    #[arg(long, value_name = "TOKENS", default_value_t = 96, value_parser = positive())]
+    tokens: usize,
+
+    /// Tokens of a segment, on average; the threshold is set to what the model does
+    #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = positive())]
+    segment: usize,
+
+    /// A threshold of the entropy in nats, in place of one that is set
+    #[arg(long, value_name = "NATS", conflicts_with = "segment", allow_negative_numbers = true)]
+    entropy_threshold: Option<f64>,
+
+    /// Candidates of a segment, at most
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive())]
+    candidates: usize,
+
+    /// Candidates at the same time, each measured: off, auto, or a number
+    #[arg(long, value_name = "WIDTH,...", value_delimiter = ',', default_value = "off,8,auto")]
+    speculation: Vec<Width>,
+
+    /// Samples of Best-of-N; 0 leaves it out
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=128))]
+    best_of: usize,
+
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let Args { common, prompt, tokens, segment, candidates, best_of, .. } = args;
+    let before = common.sink.before()?;
+    if args.entropy_threshold.is_some_and(|threshold| !threshold.is_finite()) {
+        return Err(Error::invalid("--entropy-threshold: expected a finite number").into());
+    }
+    let ids = args.message.as_deref().map(|text| laid_out(common, text)).transpose()?;
+    let asked = Asked {
+        prompt: *prompt,
+        tokens: *tokens,
+        segment: *segment,
+        candidates: *candidates,
+        widths: args.speculation.clone(),
+        best_of: *best_of,
+        ids,
+        threshold: args.entropy_threshold,
+        runs: common.runs.runs,
+        warmup: common.runs.warmup,
+    };
+    let Ready { mut opened, header, .. } = common.open(&format!("ggro {asked:?}"))?;
+    let cases = 1 + asked.widths.len() + usize::from(asked.best_of > 0);
+    let mut sink = common.sink.begin(&header, before, cases)?;
+    let all = responses(opened.backend(), &asked, &mut |row| sink.row(row.clone()))?;
+    let code = sink.finish()?;
+    // The answer never depends on the speculation; if it does, no figure means anything.
+    let mut guided = all.iter().filter(|row| row.phase == "ggro").map(|row| &row.ids);
+    let first = guided.next();
+    if guided.any(|ids| Some(ids) != first) {
+        say("error: the answers differ between speculations");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(code)
+}
+
+/// Ids of a message, as `ggro generate` makes them.
+fn laid_out(common: &Common, text: &str) -> Result<Vec<u32>> {
+    let pair = common.pair.load()?;
+    let message = crate::files::chat::Message { role: "user".to_string(), content: text.to_string() };
+    let text = match &pair.chat {
+        Some(template) => template.render(&[message], true)?,
+        None => message.content,
+    };
+    pair.tokenizer.encode(&text)
+}

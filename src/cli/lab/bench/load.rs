@@ -1,0 +1,36 @@
+//! `ggro bench load`.
+
+use super::{Common, files_of, reopen};
+use crate::Error;
+use crate::lab::bench::load;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let common = &args.common;
+    let before = common.sink.before()?;
+    if common.synthetic.synthetic.is_some() {
+        let message =
+            "--synthetic: weights that are drawn are not loaded; write them with ggro synth and name the folders";
+        return Err(Error::invalid(message).into());
+    }
+    let (mut chosen, len) = (common.device.choose()?, common.pair.max_model_len);
+    let ((files, bytes), mut header) = {
+        let pair = common.pair.load()?;
+        let opened = common.device.open(&mut chosen, &pair, len)?;
+        let header = common.ready(opened, common.names(), "load")?.header;
+        (files_of([&pair.policy_weights, &pair.reward_weights]), header)
+    };
+    // Limits of arithmetic say nothing about disks.
+    header.limits = None;
+    let mut sink = common.sink.begin(&header, before, if files.is_empty() { 1 } else { 2 })?;
+    // Files are read from the beginning each time: what is still mapped is not dropped from the page cache.
+    let mut open = || reopen(&common.device, &mut chosen, &common.pair.load()?, len);
+    load(&mut open, &files, bytes, common.runs.runs, &mut |row| sink.row(row))?;
+    sink.finish()
+}

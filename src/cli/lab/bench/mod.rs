@@ -1,0 +1,229 @@
+//! `ggro bench`: how fast whole models are here, and how near the limit.
+
+mod answers;
+mod load;
+mod model;
+mod passes;
+mod serve;
+mod sink;
+
+use crate::cli::models::{Chosen, DeviceArgs, Opened, PairArgs};
+use crate::files::checkpoint::Checkpoint;
+use crate::files::pair::Pair;
+use crate::lab::bench::cost::Limits;
+use crate::lab::bench::machine;
+use crate::lab::bench::report::Header;
+use crate::lab::kernel_check;
+use crate::model::synthetic;
+use crate::model::{Backend, Role};
+use clap::builder::RangedU64ValueParser;
+use sha2::{Digest, Sha256};
+use sink::SinkArgs;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Time prefill, decode, reward and gradient, many requests, whole answers, loading, or a server
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// The passes of which everything is made, over batch sizes and contexts
+    ///
+    /// Percentages are of what the machine was measured to do in the same run: a card's large copy and products from registers, a
+    /// processor's reading of as much memory as the models have, and its multiply-adds. On CUDA, decode steps are timed as graphs
+    /// and launched kernel by kernel.
+    Latency(Box<passes::Latency>),
+    /// Many requests at once: greedy answers of a fixed length through the scheduler
+    Throughput(Box<passes::Throughput>),
+    /// Whole answers: the method, by speculation, against plain greedy decoding and Best-of-N of the same models
+    Ggro(Box<answers::Args>),
+    /// Until a pair can be used: from a cold and from a warm page cache
+    Load(Box<load::Args>),
+    /// What each pass costs at least, computed for a card and not run
+    Model(Box<model::Args>),
+    /// A server under load: any that speaks OpenAI's API
+    ///
+    /// Latencies are those that its clients see; times to the first text are those of a whole segment where the method answers.
+    Serve(Box<serve::Args>),
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.action {
+        Action::Latency(args) => passes::latency_of(args),
+        Action::Throughput(args) => passes::throughput_of(args),
+        Action::Ggro(args) => answers::run(args),
+        Action::Load(args) => load::run(args),
+        Action::Model(args) => model::run(args),
+        Action::Serve(args) => serve::run(args),
+    }
+}
+
+/// Which models, where, and how it is told.
+#[derive(Debug, clap::Args)]
+struct Common {
+    #[command(flatten)]
+    pair: PairArgs,
+
+    #[command(flatten)]
+    synthetic: SyntheticArgs,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+
+    #[command(flatten)]
+    runs: RunArgs,
+
+    #[command(flatten)]
+    sink: SinkArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Models")]
+struct SyntheticArgs {
+    /// Random models of a published shape in place of a pair: llama-3.1-8b, llama-3.2-3b, llama-3.2-1b, qwen3-8b, demo
+    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["policy", "reward"])]
+    synthetic: Option<String>,
+
+    /// Seed of a synthetic model's weights
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    weight_seed: u64,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Runs")]
+struct RunArgs {
+    /// Timed runs of each case; the median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive())]
+    runs: usize,
+
+    /// Runs before them
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warmup: usize,
+
+    /// Do not measure what the machine can do first; without it there are no percentages
+    #[arg(long)]
+    no_limits: bool,
+}
+
+fn positive() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1 << 20)
+}
+
+/// A backend with what its report is headed by.
+struct Ready {
+    opened: Opened,
+    header: Header,
+    limits: Option<Limits>,
+}
+
+impl Common {
+    fn open(&self, config: &str) -> anyhow::Result<Ready> {
+        let mut chosen = self.device.choose()?;
+        let (opened, names) = match &self.synthetic.synthetic {
+            Some(shape) => {
+                let (seed, len) = (self.synthetic.weight_seed, self.pair.max_model_len);
+                let name = |role: &str| format!("{shape} {role} (random, seed {seed})");
+                let opened = self.device.open_synthetic(&mut chosen, shape, seed, len)?;
+                (opened, [name("policy"), name("reward")])
+            }
+            None => {
+                let pair = self.pair.load()?;
+                (self.device.open(&mut chosen, &pair, self.pair.max_model_len)?, self.names())
+            }
+        };
+        self.ready(opened, names, config)
+    }
+
+    fn names(&self) -> [String; 2] {
+        [&self.pair.policy, &self.pair.reward]
+            .map(|path| path.as_ref().map_or("demo".to_string(), |path| path.display().to_string()))
+    }
+
+    fn ready(&self, mut opened: Opened, names: [String; 2], config: &str) -> anyhow::Result<Ready> {
+        let limits = if self.runs.no_limits { None } else { Some(limits(&mut opened)?) };
+        let dtype = match &opened {
+            Opened::Cpu(_) => "f32 from the stored weights".to_string(),
+            Opened::Cuda { storage, .. } => storage[0].name().to_string(),
+        };
+        let (device, units, memory_bytes, driver, clocks_mhz) = match &opened {
+            Opened::Cpu(_) => {
+                let (name, memory) = machine::described();
+                (name, rayon::current_num_threads(), memory, None, None)
+            }
+            Opened::Cuda { cuda, .. } => {
+                let device = cuda.device();
+                let memory = device.memory().ok().map(|(_, total)| total as u64);
+                let units = device.multiprocessors() as usize;
+                (device.name().to_string(), units, memory, device.driver_version(), device.clocks_mhz())
+            }
+        };
+        let backend = opened.backend();
+        let shapes = [Role::Policy, Role::Reward].map(|role| backend.config(role).num_parameters());
+        let names = [0, 1].map(|i: usize| format!("{}, {} weights", names[i], shapes[i]));
+        let decided = format!("{config} {names:?} {dtype} {}", backend.max_len());
+        let hash: String = Sha256::digest(decided).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let header = Header {
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            commit: option_env!("GGRO_BUILD_COMMIT").unwrap_or("unknown").to_string(),
+            date: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            command: std::env::args().skip(1).collect::<Vec<String>>().join(" "),
+            device,
+            units,
+            driver,
+            clocks_mhz,
+            memory_bytes,
+            models: names,
+            dtype,
+            limits,
+            config_hash: hash,
+        };
+        Ok(Ready { opened, header, limits })
+    }
+}
+
+/// What the machine does at most, measured now.
+fn limits(opened: &mut Opened) -> anyhow::Result<Limits> {
+    if let Opened::Cuda { cuda, .. } = opened {
+        let (bytes, flops) = kernel_check::limits(cuda.device(), false)?;
+        return Ok(Limits { bytes, flops });
+    }
+    // What a decode step reads: two bytes a weight of the policy.
+    let weights = opened.backend().config(Role::Policy).num_parameters();
+    Ok(machine::processor(usize::try_from(2 * weights).unwrap_or(usize::MAX)))
+}
+
+/// A pair by its shape alone, or read.
+fn shapes(
+    pair: &PairArgs,
+    synthetic: &SyntheticArgs,
+) -> anyhow::Result<([crate::files::config::ModelConfig; 2], [String; 2])> {
+    if let Some(shape) = &synthetic.synthetic {
+        return Ok((synthetic::pair(shape)?, [format!("{shape} policy"), format!("{shape} reward")]));
+    }
+    let loaded: Arc<Pair> = pair.load()?;
+    let name =
+        |path: &Option<std::path::PathBuf>| path.as_ref().map_or("demo".to_string(), |path| path.display().to_string());
+    Ok(([loaded.policy.clone(), loaded.reward.clone()], [name(&pair.policy), name(&pair.reward)]))
+}
+
+/// Files of a checkpoint, and their bytes.
+fn files_of(checkpoints: [&Checkpoint; 2]) -> (Vec<std::path::PathBuf>, u64) {
+    let files: Vec<std::path::PathBuf> = checkpoints.iter().flat_map(|checkpoint| checkpoint.files()).collect();
+    let bytes = checkpoints.iter().map(|checkpoint| checkpoint.bytes()).sum();
+    (files, bytes)
+}
+
+/// Opens what `chosen` says.
+fn reopen(
+    device: &DeviceArgs,
+    chosen: &mut Chosen,
+    pair: &Arc<Pair>,
+    len: Option<usize>,
+) -> crate::Result<Box<dyn Backend>> {
+    Ok(device.open(chosen, pair, len)?.into_backend())
+}

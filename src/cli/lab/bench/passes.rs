@@ -1,0 +1,130 @@
+//! `ggro bench latency` and `ggro bench throughput`.
+
+use super::{Common, Ready, positive};
+use crate::cli::models::Opened;
+use crate::lab::bench::report::Row;
+use crate::lab::bench::{Batches, Depths, Passes, latency, throughput};
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Latency {
+    #[command(flatten)]
+    depths: DepthArgs,
+
+    #[command(flatten)]
+    common: Common,
+}
+
+/// How large what is run is.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Cases")]
+pub(super) struct DepthArgs {
+    /// Rows of decode steps
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,8,64", value_parser = positive())]
+    rows: Vec<usize>,
+
+    /// Positions that stand before each row
+    #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', default_value = "256")]
+    context: Vec<usize>,
+
+    /// Tokens of prompts
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "256", value_parser = positive())]
+    prefill: Vec<usize>,
+
+    /// Prompts that are run together
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1", value_parser = positive())]
+    prefill_batch: Vec<usize>,
+
+    /// Segments that are scored and differentiated together
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,8,25", value_parser = positive())]
+    candidates: Vec<usize>,
+
+    /// Tokens of a segment
+    #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = positive())]
+    segment: usize,
+
+    /// Positions before the segments
+    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    prefix: usize,
+}
+
+impl DepthArgs {
+    pub(super) fn depths(&self, runs: usize, warmup: usize) -> Depths {
+        let DepthArgs { rows, context, prefill, prefill_batch, candidates, segment, prefix } = self;
+        Depths {
+            rows: rows.clone(),
+            context: context.clone(),
+            prefill: prefill.clone(),
+            prompts: prefill_batch.clone(),
+            candidates: candidates.clone(),
+            segment: *segment,
+            prefix: *prefix,
+            runs,
+            warmup,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Throughput {
+    /// Requests at the same time
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,8,64", value_parser = positive())]
+    batch: Vec<usize>,
+
+    /// Tokens of their prompts, which have nothing in common
+    #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', default_value = "128", value_parser = positive())]
+    prompt: Vec<usize>,
+
+    /// New tokens of each
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = positive())]
+    tokens: usize,
+
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn latency_of(args: &Latency) -> anyhow::Result<ExitCode> {
+    let common = &args.common;
+    let before = common.sink.before()?;
+    let depths = args.depths.depths(common.runs.runs, common.runs.warmup);
+    let Ready { mut opened, header, limits } = common.open(&format!("latency {depths:?}"))?;
+    let graphs = matches!(opened, Opened::Cuda { .. }) && !common.device.enforce_eager;
+    let steps = depths.rows.len() * depths.context.len();
+    let cases =
+        depths.prefill.len() * depths.prompts.len() + 2 * depths.candidates.len() + steps * if graphs { 2 } else { 1 };
+    let mut sink = common.sink.begin(&header, before, cases)?;
+    let launch = match &opened {
+        Opened::Cpu(_) => "",
+        Opened::Cuda { .. } if graphs => "graph",
+        Opened::Cuda { .. } => "eager",
+    };
+    latency(opened.backend(), &depths, Passes::All, limits, &mut |row| {
+        let launch = if row.phase == "decode" { launch } else { "" };
+        sink.row(Row { launch: launch.to_string(), ..row });
+    })?;
+    if let Opened::Cuda { cuda, .. } = &mut opened
+        && graphs
+    {
+        cuda.use_graphs(false);
+        latency(cuda.as_mut(), &depths, Passes::Decode, limits, &mut |row| {
+            sink.row(Row { launch: "eager".to_string(), ..row });
+        })?;
+    }
+    sink.finish()
+}
+
+pub(super) fn throughput_of(args: &Throughput) -> anyhow::Result<ExitCode> {
+    let Throughput { common, batch, prompt, tokens } = args;
+    let before = common.sink.before()?;
+    let asked = Batches {
+        batch: batch.clone(),
+        prompt: prompt.clone(),
+        tokens: *tokens,
+        runs: common.runs.runs,
+        warmup: common.runs.warmup,
+    };
+    let Ready { mut opened, header, limits } = common.open(&format!("throughput {asked:?}"))?;
+    let mut sink = common.sink.begin(&header, before, batch.len() * prompt.len())?;
+    throughput(opened.backend(), &asked, limits, &mut |row| sink.row(row))?;
+    sink.finish()
+}

@@ -1,0 +1,68 @@
+//! `ggro synth`.
+
+use crate::cli::say;
+use crate::model::cuda::memory;
+use crate::model::synthetic::{PRESETS, folder};
+use crate::{Error, Result};
+use clap::builder::PossibleValuesParser;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Write a random pair of a published shape as Hugging Face directories
+///
+/// DIR/policy and DIR/reward have config, weights in bf16 and a tokenizer of bytes: for programs that read files, and for figures
+/// of loading. `ggro bench --synthetic` has the same weights without files.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// llama-3.1-8b (30 GB), llama-3.2-3b (14 GB), llama-3.2-1b (6 GB), qwen3-8b (31 GB), demo
+    #[arg(value_name = "SHAPE", hide_possible_values = true, value_parser = PossibleValuesParser::new(PRESETS))]
+    shape: String,
+
+    /// Where to; it must not be there yet, or be empty
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+
+    /// Seed of the weights
+    #[arg(long, value_name = "N", env = "GGRO_SEED", hide_env = true, default_value_t = 0)]
+    seed: u64,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let dir = std::path::absolute(&args.dir).map_err(|e| Error::io(&args.dir, e))?;
+    if std::fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) || dir.is_file() {
+        return Err(Error::file(&args.dir, "is there already, and is not an empty directory").into());
+    }
+    // Written beside it and moved into place, so that what is there is whole.
+    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let part = dir.with_file_name(format!(".{name}.{}.part", std::process::id()));
+    std::fs::create_dir_all(&part).map_err(|e| Error::io(&args.dir, e))?;
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {bytes} written, {bytes_per_sec}, {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let mut bytes = 0;
+    let written = folder::write(&args.shape, args.seed, &part, &mut |_, size| {
+        bytes += size;
+        bar.set_position(bytes);
+    });
+    bar.finish_and_clear();
+    let moved = written.and_then(|()| place(&part, &dir));
+    if moved.is_err() {
+        // What cannot be removed either is named by the error that was first.
+        let _ = std::fs::remove_dir_all(&part);
+    }
+    moved?;
+    let shown = args.dir.display();
+    say(&format!("wrote {}: --policy {shown}/policy --reward {shown}/reward", memory::bytes(bytes)));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn place(part: &Path, dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        std::fs::remove_dir(dir).map_err(|e| Error::io(dir, e))?;
+    }
+    std::fs::rename(part, dir).map_err(|e| Error::io(dir, e))
+}

@@ -1,0 +1,9 @@
+//! What a model's directory holds, checked before anything of it is used.
+
+pub mod chat;
+pub mod checkpoint;
+pub mod config;
+pub mod demo;
+pub mod hub;
+pub mod pair;
+pub mod tokenizer;

@@ -1,0 +1,266 @@
+//! `tokenizer.json`: text to ids and back.
+//!
+//! The vocabulary, merges and rules are the `tokenizers` crate's. What is added here is what an engine needs besides:
+//! a comparison of two vocabularies, and text for a growing list of ids.
+
+use crate::files::checkpoint::Files;
+use crate::{Error, Result};
+use tokenizers::DecoderWrapper;
+
+const NAME: &str = "tokenizer.json";
+
+/// Largest id, beyond that of any published vocabulary; a table of this size is allocated.
+const MAX_ID: u32 = (1 << 22) - 1;
+
+/// A model's tokenizer. Truncation and padding of the file are cleared; no special tokens are added.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// By id; the last one is not `None`.
+    spellings: Vec<Option<String>>,
+    /// The decoder joins runs of `<0x..>` tokens to characters, and gives up a run as a whole if it is not UTF-8.
+    joins_bytes: bool,
+    /// Ids that stand for something other than text.
+    special: std::collections::BTreeSet<u32>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`.
+    ///
+    /// # Errors
+    /// The file is missing or is not a tokenizer.
+    pub fn load(files: &Files) -> Result<Self> {
+        let path = files.path(NAME);
+        let Some(content) = files.read(NAME)? else {
+            return Err(Error::file(path, "no such file; ggro reads tokenizers in this format only"));
+        };
+        let fail = |e: &dyn std::fmt::Display| Error::file(&path, format!("expected a tokenizer: {e}"));
+        // The crate panics on some files that are not JSON, and may on others that are: neither must end the process.
+        serde_json::from_slice::<Sound>(&content).map_err(|e| fail(&e))?;
+        let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&content));
+        let mut inner = parsed.map_err(|_| fail(&"reading it failed"))?.map_err(|e| fail(&e))?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
+        let spellings = spellings(&inner).map_err(|message| Error::file(&path, message))?;
+        let joins_bytes = inner.get_decoder().is_some_and(joins_bytes);
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        Ok(Tokenizer { inner, spellings, joins_bytes, special })
+    }
+
+    /// Ids of a text; special-token spellings in it become their ids, and nothing is added.
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false);
+        let encoding = encoding.map_err(|e| Error::invalid(format!("tokenizing failed: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of ids, special tokens included. Ids without a spelling add nothing.
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let text = self.inner.decode(ids, false);
+        text.map_err(|e| Error::invalid(format!("decoding token ids failed: {e}")))
+    }
+
+    /// Id of one token's exact spelling (as in the vocabulary or the added tokens).
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Spelling of an id.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.spelling(id).map(str::to_string)
+    }
+
+    fn spelling(&self, id: u32) -> Option<&str> {
+        self.spellings.get(id as usize)?.as_deref()
+    }
+
+    /// Whether an id stands for something other than text: the beginning of a text, the end of a turn.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// One more than the largest id that has a spelling; at least 1.
+    #[allow(clippy::len_without_is_empty)] // a tokenizer without tokens is not loaded
+    pub fn len(&self) -> usize {
+        self.spellings.len()
+    }
+
+    /// The first id below both sizes that the two tokenizers spell differently, if any: `(id, ours, theirs)`.
+    pub fn first_difference(&self, other: &Tokenizer) -> Option<(u32, Option<String>, Option<String>)> {
+        let mut pairs = self.spellings.iter().zip(&other.spellings);
+        let id = pairs.position(|(ours, theirs)| ours != theirs)? as u32;
+        Some((id, self.token(id), other.token(id)))
+    }
+
+    /// Whether the text of `id` depends on all byte tokens around it.
+    fn is_joined_byte(&self, id: u32) -> bool {
+        self.joins_bytes
+            && self
+                .spelling(id)
+                .is_some_and(|token| token.len() == 6 && token.starts_with("<0x") && token.ends_with('>'))
+    }
+
+    /// The text of `ids` that no further id can change: not a last U+FFFD, which may stand for an incomplete character.
+    fn settled(&self, ids: &[u32]) -> Result<String> {
+        let mut text = self.decode(ids)?;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) {
+            text.pop();
+        }
+        Ok(text)
+    }
+}
+
+/// JSON that is sound to the last string; what it says is not kept. (To ignore a value is to skip its escapes unseen.)
+struct Sound;
+
+impl<'de> serde::Deserialize<'de> for Sound {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(Sound)
+    }
+}
+
+impl<'de> serde::de::Visitor<'de> for Sound {
+    type Value = Sound;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> std::result::Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> std::result::Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> std::result::Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_str<E>(self, _: &str) -> std::result::Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Sound, E> {
+        Ok(Sound)
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Sound, A::Error> {
+        while list.next_element::<Sound>()?.is_some() {}
+        Ok(Sound)
+    }
+
+    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> std::result::Result<Sound, A::Error> {
+        while map.next_entry::<Sound, Sound>()?.is_some() {}
+        Ok(Sound)
+    }
+}
+
+/// The spelling of every id.
+fn spellings(tokenizer: &tokenizers::Tokenizer) -> std::result::Result<Vec<Option<String>>, String> {
+    let vocabulary = tokenizer.get_vocab(true);
+    let largest = vocabulary.values().max().ok_or("expected a vocabulary, found no tokens")?;
+    if *largest > MAX_ID {
+        return Err(format!("expected ids up to {MAX_ID}, found {largest}"));
+    }
+    let mut spellings = vec![None; *largest as usize + 1];
+    for (token, id) in vocabulary {
+        let spelling = &mut spellings[id as usize];
+        // Two tokens may share an id; the crate knows which one it decodes to.
+        *spelling = if spelling.is_none() { Some(token) } else { tokenizer.id_to_token(id) };
+    }
+    Ok(spellings)
+}
+
+fn joins_bytes(decoder: &DecoderWrapper) -> bool {
+    match decoder {
+        DecoderWrapper::ByteFallback(_) => true,
+        DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().any(joins_bytes),
+        _ => false,
+    }
+}
+
+/// Turns a growing list of ids into text pieces: a piece is given out once no later id can change it.
+///
+/// Decoding the new id alone would be wrong: characters may be split over tokens, and some decoders treat the first
+/// token specially. Decoding everything again would be quadratic. So a short window of the last ids is decoded, and the
+/// piece is what its text has gained. The window begins anywhere, even inside a character: the text of its first ids
+/// may then differ from the true one, but that text has been given out already.
+#[derive(Debug)]
+pub struct TextStream<T> {
+    /// Owned or borrowed.
+    tokenizer: T,
+    window: Vec<u32>,
+    /// Bytes of the window's text that were given out before.
+    given: usize,
+}
+
+/// Ids that a full window is cut down to; it is full at twice as many. Any character has at most 4 tokens.
+const WINDOW: usize = 8;
+
+impl<T: std::ops::Deref<Target = Tokenizer>> TextStream<T> {
+    /// Starts after `context` (the prompt), whose text is not given out.
+    pub fn new(tokenizer: T, context: &[u32]) -> Self {
+        // From the end: a run of bytes that may go on, then enough ids before it.
+        let (mut window, mut closed) = (Vec::new(), 0);
+        for &id in context.iter().rev().filter(|&&id| tokenizer.spelling(id).is_some()) {
+            window.push(id);
+            closed += usize::from(closed > 0 || !tokenizer.is_joined_byte(id));
+            if closed == WINDOW {
+                break;
+            }
+        }
+        window.reverse();
+        let given = tokenizer.settled(&window[..closed]).map_or(0, |text| text.len());
+        TextStream { tokenizer, window, given }
+    }
+
+    /// The text that `id` adds, empty while a character is incomplete.
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        if self.tokenizer.spelling(id).is_none() {
+            return Ok(String::new());
+        }
+        self.window.push(id);
+        if self.tokenizer.is_joined_byte(id) {
+            return Ok(String::new());
+        }
+        let text = self.tokenizer.settled(&self.window)?;
+        let piece = self.gained(&text);
+        self.given = text.len();
+        if self.window.len() >= 2 * WINDOW {
+            self.window.drain(..self.window.len() - WINDOW);
+            self.given = self.tokenizer.settled(&self.window)?.len();
+        }
+        Ok(piece)
+    }
+
+    /// What is still held back (an incomplete character, as U+FFFD).
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn finish(self) -> Result<String> {
+        let text = self.tokenizer.decode(&self.window)?;
+        Ok(self.gained(&text))
+    }
+
+    /// The end of `text` that was not given out. Empty if the decoder took back text it had written (none of the
+    /// supported families' decoders does).
+    fn gained(&self, text: &str) -> String {
+        text.get(self.given..).unwrap_or_default().to_string()
+    }
+}

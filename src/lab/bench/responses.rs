@@ -1,0 +1,173 @@
+//! Whole answers: the method against plain greedy decoding and Best-of-N of the same engine, prompt and budget.
+
+use super::drive::drive;
+use super::report::{Answer, Row, hash_of};
+use crate::engine::{Settings, Width, intervention, sampler};
+use crate::method::Options;
+use crate::model::{Backend, PolicySpan, Role, Span, TopK};
+use crate::rng::Uniforms;
+use crate::sampling::{Plan, Sampling};
+use crate::task::{Finished, Generation};
+use crate::{Error, Result};
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// New tokens of an answer.
+    pub tokens: usize,
+    /// Tokens between two uncertain ones, on average: the threshold is set to what the model does.
+    pub segment: usize,
+    /// Candidates of a segment, at most.
+    pub candidates: usize,
+    /// How many candidates are decoded at the same time, for each measurement.
+    pub widths: Vec<Width>,
+    /// Samples of Best-of-N; 0: none.
+    pub best_of: usize,
+    /// The prompt's ids, in place of some that mean nothing.
+    pub ids: Option<Vec<u32>>,
+    /// A threshold in nats, in place of one that is set to what the model does.
+    pub threshold: Option<f64>,
+    /// Timed runs of each; the median counts.
+    pub runs: usize,
+    /// Runs before them.
+    pub warmup: usize,
+}
+
+/// Times answers; `done` is told of each as it comes, the greedy one first.
+///
+/// # Errors
+/// The backend fails, the answer does not fit it, or one depends on the speculation.
+pub fn responses(backend: &mut dyn Backend, asked: &Asked, done: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
+    let vocab = backend.config(Role::Policy).vocab_size.min(backend.config(Role::Reward).vocab_size);
+    let prompt: Vec<u32> = match &asked.ids {
+        Some(ids) => ids.clone(),
+        None => (0..asked.prompt).map(|i| (i * 7919 % vocab) as u32).collect(),
+    };
+    // No id ends an answer: all have the length that was asked for.
+    let options = Options {
+        max_new_tokens: asked.tokens,
+        entropy_threshold: match asked.threshold {
+            Some(threshold) => threshold,
+            None => calibrated(backend, &prompt, asked)?,
+        },
+        max_candidates: asked.candidates,
+        ..Options::new(u32::MAX, vec![u32::MAX])
+    };
+    let greedy = Options { max_candidates: 1, entropy_threshold: f64::MAX, ..options.clone() };
+    let guided = |width: Width| (Way::Guided(options.clone()), "ggro", format!("speculation {}", name(width)), width);
+    let mut ways = vec![(Way::Guided(greedy), "greedy", String::new(), Width::Off)];
+    ways.extend(asked.widths.iter().map(|&width| guided(width)));
+    if asked.best_of > 0 {
+        ways.push((Way::Best(asked.best_of), "best of", asked.best_of.to_string(), Width::Off));
+    }
+    let mut all: Vec<Row> = Vec::new();
+    for (way, phase, case, width) in ways {
+        let settings = Settings::alone(width);
+        let (mut seconds, mut last) = (Vec::new(), None);
+        for run in 0..asked.warmup + asked.runs.max(1) {
+            let request: Box<dyn Generation> = match &way {
+                Way::Guided(options) => Box::new(intervention(backend, &prompt, options, Uniforms::Seeded(0))?),
+                Way::Best(n) => Box::new(sampler(backend, &prompt, best_of(*n, asked.tokens))?),
+            };
+            let driven = drive(backend, &settings, vec![request])?;
+            if run >= asked.warmup {
+                seconds.push(driven.seconds);
+            }
+            last = Some(driven);
+        }
+        let Some(mut driven) = last else { continue };
+        let (ids, mut answer) = answered(driven.finished.remove(0), prompt.len())?;
+        let row = Row::new(phase, case, seconds);
+        // Greedy answers may be cut short by nothing here, so all have one length; if not, a token is what is compared.
+        let base = all.first().map_or(row.seconds, |greedy| greedy.seconds);
+        answer.over_greedy = row.seconds / base;
+        let row = Row {
+            committed_tokens_per_second: Some(ids.len() as f64 / row.seconds),
+            phases: Some(driven.phases),
+            answer: Some(answer),
+            ids: Some(hash_of(&ids)),
+            ..row
+        };
+        done(&row);
+        all.push(row);
+    }
+    Ok(all)
+}
+
+/// A way of answering.
+enum Way {
+    Guided(Options),
+    Best(usize),
+}
+
+/// Samples of which the reward model takes the best.
+fn best_of(n: usize, tokens: usize) -> Plan {
+    Plan {
+        sampling: Sampling { temperature: 1.0, ..Sampling::default() },
+        n,
+        score: true,
+        max_new_tokens: tokens,
+        stop_ids: Vec::new(),
+        stop: None,
+        tell: false,
+        prompt_logprobs: false,
+    }
+}
+
+/// The ids of an answer, and its numbers.
+fn answered(finished: Finished, prompt: usize) -> Result<(Vec<u32>, Answer)> {
+    match finished {
+        Finished::Completions(completions) => {
+            let visited = completions.all.len();
+            let best = completions.all.into_iter().nth(completions.best);
+            let best = best.ok_or_else(|| Error::Backend("no completion".to_string()))?;
+            let reward = best.reward.unwrap_or(f32::NAN);
+            Ok((best.ids, Answer { visited, reward, ..Answer::default() }))
+        }
+        finished => {
+            let response = finished.response()?;
+            let answer = Answer {
+                over_greedy: 1.0,
+                segments: response.segments.len(),
+                nudges: response.num_nudges,
+                visited: response.segments.iter().map(|segment| segment.candidates.len()).sum(),
+                reward: response.final_reward,
+            };
+            Ok((response.final_ids[prompt..].to_vec(), answer))
+        }
+    }
+}
+
+fn name(width: Width) -> String {
+    match width {
+        Width::Off => "off".to_string(),
+        Width::Fixed(width) => width.to_string(),
+        Width::Auto => "auto".to_string(),
+    }
+}
+
+/// The entropy that one in `segment` tokens of a greedy answer reaches.
+fn calibrated(backend: &mut dyn Backend, prompt: &[u32], asked: &Asked) -> Result<f64> {
+    let seq = backend.create(Role::Policy)?;
+    let mut entropies = Vec::new();
+    let result = (|| {
+        let mut ids = prompt.to_vec();
+        let mut start = 0;
+        for _ in 0..asked.tokens.clamp(asked.segment, 256) {
+            let span = Span { seq, start, ids: &ids };
+            let row = backend.policy_step(&[PolicySpan { span, floor: 1e-9, top_k: TopK::Skip }])?;
+            start += ids.len();
+            let Some(row) = row.first() else { break };
+            entropies.push(row.stats.entropy_floored);
+            ids = vec![row.stats.argmax];
+        }
+        Ok(())
+    })();
+    backend.release(seq);
+    result?;
+    entropies.sort_by(f64::total_cmp);
+    let rank = entropies.len() - (entropies.len() / asked.segment.max(1)).clamp(1, entropies.len());
+    Ok(entropies.get(rank).copied().unwrap_or(f64::MAX))
+}

@@ -1,0 +1,455 @@
+//! Cases of `attention`.
+
+use super::guarded::Guarded;
+use super::numbers::{Random, Values, stored, widened};
+use super::{Case, Check, ROWS};
+use crate::Result;
+use crate::cuda::Device;
+use crate::cuda::ops::attention::{Inputs, Limits, Output, Plan, Query, Scratch, Sequence, Shape, attention};
+use crate::cuda::ops::kv::KvLayout;
+use crate::dtype::HalfType;
+use crate::kv::{BLOCK, BlockId};
+
+const OP: &str = "attention";
+
+/// The layer that is asked for; the others hold NaN.
+const LAYOUT: (usize, usize) = (2, 1);
+
+/// A sequence: how many of its positions are another one's, how many it has, and the last of them that are queries.
+#[derive(Clone, Copy, Debug)]
+struct Branch {
+    parent: Option<(usize, usize)>,
+    len: usize,
+    queries: usize,
+}
+
+const fn alone(len: usize, queries: usize) -> Branch {
+    Branch { parent: None, len, queries }
+}
+
+const fn fork(parent: usize, at: usize, len: usize, queries: usize) -> Branch {
+    Branch { parent: Some((parent, at)), len, queries }
+}
+
+/// How work is spread: what a plan for the device may do, everything in one block per item, everything apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Spread {
+    Device,
+    Whole,
+    Apart,
+}
+
+/// Contexts around the sizes of pages and chunks, one new token each.
+const DECODE: &[Branch] =
+    &[alone(1, 1), alone(63, 1), alone(64, 1), alone(65, 1), alone(255, 1), alone(256, 1), alone(257, 1)];
+const LONG: &[Branch] = &[alone(700, 1), alone(513, 1), alone(20, 1)];
+const SEGMENTS: &[Branch] = &[alone(65, 5), alone(257, 64), alone(64, 64), alone(300, 1)];
+const PREFILL: &[Branch] = &[alone(130, 130), alone(3, 3)];
+const CONTINUED: &[Branch] = &[alone(700, 130)];
+/// Branches that part inside a chunk, at and off a block's end, and one that shares nothing.
+const FORKS: &[Branch] = &[
+    alone(330, 1),
+    fork(0, 320, 329, 1),
+    fork(0, 320, 341, 5),
+    fork(0, 128, 330, 1),
+    fork(3, 300, 310, 2),
+    fork(0, 64, 65, 1),
+    alone(330, 1),
+];
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut push = |storage: HalfType,
+                    head: usize,
+                    group: usize,
+                    window: Option<usize>,
+                    branches: &'static [Branch],
+                    name: &str,
+                    values: Values,
+                    spread: Spread| {
+        // Heads of 8 share one: the rows are many enough.
+        let kv_heads = if group == 8 || branches.len() == 1 { 1 } else { 2 };
+        let shape = Shape { heads: kv_heads * group, kv_heads, head, scale: 1.0 / (head as f32).sqrt(), window };
+        let seed = format!("{name}, {} heads of {head} over {kv_heads}", shape.heads);
+        let window = window.map_or(String::new(), |window| format!(", window {window}"));
+        let case = format!("{} {seed}{window}, {values}, {spread:?}", storage.name());
+        cases.push(Case::new(OP, case, work(&shape, branches), move |device, check| {
+            Problem::new(&seed, storage, shape, branches, values).check(device, check, spread)
+        }));
+    };
+    const NORMAL: Values = Values::Normal(1.0);
+    // Two chunks and two pages, small enough for every schedule of a checked device.
+    const SMALL: &[Branch] = &[alone(300, 1)];
+    const TINY: &[Branch] = &[alone(65, 5)];
+    for storage in HalfType::ALL {
+        push(storage, 32, 4, Some(60), SMALL, "two chunks", NORMAL, Spread::Device);
+        push(storage, 32, 3, None, TINY, "two pages", NORMAL, Spread::Whole);
+        push(storage, 32, 5, None, TINY, "two pages", NORMAL, Spread::Whole);
+        push(storage, 32, 12, None, TINY, "two pages", NORMAL, Spread::Whole);
+    }
+    for storage in HalfType::ALL {
+        for (head, group) in [(32, 1), (32, 3), (64, 4), (64, 8), (128, 1), (128, 8)] {
+            push(storage, head, group, None, DECODE, "decode", NORMAL, Spread::Device);
+        }
+        for (head, group) in [(32, 8), (64, 3), (128, 4)] {
+            push(storage, head, group, None, LONG, "long contexts", Values::Outliers, Spread::Device);
+            push(storage, head, group, None, SEGMENTS, "segments", NORMAL, Spread::Device);
+            push(storage, head, group, None, FORKS, "forks", NORMAL, Spread::Device);
+            push(storage, head, group, None, PREFILL, "prefill", Values::Outliers, Spread::Whole);
+        }
+    }
+    for (head, group) in [(32, 4), (64, 1), (128, 3)] {
+        push(HalfType::Bf16, head, group, None, CONTINUED, "prefill behind a prefix", NORMAL, Spread::Whole);
+        for window in [1, 20, 64, 300] {
+            push(HalfType::Bf16, head, group, Some(window), LONG, "long contexts", NORMAL, Spread::Device);
+            push(HalfType::F16, head, group, Some(window), FORKS, "forks", NORMAL, Spread::Device);
+        }
+        push(HalfType::F16, head, group, Some(20), SEGMENTS, "segments", NORMAL, Spread::Whole);
+        push(HalfType::F16, head, group, Some(300), CONTINUED, "prefill behind a prefix", NORMAL, Spread::Apart);
+    }
+    for (storage, head, group, window) in [
+        (HalfType::Bf16, 32, 1, None),
+        (HalfType::Bf16, 32, 3, Some(70)),
+        (HalfType::F16, 64, 4, None),
+        (HalfType::Bf16, 128, 4, None),
+    ] {
+        let shape = Shape { heads: group, kv_heads: 1, head, scale: 1.0 / (head as f32).sqrt(), window };
+        let name = format!("{} rows alone and together, {group} heads of {head}, window {window:?}", storage.name());
+        const TOGETHER: &[Branch] = &[alone(330, 330), alone(70, 70)];
+        cases.push(Case::new(OP, name, 6 * work(&shape, TOGETHER), move |device, check| {
+            Problem::new("together", storage, shape, TOGETHER, NORMAL).alone_and_together(device, check)
+        }));
+        let name = format!("{} shared and private pages, {group} heads of {head}, window {window:?}", storage.name());
+        cases.push(Case::new(OP, name, 3 * work(&shape, FORKS), move |device, check| {
+            Problem::new("shared", storage, shape, FORKS, NORMAL).shared_and_private(device, check)
+        }));
+    }
+    cases
+}
+
+/// Multiply-adds with whole tiles, of which the emulated device does eight in the time of one element.
+fn work(shape: &Shape, branches: &[Branch]) -> usize {
+    let of = |branch: &Branch| {
+        let rows = (branch.queries * shape.heads / shape.kv_heads).next_multiple_of(16);
+        let seen = shape.window.map_or(branch.len, |w| branch.len.min(w + branch.queries)) + BLOCK;
+        rows * seen * shape.kv_heads * shape.head / 4
+    };
+    branches.iter().map(of).sum()
+}
+
+/// One query: its sequence and position.
+type At = (usize, usize);
+
+/// One problem on the host.
+struct Problem {
+    storage: HalfType,
+    shape: Shape,
+    /// Blocks of each sequence.
+    blocks: Vec<Vec<BlockId>>,
+    pool: Vec<u16>,
+    /// `[heads * head]` per query.
+    queries: Vec<(At, Vec<u16>)>,
+}
+
+impl Problem {
+    fn new(seed: &str, storage: HalfType, shape: Shape, branches: &[Branch], values: Values) -> Self {
+        let mut random = Random::named(seed);
+        let mut problem = Problem { storage, shape, blocks: Vec::new(), pool: Vec::new(), queries: Vec::new() };
+        // Blocks lie in no order.
+        let most: usize = branches.iter().map(|branch| branch.len.div_ceil(BLOCK)).sum();
+        let mut free: Vec<u32> = (0..most as u32).collect();
+        // 0xffff is NaN in both storage types.
+        problem.pool = vec![0xffff; most * problem.layout().block()];
+        for (sequence, branch) in branches.iter().enumerate() {
+            let (mut blocks, kept) = match branch.parent {
+                Some((parent, at)) => (problem.blocks[parent][..at / BLOCK].to_vec(), at),
+                None => (Vec::new(), 0),
+            };
+            while blocks.len() * BLOCK < branch.len {
+                blocks.push(BlockId(free.swap_remove(random.below(free.len()))));
+            }
+            problem.blocks.push(blocks);
+            if let Some((parent, at)) = branch.parent.filter(|(_, at)| at % BLOCK != 0) {
+                for position in at / BLOCK * BLOCK..at {
+                    problem.copy(parent, sequence, position);
+                }
+            }
+            for position in kept..branch.len {
+                // Outliers among values and, smaller, among keys: scores keep their last bits.
+                let width = shape.kv_heads * shape.head;
+                let keys: Vec<f32> = random.vector(width, values).iter().map(|x| x.clamp(-9.0, 9.0)).collect();
+                problem.put(sequence, position, false, &stored(storage, &keys));
+                problem.put(sequence, position, true, &stored(storage, &random.vector(width, values)));
+            }
+            for position in branch.len - branch.queries..branch.len {
+                let q = stored(storage, &random.vector(shape.heads * shape.head, Values::Normal(1.5)));
+                problem.queries.push(((sequence, position), q));
+            }
+        }
+        problem
+    }
+
+    fn layout(&self) -> KvLayout {
+        KvLayout { layers: LAYOUT.0, kv_heads: self.shape.kv_heads, head: self.shape.head }
+    }
+
+    /// Where a key or value of a sequence lies.
+    fn at(&self, sequence: usize, position: usize, value: bool, head: usize) -> usize {
+        let Shape { kv_heads, head: size, .. } = self.shape;
+        let BlockId(block) = self.blocks[sequence][position / BLOCK];
+        let plane = (block as usize * LAYOUT.0 + LAYOUT.1) * 2 + usize::from(value);
+        ((plane * kv_heads + head) * BLOCK + position % BLOCK) * size
+    }
+
+    fn put(&mut self, sequence: usize, position: usize, value: bool, row: &[u16]) {
+        for (head, part) in row.chunks_exact(self.shape.head).enumerate() {
+            let at = self.at(sequence, position, value, head);
+            self.pool[at..at + part.len()].copy_from_slice(part);
+        }
+    }
+
+    fn copy(&mut self, from: usize, to: usize, position: usize) {
+        for value in [false, true] {
+            for head in 0..self.shape.kv_heads {
+                let (from, to) = (self.at(from, position, value, head), self.at(to, position, value, head));
+                self.pool.copy_within(from..from + self.shape.head, to);
+            }
+        }
+    }
+
+    /// `[out, lse]` of some of the queries. Their rows lie in any order and with gaps between them.
+    fn run(
+        &self,
+        device: &Device,
+        check: &mut Check,
+        chosen: &[usize],
+        spread: Spread,
+    ) -> Result<Vec<(Vec<u16>, Vec<f32>)>> {
+        let Shape { heads, head, .. } = self.shape;
+        let (width, out_width) = (heads * head, self.shape.width());
+        let rows = chosen.len() + 2;
+        let row = |i: usize| (i * 7 + 3) % rows;
+        let (row, out_row) = if rows.is_multiple_of(7) {
+            ((0..rows).collect::<Vec<_>>(), (0..rows).rev().collect::<Vec<_>>())
+        } else {
+            ((0..rows).map(row).collect(), (0..rows).map(|i| row(rows - 1 - i)).collect())
+        };
+        let mut q = vec![0xffff; rows * width];
+        let mut by_sequence: Vec<Vec<Query>> = vec![Vec::new(); self.blocks.len()];
+        for (i, &c) in chosen.iter().enumerate() {
+            let ((sequence, position), values) = &self.queries[c];
+            q[row[i] * width..][..width].copy_from_slice(values);
+            let query = Query { row: row[i] as u32, out: out_row[i] as u32, position: *position as u32 };
+            by_sequence[*sequence].push(query);
+        }
+        let sequences = self.blocks.iter().zip(&by_sequence).map(|(blocks, queries)| Sequence { blocks, queries });
+        let sequences: Vec<Sequence<'_>> = sequences.filter(|sequence| !sequence.queries.is_empty()).collect();
+        let parts: usize = chosen.iter().map(|&c| self.queries[c].0.1 / 256 + 1).sum();
+        let mut scratch = Scratch::new(device, &[self.shape], parts)?;
+        let limits = match spread {
+            Spread::Device => scratch.limits(device, &self.shape),
+            Spread::Whole => Limits { blocks: 1, partials: 0 },
+            Spread::Apart => Limits { blocks: usize::MAX, partials: parts },
+        };
+        let plan = Plan::new(&self.shape, &sequences, limits)?;
+        let work = Guarded::input(device, plan.words())?;
+        let (q, pool) = (Guarded::input(device, &q)?, Guarded::input(device, &self.pool)?);
+        let inputs =
+            Inputs { storage: self.storage, q: q.view(), pool: pool.view(), layout: self.layout(), layer: LAYOUT.1 };
+        let mut launch = |check: &mut Check, with_lse: bool| -> Result<(Vec<u16>, Vec<f32>)> {
+            let mut out = Guarded::output(device, rows * out_width, 0)?;
+            let mut lse = Guarded::output(device, rows * heads, 0)?;
+            let mut output = Output { out: out.view_mut(), lse: with_lse.then(|| lse.view_mut()) };
+            attention(device, &mut output, inputs, work.view(), &plan, &mut scratch)?;
+            Ok((out.read(device, check, "out")?, lse.read(device, check, "lse")?))
+        };
+        let (out, lse) = launch(check, true)?;
+        // Into fresh buffers: the tickets are back at zero.
+        let (again, unasked) = launch(check, false)?;
+        check.same("out, run again", &again, &out);
+        // In a shape that other batches have too.
+        let filled = plan.filled(limits);
+        let words = Guarded::input(device, filled.words())?;
+        let mut in_frame = Guarded::output(device, rows * out_width, 0)?;
+        let mut output = Output { out: in_frame.view_mut(), lse: None };
+        attention(device, &mut output, inputs, words.view(), &filled, &mut scratch)?;
+        let in_frame = in_frame.read(device, check, "out")?;
+        check.same("out, filled up", &in_frame, &out);
+        if unasked.iter().any(|x| x.to_bits() != u32::MAX) {
+            check.fail("lse was written and nobody asked for it");
+        }
+        for unnamed in (0..rows).filter(|r| !out_row[..chosen.len()].contains(r)) {
+            if out[unnamed * out_width..][..out_width].iter().any(|&x| x != 0xffff) {
+                check.fail(format!("row {unnamed} of out was written, no query names it"));
+            }
+        }
+        let result = out_row[..chosen.len()].iter().map(|&r| {
+            let (row, rest) = out[r * out_width..][..out_width].split_at(width);
+            if rest.iter().any(|&x| x != 0xffff) {
+                check.fail(format!("columns of row {r} beyond {width} were written"));
+            }
+            (row.to_vec(), lse[r * heads..][..heads].to_vec())
+        });
+        Ok(result.collect())
+    }
+
+    fn all(&self) -> Vec<usize> {
+        (0..self.queries.len()).collect()
+    }
+
+    fn check(&self, device: &Device, check: &mut Check, spread: Spread) -> Result<()> {
+        let found = self.run(device, check, &self.all(), spread)?;
+        let Shape { heads, kv_heads, head, scale, window } = self.shape;
+        let pool = widened(self.storage, &self.pool);
+        let (mut error, mut allowed, mut at) = (0.0f64, 0.0f64, String::new());
+        for (((sequence, position), q), (out, lse)) in self.queries.iter().zip(&found) {
+            let lowest = window.map_or(0, |w| (position + 1).saturating_sub(w));
+            let q = widened(self.storage, q);
+            for h in 0..heads {
+                let q = &q[h * head..(h + 1) * head];
+                let rows = |value: bool| -> Vec<&[f32]> {
+                    let at = |j| self.at(*sequence, j, value, h / (heads / kv_heads));
+                    (lowest..position + 1).map(|j| &pool[at(j)..][..head]).collect()
+                };
+                let (keys, values) = (rows(false), rows(true));
+                let exact = exact(q, &keys, &values, scale);
+                let simulated = simulated(self.storage, q, &keys, &values, scale);
+                check.close(|| format!("lse of head {h} at {position}"), f64::from(lse[h]), exact.lse);
+                for d in 0..head {
+                    // Below the smallest normal f16 a rounding is absolute.
+                    let unit = exact.terms[d] + 6.2e-5;
+                    let found = f64::from(self.storage.widen(out[h * head + d]));
+                    let wrong = (found - exact.out[d]).abs() / unit;
+                    let wrong = if wrong.is_nan() { f64::INFINITY } else { wrong };
+                    if wrong > error {
+                        error = wrong;
+                        at = format!("sequence {sequence}, position {position}, head {h}, element {d}");
+                    }
+                    allowed = allowed.max((f64::from(simulated[d]) - exact.out[d]).abs() / unit);
+                }
+            }
+        }
+        // A simulation may be exact by luck: half a unit is always fine.
+        let half_unit = match self.storage {
+            HalfType::Bf16 => 1.0 / 256.0,
+            HalfType::F16 => 1.0 / 2048.0,
+        };
+        check.bound(|| format!("out of {at}"), error, (2.0 * allowed).max(half_unit));
+        Ok(())
+    }
+
+    fn alone_and_together(&self, device: &Device, check: &mut Check) -> Result<()> {
+        let all = self.run(device, check, &self.all(), Spread::Whole)?;
+        let compare = |check: &mut Check, chosen: &[usize], spread: Spread, what: &str| -> Result<()> {
+            let found = self.run(device, check, chosen, spread)?;
+            for (&c, (out, lse)) in chosen.iter().zip(&found) {
+                let (_, position) = self.queries[c].0;
+                check.same(&format!("out at {position}, {what}, {spread:?}"), out, &all[c].0);
+                check.same(&format!("lse at {position}, {what}, {spread:?}"), lse, &all[c].1);
+            }
+            Ok(())
+        };
+        compare(check, &self.all(), Spread::Apart, "all together")?;
+        for one in [0, 62, 63, 64, 128, 255, 256, 257, 320, 329, 399] {
+            compare(check, &[one], Spread::Device, "alone")?;
+        }
+        for many in ROWS {
+            let chosen: Vec<usize> = (0..many).map(|i| (i * 397 + 329) % self.queries.len()).collect();
+            let mut sorted = chosen.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            compare(check, &sorted, Spread::Device, &format!("{many} together"))?;
+        }
+        for piece in [63, 64, 65] {
+            for (from, spread) in
+                (0..330).step_by(piece).zip([Spread::Device, Spread::Apart, Spread::Whole].iter().cycle())
+            {
+                let chosen: Vec<usize> = (from..(from + piece).min(330)).collect();
+                compare(check, &chosen, *spread, &format!("a piece of {piece}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Branches that share pages, the same with a copy of everything of their own, and beside a sequence of NaN.
+    fn shared_and_private(&self, device: &Device, check: &mut Check) -> Result<()> {
+        let shared = self.run(device, check, &self.all(), Spread::Device)?;
+        let mut private = Problem {
+            storage: self.storage,
+            shape: self.shape,
+            blocks: Vec::new(),
+            pool: Vec::new(),
+            queries: self.queries.clone(),
+        };
+        let size = self.layout().block();
+        for blocks in &self.blocks {
+            let mut own = Vec::new();
+            for block in blocks {
+                own.push(BlockId((private.pool.len() / size) as u32));
+                private.pool.extend(&self.pool[block.0 as usize * size..][..size]);
+            }
+            private.blocks.push(own);
+        }
+        let compare = |check: &mut Check, problem: &Problem, skip: usize, what: &str| -> Result<()> {
+            let found = problem.run(device, check, &problem.all(), Spread::Device)?;
+            for ((((sequence, position), _), found), expected) in problem.queries.iter().zip(&found).zip(&shared) {
+                if *sequence != skip {
+                    let at = format!("position {position} of sequence {sequence}, {what}");
+                    check.same(&format!("out of {at}"), &found.0, &expected.0);
+                    check.same(&format!("lse of {at}"), &found.1, &expected.1);
+                }
+            }
+            Ok(())
+        };
+        compare(check, &private, usize::MAX, "with private pages")?;
+        // What only the third sequence sees becomes NaN.
+        let mut broken = Problem { blocks: self.blocks.clone(), pool: self.pool.clone(), ..private };
+        let width = self.shape.kv_heads * self.shape.head;
+        for position in 320..341 {
+            for value in [false, true] {
+                broken.put(2, position, value, &vec![0xffff; width]);
+            }
+        }
+        compare(check, &broken, 2, "beside a sequence of NaN")
+    }
+}
+
+/// Attention of one query and head in f64.
+struct Exact {
+    out: Vec<f64>,
+    /// Sums of absolute terms: what rounding is measured by.
+    terms: Vec<f64>,
+    lse: f64,
+}
+
+fn exact(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Exact {
+    let dot =
+        |k: &&[f32]| q.iter().zip(k.iter()).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * f64::from(scale);
+    let scores: Vec<f64> = keys.iter().map(dot).collect();
+    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+    let mut exact = Exact { out: vec![0.0; q.len()], terms: vec![0.0; q.len()], lse: top + sum.ln() };
+    for (s, value) in scores.iter().zip(values) {
+        let p = (s - top).exp() / sum;
+        for (d, &v) in value.iter().enumerate() {
+            exact.out[d] += p * f64::from(v);
+            exact.terms[d] += p * f64::from(v).abs();
+        }
+    }
+    exact
+}
+
+/// The same in f32, with sums as a tensor core may cut them off at worst, and exponentials and output in the storage
+/// type; without chunks, and with the maximum known beforehand.
+fn simulated(storage: HalfType, q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Vec<f32> {
+    let scores: Vec<f32> = keys.iter().map(|k| super::gemm::truncated_dot(q, k)).collect();
+    let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let p: Vec<f32> = scores.iter().map(|s| ((s - top) * scale).exp()).collect();
+    let sum: f32 = p.iter().sum();
+    let p: Vec<f32> = p.iter().map(|&p| storage.widen(storage.round(p))).collect();
+    let of = |d: usize| {
+        let column: Vec<f32> = values.iter().map(|value| value[d]).collect();
+        storage.widen(storage.round(super::gemm::truncated_dot(&p, &column) / sum))
+    };
+    (0..q.len()).map(of).collect()
+}

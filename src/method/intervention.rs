@@ -1,0 +1,508 @@
+//! One response of the method as a state machine: branches, the walk through them, what is asked of the models next.
+//!
+//! A response is a row of segments. In each one the policy writes greedily until it becomes uncertain; the reward model then
+//! says, by the gradient at the slot's embedding, which of the policy's own likely tokens to try there instead, and so on from
+//! candidate to candidate until one would repeat. The best is committed and the next segment begins where it became uncertain.
+//!
+//! A candidate is a function of the prefix and of the token at the slot alone, and the tokens that can come there are known as
+//! soon as the slot is reached. So candidates may be decoded and scored before the walk asks for them ([`Speculation`]): the
+//! walk then goes by what is there. What it never reaches leaves no trace: not in the record, not in the uniform numbers, not
+//! in the work counted, and an error in it is no error.
+//!
+//! No work is done twice:
+//!
+//! * The policy line that holds the prefix is continued by the unforced candidate; each forced one forks off it at the slot.
+//!   The winner's line holds the next prefix, and the row that made the winner stop is the next segment's first row. Only the
+//!   last generated token of a candidate never runs through the policy.
+//! * The reward line goes the same way. Rewards of positions that no later span will pass again (the end of the prefix, the
+//!   position where the final reward is pooled) are asked for when their span is run.
+//! * Rows report their largest logits where they are, or may turn out to be, the row at a slot.
+
+mod branch;
+mod tasks;
+
+use self::branch::{Branch, Fixed};
+use crate::answer::{CandidateStop, FinishReason, Margins, Response, Segment, Slot};
+use crate::method::candidate::{CandidateState, Rules, smallest};
+use crate::method::gradient::{self, pool_position};
+use crate::method::nudge::{self, Shortlist};
+use crate::method::walk::Walk;
+use crate::method::{Options, Selection};
+use crate::model::Work;
+use crate::profile::{self, Phase};
+use crate::rng::Uniforms;
+use crate::task::{Progress, Scored, Speculation};
+use crate::{Error, Result};
+use std::sync::Arc;
+
+/// Rewards of a text at its last position, and where the final reward would be pooled if it ended there.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    last: f32,
+    pooled: f32,
+}
+
+/// A response in progress.
+pub struct Intervention {
+    fixed: Fixed,
+    uniforms: Uniforms,
+    uniforms_used: Vec<f64>,
+    /// Prompt and committed segments.
+    prefix: Vec<u32>,
+    /// Positions of the trunk's reward line that were run.
+    reward_len: usize,
+    /// Rewards of the prefix, once anything was scored.
+    known: Option<Known>,
+    /// Lines of the trunk, and where they came from if nothing was run on them yet.
+    trunk: [u32; 2],
+    origin: [Option<(u32, usize)>; 2],
+    numbers: u32,
+
+    // The segment in progress.
+    offset: usize,
+    walk: Walk,
+    branches: Vec<Branch>,
+    shortlist: Option<Shortlist>,
+    candidates: Arc<[u32]>,
+    /// The branch that the walk waits for.
+    current: usize,
+    best: Option<(usize, Known)>,
+    /// Rewards up to the slot.
+    before: Option<Known>,
+    /// Whether what the branches share goes through the reward model by itself.
+    base: bool,
+    twin: Option<f64>,
+    /// Places on the shortlist in the order in which they are likely to be proposed.
+    likely: Vec<usize>,
+    run_ahead: bool,
+
+    segments: Vec<Segment>,
+    segment_boundaries: Vec<usize>,
+    necessary: Work,
+    tokens: usize,
+    progress: Vec<Progress>,
+    outcome: Option<Result<Response>>,
+    ended: bool,
+}
+
+impl Intervention {
+    /// A response to `prompt`. Ranges and lengths have to be checked before; `vocab` are the ids of policy and reward model.
+    pub fn new(prompt: &[u32], options: &Options, uniforms: Uniforms, vocab: (usize, usize)) -> Intervention {
+        let fixed = Fixed {
+            options: options.clone(),
+            rules: Rules::new(prompt.len(), options),
+            prompt_len: prompt.len(),
+            shortlist_len: options.top_k.min(vocab.0.min(vocab.1)),
+            reward_vocab: vocab.1,
+        };
+        Intervention {
+            uniforms,
+            uniforms_used: Vec::new(),
+            prefix: prompt.to_vec(),
+            reward_len: 0,
+            known: None,
+            trunk: [0, 0],
+            origin: [None, None],
+            numbers: 0,
+            offset: options.first_offset,
+            walk: Walk::new(prompt.len(), options.first_offset, options.max_candidates),
+            branches: vec![Branch::new(0, CandidateState::unforced(prompt.len()))],
+            shortlist: None,
+            candidates: Arc::from([]),
+            current: 0,
+            best: None,
+            before: None,
+            base: false,
+            twin: None,
+            likely: Vec::new(),
+            run_ahead: false,
+            segments: Vec::new(),
+            segment_boundaries: Vec::new(),
+            necessary: Work { policy_forward: prompt.len() as u64, ..Work::default() },
+            tokens: 0,
+            progress: Vec::new(),
+            outcome: None,
+            ended: false,
+            fixed,
+        }
+    }
+
+    /// Absolute position of the slot.
+    fn slot(&self) -> usize {
+        self.walk.slot()
+    }
+
+    /// Branches beside the one that the walk waits for, decoded before anyone asked for them.
+    fn spawn(&mut self, speculation: Speculation, same: &dyn Fn(u32, u32) -> bool) {
+        let visited = self.walk.candidates().len();
+        if speculation.width <= 1 || visited + 1 >= self.fixed.options.max_candidates {
+            return;
+        }
+        let Some(shortlist) = &self.shortlist else { return };
+        if self.branches[0].state.generated().len() <= self.offset {
+            return;
+        }
+        let mut waiting =
+            self.branches.iter().enumerate().filter(|(i, b)| *i != self.current && !b.visited && !b.retired).count();
+        let mut tokens = Vec::new();
+        for &place in &self.likely {
+            if waiting + 1 >= speculation.width {
+                break;
+            }
+            let proposed = shortlist.ids[place];
+            let placed = shortlist.placed(proposed, same);
+            if placed != proposed || self.branches.iter().any(|b| b.state.generated().get(self.offset) == Some(&placed))
+            {
+                continue;
+            }
+            tokens.push(placed);
+            waiting += 1;
+        }
+        for placed in tokens {
+            self.force(placed, placed);
+        }
+    }
+
+    /// A new branch with another token at the slot. Returns its index.
+    fn force(&mut self, proposed: u32, placed: u32) -> usize {
+        self.numbers += 1;
+        let mut branch = Branch::new(self.numbers, self.branches[0].state.forced(self.offset, proposed, placed));
+        if let Some(row) = self.branches[0].slot_row.clone() {
+            self.tokens += 1;
+            self.fixed.push(&mut branch, row, self.offset);
+        } else {
+            branch.failed = Some(internal("the row at a slot"));
+        }
+        self.branches.push(branch);
+        self.branches.len() - 1
+    }
+
+    /// Starts the next segment of the branch in the lead.
+    fn start_ahead(&mut self) {
+        let Some(index) = self.leader() else { return };
+        let branch = &mut self.branches[index];
+        if branch.ahead.is_some()
+            || branch.state.stop() != Some(CandidateStop::Entropy)
+            || branch.state.dropped().is_none()
+        {
+            return;
+        }
+        let Some(row) = branch.row.clone() else { return };
+        let start = self.prefix.len() + branch.state.kept().len();
+        let mut ahead = Branch::new(branch.number, CandidateState::unforced(start));
+        self.tokens += 1;
+        self.fixed.push(&mut ahead, row, 0);
+        branch.ahead = Some(Box::new(ahead));
+    }
+
+    /// Rewards that a scored branch brings, checked: of itself, and up to the slot.
+    fn rewards(&self, index: usize) -> Result<(Known, Option<Known>)> {
+        let branch = &self.branches[index];
+        let kept = branch.state.kept();
+        let ids = [&self.prefix[..], kept].concat();
+        let last = ids.len() - 1;
+        let proposes = self.walk.will_propose(kept.len());
+        if index == 0
+            && proposes
+            && self.base
+            && let Some(before) = self.before
+        {
+            finite("reward", before.last, self.slot() - 1)?;
+            finite("reward", before.pooled, pool_position(&self.base_ids(), self.fixed.options.reward_pad_id))?;
+        }
+        let Some(scored) = &branch.scored else {
+            return Err(internal("a reward"));
+        };
+        if self.scored_from(index) == ids.len() {
+            let known = self.before.ok_or_else(|| internal("an unknown reward"))?;
+            return Ok((known, None));
+        }
+        if scored.also.len() != branch.also_at.len() {
+            return Err(internal("a reward per position"));
+        }
+        let asked = branch.also_at.iter().chain([&last]).zip(scored.also.iter().chain([&scored.reward]));
+        for (&position, &reward) in asked {
+            finite("reward", reward, position)?;
+        }
+        if let Some((dots, norm)) = scored.gradient.as_ref().filter(|_| self.differentiates(index, kept.len())) {
+            for &value in dots.iter().chain([norm]) {
+                finite("reward gradient", value, self.slot())?;
+            }
+        }
+        let at = |position: usize| -> Result<f32> {
+            if position == last {
+                return Ok(scored.reward);
+            }
+            match branch.also_at.iter().position(|&asked| asked == position) {
+                Some(i) => Ok(scored.also[i]),
+                // Before the span only the position where the final reward is pooled is ever looked up.
+                None => self.before.map(|known| known.pooled).ok_or_else(|| internal("an unknown reward")),
+            }
+        };
+        let pool = pool_position(&ids, self.fixed.options.reward_pad_id);
+        let before = match self.before_slot(index) {
+            Some((last, pooled)) => Some(Known { last: at(last)?, pooled: at(pooled)? }),
+            None => None,
+        };
+        Ok((Known { last: scored.reward, pooled: at(pool)? }, before))
+    }
+
+    /// Goes one step along the walk, if the branch it waits for is complete.
+    fn step(&mut self, same: &dyn Fn(u32, u32) -> bool) -> Result<bool> {
+        let index = self.current;
+        if self.branches[index].failed.is_some() {
+            return Err(self.branches[index].failed.take().unwrap_or_else(|| internal("an error")));
+        }
+        if !self.branches[index].ended() {
+            return Ok(false);
+        }
+        if self.branches[index].scored.is_none() {
+            if self.score_task(index).is_some() || self.base_waits() {
+                return Ok(false);
+            }
+            // Nothing new: the text ends where an earlier one did.
+            self.branches[index].scored = Some(Scored::default());
+        }
+        let kept = self.branches[index].state.kept().len();
+        let proposes = self.walk.will_propose(kept);
+        let differentiates = kept > self.offset && (proposes || self.fixed.options.full_trace);
+        let shortlist = match &self.shortlist {
+            Some(list) if !list.ids.is_empty() => Some(list.clone()),
+            _ if differentiates => return Err(internal("the largest logits at a slot")),
+            _ => None,
+        };
+        let (rewards, before) = self.rewards(index)?;
+        self.count(index, kept, differentiates);
+        self.before = before.or(self.before);
+
+        let mut margins = Margins { twin: self.twin.take(), ..Margins::default() };
+        let gradient = self.branches[index].scored.as_mut().and_then(|scored| scored.gradient.take());
+        let slot = match (shortlist.as_ref().filter(|_| differentiates), gradient) {
+            (Some(list), Some((dots, norm))) => {
+                if dots.len() != list.ids.len() {
+                    return Err(internal("a first-order score per proposal"));
+                }
+                let current = self.branches[index].state.kept()[self.offset];
+                let (slot, margin) = self.propose(list, dots, norm, current, proposes)?;
+                margins.score = margin;
+                margins.top_k_edge = list.edge_margin;
+                Some(slot)
+            }
+            (Some(_), None) => return Err(internal("a gradient")),
+            _ => None,
+        };
+        let proposed = slot.as_ref().and_then(|slot| slot.next_proposal);
+        let branch = &mut self.branches[index];
+        branch.visited = true;
+        let record = branch.state.clone().record(&self.fixed.rules, rewards.last, slot, margins);
+        let loser = if self.walk.add(record) {
+            self.best.replace((index, rewards)).map(|(loser, _)| loser)
+        } else {
+            Some(index)
+        };
+        // The unforced branch's lines stay while there may be more forks of them.
+        if let Some(loser) = loser.filter(|&loser| loser != 0) {
+            self.branches[loser].retired = true;
+            self.branches[loser].ahead = None;
+        }
+        if self.walk.end().is_none() {
+            let proposed = proposed.ok_or_else(|| internal("a proposal"))?;
+            let list = shortlist.ok_or_else(|| internal("the largest logits at a slot"))?;
+            let placed = list.placed(proposed, same);
+            if !self.walk.close(proposed, placed) {
+                let slot_row = self.branches[0].slot_row.as_ref();
+                self.twin = match slot_row.and_then(|row| row.logits.as_ref()) {
+                    Some(row) => nudge::twin_margin(&row[..self.fixed.reward_vocab.min(row.len())], proposed, same),
+                    None => list.twin_margin(proposed, same),
+                };
+                // None that was visited: a token that was at the slot before closes the walk.
+                let there = |b: &Branch| b.state.generated().get(self.offset) == Some(&placed);
+                self.current = match self.branches.iter().position(there) {
+                    Some(index) => index,
+                    None => self.force(proposed, placed),
+                };
+                self.branches[self.current].state.propose(proposed);
+                return Ok(true);
+            }
+        }
+        self.commit()?;
+        Ok(true)
+    }
+
+    /// Counts what had to be run for a branch that the walk has reached.
+    fn count(&mut self, index: usize, kept: usize, differentiates: bool) {
+        let generated = self.branches[index].state.generated().len();
+        let shared = if index == 0 { 0 } else { self.offset };
+        self.necessary.policy_forward += (generated - 1 - shared.min(generated - 1)) as u64;
+        let len = self.prefix.len() + kept;
+        self.necessary.reward_forward += (len - self.scored_from(index)) as u64;
+        if differentiates {
+            self.necessary.reward_backward += (len - self.slot()) as u64;
+        }
+    }
+
+    /// Scores the shortlist and chooses from it. The choice is left out where it is neither used nor free of charge: a
+    /// uniform number is drawn only for a proposal that will be used.
+    fn propose(
+        &mut self,
+        shortlist: &Shortlist,
+        dots: Vec<f32>,
+        norm: f32,
+        current: u32,
+        used: bool,
+    ) -> Result<(Slot, Option<f64>)> {
+        let _range = profile::range(Phase::Nudge, shortlist.ids.len());
+        let options = &self.fixed.options;
+        let scores = gradient::scores(&shortlist.ids, &dots, current, options.damping);
+        let (weights, choice) = match options.selection {
+            Selection::Greedy => (Vec::new(), nudge::greedy(&scores)),
+            Selection::Sample => {
+                let weights = nudge::weights(&scores, options.temperature);
+                let choice = if used {
+                    let u = self.uniforms.nth(self.uniforms_used.len())?;
+                    self.uniforms_used.push(u);
+                    nudge::sampled(&weights, u)
+                } else {
+                    None
+                };
+                (weights, choice)
+            }
+        };
+        // Gradients of the candidates of one segment are alike: what scores high now is likely to be proposed later.
+        self.likely.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+        let slot = Slot {
+            gradient_norm: f64::from(norm),
+            ids: shortlist.ids.clone(),
+            logits: shortlist.logits.clone(),
+            dots,
+            weights,
+            next_proposal: choice.map(|choice| shortlist.ids[choice.index]),
+        };
+        Ok((slot, choice.and_then(|choice| choice.margin)))
+    }
+
+    /// Makes the winner the prefix of the next segment.
+    fn commit(&mut self) -> Result<()> {
+        let (index, rewards) = self.best.take().ok_or_else(|| internal("a candidate"))?;
+        let (start, slot, first_line) = (self.prefix.len(), self.slot(), self.trunk);
+        let options = &self.fixed.options;
+        let walk = std::mem::replace(&mut self.walk, Walk::new(0, 0, options.max_candidates));
+        let segment = walk.finish();
+        let mut winner = self.branches.swap_remove(index);
+        self.branches.clear();
+
+        let kept = winner.state.kept();
+        self.prefix.extend_from_slice(kept);
+        let new_tokens = self.prefix.len() - self.fixed.prompt_len;
+        let (boundary, end) = if winner.state.stop() == Some(CandidateStop::Finish) {
+            (self.prefix.len() - 1, Some(FinishReason::Finish))
+        } else if new_tokens >= options.max_new_tokens {
+            (self.prefix.len(), Some(FinishReason::Length))
+        } else if kept.is_empty() {
+            (self.prefix.len(), Some(FinishReason::Stalled))
+        } else {
+            (self.prefix.len(), None)
+        };
+        self.progress.push(Progress::Segment(segment.clone(), self.prefix[start..].to_vec()));
+        self.segments.push(segment);
+        self.segment_boundaries.push(boundary);
+        if index != 0 {
+            self.trunk = [winner.number; 2];
+            // A forced token that was dropped at once: its lines were never run, and are still to fork off.
+            let unrun = self.prefix.len() == slot;
+            self.origin = first_line.map(|line| unrun.then_some((line, slot)));
+        }
+        self.reward_len = self.prefix.len();
+        self.known = Some(rewards);
+        if let Some(reason) = end {
+            self.finish(reason, rewards);
+            return Ok(());
+        }
+
+        let next = match winner.ahead.take() {
+            Some(ahead) => *ahead,
+            None => {
+                let row = winner.row.take().ok_or_else(|| internal("the row after a segment"))?;
+                let mut next = Branch::new(winner.number, CandidateState::unforced(self.prefix.len()));
+                self.tokens += 1;
+                self.fixed.push(&mut next, row, 0);
+                next
+            }
+        };
+        self.offset = 0;
+        self.walk = Walk::new(self.prefix.len(), 0, self.fixed.options.max_candidates);
+        self.branches.push(next);
+        self.current = 0;
+        self.before = self.known;
+        self.shortlist = None;
+        self.base = false;
+        self.twin = None;
+        self.reach_slot();
+        Ok(())
+    }
+
+    /// Notes the proposals of a segment once its slot is reached.
+    fn reach_slot(&mut self) {
+        if self.shortlist.is_some() {
+            return;
+        }
+        let Some(row) = &self.branches[0].slot_row else { return };
+        let list = Shortlist::new(&row.row.top, self.fixed.shortlist_len);
+        self.candidates = Arc::from(&list.ids[..]);
+        self.likely = (0..list.ids.len()).collect();
+        self.shortlist = Some(list);
+    }
+
+    fn finish(&mut self, finish_reason: FinishReason, rewards: Known) {
+        let segments = std::mem::take(&mut self.segments);
+        let response = Response {
+            prompt_len: self.fixed.prompt_len,
+            finish_reason,
+            segment_boundaries: std::mem::take(&mut self.segment_boundaries),
+            num_nudges: segments.iter().filter(|segment| segment.best != 0).count(),
+            last_segment_reward: rewards.last,
+            final_reward: rewards.pooled,
+            final_pool_position: pool_position(&self.prefix, self.fixed.options.reward_pad_id),
+            final_ids: self.prefix.clone(),
+            uniforms_used: std::mem::take(&mut self.uniforms_used),
+            min_margins: smallest_margins(&segments),
+            segments,
+            work: self.necessary,
+        };
+        self.end(Ok(response));
+    }
+
+    fn end(&mut self, outcome: Result<Response>) {
+        self.ended = true;
+        self.branches.clear();
+        self.outcome = Some(outcome);
+    }
+}
+
+fn finite(what: &'static str, value: f32, position: usize) -> Result<()> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::NonFinite { what, model: "reward", position })
+}
+
+/// The backend broke its contract, or this module misread it.
+fn internal(missing: &str) -> Error {
+    Error::Backend(format!("the backend did not return what was asked for: {missing}"))
+}
+
+/// The smallest of each margin over all candidates and segments.
+fn smallest_margins(segments: &[Segment]) -> Margins {
+    let least = |of: fn(&Margins) -> Option<f64>| {
+        let candidates = segments.iter().flat_map(|segment| &segment.candidates);
+        smallest(candidates.filter_map(|candidate| of(&candidate.margins)))
+    };
+    Margins {
+        argmax: least(|margins| margins.argmax),
+        entropy: least(|margins| margins.entropy),
+        score: least(|margins| margins.score),
+        top_k_edge: least(|margins| margins.top_k_edge),
+        reward: smallest(segments.iter().filter_map(|segment| segment.reward_margin)),
+        twin: least(|margins| margins.twin),
+    }
+}

@@ -1,0 +1,19 @@
+//! The method: gradient-guided reward optimisation over two models behind [`Backend`](crate::model::Backend).
+//!
+//! Four parts: *when* ([`entropy`]: the uncertainty signal and its threshold), *what the reward model is
+//! asked* ([`gradient`]), *which token* ([`nudge`]), and *the decision* ([`intervention`]: segment boundaries, the
+//! refinement walk, keep the best, stop; the state of one candidate is in [`candidate`], that of a segment's walk in
+//! [`walk`]). No tensors and no device here; everything can be tested with scripted logits.
+//!
+//! A response never calls a model. It says what it wants to know ([`task`](crate::task)), and [`engine`](crate::engine) finds it out.
+
+pub mod candidate;
+pub mod entropy;
+pub mod gradient;
+pub mod intervention;
+pub mod nudge;
+mod options;
+pub mod walk;
+
+pub use intervention::Intervention;
+pub use options::{Options, Selection};

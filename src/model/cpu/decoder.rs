@@ -1,0 +1,381 @@
+//! One decoder: embedding, layers, final norm; forward on any rows of any sequences, backward on the last rows.
+//!
+//! In the last layer only the rows somebody asked for go beyond their key and value: queries, attention and MLP of the
+//! others would be thrown away.
+
+use super::attention::{KvStore, Queries};
+use super::elementwise;
+use super::ops::{self, Rotation};
+use super::rounding::Rounding;
+use super::weights::{Layer, Weights};
+use crate::Result;
+use crate::files::checkpoint::Checkpoint;
+use crate::files::config::ModelConfig;
+use crate::kv::{BlockId, KvPool};
+use crate::profile;
+
+/// A model with its sequences.
+pub(super) struct Decoder {
+    pub config: ModelConfig,
+    pub weights: Weights,
+    pub kv: KvPool,
+    pub store: KvStore,
+    frequencies: Vec<f64>,
+    rounding: Rounding,
+    /// Token positions that went through [`forward`](Self::forward).
+    pub forwarded: u64,
+    /// Token positions that went through [`backward`](Self::backward).
+    pub differentiated: u64,
+}
+
+/// Consecutive rows of a batch that belong to one sequence, whose blocks already have room for them.
+pub(super) struct Piece<'a> {
+    pub blocks: &'a [BlockId],
+    pub start: usize,
+    pub ids: &'a [u32],
+}
+
+/// What the backward pass needs of a forward pass. Rows are all rows of the batch, except that the last layer keeps its
+/// query side for the live rows only. Normed inputs and probabilities are computed again: cheaper than keeping them.
+#[derive(Default)]
+pub(super) struct Tape {
+    layers: Vec<LayerTape>,
+    output: Vec<f32>, // [live, d] residual stream after the last layer
+}
+
+#[derive(Default)]
+struct LayerTape {
+    input: Vec<f32>,  // [rows, d] residual stream
+    k_raw: Vec<f32>,  // [rows, kv e] before the head norm, if there is one
+    q_raw: Vec<f32>,  // [live, h e] likewise
+    q: Vec<f32>,      // [live, h e] rotated
+    a: Vec<f32>,      // [live, h e] attention output
+    middle: Vec<f32>, // [live, d] residual stream between attention and MLP
+    gate: Vec<f32>,   // [live, f]
+    up: Vec<f32>,     // [live, f]
+}
+
+/// Rows `which` of `values`, each `width` long.
+fn gather(values: &[f32], width: usize, which: &[usize]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(which.len() * width);
+    for &row in which {
+        out.extend_from_slice(&values[row * width..(row + 1) * width]);
+    }
+    out
+}
+
+impl Decoder {
+    pub fn load(
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        rounding: Rounding,
+        blocks: Option<usize>,
+    ) -> Result<Self> {
+        Ok(Decoder {
+            weights: Weights::load(config, checkpoint, rounding)?,
+            kv: KvPool::new(blocks.unwrap_or(usize::MAX)),
+            store: KvStore::new(config),
+            frequencies: config.rope.frequencies(config.head_dim),
+            config: config.clone(),
+            rounding,
+            forwarded: 0,
+            differentiated: 0,
+        })
+    }
+
+    /// Runs all rows of `pieces` through the decoder and returns the residual stream of the `live` rows (ascending) after
+    /// the last layer, `[live, hidden]`.
+    pub fn forward(&mut self, pieces: &[Piece<'_>], live: &[usize], mut tape: Option<&mut Tape>) -> Vec<f32> {
+        let Decoder { config, weights, store, frequencies, forwarded, .. } = self;
+        let rounding = self.rounding;
+        let eps = config.rms_norm_eps;
+        let (d, kvd, qd) =
+            (config.hidden_size, config.num_kv_heads * config.head_dim, config.num_heads * config.head_dim);
+        let positions = row_positions(pieces);
+        let all: Vec<usize> = (0..positions.len()).collect();
+        *forwarded += positions.len() as u64;
+        let rotation = Rotation::at(&positions, frequencies);
+
+        let mut x = vec![0.0; positions.len() * d];
+        let ids = pieces.iter().flat_map(|p| p.ids);
+        for (row, &id) in x.chunks_exact_mut(d).zip(ids) {
+            weights.embedding.view().row_to(id as usize, row);
+        }
+        for (index, layer) in weights.layers.iter().enumerate() {
+            let _range = profile::layer(index);
+            let last = index + 1 == weights.layers.len();
+            let rows = if last { live } else { &all };
+            let mut kept = LayerTape::default();
+
+            let normed = rounding.of(ops::rms_norm(&x, &layer.attention_norm, eps));
+            let mut k = rounding.of(ops::linear(&normed, positions.len(), &layer.k));
+            let v = rounding.of(ops::linear(&normed, positions.len(), &layer.v));
+            if tape.is_some() && layer.k_norm.is_some() {
+                kept.k_raw = k.clone();
+            }
+            if let Some(weight) = &layer.k_norm {
+                ops::rms_norm_in_place(&mut k, weight, eps);
+            }
+            let mut row = 0;
+            for piece in pieces {
+                for position in piece.start..piece.start + piece.ids.len() {
+                    let at = row * kvd..(row + 1) * kvd;
+                    rotation.apply(row, &mut k[at.clone()]);
+                    rounding.apply(&mut k[at.clone()]);
+                    store.write(piece.blocks, index, position, &k[at.clone()], &v[at]);
+                    row += 1;
+                }
+            }
+
+            if tape.is_some() {
+                kept.input = x.clone();
+            }
+            let normed = if last { gather(&normed, d, rows) } else { normed };
+            if last {
+                x = gather(&x, d, rows);
+            }
+            let mut q = rounding.of(ops::linear(&normed, rows.len(), &layer.q));
+            if tape.is_some() && layer.q_norm.is_some() {
+                kept.q_raw = q.clone();
+            }
+            if let Some(weight) = &layer.q_norm {
+                ops::rms_norm_in_place(&mut q, weight, eps);
+            }
+            for (&row, heads) in rows.iter().zip(q.chunks_exact_mut(qd)) {
+                rotation.apply(row, heads);
+            }
+            rounding.apply(&mut q);
+            let mut a = vec![0.0; rows.len() * qd];
+            for (piece, from, to) in pieces_of(pieces, rows) {
+                let at = from * qd..to * qd;
+                let row_positions: Vec<usize> = rows[from..to].iter().map(|&r| positions[r]).collect();
+                queries(config, store, rounding, index, piece.blocks, &row_positions, &q[at.clone()])
+                    .forward(&mut a[at]);
+            }
+            rounding.apply(&mut a);
+            ops::add(&mut x, &ops::linear(&a, rows.len(), &layer.o));
+
+            let normed = rounding.of(ops::rms_norm(&x, &layer.mlp_norm, eps));
+            let gate = rounding.of(ops::linear(&normed, rows.len(), &layer.gate));
+            let up = rounding.of(ops::linear(&normed, rows.len(), &layer.up));
+            let mut act = vec![0.0; gate.len()];
+            elementwise::swiglu(&mut act, &gate, &up);
+            rounding.apply(&mut act);
+            if let Some(tape) = tape.as_deref_mut() {
+                tape.layers.push(LayerTape { q, a, middle: x.clone(), gate, up, ..kept });
+            }
+            ops::add(&mut x, &ops::linear(&act, rows.len(), &layer.down));
+        }
+        if let Some(tape) = tape {
+            tape.output = x.clone();
+        }
+        x
+    }
+
+    /// The final norm.
+    pub fn hidden(&self, x: &[f32]) -> Vec<f32> {
+        self.rounding.of(ops::rms_norm(x, &self.weights.final_norm, self.config.rms_norm_eps))
+    }
+
+    /// The head on normed rows: `[rows, vocabulary]` logits, or `[rows, 1]` rewards.
+    pub fn head(&self, hidden: &[f32]) -> Vec<f32> {
+        let rows = hidden.len() / self.config.hidden_size;
+        let mut y = vec![0.0; rows * self.weights.head.rows];
+        ops::matmul(&mut y, hidden, rows, &self.weights.head);
+        y
+    }
+
+    /// Gradient of the scores of the live rows `lasts` (indices into `live`, one per piece) with respect to the input
+    /// embeddings of the batch rows `wanted` (ascending): `[wanted, hidden]`. The pieces are those that `tape` was recorded
+    /// with; positions before them are constants.
+    pub fn backward(
+        &mut self,
+        pieces: &[Piece<'_>],
+        live: &[usize],
+        tape: &Tape,
+        lasts: &[usize],
+        wanted: &[usize],
+    ) -> Vec<f32> {
+        let Decoder { config, weights, store, frequencies, differentiated, .. } = self;
+        let rounding = self.rounding;
+        let d = config.hidden_size;
+        let positions = row_positions(pieces);
+        let all: Vec<usize> = (0..positions.len()).collect();
+        *differentiated += positions.len() as u64;
+        let rotation = Rotation::at(&positions, frequencies);
+
+        let mut score = vec![0.0; d];
+        weights.head.view().row_to(0, &mut score);
+        let output = gather(&tape.output, d, lasts);
+        let mut grad =
+            ops::rms_norm_backward(&score.repeat(lasts.len()), &output, &weights.final_norm, config.rms_norm_eps);
+        // Rows whose gradient is not zero: at the top only the scored ones.
+        let mut active: Vec<usize> = lasts.iter().map(|&l| live[l]).collect();
+        for (index, layer) in weights.layers.iter().enumerate().rev() {
+            let _range = profile::layer(index);
+            let top = index + 1 == weights.layers.len();
+            let pass = LayerBackward {
+                config,
+                store,
+                rounding,
+                index,
+                layer,
+                pieces,
+                positions: &positions,
+                rotation: &rotation,
+                kept: &tape.layers[index],
+                active: &active,
+                // The last layer's tape has the live rows only.
+                taped: if top { lasts } else { &active },
+            };
+            // Nothing below the first layer is asked for but the wanted rows.
+            let needed = if index == 0 { wanted } else { &all };
+            grad = pass.run(&grad, needed);
+            active = needed.to_vec();
+        }
+        grad
+    }
+}
+
+/// The backward pass of one layer.
+struct LayerBackward<'a> {
+    config: &'a ModelConfig,
+    store: &'a KvStore,
+    rounding: Rounding,
+    index: usize,
+    layer: &'a Layer,
+    pieces: &'a [Piece<'a>],
+    positions: &'a [usize],
+    rotation: &'a Rotation,
+    kept: &'a LayerTape,
+    /// Batch rows with an output gradient.
+    active: &'a [usize],
+    /// The same rows, as rows of the query side of the tape.
+    taped: &'a [usize],
+}
+
+impl LayerBackward<'_> {
+    /// Gradient of the residual stream before the layer in the rows `needed`, given the one behind it in `active`.
+    fn run(&self, grad: &[f32], needed: &[usize]) -> Vec<f32> {
+        let (layer, kept, d, eps) = (self.layer, self.kept, self.config.hidden_size, self.config.rms_norm_eps);
+        let rounding = self.rounding;
+        let (f, qd) = (self.config.intermediate_size, self.config.num_heads * self.config.head_dim);
+        let rows = self.active.len();
+
+        let mut d_act = vec![0.0; rows * f];
+        ops::linear_backward(&mut d_act, &rounding.copy(grad), rows, &layer.down);
+        let (mut d_gate, mut d_up) = (gather(&kept.gate, f, self.taped), gather(&kept.up, f, self.taped));
+        elementwise::swiglu_backward(&mut d_gate, &mut d_up, &d_act);
+        rounding.apply(&mut d_gate);
+        rounding.apply(&mut d_up);
+        let mut d_normed = vec![0.0; rows * d];
+        ops::linear_backward(&mut d_normed, &d_gate, rows, &layer.gate);
+        ops::linear_backward(&mut d_normed, &d_up, rows, &layer.up);
+        let middle = gather(&kept.middle, d, self.taped);
+        let mut d_middle = ops::rms_norm_backward(&d_normed, &middle, &layer.mlp_norm, eps);
+        ops::add(&mut d_middle, grad);
+
+        let mut d_a = vec![0.0; rows * qd];
+        ops::linear_backward(&mut d_a, &rounding.copy(&d_middle), rows, &layer.o);
+        rounding.apply(&mut d_a);
+        let (dq, dk, dv) = self.attention(&d_a, needed);
+
+        // Query gradients of active rows, key and value gradients of all: each needed row collects what it has.
+        let mut d_normed = vec![0.0; needed.len() * d];
+        let places: Vec<usize> = needed.iter().filter_map(|r| self.active.binary_search(r).ok()).collect();
+        let mut from_q = vec![0.0; places.len() * d];
+        ops::linear_backward(&mut from_q, &gather(&dq, qd, &places), places.len(), &layer.q);
+        ops::linear_backward(&mut d_normed, &dk, needed.len(), &layer.k);
+        ops::linear_backward(&mut d_normed, &dv, needed.len(), &layer.v);
+        let mut q_rows = from_q.chunks_exact(d);
+        for (row, out) in needed.iter().zip(d_normed.chunks_exact_mut(d)) {
+            if self.active.binary_search(row).is_ok()
+                && let Some(q) = q_rows.next()
+            {
+                ops::add(out, q);
+            }
+        }
+        let input = gather(&kept.input, d, needed);
+        let mut out = ops::rms_norm_backward(&d_normed, &input, &layer.attention_norm, eps);
+        for (row, out) in needed.iter().zip(out.chunks_exact_mut(d)) {
+            if let Ok(at) = self.active.binary_search(row) {
+                ops::add(out, &d_middle[at * d..(at + 1) * d]);
+            }
+        }
+        out
+    }
+
+    /// Gradients of the projections' outputs: queries of the active rows, keys and values of the needed ones.
+    fn attention(&self, d_a: &[f32], needed: &[usize]) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        let (config, kept, eps) = (self.config, self.kept, self.config.rms_norm_eps);
+        let (e, qd, kvd) = (config.head_dim, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+        let (q, a) = (gather(&kept.q, qd, self.taped), gather(&kept.a, qd, self.taped));
+        let mut dq = Vec::with_capacity(q.len());
+        let (mut dk, mut dv) = (vec![0.0; self.positions.len() * kvd], vec![0.0; self.positions.len() * kvd]);
+        for (piece, from, to) in pieces_of(self.pieces, self.active) {
+            let at = from * qd..to * qd;
+            let row_positions: Vec<usize> = self.active[from..to].iter().map(|&r| self.positions[r]).collect();
+            let part =
+                queries(config, self.store, self.rounding, self.index, piece.blocks, &row_positions, &q[at.clone()])
+                    .backward(&a[at.clone()], &d_a[at], piece.start, piece.ids.len());
+            dq.extend(part.0);
+            let row = piece.first_row * kvd;
+            dk[row..row + part.1.len()].copy_from_slice(&part.1);
+            dv[row..row + part.2.len()].copy_from_slice(&part.2);
+        }
+        for (&row, heads) in self.active.iter().zip(dq.chunks_exact_mut(qd)) {
+            self.rotation.undo(row, heads);
+        }
+        let (mut dk, dv) = (gather(&dk, kvd, needed), gather(&dv, kvd, needed));
+        for (&row, heads) in needed.iter().zip(dk.chunks_exact_mut(kvd)) {
+            self.rotation.undo(row, heads);
+        }
+        if let Some(weight) = &self.layer.q_norm {
+            dq = ops::rms_norm_backward(&dq, &gather(&kept.q_raw, qd, self.taped), weight, eps);
+        }
+        if let Some(weight) = &self.layer.k_norm {
+            dk = ops::rms_norm_backward(&dk, &gather(&kept.k_raw, kvd, needed), weight, eps);
+        }
+        debug_assert_eq!(dq.len() % e, 0);
+        (self.rounding.of(dq), self.rounding.of(dk), self.rounding.of(dv))
+    }
+}
+
+/// A piece with the batch row of its first token.
+struct PlacedPiece<'a> {
+    blocks: &'a [BlockId],
+    start: usize,
+    ids: &'a [u32],
+    first_row: usize,
+}
+
+/// The pieces that own some of `rows` (ascending batch rows), with the range of `rows` that is theirs.
+fn pieces_of<'a>(pieces: &'a [Piece<'a>], rows: &[usize]) -> Vec<(PlacedPiece<'a>, usize, usize)> {
+    let (mut out, mut first_row, mut from) = (Vec::new(), 0, 0);
+    for piece in pieces {
+        let end = first_row + piece.ids.len();
+        let to = from + rows[from..].iter().take_while(|&&r| r < end).count();
+        if to > from {
+            let placed = PlacedPiece { blocks: piece.blocks, start: piece.start, ids: piece.ids, first_row };
+            out.push((placed, from, to));
+        }
+        (first_row, from) = (end, to);
+    }
+    out
+}
+
+fn row_positions(pieces: &[Piece<'_>]) -> Vec<usize> {
+    pieces.iter().flat_map(|p| p.start..p.start + p.ids.len()).collect()
+}
+
+fn queries<'a>(
+    config: &ModelConfig,
+    store: &'a KvStore,
+    rounding: Rounding,
+    layer: usize,
+    blocks: &'a [BlockId],
+    positions: &'a [usize],
+    q: &'a [f32],
+) -> Queries<'a> {
+    Queries { store, layer, blocks, positions, heads: config.num_heads, window: config.windows[layer], q, rounding }
+}
