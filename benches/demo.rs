@@ -3,12 +3,13 @@
 //! Every benchmark checks what it computed before it is timed. `cargo bench --bench demo`.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ggro::engine::{Observer, decode};
+use ggro::engine::decode;
 use ggro::files::pair::Pair;
 use ggro::method::Options;
 use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, Span, TopK};
 use ggro::rng::Uniforms;
+use ggro_testkit::Silent;
 use std::hint::black_box;
 
 fn pair() -> Pair {
@@ -98,9 +99,6 @@ fn reward(c: &mut Criterion) {
     });
     group.finish();
 }
-
-struct Silent;
-impl Observer for Silent {}
 
 fn response(c: &mut Criterion) {
     let pair = pair();

@@ -1,9 +1,6 @@
 #![no_main]
 
-#[path = "../../tests/fuzz/targets.rs"]
-mod targets;
-
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let (_, target) = targets::TARGETS.iter().find(|(name, _)| *name == "template").expect("the target");
+    let (_, target) = ggro_testkit::fuzz::TARGETS.iter().find(|(name, _)| *name == "template").expect("the target");
     target(data);
 });

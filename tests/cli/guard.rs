@@ -3,6 +3,7 @@
 use super::{ggro, utf8};
 use ggro::files::checkpoint::Files;
 use ggro::files::tokenizer::Tokenizer;
+use ggro_testkit::random::XorShift;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -30,13 +31,8 @@ fn guard(folder: &Path) -> PathBuf {
         }),
     );
     // Every token a direction of its own, and (no word has a token twice) after the last token of each question the words of the answer.
-    let mut state = 88_172_645_463_325_252_u64;
-    let mut sign = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        if state.is_multiple_of(2) { 1.0 } else { -1.0 }
-    };
+    let mut random = XorShift::new(1);
+    let mut sign = || if random.below(2) == 0 { 1.0 } else { -1.0 };
     let embedding: Vec<f32> = (0..VOCABULARY * WIDTH).map(|_| sign()).collect();
     let mut head = vec![0f32; VOCABULARY * WIDTH];
     let end = tokenizer.id("<|eot_id|>").expect("an end");

@@ -10,8 +10,9 @@ mod report;
 mod run;
 mod verify;
 
+use ggro_testkit::fixtures::goldens;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 const PROMPT: &str = "Write a story about a lost kite.";
@@ -60,10 +61,6 @@ fn finish(command: &mut Command) -> Run {
 
 fn ggro(args: &[&str]) -> Run {
     finish(command().args(args))
-}
-
-fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
 }
 
 fn utf8(path: &Path) -> &str {

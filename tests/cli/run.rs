@@ -1,6 +1,7 @@
 //! `ggro run`: rows for prompts, whatever happens to the process.
 
 use super::{Run, command, finish, ggro, utf8};
+use ggro_testkit::random::XorShift;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -150,7 +151,7 @@ fn a_killed_run_goes_on_where_it_was() {
     let concurrency = ["--max-concurrency", "4"];
     ggro(&[&arguments(&input, &whole)[..], &concurrency].concat()).ok();
     let expected = timeless(&whole);
-    let (mut kills, mut state, mut attempt) = (0, 88172645463325252u64, 0);
+    let (mut kills, mut random, mut attempt) = (0, XorShift::new(1), 0);
     while kills < 50 {
         attempt += 1;
         let output = folder.path().join(format!("killed{attempt}.jsonl"));
@@ -158,10 +159,7 @@ fn a_killed_run_goes_on_where_it_was() {
         let mut before = 0;
         loop {
             let mut child = command().args(&args).stderr(Stdio::null()).spawn().expect("the binary runs");
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            std::thread::sleep(Duration::from_millis(20 + state % 230));
+            std::thread::sleep(Duration::from_millis(20 + random.next_u64() % 230));
             let ended = child.try_wait().expect("a child").is_some();
             // SIGKILL: nothing can be done about it.
             let _ = child.kill();

@@ -5,11 +5,11 @@
 //! 4.3 TB/s and 790 TFLOP/s: no launch overhead, no gap between kernels, policy and reward batch one after the other. So the
 //! ratios are what the schedule allows, not what a card was seen to do.
 
-use crate::scripted::{FINISH, Model, Scripted};
 use ggro::engine::{Account, Event, Scheduler, Settings, Turn, Width, intervention};
 use ggro::method::Options;
 use ggro::model::Work;
 use ggro::rng::Uniforms;
+use ggro_testkit::scripted::{FINISH, Model, Scripted};
 use std::collections::{BTreeMap, BTreeSet};
 
 const BANDWIDTH: f64 = 4.3e12;

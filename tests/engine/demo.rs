@@ -1,6 +1,5 @@
 //! Sixteen requests on the demo pair: together and one after the other.
 
-use crate::common::{Request, together};
 use ggro::engine::{Engine, Generation, Make, Settings, Ticket, Update, Width, intervention};
 use ggro::files::chat::Message;
 use ggro::files::demo;
@@ -9,6 +8,7 @@ use ggro::method::Options;
 use ggro::model::Backend;
 use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::rng::Uniforms;
+use ggro_testkit::requests::{Request, together};
 use std::time::Instant;
 
 fn sixteen(pair: &Pair, tokens: usize) -> Vec<Request> {

@@ -1,10 +1,12 @@
 //! Golden requests through the engine, bit for bit what they are one after the other.
 
-use crate::common::{Outcome, Request, load, requests, together};
 use ggro::answer::Response;
 use ggro::engine::{Settings, Width};
 use ggro::kv::BLOCK;
 use ggro::model::Work;
+use ggro_testkit::fixtures::load;
+use ggro_testkit::random::XorShift;
+use ggro_testkit::requests::{Outcome, Request, requests, together};
 
 const WIDTHS: [Width; 5] = [Width::Off, Width::Fixed(2), Width::Fixed(8), Width::Fixed(25), Width::Auto];
 
@@ -14,13 +16,8 @@ fn settings(speculation: Width, run_ahead: bool) -> Settings {
 
 /// An order and arrival turns that differ from seed to seed.
 fn scatter(count: usize, seed: u64, spread: usize) -> (Vec<usize>, Vec<usize>) {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 33) as usize
-    };
+    let mut random = XorShift::new(seed);
+    let mut next = move || (random.next_u64() >> 33) as usize;
     let mut order: Vec<usize> = (0..count).collect();
     for i in (1..count).rev() {
         order.swap(i, next() % (i + 1));
@@ -72,7 +69,7 @@ fn fixture(name: &str) {
     assert!(preemptions > 0, "{name}: nobody was preempted");
 }
 
-each_fixture!(fixture);
+ggro_testkit::each_fixture!(fixture);
 
 #[test]
 fn batches_become_fewer_with_width_and_fuller_with_company() {

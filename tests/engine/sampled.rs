@@ -1,11 +1,13 @@
 //! Sampled completions and the best of several.
 
-use crate::common::{Request, Silent, load, requests};
 use ggro::engine::{Event, Scheduler, Settings, Width, complete, intervention, sampler};
 use ggro::method::Options;
 use ggro::model::cpu::Reference;
 use ggro::model::{Backend, RewardSpan, Role, Span};
 use ggro::sampling::{Completions, Plan, Reason, Sampling, Watch};
+use ggro_testkit::Silent;
+use ggro_testkit::fixtures::load;
+use ggro_testkit::requests::{Request, requests};
 use std::sync::Arc;
 
 fn plan(request: &Request, temperature: f64, n: usize, score: bool) -> Plan {

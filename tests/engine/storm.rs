@@ -1,7 +1,5 @@
 //! The scheduler in bad weather: random arrivals and cancellations, few blocks, a backend that fails.
 
-use crate::common::Silent;
-use crate::scripted::{FINISH, Model, Scripted, VOCAB};
 use ggro::answer::Response;
 use ggro::engine::decode;
 use ggro::engine::{Event, Finished, Scheduler, Settings, Width, intervention};
@@ -9,6 +7,8 @@ use ggro::kv::BLOCK;
 use ggro::method::{Intervention, Options};
 use ggro::model::{Backend, Role};
 use ggro::rng::Uniforms;
+use ggro_testkit::Silent;
+use ggro_testkit::scripted::{FINISH, Model, Scripted, VOCAB};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 

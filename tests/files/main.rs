@@ -4,22 +4,18 @@ mod chat;
 mod checkpoint;
 mod config;
 mod corpus;
+mod fuzz;
+mod hub;
 mod pair;
 mod tokenizer;
 
 use ggro::files::checkpoint::Files;
-use std::path::{Path, PathBuf};
-
-const FIXTURES: [&str; 8] =
-    ["llama-gqa", "llama-mha-tied", "llama-twins", "llama-unaligned", "mistral", "qwen2", "qwen2-sharded", "qwen3"];
-
-fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
-}
+use ggro_testkit::fixtures::{FIXTURES, fixture, goldens};
+use std::path::Path;
 
 /// A model of a fixture: `model("qwen2/policy")`.
 fn model(path: &str) -> Files {
-    Files::Dir(goldens().join(path))
+    Files::Dir(fixture(path))
 }
 
 fn read_json(path: &Path) -> serde_json::Value {

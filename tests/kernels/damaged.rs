@@ -1,20 +1,18 @@
 //! A weight that is not a number: the request that meets it ends with an error that says so, the next one is as if it had never
 //! been.
 
-use crate::backend::lessons::demo_options;
 use crate::emulated::Emulated;
 use ggro::Error;
-use ggro::engine::{Observer, decode};
+use ggro::engine::decode;
 use ggro::files::checkpoint::Files;
 use ggro::files::pair::Pair;
 use ggro::model::cuda::{Cuda, CudaOptions};
 use ggro::model::{Backend, Role};
 use ggro::rng::Uniforms;
 use ggro_emulator::Config;
+use ggro_testkit::Silent;
+use ggro_testkit::lessons::demo_options;
 use std::path::Path;
-
-struct Silent;
-impl Observer for Silent {}
 
 /// Only prompts that hold it meet the damaged embedding row.
 const POISONED: u32 = 601;

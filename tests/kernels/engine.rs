@@ -1,11 +1,11 @@
 //! The engine on the emulated device: what requests say alone they say in company, bit for bit.
 
-use crate::backend::{FIXTURES, parts};
 use crate::emulated::{Emulated, alone};
-use crate::requests::{Request, requests, together};
 use ggro::engine::{Settings, Width};
 use ggro::model::cuda::{Cuda, CudaOptions};
 use ggro_emulator::{Config, Streams};
+use ggro_testkit::fixtures::{FIXTURES, parts};
+use ggro_testkit::requests::{Request, requests, together};
 use std::time::Instant;
 
 /// The three shortest traces of every fixture that nudge: one after the other without speculation, then together, candidates

@@ -1,10 +1,11 @@
 //! Decode steps as graphs: the bits of kernels launched one by one, few recordings, and no access that is wrong.
 
-use crate::backend::{bits, parts, text};
 use crate::emulated::Emulated;
 use ggro::model::cuda::{Cuda, CudaOptions};
 use ggro::model::{Backend, PolicyRow, PolicySpan, Role, SeqId, Span, TopK};
 use ggro_emulator::{Config, Streams};
+use ggro_testkit::backend::{bits, text};
+use ggro_testkit::fixtures::parts;
 
 fn open(name: &str, config: Config, graphs: bool) -> (Cuda, ggro_emulator::Device) {
     let [policy, reward] = parts(name);

@@ -1,9 +1,9 @@
 //! The conformance harness and the golden rows.
 
 use crate::emulated::{Emulated, alone};
-use crate::goldens;
 use ggro::lab::kernel_check::{self, Case, Finding};
 use ggro_emulator::{Config, Copies, Counters, Schedule, Streams};
+use ggro_testkit::golden_rows;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -51,7 +51,7 @@ fn up_to(work: u64) -> impl Iterator<Item = Case> {
 fn every_case() {
     let emulated = Emulated::new(Config::default());
     run(&emulated, "plain", up_to(u64::MAX));
-    goldens::every_golden_row(&emulated.device);
+    golden_rows::every_golden_row(&emulated.device);
     emulated.assert_clean();
 }
 
@@ -60,7 +60,7 @@ fn checked() {
     alone("harness::checked", || {
         let emulated = Emulated::new(Config { checked: true, ..Config::default() });
         run(&emulated, "checked", up_to(2_000_000));
-        goldens::every_golden_row(&emulated.device);
+        golden_rows::every_golden_row(&emulated.device);
         emulated.assert_clean();
         print_traffic(&emulated.machine.report().kernels);
     });

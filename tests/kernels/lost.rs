@@ -1,10 +1,10 @@
 //! A device that fails in a way the driver does not survive: the request in flight gets an error, and so does every later one.
 
-use crate::backend::lessons::demo_pair;
 use crate::emulated::{Emulated, KERNELS};
 use ggro::model::cuda::{Cuda, CudaOptions};
 use ggro::model::{Backend, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 use ggro_emulator::{Config, build};
+use ggro_testkit::lessons::demo_pair;
 
 fn step(cuda: &mut Cuda, seq: SeqId, start: usize) -> ggro::Result<()> {
     let span = Span { seq, start, ids: &[10, 11, 12] };

@@ -1,21 +1,16 @@
 //! The kernels and their launch path on the emulated device: every case of the conformance harness, plain and checked, in
 //! every schedule; the golden rows; bytes moved; and that broken kernels are noticed.
 
-#[path = "../backend/mod.rs"]
-mod backend;
 mod cli;
 mod damaged;
 mod emulated;
 mod engine;
-mod goldens;
 mod gradient_pages;
 mod graphs;
 mod harness;
 mod lost;
 mod model;
 mod mutations;
-#[path = "../engine/common.rs"]
-mod requests;
 mod serve;
 mod shared_pages;
 mod sources;

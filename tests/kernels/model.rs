@@ -1,27 +1,21 @@
 //! Both models end to end on the emulated device: within the bounds of the rounding simulation, and bit-equal however a batch
 //! is cut.
 
-use crate::backend::lessons::{
-    Golden, demo_must_pass, demo_options, demo_pair, demo_prompt, demo_traces, nudged_freely, part_late, print,
-};
-use crate::backend::{FIXTURES, Rows, invariance, parts};
 use crate::emulated::{Emulated, KERNELS, alone};
 use ggro::cuda::Device;
 use ggro::dtype::HalfType;
 use ggro::method::Options;
-use ggro::model::PolicyRows;
 use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::cuda::{Cuda, CudaOptions};
 use ggro_emulator::{Config, Copies, Schedule, build, build_plain};
+use ggro_testkit::fixtures::{FIXTURES, parts};
+use ggro_testkit::invariance;
+use ggro_testkit::lessons::{
+    Golden, demo_must_pass, demo_options, demo_pair, demo_prompt, demo_traces, nudged_freely, part_late, print,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-impl Rows for Cuda {
-    fn rows(&mut self, ids: &[u32]) -> PolicyRows {
-        self.policy_rows(ids).unwrap()
-    }
-}
 
 /// Room for the many short forks of a lesson; batches of traces are cut on the way, the longest gradient just fits.
 fn options() -> CudaOptions {

@@ -1,11 +1,12 @@
 //! The corners of the definition, one by one. Each response is also held to the naive transcription.
 
 use crate::naive::{Failure, decode_both, decode_with};
-use crate::scripted::{FINISH, FOREIGN, Model, PROMPT, VOCAB, script, sure, torn};
 use ggro::answer::{Candidate, CandidateStop, FinishReason, Repeat, Response, WalkEnd};
 use ggro::method::{Options, Selection};
 use ggro::model::RowStats;
 use ggro::rng::Uniforms;
+use ggro_testkit::Silent;
+use ggro_testkit::scripted::{FINISH, FOREIGN, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
 
 /// Short segments: the threshold is tested from the second token on.
 fn options() -> Options {
@@ -185,14 +186,11 @@ fn a_budget_inside_the_header_is_one_segment_without_a_slot() {
     }
     // An offset no sequence can reach is no offset at all.
     let options = Options { first_offset: usize::MAX, max_candidates: 2, ..options() };
-    let mut backend = crate::scripted::Scripted::new(&model, 20);
+    let mut backend = Scripted::new(&model, 20);
     let silent = &mut Silent;
     let response = ggro::engine::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), silent).unwrap();
     assert_eq!(response.segments[0].walk_end, WalkEnd::NoSlot);
 }
-
-struct Silent;
-impl ggro::engine::Observer for Silent {}
 
 #[test]
 fn the_last_token_of_the_budget_is_kept_however_uncertain() {
@@ -286,7 +284,7 @@ fn one_candidate_is_greedy_decoding_without_gradients() {
     let model = fork_in_the_road(|_| 1.0, |_, v| v as f32);
     let options = Options { max_candidates: 1, ..options() };
     assert_eq!(answer(&decode_both(&model, &PROMPT, &options)), [3, 7, FINISH]);
-    let mut backend = crate::scripted::Scripted::new(&model, 20);
+    let mut backend = Scripted::new(&model, 20);
     let response = ggro::engine::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), &mut Silent).unwrap();
     assert_eq!(response.work.reward_backward, 0);
     assert_eq!(backend.most_held, 2);

@@ -1,14 +1,12 @@
 //! What cannot be decoded ends with an error that names the reason, and leaves no sequence behind.
 
-use crate::scripted::{FINISH, FOREIGN, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
 use ggro::Error;
 use ggro::answer::Segment;
 use ggro::engine::{Observer, decode};
 use ggro::method::{Options, Selection};
 use ggro::rng::Uniforms;
-
-struct Silent;
-impl Observer for Silent {}
+use ggro_testkit::Silent;
+use ggro_testkit::scripted::{FINISH, FOREIGN, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
 
 fn model() -> Model {
     let logits = |g: &[u32]| match g.len() % 3 {

@@ -2,13 +2,13 @@
 //! reward from the whole sequence. Slow, plain and independent of the driver; it shares only the row statistics and the
 //! source of uniform numbers.
 
-use crate::scripted::{Model, Scripted};
 use ggro::answer::{Candidate, CandidateStop, FinishReason, Margins, Repeat, Response, Segment, Slot, WalkEnd};
 use ggro::engine::{self, Settings, Width};
 use ggro::engine::{Observer, decode};
 use ggro::method::{Options, Selection};
 use ggro::model::{Backend, RowStats, Work};
 use ggro::rng::Uniforms;
+use ggro_testkit::scripted::{Model, Scripted};
 
 /// Why the definition has no answer.
 #[derive(Debug, PartialEq)]

@@ -2,9 +2,9 @@
 //! naive transcription evaluates it directly.
 
 use crate::naive::decode_both;
-use crate::scripted::{FINISH, FOREIGN, Model, PROMPT, VOCAB, sure, torn};
 use ggro::answer::FinishReason;
 use ggro::method::Options;
+use ggro_testkit::scripted::{FINISH, FOREIGN, Model, PROMPT, VOCAB, sure, torn};
 
 /// The reward is different at every position.
 fn model(logits: fn(&[u32]) -> Vec<f32>, dot: fn(u32) -> f32, favourite: u32) -> Model {

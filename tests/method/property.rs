@@ -1,11 +1,11 @@
 //! Random small models: the driver agrees with the definition in every field, and never does more work than is needed.
 
 use crate::naive::{Failure, decode_with};
-use crate::scripted::Model;
 use ggro::answer::{CandidateStop, Response};
 use ggro::method::entropy::SIGNALS;
 use ggro::method::{Options, Selection};
 use ggro::rng::Uniforms;
+use ggro_testkit::scripted::Model;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;

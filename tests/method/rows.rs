@@ -4,8 +4,7 @@ use ggro::model::{RowStats, top_k};
 use safetensors::SafeTensors;
 
 fn goldens() -> Vec<u8> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/softmax_cases.safetensors");
-    std::fs::read(path).unwrap()
+    std::fs::read(ggro_testkit::fixtures::goldens().join("softmax_cases.safetensors")).unwrap()
 }
 
 fn values<const N: usize, T>(file: &SafeTensors<'_>, name: &str, convert: fn([u8; N]) -> T) -> Vec<T> {

@@ -1,11 +1,9 @@
 //! The kernels on a real device. A process has one libcuda, so these tests are not in `kernels`, which has the emulated
 //! device's.
 
-#[path = "kernels/goldens.rs"]
-mod goldens;
-
 use ggro::cuda::Device;
 use ggro::lab::kernel_check;
+use ggro_testkit::golden_rows;
 
 #[test]
 #[ignore = "requires a CUDA device"]
@@ -22,5 +20,5 @@ fn every_kernel_is_within_its_bounds() {
 #[test]
 #[ignore = "requires a CUDA device"]
 fn golden_rows() {
-    goldens::every_golden_row(&Device::open(0).unwrap());
+    golden_rows::every_golden_row(&Device::open(0).unwrap());
 }

@@ -1,11 +1,10 @@
 //! A short run of the fuzzing targets on any toolchain: what was found before, good files, and files with a few bytes changed. `fuzz/` is
 //! the long one, guided by coverage. `GGRO_FUZZ_SECONDS` is how long each target is tried (default 1).
 
-mod targets;
-
+use ggro_testkit::fuzz::TARGETS;
+use ggro_testkit::random::XorShift;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use targets::TARGETS;
 
 fn files(folder: &str, ending: &str, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).into_iter().flatten().flatten() {
@@ -62,25 +61,14 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         _ => {}
     }
     let mut found = Vec::new();
-    files(&format!("tests/fuzz/found/{target}"), "", &mut found);
+    files(&format!("tests/files/fuzz_found/{target}"), "", &mut found);
     seeds.extend(found.iter().map(|path| std::fs::read(path).unwrap()));
     assert!(!seeds.is_empty(), "{target}");
     seeds
 }
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % n.max(1) as u64) as usize
-    }
-}
-
 /// A seed with a few changes of the kinds that files have suffered.
-fn changed(seed: &[u8], random: &mut Random) -> Vec<u8> {
+fn changed(seed: &[u8], random: &mut XorShift) -> Vec<u8> {
     const WORDS: [&[u8]; 12] = [
         b"-1",
         b"1e999",
@@ -124,7 +112,7 @@ fn no_bytes_are_too_strange() {
         let seeds = seeds(name);
         seeds.iter().for_each(|seed| target(seed));
         target(b"");
-        let (mut random, mut count, started) = (Random(0x9e37_79b9_7f4a_7c15), 0, Instant::now());
+        let (mut random, mut count, started) = (XorShift::new(1), 0, Instant::now());
         while started.elapsed() < Duration::from_secs_f64(seconds) {
             let data = changed(&seeds[random.below(seeds.len())], &mut random);
             let began = Instant::now();

@@ -1,5 +1,6 @@
 //! Rows of logits whose statistics were computed elsewhere in double precision.
 
+use crate::fixtures::goldens;
 use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKWish, When, softmax_entropy, top_k};
 use ggro::cuda::{Buffer, Device};
 use safetensors::SafeTensors;
@@ -16,7 +17,7 @@ fn close(what: &str, found: f64, expected: f64) {
 
 /// All of them, on a device.
 pub fn every_golden_row(device: &Device) {
-    let file = std::fs::read("tests/goldens/softmax_cases.safetensors").unwrap();
+    let file = std::fs::read(goldens().join("softmax_cases.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&file).unwrap();
     for v in [1usize, 31, 33, 111, 32_000, 128_256] {
         let logits = numbers(&tensors, &format!("{v}.logits"), f32::from_le_bytes);

@@ -1,6 +1,7 @@
 //! A row has the same bits whatever is computed beside it and however its prefix came to be.
 
-use super::*;
+use crate::backend::{bits, gradient, gradient_bits, gradient_span, policy_span, prefill, text};
+use ggro::model::{Backend, Logits, PolicyRow, RewardSpan, Role, SeqId, Span};
 
 /// Texts that end just before, at and behind a block of 64.
 const LENGTHS: [usize; 5] = [1, 63, 64, 65, 150];

@@ -1,7 +1,5 @@
 //! Two models made of closures, behind a backend that holds its caller to the trait's contract.
 
-#![allow(dead_code, reason = "each binary takes what it needs")]
-
 use ggro::files::config::{Family, ModelConfig, Rope, Task};
 use ggro::kv::{KvHandle, KvPool};
 use ggro::model::{

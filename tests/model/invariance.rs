@@ -1,10 +1,10 @@
 //! A row has the same bits whatever is computed beside it and however its prefix came to be.
 
-use crate::backend::invariance;
 use crate::common::*;
 use ggro::dtype::HalfType;
 use ggro::model::cpu::LoadOptions;
 use ggro::model::{Backend, PolicySpan, Role, TopK};
+use ggro_testkit::invariance;
 
 #[test]
 fn rows_do_not_depend_on_their_company() {

@@ -11,12 +11,10 @@ use ggro::method::Options;
 use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Work};
 use ggro::rng::Uniforms;
+use ggro_testkit::Silent;
 use std::cell::Cell;
 use std::sync::Mutex;
 use std::time::Duration;
-
-struct Silent;
-impl Observer for Silent {}
 
 fn pair() -> Pair {
     Pair::load(&demo::policy(), &demo::reward()).unwrap()

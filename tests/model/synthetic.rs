@@ -3,6 +3,7 @@
 use ggro::files::checkpoint::{Checkpoint, Files};
 use ggro::files::config::ModelConfig;
 use ggro::model::cpu::{LoadOptions, Reference};
+use ggro_testkit::random::XorShift;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,20 +26,17 @@ pub const VOCAB: usize = 50;
 const INTERMEDIATE: usize = 52;
 
 /// Normal-ish numbers, deterministic.
-pub struct Random(u64);
+pub struct Random(XorShift);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Random(XorShift::new(seed))
     }
 
     pub fn next(&mut self) -> f32 {
         let mut sum = 0.0;
         for _ in 0..4 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            sum += (self.0 >> 40) as f32 / (1 << 24) as f32 - 0.5;
+            sum += (self.0.next_u64() >> 40) as f32 / (1 << 24) as f32 - 0.5;
         }
         sum * 1.7
     }

@@ -1,32 +1,14 @@
 //! Golden requests, and requests driven to their ends.
 
-#![allow(dead_code, reason = "each binary takes what it needs")]
-
+use crate::Silent;
+use crate::fixtures::fixture;
 use ggro::answer::Response;
-use ggro::engine::{Account, Event, Finished, Scheduler, Settings, Totals, intervention};
-use ggro::engine::{Observer, decode};
-use ggro::files::checkpoint::{Checkpoint, Files};
-use ggro::files::config::ModelConfig;
+use ggro::engine::{Account, Event, Finished, Scheduler, Settings, Totals, decode, intervention};
 use ggro::method::{Options, Selection};
-use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{Backend, Role, Work};
 use ggro::rng::Uniforms;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-
-pub struct Silent;
-impl Observer for Silent {}
-
-pub fn load(fixture: &str, kv_blocks: Option<usize>) -> Reference {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(fixture);
-    let parts = ["policy", "reward"].map(|part| {
-        let files = Files::Dir(root.join(part));
-        (ModelConfig::load(&files).unwrap(), Checkpoint::open(&files).unwrap())
-    });
-    let options = LoadOptions { kv_blocks, ..LoadOptions::default() };
-    Reference::assemble((&parts[0].0, &parts[0].1), (&parts[1].0, &parts[1].1), &options).unwrap()
-}
 
 /// A request as a trace has it.
 #[derive(Clone)]
@@ -48,10 +30,10 @@ pub fn ids(value: &Value) -> Vec<u32> {
 }
 
 /// The traces of a fixture as they are written.
-pub fn traces(fixture: &str) -> Vec<Value> {
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(fixture).join("traces.json");
+pub fn traces(name: &str) -> Vec<Value> {
+    let file = fixture(name).join("traces.json");
     let mut traces: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
-    let Value::Array(traces) = traces["traces"].take() else { panic!("{fixture} has no traces") };
+    let Value::Array(traces) = traces["traces"].take() else { panic!("{name} has no traces") };
     assert!(!traces.is_empty());
     traces
 }
@@ -89,18 +71,6 @@ pub fn requests(fixture: &str) -> Vec<Request> {
         uniforms: uniforms(golden),
     };
     traces(fixture).iter().map(one).collect()
-}
-
-/// A test for every fixture with traces.
-#[allow(unused_macros)]
-macro_rules! each_fixture {
-    ($check:ident) => {
-        each_fixture! { $check:
-            llama_gqa "llama-gqa" llama_mha_tied "llama-mha-tied" qwen2 "qwen2" qwen3 "qwen3" mistral "mistral"
-            llama_twins "llama-twins" llama_unaligned "llama-unaligned" qwen2_sharded "qwen2-sharded"
-        }
-    };
-    ($check:ident: $($test:ident $name:literal)*) => { $(#[test] fn $test() { $check($name) })* };
 }
 
 /// What became of requests, in their order.

@@ -1,13 +1,18 @@
 //! Backends held to the goldens and to traces of the demo pair, with the rounding simulation as the measure.
 
-use super::*;
-use ggro::engine::{Observer, decode};
+use crate::Silent;
+use crate::backend::{Rows, prefill};
+use crate::fixtures::{fixture, reference};
+use ggro::dtype::HalfType;
+use ggro::engine::decode;
 use ggro::files::chat::Message;
 use ggro::files::demo;
 use ggro::files::pair::Pair;
 use ggro::lab::goldens::teacher::{Lesson, Outcome, PARTED};
 use ggro::lab::goldens::{Check, Forward, Passes};
 use ggro::method::Options;
+use ggro::model::cpu::{LoadOptions, Reference};
+use ggro::model::{Backend, PolicyRows, RewardSpan, Role, Span};
 use ggro::rng::Uniforms;
 use ggro::trace::{Trace, TraceFile};
 use std::time::Instant;
@@ -97,9 +102,6 @@ pub fn passed(outcome: &Outcome) {
     assert_eq!((agreed + parted, wrong), (decisions, 0));
     assert!(decisions > 0 && parted as f64 <= PARTED * decisions as f64);
 }
-
-struct Silent;
-impl Observer for Silent {}
 
 pub fn demo_pair() -> Pair {
     Pair::load(&demo::policy(), &demo::reward()).unwrap()

@@ -1,8 +1,6 @@
 //! The teacher-forced comparison itself: the simulation and the exact reference pass in a device's place, and broken devices
 //! do not.
 
-use crate::backend::lessons::{Golden, demo_must_pass, demo_pair, demo_traces};
-use crate::backend::{FIXTURES, Rows, reference};
 use ggro::Result;
 use ggro::dtype::HalfType;
 use ggro::files::config::ModelConfig;
@@ -13,6 +11,9 @@ use ggro::model::{
     Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Work,
 };
 use ggro::trace::Trace;
+use ggro_testkit::backend::Rows;
+use ggro_testkit::fixtures::{FIXTURES, reference};
+use ggro_testkit::lessons::{Golden, demo_must_pass, demo_pair, demo_traces};
 
 #[test]
 fn the_simulation_and_the_reference_pass() {

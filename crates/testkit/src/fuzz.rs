@@ -1,5 +1,5 @@
 //! What strangers' bytes are given to. Each target takes any bytes and must come back: with a value or an error, in reasonable time
-//! and memory, without a panic. Used by `tests/fuzz` (a short run on any toolchain) and by `fuzz/` (cargo-fuzz, as long as one likes).
+//! and memory, without a panic. Used by `tests/files/fuzz.rs` (a short run on any toolchain) and by `fuzz/` (cargo-fuzz, as long as one likes).
 
 use ggro::batch::tasks::Task;
 use ggro::batch::{input, output};

@@ -1,9 +1,10 @@
 //! Golden fixtures and small helpers.
 
-pub use crate::backend::*;
 use ggro::files::checkpoint::{Checkpoint, Files};
 use ggro::files::config::ModelConfig;
 use ggro::model::cpu::{LoadOptions, Reference};
+pub use ggro_testkit::backend::*;
+pub use ggro_testkit::fixtures::{FORWARD_FIXTURES, fixture, reference};
 use safetensors::SafeTensors;
 
 pub fn load(name: &str) -> Reference {

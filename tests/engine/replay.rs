@@ -1,16 +1,14 @@
 //! Every golden trace through the reference backend: ids, boundaries and walks exact, numbers within f32's reach, and the
 //! work counted where it is done equal to the minimum.
 
-use common::{Silent, ids, load, options, traces, uniforms};
 use ggro::answer::{Candidate, CandidateStop, FinishReason, Response, WalkEnd};
 use ggro::engine::decode;
 use ggro::method::Options;
 use ggro::model::{Backend, Work};
+use ggro_testkit::Silent;
+use ggro_testkit::fixtures::load;
+use ggro_testkit::requests::{ids, options, traces, uniforms};
 use serde_json::Value;
-
-#[macro_use]
-#[path = "engine/common.rs"]
-mod common;
 
 /// The least work that yields this response: every kept prefix once, a forced candidate from its slot on.
 fn minimum(response: &Response) -> Work {
@@ -129,4 +127,4 @@ fn replay(fixture: &str) {
     }
 }
 
-each_fixture!(replay);
+ggro_testkit::each_fixture!(replay);

@@ -1,0 +1,8 @@
+//! The engine: many requests, speculation, blocks taken back, and still the answers of one request after the other.
+
+mod cost;
+mod demo;
+mod goldens;
+mod replay;
+mod sampled;
+mod storm;
