@@ -1,6 +1,6 @@
 //! Device memory: buffers that own it and views that lend it to kernels.
 
-use super::Device;
+use super::device::Device;
 use crate::{Error, Result};
 use cudarc::driver::{CudaSlice, DevicePtr, result, sys};
 use std::marker::PhantomData;

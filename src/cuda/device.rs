@@ -1,7 +1,8 @@
 //! One device, its stream and its kernels.
 
 use super::images::{self, Capability, Image};
-use super::kernels::{Kernel, Kernels};
+use super::kernels::{Kernel, KernelSet, Kernels, Registration};
+use super::launch::Launch;
 use crate::{Error, Result};
 use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result, sys};
 use std::ffi::c_void;
@@ -25,23 +26,14 @@ fn collect(on: bool) {
     let _ = if on { cudarc::driver::profiler_start() } else { cudarc::driver::profiler_stop() };
 }
 
-/// Shape of a launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Launch {
-    pub grid: (u32, u32, u32),
-    pub threads: u32,
-    /// Dynamic shared memory in bytes.
-    pub shared: u32,
-}
-
 impl Device {
-    /// Opens a device with the embedded kernels.
-    pub fn open(ordinal: usize) -> Result<Self> {
-        Self::open_with(ordinal, images::embedded(), images::targets())
-    }
-
-    /// Opens a device with other images, for instance a stand-in's, built for `targets`.
-    pub fn open_with(ordinal: usize, images: &[Image], targets: &[&str]) -> Result<Self> {
+    /// Opens a device and finds the kernels of these sets in the images, which were built for `targets`.
+    pub(super) fn start<'a>(
+        ordinal: usize,
+        images: &[Image],
+        targets: &[&str],
+        sets: impl Iterator<Item = &'a Registration>,
+    ) -> Result<Self> {
         if targets.is_empty() {
             images::target_for(targets, Capability(0, 0))?;
         }
@@ -61,7 +53,7 @@ impl Device {
         let name = context.name().map_err(failed("no name"))?;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(failed("no multiprocessor count"))?;
-        let kernels = Arc::new(Kernels::load(images)?);
+        let kernels = Arc::new(Kernels::load(images, sets)?);
         crate::profile::collects_with(collect);
         Ok(Device {
             kernels,
@@ -186,8 +178,9 @@ impl Device {
         }
     }
 
-    pub(super) fn kernels(&self) -> &Kernels {
-        &self.kernels
+    /// The kernels of one op, in the order of its specs.
+    pub(super) fn kernels<K: KernelSet>(&self) -> Result<&[Kernel]> {
+        self.kernels.of::<K>()
     }
 
     pub(super) fn stream(&self) -> &Arc<CudaStream> {
@@ -310,11 +303,5 @@ mod tests {
         assert!(is_sticky(sys::CUresult::CUDA_ERROR_LAUNCH_FAILED));
         assert!(!is_sticky(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY));
         assert!(!is_sticky(sys::CUresult::CUDA_ERROR_INVALID_VALUE));
-    }
-
-    #[test]
-    fn without_kernels_or_driver_opening_is_an_error_in_words() {
-        let error = Device::open_with(0, &[], &[]).unwrap_err().to_string();
-        assert!(error.contains("without CUDA kernels"), "{error}");
     }
 }

@@ -1,13 +1,16 @@
 //! The CUDA device: context, embedded kernel images, buffers, and one safe function per kernel.
 //!
 //! libcuda is loaded at run time, so the binary needs no CUDA to start; [`Device::open`] says in words what is missing.
-//! All kernels are resolved once; launching looks nothing up and allocates nothing. A [`Device`] has one stream, and buffers are
+//! All kernels are resolved when a device is opened; launching allocates nothing. A [`Device`] has one stream, and buffers are
 //! used on the stream that they were made on, so work on them is ordered by the program and needs no events between.
 
 mod buffer;
 mod device;
 pub mod images;
+pub mod instruments;
 mod kernels;
+mod launch;
+mod open;
 pub mod ops;
 pub mod staging;
 
@@ -15,4 +18,5 @@ pub use buffer::{Buffer, Element, View, ViewMut};
 pub(crate) use device::Graph;
 pub use device::{Device, Event};
 pub use images::{Capability, Image, Usage};
-pub use kernels::{Spec, specs};
+pub use kernels::Spec;
+pub use open::specs;

@@ -5,7 +5,8 @@
 //! the calling thread on the device's one stream: the copy engine never waits for the host while a filled slot is there,
 //! and whatever is launched between two copies sees them in order.
 
-use super::{Device, Event, ViewMut};
+use super::buffer::ViewMut;
+use super::device::{Device, Event};
 use crate::{Error, Result};
 use cudarc::driver::{CudaContext, result};
 use std::collections::VecDeque;

@@ -124,6 +124,7 @@ pub fn sampled(weights: &[f64], u: f64) -> Option<Choice> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::method::gradient::scores;
 
     #[test]
     fn ties_go_to_the_earlier_candidate() {
@@ -148,6 +149,46 @@ mod tests {
         // Nothing exceeds the bar: the last one, though its own weight is 0.
         assert_eq!(sampled(&[1.0, 0.0], 1.0f64.next_down()).unwrap().index, 0);
         assert_eq!(sampled(&[0.0, 0.0], 0.5).unwrap().index, 1);
+    }
+
+    /// Greedy or drawn, every candidate can be the one, wherever it stands and whatever the others are.
+    #[test]
+    fn every_candidate_can_be_chosen() {
+        for count in [1, 2, 25, 64] {
+            for best in 0..count {
+                let scores: Vec<f64> = (0..count).map(|i| if i == best { 1.0 } else { -(i as f64) }).collect();
+                assert_eq!(greedy(&scores).unwrap().index, best, "{count} candidates");
+                assert_eq!(sampled(&weights(&scores, 1e-3), 0.5).unwrap().index, best, "{count} candidates");
+                // The middle of each of equal weights.
+                let u = (best as f64 + 0.5) / count as f64;
+                assert_eq!(sampled(&weights(&vec![7.0; count], 0.1), u).unwrap().index, best, "{count} candidates");
+            }
+        }
+    }
+
+    /// The current token's score is damped before the choice: up where it is negative, down where it is positive.
+    #[test]
+    fn damping_decides_between_close_scores() {
+        let (ids, current) = ([4, 2, 8], 2);
+        let choice = |dots: &[f32], damping| greedy(&scores(&ids, dots, current, damping)).unwrap().index;
+        assert_eq!((choice(&[1.0, 2.0, 1.5], 1.0), choice(&[1.0, 2.0, 1.5], 0.5)), (1, 2));
+        assert_eq!((choice(&[-1.0, -2.0, -1.5], 1.0), choice(&[-1.0, -2.0, -1.5], 1e-10)), (0, 1));
+        let drawn = |damping| {
+            let scores = scores(&ids, &[1.0, 2.0, 1.5], current, damping);
+            sampled(&weights(&scores, 0.1), 0.5).unwrap().index
+        };
+        assert_eq!((drawn(1.0), drawn(0.5)), (1, 2));
+    }
+
+    /// Scores 1 and 0 at a temperature of t: the odds are e to the 1 / t.
+    #[test]
+    fn temperature_sets_the_odds() {
+        for temperature in [0.1, 0.7, 1.0, 5.0] {
+            let weights = weights(&[1.0, 0.0], temperature);
+            assert!((weights[0] / weights[1] / (1.0 / temperature).exp() - 1.0).abs() < 1e-9, "{temperature}");
+        }
+        let index = |temperature| sampled(&weights(&[1.0, 0.0], temperature), 0.8).unwrap().index;
+        assert_eq!((index(0.1), index(5.0)), (0, 1));
     }
 
     #[test]

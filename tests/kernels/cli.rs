@@ -76,7 +76,9 @@ fn the_commands_run_on_a_device() {
     assert!(bench.err.contains("no op nothing; there are "), "{}", bench.err);
 
     // Timing runs; how fast, only a card can say.
-    for (op, least) in [("rmsnorm", 3), ("top_k", 3), ("nudge", 3), ("copy_rows", 3), ("attention_backward", 3)] {
+    for (op, least) in
+        [("rmsnorm", 3), ("top_k", 3), ("candidate_scores", 3), ("copy_rows", 3), ("attention_backward", 3)]
+    {
         let bench = ggro(&["kernels", "bench", "--quick", "--json", "--op", op]).ok();
         let timings: Vec<Value> = bench.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let mine = timings.iter().filter(|timing| timing["op"] == op && timing["seconds"].as_f64() > Some(0.0));
@@ -90,7 +92,7 @@ fn the_commands_run_on_a_device() {
     assert_eq!(answer["device"], "cuda:0", "{answer}");
     assert!(answer["num_nudges"].as_u64() > Some(0), "{answer}");
     assert!(generate.err.contains("memory: ") && generate.err.contains("device: cuda:0"), "{}", generate.err);
-    for kernel in ["gemm_backward", "attention_backward", "nudge", "softmax_entropy", "kv_copy"] {
+    for kernel in ["gemm_backward", "attention_backward", "candidate_scores", "softmax_entropy", "kv_copy"] {
         assert!(generate.launches(kernel) > 0, "{kernel} never ran");
     }
     let sampled =
@@ -118,7 +120,7 @@ fn the_commands_run_on_a_device() {
         .collect();
     let expected = ["prefill ", "decode graph", "decode graph", "reward ", "gradient ", "decode eager", "decode eager"];
     assert_eq!(phases, expected);
-    assert!(passes.launches("draw") > 50, "the weights were made on the device");
+    assert!(passes.launches("random_fill") > 50, "the weights were made on the device");
     let short = ["--prompt", "8", "--tokens", "12", "--segment", "5", "--candidates", "3", "--speculation", "off,3"];
     let once = ["--runs", "1", "--warmup", "0", "--no-limits", "--best-of", "2"];
     let answers = rows(&ggro(&[&["bench", "ggro"], &short[..], &common, &once].concat()).ok().out);

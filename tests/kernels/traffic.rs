@@ -2,17 +2,18 @@
 
 use crate::emulated::Emulated;
 use ggro::cuda::Buffer;
+use ggro::cuda::ops::candidate_scores::{self, ScoreQuery, candidate_scores};
 use ggro::cuda::ops::copy_rows::copy_rows;
 use ggro::cuda::ops::embed::embed;
 use ggro::cuda::ops::gemm::{self, Operands, Output, Shape, gemm};
+use ggro::cuda::ops::gemm_backward::{self, gemm_backward};
 use ggro::cuda::ops::kv::{KvLayout, KvRows};
 use ggro::cuda::ops::kv_copy::kv_copy;
 use ggro::cuda::ops::logits::{chosen_logits, log_probabilities};
-use ggro::cuda::ops::nudge::{self, NudgeChoice, NudgeWish, nudge};
-use ggro::cuda::ops::place::{Changed, Layout, Stored, place};
-use ggro::cuda::ops::rmsnorm::{Behind, Delta, Norm, rmsnorm, rmsnorm_backward};
+use ggro::cuda::ops::pad_convert::{Changed, Layout, Stored, pad_convert};
+use ggro::cuda::ops::rmsnorm::{Delta, Norm, Upstream, rmsnorm, rmsnorm_backward};
 use ggro::cuda::ops::rope::{Gradients, HeadNorms, Heads, Inputs, rope, rope_backward};
-use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKWish, When, softmax_entropy, top_k};
+use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKQuery, When, softmax_entropy, top_k};
 use ggro::cuda::ops::swiglu::{swiglu, swiglu_backward};
 use ggro::dtype::DType;
 use ggro::dtype::HalfType;
@@ -134,9 +135,9 @@ fn bytes_over_the_floor() {
         let mut dx = Buffer::<f32>::uninitialised(device, tokens * k).unwrap();
         let mut scratch = gemm::Scratch::new(device, &[(k, n)], 0).unwrap();
         emulated.machine.reset();
-        let gradients = gemm::Gradients { storage: HalfType::Bf16, dy: dy.view(), w: w.view() };
+        let gradients = gemm_backward::Gradients { storage: HalfType::Bf16, dy: dy.view(), w: w.view() };
         let dx = &mut Output::F32(dx.view_mut());
-        gemm::gemm_backward(device, dx, gradients, Shape { tokens, n, k }, &mut scratch).unwrap();
+        gemm_backward(device, dx, gradients, Shape { tokens, n, k }, &mut scratch).unwrap();
         let counters = &emulated.machine.report().kernels["gemm_backward_stream8_bf16"];
         let floor = 2 * (n * k + tokens * n) + 4 * tokens * k;
         over_floor(&format!("gemm_backward, {tokens} tokens, each byte once"), once(counters), floor, 1.1);
@@ -160,9 +161,9 @@ fn backward_bytes(emulated: &Emulated) {
     let (weight, residual, dy, mut grad) = (ones(d), ones_f32(rows * d), ones_f32(rows * d), ones_f32(rows * d));
     let mut rounded = Buffer::<u16>::uninitialised(device, rows * d).unwrap();
     let norm = Norm { weight: weight.view(), columns: d, eps: 1e-5 };
-    let behind = Behind::Rows(dy.view());
+    let upstream = Upstream::Rows(dy.view());
     let (out, out_16) = (&mut grad.view_mut(), &mut rounded.view_mut());
-    rmsnorm_backward(device, HalfType::Bf16, out, Some(out_16), behind, residual.view(), norm).unwrap();
+    rmsnorm_backward(device, HalfType::Bf16, out, Some(out_16), upstream, residual.view(), norm).unwrap();
     let counters = &emulated.machine.report().kernels["rmsnorm_backward_bf16"];
     let floor = rows * d * (12 + 4 + 2) + d * 2;
     over_floor("rmsnorm_backward, each byte once", once(counters), floor, 1.0);
@@ -193,7 +194,7 @@ fn backward_bytes(emulated: &Emulated) {
     }
 }
 
-/// Lists, log-probabilities, nudges and copies.
+/// Lists, log-probabilities, candidates and copies.
 fn chosen_bytes(emulated: &Emulated) {
     let device = &emulated.device;
     let (rows, v) = (2, 128_256);
@@ -201,13 +202,13 @@ fn chosen_bytes(emulated: &Emulated) {
     let logits = Buffer::from_slice(device, &values).unwrap();
     let stats = Buffer::from_slice(device, &vec![RowStatsOut { finite: 1, ..RowStatsOut::default() }; rows]).unwrap();
     let mut scratch = Scratch::new(device, rows, v).unwrap();
-    let wishes = Buffer::from_slice(device, &vec![TopKWish::new(25, When::Always, 0.0); rows]).unwrap();
+    let queries = Buffer::from_slice(device, &vec![TopKQuery::new(25, When::Always, 0.0); rows]).unwrap();
     let mut ids = Buffer::<u32>::uninitialised(device, rows * 25).unwrap();
     let mut largest = Buffer::<f32>::uninitialised(device, rows * 25).unwrap();
     let mut found = Buffer::<u32>::uninitialised(device, rows).unwrap();
     let mut lists = TopKOut { ids: ids.view_mut(), logits: largest.view_mut(), found: found.view_mut(), stride: 25 };
     emulated.machine.reset();
-    top_k(device, &mut lists, logits.view(), stats.view(), wishes.view(), v, &mut scratch).unwrap();
+    top_k(device, &mut lists, logits.view(), stats.view(), queries.view(), v, &mut scratch).unwrap();
     let counters = &emulated.machine.report().kernels["top_k_f32"];
     // Each split of 4096 logits leaves its largest 25 to the row's last block.
     let floor = rows * v * 4 + rows * v.div_ceil(4096) * 25 * 8 * 2;
@@ -232,15 +233,15 @@ fn chosen_bytes(emulated: &Emulated) {
     let grads = Buffer::from_slice(device, &vec![0.5f32; d]).unwrap();
     let table = Buffer::from_slice(device, &vec![0x3c00u16; candidates * d]).unwrap();
     let ids = Buffer::from_slice(device, &(0..candidates as u32).collect::<Vec<_>>()).unwrap();
-    let wish = NudgeWish { temperature: 1.0, uniform: -1.0, count: candidates as u32, ..NudgeWish::default() };
-    let wishes = Buffer::from_slice(device, &[wish]).unwrap();
-    let mut choices = Buffer::<NudgeChoice>::uninitialised(device, 1).unwrap();
+    let query = ScoreQuery { row: 0, first: 0, count: candidates as u32 };
+    let queries = Buffer::from_slice(device, &[query]).unwrap();
+    let mut norms = Buffer::<f32>::uninitialised(device, 1).unwrap();
     let mut products = Buffer::<f32>::uninitialised(device, candidates).unwrap();
-    let (grads, table, ids, wishes) = (grads.view(), table.view(), ids.view(), wishes.view());
-    let inputs = nudge::Inputs { grads, table, ids, wishes, d, scale: 1.0 };
-    nudge(device, HalfType::Bf16, &mut choices.view_mut(), &mut products.view_mut(), &inputs).unwrap();
-    let counters = &emulated.machine.report().kernels["nudge_bf16"];
-    over_floor("nudge, each byte once", once(counters), candidates * 2 * d + 4 * d, 1.01);
+    let (grads, table, ids, queries) = (grads.view(), table.view(), ids.view(), queries.view());
+    let inputs = candidate_scores::Inputs { grads, table, ids, queries, d, scale: 1.0 };
+    candidate_scores(device, HalfType::Bf16, &mut norms.view_mut(), &mut products.view_mut(), &inputs).unwrap();
+    let counters = &emulated.machine.report().kernels["candidate_scores_bf16"];
+    over_floor("candidate_scores, each byte once", once(counters), candidates * 2 * d + 4 * d, 1.01);
 
     let (rows, width) = (64, 4096);
     let src = Buffer::<f32>::zeros(device, rows * width).unwrap();
@@ -263,7 +264,7 @@ fn chosen_bytes(emulated: &Emulated) {
 }
 
 #[test]
-fn weights_are_placed_without_detours() {
+fn weights_are_converted_without_detours() {
     let emulated = Emulated::new(Config { checked: true, ..Config::default() });
     let device = &emulated.device;
     let (rows, cols, width) = (64, 960, 1024);
@@ -274,11 +275,11 @@ fn weights_are_placed_without_detours() {
         let stored = Stored { bytes: stored.view(), dtype, first: 0 };
         let layout = Layout::corner(rows, cols, width);
         emulated.machine.reset();
-        place(device, HalfType::F16, &mut out.view_mut(), stored, &layout, &mut changed.view_mut()).unwrap();
-        let counters = &emulated.machine.report().kernels["place_f16"];
+        pad_convert(device, HalfType::F16, &mut out.view_mut(), stored, &layout, &mut changed.view_mut()).unwrap();
+        let counters = &emulated.machine.report().kernels["pad_convert_f16"];
         let floor = rows * cols * (size + 2);
-        over_floor(&format!("place from {}, all bytes", dtype.name()), all(counters), floor, 1.0);
-        over_floor(&format!("place from {}, sectors", dtype.name()), sectors(counters), floor, 1.0);
+        over_floor(&format!("pad_convert from {}, all bytes", dtype.name()), all(counters), floor, 1.0);
+        over_floor(&format!("pad_convert from {}, sectors", dtype.name()), sectors(counters), floor, 1.0);
     }
     emulated.assert_clean();
 }

@@ -1,7 +1,7 @@
 //! Rows of logits whose statistics were computed elsewhere in double precision.
 
 use crate::fixtures::goldens;
-use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKWish, When, softmax_entropy, top_k};
+use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKQuery, When, softmax_entropy, top_k};
 use ggro::cuda::{Buffer, Device};
 use safetensors::SafeTensors;
 
@@ -44,12 +44,12 @@ pub fn every_golden_row(device: &Device) {
             }
         }
         let k = 25.min(v);
-        let wishes = Buffer::from_slice(device, &vec![TopKWish::new(k, When::Always, 0.0); rows]).unwrap();
+        let queries = Buffer::from_slice(device, &vec![TopKQuery::new(k, When::Always, 0.0); rows]).unwrap();
         let mut ids = Buffer::<u32>::uninitialised(device, rows * k).unwrap();
         let mut values = Buffer::<f32>::uninitialised(device, rows * k).unwrap();
         let mut found = Buffer::<u32>::uninitialised(device, rows).unwrap();
         let mut out = TopKOut { ids: ids.view_mut(), logits: values.view_mut(), found: found.view_mut(), stride: k };
-        top_k(device, &mut out, row_logits.view(), stats.view(), wishes.view(), v, &mut scratch).unwrap();
+        top_k(device, &mut out, row_logits.view(), stats.view(), queries.view(), v, &mut scratch).unwrap();
         let expected = numbers(&tensors, &format!("{v}.top25"), i64::from_le_bytes);
         let found: Vec<i64> = ids.download(device).unwrap().into_iter().map(i64::from).collect();
         assert_eq!(found, expected, "top 25 of {v}");

@@ -74,18 +74,24 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn known(op: Option<&str>, mut ops: Vec<&str>) -> anyhow::Result<()> {
-    let Some(op) = op else { return Ok(()) };
+/// Names that ops had before, which `--op` still takes.
+const FORMER_NAMES: [(&str, &str); 3] =
+    [("draw", "random_fill"), ("nudge", "candidate_scores"), ("place", "pad_convert")];
+
+/// The op that is asked for, if it is one of these.
+fn known<'a>(op: Option<&'a str>, mut ops: Vec<&str>) -> anyhow::Result<Option<&'a str>> {
+    let Some(op) = op else { return Ok(None) };
+    let op = FORMER_NAMES.iter().find(|(former, _)| *former == op).map_or(op, |(_, name)| name);
     ops.dedup();
     anyhow::ensure!(ops.contains(&op), crate::Error::invalid(format!("no op {op}; there are {}", ops.join(", "))));
-    Ok(())
+    Ok(Some(op))
 }
 
 fn test(options: &Options, work: Option<u64>) -> anyhow::Result<ExitCode> {
-    known(options.op.as_deref(), kernel_check::cases().iter().map(|case| case.op).collect())?;
+    let op = known(options.op.as_deref(), kernel_check::cases().iter().map(|case| case.op).collect())?;
     let device = Device::open(options.ordinal)?;
     let mut written = Ok(());
-    let findings = kernel_check::test(&device, options.op.as_deref(), work, |finding| {
+    let findings = kernel_check::test(&device, op, work, |finding| {
         if written.is_ok() {
             written = print_finding(finding, options.json);
         }
@@ -113,10 +119,10 @@ fn print_finding(finding: &Finding, json: bool) -> anyhow::Result<()> {
 }
 
 fn bench(options: &Options, quick: bool) -> anyhow::Result<ExitCode> {
-    known(options.op.as_deref(), kernel_check::TIMED.to_vec())?;
+    let op = known(options.op.as_deref(), kernel_check::TIMED.to_vec())?;
     let device = Device::open(options.ordinal)?;
     let mut written = Ok(());
-    kernel_check::bench(&device, options.op.as_deref(), quick, |timing| {
+    kernel_check::bench(&device, op, quick, |timing| {
         if written.is_ok() {
             written = print_timing(timing, options.json);
         }

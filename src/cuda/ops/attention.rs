@@ -1,86 +1,31 @@
 //! Causal attention over paged keys and values.
 
 pub mod plan;
+mod shape;
 
 use super::kv::KvLayout;
-use super::{args, check_room, int, product, side};
-use crate::cuda::device::Launch;
-use crate::cuda::{Buffer, Device, View, ViewMut};
+use crate::cuda::buffer::{Buffer, View, ViewMut};
+use crate::cuda::device::Device;
+use crate::cuda::kernels::{KernelSet, Spec};
+use crate::cuda::launch::{Launch, args, check_room, int, product, side};
 use crate::dtype::HalfType;
-use crate::kv::BlockId;
 use crate::{Error, Result};
 use plan::{CLASSES, KERNELS};
 pub use plan::{Frame, Limits, Plan};
+pub use shape::{Query, Sequence, Shape};
 
 const OP: &str = "attention";
 
-/// Heads and what they see.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Shape {
-    /// Query heads, a multiple of the key/value heads.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// Elements of a head, padding included: 32, 64 or 128.
-    pub head: usize,
-    /// What scores are multiplied by: one over the root of the head's real size.
-    pub scale: f32,
-    /// Positions that a query sees, its own included; all before it if there is none.
-    pub window: Option<usize>,
+pub(in crate::cuda) struct Kernels;
+
+fn specs_of(storage: HalfType) -> [Spec; KERNELS.len()] {
+    KERNELS.map(|class| Spec::new(OP, class.kernels[storage as usize], class.threads, class.shared))
 }
 
-impl Shape {
-    /// Query heads per key/value head.
-    pub(super) fn group(&self) -> Result<usize> {
-        let Shape { heads, kv_heads, head, scale, window } = *self;
-        let wrong = |what: String| Err(Error::Backend(format!("{OP}: {what}")));
-        if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
-            return wrong(format!("{heads} query heads over {kv_heads} key/value heads, expected a multiple"));
-        }
-        if heads / kv_heads > 64 {
-            return wrong(format!("{} query heads per key/value head, expected at most 64", heads / kv_heads));
-        }
-        if ![32, 64, 128].contains(&head) {
-            return wrong(format!("heads of {head} elements, expected 32, 64 or 128"));
-        }
-        if !(scale.is_finite() && scale > 0.0) {
-            return wrong(format!("a scale of {scale}, expected a positive number"));
-        }
-        if window == Some(0) {
-            return wrong("a window of 0 positions, expected at least 1".to_string());
-        }
-        Ok(heads / kv_heads)
+impl KernelSet for Kernels {
+    fn specs() -> Vec<Spec> {
+        HalfType::ALL.map(specs_of).concat()
     }
-
-    /// Columns of the output: those of the heads, rounded up to 64 for the product that follows.
-    pub fn width(&self) -> usize {
-        (self.heads * self.head).next_multiple_of(64)
-    }
-
-    /// The lowest position that a query at `position` sees.
-    pub(super) fn lowest(&self, position: usize) -> usize {
-        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
-    }
-}
-
-/// One query token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Query {
-    /// Row of `q`.
-    pub row: u32,
-    /// Row of `out`.
-    pub out: u32,
-    /// Position in its sequence; the keys and values up to it are in the pool.
-    pub position: u32,
-}
-
-/// The queries of one sequence, or of a part of it.
-#[derive(Clone, Copy, Debug)]
-pub struct Sequence<'a> {
-    /// Its blocks, in order of positions. Blocks that several sequences have are read once for all.
-    pub blocks: &'a [BlockId],
-    /// In ascending order of positions. No two queries of a batch have one row of `out`.
-    pub queries: &'a [Query],
 }
 
 /// States of parts of queries, sized once.
@@ -179,6 +124,7 @@ pub fn attention(
     let by_head = side(OP, "key/value heads", kv_heads, 65_535)?;
     let (heads, kv_heads) = (int(OP, "heads", heads)?, int(OP, "key/value heads", kv_heads)?);
     let of_head = KERNELS.iter().position(|class| class.head == head).unwrap_or(0);
+    let kernels = &device.kernels::<Kernels>()?[storage as usize * KERNELS.len()..];
     let mut first = 0;
     for class in 0..CLASSES {
         let items = from(plan::ITEM_WORDS * first);
@@ -199,7 +145,7 @@ pub fn attention(
         // to us alone.
         unsafe {
             device.launch(
-                &device.kernels().attention[storage as usize][of_head + class],
+                &kernels[of_head + class],
                 launch,
                 args![
                     output.out.address,

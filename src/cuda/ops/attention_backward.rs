@@ -5,15 +5,28 @@ pub mod plan;
 use super::attention::plan::CLASSES;
 use super::attention::{self, Shape};
 use super::kv::KvLayout;
-use super::{args, check_room, int, product, side};
-use crate::cuda::device::Launch;
-use crate::cuda::{Buffer, Device, View, ViewMut};
+use crate::cuda::buffer::{Buffer, View, ViewMut};
+use crate::cuda::device::Device;
+use crate::cuda::kernels::{KernelSet, Spec};
+use crate::cuda::launch::{Launch, args, check_room, int, product, side};
 use crate::dtype::HalfType;
 use crate::{Error, Result};
 use plan::{ITEM_WORDS, KERNELS, KEYS};
 pub use plan::{Plan, Segment};
 
 const OP: &str = "attention_backward";
+
+pub(in crate::cuda) struct Kernels;
+
+fn specs_of(storage: HalfType) -> [Spec; KERNELS.len()] {
+    KERNELS.map(|class| Spec::new(OP, class.kernels[storage as usize], class.threads, class.shared))
+}
+
+impl KernelSet for Kernels {
+    fn specs() -> Vec<Spec> {
+        HalfType::ALL.map(specs_of).concat()
+    }
+}
 
 /// What one pass of a launch leaves to the other, sized once.
 #[derive(Debug)]
@@ -131,7 +144,7 @@ pub fn attention_backward(
     let (heads, kv_heads) = (int(OP, "heads", heads)?, int(OP, "key/value heads", kv_heads)?);
     let window = int(OP, "window", window.unwrap_or(0).min(i32::MAX as usize / 2))?;
     let of_head = KERNELS.iter().position(|class| class.head == head).unwrap_or(0);
-    let kernels = &device.kernels().attention_backward[storage as usize];
+    let kernels = &device.kernels::<Kernels>()?[storage as usize * KERNELS.len()..];
     let deltas = scratch.deltas.view_mut().address;
 
     let from = |words: usize| work.queries.1.address + 4 * words as u64;

@@ -1,11 +1,22 @@
 //! Rows of the embedding matrix.
 
-use super::{args, check_len, int, product, rows_of, side, vectors};
 use crate::Result;
-use crate::cuda::device::Launch;
-use crate::cuda::kernels::EMBED_THREADS;
-use crate::cuda::{Device, View, ViewMut};
+use crate::cuda::buffer::{View, ViewMut};
+use crate::cuda::device::Device;
+use crate::cuda::kernels::{KernelSet, Spec};
+use crate::cuda::launch::{Launch, args, check_len, int, product, rows_of, side, vectors};
 use crate::dtype::HalfType;
+
+/// Threads of a block, at most.
+const THREADS: u32 = 512;
+
+pub(in crate::cuda) struct Kernels;
+
+impl KernelSet for Kernels {
+    fn specs() -> Vec<Spec> {
+        Spec::pair("embed", ["embed_bf16", "embed_f16"], THREADS, 0).to_vec()
+    }
+}
 
 /// `out[i] = table[ids[i]]`, widened: `out` is `[ids, d]` and `table` `[vocabulary, d]`, `d` a multiple of 8. An id without
 /// a row gives NaN.
@@ -26,19 +37,16 @@ pub fn embed(
     }
     let launch = Launch {
         grid: (side(OP, "ids", ids.len(), i32::MAX as u32)?, 1, 1),
-        threads: (d / 4).next_multiple_of(32).min(EMBED_THREADS as usize) as u32,
+        threads: (d / 4).next_multiple_of(32).min(THREADS as usize) as u32,
         shared: 0,
     };
     let vocabulary = side(OP, "rows of the table", vocabulary, u32::MAX)?;
     let d = int(OP, "d", d)?;
+    let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (float* out, const T* table, const unsigned* ids, unsigned vocabulary, int d). Block i reads
     // ids[i], and row ids[i] of the table if that is below vocabulary, the rows that it has; it writes row i of out, which
     // has as many rows as there are ids and is lent to us alone. Accesses of 16 bytes are aligned: the addresses and rows are.
     unsafe {
-        device.launch(
-            &device.kernels().embed[storage as usize],
-            launch,
-            args![out.address, table.address, ids.address, vocabulary, d],
-        )
+        device.launch(&kernels[storage as usize], launch, args![out.address, table.address, ids.address, vocabulary, d])
     }
 }

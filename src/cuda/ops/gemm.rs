@@ -1,9 +1,9 @@
-//! Products with stored weights, `y[tokens, n] = x[tokens, k] w[n, k]^T`, and their data gradients.
+//! Products with stored weights, `y[tokens, n] = x[tokens, k] w[n, k]^T`; and the launch that both directions share.
 
-use super::{args, check_len, check_room, int, product, side};
-use crate::cuda::device::Launch;
-use crate::cuda::kernels::Kernel;
-use crate::cuda::{Buffer, Device, View, ViewMut};
+use crate::cuda::buffer::{Buffer, View, ViewMut};
+use crate::cuda::device::Device;
+use crate::cuda::kernels::{Kernel, KernelSet, Spec};
+use crate::cuda::launch::{Launch, args, check_len, check_room, int, product, side};
 use crate::dtype::HalfType;
 use crate::{Error, Result};
 
@@ -70,6 +70,21 @@ const fn tile(
     folds: bool,
 ) -> Tile {
     Tile { kernels, backward, outputs, tokens, threads, stages, folds }
+}
+
+pub(in crate::cuda) struct Kernels;
+
+impl KernelSet for Kernels {
+    fn specs() -> Vec<Spec> {
+        specs("gemm", |tile| tile.kernels)
+    }
+}
+
+/// The kernels of one direction: every tile for bf16, then for f16.
+pub(super) fn specs(image: &'static str, names: fn(&Tile) -> [&'static str; 2]) -> Vec<Spec> {
+    let spec =
+        |storage: HalfType, tile: &Tile| Spec::new(image, names(tile)[storage as usize], tile.threads, tile.shared());
+    HalfType::ALL.iter().flat_map(|&storage| TILES.iter().map(move |tile| spec(storage, tile))).collect()
 }
 
 /// Sizes of a product.
@@ -241,72 +256,37 @@ pub fn gemm_planned(
     if let Some(bias) = operands.bias {
         check_len(OP, "bias", bias.len(), shape.n)?;
     }
-    let kernels = &device.kernels().gemm[operands.storage as usize];
-    let work = Work { op: OP, kernels, bias: operands.bias, shape, plan };
-    // SAFETY: these kernels read w as [n, k] and bias as [n], which it is if it is given; k is a multiple of 64.
+    let kernel = &device.kernels::<Kernels>()?[kernel_of(operands.storage, plan)?];
+    let work = Work { op: OP, kernel, bias: operands.bias, shape, plan };
+    // SAFETY: this kernel reads w as [n, k] and bias as [n], which it is if it is given; k is a multiple of 64.
     unsafe { launch(device, y, operands.x, operands.w, &work, scratch) }
 }
 
-/// Operands of a data gradient, all in one storage type.
-#[derive(Clone, Copy, Debug)]
-pub struct Gradients<'a> {
-    /// HalfType type.
-    pub storage: HalfType,
-    /// `[tokens, n]`: of the product's result.
-    pub dy: View<'a, u16>,
-    /// `[n, k]`, as the product took it.
-    pub w: View<'a, u16>,
-}
-
-/// `dx[tokens, k] = dy[tokens, n] w[n, k]`, the data gradient of [`gemm`], whose shape this is. `n` and `k` are multiples
-/// of 8.
-pub fn gemm_backward(
-    device: &Device,
-    dx: &mut Output<'_>,
-    gradients: Gradients<'_>,
-    shape: Shape,
-    scratch: &mut Scratch,
-) -> Result<()> {
-    let plan = Plan::new(shape.transposed(), device.multiprocessors(), scratch.workspace());
-    gemm_backward_planned(device, dx, gradients, shape, plan, scratch)
-}
-
-/// [`gemm_backward`] with a chosen kernel; the plan is for the transposed shape.
-pub fn gemm_backward_planned(
-    device: &Device,
-    dx: &mut Output<'_>,
-    gradients: Gradients<'_>,
-    shape: Shape,
-    plan: Plan,
-    scratch: &mut Scratch,
-) -> Result<()> {
-    const OP: &str = "gemm_backward";
-    let Shape { n, k, .. } = shape;
-    if n == 0 || !n.is_multiple_of(8) || !k.is_multiple_of(8) {
-        return Err(Error::Backend(format!("{OP}: n = {n} and k = {k} are not multiples of 8")));
+/// Index of the kernel of a plan's tile in the [`specs`] of a direction.
+pub(super) fn kernel_of(storage: HalfType, plan: Plan) -> Result<usize> {
+    match TILES.get(plan.tile) {
+        Some(_) => Ok(storage as usize * TILES.len() + plan.tile),
+        None => Err(Error::Backend(format!("gemm: tile {} of {}", plan.tile, TILES.len()))),
     }
-    let kernels = &device.kernels().gemm_backward[gradients.storage as usize];
-    let work = Work { op: OP, kernels, bias: None, shape: shape.transposed(), plan };
-    // SAFETY: these kernels read w as [k, n] of the transposed shape, and no bias; n and k are multiples of 8.
-    unsafe { launch(device, dx, gradients.dy, gradients.w, &work, scratch) }
 }
 
 /// What is common to both directions: `shape` has the outputs as `n` and what is summed over as `k`.
-struct Work<'a> {
-    op: &'static str,
-    kernels: &'a [Kernel; TILES.len()],
-    bias: Option<View<'a, u16>>,
-    shape: Shape,
-    plan: Plan,
+pub(super) struct Work<'a> {
+    pub op: &'static str,
+    /// Of the plan's tile.
+    pub kernel: &'a Kernel,
+    pub bias: Option<View<'a, u16>>,
+    pub shape: Shape,
+    pub plan: Plan,
 }
 
 /// Checks what both directions ask for and launches.
 ///
 /// # Safety
 ///
-/// The kernels are those of one direction and of the operands' storage type; the rows of `x` and of `w`, read in that
+/// The kernel is that of one direction, of the operands' storage type and of the plan's tile; the rows of `x` and of `w`, read in that
 /// direction's layout, are multiples of 16 bytes, and `bias` has `n` elements.
-unsafe fn launch(
+pub(super) unsafe fn launch(
     device: &Device,
     y: &mut Output<'_>,
     x: View<'_, u16>,
@@ -314,7 +294,7 @@ unsafe fn launch(
     work: &Work<'_>,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let &Work { op, kernels, bias, shape, plan } = work;
+    let &Work { op, kernel, bias, shape, plan } = work;
     let Shape { tokens, n, k } = shape;
     check_len(op, "x", x.len(), product(op, tokens, k)?)?;
     check_len(op, "w", w.len(), product(op, n, k)?)?;
@@ -356,7 +336,7 @@ unsafe fn launch(
     // alone.
     unsafe {
         device.launch(
-            &kernels[plan.tile],
+            kernel,
             launch,
             args![address, x.address, w.address, bias, workspace, tickets, tokens, n, k, chunk_tiles, kind],
         )

@@ -1,7 +1,7 @@
 //! Where keys and values lie in a model's pool of blocks.
 
-use super::{check_room, product};
-use crate::cuda::{View, ViewMut};
+use crate::cuda::buffer::{View, ViewMut};
+use crate::cuda::launch::{check_room, product};
 use crate::kv::BLOCK;
 use crate::{Error, Result};
 

@@ -1,12 +1,23 @@
 //! The partial block of a fork.
 
 use super::kv::KvLayout;
-use super::{args, side};
 use crate::Result;
-use crate::cuda::device::Launch;
-use crate::cuda::kernels::KV_COPY_THREADS;
-use crate::cuda::{Device, View, ViewMut};
+use crate::cuda::buffer::{View, ViewMut};
+use crate::cuda::device::Device;
+use crate::cuda::kernels::{KernelSet, Spec};
+use crate::cuda::launch::{Launch, args, side};
 use crate::{Error, kv};
+
+/// Threads of a block.
+const THREADS: u32 = 256;
+
+pub(in crate::cuda) struct Kernels;
+
+impl KernelSet for Kernels {
+    fn specs() -> Vec<Spec> {
+        vec![Spec::new("kv_copy", "kv_copy", THREADS, 0)]
+    }
+}
 
 /// Copies the first positions of blocks into other blocks, in all layers, for every `[from, to, positions]`. No block is
 /// the target of two copies, or both source and target. A copy of a block that is not in the pool is left out.
@@ -28,14 +39,12 @@ pub fn kv_copy(
         return Ok(());
     }
     let planes = side(OP, "planes of a block", layout.block() / (kv::BLOCK * layout.head), i32::MAX as u32)?;
-    let launch =
-        Launch { grid: (planes, side(OP, "copies", copies.len(), 65_535)?, 1), threads: KV_COPY_THREADS, shared: 0 };
+    let launch = Launch { grid: (planes, side(OP, "copies", copies.len(), 65_535)?, 1), threads: THREADS, shared: 0 };
     let blocks = slots / kv::BLOCK as u32;
     let words = side(OP, "words of a position", layout.head / 8, u32::MAX / kv::BLOCK as u32)?;
+    let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (uint4* pool, const unsigned* copies, unsigned blocks, unsigned planes, unsigned words). Block
     // (p, c) reads the three words of copy c and, if both blocks are below `blocks`, the number the pool holds, copies at
     // most the 64 positions of plane p, each `words` aligned 16-byte words, inside these blocks. The pool is lent to us alone.
-    unsafe {
-        device.launch(&device.kernels().kv_copy, launch, args![pool.address, copies.address, blocks, planes, words])
-    }
+    unsafe { device.launch(&kernels[0], launch, args![pool.address, copies.address, blocks, planes, words]) }
 }

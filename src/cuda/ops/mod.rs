@@ -1,76 +1,44 @@
 //! One safe function per kernel, in a file of the kernel's name: lengths are checked, the launch shape is computed, and
 //! everything that is written is lent as `&mut`.
+//!
+//! A new op `OP` has its kernels in `kernels/OP.cu` and touches four files besides: `cuda/ops/OP.rs` declares the kernels
+//! and launches them, `cuda/ops/mod.rs` names it in the list below, `lab/kernel_check/OP.rs` has its cases, its oracle and its
+//! timings, and `lab/kernel_check/mod.rs` names those.
 
 pub mod attention;
 pub mod attention_backward;
+pub mod candidate_scores;
 pub mod copy_rows;
-pub mod draw;
 pub mod embed;
 pub mod gemm;
+pub mod gemm_backward;
 pub mod kv;
 pub mod kv_copy;
 pub mod logits;
-pub mod nudge;
-pub mod peak;
-pub mod place;
-pub mod probe;
+pub mod pad_convert;
+pub mod random_fill;
 pub mod rmsnorm;
 pub mod rope;
 pub mod softmax_entropy;
 pub mod swiglu;
 
-use crate::{Error, Result};
+use crate::cuda::kernels::Registration;
 
-/// Pointers to kernel parameters, which live to the end of the statement.
-macro_rules! args {
-    ($($value:expr),* $(,)?) => { &mut [$(std::ptr::from_ref(&$value).cast_mut().cast::<std::ffi::c_void>()),*] };
-}
-use args;
-
-/// An error unless `found` is `expected`.
-fn check_len(op: &str, what: &str, found: usize, expected: usize) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(Error::Backend(format!("{op}: {what} has {found} elements, expected {expected}")))
-}
-
-/// An error unless `found` is at least `needed`.
-fn check_room(op: &str, what: &str, found: usize, needed: usize) -> Result<()> {
-    if found >= needed {
-        return Ok(());
-    }
-    Err(Error::Backend(format!("{op}: {what} has room for {found} elements, {needed} are needed")))
-}
-
-/// The product of two sizes.
-fn product(op: &str, a: usize, b: usize) -> Result<usize> {
-    a.checked_mul(b).ok_or_else(|| Error::Backend(format!("{op}: {a} x {b} elements are too many")))
-}
-
-/// A size as a kernel's parameter.
-fn int(op: &str, what: &str, value: usize) -> Result<i32> {
-    i32::try_from(value).map_err(|_| Error::Backend(format!("{op}: {what} = {value} is too large")))
-}
-
-/// A size as one side of a grid.
-fn side(op: &str, what: &str, value: usize, limit: u32) -> Result<u32> {
-    let fits = u32::try_from(value).ok().filter(|&value| value <= limit);
-    fits.ok_or_else(|| Error::Backend(format!("{op}: {value} {what} are more than a grid takes")))
-}
-
-/// Rows of `width` elements, an error unless they are whole.
-fn rows_of(op: &str, what: &str, elements: usize, width: usize) -> Result<usize> {
-    let rows = elements.checked_div(width).filter(|rows| rows * width == elements);
-    rows.ok_or_else(|| Error::Backend(format!("{op}: {what} has {elements} elements, not whole rows of {width}")))
-}
-
-/// An error unless rows of `width` 16-bit elements at these addresses, joined by `|`, are made of aligned 16-byte words.
-fn vectors(op: &str, what: &str, width: usize, addresses: u64) -> Result<()> {
-    if width.is_multiple_of(8) && addresses.is_multiple_of(16) {
-        return Ok(());
-    }
-    Err(Error::Backend(format!(
-        "{op}: {what} = {width} is no multiple of 8, or matrices do not start at one of 16 bytes"
-    )))
-}
+/// Every op.
+pub(super) const ALL: [Registration; 15] = [
+    Registration::of::<attention::Kernels>(),
+    Registration::of::<attention_backward::Kernels>(),
+    Registration::of::<candidate_scores::Kernels>(),
+    Registration::of::<copy_rows::Kernels>(),
+    Registration::of::<embed::Kernels>(),
+    Registration::of::<gemm::Kernels>(),
+    Registration::of::<gemm_backward::Kernels>(),
+    Registration::of::<kv_copy::Kernels>(),
+    Registration::of::<logits::Kernels>(),
+    Registration::of::<pad_convert::Kernels>(),
+    Registration::of::<random_fill::Kernels>(),
+    Registration::of::<rmsnorm::Kernels>(),
+    Registration::of::<rope::Kernels>(),
+    Registration::of::<softmax_entropy::Kernels>(),
+    Registration::of::<swiglu::Kernels>(),
+];

@@ -1,11 +1,29 @@
 //! RMSNorm of the residual stream, with the sublayer's output added on the way.
 
-use super::{args, check_len, check_room, int, product, side};
 use crate::Result;
-use crate::cuda::device::Launch;
-use crate::cuda::kernels::{NORM_SHARED, NORM_THREADS};
-use crate::cuda::{Device, View, ViewMut};
+use crate::cuda::buffer::{View, ViewMut};
+use crate::cuda::device::Device;
+use crate::cuda::kernels::{KernelSet, Spec};
+use crate::cuda::launch::{Launch, args, check_len, check_room, int, product, side};
 use crate::dtype::HalfType;
+
+/// Threads of a block, at most.
+const THREADS: u32 = 512;
+/// Shared memory that a block gets without asking, less what the kernels declare.
+const SHARED: u32 = 48 * 1024 - 64;
+
+/// Index of the first backward kernel.
+const BACKWARD: usize = 2;
+
+pub(in crate::cuda) struct Kernels;
+
+impl KernelSet for Kernels {
+    fn specs() -> Vec<Spec> {
+        let forward = Spec::pair("rmsnorm", ["rmsnorm_bf16", "rmsnorm_f16"], THREADS, SHARED);
+        let backward = Spec::pair("rmsnorm", ["rmsnorm_backward_bf16", "rmsnorm_backward_f16"], THREADS, SHARED);
+        [forward, backward].concat()
+    }
+}
 
 /// What is added to the residual stream first.
 #[derive(Clone, Copy, Debug)]
@@ -65,36 +83,37 @@ pub fn rmsnorm(
     let launch =
         Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads, shared: cached.unwrap_or(0) };
     let cached = i32::from(cached.is_some());
+    let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (T* out, float* residual, const void* delta, int kind, const T* weight, int d, int columns,
     // float eps, int cached). Block r touches elements r d .. (r + 1) d of out, residual and delta, whose lengths are rows d, and d
     // elements of the weight. out and residual are lent to us alone; with kind 0 delta is not read.
     unsafe {
         device.launch(
-            &device.kernels().rmsnorm[storage as usize],
+            &kernels[storage as usize],
             launch,
             args![out.address, residual.address, address, kind, weight.address, d, columns, eps, cached],
         )
     }
 }
 
-/// The gradient that comes from behind the norm.
+/// The gradient of what the norm gives.
 #[derive(Clone, Copy, Debug)]
-pub enum Behind<'a> {
+pub enum Upstream<'a> {
     /// `[rows, d]`: the norm's own path is added to the residual stream's gradient.
     Rows(View<'a, f32>),
-    /// The head `[d]` behind the final norm, times a factor: the same for all rows, whose gradient starts here.
+    /// The head `[d]` after the final norm, times a factor: the same for all rows, whose gradient starts here.
     Head(View<'a, u16>, f32),
 }
 
 /// Gradient of [`rmsnorm`]'s residual stream: with `g = dy * weight` and `r = 1 / sqrt(mean(residual^2) + eps)`,
-/// `grad += r g - residual r^3 mean(residual g)`, or `grad =` that behind the final norm. `rounded` gets the new gradient in
+/// `grad += r g - residual r^3 mean(residual g)`, or `grad =` that after the final norm. `rounded` gets the new gradient in
 /// the storage type.
 pub fn rmsnorm_backward(
     device: &Device,
     storage: HalfType,
     grad: &mut ViewMut<'_, f32>,
     rounded: Option<&mut ViewMut<'_, u16>>,
-    behind: Behind<'_>,
+    upstream: Upstream<'_>,
     residual: View<'_, f32>,
     norm: Norm<'_>,
 ) -> Result<()> {
@@ -113,12 +132,12 @@ pub fn rmsnorm_backward(
         }
         None => 0,
     };
-    let (dy, head, factor): (u64, u64, f32) = match behind {
-        Behind::Rows(dy) => {
+    let (dy, head, factor): (u64, u64, f32) = match upstream {
+        Upstream::Rows(dy) => {
             check_len(OP, "dy", dy.len(), elements)?;
             (dy.address, 0, 1.0)
         }
-        Behind::Head(head, factor) => {
+        Upstream::Head(head, factor) => {
             check_len(OP, "head", head.len(), d)?;
             (0, head.address, factor)
         }
@@ -131,13 +150,14 @@ pub fn rmsnorm_backward(
     let launch =
         Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads, shared: cached.unwrap_or(0) };
     let cached = i32::from(cached.is_some());
+    let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (float* grad, T* rounded, const float* dy, const T* head, float head_scale, const float*
     // residual, const T* weight, int d, int columns, float eps, int cached). Block r touches elements r d .. (r + 1) d of grad,
     // residual, rounded unless null, and dy unless null, whose lengths are rows d; it reads d elements of the weight and,
     // if dy is null, of the head. grad and rounded are lent to us alone.
     unsafe {
         device.launch(
-            &device.kernels().rmsnorm_backward[storage as usize],
+            &kernels[BACKWARD + storage as usize],
             launch,
             args![grad.address, rounded, dy, head, factor, residual.address, weight.address, d, columns, eps, cached],
         )
@@ -148,9 +168,9 @@ pub fn rmsnorm_backward(
 fn shape(d: usize, copies: usize) -> (u32, Option<u32>) {
     let groups = d.div_ceil(4);
     // Two groups of four per thread, so that a row has enough loads in flight without a long reduction.
-    let threads = groups.div_ceil(2).next_multiple_of(32).clamp(32, NORM_THREADS as usize) as u32;
+    let threads = groups.div_ceil(2).next_multiple_of(32).clamp(32, THREADS as usize) as u32;
     let bytes = groups.checked_mul(16 * copies).and_then(|bytes| u32::try_from(bytes).ok());
-    (threads, bytes.filter(|&bytes| bytes <= NORM_SHARED))
+    (threads, bytes.filter(|&bytes| bytes <= SHARED))
 }
 
 #[cfg(test)]

@@ -1,12 +1,28 @@
 //! Per-head norm, rotary embedding, and the write of keys and values into the pool.
 
 use super::kv::KvRows;
-use super::{args, check_len, int, product, side};
-use crate::cuda::device::Launch;
-use crate::cuda::kernels::ROPE_THREADS;
-use crate::cuda::{Device, View, ViewMut};
+use crate::cuda::buffer::{View, ViewMut};
+use crate::cuda::device::Device;
+use crate::cuda::kernels::{KernelSet, Spec};
+use crate::cuda::launch::{Launch, args, check_len, int, product, side};
 use crate::dtype::HalfType;
 use crate::{Error, Result, kv};
+
+/// Threads of a block.
+const THREADS: u32 = 256;
+
+/// Index of the first backward kernel.
+const BACKWARD: usize = 2;
+
+pub(in crate::cuda) struct Kernels;
+
+impl KernelSet for Kernels {
+    fn specs() -> Vec<Spec> {
+        let forward = Spec::pair("rope", ["rope_bf16", "rope_f16"], THREADS, 0);
+        let backward = Spec::pair("rope", ["rope_backward_bf16", "rope_backward_f16"], THREADS, 0);
+        [forward, backward].concat()
+    }
+}
 
 /// Heads of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,12 +122,13 @@ pub fn rope(
     if rows == 0 {
         return Ok(());
     }
-    let launch = Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads: ROPE_THREADS, shared: 0 };
+    let launch = Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads: THREADS, shared: 0 };
     int(OP, "elements of a row", heads.qkv())?;
     let (query_heads, kv_heads) = (int(OP, "heads", query_heads)?, int(OP, "kv_heads", kv_heads)?);
     let (half, padded) = (int(OP, "half", head / 2)?, int(OP, "padded", padded)?);
     let (block, layer) = (kv.layout.block() as u64, layer as u64);
     let (q_weight, k_weight, eps) = inputs.norms.map_or((0, 0, 0.0), |n| (n.q.address, n.k.address, n.eps));
+    let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (T* q, T* pool, const T* qkv, const unsigned* slots, unsigned pool_slots, unsigned long long
     // block_stride, unsigned long long layer_offset, const float2* table, const unsigned* positions, const T* q_weight,
     // const T* k_weight, float eps, unsigned table_rows, int heads, int kv_heads, int half, int padded). Block r touches row
@@ -121,7 +138,7 @@ pub fn rope(
     // are lent to us alone; packs of 8 bytes are aligned because the addresses are and heads are multiples of 32.
     unsafe {
         device.launch(
-            &device.kernels().rope[storage as usize],
+            &kernels[storage as usize],
             launch,
             args![
                 q.address,
@@ -180,11 +197,12 @@ pub fn rope_backward(
     if rows == 0 {
         return Ok(());
     }
-    let launch = Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads: ROPE_THREADS, shared: 0 };
+    let launch = Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads: THREADS, shared: 0 };
     int(OP, "elements of a row", heads.qkv())?;
     let (query_heads, kv_heads) = (int(OP, "heads", query_heads)?, int(OP, "kv_heads", kv_heads)?);
     let (half, padded) = (int(OP, "half", head / 2)?, int(OP, "padded", padded)?);
     let (q_weight, k_weight, eps) = inputs.norms.map_or((0, 0, 0.0), |n| (n.q.address, n.k.address, n.eps));
+    let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (T* d_qkv, const float* dq, const float* dk, const float* dv, const T* qkv, const float2* table,
     // const unsigned* positions, const T* q_weight, const T* k_weight, float eps, unsigned table_rows, int heads, int
     // kv_heads, int half, int padded). Block r touches row r of d_qkv, dq, dk, dv, qkv and positions, which have as many rows
@@ -192,7 +210,7 @@ pub fn rope_backward(
     // lent to us alone; packs of 8 and 16 bytes are aligned because the addresses are and heads are multiples of 32.
     unsafe {
         device.launch(
-            &device.kernels().rope_backward[storage as usize],
+            &kernels[BACKWARD + storage as usize],
             launch,
             args![
                 d_qkv.address,

@@ -1,10 +1,26 @@
 //! Statistics and largest logits of rows of logits.
 
-use super::{args, check_len, check_room, product, side};
-use crate::cuda::device::Launch;
-use crate::cuda::kernels::SOFTMAX_THREADS;
-use crate::cuda::{Buffer, Device, View, ViewMut};
+use crate::cuda::buffer::{Buffer, View, ViewMut};
+use crate::cuda::device::Device;
+use crate::cuda::kernels::{KernelSet, Spec};
+use crate::cuda::launch::{Launch, args, check_len, check_room, product, side};
 use crate::{Error, Result};
+
+/// Threads of a block.
+const THREADS: u32 = 256;
+/// Indices of the kernels.
+const SPLITS: usize = 0;
+const STATISTICS: usize = 1;
+const TOP_K: usize = 2;
+
+pub(in crate::cuda) struct Kernels;
+
+impl KernelSet for Kernels {
+    fn specs() -> Vec<Spec> {
+        let names = ["softmax_entropy_splits_f32", "softmax_entropy_f32", "top_k_f32"];
+        names.map(|name| Spec::new("softmax_entropy", name, THREADS, 0)).to_vec()
+    }
+}
 
 /// Logits per block: the boundaries between the parts of a row, whatever the batch.
 const SPLIT: usize = 4096;
@@ -12,7 +28,7 @@ const SPLIT: usize = 4096;
 /// Most of the largest logits that [`top_k`] gives.
 pub const MAX_K: usize = 64;
 
-/// Statistics of a row as the device writes them; see [`crate::model::RowStats`].
+/// Statistics of a row as the device writes them; the model's `RowStats` says what they mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
 pub struct RowStatsOut {
@@ -41,29 +57,13 @@ unsafe impl bytemuck::Zeroable for RowStatsOut {}
 // SAFETY: as above.
 unsafe impl bytemuck::Pod for RowStatsOut {}
 
-impl From<RowStatsOut> for crate::model::RowStats {
-    fn from(stats: RowStatsOut) -> Self {
-        crate::model::RowStats {
-            argmax: stats.argmax,
-            max_logit: stats.max_logit,
-            log_sum_exp: stats.log_sum_exp,
-            entropy: stats.entropy,
-            entropy_floored: stats.entropy_floored,
-            max_probability: stats.max_probability,
-            margin: stats.margin,
-            varentropy: stats.varentropy,
-            finite: stats.finite != 0,
-        }
-    }
-}
-
 /// What a row's uncertainty is compared with; the numbers are the device's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum When {
-    /// The row wants no list.
+    /// No list.
     Never = 0,
-    /// The row wants its list.
+    /// The list, whatever the row.
     Always = 1,
     /// Floored entropy.
     Entropy = 2,
@@ -75,10 +75,10 @@ pub enum When {
     Varentropy = 5,
 }
 
-/// How many of its largest logits a row wants, and when.
+/// How many of its largest logits a row asks for, and when.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
-pub struct TopKWish {
+pub struct TopKQuery {
     /// A signal that reaches it, inclusively, makes the list.
     pub threshold: f64,
     /// At most [`MAX_K`].
@@ -88,14 +88,14 @@ pub struct TopKWish {
 }
 
 // SAFETY: C layout of a double and two words: 16 bytes without padding, and every bit pattern is a value.
-unsafe impl bytemuck::Zeroable for TopKWish {}
+unsafe impl bytemuck::Zeroable for TopKQuery {}
 // SAFETY: as above.
-unsafe impl bytemuck::Pod for TopKWish {}
+unsafe impl bytemuck::Pod for TopKQuery {}
 
-impl TopKWish {
+impl TopKQuery {
     /// The `k` largest, under a condition.
     pub fn new(k: usize, when: When, threshold: f64) -> Self {
-        TopKWish { threshold, k: k.min(MAX_K) as u32, when: when as u32 }
+        TopKQuery { threshold, k: k.min(MAX_K) as u32, when: when as u32 }
     }
 }
 
@@ -151,21 +151,18 @@ pub fn softmax_entropy(
     let launch = grid(OP, splits, rows)?;
     let v = id(OP, v)?;
     let (split_sums, floor_sums) = (scratch.split_sums.view_mut(), scratch.floor_sums.view_mut());
+    let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (SplitSums* sums, const float* logits, unsigned v). Block (s, r) reads logits of row r below
     // v and writes the 40 bytes of sums[r splits + s], for which there is room; the scratch is lent to us alone.
     unsafe {
-        device.launch(
-            &device.kernels().softmax_entropy_splits,
-            launch,
-            args![split_sums.address, logits.address, v],
-        )?;
+        device.launch(&kernels[SPLITS], launch, args![split_sums.address, logits.address, v])?;
     }
     // SAFETY: parameters are (RowStats* stats, const float* logits, const SplitSums* sums, FloorSums* floor_sums,
     // unsigned* tickets, const double* floors, unsigned v). Row r reads what the launch before wrote for it, its floor
     // and its logits, and writes stats[r] (56 bytes), 24 bytes per split of floor_sums, and tickets[r], which is zero.
     unsafe {
         device.launch(
-            &device.kernels().softmax_entropy,
+            &kernels[STATISTICS],
             launch,
             args![
                 stats.address,
@@ -187,24 +184,24 @@ pub struct TopKOut<'a> {
     pub ids: ViewMut<'a, u32>,
     /// Minus infinity where there is none.
     pub logits: ViewMut<'a, f32>,
-    /// Per row; 0 if the row did not want a list, whose entries are then not written.
+    /// Per row; 0 if the row did not ask for a list, whose entries are then not written.
     pub found: ViewMut<'a, u32>,
     /// Entries per row, at most [`MAX_K`].
     pub stride: usize,
 }
 
-/// The largest of the first `below` logits of each row that wants them, the lower id first on a tie.
+/// The largest of the first `below` logits of each row that asks for them, the lower id first on a tie.
 pub fn top_k(
     device: &Device,
     out: &mut TopKOut<'_>,
     logits: View<'_, f32>,
     stats: View<'_, RowStatsOut>,
-    wishes: View<'_, TopKWish>,
+    queries: View<'_, TopKQuery>,
     below: usize,
     scratch: &mut Scratch,
 ) -> Result<()> {
     const OP: &str = "top_k";
-    let rows = wishes.len();
+    let rows = queries.len();
     if rows == 0 {
         return Ok(());
     }
@@ -226,13 +223,14 @@ pub fn top_k(
     check_room(OP, "scratch", scratch.tickets.len(), rows)?;
     let launch = grid(OP, splits, rows)?;
     let (v, below, stride) = (id(OP, v)?, id(OP, below)?, id(OP, out.stride)?);
+    let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (unsigned* ids, float* values, unsigned* found, unsigned long long* candidates, unsigned*
-    // tickets, const float* logits, const RowStats* stats, const TopKWish* wishes, unsigned v, unsigned below, unsigned
+    // tickets, const float* logits, const RowStats* stats, const TopKQuery* queries, unsigned v, unsigned below, unsigned
     // stride). Row r writes stride entries of ids and values, found[r], 64 keys per split of candidates, and tickets[r],
     // which is zero; all are lent to us alone and have that room. It reads logits of row r below `below` <= v.
     unsafe {
         device.launch(
-            &device.kernels().top_k,
+            &kernels[TOP_K],
             launch,
             args![
                 out.ids.address,
@@ -242,7 +240,7 @@ pub fn top_k(
                 scratch.tickets.view_mut().address,
                 logits.address,
                 stats.address,
-                wishes.address,
+                queries.address,
                 v,
                 below,
                 stride
@@ -253,7 +251,7 @@ pub fn top_k(
 
 fn grid(op: &str, splits: usize, rows: usize) -> Result<Launch> {
     let splits = side(op, "splits", splits, i32::MAX as u32)?;
-    Ok(Launch { grid: (splits, side(op, "rows", rows, 65_535)?, 1), threads: SOFTMAX_THREADS, shared: 0 })
+    Ok(Launch { grid: (splits, side(op, "rows", rows, 65_535)?, 1), threads: THREADS, shared: 0 })
 }
 
 /// A number of ids; the last one of 32 bits stands for none.
@@ -270,6 +268,6 @@ mod tests {
     fn layouts_are_those_of_the_kernel() {
         assert_eq!((size_of::<RowStatsOut>(), align_of::<RowStatsOut>()), (56, 8));
         assert_eq!(std::mem::offset_of!(RowStatsOut, argmax), 48);
-        assert_eq!((size_of::<TopKWish>(), std::mem::offset_of!(TopKWish, when)), (16, 12));
+        assert_eq!((size_of::<TopKQuery>(), std::mem::offset_of!(TopKQuery, when)), (16, 12));
     }
 }

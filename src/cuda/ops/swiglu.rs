@@ -1,11 +1,27 @@
 //! The gated activation of the MLP.
 
-use super::{args, check_len, int, product, rows_of, side, vectors};
 use crate::Result;
-use crate::cuda::device::Launch;
-use crate::cuda::kernels::SWIGLU_THREADS;
-use crate::cuda::{Device, View, ViewMut};
+use crate::cuda::buffer::{View, ViewMut};
+use crate::cuda::device::Device;
+use crate::cuda::kernels::{KernelSet, Spec};
+use crate::cuda::launch::{Launch, args, check_len, int, product, rows_of, side, vectors};
 use crate::dtype::HalfType;
+
+/// Threads of a block, at most.
+const THREADS: u32 = 256;
+
+/// Index of the first backward kernel.
+const BACKWARD: usize = 2;
+
+pub(in crate::cuda) struct Kernels;
+
+impl KernelSet for Kernels {
+    fn specs() -> Vec<Spec> {
+        let forward = Spec::pair("swiglu", ["swiglu_bf16", "swiglu_f16"], THREADS, 0);
+        let backward = Spec::pair("swiglu", ["swiglu_backward_bf16", "swiglu_backward_f16"], THREADS, 0);
+        [forward, backward].concat()
+    }
+}
 
 /// `out[n, f] = silu(gate) * up` with `gate_up` `[n, 2f]`, the gate first; `f` is a multiple of 8.
 pub fn swiglu(
@@ -24,10 +40,11 @@ pub fn swiglu(
     }
     let launch = shape(OP, rows, f, 8)?;
     let f = int(OP, "2f", product(OP, f, 2)?)? / 2;
+    let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (T* out, const T* gate_up, int f). Block (r, p) reads inside row r of gate_up, 2f elements, and
     // writes inside row r of out, f elements, in 16-byte pieces that are aligned because addresses and f are. Both have as
     // many rows as the grid; out is lent to us alone.
-    unsafe { device.launch(&device.kernels().swiglu[storage as usize], launch, args![out.address, gate_up.address, f]) }
+    unsafe { device.launch(&kernels[storage as usize], launch, args![out.address, gate_up.address, f]) }
 }
 
 /// Gradient of [`swiglu`]: `d_gate_up` `[n, 2f]` from `d_act` `[n, f]` and the `gate_up` that the forward pass kept.
@@ -50,12 +67,13 @@ pub fn swiglu_backward(
     }
     let launch = shape(OP, rows, f, 4)?;
     let f = int(OP, "2f", product(OP, f, 2)?)? / 2;
+    let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (T* d_gate_up, const float* d_act, const T* gate_up, int f). Block (r, p) reads inside row r of
     // gate_up, 2f elements, and of d_act, f elements, and writes inside row r of d_gate_up, 2f elements, in pieces of 4
     // elements that are aligned because addresses and f are. All have as many rows as the grid; d_gate_up is lent to us alone.
     unsafe {
         device.launch(
-            &device.kernels().swiglu_backward[storage as usize],
+            &kernels[BACKWARD + storage as usize],
             launch,
             args![d_gate_up.address, d_act.address, gate_up.address, f],
         )
@@ -65,7 +83,7 @@ pub fn swiglu_backward(
 /// A thread per `each` elements of a row.
 fn shape(op: &str, rows: usize, f: usize, each: usize) -> Result<Launch> {
     let groups = f / each;
-    let threads = groups.next_multiple_of(32).min(SWIGLU_THREADS as usize);
+    let threads = groups.next_multiple_of(32).min(THREADS as usize);
     let parts = side(op, "parts of a row", groups.div_ceil(threads), 65_535)?;
     Ok(Launch { grid: (side(op, "rows", rows, i32::MAX as u32)?, parts, 1), threads: threads as u32, shared: 0 })
 }

@@ -8,12 +8,13 @@ mod attention;
 mod choices;
 
 use super::numbers::{Random, Values, stored};
+use crate::cuda::instruments::mma_peak::mma_peak;
 use crate::cuda::ops::embed::embed;
 use crate::cuda::ops::gemm::{self, Operands, Output, Shape};
+use crate::cuda::ops::gemm_backward::{self, gemm_backward};
 use crate::cuda::ops::kv::{KvLayout, KvRows};
-use crate::cuda::ops::peak::peak_mma;
-use crate::cuda::ops::place::{Changed, Layout, Stored, place};
-use crate::cuda::ops::rmsnorm::{Behind, Delta, Norm, rmsnorm, rmsnorm_backward};
+use crate::cuda::ops::pad_convert::{Changed, Layout, Stored, pad_convert};
+use crate::cuda::ops::rmsnorm::{Delta, Norm, Upstream, rmsnorm, rmsnorm_backward};
 use crate::cuda::ops::rope::{self, Heads, Inputs, rope_backward};
 use crate::cuda::ops::softmax_entropy::{self, RowStatsOut, softmax_entropy};
 use crate::cuda::ops::swiglu::{swiglu, swiglu_backward};
@@ -49,7 +50,7 @@ pub const TIMED: [&str; 19] = [
     "chosen_logits",
     "attention",
     "attention_backward",
-    "nudge",
+    "candidate_scores",
     "kv_copy",
     "copy_rows",
     "rmsnorm_backward",
@@ -60,7 +61,7 @@ pub const TIMED: [&str; 19] = [
     "rope_backward",
     "gemm",
     "gemm_backward",
-    "place",
+    "pad_convert",
 ];
 
 /// More than any cache holds.
@@ -154,10 +155,10 @@ pub fn bench(device: &Device, op: Option<&str>, quick: bool, mut done: impl FnMu
             }
         }
     }
-    if wanted("place") {
+    if wanted("pad_convert") {
         for (what, dtype) in [("bf16 rows of 4000 into 4096", DType::Bf16), ("f32 rows of 4000 into 4096", DType::F32)]
         {
-            push(limits.timing("place", what.to_string(), time_place(device, dtype)?));
+            push(limits.timing("pad_convert", what.to_string(), time_place(device, dtype)?));
         }
     }
     Ok(all)
@@ -248,7 +249,7 @@ fn matrix_peak(device: &Bench<'_>) -> Result<(f64, f64)> {
     let mut out = Buffer::<f32>::uninitialised(device, blocks * 256)?;
     let mut flops = 0.0;
     let seconds = median(device, 1, |_| {
-        flops = peak_mma(device, &mut out.view_mut(), blocks, rounds)?;
+        flops = mma_peak(device, &mut out.view_mut(), blocks, rounds)?;
         Ok(())
     })?;
     Ok((seconds, flops))
@@ -291,7 +292,7 @@ fn time_rmsnorm_backward(device: &Bench<'_>, rows: usize, d: usize) -> Result<Me
         let (grad, rounded, dy, residual) = &mut data[i];
         let norm = Norm { weight: weight.view(), columns: d, eps: 1e-5 };
         let (grad, rounded) = (&mut grad.view_mut(), &mut rounded.view_mut());
-        let behind = Behind::Rows(dy.view());
+        let behind = Upstream::Rows(dy.view());
         rmsnorm_backward(device, HalfType::Bf16, grad, Some(rounded), behind, residual.view(), norm)
     })?;
     Ok((seconds, bytes as f64, 0.0))
@@ -397,7 +398,7 @@ fn time_place(device: &Bench<'_>, dtype: DType) -> Result<Measured> {
     let seconds = median(device, data.len(), |i| {
         let (out, from) = &mut data[i];
         let from = Stored { bytes: from.view(), dtype, first: 0 };
-        place(device, HalfType::Bf16, &mut out.view_mut(), from, &layout, &mut changed.view_mut())
+        pad_convert(device, HalfType::Bf16, &mut out.view_mut(), from, &layout, &mut changed.view_mut())
     })?;
     Ok((seconds, bytes as f64, 0.0))
 }
@@ -422,8 +423,8 @@ fn time_gemm(device: &Bench<'_>, shape: Shape, backward: bool) -> Result<Measure
     let seconds = median(device, data.len(), |i| {
         let (storage, w) = (HalfType::Bf16, data[i].view());
         if backward {
-            let gradients = gemm::Gradients { storage, dy: x.view(), w };
-            return gemm::gemm_backward(device, &mut Output::F32(dx.view_mut()), gradients, shape, &mut scratch);
+            let gradients = gemm_backward::Gradients { storage, dy: x.view(), w };
+            return gemm_backward(device, &mut Output::F32(dx.view_mut()), gradients, shape, &mut scratch);
         }
         let operands = Operands { storage, x: x.view(), w, bias: None };
         gemm::gemm(device, &mut Output::HalfType(y.view_mut()), operands, shape, &mut scratch)

@@ -7,9 +7,8 @@ use super::numbers::{Random, Values, stored, widened};
 use super::{Case, Check, ROWS};
 use crate::Result;
 use crate::cuda::Device;
-use crate::cuda::ops::gemm::{
-    Chunks, Gradients, Output, Plan, Scratch, Shape, TILES, gemm_backward, gemm_backward_planned,
-};
+use crate::cuda::ops::gemm::{Chunks, Output, Plan, Scratch, Shape, TILES};
+use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward, gemm_backward_planned};
 use crate::dtype::HalfType;
 
 const OP: &str = "gemm_backward";

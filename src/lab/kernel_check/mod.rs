@@ -11,8 +11,8 @@
 mod attention;
 mod attention_backward;
 mod bench;
+mod candidate_scores;
 mod copy_rows;
-mod draw;
 mod embed;
 mod errors;
 mod gemm;
@@ -21,10 +21,10 @@ mod gradients;
 mod guarded;
 mod kv_copy;
 mod logits;
-mod nudge;
 mod numbers;
 mod occupancy;
-mod place;
+mod pad_convert;
+mod random_fill;
 mod rmsnorm;
 mod rope;
 mod softmax_entropy;
@@ -113,14 +113,14 @@ pub fn cases() -> Vec<Case> {
     all.extend(attention_backward::cases());
     all.extend(gemm_backward::cases());
     all.extend(copy_rows::cases());
-    all.extend(draw::cases());
+    all.extend(random_fill::cases());
     all.extend(embed::cases());
     all.extend(kv_copy::cases());
     all.extend(logits::cases());
-    all.extend(nudge::cases());
+    all.extend(candidate_scores::cases());
     all.extend(rope::cases());
     all.extend(swiglu::cases());
-    all.extend(place::cases());
+    all.extend(pad_convert::cases());
     all
 }
 

@@ -7,7 +7,7 @@ use super::numbers::{Random, Values, stored, widened};
 use super::{Case, Check, ROWS};
 use crate::Result;
 use crate::cuda::Device;
-use crate::cuda::ops::rmsnorm::{Behind, Delta, Norm, rmsnorm, rmsnorm_backward};
+use crate::cuda::ops::rmsnorm::{Delta, Norm, Upstream, rmsnorm, rmsnorm_backward};
 use crate::dtype::HalfType;
 
 const OP: &str = "rmsnorm";
@@ -239,8 +239,8 @@ impl Backward {
             None => None,
         };
         let behind = match &head {
-            Some((head, factor)) => Behind::Head(head.view(), *factor),
-            None => Behind::Rows(dy.view()),
+            Some((head, factor)) => Upstream::Head(head.view(), *factor),
+            None => Upstream::Rows(dy.view()),
         };
         let norm = Norm { weight: weight.view(), columns: *columns, eps: EPS };
         let (out, out_16) = (&mut grad.view_mut(), &mut rounded.view_mut());

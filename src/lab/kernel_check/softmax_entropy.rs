@@ -5,7 +5,9 @@ use super::numbers::{Random, Values};
 use super::{Case, Check, ROWS};
 use crate::Result;
 use crate::cuda::Device;
-use crate::cuda::ops::softmax_entropy::{MAX_K, RowStatsOut, Scratch, TopKOut, TopKWish, When, softmax_entropy, top_k};
+use crate::cuda::ops::softmax_entropy::{
+    MAX_K, RowStatsOut, Scratch, TopKOut, TopKQuery, When, softmax_entropy, top_k,
+};
 use crate::model;
 
 const OP: &str = "softmax_entropy";
@@ -208,14 +210,14 @@ fn run_top_k(
     check: &mut Check,
     logits: &[f32],
     stats: &[RowStatsOut],
-    wishes: &[TopKWish],
+    queries: &[TopKQuery],
     below: usize,
     stride: usize,
 ) -> Result<Lists> {
-    let rows = wishes.len();
+    let rows = queries.len();
     let v = logits.len() / rows;
     let row_logits = Guarded::input(device, logits)?;
-    let (stats, wishes) = (Guarded::input(device, stats)?, Guarded::input(device, wishes)?);
+    let (stats, queries) = (Guarded::input(device, stats)?, Guarded::input(device, queries)?);
     let mut scratch = Scratch::new(device, rows, v)?;
     let mut twice = Vec::new();
     for _ in 0..2 {
@@ -223,7 +225,7 @@ fn run_top_k(
         let mut logits = Guarded::output(device, rows * stride, 0)?;
         let mut found = Guarded::output(device, rows, 0)?;
         let mut out = TopKOut { ids: ids.view_mut(), logits: logits.view_mut(), found: found.view_mut(), stride };
-        top_k(device, &mut out, row_logits.view(), stats.view(), wishes.view(), below, &mut scratch)?;
+        top_k(device, &mut out, row_logits.view(), stats.view(), queries.view(), below, &mut scratch)?;
         twice.push(Lists {
             ids: ids.read(device, check, "ids")?,
             logits: logits.read(device, check, "logits of the list")?,
@@ -241,8 +243,8 @@ fn largest(device: &Device, check: &mut Check, logits: &[f32], v: usize) -> Resu
     let rows = logits.len() / v;
     let stats = vec![RowStatsOut { finite: 1, ..RowStatsOut::default() }; rows];
     for (k, below) in [(25, v), (1, v), (MAX_K, v.div_ceil(2))] {
-        let wishes = vec![TopKWish::new(k, When::Always, 0.0); rows];
-        let lists = run_top_k(device, check, logits, &stats, &wishes, below, MAX_K)?;
+        let queries = vec![TopKQuery::new(k, When::Always, 0.0); rows];
+        let lists = run_top_k(device, check, logits, &stats, &queries, below, MAX_K)?;
         for (r, row) in logits.chunks_exact(v).enumerate() {
             let expected = model::top_k(row, k, below);
             let range = r * MAX_K..r * MAX_K + expected.len();
@@ -273,20 +275,20 @@ fn on_demand(device: &Device, check: &mut Check) -> Result<()> {
         ..RowStatsOut::default()
     };
     let signals = [(When::Entropy, 2.0), (When::Margin, -0.5), (When::MaxProbability, 0.75), (When::Varentropy, 3.0)];
-    let mut wishes = vec![TopKWish::new(5, When::Never, 0.0), TopKWish::new(5, When::Always, 0.0)];
+    let mut queries = vec![TopKQuery::new(5, When::Never, 0.0), TopKQuery::new(5, When::Always, 0.0)];
     let mut expected = vec![0, 5];
     for (when, value) in signals {
         for (threshold, reached) in [(value, true), (f64::next_up(value), false), (f64::NAN, false)] {
-            wishes.push(TopKWish::new(5, when, threshold));
+            queries.push(TopKQuery::new(5, when, threshold));
             expected.push(if reached { 5 } else { 0 });
         }
     }
-    let mut all = vec![stats; wishes.len()];
-    wishes.push(TopKWish::new(5, When::Entropy, 0.0));
+    let mut all = vec![stats; queries.len()];
+    queries.push(TopKQuery::new(5, When::Entropy, 0.0));
     expected.push(0);
     all.push(RowStatsOut { finite: 0, ..stats });
-    let logits = logits("on demand", wishes.len(), V, Kind::Normal);
-    let lists = run_top_k(device, check, &logits, &all, &wishes, V, 8)?;
+    let logits = logits("on demand", queries.len(), V, Kind::Normal);
+    let lists = run_top_k(device, check, &logits, &all, &queries, V, 8)?;
     check.same("found", &lists.found, &expected);
     for (r, &found) in expected.iter().enumerate() {
         let written = lists.logits[r * 8..(r + 1) * 8].iter().all(|z| !z.is_nan());
@@ -302,12 +304,12 @@ fn alone_and_together(device: &Device, check: &mut Check, rows: usize, v: usize)
     let floors: Vec<f64> = (0..rows).map(|r| FLOORS[r % FLOORS.len()]).collect();
     const K: usize = 5;
     let all = run(device, check, &logits, &floors, 0)?;
-    let wishes = vec![TopKWish::new(K, When::Always, 0.0); rows];
-    let lists = run_top_k(device, check, &logits, &all, &wishes, v, K)?;
+    let queries = vec![TopKQuery::new(K, When::Always, 0.0); rows];
+    let lists = run_top_k(device, check, &logits, &all, &queries, v, K)?;
     for some in ROWS.into_iter().filter(|&some| some <= rows) {
         let found = run(device, check, &logits[..some * v], &floors[..some], 0)?;
         check.same(&format!("the first {some} rows"), &found, &all[..some]);
-        let found = run_top_k(device, check, &logits[..some * v], &all[..some], &wishes[..some], v, K)?;
+        let found = run_top_k(device, check, &logits[..some * v], &all[..some], &queries[..some], v, K)?;
         check.same(&format!("ids of the first {some} rows"), &found.ids, &lists.ids[..some * K]);
         check.same(&format!("logits of the first {some} rows"), &found.logits, &lists.logits[..some * K]);
     }

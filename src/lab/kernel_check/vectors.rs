@@ -5,7 +5,7 @@
 
 use super::numbers::Random;
 use super::{Check, Finding};
-use crate::cuda::ops::probe::{IN, OUT, Probe, probe};
+use crate::cuda::instruments::probe::{IN, OUT, Probe, probe};
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use crate::files::checkpoint::read_whole;

@@ -13,8 +13,9 @@ use super::sizes::Sizes;
 use super::state::{Activations, Kept, Tape};
 use crate::cuda::ops::attention_backward::{self, attention_backward};
 use crate::cuda::ops::copy_rows::copy_rows;
-use crate::cuda::ops::gemm::{self, Gradients, Output, Shape, gemm_backward};
-use crate::cuda::ops::rmsnorm::{Behind, Norm, rmsnorm_backward};
+use crate::cuda::ops::gemm::{self, Output, Shape};
+use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward};
+use crate::cuda::ops::rmsnorm::{Norm, Upstream, rmsnorm_backward};
 use crate::cuda::ops::rope::{self, HeadNorms, Heads, rope_backward};
 use crate::cuda::ops::swiglu::swiglu_backward;
 use crate::cuda::{Buffer, Device, View, ViewMut};
@@ -123,7 +124,7 @@ impl Backward {
         let mut products = Products { device, storage: st, scratch: &mut state.scratch };
 
         // The head, and the final norm.
-        let score = Behind::Head(weights.head(), self.factor);
+        let score = Upstream::Head(weights.head(), self.factor);
         let (grad, rounded) = (&mut self.grad.first_mut(m * d), &mut self.rounded.first_mut(m * d));
         rmsnorm_backward(device, st, grad, Some(rounded), score, state.live.first(m * d), norm(&weights.final_norm))?;
         copy_rows(device, grad, self.zeros.view(), inbox.view(asked.idle), d)?;
@@ -142,7 +143,8 @@ impl Backward {
             let d_gate_up = &mut self.gate_up.first_mut(rows * 2 * f);
             swiglu_backward(device, st, d_gate_up, self.act.first(rows * f), gate_up.first(rows * 2 * f), f)?;
             products.wide(self.normed.first_mut(rows * d), d_gate_up.view(), rows, &layer.gate_up)?;
-            let (behind, rounded) = (Behind::Rows(self.normed.first(rows * d)), &mut self.rounded.first_mut(rows * d));
+            let (behind, rounded) =
+                (Upstream::Rows(self.normed.first(rows * d)), &mut self.rounded.first_mut(rows * d));
             rmsnorm_backward(device, st, grad, Some(rounded), behind, middle.first(rows * d), norm(&layer.mlp_norm))?;
 
             // Attention: queries of the rows, keys and values of the batch.
@@ -202,7 +204,7 @@ impl Backward {
             let d_qkv = if bottom { self.chosen.first(w * qkv) } else { self.qkv.first(n * qkv) };
             let input = if bottom { self.wanted.first(w * d) } else { input.first(n * d) };
             products.wide(self.normed.first_mut(w * d), d_qkv, w, &layer.qkv)?;
-            let (behind, grad) = (Behind::Rows(self.normed.first(w * d)), &mut self.grad.first_mut(w * d));
+            let (behind, grad) = (Upstream::Rows(self.normed.first(w * d)), &mut self.grad.first_mut(w * d));
             let rounded = &mut self.rounded.first_mut(w * d);
             rmsnorm_backward(device, st, grad, Some(rounded), behind, input, norm(&layer.attention_norm))?;
         }

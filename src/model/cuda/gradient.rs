@@ -5,7 +5,7 @@ use super::decoder::{Decoder, Linear};
 use super::packet::{Packet, Section};
 use super::sizes::Sizes;
 use super::state::Tape;
-use crate::cuda::ops::nudge::{self, MAX_CANDIDATES, NudgeChoice, NudgeWish, nudge};
+use crate::cuda::ops::candidate_scores::{self, MAX_CANDIDATES, ScoreQuery, candidate_scores};
 use crate::cuda::{Buffer, Device};
 use crate::model::spans::{Batch, Placed};
 use crate::{Error, Result};
@@ -15,7 +15,7 @@ pub(super) struct GradientPass {
     tape: Tape,
     backward: Backward,
     products: Buffer<f32>,
-    choices: Buffer<NudgeChoice>,
+    norms: Buffer<f32>,
 }
 
 /// The positions of a span from its slot on, and what is asked of them.
@@ -40,39 +40,32 @@ pub(super) struct Slope {
 }
 
 /// Candidates of all tails of a pass, as the device reads them.
-struct Wishes {
+struct ScoreQueries {
     ids: Section<u32>,
-    wishes: Section<NudgeWish>,
-    /// Per tail: its first wish, and where its products are.
+    queries: Section<ScoreQuery>,
+    /// Per tail: its first query, and where its products are.
     places: Vec<(usize, std::ops::Range<usize>)>,
     listed: usize,
     count: usize,
 }
 
-impl Wishes {
+impl ScoreQueries {
     /// `slots` are the rows of the wanted gradients that belong to the tails' first rows.
     fn push(packet: &mut Packet, tails: &[Tail<'_>], slots: &[usize]) -> Self {
-        let (mut ids, mut wishes, mut places) = (Vec::<u32>::new(), Vec::new(), Vec::new());
+        let (mut ids, mut queries, mut places) = (Vec::<u32>::new(), Vec::new(), Vec::new());
         for (tail, &slot) in tails.iter().zip(slots) {
             let first = ids.len();
-            places.push((wishes.len(), first..first + tail.candidates.len()));
-            // The norm comes with a wish, and a wish has at least one candidate.
+            places.push((queries.len(), first..first + tail.candidates.len()));
+            // The norm comes with a query, and a query has at least one candidate.
             let candidates = if tail.candidates.is_empty() { &[0] } else { tail.candidates };
             for group in candidates.chunks(MAX_CANDIDATES) {
-                wishes.push(NudgeWish {
-                    damping: 1.0,
-                    temperature: 1.0,
-                    uniform: -1.0,
-                    row: slot as u32,
-                    first: ids.len() as u32,
-                    count: group.len() as u32,
-                    current: u32::MAX,
-                });
+                let (row, first, count) = (slot as u32, ids.len() as u32, group.len() as u32);
+                queries.push(ScoreQuery { row, first, count });
                 ids.extend_from_slice(group);
             }
         }
-        let (listed, count) = (ids.len(), wishes.len());
-        Wishes { ids: packet.push(&ids), wishes: packet.push(&wishes), places, listed, count }
+        let (listed, count) = (ids.len(), queries.len());
+        ScoreQueries { ids: packet.push(&ids), queries: packet.push(&queries), places, listed, count }
     }
 }
 
@@ -82,7 +75,7 @@ impl GradientPass {
             tape: Tape::new(device, &decoder.sizes, rows)?,
             backward: Backward::new(device, decoder, rows)?,
             products: Buffer::uninitialised(device, 64 * MAX_CANDIDATES)?,
-            choices: Buffer::uninitialised(device, 64)?,
+            norms: Buffer::uninitialised(device, 64)?,
         })
     }
 
@@ -132,34 +125,35 @@ impl GradientPass {
             batch.rows += count;
         }
         let live: Vec<usize> = batch.live.iter().map(|&(row, _)| row).collect();
-        let questions =
-            |packet: &mut Packet| (Asked::push(packet, &live, &lasts, &wanted), Wishes::push(packet, tails, &slots));
-        let ((asked, wishes), step) = reward.record(device, &batch, questions, Some(&mut self.tape))?;
+        let questions = |packet: &mut Packet| {
+            (Asked::push(packet, &live, &lasts, &wanted), ScoreQueries::push(packet, tails, &slots))
+        };
+        let ((asked, queries), step) = reward.record(device, &batch, questions, Some(&mut self.tape))?;
 
         reward.norm(device, live.len())?;
         let rewards = &mut self.products;
-        grow(device, rewards, live.len() + wishes.listed)?;
-        grow(device, &mut self.choices, wishes.count)?;
+        grow(device, rewards, live.len() + queries.listed)?;
+        grow(device, &mut self.norms, queries.count)?;
         let mut linear = Linear { device, storage: reward.storage, scratch: &mut reward.state.scratch };
         let hidden = reward.state.normed.first(live.len() * d);
         linear.wide(rewards.first_mut(live.len()), hidden, live.len(), reward.weights.head())?;
         self.backward.run(device, reward, &self.tape, &step, &asked)?;
 
-        let inputs = nudge::Inputs {
+        let inputs = candidate_scores::Inputs {
             grads: self.backward.grad.first(wanted.len() * d),
             table: reward.weights.embedding.view(),
-            ids: reward.inbox.view(wishes.ids),
-            wishes: reward.inbox.view(wishes.wishes),
+            ids: reward.inbox.view(queries.ids),
+            queries: reward.inbox.view(queries.queries),
             d,
             scale: 1.0 / self.backward.factor,
         };
-        let mut results = self.products.first_mut(live.len() + wishes.listed);
-        let products = &mut results.slice(live.len()..live.len() + wishes.listed);
-        nudge(device, reward.storage, &mut self.choices.first_mut(wishes.count), products, &inputs)?;
+        let mut results = self.products.first_mut(live.len() + queries.listed);
+        let products = &mut results.slice(live.len()..live.len() + queries.listed);
+        candidate_scores(device, reward.storage, &mut self.norms.first_mut(queries.count), products, &inputs)?;
         reward.differentiated += batch.rows as u64;
 
-        let results = self.products.download_first(device, live.len() + wishes.listed)?;
-        let choices = self.choices.download_first(device, wishes.count)?;
+        let results = self.products.download_first(device, live.len() + queries.listed)?;
+        let norms = self.norms.download_first(device, queries.count)?;
         let grads = match tails.iter().any(|tail| tail.rows) {
             true => self.backward.grad.download_first(device, wanted.len() * d)?,
             false => Vec::new(),
@@ -167,7 +161,7 @@ impl GradientPass {
         let (rewards, dots) = results.split_at(live.len());
         let mut out = Vec::with_capacity(tails.len());
         for (owner, tail) in tails.iter().enumerate() {
-            let (wish, range) = wishes.places[owner].clone();
+            let (query, range) = queries.places[owner].clone();
             let mine = batch.live.iter().zip(rewards).filter(|((_, of), _)| *of == owner);
             let mut rows = Vec::new();
             if tail.rows {
@@ -179,7 +173,7 @@ impl GradientPass {
             out.push(Slope {
                 rewards: mine.map(|(_, &reward)| reward).collect(),
                 dots: dots[range].to_vec(),
-                norm: choices[wish].norm,
+                norm: norms[query],
                 rows,
             });
         }

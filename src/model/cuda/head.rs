@@ -5,7 +5,7 @@ use super::packet::{Packet, Section};
 use crate::cuda::ops::copy_rows::copy_rows;
 use crate::cuda::ops::logits::{chosen_logits, log_probabilities};
 use crate::cuda::ops::softmax_entropy::{
-    MAX_K, RowStatsOut, Scratch, TopKOut, TopKWish, When, softmax_entropy, top_k as device_top_k,
+    MAX_K, RowStatsOut, Scratch, TopKOut, TopKQuery, When, softmax_entropy, top_k as device_top_k,
 };
 use crate::cuda::{Buffer, Device};
 use crate::model::{PolicyRow, RowStats, Statistic, TopK, top_k};
@@ -43,7 +43,7 @@ pub(super) struct Head {
 pub(super) struct Questions {
     pairs: Section<[u32; 2]>,
     floors: Section<f64>,
-    wishes: Section<TopKWish>,
+    wishes: Section<TopKQuery>,
 }
 
 impl Questions {
@@ -302,15 +302,15 @@ fn on_device(asked: TopK<'_>) -> bool {
 }
 
 /// What the device is asked for; what it cannot do is done from the row, once the statistics are back.
-fn wish(asked: TopK<'_>) -> TopKWish {
+fn wish(asked: TopK<'_>) -> TopKQuery {
     match asked {
-        _ if !on_device(asked) => TopKWish::new(0, When::Never, 0.0),
+        _ if !on_device(asked) => TopKQuery::new(0, When::Never, 0.0),
         TopK::TakeIf(k, condition) => match condition.least() {
-            Some((statistic, least)) => TopKWish::new(k, when(statistic), least),
-            None => TopKWish::new(0, When::Never, 0.0),
+            Some((statistic, least)) => TopKQuery::new(k, when(statistic), least),
+            None => TopKQuery::new(0, When::Never, 0.0),
         },
-        TopK::Take(k) => TopKWish::new(k, When::Always, 0.0),
-        TopK::Skip => TopKWish::new(0, When::Never, 0.0),
+        TopK::Take(k) => TopKQuery::new(k, When::Always, 0.0),
+        TopK::Skip => TopKQuery::new(0, When::Never, 0.0),
     }
 }
 
@@ -320,6 +320,22 @@ fn when(statistic: Statistic) -> When {
         Statistic::NegativeMargin => When::Margin,
         Statistic::RestProbability => When::MaxProbability,
         Statistic::Varentropy => When::Varentropy,
+    }
+}
+
+impl From<RowStatsOut> for RowStats {
+    fn from(stats: RowStatsOut) -> Self {
+        RowStats {
+            argmax: stats.argmax,
+            max_logit: stats.max_logit,
+            log_sum_exp: stats.log_sum_exp,
+            entropy: stats.entropy,
+            entropy_floored: stats.entropy_floored,
+            max_probability: stats.max_probability,
+            margin: stats.margin,
+            varentropy: stats.varentropy,
+            finite: stats.finite != 0,
+        }
     }
 }
 

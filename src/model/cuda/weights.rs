@@ -11,8 +11,8 @@
 //! round. Numbers that it cannot hold at all are refused in any case.
 
 use super::sizes::Sizes;
-use crate::cuda::ops::draw::draw;
-use crate::cuda::ops::place::{Changed, Groups, Layout, Stored, place};
+use crate::cuda::ops::pad_convert::{Changed, Groups, Layout, Stored, pad_convert};
+use crate::cuda::ops::random_fill::random_fill;
 use crate::cuda::{Buffer, Device, View, staging};
 use crate::dtype::DType;
 use crate::dtype::HalfType;
@@ -527,7 +527,7 @@ impl Loader<'_> {
                     let bytes = self.staged.view().slice(0..filled.len());
                     let stored = Stored { bytes, dtype, first };
                     let changed = &mut self.changed.view_mut().slice_owned(piece.tensor..piece.tensor + 1);
-                    place(device, plan.storage, &mut slab.view_mut(), stored, &tensor.layout, changed)?;
+                    pad_convert(device, plan.storage, &mut slab.view_mut(), stored, &tensor.layout, changed)?;
                 }
             }
             self.done += filled.len() as u64;
@@ -542,7 +542,7 @@ impl Loader<'_> {
         let tensor = &self.plan.tensors[index];
         let slab = &mut self.slabs[tensor.slab];
         if let Some(place) = tensor.layout.contiguous() {
-            return draw(device, storage, &mut slab.view_mut().slice(place), 0, from);
+            return random_fill(device, storage, &mut slab.view_mut().slice(place), 0, from);
         }
         let dtype = match storage {
             HalfType::Bf16 => DType::Bf16,
@@ -551,10 +551,10 @@ impl Loader<'_> {
         let most = self.staged.len() / dtype.size();
         for first in (0..tensor.elements()).step_by(most.max(1)) {
             let count = most.min(tensor.elements() - first);
-            draw(device, storage, &mut self.staged.first_mut(2 * count).cast(), first, from)?;
+            random_fill(device, storage, &mut self.staged.first_mut(2 * count).cast(), first, from)?;
             let stored = Stored { bytes: self.staged.first(2 * count), dtype, first };
             let changed = &mut self.changed.view_mut().slice_owned(index..index + 1);
-            place(device, storage, &mut slab.view_mut(), stored, &tensor.layout, changed)?;
+            pad_convert(device, storage, &mut slab.view_mut(), stored, &tensor.layout, changed)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! a token's result is: chunk boundaries are absolute, and the kernels fold a token's chunks in ascending order whether
 //! one block walks them all or each has its own.
 
-use super::{Query, Sequence, Shape};
+use super::shape::{Query, Sequence, Shape};
 use crate::kv::BLOCK;
 use crate::{Error, Result};
 use std::collections::BTreeMap;

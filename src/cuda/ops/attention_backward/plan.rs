@@ -3,7 +3,7 @@
 //! Tiles of both kinds are counted from the segment's own start, so that what a position's gradient is added up from, and in
 //! which order, depends on its segment alone. The pass over queries takes the forward plan.
 
-use super::super::attention::{Query, Shape};
+use crate::cuda::ops::attention::{Query, Shape};
 use crate::kv::{BLOCK, BlockId};
 use crate::{Error, Result};
 

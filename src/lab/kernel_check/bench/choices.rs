@@ -4,12 +4,12 @@ use super::super::numbers::{Random, Values, stored};
 use super::{Bench, Measured, Timed, median};
 use crate::Result;
 use crate::cuda::Buffer;
+use crate::cuda::ops::candidate_scores::{self, ScoreQuery, candidate_scores};
 use crate::cuda::ops::copy_rows::copy_rows;
 use crate::cuda::ops::kv::KvLayout;
 use crate::cuda::ops::kv_copy::kv_copy;
 use crate::cuda::ops::logits::{chosen_logits, log_probabilities};
-use crate::cuda::ops::nudge::{self, NudgeChoice, NudgeWish};
-use crate::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKWish, When, top_k};
+use crate::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKQuery, When, top_k};
 use crate::dtype::HalfType;
 
 const V: usize = 128_256;
@@ -31,7 +31,7 @@ pub fn cases() -> Vec<Timed> {
     cases.push(("chosen_logits", format!("64 of [1, {V}]"), Box::new(chosen)));
     for slots in [1, 8, 64] {
         let name = format!("bf16 {slots} slots, {K} of 4096");
-        cases.push(("nudge", name, Box::new(move |device| nudges(device, slots))));
+        cases.push(("candidate_scores", name, Box::new(move |device| nudges(device, slots))));
     }
     for copies in [1, 25] {
         let name = format!("{copies} blocks of 32 layers, 8 heads of 128");
@@ -55,14 +55,14 @@ fn stats(device: &Bench<'_>, rows: usize) -> Result<Buffer<RowStatsOut>> {
 
 fn largest(device: &Bench<'_>, rows: usize, when: When) -> Result<Measured> {
     let (logits, stats) = (logits(device, rows)?, stats(device, rows)?);
-    let wishes = Buffer::from_slice(device, &vec![TopKWish::new(K, when, 0.0); rows])?;
+    let queries = Buffer::from_slice(device, &vec![TopKQuery::new(K, when, 0.0); rows])?;
     let mut ids = Buffer::<u32>::uninitialised(device, rows * K)?;
     let mut values = Buffer::<f32>::uninitialised(device, rows * K)?;
     let mut found = Buffer::<u32>::uninitialised(device, rows)?;
     let mut scratch = Scratch::new(device, rows, V)?;
     let seconds = median(device, logits.len(), |i| {
         let mut out = TopKOut { ids: ids.view_mut(), logits: values.view_mut(), found: found.view_mut(), stride: K };
-        top_k(device, &mut out, logits[i].view(), stats.view(), wishes.view(), V, &mut scratch)
+        top_k(device, &mut out, logits[i].view(), stats.view(), queries.view(), V, &mut scratch)
     })?;
     let read = if when == When::Never { rows * size_of::<RowStatsOut>() } else { 4 * rows * V };
     Ok((seconds, (read + rows * (8 * K + 4)) as f64, 0.0))
@@ -97,22 +97,15 @@ fn nudges(device: &Bench<'_>, slots: usize) -> Result<Measured> {
     let table = Buffer::from_slice(device, &table)?;
     let grads = Buffer::from_slice(device, &random.vector(slots * d, Values::Normal(0.3)))?;
     let ids: Vec<u32> = (0..slots * K).map(|_| random.below(vocabulary) as u32).collect();
-    let wish = |slot: usize| NudgeWish {
-        temperature: 1.0,
-        uniform: -1.0,
-        row: slot as u32,
-        first: (slot * K) as u32,
-        count: K as u32,
-        ..NudgeWish::default()
-    };
+    let query = |slot: usize| ScoreQuery { row: slot as u32, first: (slot * K) as u32, count: K as u32 };
     let ids = Buffer::from_slice(device, &ids)?;
-    let wishes = Buffer::from_slice(device, &(0..slots).map(wish).collect::<Vec<_>>())?;
-    let mut choices = Buffer::<NudgeChoice>::uninitialised(device, slots)?;
+    let queries = Buffer::from_slice(device, &(0..slots).map(query).collect::<Vec<_>>())?;
+    let mut norms = Buffer::<f32>::uninitialised(device, slots)?;
     let mut products = Buffer::<f32>::uninitialised(device, slots * K)?;
     let seconds = median(device, 1, |_| {
-        let (grads, table, ids, wishes) = (grads.view(), table.view(), ids.view(), wishes.view());
-        let inputs = nudge::Inputs { grads, table, ids, wishes, d, scale: 1.0 };
-        nudge::nudge(device, HalfType::Bf16, &mut choices.view_mut(), &mut products.view_mut(), &inputs)
+        let (grads, table, ids, queries) = (grads.view(), table.view(), ids.view(), queries.view());
+        let inputs = candidate_scores::Inputs { grads, table, ids, queries, d, scale: 1.0 };
+        candidate_scores(device, HalfType::Bf16, &mut norms.view_mut(), &mut products.view_mut(), &inputs)
     })?;
     Ok((seconds, (slots * (K * (2 * d + 8) + 4 * d)) as f64, 0.0))
 }

@@ -1,15 +1,15 @@
-//! Cases of `place`: exact, because a conversion has one right answer.
+//! Cases of `pad_convert`: exact, because a conversion has one right answer.
 
 use super::guarded::Guarded;
 use super::numbers::{Random, Values};
 use super::{Case, Check};
 use crate::Result;
 use crate::cuda::Device;
-use crate::cuda::ops::place::{Changed, Groups, Layout, Stored, place};
+use crate::cuda::ops::pad_convert::{Changed, Groups, Layout, Stored, pad_convert};
 use crate::dtype::DType;
 use crate::dtype::HalfType;
 
-const OP: &str = "place";
+const OP: &str = "pad_convert";
 
 /// One problem on the host.
 struct Problem {
@@ -116,7 +116,7 @@ impl Problem {
             let bytes = Guarded::shifted(device, &self.bytes[cut[0] * size..cut[1] * size], shift * size)?;
             let stored = Stored { bytes: bytes.view(), dtype: self.dtype, first: cut[0] };
             let (out, changed) = (&mut out.view_mut(), &mut changed.view_mut());
-            place(device, self.storage, out, stored, &self.layout, changed)?;
+            pad_convert(device, self.storage, out, stored, &self.layout, changed)?;
         }
         Ok((out.read(device, check, "out")?, changed.read(device, check, "changed")?))
     }

@@ -5,14 +5,14 @@
 //   four uniform numbers, with mean 0, variance 1 and |z| < 3.5
 //
 // Contract: any size, out aligned to its elements. The sum of the parts is an integer below 2^18, exact in f32; then come
-// one product and one fused product and sum, so the host (src/cuda/ops/draw.rs) has the same bits.
+// one product and one fused product and sum, so the host (src/rng.rs) has the same bits.
 // Bytes: write 2 per element. Flops: some 20 integer operations per element. It runs once per model: half of the copy
 // rate is plenty.
 #include "common.cuh"
 
 namespace ggro {
 
-constexpr int kDrawThreads = 256;
+constexpr int kFillThreads = 256;
 
 // The finaliser of splitmix64.
 __device__ __forceinline__ uint64_t mixed(uint64_t x) {
@@ -22,8 +22,8 @@ __device__ __forceinline__ uint64_t mixed(uint64_t x) {
 }
 
 template <typename T>
-__device__ __forceinline__ void draw(T* __restrict__ out, uint64_t first, uint64_t count, uint64_t seed, float mean,
-                                     float scale) {
+__device__ __forceinline__ void random_fill(T* __restrict__ out, uint64_t first, uint64_t count, uint64_t seed,
+                                            float mean, float scale) {
     const uint64_t step = static_cast<uint64_t>(gridDim.x) * blockDim.x;
     for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
         const uint64_t word = mixed(seed + 0x9e3779b97f4a7c15ull * (first + i + 1));
@@ -36,13 +36,13 @@ __device__ __forceinline__ void draw(T* __restrict__ out, uint64_t first, uint64
 }  // namespace ggro
 
 // Grid: any. Block: 256.
-#define DRAW(NAME, T)                                                                                             \
-    extern "C" __global__ void __launch_bounds__(ggro::kDrawThreads)                                              \
-        NAME(T* out, unsigned long long first, unsigned long long count, unsigned long long seed, float mean,     \
-             float scale) {                                                                                       \
-        ggro::draw<T>(out, first, count, seed, mean, scale);                                                      \
-    }                                                                                                             \
+#define RANDOM_FILL(NAME, T)                                                                                  \
+    extern "C" __global__ void __launch_bounds__(ggro::kFillThreads)                                          \
+        NAME(T* out, unsigned long long first, unsigned long long count, unsigned long long seed, float mean, \
+             float scale) {                                                                                   \
+        ggro::random_fill<T>(out, first, count, seed, mean, scale);                                           \
+    }                                                                                                         \
     EMU_KERNEL(NAME)
 
-DRAW(draw_bf16, __nv_bfloat16)
-DRAW(draw_f16, __half)
+RANDOM_FILL(random_fill_bf16, __nv_bfloat16)
+RANDOM_FILL(random_fill_f16, __half)

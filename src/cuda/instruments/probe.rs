@@ -1,9 +1,21 @@
 //! One instruction at a time, for golden vectors.
 
-use super::{args, check_len, product, side};
-use crate::cuda::device::Launch;
-use crate::cuda::{Device, View, ViewMut};
+use crate::cuda::buffer::{View, ViewMut};
+use crate::cuda::device::Device;
+use crate::cuda::kernels::{KernelSet, Spec};
+use crate::cuda::launch::{Launch, args, check_len, product, side};
 use crate::{Error, Result};
+
+/// Threads of a block: one warp.
+const THREADS: u32 = 32;
+
+pub(in crate::cuda) struct Kernels;
+
+impl KernelSet for Kernels {
+    fn specs() -> Vec<Spec> {
+        vec![Spec::new("probe", "probe", THREADS, 0), Spec::new("probe", "probe_bulk", THREADS, 0)]
+    }
+}
 
 /// Words that one case reads.
 pub const IN: usize = 320;
@@ -80,15 +92,16 @@ pub fn probe(device: &Device, probe: Probe, out: &mut ViewMut<'_, u32>, input: V
     if cases == 0 {
         return Ok(());
     }
-    let launch = Launch { grid: (side(OP, "cases", cases, i32::MAX as u32)?, 1, 1), threads: 32, shared: 0 };
+    let launch = Launch { grid: (side(OP, "cases", cases, i32::MAX as u32)?, 1, 1), threads: THREADS, shared: 0 };
     let which = probe as i32;
+    let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (u32* out, const u32* in, int which), of the bulk probe the first two. Block c reads words
     // 320 c .. 320 (c + 1) of the input and writes words 128 c .. 128 (c + 1) of out, which is lent to us alone; both are
     // aligned to 16 bytes, which whole cases keep.
     unsafe {
         match probe {
-            Probe::Bulk => device.launch(&device.kernels().probe_bulk, launch, args![out.address, input.address]),
-            _ => device.launch(&device.kernels().probe, launch, args![out.address, input.address, which]),
+            Probe::Bulk => device.launch(&kernels[1], launch, args![out.address, input.address]),
+            _ => device.launch(&kernels[0], launch, args![out.address, input.address, which]),
         }
     }
 }

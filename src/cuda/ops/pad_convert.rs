@@ -1,12 +1,23 @@
 //! A stored matrix into its place in a padded or fused one, converted to the storage type.
 
-use super::{args, check_len, int, product, side};
-use crate::cuda::device::Launch;
-use crate::cuda::kernels::PLACE_THREADS;
-use crate::cuda::{Device, View, ViewMut};
+use crate::cuda::buffer::{View, ViewMut};
+use crate::cuda::device::Device;
+use crate::cuda::kernels::{KernelSet, Spec};
+use crate::cuda::launch::{Launch, args, check_len, int, product, side};
 use crate::dtype::DType;
 use crate::dtype::HalfType;
 use crate::{Error, Result};
+
+/// Threads of a block.
+const THREADS: u32 = 256;
+
+pub(in crate::cuda) struct Kernels;
+
+impl KernelSet for Kernels {
+    fn specs() -> Vec<Spec> {
+        Spec::pair("pad_convert", ["pad_convert_bf16", "pad_convert_f16"], THREADS, 0).to_vec()
+    }
+}
 
 /// Sizes and positions are multiples of this where elements move in packs of 16 stored bytes.
 const PACK: usize = 8;
@@ -101,7 +112,7 @@ impl Layout {
     }
 }
 
-const OP: &str = "place";
+const OP: &str = "pad_convert";
 
 /// What is placed.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +142,7 @@ unsafe impl bytemuck::Pod for Changed {}
 
 /// Writes consecutive elements of a stored matrix to their places in `out`, converted to the storage type (rounded to
 /// nearest even), and counts those that changed. Other elements of `out` are not touched.
-pub fn place(
+pub fn pad_convert(
     device: &Device,
     storage: HalfType,
     out: &mut ViewMut<'_, u16>,
@@ -166,9 +177,8 @@ pub fn place(
         DType::F32 => 2,
     };
     let items = if packs { stored.bytes.len() / 16 } else { count };
-    let blocks = items.div_ceil(PLACE_THREADS as usize).min(BLOCKS);
-    let launch =
-        Launch { grid: (side(OP, "blocks", blocks, i32::MAX as u32)?, 1, 1), threads: PLACE_THREADS, shared: 0 };
+    let blocks = items.div_ceil(THREADS as usize).min(BLOCKS);
+    let launch = Launch { grid: (side(OP, "blocks", blocks, i32::MAX as u32)?, 1, 1), threads: THREADS, shared: 0 };
     let (first, count) = (stored.first as u64, count as u64);
     let at = layout.first_row as u64 * layout.width as u64;
     let (cols, width) = (int(OP, "columns", layout.cols)?, int(OP, "width", layout.width)?);
@@ -176,13 +186,14 @@ pub fn place(
     let columns = (int(OP, "column group", layout.col_groups.of)?, int(OP, "column group", layout.col_groups.to)?);
     int(OP, "rows", layout.rows)?;
     let packs = i32::from(packs);
+    let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (T* out, const void* stored, int kind, u64 first, u64 count, u64 at, int cols, int width, int
     // row_of, int row_to, int col_of, int col_to, int packs, u64* changed). `stored` has `count` elements of `kind`, which are
     // elements `first ..` of a [rows, cols] matrix; `check` holds the place of each of them inside `out`. Both that and
     // `changed`, two words, are lent to us alone. With `packs` all indices are multiples of 8 and addresses of 16.
     unsafe {
         device.launch(
-            &device.kernels().place[storage as usize],
+            &kernels[storage as usize],
             launch,
             args![
                 out.address,

@@ -16,7 +16,7 @@ constexpr int kPeakTiles = 8;
 }  // namespace ggro
 
 // Grid: any. Block: 256.
-extern "C" __global__ void __launch_bounds__(ggro::kPeakThreads) peak_mma_bf16(float* out, int rounds) {
+extern "C" __global__ void __launch_bounds__(ggro::kPeakThreads) mma_peak_bf16(float* out, int rounds) {
     // Small numbers that differ between lanes: 1.0 in bf16 with a few low bits.
     uint32_t a[1][4], b[ggro::kPeakTiles][2];
 #pragma unroll
@@ -34,4 +34,4 @@ extern "C" __global__ void __launch_bounds__(ggro::kPeakThreads) peak_mma_bf16(f
     }
     out[static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x] = all;
 }
-EMU_KERNEL(peak_mma_bf16)
+EMU_KERNEL(mma_peak_bf16)

@@ -15,7 +15,7 @@
 
 namespace ggro {
 
-constexpr int kPlaceThreads = 256;
+constexpr int kConvertThreads = 256;
 
 struct Places {
     uint64_t first, at;
@@ -51,8 +51,8 @@ __device__ __forceinline__ T converted(S stored, unsigned& rounded, unsigned& in
 }
 
 template <typename T, typename S>
-__device__ __forceinline__ void place(T* __restrict__ out, const S* __restrict__ stored, const Places& places,
-                                      uint64_t count, bool packs, unsigned& rounded, unsigned& infinite) {
+__device__ __forceinline__ void pad_convert(T* __restrict__ out, const S* __restrict__ stored, const Places& places,
+                                            uint64_t count, bool packs, unsigned& rounded, unsigned& infinite) {
     const uint64_t start = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     const uint64_t step = static_cast<uint64_t>(gridDim.x) * blockDim.x;
     if (!packs) {
@@ -73,16 +73,16 @@ __device__ __forceinline__ void place(T* __restrict__ out, const S* __restrict__
 }
 
 template <typename T>
-__device__ __forceinline__ void place_any(T* out, const void* stored, int kind, const Places& places, uint64_t count,
-                                          bool packs, unsigned long long* changed) {
-    SHARED(unsigned, partial, [2][kPlaceThreads / kWarp]);
+__device__ __forceinline__ void pad_convert_any(T* out, const void* stored, int kind, const Places& places,
+                                                uint64_t count, bool packs, unsigned long long* changed) {
+    SHARED(unsigned, partial, [2][kConvertThreads / kWarp]);
     unsigned rounded = 0, infinite = 0;
     if (kind == 0) {
-        place(out, static_cast<const __nv_bfloat16*>(stored), places, count, packs, rounded, infinite);
+        pad_convert(out, static_cast<const __nv_bfloat16*>(stored), places, count, packs, rounded, infinite);
     } else if (kind == 1) {
-        place(out, static_cast<const __half*>(stored), places, count, packs, rounded, infinite);
+        pad_convert(out, static_cast<const __half*>(stored), places, count, packs, rounded, infinite);
     } else {
-        place(out, static_cast<const float*>(stored), places, count, packs, rounded, infinite);
+        pad_convert(out, static_cast<const float*>(stored), places, count, packs, rounded, infinite);
     }
     rounded = block_sum(rounded, partial[0]);
     infinite = block_sum(infinite, partial[1]);
@@ -95,14 +95,14 @@ __device__ __forceinline__ void place_any(T* out, const void* stored, int kind, 
 }  // namespace ggro
 
 // Grid: any number of blocks, which share the elements. Block: 256.
-#define PLACE(NAME, T)                                                                                               \
-    extern "C" __global__ void __launch_bounds__(ggro::kPlaceThreads)                                               \
+#define PAD_CONVERT(NAME, T)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(ggro::kConvertThreads)                                              \
         NAME(T* out, const void* stored, int kind, uint64_t first, uint64_t count, uint64_t at, int cols, int width, \
              int row_of, int row_to, int col_of, int col_to, int packs, unsigned long long* changed) {               \
         const ggro::Places places = {first, at, cols, width, row_of, row_to, col_of, col_to};                        \
-        ggro::place_any<T>(out, stored, kind, places, count, packs != 0, changed);                                   \
+        ggro::pad_convert_any<T>(out, stored, kind, places, count, packs != 0, changed);                             \
     }                                                                                                                \
     EMU_KERNEL(NAME)
 
-PLACE(place_bf16, __nv_bfloat16)
-PLACE(place_f16, __half)
+PAD_CONVERT(pad_convert_bf16, __nv_bfloat16)
+PAD_CONVERT(pad_convert_f16, __half)

@@ -1,14 +1,14 @@
-//! Cases of `draw`: the bits that the host has.
+//! Cases of `random_fill`: the bits that the host has.
 
 use super::guarded::Guarded;
 use super::{Case, Check};
 use crate::Result;
 use crate::cuda::Device;
-use crate::cuda::ops::draw::draw;
+use crate::cuda::ops::random_fill::random_fill;
 use crate::dtype::HalfType;
 use crate::rng::RandomFill;
 
-const OP: &str = "draw";
+const OP: &str = "random_fill";
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -40,14 +40,14 @@ fn run(
     let expected: Vec<u16> = (0..count).map(|i| storage.round(from.element((first + i) as u64))).collect();
     for what in ["out", "out, run again"] {
         let mut out = Guarded::output(device, count, shift)?;
-        draw(device, storage, &mut out.view_mut(), first, from)?;
+        random_fill(device, storage, &mut out.view_mut(), first, from)?;
         let found = out.read(device, check, what)?;
         check.same(what, &found, &expected);
     }
     // In two pieces.
     let (mut out, half) = (Guarded::output(device, count, shift)?, count / 2);
-    draw(device, storage, &mut out.view_mut().slice(0..half), first, from)?;
-    draw(device, storage, &mut out.view_mut().slice(half..count), first + half, from)?;
+    random_fill(device, storage, &mut out.view_mut().slice(0..half), first, from)?;
+    random_fill(device, storage, &mut out.view_mut().slice(half..count), first + half, from)?;
     let found = out.read(device, check, "pieces")?;
     check.same("in two pieces", &found, &expected);
     Ok(())

@@ -1,0 +1,60 @@
+//! Opening a device with the kernels of every op.
+
+use super::device::Device;
+use super::images::{self, Image};
+use super::kernels::{Registration, Spec};
+use super::{instruments, ops};
+use crate::Result;
+
+fn sets() -> impl Iterator<Item = &'static Registration> {
+    ops::ALL.iter().chain(&instruments::ALL)
+}
+
+/// Every kernel of every image.
+pub fn specs() -> Vec<Spec> {
+    sets().flat_map(|set| (set.specs)()).collect()
+}
+
+impl Device {
+    /// Opens a device with the embedded kernels.
+    ///
+    /// # Errors
+    /// This build has no kernels, or none for the device; there is no driver or no such device; a kernel cannot be loaded.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        Self::open_with(ordinal, images::embedded(), images::targets())
+    }
+
+    /// Opens a device with other images, for instance a stand-in's, built for `targets`.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_with(ordinal: usize, images: &[Image], targets: &[&str]) -> Result<Self> {
+        Self::start(ordinal, images, targets, sets())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_and_the_images_name_the_same_kernels() {
+        let specs = specs();
+        for image in images::embedded() {
+            for usage in image.usage {
+                let found = specs.iter().any(|spec| (spec.image, spec.name) == (image.name, usage.kernel));
+                assert!(found, "{} of {}.cu is not in the list", usage.kernel, image.name);
+            }
+        }
+        for spec in specs.iter().filter(|_| !images::embedded().is_empty()) {
+            let mut usages = images::embedded().iter().flat_map(|image| image.usage);
+            assert!(usages.any(|usage| usage.kernel == spec.name), "{} is in no image", spec.name);
+        }
+    }
+
+    #[test]
+    fn without_kernels_or_driver_opening_is_an_error_in_words() {
+        let error = Device::open_with(0, &[], &[]).unwrap_err().to_string();
+        assert!(error.contains("without CUDA kernels"), "{error}");
+    }
+}
