@@ -26,10 +26,11 @@
 // Bytes: the visible keys and values once per item, q and out once; where a row has several chunks in several items,
 // 8 + 4 EP per chunk, row and head are written and read again, through L2. Flops: 4 EP per visible key, row and head.
 // Few and some: the limit is memory. Two (few) or one (some) pages of 256 EP bytes in flight per block, 2 to 3 blocks
-// per multiprocessor with EP 128, is what latency times bandwidth asks for: 85% of the copy rate once there are two
-// blocks per multiprocessor; below that the chain of load, scores and exchange of a chunk's 4 pages shows.
+// per multiprocessor with EP 128, is what latency times bandwidth asks for. Aim: 85 % of the copy rate once there are
+// two blocks per multiprocessor (not measured); below that the chain of load, scores and exchange of a chunk's 4 pages shows.
 // Many: the limit is shared memory. 16 rows per warp read one fragment of keys or values per two products, which keeps
-// shared memory busy twice as long as the tensor core: 45% of the mma.sync peak. Prefill spends 3% of its flops here.
+// shared memory busy twice as long as the tensor core. Aim: 45 % of the mma.sync peak (not measured). Prefill spends 3 %
+// of its flops here.
 #include "attention.cuh"
 
 namespace ggro {
@@ -98,32 +99,8 @@ struct Attention {
     static constexpr int kSumsBytes = WN > 1 ? 4 * kRows * 4 * 4 : 0;
     static constexpr int kSharedBytes =
         kQueryBytes + STAGES * kStageBytes + kProbabilityBytes + kMaximaBytes + kSumsBytes;
-    static constexpr int kLinesPerPass = kThreads / kChunks;
-    static_assert(kKeys % kLinesPerPass == 0, "whole passes over the lines of a page");
-    static_assert(kLinesPerPass % 8 == 0, "the swizzle of a thread's lines is the same in each pass");
+    using Pages = ggro::Pages<T, EP, kThreads>;
     static_assert(NO % kSlice == 0 && kGroups >= 1, "whole slices, and at least 16 keys per warp");
-
-    // A page's block and how many of its positions are valid.
-    static __device__ __forceinline__ uint2 block_of(const uint4* page) {
-        const unsigned* const words = reinterpret_cast<const unsigned*>(page);
-        return make_uint2(__ldg(words), __ldg(words + 3));
-    }
-
-    // Keys and values of a page; those past its end become zero.
-    static __device__ __forceinline__ void load_stage(const AttentionArgs& args, uint32_t stage, const uint2& page) {
-        const int line = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
-        const int valid = page.y & 0xffff;
-        const size_t values = static_cast<size_t>(args.kv_heads) * kKeys * EP;
-        const T* const base = static_cast<const T*>(args.pool) + page.x * args.block +
-                              static_cast<size_t>(blockIdx.y) * kKeys * EP + chunk * 8;
-#pragma unroll
-        for (int first = 0; first < kKeys; first += kLinesPerPass) {
-            const int at = first + line;
-            const bool real = at < valid;
-            ptx::cp_async16(stage + swizzled<kLine>(at, chunk), base + at * EP, real);
-            ptx::cp_async16(stage + kTileBytes + swizzled<kLine>(at, chunk), base + values + at * EP, real);
-        }
-    }
 
     static __device__ __forceinline__ void run(const AttentionArgs& args) {
         EXTERN_SHARED(shared);
@@ -143,11 +120,11 @@ struct Attention {
 
 #pragma unroll
         for (int s = 0; s < STAGES - 1; ++s) {
-            if (s < pages) load_stage(args, ring + s * kStageBytes, block_of(page_list + s));
+            if (s < pages) Pages::load_stage(args, ring + s * kStageBytes, Pages::block_of(page_list + s));
             ptx::cp_async_commit();
         }
         // The page to be copied in the next turn: its block and positions arrive while a page is worked on.
-        uint2 ahead = pages > STAGES - 1 ? block_of(page_list + STAGES - 1) : make_uint2(0, 0);
+        uint2 ahead = pages > STAGES - 1 ? Pages::block_of(page_list + STAGES - 1) : make_uint2(0, 0);
 
         for (int i = threadIdx.x; i < 2 * count; i += kThreads) tokens[i] = __ldg(args.tokens + 2 * item.x + i);
         __syncthreads();  // the list of tokens is complete
@@ -179,8 +156,8 @@ struct Attention {
             ptx::cp_async_wait<STAGES - 2>();
             __syncthreads();  // stage `read` and the queries are there, and none reads stage `refill` any more
             if (tile + STAGES - 1 < pages) {
-                load_stage(args, ring + refill * kStageBytes, ahead);
-                if (tile + STAGES < pages) ahead = block_of(page_list + tile + STAGES);
+                Pages::load_stage(args, ring + refill * kStageBytes, ahead);
+                if (tile + STAGES < pages) ahead = Pages::block_of(page_list + tile + STAGES);
             }
             ptx::cp_async_commit();
             const uint32_t keys = ring + read * kStageBytes, values = keys + kTileBytes;

@@ -1,4 +1,4 @@
-// Gradients of causal attention over paged keys and values, behind kernels/attention.cu.
+// Gradients of causal attention over paged keys and values: the backward pass of kernels/attention.cu.
 //
 //   q[rows, heads EP], out, d_out[rows_out, out_width] 16-bit, lse[rows_out, heads] f32; pool as in the forward pass
 //   p = exp(scale q.k - lse), dp = d_out.v, delta = d_out.out, ds = p (dp - delta)
@@ -27,8 +27,8 @@
 // values once, nothing of the prefix; q and d_out of its visible queries once per 64 positions; dk and dv once.
 // Flops: 6 EP per visible key, row and head for dq, 8 EP for dk and dv within the segment.
 // A segment of some 50 tokens behind a prefix of thousands is bound by the queries' walk over the prefix: memory if the
-// items are few, shared memory otherwise (two fragments of keys or values per two to three products): 40% of the mma.sync
-// peak. The keys' pass is short beside it.
+// items are few, shared memory otherwise (two fragments of keys or values per two to three products). Aim: 40 % of the
+// mma.sync peak (not measured). The keys' pass is short beside it.
 #include "attention.cuh"
 
 namespace ggro {
@@ -134,32 +134,9 @@ struct Queries {
     static constexpr int kTableLine = kKeys * 2;
     static constexpr int kTableBytes = WN > 1 ? kRows * kTableLine : 0;
     static constexpr int kSharedBytes = 2 * kQueryBytes + STAGES * kStageBytes + kTableBytes;
-    static constexpr int kLinesPerPass = kThreads / kChunks;
-    static_assert(kKeys % kLinesPerPass == 0, "whole passes over the lines of a page");
+    using Pages = ggro::Pages<T, EP, kThreads>;
     static_assert(kRows * kChunks % kWarp == 0, "whole warps add up delta");
     static_assert(NO % kSlice == 0 && kSpan >= 16, "whole slices, and at least 16 keys per warp");
-
-    // A page's block and how many of its positions are valid.
-    static __device__ __forceinline__ uint2 block_of(const uint4* page) {
-        const unsigned* const words = reinterpret_cast<const unsigned*>(page);
-        return make_uint2(__ldg(words), __ldg(words + 3));
-    }
-
-    // Keys and values of a page; those past its end become zero.
-    static __device__ __forceinline__ void load_stage(const QueriesArgs& args, uint32_t stage, const uint2& page) {
-        const int line = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
-        const int valid = page.y & 0xffff;
-        const size_t values = static_cast<size_t>(args.kv_heads) * kKeys * EP;
-        const T* const base = static_cast<const T*>(args.pool) + page.x * args.block +
-                              static_cast<size_t>(blockIdx.y) * kKeys * EP + chunk * 8;
-#pragma unroll
-        for (int first = 0; first < kKeys; first += kLinesPerPass) {
-            const int at = first + line;
-            const bool real = at < valid;
-            ptx::cp_async16(stage + swizzled<kLine>(at, chunk), base + at * EP, real);
-            ptx::cp_async16(stage + kTileBytes + swizzled<kLine>(at, chunk), base + values + at * EP, real);
-        }
-    }
 
     // dq of rows that see the page += gradients of 16 scores by 16 keys. What other tokens' pages hold, be it NaN, does not
     // touch a row.
@@ -205,11 +182,11 @@ struct Queries {
 
 #pragma unroll
         for (int s = 0; s < STAGES - 1; ++s) {
-            if (s < pages) load_stage(args, ring + s * kStageBytes, block_of(page_list + s));
+            if (s < pages) Pages::load_stage(args, ring + s * kStageBytes, Pages::block_of(page_list + s));
             ptx::cp_async_commit();
         }
         // The page to be copied in the next turn: its block and positions arrive while a page is worked on.
-        uint2 ahead = pages > STAGES - 1 ? block_of(page_list + STAGES - 1) : make_uint2(0, 0);
+        uint2 ahead = pages > STAGES - 1 ? Pages::block_of(page_list + STAGES - 1) : make_uint2(0, 0);
 
         for (int i = threadIdx.x; i < 2 * count; i += kThreads) tokens[i] = __ldg(args.tokens + 2 * item.x + i);
         __syncthreads();  // the list of tokens is complete
@@ -262,8 +239,8 @@ struct Queries {
             ptx::cp_async_wait<STAGES - 2>();
             __syncthreads();  // stage `read` and the queries are there, and none reads stage `refill` any more
             if (tile + STAGES - 1 < pages) {
-                load_stage(args, ring + refill * kStageBytes, ahead);
-                if (tile + STAGES < pages) ahead = block_of(page_list + tile + STAGES);
+                Pages::load_stage(args, ring + refill * kStageBytes, ahead);
+                if (tile + STAGES < pages) ahead = Pages::block_of(page_list + tile + STAGES);
             }
             ptx::cp_async_commit();
             const uint32_t keys = ring + read * kStageBytes, values = keys + kTileBytes;

@@ -1,4 +1,5 @@
-// Shared by all kernels: storage types, vector access, reductions of a fixed order, last-arriver tickets.
+// Shared by all kernels: storage types, vector access, reductions of a fixed order, last-arriver tickets, and how lines lie
+// in shared memory.
 //
 // Every kernel includes this header and nothing else, or gemm.cuh or attention.cuh, which include it. Nothing here depends
 // on how many rows a launch has: what a row or an output element goes through is a function of its own problem's size
@@ -186,6 +187,15 @@ __device__ __forceinline__ bool arrive_last(unsigned* ticket, unsigned blocks, u
     const bool last = *flag != 0;
     if (last) __threadfence();
     return last;
+}
+
+// Byte offset of 16-byte chunk `chunk` of a line of LINE bytes. Eight lines of one chunk, and eight chunks of
+// neighbouring lines, fall into eight different bank groups: that is what ldmatrix reads and what copies write.
+template <int LINE>
+__device__ __forceinline__ uint32_t swizzled(int line, int chunk) {
+    static_assert(LINE == 64 || LINE == 128 || LINE == 256, "a line of 32, 64 or 128 elements of 16 bits");
+    const int turn = LINE == 64 ? (line >> 1) & 3 : line & 7;
+    return static_cast<uint32_t>(line * LINE + ((chunk ^ turn) << 4));
 }
 
 }  // namespace ggro

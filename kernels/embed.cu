@@ -4,8 +4,8 @@
 //
 // Contract: d a multiple of 8, out and table 16-byte aligned; one block per row. An id that has no row gives a row of NaN,
 // so that what is computed from it is reported as not finite: ids may come from a device that found no largest logit.
-// Bytes: read 2d + 4, write 4d per row. No arithmetic. The limit is memory: 85% of the copy rate from some 500 rows up;
-// a decode step's few rows are a matter of latency.
+// Bytes: read 2d + 4, write 4d per row. No arithmetic. The limit is memory.
+// Aim: 85 % of the copy rate from some 500 rows up (not measured); a decode step's few rows are a matter of latency.
 #include "common.cuh"
 
 namespace ggro {

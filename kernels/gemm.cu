@@ -15,10 +15,11 @@
 // Bytes: w 2nk once, x 2k per token (once from DRAM; each block of outputs takes it from L2), y, and with several
 // chunks 8 bytes per chunk and output element, in L2. Flops: 2nk per token.
 // Streaming: the limit is one read of the weights. A multiprocessor keeps 4 blocks x 5 stages x 8 KB of weights in
-// flight, several times what latency times bandwidth asks for (26 KB), so 90% of the copy rate where n k is at least
-// 16 M; below that launch and drain show. At 64 tokens shared-memory reads take 45% of that time, which hides.
+// flight, several times what latency times bandwidth asks for (26 KB). Aim: 90 % of the copy rate where n k is at
+// least 16 M (not measured); below that launch and drain show. At 64 tokens shared-memory reads should take 45 % of that
+// time, which hides.
 // Tile: the limit is the tensor core through mma.sync, two thirds of what wgmma reaches on sm_90 (all of it on sm_80);
-// one ldmatrix.x4 per 2.7 mma leaves shared memory at half its rate: 75% of the mma.sync peak.
+// one ldmatrix.x4 per 2.7 mma leaves shared memory at half its rate. Aim: 75 % of the mma.sync peak (not measured).
 #include "gemm.cuh"
 
 GEMM_CLASSES(gemm, bf16, __nv_bfloat16, false)

@@ -15,12 +15,6 @@ constexpr int kLine = 128;
 
 enum Output : int { kStoreF32 = 0, kStore16 = 1, kAddF32 = 2 };
 
-// Byte offset of 16-byte chunk `chunk` of line `line`. Eight lines of one chunk fall into eight different bank groups,
-// which is what ldmatrix reads; so do the eight chunks of a line, which is what the copies write.
-__device__ __forceinline__ uint32_t swizzled(int line, int chunk) {
-    return static_cast<uint32_t>(line * kLine + ((chunk ^ (line & 7)) << 4));
-}
-
 struct GemmArgs {
     void* y;
     const void* x;
@@ -66,7 +60,7 @@ struct Gemm {
             if (LINES >= kLinesPerPass || at < LINES) {
                 const bool real = at < valid && (!BY_COLUMNS || chunk * 8 < columns);
                 const T* const from = source + (real ? static_cast<size_t>(at) * stride + chunk * 8 : 0);
-                ptx::cp_async16(smem + swizzled(at, chunk), from, real);
+                ptx::cp_async16(smem + swizzled<kLine>(at, chunk), from, real);
             }
         }
     }
@@ -96,9 +90,9 @@ struct Gemm {
             const int output = warp_n * MI * 16 + i * 16;
             if constexpr (BY_COLUMNS) {
                 const int line = output / kTileK * kTileK + step * 16 + lane / 16 * 8 + lane % 8;
-                ptx::ldmatrix_x4_trans(a[i], stage + swizzled(line, output % kTileK / 8 + lane / 8 % 2));
+                ptx::ldmatrix_x4_trans(a[i], stage + swizzled<kLine>(line, output % kTileK / 8 + lane / 8 % 2));
             } else {
-                ptx::ldmatrix_x4(a[i], stage + swizzled(output + lane % 16, 2 * step + lane / 16));
+                ptx::ldmatrix_x4(a[i], stage + swizzled<kLine>(output + lane % 16, 2 * step + lane / 16));
             }
         }
     }
@@ -114,12 +108,12 @@ struct Gemm {
             uint32_t a[MI][4], b[NI][2];
             load_weights(a, stage, warp_n, step);
             if constexpr (NI == 1) {
-                ptx::ldmatrix_x2(b[0], stage + swizzled(b_line, 2 * step + b_chunk));
+                ptx::ldmatrix_x2(b[0], stage + swizzled<kLine>(b_line, 2 * step + b_chunk));
             } else {
 #pragma unroll
                 for (int j = 0; j < NI; j += 2) {
                     uint32_t pair[4];
-                    ptx::ldmatrix_x4(pair, stage + swizzled(b_line + j * 8, 2 * step + b_chunk));
+                    ptx::ldmatrix_x4(pair, stage + swizzled<kLine>(b_line + j * 8, 2 * step + b_chunk));
                     b[j][0] = pair[0], b[j][1] = pair[1];
                     b[j + 1][0] = pair[2], b[j + 1][1] = pair[3];
                 }

@@ -10,9 +10,9 @@
 // counts as zero.
 //
 // Bytes: w 2nk once, dy 2n per token (once from DRAM), dx 4k or 2k per token, and with several chunks 8 bytes per chunk
-// and element, in L2. Flops: 2nk per token. The limits are the forward ones: 90% of the copy rate up to 64 tokens where
-// n k is at least 16 M (a block's lines of 128 bytes lie 2k apart, and neighbouring blocks fill the gaps), 75% of the
-// mma.sync peak beyond.
+// and element, in L2. Flops: 2nk per token. The limits are the forward ones. Aim: 90 % of the copy rate up to 64 tokens
+// where n k is at least 16 M (a block's lines of 128 bytes lie 2k apart, and neighbouring blocks fill the gaps), 75 % of the
+// mma.sync peak beyond (not measured).
 #include "gemm.cuh"
 
 GEMM_CLASSES(gemm_backward, bf16, __nv_bfloat16, true)

@@ -6,7 +6,7 @@
 // copies, or both source and target. Copies of blocks that are not in the pool are left out; positions beyond a block's
 // 64 do not exist. One launch: a block per (layer, keys or values, head) and copy.
 // Bytes: what is copied, read and written once; at most 2 x 8 MiB for an 8B model's block, so launch and latency count
-// for as much. 70% of the copy rate.
+// for as much. Aim: 70 % of the copy rate (not measured).
 #include "common.cuh"
 
 namespace ggro {

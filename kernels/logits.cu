@@ -5,8 +5,8 @@
 //
 // Contract: any v >= 1, any alignment, out apart from logits. A row whose statistics are not finite gives NaN, and so does
 // a pair that names no logit. Minus infinity stays minus infinity.
-// Bytes: log-probabilities read 4v and write 4v per row; the limit is memory, 85% of the copy rate from 4 rows of 128256
-// up. Chosen logits are a matter of latency.
+// Bytes: log-probabilities read 4v and write 4v per row; the limit is memory. Aim: 85 % of the copy rate from 4 rows of
+// 128256 up (not measured). Chosen logits are a matter of latency.
 #include "common.cuh"
 
 namespace ggro {

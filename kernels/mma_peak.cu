@@ -4,8 +4,8 @@
 //
 // Contract: only for `ggro kernels bench`. Each warp keeps 8 independent accumulator tiles in registers and runs
 // `rounds` rounds of one mma.m16n8k16 on each.
-// Bytes: none to speak of. Flops: 8 x 4096 per warp and round. This is the peak of mma.sync; wgmma reaches half as much
-// again on sm_90.
+// Bytes: none to speak of. Flops: 8 x 4096 per warp and round. This is the peak of mma.sync; by the data sheet wgmma
+// reaches half as much again on sm_90.
 #include "common.cuh"
 
 namespace ggro {

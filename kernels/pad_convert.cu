@@ -10,7 +10,7 @@
 // Contract: with `packs`, cols, width, the column groups, first and count are multiples of 8 and both addresses of 16;
 // otherwise any size and natural alignment. `changed` grows by integer atomics, once per block that has something to add.
 // Bytes: read 2 or 4, write 2 per element, each once. Flops: none. The limit is memory; it runs while weights are loaded,
-// which the host link bounds at a twentieth of that, so half of the copy rate is plenty.
+// which the host link bounds at a twentieth of that, so half of the copy rate is enough.
 #include "common.cuh"
 
 namespace ggro {

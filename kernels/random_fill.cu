@@ -7,7 +7,7 @@
 // Contract: any size, out aligned to its elements. The sum of the parts is an integer below 2^18, exact in f32; then come
 // one product and one fused product and sum, so the host (src/rng.rs) has the same bits.
 // Bytes: write 2 per element. Flops: some 20 integer operations per element. It runs once per model: half of the copy
-// rate is plenty.
+// rate is enough.
 #include "common.cuh"
 
 namespace ggro {

@@ -9,8 +9,8 @@
 // arithmetic is f32 with one rounding at the end.
 // Bytes: read 4d, with a delta also write 4d and read its 4d or 2d; write 2d. The weight stays in L2.
 // Flops: 4d. The limit is memory. A row is kept in shared memory between the two sweeps, so each byte moves once, and
-// all of a row's loads are in flight together: 90% of the copy rate from some 500 rows up. With few rows the launch
-// itself dominates.
+// all of a row's loads are in flight together. Aim: 90 % of the copy rate from some 500 rows up (not measured). With few
+// rows the launch itself dominates.
 //
 // Backward, of the norm and of the residual stream that runs past it, with g = dy * weight:
 //
@@ -22,8 +22,8 @@
 // the product before, so that gradients are rounded where a matrix product needs it and nowhere else. The second form is
 // the final norm's: the head's row is the gradient of every reward, so the gradient starts here and is overwritten.
 // Contract as above; all sums by d alone. Bytes: read 12d (8d without dy), write 4d and 2d; flops 12d. A row of residual
-// and g is kept in shared memory if d <= 6136. 85% of the copy rate from some 500 rows up; a segment's rows are a matter
-// of latency.
+// and g is kept in shared memory if d <= 6136. Aim: 85 % of the copy rate from some 500 rows up (not measured); a
+// segment's rows are a matter of latency.
 #include "common.cuh"
 
 namespace ggro {

@@ -12,7 +12,8 @@
 // p / 8 lanes share a head, 4 pairs each, so both halves of a head are in one thread and nothing is exchanged but the sum
 // of squares. A block is one row: its lanes keep their part of the table over all heads of the row.
 // Bytes: read 2 (h + 2g) p and 4e, write 2 (h + 2g) p per row; a row's table entries are read 16 times from L1.
-// Flops: 6 per element, 10 with norms. The limit is memory: 80% of the copy rate from some 500 rows up.
+// Flops: 6 per element, 10 with norms. The limit is memory. Aim: 80 % of the copy rate from some 500 rows up (not
+// measured).
 //
 // Backward, from attention's gradients to the projection's:
 //
@@ -21,8 +22,8 @@
 //   r g - x r^3 mean(x g) over a head. Values pass through. One rounding; padding is zero, whatever is in dq, dk and dv.
 //
 // Forward keeps qkv (2 (h + 2g) p bytes a row, read only with norms); positions beyond the table turn into NaN.
-// Bytes: read 4 (h + 2g) p and, with norms, 2 (h + g) p; write 2 (h + 2g) p per row. 80% of the copy rate; a segment's
-// rows are a matter of latency.
+// Bytes: read 4 (h + 2g) p and, with norms, 2 (h + g) p; write 2 (h + 2g) p per row. Aim: 80 % of the copy rate (not
+// measured); a segment's rows are a matter of latency.
 #include "common.cuh"
 
 namespace ggro {

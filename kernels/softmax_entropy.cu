@@ -14,7 +14,8 @@
 // infinity weighs nothing; NaN, plus infinity and rows of nothing but minus infinity clear `finite`. Partial results
 // are added in an order fixed by v; the last block of a row to arrive writes.
 // Bytes: read 4v per row from DRAM once, the second sweep 4v from L2; partials are 1%. Flops: about 20v, some of them
-// f64. The limit is memory: 80% of the copy rate at 64 rows of 128256 (f64 sums take half the time that the bytes do).
+// f64. The limit is memory: f64 sums should take half the time that the bytes do. Aim: 80 % of the copy rate at 64 rows
+// of 128256 (not measured).
 // One row is a matter of latency: 32 blocks of 16 KB each.
 #include "common.cuh"
 

@@ -5,14 +5,15 @@
 // Contract: f a multiple of 8, both matrices 16-byte aligned. f32 inside, one rounding. An element depends on its own
 // gate and up alone. The exponential is the fast one: its error, some 1e-6 relative, is far below a rounding to 16 bits.
 // Bytes: read 4f, write 2f per row. Flops: about 20 instructions per element, a third of what the memory leaves time for.
-// The limit is memory: 85% of the copy rate from some 100 rows of 14336 up.
+// The limit is memory. Aim: 85 % of the copy rate from some 100 rows of 14336 up (not measured).
 //
 // Backward, with s = 1 / (1 + exp(-g)):
 //
 //   d_gate_up[n, 2f] 16-bit = round(d_act up s (1 + g (1 - s))), then round(d_act g s)      d_act[n, f] f32
 //
 // Forward keeps gate_up, 4f bytes a row; s is computed again. d_act comes in f32 from the product before; d_gate_up is the
-// next product's operand. Bytes: read 8f, write 4f per row. Flops: about 30 instructions per element. 85% of the copy rate.
+// next product's operand. Bytes: read 8f, write 4f per row. Flops: about 30 instructions per element. Aim: 85 % of
+// the copy rate (not measured).
 #include "common.cuh"
 
 namespace ggro {

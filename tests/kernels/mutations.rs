@@ -441,7 +441,7 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "unwritten-positions-read",
         op: "attention",
-        file: "attention.cu",
+        file: "attention.cuh",
         from: "const bool real = at < valid;",
         to: "const bool real = true;",
     },
