@@ -90,7 +90,7 @@ impl Backend for Nothing {
             };
             let count = match top_k {
                 TopK::Take(k) => *k,
-                TopK::TakeIf(k, reach) if reach.reached(&stats) => *k,
+                TopK::TakeIf(k, threshold) if threshold.reached(&stats) => *k,
                 _ => 0,
             };
             let top = (0..count as u32).map(|i| (stats.argmax + i, 5.0 - i as f32)).collect();

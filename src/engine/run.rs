@@ -104,7 +104,7 @@ fn row_of(span: &Span) -> PolicySpan<'_> {
             let top_k = match top {
                 Top::Skip => TopK::Skip,
                 Top::Take(k) => TopK::Take(*k),
-                Top::TakeIf(k, threshold) => TopK::TakeIf(*k, threshold),
+                Top::TakeIf(k, threshold) => TopK::TakeIf(*k, *threshold),
             };
             PolicySpan { span: tokens, floor: *floor, top_k }
         }

@@ -1,6 +1,6 @@
 //! Parameters of the method, in one struct that every face fills.
 
-use crate::method::entropy::{ShannonEntropy, Signal, Threshold};
+use crate::method::entropy::{Signal, Threshold};
 use crate::{Error, Result};
 
 /// How the nudge token is chosen among the candidates.
@@ -20,7 +20,7 @@ pub struct Options {
     /// Threshold tau of the uncertainty signal (nats for entropy); reaching it ends a segment.
     pub entropy_threshold: f64,
     /// Which statistic is compared with the threshold.
-    pub signal: &'static dyn Signal,
+    pub signal: Signal,
     /// Candidates per segment S, the unforced one included; 1 is greedy decoding.
     pub max_candidates: usize,
     /// Proposals are limited to the K most likely tokens.
@@ -54,7 +54,7 @@ impl Options {
         Options {
             max_new_tokens: 128,
             entropy_threshold: 2.0,
-            signal: &ShannonEntropy,
+            signal: Signal::Entropy,
             max_candidates: 8,
             top_k: 25,
             temperature: 0.1,

@@ -6,10 +6,12 @@
 pub mod cpu;
 pub mod cuda;
 mod row;
+mod signal;
 mod spans;
 pub mod synthetic;
 
 pub use row::{RowStats, top_k};
+pub use signal::{Signal, Threshold};
 
 use crate::Result;
 use crate::files::config::ModelConfig;
@@ -55,51 +57,26 @@ pub struct Span<'a> {
     pub ids: &'a [u32],
 }
 
-/// A condition on a row, evaluated by the backend so that only rows which need it pay for their top-k.
-pub trait Reach: Sync {
-    /// Whether the row's uncertainty reaches the threshold.
-    fn reached(&self, stats: &RowStats) -> bool;
-
-    /// The same as a statistic and the least value that reaches, for a device that evaluates it beside the row. `None`: it
-    /// cannot be put like that, and the row's statistics must be read back first.
-    fn least(&self) -> Option<(Statistic, f64)> {
-        None
-    }
-}
-
-/// A measure of a row's uncertainty that a device can compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Statistic {
-    /// [`RowStats::entropy_floored`].
-    Entropy,
-    /// Minus [`RowStats::margin`].
-    NegativeMargin,
-    /// One minus [`RowStats::max_probability`].
-    RestProbability,
-    /// [`RowStats::varentropy`].
-    Varentropy,
-}
-
 /// Whether a policy row also reports its largest logits.
-#[derive(Clone, Copy)]
-pub enum TopK<'a> {
-    /// Not.
+#[derive(Clone, Copy, Debug)]
+pub enum TopK {
+    /// It reports none.
     Skip,
     /// The `k` largest (all, if the vocabulary is smaller).
     Take(usize),
-    /// The `k` largest if the row satisfies the condition.
-    TakeIf(usize, &'a dyn Reach),
+    /// The `k` largest if the row reaches the threshold. The backend decides, so that no other row pays for its list.
+    TakeIf(usize, Threshold),
 }
 
 /// A span of the policy and what is asked of its last row.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct PolicySpan<'a> {
     /// The tokens.
     pub span: Span<'a>,
     /// Probability floor of [`RowStats::entropy_floored`]; 0 means none.
     pub floor: f64,
     /// Largest logits.
-    pub top_k: TopK<'a>,
+    pub top_k: TopK,
 }
 
 /// The policy's next-token row after a span's last token.

@@ -204,7 +204,7 @@ impl Backend for Scripted<'_> {
             let top = match span.top_k {
                 TopK::Skip => Vec::new(),
                 TopK::Take(k) => top(k),
-                TopK::TakeIf(k, reach) if reach.reached(&stats) => top(k),
+                TopK::TakeIf(k, threshold) if threshold.reached(&stats) => top(k),
                 TopK::TakeIf(..) => Vec::new(),
             };
             self.get_mut(span.span.seq).row = Some(logits);

@@ -221,7 +221,7 @@ impl Backend for Reference {
                 let stats = RowStats::of(row, span.floor);
                 let k = match span.top_k {
                     TopK::Take(k) => k,
-                    TopK::TakeIf(k, condition) if stats.finite && condition.reached(&stats) => k,
+                    TopK::TakeIf(k, threshold) if threshold.reached(&stats) => k,
                     _ => 0,
                 };
                 let top = if stats.finite && k > 0 { top_k(row, k, known) } else { Vec::new() };

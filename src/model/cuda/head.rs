@@ -8,7 +8,7 @@ use crate::cuda::ops::softmax_entropy::{
     MAX_K, RowStatsOut, Scratch, TopKOut, TopKQuery, When, softmax_entropy, top_k as device_top_k,
 };
 use crate::cuda::{Buffer, Device};
-use crate::model::{PolicyRow, RowStats, Statistic, TopK, top_k};
+use crate::model::{PolicyRow, RowStats, Signal, TopK, top_k};
 use crate::{Error, Result};
 
 /// Logits that are computed at once, in bytes: what a large cache does not hold anyway.
@@ -16,11 +16,11 @@ const LOGITS: usize = 128 << 20;
 
 /// What is asked of one row.
 #[derive(Clone, Copy)]
-pub(super) struct Asked<'a> {
+pub(super) struct Asked {
     /// Probability floor.
     pub floor: f64,
     /// Largest logits.
-    pub top_k: TopK<'a>,
+    pub top_k: TopK,
     /// Where the hidden state is kept for [`Head::row`].
     pub keep: u32,
 }
@@ -48,7 +48,7 @@ pub(super) struct Questions {
 
 impl Questions {
     /// Adds them to what a batch needs from the host, for `rows` rows: nothing is asked of those beyond `asked`.
-    pub fn push(packet: &mut Packet, asked: &[Asked<'_>], rows: usize) -> Self {
+    pub fn push(packet: &mut Packet, asked: &[Asked], rows: usize) -> Self {
         let mut pairs: Vec<_> = asked.iter().enumerate().map(|(row, asked)| [row as u32, asked.keep]).collect();
         let mut floors: Vec<_> = asked.iter().map(|asked| asked.floor).collect();
         let mut wishes: Vec<_> = asked.iter().map(|asked| wish(asked.top_k)).collect();
@@ -95,7 +95,7 @@ impl Head {
         device: &Device,
         decoder: &mut Decoder,
         questions: Questions,
-        asked: &[Asked<'_>],
+        asked: &[Asked],
     ) -> Result<Vec<PolicyRow>> {
         self.room_for(device, decoder, asked)?;
         self.keep(device, decoder, questions)?;
@@ -119,17 +119,17 @@ impl Head {
     }
 
     /// Length of the lists that some rows ask for.
-    pub fn stride(&self, asked: &[Asked<'_>]) -> usize {
+    pub fn stride(&self, asked: &[Asked]) -> usize {
         asked.iter().map(|asked| wish(asked.top_k).k as usize).max().unwrap_or(0).min(self.known)
     }
 
     /// The same as one of a few lengths.
-    pub fn filled_stride(&self, asked: &[Asked<'_>]) -> usize {
+    pub fn filled_stride(&self, asked: &[Asked]) -> usize {
         self.stride(asked).next_multiple_of(32).min(MAX_K).min(self.known)
     }
 
     /// Makes room for the hidden states of some rows.
-    pub fn room_for(&mut self, device: &Device, decoder: &Decoder, asked: &[Asked<'_>]) -> Result<()> {
+    pub fn room_for(&mut self, device: &Device, decoder: &Decoder, asked: &[Asked]) -> Result<()> {
         let d = decoder.sizes.hidden_padded;
         let last = asked.iter().map(|asked| asked.keep as usize).max().unwrap_or(0);
         if (last + 1) * d > self.kept.len() {
@@ -190,7 +190,7 @@ impl Head {
         &mut self,
         device: &Device,
         v: usize,
-        asked: &[Asked<'_>],
+        asked: &[Asked],
         rows: usize,
         stride: usize,
         out: &mut Vec<PolicyRow>,
@@ -292,34 +292,26 @@ fn back(rows: usize, stride: usize) -> (usize, usize, usize) {
     (rows * STATS, rows.div_ceil(2), (rows * stride).div_ceil(2))
 }
 
-/// Whether the device can evaluate the condition and hold the list.
-fn on_device(asked: TopK<'_>) -> bool {
+/// Whether the device can hold the list.
+fn on_device(asked: TopK) -> bool {
+    matches!(asked, TopK::Take(k) | TopK::TakeIf(k, _) if k <= MAX_K)
+}
+
+/// What the device is asked for. Lists that are too long for it are made from the row, once the statistics are back.
+fn wish(asked: TopK) -> TopKQuery {
     match asked {
-        TopK::Skip => false,
-        TopK::Take(k) => k <= MAX_K,
-        TopK::TakeIf(k, condition) => k <= MAX_K && condition.least().is_some(),
+        TopK::TakeIf(k, threshold) if on_device(asked) => TopKQuery::new(k, when(threshold.signal), threshold.value),
+        TopK::Take(k) if on_device(asked) => TopKQuery::new(k, When::Always, 0.0),
+        _ => TopKQuery::new(0, When::Never, 0.0),
     }
 }
 
-/// What the device is asked for; what it cannot do is done from the row, once the statistics are back.
-fn wish(asked: TopK<'_>) -> TopKQuery {
-    match asked {
-        _ if !on_device(asked) => TopKQuery::new(0, When::Never, 0.0),
-        TopK::TakeIf(k, condition) => match condition.least() {
-            Some((statistic, least)) => TopKQuery::new(k, when(statistic), least),
-            None => TopKQuery::new(0, When::Never, 0.0),
-        },
-        TopK::Take(k) => TopKQuery::new(k, When::Always, 0.0),
-        TopK::Skip => TopKQuery::new(0, When::Never, 0.0),
-    }
-}
-
-fn when(statistic: Statistic) -> When {
-    match statistic {
-        Statistic::Entropy => When::Entropy,
-        Statistic::NegativeMargin => When::Margin,
-        Statistic::RestProbability => When::MaxProbability,
-        Statistic::Varentropy => When::Varentropy,
+fn when(signal: Signal) -> When {
+    match signal {
+        Signal::Entropy => When::Entropy,
+        Signal::Margin => When::Margin,
+        Signal::MaxProbability => When::MaxProbability,
+        Signal::Varentropy => When::Varentropy,
     }
 }
 
@@ -340,11 +332,11 @@ impl From<RowStatsOut> for RowStats {
 }
 
 /// Length of the list that a row gets.
-fn wanted(asked: TopK<'_>, stats: &RowStats) -> usize {
+fn wanted(asked: TopK, stats: &RowStats) -> usize {
     match asked {
         _ if !stats.finite => 0,
         TopK::Take(k) => k,
-        TopK::TakeIf(k, condition) if condition.reached(stats) => k,
+        TopK::TakeIf(k, threshold) if threshold.reached(stats) => k,
         _ => 0,
     }
 }

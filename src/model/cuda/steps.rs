@@ -29,7 +29,7 @@ struct Queued {
 }
 
 /// What some spans ask of their rows.
-fn asked<'a>(spans: &[PolicySpan<'a>], owners: &[usize]) -> Vec<Asked<'a>> {
+fn asked(spans: &[PolicySpan<'_>], owners: &[usize]) -> Vec<Asked> {
     let of = |&owner: &usize| {
         let PolicySpan { span, floor, top_k } = spans[owner];
         Asked { floor, top_k, keep: span.seq.index }
@@ -54,7 +54,7 @@ fn decode(
     policy: &mut Decoder,
     head: &mut Head,
     graphs: &mut Graphs,
-    (batch, asked, filled): (&Batch<'_>, &[Asked<'_>], usize),
+    (batch, asked, filled): (&Batch<'_>, &[Asked], usize),
 ) -> Result<usize> {
     head.room_for(device, policy, asked)?;
     let push = |packet: &mut Packet| Questions::push(packet, asked, filled);
