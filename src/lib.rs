@@ -34,6 +34,7 @@ pub mod method;
 pub mod model;
 pub mod profile;
 pub mod rng;
+pub mod runtime;
 pub mod sampling;
 pub mod scoring;
 pub mod server;

@@ -1,13 +1,13 @@
 //! `ggro generate --method sample` and `--method bon`: sampled completions, and the best of several by the reward model.
 
 use super::args::{Generate, Method, SamplingArgs};
-use super::models::Opened;
 use super::prompt::Prompt;
 use super::say;
 use super::screen::Progress;
 use crate::engine::{Settings, complete};
 use crate::files::pair::Pair;
 use crate::method::Options;
+use crate::runtime::Opened;
 use crate::sampling::{Completion, Plan, Reason, Sampling, Stop, StopStrings, Watch};
 use crate::trace::TraceWork;
 use crate::{Error, Result};

@@ -2,7 +2,6 @@
 
 use super::args::{Generate, Layout as PromptLayout, Method};
 use super::complete;
-use super::models::context;
 use super::output::Output;
 use super::prompt::{Prompt, message};
 use super::say;
@@ -58,15 +57,15 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         (Some(request), _) => Prompt::of_request(request)?,
         (None, message) => Prompt::of_message(&pair, &args.text, message.unwrap_or_default())?,
     };
-    let context = args.pair.max_model_len.unwrap_or(context(&pair));
+    let context = args.pair.context(&pair);
     let options = options(args, &pair, &prompt, request.as_ref(), context)?;
     options.check()?;
     let uniforms = match request.as_ref().and_then(|r| r.uniforms_used.clone()) {
         Some(uniforms) => Uniforms::Recorded(uniforms),
         None => Uniforms::Seeded(args.method.seed),
     };
-    let mut chosen = args.device.choose()?;
-    let mut opened = args.device.open(&mut chosen, &pair, args.pair.max_model_len)?;
+    let mut device = args.device.find()?;
+    let mut opened = args.device.open(&mut device, &pair, args.pair.max_model_len)?;
     if sampled {
         return complete::run(args, &mut opened, &pair, &prompt, &options);
     }

@@ -1,6 +1,6 @@
 //! `ggro guard`.
 
-use super::models::{Chosen, DeviceArgs, switch};
+use super::models::{DeviceArgs, bar, files, switch};
 use super::say;
 use crate::batch::each;
 use crate::batch::guard::{Guard, Verdict};
@@ -9,12 +9,9 @@ use crate::batch::report::{Mean, mean};
 use crate::engine::{Engine, Settings};
 use crate::files::chat::ChatTemplate;
 use crate::files::pair::Single;
-use crate::model::cpu::{LoadOptions, Reference};
-use crate::model::cuda::{Cuda, CudaOptions, weights};
-use crate::model::{Backend, synthetic};
+use crate::runtime::Device;
 use crate::{Error, Result};
 use clap::builder::RangedU64ValueParser;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -65,47 +62,25 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for row in &rows {
         prompts[row.index].clone_from(&row.prompt);
     }
-    let single = Arc::new(Single::load(&super::models::files(&args.model)?)?);
+    let single = Arc::new(Single::load(&files(&args.model)?)?);
     let Some(chat) = &single.chat else {
         return Err(Error::file(&args.model, "a guard needs a chat template, and has none").into());
     };
     let context = single.config.max_position_embeddings.min(args.max_model_len.unwrap_or(4096));
     let output = args.output.clone().unwrap_or_else(|| args.file.with_extension("guard.jsonl"));
-    let mut chosen = args.device.choose()?;
-    let config = config(args, &single, context, &chosen);
+    let mut device = args.device.find()?;
+    let config = config(args, &single, context, &device);
     let mut out = Rows::open::<Verdict>(&output, &config, &prompts)?;
     let left: Vec<&Row> = rows.iter().filter(|row| !out.has(row.index)).collect();
     if !left.is_empty() {
         let settings = Settings { max_requests: args.max_concurrency, ..Settings::default() };
-        let (for_engine, device) = (single.clone(), args.device.clone());
-        let engine = Engine::start(settings, move || open(&for_engine, &device, &mut chosen, context))?;
+        let (for_engine, flags) = (single.clone(), args.device.clone());
+        let open = move || Ok(flags.open_single(&mut device, &for_engine, context)?.into_backend());
+        let engine = Engine::start(settings, open)?;
         ask_all(&engine, &single, chat, context, &left, args.max_concurrency, &mut out)?;
     }
     out.finish()?;
     print(args, &read(&output)?)
-}
-
-/// The guard as the policy of a pair, whose reward model is a tiny random one that nobody asks.
-fn open(single: &Single, device: &DeviceArgs, chosen: &mut Chosen, context: usize) -> Result<Box<dyn Backend>> {
-    let nobody = synthetic::nobody(single.config.vocab_size, context)?;
-    match chosen {
-        Chosen::Cpu => {
-            let weights =
-                crate::files::checkpoint::Checkpoint::of_bytes("nobody", synthetic::safetensors(&nobody, 0)?)?;
-            let options =
-                LoadOptions { max_model_len: Some(context), threads: device.threads, ..LoadOptions::default() };
-            let parts = ((&single.config, &single.weights), (&nobody, &weights));
-            Ok(Box::new(Reference::assemble(parts.0, parts.1, &options)?))
-        }
-        Chosen::Cuda(index, opened) => {
-            let opened = opened.take().map_or_else(|| crate::cuda::Device::open(*index), |device| Ok(*device))?;
-            let options = super::models::cuda_options(Some(context), device.dtype, device.memory);
-            let options = CudaOptions { graphs: !device.enforce_eager, gradient_tokens: 1, ..options };
-            let guard = (&single.config, weights::Source::Stored(&single.weights));
-            let cuda = Cuda::of(opened, guard, (&nobody, weights::Source::Drawn(0)), &options, &mut |_| ())?;
-            Ok(Box::new(cuda.0))
-        }
-    }
 }
 
 fn ask_all(
@@ -117,26 +92,20 @@ fn ask_all(
     concurrency: usize,
     out: &mut Rows,
 ) -> Result<()> {
-    let bar = ProgressBar::with_draw_target(Some(left.len() as u64), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos} of {len} verdicts, {per_sec}, {eta} left") {
-        bar.set_style(style);
-    }
+    let bar = bar(Some(left.len() as u64), "{bar:30} {pos} of {len} verdicts, {per_sec}, {eta} left");
     let guard = Guard { engine, tokenizer: &single.tokenizer, chat, stop_ids: &single.stop_ids, context };
     let asked = each(left, concurrency, out, &|row: &&Row| guard.ask(row), &|_: &Verdict| bar.inc(1));
     bar.finish_and_clear();
     asked
 }
 
-fn config(args: &Args, single: &Single, context: usize, chosen: &Chosen) -> Map<String, Value> {
+fn config(args: &Args, single: &Single, context: usize, device: &Device) -> Map<String, Value> {
     let all = json!({
         "ggro": env!("CARGO_PKG_VERSION"),
         "rows": args.file.display().to_string(),
         "guard": format!("{}, {} weights", args.model.display(), single.config.num_parameters()),
         "context": context,
-        "arithmetic": match chosen {
-            Chosen::Cpu => "f32 on the CPU".to_string(),
-            Chosen::Cuda(..) => format!("{} on CUDA", args.device.dtype.name()),
-        },
+        "arithmetic": device.arithmetic(args.device.dtype),
     });
     match all {
         Value::Object(map) => map,

@@ -1,13 +1,11 @@
 //! `ggro info`: what this build is, what it runs on, and whether a pair fits.
 
-use super::models::{DType, MemoryArgs, PairArgs, context, cuda_options, no_cuda, switch};
-use crate::Error;
-use crate::cuda::{self, images};
+use super::models::{MemoryArgs, PairArgs, switch};
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::Pair;
 use crate::model::cpu::{LoadOptions, Reference};
-use crate::model::cuda::{Prepared, memory};
+use crate::runtime::{self, CudaDevice, NoCuda, bytes_in_words};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::ExitCode;
@@ -42,7 +40,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn info(args: &Args, pair: &Pair) -> Value {
-    let length = args.pair.max_model_len.unwrap_or(context(pair));
+    let length = args.pair.context(pair);
     let models =
         [model("policy", &pair.policy, &pair.policy_weights), model("reward", &pair.reward, &pair.reward_weights)];
     let weights = pair.policy_weights.bytes() + pair.reward_weights.bytes();
@@ -82,57 +80,36 @@ fn info(args: &Args, pair: &Pair) -> Value {
 
 /// What the build embedded.
 fn kernels() -> Value {
-    let embedded = images::embedded();
-    let functions: std::collections::BTreeSet<_> = embedded.iter().flat_map(|i| i.usage).map(|u| u.kernel).collect();
-    json!({
-        "count": functions.len(),
-        "targets": images::targets(),
-        "nvcc": images::compiler(),
-        "bytes": embedded.iter().map(|image| image.bytes.len()).sum::<usize>(),
-    })
+    let runtime::Kernels { count, targets, compiler, bytes } = runtime::kernels();
+    json!({ "count": count, "targets": targets, "nvcc": compiler, "bytes": bytes })
 }
 
-/// Every CUDA device with the memory report of the pair, and why there is none. Without kernels the driver is not asked.
+/// Every CUDA device with the memory report of the pair, and why there is none.
 fn cuda_devices(args: &Args, pair: &Pair) -> Value {
-    let count = match images::embedded().is_empty() {
-        true => cuda::Device::open(0).map(|_| 0),
-        false => cuda::Device::count(),
-    };
-    let missing = match &count {
-        Err(error) => Some(no_cuda(error)),
-        Ok(0) => Some("the driver finds no CUDA device".to_string()),
-        Ok(_) => None,
-    };
-    let open = |index| match cuda::Device::open(index) {
-        Ok(device) => cuda_device(args, pair, index, &device),
-        Err(error) => json!({ "index": index, "missing": no_cuda(&error) }),
-    };
-    json!({ "devices": (0..count.unwrap_or(0)).map(open).collect::<Vec<_>>(), "missing": missing })
+    let found = runtime::cuda_devices(pair, &args.memory.options(args.pair.max_model_len));
+    let missing = found.as_ref().err().map(NoCuda::to_string);
+    let devices = found.unwrap_or_default().into_iter().enumerate().map(|(index, device)| match device {
+        Ok(device) => cuda_device(index, &device),
+        Err(why) => json!({ "index": index, "missing": why.to_string() }),
+    });
+    json!({ "devices": devices.collect::<Vec<_>>(), "missing": missing })
 }
 
-fn cuda_device(args: &Args, pair: &Pair, index: usize, device: &cuda::Device) -> Value {
-    let options = cuda_options(args.pair.max_model_len, DType::Auto, args.memory);
-    let memory = device.memory().ok().map(|(free, total)| memory::Device { free: free as u64, total: total as u64 });
-    let policy = (&pair.policy, &pair.policy_weights);
-    let budget = Prepared::new(policy, (&pair.reward, &pair.reward_weights), &options).and_then(|prepared| {
-        let memory =
-            memory.ok_or_else(|| Error::Backend("the device does not say how much memory is free".to_string()))?;
-        prepared.needs().divide(memory)
-    });
-    let parts = budget.as_ref().ok().map(|budget| {
-        let parts = budget.parts().map(|(name, bytes)| (format!("{}_bytes", name.replace(' ', "_")), bytes));
-        parts.into_iter().collect::<std::collections::BTreeMap<_, _>>()
+fn cuda_device(index: usize, device: &CudaDevice) -> Value {
+    let parts = device.fit.as_ref().ok().map(|fit| {
+        let parts = fit.parts.iter().map(|(name, bytes)| (format!("{}_bytes", name.replace(' ', "_")), bytes));
+        parts.collect::<std::collections::BTreeMap<_, _>>()
     });
     json!({
         "index": index,
-        "name": device.name(),
-        "capability": device.capability().to_string(),
-        "multiprocessors": device.multiprocessors(),
-        "memory_bytes": memory.map(|memory| memory.total),
-        "free_bytes": memory.map(|memory| memory.free),
-        "fits": budget.is_ok(),
+        "name": device.name,
+        "capability": device.capability,
+        "multiprocessors": device.multiprocessors,
+        "memory_bytes": device.memory.map(|(_, total)| total),
+        "free_bytes": device.memory.map(|(free, _)| free),
+        "fits": device.fit.is_ok(),
         "parts": parts,
-        "report": budget.map_or_else(|error| error.to_string(), |budget| budget.to_string()),
+        "report": device.fit.as_ref().map_or_else(String::clone, |fit| fit.words.clone()),
     })
 }
 
@@ -299,5 +276,5 @@ fn count(n: u64) -> String {
 }
 
 fn bytes(value: &Value) -> String {
-    memory::bytes(value.as_u64().unwrap_or(0))
+    bytes_in_words(value.as_u64().unwrap_or(0))
 }

@@ -1,38 +1,16 @@
-//! Which pair of models, on which device.
+//! The flags that say which models are opened and how, and what is seen of it: bars and notes.
 
 use super::say;
-use crate::cuda::{self, images};
-use crate::dtype::HalfType;
-use crate::files::checkpoint::{Checkpoint, Files};
+use crate::files::checkpoint::Files;
 use crate::files::demo;
-use crate::files::hub::{Hub, Name};
-use crate::files::pair::Pair;
-use crate::model::Backend;
-use crate::model::PolicyRows;
-use crate::model::cpu::{LoadOptions, Reference};
-use crate::model::cuda::weights::LoadReport;
-use crate::model::cuda::{Cuda, CudaOptions, Loading, Prepared, memory};
-use crate::model::synthetic;
+use crate::files::pair::{Pair, Single};
 use crate::profile::{self, Level, Steps, Watch};
+use crate::runtime::{self, Arithmetic, Device, DeviceSpec, Loaded, NoCuda, OpenOptions, Opened, Opening, Unusable};
 use crate::{Error, Result};
-use clap::builder::{BoolishValueParser, RangedU64ValueParser};
+use clap::builder::{BoolishValueParser, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
-
-/// Why there is no CUDA device, in the words of whoever noticed, and what would help.
-pub(super) fn no_cuda(why: &Error) -> String {
-    let why = why.to_string();
-    let help = if images::embedded().is_empty() {
-        "; CUDA 13 and scripts/install-nvcc.sh both bring one"
-    } else if why.contains("libcuda") {
-        "; install NVIDIA's driver, release 580 or later"
-    } else {
-        ""
-    };
-    format!("{why}{help}")
-}
 
 /// The pair.
 #[derive(Debug, clap::Args)]
@@ -80,7 +58,7 @@ impl PairArgs {
             }
         };
         if let Some(len) = self.max_model_len {
-            let context = context(&pair);
+            let context = runtime::context(&pair);
             if len > context {
                 return Err(Error::invalid(format!(
                     "--max-model-len {len} is beyond the pair's context of {context} tokens"
@@ -89,19 +67,23 @@ impl PairArgs {
         }
         Ok(Arc::new(pair))
     }
+
+    /// The longest sequence, in tokens.
+    pub(super) fn context(&self, pair: &Pair) -> usize {
+        self.max_model_len.unwrap_or(runtime::context(pair))
+    }
+
+    /// What reports call the policy and the reward model.
+    pub(super) fn names(&self) -> [String; 2] {
+        [&self.policy, &self.reward]
+            .map(|path| path.as_ref().map_or("demo".to_string(), |path| path.display().to_string()))
+    }
 }
 
-/// The directory that is meant: itself, or that of a model by this name.
-fn locate(path: &Path) -> Result<PathBuf> {
-    let name = path.to_str().filter(|_| !path.exists()).and_then(Name::parse);
-    let Some(name) = name else { return Ok(path.to_path_buf()) };
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) =
-        ProgressStyle::with_template("{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left")
-    {
-        bar.set_style(style);
-    }
-    let found = Hub::from_env().fetch(&name, &mut |downloaded| {
+/// The files of a directory, or of a model by name, with a bar while they are downloaded.
+pub(super) fn files(path: &Path) -> Result<Files> {
+    let bar = bar(None, "{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
+    let found = runtime::files(path, &mut |downloaded| {
         if bar.message() != downloaded.file {
             bar.set_message(downloaded.file.to_string());
             bar.reset();
@@ -110,22 +92,7 @@ fn locate(path: &Path) -> Result<PathBuf> {
         bar.set_position(downloaded.bytes);
     });
     bar.finish_and_clear();
-    found.map_err(|error| match error {
-        Error::Invalid(why) => {
-            Error::invalid(format!("there is no directory {}, and as a model's name: {why}", path.display()))
-        }
-        error => error,
-    })
-}
-
-/// The files of a directory, or of a model by name.
-pub(super) fn files(path: &Path) -> Result<Files> {
-    let dir = locate(path)?;
-    let found = std::fs::metadata(&dir).map_err(|e| Error::io(&dir, e))?;
-    if !found.is_dir() {
-        return Err(Error::file(&dir, "is not a directory"));
-    }
-    Ok(Files::Dir(dir))
+    found
 }
 
 /// Reads a pair of directories, or of models by name.
@@ -133,9 +100,13 @@ pub(super) fn load(policy: &Path, reward: &Path) -> Result<Pair> {
     Pair::load(&files(policy)?, &files(reward)?)
 }
 
-/// Longest sequence that both models were made for.
-pub(super) fn context(pair: &Pair) -> usize {
-    pair.policy.max_position_embeddings.min(pair.reward.max_position_embeddings)
+/// A progress bar on standard error, which is seen on a terminal only.
+pub(super) fn bar(length: Option<u64>, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr());
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
 }
 
 /// How much of a device.
@@ -196,15 +167,16 @@ pub(super) struct DeviceArgs {
     ///
     /// auto takes the first CUDA device if there is one and the CPU if not, and says which.
     #[arg(long, value_name = "DEVICE", env = "GGRO_DEVICE", hide_env = true, default_value = "auto")]
-    pub device: Device,
+    pub device: DeviceSpec,
 
     /// Arithmetic: auto, f32, bf16 or f16
     ///
     /// The CPU computes in f32 straight from the stored weights, whatever their type, and takes auto and f32 only. CUDA stores
     /// weights, activations, keys and values in 16 bits and accumulates in f32; auto is the checkpoint's type, and bf16 for
     /// weights stored in f32 that lose nothing by it. bf16 and f16 round what they must.
-    #[arg(long, value_name = "TYPE", env = "GGRO_DTYPE", hide_env = true, default_value = "auto", value_enum)]
-    pub dtype: DType,
+    #[arg(long, value_name = "TYPE", env = "GGRO_DTYPE", hide_env = true, default_value = "auto",
+          value_parser = arithmetic())]
+    pub dtype: Arithmetic,
 
     #[command(flatten)]
     pub memory: MemoryArgs,
@@ -224,217 +196,122 @@ pub(super) struct DeviceArgs {
     pub profile: ProfileArgs,
 }
 
-/// A device that is there.
-pub(super) enum Chosen {
-    Cpu,
-    /// With the device that was opened to see whether it is there, until it is used.
-    Cuda(usize, Option<Box<cuda::Device>>),
+impl MemoryArgs {
+    /// What the flags say, over what holds without them.
+    pub(super) fn options(self, max_model_len: Option<usize>) -> OpenOptions {
+        OpenOptions {
+            max_model_len,
+            memory_utilization: self.gpu_memory_utilization,
+            gradient_tokens: self.gradient_tokens,
+            ..OpenOptions::default()
+        }
+    }
 }
 
 impl DeviceArgs {
-    /// Finds the device and says which one `auto` took.
-    pub(super) fn choose(&self) -> Result<Chosen> {
-        profile::start(&self.profile.watch())?;
-        let chosen = match self.device {
-            Device::Cpu => Chosen::Cpu,
-            Device::Cuda(index) => self
-                .cuda(index)
-                .map_err(|why| Error::invalid(format!("--device {}: {why}; or use --device cpu", self.device)))?,
-            Device::Auto => self.cuda(0).unwrap_or_else(|why| {
-                say(&format!("device: cpu ({why})"));
-                Chosen::Cpu
-            }),
-        };
-        match (&chosen, self.dtype) {
-            (Chosen::Cpu, DType::Bf16 | DType::F16) => Err(Error::invalid(format!(
-                "--dtype {}: the CPU backend computes in f32 from the stored weights, whatever their type; use auto or f32",
-                self.dtype.name()
-            ))),
-            _ => Ok(chosen),
+    fn options(&self, max_model_len: Option<usize>) -> OpenOptions {
+        OpenOptions {
+            device: self.device,
+            arithmetic: self.dtype,
+            eager: self.enforce_eager,
+            threads: self.threads,
+            ..self.memory.options(max_model_len)
         }
+    }
+
+    /// Finds the device and says which one `auto` took.
+    pub(super) fn find(&self) -> Result<Device> {
+        profile::start(&self.profile.watch())?;
+        let device = self.options(None).find().map_err(|unusable| {
+            Error::invalid(match unusable {
+                Unusable::Cuda(_, why) => {
+                    format!("--device {}: {}; or use --device cpu", self.device, with_flag(&why, &why.to_string()))
+                }
+                Unusable::Arithmetic(_) => format!("--dtype {unusable}"),
+            })
+        })?;
+        if let Some(why) = device.no_cuda() {
+            // Short: it stands above every answer. `ggro info` says what to do about it.
+            say(&format!("device: cpu ({})", with_flag(why, why.brief())));
+        }
+        Ok(device)
+    }
+
+    /// Opens a pair, with a bar on a terminal, and says what became of it.
+    pub(super) fn open(&self, device: &mut Device, pair: &Pair, max_model_len: Option<usize>) -> Result<Opened> {
+        let bar = bar(Some(0), "loading {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}");
+        let opened = device.open(pair, &self.options(max_model_len), &mut |opening| match opening {
+            Opening::Planned { memory, bytes } => {
+                say(&format!("memory: {memory}"));
+                bar.set_length(bytes);
+            }
+            Opening::Read(bytes) => bar.set_position(bytes),
+        });
+        bar.finish_and_clear();
+        let opened = opened?;
+        if let Some(loaded) = opened.loaded() {
+            report(opened.device(), loaded);
+        }
+        Ok(opened)
     }
 
     /// Opens a random pair of a published shape.
     pub(super) fn open_synthetic(
         &self,
-        chosen: &mut Chosen,
+        device: &mut Device,
         shape: &str,
         seed: u64,
         max_model_len: Option<usize>,
     ) -> Result<Opened> {
-        let [policy, reward] = synthetic::pair(shape)?;
-        // Llama's 131072 positions are more than a table of rotations or a pool has to have here.
-        let longest = policy.max_position_embeddings.min(reward.max_position_embeddings);
-        let max_model_len = Some(max_model_len.unwrap_or(4096).min(longest));
-        match chosen {
-            Chosen::Cpu => {
-                let checkpoint = |config, seed| -> Result<Checkpoint> {
-                    let bytes = synthetic::safetensors(config, seed)?;
-                    Checkpoint::of_bytes(shape, bytes)
-                };
-                let (policy_weights, reward_weights) = (checkpoint(&policy, seed)?, checkpoint(&reward, !seed)?);
-                let options = LoadOptions { max_model_len, threads: self.threads, ..LoadOptions::default() };
-                let parts = ((&policy, &policy_weights), (&reward, &reward_weights));
-                Ok(Opened::Cpu(Box::new(Reference::assemble(parts.0, parts.1, &options)?)))
+        let opened = device.open_synthetic(shape, seed, &self.options(max_model_len), &mut |opening| {
+            if let Opening::Planned { memory, .. } = opening {
+                say(&format!("memory: {memory}"));
             }
-            Chosen::Cuda(index, device) => {
-                let device = device.take().map_or_else(|| cuda::Device::open(*index), |device| Ok(*device))?;
-                let options = cuda_options(max_model_len, self.dtype, self.memory);
-                let options = CudaOptions { graphs: !self.enforce_eager, ..options };
-                let (cuda, opened) = Cuda::synthetic(device, [&policy, &reward], seed, &options, &mut |loading| {
-                    if let Loading::Planned(budget) = loading {
-                        say(&format!("memory: {budget}"));
-                    }
-                })?;
-                say(&format!("device: cuda:{index} ({}, {shape} with random weights)", cuda.device().name()));
-                Ok(Opened::Cuda { cuda: Box::new(cuda), index: *index, storage: opened.storage })
-            }
-        }
-    }
-
-    /// A CUDA device, or why there is none.
-    fn cuda(&self, index: usize) -> std::result::Result<Chosen, String> {
-        if self.dtype == DType::F32 {
-            return Err("--dtype f32 is the CPU's, CUDA stores bf16 or f16".to_string());
-        }
-        let device = cuda::Device::open(index).map_err(|why| match self.device {
-            // Short: it stands above every answer. `ggro info` says what to do about it.
-            Device::Auto if images::embedded().is_empty() => "no CUDA kernels in this build".to_string(),
-            Device::Auto => why.to_string(),
-            _ => no_cuda(&why),
         })?;
-        Ok(Chosen::Cuda(index, Some(Box::new(device))))
-    }
-
-    /// Opens the backend.
-    pub(super) fn open(&self, chosen: &mut Chosen, pair: &Arc<Pair>, max_model_len: Option<usize>) -> Result<Opened> {
-        match chosen {
-            Chosen::Cpu => {
-                let options = LoadOptions { max_model_len, threads: self.threads, ..LoadOptions::default() };
-                Ok(Opened::Cpu(Box::new(Reference::load(pair, &options)?)))
-            }
-            Chosen::Cuda(index, device) => {
-                let device = device.take().map_or_else(|| cuda::Device::open(*index), |device| Ok(*device))?;
-                let options = cuda_options(max_model_len, self.dtype, self.memory);
-                open_cuda(*index, device, pair, &CudaOptions { graphs: !self.enforce_eager, ..options })
-            }
+        if let Some(loaded) = opened.loaded() {
+            say(&format!("device: {} ({}, {shape} with random weights)", opened.device(), loaded.device));
         }
+        Ok(opened)
+    }
+
+    /// Opens a language model by itself.
+    pub(super) fn open_single(&self, device: &mut Device, single: &Single, max_model_len: usize) -> Result<Opened> {
+        device.open_single(single, &self.options(Some(max_model_len)))
     }
 }
 
-/// How a pair is run on CUDA.
-pub(super) fn cuda_options(max_model_len: Option<usize>, dtype: DType, memory: MemoryArgs) -> CudaOptions {
-    let defaults = CudaOptions::default();
-    CudaOptions {
-        max_model_len,
-        dtype: match dtype {
-            DType::Bf16 => Some(HalfType::Bf16),
-            DType::F16 => Some(HalfType::F16),
-            DType::Auto | DType::F32 => None,
-        },
-        memory_utilization: memory.gpu_memory_utilization,
-        gradient_tokens: memory.gradient_tokens,
-        batch_tokens: defaults.batch_tokens.max(memory.gradient_tokens),
-        ..defaults
-    }
+/// The arithmetic is a flag here.
+fn with_flag(why: &NoCuda, words: &str) -> String {
+    let flag = if *why == NoCuda::Arithmetic { "--dtype " } else { "" };
+    format!("{flag}{words}")
 }
 
-/// Brings a pair to a device, with a bar on a terminal, and says what became of it.
-fn open_cuda(index: usize, device: cuda::Device, pair: &Pair, options: &CudaOptions) -> Result<Opened> {
-    let parts = ((&pair.policy, &pair.policy_weights), (&pair.reward, &pair.reward_weights));
-    let bytes = Prepared::new(parts.0, parts.1, options)?.source_bytes();
-    let name = device.name().to_string();
-    let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("loading {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}") {
-        bar.set_style(style);
-    }
-    let opened = Cuda::open(device, pair, options, &mut |loading| match loading {
-        Loading::Planned(budget) => say(&format!("memory: {budget}")),
-        Loading::Read(bytes) => bar.set_position(bytes),
-    });
-    bar.finish_and_clear();
-    let (cuda, opened) = opened?;
+/// Says how a pair was loaded.
+fn report(device: DeviceSpec, loaded: &Loaded) {
     for (role, report, storage) in
-        [("policy", &opened.loads[0], opened.storage[0]), ("reward model", &opened.loads[1], opened.storage[1])]
+        [("policy", &loaded.reports[0], loaded.storage[0]), ("reward model", &loaded.reports[1], loaded.storage[1])]
     {
-        if let Some(note) = note(report, storage) {
-            say(&format!("note: {role}: {note}"));
+        let (converted, name) = (report.converted, storage.name());
+        match &report.first_inexact {
+            Some(tensor) => say(&format!(
+                "note: {role}: {} elements were rounded to {name}, the first in tensor `{tensor}`",
+                report.inexact
+            )),
+            None if converted > 0 => {
+                say(&format!("note: {role}: {converted} elements are kept in {name} and lose nothing by it"));
+            }
+            None => {}
         }
     }
-    let [policy, reward] = opened.storage.map(HalfType::name);
+    let [policy, reward] = loaded.storage.map(|storage| storage.name());
     let types = if policy == reward { policy.to_string() } else { format!("{policy} and {reward}") };
-    let seconds: f64 = opened.loads.iter().map(|load| load.seconds).sum();
+    let (seconds, bytes) = (loaded.seconds(), loaded.bytes);
     say(&format!(
-        "device: cuda:{index} ({name}, {types}); loaded {} in {seconds:.2} s, {:.1} GB/s",
-        memory::bytes(bytes),
+        "device: {device} ({}, {types}); loaded {} in {seconds:.2} s, {:.1} GB/s",
+        loaded.device,
+        runtime::bytes_in_words(bytes),
         bytes as f64 / seconds.max(1e-9) / 1e9,
     ));
-    Ok(Opened::Cuda { cuda: Box::new(cuda), index, storage: opened.storage })
-}
-
-/// What became of numbers that were not stored as they are kept.
-fn note(report: &LoadReport, storage: HalfType) -> Option<String> {
-    let (converted, name) = (report.converted, storage.name());
-    match &report.first_inexact {
-        Some(tensor) => {
-            Some(format!("{} elements were rounded to {name}, the first in tensor `{tensor}`", report.inexact))
-        }
-        None => (converted > 0).then(|| format!("{converted} elements are kept in {name} and lose nothing by it")),
-    }
-}
-
-/// A backend, ready.
-pub(super) enum Opened {
-    Cpu(Box<Reference>),
-    Cuda {
-        cuda: Box<Cuda>,
-        index: usize,
-        /// Of policy and reward model.
-        storage: [HalfType; 2],
-    },
-}
-
-impl Opened {
-    /// What methods run on.
-    pub(super) fn backend(&mut self) -> &mut dyn Backend {
-        match self {
-            Opened::Cpu(reference) => reference.as_mut(),
-            Opened::Cuda { cuda, .. } => cuda.as_mut(),
-        }
-    }
-
-    /// The same, for an engine to own.
-    pub(super) fn into_backend(self) -> Box<dyn Backend> {
-        match self {
-            Opened::Cpu(reference) => reference,
-            Opened::Cuda { cuda, .. } => cuda,
-        }
-    }
-
-    /// Hidden states and logits of every position of a text.
-    pub(super) fn policy_rows(&mut self, ids: &[u32]) -> Result<PolicyRows> {
-        match self {
-            Opened::Cpu(reference) => reference.policy_rows(ids),
-            Opened::Cuda { cuda, .. } => cuda.policy_rows(ids),
-        }
-    }
-
-    /// What it rounds to, if that is coarser than f32; bf16 if its models differ, as the coarser of the two.
-    pub(super) fn rounds_to(&self) -> Option<HalfType> {
-        match self {
-            Opened::Cpu(_) => None,
-            Opened::Cuda { storage, .. } if storage.contains(&HalfType::Bf16) => Some(HalfType::Bf16),
-            Opened::Cuda { .. } => Some(HalfType::F16),
-        }
-    }
-
-    /// The device, as `--device` names it.
-    pub(super) fn device(&self) -> Device {
-        match self {
-            Opened::Cpu(_) => Device::Cpu,
-            Opened::Cuda { index, .. } => Device::Cuda(*index),
-        }
-    }
 }
 
 fn share(text: &str) -> std::result::Result<f64, String> {
@@ -444,57 +321,8 @@ fn share(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
-/// Where to compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Device {
-    Auto,
-    Cpu,
-    Cuda(usize),
-}
-
-impl FromStr for Device {
-    type Err = String;
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "auto" => Ok(Device::Auto),
-            "cpu" => Ok(Device::Cpu),
-            "cuda" => Ok(Device::Cuda(0)),
-            _ => match text.strip_prefix("cuda:").map(str::parse) {
-                Some(Ok(index)) => Ok(Device::Cuda(index)),
-                _ => Err("expected auto, cpu, cuda or cuda:N".to_string()),
-            },
-        }
-    }
-}
-
-impl std::fmt::Display for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Device::Auto => f.write_str("auto"),
-            Device::Cpu => f.write_str("cpu"),
-            Device::Cuda(index) => write!(f, "cuda:{index}"),
-        }
-    }
-}
-
-/// Arithmetic asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum DType {
-    Auto,
-    F32,
-    Bf16,
-    F16,
-}
-
-impl DType {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            DType::Auto => "auto",
-            DType::F32 => "f32",
-            DType::Bf16 => "bf16",
-            DType::F16 => "f16",
-        }
-    }
+fn arithmetic() -> impl TypedValueParser<Value = Arithmetic> {
+    PossibleValuesParser::new(Arithmetic::ALL.map(Arithmetic::name)).try_map(|name| name.parse::<Arithmetic>())
 }
 
 /// Reads the variable of a switch: 1/0, true/false, yes/no, on/off.

@@ -2,7 +2,7 @@
 
 use super::args::{EngineArgs, Layout, Method, MethodArgs, NudgeSelection, TextArgs};
 use super::generate::default_threshold;
-use super::models::{Chosen, DeviceArgs, PairArgs, context};
+use super::models::{DeviceArgs, PairArgs};
 use super::prompt::Prompt as Laid;
 use super::say;
 use crate::batch::input::{self, Prompt};
@@ -14,6 +14,7 @@ use crate::files::demo;
 use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::method::entropy::signal;
+use crate::runtime::Device;
 use crate::{Error, Result};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -92,9 +93,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let task = Task::ALL.into_iter().find(|task| args.task.as_deref() == Some(task.name()));
     let prompts = input::read(&args.input, task)?;
     let pair = args.pair.load()?;
-    let mut chosen = args.device.choose()?;
+    let mut device = args.device.find()?;
     let jobs = jobs(args, task, &pair, &prompts)?;
-    let config = config(args, task, &pair, &chosen);
+    let config = config(args, task, &pair, &device);
     let texts: Vec<String> = prompts.iter().map(|prompt| prompt.text.clone()).collect();
     let mut rows = Rows::open::<Row>(&args.output, &config, &texts)?;
     let there = jobs.iter().filter(|job| rows.has(job.index)).count();
@@ -108,9 +109,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             max_requests: args.max_concurrency,
             ..Settings::default()
         };
-        let (device, for_engine, max_len) = (args.device.clone(), pair.clone(), args.pair.max_model_len);
+        let (flags, for_engine, max_len) = (args.device.clone(), pair.clone(), args.pair.max_model_len);
         let engine =
-            Engine::start(settings, move || Ok(device.open(&mut chosen, &for_engine, max_len)?.into_backend()))?;
+            Engine::start(settings, move || Ok(flags.open(&mut device, &for_engine, max_len)?.into_backend()))?;
         let shown = Shown::new(jobs.len(), there);
         let ran = answer_all(&engine, &pair.tokenizer, task, &jobs, args.max_concurrency, &mut rows, &|row| {
             shown.row(row);
@@ -133,7 +134,7 @@ fn jobs(args: &Args, task: Option<Task>, pair: &Pair, prompts: &[Prompt]) -> Res
             prompts.len()
         )));
     }
-    let context = args.pair.max_model_len.unwrap_or(context(pair));
+    let context = args.pair.context(pair);
     let preset = task.map(|task| task.preset(pair.policy.num_parameters()));
     let chosen = prompts.iter().enumerate().skip(args.start_index).take(count);
     let jobs = chosen.map(|(index, prompt)| {
@@ -200,7 +201,7 @@ fn candidates(args: &Args, preset: Option<Preset>) -> usize {
 }
 
 /// All that an answer depends on, besides its prompt.
-fn config(args: &Args, task: Option<Task>, pair: &Pair, chosen: &Chosen) -> Map<String, Value> {
+fn config(args: &Args, task: Option<Task>, pair: &Pair, device: &Device) -> Map<String, Value> {
     let method = &args.method;
     let preset = task.map(|task| task.preset(pair.policy.num_parameters()));
     let model = |path: &Option<PathBuf>, weights: u64| match path {
@@ -213,10 +214,7 @@ fn config(args: &Args, task: Option<Task>, pair: &Pair, chosen: &Chosen) -> Map<
         "ggro": env!("CARGO_PKG_VERSION"),
         "policy": model(&args.pair.policy, pair.policy.num_parameters()),
         "reward": model(&args.pair.reward, pair.reward.num_parameters()),
-        "arithmetic": match chosen {
-            Chosen::Cpu => "f32 on the CPU".to_string(),
-            Chosen::Cuda(..) => format!("{} on CUDA", args.device.dtype.name()),
-        },
+        "arithmetic": device.arithmetic(args.device.dtype),
         "task": task.map(Task::name),
         "method": match method.method {
             Method::Greedy => "greedy",

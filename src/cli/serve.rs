@@ -2,7 +2,7 @@
 
 use super::args::EngineArgs;
 use super::generate::default_threshold;
-use super::models::{DeviceArgs, PairArgs, context, switch};
+use super::models::{DeviceArgs, PairArgs, switch};
 use super::say;
 use crate::engine::{Engine, Settings};
 use crate::profile::Watch;
@@ -193,8 +193,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let pair = args.pair.load()?;
     let config = config(args)?;
     crate::profile::start(&Watch { on_request: config.profiling, ..Watch::default() })?;
-    let mut chosen = args.device.choose()?;
-    let context = args.pair.max_model_len.unwrap_or(context(&pair));
+    let mut device = args.device.find()?;
+    let context = args.pair.context(&pair);
     let settings = Settings {
         speculation: args.engine.speculation,
         run_ahead: !args.engine.no_run_ahead,
@@ -220,9 +220,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         say(&format!("listening on http://{address}"));
         tracing::info!(event = "listening", address = %address, model = served.config.name);
         let (loaded, engine) = oneshot::channel();
-        let (device, max_len) = (args.device.clone(), args.pair.max_model_len);
+        let (flags, max_len) = (args.device.clone(), args.pair.max_model_len);
         let load = move || {
-            let open = move || Ok(device.open(&mut chosen, &pair, max_len)?.into_backend());
+            let open = move || Ok(flags.open(&mut device, &pair, max_len)?.into_backend());
             // The server may have been stopped meanwhile.
             let _ = loaded.send(Engine::start(settings, open));
         };

@@ -1,11 +1,11 @@
 //! `ggro synth`.
 
+use crate::cli::models::bar;
 use crate::cli::say;
-use crate::model::cuda::memory;
 use crate::model::synthetic::{PRESETS, folder};
+use crate::runtime::bytes_in_words;
 use crate::{Error, Result};
 use clap::builder::PossibleValuesParser;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -38,10 +38,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let part = dir.with_file_name(format!(".{name}.{}.part", std::process::id()));
     std::fs::create_dir_all(&part).map_err(|e| Error::io(&args.dir, e))?;
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {bytes} written, {bytes_per_sec}, {elapsed}") {
-        bar.set_style(style);
-    }
+    let bar = bar(None, "{spinner} {bytes} written, {bytes_per_sec}, {elapsed}");
     bar.enable_steady_tick(Duration::from_millis(200));
     let mut bytes = 0;
     let written = folder::write(&args.shape, args.seed, &part, &mut |_, size| {
@@ -56,7 +53,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     moved?;
     let shown = args.dir.display();
-    say(&format!("wrote {}: --policy {shown}/policy --reward {shown}/reward", memory::bytes(bytes)));
+    say(&format!("wrote {}: --policy {shown}/policy --reward {shown}/reward", bytes_in_words(bytes)));
     Ok(ExitCode::SUCCESS)
 }
 

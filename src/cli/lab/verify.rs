@@ -1,18 +1,18 @@
 //! `ggro verify`: replays golden folders and prints, case by case, what agreed.
 
 use crate::Result;
-use crate::cli::models::{Chosen, DeviceArgs, Opened, load, switch};
+use crate::cli::models::{DeviceArgs, load, switch};
 use crate::dtype::HalfType;
 use crate::files::pair::Pair;
 use crate::lab::goldens::teacher::Lesson;
 use crate::lab::goldens::{Check, Folder, Forward, Passes, forward, softmax, tokenizer, trace, worse};
 use crate::model::cpu::{LoadOptions, Reference};
+use crate::runtime::{Device, Opened};
 use crate::trace::{Trace, TraceFile};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// Replay golden fixtures; exit 1 on any difference
 ///
@@ -42,7 +42,7 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let mut chosen = args.device.choose()?;
+    let mut device = args.device.find()?;
     let mut report = Report { json: args.json, folders: Vec::new() };
     for dir in &args.dirs {
         let folders = Folder::find(dir)?;
@@ -51,13 +51,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             report.failed("traces", "holds no traces and no folders with traces")?;
         }
         for folder in &folders {
-            verify(args, &mut chosen, folder, &mut report)?;
+            verify(args, &mut device, folder, &mut report)?;
         }
     }
     report.close()
 }
 
-fn verify(args: &Args, chosen: &mut Chosen, folder: &Folder, report: &mut Report) -> anyhow::Result<()> {
+fn verify(args: &Args, device: &mut Device, folder: &Folder, report: &mut Report) -> anyhow::Result<()> {
     report.open(&folder.name)?;
     if folder.softmax {
         report.check(softmax(&folder.path.join("softmax_cases.safetensors"))?)?;
@@ -73,8 +73,8 @@ fn verify(args: &Args, chosen: &mut Chosen, folder: &Folder, report: &mut Report
     if traces.is_empty() {
         report.failed("traces", "traces.json holds no traces")?;
     }
-    let pair = Arc::new(load(&folder.path.join("policy"), &folder.path.join("reward"))?);
-    let mut opened = args.device.open(chosen, &pair, None)?;
+    let pair = load(&folder.path.join("policy"), &folder.path.join("reward"))?;
+    let mut opened = args.device.open(device, &pair, None)?;
     if folder.tokenizer {
         report.check(tokenizer(&pair, &folder.path.join("tokenizer_cases.json"))?)?;
     }

@@ -163,7 +163,7 @@ fn calibrated(backend: &mut dyn Backend, prompt: &[u32], asked: &Asked) -> Resul
             entropies.push(row.stats.entropy_floored);
             ids = vec![row.stats.argmax];
         }
-        Ok(())
+        Ok::<(), Error>(())
     })();
     backend.release(seq);
     result?;

@@ -19,18 +19,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "--synthetic: weights that are drawn are not loaded; write them with ggro synth and name the folders";
         return Err(Error::invalid(message).into());
     }
-    let (mut chosen, len) = (common.device.choose()?, common.pair.max_model_len);
+    let (mut device, len) = (common.device.find()?, common.pair.max_model_len);
     let ((files, bytes), mut header) = {
         let pair = common.pair.load()?;
-        let opened = common.device.open(&mut chosen, &pair, len)?;
-        let header = common.ready(opened, common.names(), "load")?.header;
+        let opened = common.device.open(&mut device, &pair, len)?;
+        let header = common.ready(opened, common.pair.names(), "load")?.header;
         (files_of([&pair.policy_weights, &pair.reward_weights]), header)
     };
     // Limits of arithmetic say nothing about disks.
     header.limits = None;
     let mut sink = common.sink.begin(&header, before, if files.is_empty() { 1 } else { 2 })?;
     // Files are read from the beginning each time: what is still mapped is not dropped from the page cache.
-    let mut open = || reopen(&common.device, &mut chosen, &common.pair.load()?, len);
+    let mut open = || reopen(&common.device, &mut device, &*common.pair.load()?, len);
     load(&mut open, &files, bytes, common.runs.runs, &mut |row| sink.row(row))?;
     sink.finish()
 }

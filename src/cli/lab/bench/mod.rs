@@ -7,15 +7,15 @@ mod passes;
 mod serve;
 mod sink;
 
-use crate::cli::models::{Chosen, DeviceArgs, Opened, PairArgs};
+use crate::cli::models::{DeviceArgs, PairArgs};
 use crate::files::checkpoint::Checkpoint;
 use crate::files::pair::Pair;
 use crate::lab::bench::cost::Limits;
 use crate::lab::bench::machine;
 use crate::lab::bench::report::Header;
 use crate::lab::kernel_check;
-use crate::model::synthetic;
-use crate::model::{Backend, Role};
+use crate::model::{Backend, Role, synthetic};
+use crate::runtime::{Device, Opened};
 use clap::builder::RangedU64ValueParser;
 use sha2::{Digest, Sha256};
 use sink::SinkArgs;
@@ -123,39 +123,34 @@ struct Ready {
 
 impl Common {
     fn open(&self, config: &str) -> anyhow::Result<Ready> {
-        let mut chosen = self.device.choose()?;
+        let mut device = self.device.find()?;
         let (opened, names) = match &self.synthetic.synthetic {
             Some(shape) => {
                 let (seed, len) = (self.synthetic.weight_seed, self.pair.max_model_len);
                 let name = |role: &str| format!("{shape} {role} (random, seed {seed})");
-                let opened = self.device.open_synthetic(&mut chosen, shape, seed, len)?;
+                let opened = self.device.open_synthetic(&mut device, shape, seed, len)?;
                 (opened, [name("policy"), name("reward")])
             }
             None => {
                 let pair = self.pair.load()?;
-                (self.device.open(&mut chosen, &pair, self.pair.max_model_len)?, self.names())
+                (self.device.open(&mut device, &pair, self.pair.max_model_len)?, self.pair.names())
             }
         };
         self.ready(opened, names, config)
     }
 
-    fn names(&self) -> [String; 2] {
-        [&self.pair.policy, &self.pair.reward]
-            .map(|path| path.as_ref().map_or("demo".to_string(), |path| path.display().to_string()))
-    }
-
     fn ready(&self, mut opened: Opened, names: [String; 2], config: &str) -> anyhow::Result<Ready> {
         let limits = if self.runs.no_limits { None } else { Some(limits(&mut opened)?) };
-        let dtype = match &opened {
-            Opened::Cpu(_) => "f32 from the stored weights".to_string(),
-            Opened::Cuda { storage, .. } => storage[0].name().to_string(),
+        let dtype = match opened.loaded() {
+            None => "f32 from the stored weights".to_string(),
+            Some(loaded) => loaded.storage[0].name().to_string(),
         };
-        let (device, units, memory_bytes, driver, clocks_mhz) = match &opened {
-            Opened::Cpu(_) => {
+        let (device, units, memory_bytes, driver, clocks_mhz) = match opened.cuda() {
+            None => {
                 let (name, memory) = machine::described();
                 (name, rayon::current_num_threads(), memory, None, None)
             }
-            Opened::Cuda { cuda, .. } => {
+            Some(cuda) => {
                 let device = cuda.device();
                 let memory = device.memory().ok().map(|(_, total)| total as u64);
                 let units = device.multiprocessors() as usize;
@@ -188,7 +183,7 @@ impl Common {
 
 /// What the machine does at most, measured now.
 fn limits(opened: &mut Opened) -> anyhow::Result<Limits> {
-    if let Opened::Cuda { cuda, .. } = opened {
+    if let Some(cuda) = opened.cuda() {
         let (bytes, flops) = kernel_check::limits(cuda.device(), false)?;
         return Ok(Limits { bytes, flops });
     }
@@ -206,9 +201,7 @@ fn shapes(
         return Ok((synthetic::pair(shape)?, [format!("{shape} policy"), format!("{shape} reward")]));
     }
     let loaded: Arc<Pair> = pair.load()?;
-    let name =
-        |path: &Option<std::path::PathBuf>| path.as_ref().map_or("demo".to_string(), |path| path.display().to_string());
-    Ok(([loaded.policy.clone(), loaded.reward.clone()], [name(&pair.policy), name(&pair.reward)]))
+    Ok(([loaded.policy.clone(), loaded.reward.clone()], pair.names()))
 }
 
 /// Files of a checkpoint, and their bytes.
@@ -218,12 +211,7 @@ fn files_of(checkpoints: [&Checkpoint; 2]) -> (Vec<std::path::PathBuf>, u64) {
     (files, bytes)
 }
 
-/// Opens what `chosen` says.
-fn reopen(
-    device: &DeviceArgs,
-    chosen: &mut Chosen,
-    pair: &Arc<Pair>,
-    len: Option<usize>,
-) -> crate::Result<Box<dyn Backend>> {
-    Ok(device.open(chosen, pair, len)?.into_backend())
+/// Opens a pair on a device that was found.
+fn reopen(flags: &DeviceArgs, device: &mut Device, pair: &Pair, len: Option<usize>) -> crate::Result<Box<dyn Backend>> {
+    Ok(flags.open(device, pair, len)?.into_backend())
 }

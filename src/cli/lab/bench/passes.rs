@@ -1,7 +1,6 @@
 //! `ggro bench latency` and `ggro bench throughput`.
 
 use super::{Common, Ready, positive};
-use crate::cli::models::Opened;
 use crate::lab::bench::report::Row;
 use crate::lab::bench::{Batches, Depths, Passes, latency, throughput};
 use std::process::ExitCode;
@@ -88,25 +87,24 @@ pub(super) fn latency_of(args: &Latency) -> anyhow::Result<ExitCode> {
     let before = common.sink.before()?;
     let depths = args.depths.depths(common.runs.runs, common.runs.warmup);
     let Ready { mut opened, header, limits } = common.open(&format!("latency {depths:?}"))?;
-    let graphs = matches!(opened, Opened::Cuda { .. }) && !common.device.enforce_eager;
+    let on_cuda = opened.cuda().is_some();
+    let graphs = on_cuda && !common.device.enforce_eager;
     let steps = depths.rows.len() * depths.context.len();
     let cases =
         depths.prefill.len() * depths.prompts.len() + 2 * depths.candidates.len() + steps * if graphs { 2 } else { 1 };
     let mut sink = common.sink.begin(&header, before, cases)?;
-    let launch = match &opened {
-        Opened::Cpu(_) => "",
-        Opened::Cuda { .. } if graphs => "graph",
-        Opened::Cuda { .. } => "eager",
+    let launch = match (on_cuda, graphs) {
+        (false, _) => "",
+        (true, true) => "graph",
+        (true, false) => "eager",
     };
     latency(opened.backend(), &depths, Passes::All, limits, &mut |row| {
         let launch = if row.phase == "decode" { launch } else { "" };
         sink.row(Row { launch: launch.to_string(), ..row });
     })?;
-    if let Opened::Cuda { cuda, .. } = &mut opened
-        && graphs
-    {
+    if let Some(cuda) = opened.cuda().filter(|_| graphs) {
         cuda.use_graphs(false);
-        latency(cuda.as_mut(), &depths, Passes::Decode, limits, &mut |row| {
+        latency(cuda, &depths, Passes::Decode, limits, &mut |row| {
             sink.row(Row { launch: "eager".to_string(), ..row });
         })?;
     }

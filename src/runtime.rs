@@ -1,0 +1,643 @@
+//! Opening models: where they are, on which device they run, and in which arithmetic.
+//!
+//! [`open`] takes the best device there is, or the one that is asked for. A program that has to know the device before it
+//! opens anything finds it first ([`OpenOptions::find`]) and opens on it ([`Device::open`]).
+
+use crate::cuda::{self, images};
+use crate::dtype::HalfType;
+use crate::files::checkpoint::{Checkpoint, Files};
+use crate::files::config::ModelConfig;
+use crate::files::hub::{Downloaded, Hub, Name};
+use crate::files::pair::{Pair, Single};
+use crate::model::cpu::{LoadOptions, Reference};
+use crate::model::cuda::weights::{LoadReport, Source};
+use crate::model::cuda::{Cuda, CudaOptions, Loading, Prepared, memory};
+use crate::model::{Backend, PolicyRows, synthetic};
+use crate::{Error, Result};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+pub use crate::model::cuda::memory::bytes as bytes_in_words;
+
+/// Which device is asked for. As text: `auto`, `cpu`, `cuda` or `cuda:N`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceSpec {
+    /// The first CUDA device if there is one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The CUDA device of this number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceSpec {
+    type Err = String;
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(DeviceSpec::Auto),
+            "cpu" => Ok(DeviceSpec::Cpu),
+            "cuda" => Ok(DeviceSpec::Cuda(0)),
+            _ => match text.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(index)) => Ok(DeviceSpec::Cuda(index)),
+                _ => Err("expected auto, cpu, cuda or cuda:N".to_string()),
+            },
+        }
+    }
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceSpec::Auto => f.write_str("auto"),
+            DeviceSpec::Cpu => f.write_str("cpu"),
+            DeviceSpec::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+/// Which arithmetic is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// What the device does best: f32 on the CPU, the checkpoint's 16-bit type on CUDA.
+    #[default]
+    Auto,
+    /// Single precision, which only the CPU computes in.
+    F32,
+    /// bf16 storage with f32 accumulation, which only CUDA has.
+    Bf16,
+    /// f16 storage with f32 accumulation, which only CUDA has.
+    F16,
+}
+
+impl Arithmetic {
+    /// All of them.
+    pub const ALL: [Arithmetic; 4] = [Arithmetic::Auto, Arithmetic::F32, Arithmetic::Bf16, Arithmetic::F16];
+
+    /// As text: `auto`, `f32`, `bf16` or `f16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Arithmetic::Auto => "auto",
+            Arithmetic::F32 => "f32",
+            Arithmetic::Bf16 => "bf16",
+            Arithmetic::F16 => "f16",
+        }
+    }
+}
+
+impl FromStr for Arithmetic {
+    type Err = String;
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let found = Arithmetic::ALL.into_iter().find(|arithmetic| arithmetic.name() == text);
+        found.ok_or_else(|| "expected auto, f32, bf16 or f16".to_string())
+    }
+}
+
+/// How models are opened. [`OpenOptions::default`] is what the command line does without flags.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct OpenOptions {
+    /// The device.
+    pub device: DeviceSpec,
+    /// The arithmetic.
+    pub arithmetic: Arithmetic,
+    /// Longest sequence in tokens; `None`: the shorter of the two models' contexts.
+    pub max_model_len: Option<usize>,
+    /// Share of a CUDA device's memory that may be in use, by whomever.
+    pub memory_utilization: f64,
+    /// Longest segment that a CUDA device can differentiate, in tokens.
+    pub gradient_tokens: usize,
+    /// Launch every CUDA kernel by itself, in place of CUDA graphs.
+    pub eager: bool,
+    /// Threads of the CPU; `None`: all cores. Results do not depend on it.
+    pub threads: Option<usize>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        let cuda = CudaOptions::default();
+        OpenOptions {
+            device: DeviceSpec::Auto,
+            arithmetic: Arithmetic::Auto,
+            max_model_len: None,
+            memory_utilization: cuda.memory_utilization,
+            gradient_tokens: cuda.gradient_tokens,
+            eager: false,
+            threads: None,
+        }
+    }
+}
+
+impl OpenOptions {
+    /// Finds the device that is asked for.
+    ///
+    /// # Errors
+    /// It is not there, or does not compute in the arithmetic that is asked for.
+    pub fn find(&self) -> std::result::Result<Device, Unusable> {
+        let cuda = |index| match self.arithmetic {
+            Arithmetic::F32 => Err(NoCuda::Arithmetic),
+            _ => cuda::Device::open(index).map_err(|why| NoCuda::from(&why)),
+        };
+        let on = |index, device| Device { place: Place::Cuda(index, Some(Box::new(device))), no_cuda: None };
+        let device = match self.device {
+            DeviceSpec::Cpu => Device { place: Place::Cpu, no_cuda: None },
+            DeviceSpec::Cuda(index) => on(index, cuda(index).map_err(|why| Unusable::Cuda(index, why))?),
+            DeviceSpec::Auto => match cuda(0) {
+                Ok(device) => on(0, device),
+                Err(why) => Device { place: Place::Cpu, no_cuda: Some(why) },
+            },
+        };
+        match (&device.place, self.arithmetic) {
+            (Place::Cpu, Arithmetic::Bf16 | Arithmetic::F16) => Err(Unusable::Arithmetic(self.arithmetic)),
+            _ => Ok(device),
+        }
+    }
+
+    fn cpu(&self) -> LoadOptions {
+        LoadOptions { max_model_len: self.max_model_len, threads: self.threads, ..LoadOptions::default() }
+    }
+
+    fn cuda(&self) -> CudaOptions {
+        let defaults = CudaOptions::default();
+        CudaOptions {
+            max_model_len: self.max_model_len,
+            dtype: match self.arithmetic {
+                Arithmetic::Bf16 => Some(HalfType::Bf16),
+                Arithmetic::F16 => Some(HalfType::F16),
+                Arithmetic::Auto | Arithmetic::F32 => None,
+            },
+            memory_utilization: self.memory_utilization,
+            gradient_tokens: self.gradient_tokens,
+            batch_tokens: defaults.batch_tokens.max(self.gradient_tokens),
+            graphs: !self.eager,
+            ..defaults
+        }
+    }
+}
+
+/// Why there is no CUDA device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoCuda {
+    /// f32 is asked for, and CUDA stores 16 bits.
+    Arithmetic,
+    /// The build has no kernels; the reason in words.
+    NoKernels(String),
+    /// The driver or the device says so, in these words.
+    NoDevice(String),
+}
+
+impl NoCuda {
+    /// What would help, to be put behind the reason; empty if nothing is known.
+    pub fn help(&self) -> &'static str {
+        match self {
+            NoCuda::NoKernels(_) => "; CUDA 13 and scripts/install-nvcc.sh both bring one",
+            NoCuda::NoDevice(why) if why.contains("libcuda") => "; install NVIDIA's driver, release 580 or later",
+            _ => "",
+        }
+    }
+
+    /// The reason in a few words.
+    pub fn brief(&self) -> &str {
+        match self {
+            NoCuda::Arithmetic => "f32 is the CPU's, CUDA stores bf16 or f16",
+            NoCuda::NoKernels(_) => "no CUDA kernels in this build",
+            NoCuda::NoDevice(why) => why,
+        }
+    }
+}
+
+impl From<&Error> for NoCuda {
+    fn from(why: &Error) -> NoCuda {
+        match images::embedded().is_empty() {
+            true => NoCuda::NoKernels(why.to_string()),
+            false => NoCuda::NoDevice(why.to_string()),
+        }
+    }
+}
+
+/// The reason with what would help.
+impl fmt::Display for NoCuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoCuda::NoKernels(why) => write!(f, "{why}{}", self.help()),
+            _ => write!(f, "{}{}", self.brief(), self.help()),
+        }
+    }
+}
+
+/// Why the device that is asked for cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// There is no CUDA device of this number.
+    Cuda(usize, NoCuda),
+    /// The CPU does not compute in this arithmetic.
+    Arithmetic(Arithmetic),
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unusable::Cuda(index, why) => write!(f, "cuda:{index}: {why}"),
+            Unusable::Arithmetic(arithmetic) => write!(
+                f,
+                "{}: the CPU backend computes in f32 from the stored weights, whatever their type; use auto or f32",
+                arithmetic.name()
+            ),
+        }
+    }
+}
+
+impl From<Unusable> for Error {
+    fn from(unusable: Unusable) -> Error {
+        Error::invalid(unusable.to_string())
+    }
+}
+
+/// A device that is there.
+pub struct Device {
+    place: Place,
+    no_cuda: Option<NoCuda>,
+}
+
+enum Place {
+    Cpu,
+    /// With the device that was opened to see whether it is there, until a pair is opened on it.
+    Cuda(usize, Option<Box<cuda::Device>>),
+}
+
+/// How far opening has come.
+#[derive(Debug)]
+pub enum Opening {
+    /// The models fit the CUDA device.
+    Planned {
+        /// How its memory is divided, in words.
+        memory: String,
+        /// Bytes that will be read from files.
+        bytes: u64,
+    },
+    /// Bytes that have been read so far.
+    Read(u64),
+}
+
+impl Device {
+    /// The device, as [`DeviceSpec`] names it.
+    pub fn spec(&self) -> DeviceSpec {
+        match &self.place {
+            Place::Cpu => DeviceSpec::Cpu,
+            Place::Cuda(index, _) => DeviceSpec::Cuda(*index),
+        }
+    }
+
+    /// Why [`DeviceSpec::Auto`] took the CPU, if it did.
+    pub fn no_cuda(&self) -> Option<&NoCuda> {
+        self.no_cuda.as_ref()
+    }
+
+    /// What rounding an answer depends on, in words.
+    pub fn arithmetic(&self, asked: Arithmetic) -> String {
+        match &self.place {
+            Place::Cpu => "f32 on the CPU".to_string(),
+            Place::Cuda(..) => format!("{} on CUDA", asked.name()),
+        }
+    }
+
+    /// Opens a pair.
+    ///
+    /// # Errors
+    /// A tensor is missing or malformed, the longest sequence is beyond a model, or the pair does not fit the device.
+    pub fn open(&mut self, pair: &Pair, options: &OpenOptions, progress: &mut dyn FnMut(Opening)) -> Result<Opened> {
+        let parts = [
+            (&pair.policy, Weights::Stored(&pair.policy_weights)),
+            (&pair.reward, Weights::Stored(&pair.reward_weights)),
+        ];
+        self.open_parts(parts, options, progress)
+    }
+
+    /// Opens a pair of random models of a published shape ([`synthetic::PRESETS`]). Without a length in `options`,
+    /// sequences are at most 4096 tokens long.
+    ///
+    /// # Errors
+    /// There is no such shape, or as [`open`](Self::open).
+    pub fn open_synthetic(
+        &mut self,
+        shape: &str,
+        seed: u64,
+        options: &OpenOptions,
+        progress: &mut dyn FnMut(Opening),
+    ) -> Result<Opened> {
+        let [policy, reward] = synthetic::pair(shape)?;
+        // Llama's 131072 positions are more than a table of rotations or a pool has to have here.
+        let longest = policy.max_position_embeddings.min(reward.max_position_embeddings);
+        let max_model_len = Some(options.max_model_len.unwrap_or(4096).min(longest));
+        let parts = [(&policy, Weights::Random(shape, seed)), (&reward, Weights::Random(shape, !seed))];
+        self.open_parts(parts, &OpenOptions { max_model_len, ..options.clone() }, progress)
+    }
+
+    /// Opens a language model by itself.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_single(&mut self, single: &Single, options: &OpenOptions) -> Result<Opened> {
+        let context = options.max_model_len.unwrap_or(single.config.max_position_embeddings);
+        let stand_in = synthetic::nobody(single.config.vocab_size, context)?;
+        let parts = [(&single.config, Weights::Stored(&single.weights)), (&stand_in, Weights::Random("nobody", 0))];
+        self.open_parts(parts, &OpenOptions { gradient_tokens: 1, ..options.clone() }, &mut |_| ())
+    }
+
+    fn open_parts(
+        &mut self,
+        [policy, reward]: [(&ModelConfig, Weights<'_>); 2],
+        options: &OpenOptions,
+        progress: &mut dyn FnMut(Opening),
+    ) -> Result<Opened> {
+        match &mut self.place {
+            Place::Cpu => {
+                let (policy_weights, reward_weights) = (policy.1.on_cpu(policy.0)?, reward.1.on_cpu(reward.0)?);
+                let parts = ((policy.0, policy_weights.get()), (reward.0, reward_weights.get()));
+                Ok(Opened::Cpu(Box::new(Reference::assemble(parts.0, parts.1, &options.cpu())?)))
+            }
+            Place::Cuda(index, device) => {
+                let device = device.take().map_or_else(|| cuda::Device::open(*index), |device| Ok(*device))?;
+                let options = options.cuda();
+                let (policy, reward) = ((policy.0, policy.1.on_cuda()), (reward.0, reward.1.on_cuda()));
+                let bytes = Prepared::of(policy, reward, &options)?.source_bytes();
+                let name = device.name().to_string();
+                let (cuda, opened) = Cuda::of(device, policy, reward, &options, &mut |loading| match loading {
+                    Loading::Planned(budget) => progress(Opening::Planned { memory: budget.to_string(), bytes }),
+                    Loading::Read(bytes) => progress(Opening::Read(bytes)),
+                })?;
+                let loaded = Loaded { device: name, storage: opened.storage, reports: opened.loads, bytes };
+                Ok(Opened::Cuda { cuda: Box::new(cuda), index: *index, loaded })
+            }
+        }
+    }
+}
+
+/// Where a model's numbers come from.
+#[derive(Clone, Copy)]
+enum Weights<'a> {
+    Stored(&'a Checkpoint),
+    /// Random ones of a shape, from a seed.
+    Random(&'a str, u64),
+}
+
+/// Weights that are owned, or another's.
+enum OnCpu<'a> {
+    Stored(&'a Checkpoint),
+    Random(Checkpoint),
+}
+
+impl OnCpu<'_> {
+    fn get(&self) -> &Checkpoint {
+        match self {
+            OnCpu::Stored(checkpoint) => checkpoint,
+            OnCpu::Random(checkpoint) => checkpoint,
+        }
+    }
+}
+
+impl<'a> Weights<'a> {
+    fn on_cpu(self, config: &ModelConfig) -> Result<OnCpu<'a>> {
+        Ok(match self {
+            Weights::Stored(checkpoint) => OnCpu::Stored(checkpoint),
+            Weights::Random(shape, seed) => {
+                OnCpu::Random(Checkpoint::of_bytes(shape, synthetic::safetensors(config, seed)?)?)
+            }
+        })
+    }
+
+    fn on_cuda(self) -> Source<'a> {
+        match self {
+            Weights::Stored(checkpoint) => Source::Stored(checkpoint),
+            Weights::Random(_, seed) => Source::Drawn(seed),
+        }
+    }
+}
+
+/// What loading onto a CUDA device did.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The device's own name.
+    pub device: String,
+    /// How policy and reward model are stored.
+    pub storage: [HalfType; 2],
+    /// How the two were loaded.
+    pub reports: [LoadReport; 2],
+    /// Bytes that were read from files.
+    pub bytes: u64,
+}
+
+impl Loaded {
+    /// Seconds that loading took.
+    pub fn seconds(&self) -> f64 {
+        self.reports.iter().map(|report| report.seconds).sum()
+    }
+}
+
+/// Models, ready to be run.
+pub enum Opened {
+    /// On the CPU.
+    Cpu(Box<Reference>),
+    /// On a CUDA device.
+    Cuda {
+        /// The models.
+        cuda: Box<Cuda>,
+        /// The device's number.
+        index: usize,
+        /// How they were loaded.
+        loaded: Loaded,
+    },
+}
+
+impl Opened {
+    /// What methods run on.
+    pub fn backend(&mut self) -> &mut dyn Backend {
+        match self {
+            Opened::Cpu(cpu) => cpu.as_mut(),
+            Opened::Cuda { cuda, .. } => cuda.as_mut(),
+        }
+    }
+
+    /// The same, for an engine to own.
+    pub fn into_backend(self) -> Box<dyn Backend> {
+        match self {
+            Opened::Cpu(cpu) => cpu,
+            Opened::Cuda { cuda, .. } => cuda,
+        }
+    }
+
+    /// The CUDA backend, if it is one.
+    pub fn cuda(&mut self) -> Option<&mut Cuda> {
+        match self {
+            Opened::Cpu(_) => None,
+            Opened::Cuda { cuda, .. } => Some(cuda),
+        }
+    }
+
+    /// How the models were loaded, if that is known: on CUDA.
+    pub fn loaded(&self) -> Option<&Loaded> {
+        match self {
+            Opened::Cpu(_) => None,
+            Opened::Cuda { loaded, .. } => Some(loaded),
+        }
+    }
+
+    /// Hidden states and logits of every position of a text.
+    ///
+    /// # Errors
+    /// The text does not fit, or the backend fails.
+    pub fn policy_rows(&mut self, ids: &[u32]) -> Result<PolicyRows> {
+        match self {
+            Opened::Cpu(cpu) => cpu.policy_rows(ids),
+            Opened::Cuda { cuda, .. } => cuda.policy_rows(ids),
+        }
+    }
+
+    /// What it rounds to, if that is coarser than f32; bf16 if its models differ, as the coarser of the two.
+    pub fn rounds_to(&self) -> Option<HalfType> {
+        let storage = self.loaded()?.storage;
+        Some(if storage.contains(&HalfType::Bf16) { HalfType::Bf16 } else { HalfType::F16 })
+    }
+
+    /// The device.
+    pub fn device(&self) -> DeviceSpec {
+        match self {
+            Opened::Cpu(_) => DeviceSpec::Cpu,
+            Opened::Cuda { index, .. } => DeviceSpec::Cuda(*index),
+        }
+    }
+}
+
+/// Opens a pair on the device that is asked for.
+///
+/// # Errors
+/// As [`OpenOptions::find`] and [`Device::open`].
+pub fn open(pair: &Pair, options: &OpenOptions, progress: &mut dyn FnMut(Opening)) -> Result<Opened> {
+    options.find()?.open(pair, options, progress)
+}
+
+/// The files of a model: of a directory, or of a name (`org/name[@revision]`), which is looked up in the Hugging Face cache
+/// and downloaded into it if it is not there.
+///
+/// # Errors
+/// There is neither such a directory nor such a model, or it cannot be downloaded.
+pub fn files(model: &Path, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<Files> {
+    let name = model.to_str().filter(|_| !model.exists()).and_then(Name::parse);
+    let dir = match name {
+        None => model.to_path_buf(),
+        Some(name) => Hub::from_env().fetch(&name, progress).map_err(|error| match error {
+            Error::Invalid(why) => {
+                Error::invalid(format!("there is no directory {}, and as a model's name: {why}", model.display()))
+            }
+            error => error,
+        })?,
+    };
+    let found = std::fs::metadata(&dir).map_err(|e| Error::io(&dir, e))?;
+    match found.is_dir() {
+        true => Ok(Files::Dir(dir)),
+        false => Err(Error::file(&dir, "is not a directory")),
+    }
+}
+
+/// Reads a pair of directories, or of models by name.
+///
+/// # Errors
+/// As [`files`] and [`Pair::load`].
+pub fn load(policy: &Path, reward: &Path, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<Pair> {
+    Pair::load(&files(policy, progress)?, &files(reward, progress)?)
+}
+
+/// The longest sequence that both models of a pair were made for, in tokens.
+pub fn context(pair: &Pair) -> usize {
+    pair.policy.max_position_embeddings.min(pair.reward.max_position_embeddings)
+}
+
+/// The CUDA kernels of this build.
+#[derive(Clone, Debug)]
+pub struct Kernels {
+    /// How many there are.
+    pub count: usize,
+    /// Architectures that they were compiled for.
+    pub targets: &'static [&'static str],
+    /// The compiler's version.
+    pub compiler: &'static str,
+    /// Bytes of all images.
+    pub bytes: usize,
+}
+
+/// The CUDA kernels of this build.
+pub fn kernels() -> Kernels {
+    let embedded = images::embedded();
+    let functions: BTreeSet<_> = embedded.iter().flat_map(|image| image.usage).map(|usage| usage.kernel).collect();
+    Kernels {
+        count: functions.len(),
+        targets: images::targets(),
+        compiler: images::compiler(),
+        bytes: embedded.iter().map(|image| image.bytes.len()).sum(),
+    }
+}
+
+/// A CUDA device of this machine, and whether a pair fits it.
+#[derive(Clone, Debug)]
+pub struct CudaDevice {
+    /// The device's own name.
+    pub name: String,
+    /// Its compute capability, e.g. `9.0`.
+    pub capability: String,
+    /// Its multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of its memory: free ones and all, if it says so.
+    pub memory: Option<(u64, u64)>,
+    /// How a pair divides the memory: parts with their bytes, and all of it in words; or why the pair does not fit.
+    pub fit: std::result::Result<Fit, String>,
+}
+
+/// How a pair divides a device's memory.
+#[derive(Clone, Debug)]
+pub struct Fit {
+    /// Parts with their bytes.
+    pub parts: Vec<(&'static str, u64)>,
+    /// All of it in words.
+    pub words: String,
+}
+
+/// Every CUDA device of this machine, each with the reason why it cannot be used if it cannot. Without kernels in this build
+/// the driver is not asked.
+///
+/// # Errors
+/// Why there is none.
+pub fn cuda_devices(
+    pair: &Pair,
+    options: &OpenOptions,
+) -> std::result::Result<Vec<std::result::Result<CudaDevice, NoCuda>>, NoCuda> {
+    let count = match images::embedded().is_empty() {
+        true => cuda::Device::open(0).map(|_| 0),
+        false => cuda::Device::count(),
+    };
+    match count.map_err(|why| NoCuda::from(&why))? {
+        0 => Err(NoCuda::NoDevice("the driver finds no CUDA device".to_string())),
+        count => Ok((0..count).map(|index| cuda_device(pair, options, index)).collect()),
+    }
+}
+
+fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result::Result<CudaDevice, NoCuda> {
+    let device = cuda::Device::open(index).map_err(|why| NoCuda::from(&why))?;
+    let memory = device.memory().ok().map(|(free, total)| memory::Device { free: free as u64, total: total as u64 });
+    let (policy, reward) = ((&pair.policy, &pair.policy_weights), (&pair.reward, &pair.reward_weights));
+    let budget = Prepared::new(policy, reward, &options.cuda()).and_then(|prepared| {
+        let memory =
+            memory.ok_or_else(|| Error::Backend("the device does not say how much memory is free".to_string()))?;
+        prepared.needs().divide(memory)
+    });
+    Ok(CudaDevice {
+        name: device.name().to_string(),
+        capability: device.capability().to_string(),
+        multiprocessors: device.multiprocessors(),
+        memory: memory.map(|memory| (memory.free, memory.total)),
+        fit: budget
+            .map(|budget| Fit { parts: budget.parts().to_vec(), words: budget.to_string() })
+            .map_err(|error| error.to_string()),
+    })
+}
