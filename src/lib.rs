@@ -21,6 +21,7 @@
 
 pub mod answer;
 pub mod batch;
+#[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
 pub mod cuda;
@@ -29,6 +30,7 @@ pub mod engine;
 pub mod error;
 pub mod files;
 pub mod kv;
+#[cfg(feature = "lab")]
 pub mod lab;
 pub mod method;
 pub mod model;
@@ -37,6 +39,7 @@ pub mod rng;
 pub mod runtime;
 pub mod sampling;
 pub mod scoring;
+#[cfg(feature = "server")]
 pub mod server;
 pub mod task;
 pub mod trace;

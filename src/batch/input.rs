@@ -3,11 +3,11 @@
 //! A line is a string; an array of chat messages; or an object with `prompt` (a string) or `messages`, and optionally `answer`
 //! and `metadata`. Tasks read their datasets' own rows ([`tasks`](super::tasks)). Empty lines are left out.
 
+use super::parquet;
 use super::tasks::Task;
 use crate::files::chat::Message;
 use crate::files::checkpoint::read_whole_text;
 use crate::{Error, Result};
-use parquet::file::reader::SerializedFileReader;
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -39,20 +39,10 @@ impl Prompt {
 pub fn read(path: &Path, task: Option<Task>) -> Result<Vec<Prompt>> {
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
-        // The reader of the format gives up on some damaged files in the hard way.
-        let rows = std::panic::catch_unwind(|| parquet_rows(file));
-        let rows = rows.unwrap_or_else(|_| Err("expected a Parquet file, found a damaged one".to_string()));
-        let prompts = rows.and_then(|rows| prompts(rows.into_iter().map(Ok), "row", task));
+        let prompts = parquet::rows(file).and_then(|rows| prompts(rows.into_iter().map(Ok), "row", task));
         return prompts.map_err(|message| Error::file(path, message));
     }
     parse(&read_whole_text(path, file)?, task).map_err(|message| Error::file(path, message))
-}
-
-fn parquet_rows(file: std::fs::File) -> std::result::Result<Vec<Value>, String> {
-    let expected = |e: parquet::errors::ParquetError| format!("expected a Parquet file: {e}");
-    let reader = SerializedFileReader::new(file).map_err(expected)?;
-    let rows = reader.into_iter().map(|row| row.map(|row| row.to_json_value()).map_err(expected));
-    rows.collect()
 }
 
 /// Reads the text of such a file; an error names the line.
@@ -182,51 +172,6 @@ mod tests {
         assert_eq!(all.iter().map(|prompt| prompt.text.as_str()).collect::<Vec<_>>(), ["one", "two", "three", "four"]);
         assert_eq!((all[1].answer.as_deref(), all[1].metadata["a"].as_u64()), (Some("4"), Some(1)));
         assert_eq!(all[2].messages.len(), 2);
-    }
-
-    #[test]
-    fn rows_of_a_parquet_file() {
-        use parquet::data_type::{ByteArray, ByteArrayType};
-        use parquet::file::writer::SerializedFileWriter;
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("mmlu.parquet");
-        let schema =
-            "message m { required binary question (UTF8); required group options (LIST) { repeated group list {
-                      required binary element (UTF8); } } required binary answer (UTF8); }";
-        let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
-        let mut writer =
-            SerializedFileWriter::new(std::fs::File::create(&path).unwrap(), schema, Default::default()).unwrap();
-        let mut group = writer.next_row_group().unwrap();
-        type Column<'a> = (&'a [&'a str], Option<&'a [i16]>, Option<&'a [i16]>);
-        let columns: [Column<'_>; 3] = [
-            (&["Why?", "How?"], None, None),
-            (&["x", "y", "z"], Some(&[1, 1, 1]), Some(&[0, 1, 0])),
-            (&["B", "A"], None, None),
-        ];
-        for (values, definitions, repetitions) in columns {
-            let mut column = group.next_column().unwrap().unwrap();
-            let values: Vec<ByteArray> = values.iter().map(|&value| ByteArray::from(value)).collect();
-            column.typed::<ByteArrayType>().write_batch(&values, definitions, repetitions).unwrap();
-            column.close().unwrap();
-        }
-        group.close().unwrap();
-        writer.close().unwrap();
-        let all = read(&path, Some(Task::MmluPro)).unwrap();
-        assert!(all[0].text.starts_with("Why?\n\n(A) x\n(B) y\n"), "{}", all[0].text);
-        assert!(all[1].text.contains("(A) z") && all[1].answer.as_deref() == Some("A"));
-        let message = read(&path, None).unwrap_err().to_string();
-        assert!(message.contains("row 1: expected `prompt` or `messages`"), "{message}");
-
-        // Damaged anywhere: an error or other rows, and no more.
-        let good = std::fs::read(&path).unwrap();
-        for at in 0..good.len() {
-            let mut bad = good.clone();
-            bad[at] ^= 0x15;
-            std::fs::write(&path, &bad).unwrap();
-            let _ = read(&path, Some(Task::MmluPro));
-        }
-        std::fs::write(&path, &good[..good.len() / 2]).unwrap();
-        assert!(read(&path, None).unwrap_err().to_string().contains("expected a Parquet file"));
     }
 
     #[test]

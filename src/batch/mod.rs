@@ -6,6 +6,7 @@
 pub mod guard;
 pub mod input;
 pub mod output;
+mod parquet;
 pub mod report;
 pub mod tasks;
 

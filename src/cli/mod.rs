@@ -8,18 +8,26 @@ mod complete;
 mod generate;
 mod guard;
 mod info;
+#[cfg(feature = "lab")]
 mod lab;
+#[cfg(not(all(feature = "lab", feature = "server")))]
+mod missing;
 mod models;
 mod output;
 mod prompt;
 mod report;
 mod run;
 mod screen;
+#[cfg(feature = "server")]
 mod serve;
 mod summary;
 
 use crate::Error;
 use clap::Parser;
+#[cfg(not(feature = "lab"))]
+use missing::lab;
+#[cfg(not(feature = "server"))]
+use missing::serve;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 

@@ -5,6 +5,7 @@
 //! with the number of layers, and the language-model head spreads logits such that a row's entropy is some 1.5 nats
 //! (for independent normal logits of deviation `s` over `V` ids it is `ln V - s^2 / 2`, as long as that is well above 0).
 
+#[cfg(feature = "lab")]
 pub mod folder;
 
 use crate::files::config::{ModelConfig, Task};

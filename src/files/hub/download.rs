@@ -1,12 +1,6 @@
-//! Checkpoints by name: `org/name[@revision]` from the local Hugging Face cache, else downloaded into it.
-//!
-//! The cache is the one that other tools have: `models--org--name` with `refs`, `blobs` by their checksum, and `snapshots` of links to
-//! them. A snapshot that is complete is used without asking anybody. What is downloaded is a blob only once its checksum is right;
-//! until then it is `CHECKSUM.incomplete`, from which a later attempt goes on.
-//!
-//! `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean elsewhere. The token
-//! goes to the endpoint's own host and to no other.
+//! What the cache lacks, over HTTP: resumed where it broke off, redirected, and kept only with the right checksum.
 
+use super::{Downloaded, Hub, INDEX, Name, SINGLE, shards};
 use crate::{Error, Result};
 use sha1::Digest;
 use std::collections::BTreeSet;
@@ -25,67 +19,12 @@ const FILES: [&str; 6] = [
     "special_tokens_map.json",
     "chat_template.jinja",
 ];
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// Attempts to get a file, each going on where the last one ended.
 const ATTEMPTS: usize = 4;
 const REDIRECTS: usize = 8;
 /// Seconds without a byte after which an attempt has failed.
 const PATIENCE: u64 = 30;
-
-/// A model's name: `org/name`, and the revision behind an `@`, which is `main` without one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name {
-    /// `org/name`.
-    pub repository: String,
-    /// A branch, a tag or a commit.
-    pub revision: String,
-}
-
-impl Name {
-    /// Reads a name; none if it is not one.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (repository, revision) = text.split_once('@').unwrap_or((text, "main"));
-        let (org, name) = repository.split_once('/')?;
-        let plain = |part: &str| {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-            !part.is_empty() && part.chars().all(allowed) && !part.starts_with('.') && !part.contains("..")
-        };
-        let good = plain(org) && plain(name) && !revision.is_empty() && revision.split('/').all(plain);
-        good.then(|| Name { repository: repository.to_string(), revision: revision.to_string() })
-    }
-}
-
-impl std::fmt::Display for Name {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.revision.as_str() {
-            "main" => f.write_str(&self.repository),
-            revision => write!(f, "{}@{revision}", self.repository),
-        }
-    }
-}
-
-/// How far a download has come.
-#[derive(Clone, Copy, Debug)]
-pub struct Downloaded<'a> {
-    /// The file.
-    pub file: &'a str,
-    /// Bytes of it that are there.
-    pub bytes: u64,
-    /// Its size, if the server says it.
-    pub size: Option<u64>,
-}
-
-/// Where models come from.
-#[derive(Clone, Debug)]
-pub struct Hub {
-    endpoint: String,
-    cache: PathBuf,
-    token: Option<String>,
-    offline: bool,
-    agent: ureq::Agent,
-}
 
 /// What the hub says of a file.
 struct About {
@@ -94,28 +33,15 @@ struct About {
     size: Option<u64>,
 }
 
-impl Hub {
-    /// As the environment says.
-    pub fn from_env() -> Self {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let home = set("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
-            let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
-            let cache = cache.or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache")));
-            cache.unwrap_or_else(|| PathBuf::from(".cache")).join("huggingface")
-        });
-        let cache = set("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from);
-        let token = set("HF_TOKEN").or_else(|| {
-            let path = set("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
-            std::fs::read_to_string(path).ok()
-        });
-        let token = token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty());
-        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_string());
-        let yes = |value: String| ["1", "true", "yes", "on"].contains(&value.to_lowercase().as_str());
-        Self::new(&endpoint, cache, token, set("HF_HUB_OFFLINE").is_some_and(yes))
-    }
+/// One model on its way into the cache.
+pub(super) struct Download<'a> {
+    hub: &'a Hub,
+    name: &'a Name,
+    agent: ureq::Agent,
+}
 
-    /// A hub at `endpoint`, with this cache.
-    pub fn new(endpoint: &str, cache: PathBuf, token: Option<String>, offline: bool) -> Self {
+impl<'a> Download<'a> {
+    pub(super) fn new(hub: &'a Hub, name: &'a Name) -> Self {
         let patience = Some(Duration::from_secs(PATIENCE));
         let config = ureq::Agent::config_builder()
             .max_redirects(0)
@@ -127,29 +53,15 @@ impl Hub {
             .timeout_recv_response(patience)
             .timeout_per_read(patience)
             .build();
-        let endpoint = endpoint.trim_end_matches('/').to_string();
-        Hub { endpoint, cache, token, offline, agent: config.new_agent() }
+        Download { hub, name, agent: config.new_agent() }
     }
 
-    /// The directory of a model, downloaded if the cache does not have all of it. `progress` is told as bytes come.
-    ///
-    /// # Errors
-    /// There is no such model or revision, access to it needs a token, the server cannot be reached or what it sends has another
-    /// checksum, the cache cannot be written; offline, the cache does not have it.
-    pub fn fetch(&self, name: &Name, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<PathBuf> {
-        let folder = self.cache.join(format!("models--{}", name.repository.replace('/', "--")));
-        if let Some(snapshot) = cached(&folder, &name.revision) {
-            return Ok(snapshot);
-        }
-        if self.offline {
-            return Err(Error::invalid(format!(
-                "{name} is not, or not wholly, in the cache {}, and HF_HUB_OFFLINE is set",
-                self.cache.display()
-            )));
-        }
-        let (commit, files) = self.list(name)?;
+    /// Brings every file of the model and gives the folder of its snapshot.
+    pub(super) fn fetch(&self, folder: &Path, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<PathBuf> {
+        let name = self.name;
+        let (commit, files) = self.list()?;
         let snapshot = folder.join("snapshots").join(&commit);
-        let mut get = |file: &str| self.file(name, &commit, file, &folder, &snapshot, progress);
+        let mut get = |file: &str| self.file(&commit, file, folder, &snapshot, progress);
         for file in FILES.iter().filter(|file| files.contains(**file)) {
             get(file)?;
         }
@@ -174,10 +86,11 @@ impl Hub {
     }
 
     /// The commit that a revision is, and the files it has.
-    fn list(&self, name: &Name) -> Result<(String, BTreeSet<String>)> {
-        let url = format!("{}/api/models/{}/revision/{}", self.endpoint, name.repository, escaped(&name.revision));
+    fn list(&self) -> Result<(String, BTreeSet<String>)> {
+        let name = self.name;
+        let url = format!("{}/api/models/{}/revision/{}", self.hub.endpoint, name.repository, escaped(&name.revision));
         let (mut response, _) = self.follow("GET", &url, None)?;
-        self.check(name, "", &response)?;
+        self.check("", &response)?;
         let failed = |what: String| Error::invalid(format!("{name}: {url} answered with {what}"));
         let text = response.body_mut().with_config().limit(64 << 20).read_to_string();
         let text = text.map_err(|e| failed(e.to_string()))?;
@@ -194,7 +107,6 @@ impl Hub {
     /// Brings one file into the cache and links it into the snapshot.
     fn file(
         &self,
-        name: &Name,
         commit: &str,
         file: &str,
         folder: &Path,
@@ -205,11 +117,11 @@ impl Hub {
         if link.is_file() {
             return Ok(());
         }
-        let url = format!("{}/{}/resolve/{commit}/{file}", self.endpoint, name.repository);
-        let about = self.about(name, file, &url)?;
+        let url = format!("{}/{}/resolve/{commit}/{file}", self.hub.endpoint, self.name.repository);
+        let about = self.about(file, &url)?;
         let blob = folder.join("blobs").join(&about.etag);
         if !blob.is_file() {
-            self.blob(name, file, &url, &about, &blob, progress)?;
+            self.blob(file, &url, &about, &blob, progress)?;
         }
         let failed = |e| Error::io(&link, e);
         std::fs::create_dir_all(snapshot).map_err(failed)?;
@@ -220,9 +132,10 @@ impl Hub {
         }
     }
 
-    fn about(&self, name: &Name, file: &str, url: &str) -> Result<About> {
+    fn about(&self, file: &str, url: &str) -> Result<About> {
+        let name = self.name;
         let (response, hub) = self.follow("HEAD", url, None)?;
-        self.check(name, file, &response)?;
+        self.check(file, &response)?;
         let of = |names: [&str; 2]| names.iter().find_map(|name| hub.get(*name)).and_then(|value| value.to_str().ok());
         let etag = of(["x-linked-etag", "etag"]).unwrap_or_default();
         let etag = etag.trim_start_matches("W/").trim_matches('"').to_string();
@@ -236,13 +149,13 @@ impl Hub {
 
     fn blob(
         &self,
-        name: &Name,
         file: &str,
         url: &str,
         about: &About,
         blob: &Path,
         progress: &mut dyn FnMut(Downloaded<'_>),
     ) -> Result<()> {
+        let name = self.name;
         let part = blob.with_added_extension("incomplete");
         let failed = |e| Error::io(&part, e);
         if let Some(parent) = blob.parent() {
@@ -260,7 +173,7 @@ impl Hub {
             if attempt > 0 {
                 std::thread::sleep(Duration::from_millis(200 << attempt));
             }
-            match self.attempt(name, file, url, about, &mut out, &part, progress) {
+            match self.attempt(file, url, about, &mut out, &part, progress) {
                 Ok(()) => {
                     last = None;
                     break;
@@ -282,10 +195,8 @@ impl Hub {
     }
 
     /// Gets what is missing of a file.
-    #[expect(clippy::too_many_arguments, reason = "one call, of what the caller holds")]
     fn attempt(
         &self,
-        name: &Name,
         file: &str,
         url: &str,
         about: &About,
@@ -293,6 +204,7 @@ impl Hub {
         part: &Path,
         progress: &mut dyn FnMut(Downloaded<'_>),
     ) -> std::result::Result<(), Failed> {
+        let name = self.name;
         let local = |e| Failed::Finally(Error::io(part, e));
         let mut bytes = out.seek(SeekFrom::End(0)).map_err(local)?;
         if about.size.is_some_and(|size| bytes > size) {
@@ -309,7 +221,7 @@ impl Hub {
                 response.status()
             ))));
         }
-        self.check(name, file, &response).map_err(Failed::Finally)?;
+        self.check(file, &response).map_err(Failed::Finally)?;
         if bytes > 0 && response.status() != 206 {
             // The whole file again.
             out.set_len(0).and_then(|()| out.seek(SeekFrom::Start(0))).map_err(local)?;
@@ -341,13 +253,14 @@ impl Hub {
     fn follow(&self, method: &str, url: &str, from: Option<u64>) -> Result<(Response<ureq::Body>, header::HeaderMap)> {
         let failed = |url: &str, what: &str| Error::invalid(format!("{url}: {what}"));
         let host = |uri: &Uri| (uri.scheme_str().map(str::to_string), uri.authority().map(ToString::to_string));
-        let home: Uri = self.endpoint.parse().map_err(|_| failed(&self.endpoint, "HF_ENDPOINT is not an address"))?;
+        let home: Uri =
+            self.hub.endpoint.parse().map_err(|_| failed(&self.hub.endpoint, "HF_ENDPOINT is not an address"))?;
         let mut uri: Uri = url.parse().map_err(|_| failed(url, "is not an address"))?;
         let mut told = header::HeaderMap::new();
         for _ in 0..REDIRECTS {
             let mut request = ureq::http::Request::builder().method(method).uri(&uri);
             let at_home = host(&uri) == host(&home);
-            if let Some(token) = self.token.as_ref().filter(|_| at_home) {
+            if let Some(token) = self.hub.token.as_ref().filter(|_| at_home) {
                 request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
             }
             if let Some(from) = from {
@@ -393,21 +306,22 @@ impl Hub {
         Err(failed(url, &format!("is redirected more than {REDIRECTS} times")))
     }
 
-    fn check(&self, name: &Name, file: &str, response: &Response<ureq::Body>) -> Result<()> {
+    fn check(&self, file: &str, response: &Response<ureq::Body>) -> Result<()> {
         let status = response.status();
         if status.is_success() {
             return Ok(());
         }
+        let name = self.name;
         let what = if file.is_empty() { name.to_string() } else { format!("{name}: {file}") };
-        let token = if self.token.is_some() {
+        let token = if self.hub.token.is_some() {
             "the token that is set does not open it"
         } else {
             "it may need a token: set HF_TOKEN"
         };
         Err(Error::invalid(match status.as_u16() {
             401 | 403 => format!("{what}: access is refused ({status}); {token}, and accept its terms on its page"),
-            404 => format!("{what}: {} has no such model, revision or file", self.endpoint),
-            _ => format!("{what}: {} answered {status}", self.endpoint),
+            404 => format!("{what}: {} has no such model, revision or file", self.hub.endpoint),
+            _ => format!("{what}: {} answered {status}", self.hub.endpoint),
         }))
     }
 }
@@ -415,29 +329,6 @@ impl Hub {
 enum Failed {
     ForNow(Error),
     Finally(Error),
-}
-
-/// A snapshot of the cache that has everything.
-fn cached(folder: &Path, revision: &str) -> Option<PathBuf> {
-    let snapshots = folder.join("snapshots");
-    let commit = std::fs::read_to_string(folder.join("refs").join(revision)).map(|commit| commit.trim().to_string());
-    let snapshot = snapshots.join(commit.unwrap_or_else(|_| revision.to_string()));
-    let there = |file: &str| snapshot.join(file).is_file();
-    if !there("config.json") || !there("tokenizer.json") {
-        return None;
-    }
-    let whole = there(SINGLE) || shards(&snapshot.join(INDEX)).is_some_and(|all| all.iter().all(|shard| there(shard)));
-    whole.then_some(snapshot)
-}
-
-/// Shards that an index names; none if it cannot be read or names something else than plain files.
-fn shards(index: &Path) -> Option<BTreeSet<String>> {
-    let value: serde_json::Value = serde_json::from_slice(&std::fs::read(index).ok()?).ok()?;
-    let names = value.get("weight_map")?.as_object()?.values().map(|name| name.as_str().map(str::to_string));
-    let names = names.collect::<Option<BTreeSet<String>>>()?;
-    let plain =
-        |name: &String| !name.contains(['/', '\\', '\0']) && name.ends_with(".safetensors") && !name.starts_with('.');
-    (!names.is_empty() && names.iter().all(plain)).then_some(names)
 }
 
 /// Whether a file has the checksum that it is named after: SHA-256 of large files, git's SHA-1 of small ones. What is named otherwise
@@ -485,18 +376,6 @@ fn escaped(revision: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names() {
-        let name = |text| Name::parse(text).map(|name| (name.repository, name.revision));
-        let of = |repository: &str, revision: &str| Some((repository.to_string(), revision.to_string()));
-        assert_eq!(name("meta-llama/Llama-3.1-8B"), of("meta-llama/Llama-3.1-8B", "main"));
-        assert_eq!(name("a/b@refs/pr/3"), of("a/b", "refs/pr/3"));
-        for bad in ["a", "a/b/c", "a/b@", "../b", "a/..", "/a/b", "./a", "a b/c", "a/b@../x", "a/b@x//y"] {
-            assert_eq!(name(bad), None, "{bad}");
-        }
-        assert_eq!(Name::parse("a/b@v1").map(|name| name.to_string()), Some("a/b@v1".to_string()));
-    }
 
     #[test]
     fn checksums_of_both_kinds() {
