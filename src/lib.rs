@@ -42,6 +42,7 @@ pub mod scoring;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod task;
+pub mod text;
 pub mod trace;
 
 pub use error::{Error, Result};

@@ -11,9 +11,9 @@ use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// One prompt.
+/// What a line of the input asks.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Prompt {
+pub struct PromptRecord {
     /// What is asked, in words: the last user message of a conversation.
     pub text: String,
     /// The conversation, if it is more than that message.
@@ -24,11 +24,11 @@ pub struct Prompt {
     pub metadata: Value,
 }
 
-impl Prompt {
+impl PromptRecord {
     /// A single message.
     pub fn of_text(text: String) -> Self {
         let messages = vec![Message { role: "user".to_string(), content: text.clone() }];
-        Prompt { text, messages, answer: None, metadata: Value::Null }
+        PromptRecord { text, messages, answer: None, metadata: Value::Null }
     }
 }
 
@@ -36,7 +36,7 @@ impl Prompt {
 ///
 /// # Errors
 /// The file cannot be read; a line is not JSON, or none of the forms. The message names the file and the line.
-pub fn read(path: &Path, task: Option<Task>) -> Result<Vec<Prompt>> {
+pub fn read(path: &Path, task: Option<Task>) -> Result<Vec<PromptRecord>> {
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
         let prompts = parquet::rows(file).and_then(|rows| prompts(rows.into_iter().map(Ok), "row", task));
@@ -49,7 +49,7 @@ pub fn read(path: &Path, task: Option<Task>) -> Result<Vec<Prompt>> {
 ///
 /// # Errors
 /// A line is not JSON, or none of the forms; there is no prompt at all.
-pub fn parse(text: &str, task: Option<Task>) -> std::result::Result<Vec<Prompt>, String> {
+pub fn parse(text: &str, task: Option<Task>) -> std::result::Result<Vec<PromptRecord>, String> {
     let value = |line| match str::trim(line) {
         "" => Ok(Value::Null),
         line => serde_json::from_str(line).map_err(|e| format!("expected JSON: {e}")),
@@ -62,7 +62,7 @@ fn prompts(
     values: impl Iterator<Item = std::result::Result<Value, String>>,
     unit: &str,
     task: Option<Task>,
-) -> std::result::Result<Vec<Prompt>, String> {
+) -> std::result::Result<Vec<PromptRecord>, String> {
     let mut all = Vec::new();
     for (number, value) in values.enumerate() {
         let named = |what: String| format!("{unit} {}: {what}", number + 1);
@@ -86,13 +86,13 @@ fn prompts(
     Ok(all)
 }
 
-fn prompt(value: Value) -> std::result::Result<Prompt, String> {
+fn prompt(value: Value) -> std::result::Result<PromptRecord, String> {
     match value {
-        Value::String(text) => Ok(Prompt::of_text(text)),
+        Value::String(text) => Ok(PromptRecord::of_text(text)),
         Value::Array(list) => conversation(&list),
         Value::Object(mut row) => {
             let mut prompt = match (row.get("prompt"), row.get("messages")) {
-                (Some(Value::String(text)), _) => Prompt::of_text(text.clone()),
+                (Some(Value::String(text)), _) => PromptRecord::of_text(text.clone()),
                 (Some(Value::Array(list)), _) | (None, Some(Value::Array(list))) => conversation(list)?,
                 (Some(other), _) => return Err(wrong("prompt", "a string or an array of messages", other)),
                 (None, Some(other)) => return Err(wrong("messages", "an array", other)),
@@ -125,7 +125,7 @@ pub(super) fn string<'a>(row: &'a Value, name: &str) -> std::result::Result<&'a 
     }
 }
 
-fn conversation(list: &[Value]) -> std::result::Result<Prompt, String> {
+fn conversation(list: &[Value]) -> std::result::Result<PromptRecord, String> {
     let mut messages = Vec::with_capacity(list.len());
     for (index, message) in list.iter().enumerate() {
         let at = |what: String| format!("message {index}: {what}");
@@ -141,7 +141,7 @@ fn conversation(list: &[Value]) -> std::result::Result<Prompt, String> {
         Some(last) => return Err(format!("the last message is the {}'s, expected a user's", last.role)),
         None => return Err("no messages".to_string()),
     };
-    Ok(Prompt { text, messages, answer: None, metadata: Value::Null })
+    Ok(PromptRecord { text, messages, answer: None, metadata: Value::Null })
 }
 
 fn wrong(name: &str, expected: &str, found: &Value) -> String {

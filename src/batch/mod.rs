@@ -15,12 +15,13 @@ use crate::engine::{Engine, intervention};
 use crate::files::tokenizer::Tokenizer;
 use crate::method::Options;
 use crate::rng::Uniforms;
+use crate::text::{Prompt, TextRules, text_of};
 use crate::trace::finish_reason_name;
 use crate::{Error, Result};
-use input::Prompt;
+use input::PromptRecord;
 use output::{Record, Row, RowSegment, Rows, Tried};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tasks::Task;
 
@@ -29,12 +30,10 @@ use tasks::Task;
 pub struct Job {
     /// Number of the prompt in its file.
     pub index: usize,
-    /// What the row says of it.
+    /// What the input says of it.
+    pub record: PromptRecord,
+    /// The prompt.
     pub prompt: Prompt,
-    /// The ids.
-    pub ids: Vec<u32>,
-    /// Start of the answer that `ids` end with.
-    pub prefill: String,
     /// Parameters.
     pub options: Options,
     /// Seed of the uniform numbers.
@@ -47,7 +46,7 @@ pub struct Job {
 /// As [`each`].
 pub fn run(
     engine: &Engine,
-    tokenizer: &Tokenizer,
+    tokenizer: &Arc<Tokenizer>,
     task: Option<Task>,
     jobs: &[Job],
     concurrency: usize,
@@ -96,9 +95,9 @@ pub fn each<T: Sync, R: Record>(
     error.map_or(Ok(()), Err)
 }
 
-fn answer(engine: &Engine, tokenizer: &Tokenizer, task: Option<Task>, job: &Job) -> Result<Row> {
+fn answer(engine: &Engine, tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: &Job) -> Result<Row> {
     let started = Instant::now();
-    let (ids, options, seed) = (job.ids.clone(), job.options.clone(), job.seed);
+    let (ids, options, seed) = (job.prompt.ids.clone(), job.options.clone(), job.seed);
     let ticket = engine.submit(Box::new(move |backend| {
         Ok(Box::new(intervention(backend, &ids, &options, Uniforms::Seeded(seed))?))
     }))?;
@@ -113,20 +112,20 @@ fn answer(engine: &Engine, tokenizer: &Tokenizer, task: Option<Task>, job: &Job)
 }
 
 /// What a row says of a response.
-fn row(tokenizer: &Tokenizer, task: Option<Task>, job: &Job, response: &Response, elapsed: f64) -> Result<Row> {
+fn row(tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: &Job, response: &Response, elapsed: f64) -> Result<Row> {
     let full_text = tokenizer.decode(&response.final_ids)?;
-    let finish = job.options.finish_id;
-    let new: Vec<u32> = response.final_ids[response.prompt_len..].iter().copied().filter(|&id| id != finish).collect();
-    let text = format!("{}{}", job.prefill, tokenizer.decode(&new)?);
+    // The text begins with the header where the policy wrote one: files of rows have always had it.
+    let (rules, new) = (TextRules::ending_at(job.options.finish_id), &response.final_ids[response.prompt_len..]);
+    let text = job.prompt.prefill.clone() + &text_of(tokenizer, &rules, &[], &[], new)?;
     let prediction = task.and_then(|task| task.prediction(&text));
     let correct =
-        task.filter(|task| task.has_answers()).map(|_| prediction.is_some() && prediction == job.prompt.answer);
+        task.filter(|task| task.has_answers()).map(|_| prediction.is_some() && prediction == job.record.answer);
     let segments = response.segments.iter().map(|segment| segments(tokenizer, segment)).collect::<Result<Vec<_>>>()?;
     Ok(Row {
         index: job.index,
-        prompt: job.prompt.text.clone(),
-        answer: job.prompt.answer.clone(),
-        metadata: job.prompt.metadata.clone(),
+        prompt: job.record.text.clone(),
+        answer: job.record.answer.clone(),
+        metadata: job.record.metadata.clone(),
         full_text,
         response: text,
         reward: response.final_reward,

@@ -3,7 +3,7 @@
 //! Budgets, thresholds and refinement counts are those of the official presets. Wording of multiple-choice prompts and the
 //! reading of answers are ours: the question, its options by letter, and a request to end with "The answer is (X)".
 
-use super::input::{Prompt, answer, kind, string};
+use super::input::{PromptRecord, answer, kind, string};
 use crate::files::chat::Message;
 use serde_json::Value;
 
@@ -72,9 +72,9 @@ impl Task {
     ///
     /// # Errors
     /// A field is missing or of another type; the message names it.
-    pub fn prompt(self, row: &Value) -> Result<Prompt, String> {
+    pub fn prompt(self, row: &Value) -> Result<PromptRecord, String> {
         if let (Task::HexPhi | Task::Xstest | Task::HhRlhf, Value::String(text)) = (self, row) {
-            return Ok(Prompt::of_text(text.clone()));
+            return Ok(PromptRecord::of_text(text.clone()));
         }
         if !row.is_object() {
             return Err(format!("expected an object, found {}", kind(row)));
@@ -87,14 +87,17 @@ impl Task {
             Task::HexPhi => {
                 let name = ["prompt", "instruction", "goal"].into_iter().find(|name| row.get(name).is_some());
                 let text = string(row, name.unwrap_or("prompt"))?.to_string();
-                Ok(Prompt { metadata: metadata(&["category"]), ..Prompt::of_text(text) })
+                Ok(PromptRecord { metadata: metadata(&["category"]), ..PromptRecord::of_text(text) })
             }
             Task::Xstest => {
                 let text = string(row, "prompt")?.to_string();
-                Ok(Prompt { metadata: metadata(&["id", "type", "label", "focus", "note"]), ..Prompt::of_text(text) })
+                Ok(PromptRecord {
+                    metadata: metadata(&["id", "type", "label", "focus", "note"]),
+                    ..PromptRecord::of_text(text)
+                })
             }
             Task::HhRlhf => match row.get("prompt") {
-                Some(_) => Ok(Prompt::of_text(string(row, "prompt")?.to_string())),
+                Some(_) => Ok(PromptRecord::of_text(string(row, "prompt")?.to_string())),
                 None => dialogue(string(row, "chosen")?),
             },
             Task::ArcChallenge => {
@@ -105,7 +108,7 @@ impl Task {
                 }
                 let text = choice(string(row, "question")?, labels.iter().copied().zip(texts));
                 let answer = string(row, "answerKey")?.to_string();
-                Ok(Prompt { answer: Some(answer), metadata: metadata(&["id"]), ..Prompt::of_text(text) })
+                Ok(PromptRecord { answer: Some(answer), metadata: metadata(&["id"]), ..PromptRecord::of_text(text) })
             }
             Task::MmluPro => {
                 let options = strings(row, "options")?;
@@ -117,7 +120,7 @@ impl Task {
                 let answer = answer(row.as_object().ok_or("expected an object")?)?;
                 let answer = answer.ok_or("expected `answer`, found none")?;
                 let metadata = metadata(&["question_id", "category", "src"]);
-                Ok(Prompt { answer: Some(answer), metadata, ..Prompt::of_text(text) })
+                Ok(PromptRecord { answer: Some(answer), metadata, ..PromptRecord::of_text(text) })
             }
         }
     }
@@ -176,7 +179,7 @@ fn strings<'a>(row: &'a Value, name: &str) -> Result<Vec<&'a str>, String> {
 }
 
 /// `\n\nHuman: ...\n\nAssistant: ...`, of which the last answer is what is asked for.
-fn dialogue(text: &str) -> Result<Prompt, String> {
+fn dialogue(text: &str) -> Result<PromptRecord, String> {
     let mut messages: Vec<Message> = Vec::new();
     let mut rest = text.trim_start();
     const SPEAKERS: [(&str, &str); 2] = [("Human:", "user"), ("Assistant:", "assistant")];
@@ -193,7 +196,7 @@ fn dialogue(text: &str) -> Result<Prompt, String> {
         messages.pop();
     }
     let text = messages.last().map(|last| last.content.clone()).ok_or("`chosen`: no turn of a human")?;
-    Ok(Prompt { text, messages, answer: None, metadata: Value::Null })
+    Ok(PromptRecord { text, messages, answer: None, metadata: Value::Null })
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@ use super::models::{DeviceArgs, PairArgs, switch};
 use crate::engine::Width;
 use crate::method::entropy::SIGNALS;
 use crate::method::{Options, Selection};
+use crate::text::PromptLayout;
 use clap::ValueEnum;
-use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use std::path::PathBuf;
 
 /// Answer a prompt, steering with the reward model
@@ -134,9 +135,9 @@ pub(super) struct TextArgs {
     /// chat: the template with its generation prompt, as chat servers do. official: without it, as the official code does;
     /// the policy writes the assistant header itself, which counts against the budget and is not printed, and nothing is
     /// forced before the header's length. With --prefill both are the same.
-    #[arg(long, value_name = "LAYOUT", env = "GGRO_PROMPT_LAYOUT", hide_env = true, value_enum,
-          default_value_t = Layout::Chat)]
-    pub prompt_layout: Layout,
+    #[arg(long, value_name = "LAYOUT", env = "GGRO_PROMPT_LAYOUT", hide_env = true, default_value = "chat",
+          value_parser = layout())]
+    pub prompt_layout: PromptLayout,
 
     /// A JSON request in place of a prompt: `prompt_ids`, `options` and, optionally, `uniforms_used`
     ///
@@ -248,13 +249,6 @@ pub(super) struct OutputArgs {
     pub color: Color,
 }
 
-/// See [`TextArgs::prompt_layout`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Layout {
-    Chat,
-    Official,
-}
-
 /// See [`MethodArgs::method`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Method {
@@ -292,6 +286,11 @@ pub(super) enum Color {
     Auto,
     Always,
     Never,
+}
+
+/// Reads `--prompt-layout`.
+pub(super) fn layout() -> impl TypedValueParser<Value = PromptLayout> {
+    PossibleValuesParser::new(PromptLayout::ALL.map(PromptLayout::name)).try_map(|name| name.parse::<PromptLayout>())
 }
 
 fn finite(text: &str) -> Result<f64, String> {

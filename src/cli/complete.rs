@@ -1,14 +1,14 @@
 //! `ggro generate --method sample` and `--method bon`: sampled completions, and the best of several by the reward model.
 
 use super::args::{Generate, Method, SamplingArgs};
-use super::prompt::Prompt;
 use super::say;
-use super::screen::Progress;
+use super::terminal::Progress;
 use crate::engine::{Settings, complete};
 use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::runtime::Opened;
-use crate::sampling::{Completion, Plan, Reason, Sampling, Stop, StopStrings, Watch};
+use crate::sampling::{Plan, Reason, Sampling, Stop, StopStrings};
+use crate::text::{Prompt, TextRules, text_of};
 use crate::trace::TraceWork;
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -68,8 +68,12 @@ pub(super) fn run(
     options: &Options,
 ) -> anyhow::Result<ExitCode> {
     let best = args.method.method == Method::Bon;
-    let stops = StopStrings::new(&args.sampling.stop)?;
-    let plan = plan(args, pair, options, best, stops.clone());
+    let rules = Arc::new(TextRules {
+        stops: StopStrings::new(&args.sampling.stop)?,
+        stop_ids: options.stop_ids.clone(),
+        ..TextRules::default()
+    });
+    let plan = plan(args, pair, options, best, &rules);
     let settings = Settings::alone(args.engine.speculation);
     let mut progress = Progress::new();
     let started = Instant::now();
@@ -77,7 +81,9 @@ pub(super) fn run(
     progress.clear();
     let (completions, _) = completed?;
     let elapsed = started.elapsed().as_secs_f64();
-    let texts = completions.all.iter().map(|one| text(pair, prompt, options, one, &stops));
+    // A completion is decoded by itself: its first token is the text's first.
+    let text = |ids: &[u32]| text_of(&pair.tokenizer, &rules, &[], &[], ids);
+    let texts = completions.all.iter().map(|one| Ok(prompt.prefill.clone() + &text(&one.ids)?));
     let texts = texts.collect::<Result<Vec<String>>>()?;
     let tokens: usize = completions.all.iter().map(|one| one.ids.len()).sum();
     let work = completions.work;
@@ -144,17 +150,10 @@ fn sampling(args: &Generate) -> Sampling {
     }
 }
 
-fn plan(args: &Generate, pair: &Pair, options: &Options, best: bool, stops: StopStrings) -> Plan {
-    let stop: Option<Stop> = (!args.sampling.stop.is_empty()).then(|| {
-        let tokenizer = pair.tokenizer.clone();
-        let stop: Stop = Arc::new(move || -> Watch {
-            let (tokenizer, stops, mut ids) = (tokenizer.clone(), stops.clone(), Vec::new());
-            Box::new(move |id| {
-                ids.push(id);
-                tokenizer.decode(&ids).is_ok_and(|text| stops.find(&text, 0).is_some())
-            })
-        });
-        stop
+fn plan(args: &Generate, pair: &Pair, options: &Options, best: bool, rules: &Arc<TextRules>) -> Plan {
+    let stop = (!args.sampling.stop.is_empty()).then(|| {
+        let (tokenizer, rules) = (pair.tokenizer.clone(), rules.clone());
+        Arc::new(move || rules.watch(&tokenizer)) as Stop
     });
     Plan {
         sampling: sampling(args),
@@ -166,19 +165,6 @@ fn plan(args: &Generate, pair: &Pair, options: &Options, best: bool, stops: Stop
         tell: false,
         prompt_logprobs: false,
     }
-}
-
-/// A completion's text: without the id or the string that ended it.
-fn text(pair: &Pair, prompt: &Prompt, options: &Options, one: &Completion, stops: &StopStrings) -> Result<String> {
-    let ids = match one.ids.split_last() {
-        Some((last, rest)) if options.stop_ids.contains(last) => rest,
-        _ => &one.ids[..],
-    };
-    let mut text = pair.tokenizer.decode(ids)?;
-    if let Some((begin, _)) = stops.find(&text, 0) {
-        text.truncate(begin);
-    }
-    Ok(prompt.prefill.clone() + &text)
 }
 
 fn reason(reason: Reason) -> &'static str {

@@ -1,20 +1,20 @@
 //! `ggro generate`.
 
-use super::args::{Generate, Layout as PromptLayout, Method};
+use super::args::{Generate, Method};
 use super::complete;
 use super::output::Output;
-use super::prompt::{Prompt, message};
+use super::prompt::{message, of_message, of_request};
 use super::say;
-use super::screen::{Layout, Progress, Screen, coloured};
 use super::summary::Answer;
+use super::terminal::{Progress, TerminalWriter, View, coloured};
 use crate::engine::{Settings, decode, decode_with};
 use crate::files::demo;
 use crate::files::pair::Pair;
-use crate::files::tokenizer::TextStream;
 use crate::method::Options;
 use crate::method::entropy::{signal, threshold_of};
 use crate::model::{Backend, Work};
 use crate::rng::Uniforms;
+use crate::text::{Prompt, PromptLayout, TextRules, TextWriter, text_of};
 use crate::trace::{Request, Trace};
 use crate::{Error, Result};
 use std::io::Write;
@@ -54,8 +54,8 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     };
     let pair = args.pair.load()?;
     let prompt = match (&request, message) {
-        (Some(request), _) => Prompt::of_request(request)?,
-        (None, message) => Prompt::of_message(&pair, &args.text, message.unwrap_or_default())?,
+        (Some(request), _) => of_request(request)?,
+        (None, message) => of_message(&pair, &args.text, message.unwrap_or_default())?,
     };
     let context = args.pair.context(&pair);
     let options = options(args, &pair, &prompt, request.as_ref(), context)?;
@@ -71,42 +71,42 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     }
 
     let painted = coloured(args.output.color) && !args.output.json;
-    let layout = Layout {
-        header: &prompt.header,
+    let view = View {
         prefill: &prompt.prefill,
-        finish_id: options.finish_id,
         threshold: options.entropy_threshold,
         printed: !args.output.json,
         painted,
         persistent: trace.is_some(),
     };
-    let mut screen = Screen::new(TextStream::new(&*pair.tokenizer, &prompt.ids), &layout);
+    let rules = TextRules::ending_at(options.finish_id);
+    let writer = TextWriter::new(pair.tokenizer.clone(), rules, &prompt.ids, &prompt.header);
+    let mut terminal = TerminalWriter::new(writer, &view);
     let started = Instant::now();
     let settings = Settings { run_ahead: !args.engine.no_run_ahead, ..Settings::alone(args.engine.speculation) };
-    let decoded = decode_with(opened.backend(), &settings, &prompt.ids, &options, uniforms, &mut screen);
+    let decoded = decode_with(opened.backend(), &settings, &prompt.ids, &options, uniforms, &mut terminal);
     let elapsed = started.elapsed();
     let (response, account) = match decoded {
         Ok(decoded) => decoded,
         Err(error) => {
-            screen.abandon();
-            return match screen.closed.take() {
+            terminal.abandon();
+            return match terminal.closed.take() {
                 Some(closed) => Err(closed.into()),
                 None => Err(error.into()),
             };
         }
     };
-    screen.finish()?;
+    terminal.finish()?;
     let speculative = account.speculative();
-    let answer = Answer { response, text: std::mem::take(&mut screen.text), elapsed, speculative };
+    let answer = Answer { response, text: std::mem::take(&mut terminal.text), elapsed, speculative };
     if let Some(trace) = trace {
-        let text = prompt.user_text.as_deref();
+        let text = prompt.text.as_deref();
         let tokenizer = Some(&*pair.tokenizer);
         let record = Trace::from_response("generate", text, &options, &answer.response, tokenizer)?;
         let mut bytes = serde_json::to_vec(&record)?;
         bytes.push(b'\n');
         trace.write(&bytes)?;
     }
-    if let Some(closed) = screen.closed.take() {
+    if let Some(closed) = terminal.closed.take() {
         return Err(closed.into());
     }
     let compared = args.method.method == Method::Ggro && !args.method.no_baseline;
@@ -204,20 +204,7 @@ fn greedy(backend: &mut dyn Backend, pair: &Pair, prompt: &Prompt, options: &Opt
     progress.clear();
     let response = response?;
     let elapsed = started.elapsed();
-    let mut stream = TextStream::new(&*pair.tokenizer, &prompt.ids);
-    let mut text = prompt.prefill.clone();
-    let mut header = prompt.header.iter();
-    let mut in_header = true;
-    for &id in &response.final_ids[response.prompt_len..] {
-        if id == options.finish_id {
-            continue;
-        }
-        let piece = stream.push(id)?;
-        in_header = in_header && header.next() == Some(&id);
-        if !in_header {
-            text += &piece;
-        }
-    }
-    text += &stream.finish()?;
+    let (rules, new) = (TextRules::ending_at(options.finish_id), &response.final_ids[response.prompt_len..]);
+    let text = prompt.prefill.clone() + &text_of(&pair.tokenizer, &rules, &prompt.ids, &prompt.header, new)?;
     Ok(Answer { response, text, elapsed, speculative: Work::default() })
 }

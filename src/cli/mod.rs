@@ -1,7 +1,7 @@
 //! The command line: parses, calls the library, prints. What it decides by itself is presentation.
 //!
 //! One file per command, and one each for what they share: which models and device (`models`), how a prompt becomes ids
-//! (`prompt`), text on its way to the terminal (`screen`), and files that appear whole or not at all (`output`).
+//! (`prompt`), text on its way to the terminal (`terminal`), and files that appear whole or not at all (`output`).
 
 mod args;
 mod complete;
@@ -17,10 +17,10 @@ mod output;
 mod prompt;
 mod report;
 mod run;
-mod screen;
 #[cfg(feature = "server")]
 mod serve;
 mod summary;
+mod terminal;
 
 use crate::Error;
 use clap::Parser;

@@ -1,26 +1,14 @@
 //! From the user's words to prompt ids.
 
-use super::args::{Layout, TextArgs};
+use super::args::TextArgs;
 use crate::files::chat::Message;
 use crate::files::checkpoint::read_whole_text;
 use crate::files::pair::Pair;
+use crate::text::{LayoutError, Next, Prompt, Wants};
 use crate::trace::Request;
 use crate::{Error, Result};
 use std::io::IsTerminal;
 use std::path::Path;
-
-/// A prompt ready to be decoded.
-#[derive(Debug, Default)]
-pub(super) struct Prompt {
-    /// The ids.
-    pub ids: Vec<u32>,
-    /// The user's message, for the trace.
-    pub user_text: Option<String>,
-    /// Start of the answer, part of `ids`, to be printed with the rest.
-    pub prefill: String,
-    /// Ids of the assistant header where the policy writes it itself; its length is the first segment's slot offset.
-    pub header: Vec<u32>,
-}
 
 /// The user's message: the argument, or standard input without its last line break.
 pub(super) fn message(argument: Option<&str>) -> Result<String> {
@@ -45,57 +33,27 @@ pub(super) fn message(argument: Option<&str>) -> Result<String> {
     Ok(text)
 }
 
-impl Prompt {
-    /// Lays a message out as the pair's template says; a model without one gets the bare text.
-    pub(super) fn of_message(pair: &Pair, args: &TextArgs, message: String) -> Result<Self> {
-        Self::of_messages(pair, args, &[Message { role: "user".to_string(), content: message }])
-    }
+/// A message laid out as the flags say.
+pub(super) fn of_message(pair: &Pair, args: &TextArgs, content: String) -> Result<Prompt> {
+    let next = Next::Answer { layout: args.prompt_layout, prefill: args.prefill.as_deref().unwrap_or_default() };
+    let message = Message { role: "user".to_string(), content };
+    Prompt::of_messages(pair, args.system.as_deref(), &[message], next).map_err(with_flags)
+}
 
-    /// The same for a conversation, whose last message is the user's.
-    pub(super) fn of_messages(pair: &Pair, args: &TextArgs, said: &[Message]) -> Result<Self> {
-        let prefill = args.prefill.clone().unwrap_or_default();
-        let message = said.last().map(|message| message.content.clone()).unwrap_or_default();
-        let Some(template) = &pair.chat else {
-            if said.len() > 1 {
-                return Err(Error::invalid("a conversation of several messages: the policy has no chat template"));
-            }
-            if args.system.is_some() {
-                return Err(Error::invalid("--system: the policy has no chat template"));
-            }
-            if args.prompt_layout == Layout::Official {
-                return Err(Error::invalid("--prompt-layout official: the policy has no chat template"));
-            }
-            let ids = pair.tokenizer.encode(&format!("{message}{prefill}"))?;
-            return Ok(Prompt { ids, user_text: Some(message), prefill, header: Vec::new() });
-        };
-        let system = |content: &String| Message { role: "system".to_string(), content: content.clone() };
-        let mut messages: Vec<Message> = args.system.iter().map(system).collect();
-        messages.extend_from_slice(said);
-        let opened = template.render(&messages, true)?;
-        let (ids, header) = if args.prompt_layout == Layout::Official && prefill.is_empty() {
-            let ids = pair.tokenizer.encode(&template.render(&messages, false)?)?;
-            // The official code's measure: what the generation prompt adds, in ids.
-            let opened = pair.tokenizer.encode(&opened)?;
-            let Some(header) = opened.strip_prefix(&ids[..]) else {
-                return Err(Error::invalid(
-                    "--prompt-layout official: this template's generation prompt changes the prompt before it, so the \
-                     assistant header has no ids of its own; use --prompt-layout chat",
-                ));
-            };
-            let header = header.to_vec();
-            (ids, header)
-        } else {
-            (pair.tokenizer.encode(&format!("{opened}{prefill}"))?, Vec::new())
-        };
-        Ok(Prompt { ids, user_text: Some(message), prefill, header })
+/// The error of a prompt, with the flag that it is about.
+pub(super) fn with_flags(error: LayoutError) -> Error {
+    match error {
+        LayoutError::NoTemplate(Wants::System) => Error::invalid(format!("--system: {error}")),
+        LayoutError::NoTemplate(Wants::Official) => Error::invalid(format!("--prompt-layout official: {error}")),
+        LayoutError::NoHeader => Error::invalid(format!("--prompt-layout official: {error}; use --prompt-layout chat")),
+        error => error.into(),
     }
+}
 
-    /// The prompt of a request, already laid out.
-    pub(super) fn of_request(request: &Request) -> Result<Self> {
-        if request.prompt_ids.is_empty() {
-            return Err(Error::invalid("--request: `prompt_ids` is empty"));
-        }
-        let user_text = request.user_text.clone();
-        Ok(Prompt { ids: request.prompt_ids.clone(), user_text, ..Prompt::default() })
+/// The prompt of a request, already laid out.
+pub(super) fn of_request(request: &Request) -> Result<Prompt> {
+    if request.prompt_ids.is_empty() {
+        return Err(Error::invalid("--request: `prompt_ids` is empty"));
     }
+    Ok(Prompt { text: request.user_text.clone(), ..Prompt::of_ids(request.prompt_ids.clone()) })
 }

@@ -1,11 +1,11 @@
 //! `ggro run`.
 
-use super::args::{EngineArgs, Layout, Method, MethodArgs, NudgeSelection, TextArgs};
+use super::args::{EngineArgs, Method, MethodArgs, NudgeSelection, layout};
 use super::generate::default_threshold;
 use super::models::{DeviceArgs, PairArgs};
-use super::prompt::Prompt as Laid;
+use super::prompt::with_flags;
 use super::say;
-use crate::batch::input::{self, Prompt};
+use crate::batch::input::{self, PromptRecord};
 use crate::batch::output::{Row, Rows};
 use crate::batch::tasks::{Preset, Task};
 use crate::batch::{Job, run as answer_all};
@@ -15,6 +15,7 @@ use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::method::entropy::signal;
 use crate::runtime::Device;
+use crate::text::{Next, Prompt, PromptLayout};
 use crate::{Error, Result};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -68,9 +69,9 @@ pub(super) struct Args {
     system: Option<String>,
 
     /// How prompts are laid out; see `ggro generate --help`
-    #[arg(long, value_name = "LAYOUT", env = "GGRO_PROMPT_LAYOUT", hide_env = true, value_enum,
-          default_value_t = Layout::Chat)]
-    prompt_layout: Layout,
+    #[arg(long, value_name = "LAYOUT", env = "GGRO_PROMPT_LAYOUT", hide_env = true, default_value = "chat",
+          value_parser = layout())]
+    prompt_layout: PromptLayout,
 
     #[command(flatten)]
     pair: PairArgs,
@@ -91,12 +92,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Err(Error::invalid(message).into());
     }
     let task = Task::ALL.into_iter().find(|task| args.task.as_deref() == Some(task.name()));
-    let prompts = input::read(&args.input, task)?;
+    let records = input::read(&args.input, task)?;
     let pair = args.pair.load()?;
     let mut device = args.device.find()?;
-    let jobs = jobs(args, task, &pair, &prompts)?;
+    let jobs = jobs(args, task, &pair, &records)?;
     let config = config(args, task, &pair, &device);
-    let texts: Vec<String> = prompts.iter().map(|prompt| prompt.text.clone()).collect();
+    let texts: Vec<String> = records.iter().map(|record| record.text.clone()).collect();
     let mut rows = Rows::open::<Row>(&args.output, &config, &texts)?;
     let there = jobs.iter().filter(|job| rows.has(job.index)).count();
     if there > 0 {
@@ -125,36 +126,34 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Everything that can be wrong with a prompt is found before the first is answered.
-fn jobs(args: &Args, task: Option<Task>, pair: &Pair, prompts: &[Prompt]) -> Result<Vec<Job>> {
+fn jobs(args: &Args, task: Option<Task>, pair: &Pair, records: &[PromptRecord]) -> Result<Vec<Job>> {
     let count = args.num_prompts.unwrap_or(usize::MAX);
-    if args.start_index >= prompts.len() || count == 0 {
+    if args.start_index >= records.len() || count == 0 {
         return Err(Error::invalid(format!(
             "--start-index {} and --num-prompts {count} leave none of the {} prompts",
             args.start_index,
-            prompts.len()
+            records.len()
         )));
     }
     let context = args.pair.context(pair);
     let preset = task.map(|task| task.preset(pair.policy.num_parameters()));
-    let chosen = prompts.iter().enumerate().skip(args.start_index).take(count);
-    let jobs = chosen.map(|(index, prompt)| {
+    let chosen = records.iter().enumerate().skip(args.start_index).take(count);
+    let next = Next::Answer { layout: args.prompt_layout, prefill: args.prefill_attack.as_deref().unwrap_or_default() };
+    let jobs = chosen.map(|(index, record)| {
         let named = |error: Error| Error::file(&args.input, format!("prompt {index}: {error}"));
-        let text = TextArgs {
-            system: args.system.clone().filter(|_| prompt.messages.iter().all(|message| message.role != "system")),
-            prefill: args.prefill_attack.clone(),
-            prompt_layout: args.prompt_layout,
-            request: None,
-        };
-        let laid = Laid::of_messages(pair, &text, &prompt.messages).map_err(named)?;
-        let options = options(args, preset, pair, &laid, context).map_err(named)?;
+        let system = args.system.as_deref();
+        let system = system.filter(|_| record.messages.iter().all(|message| message.role != "system"));
+        let prompt = Prompt::of_messages(pair, system, &record.messages, next);
+        let prompt = prompt.map_err(with_flags).map_err(named)?;
+        let options = options(args, preset, pair, &prompt, context).map_err(named)?;
         let seed = args.method.seed.wrapping_add(index as u64);
-        Ok(Job { index, prompt: prompt.clone(), ids: laid.ids, prefill: laid.prefill, options, seed })
+        Ok(Job { index, record: record.clone(), prompt, options, seed })
     });
     jobs.collect()
 }
 
 /// Flags, then the task, then what the pair says of itself.
-fn options(args: &Args, preset: Option<Preset>, pair: &Pair, prompt: &Laid, context: usize) -> Result<Options> {
+fn options(args: &Args, preset: Option<Preset>, pair: &Pair, prompt: &Prompt, context: usize) -> Result<Options> {
     let method = &args.method;
     let signal = signal(&method.signal)
         .ok_or_else(|| Error::invalid(format!("--signal: {:?} is not a signal", method.signal)))?;
@@ -234,10 +233,7 @@ fn config(args: &Args, task: Option<Task>, pair: &Pair, device: &Device) -> Map<
         "seed": method.seed,
         "system": args.system,
         "prefill_attack": args.prefill_attack,
-        "prompt_layout": match args.prompt_layout {
-            Layout::Chat => "chat",
-            Layout::Official => "official",
-        },
+        "prompt_layout": args.prompt_layout.name(),
     });
     match all {
         Value::Object(map) => map,

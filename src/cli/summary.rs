@@ -1,6 +1,6 @@
 //! What `generate` says about an answer: lines for people, or one JSON object.
 
-use super::screen::Style;
+use super::terminal::Style;
 use crate::answer::{FinishReason, Response};
 use crate::model::Work;
 use crate::trace::{TraceWork, finish_reason_name};

@@ -1,10 +1,10 @@
 //! `/v1/chat/completions` and `/v1/completions`.
 
 use super::error::ApiError;
-use super::frames::{Choice, Frames};
 use super::generate::{Run, Said};
+use super::openai::{Choice, Frames};
 use super::request::{Asked, Route};
-use super::{Served, body, layers, now};
+use super::{Served, body, middleware, now};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::HeaderValue;
@@ -27,7 +27,7 @@ pub(super) async fn completions(State(served): State<Arc<Served>>, request: Requ
 
 async fn answer(served: Arc<Served>, route: Route, request: Request) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let request_id = layers::request_id(&request);
+    let request_id = middleware::request_id(&request);
     // Said before anything is read; the place itself is taken when the request is there, so that slow ones hold none.
     served.ready()?;
     let bytes = body::read(&served, request).await?;

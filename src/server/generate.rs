@@ -1,8 +1,8 @@
 //! A request on its way through the engine: tickets, and the texts that come of what they say.
 
 use super::error::ApiError;
+use super::piece::{Piece, Token};
 use super::request::{Asked, Method};
-use super::writer::{End, Piece, Token, Writer};
 use super::{Permit, Served};
 use crate::answer::{FinishReason, Response, Segment};
 use crate::engine::{Account, Finished, Handle, Make, Progress, Update, intervention, sampler};
@@ -10,6 +10,7 @@ use crate::method::Options;
 use crate::model::Work;
 use crate::rng::Uniforms;
 use crate::sampling::{Completions, Plan, Reason, Stop};
+use crate::text::{End, TextWriter};
 use crate::trace::{Trace, finish_reason_name};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -112,7 +113,7 @@ pub struct Run {
     /// The request.
     pub asked: Asked,
     tickets: Vec<Ticket>,
-    writers: Vec<Writer>,
+    writers: Vec<TextWriter>,
     ended: Vec<bool>,
     updates: UnboundedReceiver<(usize, Update)>,
     early: VecDeque<(usize, Update)>,
@@ -156,7 +157,7 @@ impl Run {
             }
             let writer = || {
                 let (tokenizer, rules) = (served.pair.tokenizer.clone(), asked.rules.clone());
-                Writer::new(tokenizer, rules, &prompt.ids, prompt.header.clone())
+                TextWriter::new(tokenizer, rules, &prompt.ids, &prompt.header)
             };
             writers.extend((0..asked.n).map(|_| writer()));
         }
@@ -190,7 +191,7 @@ impl Run {
 
     /// Ids of an answer so far.
     pub fn ids(&self, choice: usize) -> &[u32] {
-        &self.writers[choice].ids
+        self.writers[choice].ids()
     }
 
     /// Waits until the engine has found the request to be sound.
@@ -249,8 +250,7 @@ impl Run {
             }
             Update::Progress(Progress::Chosen(stream, chosen)) => {
                 let choice = self.tickets[ticket].first + stream;
-                let (logprob, entropy) = (Some(chosen.logprob), Some(chosen.entropy));
-                self.push(choice, Token { id: chosen.id, logprob, entropy, top: chosen.top }, None)?;
+                self.push(choice, chosen.into())?;
             }
             Update::Progress(Progress::Prompt(list)) => self.echo(ticket, list),
             Update::Progress(Progress::Segment(segment, ids)) => self.segment(ticket, &segment, &ids)?,
@@ -274,14 +274,14 @@ impl Run {
     }
 
     /// A token of an answer.
-    fn push(&mut self, choice: usize, token: Token, segment: Option<Value>) -> Result<(), ApiError> {
+    fn push(&mut self, choice: usize, token: Token) -> Result<(), ApiError> {
         if self.ended[choice] {
             return Ok(());
         }
-        let piece = self.writers[choice].push(token)?;
+        let piece = Piece::written(&mut self.writers[choice], token)?;
         self.usage.completion += 1;
-        self.say(choice, piece, segment);
-        if let Some(end) = self.writers[choice].end.clone()
+        self.say(choice, piece, None);
+        if let Some(end) = self.writers[choice].end().cloned()
             && matches!(self.asked.method, Method::Sampled(_))
         {
             self.end(choice, end, None)?;
@@ -308,13 +308,7 @@ impl Run {
         let Ticket { prompt, first, .. } = self.tickets[ticket];
         let ids = &self.asked.prompts[prompt].ids;
         let begin = ids.first().map(|&id| Token::bare(id));
-        let rest = list.into_iter().map(|chosen| Token {
-            id: chosen.id,
-            logprob: Some(chosen.logprob),
-            entropy: Some(chosen.entropy),
-            top: chosen.top,
-        });
-        let tokens: Vec<Token> = begin.into_iter().chain(rest).collect();
+        let tokens: Vec<Token> = begin.into_iter().chain(list.into_iter().map(Token::from)).collect();
         for choice in first..first + self.asked.n {
             let piece = Piece { text: String::new(), tokens: tokens.clone() };
             self.said.push_back(Said::Piece { choice, piece, segment: None });
@@ -336,7 +330,7 @@ impl Run {
         of.nudges += usize::from(segment.best != 0);
         let index = of.segments - 1;
         let note = self.asked.trace.then(|| note(segment, index, ids.len()));
-        if self.ended[choice] || self.writers[choice].end.is_some() {
+        if self.ended[choice] || self.writers[choice].end().is_some() {
             return Ok(());
         }
         let mut piece = Piece::default();
@@ -344,14 +338,14 @@ impl Run {
             let logprob = best.logprobs.get(index).copied().filter(|logprob| logprob.is_finite());
             let entropy = best.entropies_exact.get(index).copied();
             let token = Token { id, logprob, entropy, top: Vec::new() };
-            piece.extend(self.writers[choice].push(token)?);
+            piece.extend(Piece::written(&mut self.writers[choice], token)?);
             self.usage.completion += 1;
-            if self.writers[choice].end.is_some() {
+            if self.writers[choice].end().is_some() {
                 break;
             }
         }
         self.say(choice, piece, note);
-        if matches!(&self.writers[choice].end, Some(End::Stop(cause)) if cause.is_string()) {
+        if matches!(self.writers[choice].end(), Some(End::StopString(_))) {
             // The method knows ids only; what it would write behind a stop string is not wanted.
             self.tickets[ticket].handle.cancel();
         }
@@ -367,11 +361,8 @@ impl Run {
             let mut chosen = best.chosen.into_iter();
             let mut piece = Piece::default();
             for &id in &best.ids {
-                let (logprob, entropy, top) = match chosen.next() {
-                    Some(chosen) => (Some(chosen.logprob), Some(chosen.entropy), chosen.top),
-                    None => (None, None, Vec::new()),
-                };
-                piece.extend(self.writers[first].push(Token { id, logprob, entropy, top })?);
+                let token = Token { id, ..chosen.next().map_or_else(|| Token::bare(id), Token::from) };
+                piece.extend(Piece::written(&mut self.writers[first], token)?);
                 self.usage.completion += 1;
             }
             self.say(first, piece, None);
@@ -387,13 +378,13 @@ impl Run {
         let outcome = self.outcome(ticket, Some(response));
         let end = match response.finish_reason {
             FinishReason::Length => End::Length,
-            FinishReason::Finish => End::Stop(Value::Null),
+            FinishReason::Finish => End::Turn,
             // The id that ended it is not committed; it is known as the one that the last candidate dropped.
             FinishReason::Stalled => {
                 let last = response.segments.last().and_then(|segment| segment.candidates.get(segment.best));
                 let id = last.and_then(|last| last.dropped);
-                let own = id.is_some_and(|id| self.asked.rules.finish_ids.contains(&id));
-                End::Stop(id.filter(|_| !own).map_or(Value::Null, |id| json!(id)))
+                let other = id.filter(|id| !self.asked.rules.finish_ids.contains(id));
+                other.map_or(End::Turn, End::StopId)
             }
         };
         self.end(self.tickets[ticket].first, end, outcome)
@@ -432,10 +423,10 @@ impl Run {
             return Ok(());
         }
         let rest = self.writers[choice].finish(end.clone())?;
-        if !rest.text.is_empty() {
-            self.said.push_back(Said::Piece { choice, piece: rest, segment: None });
+        if !rest.is_empty() {
+            self.said.push_back(Said::Piece { choice, piece: Piece { text: rest, tokens: Vec::new() }, segment: None });
         }
-        let end = self.writers[choice].end.clone().unwrap_or(end);
+        let end = self.writers[choice].end().cloned().unwrap_or(end);
         self.said.push_back(Said::End { choice, end, outcome });
         Ok(())
     }
@@ -457,7 +448,7 @@ impl Run {
             return;
         }
         let metrics = &self.served.metrics;
-        let reasons = self.writers.iter().map(|writer| writer.end.as_ref().map_or("stop", End::reason));
+        let reasons = self.writers.iter().map(|writer| writer.end().map_or("stop", End::reason));
         let now = Instant::now();
         let since = |at: Option<Instant>| at.map_or(Duration::ZERO, |at| at - self.clock.arrived);
         let (started, first) = (since(self.clock.started), since(self.clock.first));
@@ -501,7 +492,7 @@ impl Drop for Run {
 
 fn end_of(reason: Reason) -> End {
     match reason {
-        Reason::Stop => End::Stop(Value::Null),
+        Reason::Stop => End::Turn,
         Reason::Length => End::Length,
     }
 }

@@ -5,6 +5,7 @@ use super::fields::Fields;
 use crate::batch::tasks::{Preset, Task};
 use crate::method::entropy::{SIGNALS, signal, threshold_of};
 use crate::method::{Options, Selection};
+use crate::text::PromptLayout;
 use serde_json::{Map, Value};
 
 /// What comes after the colon of a model's name.
@@ -82,8 +83,8 @@ pub struct Settings {
     selection: Option<Selection>,
     temperature: Option<f64>,
     min_generated: Option<usize>,
-    /// Whether the prompt is laid out as the official code does.
-    pub official: bool,
+    /// How the prompt is laid out.
+    pub layout: PromptLayout,
     /// Whether the answer comes with every decision.
     pub trace: bool,
     /// Names that were given for the official code's sake and change nothing.
@@ -131,12 +132,8 @@ impl Settings {
         set(&mut self.selection, fields.get("nudge_selection", "\"greedy\" or \"sample\"", selection)?);
         set(&mut self.temperature, fields.number("nudge_temperature", f64::MIN_POSITIVE, f64::MAX)?);
         set(&mut self.min_generated, fields.count("min_generated", 2, 1 << 20)?);
-        let layout = fields.get("prompt_layout", "\"chat\" or \"official\"", |value| match value.as_str()? {
-            "chat" => Some(false),
-            "official" => Some(true),
-            _ => None,
-        })?;
-        self.official = layout.unwrap_or(self.official);
+        let layout = fields.get("prompt_layout", "\"chat\" or \"official\"", |value| value.as_str()?.parse().ok())?;
+        self.layout = layout.unwrap_or(self.layout);
         // Texts and numbers are all that some clients can put into `vllm_xargs`.
         let switch = |value: &Value| match value {
             Value::Bool(on) => Some(*on),

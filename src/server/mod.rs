@@ -1,8 +1,8 @@
 //! An OpenAI-compatible server in front of an engine: chat and completions, rewards and gradients.
 //!
 //! One file per noun: what a request asks ([`request`], with [`prompt`] and [`method`]), its way through the engine
-//! ([`generate`], with [`writer`] for the text of an answer), answers as frames ([`frames`]), the other routes (`reward`,
-//! `tokens`, `models`), and what all requests go through ([`connections`], `layers`, [`keys`], [`body`]).
+//! ([`generate`], with [`piece`] for what an answer goes on by), answers as frames ([`openai`]), the other routes (`reward`,
+//! `tokens`, `models`), and what all requests go through ([`connections`], `middleware`, [`keys`], [`body`]).
 //!
 //! Nothing here waits for a device: a request's prompt is made on a blocking thread, the engine has a thread of its own, and what
 //! it says comes through channels. A request that nobody waits for any more is dropped, and with it its ticket: the engine stops
@@ -13,18 +13,18 @@ mod chat;
 pub mod connections;
 pub mod error;
 pub mod fields;
-pub mod frames;
 pub mod generate;
 pub mod keys;
-mod layers;
 pub mod method;
 pub mod metrics;
+mod middleware;
 mod models;
+pub mod openai;
+pub mod piece;
 pub mod prompt;
 pub mod request;
 mod reward;
 mod tokens;
-pub mod writer;
 
 use crate::engine::Engine;
 use crate::files::pair::Pair;
@@ -325,6 +325,6 @@ pub fn router(served: Arc<Served>) -> Router {
             .route("/stop_profile", post(models::stop_profile)),
         false => routes,
     };
-    let routes = routes.fallback(layers::no_route).method_not_allowed_fallback(layers::no_method);
-    layers::around(routes, &served).with_state(served)
+    let routes = routes.fallback(middleware::no_route).method_not_allowed_fallback(middleware::no_method);
+    middleware::around(routes, &served).with_state(served)
 }

@@ -2,20 +2,10 @@
 
 use super::error::ApiError;
 use super::fields::{Fields, kind};
-use crate::files::chat::{ChatTemplate, Conversation, check_variable};
+use crate::files::chat::{Conversation, check_variable};
 use crate::files::pair::Pair;
+use crate::text::{LayoutError, Next, Prompt, PromptLayout};
 use serde_json::{Map, Value};
-
-/// A prompt ready to be run.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Prompt {
-    /// The ids.
-    pub ids: Vec<u32>,
-    /// Ids of the assistant header, where the policy writes it itself.
-    pub header: Vec<u32>,
-    /// The text, where it came as one.
-    pub text: Option<String>,
-}
 
 /// A conversation that was read.
 #[derive(Debug)]
@@ -85,48 +75,33 @@ impl Chat {
         Ok(Chat { messages, tools, variables, add_generation_prompt, continued })
     }
 
-    fn render(&self, template: &ChatTemplate, generation_prompt: bool) -> Result<String, ApiError> {
-        let Chat { messages, tools, variables, .. } = self;
-        let conversation = Conversation { messages, tools: tools.as_ref(), variables };
-        let rendered = template.render_conversation(&conversation, generation_prompt);
-        rendered.map_err(|error| ApiError::from(error).about("messages"))
-    }
-
-    /// The prompt; `official`: as the official code lays it out.
+    /// The prompt.
     ///
     /// # Errors
     /// The template refuses the conversation, or there is none and the conversation is more than a message.
-    pub fn lay_out(&self, pair: &Pair, official: bool) -> Result<Prompt, ApiError> {
-        let encode = |text: &str| pair.tokenizer.encode(text).map_err(ApiError::from);
-        let Some(template) = &pair.chat else {
-            let [message] = &self.messages[..] else {
-                let message = "must hold one message: the model has no chat template";
-                return Err(ApiError::field("messages", message));
-            };
-            let ids = encode(message["content"].as_str().unwrap_or_default())?;
-            return Ok(Prompt { ids, ..Prompt::default() });
+    pub fn lay_out(&self, pair: &Pair, layout: PromptLayout) -> Result<Prompt, ApiError> {
+        let Chat { messages, tools, variables, .. } = self;
+        let conversation = Conversation { messages, tools: tools.as_ref(), variables };
+        let next = match (self.continued, self.add_generation_prompt) {
+            (true, _) => Next::Continued,
+            (false, true) => Next::Answer { layout, prefill: "" },
+            (false, false) => Next::Nothing,
         };
-        if self.continued {
-            let text = self.render(template, false)?;
-            let last = self.messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default().trim();
-            let Some(at) = text.rfind(last) else {
-                let message = "cannot be honoured: the chat template changes the last message's text";
-                return Err(ApiError::field("continue_final_message", message));
-            };
-            return Ok(Prompt { ids: encode(&text[..at + last.len()])?, ..Prompt::default() });
-        }
-        let opened = self.render(template, self.add_generation_prompt)?;
-        if official && self.add_generation_prompt {
-            let (closed, opened) = (encode(&self.render(template, false)?)?, encode(&opened)?);
-            // The official code's measure: what the generation prompt adds, in ids.
-            let Some(header) = opened.strip_prefix(&closed[..]) else {
+        Prompt::of_conversation(pair, &conversation, next).map_err(|error| match error {
+            LayoutError::NoTemplate(_) => {
+                ApiError::field("messages", "must hold one message: the model has no chat template")
+            }
+            LayoutError::NoHeader => {
                 let message =
                     "\"official\" cannot be honoured: the template's generation prompt changes what is before it";
-                return Err(ApiError::field("ggro.prompt_layout", message));
-            };
-            return Ok(Prompt { header: header.to_vec(), ids: closed, text: None });
-        }
-        Ok(Prompt { ids: encode(&opened)?, ..Prompt::default() })
+                ApiError::field("ggro.prompt_layout", message)
+            }
+            LayoutError::NotContinued => {
+                ApiError::field("continue_final_message", format!("cannot be honoured: {error}"))
+            }
+            LayoutError::Template(error) => ApiError::from(error).about("messages"),
+            LayoutError::Tokenizer(error) => error.into(),
+        })
     }
 }
 
@@ -200,14 +175,10 @@ pub fn read_prompts(fields: &mut Fields, pair: &Pair, most: usize) -> Result<Vec
 /// # Errors
 /// The tokenizer's own, or none, or more than `most`.
 pub fn read_texts(pair: &Pair, value: &Value, most: usize) -> Result<Option<Vec<Prompt>>, ApiError> {
-    let of_text = |text: &str| -> Result<Prompt, ApiError> {
-        Ok(Prompt { ids: pair.tokenizer.encode(text)?, text: Some(text.to_string()), header: Vec::new() })
-    };
-    let of_ids = |ids: Vec<u32>| Prompt { ids, ..Prompt::default() };
     match value {
-        Value::String(text) => Ok(Some(vec![of_text(text)?])),
+        Value::String(text) => Ok(Some(vec![Prompt::of_text(pair, text)?])),
         Value::Array(entries) if entries.iter().all(Value::is_number) && !entries.is_empty() => {
-            Ok(super::fields::token_ids(value).map(|ids| vec![of_ids(ids)]))
+            Ok(super::fields::token_ids(value).map(|ids| vec![Prompt::of_ids(ids)]))
         }
         Value::Array(entries) if entries.is_empty() || entries.len() > most => {
             Err(ApiError::invalid(format!("a list must hold 1 to {most} texts, not {}", entries.len())))
@@ -216,8 +187,8 @@ pub fn read_texts(pair: &Pair, value: &Value, most: usize) -> Result<Option<Vec<
             let mut prompts = Vec::new();
             for entry in entries {
                 match (entry, super::fields::token_ids(entry)) {
-                    (Value::String(text), _) => prompts.push(of_text(text)?),
-                    (_, Some(ids)) => prompts.push(of_ids(ids)),
+                    (Value::String(text), _) => prompts.push(Prompt::of_text(pair, text)?),
+                    (_, Some(ids)) => prompts.push(Prompt::of_ids(ids)),
                     _ => return Ok(None),
                 }
             }

@@ -4,11 +4,11 @@ use super::Served;
 use super::error::ApiError;
 use super::fields::{Fields, token_ids};
 use super::method::{Alias, Settings};
-use super::prompt::{Chat, Prompt, read_prompts};
-use super::writer::Rules;
+use super::prompt::{Chat, read_prompts};
 use crate::method::Options;
 use crate::profile::{self, Phase};
 use crate::sampling::{Sampling, StopStrings};
+use crate::text::{Prompt, TextRules};
 use serde_json::Value;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -50,7 +50,7 @@ pub struct Asked {
     /// New tokens per prompt.
     pub max_new_tokens: Vec<usize>,
     /// What becomes text, and what ends it.
-    pub rules: Arc<Rules>,
+    pub rules: Arc<TextRules>,
     /// Ids that end an answer.
     pub stop_ids: Vec<u32>,
     /// Most likely tokens that are reported with each token; `None`: nothing is.
@@ -112,7 +112,7 @@ impl Asked {
         let prompts = match route {
             Route::Chat => {
                 let chat = Chat::read(&mut fields, limits.messages)?;
-                vec![chat.lay_out(&served.pair, settings.official)?]
+                vec![chat.lay_out(&served.pair, settings.layout)?]
             }
             Route::Completions => read_prompts(&mut fields, &served.pair, limits.prompts)?,
         };
@@ -275,7 +275,7 @@ fn logprobs(fields: &mut Fields, route: Route, most: usize) -> Result<Option<usi
 }
 
 /// What ends an answer.
-fn ends(served: &Served, fields: &mut Fields) -> Result<(Vec<u32>, Arc<Rules>), ApiError> {
+fn ends(served: &Served, fields: &mut Fields) -> Result<(Vec<u32>, Arc<TextRules>), ApiError> {
     let pair = &served.pair;
     let strings = match fields.take("stop") {
         None => Vec::new(),
@@ -308,7 +308,7 @@ fn ends(served: &Served, fields: &mut Fields) -> Result<(Vec<u32>, Arc<Rules>), 
             stop_ids.push(id);
         }
     }
-    let rules = Rules {
+    let rules = TextRules {
         stops,
         stop_ids: stop_ids.clone(),
         finish_ids: pair.stop_ids.clone(),

@@ -5,10 +5,11 @@
 
 use super::error::ApiError;
 use super::fields::{Fields, token_id, token_ids};
-use super::prompt::{Chat, Prompt, read_texts};
-use super::{Permit, Served, body, layers, now};
+use super::prompt::{Chat, read_texts};
+use super::{Permit, Served, body, middleware, now};
 use crate::engine::{Account, Handle, Update};
 use crate::scoring::{Appraisal, MOST_POSITIONS, Question, appraiser};
+use crate::text::{Prompt, PromptLayout};
 use axum::Json;
 use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
@@ -95,7 +96,7 @@ fn conversation(served: &Served, fields: &mut Fields) -> Result<Prompt, ApiError
         return Err(ApiError::field("input", "is missing, and so is `messages`"));
     }
     map.insert("add_generation_prompt".to_string(), Value::Bool(false));
-    Chat::read(&mut Fields::of(map, ""), served.config.limits.messages)?.lay_out(&served.pair, false)
+    Chat::read(&mut Fields::of(map, ""), served.config.limits.messages)?.lay_out(&served.pair, PromptLayout::Chat)
 }
 
 /// Questions with answers: each pair is a conversation of two messages.
@@ -123,7 +124,7 @@ fn paired(served: &Served, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError>
         let question = questions.get(index).unwrap_or(&questions[0]);
         if served.pair.chat.is_none() {
             let ids = served.pair.tokenizer.encode(&format!("{question}{answer}"))?;
-            return Ok(Prompt { ids, ..Prompt::default() });
+            return Ok(Prompt::of_ids(ids));
         }
         let messages = json!([{ "role": "user", "content": question }, { "role": "assistant", "content": answer }]);
         let mut map = Map::new();
@@ -174,7 +175,7 @@ async fn ask(
 
 async fn common(served: &Arc<Served>, request: Request, pairs: bool, kind: &str) -> Result<(Common, Permit), ApiError> {
     served.ready()?;
-    let id = format!("{kind}-{}", layers::request_id(&request));
+    let id = format!("{kind}-{}", middleware::request_id(&request));
     let bytes = body::read(served, request).await?;
     let permit = served.permit()?;
     let reader = served.clone();

@@ -4,6 +4,7 @@ use super::error::ApiError;
 use super::fields::{Fields, token_ids};
 use super::prompt::Chat;
 use super::{Served, body};
+use crate::text::PromptLayout;
 use axum::Json;
 use axum::extract::{Request, State};
 use serde_json::{Value, json};
@@ -22,7 +23,9 @@ pub(super) async fn tokenize(State(served): State<Arc<Served>>, request: Request
         fields.flag("add_special_tokens")?;
         let ids = match fields.text("prompt")? {
             Some(text) => served.pair.tokenizer.encode(&text)?,
-            None => Chat::read(&mut fields, served.config.limits.messages)?.lay_out(&served.pair, false)?.ids,
+            None => {
+                Chat::read(&mut fields, served.config.limits.messages)?.lay_out(&served.pair, PromptLayout::Chat)?.ids
+            }
         };
         let spelled = |id: &u32| served.pair.tokenizer.token(*id);
         let strings: Option<Vec<Option<String>>> = strings.then(|| ids.iter().map(spelled).collect());

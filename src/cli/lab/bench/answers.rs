@@ -4,6 +4,7 @@ use super::{Common, Ready, positive};
 use crate::cli::say;
 use crate::engine::Width;
 use crate::lab::bench::{Asked, responses};
+use crate::text::Prompt;
 use crate::{Error, Result};
 use std::process::ExitCode;
 
@@ -81,11 +82,5 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Ids of a message, as `ggro generate` makes them.
 fn laid_out(common: &Common, text: &str) -> Result<Vec<u32>> {
-    let pair = common.pair.load()?;
-    let message = crate::files::chat::Message { role: "user".to_string(), content: text.to_string() };
-    let text = match &pair.chat {
-        Some(template) => template.render(&[message], true)?,
-        None => message.content,
-    };
-    pair.tokenizer.encode(&text)
+    Ok(Prompt::of_message(&*common.pair.load()?, text)?.ids)
 }

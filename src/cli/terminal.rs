@@ -6,7 +6,7 @@
 use super::args::Color;
 use crate::answer::Segment;
 use crate::engine::Observer;
-use crate::files::tokenizer::{TextStream, Tokenizer};
+use crate::text::{End, TextWriter};
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -58,12 +58,8 @@ pub(super) fn coloured(color: Color) -> bool {
 }
 
 /// Prints an answer while it is decoded.
-pub(super) struct Screen<'a> {
-    stream: Option<TextStream<&'a Tokenizer>>,
-    /// Assistant header ids that the policy is expected to write first; not printed.
-    header: &'a [u32],
-    /// End-of-turn id; not printed.
-    finish_id: u32,
+pub(super) struct TerminalWriter {
+    writer: TextWriter,
     /// Value of the signal from which on a token is uncertain.
     uncertain: f64,
     painted: bool,
@@ -77,14 +73,10 @@ pub(super) struct Screen<'a> {
     persistent: bool,
 }
 
-/// What a [`Screen`] is told about the answer.
-pub(super) struct Layout<'a> {
-    /// See [`Screen::header`].
-    pub header: &'a [u32],
+/// How an answer is printed.
+pub(super) struct View<'a> {
     /// Start of the answer, printed first.
     pub prefill: &'a str,
-    /// End-of-turn id.
-    pub finish_id: u32,
     /// Threshold of the signal.
     pub threshold: f64,
     /// Print to standard output at all.
@@ -95,38 +87,34 @@ pub(super) struct Layout<'a> {
     pub persistent: bool,
 }
 
-impl<'a> Screen<'a> {
-    pub(super) fn new(stream: TextStream<&'a Tokenizer>, layout: &Layout<'a>) -> Self {
+impl TerminalWriter {
+    pub(super) fn new(writer: TextWriter, view: &View<'_>) -> Self {
         let progress = Progress::new();
         let terminal = std::io::stdout().is_terminal();
-        let kind = match (layout.printed, terminal.then(|| progress.width()).flatten()) {
+        let kind = match (view.printed, terminal.then(|| progress.width()).flatten()) {
             (false, _) => Page::None,
             (true, None) => Page::Direct { breaks: 0 },
             (true, Some(width)) => Page::Rows { row: Vec::new(), width },
         };
-        let threshold = layout.threshold;
-        let mut screen = Screen {
-            stream: Some(stream),
-            header: layout.header,
-            finish_id: layout.finish_id,
+        let threshold = view.threshold;
+        let mut terminal = TerminalWriter {
+            writer,
             uncertain: if threshold > 0.0 { UNCERTAIN * threshold } else { threshold / UNCERTAIN },
-            painted: layout.painted,
+            painted: view.painted,
             page: kind,
             progress,
             text: String::new(),
             closed: None,
-            persistent: layout.persistent,
+            persistent: view.persistent,
         };
-        screen.put(layout.prefill, Style::Plain);
-        screen
+        terminal.put(view.prefill, Style::Plain);
+        terminal
     }
 
     /// Prints what was held back and the final line break.
     pub(super) fn finish(&mut self) -> Result<()> {
-        if let Some(stream) = self.stream.take() {
-            let rest = stream.finish()?;
-            self.put(&rest, Style::Plain);
-        }
+        let rest = self.writer.finish(End::Length)?;
+        self.put(&rest, Style::Plain);
         self.end();
         Ok(())
     }
@@ -161,22 +149,11 @@ impl<'a> Screen<'a> {
     fn committed(&mut self, segment: &Segment, committed: &[u32]) -> Result<()> {
         let best = segment.candidates.get(segment.best);
         for (index, &id) in committed.iter().enumerate() {
-            if id == self.finish_id {
-                continue;
-            }
-            let Some(stream) = &mut self.stream else {
-                break;
-            };
-            let text = stream.push(id)?;
-            if let [expected, rest @ ..] = self.header
-                && *expected == id
-            {
-                self.header = rest;
-                continue;
-            }
-            self.header = &[];
+            let text = self.writer.push(id)?.text;
             let uncertain = best.and_then(|best| best.signals.get(index)).is_some_and(|&value| value >= self.uncertain);
-            let style = if segment.best > 0 && segment.start + index == segment.slot {
+            let style = if self.writer.end().is_some() {
+                Style::Plain
+            } else if segment.best > 0 && segment.start + index == segment.slot {
                 Style::Nudged
             } else if uncertain {
                 Style::Uncertain
@@ -192,7 +169,7 @@ impl<'a> Screen<'a> {
     }
 }
 
-impl Observer for Screen<'_> {
+impl Observer for TerminalWriter {
     fn segment(&mut self, segment: &Segment, committed: &[u32]) -> Result<()> {
         self.committed(segment, committed)?;
         self.progress.segment(committed.len());

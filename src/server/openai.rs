@@ -1,9 +1,10 @@
 //! Answers as OpenAI's API has them: chunks of a stream, and whole ones.
 
 use super::generate::{Run, Usage};
+use super::piece::{Piece, Token};
 use super::request::{Asked, Route};
-use super::writer::{End, Piece, Token};
 use crate::files::tokenizer::Tokenizer;
+use crate::text::{End, Prompt};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -45,12 +46,12 @@ impl Frames {
     pub fn new(route: Route, run: &Run, created: u64, tokenizer: Arc<Tokenizer>, request_id: &str) -> Frames {
         let asked: &Asked = &run.asked;
         let prefix = if route == Route::Chat { "chatcmpl" } else { "cmpl" };
-        let text = |prompt: &super::prompt::Prompt| match &prompt.text {
+        let text = |prompt: &Prompt| match &prompt.text {
             Some(text) => text.clone(),
             None => tokenizer.decode(&prompt.ids).unwrap_or_default(),
         };
         let texts = if asked.echo { asked.prompts.iter().map(text).collect() } else { Vec::new() };
-        let ids = |prompt: &super::prompt::Prompt| prompt.ids.clone();
+        let ids = |prompt: &Prompt| prompt.ids.clone();
         Frames {
             route,
             id: format!("{prefix}-{request_id}"),
@@ -147,7 +148,7 @@ impl Frames {
             Route::Completions => json!({ "index": choice, "text": "", "logprobs": null }),
         };
         object["finish_reason"] = json!(end.reason());
-        object["stop_reason"] = end.cause();
+        object["stop_reason"] = stop_reason(end);
         let mut chunk = self.chunk(vec![object], None);
         if let Some(outcome) = outcome {
             chunk["ggro"] = outcome;
@@ -178,7 +179,7 @@ impl Frames {
             };
             object["logprobs"] = logprobs;
             object["finish_reason"] = json!(end.reason());
-            object["stop_reason"] = end.cause();
+            object["stop_reason"] = stop_reason(&end);
             if self.return_token_ids {
                 object["token_ids"] = json!(ids.get(index));
                 object["prompt_token_ids"] = json!(self.prompt_ids.get(index / self.n));
@@ -250,6 +251,15 @@ impl Frames {
             "text_offset": offsets,
             "entropies": entropies,
         })
+    }
+}
+
+/// vLLM's `stop_reason`: what ended an answer, unless that is the model's own end.
+fn stop_reason(end: &End) -> Value {
+    match end {
+        End::StopId(id) => json!(id),
+        End::StopString(string) => json!(string),
+        End::Turn | End::Length => Value::Null,
     }
 }
 
