@@ -34,6 +34,7 @@ pub mod kv;
 pub mod lab;
 pub mod method;
 pub mod model;
+pub mod presets;
 pub mod profile;
 pub mod rng;
 pub mod runtime;

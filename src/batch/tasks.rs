@@ -1,10 +1,11 @@
 //! The official code's tasks: what a dataset's row asks, how an answer is read, and the published parameters.
 //!
-//! Budgets, thresholds and refinement counts are those of the official presets. Wording of multiple-choice prompts and the
+//! The parameters stand in [`presets`](crate::presets). Wording of multiple-choice prompts and the
 //! reading of answers are ours: the question, its options by letter, and a request to end with "The answer is (X)".
 
 use super::input::{PromptRecord, answer, kind, string};
 use crate::files::chat::Message;
+use crate::presets::Published;
 use serde_json::Value;
 
 /// A task.
@@ -22,20 +23,6 @@ pub enum Task {
     MmluPro,
 }
 
-/// Published parameters.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Preset {
-    /// New tokens.
-    pub max_new_tokens: usize,
-    /// Nats.
-    pub entropy_threshold: f64,
-    /// Candidates per segment.
-    pub num_refinement_steps: usize,
-}
-
-/// Parameters of a policy below which the official presets are those of the 3B pair.
-const SMALL: u64 = 5_000_000_000;
-
 impl Task {
     /// Every task.
     pub const ALL: [Task; 5] = [Task::HexPhi, Task::Xstest, Task::HhRlhf, Task::ArcChallenge, Task::MmluPro];
@@ -51,16 +38,14 @@ impl Task {
         }
     }
 
-    /// The published parameters, for a policy of so many weights.
-    pub fn preset(self, weights: u64) -> Preset {
-        let (max_new_tokens, entropy_threshold, large, small) = match self {
-            Task::HexPhi | Task::Xstest => (256, 1.5, 8, 8),
-            Task::HhRlhf => (128, 1.5, 8, 3),
-            Task::ArcChallenge => (1024, 2.0, 8, 3),
-            Task::MmluPro => (1024, 2.0, 8, 8),
-        };
-        let num_refinement_steps = if weights < SMALL { small } else { large };
-        Preset { max_new_tokens, entropy_threshold, num_refinement_steps }
+    /// Whose published parameters are the task's.
+    pub fn published(self) -> Published {
+        match self {
+            Task::HexPhi | Task::Xstest => Published::Safety,
+            Task::HhRlhf => Published::Helpfulness,
+            Task::ArcChallenge => Published::Reasoning,
+            Task::MmluPro => Published::Knowledge,
+        }
     }
 
     /// Whether its rows have right answers.
@@ -243,7 +228,7 @@ mod tests {
             assert_eq!(Task::MmluPro.prediction(text).as_deref(), expected, "{text}");
         }
         assert_eq!(Task::HexPhi.prediction("The answer is (B)"), None);
-        assert_eq!(Task::HhRlhf.preset(3_200_000_000).num_refinement_steps, 3);
-        assert_eq!(Task::ArcChallenge.preset(8_000_000_000).num_refinement_steps, 8);
+        assert_eq!(Task::HhRlhf.published().preset(3_200_000_000).num_refinement_steps, 3);
+        assert_eq!(Task::ArcChallenge.published().preset(8_000_000_000).num_refinement_steps, 8);
     }
 }

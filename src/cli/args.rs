@@ -2,9 +2,11 @@
 
 use super::models::{DeviceArgs, PairArgs, switch};
 use crate::engine::Width;
+use crate::method::Selection;
 use crate::method::entropy::SIGNALS;
-use crate::method::{Options, Selection};
+use crate::presets::Given;
 use crate::text::PromptLayout;
+use crate::{Error, Result};
 use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use std::path::PathBuf;
@@ -184,17 +186,16 @@ pub(super) struct MethodArgs {
     ///
     /// entropy in nats; margin: minus the gap between the two largest logits (default threshold -0.5); max-probability: one
     /// minus the largest probability (0.5); varentropy: variance of the surprise (3.0). Only entropy is the published method.
-    #[arg(long, value_name = "SIGNAL", env = "GGRO_SIGNAL", hide_env = true, default_value = "entropy",
-          hide_default_value = true, hide_possible_values = true,
+    #[arg(long, value_name = "SIGNAL", env = "GGRO_SIGNAL", hide_env = true, hide_possible_values = true,
           value_parser = PossibleValuesParser::new(SIGNALS.iter().map(|s| s.name())))]
-    pub signal: String,
+    pub signal: Option<String>,
 
     /// Tokens to choose the nudge from: the policy's most likely ones at the slot [default: 25]
     ///
     /// Larger lets the reward model choose tokens that the policy finds less likely.
-    #[arg(long, value_name = "K", env = "GGRO_NUDGE_TOP_K", hide_env = true, default_value = "25",
-          hide_default_value = true, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
-    pub nudge_top_k: usize,
+    #[arg(long, value_name = "K", env = "GGRO_NUDGE_TOP_K", hide_env = true,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub nudge_top_k: Option<usize>,
 
     /// greedy: the token with the largest first-order score; sample: drawn from softmax(score / temperature)
     #[arg(long, value_name = "HOW", env = "GGRO_NUDGE_SELECTION", hide_env = true, value_enum,
@@ -202,9 +203,9 @@ pub(super) struct MethodArgs {
     pub nudge_selection: NudgeSelection,
 
     /// Temperature of --nudge-selection sample [default: 0.1]; without effect on greedy
-    #[arg(long, value_name = "T", env = "GGRO_NUDGE_TEMPERATURE", hide_env = true, default_value = "0.1",
-          hide_default_value = true, value_parser = positive, allow_negative_numbers = true)]
-    pub nudge_temperature: f64,
+    #[arg(long, value_name = "T", env = "GGRO_NUDGE_TEMPERATURE", hide_env = true,
+          value_parser = positive, allow_negative_numbers = true)]
+    pub nudge_temperature: Option<f64>,
 
     /// Seed of --nudge-selection sample and of --method sample and bon; the same seed gives the same answer
     #[arg(long, value_name = "N", env = "GGRO_SEED", hide_env = true, default_value_t = 0)]
@@ -266,17 +267,32 @@ pub(super) enum NudgeSelection {
 }
 
 impl MethodArgs {
-    /// What the flags say of the method, over what nobody says anything of.
-    pub(super) fn over(&self, base: Options) -> Options {
-        Options {
-            top_k: self.nudge_top_k,
-            temperature: self.nudge_temperature,
-            selection: match self.nudge_selection {
+    /// The parameters that the flags give.
+    pub(super) fn given(&self) -> Given {
+        Given {
+            max_new_tokens: self.max_new_tokens,
+            signal: self.signal.clone(),
+            entropy_threshold: self.entropy_threshold,
+            num_refinement_steps: self.num_refinement_steps,
+            nudge_top_k: self.nudge_top_k,
+            nudge_temperature: self.nudge_temperature,
+            nudge_selection: Some(match self.nudge_selection {
                 NudgeSelection::Greedy => Selection::Greedy,
                 NudgeSelection::Sample => Selection::Sample,
-            },
-            ..base
+            }),
+            min_generated: None,
         }
+    }
+}
+
+/// Tokens that fit behind a prompt, if at least one does and all that `--max-new-tokens` asks for.
+pub(super) fn room(asked: Option<(usize, &str)>, prompt: usize, context: usize) -> Result<usize> {
+    let room = context.saturating_sub(prompt);
+    match asked.filter(|&(asked, _)| asked > room) {
+        Some((asked, name)) => Err(Error::invalid(format!(
+            "{name} {asked}: the context of {context} tokens has room for {room} after a prompt of {prompt}"
+        ))),
+        None => Ok(room),
     }
 }
 
@@ -293,13 +309,13 @@ pub(super) fn layout() -> impl TypedValueParser<Value = PromptLayout> {
     PossibleValuesParser::new(PromptLayout::ALL.map(PromptLayout::name)).try_map(|name| name.parse::<PromptLayout>())
 }
 
-fn finite(text: &str) -> Result<f64, String> {
+fn finite(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(x) if x.is_finite() => Ok(x),
         _ => Err("expected a finite number".to_string()),
     }
 }
 
-fn positive(text: &str) -> Result<f64, String> {
+fn positive(text: &str) -> std::result::Result<f64, String> {
     finite(text).and_then(|x| if x > 0.0 { Ok(x) } else { Err("must be above 0".to_string()) })
 }

@@ -1,6 +1,6 @@
 //! `ggro generate`.
 
-use super::args::{Generate, Method};
+use super::args::{Generate, Method, room};
 use super::complete;
 use super::output::Output;
 use super::prompt::{message, of_message, of_request};
@@ -8,11 +8,10 @@ use super::say;
 use super::summary::Answer;
 use super::terminal::{Progress, TerminalWriter, View, coloured};
 use crate::engine::{Settings, decode, decode_with};
-use crate::files::demo;
 use crate::files::pair::Pair;
 use crate::method::Options;
-use crate::method::entropy::{signal, threshold_of};
 use crate::model::{Backend, Work};
+use crate::presets::Given;
 use crate::rng::Uniforms;
 use crate::text::{Prompt, PromptLayout, TextRules, TextWriter, text_of};
 use crate::trace::{Request, Trace};
@@ -20,12 +19,6 @@ use crate::{Error, Result};
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
-
-/// The official code's preset for dialogue.
-pub(super) const MAX_NEW_TOKENS: usize = 128;
-/// Its candidates per segment, for the pair of 8 billion weights.
-pub(super) const CANDIDATES: usize = 8;
-const ENTROPY_THRESHOLD: f64 = 1.5;
 
 /// A threshold that no signal reaches: decoding in one segment.
 const NEVER: f64 = f64::MAX;
@@ -120,7 +113,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Flags, then what the request names, then what the pair says of itself.
+/// Flags, and what the request names over them.
 fn options(
     args: &Generate,
     pair: &Pair,
@@ -128,44 +121,35 @@ fn options(
     request: Option<&Request>,
     context: usize,
 ) -> Result<Options> {
-    let method = &args.method;
+    let (method, len) = (&args.method, prompt.ids.len());
     let asked = request.map(|r| &r.options);
-    let name = asked.and_then(|o| o.signal.as_deref()).unwrap_or(&method.signal);
-    let signal = signal(name).ok_or_else(|| Error::invalid(format!("`options.signal`: {name:?} is not a signal")))?;
-    let room = room(prompt.ids.len(), context)?;
-    let default_budget = if args.pair.is_demo() { demo::MAX_NEW_TOKENS } else { MAX_NEW_TOKENS };
-    let mut options = method.over(Options {
-        max_new_tokens: method.max_new_tokens.unwrap_or(default_budget.min(room)),
-        entropy_threshold: method.entropy_threshold.unwrap_or_else(|| default_threshold(name, args.pair.is_demo())),
-        signal,
-        max_candidates: method.num_refinement_steps.unwrap_or(CANDIDATES),
+    let given = Given { signal: asked.and_then(|o| o.signal.clone()).or(method.signal.clone()), ..method.given() };
+    let parameters = given.over(args.pair.preset()).map_err(|e| Error::invalid(format!("`options.signal`: {e}")))?;
+    if context <= len {
+        return Err(Error::invalid(format!(
+            "the prompt of {len} tokens leaves no room in the context of {context} (the models', or --max-model-len)"
+        )));
+    }
+    let budget = match asked.and_then(|o| o.max_new_tokens) {
+        Some(asked) => Some((asked, "`options.max_new_tokens`")),
+        None => given.max_new_tokens.map(|asked| (asked, "--max-new-tokens")),
+    };
+    let room = room(budget, len, context)?;
+    if budget.is_none() && room < parameters.max_new_tokens {
+        let default = parameters.max_new_tokens;
+        say(&format!("note: the context of {context} tokens has room for {room} new tokens, not {default}"));
+    }
+    let mut options = Options {
         first_offset: prompt.header.len(),
-        reward_pad_id: pair.reward_pad_id,
         full_trace: args.output.trace.is_some(),
-        ..Options::new(pair.finish_id, pair.stop_ids.clone())
-    });
+        ..parameters.options(pair)
+    };
     if let Some(asked) = asked {
         asked.apply(&mut options);
     }
+    options.max_new_tokens = budget.map_or(options.max_new_tokens.min(room), |(asked, _)| asked);
     if method.method == Method::Greedy {
         options.max_candidates = 1;
-    }
-    if options.max_new_tokens > room {
-        let flag = match asked.and_then(|o| o.max_new_tokens) {
-            Some(_) => "`options.max_new_tokens`",
-            None => "--max-new-tokens",
-        };
-        return Err(Error::invalid(format!(
-            "{flag} {}: the context of {context} tokens has room for {room} after a prompt of {}",
-            options.max_new_tokens,
-            prompt.ids.len()
-        )));
-    }
-    if options.max_new_tokens < default_budget
-        && method.max_new_tokens.is_none()
-        && asked.is_none_or(|o| o.max_new_tokens.is_none())
-    {
-        say(&format!("note: the context of {context} tokens has room for {room} new tokens, not {default_budget}"));
     }
     if args.text.prompt_layout == PromptLayout::Official
         && prompt.header.is_empty()
@@ -175,24 +159,6 @@ fn options(
         say("note: --prompt-layout official: the template's generation prompt adds nothing; both layouts are the same");
     }
     Ok(options)
-}
-
-/// Tokens that fit behind the prompt.
-fn room(prompt: usize, context: usize) -> Result<usize> {
-    match context.checked_sub(prompt) {
-        Some(room) if room > 0 => Ok(room),
-        _ => Err(Error::invalid(format!(
-            "the prompt of {prompt} tokens leaves no room in the context of {context} (the models', or --max-model-len)"
-        ))),
-    }
-}
-
-pub(super) fn default_threshold(signal: &str, demo: bool) -> f64 {
-    match signal {
-        "entropy" if demo => demo::ENTROPY_THRESHOLD,
-        "entropy" => ENTROPY_THRESHOLD,
-        other => threshold_of(other),
-    }
 }
 
 /// Plain greedy decoding of the same prompt, for comparison.

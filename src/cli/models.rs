@@ -4,6 +4,7 @@ use super::say;
 use crate::files::checkpoint::Files;
 use crate::files::demo;
 use crate::files::pair::{Pair, Single};
+use crate::presets::Preset;
 use crate::profile::{self, Level, Steps, Watch};
 use crate::runtime::{self, Arithmetic, Device, DeviceSpec, Loaded, NoCuda, OpenOptions, Opened, Opening, Unusable};
 use crate::{Error, Result};
@@ -43,6 +44,11 @@ impl PairArgs {
     /// Whether the pair is the embedded one.
     pub(super) fn is_demo(&self) -> bool {
         self.policy.is_none()
+    }
+
+    /// What holds for the pair where nothing is given.
+    pub(super) fn preset(&self) -> Preset {
+        if self.is_demo() { Preset::DEMO } else { Preset::DIALOGUE }
     }
 
     /// Reads the pair.

@@ -1,19 +1,17 @@
 //! `ggro run`.
 
-use super::args::{EngineArgs, Method, MethodArgs, NudgeSelection, layout};
-use super::generate::default_threshold;
+use super::args::{EngineArgs, Method, MethodArgs, layout, room};
 use super::models::{DeviceArgs, PairArgs};
 use super::prompt::with_flags;
 use super::say;
 use crate::batch::input::{self, PromptRecord};
 use crate::batch::output::{Row, Rows};
-use crate::batch::tasks::{Preset, Task};
+use crate::batch::tasks::Task;
 use crate::batch::{Job, run as answer_all};
 use crate::engine::{Engine, Settings};
-use crate::files::demo;
 use crate::files::pair::Pair;
 use crate::method::Options;
-use crate::method::entropy::signal;
+use crate::presets::Parameters;
 use crate::runtime::Device;
 use crate::text::{Next, Prompt, PromptLayout};
 use crate::{Error, Result};
@@ -95,8 +93,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let records = input::read(&args.input, task)?;
     let pair = args.pair.load()?;
     let mut device = args.device.find()?;
-    let jobs = jobs(args, task, &pair, &records)?;
-    let config = config(args, task, &pair, &device);
+    let parameters = parameters(args, task, &pair)?;
+    let jobs = jobs(args, &parameters, &pair, &records)?;
+    let config = config(args, task, &parameters, &pair, &device);
     let texts: Vec<String> = records.iter().map(|record| record.text.clone()).collect();
     let mut rows = Rows::open::<Row>(&args.output, &config, &texts)?;
     let there = jobs.iter().filter(|job| rows.has(job.index)).count();
@@ -126,7 +125,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Everything that can be wrong with a prompt is found before the first is answered.
-fn jobs(args: &Args, task: Option<Task>, pair: &Pair, records: &[PromptRecord]) -> Result<Vec<Job>> {
+fn jobs(args: &Args, parameters: &Parameters, pair: &Pair, records: &[PromptRecord]) -> Result<Vec<Job>> {
     let count = args.num_prompts.unwrap_or(usize::MAX);
     if args.start_index >= records.len() || count == 0 {
         return Err(Error::invalid(format!(
@@ -136,7 +135,6 @@ fn jobs(args: &Args, task: Option<Task>, pair: &Pair, records: &[PromptRecord]) 
         )));
     }
     let context = args.pair.context(pair);
-    let preset = task.map(|task| task.preset(pair.policy.num_parameters()));
     let chosen = records.iter().enumerate().skip(args.start_index).take(count);
     let next = Next::Answer { layout: args.prompt_layout, prefill: args.prefill_attack.as_deref().unwrap_or_default() };
     let jobs = chosen.map(|(index, record)| {
@@ -145,100 +143,68 @@ fn jobs(args: &Args, task: Option<Task>, pair: &Pair, records: &[PromptRecord]) 
         let system = system.filter(|_| record.messages.iter().all(|message| message.role != "system"));
         let prompt = Prompt::of_messages(pair, system, &record.messages, next);
         let prompt = prompt.map_err(with_flags).map_err(named)?;
-        let options = options(args, preset, pair, &prompt, context).map_err(named)?;
+        let options = options(args, parameters, pair, &prompt, context).map_err(named)?;
         let seed = args.method.seed.wrapping_add(index as u64);
         Ok(Job { index, record: record.clone(), prompt, options, seed })
     });
     jobs.collect()
 }
 
-/// Flags, then the task, then what the pair says of itself.
-fn options(args: &Args, preset: Option<Preset>, pair: &Pair, prompt: &Prompt, context: usize) -> Result<Options> {
-    let method = &args.method;
-    let signal = signal(&method.signal)
-        .ok_or_else(|| Error::invalid(format!("--signal: {:?} is not a signal", method.signal)))?;
-    let room = context.saturating_sub(prompt.ids.len());
-    if room == 0 {
-        return Err(Error::invalid(format!(
-            "its {} tokens leave no room in the context of {context}",
-            prompt.ids.len()
-        )));
+/// Flags, over the task's published parameters, over what holds for the pair.
+fn parameters(args: &Args, task: Option<Task>, pair: &Pair) -> Result<Parameters> {
+    let published = task.map(|task| task.published().preset(pair.policy.num_parameters()));
+    args.method.given().over(published.unwrap_or(args.pair.preset()))
+}
+
+fn options(args: &Args, parameters: &Parameters, pair: &Pair, prompt: &Prompt, context: usize) -> Result<Options> {
+    let len = prompt.ids.len();
+    if context <= len {
+        return Err(Error::invalid(format!("its {len} tokens leave no room in the context of {context}")));
     }
-    if let Some(asked) = method.max_new_tokens.filter(|&asked| asked > room) {
-        return Err(Error::invalid(format!(
-            "--max-new-tokens {asked}: the context of {context} tokens has room for {room} after a prompt of {}",
-            prompt.ids.len()
-        )));
-    }
-    let threshold = preset.map(|preset| preset.entropy_threshold).filter(|_| method.signal == "entropy");
-    let options = method.over(Options {
-        max_new_tokens: method.max_new_tokens.unwrap_or(budget(args, preset).min(room)),
-        entropy_threshold: method
-            .entropy_threshold
-            .or(threshold)
-            .unwrap_or_else(|| default_threshold(&method.signal, args.pair.is_demo())),
-        signal,
-        max_candidates: match method.method {
-            Method::Greedy => 1,
-            _ => candidates(args, preset),
-        },
-        first_offset: prompt.header.len(),
-        reward_pad_id: pair.reward_pad_id,
-        ..Options::new(pair.finish_id, pair.stop_ids.clone())
-    });
+    let room = room(args.method.max_new_tokens.map(|asked| (asked, "--max-new-tokens")), len, context)?;
+    let options = Options { first_offset: prompt.header.len(), ..parameters.options(pair) };
+    let options = Options {
+        max_new_tokens: options.max_new_tokens.min(room),
+        max_candidates: if args.method.method == Method::Greedy { 1 } else { options.max_candidates },
+        ..options
+    };
     options.check()?;
     Ok(options)
 }
 
-fn budget(args: &Args, preset: Option<Preset>) -> usize {
-    let default = if args.pair.is_demo() { demo::MAX_NEW_TOKENS } else { super::generate::MAX_NEW_TOKENS };
-    preset.map_or(default, |preset| preset.max_new_tokens)
-}
-
-fn candidates(args: &Args, preset: Option<Preset>) -> usize {
-    args.method.num_refinement_steps.or(preset.map(|preset| preset.num_refinement_steps)).unwrap_or(8)
-}
-
 /// All that an answer depends on, besides its prompt.
-fn config(args: &Args, task: Option<Task>, pair: &Pair, device: &Device) -> Map<String, Value> {
-    let method = &args.method;
-    let preset = task.map(|task| task.preset(pair.policy.num_parameters()));
-    let model = |path: &Option<PathBuf>, weights: u64| match path {
-        Some(path) => json!(format!("{}, {weights} weights", path.display())),
-        None => json!("demo"),
+fn config(
+    args: &Args,
+    task: Option<Task>,
+    parameters: &Parameters,
+    pair: &Pair,
+    device: &Device,
+) -> Map<String, Value> {
+    let [policy, reward] = args.pair.names();
+    let model = |name: String, weights: u64| match args.pair.is_demo() {
+        true => name,
+        false => format!("{name}, {weights} weights"),
     };
-    let threshold = preset.map(|preset| preset.entropy_threshold).filter(|_| method.signal == "entropy");
-    let threshold = method.entropy_threshold.or(threshold);
-    let all = json!({
-        "ggro": env!("CARGO_PKG_VERSION"),
-        "policy": model(&args.pair.policy, pair.policy.num_parameters()),
-        "reward": model(&args.pair.reward, pair.reward.num_parameters()),
-        "arithmetic": device.arithmetic(args.device.dtype),
-        "task": task.map(Task::name),
-        "method": match method.method {
-            Method::Greedy => "greedy",
-            _ => "ggro",
-        },
-        "max_new_tokens": method.max_new_tokens.unwrap_or(budget(args, preset)),
-        "max_model_len": args.pair.max_model_len,
-        "signal": method.signal,
-        "entropy_threshold": threshold.unwrap_or_else(|| default_threshold(&method.signal, args.pair.is_demo())),
-        "num_refinement_steps": candidates(args, preset),
-        "nudge_top_k": method.nudge_top_k,
-        "nudge_temperature": method.nudge_temperature,
-        "nudge_selection": match method.nudge_selection {
-            NudgeSelection::Greedy => "greedy",
-            NudgeSelection::Sample => "sample",
-        },
-        "seed": method.seed,
-        "system": args.system,
-        "prefill_attack": args.prefill_attack,
-        "prompt_layout": args.prompt_layout.name(),
-    });
-    match all {
-        Value::Object(map) => map,
-        _ => Map::new(),
+    let mut config = Map::new();
+    let mut set = |name: &str, value: Value| drop(config.insert(name.to_string(), value));
+    set("ggro", json!(env!("CARGO_PKG_VERSION")));
+    set("policy", json!(model(policy, pair.policy.num_parameters())));
+    set("reward", json!(model(reward, pair.reward.num_parameters())));
+    set("arithmetic", json!(device.arithmetic(args.device.dtype)));
+    set("task", json!(task.map(Task::name)));
+    set("method", json!(if args.method.method == Method::Greedy { "greedy" } else { "ggro" }));
+    for (name, value) in json!(parameters).as_object().into_iter().flatten() {
+        set(name, value.clone());
+        // Where it has always stood.
+        if name == "max_new_tokens" {
+            set("max_model_len", json!(args.pair.max_model_len));
+        }
     }
+    set("seed", json!(args.method.seed));
+    set("system", json!(args.system));
+    set("prefill_attack", json!(args.prefill_attack));
+    set("prompt_layout", json!(args.prompt_layout.name()));
+    config
 }
 
 /// What is seen of a run: a bar on a terminal, and a line at its end.

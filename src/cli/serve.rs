@@ -1,14 +1,12 @@
 //! `ggro serve`.
 
 use super::args::EngineArgs;
-use super::generate::default_threshold;
 use super::models::{DeviceArgs, PairArgs, switch};
 use super::say;
 use crate::engine::{Engine, Settings};
 use crate::profile::Watch;
 use crate::server::connections::{Ended, serve};
 use crate::server::keys::Keys;
-use crate::server::method::Defaults;
 use crate::server::{Config, Limits, Served};
 use crate::{Error, Result};
 use axum::http::HeaderValue;
@@ -274,10 +272,7 @@ fn config(args: &Args) -> Result<Config> {
     Ok(Config {
         name: address.served_model_name.clone().unwrap_or_else(|| of(&pair.policy, "demo")),
         reward_name: address.served_reward_name.clone().unwrap_or_else(|| of(&pair.reward, "demo-reward")),
-        defaults: Defaults {
-            entropy_threshold: default_threshold("entropy", pair.is_demo()),
-            max_candidates: super::generate::CANDIDATES,
-        },
+        preset: pair.preset(),
         keys: Keys::new(keys.iter().map(String::as_str)),
         limits: Limits {
             body: limits.max_body_bytes,

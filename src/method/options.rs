@@ -2,9 +2,11 @@
 
 use crate::method::entropy::{Signal, Threshold};
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 /// How the nudge token is chosen among the candidates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Selection {
     /// The largest first-order score.
     Greedy,

@@ -2,10 +2,11 @@
 
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::batch::tasks::{Preset, Task};
-use crate::method::entropy::{SIGNALS, signal, threshold_of};
-use crate::method::{Options, Selection};
+use crate::method::Selection;
+use crate::method::entropy::{SIGNALS, signal};
+use crate::presets::{Given, Published};
 use crate::text::PromptLayout;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// What comes after the colon of a model's name.
@@ -16,39 +17,17 @@ pub enum Alias {
     /// `ggro`.
     Guided,
     /// `ggro-<preset>`.
-    Preset(PresetName),
+    Preset(Published),
     /// `bon-<n>`: the best of so many samples, by the reward model.
     Best(usize),
 }
 
-/// Published parameters by what they are for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PresetName {
-    /// Those of the official code's safety tasks.
-    Safety,
-    /// Those of its dialogues.
-    Helpfulness,
-    /// Those of its multiple-choice questions.
-    Reasoning,
-}
-
-impl PresetName {
-    const ALL: [(PresetName, &'static str); 3] = [
-        (PresetName::Safety, "ggro-safety"),
-        (PresetName::Helpfulness, "ggro-helpfulness"),
-        (PresetName::Reasoning, "ggro-reasoning"),
-    ];
-
-    /// The parameters, for a policy of so many weights.
-    pub fn preset(self, weights: u64) -> Preset {
-        let task = match self {
-            PresetName::Safety => Task::HexPhi,
-            PresetName::Helpfulness => Task::HhRlhf,
-            PresetName::Reasoning => Task::ArcChallenge,
-        };
-        task.preset(weights)
-    }
-}
+/// Published parameters that have a name.
+const PRESETS: [(Published, &str); 3] = [
+    (Published::Safety, "ggro-safety"),
+    (Published::Helpfulness, "ggro-helpfulness"),
+    (Published::Reasoning, "ggro-reasoning"),
+];
 
 /// Completions of the listed `bon` name.
 const BEST_OF: usize = 8;
@@ -62,12 +41,12 @@ impl Alias {
         if let Some(count) = text.strip_prefix("bon-") {
             return count.parse().ok().filter(|count| (1..=most).contains(count)).map(Alias::Best);
         }
-        PresetName::ALL.iter().find(|(_, name)| *name == text).map(|&(preset, _)| Alias::Preset(preset))
+        PRESETS.iter().find(|(_, name)| *name == text).map(|&(preset, _)| Alias::Preset(preset))
     }
 
     /// All that are listed, as they stand behind a model's name.
     pub fn listed(most: usize) -> Vec<String> {
-        let presets = PresetName::ALL.iter().map(|(_, name)| format!(":{name}"));
+        let presets = PRESETS.iter().map(|(_, name)| format!(":{name}"));
         let best = (BEST_OF <= most).then(|| format!(":bon-{BEST_OF}"));
         [String::new(), ":ggro".to_string()].into_iter().chain(presets).chain(best).collect()
     }
@@ -75,14 +54,9 @@ impl Alias {
 
 /// What a request says of the method: the object `ggro`, or keys `ggro_*` of `vllm_xargs`.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Settings {
-    entropy_threshold: Option<f64>,
-    signal: Option<String>,
-    max_candidates: Option<usize>,
-    top_k: Option<usize>,
-    selection: Option<Selection>,
-    temperature: Option<f64>,
-    min_generated: Option<usize>,
+pub struct MethodSettings {
+    /// Its parameters.
+    pub parameters: Given,
     /// How the prompt is laid out.
     pub layout: PromptLayout,
     /// Whether the answer comes with every decision.
@@ -97,12 +71,12 @@ pub struct Settings {
 const MOST_CANDIDATES: usize = 64;
 const MOST_TOP_K: usize = 1024;
 
-impl Settings {
+impl MethodSettings {
     /// Reads the object of a request, and its `vllm_xargs`.
     ///
     /// # Errors
     /// A setting that does not exist or has a value it cannot have.
-    pub fn read(fields: &mut Fields) -> Result<Settings, ApiError> {
+    pub fn read(fields: &mut Fields) -> Result<MethodSettings, ApiError> {
         let xargs = fields.object("vllm_xargs")?.unwrap_or_default();
         let flat: Map<String, Value> = xargs
             .into_iter()
@@ -110,28 +84,35 @@ impl Settings {
             .collect();
         let own = fields.object("ggro")?;
         let given = own.is_some() || !flat.is_empty();
-        let mut settings = Settings { given, ..Settings::default() };
+        let mut settings = MethodSettings { given, ..MethodSettings::default() };
         settings.take(Fields::of(flat, "vllm_xargs.ggro_"))?;
         settings.take(Fields::of(own.unwrap_or_default(), "ggro."))?;
         Ok(settings)
     }
 
     fn take(&mut self, mut fields: Fields) -> Result<(), ApiError> {
-        fn set<T>(to: &mut Option<T>, from: Option<T>) {
-            if from.is_some() {
-                *to = from;
-            }
-        }
         let names = SIGNALS.iter().map(|signal| signal.name()).collect::<Vec<_>>().join(", ");
         let known = |value: &Value| value.as_str().filter(|name| signal(name).is_some()).map(str::to_string);
-        set(&mut self.signal, fields.get("signal", &format!("one of {names}"), known)?);
-        set(&mut self.entropy_threshold, fields.number("entropy_threshold", f64::MIN, f64::MAX)?);
-        set(&mut self.max_candidates, fields.count("num_refinement_steps", 1, MOST_CANDIDATES)?);
-        set(&mut self.max_candidates, fields.count("max_candidates", 1, MOST_CANDIDATES)?);
-        set(&mut self.top_k, fields.count("nudge_top_k", 1, MOST_TOP_K)?);
-        set(&mut self.selection, fields.get("nudge_selection", "\"greedy\" or \"sample\"", selection)?);
-        set(&mut self.temperature, fields.number("nudge_temperature", f64::MIN_POSITIVE, f64::MAX)?);
-        set(&mut self.min_generated, fields.count("min_generated", 2, 1 << 20)?);
+        let signal = fields.get("signal", &format!("one of {names}"), known)?;
+        let entropy_threshold = fields.number("entropy_threshold", f64::MIN, f64::MAX)?;
+        let steps = fields.count("num_refinement_steps", 1, MOST_CANDIDATES)?;
+        let num_refinement_steps = fields.count("max_candidates", 1, MOST_CANDIDATES)?.or(steps);
+        let nudge_top_k = fields.count("nudge_top_k", 1, MOST_TOP_K)?;
+        let selection = |value: &Value| Selection::deserialize(value).ok();
+        let nudge_selection = fields.get("nudge_selection", "\"greedy\" or \"sample\"", selection)?;
+        let nudge_temperature = fields.number("nudge_temperature", f64::MIN_POSITIVE, f64::MAX)?;
+        let min_generated = fields.count("min_generated", 2, 1 << 20)?;
+        let read = Given {
+            max_new_tokens: None,
+            signal,
+            entropy_threshold,
+            num_refinement_steps,
+            nudge_top_k,
+            nudge_temperature,
+            nudge_selection,
+            min_generated,
+        };
+        self.parameters = read.or(std::mem::take(&mut self.parameters));
         let layout = fields.get("prompt_layout", "\"chat\" or \"official\"", |value| value.as_str()?.parse().ok())?;
         self.layout = layout.unwrap_or(self.layout);
         // Texts and numbers are all that some clients can put into `vllm_xargs`.
@@ -155,55 +136,9 @@ impl Settings {
         Ok(())
     }
 
-    /// Options of a response: what is said here, over the preset, over what the pair says of itself.
-    ///
-    /// # Errors
-    /// Options out of range.
-    pub fn over(&self, preset: Option<Preset>, defaults: &Defaults, base: Options) -> Result<Options, ApiError> {
-        let name = self.signal.as_deref().unwrap_or(SIGNALS[0].name());
-        let entropy = name == SIGNALS[0].name();
-        let threshold = self
-            .entropy_threshold
-            .or(preset.filter(|_| entropy).map(|preset| preset.entropy_threshold))
-            .unwrap_or(if entropy { defaults.entropy_threshold } else { threshold_of(name) });
-        let options = Options {
-            signal: signal(name).unwrap_or(base.signal),
-            entropy_threshold: threshold,
-            max_candidates: self
-                .max_candidates
-                .or(preset.map(|preset| preset.num_refinement_steps))
-                .unwrap_or(defaults.max_candidates),
-            top_k: self.top_k.unwrap_or(base.top_k),
-            selection: self.selection.unwrap_or(base.selection),
-            temperature: self.temperature.unwrap_or(base.temperature),
-            min_generated: self.min_generated.unwrap_or(base.min_generated),
-            full_trace: self.trace,
-            ..base
-        };
-        options.check()?;
-        Ok(options)
-    }
-
     /// Whether the nudges are drawn, so that different seeds give different answers.
     pub fn samples(&self) -> bool {
-        self.selection == Some(Selection::Sample)
-    }
-}
-
-/// What holds where a request says nothing.
-#[derive(Clone, Copy, Debug)]
-pub struct Defaults {
-    /// Nats.
-    pub entropy_threshold: f64,
-    /// Candidates per segment.
-    pub max_candidates: usize,
-}
-
-fn selection(value: &Value) -> Option<Selection> {
-    match value.as_str()? {
-        "greedy" => Some(Selection::Greedy),
-        "sample" => Some(Selection::Sample),
-        _ => None,
+        self.parameters.nudge_selection == Some(Selection::Sample)
     }
 }
 
@@ -211,14 +146,14 @@ fn selection(value: &Value) -> Option<Selection> {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Settings, ApiError> {
-        Settings::read(&mut Fields::parse(text.as_bytes()).unwrap())
+    fn read(text: &str) -> Result<MethodSettings, ApiError> {
+        MethodSettings::read(&mut Fields::parse(text.as_bytes()).unwrap())
     }
 
     #[test]
     fn names_behind_the_colon() {
         assert_eq!(Alias::parse("ggro", 64), Some(Alias::Guided));
-        assert_eq!(Alias::parse("ggro-safety", 64), Some(Alias::Preset(PresetName::Safety)));
+        assert_eq!(Alias::parse("ggro-safety", 64), Some(Alias::Preset(Published::Safety)));
         assert_eq!(Alias::parse("bon-4", 64), Some(Alias::Best(4)));
         for none in ["", "bon-", "bon-0", "bon-65", "bon--1", "ggro-", "GGRO"] {
             assert_eq!(Alias::parse(none, 64), None, "{none}");

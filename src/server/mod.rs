@@ -28,12 +28,13 @@ mod tokens;
 
 use crate::engine::Engine;
 use crate::files::pair::Pair;
+use crate::presets::Preset;
 use axum::Router;
 use axum::http::HeaderValue;
 use axum::routing::{get, post};
 use error::ApiError;
 use keys::Keys;
-use method::{Alias, Defaults};
+use method::Alias;
 use metrics::Metrics;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -96,7 +97,7 @@ pub struct Config {
     /// The reward model's name.
     pub reward_name: String,
     /// What holds where a request says nothing of the method.
-    pub defaults: Defaults,
+    pub preset: Preset,
     /// Who may ask.
     pub keys: Keys,
     /// How much.
@@ -115,11 +116,11 @@ pub struct Config {
 
 impl Config {
     /// Open to everyone, with the limits that hold where nobody says otherwise.
-    pub fn new(name: &str, reward_name: &str, defaults: Defaults) -> Config {
+    pub fn new(name: &str, reward_name: &str, preset: Preset) -> Config {
         Config {
             name: name.to_string(),
             reward_name: reward_name.to_string(),
-            defaults,
+            preset,
             keys: Keys::default(),
             limits: Limits::default(),
             origins: Vec::new(),

@@ -3,8 +3,9 @@
 use super::Served;
 use super::error::ApiError;
 use super::fields::{Fields, token_ids};
-use super::method::{Alias, Settings};
+use super::method::{Alias, MethodSettings};
 use super::prompt::{Chat, read_prompts};
+use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::profile::{self, Phase};
 use crate::sampling::{Sampling, StopStrings};
@@ -105,7 +106,7 @@ impl Asked {
         let limits = &served.config.limits;
         let model = fields.text("model")?.unwrap_or_else(|| served.config.name.clone());
         let alias = served.alias(&model)?;
-        let settings = Settings::read(&mut fields)?;
+        let settings = MethodSettings::read(&mut fields)?;
         let alias = if settings.given && alias == Alias::Plain { Alias::Guided } else { alias };
         let guided = matches!(alias, Alias::Guided | Alias::Preset(_));
 
@@ -175,7 +176,11 @@ impl Asked {
                 if !stop_ids.contains(&served.pair.finish_id) {
                     ignored.push("ignore_eos");
                 }
-                Method::Guided(Box::new(settings.over(preset, &served.config.defaults, base(served, &stop_ids))?))
+                let parameters = settings.parameters.over(preset.unwrap_or(served.config.preset))?;
+                let options = Options { full_trace: settings.trace, ..parameters.options(&served.pair) };
+                let options = Options { stop_ids: with_end(&served.pair, &stop_ids), ..options };
+                options.check()?;
+                Method::Guided(Box::new(options))
             }
         };
         let usage = fields.object("stream_options")?.unwrap_or_default();
@@ -209,15 +214,13 @@ impl Asked {
     }
 }
 
-/// What the pair says of itself.
-fn base(served: &Served, stop_ids: &[u32]) -> Options {
-    let pair = &served.pair;
-    // A stop id that is not the end of turn ends the answer; without the end of turn the method has no end.
+/// A stop id that is not the end of turn ends the answer; without the end of turn the method has no end.
+fn with_end(pair: &Pair, stop_ids: &[u32]) -> Vec<u32> {
     let mut stop_ids = stop_ids.to_vec();
     if !stop_ids.contains(&pair.finish_id) {
         stop_ids.push(pair.finish_id);
     }
-    Options { reward_pad_id: pair.reward_pad_id, ..Options::new(pair.finish_id, stop_ids) }
+    stop_ids
 }
 
 /// Fields that ask for something we cannot do, and that would be missed.

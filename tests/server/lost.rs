@@ -6,8 +6,8 @@ use ggro::files::config::ModelConfig;
 use ggro::files::pair::Pair;
 use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Work};
+use ggro::presets::Preset;
 use ggro::server::connections::{Ended, serve};
-use ggro::server::method::Defaults;
 use ggro::server::{Config, Served};
 use serde_json::json;
 use std::sync::Arc;
@@ -82,8 +82,7 @@ impl Backend for Fragile {
 #[test]
 fn everyone_is_told_and_the_server_ends() {
     let pair = Arc::new(Pair::load(&ggro::files::demo::policy(), &ggro::files::demo::reward()).unwrap());
-    let defaults = Defaults { entropy_threshold: 3.25, max_candidates: 8 };
-    let config = Config::new("demo", "demo-reward", defaults);
+    let config = Config::new("demo", "demo-reward", Preset::DEMO);
     let served = Arc::new(Served::new(config, pair.clone(), 512));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();

@@ -120,13 +120,13 @@ fn request(data: &[u8]) {
 
 /// What a server is sent; its models are the demo pair.
 fn body(data: &[u8]) {
-    use ggro::server::{Config, Served, method::Defaults, request};
+    use ggro::presets::Preset;
+    use ggro::server::{Config, Served, request};
     static SERVED: OnceLock<Served> = OnceLock::new();
     let served = SERVED.get_or_init(|| {
         let pair = ggro::files::pair::Pair::load(&ggro::files::demo::policy(), &ggro::files::demo::reward())
             .expect("the demo pair");
-        let defaults = Defaults { entropy_threshold: 3.25, max_candidates: 8 };
-        let config = Config::new("demo", "demo-reward", defaults);
+        let config = Config::new("demo", "demo-reward", Preset::DEMO);
         Served::new(config, Arc::new(pair), 512)
     });
     for route in [request::Route::Chat, request::Route::Completions] {

@@ -5,6 +5,7 @@ use super::report::{Answer, Row, hash_of};
 use crate::engine::{Settings, Width, intervention, sampler};
 use crate::method::Options;
 use crate::model::{Backend, PolicySpan, Role, Span, TopK};
+use crate::presets::{Given, Preset};
 use crate::rng::Uniforms;
 use crate::sampling::{Plan, Sampling};
 use crate::task::{Finished, Generation};
@@ -46,15 +47,16 @@ pub fn responses(backend: &mut dyn Backend, asked: &Asked, done: &mut dyn FnMut(
         None => (0..asked.prompt).map(|i| (i * 7919 % vocab) as u32).collect(),
     };
     // No id ends an answer: all have the length that was asked for.
-    let options = Options {
-        max_new_tokens: asked.tokens,
-        entropy_threshold: match asked.threshold {
+    let given = Given {
+        max_new_tokens: Some(asked.tokens),
+        entropy_threshold: Some(match asked.threshold {
             Some(threshold) => threshold,
             None => calibrated(backend, &prompt, asked)?,
-        },
-        max_candidates: asked.candidates,
-        ..Options::new(u32::MAX, vec![u32::MAX])
+        }),
+        num_refinement_steps: Some(asked.candidates),
+        ..Given::default()
     };
+    let options = given.over(Preset::DIALOGUE)?.over(Options::new(u32::MAX, vec![u32::MAX]));
     let greedy = Options { max_candidates: 1, entropy_threshold: f64::MAX, ..options.clone() };
     let guided = |width: Width| (Way::Guided(options.clone()), "ggro", format!("speculation {}", name(width)), width);
     let mut ways = vec![(Way::Guided(greedy), "greedy", String::new(), Width::Off)];
