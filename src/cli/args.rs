@@ -1,6 +1,6 @@
 //! The flags of `ggro generate`. Names are the official code's where it has one.
 
-use super::models::{DeviceArgs, PairArgs, switch};
+use super::models::{DeviceArgs, PairArgs};
 use crate::engine::Width;
 use crate::method::Selection;
 use crate::method::entropy::SIGNALS;
@@ -8,7 +8,7 @@ use crate::presets::Given;
 use crate::text::PromptLayout;
 use crate::{Error, Result};
 use clap::ValueEnum;
-use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+use clap::builder::{BoolishValueParser, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use std::path::PathBuf;
 
 /// Answer a prompt, steering with the reward model
@@ -53,46 +53,46 @@ pub(super) struct Generate {
 #[command(next_help_heading = "Sampling (--method sample and bon)")]
 pub(super) struct SamplingArgs {
     /// Completions: all of them are printed, or with bon the best one [default: 1, with bon 8]
-    #[arg(long, value_name = "N", env = "GGRO_N", hide_env = true,
+    #[arg(long, value_name = "N",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=128))]
     pub n: Option<usize>,
 
     /// Divides the logits; 0 is greedy [default: 1]
-    #[arg(long, value_name = "T", env = "GGRO_TEMPERATURE", hide_env = true, value_parser = finite,
+    #[arg(long, value_name = "T", value_parser = finite,
           allow_negative_numbers = true)]
     pub temperature: Option<f64>,
 
     /// Only the K most likely tokens; 0 is all
-    #[arg(long, value_name = "K", env = "GGRO_TOP_K", hide_env = true, default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: usize,
 
     /// Only the most likely tokens that together reach this probability
-    #[arg(long, value_name = "P", env = "GGRO_TOP_P", hide_env = true, default_value_t = 1.0, value_parser = finite,
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = finite,
           allow_negative_numbers = true)]
     pub top_p: f64,
 
     /// Only tokens at least so probable, relative to the most likely one
-    #[arg(long, value_name = "P", env = "GGRO_MIN_P", hide_env = true, default_value_t = 0.0, value_parser = finite,
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = finite,
           allow_negative_numbers = true)]
     pub min_p: f64,
 
     /// Divides positive logits of ids seen before, and multiplies negative ones
-    #[arg(long, value_name = "X", env = "GGRO_REPETITION_PENALTY", hide_env = true, default_value_t = 1.0,
+    #[arg(long, value_name = "X", default_value_t = 1.0,
           value_parser = finite, allow_negative_numbers = true)]
     pub repetition_penalty: f64,
 
     /// Subtracted from logits of ids that the completion has
-    #[arg(long, value_name = "X", env = "GGRO_PRESENCE_PENALTY", hide_env = true, default_value_t = 0.0,
+    #[arg(long, value_name = "X", default_value_t = 0.0,
           value_parser = finite, allow_negative_numbers = true)]
     pub presence_penalty: f64,
 
     /// Subtracted from logits of ids that the completion has, once for each time
-    #[arg(long, value_name = "X", env = "GGRO_FREQUENCY_PENALTY", hide_env = true, default_value_t = 0.0,
+    #[arg(long, value_name = "X", default_value_t = 0.0,
           value_parser = finite, allow_negative_numbers = true)]
     pub frequency_penalty: f64,
 
     /// A string that ends a completion and is no part of it; may be given several times
-    #[arg(long, value_name = "TEXT", env = "GGRO_STOP", hide_env = true)]
+    #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
 }
 
@@ -104,18 +104,11 @@ pub(super) struct EngineArgs {
     /// Candidates that the walk may reach are decoded and scored before it does, in the same batches. The answer is the same
     /// to the last bit; what turns out not to be needed is reported as speculative work. auto: as many as share one reading
     /// of the weights on a GPU, none on a CPU, where arithmetic is what costs.
-    #[arg(
-        long,
-        value_name = "WIDTH",
-        env = "GGRO_SPECULATION",
-        hide_env = true,
-        default_value = "auto",
-        hide_default_value = true
-    )]
+    #[arg(long, value_name = "WIDTH", default_value = "auto", hide_default_value = true)]
     pub speculation: Width,
 
     /// Do not decode the leading candidate into the next segment while others are still scored
-    #[arg(long, env = "GGRO_NO_RUN_AHEAD", hide_env = true, value_parser = switch())]
+    #[arg(long)]
     pub no_run_ahead: bool,
 }
 
@@ -123,13 +116,13 @@ pub(super) struct EngineArgs {
 #[command(next_help_heading = "Prompt")]
 pub(super) struct TextArgs {
     /// A system message in front of the prompt
-    #[arg(long, value_name = "TEXT", env = "GGRO_SYSTEM", hide_env = true, conflicts_with = "request")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "request")]
     pub system: Option<String>,
 
     /// Start of the answer; the policy goes on from it
     ///
     /// It stands after the assistant header, is part of what the reward model sees and is printed with the answer.
-    #[arg(long, value_name = "TEXT", env = "GGRO_PREFILL", hide_env = true, conflicts_with = "request")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "request")]
     pub prefill: Option<String>,
 
     /// How the prompt is laid out
@@ -137,7 +130,7 @@ pub(super) struct TextArgs {
     /// chat: the template with its generation prompt, as chat servers do. official: without it, as the official code does;
     /// the policy writes the assistant header itself, which counts against the budget and is not printed, and nothing is
     /// forced before the header's length. With --prefill both are the same.
-    #[arg(long, value_name = "LAYOUT", env = "GGRO_PROMPT_LAYOUT", hide_env = true, default_value = "chat",
+    #[arg(long, value_name = "LAYOUT", default_value = "chat",
           value_parser = layout())]
     pub prompt_layout: PromptLayout,
 
@@ -145,7 +138,7 @@ pub(super) struct TextArgs {
     ///
     /// Exactly the fields of a trace, so that a trace written by --trace can be decoded again. What its options leave out
     /// comes from the flags; what they name wins over them.
-    #[arg(long, value_name = "FILE", env = "GGRO_REQUEST", hide_env = true)]
+    #[arg(long, value_name = "FILE")]
     pub request: Option<PathBuf>,
 }
 
@@ -153,7 +146,7 @@ pub(super) struct TextArgs {
 #[command(next_help_heading = "Method")]
 pub(super) struct MethodArgs {
     /// ggro; greedy: plain greedy decoding of the policy, one candidate a segment; sample; or bon: the best of N samples
-    #[arg(long, value_name = "METHOD", env = "GGRO_METHOD", hide_env = true, value_enum,
+    #[arg(long, value_name = "METHOD", value_enum,
           default_value_t = Method::Ggro)]
     pub method: Method,
 
@@ -161,7 +154,7 @@ pub(super) struct MethodArgs {
     ///
     /// 128 is the official code's preset for dialogue; its presets for reasoning tasks use 1024. Without this flag the budget
     /// is cut to what the context has room for.
-    #[arg(long, value_name = "N", env = "GGRO_MAX_NEW_TOKENS", hide_env = true,
+    #[arg(long, value_name = "N",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub max_new_tokens: Option<usize>,
 
@@ -170,7 +163,7 @@ pub(super) struct MethodArgs {
     /// As in the official code, whose first step scores the text as it is. 1 is greedy decoding. More raise the reward, with
     /// quickly falling returns, and cost one decoding and one gradient of the segment each; a walk ends early when the
     /// gradient leads back to a candidate already tried.
-    #[arg(long, value_name = "S", env = "GGRO_NUM_REFINEMENT_STEPS", hide_env = true,
+    #[arg(long, value_name = "S",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub num_refinement_steps: Option<usize>,
 
@@ -178,7 +171,7 @@ pub(super) struct MethodArgs {
     ///
     /// In nats for entropy. Lower: shorter segments, more places to steer, more work. The official presets are 1.5 for
     /// dialogue and 2.0 for reasoning tasks.
-    #[arg(long, value_name = "TAU", env = "GGRO_ENTROPY_THRESHOLD", hide_env = true, value_parser = finite,
+    #[arg(long, value_name = "TAU", value_parser = finite,
           allow_negative_numbers = true)]
     pub entropy_threshold: Option<f64>,
 
@@ -186,46 +179,46 @@ pub(super) struct MethodArgs {
     ///
     /// entropy in nats; margin: minus the gap between the two largest logits (default threshold -0.5); max-probability: one
     /// minus the largest probability (0.5); varentropy: variance of the surprise (3.0). Only entropy is the published method.
-    #[arg(long, value_name = "SIGNAL", env = "GGRO_SIGNAL", hide_env = true, hide_possible_values = true,
+    #[arg(long, value_name = "SIGNAL", hide_possible_values = true,
           value_parser = PossibleValuesParser::new(SIGNALS.iter().map(|s| s.name())))]
     pub signal: Option<String>,
 
     /// Tokens to choose the nudge from: the policy's most likely ones at the slot [default: 25]
     ///
     /// Larger lets the reward model choose tokens that the policy finds less likely.
-    #[arg(long, value_name = "K", env = "GGRO_NUDGE_TOP_K", hide_env = true,
+    #[arg(long, value_name = "K",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub nudge_top_k: Option<usize>,
 
     /// greedy: the token with the largest first-order score; sample: drawn from softmax(score / temperature)
-    #[arg(long, value_name = "HOW", env = "GGRO_NUDGE_SELECTION", hide_env = true, value_enum,
+    #[arg(long, value_name = "HOW", value_enum,
           default_value_t = NudgeSelection::Greedy)]
     pub nudge_selection: NudgeSelection,
 
     /// Temperature of --nudge-selection sample [default: 0.1]; without effect on greedy
-    #[arg(long, value_name = "T", env = "GGRO_NUDGE_TEMPERATURE", hide_env = true,
+    #[arg(long, value_name = "T",
           value_parser = positive, allow_negative_numbers = true)]
     pub nudge_temperature: Option<f64>,
 
     /// Seed of --nudge-selection sample and of --method sample and bon; the same seed gives the same answer
-    #[arg(long, value_name = "N", env = "GGRO_SEED", hide_env = true, default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
 
     /// Accepted for the official code's sake, without effect
     ///
     /// There it scales the bias that imposes the nudge token on the policy's logits, after the token was chosen. Here the
     /// chosen token is forced outright, so no weight can change which one it is.
-    #[arg(long, value_name = "W", env = "GGRO_NUDGE_WEIGHT", hide_env = true, value_parser = finite,
+    #[arg(long, value_name = "W", value_parser = finite,
           allow_negative_numbers = true)]
     pub nudge_weight: Option<f64>,
 
     /// Accepted for the official code's sake, without effect; see --nudge-weight
-    #[arg(long, value_name = "BOOL", env = "GGRO_SCALE_NUDGE_BIASES", hide_env = true, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", value_parser = switch())]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub scale_nudge_biases: Option<bool>,
 
     /// Skip the plain greedy answer that the summary compares with
-    #[arg(long, env = "GGRO_NO_BASELINE", hide_env = true, value_parser = switch())]
+    #[arg(long)]
     pub no_baseline: bool,
 }
 
@@ -233,19 +226,19 @@ pub(super) struct MethodArgs {
 #[command(next_help_heading = "Output")]
 pub(super) struct OutputArgs {
     /// One JSON object on standard output in place of the text: answer, rewards, counters, time
-    #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
+    #[arg(long)]
     pub json: bool,
 
     /// Write every decision to FILE, as JSON in the schema of the golden traces
     ///
     /// The gradient after each segment's last candidate, which no decision needs, is computed and recorded too.
-    #[arg(long, value_name = "FILE", env = "GGRO_TRACE", hide_env = true)]
+    #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
 
     /// When to colour nudged tokens (green) and uncertain ones (yellow)
     ///
     /// auto: on a terminal, unless NO_COLOR is set to something.
-    #[arg(long, value_name = "WHEN", env = "GGRO_COLOR", hide_env = true, value_enum,
+    #[arg(long, value_name = "WHEN", value_enum,
           default_value_t = Color::Auto)]
     pub color: Color,
 }

@@ -1,6 +1,6 @@
 //! `ggro guard`.
 
-use super::models::{DeviceArgs, bar, files, switch};
+use super::models::{DeviceArgs, bar, files};
 use super::say;
 use crate::batch::each;
 use crate::batch::guard::{Guard, Verdict};
@@ -30,20 +30,20 @@ pub(super) struct Args {
     file: PathBuf,
 
     /// The guard model, a causal language model with a chat template: a directory or a name
-    #[arg(long, value_name = "MODEL", env = "GGRO_MODEL", hide_env = true)]
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
 
     /// Where verdicts go [default: FILE with the ending guard.jsonl]
-    #[arg(long, value_name = "FILE", env = "GGRO_OUTPUT", hide_env = true)]
+    #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 
     /// Answers that are asked about at the same time, at most
-    #[arg(long, value_name = "N", env = "GGRO_MAX_CONCURRENCY", hide_env = true, default_value_t = 16,
+    #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     max_concurrency: usize,
 
     /// Longest question and answer together, in tokens [default: the guard's context, at most 4096]
-    #[arg(long, value_name = "TOKENS", env = "GGRO_MAX_MODEL_LEN", hide_env = true,
+    #[arg(long, value_name = "TOKENS",
           value_parser = RangedU64ValueParser::<usize>::new().range(64..))]
     max_model_len: Option<usize>,
 
@@ -51,7 +51,7 @@ pub(super) struct Args {
     device: DeviceArgs,
 
     /// One JSON object in place of lines
-    #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
+    #[arg(long)]
     json: bool,
 }
 

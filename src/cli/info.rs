@@ -1,6 +1,6 @@
 //! `ggro info`: what this build is, what it runs on, and whether a pair fits.
 
-use super::models::{MemoryArgs, PairArgs, switch};
+use super::models::{MemoryArgs, PairArgs};
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::Pair;
@@ -20,7 +20,7 @@ pub(super) struct Args {
     pub memory: MemoryArgs,
 
     /// One JSON object in place of text
-    #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
+    #[arg(long)]
     pub json: bool,
 }
 

@@ -23,7 +23,8 @@ mod summary;
 mod terminal;
 
 use crate::Error;
-use clap::Parser;
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 #[cfg(not(feature = "lab"))]
 use missing::lab;
 #[cfg(not(feature = "server"))]
@@ -34,7 +35,7 @@ use std::process::ExitCode;
 const ABOUT: &str = "Gradient-guided reward optimisation: decodes a frozen language model and steers it, at its \
 uncertain tokens, with the gradient of a frozen reward model";
 
-const AFTER_HELP: &str = "Every flag of generate, run, report, guard, verify, serve and info can also be set as GGRO_<FLAG>, e.g. GGRO_ENTROPY_THRESHOLD=2.0; the command line wins.\n\
+const AFTER_HELP: &str = "Every flag can also be set as GGRO_<FLAG>, e.g. GGRO_ENTROPY_THRESHOLD=2.0; the command line wins.\n\
 Exit codes: 0 done; 1 internal failure, or a difference found by verify or kernels test; 2 unusable input; 3 a number that is not finite; 4 the device was lost while serving.";
 
 #[derive(Debug, Parser)]
@@ -63,12 +64,34 @@ enum Command {
 /// # Errors
 /// Whatever ended the command; [`report()`] prints it.
 pub fn run() -> anyhow::Result<ExitCode> {
-    let ended = command(Cli::parse().command);
+    let mut parser = parser();
+    let cli = Cli::from_arg_matches(&parser.get_matches_mut()).map_err(|error| error.format(&mut parser));
+    let ended = command(cli.unwrap_or_else(|error| error.exit()).command);
     // However the command ended, what was traced is worth having.
     let traced = crate::profile::finish();
     let code = ended?;
     traced?;
     Ok(code)
+}
+
+/// The parser, in which every flag of every command can also be set by the variable `GGRO_<FLAG>`.
+fn parser() -> clap::Command {
+    with_variables(Cli::command())
+}
+
+fn with_variables(command: clap::Command) -> clap::Command {
+    let with_variable = |arg: clap::Arg| {
+        let Some(long) = arg.get_long() else { return arg };
+        let variable = format!("GGRO_{}", long.replace('-', "_").to_uppercase());
+        // The parser keeps names as long as the process lives.
+        let arg = arg.env(&*variable.leak()).hide_env(true).hide_env_values(true);
+        match arg.get_action() {
+            // A switch's variable is 1/0, true/false, yes/no or on/off.
+            ArgAction::SetTrue => arg.value_parser(BoolishValueParser::new()),
+            _ => arg,
+        }
+    };
+    command.mut_args(with_variable).mut_subcommands(with_variables)
 }
 
 fn command(command: Command) -> anyhow::Result<ExitCode> {
@@ -118,24 +141,25 @@ fn say(line: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_parser_is_consistent() {
-        Cli::command().debug_assert();
+        parser().debug_assert();
     }
 
     #[test]
     fn every_flag_has_a_variable() {
-        for command in Cli::command().get_subcommands() {
-            for arg in command.get_arguments() {
-                let Some(long) = arg.get_long().filter(|long| *long != "help") else {
-                    continue;
-                };
+        /// Checks a command with those inside it, and counts their flags.
+        fn check(command: &clap::Command) -> usize {
+            let flags = command.get_arguments().filter(|arg| arg.get_long().is_some_and(|long| long != "help"));
+            let checked = flags.map(|arg| {
+                let long = arg.get_long().unwrap_or_default();
                 let variable = format!("GGRO_{}", long.replace('-', "_").to_uppercase());
                 let found = arg.get_env().map(|v| v.to_string_lossy().into_owned());
-                assert_eq!(found, Some(variable), "--{long}");
-            }
+                assert_eq!(found, Some(variable), "{} --{long}", command.get_name());
+            });
+            checked.count() + command.get_subcommands().map(check).sum::<usize>()
         }
+        assert_eq!(parser().get_subcommands().map(check).filter(|&flags| flags == 0).count(), 0);
     }
 }

@@ -8,7 +8,7 @@ use crate::presets::Preset;
 use crate::profile::{self, Level, Steps, Watch};
 use crate::runtime::{self, Arithmetic, Device, DeviceSpec, Loaded, NoCuda, OpenOptions, Opened, Opening, Unusable};
 use crate::{Error, Result};
-use clap::builder::{BoolishValueParser, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,19 +23,19 @@ pub(super) struct PairArgs {
     /// HF_HUB_OFFLINE). A directory has the hub's files.
     /// Llama 3.x, Mistral, Qwen2, Qwen2.5 or Qwen3: config.json, model.safetensors or shards with their index,
     /// tokenizer.json, tokenizer_config.json and, if present, generation_config.json and chat_template.jinja. Needs --reward.
-    #[arg(long, value_name = "MODEL", env = "GGRO_POLICY", hide_env = true)]
+    #[arg(long, value_name = "MODEL")]
     pub policy: Option<PathBuf>,
 
     /// The reward model, a *ForSequenceClassification with one label: a directory or a name [default: the embedded demo pair]
     ///
     /// It must have the policy's tokenizer. Needs --policy.
-    #[arg(long, value_name = "MODEL", env = "GGRO_REWARD", hide_env = true)]
+    #[arg(long, value_name = "MODEL")]
     pub reward: Option<PathBuf>,
 
     /// Longest sequence, prompt and answer together [default: the smaller context of the two models]
     ///
     /// A shorter one bounds the memory of the caches; see `ggro info`.
-    #[arg(long, value_name = "TOKENS", env = "GGRO_MAX_MODEL_LEN", hide_env = true,
+    #[arg(long, value_name = "TOKENS",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub max_model_len: Option<usize>,
 }
@@ -122,14 +122,14 @@ pub(super) struct MemoryArgs {
     /// Share of a CUDA device's memory that may be in use, by whomever
     ///
     /// Weights and workspace come first; keys and values get the rest, as far as sequences of --max-model-len can use it.
-    #[arg(long, value_name = "SHARE", env = "GGRO_GPU_MEMORY_UTILIZATION", hide_env = true, default_value = "0.9",
+    #[arg(long, value_name = "SHARE", default_value = "0.9",
           value_parser = share, allow_negative_numbers = true)]
     pub gpu_memory_utilization: f64,
 
     /// Longest segment that a CUDA device can differentiate, in tokens
     ///
     /// Its backward pass keeps what the forward pass of that many tokens computed; `ggro info` says how much that takes.
-    #[arg(long, value_name = "TOKENS", env = "GGRO_GRADIENT_TOKENS", hide_env = true, default_value_t = 1024,
+    #[arg(long, value_name = "TOKENS", default_value_t = 1024,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub gradient_tokens: usize,
 }
@@ -139,22 +139,15 @@ pub(super) struct MemoryArgs {
 #[command(next_help_heading = "Profiling (docs/profiling.md)")]
 pub(super) struct ProfileArgs {
     /// Ranges for Nsight, in the domain ggro: off, 1 (phases), 2 (layers too)
-    #[arg(
-        long,
-        value_name = "LEVEL",
-        env = "GGRO_NVTX",
-        hide_env = true,
-        default_value = "off",
-        hide_default_value = true
-    )]
+    #[arg(long, value_name = "LEVEL", default_value = "off", hide_default_value = true)]
     pub nvtx: Level,
 
     /// Let a profiler that waits for it collect from the FIRST to the LAST pass of a model, counted from 1
-    #[arg(long, value_name = "FIRST-LAST", env = "GGRO_PROFILE_STEPS", hide_env = true)]
+    #[arg(long, value_name = "FIRST-LAST")]
     pub profile_steps: Option<Steps>,
 
     /// Write the phases of the scheduler and the models to FILE, as a trace that Perfetto shows
-    #[arg(long, value_name = "FILE", env = "GGRO_TRACE_EVENTS", hide_env = true)]
+    #[arg(long, value_name = "FILE")]
     pub trace_events: Option<PathBuf>,
 }
 
@@ -172,7 +165,7 @@ pub(super) struct DeviceArgs {
     /// auto, cpu, cuda or cuda:N
     ///
     /// auto takes the first CUDA device if there is one and the CPU if not, and says which.
-    #[arg(long, value_name = "DEVICE", env = "GGRO_DEVICE", hide_env = true, default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceSpec,
 
     /// Arithmetic: auto, f32, bf16 or f16
@@ -180,7 +173,7 @@ pub(super) struct DeviceArgs {
     /// The CPU computes in f32 straight from the stored weights, whatever their type, and takes auto and f32 only. CUDA stores
     /// weights, activations, keys and values in 16 bits and accumulates in f32; auto is the checkpoint's type, and bf16 for
     /// weights stored in f32 that lose nothing by it. bf16 and f16 round what they must.
-    #[arg(long, value_name = "TYPE", env = "GGRO_DTYPE", hide_env = true, default_value = "auto",
+    #[arg(long, value_name = "TYPE", default_value = "auto",
           value_parser = arithmetic())]
     pub dtype: Arithmetic,
 
@@ -190,11 +183,11 @@ pub(super) struct DeviceArgs {
     /// Launch every CUDA kernel by itself, decode steps too, in place of CUDA graphs
     ///
     /// The results are the same bits; it is slower, and easier to look at with a profiler.
-    #[arg(long, env = "GGRO_ENFORCE_EAGER", hide_env = true, value_parser = switch())]
+    #[arg(long)]
     pub enforce_eager: bool,
 
     /// Threads of the CPU backend [default: all cores]; results do not depend on it
-    #[arg(long, value_name = "N", env = "GGRO_THREADS", hide_env = true,
+    #[arg(long, value_name = "N",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     pub threads: Option<usize>,
 
@@ -329,9 +322,4 @@ fn share(text: &str) -> std::result::Result<f64, String> {
 
 fn arithmetic() -> impl TypedValueParser<Value = Arithmetic> {
     PossibleValuesParser::new(Arithmetic::ALL.map(Arithmetic::name)).try_map(|name| name.parse::<Arithmetic>())
-}
-
-/// Reads the variable of a switch: 1/0, true/false, yes/no, on/off.
-pub(super) fn switch() -> BoolishValueParser {
-    BoolishValueParser::new()
 }

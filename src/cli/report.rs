@@ -1,6 +1,5 @@
 //! `ggro report`.
 
-use super::models::switch;
 use super::output::Output;
 use super::say;
 use crate::batch::output::{Row, read};
@@ -19,11 +18,11 @@ pub(super) struct Args {
     files: Vec<PathBuf>,
 
     /// Write one self-contained page: answers token by token, candidates, distributions
-    #[arg(long, value_name = "FILE", env = "GGRO_HTML", hide_env = true)]
+    #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 
     /// One JSON object in place of a table
-    #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
+    #[arg(long)]
     json: bool,
 }
 

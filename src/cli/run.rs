@@ -31,43 +31,43 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Prompts, one JSON value per line
-    #[arg(long, value_name = "FILE", env = "GGRO_INPUT", hide_env = true)]
+    #[arg(long, value_name = "FILE")]
     input: PathBuf,
 
     /// Where answers go, one JSON object per line; beside it FILE.config.json says how they came about
-    #[arg(long, value_name = "FILE", env = "GGRO_OUTPUT", hide_env = true)]
+    #[arg(long, value_name = "FILE")]
     output: PathBuf,
 
     /// A dataset's own rows and the official code's parameters for it: hex-phi, xstest, hh-rlhf, arc-challenge, mmlu-pro
     ///
     /// Flags that are given win over the parameters. arc-challenge and mmlu-pro have right answers, which rows are compared with.
-    #[arg(long, value_name = "TASK", env = "GGRO_TASK", hide_env = true, hide_possible_values = true,
+    #[arg(long, value_name = "TASK", hide_possible_values = true,
           value_parser = PossibleValuesParser::new(Task::ALL.map(Task::name)))]
     task: Option<String>,
 
     /// Prompts that are answered at the same time, at most
-    #[arg(long, value_name = "N", env = "GGRO_MAX_CONCURRENCY", hide_env = true, default_value_t = 16,
+    #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     max_concurrency: usize,
 
     /// First prompt of the input to answer, counted from 0
-    #[arg(long, value_name = "N", env = "GGRO_START_INDEX", hide_env = true, default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     start_index: usize,
 
     /// How many prompts to answer [default: all that follow]
-    #[arg(long, value_name = "N", env = "GGRO_NUM_PROMPTS", hide_env = true)]
+    #[arg(long, value_name = "N")]
     num_prompts: Option<usize>,
 
     /// Start of every answer, with which the policy is led on
-    #[arg(long, value_name = "TEXT", env = "GGRO_PREFILL_ATTACK", hide_env = true)]
+    #[arg(long, value_name = "TEXT")]
     prefill_attack: Option<String>,
 
     /// A system message in front of prompts that have none
-    #[arg(long, value_name = "TEXT", env = "GGRO_SYSTEM", hide_env = true)]
+    #[arg(long, value_name = "TEXT")]
     system: Option<String>,
 
     /// How prompts are laid out; see `ggro generate --help`
-    #[arg(long, value_name = "LAYOUT", env = "GGRO_PROMPT_LAYOUT", hide_env = true, default_value = "chat",
+    #[arg(long, value_name = "LAYOUT", default_value = "chat",
           value_parser = layout())]
     prompt_layout: PromptLayout,
 

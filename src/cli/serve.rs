@@ -1,7 +1,7 @@
 //! `ggro serve`.
 
 use super::args::EngineArgs;
-use super::models::{DeviceArgs, PairArgs, switch};
+use super::models::{DeviceArgs, PairArgs};
 use super::say;
 use crate::engine::{Engine, Settings};
 use crate::profile::Watch;
@@ -51,52 +51,45 @@ pub(super) struct Args {
 #[command(next_help_heading = "Server")]
 struct AddressArgs {
     /// Address to listen at; 0.0.0.0 is every address of the machine
-    #[arg(long, value_name = "ADDRESS", env = "GGRO_HOST", hide_env = true, default_value = "127.0.0.1")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     host: String,
 
     /// Port to listen at; 0 takes a free one and says which
-    #[arg(long, value_name = "PORT", env = "GGRO_PORT", hide_env = true, default_value_t = 8000)]
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
     port: u16,
 
     /// The policy's name for clients [default: that of its directory, or demo]
-    #[arg(long, value_name = "NAME", env = "GGRO_SERVED_MODEL_NAME", hide_env = true, value_parser = name)]
+    #[arg(long, value_name = "NAME", value_parser = name)]
     served_model_name: Option<String>,
 
     /// The reward model's name for clients [default: that of its directory, or demo-reward]
-    #[arg(long, value_name = "NAME", env = "GGRO_SERVED_REWARD_NAME", hide_env = true, value_parser = name)]
+    #[arg(long, value_name = "NAME", value_parser = name)]
     served_reward_name: Option<String>,
 
     /// A key that clients must bring (Authorization: Bearer KEY); may be given several times, in the variable with commas
-    #[arg(
-        long,
-        value_name = "KEY",
-        env = "GGRO_API_KEY",
-        hide_env = true,
-        hide_env_values = true,
-        value_delimiter = ','
-    )]
+    #[arg(long, value_name = "KEY", value_delimiter = ',')]
     api_key: Vec<String>,
 
     /// A file of such keys, one per line
-    #[arg(long, value_name = "FILE", env = "GGRO_API_KEY_FILE", hide_env = true)]
+    #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
 
     /// An origin whose web pages may ask, e.g. `https://chat.example.org`, or *; may be given several times [default: none]
-    #[arg(long, value_name = "ORIGIN", env = "GGRO_CORS_ORIGIN", hide_env = true, value_delimiter = ',', value_parser = origin)]
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
     cors_origin: Vec<HeaderValue>,
 
     /// Metrics under these names too: vllm is what routers of vLLM look for
-    #[arg(long, value_name = "NAMES", env = "GGRO_METRICS_COMPAT", hide_env = true, value_enum)]
+    #[arg(long, value_name = "NAMES", value_enum)]
     metrics_compat: Option<Compat>,
 
     /// Let POST /start_profile and /stop_profile tell a profiler that waits for it when to collect
-    #[arg(long, env = "GGRO_ENABLE_PROFILING", hide_env = true, value_parser = switch())]
+    #[arg(long)]
     enable_profiling: bool,
 
     /// How log lines are written to standard error [default: text on a terminal, else json]
     ///
     /// They name requests, routes, sizes and times, and never what was said. RUST_LOG chooses which (default: info).
-    #[arg(long, value_name = "FORMAT", env = "GGRO_LOG_FORMAT", hide_env = true, value_enum)]
+    #[arg(long, value_name = "FORMAT", value_enum)]
     log_format: Option<LogFormat>,
 }
 
@@ -104,71 +97,71 @@ struct AddressArgs {
 #[command(next_help_heading = "Limits")]
 struct LimitArgs {
     /// Requests that run at the same time
-    #[arg(long, value_name = "N", env = "GGRO_MAX_REQUESTS", hide_env = true, default_value_t = 256,
+    #[arg(long, value_name = "N", default_value_t = 256,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
     max_requests: usize,
 
     /// Requests that wait besides; further ones are answered with 429
-    #[arg(long, value_name = "N", env = "GGRO_MAX_QUEUE", hide_env = true, default_value_t = 1024)]
+    #[arg(long, value_name = "N", default_value_t = 1024)]
     max_queue: usize,
 
     /// Bytes of a request
-    #[arg(long, value_name = "BYTES", env = "GGRO_MAX_BODY_BYTES", hide_env = true, default_value_t = 4 << 20,
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 30))]
     max_body_bytes: usize,
 
     /// Messages of a conversation
-    #[arg(long, value_name = "N", env = "GGRO_MAX_MESSAGES", hide_env = true, default_value_t = 1024,
+    #[arg(long, value_name = "N", default_value_t = 1024,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_messages: usize,
 
     /// Prompts of a completion request, texts of a reward request
-    #[arg(long, value_name = "N", env = "GGRO_MAX_PROMPTS", hide_env = true, default_value_t = 64,
+    #[arg(long, value_name = "N", default_value_t = 64,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     max_prompts: usize,
 
     /// Answers to a prompt (`n`), and samples of MODEL:bon-N
-    #[arg(long, value_name = "N", env = "GGRO_MAX_N", hide_env = true, default_value_t = 64,
+    #[arg(long, value_name = "N", default_value_t = 64,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=128))]
     max_n: usize,
 
     /// New tokens of an answer [default: as many as the context has room for]
-    #[arg(long, value_name = "TOKENS", env = "GGRO_MAX_TOKENS", hide_env = true,
+    #[arg(long, value_name = "TOKENS",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_tokens: Option<usize>,
 
     /// Most likely tokens reported with each token
-    #[arg(long, value_name = "N", env = "GGRO_MAX_LOGPROBS", hide_env = true, default_value_t = 20,
+    #[arg(long, value_name = "N", default_value_t = 20,
           value_parser = RangedU64ValueParser::<usize>::new().range(0..=128))]
     max_logprobs: usize,
 
     /// Seconds until an answer must be complete
-    #[arg(long, value_name = "SECONDS", env = "GGRO_REQUEST_TIMEOUT", hide_env = true, default_value = "600",
+    #[arg(long, value_name = "SECONDS", default_value = "600",
           value_parser = seconds, allow_negative_numbers = true)]
     request_timeout: Duration,
 
     /// Seconds within which a request's head must have arrived, and then its body
-    #[arg(long, value_name = "SECONDS", env = "GGRO_ARRIVAL_TIMEOUT", hide_env = true, default_value = "30",
+    #[arg(long, value_name = "SECONDS", default_value = "30",
           value_parser = seconds, allow_negative_numbers = true)]
     arrival_timeout: Duration,
 
     /// Seconds for which a client may refuse to read its answer
-    #[arg(long, value_name = "SECONDS", env = "GGRO_WRITE_TIMEOUT", hide_env = true, default_value = "30",
+    #[arg(long, value_name = "SECONDS", default_value = "30",
           value_parser = seconds, allow_negative_numbers = true)]
     write_timeout: Duration,
 
     /// Connections at the same time
-    #[arg(long, value_name = "N", env = "GGRO_MAX_CONNECTIONS", hide_env = true, default_value_t = 4096,
+    #[arg(long, value_name = "N", default_value_t = 4096,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
     max_connections: usize,
 
     /// Seconds between comments that keep a silent stream open
-    #[arg(long, value_name = "SECONDS", env = "GGRO_KEEP_ALIVE", hide_env = true, default_value = "10",
+    #[arg(long, value_name = "SECONDS", default_value = "10",
           value_parser = seconds, allow_negative_numbers = true)]
     keep_alive: Duration,
 
     /// Seconds for requests in flight to end after SIGTERM
-    #[arg(long, value_name = "SECONDS", env = "GGRO_DRAIN_TIMEOUT", hide_env = true, default_value = "25",
+    #[arg(long, value_name = "SECONDS", default_value = "25",
           value_parser = seconds, allow_negative_numbers = true)]
     drain_timeout: Duration,
 }

@@ -25,7 +25,7 @@ pub(crate) struct Args {
     dir: PathBuf,
 
     /// Seed of the weights
-    #[arg(long, value_name = "N", env = "GGRO_SEED", hide_env = true, default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 }
 

@@ -1,7 +1,7 @@
 //! `ggro verify`: replays golden folders and prints, case by case, what agreed.
 
 use crate::Result;
-use crate::cli::models::{DeviceArgs, load, switch};
+use crate::cli::models::{DeviceArgs, load};
 use crate::dtype::HalfType;
 use crate::files::pair::Pair;
 use crate::lab::goldens::teacher::Lesson;
@@ -31,7 +31,7 @@ pub(crate) struct Args {
     pub device: DeviceArgs,
 
     /// One JSON object in place of text
-    #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
+    #[arg(long)]
     pub json: bool,
 }
 

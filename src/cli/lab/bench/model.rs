@@ -2,7 +2,7 @@
 
 use super::passes::DepthArgs;
 use super::{SyntheticArgs, shapes};
-use crate::cli::models::{PairArgs, switch};
+use crate::cli::models::PairArgs;
 use crate::lab::bench::cost::Limits;
 use crate::lab::bench::model::{CARDS, bound, card, rows};
 use crate::lab::bench::report::{Report, Row};
@@ -32,7 +32,7 @@ pub(super) struct Args {
     measured: Option<PathBuf>,
 
     /// One JSON object per line in place of a table
-    #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
+    #[arg(long)]
     json: bool,
 
     #[command(flatten)]

@@ -1,7 +1,6 @@
 //! `ggro bench serve`.
 
 use crate::batch::input;
-use crate::cli::models::switch;
 use crate::cli::say;
 use crate::files::demo;
 use crate::lab::bench::serve::{Goal, Load, Measured, Summary, first_model, run as send, summary};
@@ -25,7 +24,7 @@ pub(super) struct Args {
     model: Option<String>,
 
     /// A key, if the server needs one
-    #[arg(long, value_name = "KEY", env = "GGRO_API_KEY", hide_env = true, hide_env_values = true)]
+    #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
 
     /// Complete texts, in place of answering messages
@@ -81,7 +80,7 @@ pub(super) struct Args {
     timeout: u64,
 
     /// One JSON object in place of lines
-    #[arg(long, env = "GGRO_JSON", hide_env = true, value_parser = switch())]
+    #[arg(long)]
     json: bool,
 
     /// Every request in the JSON object
