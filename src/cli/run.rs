@@ -1,7 +1,7 @@
 //! `ggro run`.
 
 use super::args::{EngineArgs, Method, MethodArgs, layout, room};
-use super::models::{DeviceArgs, PairArgs};
+use super::models::{DeviceArgs, PairArgs, bar};
 use super::prompt::with_flags;
 use super::say;
 use crate::batch::input::{self, PromptRecord};
@@ -16,9 +16,8 @@ use crate::runtime::Device;
 use crate::text::{Next, Prompt, PromptLayout};
 use crate::{Error, Result};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -112,13 +111,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let (flags, for_engine, max_len) = (args.device.clone(), pair.clone(), args.pair.max_model_len);
         let engine =
             Engine::start(settings, move || Ok(flags.open(&mut device, &for_engine, max_len)?.into_backend()))?;
-        let shown = Shown::new(jobs.len(), there);
+        let progress = BatchProgress::new(jobs.len(), there);
         let ran = answer_all(&engine, &pair.tokenizer, task, &jobs, args.max_concurrency, &mut rows, &|row| {
-            shown.row(row);
+            progress.row(row);
         });
-        shown.bar.finish_and_clear();
+        progress.bar.finish_and_clear();
         ran?;
-        say(&shown.summary());
+        say(&progress.summary());
     }
     rows.finish()?;
     Ok(ExitCode::SUCCESS)
@@ -207,8 +206,8 @@ fn config(
     config
 }
 
-/// What is seen of a run: a bar on a terminal, and a line at its end.
-struct Shown {
+/// The progress of a run: a bar on a terminal, and a line at its end.
+struct BatchProgress {
     bar: ProgressBar,
     sums: Mutex<Sums>,
 }
@@ -223,16 +222,12 @@ struct Sums {
     correct: usize,
 }
 
-impl Shown {
+impl BatchProgress {
     fn new(all: usize, there: usize) -> Self {
-        let target =
-            if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(all as u64), target).with_position(there as u64);
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos} of {len} answers, {per_sec}, {eta} left{msg}") {
-            bar.set_style(style);
-        }
+        let bar = bar(Some(all as u64), "{bar:30} {pos} of {len} answers, {per_sec}, {eta} left{msg}");
+        let bar = bar.with_position(there as u64);
         bar.reset_eta();
-        Shown { bar, sums: Mutex::default() }
+        BatchProgress { bar, sums: Mutex::default() }
     }
 
     fn row(&self, row: &Row) {

@@ -7,7 +7,7 @@ use crate::engine::{Engine, Settings};
 use crate::profile::Watch;
 use crate::server::connections::{Ended, serve};
 use crate::server::keys::Keys;
-use crate::server::{Config, Limits, Served};
+use crate::server::{AppState, Config, Limits};
 use crate::{Error, Result};
 use axum::http::HeaderValue;
 use clap::ValueEnum;
@@ -197,19 +197,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         // Of requests that are being read; more would wait for a core anyway.
         .max_blocking_threads(16)
         .build()?;
-    let served = Arc::new(Served::new(config, pair.clone(), context));
+    let app = Arc::new(AppState::new(config, pair.clone(), context));
     let ended = runtime.block_on(async {
         let (host, port) = (args.address.host.as_str(), args.address.port);
         let listener = TcpListener::bind((host, port)).await;
         let listener = listener.map_err(|e| Error::invalid(format!("--host {host} --port {port}: {e}")))?;
         let stop = signals()?;
         let address = listener.local_addr()?;
-        if !address.ip().is_loopback() && served.config.keys.is_empty() {
+        if !address.ip().is_loopback() && app.config.keys.is_empty() {
             say("note: everyone who can reach this machine can ask: there is no --api-key");
         }
         // To where a program that starts the server can read it.
         say(&format!("listening on http://{address}"));
-        tracing::info!(event = "listening", address = %address, model = served.config.name);
+        tracing::info!(event = "listening", address = %address, model = app.config.name);
         let (loaded, engine) = oneshot::channel();
         let (flags, max_len) = (args.device.clone(), args.pair.max_model_len);
         let load = move || {
@@ -218,7 +218,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let _ = loaded.send(Engine::start(settings, open));
         };
         std::thread::Builder::new().name("loader".to_string()).spawn(load)?;
-        anyhow::Ok(serve(listener, served.clone(), engine, stop).await?)
+        anyhow::Ok(serve(listener, app.clone(), engine, stop).await?)
     });
     // Threads that read a request's prompt may still be at it; nobody waits for them.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -229,7 +229,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Ended::Lost => {
-            say(&format!("error: {}", served.lost().message));
+            say(&format!("error: {}", app.lost().message));
             Ok(ExitCode::from(LOST))
         }
     }

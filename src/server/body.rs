@@ -1,6 +1,6 @@
 //! Bodies of requests, with limits on their size, on the time they take, and on the memory of all of them together.
 
-use super::Served;
+use super::AppState;
 use super::error::ApiError;
 use axum::http::header;
 use http_body_util::BodyExt;
@@ -14,7 +14,7 @@ const LARGEST: usize = 64;
 /// A body's bytes, which count against what all bodies may hold until they are dropped.
 pub struct Bytes {
     bytes: Vec<u8>,
-    served: Arc<Served>,
+    app: Arc<AppState>,
 }
 
 impl Deref for Bytes {
@@ -26,19 +26,19 @@ impl Deref for Bytes {
 
 impl Drop for Bytes {
     fn drop(&mut self) {
-        self.served.body_bytes.fetch_sub(self.bytes.len(), Ordering::AcqRel);
+        self.app.body_bytes.fetch_sub(self.bytes.len(), Ordering::AcqRel);
     }
 }
 
 impl Bytes {
     fn extend(&mut self, more: &[u8]) -> Result<(), ApiError> {
-        let limit = self.served.config.limits.body;
+        let limit = self.app.config.limits.body;
         if self.bytes.len() + more.len() > limit {
             return Err(ApiError::too_large(limit));
         }
         let all = limit.saturating_mul(LARGEST);
         let fits = |held: usize| held.checked_add(more.len()).filter(|&held| held <= all);
-        if self.served.body_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_err() {
+        if self.app.body_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_err() {
             return Err(ApiError { retry_after: Some(1), ..ApiError::unavailable("too many large requests at once") });
         }
         self.bytes.extend_from_slice(more);
@@ -50,15 +50,15 @@ impl Bytes {
 ///
 /// # Errors
 /// It is too large or too slow, or breaks off.
-pub async fn read(served: &Arc<Served>, request: axum::extract::Request) -> Result<Bytes, ApiError> {
-    let limits = &served.config.limits;
+pub async fn read(app: &Arc<AppState>, request: axum::extract::Request) -> Result<Bytes, ApiError> {
+    let limits = &app.config.limits;
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = announced.and_then(|length| length.parse::<u64>().ok()).unwrap_or(0);
     if announced > limits.body as u64 {
         return Err(ApiError::too_large(limits.body));
     }
     let mut body = request.into_body();
-    let mut bytes = Bytes { bytes: Vec::new(), served: served.clone() };
+    let mut bytes = Bytes { bytes: Vec::new(), app: app.clone() };
     let whole = async {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| ApiError::invalid("the body broke off"))?;

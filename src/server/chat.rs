@@ -1,10 +1,10 @@
 //! `/v1/chat/completions` and `/v1/completions`.
 
 use super::error::ApiError;
-use super::generate::{Run, Said};
+use super::generate::{Run, RunEvent};
 use super::openai::{Choice, Frames};
-use super::request::{Asked, Route};
-use super::{Served, body, middleware, now};
+use super::request::{ApiRequest, Route};
+use super::{AppState, body, middleware, now};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::HeaderValue;
@@ -17,59 +17,59 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(super) async fn chat(State(served): State<Arc<Served>>, request: Request) -> Result<Response, ApiError> {
-    answer(served, Route::Chat, request).await
+pub(super) async fn chat(State(app): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
+    answer(app, Route::Chat, request).await
 }
 
-pub(super) async fn completions(State(served): State<Arc<Served>>, request: Request) -> Result<Response, ApiError> {
-    answer(served, Route::Completions, request).await
+pub(super) async fn completions(State(app): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
+    answer(app, Route::Completions, request).await
 }
 
-async fn answer(served: Arc<Served>, route: Route, request: Request) -> Result<Response, ApiError> {
+async fn answer(app: Arc<AppState>, route: Route, request: Request) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let request_id = middleware::request_id(&request);
-    // Said before anything is read; the place itself is taken when the request is there, so that slow ones hold none.
-    served.ready()?;
-    let bytes = body::read(&served, request).await?;
-    let permit = served.permit()?;
-    let reader = served.clone();
-    let asked = body::aside(move || Asked::read(&reader, route, &bytes)).await?;
+    // Refused before the body is read. The permit is taken after it, so that slow clients hold none.
+    app.ready()?;
+    let bytes = body::read(&app, request).await?;
+    let permit = app.permit()?;
+    let reader = app.clone();
+    let parsed = body::aside(move || ApiRequest::read(&reader, route, &bytes)).await?;
     let name = if route == Route::Chat { "/v1/chat/completions" } else { "/v1/completions" };
-    served.report_unknown(name, &asked.unknown);
-    let streams = asked.stream;
-    let mut run = Run::start(&served, asked, permit, (arrived, request_id.clone()))?;
-    // What is wrong with the request is said before an answer begins, with a status of its own.
+    app.report_unknown(name, &parsed.unknown);
+    let streams = parsed.stream;
+    let mut run = Run::start(&app, parsed, permit, (arrived, request_id.clone()))?;
+    // A request that the engine refuses is answered with a status of its own, before a stream begins.
     run.accepted().await?;
-    let frames = Frames::new(route, &run, now(), served.pair.tokenizer.clone(), &request_id);
+    let frames = Frames::new(route, &run, now(), app.pair.tokenizer.clone(), &request_id);
     if streams {
-        let (interval, streaming) = (served.config.keep_alive, Streaming::new(run, frames));
+        let (interval, streaming) = (app.config.keep_alive, Streaming::new(run, frames));
         let events = stream::unfold(streaming, |mut streaming| async {
             let event = streaming.next().await?;
             Some((Ok::<Event, Infallible>(event), streaming))
         });
         let keep_alive = KeepAlive::new().interval(interval).text("");
         let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
-        // Proxies of nginx's kind would collect segments before they pass them on.
+        // nginx and other proxies would buffer segments.
         response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
         return Ok(response);
     }
     whole(run, frames).await
 }
 
-/// The answer when it is complete.
+/// The response of a request that does not stream.
 async fn whole(mut run: Run, mut frames: Frames) -> Result<Response, ApiError> {
     let mut choices: Vec<Choice> = (0..run.choices()).map(|_| Choice::default()).collect();
-    while let Some(said) = run.next().await? {
-        match said {
-            Said::Piece { choice, piece, .. } => choices[choice].piece.extend(piece),
-            Said::End { choice, end, outcome } => choices[choice].end = Some((end, outcome)),
+    while let Some(event) = run.next().await? {
+        match event {
+            RunEvent::Piece { choice, piece, .. } => choices[choice].piece.extend(piece),
+            RunEvent::End { choice, end, outcome } => choices[choice].end = Some((end, outcome)),
         }
     }
     let ids: Vec<Vec<u32>> = (0..run.choices()).map(|choice| run.ids(choice).to_vec()).collect();
     Ok(Json(frames.whole(choices, &ids, &run.usage)).into_response())
 }
 
-/// An answer that comes in pieces.
+/// A response that streams.
 struct Streaming {
     run: Run,
     frames: Frames,
@@ -80,7 +80,7 @@ struct Streaming {
 #[derive(PartialEq)]
 enum Stage {
     Running,
-    /// All was said but `[DONE]`.
+    /// Only `[DONE]` is left to be sent.
     Closing,
     Done,
 }
@@ -109,15 +109,15 @@ impl Streaming {
 
     async fn advance(&mut self) {
         match self.run.next().await {
-            Ok(Some(Said::Piece { choice, piece, segment })) => {
-                let usage = self.run.asked.continuous_usage.then(|| self.run.usage.json());
+            Ok(Some(RunEvent::Piece { choice, piece, segment })) => {
+                let usage = self.run.request.continuous_usage.then(|| self.run.usage.json());
                 self.ready.push_back(self.frames.piece(choice, &piece, segment, usage));
             }
-            Ok(Some(Said::End { choice, end, outcome })) => {
+            Ok(Some(RunEvent::End { choice, end, outcome })) => {
                 self.ready.push_back(self.frames.end(choice, &end, outcome));
             }
             Ok(None) => {
-                if self.run.asked.include_usage {
+                if self.run.request.include_usage {
                     self.ready.push_back(self.frames.usage(&self.run.usage));
                 }
                 self.stage = Stage::Closing;

@@ -1,6 +1,6 @@
-//! Connections: taken, timed, and closed when the server stops.
+//! Connections: accepted, timed, and closed when the server stops.
 
-use super::{Served, router};
+use super::{AppState, router};
 use crate::engine::Engine;
 use crate::{Error, Result};
 use hyper::server::conn::http1;
@@ -17,40 +17,40 @@ use tokio_io_timeout::TimeoutStream;
 /// Why a server has ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// It was told to, and so many requests in flight did not end in time.
+    /// It was stopped; the number of requests in flight that did not end in time.
     Stopped(usize),
     /// The device is lost.
     Lost,
 }
 
-/// How often the device is looked at, and what is in flight while the server stops.
+/// How often the device is checked, and, while the server stops, the requests in flight.
 const LOOK: Duration = Duration::from_millis(50);
-/// For the last frames to be read.
+/// How long clients have to read the last frames.
 const LAST: Duration = Duration::from_secs(3);
 
-/// Serves until it is told to stop (`stop` counts how often it was), or cannot go on. Requests are taken once `engine` has come.
+/// Serves until it is stopped (`stop` counts the signals) or cannot go on. Requests are accepted once `engine` has started.
 ///
 /// # Errors
 /// The engine does not start.
 pub async fn serve(
     listener: TcpListener,
-    served: Arc<Served>,
+    app: Arc<AppState>,
     engine: oneshot::Receiver<Result<Engine>>,
     mut stop: watch::Receiver<usize>,
 ) -> Result<Ended> {
     let graceful = GracefulShutdown::new();
-    let service = TowerToHyperService::new(router(served.clone()));
-    let places = Arc::new(Semaphore::new(served.config.limits.connections));
+    let service = TowerToHyperService::new(router(app.clone()));
+    let places = Arc::new(Semaphore::new(app.config.limits.connections));
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(served.config.limits.arrival).max_headers(64);
+    http.timer(TokioTimer::new()).header_read_timeout(app.config.limits.arrival).max_headers(64);
     let mut loading = Some(engine);
     let mut deadline: Option<Instant> = None;
     let ended = loop {
-        if served.is_lost() {
+        if app.is_lost() {
             break Ended::Lost;
         }
         if let Some(deadline) = deadline {
-            let left = served.in_flight();
+            let left = app.in_flight();
             if left == 0 || Instant::now() >= deadline || *stop.borrow() > 1 {
                 break Ended::Stopped(left);
             }
@@ -59,7 +59,7 @@ pub async fn serve(
             stream = accept(&listener, &places) => {
                 let Some((stream, place)) = stream else { continue };
                 let mut stream = TimeoutStream::new(stream);
-                stream.set_write_timeout(Some(served.config.limits.write));
+                stream.set_write_timeout(Some(app.config.limits.write));
                 let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service.clone());
                 let connection = graceful.watch(connection);
                 tokio::spawn(async move {
@@ -71,17 +71,17 @@ pub async fn serve(
                 });
             }
             loaded = loaded(&mut loading) => {
-                served.ready_with(loaded?);
+                app.ready_with(loaded?);
                 tracing::info!(event = "ready");
             }
             changed = stop.changed() => {
                 if changed.is_ok() && deadline.is_none() {
-                    served.drain();
-                    deadline = Some(Instant::now() + served.config.drain);
-                    tracing::info!(event = "draining", in_flight = served.in_flight());
+                    app.drain();
+                    deadline = Some(Instant::now() + app.config.drain);
+                    tracing::info!(event = "draining", in_flight = app.in_flight());
                 }
                 if changed.is_err() {
-                    // Nobody can stop it any more; that is not a reason to spin.
+                    // The sender is gone: no stop can come any more, and polling it again would spin.
                     sleep(LOOK).await;
                 }
             }
@@ -89,8 +89,8 @@ pub async fn serve(
         }
     };
     drop(listener);
-    // What is still in flight is told so, and has a moment to hear it.
-    served.stop_engine();
+    // Requests still in flight get an error frame, and a moment to send it.
+    app.stop_engine();
     let last = Instant::now() + LAST;
     tokio::select! {
         () = graceful.shutdown() => {}
@@ -99,7 +99,7 @@ pub async fn serve(
     Ok(ended)
 }
 
-/// The engine when it has come; never again after that.
+/// Resolves once, with the engine; pending after that.
 async fn loaded(loading: &mut Option<oneshot::Receiver<Result<Engine>>>) -> Result<Engine> {
     let Some(receiver) = loading.as_mut() else { return std::future::pending().await };
     let engine = receiver.await;
@@ -114,7 +114,7 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpS
     let place = places.clone().acquire_owned().await.ok()?;
     match listener.accept().await {
         Ok((stream, _)) => {
-            // Frames are small and wanted at once.
+            // Frames are small, and clients wait for each.
             let _ = stream.set_nodelay(true);
             Some((stream, place))
         }

@@ -6,18 +6,18 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-/// What is wrong with a request, or with us.
+/// An error response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiError {
     /// HTTP status.
     pub status: StatusCode,
-    /// What happened, in a sentence.
+    /// The message.
     pub message: String,
-    /// The field that it is about.
+    /// The field of the request that the error is about.
     pub param: Option<String>,
-    /// A word for programs.
+    /// OpenAI's `code`, for programs.
     pub code: Option<&'static str>,
-    /// Seconds after which to try again.
+    /// The `Retry-After` header, in seconds.
     pub retry_after: Option<u64>,
 }
 
@@ -26,47 +26,47 @@ impl ApiError {
         ApiError { status, message: message.into(), param: None, code, retry_after: None }
     }
 
-    /// The request cannot be used as it is.
+    /// 400: the request is invalid.
     pub fn invalid(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::BAD_REQUEST, message, None)
     }
 
-    /// A field of it cannot.
+    /// 400: a field of the request is invalid.
     pub fn field(param: &str, message: impl std::fmt::Display) -> ApiError {
         ApiError { param: Some(param.to_string()), ..ApiError::invalid(format!("`{param}` {message}")) }
     }
 
-    /// The body is larger than allowed.
+    /// 413: the body is larger than `limit` bytes.
     pub fn too_large(limit: usize) -> ApiError {
         let message = format!("the body is larger than {limit} bytes, the limit of this server");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message, Some("body_too_large"))
     }
 
-    /// The body did not come in time.
+    /// 408: the body did not arrive in time.
     pub fn too_slow(seconds: u64) -> ApiError {
         let message = format!("the request did not arrive within {seconds} s");
         ApiError::new(StatusCode::REQUEST_TIMEOUT, message, Some("request_timeout"))
     }
 
-    /// No key, or a wrong one.
+    /// 401: no key, or a wrong one.
     pub fn unauthorized() -> ApiError {
         let message = "an API key is needed: Authorization: Bearer KEY";
         ApiError::new(StatusCode::UNAUTHORIZED, message, Some("invalid_api_key"))
     }
 
-    /// No such route.
+    /// 404: there is no such route.
     pub fn no_route(path: &str) -> ApiError {
         let path: String = path.chars().take(200).collect();
         ApiError::new(StatusCode::NOT_FOUND, format!("there is no route {path}"), Some("not_found"))
     }
 
-    /// The route has another method.
+    /// 405: the route has another method.
     pub fn no_method(method: &str) -> ApiError {
         let message = format!("the route does not take {method}");
         ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message, Some("method_not_allowed"))
     }
 
-    /// No such model.
+    /// 404: there is no such model.
     pub fn no_model(name: &str) -> ApiError {
         let name: String = name.chars().take(200).collect();
         let message = format!("the model {name:?} does not exist; GET /v1/models lists what there is");
@@ -74,37 +74,37 @@ impl ApiError {
         ApiError { param: Some("model".to_string()), ..error }
     }
 
-    /// Too many requests wait already.
+    /// 429: as many requests run and wait as the server takes.
     pub fn busy(limit: usize) -> ApiError {
         let message = format!("{limit} requests run or wait, as many as this server takes; try again later");
         let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message, Some("queue_full"));
         ApiError { retry_after: Some(1), ..error }
     }
 
-    /// Not ready, or not any more.
+    /// 503: the server is not ready, or is about to stop.
     pub fn unavailable(message: impl Into<String>) -> ApiError {
         let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message, Some("unavailable"));
         ApiError { retry_after: Some(5), ..error }
     }
 
-    /// The answer took too long.
+    /// 504: the answer took too long.
     pub fn timeout(seconds: u64) -> ApiError {
         let message = format!("the answer was not complete within {seconds} s, the limit of this server");
         ApiError::new(StatusCode::GATEWAY_TIMEOUT, message, Some("timeout"))
     }
 
-    /// Our fault.
+    /// 500: a fault of the server.
     pub fn internal(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message, None)
     }
 
-    /// The same about a field, if none was named yet.
+    /// The same error, about this field unless it names one already.
     #[must_use]
     pub fn about(self, param: &str) -> ApiError {
         ApiError { param: self.param.or_else(|| Some(param.to_string())), ..self }
     }
 
-    /// OpenAI's words for the kind of error.
+    /// OpenAI's `type`.
     fn kind(&self) -> &'static str {
         match self.status.as_u16() {
             401 => "authentication_error",
@@ -116,7 +116,7 @@ impl ApiError {
         }
     }
 
-    /// The body.
+    /// The response's body.
     pub fn body(&self) -> Value {
         json!({
             "error": { "message": self.message, "type": self.kind(), "param": self.param, "code": self.code }
@@ -128,7 +128,7 @@ impl From<Error> for ApiError {
     fn from(error: Error) -> ApiError {
         match error {
             Error::Invalid(message) => ApiError::invalid(message),
-            // The checkpoint's numbers, or the machine's files: no path belongs in an answer.
+            // The client cannot mend these, and paths of the machine are not for it to see.
             Error::NonFinite { .. } => ApiError { code: Some("non_finite"), ..ApiError::internal(error.to_string()) },
             Error::Io { .. } | Error::File { .. } => ApiError::internal("a file of the model cannot be used"),
             Error::Backend(message) => ApiError::internal(message),

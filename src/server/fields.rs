@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 type Read<T> = Result<T, ApiError>;
 
-/// An object's fields, and which of them were asked for. `null` is as good as absent.
+/// An object's fields, and which of them were read. `null` counts as absent.
 #[derive(Debug)]
 pub struct Fields {
     map: Map<String, Value>,
@@ -14,7 +14,7 @@ pub struct Fields {
     known: BTreeSet<&'static str>,
 }
 
-/// Most digits in front of the point that a number of JSON can have and still be exact.
+/// The largest whole number below which every whole number is exact in an `f64`.
 const EXACT: f64 = (1u64 << 53) as f64;
 
 impl Fields {
@@ -31,12 +31,12 @@ impl Fields {
         }
     }
 
-    /// Fields under a name.
+    /// The fields of an object inside the body; `prefix` stands before their names in messages.
     pub fn of(map: Map<String, Value>, prefix: &str) -> Fields {
         Fields { map, prefix: prefix.to_string(), known: BTreeSet::new() }
     }
 
-    /// Takes a field out; `null` and absent ones are `None`.
+    /// Takes a field out; `None` if it is `null` or absent.
     pub fn take(&mut self, name: &'static str) -> Option<Value> {
         self.known.insert(name);
         self.map.remove(name).filter(|value| !value.is_null())
@@ -47,10 +47,10 @@ impl Fields {
         self.map.get(name).is_some_and(|value| !value.is_null())
     }
 
-    /// A field read with `read`, which says `None` to what it cannot use.
+    /// A field read with `read`, which returns `None` for a value it cannot use.
     ///
     /// # Errors
-    /// It could not use it.
+    /// `read` returned `None`; the message says what was `expected`.
     pub fn get<T>(
         &mut self,
         name: &'static str,
@@ -64,28 +64,28 @@ impl Fields {
         }
     }
 
-    /// The error of a field that is not what it must be.
+    /// The error of a field that is not what was expected.
     pub fn wrong(&self, name: &str, expected: &str, found: &Value) -> ApiError {
         ApiError::field(&self.name(name), format!("must be {expected}, not {}", kind(found)))
     }
 
-    /// The full name of a field.
+    /// A field's name with the prefix.
     pub fn name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
-    /// A truth value.
+    /// A boolean.
     ///
     /// # Errors
-    /// It is none.
+    /// The value is of another type.
     pub fn flag(&mut self, name: &'static str) -> Read<Option<bool>> {
         self.get(name, "true or false", Value::as_bool)
     }
 
-    /// A whole number.
+    /// A whole number from `least` to `most`.
     ///
     /// # Errors
-    /// It is none, or below `least` or above `most`.
+    /// The value is of another type or out of range.
     pub fn count(&mut self, name: &'static str, least: usize, most: usize) -> Read<Option<usize>> {
         let expected = match most {
             usize::MAX => format!("a whole number, {least} or more"),
@@ -94,10 +94,10 @@ impl Fields {
         self.get(name, &expected, |value| whole(value).filter(|n| (least..=most).contains(n)))
     }
 
-    /// A number.
+    /// A number from `least` to `most`.
     ///
     /// # Errors
-    /// It is none, or not within the bounds.
+    /// The value is of another type or out of range.
     pub fn number(&mut self, name: &'static str, least: f64, most: f64) -> Read<Option<f64>> {
         let expected = match least > f64::MIN && most < f64::MAX {
             true => format!("a number, {least} to {most}"),
@@ -106,10 +106,10 @@ impl Fields {
         self.get(name, &expected, |value| value.as_f64().filter(|x| (least..=most).contains(x)))
     }
 
-    /// A text.
+    /// A string.
     ///
     /// # Errors
-    /// It is none.
+    /// The value is of another type.
     pub fn text(&mut self, name: &'static str) -> Read<Option<String>> {
         match self.take(name) {
             None => Ok(None),
@@ -121,7 +121,7 @@ impl Fields {
     /// An object.
     ///
     /// # Errors
-    /// It is none.
+    /// The value is of another type.
     pub fn object(&mut self, name: &'static str) -> Read<Option<Map<String, Value>>> {
         match self.take(name) {
             None => Ok(None),
@@ -130,19 +130,19 @@ impl Fields {
         }
     }
 
-    /// Fields that are there but were never asked for.
+    /// Fields that are present and were never read.
     pub fn unknown(&self) -> Vec<&str> {
         let unknown = self.map.iter().filter(|(name, value)| !value.is_null() && !self.known.contains(name.as_str()));
         unknown.map(|(name, _)| name.as_str()).collect()
     }
 
-    /// Every field that was asked for.
+    /// Every field that was read.
     pub fn known(&self) -> Vec<&'static str> {
         self.known.iter().copied().collect()
     }
 }
 
-/// A whole number, however it is written.
+/// A whole number, written as an integer or as a float.
 pub fn whole(value: &Value) -> Option<usize> {
     let exact = |x: &f64| (0.0..=EXACT).contains(x) && x.fract() == 0.0;
     let number = value.as_u64().or_else(|| value.as_f64().filter(exact).map(|x| x as u64))?;
@@ -159,7 +159,7 @@ pub fn token_ids(value: &Value) -> Option<Vec<u32>> {
     value.as_array()?.iter().map(token_id).collect()
 }
 
-/// A value in a few words.
+/// A short description of a value, for messages.
 pub fn kind(value: &Value) -> String {
     match value {
         Value::Object(_) => "an object".to_string(),

@@ -1,9 +1,9 @@
-//! A request on its way through the engine: tickets, and the texts that come of what they say.
+//! A request in the engine: its tickets, and the text that is made of their updates.
 
 use super::error::ApiError;
 use super::piece::{Piece, Token};
-use super::request::{Asked, Method};
-use super::{Permit, Served};
+use super::request::{ApiRequest, Method};
+use super::{AppState, Permit};
 use crate::answer::{FinishReason, Response, Segment};
 use crate::engine::{Account, Finished, Handle, Make, Progress, Update, intervention, sampler};
 use crate::method::Options;
@@ -18,54 +18,54 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-/// What a run says next.
+/// An event of a run.
 #[derive(Debug)]
-pub enum Said {
-    /// An answer's text went on.
+pub enum RunEvent {
+    /// More of an answer's text.
     Piece {
-        /// Which answer.
+        /// Number of the answer.
         choice: usize,
-        /// By what.
+        /// What was added.
         piece: Piece,
         /// The segment that was committed with it, if the trace was asked for.
         segment: Option<Value>,
     },
     /// An answer has ended.
     End {
-        /// Which answer.
+        /// Number of the answer.
         choice: usize,
-        /// Why.
+        /// Why it ended.
         end: End,
-        /// What the method says of it.
+        /// Rewards and counters of the method, as the response reports them.
         outcome: Option<Value>,
     },
 }
 
-/// What was used for a request.
+/// What a request used.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
     /// Tokens of all prompts.
     pub prompt: usize,
-    /// Of them, those that another request had run before.
+    /// Prompt tokens whose keys and values another request had computed.
     pub cached: usize,
     /// Tokens of all answers.
     pub completion: usize,
-    /// What went through the models for it.
+    /// Tokens that went through the models for it.
     pub work: Work,
-    /// What of it was needed.
+    /// Those of them that the answer needed.
     pub necessary: Work,
     /// Committed segments.
     pub segments: usize,
-    /// Candidates that were decoded besides the policy's own.
+    /// Candidates visited besides the unforced ones.
     pub refinements: usize,
-    /// Segments in which another than the policy's own candidate was kept.
+    /// Segments in which a forced candidate was kept.
     pub nudges: usize,
-    /// Whether the request is one of the method, or of rewards.
+    /// Whether the method or the reward model took part.
     pub steered: bool,
 }
 
 impl Usage {
-    /// As the API has it.
+    /// The API's `usage` object.
     pub fn json(&self) -> Value {
         let mut usage = json!({
             "prompt_tokens": self.prompt,
@@ -92,7 +92,7 @@ impl Usage {
     }
 }
 
-/// A ticket and the answers that come of it.
+/// A ticket of the engine and what is known of its answers.
 struct Ticket {
     handle: Handle,
     prompt: usize,
@@ -107,17 +107,17 @@ struct Ticket {
     done: bool,
 }
 
-/// A request in the engine. Dropped, it is cancelled.
+/// A request in the engine. Dropping it cancels what is in flight.
 pub struct Run {
-    served: Arc<Served>,
+    app: Arc<AppState>,
     /// The request.
-    pub asked: Asked,
+    pub request: ApiRequest,
     tickets: Vec<Ticket>,
     writers: Vec<TextWriter>,
     ended: Vec<bool>,
     updates: UnboundedReceiver<(usize, Update)>,
     early: VecDeque<(usize, Update)>,
-    said: VecDeque<Said>,
+    events: VecDeque<RunEvent>,
     deadline: tokio::time::Instant,
     clock: Clock,
     /// What was used so far.
@@ -127,7 +127,7 @@ pub struct Run {
     _permit: Permit,
 }
 
-/// When what happened.
+/// The times that metrics and log lines are made of.
 struct Clock {
     arrived: Instant,
     started: Option<Instant>,
@@ -136,46 +136,51 @@ struct Clock {
 }
 
 impl Run {
-    /// Hands a request in, which came at this time under this number.
+    /// Submits a request. `came`: when it arrived, and its request id.
     ///
     /// # Errors
     /// The engine has ended.
-    pub fn start(served: &Arc<Served>, asked: Asked, permit: Permit, came: (Instant, String)) -> Result<Run, ApiError> {
-        let engine = served.engine()?;
-        let (told, updates) = unbounded_channel();
-        let each = if matches!(asked.method, Method::Guided(_)) { asked.n } else { 1 };
+    pub fn start(
+        app: &Arc<AppState>,
+        request: ApiRequest,
+        permit: Permit,
+        came: (Instant, String),
+    ) -> Result<Run, ApiError> {
+        let engine = app.engine()?;
+        let (tx, updates) = unbounded_channel();
+        let each = if matches!(request.method, Method::Guided(_)) { request.n } else { 1 };
         let (mut tickets, mut writers) = (Vec::new(), Vec::new());
-        for (index, prompt) in asked.prompts.iter().enumerate() {
+        for (index, prompt) in request.prompts.iter().enumerate() {
             for copy in 0..each {
-                let (make, options) = make(served, &asked, index, copy);
-                let (number, told) = (tickets.len(), told.clone());
-                let tell = Box::new(move |update| told.send((number, update)).is_ok());
-                let handle = engine.submit_to(make, tell)?;
-                let first = index * asked.n + copy;
+                let (make, options) = make(app, &request, index, copy);
+                let (number, tx) = (tickets.len(), tx.clone());
+                let on_update = Box::new(move |update| tx.send((number, update)).is_ok());
+                let handle = engine.submit_to(make, on_update)?;
+                let first = index * request.n + copy;
                 let (last_reward, segments, nudges, done) = (None, 0, 0, false);
                 tickets.push(Ticket { handle, prompt: index, first, options, last_reward, segments, nudges, done });
             }
             let writer = || {
-                let (tokenizer, rules) = (served.pair.tokenizer.clone(), asked.rules.clone());
+                let (tokenizer, rules) = (app.pair.tokenizer.clone(), request.rules.clone());
                 TextWriter::new(tokenizer, rules, &prompt.ids, &prompt.header)
             };
-            writers.extend((0..asked.n).map(|_| writer()));
+            writers.extend((0..request.n).map(|_| writer()));
         }
         let usage = Usage {
-            prompt: asked.prompts.iter().map(|prompt| prompt.ids.len()).sum(),
-            steered: !matches!(asked.method, Method::Sampled(_)),
+            prompt: request.prompts.iter().map(|prompt| prompt.ids.len()).sum(),
+            steered: !matches!(request.method, Method::Sampled(_)),
             ..Usage::default()
         };
         Ok(Run {
             ended: vec![false; writers.len()],
-            served: served.clone(),
-            asked,
+            app: app.clone(),
+            request,
             tickets,
             writers,
             updates,
             early: VecDeque::new(),
-            said: VecDeque::new(),
-            deadline: tokio::time::Instant::now() + served.config.limits.answer,
+            events: VecDeque::new(),
+            deadline: tokio::time::Instant::now() + app.config.limits.answer,
             clock: Clock { arrived: came.0, started: None, first: None, last: None },
             usage,
             request_id: came.1,
@@ -184,7 +189,7 @@ impl Run {
         })
     }
 
-    /// Answers of the request.
+    /// How many answers the request has: prompts times `n`.
     pub fn choices(&self) -> usize {
         self.writers.len()
     }
@@ -194,10 +199,10 @@ impl Run {
         self.writers[choice].ids()
     }
 
-    /// Waits until the engine has found the request to be sound.
+    /// Waits until the engine has accepted all tickets.
     ///
     /// # Errors
-    /// It is not.
+    /// The engine refuses the request, or fails.
     pub async fn accepted(&mut self) -> Result<(), ApiError> {
         let mut missing = self.tickets.len();
         while missing > 0 {
@@ -211,14 +216,14 @@ impl Run {
         Ok(())
     }
 
-    /// What is said next; `None` once all answers have ended.
+    /// What happens next; `None` once all answers have ended.
     ///
     /// # Errors
     /// The request cannot be answered to its end.
-    pub async fn next(&mut self) -> Result<Option<Said>, ApiError> {
+    pub async fn next(&mut self) -> Result<Option<RunEvent>, ApiError> {
         loop {
-            if let Some(said) = self.said.pop_front() {
-                return Ok(Some(said));
+            if let Some(event) = self.events.pop_front() {
+                return Ok(Some(event));
             }
             if self.tickets.iter().all(|ticket| ticket.done) {
                 self.finish();
@@ -228,7 +233,7 @@ impl Run {
                 Some(early) => early,
                 None => self.update().await?,
             };
-            if let Err(error) = self.hear(ticket, update) {
+            if let Err(error) = self.on_update(ticket, update) {
                 return Err(self.failed(error));
             }
         }
@@ -237,12 +242,12 @@ impl Run {
     async fn update(&mut self) -> Result<(usize, Update), ApiError> {
         match tokio::time::timeout_at(self.deadline, self.updates.recv()).await {
             Ok(Some(update)) => Ok(update),
-            Ok(None) => Err(self.failed(self.served.lost())),
-            Err(_) => Err(self.failed(ApiError::timeout(self.served.config.limits.answer.as_secs()))),
+            Ok(None) => Err(self.failed(self.app.lost())),
+            Err(_) => Err(self.failed(ApiError::timeout(self.app.config.limits.answer.as_secs()))),
         }
     }
 
-    fn hear(&mut self, ticket: usize, update: Update) -> Result<(), ApiError> {
+    fn on_update(&mut self, ticket: usize, update: Update) -> Result<(), ApiError> {
         match update {
             Update::Accepted | Update::Progress(Progress::Tokens(_)) => {}
             Update::Started => {
@@ -273,45 +278,45 @@ impl Run {
         Ok(())
     }
 
-    /// A token of an answer.
+    /// Adds a token to an answer.
     fn push(&mut self, choice: usize, token: Token) -> Result<(), ApiError> {
         if self.ended[choice] {
             return Ok(());
         }
         let piece = Piece::written(&mut self.writers[choice], token)?;
         self.usage.completion += 1;
-        self.say(choice, piece, None);
+        self.emit(choice, piece, None);
         if let Some(end) = self.writers[choice].end().cloned()
-            && matches!(self.asked.method, Method::Sampled(_))
+            && matches!(self.request.method, Method::Sampled(_))
         {
             self.end(choice, end, None)?;
         }
         Ok(())
     }
 
-    fn say(&mut self, choice: usize, piece: Piece, segment: Option<Value>) {
+    fn emit(&mut self, choice: usize, piece: Piece, segment: Option<Value>) {
         let now = Instant::now();
-        let metrics = &self.served.metrics;
+        let metrics = &self.app.metrics;
         match self.clock.last.replace(now) {
             None => metrics.first_token(now - self.clock.arrived),
             Some(last) => metrics.next_token(now - last),
         }
         self.clock.first.get_or_insert(now);
-        let wanted = !piece.text.is_empty() || segment.is_some() || self.asked.logprobs.is_some();
-        if wanted || self.asked.return_token_ids {
-            self.said.push_back(Said::Piece { choice, piece, segment });
+        let wanted = !piece.text.is_empty() || segment.is_some() || self.request.logprobs.is_some();
+        if wanted || self.request.return_token_ids {
+            self.events.push_back(RunEvent::Piece { choice, piece, segment });
         }
     }
 
-    /// The prompt in front of an answer, with what the policy thought of it.
+    /// The prompt in front of an answer, with its log-probabilities.
     fn echo(&mut self, ticket: usize, list: Vec<crate::sampling::Chosen>) {
         let Ticket { prompt, first, .. } = self.tickets[ticket];
-        let ids = &self.asked.prompts[prompt].ids;
+        let ids = &self.request.prompts[prompt].ids;
         let begin = ids.first().map(|&id| Token::bare(id));
         let tokens: Vec<Token> = begin.into_iter().chain(list.into_iter().map(Token::from)).collect();
-        for choice in first..first + self.asked.n {
+        for choice in first..first + self.request.n {
             let piece = Piece { text: String::new(), tokens: tokens.clone() };
-            self.said.push_back(Said::Piece { choice, piece, segment: None });
+            self.events.push_back(RunEvent::Piece { choice, piece, segment: None });
         }
     }
 
@@ -321,7 +326,7 @@ impl Run {
         let Some(best) = segment.candidates.get(segment.best) else {
             return Err(ApiError::internal("a segment without a candidate"));
         };
-        self.served.metrics.segment(segment);
+        self.app.metrics.segment(segment);
         self.usage.segments += 1;
         self.usage.refinements += segment.candidates.len() - 1;
         self.usage.nudges += usize::from(segment.best != 0);
@@ -329,7 +334,7 @@ impl Run {
         (of.last_reward, of.segments) = (Some(best.reward), of.segments + 1);
         of.nudges += usize::from(segment.best != 0);
         let index = of.segments - 1;
-        let note = self.asked.trace.then(|| note(segment, index, ids.len()));
+        let note = self.request.trace.then(|| note(segment, index, ids.len()));
         if self.ended[choice] || self.writers[choice].end().is_some() {
             return Ok(());
         }
@@ -344,9 +349,9 @@ impl Run {
                 break;
             }
         }
-        self.say(choice, piece, note);
+        self.emit(choice, piece, note);
         if matches!(self.writers[choice].end(), Some(End::StopString(_))) {
-            // The method knows ids only; what it would write behind a stop string is not wanted.
+            // The method does not look for stop strings: what it would decode behind one is cancelled.
             self.tickets[ticket].handle.cancel();
         }
         Ok(())
@@ -354,7 +359,7 @@ impl Run {
 
     fn completed(&mut self, ticket: usize, mut completions: Completions) -> Result<(), ApiError> {
         let first = self.tickets[ticket].first;
-        if let Method::Best(..) = self.asked.method {
+        if let Method::Best(..) = self.request.method {
             let rewards: Vec<Option<f32>> = completions.all.iter().map(|one| one.reward).collect();
             let best = completions.all.swap_remove(completions.best);
             let outcome = json!({ "reward": best.reward, "best": completions.best, "rewards": rewards });
@@ -365,7 +370,7 @@ impl Run {
                 piece.extend(Piece::written(&mut self.writers[first], token)?);
                 self.usage.completion += 1;
             }
-            self.say(first, piece, None);
+            self.emit(first, piece, None);
             return self.end(first, end_of(best.reason), Some(outcome));
         }
         for (index, one) in completions.all.iter().enumerate() {
@@ -379,36 +384,36 @@ impl Run {
         let end = match response.finish_reason {
             FinishReason::Length => End::Length,
             FinishReason::Finish => End::Turn,
-            // The id that ended it is not committed; it is known as the one that the last candidate dropped.
+            // The id that ended it is not committed: it is the one that the last candidate dropped.
             FinishReason::Stalled => {
                 let last = response.segments.last().and_then(|segment| segment.candidates.get(segment.best));
                 let id = last.and_then(|last| last.dropped);
-                let other = id.filter(|id| !self.asked.rules.finish_ids.contains(id));
+                let other = id.filter(|id| !self.request.rules.finish_ids.contains(id));
                 other.map_or(End::Turn, End::StopId)
             }
         };
         self.end(self.tickets[ticket].first, end, outcome)
     }
 
-    /// What the method says of an answer, which may have been cut.
+    /// Rewards and counters of an answer; `response` is `None` if it was cut at a stop string.
     fn outcome(&self, ticket: usize, response: Option<&Response>) -> Option<Value> {
         let Ticket { options, last_reward, segments, nudges, .. } = &self.tickets[ticket];
         let mut outcome = json!({
             "segments": segments,
             "nudges": nudges,
-            "ignored_params": self.asked.ignored,
+            "ignored_params": self.request.ignored,
         });
         match response {
             Some(response) => {
                 outcome["reward"] = json!(response.final_reward);
                 outcome["finish_reason"] = json!(finish_reason_name(response.finish_reason));
-                if let Some(options) = options.as_ref().filter(|_| self.asked.trace) {
-                    let tokenizer = Some(&*self.served.pair.tokenizer);
+                if let Some(options) = options.as_ref().filter(|_| self.request.trace) {
+                    let tokenizer = Some(&*self.app.pair.tokenizer);
                     let trace = Trace::from_response("request", None, options, response, tokenizer);
                     outcome["trace"] = trace.map_or(Value::Null, |trace| json!(trace));
                 }
             }
-            // The text was cut at a stop string; its reward is that of the newest segment as it was committed.
+            // The reward is that of the newest segment, as it was committed.
             None => {
                 outcome["reward"] = json!(last_reward);
                 outcome["finish_reason"] = json!("stop");
@@ -424,10 +429,14 @@ impl Run {
         }
         let rest = self.writers[choice].finish(end.clone())?;
         if !rest.is_empty() {
-            self.said.push_back(Said::Piece { choice, piece: Piece { text: rest, tokens: Vec::new() }, segment: None });
+            self.events.push_back(RunEvent::Piece {
+                choice,
+                piece: Piece { text: rest, tokens: Vec::new() },
+                segment: None,
+            });
         }
         let end = self.writers[choice].end().cloned().unwrap_or(end);
-        self.said.push_back(Said::End { choice, end, outcome });
+        self.events.push_back(RunEvent::End { choice, end, outcome });
         Ok(())
     }
 
@@ -447,7 +456,7 @@ impl Run {
         if std::mem::replace(&mut self.finished, true) {
             return;
         }
-        let metrics = &self.served.metrics;
+        let metrics = &self.app.metrics;
         let reasons = self.writers.iter().map(|writer| writer.end().map_or("stop", End::reason));
         let now = Instant::now();
         let since = |at: Option<Instant>| at.map_or(Duration::ZERO, |at| at - self.clock.arrived);
@@ -459,18 +468,18 @@ impl Run {
 
     fn failed(&mut self, error: ApiError) -> ApiError {
         self.finished = true;
-        self.served.metrics.failed(&error);
+        self.app.metrics.failed(&error);
         self.log("failed", Some(&error));
         error
     }
 
-    /// A line about how it ended; of what was said there are only numbers in it.
+    /// Logs how the request ended: numbers only, no text of prompts or answers.
     fn log(&self, event: &str, error: Option<&ApiError>) {
         tracing::info!(
             event,
             request_id = self.request_id,
-            model = self.asked.model,
-            stream = self.asked.stream,
+            model = self.request.model,
+            stream = self.request.stream,
             prompt_tokens = self.usage.prompt,
             completion_tokens = self.usage.completion,
             seconds = self.clock.arrived.elapsed().as_secs_f64(),
@@ -484,7 +493,7 @@ impl Drop for Run {
     fn drop(&mut self) {
         // Handles cancel what is in flight.
         if !self.finished {
-            self.served.metrics.aborted();
+            self.app.metrics.aborted();
             self.log("client gone", None);
         }
     }
@@ -497,36 +506,36 @@ fn end_of(reason: Reason) -> End {
     }
 }
 
-/// What makes the request of a prompt, or of one of its answers.
-fn make(served: &Served, asked: &Asked, prompt: usize, copy: usize) -> (Make, Option<Box<Options>>) {
-    let (ids, max_new_tokens) = (asked.prompts[prompt].ids.clone(), asked.max_new_tokens[prompt]);
-    let (sampling, n, score) = match &asked.method {
+/// The engine's request for a prompt, or for one of its answers.
+fn make(app: &AppState, request: &ApiRequest, prompt: usize, copy: usize) -> (Make, Option<Box<Options>>) {
+    let (ids, max_new_tokens) = (request.prompts[prompt].ids.clone(), request.max_new_tokens[prompt]);
+    let (sampling, n, score) = match &request.method {
         Method::Guided(options) => {
-            let first_offset = asked.prompts[prompt].header.len();
+            let first_offset = request.prompts[prompt].header.len();
             let options = Box::new(Options { max_new_tokens, first_offset, ..(**options).clone() });
-            let (uniforms, kept) = (Uniforms::Seeded(asked.seed.wrapping_add(copy as u64)), options.clone());
+            let (uniforms, kept) = (Uniforms::Seeded(request.seed.wrapping_add(copy as u64)), options.clone());
             let make: Make = Box::new(move |backend| Ok(Box::new(intervention(backend, &ids, &options, uniforms)?)));
             return (make, Some(kept));
         }
-        Method::Sampled(sampling) => (sampling, asked.n, false),
+        Method::Sampled(sampling) => (sampling, request.n, false),
         Method::Best(sampling, n) => (sampling, *n, true),
     };
-    let (rules, tokenizer) = (asked.rules.clone(), served.pair.tokenizer.clone());
+    let (rules, tokenizer) = (request.rules.clone(), app.pair.tokenizer.clone());
     let stop: Stop = Arc::new(move || rules.watch(&tokenizer));
     let plan = Plan {
         sampling: sampling.clone(),
         n,
         score,
         max_new_tokens,
-        stop_ids: asked.stop_ids.clone(),
+        stop_ids: request.stop_ids.clone(),
         stop: Some(stop),
         tell: !score,
-        prompt_logprobs: asked.echo && asked.logprobs.is_some(),
+        prompt_logprobs: request.echo && request.logprobs.is_some(),
     };
     (Box::new(move |backend| Ok(Box::new(sampler(backend, &ids, plan)?))), None)
 }
 
-/// A segment in a few words, for those who watch.
+/// A segment in short, for clients that asked for the trace.
 fn note(segment: &Segment, index: usize, tokens: usize) -> Value {
     let best = segment.candidates.get(segment.best);
     let rewards: Vec<f32> = segment.candidates.iter().map(|candidate| candidate.reward).collect();

@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-/// Keys that open the server; none: it is open.
+/// The keys that clients may bring; without any, the server is open.
 ///
 /// Only their SHA-256 sums are kept. A key that is offered is compared with all of them, in a time that does not depend on what
 /// they are.
@@ -20,13 +20,13 @@ impl std::fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Keys as they were given. Empty ones are none.
+    /// Keys as given; empty ones are left out.
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Keys {
         let keys = keys.into_iter().map(str::trim).filter(|key| !key.is_empty());
         Keys { sums: keys.map(|key| Sha256::digest(key.as_bytes()).into()).collect() }
     }
 
-    /// Whether everyone may ask.
+    /// Whether the server is open.
     pub fn is_empty(&self) -> bool {
         self.sums.is_empty()
     }

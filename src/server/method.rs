@@ -1,4 +1,4 @@
-//! How a request is answered: which of a model's names it asked for, and what it says of the method.
+//! How a request is answered: which of a model's names it uses, and the parameters of the method that it gives.
 
 use super::error::ApiError;
 use super::fields::Fields;
@@ -18,7 +18,7 @@ pub enum Alias {
     Guided,
     /// `ggro-<preset>`.
     Preset(Published),
-    /// `bon-<n>`: the best of so many samples, by the reward model.
+    /// `bon-<n>`: the best of `n` samples by reward.
     Best(usize),
 }
 
@@ -44,7 +44,7 @@ impl Alias {
         PRESETS.iter().find(|(_, name)| *name == text).map(|&(preset, _)| Alias::Preset(preset))
     }
 
-    /// All that are listed, as they stand behind a model's name.
+    /// The suffixes that `/v1/models` lists.
     pub fn listed(most: usize) -> Vec<String> {
         let presets = PRESETS.iter().map(|(_, name)| format!(":{name}"));
         let best = (BEST_OF <= most).then(|| format!(":bon-{BEST_OF}"));
@@ -52,22 +52,22 @@ impl Alias {
     }
 }
 
-/// What a request says of the method: the object `ggro`, or keys `ggro_*` of `vllm_xargs`.
+/// The method's settings in a request: the object `ggro`, or keys `ggro_*` of `vllm_xargs`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MethodSettings {
-    /// Its parameters.
+    /// The parameters that it gives.
     pub parameters: Given,
     /// How the prompt is laid out.
     pub layout: PromptLayout,
     /// Whether the answer comes with every decision.
     pub trace: bool,
-    /// Names that were given for the official code's sake and change nothing.
+    /// Settings of the official code that are accepted and have no effect.
     pub ignored: Vec<&'static str>,
-    /// Whether anything was said at all.
+    /// Whether the request has any of them.
     pub given: bool,
 }
 
-/// Largest numbers of a request: nothing is allocated by them, but the work of a segment grows with them.
+/// Upper bounds of a request's numbers: the work of a segment grows with them.
 const MOST_CANDIDATES: usize = 64;
 const MOST_TOP_K: usize = 1024;
 
@@ -115,7 +115,7 @@ impl MethodSettings {
         self.parameters = read.or(std::mem::take(&mut self.parameters));
         let layout = fields.get("prompt_layout", "\"chat\" or \"official\"", |value| value.as_str()?.parse().ok())?;
         self.layout = layout.unwrap_or(self.layout);
-        // Texts and numbers are all that some clients can put into `vllm_xargs`.
+        // Some clients can only put strings and numbers into `vllm_xargs`.
         let switch = |value: &Value| match value {
             Value::Bool(on) => Some(*on),
             Value::Number(n) => n.as_u64().filter(|&n| n <= 1).map(|n| n == 1),
@@ -136,7 +136,7 @@ impl MethodSettings {
         Ok(())
     }
 
-    /// Whether the nudges are drawn, so that different seeds give different answers.
+    /// Whether nudges are sampled, so that different seeds give different answers.
     pub fn samples(&self) -> bool {
         self.parameters.nudge_selection == Some(Selection::Sample)
     }

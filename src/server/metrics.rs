@@ -1,4 +1,4 @@
-//! What Prometheus is told, in its text format.
+//! Metrics in the text format of Prometheus.
 //!
 //! Names follow vLLM's, under `ggro_`; a router that scrapes vLLM's own names gets them too with `--metrics-compat vllm`.
 
@@ -59,7 +59,7 @@ pub struct Metrics {
     registry: Mutex<(Registry, Status)>,
 }
 
-/// A registry, and what its names begin with.
+/// A registry, and the prefix of its names.
 struct Names<'a> {
     registry: &'a mut Registry,
     prefix: &'a str,
@@ -87,7 +87,7 @@ fn counts() -> Histogram {
 }
 
 impl Metrics {
-    /// For a model of this name; `vllm`: under vLLM's names too.
+    /// Metrics of a model of this name; with `vllm` also under vLLM's names.
     pub fn new(model: &str, vllm: bool) -> Metrics {
         let metrics = Metrics {
             running: Gauge::default(),
@@ -190,7 +190,7 @@ impl Metrics {
         names.add("http_requests", "Requests, by route and status", self.http.clone());
     }
 
-    /// All of it as text, with the engine as it is now.
+    /// The text, with the engine's state at this moment.
     pub fn text(&self, status: Option<Status>) -> String {
         let mut guard = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let (registry, last) = &mut *guard;
@@ -204,14 +204,14 @@ impl Metrics {
         text
     }
 
-    /// What the engine has done since the last time somebody asked.
+    /// Adds what the engine has done since the last call.
     fn engine(&self, now: &Status, last: &Status) {
         let level = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.running.set(level(now.running));
         self.waiting.set(level(now.waiting));
         for (index, model) in ["policy", "reward"].into_iter().enumerate() {
             let (free, all) = (now.blocks_free[index], now.blocks[index]);
-            // A backend that takes memory as it goes has no share.
+            // A backend that allocates on demand has no fixed number of blocks.
             let bounded = all > 0 && all < usize::MAX / 2;
             let usage = if bounded { 1.0 - free as f64 / all as f64 } else { 0.0 };
             self.cache_usage.get_or_create(&label("model", model)).set(usage);
@@ -245,12 +245,12 @@ impl Metrics {
         }
     }
 
-    /// An answer began.
+    /// An answer's first token came after this time.
     pub fn first_token(&self, after: Duration) {
         self.first_token.observe(after.as_secs_f64());
     }
 
-    /// An answer went on.
+    /// Another token came after this time.
     pub fn next_token(&self, after: Duration) {
         self.next_token.observe(after.as_secs_f64());
     }
@@ -312,7 +312,7 @@ impl Metrics {
         self.corrupted.inc_by(u64::from(error.code == Some("non_finite")));
     }
 
-    /// A request's client went away.
+    /// A client disconnected before its answer was complete.
     pub fn aborted(&self) {
         self.aborted.inc();
     }

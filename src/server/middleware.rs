@@ -1,6 +1,6 @@
-//! What every request goes through: a number of its own, a line in the log, keys, and a net under it.
+//! What every request passes through: a request id, a log line, the key check, CORS, and a handler of panics.
 
-use super::Served;
+use super::AppState;
 use super::error::ApiError;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
@@ -17,20 +17,20 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Routes without a key: those that a supervisor asks.
+/// Routes that need no key, for supervisors.
 const OPEN: [&str; 2] = ["/health", "/ready"];
 
-/// A request's number, which its log lines have in common.
+/// A request's id, which all its log lines name.
 #[derive(Clone)]
 struct RequestId(String);
 
 /// Puts layers around routes; the last one sees a request first.
-pub(super) fn around(routes: Router<Arc<Served>>, served: &Arc<Served>) -> Router<Arc<Served>> {
-    let origins = &served.config.origins;
-    let routes = routes.layer(from_fn_with_state(served.clone(), guard)).layer(CatchPanicLayer::custom(panicked));
+pub(super) fn around(routes: Router<Arc<AppState>>, app: &Arc<AppState>) -> Router<Arc<AppState>> {
+    let origins = &app.config.origins;
+    let routes = routes.layer(from_fn_with_state(app.clone(), guard)).layer(CatchPanicLayer::custom(panicked));
     let routes = match origins.is_empty() {
         true => routes,
-        // Credentials are never allowed, so that a page can do no more than its visitor could tell it to.
+        // Credentials are never allowed: a page can only use a key that its visitor gives it.
         false => routes.layer(
             CorsLayer::new()
                 .allow_origin(match origins.iter().any(|origin| origin == "*") {
@@ -41,19 +41,19 @@ pub(super) fn around(routes: Router<Arc<Served>>, served: &Arc<Served>) -> Route
                 .allow_headers(AllowHeaders::list([header::AUTHORIZATION, header::CONTENT_TYPE, REQUEST_ID])),
         ),
     };
-    routes.layer(from_fn_with_state(served.clone(), observe))
+    routes.layer(from_fn_with_state(app.clone(), observe))
 }
 
-/// Asks for a key.
-async fn guard(State(served): State<Arc<Served>>, request: Request, next: Next) -> Response {
-    if OPEN.contains(&request.uri().path()) || served.config.keys.admits(request.headers()) {
+/// Checks the key.
+async fn guard(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
+    if OPEN.contains(&request.uri().path()) || app.config.keys.admits(request.headers()) {
         return next.run(request).await;
     }
     ApiError::unauthorized().into_response()
 }
 
-/// Numbers a request, counts it, and writes a line about it.
-async fn observe(State(served): State<Arc<Served>>, mut request: Request, next: Next) -> Response {
+/// Gives a request its id, counts it, and logs it.
+async fn observe(State(app): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = given_id(request.headers()).unwrap_or_else(new_id);
     request.extensions_mut().insert(RequestId(id.clone()));
@@ -62,14 +62,14 @@ async fn observe(State(served): State<Arc<Served>>, mut request: Request, next: 
     let method = request.method().clone();
     let mut response = next.run(request).await;
     let (status, seconds) = (response.status(), started.elapsed().as_secs_f64());
-    served.metrics.http(&route, status);
-    // Of a request that was refused there is the field, and not its value; our own errors say nothing of what was said.
+    app.metrics.http(&route, status);
+    // The log names the field of a refused request and never its value. Messages of server errors quote no prompt.
     let error = response.extensions_mut().remove::<ApiError>().map(|error| match error.status.is_server_error() {
         true => error.message,
         false => error.param.or(error.code.map(str::to_string)).unwrap_or_default(),
     });
     let (method, status, trace) = (method.as_str(), status.as_u16(), trace.as_deref());
-    // Probes come every few seconds.
+    // Probes and scrapes come every few seconds: they are logged at debug level.
     match OPEN.contains(&route.as_str()) || route == "/metrics" {
         true => tracing::debug!(event = "request", request_id = id, trace_id = trace, method, route, status, seconds),
         false => {
@@ -82,12 +82,12 @@ async fn observe(State(served): State<Arc<Served>>, mut request: Request, next: 
     response
 }
 
-/// The number of a request.
+/// A request's id.
 pub(super) fn request_id(request: &Request) -> String {
     request.extensions().get::<RequestId>().map_or_else(new_id, |id| id.0.clone())
 }
 
-/// A number that the client brought, if it can be repeated.
+/// The id that the client sent, if it is short and printable.
 fn given_id(headers: &HeaderMap) -> Option<String> {
     let id = headers.get(REQUEST_ID)?.to_str().ok()?;
     let fits = (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());

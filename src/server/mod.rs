@@ -1,11 +1,11 @@
 //! An OpenAI-compatible server in front of an engine: chat and completions, rewards and gradients.
 //!
-//! One file per noun: what a request asks ([`request`], with [`prompt`] and [`method`]), its way through the engine
-//! ([`generate`], with [`piece`] for what an answer goes on by), answers as frames ([`openai`]), the other routes (`reward`,
-//! `tokens`, `models`), and what all requests go through ([`connections`], `middleware`, [`keys`], [`body`]).
+//! One file per noun: a request ([`request`], with [`prompt`] and [`method`]), its run in the engine ([`generate`], which adds
+//! a [`piece`] at a time), the API's response objects ([`openai`]), the other routes (`reward`, `tokens`, `models`), and what all
+//! requests pass through ([`connections`], `middleware`, [`keys`], [`body`]).
 //!
-//! Nothing here waits for a device: a request's prompt is made on a blocking thread, the engine has a thread of its own, and what
-//! it says comes through channels. A request that nobody waits for any more is dropped, and with it its ticket: the engine stops
+//! Nothing here waits for a device: a request's prompt is encoded on a blocking thread, the engine has a thread of its own, and its
+//! updates come through channels. When a client disconnects, its request is dropped and its ticket cancelled: the engine stops
 //! working for it before its next step.
 
 pub mod body;
@@ -41,7 +41,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How much a request may ask for, and how long it may take.
+/// Limits of requests and connections.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Bytes of a body.
@@ -60,11 +60,11 @@ pub struct Limits {
     pub running: usize,
     /// Requests that wait besides.
     pub queue: usize,
-    /// Until an answer is complete.
+    /// Time until an answer must be complete.
     pub answer: Duration,
-    /// Until a request has arrived: its head, and again its body.
+    /// Time within which a request's head must arrive, and then its body.
     pub arrival: Duration,
-    /// For which a client may refuse to read.
+    /// Time for which a client may leave its response unread.
     pub write: Duration,
     /// Connections at the same time.
     pub connections: usize,
@@ -89,33 +89,33 @@ impl Default for Limits {
     }
 }
 
-/// What a server is told when it starts.
+/// How a server is configured.
 #[derive(Debug)]
 pub struct Config {
     /// The policy's name.
     pub name: String,
     /// The reward model's name.
     pub reward_name: String,
-    /// What holds where a request says nothing of the method.
+    /// Parameters of the method where a request gives none.
     pub preset: Preset,
-    /// Who may ask.
+    /// The keys of its clients.
     pub keys: Keys,
-    /// How much.
+    /// The limits.
     pub limits: Limits,
-    /// Origins of web pages that may ask; none: CORS is off.
+    /// Origins allowed by CORS; without any, CORS is off.
     pub origins: Vec<HeaderValue>,
-    /// Whether vLLM's names of metrics are there too.
+    /// Whether metrics also have vLLM's names.
     pub vllm_metrics: bool,
-    /// Whether a profiler can be started and stopped by request.
+    /// Whether routes start and stop a profiler.
     pub profiling: bool,
-    /// Between comments that keep a silent stream open.
+    /// Interval of the comments that keep a silent stream open.
     pub keep_alive: Duration,
-    /// For requests in flight to end, once the server is to stop.
+    /// Time that requests in flight have once the server is stopped.
     pub drain: Duration,
 }
 
 impl Config {
-    /// Open to everyone, with the limits that hold where nobody says otherwise.
+    /// An open server with default limits.
     pub fn new(name: &str, reward_name: &str, preset: Preset) -> Config {
         Config {
             name: name.to_string(),
@@ -133,33 +133,33 @@ impl Config {
 }
 
 /// A server's state.
-pub struct Served {
-    /// What it was told.
+pub struct AppState {
+    /// The configuration.
     pub config: Config,
     /// The models' files, with tokenizer and template.
     pub pair: Arc<Pair>,
     /// Longest sequence.
     pub context: usize,
-    /// What Prometheus is told.
+    /// The metrics.
     pub metrics: Metrics,
     engine: OnceLock<Engine>,
     draining: AtomicBool,
     in_flight: AtomicUsize,
-    /// Of requests that are being read.
+    /// Bytes of request bodies in memory.
     body_bytes: AtomicUsize,
     created: u64,
-    /// Unknown fields that were reported already.
+    /// Unknown fields that were logged already.
     reported: Mutex<HashSet<String>>,
 }
 
-/// Unknown fields that are remembered; more are not reported.
+/// Unknown fields that are logged, at most.
 const REPORTED: usize = 256;
 
-/// A turn that takes longer than this will not end.
+/// A step that takes longer than this is taken to hang.
 const STUCK: Duration = Duration::from_secs(300);
 
-/// A place among the requests that run or wait. Dropped, it is free again.
-pub struct Permit(Arc<Served>);
+/// One of the limited places of requests that run or wait; freed when dropped.
+pub struct Permit(Arc<AppState>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -167,12 +167,12 @@ impl Drop for Permit {
     }
 }
 
-impl Served {
-    /// A server whose engine is still to come.
-    pub fn new(config: Config, pair: Arc<Pair>, context: usize) -> Served {
+impl AppState {
+    /// A server whose engine is set later ([`ready_with`](AppState::ready_with)).
+    pub fn new(config: Config, pair: Arc<Pair>, context: usize) -> AppState {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let metrics = Metrics::new(&config.name, config.vllm_metrics);
-        Served {
+        AppState {
             config,
             pair,
             context,
@@ -186,18 +186,18 @@ impl Served {
         }
     }
 
-    /// The weights are there.
+    /// Sets the engine: from now on requests are accepted.
     pub fn ready_with(&self, engine: Engine) {
-        // The first one stays; nobody brings a second.
+        // Only the first engine is kept.
         let _ = self.engine.set(engine);
     }
 
-    /// From now on nothing new is taken.
+    /// Refuses new requests from now on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
     }
 
-    /// Ends the engine: what is in flight is told so.
+    /// Ends the engine. Requests in flight end with an error.
     pub fn stop_engine(&self) {
         if let Some(engine) = self.engine.get() {
             engine.stop();
@@ -214,7 +214,7 @@ impl Served {
         self.engine.get().is_some_and(Engine::ended)
     }
 
-    /// Why nothing can be asked at the moment.
+    /// Whether requests are accepted.
     ///
     /// # Errors
     /// The weights are still loading, the server is about to stop, or the device is lost.
@@ -228,10 +228,10 @@ impl Served {
         self.engine.get().map(|_| ()).ok_or_else(|| ApiError::unavailable("the weights are still loading"))
     }
 
-    /// Whether process and device are alive.
+    /// Whether the device answers.
     ///
     /// # Errors
-    /// The device is lost, or does not end what it began.
+    /// The device is lost, or a step hangs.
     pub fn healthy(&self) -> Result<(), ApiError> {
         if self.is_lost() {
             return Err(self.lost());
@@ -243,27 +243,27 @@ impl Served {
         Ok(())
     }
 
-    /// The engine, if it can be asked.
+    /// The engine, if requests are accepted.
     ///
     /// # Errors
-    /// As [`ready`](Served::ready).
+    /// As [`ready`](AppState::ready).
     pub fn engine(&self) -> Result<&Engine, ApiError> {
         self.ready()?;
         self.engine.get().ok_or_else(|| ApiError::unavailable("the weights are still loading"))
     }
 
-    /// The error of those whose engine has gone.
+    /// The error of requests whose engine has ended.
     pub fn lost(&self) -> ApiError {
         let why = self.engine.get().and_then(|engine| engine.status().dead);
         let error = ApiError::internal(why.unwrap_or_else(|| "the engine has ended".to_string()));
         ApiError { code: Some("device_lost"), ..error }
     }
 
-    /// A place for a request.
+    /// Takes a place for a request.
     ///
     /// # Errors
-    /// There is none, or as [`ready`](Served::ready).
-    pub fn permit(self: &Arc<Served>) -> Result<Permit, ApiError> {
+    /// There is none, or as [`ready`](AppState::ready).
+    pub fn permit(self: &Arc<AppState>) -> Result<Permit, ApiError> {
         self.ready()?;
         let limit = self.config.limits.running + self.config.limits.queue;
         let taken = |count: usize| (count < limit).then_some(count + 1);
@@ -273,7 +273,7 @@ impl Served {
         }
     }
 
-    /// What stands behind the colon of a model's name.
+    /// Which of the model's names this is.
     ///
     /// # Errors
     /// There is no such model.
@@ -286,7 +286,7 @@ impl Served {
         }
     }
 
-    /// Says once of each unknown field that it is ignored.
+    /// Logs each unknown field once.
     pub fn report_unknown(&self, route: &str, fields: &[String]) {
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         for field in fields {
@@ -297,13 +297,13 @@ impl Served {
     }
 }
 
-/// The time, as the API has it.
+/// Seconds since 1970, as in the API.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// All routes, with what every request goes through.
-pub fn router(served: Arc<Served>) -> Router {
+/// All routes, with their middleware.
+pub fn router(app: Arc<AppState>) -> Router {
     let routes = Router::new()
         .route("/health", get(models::health))
         .route("/ready", get(models::ready))
@@ -320,12 +320,12 @@ pub fn router(served: Arc<Served>) -> Router {
         .route("/score", post(reward::score))
         .route("/v1/score", post(reward::score))
         .route("/v1/gradients", post(reward::gradients));
-    let routes = match served.config.profiling {
+    let routes = match app.config.profiling {
         true => routes
             .route("/start_profile", post(models::start_profile))
             .route("/stop_profile", post(models::stop_profile)),
         false => routes,
     };
     let routes = routes.fallback(middleware::no_route).method_not_allowed_fallback(middleware::no_method);
-    middleware::around(routes, &served).with_state(served)
+    middleware::around(routes, &app).with_state(app)
 }

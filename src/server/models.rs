@@ -1,6 +1,6 @@
 //! What there is, and whether it can be used.
 
-use super::Served;
+use super::AppState;
 use super::error::ApiError;
 use super::method::Alias;
 use axum::Json;
@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// `/health`: the process and its device are alive.
-pub(super) async fn health(State(served): State<Arc<Served>>) -> Result<Json<Value>, ApiError> {
-    served.healthy()?;
+pub(super) async fn health(State(app): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
+    app.healthy()?;
     Ok(Json(json!({ "status": "ok" })))
 }
 
 /// `/ready`: requests are taken.
-pub(super) async fn ready(State(served): State<Arc<Served>>) -> Result<Json<Value>, ApiError> {
-    served.ready()?;
+pub(super) async fn ready(State(app): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
+    app.ready()?;
     Ok(Json(json!({ "status": "ready" })))
 }
 
@@ -37,38 +37,38 @@ pub(super) async fn version() -> Json<Value> {
     Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
 }
 
-pub(super) async fn metrics(State(served): State<Arc<Served>>) -> Response {
-    let status = served.engine.get().map(crate::engine::Engine::status);
+pub(super) async fn metrics(State(app): State<Arc<AppState>>) -> Response {
+    let status = app.engine.get().map(crate::engine::Engine::status);
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], served.metrics.text(status)).into_response()
+    ([(header::CONTENT_TYPE, kind)], app.metrics.text(status)).into_response()
 }
 
-fn model(served: &Served, suffix: &str) -> Value {
-    let name = &served.config.name;
+fn model(app: &AppState, suffix: &str) -> Value {
+    let name = &app.config.name;
     json!({
         "id": format!("{name}{suffix}"),
         "object": "model",
-        "created": served.created,
+        "created": app.created,
         "owned_by": "ggro",
         "root": name,
         "parent": if suffix.is_empty() { Value::Null } else { json!(name) },
-        "max_model_len": served.context,
-        "reward_model": served.config.reward_name,
+        "max_model_len": app.context,
+        "reward_model": app.config.reward_name,
     })
 }
 
 /// `/v1/models`.
-pub(super) async fn list(State(served): State<Arc<Served>>) -> Result<Json<Value>, ApiError> {
-    served.ready()?;
-    let names = Alias::listed(served.config.limits.n);
-    let models: Vec<Value> = names.iter().map(|suffix| model(&served, suffix)).collect();
+pub(super) async fn list(State(app): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
+    app.ready()?;
+    let names = Alias::listed(app.config.limits.n);
+    let models: Vec<Value> = names.iter().map(|suffix| model(&app, suffix)).collect();
     Ok(Json(json!({ "object": "list", "data": models })))
 }
 
 /// `/v1/models/NAME`, which may contain slashes.
-pub(super) async fn one(State(served): State<Arc<Served>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    served.ready()?;
-    served.alias(&name)?;
-    let suffix = name.strip_prefix(served.config.name.as_str()).unwrap_or_default();
-    Ok(Json(model(&served, suffix)))
+pub(super) async fn one(State(app): State<Arc<AppState>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+    app.ready()?;
+    app.alias(&name)?;
+    let suffix = name.strip_prefix(app.config.name.as_str()).unwrap_or_default();
+    Ok(Json(model(&app, suffix)))
 }

@@ -2,7 +2,7 @@
 
 use super::generate::{Run, Usage};
 use super::piece::{Piece, Token};
-use super::request::{Asked, Route};
+use super::request::{ApiRequest, Route};
 use crate::files::tokenizer::Tokenizer;
 use crate::text::{End, Prompt};
 use serde_json::{Map, Value, json};
@@ -35,7 +35,7 @@ pub struct Frames {
 /// A whole answer's choice while it is put together.
 #[derive(Default)]
 pub struct Choice {
-    /// What was said of it.
+    /// Its text and tokens so far.
     pub piece: Piece,
     /// How it ended, with what the method says of it.
     pub end: Option<(End, Option<Value>)>,
@@ -44,29 +44,29 @@ pub struct Choice {
 impl Frames {
     /// Frames of a run's answers.
     pub fn new(route: Route, run: &Run, created: u64, tokenizer: Arc<Tokenizer>, request_id: &str) -> Frames {
-        let asked: &Asked = &run.asked;
+        let request: &ApiRequest = &run.request;
         let prefix = if route == Route::Chat { "chatcmpl" } else { "cmpl" };
         let text = |prompt: &Prompt| match &prompt.text {
             Some(text) => text.clone(),
             None => tokenizer.decode(&prompt.ids).unwrap_or_default(),
         };
-        let texts = if asked.echo { asked.prompts.iter().map(text).collect() } else { Vec::new() };
+        let texts = if request.echo { request.prompts.iter().map(text).collect() } else { Vec::new() };
         let ids = |prompt: &Prompt| prompt.ids.clone();
         Frames {
             route,
             id: format!("{prefix}-{request_id}"),
             created,
-            model: asked.model.clone(),
-            logprobs: asked.logprobs.is_some(),
-            echo: asked.echo,
-            return_token_ids: asked.return_token_ids,
-            tokens_as_ids: asked.tokens_as_ids,
-            null_usage: asked.include_usage,
+            model: request.model.clone(),
+            logprobs: request.logprobs.is_some(),
+            echo: request.echo,
+            return_token_ids: request.return_token_ids,
+            tokens_as_ids: request.tokens_as_ids,
+            null_usage: request.include_usage,
             offsets: vec![0; run.choices()],
             echoed: vec![false; run.choices()],
             texts,
-            prompt_ids: if asked.return_token_ids { asked.prompts.iter().map(ids).collect() } else { Vec::new() },
-            n: asked.n,
+            prompt_ids: if request.return_token_ids { request.prompts.iter().map(ids).collect() } else { Vec::new() },
+            n: request.n,
             tokenizer,
         }
     }

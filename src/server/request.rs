@@ -1,6 +1,6 @@
 //! Chat and completion requests: everything that the two have in common, checked.
 
-use super::Served;
+use super::AppState;
 use super::error::ApiError;
 use super::fields::{Fields, token_ids};
 use super::method::{Alias, MethodSettings};
@@ -37,7 +37,7 @@ pub enum Method {
 
 /// A request, checked as far as it can be without the engine.
 #[derive(Debug)]
-pub struct Asked {
+pub struct ApiRequest {
     /// The model's name as the request has it, to be echoed.
     pub model: String,
     /// Prompts; more than one only of completions.
@@ -95,17 +95,17 @@ const HARMLESS: [&str; 15] = [
     "reasoning_effort",
 ];
 
-impl Asked {
+impl ApiRequest {
     /// Reads a body.
     ///
     /// # Errors
     /// What is wrong with it, by field.
-    pub fn read(served: &Served, route: Route, body: &[u8]) -> Result<Asked, ApiError> {
+    pub fn read(app: &AppState, route: Route, body: &[u8]) -> Result<ApiRequest, ApiError> {
         let _range = profile::range(Phase::Server, body.len());
         let mut fields = Fields::parse(body)?;
-        let limits = &served.config.limits;
-        let model = fields.text("model")?.unwrap_or_else(|| served.config.name.clone());
-        let alias = served.alias(&model)?;
+        let limits = &app.config.limits;
+        let model = fields.text("model")?.unwrap_or_else(|| app.config.name.clone());
+        let alias = app.alias(&model)?;
         let settings = MethodSettings::read(&mut fields)?;
         let alias = if settings.given && alias == Alias::Plain { Alias::Guided } else { alias };
         let guided = matches!(alias, Alias::Guided | Alias::Preset(_));
@@ -113,9 +113,9 @@ impl Asked {
         let prompts = match route {
             Route::Chat => {
                 let chat = Chat::read(&mut fields, limits.messages)?;
-                vec![chat.lay_out(&served.pair, settings.layout)?]
+                vec![chat.lay_out(&app.pair, settings.layout)?]
             }
-            Route::Completions => read_prompts(&mut fields, &served.pair, limits.prompts)?,
+            Route::Completions => read_prompts(&mut fields, &app.pair, limits.prompts)?,
         };
         let prompts = truncated(&mut fields, prompts)?;
 
@@ -123,7 +123,7 @@ impl Asked {
         let best_of = fields.count("best_of", 1, limits.n)?;
         if best_of.is_some_and(|best_of| best_of != n) {
             let message =
-                format!("must equal `n`; the best of several by reward is the model {}:bon-8", served.config.name);
+                format!("must equal `n`; the best of several by reward is the model {}:bon-8", app.config.name);
             return Err(ApiError::field("best_of", message));
         }
         if n > 1 && guided && !settings.samples() {
@@ -149,14 +149,14 @@ impl Asked {
             return Err(ApiError::field("echo", "is for greedy and sampled answers"));
         }
         let logprobs = logprobs(&mut fields, route, limits.logprobs)?;
-        let (stop_ids, rules) = ends(served, &mut fields)?;
-        let max_new_tokens = budgets(served, &mut fields, route, alias, &prompts, echo && logprobs.is_some())?;
-        let (sampling, given) = sampling(served, &mut fields, &stop_ids)?;
+        let (stop_ids, rules) = ends(app, &mut fields)?;
+        let max_new_tokens = budgets(app, &mut fields, route, alias, &prompts, echo && logprobs.is_some())?;
+        let (sampling, given) = sampling(app, &mut fields, &stop_ids)?;
         let sampling = Sampling { seed, logprobs, ..sampling };
-        sampling.check(served.pair.policy.vocab_size)?;
+        sampling.check(app.pair.policy.vocab_size)?;
         let mut ignored = settings.ignored.clone();
         let preset = match alias {
-            Alias::Preset(name) => Some(name.preset(served.pair.policy.num_parameters())),
+            Alias::Preset(name) => Some(name.preset(app.pair.policy.num_parameters())),
             _ => None,
         };
         let method = match alias {
@@ -173,19 +173,19 @@ impl Asked {
                 }
                 ignored.extend(given);
                 // The method has no end but the end of turn.
-                if !stop_ids.contains(&served.pair.finish_id) {
+                if !stop_ids.contains(&app.pair.finish_id) {
                     ignored.push("ignore_eos");
                 }
-                let parameters = settings.parameters.over(preset.unwrap_or(served.config.preset))?;
-                let options = Options { full_trace: settings.trace, ..parameters.options(&served.pair) };
-                let options = Options { stop_ids: with_end(&served.pair, &stop_ids), ..options };
+                let parameters = settings.parameters.over(preset.unwrap_or(app.config.preset))?;
+                let options = Options { full_trace: settings.trace, ..parameters.options(&app.pair) };
+                let options = Options { stop_ids: with_end(&app.pair, &stop_ids), ..options };
                 options.check()?;
                 Method::Guided(Box::new(options))
             }
         };
         let usage = fields.object("stream_options")?.unwrap_or_default();
         let mut usage = Fields::of(usage, "stream_options.");
-        let asked = Asked {
+        let request = ApiRequest {
             model,
             prompts,
             n,
@@ -210,7 +210,7 @@ impl Asked {
             fields.take(name);
         }
         let unknown = fields.unknown().into_iter().map(|name| name.chars().take(64).collect()).collect();
-        Ok(Asked { unknown, ..asked })
+        Ok(ApiRequest { unknown, ..request })
     }
 }
 
@@ -278,8 +278,8 @@ fn logprobs(fields: &mut Fields, route: Route, most: usize) -> Result<Option<usi
 }
 
 /// What ends an answer.
-fn ends(served: &Served, fields: &mut Fields) -> Result<(Vec<u32>, Arc<TextRules>), ApiError> {
-    let pair = &served.pair;
+fn ends(app: &AppState, fields: &mut Fields) -> Result<(Vec<u32>, Arc<TextRules>), ApiError> {
+    let pair = &app.pair;
     let strings = match fields.take("stop") {
         None => Vec::new(),
         Some(Value::String(text)) => vec![text],
@@ -323,7 +323,7 @@ fn ends(served: &Served, fields: &mut Fields) -> Result<(Vec<u32>, Arc<TextRules
 
 /// New tokens for each prompt.
 fn budgets(
-    served: &Served,
+    app: &AppState,
     fields: &mut Fields,
     route: Route,
     alias: Alias,
@@ -335,17 +335,17 @@ fn budgets(
     let new = if route == Route::Chat { fields.count("max_completion_tokens", least, usize::MAX)? } else { None };
     let name = if new.is_some() { "max_completion_tokens" } else { "max_tokens" };
     let asked = new.or(old);
-    let cap = served.config.limits.tokens.unwrap_or(usize::MAX);
+    let cap = app.config.limits.tokens.unwrap_or(usize::MAX);
     if let Some(asked) = asked.filter(|&asked| asked > cap) {
         return Err(ApiError::field(name, format!("must be at most {cap}, the limit of this server, not {asked}")));
     }
     let preset = match alias {
-        Alias::Preset(preset) => Some(preset.preset(served.pair.policy.num_parameters()).max_new_tokens),
+        Alias::Preset(preset) => Some(preset.preset(app.pair.policy.num_parameters()).max_new_tokens),
         _ => None,
     };
     // OpenAI's default for texts to be completed; a chat's answer takes what room there is.
     let default = preset.unwrap_or(if route == Route::Completions { 16 } else { usize::MAX });
-    let context = served.context;
+    let context = app.context;
     let budget = |prompt: &Prompt| {
         let len = prompt.ids.len();
         let room = context.saturating_sub(len);
@@ -373,7 +373,7 @@ fn budgets(
 }
 
 /// Sampling, and which of its fields were sent with a value that would change anything.
-fn sampling(served: &Served, fields: &mut Fields, stop_ids: &[u32]) -> Result<(Sampling, Vec<&'static str>), ApiError> {
+fn sampling(app: &AppState, fields: &mut Fields, stop_ids: &[u32]) -> Result<(Sampling, Vec<&'static str>), ApiError> {
     let off = Sampling::default();
     // Clients disable a filter with 0 or -1.
     let top_k = match fields.take("top_k") {
@@ -394,8 +394,8 @@ fn sampling(served: &Served, fields: &mut Fields, stop_ids: &[u32]) -> Result<(S
             read.ok_or_else(|| ApiError::field("logit_bias", "must be an object of ids and numbers"))?
         }
     };
-    if let Some(&(id, _)) = bias.iter().find(|&&(id, _)| id as usize >= served.pair.policy.vocab_size) {
-        let vocab = served.pair.policy.vocab_size;
+    if let Some(&(id, _)) = bias.iter().find(|&&(id, _)| id as usize >= app.pair.policy.vocab_size) {
+        let vocab = app.pair.policy.vocab_size;
         return Err(ApiError::field("logit_bias", format!("names id {id}, but there are only {vocab} ids")));
     }
     let temperature = fields.number("temperature", 0.0, 100.0)?;

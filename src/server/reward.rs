@@ -6,7 +6,7 @@
 use super::error::ApiError;
 use super::fields::{Fields, token_id, token_ids};
 use super::prompt::{Chat, read_texts};
-use super::{Permit, Served, body, middleware, now};
+use super::{AppState, Permit, body, middleware, now};
 use crate::engine::{Account, Handle, Update};
 use crate::scoring::{Appraisal, MOST_POSITIONS, Question, appraiser};
 use crate::text::{Prompt, PromptLayout};
@@ -27,16 +27,16 @@ struct Common {
 
 impl Common {
     /// Reads a body whose texts are `input` or `messages`, or what `pairs` makes of it.
-    fn read(served: &Served, bytes: &[u8], id: String, pairs: bool) -> Result<Common, ApiError> {
+    fn read(app: &AppState, bytes: &[u8], id: String, pairs: bool) -> Result<Common, ApiError> {
         let mut fields = Fields::parse(bytes)?;
-        let config = &served.config;
+        let config = &app.config;
         let model = fields.text("model")?.unwrap_or_else(|| config.reward_name.clone());
         if model != config.reward_name {
-            served.alias(&model)?;
+            app.alias(&model)?;
         }
         let activation = fields.flag("use_activation")?;
         let activation = activation.or(fields.flag("activation")?).unwrap_or(true);
-        let texts = if pairs { paired(served, &mut fields)? } else { given(served, &mut fields)? };
+        let texts = if pairs { paired(app, &mut fields)? } else { given(app, &mut fields)? };
         Ok(Common { model, texts, activation, fields, id })
     }
 
@@ -68,15 +68,15 @@ impl Common {
 }
 
 /// Texts, lists of ids, or a conversation.
-fn given(served: &Served, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
+fn given(app: &AppState, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     let expected = "a string, a list of token ids, or a list of either";
     let texts = match fields.take("input") {
-        Some(value) => match read_texts(&served.pair, &value, served.config.limits.prompts) {
+        Some(value) => match read_texts(&app.pair, &value, app.config.limits.prompts) {
             Ok(Some(texts)) => texts,
             Ok(None) => return Err(fields.wrong("input", expected, &value)),
             Err(error) => return Err(error.about("input")),
         },
-        None => vec![conversation(served, fields)?],
+        None => vec![conversation(app, fields)?],
     };
     match texts.iter().position(|text| text.ids.is_empty()) {
         Some(index) => Err(ApiError::field("input", format!("number {index} is empty"))),
@@ -85,7 +85,7 @@ fn given(served: &Served, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> 
 }
 
 /// A conversation as it is, without the beginning of another answer.
-fn conversation(served: &Served, fields: &mut Fields) -> Result<Prompt, ApiError> {
+fn conversation(app: &AppState, fields: &mut Fields) -> Result<Prompt, ApiError> {
     let mut map = Map::new();
     for name in ["messages", "chat_template_kwargs", "tools"] {
         if let Some(value) = fields.take(name) {
@@ -96,11 +96,11 @@ fn conversation(served: &Served, fields: &mut Fields) -> Result<Prompt, ApiError
         return Err(ApiError::field("input", "is missing, and so is `messages`"));
     }
     map.insert("add_generation_prompt".to_string(), Value::Bool(false));
-    Chat::read(&mut Fields::of(map, ""), served.config.limits.messages)?.lay_out(&served.pair, PromptLayout::Chat)
+    Chat::read(&mut Fields::of(map, ""), app.config.limits.messages)?.lay_out(&app.pair, PromptLayout::Chat)
 }
 
 /// Questions with answers: each pair is a conversation of two messages.
-fn paired(served: &Served, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
+fn paired(app: &AppState, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     let mut side = |names: [&'static str; 2]| -> Result<Vec<String>, ApiError> {
         let name = names.into_iter().find(|name| fields.has(name)).unwrap_or(names[0]);
         let value = fields.take(name).ok_or_else(|| ApiError::field(name, "is missing"))?;
@@ -112,7 +112,7 @@ fn paired(served: &Served, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError>
         list.ok_or_else(|| fields.wrong(name, "a string or a list of strings", &value))
     };
     let (questions, answers) = (side(["text_1", "queries"])?, side(["text_2", "documents"])?);
-    let most = served.config.limits.prompts;
+    let most = app.config.limits.prompts;
     if answers.is_empty() || answers.len() > most {
         return Err(ApiError::field("text_2", format!("must hold 1 to {most} texts, not {}", answers.len())));
     }
@@ -122,44 +122,44 @@ fn paired(served: &Served, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError>
     }
     let pair = |(index, answer): (usize, &String)| {
         let question = questions.get(index).unwrap_or(&questions[0]);
-        if served.pair.chat.is_none() {
-            let ids = served.pair.tokenizer.encode(&format!("{question}{answer}"))?;
+        if app.pair.chat.is_none() {
+            let ids = app.pair.tokenizer.encode(&format!("{question}{answer}"))?;
             return Ok(Prompt::of_ids(ids));
         }
         let messages = json!([{ "role": "user", "content": question }, { "role": "assistant", "content": answer }]);
         let mut map = Map::new();
         map.insert("messages".to_string(), messages);
-        conversation(served, &mut Fields::of(map, ""))
+        conversation(app, &mut Fields::of(map, ""))
     };
     answers.iter().enumerate().map(pair).collect()
 }
 
 /// Asks the engine; answers come in the order of the questions. Dropped, it cancels what is in flight.
 async fn ask(
-    served: &Arc<Served>,
+    app: &Arc<AppState>,
     questions: Vec<Question>,
     _permit: Permit,
 ) -> Result<(Vec<Appraisal>, Vec<Account>), ApiError> {
-    let engine = served.engine()?;
-    let pad = served.pair.reward_pad_id;
-    let mut asked: Vec<(Handle, UnboundedReceiver<Update>)> = Vec::new();
+    let engine = app.engine()?;
+    let pad = app.pair.reward_pad_id;
+    let mut pending: Vec<(Handle, UnboundedReceiver<Update>)> = Vec::new();
     for question in questions {
-        let (told, updates) = unbounded_channel();
-        let tell = Box::new(move |update| told.send(update).is_ok());
+        let (tx, updates) = unbounded_channel();
+        let on_update = Box::new(move |update| tx.send(update).is_ok());
         let make =
             Box::new(move |backend: &dyn crate::model::Backend| -> crate::Result<Box<dyn crate::task::Generation>> {
                 Ok(Box::new(appraiser(backend, question, pad)?))
             });
-        asked.push((engine.submit_to(make, tell)?, updates));
+        pending.push((engine.submit_to(make, on_update)?, updates));
     }
     let collect = async {
         let (mut appraisals, mut accounts) = (Vec::new(), Vec::new());
-        for (_handle, updates) in &mut asked {
+        for (_handle, updates) in &mut pending {
             let (outcome, account) = loop {
                 match updates.recv().await {
                     Some(Update::Ended(outcome, account)) => break (outcome, account),
                     Some(_) => {}
-                    None => return Err(served.lost()),
+                    None => return Err(app.lost()),
                 }
             };
             appraisals.push(outcome.and_then(crate::engine::Finished::appraisal).map_err(ApiError::from)?);
@@ -167,28 +167,28 @@ async fn ask(
         }
         Ok((appraisals, accounts))
     };
-    let limit = served.config.limits.answer;
+    let limit = app.config.limits.answer;
     let answered = tokio::time::timeout(limit, collect).await;
     let answered = answered.unwrap_or_else(|_| Err(ApiError::timeout(limit.as_secs())));
-    answered.inspect_err(|error| served.metrics.failed(error))
+    answered.inspect_err(|error| app.metrics.failed(error))
 }
 
-async fn common(served: &Arc<Served>, request: Request, pairs: bool, kind: &str) -> Result<(Common, Permit), ApiError> {
-    served.ready()?;
+async fn common(app: &Arc<AppState>, request: Request, pairs: bool, kind: &str) -> Result<(Common, Permit), ApiError> {
+    app.ready()?;
     let id = format!("{kind}-{}", middleware::request_id(&request));
-    let bytes = body::read(served, request).await?;
-    let permit = served.permit()?;
-    let reader = served.clone();
+    let bytes = body::read(app, request).await?;
+    let permit = app.permit()?;
+    let reader = app.clone();
     let common = body::aside(move || Common::read(&reader, &bytes, id, pairs)).await?;
     Ok((common, permit))
 }
 
-fn report(served: &Served, route: &str, fields: &mut Fields) {
+fn report(app: &AppState, route: &str, fields: &mut Fields) {
     for name in ["user", "priority", "truncate_prompt_tokens", "add_special_tokens", "encoding_format"] {
         fields.take(name);
     }
     let unknown: Vec<String> = fields.unknown().into_iter().map(str::to_string).collect();
-    served.report_unknown(route, &unknown);
+    app.report_unknown(route, &unknown);
 }
 
 fn whole(texts: &[Prompt]) -> Vec<Question> {
@@ -196,10 +196,10 @@ fn whole(texts: &[Prompt]) -> Vec<Question> {
 }
 
 /// The reward as the probability of the one class there is.
-pub(super) async fn classify(State(served): State<Arc<Served>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&served, request, false, "classify").await?;
-    report(&served, "/classify", &mut common.fields);
-    let (appraisals, accounts) = ask(&served, whole(&common.texts), permit).await?;
+pub(super) async fn classify(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (mut common, permit) = common(&app, request, false, "classify").await?;
+    report(&app, "/classify", &mut common.fields);
+    let (appraisals, accounts) = ask(&app, whole(&common.texts), permit).await?;
     let data = appraisals.iter().enumerate().map(|(index, appraisal)| {
         let probs = [common.activate(appraisal.reward)];
         json!({ "index": index, "label": "LABEL_0", "probs": probs, "num_classes": 1 })
@@ -208,8 +208,8 @@ pub(super) async fn classify(State(served): State<Arc<Served>>, request: Request
 }
 
 /// The reward of a text, or of each of its beginnings.
-pub(super) async fn pooling(State(served): State<Arc<Served>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&served, request, false, "pool").await?;
+pub(super) async fn pooling(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (mut common, permit) = common(&app, request, false, "pool").await?;
     let every = common.fields.get("task", "\"classify\" or \"token_classify\"", |value| match value.as_str()? {
         "classify" => Some(false),
         "token_classify" => Some(true),
@@ -219,9 +219,9 @@ pub(super) async fn pooling(State(served): State<Arc<Served>>, request: Request)
     if common.fields.text("encoding_format")?.is_some_and(|format| format != "float") {
         return Err(ApiError::field("encoding_format", "must be \"float\""));
     }
-    report(&served, "/pooling", &mut common.fields);
+    report(&app, "/pooling", &mut common.fields);
     let questions = whole(&common.texts).into_iter().map(|question| Question { every, ..question }).collect();
-    let (appraisals, accounts) = ask(&served, questions, permit).await?;
+    let (appraisals, accounts) = ask(&app, questions, permit).await?;
     let data = appraisals.iter().enumerate().map(|(index, appraisal)| {
         let data: Value = match every {
             true => appraisal.every.iter().map(|&reward| json!([common.activate(reward)])).collect(),
@@ -233,10 +233,10 @@ pub(super) async fn pooling(State(served): State<Arc<Served>>, request: Request)
 }
 
 /// Rewards of answers to questions.
-pub(super) async fn score(State(served): State<Arc<Served>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&served, request, true, "score").await?;
-    report(&served, "/score", &mut common.fields);
-    let (appraisals, accounts) = ask(&served, whole(&common.texts), permit).await?;
+pub(super) async fn score(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (mut common, permit) = common(&app, request, true, "score").await?;
+    report(&app, "/score", &mut common.fields);
+    let (appraisals, accounts) = ask(&app, whole(&common.texts), permit).await?;
     let data = appraisals.iter().enumerate().map(
         |(index, appraisal)| json!({ "index": index, "object": "score", "score": common.activate(appraisal.reward) }),
     );
@@ -249,8 +249,8 @@ const MOST_NUMBERS: usize = 1 << 24;
 const MOST_CANDIDATES: usize = 4096;
 
 /// Reward, gradient and first-order scores.
-pub(super) async fn gradients(State(served): State<Arc<Served>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&served, request, false, "grad").await?;
+pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (mut common, permit) = common(&app, request, false, "grad").await?;
     let fields = &mut common.fields;
     let start = fields.count("start", 0, usize::MAX)?.unwrap_or(0);
     let scores = candidates(fields)?;
@@ -261,8 +261,8 @@ pub(super) async fn gradients(State(served): State<Arc<Served>>, request: Reques
         _ => None,
     })?;
     let base64 = base64.unwrap_or(false);
-    report(&served, "/v1/gradients", fields);
-    let hidden = served.pair.reward.hidden_size;
+    report(&app, "/v1/gradients", fields);
+    let hidden = app.pair.reward.hidden_size;
     let numbers: usize = common.texts.iter().map(|text| text.ids.len().saturating_sub(start) * hidden).sum();
     if wanted && numbers > MOST_NUMBERS {
         let message =
@@ -274,7 +274,7 @@ pub(super) async fn gradients(State(served): State<Arc<Served>>, request: Reques
         scores: scores.clone(),
         ..question
     });
-    let (appraisals, accounts) = ask(&served, questions.collect(), permit).await?;
+    let (appraisals, accounts) = ask(&app, questions.collect(), permit).await?;
     // Writing millions of numbers takes its time.
     body::aside(move || {
         let data = appraisals.iter().enumerate().map(|(index, appraisal)| {

@@ -3,7 +3,7 @@
 use super::error::ApiError;
 use super::fields::{Fields, token_ids};
 use super::prompt::Chat;
-use super::{Served, body};
+use super::{AppState, body};
 use crate::text::PromptLayout;
 use axum::Json;
 use axum::extract::{Request, State};
@@ -11,45 +11,43 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// A text, or a conversation, to ids.
-pub(super) async fn tokenize(State(served): State<Arc<Served>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let bytes = body::read(&served, request).await?;
+pub(super) async fn tokenize(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let bytes = body::read(&app, request).await?;
     body::aside(move || {
         let mut fields = Fields::parse(&bytes)?;
         if let Some(name) = fields.text("model")? {
-            served.alias(&name)?;
+            app.alias(&name)?;
         }
         let strings = fields.flag("return_token_strs")?.unwrap_or(false);
         // None are added to a text: templates write them, and texts can name them.
         fields.flag("add_special_tokens")?;
         let ids = match fields.text("prompt")? {
-            Some(text) => served.pair.tokenizer.encode(&text)?,
-            None => {
-                Chat::read(&mut fields, served.config.limits.messages)?.lay_out(&served.pair, PromptLayout::Chat)?.ids
-            }
+            Some(text) => app.pair.tokenizer.encode(&text)?,
+            None => Chat::read(&mut fields, app.config.limits.messages)?.lay_out(&app.pair, PromptLayout::Chat)?.ids,
         };
-        let spelled = |id: &u32| served.pair.tokenizer.token(*id);
+        let spelled = |id: &u32| app.pair.tokenizer.token(*id);
         let strings: Option<Vec<Option<String>>> = strings.then(|| ids.iter().map(spelled).collect());
-        let (count, context) = (ids.len(), served.context);
+        let (count, context) = (ids.len(), app.context);
         Ok(Json(json!({ "count": count, "max_model_len": context, "tokens": ids, "token_strs": strings })))
     })
     .await
 }
 
 /// Ids to a text.
-pub(super) async fn detokenize(State(served): State<Arc<Served>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let bytes = body::read(&served, request).await?;
+pub(super) async fn detokenize(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let bytes = body::read(&app, request).await?;
     body::aside(move || {
         let mut fields = Fields::parse(&bytes)?;
         if let Some(name) = fields.text("model")? {
-            served.alias(&name)?;
+            app.alias(&name)?;
         }
         let ids = fields.get("tokens", "a list of token ids", token_ids)?;
         let ids = ids.ok_or_else(|| ApiError::field("tokens", "is missing"))?;
-        let vocab = served.pair.policy.vocab_size;
+        let vocab = app.pair.policy.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(ApiError::field("tokens", format!("names id {id}, but there are only {vocab} ids")));
         }
-        Ok(Json(json!({ "prompt": served.pair.tokenizer.decode(&ids)? })))
+        Ok(Json(json!({ "prompt": app.pair.tokenizer.decode(&ids)? })))
     })
     .await
 }

@@ -8,7 +8,7 @@ use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Work};
 use ggro::presets::Preset;
 use ggro::server::connections::{Ended, serve};
-use ggro::server::{Config, Served};
+use ggro::server::{AppState, Config};
 use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,13 +83,13 @@ impl Backend for Fragile {
 fn everyone_is_told_and_the_server_ends() {
     let pair = Arc::new(Pair::load(&ggro::files::demo::policy(), &ggro::files::demo::reward()).unwrap());
     let config = Config::new("demo", "demo-reward", Preset::DEMO);
-    let served = Arc::new(Served::new(config, pair.clone(), 512));
+    let app = Arc::new(AppState::new(config, pair.clone(), 512));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
     let (loaded, engine) = oneshot::channel();
     let (_stop, stopped) = watch::channel(0);
-    let server = runtime.spawn(serve(listener, served, engine, stopped));
+    let server = runtime.spawn(serve(listener, app, engine, stopped));
 
     // Nothing is there before the weights are.
     let get = |path: &str| {

@@ -121,16 +121,16 @@ fn request(data: &[u8]) {
 /// What a server is sent; its models are the demo pair.
 fn body(data: &[u8]) {
     use ggro::presets::Preset;
-    use ggro::server::{Config, Served, request};
-    static SERVED: OnceLock<Served> = OnceLock::new();
-    let served = SERVED.get_or_init(|| {
+    use ggro::server::{AppState, Config, request};
+    static APP: OnceLock<AppState> = OnceLock::new();
+    let app = APP.get_or_init(|| {
         let pair = ggro::files::pair::Pair::load(&ggro::files::demo::policy(), &ggro::files::demo::reward())
             .expect("the demo pair");
         let config = Config::new("demo", "demo-reward", Preset::DEMO);
-        Served::new(config, Arc::new(pair), 512)
+        AppState::new(config, Arc::new(pair), 512)
     });
     for route in [request::Route::Chat, request::Route::Completions] {
-        if let Ok(asked) = request::Asked::read(served, route, data) {
+        if let Ok(asked) = request::ApiRequest::read(app, route, data) {
             assert!(asked.prompts.iter().all(|prompt| !prompt.ids.is_empty()));
             assert!(asked.max_new_tokens.iter().zip(&asked.prompts).all(|(new, prompt)| new + prompt.ids.len() <= 512));
         }

@@ -1,12 +1,12 @@
 //! `ggro bench serve`.
 
 use crate::batch::input;
+use crate::cli::models::bar;
 use crate::cli::say;
 use crate::files::demo;
 use crate::lab::bench::serve::{Goal, Load, Measured, Summary, first_model, run as send, summary};
 use crate::{Error, Result};
 use clap::builder::RangedU64ValueParser;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::PathBuf;
@@ -114,10 +114,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         seed: args.seed,
         timeout: Duration::from_secs(args.timeout),
     };
-    let bar = ProgressBar::with_draw_target(Some(load.requests as u64), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos} of {len} answers, {per_sec}, {eta} left") {
-        bar.set_style(style);
-    }
+    let bar = bar(Some(load.requests as u64), "{bar:30} {pos} of {len} answers, {per_sec}, {eta} left");
     let all = send(&load, &|_| bar.inc(1));
     bar.finish_and_clear();
     let all = all?;

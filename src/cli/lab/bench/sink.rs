@@ -1,11 +1,12 @@
 //! Where the rows of a benchmark go: to standard output as they come, into a chart, beside those of an earlier run.
 
+use crate::cli::models::bar;
 use crate::cli::say;
 use crate::lab::bench::chart;
 use crate::lab::bench::report::{Change, Format, Header, Report, Row, compare};
 use crate::{Error, Result};
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -71,10 +72,7 @@ impl SinkArgs {
     pub(super) fn begin(&self, header: &Header, before: Option<Report>, cases: usize) -> anyhow::Result<Sink> {
         let format = Format::from(self.output_format);
         write!(std::io::stdout(), "{}", header.text(format)?)?;
-        let bar = ProgressBar::with_draw_target(Some(cases as u64), ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos} of {len} cases, {elapsed}") {
-            bar.set_style(style);
-        }
+        let bar = bar(Some(cases as u64), "{bar:30} {pos} of {len} cases, {elapsed}");
         bar.tick();
         if let Some(before) = &before
             && before.header.config_hash != header.config_hash
