@@ -9,7 +9,6 @@ use ggro::method::Options;
 use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, Span, TopK};
 use ggro::rng::Uniforms;
-use ggro_testkit::Silent;
 use std::hint::black_box;
 
 fn pair() -> Pair {
@@ -114,11 +113,11 @@ fn response(c: &mut Criterion) {
     group.sample_size(10);
     for (name, candidates) in [("greedy", 1), ("GGRO, 8 candidates", 8)] {
         options.max_candidates = candidates;
-        let first = decode(&mut backend, &prompt, &options, Uniforms::Seeded(0), &mut Silent).expect("decodes");
+        let first = decode(&mut backend, &prompt, &options, Uniforms::Seeded(0), &mut ()).expect("decodes");
         group.throughput(Throughput::Elements((first.final_ids.len() - prompt.len()) as u64));
         group.bench_function(name, |b| {
             b.iter(|| {
-                let out = decode(&mut backend, &prompt, &options, Uniforms::Seeded(0), &mut Silent).expect("decodes");
+                let out = decode(&mut backend, &prompt, &options, Uniforms::Seeded(0), &mut ()).expect("decodes");
                 assert_eq!(out.final_ids, first.final_ids);
                 black_box(out)
             })

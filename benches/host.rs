@@ -4,7 +4,7 @@
 //! Every benchmark checks what it computed before it is timed. `cargo bench --bench host`.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ggro::engine::{Event, Scheduler, Settings, intervention, sampler};
+use ggro::engine::{Event, Request as _, Scheduler, Settings, intervention, sampler};
 use ggro::files::chat::Message;
 use ggro::files::checkpoint::Checkpoint;
 use ggro::files::config::ModelConfig;
@@ -17,7 +17,7 @@ use ggro::model::{
     Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, TopK, Work,
 };
 use ggro::rng::Uniforms;
-use ggro::sampling::{Plan, Sampling};
+use ggro::sampling::CompletionSpec;
 use std::hint::black_box;
 
 /// A backend that computes nothing: rows are certain, but for every ninth position; rewards are numbers.
@@ -145,23 +145,14 @@ fn to_the_end(backend: &mut Nothing, requests: usize, guided: bool) -> usize {
         if guided {
             let options = Options { max_new_tokens: 64, ..Options::new(2, vec![2]) };
             let request = intervention(backend, &prompt, &options, Uniforms::Seeded(0)).expect("a request");
-            scheduler.submit(Box::new(request));
+            scheduler.submit(Box::new(request.map(drop)));
         } else {
-            let plan = Plan {
-                sampling: Sampling::default(),
-                n: 1,
-                score: false,
-                max_new_tokens: 64,
-                stop_ids: vec![2],
-                stop: None,
-                tell: false,
-                prompt_logprobs: false,
-            };
-            scheduler.submit(Box::new(sampler(backend, &prompt, plan).expect("a request")));
+            let plan = CompletionSpec { max_new_tokens: 64, stop_ids: vec![2], ..CompletionSpec::default() };
+            scheduler.submit(Box::new(sampler(backend, &prompt, plan).expect("a request").map(drop)));
         }
     }
     let (mut turns, mut ended) = (0, 0);
-    while scheduler.turn(backend) {
+    while scheduler.step(backend) {
         turns += 1;
         ended += scheduler
             .events()

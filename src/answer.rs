@@ -1,9 +1,11 @@
-//! What a response consists of: the record of every decision.
+//! What requests end with, as plain data: responses with the record of every decision, completions, rewards.
 
 use crate::model::Work;
+use serde::{Deserialize, Serialize};
 
 /// Why a candidate ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum CandidateStop {
     /// The end-of-turn id.
     Finish,
@@ -16,7 +18,8 @@ pub enum CandidateStop {
 }
 
 /// Why a walk ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum WalkEnd {
     /// A proposal led back to a candidate already tried.
     Duplicate,
@@ -27,7 +30,8 @@ pub enum WalkEnd {
 }
 
 /// Why a response ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The end-of-turn id.
     Finish,
@@ -38,20 +42,25 @@ pub enum FinishReason {
 }
 
 /// Distances of a candidate's decisions from their tipping points; `None` where nothing was decided.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Margins {
     /// Smallest top-two logit gap over free tokens.
     pub argmax: Option<f64>,
     /// Smallest distance of the signal from its threshold where tested.
     pub entropy: Option<f64>,
     /// Top-two gap of damped scores; when sampling, distance of `u` to the nearest edge.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
     /// Logit gap between ranks K and K+1.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k_edge: Option<f64>,
     /// Best minus runner-up reward of the walk (on segments; in a response's minimum).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reward: Option<f64>,
     /// Logit gap between the two largest of the ids whose embedding equals the proposed one's.
-    pub twin: Option<f64>,
+    #[serde(rename = "twin", skip_serializing_if = "Option::is_none")]
+    pub tied_embedding: Option<f64>,
 }
 
 /// What was learnt at a candidate's slot.
@@ -101,7 +110,7 @@ pub struct Candidate {
 }
 
 /// The proposal that closed a walk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Repeat {
     /// The id proposed.
     pub proposed: u32,
@@ -154,5 +163,76 @@ pub struct Response {
     /// Every segment.
     pub segments: Vec<Segment>,
     /// Work done for this response.
+    pub work: Work,
+}
+
+impl Response {
+    /// The ids of the answer, the end-of-turn id included.
+    pub fn new_ids(&self) -> &[u32] {
+        &self.final_ids[self.prompt_len..]
+    }
+}
+
+/// A token and how likely it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// The id.
+    pub id: u32,
+    /// Its log-probability in nats under the softmax of the untouched logits.
+    pub logprob: f64,
+    /// Entropy of that softmax in nats.
+    pub entropy: f64,
+    /// The most likely tokens of the untouched logits with theirs, as many as were asked for, most likely first, the lower
+    /// id first on a tie. Impossible ones (a logit of minus infinity) are left out.
+    pub top: Vec<(u32, f64)>,
+}
+
+/// Why a completion ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// A stop id, or the caller's own reason.
+    Stop,
+    /// The budget.
+    Length,
+}
+
+/// One sampled completion.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// Its ids, a stop id included.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub reason: StopReason,
+    /// Per id its log-probability and the most likely ids; empty if not asked for.
+    pub logprobs: Vec<TokenLogprob>,
+    /// Reward at its last position, if it was scored.
+    pub reward: Option<f32>,
+}
+
+/// All completions of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completions {
+    /// In the order of their numbers.
+    pub all: Vec<Completion>,
+    /// The one with the largest reward, the earliest on a tie; 0 if they were not scored.
+    pub best: usize,
+    /// What had to be run.
+    pub work: Work,
+}
+
+/// Rewards of a given text.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RewardReport {
+    /// Reward of the text.
+    pub reward: f32,
+    /// Position where it is pooled.
+    pub pooled_at: usize,
+    /// Reward of every beginning, from one token to all that count; empty if not asked for.
+    pub every: Vec<f32>,
+    /// The gradient, `[positions, hidden]` from the asked position to the end of the text; empty if not asked for.
+    pub gradient: Vec<f32>,
+    /// Per position of the query's `scores` the gradient's products with the ids' embeddings, in their order.
+    pub scores: Vec<Vec<f32>>,
+    /// What had to be run.
     pub work: Work,
 }

@@ -161,7 +161,7 @@ pub fn start(watch: &Watch) -> Result<()> {
     if watch.nvtx != Level::Off {
         if !has_nvtx() {
             return Err(Error::invalid(
-                "--nvtx: this build has no NVTX; the header nvtx3/nvToolsExt.h was not found when it was made (it comes with the CUDA \
+                "this build has no NVTX; the header nvtx3/nvToolsExt.h was not found when it was made (it comes with the CUDA \
                  toolkit, and with scripts/install-nvcc.sh)",
             ));
         }

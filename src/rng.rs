@@ -20,8 +20,7 @@ impl Uniforms {
         match self {
             Uniforms::Seeded(seed) => {
                 // SplitMix64. The seed is mixed first, or neighbouring seeds would give shifted copies of one stream.
-                let counter = (n as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                let bits = split_mix(split_mix(*seed).wrapping_add(counter));
+                let bits = split_mix(split_mix(*seed).wrapping_add(counter(n as u64)));
                 Ok((bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64))
             }
             Uniforms::Recorded(values) => match values.get(n) {
@@ -36,6 +35,11 @@ impl Uniforms {
             },
         }
     }
+}
+
+/// The state of SplitMix64 after `n + 1` steps from 0.
+fn counter(n: u64) -> u64 {
+    n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 fn split_mix(mut z: u64) -> u64 {
@@ -58,10 +62,7 @@ pub struct RandomFill {
 impl RandomFill {
     /// Element `index`, before it is rounded to a storage type. The bits that the kernel `draw` rounds.
     pub fn element(&self, index: u64) -> f32 {
-        let mut word = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(index.wrapping_add(1)));
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^= word >> 31;
+        let word = split_mix(self.seed.wrapping_add(counter(index)));
         let part = |shift: u32| ((word >> shift) & 0xffff) as i32;
         let sum = part(0) + part(16) + part(32) + part(48);
         let z = (sum - 131_072) as f32 * 2.6429e-05;

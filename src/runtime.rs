@@ -5,6 +5,7 @@
 
 use crate::cuda::{self, images};
 use crate::dtype::HalfType;
+use crate::engine::{Engine, Settings};
 use crate::files::checkpoint::{Checkpoint, Files};
 use crate::files::config::ModelConfig;
 use crate::files::hub::{Downloaded, Hub, Name};
@@ -18,6 +19,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 pub use crate::model::cuda::memory::bytes as bytes_in_words;
 
@@ -516,6 +518,15 @@ impl Opened {
 /// As [`OpenOptions::find`] and [`Device::open`].
 pub fn open(pair: &Pair, options: &OpenOptions, progress: &mut dyn FnMut(Opening)) -> Result<Opened> {
     options.find()?.open(pair, options, progress)
+}
+
+/// An engine over a pair, on the device that is asked for. Its thread opens the models and owns them.
+///
+/// # Errors
+/// As [`open`].
+pub fn start(pair: &Arc<Pair>, options: &OpenOptions, settings: Settings) -> Result<Engine> {
+    let (pair, options) = (pair.clone(), options.clone());
+    Engine::start(settings, move || Ok(open(&pair, &options, &mut |_| ())?.into_backend()))
 }
 
 /// The files of a model: of a directory, or of a name (`org/name[@revision]`), which is looked up in the Hugging Face cache

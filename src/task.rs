@@ -1,27 +1,27 @@
-//! What a response asks of the two models, as data: tasks on *lines*.
+//! What a request asks of the two models, as data: the contract between the requests and the engine.
 //!
-//! A line is a row of ids of one model whose keys and values are worth keeping. A response names its lines and says what it
-//! wants to know of them; whoever runs it decides which sequences of a backend hold them, when they are dropped and computed
-//! again, and with whom a batch is shared. None of that can be seen in an answer.
+//! A request works on *sequences* of ids, each of one model, whose keys and values are worth keeping. It names them by a
+//! [`SeqKey`] and says what it wants to know of them as [`Task`]s. The engine decides which sequences of a backend hold them,
+//! when they are dropped and computed again, and which requests share a batch. No answer depends on that.
 
-use crate::method::entropy::Threshold;
-use crate::model::{PolicyRow, Role, Work};
+use crate::answer::{Segment, TokenLogprob};
+use crate::model::{PolicyRow, Role, TopK, Work};
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// A line of one response.
+/// A sequence of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LineId {
+pub struct SeqKey {
     /// The model it belongs to.
     pub role: Role,
-    /// Number within the response; never used twice.
+    /// Number within the request; never used twice.
     pub number: u32,
 }
 
-/// What a response does with a line.
+/// Whether a request still needs a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
-    /// Nothing any more.
+pub enum Liveness {
+    /// It asks nothing more of it.
     Dead,
     /// It may turn out to be useful.
     Speculative,
@@ -29,84 +29,73 @@ pub enum Use {
     Necessary,
 }
 
-/// Something a response wants to know.
+/// Something a request wants to know.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// The line to be run.
-    pub line: LineId,
-    /// Another line that has the same first positions, and how many.
-    pub parent: Option<(LineId, usize)>,
-    /// Positions that the line holds afterwards.
+    /// The sequence to be run.
+    pub key: SeqKey,
+    /// Another sequence that has the same first positions, and how many.
+    pub parent: Option<(SeqKey, usize)>,
+    /// Positions that the sequence holds afterwards.
     pub len: usize,
-    /// Positions before this one were run before, on this line or on its parent.
+    /// Positions before this one were run before, on this sequence or on its parent.
     pub fresh: usize,
     /// Whether the answer may turn out not to need it.
     pub speculative: bool,
     /// The question.
     pub ask: Ask,
-    /// For whoever made the task: which part of it.
-    pub part: Part,
+    /// Where in the request it comes from. The engine hands it back with the result and does not look at it.
+    pub origin: TaskOrigin,
 }
 
-/// Which part of a response a task belongs to.
+/// Which part of a request a task comes from. Branches are numbered by the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// The row that decides a branch's next token.
+pub enum TaskOrigin {
+    /// The next token of a branch.
     Decode(usize),
-    /// The same for the next segment of a branch that has ended.
-    Ahead(usize),
-    /// What all branches of a segment share, through the reward model.
-    Base,
-    /// A branch's reward.
+    /// The next token of the segment after a branch that has ended.
+    RunAhead(usize),
+    /// What all branches share, through the reward model.
+    Shared,
+    /// The reward of a branch.
     Score(usize),
 }
 
-/// A question about a line.
+/// A question about a sequence.
 #[derive(Clone, Debug)]
 pub enum Ask {
-    /// The policy's row after the last position.
-    Row {
+    /// The policy's next-token distribution after the last position.
+    Policy {
         /// Probability floor of the entropy.
         floor: f64,
         /// Its largest logits.
-        top: Top,
+        top_k: TopK,
         /// All of its logits.
-        whole: Whole,
+        full_logits: FullLogits,
     },
     /// Rewards.
-    Score {
+    Reward {
         /// Positions besides the last one.
         also_at: Vec<usize>,
         /// The gradient at a slot.
-        gradient: Option<Slope>,
+        gradient: Option<GradientAsk>,
     },
 }
 
-/// Whether a row's largest logits are wanted.
-#[derive(Clone, Copy, Debug)]
-pub enum Top {
-    /// Not.
-    Skip,
-    /// So many.
-    Take(usize),
-    /// So many if the row's uncertainty reaches the threshold.
-    TakeIf(usize, Threshold),
-}
-
-/// Whether all logits of a row are wanted.
+/// Whether every logit is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whole {
-    /// Not.
+pub enum FullLogits {
+    /// They are not.
     Never,
-    /// If its largest ones are.
-    WithTop,
+    /// If the largest ones are reported.
+    WithTopK,
     /// In any case.
     Always,
 }
 
 /// Where a reward is differentiated, and the ids whose embeddings are multiplied with the gradient.
 #[derive(Clone, Debug)]
-pub struct Slope {
+pub struct GradientAsk {
     /// Absolute position.
     pub slot: usize,
     /// Ids.
@@ -120,30 +109,38 @@ impl Task {
     pub fn answered_from(&self) -> usize {
         let last = self.len.saturating_sub(1);
         match &self.ask {
-            Ask::Row { .. } => last,
-            Ask::Score { also_at, gradient } => {
-                let slot = gradient.as_ref().map(|slope| slope.slot);
+            Ask::Policy { .. } => last,
+            Ask::Reward { also_at, gradient } => {
+                let slot = gradient.as_ref().map(|gradient| gradient.slot);
                 also_at.iter().copied().chain(slot).fold(last, usize::min)
             }
         }
     }
+
+    /// Positions that it differentiates.
+    pub fn differentiated(&self) -> usize {
+        match &self.ask {
+            Ask::Reward { gradient: Some(gradient), .. } => self.len - gradient.slot.min(self.len),
+            _ => 0,
+        }
+    }
 }
 
-/// A row with, if asked for, every logit of it.
+/// The policy's next-token distribution.
 #[derive(Clone, Debug)]
-pub struct Row {
+pub struct PolicyOutput {
     /// Statistics and the largest logits.
     pub row: PolicyRow,
-    /// Every logit.
+    /// Every logit, if asked for.
     pub logits: Option<Vec<f32>>,
 }
 
-/// What the reward model says.
+/// Rewards of a sequence.
 #[derive(Clone, Debug, Default)]
-pub struct Scored {
+pub struct RewardOutput {
     /// At the last position.
     pub reward: f32,
-    /// At the positions of [`Ask::Score`], in their order.
+    /// At the positions of [`Ask::Reward`], in their order.
     pub also: Vec<f32>,
     /// Products with the candidates' embeddings, and the norm of the gradient.
     pub gradient: Option<(Vec<f32>, f32)>,
@@ -151,7 +148,7 @@ pub struct Scored {
     pub rows: Vec<f32>,
 }
 
-/// How much a response may run that it may turn out not to need.
+/// How much a request may run that it may turn out not to need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Speculation {
     /// Candidates of a segment at the same time, the one that is needed included; 1 is none ahead of time.
@@ -165,100 +162,181 @@ impl Speculation {
     pub const OFF: Speculation = Speculation { width: 1, run_ahead: false };
 }
 
-/// What happened to a response.
+/// What happened to a request.
 #[derive(Clone, Debug)]
 pub enum Progress {
-    /// So many tokens were decoded, of whatever branch.
+    /// This many tokens were decoded, of any branch.
     Tokens(usize),
-    /// A completion went on by a token: the completion's number and the token. Only of plans that ask for it.
-    Chosen(usize, crate::sampling::Chosen),
-    /// What the policy thought of the prompt: a token per position from the second on. Only of plans that ask for it.
-    Prompt(Vec<crate::sampling::Chosen>),
+    /// A completion went on by a token: the completion's number and the token. Only if its tokens are streamed.
+    Token(usize, TokenLogprob),
+    /// Log-probabilities of the prompt, a token per position from the second on. Only if they were asked for.
+    Prompt(Vec<TokenLogprob>),
     /// A segment was committed, with the ids it added.
-    Segment(crate::answer::Segment, Vec<u32>),
+    Segment(Segment, Vec<u32>),
 }
 
-/// A response in progress: says what it wants to know, is told, and goes on.
-pub trait Generation: Send {
-    /// The prompt, with which every line begins.
+/// A request in progress, as a state machine: it lists [`Task`]s, is given their results, and goes on.
+///
+/// After it has ended it is not asked for tasks and ignores results.
+pub trait Request: Send {
+    /// What it ends with.
+    type Output;
+
+    /// The prompt, with which every sequence begins.
     fn prompt(&self) -> &[u32];
     /// Everything that could be run now; what is necessary first, then what is likely to be.
     fn tasks(&self, out: &mut Vec<Task>);
-    /// Ids of a task's line, from a position to the task's end.
+    /// Ids of a task's sequence, from a position to the task's end.
     fn ids(&self, task: &Task, from: usize) -> Vec<u32>;
-    /// Answers a task of the policy.
-    fn row(&mut self, task: &Task, row: Row);
-    /// Answers a task of the reward model.
-    fn scored(&mut self, task: &Task, scored: Scored);
+    /// Answers an [`Ask::Policy`].
+    fn on_policy(&mut self, task: &Task, output: PolicyOutput);
+    /// Answers an [`Ask::Reward`].
+    fn on_reward(&mut self, task: &Task, output: RewardOutput);
     /// A task could not be run.
-    fn failed(&mut self, task: &Task, error: Error);
+    fn on_failure(&mut self, task: &Task, error: Error);
     /// Goes on with what is known. `same` tells whether two ids have the same policy embedding.
     fn advance(&mut self, speculation: Speculation, same: &dyn Fn(u32, u32) -> bool);
-    /// What a line is to the response now.
-    fn line(&self, line: LineId) -> Use;
+    /// Whether the request still needs a sequence.
+    fn liveness(&self, key: SeqKey) -> Liveness;
     /// What happened since the last call.
     fn progress(&mut self) -> Vec<Progress>;
-    /// Whether it has ended.
-    fn ended(&self) -> bool;
     /// What had to be run for the answer so far, whatever was run.
     fn necessary(&self) -> Work;
-    /// The line of a model that is worth keeping for the next request with the same prompt.
-    fn trunk(&self, role: Role) -> LineId;
-    /// The result, once it has ended.
-    fn take(&mut self) -> Option<Result<Finished>>;
+    /// The sequence of a model that is worth keeping for the next request with the same prompt.
+    fn trunk(&self, role: Role) -> SeqKey;
+    /// Whether it has ended.
+    fn ended(&self) -> bool;
+    /// The result, once it has ended. The second call gives `None`.
+    fn take(&mut self) -> Option<Result<Self::Output>>;
+
+    /// The same request with another output, so that requests of different kinds can share a scheduler.
+    fn map<U, F: FnMut(Self::Output) -> U + Send>(self, convert: F) -> Map<Self, F>
+    where
+        Self: Sized,
+    {
+        Map { request: self, convert }
+    }
 }
 
-/// A finished response.
-#[derive(Clone, Debug)]
-pub enum Finished {
-    /// By gradient-guided reward optimisation, or greedily.
-    Response(Box<crate::answer::Response>),
-    /// Sampled completions.
-    Completions(Box<crate::sampling::Completions>),
-    /// A given text's rewards.
-    Appraisal(Box<crate::scoring::Appraisal>),
+/// A request whose output is converted: see [`Request::map`].
+pub struct Map<R, F> {
+    request: R,
+    convert: F,
 }
 
-impl Finished {
-    /// The response, if it is one.
-    ///
-    /// # Errors
-    /// It is something else.
-    pub fn response(self) -> Result<crate::answer::Response> {
-        match self {
-            Finished::Response(response) => Ok(*response),
-            other => Err(other.unexpected("a response")),
+impl<U, R: Request, F: FnMut(R::Output) -> U + Send> Request for Map<R, F> {
+    type Output = U;
+
+    fn prompt(&self) -> &[u32] {
+        self.request.prompt()
+    }
+    fn tasks(&self, out: &mut Vec<Task>) {
+        self.request.tasks(out);
+    }
+    fn ids(&self, task: &Task, from: usize) -> Vec<u32> {
+        self.request.ids(task, from)
+    }
+    fn on_policy(&mut self, task: &Task, output: PolicyOutput) {
+        self.request.on_policy(task, output);
+    }
+    fn on_reward(&mut self, task: &Task, output: RewardOutput) {
+        self.request.on_reward(task, output);
+    }
+    fn on_failure(&mut self, task: &Task, error: Error) {
+        self.request.on_failure(task, error);
+    }
+    fn advance(&mut self, speculation: Speculation, same: &dyn Fn(u32, u32) -> bool) {
+        self.request.advance(speculation, same);
+    }
+    fn liveness(&self, key: SeqKey) -> Liveness {
+        self.request.liveness(key)
+    }
+    fn progress(&mut self) -> Vec<Progress> {
+        self.request.progress()
+    }
+    fn necessary(&self) -> Work {
+        self.request.necessary()
+    }
+    fn trunk(&self, role: Role) -> SeqKey {
+        self.request.trunk(role)
+    }
+    fn ended(&self) -> bool {
+        self.request.ended()
+    }
+    fn take(&mut self) -> Option<Result<U>> {
+        let outcome = self.request.take()?;
+        Some(outcome.map(&mut self.convert))
+    }
+}
+
+/// How a request ends: the part that all of them share.
+#[derive(Debug)]
+pub struct Outcome<T> {
+    ended: bool,
+    result: Option<Result<T>>,
+}
+
+impl<T> Outcome<T> {
+    /// Not ended.
+    pub fn pending() -> Outcome<T> {
+        Outcome { ended: false, result: None }
+    }
+
+    /// Ends the request. The first result counts.
+    pub fn end(&mut self, result: Result<T>) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.result = Some(result);
         }
     }
 
-    /// The completions, if it is some.
-    ///
-    /// # Errors
-    /// It is something else.
-    pub fn completions(self) -> Result<crate::sampling::Completions> {
-        match self {
-            Finished::Completions(completions) => Ok(*completions),
-            other => Err(other.unexpected("completions")),
+    /// Whether it has ended.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// The result, once.
+    pub fn take(&mut self) -> Option<Result<T>> {
+        self.result.take()
+    }
+}
+
+/// The position where the reward of `prefix` followed by `tail` is pooled: the rightmost one whose id is not `pad`, the last
+/// one without a pad id, and position 0 if all are pads (or if there are no ids, where nothing can be pooled).
+pub fn pool_position(prefix: &[u32], tail: &[u32], pad: Option<u32>) -> usize {
+    let last = (prefix.len() + tail.len()).saturating_sub(1);
+    let Some(pad) = pad else { return last };
+    let rightmost = |ids: &[u32]| ids.iter().rposition(|&id| id != pad);
+    let in_tail = rightmost(tail).map(|at| prefix.len() + at);
+    in_tail.or_else(|| rightmost(prefix)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_at_the_rightmost_other_id() {
+        for split in 0..3 {
+            let at = |ids: &[u32], pad| {
+                let (prefix, tail) = ids.split_at(split.min(ids.len()));
+                pool_position(prefix, tail, pad)
+            };
+            assert_eq!(at(&[5, 6, 7], None), 2);
+            assert_eq!(at(&[5, 6, 7], Some(9)), 2);
+            assert_eq!(at(&[5, 9, 7, 9, 9], Some(9)), 2);
+            assert_eq!(at(&[9, 9], Some(9)), 0);
+            assert_eq!(at(&[], Some(9)), 0);
+            assert_eq!(at(&[], None), 0);
         }
     }
 
-    /// The appraisal, if it is one.
-    ///
-    /// # Errors
-    /// It is something else.
-    pub fn appraisal(self) -> Result<crate::scoring::Appraisal> {
-        match self {
-            Finished::Appraisal(appraisal) => Ok(*appraisal),
-            other => Err(other.unexpected("an appraisal")),
-        }
-    }
-
-    fn unexpected(&self, expected: &str) -> Error {
-        let found = match self {
-            Finished::Response(_) => "a response",
-            Finished::Completions(_) => "completions",
-            Finished::Appraisal(_) => "an appraisal",
-        };
-        Error::Backend(format!("{found} where {expected} was expected"))
+    #[test]
+    fn the_first_end_counts() {
+        let mut outcome = Outcome::pending();
+        assert!(!outcome.ended() && outcome.take().is_none());
+        outcome.end(Ok(1));
+        outcome.end(Err(Error::invalid("too late")));
+        assert_eq!(outcome.take().map(|result| result.ok()), Some(Some(1)));
+        assert!(outcome.ended() && outcome.take().is_none());
     }
 }

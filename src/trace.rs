@@ -7,7 +7,7 @@
 //! Floats are rounded to 9 significant digits, which identifies every `f32`. Fields that the fixtures do not have stand at
 //! the end (`work`, and `signal` and `signals` where the signal is not Shannon entropy).
 
-use crate::answer::{Candidate, CandidateStop, FinishReason, Margins, Response, Segment, Slot, WalkEnd};
+use crate::answer::{Candidate, CandidateStop, FinishReason, Margins, Repeat, Response, Segment, Slot, WalkEnd};
 use crate::files::checkpoint::read_whole_text;
 use crate::files::tokenizer::Tokenizer;
 use crate::method::{Options, Selection};
@@ -69,7 +69,6 @@ pub struct Trace {
     /// The answer.
     pub new_ids: Vec<u32>,
     /// Why it ended.
-    #[serde(with = "FinishReasonName")]
     pub finish_reason: FinishReason,
     /// Absolute length after each segment.
     pub segment_boundaries: Vec<usize>,
@@ -88,10 +87,10 @@ pub struct Trace {
     /// Every segment.
     pub segments: Vec<TraceSegment>,
     /// Each margin's minimum.
-    pub min_margins: TraceMargins,
+    pub min_margins: Margins,
     /// Token positions that went through the models.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub work: Option<TraceWork>,
+    pub work: Option<Work>,
 }
 
 /// Parameters under their names in the specification.
@@ -108,7 +107,6 @@ pub struct TraceOptions {
     /// Divides scores when sampling.
     pub temperature: f64,
     /// Greedy or sampled choice.
-    #[serde(with = "SelectionName")]
     pub selection: Selection,
     /// Slot offset in the first segment.
     pub first_offset: usize,
@@ -139,23 +137,13 @@ pub struct TraceSegment {
     /// Index of the candidate kept.
     pub best: usize,
     /// Why the walk ended.
-    #[serde(with = "WalkEndName")]
     pub walk_end: WalkEnd,
     /// Best minus runner-up reward.
     pub reward_margin: Option<f64>,
     /// The distinct candidates.
     pub candidates: Vec<TraceCandidate>,
     /// The proposal that closed the walk.
-    pub repeat: Option<TraceRepeat>,
-}
-
-/// The proposal that closed a walk.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TraceRepeat {
-    /// The id proposed.
-    pub proposed: u32,
-    /// Index of the candidate it would have repeated.
-    pub same_as: usize,
+    pub repeat: Option<Repeat>,
 }
 
 /// One candidate.
@@ -170,7 +158,6 @@ pub struct TraceCandidate {
     /// The id that was generated and not kept.
     pub dropped: Option<u32>,
     /// Why it ended.
-    #[serde(with = "CandidateStopName")]
     pub stop: CandidateStop,
     /// Floored entropy per generated token.
     pub entropies: Vec<f64>,
@@ -185,7 +172,7 @@ pub struct TraceCandidate {
     /// The next proposal.
     pub next_proposal: Option<u32>,
     /// Distances of the decisions from their tipping points.
-    pub margins: TraceMargins,
+    pub margins: Margins,
     /// Value of the signal per generated token, where it is not Shannon entropy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signals: Option<Vec<f64>>,
@@ -205,74 +192,6 @@ pub struct TraceTopK {
     /// Sampling weights, normalised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probs: Option<Vec<f64>>,
-}
-
-/// Distances from tipping points.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TraceMargins {
-    /// Smallest top-two logit gap over free tokens.
-    #[serde(default)]
-    pub argmax: Option<f64>,
-    /// Smallest distance of the signal from its threshold where tested.
-    #[serde(default)]
-    pub entropy: Option<f64>,
-    /// Top-two gap of damped scores, or distance of `u` from the nearest edge.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub score: Option<f64>,
-    /// Logit gap between ranks K and K+1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub top_k_edge: Option<f64>,
-    /// Best minus runner-up reward.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reward: Option<f64>,
-    /// Logit gap between the two largest identical rows.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub twin: Option<f64>,
-}
-
-/// Token positions that went through the models.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TraceWork {
-    /// Policy token-forwards.
-    pub policy_forward: u64,
-    /// Reward token-forwards.
-    pub reward_forward: u64,
-    /// Reward token-backwards.
-    pub reward_backward: u64,
-}
-
-// The method's enums know nothing of JSON; these are their names in the schema.
-
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "FinishReason", rename_all = "snake_case")]
-enum FinishReasonName {
-    Finish,
-    Length,
-    Stalled,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Selection", rename_all = "snake_case")]
-enum SelectionName {
-    Greedy,
-    Sample,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "WalkEnd", rename_all = "snake_case")]
-enum WalkEndName {
-    Duplicate,
-    Budget,
-    NoSlot,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "CandidateStop", rename_all = "snake_case")]
-enum CandidateStopName {
-    Finish,
-    StopId,
-    Length,
-    Entropy,
 }
 
 /// The name of a finish reason in the schema.
@@ -325,7 +244,7 @@ impl Trace {
             round_trip_changes: 0,
             segments: response.segments.iter().map(|s| segment(s, other_signal)).collect(),
             min_margins: margins(&response.min_margins),
-            work: Some(response.work.into()),
+            work: Some(response.work),
         })
     }
 }
@@ -355,16 +274,6 @@ impl From<&Options> for TraceOptions {
     }
 }
 
-impl From<Work> for TraceWork {
-    fn from(work: Work) -> Self {
-        TraceWork {
-            policy_forward: work.policy_forward,
-            reward_forward: work.reward_forward,
-            reward_backward: work.reward_backward,
-        }
-    }
-}
-
 fn segment(segment: &Segment, other_signal: bool) -> TraceSegment {
     TraceSegment {
         start: segment.start,
@@ -373,7 +282,7 @@ fn segment(segment: &Segment, other_signal: bool) -> TraceSegment {
         walk_end: segment.walk_end,
         reward_margin: segment.reward_margin.map(round),
         candidates: segment.candidates.iter().map(|c| candidate(c, other_signal)).collect(),
-        repeat: segment.repeat.map(|r| TraceRepeat { proposed: r.proposed, same_as: r.same_as }),
+        repeat: segment.repeat,
     }
 }
 
@@ -409,16 +318,16 @@ fn top_k(slot: &Slot) -> TraceTopK {
     }
 }
 
-fn margins(margins: &Margins) -> TraceMargins {
+fn margins(margins: &Margins) -> Margins {
     // A gap to nothing is infinite, which JSON cannot say: no value.
     let finite = |margin: Option<f64>| margin.filter(|m| m.is_finite()).map(round);
-    TraceMargins {
+    Margins {
         argmax: finite(margins.argmax),
         entropy: finite(margins.entropy),
         score: finite(margins.score),
         top_k_edge: finite(margins.top_k_edge),
         reward: finite(margins.reward),
-        twin: finite(margins.twin),
+        tied_embedding: finite(margins.tied_embedding),
     }
 }
 

@@ -4,10 +4,10 @@
 //! next line categories such as `S1,S9`.
 
 use super::output::{Record, Row};
-use crate::engine::{Engine, sampler};
+use crate::engine::Engine;
 use crate::files::chat::{ChatTemplate, Message};
 use crate::files::tokenizer::Tokenizer;
-use crate::sampling::{Plan, Sampling};
+use crate::sampling::{CompletionSpec, Sampling};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -83,19 +83,14 @@ impl Guard<'_> {
             answer = &answer[..end];
             ids = question(answer)?;
         }
-        let plan = Plan {
+        let spec = CompletionSpec {
             sampling: Sampling { temperature: 0.0, ..Sampling::default() },
             n: 1,
-            score: false,
             max_new_tokens: MOST_TOKENS.min(self.context.saturating_sub(ids.len()).max(1)),
             stop_ids: self.stop_ids.to_vec(),
-            stop: None,
-            tell: false,
-            prompt_logprobs: false,
+            ..CompletionSpec::default()
         };
-        let ticket = self.engine.submit(Box::new(move |backend| Ok(Box::new(sampler(backend, &ids, plan)?))))?;
-        let (finished, _) = ticket.wait()?;
-        let completions = finished.completions()?;
+        let (completions, _) = self.engine.sample(&ids, spec)?.wait()?;
         let found = completions.all.first().map(|one| one.ids.as_slice()).unwrap_or_default();
         let found: Vec<u32> = found.iter().copied().filter(|id| !self.stop_ids.contains(id)).collect();
         let text = self.tokenizer.decode(&found)?;

@@ -98,15 +98,8 @@ pub fn each<T: Sync, R: Record>(
 fn answer(engine: &Engine, tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: &Job) -> Result<Row> {
     let started = Instant::now();
     let (ids, options, seed) = (job.prompt.ids.clone(), job.options.clone(), job.seed);
-    let ticket = engine.submit(Box::new(move |backend| {
-        Ok(Box::new(intervention(backend, &ids, &options, Uniforms::Seeded(seed))?))
-    }))?;
-    let named = |error: Error| match error {
-        Error::Invalid(message) => Error::invalid(format!("prompt {}: {message}", job.index)),
-        error => error,
-    };
-    let (finished, _) = ticket.wait().map_err(named)?;
-    let response = finished.response()?;
+    let ticket = engine.submit(move |backend| intervention(backend, &ids, &options, Uniforms::Seeded(seed)))?;
+    let (response, _) = ticket.wait().map_err(|error| error.within(&format!("prompt {}", job.index)))?;
     let elapsed = started.elapsed().as_secs_f64();
     row(tokenizer, task, job, &response, elapsed)
 }

@@ -4,7 +4,7 @@
 //! is opened again; whole rows are kept and their prompts are not answered twice. Rows are added as answers end and put in the
 //! order of their prompts when all are there, in a file beside it that is moved into place.
 
-use crate::trace::TraceWork;
+use crate::model::Work;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -53,7 +53,7 @@ pub struct Row {
     pub new_tokens: usize,
     /// What the answer needed.
     #[serde(default)]
-    pub work: TraceWork,
+    pub work: Work,
     /// Segment by segment.
     #[serde(default)]
     pub segments: Vec<RowSegment>,
@@ -302,7 +302,7 @@ mod tests {
             finish_reason: "finish".to_string(),
             prompt_tokens: 2,
             new_tokens: 1,
-            work: TraceWork::default(),
+            work: Work::default(),
             segments: Vec::new(),
         }
     }

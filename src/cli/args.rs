@@ -1,7 +1,7 @@
 //! The flags of `ggro generate`. Names are the official code's where it has one.
 
 use super::models::{DeviceArgs, PairArgs};
-use crate::engine::Width;
+use crate::engine::SpeculationWidth;
 use crate::method::Selection;
 use crate::method::entropy::SIGNALS;
 use crate::presets::Given;
@@ -105,7 +105,7 @@ pub(super) struct EngineArgs {
     /// to the last bit; what turns out not to be needed is reported as speculative work. auto: as many as share one reading
     /// of the weights on a GPU, none on a CPU, where arithmetic is what costs.
     #[arg(long, value_name = "WIDTH", default_value = "auto", hide_default_value = true)]
-    pub speculation: Width,
+    pub speculation: SpeculationWidth,
 
     /// Do not decode the leading candidate into the next segment while others are still scored
     #[arg(long)]

@@ -3,13 +3,13 @@
 use super::args::{Generate, Method, SamplingArgs};
 use super::say;
 use super::terminal::Progress;
+use crate::answer::StopReason;
 use crate::engine::{Settings, complete};
 use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::runtime::Opened;
-use crate::sampling::{Plan, Reason, Sampling, Stop, StopStrings};
+use crate::sampling::{CompletionSpec, NewStopCheck, Sampling, StopStrings};
 use crate::text::{Prompt, TextRules, text_of};
-use crate::trace::TraceWork;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -74,7 +74,7 @@ pub(super) fn run(
         ..TextRules::default()
     });
     let plan = plan(args, pair, options, best, &rules);
-    let settings = Settings::alone(args.engine.speculation);
+    let settings = Settings::single(args.engine.speculation);
     let mut progress = Progress::new();
     let started = Instant::now();
     let completed = complete(opened.backend(), &settings, &prompt.ids, plan, &mut progress);
@@ -100,7 +100,7 @@ pub(super) fn run(
             "completions": all.collect::<Vec<Value>>(),
             "prompt_tokens": prompt.ids.len(),
             "new_tokens": tokens,
-            "work": TraceWork::from(work),
+            "work": work,
             "elapsed_seconds": elapsed,
             "device": opened.device().to_string(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -150,26 +150,25 @@ fn sampling(args: &Generate) -> Sampling {
     }
 }
 
-fn plan(args: &Generate, pair: &Pair, options: &Options, best: bool, rules: &Arc<TextRules>) -> Plan {
-    let stop = (!args.sampling.stop.is_empty()).then(|| {
+fn plan(args: &Generate, pair: &Pair, options: &Options, best: bool, rules: &Arc<TextRules>) -> CompletionSpec {
+    let stop_check = (!args.sampling.stop.is_empty()).then(|| {
         let (tokenizer, rules) = (pair.tokenizer.clone(), rules.clone());
-        Arc::new(move || rules.watch(&tokenizer)) as Stop
+        Arc::new(move || rules.watch(&tokenizer)) as NewStopCheck
     });
-    Plan {
+    CompletionSpec {
         sampling: sampling(args),
         n: args.sampling.n.unwrap_or(if best { BEST_OF } else { 1 }),
         score: best,
         max_new_tokens: options.max_new_tokens,
         stop_ids: options.stop_ids.clone(),
-        stop,
-        tell: false,
-        prompt_logprobs: false,
+        stop_check,
+        ..CompletionSpec::default()
     }
 }
 
-fn reason(reason: Reason) -> &'static str {
+fn reason(reason: StopReason) -> &'static str {
     match reason {
-        Reason::Stop => "stop",
-        Reason::Length => "length",
+        StopReason::Stop => "stop",
+        StopReason::Length => "length",
     }
 }

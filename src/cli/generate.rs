@@ -75,7 +75,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     let writer = TextWriter::new(pair.tokenizer.clone(), rules, &prompt.ids, &prompt.header);
     let mut terminal = TerminalWriter::new(writer, &view);
     let started = Instant::now();
-    let settings = Settings { run_ahead: !args.engine.no_run_ahead, ..Settings::alone(args.engine.speculation) };
+    let settings = Settings { run_ahead: !args.engine.no_run_ahead, ..Settings::single(args.engine.speculation) };
     let decoded = decode_with(opened.backend(), &settings, &prompt.ids, &options, uniforms, &mut terminal);
     let elapsed = started.elapsed();
     let (response, account) = match decoded {

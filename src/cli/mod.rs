@@ -22,7 +22,7 @@ mod serve;
 mod summary;
 mod terminal;
 
-use crate::Error;
+use crate::error::{Error, Remedy};
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 #[cfg(not(feature = "lab"))]
@@ -114,7 +114,9 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let closed = |e: &std::io::Error| e.kind() == ErrorKind::BrokenPipe;
     // An error of the library is about a file, even if its cause is a pipe.
-    let code = error.chain().find_map(|cause| cause.downcast_ref::<Error>()).map(Error::exit_code);
+    let code =
+        error.chain().find_map(|cause| cause.downcast_ref::<Error>()).map(|error| (exit_code(error), hint(error)));
+    let (code, hint) = code.unzip();
     if code.is_none() && error.chain().filter_map(|cause| cause.downcast_ref()).any(closed) {
         return ExitCode::SUCCESS;
     }
@@ -129,8 +131,33 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
             text += &cause;
         }
     }
-    say(&format!("error: {text}"));
+    say(&format!("error: {text}{}", hint.unwrap_or_default()));
     ExitCode::from(code.unwrap_or(1))
+}
+
+/// 2 for what the user gave, 3 for numbers that are not finite, 1 otherwise.
+fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::NonFinite { .. } => 3,
+        error if error.is_invalid_input() => 2,
+        _ => 1,
+    }
+}
+
+/// The flags that would help against an error, in brackets.
+fn hint(error: &Error) -> String {
+    let flag = |remedy: &Remedy| match remedy {
+        Remedy::ContextTokens(tokens) => Some(format!("--max-model-len {tokens}")),
+        Remedy::FewerGradientTokens | Remedy::MoreGradientTokens => Some("--gradient-tokens".to_string()),
+        Remedy::LowerThreshold => Some("--entropy-threshold".to_string()),
+        Remedy::MoreMemory => Some("--gpu-memory-utilization".to_string()),
+        Remedy::StorageType => Some("--dtype bf16 or f16".to_string()),
+        Remedy::Cpu => Some("--device cpu".to_string()),
+    };
+    match error.remedies().iter().filter_map(flag).collect::<Vec<_>>() {
+        flags if flags.is_empty() => String::new(),
+        flags => format!(" ({})", flags.join(", ")),
+    }
 }
 
 /// A line on standard error. Nobody listening is no reason to fail.

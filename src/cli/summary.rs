@@ -3,7 +3,7 @@
 use super::terminal::Style;
 use crate::answer::{FinishReason, Response};
 use crate::model::Work;
-use crate::trace::{TraceWork, finish_reason_name};
+use crate::trace::finish_reason_name;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -78,8 +78,8 @@ impl Answer {
             "new_tokens": self.new_tokens(),
             "segment_boundaries": r.segment_boundaries,
             "final_ids": r.final_ids,
-            "work": TraceWork::from(r.work),
-            "speculative_work": TraceWork::from(self.speculative),
+            "work": r.work,
+            "speculative_work": self.speculative,
             "elapsed_seconds": self.elapsed.as_secs_f64(),
             "tokens_per_second": self.tokens_per_second(),
             "device": device,
@@ -91,7 +91,7 @@ impl Answer {
                 "finish_reason": finish_reason_name(greedy.response.finish_reason),
                 "reward": greedy.response.final_reward,
                 "new_tokens": greedy.new_tokens(),
-                "work": TraceWork::from(greedy.response.work),
+                "work": greedy.response.work,
                 "elapsed_seconds": greedy.elapsed.as_secs_f64(),
             })
         });

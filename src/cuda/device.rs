@@ -174,7 +174,7 @@ impl Device {
     pub fn alive(&self) -> Result<()> {
         match self.dead.get() {
             None => Ok(()),
-            Some(why) => Err(Error::Backend(format!("the CUDA device is lost after an earlier error: {why}"))),
+            Some(why) => Err(Error::DeviceLost(format!("the CUDA device is lost after an earlier error: {why}"))),
         }
     }
 
@@ -221,7 +221,7 @@ impl Device {
         let message = format!("{}: {what}: {}", self.name, words(&error));
         if is_sticky(error.0) {
             let _ = self.dead.set(message.clone());
-            return Error::Backend(format!("{message}; the device is lost to this process"));
+            return Error::DeviceLost(format!("{message}; the device is lost to this process"));
         }
         Error::Backend(message)
     }

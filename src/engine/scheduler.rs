@@ -1,33 +1,34 @@
 //! Requests to batches: a state machine without clocks, threads or tensors.
 //!
-//! A turn is one policy batch and one reward batch. [`Scheduler::plan`] forms them from what the running requests ask for,
-//! oldest request first; [`run`](super::run::run) gives them to a backend; [`Scheduler::deliver`] hands the results out. For one
+//! A step is one policy batch and one reward batch. [`Scheduler::plan`] forms them from what the running requests ask for,
+//! oldest request first; [`Scheduler::run`] gives them to a backend; [`Scheduler::deliver`] hands the results out. For one
 //! order of arrivals, cancellations and results, all of it happens in one order.
 //!
-//! Blocks of keys and values are lent, not owned. Any line can be dropped at any time and is computed again when it is asked
+//! Blocks of keys and values are lent, not owned. Any sequence can be dropped at any time and is computed again when it is asked
 //! for, to the same bits (a promise of every backend). When there is no room for what the oldest requests need, blocks are
-//! taken back in this order: prompts kept for later requests, speculative lines, the youngest request (it waits, and goes on
-//! where it was), and at last lines of the very request that it can do without for the moment. So the oldest request can
+//! taken back in this order: prompts kept for later requests, speculative sequences, the youngest request (it waits, and goes on
+//! where it was), and at last sequences of the very request that it can do without for the moment. So the oldest request can
 //! always go on, and every request is the oldest at some time.
 
+mod allocation;
 mod budget;
-mod room;
 
+use self::allocation::{Allocation, StepReservations};
 use self::budget::Budget;
-use self::room::{Room, Taken};
-use super::Settings;
-use super::lines::{Lines, Source};
-use super::turn::{Answer, Span, Turn, tail};
+use super::sequences::{Sequences, Source};
+use super::settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};
+use super::step::{SpanOutput, Step, TaskSpan};
+use crate::error::Limit;
 use crate::kv::BLOCK;
 use crate::model::{Backend, Role, Seconds, Work};
 use crate::profile::{self, Phase};
-use crate::task::{Finished, Generation, Progress, Speculation, Task, Use};
+use crate::task::{Liveness, Progress, Request, SeqKey, Speculation, Task};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
 /// What a request has run, in token positions. `ran + shared = necessary + speculative + recomputed`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Account {
+pub struct RequestStats {
     /// Through the models, for this request.
     pub ran: Work,
     /// What the answer needed, whatever was run.
@@ -40,36 +41,29 @@ pub struct Account {
     pub preemptions: u32,
 }
 
-impl Account {
+impl RequestStats {
     /// What was run and not needed.
     pub fn speculative(&self) -> Work {
-        let rest = |of: fn(&Work) -> u64| {
-            (of(&self.ran) + of(&self.shared)).saturating_sub(of(&self.necessary) + of(&self.recomputed))
-        };
-        Work {
-            policy_forward: rest(|work| work.policy_forward),
-            reward_forward: rest(|work| work.reward_forward),
-            reward_backward: rest(|work| work.reward_backward),
-        }
+        (self.ran + self.shared).saturating_sub(self.necessary + self.recomputed)
     }
 }
 
-/// What a turn says of a request.
+/// What happened to a request in a step.
 #[derive(Debug)]
-pub enum Event {
+pub enum Event<T> {
     /// It is no longer waiting.
     Started(u64),
     /// It went on.
     Progress(u64, Progress),
-    /// It ended; nothing more is said of it.
-    Ended(u64, Box<Result<Finished>>, Account),
+    /// It ended. The last event of the request.
+    Ended(u64, Result<T>, RequestStats),
 }
 
 /// Counters of a scheduler since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Turns.
-    pub turns: u64,
+pub struct SchedulerStats {
+    /// Steps.
+    pub steps: u64,
     /// Batches of the policy.
     pub policy_batches: u64,
     /// Spans in them.
@@ -80,65 +74,65 @@ pub struct Totals {
     pub reward_spans: u64,
     /// Requests whose blocks were taken back.
     pub preemptions: u64,
-    /// Speculative lines whose blocks were taken back.
+    /// Speculative sequences whose blocks were taken back.
     pub given_up: u64,
 }
 
-struct Entry {
-    generation: Box<dyn Generation>,
-    account: Account,
-    /// Positions of each line that were run at least once.
-    high: BTreeMap<crate::task::LineId, usize>,
+struct Entry<T> {
+    request: Box<dyn Request<Output = T>>,
+    stats: RequestStats,
+    /// Positions of each sequence that were run at least once.
+    high: BTreeMap<SeqKey, usize>,
 }
 
-/// Requests, waiting and running.
-pub struct Scheduler {
+/// Requests, waiting and running. All of them end with a `T`; [`Request::map`] brings different kinds together.
+pub struct Scheduler<T> {
     settings: Settings,
     /// By order of arrival.
-    waiting: BTreeMap<u64, Entry>,
-    running: BTreeMap<u64, Entry>,
-    lines: Lines,
+    waiting: BTreeMap<u64, Entry<T>>,
+    running: BTreeMap<u64, Entry<T>>,
+    sequences: Sequences,
     next: u64,
-    /// Somebody was preempted, and nobody has ended since: who came in now would be the next to go.
+    /// A request was preempted, and none has ended since: one that is let in now would be the next to be preempted.
     full: bool,
-    /// Turns for which rewards that are needed have been held back.
-    held_back: usize,
-    totals: Totals,
+    /// Steps for which rewards that are needed have waited for others.
+    reward_waited: usize,
+    stats: SchedulerStats,
     seconds: Seconds,
-    events: Vec<Event>,
+    events: Vec<Event<T>>,
 }
 
-impl Scheduler {
+impl<T> Scheduler<T> {
     /// Without requests.
-    pub fn new(settings: Settings) -> Scheduler {
+    pub fn new(settings: Settings) -> Scheduler<T> {
         Scheduler {
-            lines: Lines::new(settings.cached_prompts),
+            sequences: Sequences::new(settings.cached_prompts),
             settings,
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             next: 0,
             full: false,
-            held_back: 0,
-            totals: Totals::default(),
+            reward_waited: 0,
+            stats: SchedulerStats::default(),
             seconds: Seconds::default(),
             events: Vec::new(),
         }
     }
 
     /// Takes a request, whose prompt and options were checked. Returns its number; numbers ascend.
-    pub fn submit(&mut self, generation: Box<dyn Generation>) -> u64 {
+    pub fn submit(&mut self, request: Box<dyn Request<Output = T>>) -> u64 {
         let id = self.next;
         self.next += 1;
-        self.waiting.insert(id, Entry { generation, account: Account::default(), high: BTreeMap::new() });
+        self.waiting.insert(id, Entry { request, stats: RequestStats::default(), high: BTreeMap::new() });
         id
     }
 
     /// Forgets a request. What it has run; `None` if there is none of this number.
-    pub fn cancel(&mut self, backend: &mut dyn Backend, id: u64) -> Option<Account> {
+    pub fn cancel(&mut self, backend: &mut dyn Backend, id: u64) -> Option<RequestStats> {
         let found = self.waiting.remove(&id).or_else(|| self.running.remove(&id));
         self.close_all(backend, id);
         self.full &= found.is_none();
-        found.map(|entry| Account { necessary: entry.generation.necessary(), ..entry.account })
+        found.map(|entry| RequestStats { necessary: entry.request.necessary(), ..entry.stats })
     }
 
     /// Requests that have not ended.
@@ -152,11 +146,11 @@ impl Scheduler {
     }
 
     /// Counters.
-    pub fn totals(&self) -> Totals {
-        self.totals
+    pub fn stats(&self) -> SchedulerStats {
+        self.stats
     }
 
-    /// What the turns took, by kind of work.
+    /// What the steps took, by kind of work.
     pub fn seconds(&self) -> Seconds {
         self.seconds
     }
@@ -165,141 +159,149 @@ impl Scheduler {
     pub fn clear(&mut self, backend: &mut dyn Backend) {
         self.waiting.clear();
         self.running.clear();
-        self.lines.clear(backend);
+        self.sequences.clear(backend);
     }
 
     /// How far each request may run ahead of its walk, for the load there is.
     fn speculation(&self, backend: &dyn Backend) -> Speculation {
         match self.settings.speculation {
-            super::Width::Off => Speculation::OFF,
-            super::Width::Fixed(width) => {
+            SpeculationWidth::Off => Speculation::OFF,
+            SpeculationWidth::Fixed(width) => {
                 Speculation { width: width.max(1), run_ahead: self.settings.run_ahead && width > 1 }
             }
-            super::Width::Auto => {
-                let width = (backend.cheap_rows() / self.running.len().max(1)).clamp(1, super::WIDEST);
+            SpeculationWidth::Auto => {
+                let width = (backend.cheap_rows() / self.running.len().max(1)).clamp(1, MAX_WIDTH);
                 Speculation { width, run_ahead: self.settings.run_ahead && width > 1 }
             }
         }
     }
 
-    /// Forms the next turn.
-    pub fn plan(&mut self, backend: &mut dyn Backend) -> Turn {
+    /// Forms the next step.
+    pub fn plan(&mut self, backend: &mut dyn Backend) -> Step {
         let _range = profile::range(Phase::Scheduler, self.running.len());
         // A pass of the reward model takes as long for one segment as for many, so segments wait a little for each other,
-        // as long as there is something to decode meanwhile.
-        let patience = self.settings.patience.unwrap_or(if backend.cheap_rows() > 1 { super::PATIENCE } else { 0 });
-        let hold = self.held_back < patience && self.running.len() > 1;
-        let (mut turn, mut due) = self.form(backend, hold);
-        if due && turn.policy.is_empty() {
-            (turn, due) = self.form(backend, false);
+        // as long as there are tokens to decode meanwhile.
+        let default = if backend.cheap_rows() > 1 { REWARD_BATCH_WAIT } else { 0 };
+        let wait = self.settings.reward_batch_wait.unwrap_or(default);
+        let hold = self.reward_waited < wait && self.running.len() > 1;
+        let (mut step, mut due) = self.form(backend, hold);
+        if due && step.policy.is_empty() {
+            (step, due) = self.form(backend, false);
         }
-        self.held_back = if due { self.held_back + 1 } else { 0 };
-        self.totals.turns += 1;
-        self.totals.policy_batches += u64::from(!turn.policy.is_empty());
-        self.totals.policy_spans += turn.policy.len() as u64;
-        self.totals.reward_batches += u64::from(!turn.reward.is_empty());
-        self.totals.reward_spans += turn.reward.len() as u64;
-        turn
+        self.reward_waited = if due { self.reward_waited + 1 } else { 0 };
+        self.stats.steps += 1;
+        self.stats.policy_batches += u64::from(!step.policy.is_empty());
+        self.stats.policy_spans += step.policy.len() as u64;
+        self.stats.reward_batches += u64::from(!step.reward.is_empty());
+        self.stats.reward_spans += step.reward.len() as u64;
+        step
     }
 
-    /// A turn, without its reward batch if that is to be held back, and whether the batch would have been needed.
-    fn form(&mut self, backend: &mut dyn Backend, hold: bool) -> (Turn, bool) {
+    /// A step, without its reward batch if that is to be held back, and whether the batch would have been needed.
+    fn form(&mut self, backend: &mut dyn Backend, hold: bool) -> (Step, bool) {
         self.admit(backend);
         let mut tasks = Vec::new();
         for (&id, entry) in &self.running {
             let mut own = Vec::new();
-            entry.generation.tasks(&mut own);
+            entry.request.tasks(&mut own);
             tasks.extend(own.into_iter().map(|task| (id, task)));
         }
         // What is needed comes first, then what may be; within each the oldest request first.
         tasks.sort_by_key(|(_, task)| task.speculative);
-        let (mut turn, mut taken, mut due) = (Turn::default(), Taken::default(), false);
+        let (mut step, mut reserved, mut due) = (Step::default(), StepReservations::default(), false);
         let mut budget = Budget::new(&self.settings, backend, tasks.iter().map(|(_, task)| task));
         for (id, task) in tasks {
             let allowed = budget.allows(&task);
-            // Somebody older may have needed its blocks meanwhile.
+            // An older request may have preempted it for its blocks.
             if !self.running.contains_key(&id) {
                 continue;
             }
-            if task.line.role == Role::Reward && hold {
+            if task.key.role == Role::Reward && hold {
                 due |= !task.speculative;
                 continue;
             }
-            if tail(&task) > backend.gradient_tokens() {
-                let reason = too_long(tail(&task), backend.gradient_tokens());
-                turn.refused.push((id, task, reason));
+            if task.differentiated() > backend.gradient_tokens() {
+                let error = Error::gradient_too_long(task.differentiated(), backend.gradient_tokens());
+                step.refused.push((id, task, error));
                 continue;
             }
             if allowed == 0 {
                 continue;
             }
-            match self.room(backend, id, &task, allowed, &taken) {
-                Room::Found(source, end) => match self.span(backend, id, &task, source, end) {
+            match self.allocate(backend, id, &task, allowed, &reserved) {
+                Allocation::Found(source, end) => match self.span(backend, id, &task, source, end) {
                     Ok(span) => {
-                        taken.add(backend, &span);
+                        reserved.add(backend, &span);
                         budget.spend(&span);
-                        turn.push(span);
+                        step.push(span);
                     }
-                    Err(error) => turn.refused.push((id, task, error.to_string())),
+                    Err(error) => step.refused.push((id, task, error)),
                 },
-                Room::NotNow if task.speculative || taken.holds(id) => {}
-                Room::NotNow => self.preempt(backend, id),
-                Room::Never(needed) => {
-                    let reason = never(&task, needed);
-                    turn.refused.push((id, task, reason));
+                Allocation::NotNow if task.speculative || reserved.holds(id) => {}
+                Allocation::NotNow => self.preempt(backend, id),
+                Allocation::Never(needed) => {
+                    let error = beyond_memory(backend, &task, needed);
+                    step.refused.push((id, task, error));
                 }
             }
         }
-        (turn, due)
+        (step, due)
     }
 
-    /// Opens a task's line, counts what it will run, and cuts the span.
-    fn span(&mut self, backend: &mut dyn Backend, id: u64, task: &Task, source: Source, end: usize) -> Result<Span> {
-        let seq = self.lines.open(backend, (id, task.line), source)?;
+    /// Opens a task's sequence, counts what it will run, and cuts the span.
+    fn span(
+        &mut self,
+        backend: &mut dyn Backend,
+        id: u64,
+        task: &Task,
+        source: Source,
+        end: usize,
+    ) -> Result<TaskSpan> {
+        let seq = self.sequences.open(backend, (id, task.key), source)?;
         let start = backend.len(seq);
         let Some(entry) = self.running.get_mut(&id) else {
             return Err(Error::Backend("a request that does not run".to_string()));
         };
-        let known = entry.high.get(&task.line).copied().unwrap_or(0).max(task.fresh);
+        let known = entry.high.get(&task.key).copied().unwrap_or(0).max(task.fresh);
         let new = end.saturating_sub(start.max(known));
-        let account = &mut entry.account;
+        let stats = &mut entry.stats;
         let (ran, again, shared) = (end - start, end - start - new, start.saturating_sub(known));
-        let backward = if end == task.len { tail(task) } else { 0 };
-        add(&mut account.ran, task.line.role, ran, backward);
-        add(&mut account.recomputed, task.line.role, again, 0);
-        add(&mut account.shared, task.line.role, shared, 0);
-        entry.high.insert(task.line, end.max(known));
-        let mut ids = entry.generation.ids(task, start);
+        let backward = if end == task.len { task.differentiated() } else { 0 };
+        stats.ran += Work::of(task.key.role, ran, backward);
+        stats.recomputed += Work::of(task.key.role, again, 0);
+        stats.shared += Work::of(task.key.role, shared, 0);
+        entry.high.insert(task.key, end.max(known));
+        let mut ids = entry.request.ids(task, start);
         ids.truncate(end - start);
-        Ok(Span { request: id, seq, start, ids, last: end == task.len, task: task.clone() })
+        Ok(TaskSpan { request: id, seq, start, ids, last: end == task.len, task: task.clone() })
     }
 
-    /// Hands the results of a turn out, in the order of its spans: the policy's, then the reward model's.
-    pub fn deliver(&mut self, backend: &mut dyn Backend, turn: Turn, answers: Vec<Answer>) {
-        let _range = profile::range(Phase::Scheduler, answers.len());
-        let mut told: Vec<u64> = Vec::new();
-        for (span, answer) in turn.policy.into_iter().chain(turn.reward).zip(answers) {
+    /// Hands the results of a step out, in the order of its spans: the policy's, then the reward model's.
+    pub fn deliver(&mut self, backend: &mut dyn Backend, step: Step, outputs: Vec<SpanOutput>) {
+        let _range = profile::range(Phase::Scheduler, outputs.len());
+        let mut changed: Vec<u64> = Vec::new();
+        for (span, output) in step.policy.into_iter().chain(step.reward).zip(outputs) {
             let Some(entry) = self.running.get_mut(&span.request) else { continue };
-            told.push(span.request);
-            match answer {
-                Answer::Row(row) => entry.generation.row(&span.task, row),
-                Answer::Scored(scored) => entry.generation.scored(&span.task, scored),
-                Answer::Closer => {}
-                Answer::Failed(error) => entry.generation.failed(&span.task, error),
+            changed.push(span.request);
+            match output {
+                SpanOutput::Policy(output) => entry.request.on_policy(&span.task, output),
+                SpanOutput::Reward(output) => entry.request.on_reward(&span.task, output),
+                SpanOutput::Partial => {}
+                SpanOutput::Failed(error) => entry.request.on_failure(&span.task, error),
             }
         }
-        for (id, task, reason) in turn.refused {
+        for (id, task, error) in step.refused {
             if let Some(entry) = self.running.get_mut(&id).or_else(|| self.waiting.get_mut(&id)) {
-                entry.generation.failed(&task, Error::invalid(reason));
-                told.push(id);
+                entry.request.on_failure(&task, error);
+                changed.push(id);
             }
         }
-        told.sort_unstable();
-        told.dedup();
+        changed.sort_unstable();
+        changed.dedup();
         let speculation = self.speculation(backend);
-        for id in told {
+        for id in changed {
             let Some(entry) = self.running.get_mut(&id) else { continue };
-            entry.generation.advance(speculation, &|a, b| backend.same_embedding(a, b));
+            entry.request.advance(speculation, &|a, b| backend.same_embedding(a, b));
             self.settle(backend, id);
         }
     }
@@ -307,72 +309,67 @@ impl Scheduler {
     /// Reports a request's progress and drops what it no longer needs.
     fn settle(&mut self, backend: &mut dyn Backend, id: u64) {
         let Some(entry) = self.running.get_mut(&id) else { return };
-        for progress in entry.generation.progress() {
+        for progress in entry.request.progress() {
             self.events.push(Event::Progress(id, progress));
         }
-        if !entry.generation.ended() {
-            let Entry { generation, high, .. } = entry;
-            high.retain(|line, _| generation.line(*line) != Use::Dead);
-            for key in self.lines.of(id).into_iter().filter(|key| generation.line(key.1) == Use::Dead) {
-                self.lines.close(backend, key);
+        if !entry.request.ended() {
+            let Entry { request, high, .. } = entry;
+            high.retain(|key, _| request.liveness(*key) != Liveness::Dead);
+            for key in self.sequences.of(id).into_iter().filter(|key| request.liveness(key.1) == Liveness::Dead) {
+                self.sequences.close(backend, key);
             }
             return;
         }
         let Some(mut entry) = self.running.remove(&id) else { return };
         self.full = false;
-        let outcome = entry.generation.take();
+        let outcome = entry.request.take();
         let outcome = outcome.unwrap_or_else(|| Err(Error::Backend("a request ended without a result".to_string())));
         if outcome.is_ok() {
             for role in [Role::Policy, Role::Reward] {
-                self.lines.keep(backend, (id, entry.generation.trunk(role)), entry.generation.prompt());
+                self.sequences.keep(backend, (id, entry.request.trunk(role)), entry.request.prompt());
             }
         }
         self.close_all(backend, id);
-        let account = Account { necessary: entry.generation.necessary(), ..entry.account };
-        self.events.push(Event::Ended(id, Box::new(outcome), account));
+        let stats = RequestStats { necessary: entry.request.necessary(), ..entry.stats };
+        self.events.push(Event::Ended(id, outcome, stats));
     }
 
     /// What happened since the last call.
-    pub fn events(&mut self) -> Vec<Event> {
+    pub fn events(&mut self) -> Vec<Event<T>> {
         std::mem::take(&mut self.events)
     }
 
-    /// Plans a turn, runs it and delivers it. False if there was nothing to do.
-    pub fn turn(&mut self, backend: &mut dyn Backend) -> bool {
-        let turn = self.plan(backend);
-        let busy = !turn.is_empty();
-        self.run(backend, turn);
+    /// Plans a step, runs it and delivers it. False if there was nothing to do.
+    pub fn step(&mut self, backend: &mut dyn Backend) -> bool {
+        let step = self.plan(backend);
+        let busy = !step.is_empty();
+        self.run(backend, step);
         busy
     }
 
-    /// Runs a planned turn and delivers it.
-    pub fn run(&mut self, backend: &mut dyn Backend, turn: Turn) {
-        let (answers, seconds) = super::run::run(backend, &turn);
+    /// Runs a planned step and delivers it.
+    pub fn run(&mut self, backend: &mut dyn Backend, step: Step) {
+        let (outputs, seconds) = super::execute::execute(backend, &step);
         self.seconds += seconds;
-        self.deliver(backend, turn, answers);
+        self.deliver(backend, step, outputs);
     }
 }
 
-fn never(task: &Task, needed: usize) -> String {
-    format!(
-        "a text of {} tokens needs {needed} blocks of {BLOCK} tokens of keys and values of the {} model, and there are not that \
-         many",
-        task.len,
-        task.line.role.name()
-    )
-}
-
-fn too_long(tail: usize, limit: usize) -> String {
-    format!(
-        "a segment of {tail} tokens is longer than the {limit} tokens that the gradient has room for; use a larger \
-         --gradient-tokens, or a lower --entropy-threshold for shorter segments"
-    )
-}
-
-fn add(work: &mut Work, role: Role, forward: usize, backward: usize) {
-    match role {
-        Role::Policy => work.policy_forward += forward as u64,
-        Role::Reward => work.reward_forward += forward as u64,
+fn beyond_memory(backend: &dyn Backend, task: &Task, needed: usize) -> Error {
+    let (role, len) = (task.key.role, task.len);
+    Error::TooLong {
+        limit_of: Limit::Memory,
+        found: len,
+        limit: backend.blocks_free(role).saturating_add(backend.blocks_in_use(role)).saturating_mul(BLOCK),
+        message: format!(
+            "a text of {len} tokens needs {needed} blocks of {BLOCK} tokens of keys and values of the {} model, and there are not \
+             that many",
+            role.name()
+        ),
     }
-    work.reward_backward += backward as u64;
+}
+
+/// No sequence of requests leads here; a fault may.
+pub(super) fn stuck() -> Error {
+    Error::Backend("a request that can neither go on nor end".to_string())
 }

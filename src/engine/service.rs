@@ -1,8 +1,17 @@
 //! The engine as others use it: a thread that owns the backend, and tickets for what it was asked.
 
-use super::scheduler::{Account, Event, Scheduler, Totals};
-use super::{Finished, Generation, Progress, Settings};
+use super::command::{BuildRequest, Command, Handle, OnUpdate, Update};
+use super::scheduler::{Event, RequestStats, Scheduler, SchedulerStats, stuck};
+use super::settings::Settings;
+use super::ticket::{Ticket, UpdateSender};
+use super::{intervention, sampler};
+use crate::answer::{Completions, Response, RewardReport};
+use crate::method::Options;
 use crate::model::{Backend, Role, Seconds, Work};
+use crate::rng::Uniforms;
+use crate::sampling::CompletionSpec;
+use crate::scoring::{RewardQuery, scorer};
+use crate::task::Request;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,58 +20,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-/// Makes a request, once it can be checked against the backend.
-pub type Make = Box<dyn FnOnce(&dyn Backend) -> Result<Box<dyn Generation>> + Send>;
-
-/// Hears what is said of a request, on the engine's thread; false: nobody is there any more.
-pub type Tell = Box<dyn FnMut(Update) -> bool + Send>;
-
-enum Command {
-    Submit(u64, Make, Tell),
-    Cancel(u64),
-    Totals(Sender<(Totals, usize)>),
-    /// Tickets can send too, so that the last sender has gone says nothing about the engine.
-    Stop,
-}
-
-/// What a ticket's holder is told.
-#[derive(Debug)]
-pub enum Update {
-    /// It was found to be sound, and waits or runs.
-    Accepted,
-    /// It runs.
-    Started,
-    /// The response went on.
-    Progress(Progress),
-    /// It was cancelled, and nothing more will be said. So much was run for it.
-    Cancelled(Account),
-    /// It ended, and nothing more will be said.
-    Ended(Result<Finished>, Account),
-}
-
-/// What an engine is doing, as of its last turn.
+/// What an engine is doing, as of its last step.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
     /// Counters of the scheduler.
-    pub totals: Totals,
+    pub scheduler: SchedulerStats,
     /// Requests that wait for room.
     pub waiting: usize,
     /// Requests that run.
     pub running: usize,
-    /// Blocks of keys and values that nobody holds, of policy and reward model.
+    /// Blocks of keys and values that are free, of policy and reward model.
     pub blocks_free: [usize; 2],
     /// The same when the engine had just started.
     pub blocks: [usize; 2],
-    /// Blocks that somebody holds, kept prompts among them.
+    /// Blocks in use, kept prompts included.
     pub blocks_in_use: [usize; 2],
     /// Token positions that went through the models.
     pub work: Work,
-    /// What the turns took, by kind of work.
+    /// What the steps took, by kind of work.
     pub seconds: Seconds,
     /// And altogether.
-    pub turn_seconds: f64,
-    /// Since when the current turn runs.
-    pub turn_since: Option<Instant>,
+    pub step_seconds: f64,
+    /// Since when the current step runs.
+    pub step_since: Option<Instant>,
     /// Why the device is lost, if it is. The engine has ended then.
     pub dead: Option<String>,
 }
@@ -73,18 +53,6 @@ pub struct Engine {
     thread: Option<JoinHandle<()>>,
     next: AtomicU64,
     status: Arc<Mutex<Status>>,
-}
-
-/// The right to cancel a request; dropped, it does.
-pub struct Handle {
-    id: u64,
-    commands: Sender<Command>,
-}
-
-/// A request in flight. Dropped, it is cancelled before the next step.
-pub struct Ticket {
-    handle: Handle,
-    updates: Receiver<Update>,
 }
 
 impl Engine {
@@ -109,45 +77,83 @@ impl Engine {
                 }
             }
             Err(error) => {
-                // Whoever asked is waiting for this answer; if not, there is nobody to tell.
+                // `start` waits for this; if its thread is gone, the error is lost with it.
                 let _ = ready.send(Err(error));
             }
         };
         let thread = std::thread::Builder::new().name("engine".to_string()).spawn(run);
         let thread = thread.map_err(|e| Error::Backend(format!("the engine's thread does not start: {e}")))?;
-        opened.recv().unwrap_or_else(|_| Err(gone()))?;
+        opened.recv().unwrap_or(Err(Error::EngineStopped))?;
         Ok(Engine { commands, thread: Some(thread), next: AtomicU64::new(0), status })
     }
 
-    /// Hands a request in. What is wrong with it is the first and last thing its ticket says.
+    /// A response to `prompt` by the method. Where `options` ask for sampled nudges, they are drawn from seed 0; use
+    /// [`submit`](Engine::submit) with [`intervention`] for other numbers.
     ///
     /// # Errors
-    /// The engine has ended.
-    pub fn submit(&self, make: Make) -> Result<Ticket> {
-        let (told, updates) = channel();
-        let handle = self.submit_to(make, Box::new(move |update| told.send(update).is_ok()))?;
-        Ok(Ticket { handle, updates })
+    /// The engine has ended. What is wrong with the request is said by its ticket.
+    pub fn generate(&self, prompt: &[u32], options: &Options) -> Result<Ticket<Response>> {
+        let (prompt, options) = (prompt.to_vec(), options.clone());
+        self.submit(move |backend| intervention(backend, &prompt, &options, Uniforms::Seeded(0)))
     }
 
-    /// Hands a request in, about which `tell` is told.
+    /// Sampled completions of `prompt`.
+    ///
+    /// # Errors
+    /// As [`generate`](Engine::generate).
+    pub fn sample(&self, prompt: &[u32], spec: CompletionSpec) -> Result<Ticket<Completions>> {
+        let prompt = prompt.to_vec();
+        self.submit(move |backend| sampler(backend, &prompt, spec))
+    }
+
+    /// Rewards of a given text. `pad` is the reward model's pad id, see [`pool_position`](crate::task::pool_position).
+    ///
+    /// # Errors
+    /// As [`generate`](Engine::generate).
+    pub fn score(&self, query: RewardQuery, pad: Option<u32>) -> Result<Ticket<RewardReport>> {
+        self.submit(move |backend| scorer(backend, query, pad))
+    }
+
+    /// Hands in a request, which `build` makes on the engine's thread. An error of `build` is the ticket's last update.
     ///
     /// # Errors
     /// The engine has ended.
-    pub fn submit_to(&self, make: Make, tell: Tell) -> Result<Handle> {
+    pub fn submit<R>(&self, build: impl FnOnce(&dyn Backend) -> Result<R> + Send + 'static) -> Result<Ticket<R::Output>>
+    where
+        R: Request + 'static,
+        R::Output: Send + 'static,
+    {
+        let sender = UpdateSender::new();
+        let ticket = sender.ticket();
+        Ok(ticket(self.submit_to(build, move |update| sender.send(update))?))
+    }
+
+    /// [`submit`](Engine::submit) with a listener in place of a ticket. It is called on the engine's thread, must not block,
+    /// and ends the request by returning false.
+    ///
+    /// # Errors
+    /// The engine has ended.
+    pub fn submit_to<R>(
+        &self,
+        build: impl FnOnce(&dyn Backend) -> Result<R> + Send + 'static,
+        mut on_update: impl FnMut(Update<R::Output>) -> bool + Send + 'static,
+    ) -> Result<Handle>
+    where
+        R: Request + 'static,
+        R::Output: Send + 'static,
+    {
+        // Requests of all kinds share a scheduler, so their outputs go around it.
+        let (tx, output) = channel();
+        let build: BuildRequest = Box::new(move |backend| {
+            let request = build(backend)?;
+            Ok(Box::new(request.map(move |output| drop(tx.send(output)))))
+        });
+        let on_update: OnUpdate =
+            Box::new(move |update| on_update(update.and_then(|()| output.try_recv().map_err(|_| stuck()))));
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let commands = self.commands.clone();
-        commands.send(Command::Submit(id, make, tell)).map_err(|_| self.gone())?;
+        commands.send(Command::Submit(id, build, on_update)).map_err(|_| self.gone())?;
         Ok(Handle { id, commands })
-    }
-
-    /// Counters, and the requests that have not ended.
-    ///
-    /// # Errors
-    /// The engine has ended.
-    pub fn totals(&self) -> Result<(Totals, usize)> {
-        let (told, answer) = channel();
-        self.commands.send(Command::Totals(told)).map_err(|_| self.gone())?;
-        answer.recv().map_err(|_| self.gone())
     }
 
     /// What it is doing. Does not wait for it.
@@ -157,7 +163,7 @@ impl Engine {
 
     /// Ends it before the next step, and with it all requests. Does not wait for it.
     pub fn stop(&self) {
-        // A thread that has ended hears nothing, and needs to hear nothing.
+        // Fails only if the thread has ended already.
         let _ = self.commands.send(Command::Stop);
     }
 
@@ -167,7 +173,7 @@ impl Engine {
     }
 
     fn gone(&self) -> Error {
-        self.status().dead.map_or_else(gone, Error::Backend)
+        self.status().dead.map_or(Error::EngineStopped, Error::DeviceLost)
     }
 }
 
@@ -175,101 +181,48 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.stop();
         if let Some(thread) = self.thread.take() {
-            // A panic there was reported there.
+            // A panic there was printed by that thread.
             let _ = thread.join();
         }
     }
 }
 
-impl Handle {
-    /// Ends the request before the next step. Its holder is told what was run for it.
-    pub fn cancel(&self) {
-        // An engine that has ended has nothing left to cancel.
-        let _ = self.commands.send(Command::Cancel(self.id));
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.cancel();
-    }
-}
-
-impl Ticket {
-    /// The next thing that is said; waits for it. `None` after the end.
-    pub fn next(&self) -> Option<Update> {
-        self.updates.recv().ok()
-    }
-
-    /// Ends the request before the next step.
-    pub fn cancel(&self) {
-        self.handle.cancel();
-    }
-
-    /// Waits for the end.
-    ///
-    /// # Errors
-    /// The request's own, or the engine has ended.
-    pub fn wait(&self) -> Result<(Finished, Account)> {
-        loop {
-            match self.next() {
-                Some(Update::Accepted | Update::Started | Update::Progress(_)) => {}
-                Some(Update::Ended(outcome, account)) => return Ok((outcome?, account)),
-                Some(Update::Cancelled(_)) => return Err(Error::invalid("the request was cancelled")),
-                None => return Err(gone()),
-            }
-        }
-    }
-}
-
-fn gone() -> Error {
-    Error::Backend("the engine has ended".to_string())
-}
-
 /// What the thread works with.
 struct Worker {
-    scheduler: Scheduler,
-    /// By the scheduler's number: the ticket's, and who is told.
-    holders: BTreeMap<u64, (u64, Tell)>,
+    scheduler: Scheduler<()>,
+    /// By the scheduler's number: the handle's number, and who listens.
+    listeners: BTreeMap<u64, (u64, OnUpdate)>,
     status: Arc<Mutex<Status>>,
     blocks: [usize; 2],
-    turn_seconds: f64,
-}
-
-/// What is left to do after commands were heard.
-enum Heard {
-    /// Turns.
-    Everything,
-    /// Nothing any more.
-    Stop,
+    step_seconds: f64,
 }
 
 impl Worker {
     fn new(settings: Settings, backend: &dyn Backend, status: Arc<Mutex<Status>>) -> Worker {
         let blocks = [Role::Policy, Role::Reward].map(|role| backend.blocks_free(role));
         let scheduler = Scheduler::new(settings);
-        Worker { scheduler, holders: BTreeMap::new(), status, blocks, turn_seconds: 0.0 }
+        Worker { scheduler, listeners: BTreeMap::new(), status, blocks, step_seconds: 0.0 }
     }
 
-    /// Turn after turn, until the engine is dropped or the device is lost.
+    /// Step after step, until the engine is dropped or the device is lost.
     fn serve(&mut self, backend: &mut dyn Backend, commands: &Receiver<Command>) {
-        while let Heard::Everything = self.hear(backend, commands) {
+        while self.take_commands(backend, commands) {
             let started = Instant::now();
             self.show(backend, Some(started));
-            let busy = self.scheduler.turn(backend);
-            self.turn_seconds += started.elapsed().as_secs_f64();
+            let busy = self.scheduler.step(backend);
+            self.step_seconds += started.elapsed().as_secs_f64();
             if !busy && self.scheduler.requests() > 0 {
-                // Not a state that requests can get into by themselves; to spin in it would help nobody.
-                self.end_all(backend, super::stuck);
+                // No sequence of requests leads here. If a fault does, they end instead of keeping the thread busy forever.
+                self.end_all(backend, stuck);
             }
-            if self.tell(backend)
+            if self.report(backend)
                 && let Err(error) = backend.alive()
             {
                 let why = error.to_string();
-                self.end_all(backend, || Error::Backend(why.clone()));
+                self.end_all(backend, || Error::DeviceLost(why.clone()));
                 let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
                 status.dead = Some(why);
-                (status.running, status.waiting, status.turn_since) = (0, 0, None);
+                (status.running, status.waiting, status.step_since) = (0, 0, None);
                 return;
             }
             self.show(backend, None);
@@ -277,8 +230,8 @@ impl Worker {
         self.scheduler.clear(backend);
     }
 
-    /// Between two turns everything that was said is heard; without requests there is nothing to do but listen.
-    fn hear(&mut self, backend: &mut dyn Backend, commands: &Receiver<Command>) -> Heard {
+    /// Takes the commands that have come since the last step; waits for one if there are no requests. False: stop.
+    fn take_commands(&mut self, backend: &mut dyn Backend, commands: &Receiver<Command>) -> bool {
         loop {
             let command = match self.scheduler.requests() {
                 0 => {
@@ -288,50 +241,48 @@ impl Worker {
                 _ => commands.try_recv(),
             };
             match command {
-                Ok(Command::Submit(ticket, make, mut tell)) => match make(backend) {
-                    Ok(generation) => {
-                        if tell(Update::Accepted) {
-                            self.holders.insert(self.scheduler.submit(generation), (ticket, tell));
+                Ok(Command::Submit(handle, build, mut on_update)) => match build(backend) {
+                    Ok(request) => {
+                        if on_update(Update::Accepted) {
+                            self.listeners.insert(self.scheduler.submit(request), (handle, on_update));
                         }
                     }
-                    Err(error) => drop(tell(Update::Ended(Err(error), Account::default()))),
+                    Err(error) => drop(on_update(Update::Ended(Err(error), RequestStats::default()))),
                 },
-                Ok(Command::Cancel(ticket)) => {
-                    let found = self.holders.iter().find(|(_, (held, _))| *held == ticket).map(|(&id, _)| id);
+                Ok(Command::Cancel(handle)) => {
+                    let found = self.listeners.iter().find(|(_, (held, _))| *held == handle).map(|(&id, _)| id);
                     if let Some(id) = found {
-                        let account = self.scheduler.cancel(backend, id).unwrap_or_default();
-                        if let Some((_, mut tell)) = self.holders.remove(&id) {
-                            tell(Update::Cancelled(account));
+                        let stats = self.scheduler.cancel(backend, id).unwrap_or_default();
+                        if let Some((_, mut on_update)) = self.listeners.remove(&id) {
+                            on_update(Update::Cancelled(stats));
                         }
                     }
                 }
-                Ok(Command::Totals(told)) => drop(told.send((self.scheduler.totals(), self.scheduler.requests()))),
-                Err(TryRecvError::Empty) => return Heard::Everything,
-                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Heard::Stop,
+                Err(TryRecvError::Empty) => return true,
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
             }
         }
     }
 
-    /// Hands out what a turn has said. Whether the backend failed in it.
-    fn tell(&mut self, backend: &mut dyn Backend) -> bool {
+    /// Passes on what happened in a step. Whether the backend failed in it.
+    fn report(&mut self, backend: &mut dyn Backend) -> bool {
         let mut failed = false;
         for event in self.scheduler.events() {
             let (id, update) = match event {
                 Event::Started(id) => (id, Update::Started),
                 Event::Progress(id, progress) => (id, Update::Progress(progress)),
-                Event::Ended(id, outcome, account) => {
-                    failed |= matches!(*outcome, Err(Error::Backend(_)));
-                    if let Some((_, mut tell)) = self.holders.remove(&id) {
-                        // A holder that has left does not want to know.
-                        tell(Update::Ended(*outcome, account));
+                Event::Ended(id, result, stats) => {
+                    failed |= matches!(result, Err(Error::Backend(_) | Error::DeviceLost(_)));
+                    if let Some((_, mut on_update)) = self.listeners.remove(&id) {
+                        on_update(Update::Ended(result, stats));
                     }
                     continue;
                 }
             };
-            let Some((_, tell)) = self.holders.get_mut(&id) else { continue };
-            if !tell(update) {
+            let Some((_, on_update)) = self.listeners.get_mut(&id) else { continue };
+            if !on_update(update) {
                 self.scheduler.cancel(backend, id);
-                self.holders.remove(&id);
+                self.listeners.remove(&id);
             }
         }
         failed
@@ -339,16 +290,16 @@ impl Worker {
 
     fn end_all(&mut self, backend: &mut dyn Backend, why: impl Fn() -> Error) {
         self.scheduler.clear(backend);
-        for (_, mut tell) in std::mem::take(&mut self.holders).into_values() {
-            tell(Update::Ended(Err(why()), Account::default()));
+        for (_, mut on_update) in std::mem::take(&mut self.listeners).into_values() {
+            on_update(Update::Ended(Err(why()), RequestStats::default()));
         }
     }
 
-    /// Lets others see what is going on.
-    fn show(&self, backend: &mut dyn Backend, turn_since: Option<Instant>) {
+    /// Publishes the status.
+    fn show(&self, backend: &mut dyn Backend, step_since: Option<Instant>) {
         let running = self.scheduler.running();
         let status = Status {
-            totals: self.scheduler.totals(),
+            scheduler: self.scheduler.stats(),
             waiting: self.scheduler.requests() - running,
             running,
             blocks_free: [Role::Policy, Role::Reward].map(|role| backend.blocks_free(role)),
@@ -356,8 +307,8 @@ impl Worker {
             blocks_in_use: [Role::Policy, Role::Reward].map(|role| backend.blocks_in_use(role)),
             work: backend.work(),
             seconds: self.scheduler.seconds(),
-            turn_seconds: self.turn_seconds,
-            turn_since,
+            step_seconds: self.step_seconds,
+            step_since,
             dead: None,
         };
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;

@@ -1,37 +1,36 @@
 //! One candidate of a segment while it is decoded: which token comes next, when it ends, what of it is kept.
 //!
-//! Pure state without a model. Whoever decodes it asks for the [`next`](CandidateState::next) token of a row, hands it
-//! to [`push`](CandidateState::push) and goes on with the row after it until a stop is returned.
+//! Pure state without a model. The caller takes the [`next`](CandidateState::next) token of each distribution and hands it
+//! to [`push`](CandidateState::push), until that returns a stop.
 
 use crate::answer::{Candidate, CandidateStop, Margins, Slot};
 use crate::method::Options;
-use crate::method::entropy::Threshold;
 use crate::model::RowStats;
 
-/// What ends a candidate.
+/// What does not change while a response is decoded.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub struct Decoding {
+    /// Parameters of the response.
+    pub options: Options,
+    /// Length of the prompt.
+    pub prompt_len: usize,
     /// No sequence grows past this length: prompt and budget.
     pub end: usize,
-    /// The uncertainty that ends a segment.
-    pub threshold: Threshold,
-    /// The threshold is tested from this many generated tokens on.
-    pub min_generated: usize,
-    /// End-of-turn id.
-    pub finish_id: u32,
-    /// Ids that end a segment.
-    pub stop_ids: Vec<u32>,
+    /// Ids that may be proposed in a segment, at most.
+    pub shortlist_len: usize,
+    /// Ids that the reward model knows.
+    pub reward_vocab: usize,
 }
 
-impl Rules {
-    /// The rules of one response.
-    pub fn new(prompt_len: usize, options: &Options) -> Rules {
-        Rules {
+impl Decoding {
+    /// For a prompt of this length; `vocab` are the ids of policy and reward model.
+    pub fn new(prompt_len: usize, options: &Options, vocab: (usize, usize)) -> Decoding {
+        Decoding {
+            options: options.clone(),
+            prompt_len,
             end: prompt_len.saturating_add(options.max_new_tokens),
-            threshold: options.threshold(),
-            min_generated: options.min_generated,
-            finish_id: options.finish_id,
-            stop_ids: options.stop_ids.clone(),
+            shortlist_len: options.top_k.min(vocab.0.min(vocab.1)),
+            reward_vocab: vocab.1,
         }
     }
 }
@@ -110,9 +109,10 @@ impl CandidateState {
     ///
     /// The order of the tests matters. A finish or stop id ends it however certain the policy was; a token that fills
     /// the budget is never dropped for being uncertain; the threshold is inclusive.
-    pub fn push(&mut self, token: u32, stats: &RowStats, rules: &Rules) -> Option<CandidateStop> {
+    pub fn push(&mut self, token: u32, stats: &RowStats, decoding: &Decoding) -> Option<CandidateStop> {
         debug_assert!(self.stop.is_none());
-        let signal = rules.threshold.signal.value(stats);
+        let options = &decoding.options;
+        let signal = options.signal.value(stats);
         self.generated.push(token);
         self.entropies.push(stats.entropy_floored);
         self.entropies_exact.push(stats.entropy);
@@ -120,14 +120,14 @@ impl CandidateState {
         self.logprobs.push(if token == stats.argmax { stats.max_probability.ln() } else { f64::NEG_INFINITY });
         self.gaps.push(stats.margin);
 
-        let full = self.len() >= rules.end;
-        self.stop = if token == rules.finish_id {
+        let full = self.len() >= decoding.end;
+        self.stop = if token == options.finish_id {
             Some(CandidateStop::Finish)
-        } else if rules.stop_ids.contains(&token) {
+        } else if options.stop_ids.contains(&token) {
             Some(CandidateStop::StopId)
         } else if full {
             Some(CandidateStop::Length)
-        } else if self.generated.len() >= rules.min_generated && rules.threshold.reached_by(signal) {
+        } else if self.generated.len() >= options.min_generated && options.threshold().reached_by(signal) {
             Some(CandidateStop::Entropy)
         } else {
             None
@@ -156,7 +156,7 @@ impl CandidateState {
         &self.generated
     }
 
-    /// The ids that count.
+    /// The ids that are part of the answer.
     pub fn kept(&self) -> &[u32] {
         match self.generated.split_last() {
             Some((_, kept)) if self.drops_last => kept,
@@ -164,7 +164,7 @@ impl CandidateState {
         }
     }
 
-    /// The generated id that does not.
+    /// The generated id that is not kept, if there is one.
     pub fn dropped(&self) -> Option<u32> {
         self.generated.last().copied().filter(|_| self.drops_last)
     }
@@ -176,7 +176,7 @@ impl CandidateState {
 
     /// The record of an ended candidate. `slot` comes with the margins of its scores and of the shortlist's edge; the
     /// margins of what was decided before are added here.
-    pub fn record(self, rules: &Rules, reward: f32, slot: Option<Slot>, mut margins: Margins) -> Candidate {
+    pub fn record(self, decoding: &Decoding, reward: f32, slot: Option<Slot>, mut margins: Margins) -> Candidate {
         let slot_offset = self.forced.map(|(offset, _)| offset);
         let free = self.gaps.iter().enumerate().filter(|&(i, _)| Some(i) != slot_offset);
         margins.argmax = smallest(free.map(|(_, &gap)| f64::from(gap)));
@@ -187,8 +187,8 @@ impl CandidateState {
         margins.entropy = smallest(
             self.signals[..tested]
                 .iter()
-                .skip(rules.min_generated.saturating_sub(1))
-                .map(|signal| (signal - rules.threshold.value).abs()),
+                .skip(decoding.options.min_generated.saturating_sub(1))
+                .map(|signal| (signal - decoding.options.entropy_threshold).abs()),
         );
         Candidate {
             proposed: self.proposed,
@@ -216,9 +216,9 @@ pub(super) fn smallest(values: impl Iterator<Item = f64>) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn rules() -> Rules {
+    fn decoding() -> Decoding {
         let options = Options { max_new_tokens: 6, ..Options::new(1, vec![1, 2]) };
-        Rules::new(10, &options)
+        Decoding::new(10, &options, (30, 30))
     }
 
     fn row(argmax: u32, entropy: f64) -> RowStats {
@@ -228,7 +228,7 @@ mod tests {
     fn run(tokens: &[(u32, f64)]) -> CandidateState {
         let mut state = CandidateState::unforced(10);
         for (i, &(token, entropy)) in tokens.iter().enumerate() {
-            let stop = state.push(token, &row(token, entropy), &rules());
+            let stop = state.push(token, &row(token, entropy), &decoding());
             assert_eq!(stop.is_some(), i + 1 == tokens.len(), "token {i}");
         }
         state
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn only_what_was_tested_has_a_margin() {
         let entropy =
-            |tokens: &[(u32, f64)]| run(tokens).record(&rules(), 0.0, None, Margins::default()).margins.entropy;
+            |tokens: &[(u32, f64)]| run(tokens).record(&decoding(), 0.0, None, Margins::default()).margins.entropy;
         assert_eq!(entropy(&[(7, 1.9), (7, 0.0), (7, 0.0), (7, 5.0)]), Some(3.0));
         assert_eq!(entropy(&[(7, 0.0), (7, 0.0), (7, 0.0), (7, 0.5), (1, 1.9)]), Some(1.5));
         assert_eq!(entropy(&[(7, 0.0), (7, 0.0), (7, 0.0), (1, 1.9)]), None);
@@ -275,10 +275,10 @@ mod tests {
         let mut forced = unforced.forced(2, 20, 21);
         assert_eq!(forced.generated(), [7, 8]);
         assert_eq!(forced.next(&row(9, 0.3)), 21);
-        assert_eq!(forced.push(21, &row(9, 0.3), &rules()), None);
+        assert_eq!(forced.push(21, &row(9, 0.3), &decoding()), None);
         assert_eq!(forced.next(&row(9, 0.3)), 9);
-        assert_eq!(forced.push(1, &row(1, 0.0), &rules()), Some(CandidateStop::Finish));
-        let record = forced.record(&rules(), 0.5, None, Margins::default());
+        assert_eq!(forced.push(1, &row(1, 0.0), &decoding()), Some(CandidateStop::Finish));
+        let record = forced.record(&decoding(), 0.5, None, Margins::default());
         assert_eq!(record.entropies, [0.1, 0.2, 0.3, 0.0]);
         assert_eq!((record.proposed, record.forced), (Some(20), Some(21)));
     }

@@ -5,16 +5,6 @@
 //! (the product with the row of the token now there) is left out on purpose. Pure functions; the products come from the
 //! backend.
 
-/// The position where the final reward is pooled: the rightmost one whose id is not `pad`, the last one without a pad
-/// id, and position 0 if all are pads (or if there are no ids, where nothing can be pooled).
-pub fn pool_position(ids: &[u32], pad: Option<u32>) -> usize {
-    let last = ids.len().saturating_sub(1);
-    match pad {
-        None => last,
-        Some(pad) => ids.iter().rposition(|&id| id != pad).unwrap_or(0),
-    }
-}
-
 /// First-order scores of the candidates `ids` from their products with the gradient.
 ///
 /// The score of the token now at the slot is multiplied with `damping`: it keeps its sign, so it is damped *up* if it is
@@ -33,16 +23,6 @@ pub fn scores(ids: &[u32], dots: &[f32], current: u32, damping: f64) -> Vec<f64>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pools_at_the_rightmost_other_id() {
-        assert_eq!(pool_position(&[5, 6, 7], None), 2);
-        assert_eq!(pool_position(&[5, 6, 7], Some(9)), 2);
-        assert_eq!(pool_position(&[5, 9, 7, 9, 9], Some(9)), 2);
-        assert_eq!(pool_position(&[9, 9], Some(9)), 0);
-        assert_eq!(pool_position(&[], Some(9)), 0);
-        assert_eq!(pool_position(&[], None), 0);
-    }
 
     #[test]
     fn damping_keeps_the_sign() {

@@ -1,61 +1,61 @@
 //! One response of the method as a state machine: branches, the walk through them, what is asked of the models next.
 //!
-//! A response is a row of segments. In each one the policy writes greedily until it becomes uncertain; the reward model then
-//! says, by the gradient at the slot's embedding, which of the policy's own likely tokens to try there instead, and so on from
-//! candidate to candidate until one would repeat. The best is committed and the next segment begins where it became uncertain.
+//! A response is a sequence of segments. In each segment the policy decodes greedily until it becomes uncertain. The gradient of
+//! the reward at the slot's embedding then says which of the policy's own likely tokens to try at the slot instead. This goes on
+//! from candidate to candidate until one would repeat. The best candidate is committed, and the next segment begins where that
+//! one became uncertain.
 //!
-//! A candidate is a function of the prefix and of the token at the slot alone, and the tokens that can come there are known as
-//! soon as the slot is reached. So candidates may be decoded and scored before the walk asks for them ([`Speculation`]): the
-//! walk then goes by what is there. What it never reaches leaves no trace: not in the record, not in the uniform numbers, not
-//! in the work counted, and an error in it is no error.
+//! A candidate depends on the prefix and the token at the slot alone, and the tokens that can stand there are known as soon as the
+//! slot is reached. So candidates may be decoded and scored before the walk reaches them ([`Speculation`]). A candidate that the
+//! walk never reaches changes nothing: neither the record, nor the uniform numbers, nor the work counted. Its errors are dropped.
 //!
 //! No work is done twice:
 //!
-//! * The policy line that holds the prefix is continued by the unforced candidate; each forced one forks off it at the slot.
-//!   The winner's line holds the next prefix, and the row that made the winner stop is the next segment's first row. Only the
+//! * The policy sequence that holds the prefix is continued by the unforced candidate; each forced one forks off it at the slot.
+//!   The winner's sequence holds the next prefix, and the distribution that made the winner stop is the next segment's first. Only the
 //!   last generated token of a candidate never runs through the policy.
-//! * The reward line goes the same way. Rewards of positions that no later span will pass again (the end of the prefix, the
+//! * The reward sequence goes the same way. Rewards of positions that no later span will pass again (the end of the prefix, the
 //!   position where the final reward is pooled) are asked for when their span is run.
-//! * Rows report their largest logits where they are, or may turn out to be, the row at a slot.
+//! * The largest logits are reported only for a distribution that is, or may turn out to be, the one at a slot.
 
 mod branch;
 mod tasks;
 
-use self::branch::{Branch, Fixed};
+use self::branch::Branch;
 use crate::answer::{CandidateStop, FinishReason, Margins, Response, Segment, Slot};
-use crate::method::candidate::{CandidateState, Rules, smallest};
-use crate::method::gradient::{self, pool_position};
+use crate::method::candidate::{CandidateState, Decoding, smallest};
+use crate::method::gradient;
 use crate::method::nudge::{self, Shortlist};
 use crate::method::walk::Walk;
 use crate::method::{Options, Selection};
 use crate::model::Work;
 use crate::profile::{self, Phase};
 use crate::rng::Uniforms;
-use crate::task::{Progress, Scored, Speculation};
+use crate::task::{Outcome, Progress, RewardOutput, Speculation, pool_position};
 use crate::{Error, Result};
 use std::sync::Arc;
 
 /// Rewards of a text at its last position, and where the final reward would be pooled if it ended there.
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct PooledReward {
     last: f32,
     pooled: f32,
 }
 
 /// A response in progress.
 pub struct Intervention {
-    fixed: Fixed,
+    decoding: Decoding,
     uniforms: Uniforms,
     uniforms_used: Vec<f64>,
     /// Prompt and committed segments.
     prefix: Vec<u32>,
-    /// Positions of the trunk's reward line that were run.
+    /// Positions of the trunk's reward sequence that were run.
     reward_len: usize,
     /// Rewards of the prefix, once anything was scored.
-    known: Option<Known>,
-    /// Lines of the trunk, and where they came from if nothing was run on them yet.
+    known: Option<PooledReward>,
+    /// Sequences of the trunk, and where they came from if nothing was run on them yet.
     trunk: [u32; 2],
-    origin: [Option<(u32, usize)>; 2],
+    fork_from: [Option<(u32, usize)>; 2],
     numbers: u32,
 
     // The segment in progress.
@@ -66,14 +66,15 @@ pub struct Intervention {
     candidates: Arc<[u32]>,
     /// The branch that the walk waits for.
     current: usize,
-    best: Option<(usize, Known)>,
+    best: Option<(usize, PooledReward)>,
     /// Rewards up to the slot.
-    before: Option<Known>,
+    before: Option<PooledReward>,
     /// Whether what the branches share goes through the reward model by itself.
-    base: bool,
-    twin: Option<f64>,
+    shared_apart: bool,
+    /// Gap between the two most likely of the ids whose embedding is the proposed one's.
+    tied_embedding: Option<f64>,
     /// Places on the shortlist in the order in which they are likely to be proposed.
-    likely: Vec<usize>,
+    proposal_order: Vec<usize>,
     run_ahead: bool,
 
     segments: Vec<Segment>,
@@ -81,20 +82,12 @@ pub struct Intervention {
     necessary: Work,
     tokens: usize,
     progress: Vec<Progress>,
-    outcome: Option<Result<Response>>,
-    ended: bool,
+    outcome: Outcome<Response>,
 }
 
 impl Intervention {
     /// A response to `prompt`. Ranges and lengths have to be checked before; `vocab` are the ids of policy and reward model.
     pub fn new(prompt: &[u32], options: &Options, uniforms: Uniforms, vocab: (usize, usize)) -> Intervention {
-        let fixed = Fixed {
-            options: options.clone(),
-            rules: Rules::new(prompt.len(), options),
-            prompt_len: prompt.len(),
-            shortlist_len: options.top_k.min(vocab.0.min(vocab.1)),
-            reward_vocab: vocab.1,
-        };
         Intervention {
             uniforms,
             uniforms_used: Vec::new(),
@@ -102,7 +95,7 @@ impl Intervention {
             reward_len: 0,
             known: None,
             trunk: [0, 0],
-            origin: [None, None],
+            fork_from: [None, None],
             numbers: 0,
             offset: options.first_offset,
             walk: Walk::new(prompt.len(), options.first_offset, options.max_candidates),
@@ -112,19 +105,23 @@ impl Intervention {
             current: 0,
             best: None,
             before: None,
-            base: false,
-            twin: None,
-            likely: Vec::new(),
+            shared_apart: false,
+            tied_embedding: None,
+            proposal_order: Vec::new(),
             run_ahead: false,
             segments: Vec::new(),
             segment_boundaries: Vec::new(),
             necessary: Work { policy_forward: prompt.len() as u64, ..Work::default() },
             tokens: 0,
             progress: Vec::new(),
-            outcome: None,
-            ended: false,
-            fixed,
+            outcome: Outcome::pending(),
+            decoding: Decoding::new(prompt.len(), options, vocab),
         }
+    }
+
+    /// Where the reward of the prefix followed by `tail` is pooled.
+    fn pool(&self, tail: &[u32]) -> usize {
+        pool_position(&self.prefix, tail, self.decoding.options.reward_pad_id)
     }
 
     /// Absolute position of the slot.
@@ -135,7 +132,7 @@ impl Intervention {
     /// Branches beside the one that the walk waits for, decoded before anyone asked for them.
     fn spawn(&mut self, speculation: Speculation, same: &dyn Fn(u32, u32) -> bool) {
         let visited = self.walk.candidates().len();
-        if speculation.width <= 1 || visited + 1 >= self.fixed.options.max_candidates {
+        if speculation.width <= 1 || visited + 1 >= self.decoding.options.max_candidates {
             return;
         }
         let Some(shortlist) = &self.shortlist else { return };
@@ -145,7 +142,7 @@ impl Intervention {
         let mut waiting =
             self.branches.iter().enumerate().filter(|(i, b)| *i != self.current && !b.visited && !b.retired).count();
         let mut tokens = Vec::new();
-        for &place in &self.likely {
+        for &place in &self.proposal_order {
             if waiting + 1 >= speculation.width {
                 break;
             }
@@ -167,9 +164,9 @@ impl Intervention {
     fn force(&mut self, proposed: u32, placed: u32) -> usize {
         self.numbers += 1;
         let mut branch = Branch::new(self.numbers, self.branches[0].state.forced(self.offset, proposed, placed));
-        if let Some(row) = self.branches[0].slot_row.clone() {
+        if let Some(row) = self.branches[0].at_slot.clone() {
             self.tokens += 1;
-            self.fixed.push(&mut branch, row, self.offset);
+            self.decoding.push(&mut branch, row, self.offset);
         } else {
             branch.failed = Some(internal("the row at a slot"));
         }
@@ -187,33 +184,33 @@ impl Intervention {
         {
             return;
         }
-        let Some(row) = branch.row.clone() else { return };
+        let Some(row) = branch.last.clone() else { return };
         let start = self.prefix.len() + branch.state.kept().len();
         let mut ahead = Branch::new(branch.number, CandidateState::unforced(start));
         self.tokens += 1;
-        self.fixed.push(&mut ahead, row, 0);
+        self.decoding.push(&mut ahead, row, 0);
         branch.ahead = Some(Box::new(ahead));
     }
 
     /// Rewards that a scored branch brings, checked: of itself, and up to the slot.
-    fn rewards(&self, index: usize) -> Result<(Known, Option<Known>)> {
+    fn rewards(&self, index: usize) -> Result<(PooledReward, Option<PooledReward>)> {
         let branch = &self.branches[index];
         let kept = branch.state.kept();
-        let ids = [&self.prefix[..], kept].concat();
-        let last = ids.len() - 1;
+        let len = self.prefix.len() + kept.len();
+        let last = len - 1;
         let proposes = self.walk.will_propose(kept.len());
         if index == 0
             && proposes
-            && self.base
+            && self.shared_apart
             && let Some(before) = self.before
         {
             finite("reward", before.last, self.slot() - 1)?;
-            finite("reward", before.pooled, pool_position(&self.base_ids(), self.fixed.options.reward_pad_id))?;
+            finite("reward", before.pooled, self.pool(self.shared_tail()))?;
         }
-        let Some(scored) = &branch.scored else {
+        let Some(scored) = &branch.reward else {
             return Err(internal("a reward"));
         };
-        if self.scored_from(index) == ids.len() {
+        if self.scored_from(index) == len {
             let known = self.before.ok_or_else(|| internal("an unknown reward"))?;
             return Ok((known, None));
         }
@@ -239,12 +236,12 @@ impl Intervention {
                 None => self.before.map(|known| known.pooled).ok_or_else(|| internal("an unknown reward")),
             }
         };
-        let pool = pool_position(&ids, self.fixed.options.reward_pad_id);
+        let pool = self.pool(kept);
         let before = match self.before_slot(index) {
-            Some((last, pooled)) => Some(Known { last: at(last)?, pooled: at(pooled)? }),
+            Some((last, pooled)) => Some(PooledReward { last: at(last)?, pooled: at(pooled)? }),
             None => None,
         };
-        Ok((Known { last: scored.reward, pooled: at(pool)? }, before))
+        Ok((PooledReward { last: scored.reward, pooled: at(pool)? }, before))
     }
 
     /// Goes one step along the walk, if the branch it waits for is complete.
@@ -256,16 +253,16 @@ impl Intervention {
         if !self.branches[index].ended() {
             return Ok(false);
         }
-        if self.branches[index].scored.is_none() {
-            if self.score_task(index).is_some() || self.base_waits() {
+        if self.branches[index].reward.is_none() {
+            if self.score_task(index).is_some() || self.shared_waits() {
                 return Ok(false);
             }
-            // Nothing new: the text ends where an earlier one did.
-            self.branches[index].scored = Some(Scored::default());
+            // The text ends where an earlier one did, so its reward is known.
+            self.branches[index].reward = Some(RewardOutput::default());
         }
         let kept = self.branches[index].state.kept().len();
         let proposes = self.walk.will_propose(kept);
-        let differentiates = kept > self.offset && (proposes || self.fixed.options.full_trace);
+        let differentiates = kept > self.offset && (proposes || self.decoding.options.full_trace);
         let shortlist = match &self.shortlist {
             Some(list) if !list.ids.is_empty() => Some(list.clone()),
             _ if differentiates => return Err(internal("the largest logits at a slot")),
@@ -275,8 +272,8 @@ impl Intervention {
         self.count(index, kept, differentiates);
         self.before = before.or(self.before);
 
-        let mut margins = Margins { twin: self.twin.take(), ..Margins::default() };
-        let gradient = self.branches[index].scored.as_mut().and_then(|scored| scored.gradient.take());
+        let mut margins = Margins { tied_embedding: self.tied_embedding.take(), ..Margins::default() };
+        let gradient = self.branches[index].reward.as_mut().and_then(|scored| scored.gradient.take());
         let slot = match (shortlist.as_ref().filter(|_| differentiates), gradient) {
             (Some(list), Some((dots, norm))) => {
                 if dots.len() != list.ids.len() {
@@ -294,13 +291,13 @@ impl Intervention {
         let proposed = slot.as_ref().and_then(|slot| slot.next_proposal);
         let branch = &mut self.branches[index];
         branch.visited = true;
-        let record = branch.state.clone().record(&self.fixed.rules, rewards.last, slot, margins);
+        let record = branch.state.clone().record(&self.decoding, rewards.last, slot, margins);
         let loser = if self.walk.add(record) {
             self.best.replace((index, rewards)).map(|(loser, _)| loser)
         } else {
             Some(index)
         };
-        // The unforced branch's lines stay while there may be more forks of them.
+        // The unforced branch's sequences stay while there may be more forks of them.
         if let Some(loser) = loser.filter(|&loser| loser != 0) {
             self.branches[loser].retired = true;
             self.branches[loser].ahead = None;
@@ -310,10 +307,10 @@ impl Intervention {
             let list = shortlist.ok_or_else(|| internal("the largest logits at a slot"))?;
             let placed = list.placed(proposed, same);
             if !self.walk.close(proposed, placed) {
-                let slot_row = self.branches[0].slot_row.as_ref();
-                self.twin = match slot_row.and_then(|row| row.logits.as_ref()) {
-                    Some(row) => nudge::twin_margin(&row[..self.fixed.reward_vocab.min(row.len())], proposed, same),
-                    None => list.twin_margin(proposed, same),
+                let slot_row = self.branches[0].at_slot.as_ref();
+                self.tied_embedding = match slot_row.and_then(|row| row.logits.as_ref()) {
+                    Some(row) => nudge::tied_margin(&row[..self.decoding.reward_vocab.min(row.len())], proposed, same),
+                    None => list.tied_margin(proposed, same),
                 };
                 // None that was visited: a token that was at the slot before closes the walk.
                 let there = |b: &Branch| b.state.generated().get(self.offset) == Some(&placed);
@@ -352,7 +349,7 @@ impl Intervention {
         used: bool,
     ) -> Result<(Slot, Option<f64>)> {
         let _range = profile::range(Phase::Nudge, shortlist.ids.len());
-        let options = &self.fixed.options;
+        let options = &self.decoding.options;
         let scores = gradient::scores(&shortlist.ids, &dots, current, options.damping);
         let (weights, choice) = match options.selection {
             Selection::Greedy => (Vec::new(), nudge::greedy(&scores)),
@@ -369,7 +366,7 @@ impl Intervention {
             }
         };
         // Gradients of the candidates of one segment are alike: what scores high now is likely to be proposed later.
-        self.likely.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+        self.proposal_order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
         let slot = Slot {
             gradient_norm: f64::from(norm),
             ids: shortlist.ids.clone(),
@@ -384,8 +381,8 @@ impl Intervention {
     /// Makes the winner the prefix of the next segment.
     fn commit(&mut self) -> Result<()> {
         let (index, rewards) = self.best.take().ok_or_else(|| internal("a candidate"))?;
-        let (start, slot, first_line) = (self.prefix.len(), self.slot(), self.trunk);
-        let options = &self.fixed.options;
+        let (start, slot, first_trunk) = (self.prefix.len(), self.slot(), self.trunk);
+        let options = &self.decoding.options;
         let walk = std::mem::replace(&mut self.walk, Walk::new(0, 0, options.max_candidates));
         let segment = walk.finish();
         let mut winner = self.branches.swap_remove(index);
@@ -393,7 +390,7 @@ impl Intervention {
 
         let kept = winner.state.kept();
         self.prefix.extend_from_slice(kept);
-        let new_tokens = self.prefix.len() - self.fixed.prompt_len;
+        let new_tokens = self.prefix.len() - self.decoding.prompt_len;
         let (boundary, end) = if winner.state.stop() == Some(CandidateStop::Finish) {
             (self.prefix.len() - 1, Some(FinishReason::Finish))
         } else if new_tokens >= options.max_new_tokens {
@@ -408,9 +405,9 @@ impl Intervention {
         self.segment_boundaries.push(boundary);
         if index != 0 {
             self.trunk = [winner.number; 2];
-            // A forced token that was dropped at once: its lines were never run, and are still to fork off.
+            // A forced token that was dropped at once: its sequences were never run, and are still to fork off.
             let unrun = self.prefix.len() == slot;
-            self.origin = first_line.map(|line| unrun.then_some((line, slot)));
+            self.fork_from = first_trunk.map(|key| unrun.then_some((key, slot)));
         }
         self.reward_len = self.prefix.len();
         self.known = Some(rewards);
@@ -422,21 +419,21 @@ impl Intervention {
         let next = match winner.ahead.take() {
             Some(ahead) => *ahead,
             None => {
-                let row = winner.row.take().ok_or_else(|| internal("the row after a segment"))?;
+                let row = winner.last.take().ok_or_else(|| internal("the row after a segment"))?;
                 let mut next = Branch::new(winner.number, CandidateState::unforced(self.prefix.len()));
                 self.tokens += 1;
-                self.fixed.push(&mut next, row, 0);
+                self.decoding.push(&mut next, row, 0);
                 next
             }
         };
         self.offset = 0;
-        self.walk = Walk::new(self.prefix.len(), 0, self.fixed.options.max_candidates);
+        self.walk = Walk::new(self.prefix.len(), 0, self.decoding.options.max_candidates);
         self.branches.push(next);
         self.current = 0;
         self.before = self.known;
         self.shortlist = None;
-        self.base = false;
-        self.twin = None;
+        self.shared_apart = false;
+        self.tied_embedding = None;
         self.reach_slot();
         Ok(())
     }
@@ -446,23 +443,23 @@ impl Intervention {
         if self.shortlist.is_some() {
             return;
         }
-        let Some(row) = &self.branches[0].slot_row else { return };
-        let list = Shortlist::new(&row.row.top, self.fixed.shortlist_len);
+        let Some(row) = &self.branches[0].at_slot else { return };
+        let list = Shortlist::new(&row.row.top, self.decoding.shortlist_len);
         self.candidates = Arc::from(&list.ids[..]);
-        self.likely = (0..list.ids.len()).collect();
+        self.proposal_order = (0..list.ids.len()).collect();
         self.shortlist = Some(list);
     }
 
-    fn finish(&mut self, finish_reason: FinishReason, rewards: Known) {
+    fn finish(&mut self, finish_reason: FinishReason, rewards: PooledReward) {
         let segments = std::mem::take(&mut self.segments);
         let response = Response {
-            prompt_len: self.fixed.prompt_len,
+            prompt_len: self.decoding.prompt_len,
             finish_reason,
             segment_boundaries: std::mem::take(&mut self.segment_boundaries),
             num_nudges: segments.iter().filter(|segment| segment.best != 0).count(),
             last_segment_reward: rewards.last,
             final_reward: rewards.pooled,
-            final_pool_position: pool_position(&self.prefix, self.fixed.options.reward_pad_id),
+            final_pool_position: self.pool(&[]),
             final_ids: self.prefix.clone(),
             uniforms_used: std::mem::take(&mut self.uniforms_used),
             min_margins: smallest_margins(&segments),
@@ -473,9 +470,8 @@ impl Intervention {
     }
 
     fn end(&mut self, outcome: Result<Response>) {
-        self.ended = true;
         self.branches.clear();
-        self.outcome = Some(outcome);
+        self.outcome.end(outcome);
     }
 }
 
@@ -503,6 +499,6 @@ fn smallest_margins(segments: &[Segment]) -> Margins {
         score: least(|margins| margins.score),
         top_k_edge: least(|margins| margins.top_k_edge),
         reward: smallest(segments.iter().filter_map(|segment| segment.reward_margin)),
-        twin: least(|margins| margins.twin),
+        tied_embedding: least(|margins| margins.tied_embedding),
     }
 }

@@ -1,11 +1,11 @@
-//! The method: gradient-guided reward optimisation over two models behind [`Backend`](crate::model::Backend).
+//! The method: gradient-guided reward optimisation over two [models](crate::model).
 //!
 //! Four parts: *when* ([`entropy`]: the uncertainty signal and its threshold), *what the reward model is
 //! asked* ([`gradient`]), *which token* ([`nudge`]), and *the decision* ([`intervention`]: segment boundaries, the
 //! refinement walk, keep the best, stop; the state of one candidate is in [`candidate`], that of a segment's walk in
 //! [`walk`]). No tensors and no device here; everything can be tested with scripted logits.
 //!
-//! A response never calls a model. It says what it wants to know ([`task`](crate::task)), and [`engine`](crate::engine) finds it out.
+//! A response never calls a model. It lists its questions as [tasks](crate::task), which the engine runs.
 
 pub mod candidate;
 pub mod entropy;

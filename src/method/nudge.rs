@@ -1,6 +1,6 @@
-//! Which token: the top-k candidates, greedy or sampled choice, twins.
+//! Which token: the top-k candidates, greedy or sampled choice, ids with tied embeddings.
 //!
-//! All of it is a function of one policy row, the first-order scores and, when sampling, one uniform number. Order
+//! All of it is a function of one policy distribution, the first-order scores and, when sampling, one uniform number. Order
 //! matters throughout: candidates stand in descending order of their logits with the lower id first, and every tie is
 //! broken by that order.
 
@@ -17,7 +17,7 @@ pub struct Shortlist {
 }
 
 impl Shortlist {
-    /// The first `k` of a row's largest logits; one more is needed to know the margin at the edge.
+    /// The first `k` of the largest logits; one more is needed to know the margin at the edge.
     pub fn new(top: &[(u32, f32)], k: usize) -> Shortlist {
         let (inside, outside) = top.split_at(k.min(top.len()));
         let edge = inside.last().zip(outside.first());
@@ -32,33 +32,33 @@ impl Shortlist {
     /// proposed one's, the most likely, the lowest id on a tie.
     ///
     /// That token has at least the proposed one's logit, so it is in the shortlist too, and the shortlist's order makes
-    /// it the first one there that equals the proposed one. A twin that the reward model has no row for is not there: it
+    /// it the first one there that equals the proposed one. An id that the reward model has no embedding for is not there: it
     /// could not be scored.
     pub fn placed(&self, proposed: u32, same: impl Fn(u32, u32) -> bool) -> u32 {
-        self.twins(proposed, same).next().map_or(proposed, |(id, _)| id)
+        self.tied(proposed, same).next().map_or(proposed, |(id, _)| id)
     }
 
     /// Logit gap between the two most likely entries whose embedding equals the proposed one's, if there are two.
-    pub fn twin_margin(&self, proposed: u32, same: impl Fn(u32, u32) -> bool) -> Option<f64> {
-        let mut twins = self.twins(proposed, same);
-        let (first, second) = (twins.next()?, twins.next()?);
+    pub fn tied_margin(&self, proposed: u32, same: impl Fn(u32, u32) -> bool) -> Option<f64> {
+        let mut tied = self.tied(proposed, same);
+        let (first, second) = (tied.next()?, tied.next()?);
         gap(first.1, second.1)
     }
 
-    fn twins(&self, proposed: u32, same: impl Fn(u32, u32) -> bool) -> impl Iterator<Item = (u32, f32)> {
+    fn tied(&self, proposed: u32, same: impl Fn(u32, u32) -> bool) -> impl Iterator<Item = (u32, f32)> {
         let entries = self.ids.iter().copied().zip(self.logits.iter().copied());
         entries.filter(move |&(id, _)| id == proposed || same(id, proposed))
     }
 }
 
 /// Logit gap between the two most likely of all ids of `row` whose embedding equals the proposed one's, if there are
-/// two. Unlike [`Shortlist::twin_margin`] it also sees twins which are not among the K most likely.
-pub fn twin_margin(row: &[f32], proposed: u32, same: impl Fn(u32, u32) -> bool) -> Option<f64> {
+/// two. Unlike [`Shortlist::tied_margin`] it also sees ids which are not among the K most likely.
+pub fn tied_margin(row: &[f32], proposed: u32, same: impl Fn(u32, u32) -> bool) -> Option<f64> {
     let ids = (0u32..).zip(row.iter().copied());
-    let mut twins: Vec<f32> =
+    let mut tied: Vec<f32> =
         ids.filter(|&(id, _)| id == proposed || same(id, proposed)).map(|(_, logit)| logit).collect();
-    twins.sort_by(|a, b| b.total_cmp(a));
-    gap(*twins.first()?, *twins.get(1)?)
+    tied.sort_by(|a, b| b.total_cmp(a));
+    gap(*tied.first()?, *tied.get(1)?)
 }
 
 /// `larger - smaller` where that is a finite number.
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_likely_twin_is_placed() {
+    fn the_most_likely_of_tied_embeddings_is_placed() {
         let top = [(7, 3.0), (2, 2.5), (4, 2.0), (9, 2.0), (1, 1.5)];
         let list = Shortlist::new(&top, 4);
         assert_eq!(list.ids, [7, 2, 4, 9]);
@@ -210,14 +210,14 @@ mod tests {
         assert_eq!(list.placed(7, same), 7);
         assert_eq!(list.placed(9, same), 4);
         assert_eq!(list.placed(9, |_, _| false), 9);
-        assert_eq!(list.twin_margin(2, same), Some(0.5));
-        assert_eq!(list.twin_margin(2, |_, _| false), None);
+        assert_eq!(list.tied_margin(2, same), Some(0.5));
+        assert_eq!(list.tied_margin(2, |_, _| false), None);
         assert_eq!(Shortlist::new(&top, 5).edge_margin, None);
         assert_eq!(Shortlist::new(&top, usize::MAX).ids.len(), 5);
         let row = [0.0, 1.5, 2.5, 0.0, 2.0, 0.0, 9.0, 3.0];
-        assert_eq!(twin_margin(&row, 2, same), Some(0.5));
-        assert_eq!(twin_margin(&row, 4, same), None);
+        assert_eq!(tied_margin(&row, 2, same), Some(0.5));
+        assert_eq!(tied_margin(&row, 4, same), None);
         let holes = [f32::NEG_INFINITY; 3];
-        assert_eq!(twin_margin(&holes, 1, |_, _| true), None);
+        assert_eq!(tied_margin(&holes, 1, |_, _| true), None);
     }
 }

@@ -1,5 +1,6 @@
 //! Parameters of the method, in one struct that every face fills.
 
+use crate::files::pair::Pair;
 use crate::method::entropy::{Signal, Threshold};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,11 @@ impl Options {
             reward_pad_id: None,
             full_trace: false,
         }
+    }
+
+    /// [`Options::new`] with the ids of a pair: end of turn, stop ids, the reward model's pad id.
+    pub fn for_pair(pair: &Pair) -> Options {
+        Options { reward_pad_id: pair.reward_pad_id, ..Options::new(pair.finish_id, pair.stop_ids.clone()) }
     }
 
     /// The signal with its threshold.

@@ -212,7 +212,7 @@ pub(crate) fn timed<T>(seconds: &mut f64, run: impl FnOnce() -> T) -> T {
 }
 
 /// Token positions that went through a model, counted where they were computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Work {
     /// Policy token-forwards.
     pub policy_forward: u64,
@@ -220,6 +220,43 @@ pub struct Work {
     pub reward_forward: u64,
     /// Reward token-backwards.
     pub reward_backward: u64,
+}
+
+impl Work {
+    /// Positions of one model; those of the policy are never differentiated.
+    pub fn of(role: Role, forward: usize, backward: usize) -> Work {
+        let (forward, reward_backward) = (forward as u64, backward as u64);
+        match role {
+            Role::Policy => Work { policy_forward: forward, reward_backward, ..Work::default() },
+            Role::Reward => Work { reward_forward: forward, reward_backward, ..Work::default() },
+        }
+    }
+
+    /// What is left of each kind, at least 0.
+    pub fn saturating_sub(self, less: Work) -> Work {
+        Work {
+            policy_forward: self.policy_forward.saturating_sub(less.policy_forward),
+            reward_forward: self.reward_forward.saturating_sub(less.reward_forward),
+            reward_backward: self.reward_backward.saturating_sub(less.reward_backward),
+        }
+    }
+}
+
+impl std::ops::Add for Work {
+    type Output = Work;
+    fn add(self, more: Work) -> Work {
+        Work {
+            policy_forward: self.policy_forward + more.policy_forward,
+            reward_forward: self.reward_forward + more.reward_forward,
+            reward_backward: self.reward_backward + more.reward_backward,
+        }
+    }
+}
+
+impl std::ops::AddAssign for Work {
+    fn add_assign(&mut self, more: Work) {
+        *self = *self + more;
+    }
 }
 
 impl std::ops::Sub for Work {

@@ -1,4 +1,4 @@
-//! Which token: the row, bent by bias and penalties, tempered, filtered, and one uniform number.
+//! Which token: the logits with bias and penalties, divided by the temperature, filtered, and one uniform number.
 //!
 //! A tempered token weighs `exp((logit - max) / temperature)`, rounded down to a whole number of parts of 2^-62: sums
 //! are exact, in whatever order they are taken, and 2^-62 is less than a uniform number of 53 bits can tell apart. So
@@ -9,22 +9,9 @@
 use std::cmp::Ordering;
 
 use super::{Counts, Sampling};
+use crate::answer::TokenLogprob;
 use crate::model::{RowStats, top_k};
 use crate::rng::Uniforms;
-
-/// A token and how likely it was.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Chosen {
-    /// The id.
-    pub id: u32,
-    /// Its log probability in nats under the softmax of the untouched row.
-    pub logprob: f64,
-    /// Entropy of that softmax in nats.
-    pub entropy: f64,
-    /// The most likely tokens of the untouched row with theirs, as many as were asked for, most likely first, the lower
-    /// id first on a tie. Impossible ones (a logit of minus infinity) are left out.
-    pub top: Vec<(u32, f64)>,
-}
 
 /// Draws the token number `index` of completion number `stream`: depends on the seed, `stream`, `index`, the ids so far
 /// and the row alone.
@@ -32,18 +19,18 @@ pub struct Chosen {
 /// A token whose logit is minus infinity is not chosen, whatever its bias. A row that is no distribution (empty, nothing
 /// but minus infinity, or something not a number) gives id 0 with a log probability of minus infinity. Ids beyond the
 /// row, in `sampling` or `counts`, are ignored.
-pub fn choose(row: &[f32], sampling: &Sampling, counts: &Counts, stream: u64, index: u64) -> Chosen {
+pub fn choose(row: &[f32], sampling: &Sampling, counts: &Counts, stream: u64, index: u64) -> TokenLogprob {
     let stats = RowStats::of(row, 0.0);
     if !stats.finite {
-        return Chosen { id: 0, logprob: f64::NEG_INFINITY, entropy: 0.0, top: Vec::new() };
+        return TokenLogprob { id: 0, logprob: f64::NEG_INFINITY, entropy: 0.0, top: Vec::new() };
     }
-    let barred = index < sampling.barred_before && !sampling.barred.is_empty();
-    let id = if sampling.plain() && !barred {
+    let suppressed = index < sampling.min_tokens && !sampling.suppress_ids.is_empty();
+    let id = if sampling.plain() && !suppressed {
         stats.argmax
     } else {
-        let mut logits = bent(row, sampling, counts);
-        if barred {
-            bar(&mut logits, &sampling.barred);
+        let mut logits = penalised(row, sampling, counts);
+        if suppressed {
+            suppress(&mut logits, &sampling.suppress_ids);
         }
         let (argmax, max) = largest(&logits);
         if sampling.temperature == 0.0 {
@@ -56,12 +43,12 @@ pub fn choose(row: &[f32], sampling: &Sampling, counts: &Counts, stream: u64, in
     reported(row, &stats, id, sampling.logprobs)
 }
 
-/// What is said of `id` as the token behind `row`.
-pub(super) fn reported(row: &[f32], stats: &RowStats, id: u32, logprobs: Option<usize>) -> Chosen {
+/// Log-probabilities of `id` and of the most likely tokens after `row`.
+pub(super) fn reported(row: &[f32], stats: &RowStats, id: u32, logprobs: Option<usize>) -> TokenLogprob {
     let logprob = |logit: f32| f64::from(logit) - stats.log_sum_exp;
     let most_likely = top_k(row, logprobs.unwrap_or(0), row.len());
     let possible = most_likely.into_iter().filter(|&(_, logit)| logit > f32::NEG_INFINITY);
-    Chosen {
+    TokenLogprob {
         id,
         logprob: row.get(id as usize).map_or(f64::NEG_INFINITY, |&logit| logprob(logit)),
         entropy: stats.entropy,
@@ -70,9 +57,9 @@ pub(super) fn reported(row: &[f32], stats: &RowStats, id: u32, logprobs: Option<
 }
 
 /// Makes tokens impossible, unless nothing would be left.
-fn bar(logits: &mut [f64], barred: &[u32]) {
+fn suppress(logits: &mut [f64], ids: &[u32]) {
     let before = logits.to_vec();
-    for &id in barred {
+    for &id in ids {
         if let Some(logit) = logits.get_mut(id as usize) {
             *logit = f64::NEG_INFINITY;
         }
@@ -91,7 +78,7 @@ fn uniform(seed: u64, stream: u64, index: u64) -> f64 {
 }
 
 /// The logits with bias and penalties, in this order.
-fn bent(row: &[f32], sampling: &Sampling, counts: &Counts) -> Vec<f64> {
+fn penalised(row: &[f32], sampling: &Sampling, counts: &Counts) -> Vec<f64> {
     // Adding 0 leaves one zero, which total orders need.
     let mut logits: Vec<f64> = row.iter().map(|&logit| f64::from(logit) + 0.0).collect();
     for &(id, bias) in &sampling.logit_bias {
@@ -202,7 +189,7 @@ mod tests {
 
     /// The ids that may be drawn, lowest first.
     fn left(row: &[f32], sampling: &Sampling, counts: &Counts) -> Vec<u32> {
-        let logits = bent(row, sampling, counts);
+        let logits = penalised(row, sampling, counts);
         let tokens = tempered(&logits, largest(&logits).1, sampling);
         let steps = 4096;
         let mut ids: Vec<u32> =
@@ -298,12 +285,12 @@ mod tests {
     fn barred_tokens_wait_for_their_turn() {
         let row = [1.0, 3.0, 2.0];
         let at = |sampling: &Sampling, index| choose(&row, sampling, &Counts::default(), 0, index);
-        let barred = Sampling { barred: vec![1, 9], barred_before: 2, ..Sampling::default() };
-        assert_eq!([0, 1, 2, 3].map(|index| at(&barred, index).id), [2, 2, 1, 1]);
+        let suppressed = Sampling { suppress_ids: vec![1, 9], min_tokens: 2, ..Sampling::default() };
+        assert_eq!([0, 1, 2, 3].map(|index| at(&suppressed, index).id), [2, 2, 1, 1]);
         // What is reported is the untouched row's all the same.
-        assert_eq!(at(&barred, 0).entropy, at(&Sampling::default(), 0).entropy);
-        // With nothing else to choose from they are chosen after all.
-        let all = Sampling { barred: vec![0, 1, 2], ..barred };
+        assert_eq!(at(&suppressed, 0).entropy, at(&Sampling::default(), 0).entropy);
+        // If they are all there is, they are chosen.
+        let all = Sampling { suppress_ids: vec![0, 1, 2], ..suppressed };
         assert_eq!(at(&all, 0).id, 1);
     }
 
@@ -314,7 +301,7 @@ mod tests {
         for id in [2, 3, 2, 4, 6] {
             counts.push(id);
         }
-        let with = |sampling: Sampling| bent(&row, &sampling, &counts);
+        let with = |sampling: Sampling| penalised(&row, &sampling, &counts);
         let hole = f64::NEG_INFINITY;
         assert_eq!(with(Sampling::default()), [2.0, -2.0, 2.0, -2.0, 0.0, 1.0, hole]);
         let repetition = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
@@ -338,7 +325,7 @@ mod tests {
         let counts = Counts::new(&[0, 1]);
         for penalty in [f64::MIN_POSITIVE, f64::MAX] {
             let harsh = Sampling { repetition_penalty: penalty, ..warm() };
-            let logits = bent(&[-3e38, 3e38, f32::NEG_INFINITY], &harsh, &counts);
+            let logits = penalised(&[-3e38, 3e38, f32::NEG_INFINITY], &harsh, &counts);
             assert!(logits[0].is_finite() && logits[1].is_finite());
             assert!(choose(&[-3e38, -3e38, f32::NEG_INFINITY], &harsh, &counts, 0, 0).id < 2);
             assert_eq!(choose(&[f32::NEG_INFINITY, -3e38], &harsh, &counts, 0, 0).id, 1);
@@ -418,12 +405,12 @@ mod tests {
         let biased = Sampling { temperature: 100.0, logit_bias: vec![(0, 100.0)], logprobs: Some(3), ..warm() };
         for index in 0..100 {
             let chosen = choose(&[hole, -50.0, hole], &biased, &Counts::default(), 0, index);
-            assert_eq!(chosen, Chosen { id: 1, logprob: 0.0, entropy: 0.0, top: vec![(1, 0.0)] });
+            assert_eq!(chosen, TokenLogprob { id: 1, logprob: 0.0, entropy: 0.0, top: vec![(1, 0.0)] });
         }
         for row in [&[hole, hole][..], &[], &[f32::NAN, 1.0], &[f32::INFINITY, 1.0]] {
             for sampling in [&biased, &Sampling::default()] {
                 let chosen = choose(row, sampling, &Counts::new(&[5]), 0, 0);
-                assert_eq!(chosen, Chosen { id: 0, logprob: hole.into(), entropy: 0.0, top: Vec::new() });
+                assert_eq!(chosen, TokenLogprob { id: 0, logprob: hole.into(), entropy: 0.0, top: Vec::new() });
             }
         }
     }
@@ -454,7 +441,7 @@ mod tests {
 
     /// The same by sorting everything and walking along.
     fn by_sorting(row: &[f32], sampling: &Sampling, u: f64) -> Option<u32> {
-        let logits = bent(row, sampling, &Counts::default());
+        let logits = penalised(row, sampling, &Counts::default());
         let mut tokens = tempered(&logits, largest(&logits).1, sampling);
         tokens.sort_by(most_likely_first);
         if sampling.top_k > 0 {
@@ -487,7 +474,7 @@ mod tests {
             u in 0.0f64..1.0,
         ) {
             let sampling = Sampling { temperature, top_k, top_p, min_p, ..Sampling::default() };
-            let logits = bent(&row, &sampling, &Counts::default());
+            let logits = penalised(&row, &sampling, &Counts::default());
             let tokens = tempered(&logits, largest(&logits).1, &sampling);
             prop_assert_eq!(drawn(tokens, &sampling, u), by_sorting(&row, &sampling, u));
         }

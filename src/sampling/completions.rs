@@ -1,24 +1,28 @@
 //! Sampled completions of a prompt as a state machine: one, several, or the best of several by the reward model.
 //!
 //! Completions share the prompt, which goes through each model once. A completion's n-th token depends on the seed, the
-//! number of the completion, n and the row alone, so it does not depend on what runs beside it.
+//! number of the completion, n and the row alone, so it is the same in any batch.
 
-use super::choose::reported;
-use super::{Chosen, Counts, Sampling, choose};
-use crate::model::{Role, Work};
-use crate::task::{Ask, Finished, Generation, LineId, Part, Progress, Row, Scored, Speculation, Task, Top, Use, Whole};
+use super::choose::{choose, reported};
+use super::{Counts, Sampling};
+use crate::answer::{Completion, Completions, StopReason, TokenLogprob};
+use crate::model::{Role, TopK, Work};
+use crate::task::{
+    Ask, FullLogits, Liveness, Outcome, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task,
+    TaskOrigin,
+};
 use crate::{Error, Result};
 use std::sync::Arc;
 
 /// Is shown a completion's ids as they come, and says whether it ends here for a reason of the caller's: a stop string, say.
-pub type Watch = Box<dyn FnMut(u32) -> bool + Send>;
+pub type StopCheck = Box<dyn FnMut(u32) -> bool + Send>;
 
-/// Makes a watch for every completion.
-pub type Stop = Arc<dyn Fn() -> Watch + Send + Sync>;
+/// Makes a check for every completion.
+pub type NewStopCheck = Arc<dyn Fn() -> StopCheck + Send + Sync>;
 
-/// What is asked for.
+/// Which completions of a prompt are wanted.
 #[derive(Clone)]
-pub struct Plan {
+pub struct CompletionSpec {
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Completions.
@@ -30,132 +34,114 @@ pub struct Plan {
     /// Ids that end a completion; the id is part of it.
     pub stop_ids: Vec<u32>,
     /// What else ends one.
-    pub stop: Option<Stop>,
-    /// Whether every token is told as it comes ([`Progress::Chosen`]).
-    pub tell: bool,
-    /// Whether the policy is asked what it thinks of the prompt's tokens ([`Progress::Prompt`]). It then runs through the prompt a
+    pub stop_check: Option<NewStopCheck>,
+    /// Whether every token is reported as it comes ([`Progress::Token`]).
+    pub stream_tokens: bool,
+    /// Whether log-probabilities of the prompt are reported ([`Progress::Prompt`]). The policy then runs through the prompt one
     /// token at a time.
     pub prompt_logprobs: bool,
 }
 
-/// Why a completion ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// A stop id, or the caller's own reason.
-    Stop,
-    /// The budget.
-    Length,
+impl Default for CompletionSpec {
+    /// One greedy completion of at most 128 tokens, without stop ids.
+    fn default() -> CompletionSpec {
+        CompletionSpec {
+            sampling: Sampling::default(),
+            n: 1,
+            score: false,
+            max_new_tokens: 128,
+            stop_ids: Vec::new(),
+            stop_check: None,
+            stream_tokens: false,
+            prompt_logprobs: false,
+        }
+    }
 }
 
-/// One completion.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Completion {
-    /// Its ids, a stop id included.
-    pub ids: Vec<u32>,
-    /// Why it ended.
-    pub reason: Reason,
-    /// Per id its log-probability and the most likely ids; empty if not asked for.
-    pub chosen: Vec<Chosen>,
-    /// Reward at its last position, if it was scored.
-    pub reward: Option<f32>,
-}
-
-/// All completions of a request.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Completions {
-    /// In the order of their numbers.
-    pub all: Vec<Completion>,
-    /// The one with the largest reward, the earliest on a tie; 0 if they were not scored.
-    pub best: usize,
-    /// What had to be run.
-    pub work: Work,
-}
-
+/// One completion in progress.
 struct Stream {
     ids: Vec<u32>,
-    chosen: Vec<Chosen>,
+    logprobs: Vec<TokenLogprob>,
     counts: Counts,
-    reason: Option<Reason>,
+    reason: Option<StopReason>,
     reward: Option<f32>,
-    watch: Option<Watch>,
+    check: Option<StopCheck>,
 }
 
 /// Completions in progress.
 pub struct Sampler {
-    plan: Plan,
+    spec: CompletionSpec,
     prompt: Vec<u32>,
     reward_vocab: usize,
     streams: Vec<Stream>,
-    /// The prompt's row was seen.
+    /// The distribution after the prompt was seen.
     begun: bool,
-    /// What was thought of the prompt.
-    scanned: Vec<Chosen>,
-    said: Vec<Progress>,
+    /// Log-probabilities of the prompt so far.
+    scanned: Vec<TokenLogprob>,
+    progress: Vec<Progress>,
     /// The prompt went through the reward model.
-    based: bool,
+    prompt_scored: bool,
     necessary: Work,
     tokens: usize,
-    outcome: Option<Result<Completions>>,
-    ended: bool,
+    outcome: Outcome<Completions>,
 }
 
 impl Sampler {
     /// Completions of `prompt`; both were checked. `reward_vocab` are the ids that the reward model knows.
-    pub fn new(prompt: &[u32], plan: Plan, reward_vocab: usize) -> Sampler {
+    pub fn new(prompt: &[u32], spec: CompletionSpec, reward_vocab: usize) -> Sampler {
         let counts = Counts::new(prompt);
         let stream = || Stream {
             ids: Vec::new(),
-            chosen: Vec::new(),
+            logprobs: Vec::new(),
             counts: counts.clone(),
-            // Asked for nothing but the prompt.
-            reason: (plan.max_new_tokens == 0).then_some(Reason::Length),
+            // Only the prompt is asked about.
+            reason: (spec.max_new_tokens == 0).then_some(StopReason::Length),
             reward: None,
-            watch: plan.stop.as_ref().map(|stop| stop()),
+            check: spec.stop_check.as_ref().map(|new| new()),
         };
         Sampler {
-            streams: (0..plan.n.max(1)).map(|_| stream()).collect(),
-            plan,
+            streams: (0..spec.n.max(1)).map(|_| stream()).collect(),
+            spec,
             prompt: prompt.to_vec(),
             reward_vocab,
             begun: false,
             scanned: Vec::new(),
-            said: Vec::new(),
-            based: false,
+            progress: Vec::new(),
+            prompt_scored: false,
             necessary: Work::default(),
             tokens: 0,
-            outcome: None,
-            ended: false,
+            outcome: Outcome::pending(),
         }
     }
 
-    /// A single completion goes on on the prompt's own line.
-    fn line_of(&self, index: usize, role: Role) -> (LineId, Option<(LineId, usize)>) {
-        let trunk = LineId { role, number: 0 };
+    /// A single completion goes on on the prompt's own sequence.
+    fn key_of(&self, index: usize, role: Role) -> (SeqKey, Option<(SeqKey, usize)>) {
+        let trunk = SeqKey { role, number: 0 };
         match self.streams.len() {
             1 => (trunk, None),
-            _ => (LineId { role, number: index as u32 + 1 }, Some((trunk, self.prompt.len()))),
+            _ => (SeqKey { role, number: index as u32 + 1 }, Some((trunk, self.prompt.len()))),
         }
     }
 
     fn ask(&self) -> Ask {
-        let sampling = &self.plan.sampling;
-        let barred = sampling.barred_before > 0 && !sampling.barred.is_empty();
-        let whole = if sampling.plain() && !barred && sampling.logprobs.is_none() && !self.scans() {
-            Whole::Never
+        let sampling = &self.spec.sampling;
+        let suppresses = sampling.min_tokens > 0 && !sampling.suppress_ids.is_empty();
+        let full_logits = if sampling.plain() && !suppresses && sampling.logprobs.is_none() && !self.scans() {
+            FullLogits::Never
         } else {
-            Whole::Always
+            FullLogits::Always
         };
-        Ask::Row { floor: 0.0, top: Top::Skip, whole }
+        Ask::Policy { floor: 0.0, top_k: TopK::Skip, full_logits }
     }
 
     /// Whether the prompt is run through a token at a time, and is not yet at its end.
     fn scans(&self) -> bool {
-        self.plan.prompt_logprobs && self.scanned.len() + 1 < self.prompt.len()
+        self.spec.prompt_logprobs && self.scanned.len() + 1 < self.prompt.len()
     }
 
-    /// Lets a completion take its next token from a row.
-    fn push(&mut self, index: usize, row: &Row) -> Result<()> {
-        let stats = &row.row.stats;
+    /// Lets a completion take its next token.
+    fn push(&mut self, index: usize, output: &PolicyOutput) -> Result<()> {
+        let stats = &output.row.stats;
         let stream = &mut self.streams[index];
         if stream.reason.is_some() {
             return Ok(());
@@ -165,9 +151,9 @@ impl Sampler {
             return Err(Error::NonFinite { what: "logit", model: "policy", position: position - 1 });
         }
         let token = stream.ids.len() as u64;
-        let chosen = match &row.logits {
-            Some(logits) => choose(logits, &self.plan.sampling, &stream.counts, index as u64, token),
-            None => Chosen {
+        let chosen = match &output.logits {
+            Some(logits) => choose(logits, &self.spec.sampling, &stream.counts, index as u64, token),
+            None => TokenLogprob {
                 id: stats.argmax,
                 logprob: stats.max_probability.ln(),
                 entropy: stats.entropy,
@@ -175,7 +161,7 @@ impl Sampler {
             },
         };
         let id = chosen.id;
-        if self.plan.score && id as usize >= self.reward_vocab {
+        if self.spec.score && id as usize >= self.reward_vocab {
             return Err(Error::invalid(format!(
                 "the policy chose id {id}, which the reward model cannot read: its vocabulary has {} ids",
                 self.reward_vocab
@@ -183,52 +169,75 @@ impl Sampler {
         }
         stream.ids.push(id);
         stream.counts.push(id);
-        if self.plan.tell {
-            self.said.push(Progress::Chosen(index, chosen.clone()));
+        if self.spec.stream_tokens {
+            self.progress.push(Progress::Token(index, chosen.clone()));
         }
-        if self.plan.sampling.logprobs.is_some() {
-            stream.chosen.push(chosen);
+        if self.spec.sampling.logprobs.is_some() {
+            stream.logprobs.push(chosen);
         }
         self.tokens += 1;
-        if self.plan.stop_ids.contains(&id) || stream.watch.as_mut().is_some_and(|watch| watch(id)) {
-            stream.reason = Some(Reason::Stop);
-        } else if stream.ids.len() >= self.plan.max_new_tokens {
-            stream.reason = Some(Reason::Length);
+        if self.spec.stop_ids.contains(&id) || stream.check.as_mut().is_some_and(|check| check(id)) {
+            stream.reason = Some(StopReason::Stop);
+        } else if stream.ids.len() >= self.spec.max_new_tokens {
+            stream.reason = Some(StopReason::Length);
         }
         Ok(())
     }
 
-    fn end(&mut self, outcome: Result<Completions>) {
-        self.ended = true;
-        self.outcome = Some(outcome);
+    /// Ends the request if something went wrong.
+    fn check(&mut self, result: Result<()>) {
+        if let Err(error) = result {
+            self.outcome.end(Err(error));
+        }
+    }
+
+    /// Takes the distribution after the prompt or one of its tokens, or after a completion.
+    fn take_policy(&mut self, task: &Task, index: usize, output: &PolicyOutput) -> Result<()> {
+        self.necessary.policy_forward += (task.len - task.fresh) as u64;
+        if !self.begun && self.scans() {
+            let next = self.prompt[self.scanned.len() + 1];
+            let Some(logits) = output.logits.as_ref().filter(|_| output.row.stats.finite) else {
+                return Err(Error::NonFinite { what: "logit", model: "policy", position: task.len - 1 });
+            };
+            self.scanned.push(reported(logits, &output.row.stats, next, self.spec.sampling.logprobs));
+            return Ok(());
+        }
+        if !self.begun && self.spec.prompt_logprobs {
+            self.progress.push(Progress::Prompt(std::mem::take(&mut self.scanned)));
+        }
+        let streams = if self.begun { index..index + 1 } else { 0..self.streams.len() };
+        self.begun = true;
+        streams.into_iter().try_for_each(|index| self.push(index, output))
     }
 }
 
-impl Generation for Sampler {
+impl Request for Sampler {
+    type Output = Completions;
+
     fn prompt(&self) -> &[u32] {
         &self.prompt
     }
 
     fn tasks(&self, out: &mut Vec<Task>) {
         let len = self.prompt.len();
-        if self.ended {
+        if self.outcome.ended() {
             return;
         }
         let necessary =
-            |line, parent, len, fresh, ask, part| Task { line, parent, len, fresh, speculative: false, ask, part };
-        let score = || Ask::Score { also_at: Vec::new(), gradient: None };
+            |key, parent, len, fresh, ask, origin| Task { key, parent, len, fresh, speculative: false, ask, origin };
+        let score = || Ask::Reward { also_at: Vec::new(), gradient: None };
         if !self.begun {
-            let line = LineId { role: Role::Policy, number: 0 };
-            let (len, fresh) = match self.plan.prompt_logprobs {
+            let key = SeqKey { role: Role::Policy, number: 0 };
+            let (len, fresh) = match self.spec.prompt_logprobs {
                 true => (self.scanned.len() + 1, self.scanned.len()),
                 false => (len, 0),
             };
-            out.push(necessary(line, None, len, fresh, self.ask(), Part::Decode(0)));
+            out.push(necessary(key, None, len, fresh, self.ask(), TaskOrigin::Decode(0)));
         }
-        let shared = self.plan.score && self.streams.len() > 1;
-        if shared && !self.based {
-            let line = LineId { role: Role::Reward, number: 0 };
-            out.push(necessary(line, None, len, 0, score(), Part::Base));
+        let shared = self.spec.score && self.streams.len() > 1;
+        if shared && !self.prompt_scored {
+            let key = SeqKey { role: Role::Reward, number: 0 };
+            out.push(necessary(key, None, len, 0, score(), TaskOrigin::Shared));
         }
         if !self.begun {
             return;
@@ -236,85 +245,62 @@ impl Generation for Sampler {
         for (index, stream) in self.streams.iter().enumerate() {
             let len = len + stream.ids.len();
             if stream.reason.is_none() {
-                let (line, parent) = self.line_of(index, Role::Policy);
-                out.push(necessary(line, parent, len, len - 1, self.ask(), Part::Decode(index)));
-            } else if self.plan.score && stream.reward.is_none() && (self.based || !shared) {
-                let (line, parent) = self.line_of(index, Role::Reward);
+                let (key, parent) = self.key_of(index, Role::Policy);
+                out.push(necessary(key, parent, len, len - 1, self.ask(), TaskOrigin::Decode(index)));
+            } else if self.spec.score && stream.reward.is_none() && (self.prompt_scored || !shared) {
+                let (key, parent) = self.key_of(index, Role::Reward);
                 let fresh = if shared { self.prompt.len() } else { 0 };
-                out.push(necessary(line, parent, len, fresh, score(), Part::Score(index)));
+                out.push(necessary(key, parent, len, fresh, score(), TaskOrigin::Score(index)));
             }
         }
     }
 
     fn ids(&self, task: &Task, from: usize) -> Vec<u32> {
-        let tail = match task.part {
-            Part::Decode(index) | Part::Score(index) | Part::Ahead(index) => &self.streams[index].ids[..],
-            Part::Base => &[],
+        let tail = match task.origin {
+            TaskOrigin::Decode(index) | TaskOrigin::Score(index) | TaskOrigin::RunAhead(index) => {
+                &self.streams[index].ids[..]
+            }
+            TaskOrigin::Shared => &[],
         };
         self.prompt.iter().chain(tail).copied().skip(from).take(task.len.saturating_sub(from)).collect()
     }
 
-    fn row(&mut self, task: &Task, row: Row) {
-        let Part::Decode(index) = task.part else { return };
-        if self.ended {
-            return;
-        }
-        self.necessary.policy_forward += (task.len - task.fresh) as u64;
-        if !self.begun && self.scans() {
-            let next = self.prompt[self.scanned.len() + 1];
-            match row.logits.as_ref().filter(|_| row.row.stats.finite) {
-                Some(logits) => {
-                    self.scanned.push(reported(logits, &row.row.stats, next, self.plan.sampling.logprobs));
-                }
-                None => {
-                    self.end(Err(Error::NonFinite { what: "logit", model: "policy", position: task.len - 1 }));
-                }
-            }
-            return;
-        }
-        if !self.begun && self.plan.prompt_logprobs {
-            self.said.push(Progress::Prompt(std::mem::take(&mut self.scanned)));
-        }
-        let streams = if self.begun { index..index + 1 } else { 0..self.streams.len() };
-        self.begun = true;
-        for index in streams {
-            if let Err(error) = self.push(index, &row) {
-                self.end(Err(error));
-                return;
-            }
+    fn on_policy(&mut self, task: &Task, output: PolicyOutput) {
+        let TaskOrigin::Decode(index) = task.origin else { return };
+        if !self.outcome.ended() {
+            let taken = self.take_policy(task, index, &output);
+            self.check(taken);
         }
     }
 
-    fn scored(&mut self, task: &Task, scored: Scored) {
-        if self.ended {
+    fn on_reward(&mut self, task: &Task, output: RewardOutput) {
+        if self.outcome.ended() {
             return;
         }
         self.necessary.reward_forward += (task.len - task.fresh) as u64;
-        match task.part {
-            Part::Base => self.based = true,
-            Part::Score(_) if !scored.reward.is_finite() => {
-                self.end(Err(Error::NonFinite { what: "reward", model: "reward", position: task.len - 1 }));
+        match task.origin {
+            TaskOrigin::Shared => self.prompt_scored = true,
+            TaskOrigin::Score(_) if !output.reward.is_finite() => {
+                self.outcome.end(Err(Error::NonFinite { what: "reward", model: "reward", position: task.len - 1 }));
             }
-            Part::Score(index) => self.streams[index].reward = Some(scored.reward),
-            Part::Decode(_) | Part::Ahead(_) => {}
+            TaskOrigin::Score(index) => self.streams[index].reward = Some(output.reward),
+            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(_) => {}
         }
     }
 
-    fn failed(&mut self, _: &Task, error: Error) {
-        if !self.ended {
-            self.end(Err(error));
-        }
+    fn on_failure(&mut self, _: &Task, error: Error) {
+        self.outcome.end(Err(error));
     }
 
     fn advance(&mut self, _: Speculation, _: &dyn Fn(u32, u32) -> bool) {
-        let done = |stream: &Stream| stream.reason.is_some() && (!self.plan.score || stream.reward.is_some());
-        if self.ended || !self.begun || !self.streams.iter().all(done) {
+        let done = |stream: &Stream| stream.reason.is_some() && (!self.spec.score || stream.reward.is_some());
+        if self.outcome.ended() || !self.begun || !self.streams.iter().all(done) {
             return;
         }
         let all = self.streams.drain(..).map(|stream| Completion {
             ids: stream.ids,
-            reason: stream.reason.unwrap_or(Reason::Length),
-            chosen: stream.chosen,
+            reason: stream.reason.unwrap_or(StopReason::Length),
+            logprobs: stream.logprobs,
             reward: stream.reward,
         });
         let all: Vec<Completion> = all.collect();
@@ -325,40 +311,40 @@ impl Generation for Sampler {
             }
         }
         let work = self.necessary;
-        self.end(Ok(Completions { all, best, work }));
+        self.outcome.end(Ok(Completions { all, best, work }));
     }
 
-    fn line(&self, line: LineId) -> Use {
-        let stream = line.number.checked_sub(1).and_then(|index| self.streams.get(index as usize));
-        match (line.role, stream) {
-            (Role::Policy, Some(stream)) if stream.reason.is_some() => Use::Dead,
-            (Role::Reward, Some(stream)) if stream.reward.is_some() => Use::Dead,
-            _ => Use::Necessary,
+    fn liveness(&self, key: SeqKey) -> Liveness {
+        let stream = key.number.checked_sub(1).and_then(|index| self.streams.get(index as usize));
+        match (key.role, stream) {
+            (Role::Policy, Some(stream)) if stream.reason.is_some() => Liveness::Dead,
+            (Role::Reward, Some(stream)) if stream.reward.is_some() => Liveness::Dead,
+            _ => Liveness::Necessary,
         }
     }
 
     fn progress(&mut self) -> Vec<Progress> {
-        let mut said = std::mem::take(&mut self.said);
+        let mut progress = std::mem::take(&mut self.progress);
         match std::mem::take(&mut self.tokens) {
             0 => {}
-            count => said.insert(0, Progress::Tokens(count)),
+            count => progress.insert(0, Progress::Tokens(count)),
         }
-        said
+        progress
     }
 
     fn ended(&self) -> bool {
-        self.ended
+        self.outcome.ended()
     }
 
     fn necessary(&self) -> Work {
         self.necessary
     }
 
-    fn trunk(&self, role: Role) -> LineId {
-        LineId { role, number: 0 }
+    fn trunk(&self, role: Role) -> SeqKey {
+        SeqKey { role, number: 0 }
     }
 
-    fn take(&mut self) -> Option<Result<Finished>> {
-        Some(self.outcome.take()?.map(|all| Finished::Completions(Box::new(all))))
+    fn take(&mut self) -> Option<Result<Completions>> {
+        self.outcome.take()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Two parts: *which token* ([`choose`]: bias, penalties, temperature, filters, the draw) and *where the text ends*
 //! ([`StopStrings`]). No tensors and no device here; a choice is a function of the row, the ids so far, the seed and two
-//! counters, whatever else is being decoded beside it.
+//! counters, and the same in any batch.
 //!
 //! What a request may say, and what the method ([`crate::method`], which decodes greedily) makes of it:
 //!
@@ -18,15 +18,15 @@
 //! | log-probabilities | applied | has no place for them; a trace has entropies and the logits at every slot |
 
 mod choose;
-pub mod completions;
+mod completions;
 mod stop;
 
 use std::collections::BTreeMap;
 
 use crate::{Error, Result};
 
-pub use choose::{Chosen, choose};
-pub use completions::{Completion, Completions, Plan, Reason, Sampler, Stop, Watch};
+pub use choose::choose;
+pub use completions::{CompletionSpec, NewStopCheck, Sampler, StopCheck};
 pub use stop::StopStrings;
 
 /// How a token is chosen from a row of logits. The steps are taken in this order: bias, penalties, temperature, `min_p`,
@@ -50,10 +50,10 @@ pub struct Sampling {
     pub frequency_penalty: f64,
     /// Added to the logits of these ids; an id named twice gets the sum.
     pub logit_bias: Vec<(u32, f64)>,
-    /// Ids that are not chosen at the first places.
-    pub barred: Vec<u32>,
-    /// How many places those are.
-    pub barred_before: u64,
+    /// Ids that are not chosen before `min_tokens` tokens.
+    pub suppress_ids: Vec<u32>,
+    /// See `suppress_ids`.
+    pub min_tokens: u64,
     /// Where the random numbers come from.
     pub seed: u64,
     /// How many of the most likely tokens are reported with each choice; none if `None`.
@@ -72,8 +72,8 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
-            barred: Vec::new(),
-            barred_before: 0,
+            suppress_ids: Vec::new(),
+            min_tokens: 0,
             seed: 0,
             logprobs: None,
         }
@@ -210,8 +210,8 @@ mod tests {
             presence_penalty: 2.0,
             frequency_penalty: 2.0,
             logit_bias: vec![(9, 100.0)],
-            barred: vec![9],
-            barred_before: u64::MAX,
+            suppress_ids: vec![9],
+            min_tokens: u64::MAX,
             seed: u64::MAX,
             logprobs: Some(128),
         };

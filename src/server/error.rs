@@ -127,11 +127,11 @@ impl ApiError {
 impl From<Error> for ApiError {
     fn from(error: Error) -> ApiError {
         match error {
-            Error::Invalid(message) => ApiError::invalid(message),
             // The client cannot mend these, and paths of the machine are not for it to see.
             Error::NonFinite { .. } => ApiError { code: Some("non_finite"), ..ApiError::internal(error.to_string()) },
             Error::Io { .. } | Error::File { .. } => ApiError::internal("a file of the model cannot be used"),
-            Error::Backend(message) => ApiError::internal(message),
+            error if error.is_invalid_input() => ApiError::invalid(error.to_string()),
+            error => ApiError::internal(error.to_string()),
         }
     }
 }

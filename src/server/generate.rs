@@ -4,19 +4,19 @@ use super::error::ApiError;
 use super::piece::{Piece, Token};
 use super::request::{ApiRequest, Method};
 use super::{AppState, Permit};
-use crate::answer::{FinishReason, Response, Segment};
-use crate::engine::{Account, Finished, Handle, Make, Progress, Update, intervention, sampler};
+use crate::answer::{Completions, FinishReason, Response, Segment, StopReason};
+use crate::engine::{Engine, Handle, Progress, RequestStats, Update, intervention, sampler};
 use crate::method::Options;
-use crate::model::Work;
+use crate::model::{Backend, Work};
 use crate::rng::Uniforms;
-use crate::sampling::{Completions, Plan, Reason, Stop};
+use crate::sampling::{CompletionSpec, NewStopCheck};
 use crate::text::{End, TextWriter};
 use crate::trace::{Trace, finish_reason_name};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// An event of a run.
 #[derive(Debug)]
@@ -92,6 +92,15 @@ impl Usage {
     }
 }
 
+/// What the engine answers with.
+enum Output {
+    Response(Box<Response>),
+    Completions(Completions),
+}
+
+/// Where the engine's updates go, with the number of their ticket.
+type Updates = UnboundedSender<(usize, Update<Output>)>;
+
 /// A ticket of the engine and what is known of its answers.
 struct Ticket {
     handle: Handle,
@@ -115,8 +124,8 @@ pub struct Run {
     tickets: Vec<Ticket>,
     writers: Vec<TextWriter>,
     ended: Vec<bool>,
-    updates: UnboundedReceiver<(usize, Update)>,
-    early: VecDeque<(usize, Update)>,
+    updates: UnboundedReceiver<(usize, Update<Output>)>,
+    early: VecDeque<(usize, Update<Output>)>,
     events: VecDeque<RunEvent>,
     deadline: tokio::time::Instant,
     clock: Clock,
@@ -152,10 +161,7 @@ impl Run {
         let (mut tickets, mut writers) = (Vec::new(), Vec::new());
         for (index, prompt) in request.prompts.iter().enumerate() {
             for copy in 0..each {
-                let (make, options) = make(app, &request, index, copy);
-                let (number, tx) = (tickets.len(), tx.clone());
-                let on_update = Box::new(move |update| tx.send((number, update)).is_ok());
-                let handle = engine.submit_to(make, on_update)?;
+                let (handle, options) = submit(engine, app, &request, (index, copy), (tickets.len(), tx.clone()))?;
                 let first = index * request.n + copy;
                 let (last_reward, segments, nudges, done) = (None, 0, 0, false);
                 tickets.push(Ticket { handle, prompt: index, first, options, last_reward, segments, nudges, done });
@@ -239,7 +245,7 @@ impl Run {
         }
     }
 
-    async fn update(&mut self) -> Result<(usize, Update), ApiError> {
+    async fn update(&mut self) -> Result<(usize, Update<Output>), ApiError> {
         match tokio::time::timeout_at(self.deadline, self.updates.recv()).await {
             Ok(Some(update)) => Ok(update),
             Ok(None) => Err(self.failed(self.app.lost())),
@@ -247,13 +253,13 @@ impl Run {
         }
     }
 
-    fn on_update(&mut self, ticket: usize, update: Update) -> Result<(), ApiError> {
+    fn on_update(&mut self, ticket: usize, update: Update<Output>) -> Result<(), ApiError> {
         match update {
             Update::Accepted | Update::Progress(Progress::Tokens(_)) => {}
             Update::Started => {
                 self.clock.started.get_or_insert_with(Instant::now);
             }
-            Update::Progress(Progress::Chosen(stream, chosen)) => {
+            Update::Progress(Progress::Token(stream, chosen)) => {
                 let choice = self.tickets[ticket].first + stream;
                 self.push(choice, chosen.into())?;
             }
@@ -268,9 +274,8 @@ impl Run {
             Update::Ended(outcome, account) => {
                 self.account(&account);
                 match outcome? {
-                    Finished::Completions(completions) => self.completed(ticket, *completions)?,
-                    Finished::Response(response) => self.responded(ticket, &response)?,
-                    Finished::Appraisal(_) => return Err(ApiError::internal("rewards where an answer was expected")),
+                    Output::Completions(completions) => self.completed(ticket, completions)?,
+                    Output::Response(response) => self.responded(ticket, &response)?,
                 }
                 self.tickets[ticket].done = true;
             }
@@ -309,7 +314,7 @@ impl Run {
     }
 
     /// The prompt in front of an answer, with its log-probabilities.
-    fn echo(&mut self, ticket: usize, list: Vec<crate::sampling::Chosen>) {
+    fn echo(&mut self, ticket: usize, list: Vec<crate::answer::TokenLogprob>) {
         let Ticket { prompt, first, .. } = self.tickets[ticket];
         let ids = &self.request.prompts[prompt].ids;
         let begin = ids.first().map(|&id| Token::bare(id));
@@ -363,7 +368,7 @@ impl Run {
             let rewards: Vec<Option<f32>> = completions.all.iter().map(|one| one.reward).collect();
             let best = completions.all.swap_remove(completions.best);
             let outcome = json!({ "reward": best.reward, "best": completions.best, "rewards": rewards });
-            let mut chosen = best.chosen.into_iter();
+            let mut chosen = best.logprobs.into_iter();
             let mut piece = Piece::default();
             for &id in &best.ids {
                 let token = Token { id, ..chosen.next().map_or_else(|| Token::bare(id), Token::from) };
@@ -440,14 +445,9 @@ impl Run {
         Ok(())
     }
 
-    fn account(&mut self, account: &Account) {
-        let add = |to: &mut Work, more: &Work| {
-            to.policy_forward += more.policy_forward;
-            to.reward_forward += more.reward_forward;
-            to.reward_backward += more.reward_backward;
-        };
-        add(&mut self.usage.work, &account.ran);
-        add(&mut self.usage.necessary, &account.necessary);
+    fn account(&mut self, account: &RequestStats) {
+        self.usage.work += account.ran;
+        self.usage.necessary += account.necessary;
         self.usage.cached += usize::try_from(account.shared.policy_forward).unwrap_or(0);
     }
 
@@ -499,40 +499,51 @@ impl Drop for Run {
     }
 }
 
-fn end_of(reason: Reason) -> End {
+fn end_of(reason: StopReason) -> End {
     match reason {
-        Reason::Stop => End::Turn,
-        Reason::Length => End::Length,
+        StopReason::Stop => End::Turn,
+        StopReason::Length => End::Length,
     }
 }
 
-/// The engine's request for a prompt, or for one of its answers.
-fn make(app: &AppState, request: &ApiRequest, prompt: usize, copy: usize) -> (Make, Option<Box<Options>>) {
+/// Hands in the request of a prompt, or of one of its answers; gives the method's options if it is one of the method.
+fn submit(
+    engine: &Engine,
+    app: &AppState,
+    request: &ApiRequest,
+    (prompt, copy): (usize, usize),
+    (ticket, updates): (usize, Updates),
+) -> Result<(Handle, Option<Box<Options>>), ApiError> {
     let (ids, max_new_tokens) = (request.prompts[prompt].ids.clone(), request.max_new_tokens[prompt]);
     let (sampling, n, score) = match &request.method {
         Method::Guided(options) => {
             let first_offset = request.prompts[prompt].header.len();
             let options = Box::new(Options { max_new_tokens, first_offset, ..(**options).clone() });
             let (uniforms, kept) = (Uniforms::Seeded(request.seed.wrapping_add(copy as u64)), options.clone());
-            let make: Make = Box::new(move |backend| Ok(Box::new(intervention(backend, &ids, &options, uniforms)?)));
-            return (make, Some(kept));
+            let build = move |backend: &dyn Backend| intervention(backend, &ids, &options, uniforms);
+            let output = |response| Output::Response(Box::new(response));
+            let handle = engine.submit_to(build, move |update| updates.send((ticket, update.map(output))).is_ok())?;
+            return Ok((handle, Some(kept)));
         }
         Method::Sampled(sampling) => (sampling, request.n, false),
         Method::Best(sampling, n) => (sampling, *n, true),
     };
     let (rules, tokenizer) = (request.rules.clone(), app.pair.tokenizer.clone());
-    let stop: Stop = Arc::new(move || rules.watch(&tokenizer));
-    let plan = Plan {
+    let stop_check: NewStopCheck = Arc::new(move || rules.watch(&tokenizer));
+    let spec = CompletionSpec {
         sampling: sampling.clone(),
         n,
         score,
         max_new_tokens,
         stop_ids: request.stop_ids.clone(),
-        stop: Some(stop),
-        tell: !score,
+        stop_check: Some(stop_check),
+        stream_tokens: !score,
         prompt_logprobs: request.echo && request.logprobs.is_some(),
     };
-    (Box::new(move |backend| Ok(Box::new(sampler(backend, &ids, plan)?))), None)
+    let build = move |backend: &dyn Backend| sampler(backend, &ids, spec);
+    let handle =
+        engine.submit_to(build, move |update| updates.send((ticket, update.map(Output::Completions))).is_ok())?;
+    Ok((handle, None))
 }
 
 /// A segment in short, for clients that asked for the trace.

@@ -220,8 +220,8 @@ impl Metrics {
                 self.policy_cache_usage.set(usage);
             }
         }
-        self.turns.inc_by(now.totals.turns.saturating_sub(last.totals.turns));
-        self.preemptions.inc_by(now.totals.preemptions.saturating_sub(last.totals.preemptions));
+        self.turns.inc_by(now.scheduler.steps.saturating_sub(last.scheduler.steps));
+        self.preemptions.inc_by(now.scheduler.preemptions.saturating_sub(last.scheduler.preemptions));
         let work = [
             ("policy_forward", now.work.policy_forward, last.work.policy_forward),
             ("reward_forward", now.work.reward_forward, last.work.reward_forward),
@@ -232,7 +232,7 @@ impl Metrics {
         }
         let host = |status: &Status| {
             let seconds = status.seconds;
-            (status.turn_seconds - seconds.policy - seconds.score - seconds.gradient).max(0.0)
+            (status.step_seconds - seconds.policy - seconds.score - seconds.gradient).max(0.0)
         };
         let phases = [
             ("decode", now.seconds.policy, last.seconds.policy),
@@ -332,7 +332,7 @@ mod tests {
     fn names_and_differences() {
         let metrics = Metrics::new("demo", true);
         let mut status = Status { running: 3, blocks: [10, 0], blocks_free: [4, 0], ..Status::default() };
-        status.totals.turns = 7;
+        status.scheduler.steps = 7;
         let text = metrics.text(Some(status.clone()));
         for line in [
             "ggro_num_requests_running{model_name=\"demo\"} 3",
@@ -342,7 +342,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }
-        status.totals.turns = 9;
+        status.scheduler.steps = 9;
         let text = metrics.text(Some(status));
         assert!(text.contains("ggro_turns_total{model_name=\"demo\"} 9"));
         assert!(!Metrics::new("demo", false).text(None).contains("vllm:"));

@@ -236,7 +236,7 @@ impl AppState {
         if self.is_lost() {
             return Err(self.lost());
         }
-        let since = self.engine.get().and_then(|engine| engine.status().turn_since);
+        let since = self.engine.get().and_then(|engine| engine.status().step_since);
         if since.is_some_and(|since| since.elapsed() > STUCK) {
             return Err(ApiError::unavailable("the device does not end a step that it began"));
         }

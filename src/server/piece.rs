@@ -1,7 +1,7 @@
 //! What an answer goes on by: text, with the tokens that it came with.
 
 use crate::Result;
-use crate::sampling::Chosen;
+use crate::answer::TokenLogprob;
 use crate::text::TextWriter;
 
 /// A token, with what is known of it.
@@ -24,8 +24,8 @@ impl Token {
     }
 }
 
-impl From<Chosen> for Token {
-    fn from(chosen: Chosen) -> Token {
+impl From<TokenLogprob> for Token {
+    fn from(chosen: TokenLogprob) -> Token {
         Token { id: chosen.id, logprob: Some(chosen.logprob), entropy: Some(chosen.entropy), top: chosen.top }
     }
 }

@@ -168,7 +168,7 @@ impl ApiRequest {
                         "has no place in the method: it would change the distribution whose entropy is watched";
                     return Err(ApiError::field("logit_bias", message));
                 }
-                if sampling.barred_before > 0 {
+                if sampling.min_tokens > 0 {
                     return Err(ApiError::field("min_tokens", "is for sampled answers"));
                 }
                 ignored.extend(given);
@@ -409,8 +409,8 @@ fn sampling(app: &AppState, fields: &mut Fields, stop_ids: &[u32]) -> Result<(Sa
         presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(off.presence_penalty),
         frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(off.frequency_penalty),
         logit_bias: bias,
-        barred_before: fields.count("min_tokens", 0, 1 << 30)?.unwrap_or(0) as u64,
-        barred: stop_ids.to_vec(),
+        min_tokens: fields.count("min_tokens", 0, 1 << 30)?.unwrap_or(0) as u64,
+        suppress_ids: stop_ids.to_vec(),
         ..off.clone()
     };
     let changes = [

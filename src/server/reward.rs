@@ -7,14 +7,15 @@ use super::error::ApiError;
 use super::fields::{Fields, token_id, token_ids};
 use super::prompt::{Chat, read_texts};
 use super::{AppState, Permit, body, middleware, now};
-use crate::engine::{Account, Handle, Update};
-use crate::scoring::{Appraisal, MOST_POSITIONS, Question, appraiser};
+use crate::Error;
+use crate::answer::RewardReport;
+use crate::engine::RequestStats;
+use crate::scoring::{MOST_POSITIONS, RewardQuery};
 use crate::text::{Prompt, PromptLayout};
 use axum::Json;
 use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// What the routes have in common.
 struct Common {
@@ -45,9 +46,9 @@ impl Common {
         if self.activation { 1.0 / (1.0 + (-reward).exp()) } else { reward }
     }
 
-    fn answer(&self, object: &str, data: Vec<Value>, accounts: &[Account]) -> Json<Value> {
+    fn answer(&self, object: &str, data: Vec<Value>, accounts: &[RequestStats]) -> Json<Value> {
         let prompt: usize = self.texts.iter().map(|text| text.ids.len()).sum();
-        let sum = |of: fn(&Account) -> u64| accounts.iter().map(of).sum::<u64>();
+        let sum = |of: fn(&RequestStats) -> u64| accounts.iter().map(of).sum::<u64>();
         Json(json!({
             "id": self.id,
             "object": object,
@@ -137,33 +138,24 @@ fn paired(app: &AppState, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> 
 /// Asks the engine; answers come in the order of the questions. Dropped, it cancels what is in flight.
 async fn ask(
     app: &Arc<AppState>,
-    questions: Vec<Question>,
+    questions: Vec<RewardQuery>,
     _permit: Permit,
-) -> Result<(Vec<Appraisal>, Vec<Account>), ApiError> {
+) -> Result<(Vec<RewardReport>, Vec<RequestStats>), ApiError> {
     let engine = app.engine()?;
     let pad = app.pair.reward_pad_id;
-    let mut pending: Vec<(Handle, UnboundedReceiver<Update>)> = Vec::new();
+    let mut tickets = Vec::new();
     for question in questions {
-        let (tx, updates) = unbounded_channel();
-        let on_update = Box::new(move |update| tx.send(update).is_ok());
-        let make =
-            Box::new(move |backend: &dyn crate::model::Backend| -> crate::Result<Box<dyn crate::task::Generation>> {
-                Ok(Box::new(appraiser(backend, question, pad)?))
-            });
-        pending.push((engine.submit_to(make, on_update)?, updates));
+        tickets.push(engine.score(question, pad)?);
     }
     let collect = async {
         let (mut appraisals, mut accounts) = (Vec::new(), Vec::new());
-        for (_handle, updates) in &mut pending {
-            let (outcome, account) = loop {
-                match updates.recv().await {
-                    Some(Update::Ended(outcome, account)) => break (outcome, account),
-                    Some(_) => {}
-                    None => return Err(app.lost()),
-                }
-            };
-            appraisals.push(outcome.and_then(crate::engine::Finished::appraisal).map_err(ApiError::from)?);
-            accounts.push(account);
+        for ticket in tickets {
+            let (report, stats) = ticket.await.map_err(|error| match error {
+                Error::EngineStopped => app.lost(),
+                error => error.into(),
+            })?;
+            appraisals.push(report);
+            accounts.push(stats);
         }
         Ok((appraisals, accounts))
     };
@@ -191,8 +183,8 @@ fn report(app: &AppState, route: &str, fields: &mut Fields) {
     app.report_unknown(route, &unknown);
 }
 
-fn whole(texts: &[Prompt]) -> Vec<Question> {
-    texts.iter().map(|text| Question { ids: text.ids.clone(), ..Question::default() }).collect()
+fn whole(texts: &[Prompt]) -> Vec<RewardQuery> {
+    texts.iter().map(|text| RewardQuery { ids: text.ids.clone(), ..RewardQuery::default() }).collect()
 }
 
 /// The reward as the probability of the one class there is.
@@ -220,7 +212,7 @@ pub(super) async fn pooling(State(app): State<Arc<AppState>>, request: Request) 
         return Err(ApiError::field("encoding_format", "must be \"float\""));
     }
     report(&app, "/pooling", &mut common.fields);
-    let questions = whole(&common.texts).into_iter().map(|question| Question { every, ..question }).collect();
+    let questions = whole(&common.texts).into_iter().map(|question| RewardQuery { every, ..question }).collect();
     let (appraisals, accounts) = ask(&app, questions, permit).await?;
     let data = appraisals.iter().enumerate().map(|(index, appraisal)| {
         let data: Value = match every {
@@ -269,7 +261,7 @@ pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request
             format!("is too long: its gradient has {numbers} numbers, and the limit is {MOST_NUMBERS}; see `start`");
         return Err(ApiError::field("input", message));
     }
-    let questions = whole(&common.texts).into_iter().map(|question| Question {
+    let questions = whole(&common.texts).into_iter().map(|question| RewardQuery {
         gradient_from: wanted.then_some(start),
         scores: scores.clone(),
         ..question

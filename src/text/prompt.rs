@@ -115,6 +115,8 @@ impl fmt::Display for LayoutError {
     }
 }
 
+impl std::error::Error for LayoutError {}
+
 impl From<LayoutError> for Error {
     fn from(error: LayoutError) -> Error {
         match error {

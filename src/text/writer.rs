@@ -6,7 +6,7 @@
 
 use crate::Result;
 use crate::files::tokenizer::{TextStream, Tokenizer};
-use crate::sampling::{StopStrings, Watch};
+use crate::sampling::{StopCheck, StopStrings};
 use std::sync::Arc;
 
 /// What becomes text, and what ends it.
@@ -32,7 +32,7 @@ impl TextRules {
     }
 
     /// Says of a completion's ids, one after the other, whether it ends with them.
-    pub fn watch(self: &Arc<TextRules>, tokenizer: &Arc<Tokenizer>) -> Watch {
+    pub fn watch(self: &Arc<TextRules>, tokenizer: &Arc<Tokenizer>) -> StopCheck {
         let mut writer = TextWriter::new(tokenizer.clone(), self.clone(), &[], &[]);
         // A text that cannot be decoded ends where it is written, with the error.
         Box::new(move |id| writer.push(id).is_err() || writer.end().is_some())

@@ -11,7 +11,6 @@ use ggro::method::Options;
 use ggro::model::cpu::{LoadOptions, Reference};
 use ggro::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Work};
 use ggro::rng::Uniforms;
-use ggro_testkit::Silent;
 use std::cell::Cell;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -49,13 +48,13 @@ fn the_first_fifty_prompts_agree_with_the_published_table() {
         let ids = prompt(&pair, request);
         let mut options = options(&pair);
         options.max_candidates = 8;
-        let answer = decode(&mut backend, &ids, &options, Uniforms::Seeded(0), &mut Silent).unwrap();
+        let answer = decode(&mut backend, &ids, &options, Uniforms::Seeded(0), &mut ()).unwrap();
         guided.push(answer.final_reward as f64);
         nudged += answer.num_nudges;
         work = add(work, answer.work);
         options.max_candidates = 1;
         options.entropy_threshold = f64::MAX;
-        let plain = decode(&mut backend, &ids, &options, Uniforms::Seeded(0), &mut Silent).unwrap();
+        let plain = decode(&mut backend, &ids, &options, Uniforms::Seeded(0), &mut ()).unwrap();
         greedy.push(plain.final_reward as f64);
     }
     let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;

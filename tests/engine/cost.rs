@@ -5,7 +5,7 @@
 //! 4.3 TB/s and 790 TFLOP/s: no launch overhead, no gap between kernels, policy and reward batch one after the other. So the
 //! ratios are what the schedule allows, not what a card was seen to do.
 
-use ggro::engine::{Account, Event, Scheduler, Settings, Turn, Width, intervention};
+use ggro::engine::{Event, RequestStats, Scheduler, Settings, SpeculationWidth, Step, intervention};
 use ggro::method::Options;
 use ggro::model::Work;
 use ggro::rng::Uniforms;
@@ -26,8 +26,8 @@ fn pass(weights: f64, requests: usize, tokens: usize) -> f64 {
     ((weights + kv) / BANDWIDTH).max(tokens as f64 * weights / FLOPS)
 }
 
-fn seconds(turn: &Turn) -> f64 {
-    let requests = |spans: &[ggro::engine::Span]| spans.iter().map(|s| s.request()).collect::<BTreeSet<_>>().len();
+fn seconds(turn: &Step) -> f64 {
+    let requests = |spans: &[ggro::engine::TaskSpan]| spans.iter().map(|s| s.request()).collect::<BTreeSet<_>>().len();
     let mut total = 0.0;
     if !turn.policy.is_empty() {
         let tokens = turn.policy.iter().map(|s| s.tokens()).sum();
@@ -87,7 +87,7 @@ struct Run {
     waste: f64,
 }
 
-fn run(model: &Model, requests: usize, candidates: usize, speculation: Width, run_ahead: bool) -> Run {
+fn run(model: &Model, requests: usize, candidates: usize, speculation: SpeculationWidth, run_ahead: bool) -> Run {
     let mut backend = Scripted::new(model, 4096);
     backend.cheap_rows = 128;
     let settings = Settings { speculation, run_ahead, ..Settings::default() };
@@ -111,12 +111,12 @@ fn run(model: &Model, requests: usize, candidates: usize, speculation: Width, ru
         scheduler.run(&mut backend, turn);
         for event in scheduler.events() {
             if let Event::Ended(_, outcome, account) = event {
-                let response = (*outcome).unwrap().response().unwrap();
+                let response = outcome.unwrap();
                 out.latency += clock / requests as f64;
                 out.segments += response.segments.len();
                 out.candidates += response.segments.iter().map(|s| s.candidates.len()).sum::<usize>();
                 out.tokens += response.final_ids.len() - response.prompt_len;
-                let Account { necessary, .. } = account;
+                let RequestStats { necessary, .. } = account;
                 let all = |w: Work| w.policy_forward + w.reward_forward + w.reward_backward;
                 needed += all(necessary);
                 spare += all(account.speculative());
@@ -136,10 +136,17 @@ fn latency_of_the_method_relative_to_greedy_decoding() {
     println!("|---|---|---|---|---|---|---|");
     let mut ratios = BTreeMap::new();
     for requests in [1, 8, 64] {
-        let greedy = run(&model, requests, 1, Width::Off, false).latency;
-        for width in [Width::Off, Width::Fixed(2), Width::Fixed(4), Width::Fixed(8), Width::Fixed(25), Width::Auto] {
+        let greedy = run(&model, requests, 1, SpeculationWidth::Off, false).latency;
+        for width in [
+            SpeculationWidth::Off,
+            SpeculationWidth::Fixed(2),
+            SpeculationWidth::Fixed(4),
+            SpeculationWidth::Fixed(8),
+            SpeculationWidth::Fixed(25),
+            SpeculationWidth::Auto,
+        ] {
             for run_ahead in [false, true] {
-                if width == Width::Off && run_ahead {
+                if width == SpeculationWidth::Off && run_ahead {
                     continue;
                 }
                 // One request is one answer; more of them say more about the mean.

@@ -1,16 +1,22 @@
 //! Golden requests through the engine, bit for bit what they are one after the other.
 
 use ggro::answer::Response;
-use ggro::engine::{Settings, Width};
+use ggro::engine::{Settings, SpeculationWidth};
 use ggro::kv::BLOCK;
 use ggro::model::Work;
 use ggro_testkit::fixtures::load;
 use ggro_testkit::random::XorShift;
 use ggro_testkit::requests::{Outcome, Request, requests, together};
 
-const WIDTHS: [Width; 5] = [Width::Off, Width::Fixed(2), Width::Fixed(8), Width::Fixed(25), Width::Auto];
+const WIDTHS: [SpeculationWidth; 5] = [
+    SpeculationWidth::Off,
+    SpeculationWidth::Fixed(2),
+    SpeculationWidth::Fixed(8),
+    SpeculationWidth::Fixed(25),
+    SpeculationWidth::Auto,
+];
 
-fn settings(speculation: Width, run_ahead: bool) -> Settings {
+fn settings(speculation: SpeculationWidth, run_ahead: bool) -> Settings {
     Settings { speculation, run_ahead, ..Settings::default() }
 }
 
@@ -40,7 +46,7 @@ fn fixture(name: &str) {
         for (index, request) in requests.iter().enumerate() {
             let outcome = together(&mut backend, &settings, &[request], &[0]);
             same(&outcome, &[index], &expected, &requests, &format!("{width:?}, run-ahead {run_ahead}"));
-            if width == Width::Off {
+            if width == SpeculationWidth::Off {
                 let account = outcome.accounts[0];
                 assert_eq!(account.ran, account.necessary, "{}", request.name);
             }
@@ -55,7 +61,12 @@ fn fixture(name: &str) {
     let longest = requests.iter().map(|r| r.prompt.len() + r.options.max_new_tokens).max().unwrap();
     let least = longest.div_ceil(BLOCK) + 1;
     let (mut preemptions, mut given_up) = (0, 0);
-    let tight = [(0, Width::Off), (0, Width::Fixed(8)), (6, Width::Fixed(2)), (12, Width::Fixed(25))];
+    let tight = [
+        (0, SpeculationWidth::Off),
+        (0, SpeculationWidth::Fixed(8)),
+        (6, SpeculationWidth::Fixed(2)),
+        (12, SpeculationWidth::Fixed(25)),
+    ];
     for (seed, (spare, width)) in tight.into_iter().enumerate() {
         let mut backend = load(name, Some(least + spare));
         let (order, arrivals) = scatter(requests.len(), 7 + seed as u64, 6);
@@ -77,7 +88,9 @@ fn batches_become_fewer_with_width_and_fuller_with_company() {
         requests("llama-gqa").into_iter().filter(|r| r.options.max_candidates >= 5 && r.prompt.len() < 100).collect();
     let mut backend = load("llama-gqa", None);
     let mut per_segment = Vec::new();
-    for width in [Width::Off, Width::Fixed(2), Width::Fixed(8), Width::Fixed(25)] {
+    for width in
+        [SpeculationWidth::Off, SpeculationWidth::Fixed(2), SpeculationWidth::Fixed(8), SpeculationWidth::Fixed(25)]
+    {
         let (mut batches, mut segments, mut waste, mut needed) = (0, 0, 0, 0);
         for request in &requests {
             let outcome = together(&mut backend, &settings(width, true), &[request], &[0]);
@@ -95,7 +108,7 @@ fn batches_become_fewer_with_width_and_fuller_with_company() {
     let mut fill = Vec::new();
     for count in [1, 2, requests.len()] {
         let some: Vec<&Request> = requests.iter().take(count).collect();
-        let outcome = together(&mut backend, &settings(Width::Off, false), &some, &vec![0; count]);
+        let outcome = together(&mut backend, &settings(SpeculationWidth::Off, false), &some, &vec![0; count]);
         fill.push(outcome.totals.policy_spans as f64 / outcome.totals.policy_batches as f64);
     }
     println!("spans a policy batch with 1, 2 and {} requests: {fill:.2?}", requests.len());
@@ -111,7 +124,7 @@ fn equal_prompts_are_run_once() {
     let prompt = request.prompt.len() as u64;
     // While the first one runs, and after it has ended.
     for arrivals in [[0, 1, 2], [0, 900, 10_000]] {
-        let outcome = together(&mut backend, &settings(Width::Fixed(4), true), &[&request; 3], &arrivals);
+        let outcome = together(&mut backend, &settings(SpeculationWidth::Fixed(4), true), &[&request; 3], &arrivals);
         assert!(outcome.responses.iter().all(|response| *response == expected));
         let shared: Vec<Work> = outcome.accounts.iter().map(|account| account.shared).collect();
         assert_eq!(shared[0], Work::default());
@@ -129,7 +142,7 @@ fn long_prompts_are_cut_and_nobody_waits_for_them() {
     let mut backend = load("llama-gqa", None);
     let expected = [short.alone(&mut backend), long.alone(&mut backend)];
     for batch_tokens in [2, 7, 64] {
-        let settings = Settings { batch_tokens, ..settings(Width::Off, false) };
+        let settings = Settings { batch_tokens, ..settings(SpeculationWidth::Off, false) };
         let outcome = together(&mut backend, &settings, &[short, long], &[0, 3]);
         assert!(outcome.responses == expected, "in pieces of {batch_tokens}");
     }

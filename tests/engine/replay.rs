@@ -5,7 +5,6 @@ use ggro::answer::{Candidate, CandidateStop, FinishReason, Response, WalkEnd};
 use ggro::engine::decode;
 use ggro::method::Options;
 use ggro::model::{Backend, Work};
-use ggro_testkit::Silent;
 use ggro_testkit::fixtures::load;
 use ggro_testkit::requests::{ids, options, traces, uniforms};
 use serde_json::Value;
@@ -119,7 +118,7 @@ fn replay(fixture: &str) {
         for full_trace in [false, true] {
             let options = Options { full_trace, ..options(&golden["options"]) };
             let before = backend.work();
-            let found = decode(&mut backend, &prompt, &options, uniforms(golden), &mut Silent).unwrap();
+            let found = decode(&mut backend, &prompt, &options, uniforms(golden), &mut ()).unwrap();
             compare(&found, golden, &what);
             assert_eq!(found.work, minimum(&found), "{what}: work, full trace {full_trace}");
             assert_eq!(backend.work() - before, found.work, "{what}: work done, full trace {full_trace}");

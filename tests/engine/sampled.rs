@@ -1,30 +1,28 @@
 //! Sampled completions and the best of several.
 
-use ggro::engine::{Event, Scheduler, Settings, Width, complete, intervention, sampler};
+use ggro::answer::{Completions, Response, StopReason};
+use ggro::engine::{Event, Request as _, Scheduler, Settings, SpeculationWidth, complete, intervention, sampler};
 use ggro::method::Options;
 use ggro::model::cpu::Reference;
 use ggro::model::{Backend, RewardSpan, Role, Span};
-use ggro::sampling::{Completions, Plan, Reason, Sampling, Watch};
-use ggro_testkit::Silent;
+use ggro::sampling::{CompletionSpec, Sampling, StopCheck};
 use ggro_testkit::fixtures::load;
 use ggro_testkit::requests::{Request, requests};
 use std::sync::Arc;
 
-fn plan(request: &Request, temperature: f64, n: usize, score: bool) -> Plan {
-    Plan {
+fn plan(request: &Request, temperature: f64, n: usize, score: bool) -> CompletionSpec {
+    CompletionSpec {
         sampling: Sampling { temperature, seed: 11, ..Sampling::default() },
         n,
         score,
         max_new_tokens: 24,
         stop_ids: request.options.stop_ids.clone(),
-        stop: None,
-        tell: false,
-        prompt_logprobs: false,
+        ..CompletionSpec::default()
     }
 }
 
-fn alone(backend: &mut Reference, request: &Request, plan: Plan) -> Completions {
-    complete(backend, &Settings::alone(Width::Off), &request.prompt, plan, &mut Silent).unwrap().0
+fn alone(backend: &mut Reference, request: &Request, plan: CompletionSpec) -> Completions {
+    complete(backend, &Settings::single(SpeculationWidth::Off), &request.prompt, plan, &mut ()).unwrap().0
 }
 
 fn request() -> Request {
@@ -66,6 +64,12 @@ fn one_candidate_is_greedy_decoding() {
     }
 }
 
+/// Requests of two kinds in one scheduler.
+enum Output {
+    Sampled(Completions),
+    Guided(Response),
+}
+
 #[test]
 fn what_runs_beside_it_changes_nothing() {
     let all = requests("llama-gqa");
@@ -76,24 +80,28 @@ fn what_runs_beside_it_changes_nothing() {
     let guided = all[2].alone(&mut backend);
     for blocks in [None, Some(12)] {
         let mut backend = load("llama-gqa", blocks);
-        let mut scheduler = Scheduler::new(Settings { speculation: Width::Fixed(4), ..Settings::default() });
+        let mut scheduler = Scheduler::new(Settings { speculation: SpeculationWidth::Fixed(4), ..Settings::default() });
         for (i, plan) in plans.iter().enumerate() {
-            scheduler.submit(Box::new(sampler(&backend, &all[i % 2].prompt, plan.clone()).unwrap()));
+            let request = sampler(&backend, &all[i % 2].prompt, plan.clone()).unwrap();
+            scheduler.submit(Box::new(request.map(Output::Sampled)));
         }
         let Request { prompt, options, uniforms, .. } = &all[2];
-        scheduler.submit(Box::new(intervention(&backend, prompt, options, uniforms.clone()).unwrap()));
+        let request = intervention(&backend, prompt, options, uniforms.clone()).unwrap();
+        scheduler.submit(Box::new(request.map(Output::Guided)));
         let mut ended = 0;
-        while scheduler.turn(&mut backend) {
+        while scheduler.step(&mut backend) {
             for event in scheduler.events() {
                 let Event::Ended(id, outcome, account) = event else { continue };
                 ended += 1;
-                match expected.get(id as usize) {
-                    Some(expected) => {
-                        let found = outcome.unwrap().completions().unwrap();
-                        assert_eq!(found, *expected);
+                match outcome.unwrap() {
+                    Output::Sampled(found) => {
+                        assert_eq!(found, expected[id as usize]);
                         assert_eq!(account.necessary, found.work);
                     }
-                    None => assert_eq!(outcome.unwrap().response().unwrap(), guided),
+                    Output::Guided(found) => {
+                        assert_eq!(id as usize, expected.len());
+                        assert_eq!(found, guided);
+                    }
                 }
             }
         }
@@ -107,22 +115,22 @@ fn stops_and_logprobs() {
     let (request, mut backend) = (request(), load("llama-gqa", None));
     let free = alone(&mut backend, &request, plan(&request, 1.0, 1, false)).all.remove(0);
     assert!(free.ids.len() > 4);
-    let third = || -> Watch {
+    let third = || -> StopCheck {
         let mut seen = 0;
         Box::new(move |_| {
             seen += 1;
             seen == 3
         })
     };
-    let watched = Plan { stop: Some(Arc::new(third)), ..plan(&request, 1.0, 1, false) };
+    let watched = CompletionSpec { stop_check: Some(Arc::new(third)), ..plan(&request, 1.0, 1, false) };
     let stopped = alone(&mut backend, &request, watched).all.remove(0);
-    assert_eq!((&stopped.ids[..], stopped.reason), (&free.ids[..3], Reason::Stop));
+    assert_eq!((&stopped.ids[..], stopped.reason), (&free.ids[..3], StopReason::Stop));
     let mut asked = plan(&request, 1.0, 1, false);
     asked.sampling.logprobs = Some(3);
     let told = alone(&mut backend, &request, asked).all.remove(0);
     assert_eq!(told.ids, free.ids);
-    assert_eq!(told.chosen.len(), told.ids.len());
-    for (id, chosen) in told.ids.iter().zip(&told.chosen) {
+    assert_eq!(told.logprobs.len(), told.ids.len());
+    for (id, chosen) in told.ids.iter().zip(&told.logprobs) {
         assert!(chosen.id == *id && chosen.logprob <= 0.0 && chosen.top.len() == 3);
     }
 }
@@ -130,7 +138,7 @@ fn stops_and_logprobs() {
 #[test]
 fn unusable_plans_say_why() {
     let (request, backend) = (request(), load("llama-gqa", None));
-    let refused = |change: fn(&mut Plan)| {
+    let refused = |change: fn(&mut CompletionSpec)| {
         let mut plan = plan(&request, 1.0, 1, false);
         change(&mut plan);
         sampler(&backend, &request.prompt, plan).err().unwrap().to_string()

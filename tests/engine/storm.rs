@@ -2,12 +2,11 @@
 
 use ggro::answer::Response;
 use ggro::engine::decode;
-use ggro::engine::{Event, Finished, Scheduler, Settings, Width, intervention};
+use ggro::engine::{Event, Scheduler, Settings, SpeculationWidth, intervention};
 use ggro::kv::BLOCK;
 use ggro::method::{Intervention, Options};
 use ggro::model::{Backend, Role};
 use ggro::rng::Uniforms;
-use ggro_testkit::Silent;
 use ggro_testkit::scripted::{FINISH, Model, Scripted, VOCAB};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -71,7 +70,7 @@ impl Arrival {
 
     fn alone(&self, model: &Model) -> Response {
         let mut backend = Scripted::new(model, LONGEST);
-        decode(&mut backend, &self.prompt, &self.options(), Uniforms::Seeded(3), &mut Silent).unwrap()
+        decode(&mut backend, &self.prompt, &self.options(), Uniforms::Seeded(3), &mut ()).unwrap()
     }
 }
 
@@ -100,10 +99,10 @@ proptest! {
         seed in 0u64..1000,
         arrivals in arrivals(),
         spare in 0usize..14,
-        width in prop_oneof![Just(Width::Off), Just(Width::Auto), (1usize..12).prop_map(Width::Fixed)],
+        width in prop_oneof![Just(SpeculationWidth::Off), Just(SpeculationWidth::Auto), (1usize..12).prop_map(SpeculationWidth::Fixed)],
         run_ahead: bool,
         max_requests in 1usize..8,
-        patience in prop::option::of(0usize..6),
+        reward_batch_wait in prop::option::of(0usize..6),
         batch_tokens in prop_oneof![Just(1usize), Just(17), Just(2048)],
         faults in prop::collection::btree_map(0usize..400, 0usize..3, 0..12),
     ) {
@@ -112,7 +111,7 @@ proptest! {
         let blocks = longest.div_ceil(BLOCK) + 1 + spare;
         let mut backend = Scripted::new(&model, LONGEST);
         backend.limit(blocks);
-        let settings = Settings { speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3, patience };
+        let settings = Settings { speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3, reward_batch_wait };
         let mut scheduler = Scheduler::new(settings);
         let (mut ids, mut ended) = (BTreeMap::new(), BTreeMap::new());
         let mut turn = 0;
@@ -130,7 +129,7 @@ proptest! {
             }
             // The turn's first, second or third call: rewards may have been run when gradients fail.
             backend.fail_at = faults.get(&turn).map(|nth| backend.calls + nth);
-            scheduler.turn(&mut backend);
+            scheduler.step(&mut backend);
             turn += 1;
             // Nobody starves: alone, each takes less than so many turns, cut prompts included.
             prop_assert!(turn < 60 + arrivals.len() * 2500, "no end");
@@ -138,7 +137,7 @@ proptest! {
                 let Event::Ended(id, outcome, account) = event else { continue };
                 let index = ids[&id];
                 prop_assert!(ended.insert(index, true).is_none(), "ended twice");
-                match (*outcome).and_then(Finished::response) {
+                match outcome {
                     Ok(response) => {
                         prop_assert_eq!(&response, &arrivals[index].alone(&model));
                         prop_assert_eq!(account.necessary, response.work);
@@ -163,7 +162,7 @@ fn the_weather_is_bad() {
     let model = model(5);
     let mut backend = Scripted::new(&model, LONGEST);
     backend.limit(12);
-    let settings = Settings { speculation: Width::Fixed(12), cached_prompts: 3, ..Settings::default() };
+    let settings = Settings { speculation: SpeculationWidth::Fixed(12), cached_prompts: 3, ..Settings::default() };
     let mut scheduler = Scheduler::new(settings);
     let mut expected = BTreeMap::new();
     for n in 0..12usize {
@@ -171,16 +170,16 @@ fn the_weather_is_bad() {
         let arrival = Arrival { turn: 0, prompt, tokens: 60, candidates: 5, cancelled_after: None };
         expected.insert(scheduler.submit(arrival.machine(&backend)), arrival.alone(&model));
     }
-    while scheduler.turn(&mut backend) {
+    while scheduler.step(&mut backend) {
         for event in scheduler.events() {
             if let Event::Ended(id, outcome, _) = event {
-                let response = (*outcome).unwrap().response().unwrap();
+                let response = outcome.unwrap();
                 assert_eq!(response, expected.remove(&id).unwrap());
             }
         }
     }
     assert!(expected.is_empty(), "{} never ended", expected.len());
-    let totals = scheduler.totals();
+    let totals = scheduler.stats();
     println!("{totals:?}");
     assert!(totals.preemptions > 3 && totals.given_up > 0, "{totals:?}");
     scheduler.clear(&mut backend);
@@ -202,13 +201,13 @@ fn a_lost_device_ends_every_request() {
         let mut backend = Scripted::new(&model, LONGEST);
         backend.limit(blocks);
         backend.dead_from = Some(dead_from);
-        let mut scheduler = Scheduler::new(Settings { speculation: Width::Fixed(5), ..Settings::default() });
+        let mut scheduler = Scheduler::new(Settings { speculation: SpeculationWidth::Fixed(5), ..Settings::default() });
         for n in 0..4 {
             scheduler.submit(arrival(n).machine(&backend));
         }
         let (mut ended, mut failed) = (0, 0);
         while scheduler.requests() > 0 {
-            scheduler.turn(&mut backend);
+            scheduler.step(&mut backend);
             for event in scheduler.events() {
                 let Event::Ended(_, outcome, _) = event else { continue };
                 ended += 1;
@@ -234,7 +233,7 @@ fn no_one_waits_for_an_older_prompt() {
         cancelled_after: None,
     };
     let mut backend = Scripted::new(&model, LONGEST);
-    let settings = Settings { batch_tokens: 8, patience: Some(0), ..Settings::default() };
+    let settings = Settings { batch_tokens: 8, reward_batch_wait: Some(0), ..Settings::default() };
     let mut scheduler = Scheduler::new(settings);
     let old = scheduler.submit(arrival(200, 4).machine(&backend));
     let young = scheduler.submit(arrival(2, 6).machine(&backend));

@@ -10,7 +10,6 @@ use ggro::model::cuda::{Cuda, CudaOptions};
 use ggro::model::{Backend, Role};
 use ggro::rng::Uniforms;
 use ggro_emulator::Config;
-use ggro_testkit::Silent;
 use ggro_testkit::lessons::demo_options;
 use std::path::Path;
 
@@ -52,7 +51,7 @@ fn a_weight_that_is_not_a_number_ends_one_request() {
         let options = demo_options(&pair, 12, 3);
         let clean: Vec<u32> = (20..50).collect();
         let poisoned = [&clean[..], &[POISONED]].concat();
-        let mut answer = |prompt: &[u32]| decode(&mut cuda, prompt, &options, Uniforms::Seeded(0), &mut Silent);
+        let mut answer = |prompt: &[u32]| decode(&mut cuda, prompt, &options, Uniforms::Seeded(0), &mut ());
         let before = answer(&clean).unwrap();
         let error = answer(&poisoned).unwrap_err();
         let text = error.to_string();
@@ -84,7 +83,7 @@ fn a_model_that_computes_nothing_says_so() {
         let options = demo_options(&pair, 12, 3);
         for _ in 0..2 {
             let prompt: Vec<u32> = (20..50).collect();
-            let error = decode(&mut cuda, &prompt, &options, Uniforms::Seeded(0), &mut Silent).unwrap_err();
+            let error = decode(&mut cuda, &prompt, &options, Uniforms::Seeded(0), &mut ()).unwrap_err();
             let text = error.to_string();
             assert!(matches!(error, Error::NonFinite { .. }) && text.contains(role), "{name}: {text}");
         }

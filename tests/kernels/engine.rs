@@ -1,7 +1,7 @@
 //! The engine on the emulated device: what requests say alone they say in company, bit for bit.
 
 use crate::emulated::{Emulated, alone};
-use ggro::engine::{Settings, Width};
+use ggro::engine::{Settings, SpeculationWidth};
 use ggro::model::cuda::{Cuda, CudaOptions};
 use ggro_emulator::{Config, Streams};
 use ggro_testkit::fixtures::{FIXTURES, parts};
@@ -26,9 +26,11 @@ fn three_traces_of_every_fixture_in_company() {
             let began = Instant::now();
             let settings = |speculation, run_ahead| Settings { speculation, run_ahead, ..Settings::default() };
             let mut expected = Vec::new();
-            for (sequences, width, arrivals) in
-                [(8, Width::Fixed(8), [0, 0, 3]), (8, Width::Auto, [4, 0, 1]), (1, Width::Fixed(3), [0, 1, 2])]
-            {
+            for (sequences, width, arrivals) in [
+                (8, SpeculationWidth::Fixed(8), [0, 0, 3]),
+                (8, SpeculationWidth::Auto, [4, 0, 1]),
+                (1, SpeculationWidth::Fixed(3), [0, 1, 2]),
+            ] {
                 // Late in company: what one model's stream took from the other's would not be there.
                 let streams = if expected.is_empty() { Streams::Eager } else { Streams::Lazy };
                 let Emulated { device, machine } = Emulated::new(Config { streams, ..Config::default() });
@@ -38,7 +40,9 @@ fn three_traces_of_every_fixture_in_company() {
                 let parts = ((&policy.0, &policy.1), (&reward.0, &reward.1));
                 let mut cuda = Cuda::assemble(device, parts, &options, &mut |_| ()).unwrap().0;
                 if expected.is_empty() {
-                    let one = |request| together(&mut cuda, &settings(Width::Off, false), &[request], &[0]).responses;
+                    let one = |request| {
+                        together(&mut cuda, &settings(SpeculationWidth::Off, false), &[request], &[0]).responses
+                    };
                     expected = all.iter().copied().flat_map(one).collect();
                 }
                 let outcome = together(&mut cuda, &settings(width, true), &all, &arrivals[..all.len()]);

@@ -5,7 +5,6 @@ use ggro::answer::{Candidate, CandidateStop, FinishReason, Repeat, Response, Wal
 use ggro::method::{Options, Selection};
 use ggro::model::RowStats;
 use ggro::rng::Uniforms;
-use ggro_testkit::Silent;
 use ggro_testkit::scripted::{FINISH, FOREIGN, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
 
 /// Short segments: the threshold is tested from the second token on.
@@ -187,7 +186,7 @@ fn a_budget_inside_the_header_is_one_segment_without_a_slot() {
     // An offset no sequence can reach is no offset at all.
     let options = Options { first_offset: usize::MAX, max_candidates: 2, ..options() };
     let mut backend = Scripted::new(&model, 20);
-    let silent = &mut Silent;
+    let silent = &mut ();
     let response = ggro::engine::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), silent).unwrap();
     assert_eq!(response.segments[0].walk_end, WalkEnd::NoSlot);
 }
@@ -285,7 +284,7 @@ fn one_candidate_is_greedy_decoding_without_gradients() {
     let options = Options { max_candidates: 1, ..options() };
     assert_eq!(answer(&decode_both(&model, &PROMPT, &options)), [3, 7, FINISH]);
     let mut backend = Scripted::new(&model, 20);
-    let response = ggro::engine::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), &mut Silent).unwrap();
+    let response = ggro::engine::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), &mut ()).unwrap();
     assert_eq!(response.work.reward_backward, 0);
     assert_eq!(backend.most_held, 2);
 }
@@ -351,7 +350,7 @@ fn the_most_likely_twin_is_placed_and_damped() {
     let nudged = candidate(&response, 0, 1);
     assert_eq!((nudged.proposed, nudged.forced), (Some(5), Some(4)));
     assert_eq!(nudged.ids[0], 4);
-    assert_eq!(nudged.margins.twin, Some(0.125));
+    assert_eq!(nudged.margins.tied_embedding, Some(0.125));
     assert_eq!(response.num_nudges, 1);
     // 5 was proposed again and was never at the slot.
     assert_eq!(response.segments[0].repeat, Some(Repeat { proposed: 5, same_as: 1 }));

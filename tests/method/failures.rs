@@ -5,7 +5,6 @@ use ggro::answer::Segment;
 use ggro::engine::{Observer, decode};
 use ggro::method::{Options, Selection};
 use ggro::rng::Uniforms;
-use ggro_testkit::Silent;
 use ggro_testkit::scripted::{FINISH, FOREIGN, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
 
 fn model() -> Model {
@@ -28,7 +27,7 @@ fn options() -> Options {
 fn failure(model: &Model, max_len: usize, prompt: &[u32], options: &Options) -> Error {
     let mut backend = Scripted::new(model, max_len);
     let uniforms = Uniforms::Recorded(vec![0.5]);
-    let error = decode(&mut backend, prompt, options, uniforms, &mut Silent).unwrap_err();
+    let error = decode(&mut backend, prompt, options, uniforms, &mut ()).unwrap_err();
     assert_eq!(backend.held(), 0, "sequences left behind after: {error}");
     error
 }
@@ -62,7 +61,7 @@ fn unusable_requests_say_why() {
     }
     // The budget that just fits.
     let mut backend = Scripted::new(small_enough(), 9);
-    decode(&mut backend, &PROMPT, &options(), Uniforms::Seeded(0), &mut Silent).unwrap();
+    decode(&mut backend, &PROMPT, &options(), Uniforms::Seeded(0), &mut ()).unwrap();
 }
 
 fn small_enough() -> &'static Model {
@@ -113,13 +112,13 @@ fn numbers_that_are_not_finite() {
 fn sequences_are_released_whenever_the_backend_fails() {
     let model = model();
     let mut backend = Scripted::new(&model, 20);
-    decode(&mut backend, &PROMPT, &options(), Uniforms::Seeded(0), &mut Silent).unwrap();
+    decode(&mut backend, &PROMPT, &options(), Uniforms::Seeded(0), &mut ()).unwrap();
     let calls = backend.calls;
     assert!(calls > 20);
     for fail_at in 0..calls {
         let mut backend = Scripted::new(&model, 20);
         backend.fail_at = Some(fail_at);
-        let error = decode(&mut backend, &PROMPT, &options(), Uniforms::Seeded(0), &mut Silent);
+        let error = decode(&mut backend, &PROMPT, &options(), Uniforms::Seeded(0), &mut ());
         assert!(matches!(error, Err(Error::Backend(_))), "call {fail_at}");
         assert_eq!(backend.held(), 0, "call {fail_at}");
     }

@@ -3,7 +3,7 @@
 //! source of uniform numbers.
 
 use ggro::answer::{Candidate, CandidateStop, FinishReason, Margins, Repeat, Response, Segment, Slot, WalkEnd};
-use ggro::engine::{self, Settings, Width};
+use ggro::engine::{self, Settings, SpeculationWidth};
 use ggro::engine::{Observer, decode};
 use ggro::method::{Options, Selection};
 use ggro::model::{Backend, RowStats, Work};
@@ -256,7 +256,7 @@ pub fn naive(model: &Model, prompt: &[u32], options: &Options, uniforms: &Unifor
             entropy: min(|m| m.entropy),
             score: min(|m| m.score),
             top_k_edge: min(|m| m.top_k_edge),
-            twin: min(|m| m.twin),
+            tied_embedding: min(|m| m.tied_embedding),
             reward: segments.iter().filter_map(|s| s.reward_margin).min_by(f64::total_cmp),
         },
         segments,
@@ -290,7 +290,7 @@ fn margins_of(naive: &Naive<'_>, prefix: &[u32], offset: usize, c: &Made, forced
         let before = [prefix, &c.generated[..offset]].concat();
         let z = (naive.model.logits)(&before);
         if let [first, second, ..] = naive.twins(&z, proposed)[..] {
-            margins.twin = gap(z[first as usize], z[second as usize]);
+            margins.tied_embedding = gap(z[first as usize], z[second as usize]);
         }
     }
     margins
@@ -351,7 +351,7 @@ pub fn decode_with(model: &Model, prompt: &[u32], options: &Options, uniforms: &
         }
         // Candidates ahead of time change nothing.
         for (width, run_ahead) in [(2, false), (3, true), (25, true)] {
-            let settings = Settings { run_ahead, ..Settings::alone(Width::Fixed(width)) };
+            let settings = Settings { run_ahead, ..Settings::single(SpeculationWidth::Fixed(width)) };
             let mut backend = Scripted::new(model, prompt.len() + options.max_new_tokens);
             let mut count = Count { tokens: 0, committed: Vec::new() };
             let got = engine::decode_with(&mut backend, &settings, prompt, &options, uniforms.clone(), &mut count);
@@ -376,10 +376,10 @@ pub fn decode_with(model: &Model, prompt: &[u32], options: &Options, uniforms: &
 fn forget_unseen_twins(got: &mut Response, expected: &Response) {
     for (segment, wanted) in got.segments.iter_mut().zip(&expected.segments) {
         for (candidate, wanted) in segment.candidates.iter_mut().zip(&wanted.candidates) {
-            if candidate.margins.twin.is_none() {
-                candidate.margins.twin = wanted.margins.twin;
+            if candidate.margins.tied_embedding.is_none() {
+                candidate.margins.tied_embedding = wanted.margins.tied_embedding;
             }
         }
     }
-    got.min_margins.twin = expected.min_margins.twin;
+    got.min_margins.tied_embedding = expected.min_margins.tied_embedding;
 }

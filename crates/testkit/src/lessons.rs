@@ -1,6 +1,5 @@
 //! Backends held to the goldens and to traces of the demo pair, with the rounding simulation as the measure.
 
-use crate::Silent;
 use crate::backend::{Rows, prefill};
 use crate::fixtures::{fixture, reference};
 use ggro::dtype::HalfType;
@@ -131,7 +130,7 @@ pub fn demo_traces(pair: &Pair, count: usize, tokens: usize, candidates: usize) 
     (0..count)
         .map(|request| {
             let ids = demo_prompt(pair, request);
-            let response = decode(&mut backend, &ids, &options, Uniforms::Seeded(0), &mut Silent).unwrap();
+            let response = decode(&mut backend, &ids, &options, Uniforms::Seeded(0), &mut ()).unwrap();
             Trace::from_response(&format!("demo-{request}"), None, &options, &response, None).unwrap()
         })
         .collect()
@@ -140,9 +139,8 @@ pub fn demo_traces(pair: &Pair, count: usize, tokens: usize, candidates: usize) 
 /// Decodes greedily on both: where a device's ids part from the reference's, the reference must have been undecided.
 pub fn part_late(exact: &mut dyn Backend, device: &mut dyn Backend, prompt: &[u32], options: &Options) {
     assert_eq!(options.max_candidates, 1);
-    let free = |backend: &mut dyn Backend| {
-        decode(backend, prompt, options, Uniforms::Seeded(0), &mut Silent).unwrap().final_ids
-    };
+    let free =
+        |backend: &mut dyn Backend| decode(backend, prompt, options, Uniforms::Seeded(0), &mut ()).unwrap().final_ids;
     let (expected, found) = (free(exact), free(device));
     let agree = expected.iter().zip(&found).take_while(|(a, b)| a == b).count();
     println!("{} of {} ids decoded freely agree", agree - prompt.len(), expected.len() - prompt.len());
@@ -158,7 +156,7 @@ pub fn part_late(exact: &mut dyn Backend, device: &mut dyn Backend, prompt: &[u3
 /// simulation's are. Returns how often it was nudged.
 pub fn nudged_freely(pair: &Pair, device: &mut dyn Backend, prompt: &[u32], options: &Options) -> usize {
     let before = device.work();
-    let response = decode(device, prompt, options, Uniforms::Seeded(0), &mut Silent).unwrap();
+    let response = decode(device, prompt, options, Uniforms::Seeded(0), &mut ()).unwrap();
     assert_eq!(device.work() - before, response.work, "what the device counted, and the least that this answer takes");
     let (mut texts, mut found) = (vec![response.final_ids.clone()], vec![f64::from(response.final_reward)]);
     for segment in &response.segments {
@@ -171,7 +169,7 @@ pub fn nudged_freely(pair: &Pair, device: &mut dyn Backend, prompt: &[u32], opti
         let mut backend = Reference::load(pair, &LoadOptions { simulate, ..LoadOptions::default() }).unwrap();
         let score = |(i, ids): (usize, &Vec<u32>)| {
             let seq = backend.create(Role::Reward).unwrap();
-            let pool = ggro::method::gradient::pool_position(ids, options.reward_pad_id.filter(|_| i == 0));
+            let pool = ggro::task::pool_position(ids, &[], options.reward_pad_id.filter(|_| i == 0));
             let span = RewardSpan { span: Span { seq, start: 0, ids }, also_at: &[pool] };
             backend.reward_score(&[span]).unwrap()[0].also[0].into()
         };

@@ -16,7 +16,3 @@ pub mod lessons;
 pub mod random;
 pub mod requests;
 pub mod scripted;
-
-/// An observer that ignores everything.
-pub struct Silent;
-impl ggro::engine::Observer for Silent {}

@@ -1,9 +1,8 @@
 //! Golden requests, and requests driven to their ends.
 
-use crate::Silent;
 use crate::fixtures::fixture;
 use ggro::answer::Response;
-use ggro::engine::{Account, Event, Finished, Scheduler, Settings, Totals, decode, intervention};
+use ggro::engine::{Event, RequestStats, Scheduler, SchedulerStats, Settings, decode, intervention};
 use ggro::method::{Options, Selection};
 use ggro::model::{Backend, Role, Work};
 use ggro::rng::Uniforms;
@@ -21,7 +20,7 @@ pub struct Request {
 
 impl Request {
     pub fn alone(&self, backend: &mut dyn Backend) -> Response {
-        decode(backend, &self.prompt, &self.options, self.uniforms.clone(), &mut Silent).unwrap()
+        decode(backend, &self.prompt, &self.options, self.uniforms.clone(), &mut ()).unwrap()
     }
 }
 
@@ -76,8 +75,8 @@ pub fn requests(fixture: &str) -> Vec<Request> {
 /// What became of requests, in their order.
 pub struct Outcome {
     pub responses: Vec<Response>,
-    pub accounts: Vec<Account>,
-    pub totals: Totals,
+    pub accounts: Vec<RequestStats>,
+    pub totals: SchedulerStats,
 }
 
 /// Runs requests together; the n-th arrives before turn `arrivals[n]`. Every block must be free again afterwards, and what was
@@ -94,30 +93,26 @@ pub fn together(backend: &mut dyn Backend, settings: &Settings, requests: &[&Req
             let machine = intervention(backend, prompt, options, uniforms.clone()).unwrap();
             numbers.insert(scheduler.submit(Box::new(machine)), index);
         }
-        scheduler.turn(backend);
+        scheduler.step(backend);
         turn += 1;
         assert!(turn < 1_000_000, "no end");
         for event in scheduler.events() {
             if let Event::Ended(id, outcome, account) = event {
                 let index = numbers[&id];
-                let response = (*outcome).and_then(Finished::response);
+                let response = outcome;
                 let response = response.unwrap_or_else(|e| panic!("{}: {e}", requests[index].name));
                 assert!(ended.insert(index, (response, account)).is_none(), "ended twice");
             }
         }
     }
-    let totals = scheduler.totals();
+    let totals = scheduler.stats();
     scheduler.clear(backend);
     assert_eq!([Role::Policy, Role::Reward].map(|role| backend.blocks_free(role)), free, "blocks left behind");
-    let (responses, accounts): (Vec<_>, Vec<Account>) = ended.into_values().unzip();
-    let ran = accounts.iter().fold(Work::default(), |sum, Account { ran, .. }| Work {
-        policy_forward: sum.policy_forward + ran.policy_forward,
-        reward_forward: sum.reward_forward + ran.reward_forward,
-        reward_backward: sum.reward_backward + ran.reward_backward,
-    });
+    let (responses, accounts): (Vec<_>, Vec<RequestStats>) = ended.into_values().unzip();
+    let ran = accounts.iter().fold(Work::default(), |sum, stats| sum + stats.ran);
     assert_eq!(ran, backend.work() - before, "what the accounts say was run");
     for account in &accounts {
-        let Account { ran, necessary, recomputed, shared, .. } = account;
+        let RequestStats { ran, necessary, recomputed, shared, .. } = account;
         let parts: [fn(&Work) -> u64; 3] = [|w| w.policy_forward, |w| w.reward_forward, |w| w.reward_backward];
         for of in parts {
             assert!(of(ran) + of(shared) >= of(necessary) + of(recomputed), "{account:?}");

@@ -1,37 +1,37 @@
-//! How much of a turn a task may have.
+//! How much of a step a task may have.
 
-use crate::engine::turn::{Span, tail};
-use crate::engine::{Settings, Width};
+use crate::engine::settings::{Settings, SpeculationWidth};
+use crate::engine::step::TaskSpan;
 use crate::model::{Backend, Role};
 use crate::task::Task;
 
-/// What is left of a turn.
+/// What is left of a step.
 pub(super) struct Budget {
     /// Tokens of the policy batch.
     tokens: usize,
-    /// Needed tasks of the policy that have not had their turn yet.
+    /// Needed tasks of the policy that have not had their step yet.
     due: usize,
     decoded: usize,
     scored: usize,
-    /// Whether the reward batch has anything in it.
+    /// Whether the reward batch has a span.
     scores: bool,
     /// Positions that can be differentiated with those already chosen.
     gradient: usize,
-    /// Rows and reward tokens up to which what is only likely to be needed costs next to nothing.
+    /// Rows and reward tokens up to which speculative tasks cost next to nothing.
     likely_rows: usize,
     likely_tokens: usize,
 }
 
 impl Budget {
-    /// A turn in which these tasks are asked for.
+    /// A step in which these tasks are asked for.
     pub fn new<'a>(settings: &Settings, backend: &dyn Backend, tasks: impl Iterator<Item = &'a Task>) -> Budget {
         let (likely_rows, likely_tokens) = match settings.speculation {
-            Width::Auto => (backend.cheap_rows(), 2 * backend.cheap_rows()),
+            SpeculationWidth::Auto => (backend.cheap_rows(), 2 * backend.cheap_rows()),
             _ => (usize::MAX, usize::MAX),
         };
         Budget {
             tokens: settings.batch_tokens.max(1),
-            due: tasks.filter(|task| task.line.role == Role::Policy && !task.speculative).count(),
+            due: tasks.filter(|task| task.key.role == Role::Policy && !task.speculative).count(),
             decoded: 0,
             scored: 0,
             scores: false,
@@ -41,29 +41,29 @@ impl Budget {
         }
     }
 
-    /// Tokens that a task may run in this turn; each task is asked about once, in the order of the turn.
+    /// Tokens that a task may run in this step; each task is asked about once, in the order of the step.
     pub fn allows(&mut self, task: &Task) -> usize {
-        match (task.line.role, task.speculative) {
+        match (task.key.role, task.speculative) {
             (Role::Policy, false) => {
-                // Prompts are cut so that everyone behind them still has a row.
+                // Prompts are cut so that every request after them still gets a token.
                 self.due = self.due.saturating_sub(1);
                 self.tokens.saturating_sub(self.due).max(1).min(self.tokens)
             }
             (Role::Policy, true) if self.decoded >= self.likely_rows => 0,
             (Role::Policy, true) => self.tokens,
             // A pass of the reward model costs as much as several steps of the policy, however few tokens it is for: what
-            // is only likely to be needed rides along, and never alone.
+            // is speculative only joins a batch that is needed.
             (Role::Reward, true) if !self.scores || self.scored >= self.likely_tokens => 0,
-            // One segment that is longer than the gradient has room for goes alone.
-            (Role::Reward, _) if !self.scores || tail(task) <= self.gradient => usize::MAX,
+            // A segment that is longer than the room left for gradients gets a batch of its own.
+            (Role::Reward, _) if !self.scores || task.differentiated() <= self.gradient => usize::MAX,
             (Role::Reward, _) => 0,
         }
     }
 
     /// A span was chosen.
-    pub fn spend(&mut self, span: &Span) {
+    pub fn spend(&mut self, span: &TaskSpan) {
         let tokens = span.tokens();
-        match span.task.line.role {
+        match span.task.key.role {
             Role::Policy => {
                 self.tokens = self.tokens.saturating_sub(tokens);
                 self.decoded += tokens;

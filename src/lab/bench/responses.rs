@@ -2,13 +2,14 @@
 
 use super::drive::drive;
 use super::report::{Answer, Row, hash_of};
-use crate::engine::{Settings, Width, intervention, sampler};
+use crate::answer::{Completions, Response};
+use crate::engine::{Settings, SpeculationWidth, intervention, sampler};
 use crate::method::Options;
 use crate::model::{Backend, PolicySpan, Role, Span, TopK};
 use crate::presets::{Given, Preset};
 use crate::rng::Uniforms;
-use crate::sampling::{Plan, Sampling};
-use crate::task::{Finished, Generation};
+use crate::sampling::{CompletionSpec, Sampling};
+use crate::task::Request;
 use crate::{Error, Result};
 
 /// What is asked for.
@@ -23,7 +24,7 @@ pub struct Asked {
     /// Candidates of a segment, at most.
     pub candidates: usize,
     /// How many candidates are decoded at the same time, for each measurement.
-    pub widths: Vec<Width>,
+    pub widths: Vec<SpeculationWidth>,
     /// Samples of Best-of-N; 0: none.
     pub best_of: usize,
     /// The prompt's ids, in place of some that mean nothing.
@@ -58,20 +59,25 @@ pub fn responses(backend: &mut dyn Backend, asked: &Asked, done: &mut dyn FnMut(
     };
     let options = given.over(Preset::DIALOGUE)?.over(Options::new(u32::MAX, vec![u32::MAX]));
     let greedy = Options { max_candidates: 1, entropy_threshold: f64::MAX, ..options.clone() };
-    let guided = |width: Width| (Way::Guided(options.clone()), "ggro", format!("speculation {}", name(width)), width);
-    let mut ways = vec![(Way::Guided(greedy), "greedy", String::new(), Width::Off)];
+    let guided =
+        |width: SpeculationWidth| (Way::Guided(options.clone()), "ggro", format!("speculation {}", name(width)), width);
+    let mut ways = vec![(Way::Guided(greedy), "greedy", String::new(), SpeculationWidth::Off)];
     ways.extend(asked.widths.iter().map(|&width| guided(width)));
     if asked.best_of > 0 {
-        ways.push((Way::Best(asked.best_of), "best of", asked.best_of.to_string(), Width::Off));
+        ways.push((Way::Best(asked.best_of), "best of", asked.best_of.to_string(), SpeculationWidth::Off));
     }
     let mut all: Vec<Row> = Vec::new();
     for (way, phase, case, width) in ways {
-        let settings = Settings::alone(width);
+        let settings = Settings::single(width);
         let (mut seconds, mut last) = (Vec::new(), None);
         for run in 0..asked.warmup + asked.runs.max(1) {
-            let request: Box<dyn Generation> = match &way {
-                Way::Guided(options) => Box::new(intervention(backend, &prompt, options, Uniforms::Seeded(0))?),
-                Way::Best(n) => Box::new(sampler(backend, &prompt, best_of(*n, asked.tokens))?),
+            let request: Box<dyn Request<Output = Result<(Vec<u32>, Answer)>>> = match &way {
+                Way::Guided(options) => {
+                    let behind = prompt.len();
+                    let request = intervention(backend, &prompt, options, Uniforms::Seeded(0))?;
+                    Box::new(request.map(move |response| Ok(guided_answer(response, behind))))
+                }
+                Way::Best(n) => Box::new(sampler(backend, &prompt, best_of(*n, asked.tokens))?.map(best_answer)),
             };
             let driven = drive(backend, &settings, vec![request])?;
             if run >= asked.warmup {
@@ -80,7 +86,7 @@ pub fn responses(backend: &mut dyn Backend, asked: &Asked, done: &mut dyn FnMut(
             last = Some(driven);
         }
         let Some(mut driven) = last else { continue };
-        let (ids, mut answer) = answered(driven.finished.remove(0), prompt.len())?;
+        let (ids, mut answer) = driven.finished.remove(0)?;
         let row = Row::new(phase, case, seconds);
         // Greedy answers may be cut short by nothing here, so all have one length; if not, a token is what is compared.
         let base = all.first().map_or(row.seconds, |greedy| greedy.seconds);
@@ -105,48 +111,42 @@ enum Way {
 }
 
 /// Samples of which the reward model takes the best.
-fn best_of(n: usize, tokens: usize) -> Plan {
-    Plan {
+fn best_of(n: usize, tokens: usize) -> CompletionSpec {
+    CompletionSpec {
         sampling: Sampling { temperature: 1.0, ..Sampling::default() },
         n,
         score: true,
         max_new_tokens: tokens,
-        stop_ids: Vec::new(),
-        stop: None,
-        tell: false,
-        prompt_logprobs: false,
+        ..CompletionSpec::default()
     }
 }
 
 /// The ids of an answer, and its numbers.
-fn answered(finished: Finished, prompt: usize) -> Result<(Vec<u32>, Answer)> {
-    match finished {
-        Finished::Completions(completions) => {
-            let visited = completions.all.len();
-            let best = completions.all.into_iter().nth(completions.best);
-            let best = best.ok_or_else(|| Error::Backend("no completion".to_string()))?;
-            let reward = best.reward.unwrap_or(f32::NAN);
-            Ok((best.ids, Answer { visited, reward, ..Answer::default() }))
-        }
-        finished => {
-            let response = finished.response()?;
-            let answer = Answer {
-                over_greedy: 1.0,
-                segments: response.segments.len(),
-                nudges: response.num_nudges,
-                visited: response.segments.iter().map(|segment| segment.candidates.len()).sum(),
-                reward: response.final_reward,
-            };
-            Ok((response.final_ids[prompt..].to_vec(), answer))
-        }
-    }
+fn best_answer(completions: Completions) -> Result<(Vec<u32>, Answer)> {
+    let visited = completions.all.len();
+    let best = completions.all.into_iter().nth(completions.best);
+    let best = best.ok_or_else(|| Error::Backend("no completion".to_string()))?;
+    let reward = best.reward.unwrap_or(f32::NAN);
+    Ok((best.ids, Answer { visited, reward, ..Answer::default() }))
 }
 
-fn name(width: Width) -> String {
+/// The ids of an answer behind a prompt of this length, and its numbers.
+fn guided_answer(response: Response, prompt: usize) -> (Vec<u32>, Answer) {
+    let answer = Answer {
+        over_greedy: 1.0,
+        segments: response.segments.len(),
+        nudges: response.num_nudges,
+        visited: response.segments.iter().map(|segment| segment.candidates.len()).sum(),
+        reward: response.final_reward,
+    };
+    (response.final_ids[prompt..].to_vec(), answer)
+}
+
+fn name(width: SpeculationWidth) -> String {
     match width {
-        Width::Off => "off".to_string(),
-        Width::Fixed(width) => width.to_string(),
-        Width::Auto => "auto".to_string(),
+        SpeculationWidth::Off => "off".to_string(),
+        SpeculationWidth::Fixed(width) => width.to_string(),
+        SpeculationWidth::Auto => "auto".to_string(),
     }
 }
 

@@ -4,10 +4,11 @@ use super::cost::{self, Cost, Limits};
 use super::drive::drive;
 use super::report::{Row, hash_of};
 use crate::Result;
+use crate::answer::Completions;
 use crate::engine::{Settings, sampler};
 use crate::model::{Backend, Role};
-use crate::sampling::{Plan, Sampling};
-use crate::task::Generation;
+use crate::sampling::CompletionSpec;
+use crate::task::Request;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -47,20 +48,11 @@ fn case(backend: &mut dyn Backend, asked: &Batches, prompt: usize, batch: usize)
     let vocab = backend.config(Role::Policy).vocab_size;
     let (mut seconds, mut last) = (Vec::new(), None);
     for run in 0..asked.warmup + asked.runs.max(1) {
-        let requests = (0..batch).map(|number| -> Result<Box<dyn Generation>> {
+        let requests = (0..batch).map(|number| -> Result<Box<dyn Request<Output = Completions>>> {
             // Prompts of their own: nothing is shared.
             let ids: Vec<u32> = (0..prompt).map(|i| ((number * 104_729 + i * 7919) % vocab) as u32).collect();
-            let plan = Plan {
-                sampling: Sampling::default(),
-                n: 1,
-                score: false,
-                max_new_tokens: asked.tokens,
-                stop_ids: Vec::new(),
-                stop: None,
-                tell: false,
-                prompt_logprobs: false,
-            };
-            Ok(Box::new(sampler(backend, &ids, plan)?))
+            let spec = CompletionSpec { max_new_tokens: asked.tokens, ..CompletionSpec::default() };
+            Ok(Box::new(sampler(backend, &ids, spec)?))
         });
         let requests = requests.collect::<Result<Vec<_>>>()?;
         let driven = drive(backend, &settings, requests)?;
@@ -73,8 +65,8 @@ fn case(backend: &mut dyn Backend, asked: &Batches, prompt: usize, batch: usize)
     let mut phases = None;
     if let Some(driven) = last {
         phases = Some(driven.phases);
-        for finished in driven.finished {
-            ids.extend(finished.completions()?.all.into_iter().flat_map(|one| one.ids));
+        for completions in driven.finished {
+            ids.extend(completions.all.into_iter().flat_map(|one| one.ids));
         }
     }
     let config = backend.config(Role::Policy);

@@ -1,17 +1,14 @@
 //! One golden trace replayed and compared, decision by decision and number by number.
 
 use super::{ABSOLUTE, Check, DOT_ABSOLUTE, DOT_RELATIVE, GRADIENT};
-use crate::answer::Response;
-use crate::engine::{Observer, decode};
+use crate::answer::{Margins, Response};
+use crate::engine::decode;
 use crate::method::entropy::signal;
 use crate::method::{Options, Selection};
-use crate::model::Backend;
+use crate::model::{Backend, Work};
 use crate::rng::Uniforms;
-use crate::trace::{Trace, TraceCandidate, TraceMargins, TraceOptions, TraceTopK, TraceWork};
+use crate::trace::{Trace, TraceCandidate, TraceOptions, TraceTopK};
 use crate::{Error, Result};
-
-struct Silent;
-impl Observer for Silent {}
 
 /// Replays a trace with its own options and uniform numbers, and compares everything. A second, lean replay, without the
 /// numbers that no decision needs, must decide the same, and its work must be the least possible.
@@ -49,7 +46,7 @@ fn replay(backend: &mut dyn Backend, golden: &Trace, full: bool) -> Result<Resul
     let options = options(&golden.options, full)?;
     let uniforms = Uniforms::Recorded(golden.uniforms_used.clone());
     let before = backend.work();
-    let response = decode(backend, &golden.prompt_ids, &options, uniforms, &mut Silent);
+    let response = decode(backend, &golden.prompt_ids, &options, uniforms, &mut ());
     // What the backend did, and not what the response says it took.
     let work = backend.work() - before;
     Ok(response.and_then(|r| Trace::from_response(&golden.name, None, &options, &Response { work, ..r }, None)))
@@ -79,9 +76,9 @@ fn options(options: &TraceOptions, full_trace: bool) -> Result<Options> {
 
 /// The least work that decides this trace: every token once, `P + sum(|g| - 1 - [f] o)` policy forwards,
 /// `P + sum(|k| - [f] o)` reward forwards, and `sum(|k| - o)` backwards over the candidates whose gradient is used.
-pub fn expected_work(trace: &Trace) -> TraceWork {
+pub fn expected_work(trace: &Trace) -> Work {
     let prompt = trace.prompt_ids.len() as u64;
-    let mut work = TraceWork { policy_forward: prompt, reward_forward: prompt, reward_backward: 0 };
+    let mut work = Work { policy_forward: prompt, reward_forward: prompt, reward_backward: 0 };
     for segment in &trace.segments {
         let offset = segment.slot.saturating_sub(segment.start) as u64;
         for (index, candidate) in segment.candidates.iter().enumerate() {
@@ -231,14 +228,14 @@ fn top_k(check: &mut Check, name: &str, expected: &TraceTopK, found: &TraceTopK,
 }
 
 /// Margins decide nothing; how far they are off is for information. The score's means nothing where nothing was drawn.
-fn margins(check: &mut Check, expected: &TraceMargins, found: &TraceMargins, drawn: bool) {
+fn margins(check: &mut Check, expected: &Margins, found: &Margins, drawn: bool) {
     let pairs = [
         (expected.argmax, found.argmax),
         (expected.entropy, found.entropy),
         (expected.score.filter(|_| drawn), found.score),
         (expected.top_k_edge, found.top_k_edge),
         (expected.reward, found.reward),
-        (expected.twin, found.twin),
+        (expected.tied_embedding, found.tied_embedding),
     ];
     for (expected, found) in pairs {
         if let (Some(expected), Some(found)) = (expected, found) {

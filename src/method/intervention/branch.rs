@@ -1,27 +1,27 @@
-//! One candidate while it is decoded, with the lines it runs on, and what decides its tokens.
+//! One candidate while it is decoded, with the sequences it runs on, and what decides its tokens.
 
 use crate::Error;
-use crate::method::Options;
-use crate::method::candidate::{CandidateState, Rules};
-use crate::task::{Ask, Row, Scored, Top, Whole};
+use crate::method::candidate::{CandidateState, Decoding};
+use crate::model::TopK;
+use crate::task::{Ask, FullLogits, PolicyOutput, RewardOutput};
 
 /// One candidate, decoded so far.
 pub(super) struct Branch {
-    /// Its lines.
+    /// Number of its sequences.
     pub number: u32,
     pub state: CandidateState,
-    /// The newest row: the one that produced the last token.
-    pub row: Option<Row>,
-    /// The row at the slot, once it was reached, if anything looks at it.
-    pub slot_row: Option<Row>,
-    pub scored: Option<Scored>,
+    /// The newest distribution: the one that produced the last token.
+    pub last: Option<PolicyOutput>,
+    /// The distribution at the slot, once it was reached, if anything uses it.
+    pub at_slot: Option<PolicyOutput>,
+    pub reward: Option<RewardOutput>,
     /// Rewards that were asked for, in the order of the answer.
     pub also_at: Vec<usize>,
     pub failed: Option<Error>,
     /// The next segment's unforced candidate, should this one win.
     pub ahead: Option<Box<Branch>>,
     pub visited: bool,
-    /// It lost; nothing more is asked of it.
+    /// It lost and is not used any more.
     pub retired: bool,
 }
 
@@ -30,9 +30,9 @@ impl Branch {
         Branch {
             number,
             state,
-            row: None,
-            slot_row: None,
-            scored: None,
+            last: None,
+            at_slot: None,
+            reward: None,
             also_at: Vec::new(),
             failed: None,
             ahead: None,
@@ -45,61 +45,52 @@ impl Branch {
         self.state.stop().is_some()
     }
 
-    /// Whether it waits for a row.
+    /// Whether it waits for its next token.
     pub fn decodes(&self) -> bool {
         !self.ended() && self.failed.is_none() && !self.retired
     }
 }
 
-/// What does not change while a response is decoded.
-pub(super) struct Fixed {
-    pub options: Options,
-    pub rules: Rules,
-    pub prompt_len: usize,
-    pub shortlist_len: usize,
-    pub reward_vocab: usize,
-}
-
-impl Fixed {
-    /// Whether anything looks at the largest logits of a row: not in plain greedy decoding.
-    pub fn nudges(&self) -> bool {
+impl Decoding {
+    /// Whether the largest logits are used: not in plain greedy decoding.
+    pub(super) fn nudges(&self) -> bool {
         self.options.max_candidates > 1 || self.options.full_trace
     }
 
-    /// What is asked of the row that produces the token at index `next` of a segment whose slot is at index `offset`, after
+    /// What is asked of the distribution that produces the token at index `next` of a segment whose slot is at index `offset`, after
     /// `len` positions. One more than the shortlist holds is taken, for the margin at its edge.
-    pub fn ask(&self, len: usize, next: usize, offset: usize) -> Ask {
+    pub(super) fn ask(&self, len: usize, next: usize, offset: usize) -> Ask {
         let take = self.shortlist_len + 1;
-        let top = if !self.nudges() {
-            Top::Skip
+        let top_k = if !self.nudges() {
+            TopK::Skip
         } else if next == offset {
-            Top::Take(take)
-        } else if next + 1 >= self.options.min_generated && len + 1 < self.rules.end {
-            // If it ends this segment for uncertainty, it is the row at the next one's slot.
-            Top::TakeIf(take, self.rules.threshold)
+            TopK::Take(take)
+        } else if next + 1 >= self.options.min_generated && len + 1 < self.end {
+            // If it ends this segment for uncertainty, this is the distribution at the next one's slot.
+            TopK::TakeIf(take, self.options.threshold())
         } else {
-            Top::Skip
+            TopK::Skip
         };
-        let whole = if self.options.full_trace { Whole::WithTop } else { Whole::Never };
-        Ask::Row { floor: self.options.probability_floor, top, whole }
+        let full_logits = if self.options.full_trace { FullLogits::WithTopK } else { FullLogits::Never };
+        Ask::Policy { floor: self.options.probability_floor, top_k, full_logits }
     }
 
-    /// Lets a branch take the token that its newest row, or the nudge at the slot, decides.
-    pub fn push(&self, branch: &mut Branch, row: Row, offset: usize) {
-        let stats = &row.row.stats;
+    /// Lets a branch take its next token: the nudge at the slot, otherwise the most likely one.
+    pub(super) fn push(&self, branch: &mut Branch, output: PolicyOutput, offset: usize) {
+        let stats = &output.row.stats;
         if !stats.finite {
             let position = branch.state.len().saturating_sub(1);
             branch.failed = Some(Error::NonFinite { what: "logit", model: "policy", position });
             return;
         }
         if branch.state.generated().len() == offset && self.nudges() {
-            branch.slot_row = Some(row.clone());
+            branch.at_slot = Some(output.clone());
         }
         let token = branch.state.next(stats);
-        branch.state.push(token, stats, &self.rules);
+        branch.state.push(token, stats, self);
         if token != stats.argmax {
-            let listed = || row.row.top.iter().find(|(id, _)| *id == token).map(|&(_, logit)| logit);
-            let logit = row.logits.as_ref().and_then(|logits| logits.get(token as usize).copied());
+            let listed = || output.row.top.iter().find(|(id, _)| *id == token).map(|&(_, logit)| logit);
+            let logit = output.logits.as_ref().and_then(|logits| logits.get(token as usize).copied());
             if let Some(logit) = logit.or_else(listed) {
                 branch.state.likelihood(logit, stats);
             }
@@ -110,6 +101,6 @@ impl Fixed {
                 self.reward_vocab
             )));
         }
-        branch.row = Some(row);
+        branch.last = Some(output);
     }
 }

@@ -1,25 +1,26 @@
 //! What a response in progress asks of the models, and what it does with the answers.
 
 use super::branch::Branch;
-use super::{Intervention, Known};
-use crate::Error;
-use crate::Result;
-use crate::method::gradient::pool_position;
+use super::{Intervention, PooledReward};
+use crate::answer::Response;
 use crate::model::{Role, Work};
-use crate::task::{Ask, Finished, Generation, LineId, Part, Progress, Row, Scored, Slope, Speculation, Task, Use};
+use crate::task::{
+    Ask, GradientAsk, Liveness, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task, TaskOrigin,
+};
+use crate::{Error, Result};
 
 impl Intervention {
-    fn line_of(&self, index: usize, role: Role) -> LineId {
+    fn key_of(&self, index: usize, role: Role) -> SeqKey {
         let number = if index == 0 { self.trunk[role as usize] } else { self.branches[index].number };
-        LineId { role, number }
+        SeqKey { role, number }
     }
 
-    fn parent_of(&self, index: usize, role: Role) -> Option<(LineId, usize)> {
+    fn parent_of(&self, index: usize, role: Role) -> Option<(SeqKey, usize)> {
         let (trunk, slot) = (self.trunk[role as usize], self.slot());
-        match self.origin[role as usize] {
+        match self.fork_from[role as usize] {
             // The trunk itself was not run yet: what is to fork off it forks off where it will fork off.
-            Some((number, len)) => Some((LineId { role, number }, len.min(slot))),
-            None => (index != 0).then_some((LineId { role, number: trunk }, slot)),
+            Some((number, len)) => Some((SeqKey { role, number }, len.min(slot))),
+            None => (index != 0).then_some((SeqKey { role, number: trunk }, slot)),
         }
     }
 
@@ -30,7 +31,7 @@ impl Intervention {
 
     /// Whether forced branches can be scored: what they share has been through the reward model.
     fn shared_is_scored(&self) -> bool {
-        self.reward_len >= self.slot() || self.branches[0].scored.is_some()
+        self.reward_len >= self.slot() || self.branches[0].reward.is_some()
     }
 
     /// Whether a gradient is taken of a branch that keeps `kept` tokens, should the walk reach it.
@@ -39,60 +40,61 @@ impl Intervention {
             self.walk.will_propose(kept)
         } else {
             // The earliest it can be visited is behind the one that the walk waits for.
-            kept > self.offset && self.walk.candidates().len() + 2 < self.fixed.options.max_candidates
+            kept > self.offset && self.walk.candidates().len() + 2 < self.decoding.options.max_candidates
         };
-        kept > self.offset && (proposes || self.fixed.options.full_trace)
+        kept > self.offset && (proposes || self.decoding.options.full_trace)
     }
 
     fn decode_task(&self, index: usize) -> Task {
         let state = &self.branches[index].state;
         let (len, next) = (state.len(), state.generated().len());
         Task {
-            line: self.line_of(index, Role::Policy),
+            key: self.key_of(index, Role::Policy),
             parent: self.parent_of(index, Role::Policy),
             len,
             fresh: if next == 0 { 0 } else { len - 1 },
             speculative: index != self.current,
-            ask: self.fixed.ask(len, next, self.offset),
-            part: Part::Decode(index),
+            ask: self.decoding.ask(len, next, self.offset),
+            origin: TaskOrigin::Decode(index),
         }
     }
 
     fn ahead_task(&self, index: usize, ahead: &Branch) -> Task {
         let (len, next) = (ahead.state.len(), ahead.state.generated().len());
         Task {
-            line: self.line_of(index, Role::Policy),
+            key: self.key_of(index, Role::Policy),
             parent: self.parent_of(index, Role::Policy),
             len,
             fresh: len - 1,
             speculative: true,
-            ask: self.fixed.ask(len, next, 0),
-            part: Part::Ahead(index),
+            ask: self.decoding.ask(len, next, 0),
+            origin: TaskOrigin::RunAhead(index),
         }
     }
 
-    fn base_task(&self) -> Task {
+    fn shared_task(&self) -> Task {
         let slot = self.slot();
-        let pool = pool_position(&self.base_ids(), self.fixed.options.reward_pad_id);
+        let pool = self.pool(self.shared_tail());
         // A pool position that was run before has its reward among what is known of the prefix.
         let also_at = [pool].into_iter().filter(|&at| at >= self.reward_len && at + 1 != slot).collect();
         Task {
-            line: self.line_of(0, Role::Reward),
+            key: self.key_of(0, Role::Reward),
             parent: self.parent_of(0, Role::Reward),
             len: slot,
             fresh: self.reward_len,
             speculative: false,
-            ask: Ask::Score { also_at, gradient: None },
-            part: Part::Base,
+            ask: Ask::Reward { also_at, gradient: None },
+            origin: TaskOrigin::Shared,
         }
     }
 
-    pub(super) fn base_ids(&self) -> Vec<u32> {
+    /// What all branches share after the prefix: the tokens before the slot.
+    pub(super) fn shared_tail(&self) -> &[u32] {
         let generated = self.branches[0].state.generated();
-        [&self.prefix[..], &generated[..self.offset.min(generated.len())]].concat()
+        &generated[..self.offset.min(generated.len())]
     }
 
-    /// The reward of an ended branch, in one span behind what its line holds. `None`: nothing is new.
+    /// The reward of an ended branch, in one span after what its sequence holds. `None` if no token is new.
     pub(super) fn score_task(&self, index: usize) -> Option<Task> {
         let kept = self.branches[index].state.kept();
         let len = self.prefix.len() + kept.len();
@@ -101,20 +103,20 @@ impl Intervention {
             return None;
         }
         Some(Task {
-            line: self.line_of(index, Role::Reward),
+            key: self.key_of(index, Role::Reward),
             parent: self.parent_of(index, Role::Reward),
             len,
             fresh: start,
             speculative: index != self.current,
-            ask: Ask::Score {
+            ask: Ask::Reward {
                 also_at: self.also_at(index),
-                gradient: self.differentiates(index, kept.len()).then(|| Slope {
+                gradient: self.differentiates(index, kept.len()).then(|| GradientAsk {
                     slot: self.slot(),
                     candidates: self.candidates.clone(),
                     rows: false,
                 }),
             },
-            part: Part::Score(index),
+            origin: TaskOrigin::Score(index),
         })
     }
 
@@ -122,14 +124,12 @@ impl Intervention {
     fn also_at(&self, index: usize) -> Vec<usize> {
         let kept = self.branches[index].state.kept();
         let start = self.scored_from(index);
-        let pad = self.fixed.options.reward_pad_id;
         let last = self.prefix.len() + kept.len() - 1;
-        let ids = [&self.prefix[..], kept].concat();
         let mut wanted = Vec::new();
         if let Some((a, b)) = self.before_slot(index) {
             wanted.extend([a, b]);
         }
-        wanted.push(pool_position(&ids, pad));
+        wanted.push(self.pool(kept));
         let mut out: Vec<usize> = Vec::new();
         for position in wanted {
             if position >= start && position != last && !out.contains(&position) {
@@ -146,12 +146,12 @@ impl Intervention {
         if index != 0 || slot <= self.scored_from(0) || !self.walk_continues(kept) {
             return None;
         }
-        Some((slot - 1, pool_position(&self.base_ids(), self.fixed.options.reward_pad_id)))
+        Some((slot - 1, self.pool(self.shared_tail())))
     }
 
     /// Whether the unforced branch, with so many tokens, is followed by forced ones.
     fn walk_continues(&self, kept: usize) -> bool {
-        kept > self.offset && self.fixed.options.max_candidates > 1
+        kept > self.offset && self.decoding.options.max_candidates > 1
     }
 
     /// The branch that would be committed if no other turned out to be better.
@@ -163,30 +163,32 @@ impl Intervention {
     }
 
     /// Whether the unforced branch has to wait for what all share.
-    pub(super) fn base_waits(&self) -> bool {
-        self.base && self.reward_len < self.slot()
+    pub(super) fn shared_waits(&self) -> bool {
+        self.shared_apart && self.reward_len < self.slot()
     }
 }
 
-impl Generation for Intervention {
+impl Request for Intervention {
+    type Output = Response;
+
     fn prompt(&self) -> &[u32] {
-        &self.prefix[..self.fixed.prompt_len]
+        &self.prefix[..self.decoding.prompt_len]
     }
 
     fn tasks(&self, out: &mut Vec<Task>) {
-        if self.ended {
+        if self.outcome.ended() {
             return;
         }
-        if self.base_waits() && self.shortlist.is_some() {
-            out.push(self.base_task());
+        if self.shared_waits() && self.shortlist.is_some() {
+            out.push(self.shared_task());
         }
         let order = [self.current].into_iter().chain((0..self.branches.len()).filter(|&i| i != self.current));
         for index in order {
             let branch = &self.branches[index];
             if branch.decodes() {
                 out.push(self.decode_task(index));
-            } else if branch.ended() && branch.scored.is_none() && branch.failed.is_none() && !branch.retired {
-                let ready = if index == 0 { !self.base_waits() } else { self.shared_is_scored() };
+            } else if branch.ended() && branch.reward.is_none() && branch.failed.is_none() && !branch.retired {
+                let ready = if index == 0 { !self.shared_waits() } else { self.shared_is_scored() };
                 out.extend(self.score_task(index).filter(|_| ready));
             }
         }
@@ -199,82 +201,81 @@ impl Generation for Intervention {
     }
 
     fn ids(&self, task: &Task, from: usize) -> Vec<u32> {
-        let tail = match task.part {
-            Part::Base => return self.base_ids()[from.min(task.len)..].to_vec(),
-            Part::Decode(index) => self.branches[index].state.generated().to_vec(),
-            Part::Score(index) => self.branches[index].state.kept().to_vec(),
-            Part::Ahead(index) => {
+        let (tail, ahead): (&[u32], &[u32]) = match task.origin {
+            TaskOrigin::Shared => (self.shared_tail(), &[]),
+            TaskOrigin::Decode(index) => (self.branches[index].state.generated(), &[]),
+            TaskOrigin::Score(index) => (self.branches[index].state.kept(), &[]),
+            TaskOrigin::RunAhead(index) => {
                 let branch = &self.branches[index];
-                let ahead = branch.ahead.as_ref().map_or(&[][..], |ahead| ahead.state.generated());
-                [branch.state.kept(), ahead].concat()
+                (branch.state.kept(), branch.ahead.as_ref().map_or(&[], |ahead| ahead.state.generated()))
             }
         };
-        let all = self.prefix.iter().chain(&tail).copied();
+        let all = self.prefix.iter().chain(tail).chain(ahead).copied();
         all.skip(from).take(task.len.saturating_sub(from)).collect()
     }
 
-    fn row(&mut self, task: &Task, row: Row) {
-        if self.ended {
+    fn on_policy(&mut self, task: &Task, output: PolicyOutput) {
+        if self.outcome.ended() {
             return;
         }
         self.tokens += 1;
-        match task.part {
-            Part::Decode(index) => {
-                self.fixed.push(&mut self.branches[index], row, self.offset);
+        match task.origin {
+            TaskOrigin::Decode(index) => {
+                self.decoding.push(&mut self.branches[index], output, self.offset);
                 if index == 0 {
-                    self.origin[0] = None;
+                    self.fork_from[0] = None;
                     self.reach_slot();
                 }
             }
-            Part::Ahead(index) => {
+            TaskOrigin::RunAhead(index) => {
                 if let Some(ahead) = &mut self.branches[index].ahead {
-                    self.fixed.push(ahead, row, 0);
+                    self.decoding.push(ahead, output, 0);
                 }
             }
-            Part::Base | Part::Score(_) => {}
+            TaskOrigin::Shared | TaskOrigin::Score(_) => {}
         }
     }
 
-    fn scored(&mut self, task: &Task, scored: Scored) {
-        let Ask::Score { also_at, .. } = &task.ask else { return };
-        if self.ended {
+    fn on_reward(&mut self, task: &Task, output: RewardOutput) {
+        let Ask::Reward { also_at, .. } = &task.ask else { return };
+        if self.outcome.ended() {
             return;
         }
-        match task.part {
-            Part::Base => {
-                let pooled = match (also_at.first(), scored.also.first()) {
+        match task.origin {
+            TaskOrigin::Shared => {
+                let pooled = match (also_at.first(), output.also.first()) {
                     (Some(_), Some(&reward)) => reward,
                     _ => {
-                        let pool = pool_position(&self.base_ids(), self.fixed.options.reward_pad_id);
+                        let pool = self.pool(self.shared_tail());
                         let inside = pool + 1 == task.len;
-                        self.before.filter(|_| !inside).map_or(scored.reward, |known| known.pooled)
+                        self.before.filter(|_| !inside).map_or(output.reward, |known| known.pooled)
                     }
                 };
-                self.before = Some(Known { last: scored.reward, pooled });
+                self.before = Some(PooledReward { last: output.reward, pooled });
                 self.necessary.reward_forward += (task.len - self.reward_len) as u64;
                 self.reward_len = task.len;
-                self.origin[1] = None;
+                self.fork_from[1] = None;
             }
-            Part::Score(index) => {
+            TaskOrigin::Score(index) => {
                 if index == 0 {
-                    self.origin[1] = None;
+                    self.fork_from[1] = None;
                 }
                 let branch = &mut self.branches[index];
                 branch.also_at.clone_from(also_at);
-                branch.scored = Some(scored);
+                branch.reward = Some(output);
             }
-            Part::Decode(_) | Part::Ahead(_) => {}
+            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(_) => {}
         }
     }
 
-    fn failed(&mut self, task: &Task, error: Error) {
-        if self.ended {
+    fn on_failure(&mut self, task: &Task, error: Error) {
+        if self.outcome.ended() {
             return;
         }
-        match task.part {
-            Part::Decode(index) | Part::Score(index) => self.branches[index].failed = Some(error),
-            Part::Base => self.end(Err(error)),
-            Part::Ahead(index) => {
+        match task.origin {
+            TaskOrigin::Decode(index) | TaskOrigin::Score(index) => self.branches[index].failed = Some(error),
+            TaskOrigin::Shared => self.end(Err(error)),
+            TaskOrigin::RunAhead(index) => {
                 if let Some(ahead) = &mut self.branches[index].ahead {
                     ahead.failed = Some(error);
                 }
@@ -285,7 +286,7 @@ impl Generation for Intervention {
     fn advance(&mut self, speculation: Speculation, same: &dyn Fn(u32, u32) -> bool) {
         self.run_ahead = speculation.run_ahead;
         loop {
-            if self.ended {
+            if self.outcome.ended() {
                 break;
             }
             match self.step(same) {
@@ -294,11 +295,11 @@ impl Generation for Intervention {
                 Err(error) => self.end(Err(error)),
             }
         }
-        if !self.ended {
+        if !self.outcome.ended() {
             self.spawn(speculation, same);
             // With several branches in flight, what they share is run once, before any of them.
-            let forced = self.branches.len() > 1 && self.branches[0].scored.is_none();
-            self.base |= forced && self.slot() > self.reward_len;
+            let forced = self.branches.len() > 1 && self.branches[0].reward.is_none();
+            self.shared_apart |= forced && self.slot() > self.reward_len;
             if speculation.run_ahead {
                 self.start_ahead();
             }
@@ -308,16 +309,16 @@ impl Generation for Intervention {
         }
     }
 
-    fn line(&self, line: LineId) -> Use {
-        let role = line.role as usize;
-        if line.number == self.trunk[role] || self.origin[role].is_some_and(|(number, _)| number == line.number) {
-            return Use::Necessary;
+    fn liveness(&self, key: SeqKey) -> Liveness {
+        let role = key.role as usize;
+        if key.number == self.trunk[role] || self.fork_from[role].is_some_and(|(number, _)| number == key.number) {
+            return Liveness::Necessary;
         }
-        match self.branches.iter().enumerate().find(|(_, branch)| branch.number == line.number) {
-            Some((_, branch)) if branch.retired => Use::Dead,
-            Some((index, branch)) if index == self.current || branch.visited => Use::Necessary,
-            Some(_) => Use::Speculative,
-            None => Use::Dead,
+        match self.branches.iter().enumerate().find(|(_, branch)| branch.number == key.number) {
+            Some((_, branch)) if branch.retired => Liveness::Dead,
+            Some((index, branch)) if index == self.current || branch.visited => Liveness::Necessary,
+            Some(_) => Liveness::Speculative,
+            None => Liveness::Dead,
         }
     }
 
@@ -326,19 +327,18 @@ impl Generation for Intervention {
     }
 
     fn ended(&self) -> bool {
-        self.ended
+        self.outcome.ended()
     }
 
     fn necessary(&self) -> Work {
         self.necessary
     }
 
-    fn trunk(&self, role: Role) -> LineId {
-        LineId { role, number: self.trunk[role as usize] }
+    fn trunk(&self, role: Role) -> SeqKey {
+        SeqKey { role, number: self.trunk[role as usize] }
     }
 
-    fn take(&mut self) -> Option<Result<Finished>> {
-        let outcome = self.outcome.take()?;
-        Some(outcome.map(|response| Finished::Response(Box::new(response))))
+    fn take(&mut self) -> Option<Result<Response>> {
+        self.outcome.take()
     }
 }

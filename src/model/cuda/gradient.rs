@@ -100,12 +100,7 @@ impl GradientPass {
             count += 1;
         }
         match tails.first() {
-            Some(tail) if count == 0 => Err(Error::invalid(format!(
-                "a segment of {} tokens is longer than the {} tokens that the gradient has room for; use a larger \
-                 --gradient-tokens, or a lower --entropy-threshold for shorter segments",
-                tail.placed.ids.len(),
-                self.tape.rows
-            ))),
+            Some(tail) if count == 0 => Err(Error::gradient_too_long(tail.placed.ids.len(), self.tape.rows)),
             _ => Ok(count),
         }
     }

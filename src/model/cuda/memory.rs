@@ -2,8 +2,8 @@
 //! values. Plain arithmetic; nothing here asks a device.
 
 use super::sizes::Sizes;
+use crate::error::{Error, Remedy, Result};
 use crate::kv::BLOCK;
-use crate::{Error, Result};
 use std::fmt::Write as _;
 
 /// Sequences of full length that keys and values are kept for, at most: more are not taken from a device that has room.
@@ -88,7 +88,7 @@ impl Needs {
         let allowed = allowed(device, self.utilization);
         let needed = self.fixed().saturating_add(self.block().saturating_mul(self.least()));
         if needed > allowed {
-            return Err(Error::invalid(self.refusal(device, needed, allowed)));
+            return Err(self.refusal(device, needed, allowed));
         }
         let wanted = (self.sequences.max(1) as u64).saturating_mul(self.least());
         let room = (allowed - self.fixed()) / self.block().max(1);
@@ -96,11 +96,11 @@ impl Needs {
         Ok(Budget { needs: *self, device, blocks })
     }
 
-    fn refusal(&self, device: Device, needed: u64, allowed: u64) -> String {
+    fn refusal(&self, device: Device, needed: u64, allowed: u64) -> Error {
         let kv = self.block().saturating_mul(self.least());
         let mut text = format!(
             "the pair does not fit the device: {} are needed (policy {}, reward model {}, workspace {}, gradient {}, keys and \
-             values of one sequence of {} tokens {}), {} of {} are free, and --gpu-memory-utilization {} leaves {} of them",
+             values of one sequence of {} tokens {}), {} of {} are free, and a share of {} leaves {} of them",
             bytes(needed),
             bytes(self.policy.weights),
             bytes(self.reward.weights),
@@ -113,25 +113,30 @@ impl Needs {
             self.utilization,
             bytes(allowed),
         );
-        let mut ways = Vec::new();
+        let (mut ways, mut remedies) = (Vec::new(), Vec::new());
         let fixed = self.fixed();
         let fits = allowed.saturating_sub(fixed) / self.block().max(1);
         if fits >= 2 {
-            ways.push(format!("a --max-model-len of at most {}", (fits - 1) * BLOCK as u64));
+            let longest = (fits - 1) * BLOCK as u64;
+            ways.push(format!("sequences of at most {longest} tokens"));
+            remedies.push(Remedy::ContextTokens(longest));
         }
         if self.gradient > 0 && needed - self.gradient.min(needed) <= allowed {
-            ways.push("a smaller --gradient-tokens".to_string());
+            ways.push("a gradient over fewer tokens".to_string());
+            remedies.push(Remedy::FewerGradientTokens);
         }
         if needed <= device.free {
-            ways.push("a larger --gpu-memory-utilization".to_string());
+            ways.push("a larger share of the device's memory".to_string());
+            remedies.push(Remedy::MoreMemory);
         } else if needed <= device.total {
             ways.push("ending what else uses the device".to_string());
         }
         if ways.is_empty() {
-            ways.push("a smaller pair, a larger device, or --device cpu".to_string());
+            ways.push("a smaller pair, a larger device, or the CPU".to_string());
+            remedies.push(Remedy::Cpu);
         }
         let _ = write!(text, "; what would help: {}", ways.join(", or "));
-        text
+        Error::OutOfMemory { message: text, remedies }
     }
 }
 
@@ -225,9 +230,9 @@ mod tests {
     fn a_pair_that_does_not_fit_is_refused_with_what_would_help() {
         let refused = |needs: Needs, free: u64| needs.divide(Device { free, total: 80 * GIB }).unwrap_err().to_string();
         let text = refused(Needs { max_len: 1 << 20, ..needs() }, 80 * GIB);
-        assert!(text.contains("a --max-model-len of at most 151488") && text.contains("needed"), "{text}");
+        assert!(text.contains("sequences of at most 151488 tokens") && text.contains("needed"), "{text}");
         let text = refused(Needs { utilization: 0.4, ..needs() }, 80 * GIB);
-        assert!(text.contains("larger --gpu-memory-utilization") && !text.contains("max-model-len of"), "{text}");
+        assert!(text.contains("larger share") && !text.contains("sequences of at most"), "{text}");
         let text = refused(needs(), 20 * GIB);
         assert!(text.contains("ending what else uses the device"), "{text}");
         let large = Model { weights: 70 * GIB, ..needs().policy };

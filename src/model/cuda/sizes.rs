@@ -5,8 +5,8 @@
 
 use crate::cuda::ops::attention;
 use crate::cuda::ops::gemm::TILE_K;
+use crate::error::{Error, Remedy, Result};
 use crate::files::config::ModelConfig;
-use crate::{Error, Result};
 
 /// Head sizes that attention has kernels for.
 pub const HEADS: [usize; 3] = [32, 64, 128];
@@ -50,10 +50,13 @@ impl Sizes {
     pub fn new(config: &ModelConfig) -> Result<Self> {
         let head = config.head_dim;
         let head_padded = HEADS.into_iter().find(|&padded| head <= padded).ok_or_else(|| {
-            Error::invalid(format!(
-                "the CUDA backend has kernels for heads of up to {} dimensions, this model's have {head}; use --device cpu",
-                HEADS[HEADS.len() - 1]
-            ))
+            let most = HEADS[HEADS.len() - 1];
+            Error::Unsupported {
+                message: format!(
+                    "the CUDA backend has kernels for heads of up to {most} dimensions, this model's have {head}"
+                ),
+                remedies: vec![Remedy::Cpu],
+            }
         })?;
         let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);
         let attention = heads * head_padded;
@@ -116,6 +119,6 @@ mod tests {
     #[test]
     fn larger_heads_are_refused_by_name() {
         let error = Sizes::new(&config(512, 2, 2, 256, 64)).unwrap_err().to_string();
-        assert!(error.contains("128") && error.contains("256") && error.contains("--device cpu"), "{error}");
+        assert!(error.contains("128") && error.contains("256") && error.contains("heads of up to"), "{error}");
     }
 }

@@ -16,11 +16,11 @@ use crate::cuda::ops::random_fill::random_fill;
 use crate::cuda::{Buffer, Device, View, staging};
 use crate::dtype::DType;
 use crate::dtype::HalfType;
+use crate::error::{Error, Remedy, Result};
 use crate::files::checkpoint::{Bytes, Checkpoint};
 use crate::files::config::{ModelConfig, Task};
 use crate::model::synthetic;
 use crate::rng::RandomFill;
-use crate::{Error, Result};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -566,18 +566,17 @@ impl Loader<'_> {
         for (tensor, changed) in plan.tensors.iter().zip(self.changed.download(self.device)?) {
             let stored = tensor.content.dtype().map_or("drawn", DType::name);
             let (name, storage) = (&tensor.name, plan.storage.name());
-            let refuse = |count: u64, what: &str| {
-                let all = tensor.elements();
-                let message = format!("tensor `{name}`: {count} of {all} elements ({stored}) {what}");
-                Err(Error::file(&plan.path, message))
-            };
+            let some = |count: u64| format!("tensor `{name}`: {count} of {} elements ({stored})", tensor.elements());
             if changed.infinite > 0 {
-                return refuse(changed.infinite, &format!("are beyond the range of {storage}"));
+                let message = format!("{} are beyond the range of {storage}", some(changed.infinite));
+                return Err(Error::file(&plan.path, message));
             }
             if changed.rounded > 0 && !plan.asked {
-                let what =
-                    format!("are not numbers of {storage}; ask for a storage type (--dtype bf16 or f16) to round them");
-                return refuse(changed.rounded, &what);
+                let (path, some) = (plan.path.display(), some(changed.rounded));
+                let message = format!(
+                    "{path}: {some} are not numbers of {storage}; ask for a storage type, bf16 or f16, to round them"
+                );
+                return Err(Error::Unsupported { message, remedies: vec![Remedy::StorageType] });
             }
             if tensor.converts(plan.storage) {
                 report.converted += tensor.elements() as u64;

@@ -2,7 +2,7 @@
 
 use super::{Common, Ready, positive};
 use crate::cli::say;
-use crate::engine::Width;
+use crate::engine::SpeculationWidth;
 use crate::lab::bench::{Asked, responses};
 use crate::text::Prompt;
 use crate::{Error, Result};
@@ -36,7 +36,7 @@ pub(super) struct Args {
 
     /// Candidates at the same time, each measured: off, auto, or a number
     #[arg(long, value_name = "WIDTH,...", value_delimiter = ',', default_value = "off,8,auto")]
-    speculation: Vec<Width>,
+    speculation: Vec<SpeculationWidth>,
 
     /// Samples of Best-of-N; 0 leaves it out
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=128))]

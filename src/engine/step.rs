@@ -1,22 +1,22 @@
-//! What a turn runs, and what comes back.
+//! What a step runs, and what comes back.
 
 use crate::Error;
 use crate::model::{Role, SeqId};
-use crate::task::{Ask, Row, Scored, Task};
+use crate::task::{PolicyOutput, RewardOutput, Task};
 
-/// A piece of a line to be run.
+/// A piece of a request's sequence to be run.
 #[derive(Clone, Debug)]
-pub struct Span {
+pub struct TaskSpan {
     pub(super) request: u64,
     pub(super) task: Task,
     pub(super) seq: SeqId,
     pub(super) start: usize,
     pub(super) ids: Vec<u32>,
-    /// Whether it answers the task, rather than bringing the line closer.
+    /// Whether it reaches the end of the task and so answers it. A long prompt is run in several spans.
     pub(super) last: bool,
 }
 
-impl Span {
+impl TaskSpan {
     /// Number of the request.
     pub fn request(&self) -> u64 {
         self.request
@@ -29,24 +29,24 @@ impl Span {
 
     /// Tokens that it differentiates.
     pub fn differentiated(&self) -> usize {
-        if self.last { tail(&self.task) } else { 0 }
+        if self.last { self.task.differentiated() } else { 0 }
     }
 }
 
 /// One policy batch and one reward batch.
-#[derive(Clone, Debug, Default)]
-pub struct Turn {
+#[derive(Debug, Default)]
+pub struct Step {
     /// Spans of the policy.
-    pub policy: Vec<Span>,
+    pub policy: Vec<TaskSpan>,
     /// Spans of the reward model.
-    pub reward: Vec<Span>,
+    pub reward: Vec<TaskSpan>,
     /// Requests that cannot go on, with the task and the reason.
-    pub(super) refused: Vec<(u64, Task, String)>,
+    pub(super) refused: Vec<(u64, Task, Error)>,
 }
 
-impl Turn {
-    pub(super) fn push(&mut self, span: Span) {
-        match span.task.line.role {
+impl Step {
+    pub(super) fn push(&mut self, span: TaskSpan) {
+        match span.task.key.role {
             Role::Policy => self.policy.push(span),
             Role::Reward => self.reward.push(span),
         }
@@ -59,21 +59,13 @@ impl Turn {
 }
 
 /// The result of a span.
-pub enum Answer {
+pub enum SpanOutput {
     /// Of the policy.
-    Row(Row),
+    Policy(PolicyOutput),
     /// Of the reward model.
-    Scored(Scored),
-    /// The span only brought its line closer.
-    Closer,
+    Reward(RewardOutput),
+    /// The span did not reach the end of its task.
+    Partial,
     /// It failed.
     Failed(Error),
-}
-
-/// Positions that a task differentiates.
-pub(super) fn tail(task: &Task) -> usize {
-    match &task.ask {
-        Ask::Score { gradient: Some(slope), .. } => task.len - slope.slot.min(task.len),
-        _ => 0,
-    }
 }

@@ -1,13 +1,13 @@
-//! Which sequences of the backend hold which lines, and the prompts kept for whoever asks next.
+//! Which sequences of the backend hold the sequences of requests, and the prompts kept for later requests.
 
 use crate::Result;
 use crate::kv::BLOCK;
 use crate::model::{Backend, Role, SeqId};
-use crate::task::LineId;
+use crate::task::SeqKey;
 use std::collections::BTreeMap;
 
-/// A line of a request.
-pub(super) type Key = (u64, LineId);
+/// A sequence of a request.
+pub(super) type Key = (u64, SeqKey);
 
 /// A prompt whose keys and values outlive its request.
 struct Cached {
@@ -17,8 +17,8 @@ struct Cached {
     used: u64,
 }
 
-/// Lines that are in memory.
-pub(super) struct Lines {
+/// Sequences that are in memory.
+pub(super) struct Sequences {
     held: BTreeMap<Key, SeqId>,
     cache: Vec<Cached>,
     /// Prompts of each model that are kept, at most.
@@ -26,37 +26,37 @@ pub(super) struct Lines {
     clock: u64,
 }
 
-/// Where a line that is not in memory comes from.
+/// Where the computation of a sequence can start from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// It is there.
+    /// It is in memory.
     Held(SeqId),
     /// The first positions of another sequence.
     Fork(SeqId, usize),
-    /// Nothing.
+    /// Its first position.
     Nothing,
 }
 
-impl Lines {
-    pub fn new(capacity: usize) -> Lines {
-        Lines { held: BTreeMap::new(), cache: Vec::new(), capacity, clock: 0 }
+impl Sequences {
+    pub fn new(capacity: usize) -> Sequences {
+        Sequences { held: BTreeMap::new(), cache: Vec::new(), capacity, clock: 0 }
     }
 
     pub fn get(&self, key: Key) -> Option<SeqId> {
         self.held.get(&key).copied()
     }
 
-    /// Lines of a request.
+    /// Sequences of a request.
     pub fn of(&self, request: u64) -> Vec<Key> {
         self.held.keys().filter(|key| key.0 == request).copied().collect()
     }
 
-    /// Lines of all requests.
+    /// Sequences of all requests.
     pub fn keys(&self) -> impl DoubleEndedIterator<Item = Key> + '_ {
         self.held.keys().copied()
     }
 
-    /// Brings a line into memory as far as its source goes.
+    /// Brings a sequence into memory as far as its source goes.
     pub fn open(&mut self, backend: &mut dyn Backend, key: Key, source: Source) -> Result<SeqId> {
         let seq = match source {
             Source::Held(seq) => return Ok(seq),
@@ -73,21 +73,21 @@ impl Lines {
         Ok(seq)
     }
 
-    /// Gives a line's memory back.
+    /// Releases a sequence.
     pub fn close(&mut self, backend: &mut dyn Backend, key: Key) {
         if let Some(seq) = self.held.remove(&key) {
             backend.release(seq);
         }
     }
 
-    /// The prompt that shares most with `ids`: its sequence, and how much.
+    /// The kept prompt that shares most with `ids`: its sequence, and how many ids.
     pub fn cached(&self, role: Role, ids: &[u32]) -> Option<(SeqId, usize)> {
         let prompts = self.cache.iter().filter(|cached| cached.role == role);
         let common = prompts.map(|cached| (cached.seq, common(&cached.ids, ids)));
         common.filter(|&(_, len)| len >= BLOCK).max_by_key(|&(_, len)| len)
     }
 
-    /// Keeps the prompt of a finished request, which gives up its line.
+    /// Keeps the prompt of a finished request, which gives up its sequence.
     pub fn keep(&mut self, backend: &mut dyn Backend, key: Key, prompt: &[u32]) {
         let role = key.1.role;
         let known = self.cached(role, prompt).is_some_and(|(_, len)| len == prompt.len());
@@ -106,7 +106,7 @@ impl Lines {
         }
     }
 
-    /// Gives up the prompt that was not used for longest. False if there is none.
+    /// Releases the kept prompt that was least recently used. False if there is none.
     pub fn evict(&mut self, backend: &mut dyn Backend, role: Role) -> bool {
         let prompts = self.cache.iter().enumerate().filter(|(_, cached)| cached.role == role);
         let Some((index, _)) = prompts.min_by_key(|(_, cached)| cached.used) else { return false };
@@ -114,7 +114,7 @@ impl Lines {
         true
     }
 
-    /// Gives everything back.
+    /// Releases all sequences.
     pub fn clear(&mut self, backend: &mut dyn Backend) {
         for seq in std::mem::take(&mut self.held).into_values() {
             backend.release(seq);
