@@ -46,3 +46,8 @@ fn reward_gradient() {
     let text = run("04_reward_gradient");
     assert!(text.contains("gradient norm ") && text.contains("at position 8"), "{text}");
 }
+
+#[test]
+fn own_backend() {
+    assert_eq!(run("05_own_backend"), "the cat is happy <end> (reward 1, 1 nudge)\n");
+}
