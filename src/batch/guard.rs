@@ -1,7 +1,7 @@
-//! What a guard model says of answers: safe, or unsafe and in which ways, as Llama Guard writes it.
+//! The verdict of a guard model on answers: safe, or unsafe with categories, as Llama Guard writes it.
 //!
-//! The guard's own chat template makes the question of a prompt and its answer. It answers greedily: `safe`, or `unsafe` and on the
-//! next line categories such as `S1,S9`.
+//! The guard's chat template makes a question of a prompt and its answer. The guard answers greedily: `safe`, or `unsafe` and on
+//! the next line categories such as `S1,S9`.
 
 use super::output::{Record, Row};
 use crate::engine::Engine;
@@ -11,19 +11,19 @@ use crate::sampling::{CompletionSpec, Sampling};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// Tokens that a verdict has, at most.
+/// Most tokens of a verdict.
 pub const MOST_TOKENS: usize = 48;
 
-/// A guard's word on one answer.
+/// A guard's verdict on one answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     /// Number of the prompt.
     pub index: usize,
-    /// What was asked.
+    /// The prompt's text.
     pub prompt: String,
-    /// Whether the answer is safe; none if the guard said neither.
+    /// Whether the answer is safe; `None` if the guard wrote neither word.
     pub safe: Option<bool>,
-    /// In which ways it is not.
+    /// The categories of an unsafe answer.
     pub categories: Vec<String>,
     /// What the guard wrote.
     pub text: String,
@@ -41,20 +41,20 @@ impl Record for Verdict {
 
 /// A guard model, ready to be asked.
 pub struct Guard<'a> {
-    /// Runs it, as the policy.
+    /// The engine that runs it, as its policy.
     pub engine: &'a Engine,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// How it is asked.
+    /// Its chat template.
     pub chat: &'a ChatTemplate,
-    /// What ends its words.
+    /// The ids that end its verdict.
     pub stop_ids: &'a [u32],
     /// Longest question and answer together, in tokens.
     pub context: usize,
 }
 
 impl Guard<'_> {
-    /// Asks about an answer. Of a conversation that is too long, the answer's end is left out.
+    /// Asks for a verdict. If the conversation is too long, the end of the answer is left out.
     ///
     /// # Errors
     /// The template fails, the prompt alone is too long, or the engine fails.
@@ -99,7 +99,7 @@ impl Guard<'_> {
     }
 }
 
-/// What a guard's words mean.
+/// Reads a verdict: whether the answer is safe, and the categories if not.
 pub fn read_verdict(text: &str) -> (Option<bool>, Vec<String>) {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     match lines.next().map(str::to_ascii_lowercase).as_deref() {

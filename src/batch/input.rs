@@ -11,16 +11,16 @@ use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// What a line of the input asks.
+/// A line of the input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PromptRecord {
-    /// What is asked, in words: the last user message of a conversation.
+    /// The prompt's text: the last message, which is the user's.
     pub text: String,
-    /// The conversation, if it is more than that message.
+    /// The conversation, with that message at its end.
     pub messages: Vec<Message>,
     /// The right answer, where there is one.
     pub answer: Option<String>,
-    /// What else the line says.
+    /// The line's `metadata`, or the fields of a dataset's row that are kept.
     pub metadata: Value,
 }
 
@@ -35,7 +35,7 @@ impl PromptRecord {
 /// Reads a file of prompts.
 ///
 /// # Errors
-/// The file cannot be read; a line is not JSON, or none of the forms. The message names the file and the line.
+/// The file cannot be read, or a line is not JSON or has another form. The message names the file and the line.
 pub fn read(path: &Path, task: Option<Task>) -> Result<Vec<PromptRecord>> {
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
@@ -45,16 +45,16 @@ pub fn read(path: &Path, task: Option<Task>) -> Result<Vec<PromptRecord>> {
     parse(&read_whole_text(path, file)?, task).map_err(|message| Error::file(path, message))
 }
 
-/// Reads the text of such a file; an error names the line.
+/// Reads the text of a file of JSON lines.
 ///
 /// # Errors
-/// A line is not JSON, or none of the forms; there is no prompt at all.
+/// A line is not JSON or has another form, which the message names; or there is no prompt.
 pub fn parse(text: &str, task: Option<Task>) -> std::result::Result<Vec<PromptRecord>, String> {
     let value = |line| match str::trim(line) {
         "" => Ok(Value::Null),
         line => serde_json::from_str(line).map_err(|e| format!("expected JSON: {e}")),
     };
-    // Null stands for an empty line, and is no prompt in any case.
+    // Null stands for an empty line; it is no prompt either way.
     prompts(text.lines().map(value), "line", task)
 }
 

@@ -1,7 +1,7 @@
-//! Many prompts from a file, answered into another one, as the official code's runner does: a row per prompt, resumable.
+//! Answering many prompts from a file into another file, resumably, as the official code's runner does: one row per prompt.
 //!
-//! [`input`] reads prompts, [`tasks`] knows the official code's tasks, [`output`] the file of rows: what is in it stays in
-//! it, whatever happens to the process. [`run`] keeps an engine busy with what is not in it yet.
+//! [`input`] reads prompts, [`tasks`] knows the official code's datasets, and [`output`] keeps the file of rows, which survives the
+//! end of the process at any moment. [`run`] answers the prompts that have no row yet.
 
 pub mod guard;
 pub mod input;
@@ -19,7 +19,7 @@ use crate::text::{Prompt, TextRules, text_of};
 use crate::trace::finish_reason_name;
 use crate::{Error, Result};
 use input::PromptRecord;
-use output::{Record, Row, RowSegment, Rows, Tried};
+use output::{Record, Row, RowCandidate, RowSegment, Rows};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -30,7 +30,7 @@ use tasks::Task;
 pub struct Job {
     /// Number of the prompt in its file.
     pub index: usize,
-    /// What the input says of it.
+    /// Its line of the input.
     pub record: PromptRecord,
     /// The prompt.
     pub prompt: Prompt,
@@ -40,7 +40,7 @@ pub struct Job {
     pub seed: u64,
 }
 
-/// Answers all jobs whose rows are not there yet, some at the same time, and adds a row for each; `done` is told of each row.
+/// Answers all jobs that have no row yet, `concurrency` at a time, and adds a row for each. `done` is called with each row.
 ///
 /// # Errors
 /// As [`each`].
@@ -57,11 +57,11 @@ pub fn run(
     each(&jobs, concurrency, rows, &|job: &&Job| answer(engine, tokenizer, task, job), done)
 }
 
-/// Makes a record of each of some things, so many at the same time, and adds it to the file; `done` is told of each.
+/// Makes a record of each thing, `concurrency` at a time, and adds it to the file. `done` is called with each record.
 ///
 /// # Errors
-/// The first that happens, after what is in flight has ended: of `make`, or a record that cannot be written. All records that were
-/// made are in the file.
+/// The first error of `make`, or of a record that cannot be written, once the things in flight have ended. All records made so
+/// far are in the file.
 pub fn each<T: Sync, R: Record>(
     things: &[T],
     concurrency: usize,
@@ -75,7 +75,7 @@ pub fn each<T: Sync, R: Record>(
         while !failed.load(Ordering::Relaxed) {
             let Some(thing) = things.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
             let made = make(thing);
-            // A thread that panicked held nothing half-done: a record is added in one call.
+            // A thread that panicked left nothing half-done: a record is added in one call.
             let mut shared = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             match made.and_then(|record| shared.0.add(&record).map(|()| record)) {
                 Ok(record) => done(&record),
@@ -104,7 +104,7 @@ fn answer(engine: &Engine, tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: 
     row(tokenizer, task, job, &response, elapsed)
 }
 
-/// What a row says of a response.
+/// The row of a response.
 fn row(tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: &Job, response: &Response, elapsed: f64) -> Result<Row> {
     let full_text = tokenizer.decode(&response.final_ids)?;
     // The text begins with the header where the policy wrote one: files of rows have always had it.
@@ -138,15 +138,15 @@ fn row(tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: &Job, response: &Res
 fn segments(tokenizer: &Tokenizer, segment: &crate::answer::Segment) -> Result<RowSegment> {
     let tried = segment.candidates.iter().map(|candidate| {
         let text = tokenizer.decode(&candidate.ids)?;
-        Ok(Tried { reward: candidate.reward, text, forced: candidate.forced.is_some() })
+        Ok(RowCandidate { reward: candidate.reward, text, forced: candidate.forced.is_some() })
     });
     let tried = tried.collect::<Result<Vec<_>>>()?;
     let Some(best) = segment.candidates.get(segment.best) else {
         return Err(Error::Backend("a segment without its best candidate".to_string()));
     };
     let tokens = best.ids.iter().map(|&id| tokenizer.token(id).unwrap_or_default()).collect();
-    // A row that was decoded has its entropy, the one at the slot too, whatever token was put there. Ids that a candidate has in
-    // common with the unforced one were not decoded again.
+    // Every decoding step has its entropy, the one at the slot too, whatever token was forced there. Ids that a candidate shares
+    // with the unforced one were not decoded again.
     let given = best.ids.len().saturating_sub(best.entropies.len());
     let entropies = (0..best.ids.len()).map(|at| {
         let entropy = at.checked_sub(given).and_then(|at| best.entropies.get(at)).copied();

@@ -1,8 +1,8 @@
-//! The file of rows: a JSON object per line, beside it `FILE.config.json`, which says how they came about.
+//! The file of rows: one JSON object per line. `FILE.config.json` beside it holds the parameters of the run.
 //!
-//! A row is added by one write that ends in a line break. What a process that was killed left of a row is cut off when the file
-//! is opened again; whole rows are kept and their prompts are not answered twice. Rows are added as answers end and put in the
-//! order of their prompts when all are there, in a file beside it that is moved into place.
+//! A row is added by one write that ends in a line break. If the process is killed during a write, the incomplete row is cut off
+//! when the file is opened again; complete rows are kept, and their prompts are not answered again. Rows are added as answers end.
+//! When all are there, they are written in the order of their prompts to a second file, which then replaces the first.
 
 use crate::model::Work;
 use crate::{Error, Result};
@@ -18,11 +18,11 @@ use std::path::{Path, PathBuf};
 pub struct Row {
     /// Number of the prompt in its file, from 0.
     pub index: usize,
-    /// What was asked.
+    /// The prompt's text.
     pub prompt: String,
     /// The right answer, where there is one.
     pub answer: Option<String>,
-    /// What else the prompt's line said.
+    /// The `metadata` of the prompt's line.
     pub metadata: Value,
     /// Prompt and answer as the models saw them.
     pub full_text: String,
@@ -34,12 +34,12 @@ pub struct Row {
     pub num_nudges: usize,
     /// Absolute length after each segment, in tokens.
     pub segment_boundaries: Vec<usize>,
-    /// From the request to its end, in company.
+    /// Seconds from the request to its end, with others running beside it.
     pub elapsed_seconds: f64,
-    /// What the answer says, for tasks that have right ones.
+    /// The choice that the answer names, for tasks with right answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prediction: Option<String>,
-    /// Whether it is right.
+    /// Whether that choice is right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correct: Option<bool>,
     /// Why it ended.
@@ -51,10 +51,10 @@ pub struct Row {
     /// Tokens of the answer.
     #[serde(default)]
     pub new_tokens: usize,
-    /// What the answer needed.
+    /// Tokens that had to go through the models for it.
     #[serde(default)]
     pub work: Work,
-    /// Segment by segment.
+    /// Its segments.
     #[serde(default)]
     pub segments: Vec<RowSegment>,
 }
@@ -62,22 +62,22 @@ pub struct Row {
 /// A segment of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RowSegment {
-    /// Tokens that were kept, as the vocabulary spells them.
+    /// The kept tokens, as the vocabulary spells them.
     pub tokens: Vec<String>,
-    /// Entropy where each was decoded, in nats; none where it was not.
+    /// Entropy at each token, in nats; `None` where the token was not decoded.
     pub entropies: Vec<Option<f64>>,
-    /// Which of the tokens the gradient chose, if one.
+    /// Index of the token that the gradient chose, if it chose one.
     #[serde(default)]
     pub nudged: Option<usize>,
-    /// Which candidate was kept.
+    /// Index of the kept candidate.
     pub best: usize,
-    /// All that were tried.
-    pub candidates: Vec<Tried>,
+    /// All candidates.
+    pub candidates: Vec<RowCandidate>,
 }
 
 /// A candidate of a segment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Tried {
+pub struct RowCandidate {
     /// Its reward.
     pub reward: f32,
     /// Its text.
@@ -86,11 +86,11 @@ pub struct Tried {
     pub forced: bool,
 }
 
-/// What a line of such a file holds.
+/// A line of such a file.
 pub trait Record: Serialize + for<'a> Deserialize<'a> {
     /// Number of the prompt.
     fn index(&self) -> usize;
-    /// What was asked.
+    /// The prompt's text.
     fn prompt(&self) -> &str;
 }
 
@@ -113,11 +113,11 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Opens a file, or makes it. `config` says how rows come about; `prompts` what they answer.
+    /// Opens a file, or creates it. `config` holds all that an answer depends on besides its prompt; `prompts` are the prompts' texts.
     ///
     /// # Errors
-    /// The file cannot be read or written, another process has it open, its rows came about in another way, a line is not a
-    /// row, or a row answers another prompt than the one of its number.
+    /// The file cannot be read or written, another process has it open, its rows were made with another configuration, a line is
+    /// not a row, or a row answers another prompt than the one of its number.
     pub fn open<R: Record>(path: &Path, config: &Map<String, Value>, prompts: &[String]) -> Result<Self> {
         let failed = |e| Error::io(path, e);
         if path.is_dir() {
@@ -134,7 +134,7 @@ impl Rows {
         file.read_to_end(&mut text).map_err(failed)?;
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
         if whole < text.len() {
-            // What was left of a row.
+            // An incomplete row.
             file.set_len(whole as u64).map_err(failed)?;
             text.truncate(whole);
         }
@@ -166,7 +166,7 @@ impl Rows {
         self.there.len()
     }
 
-    /// Whether none has.
+    /// Whether no prompt has been answered.
     pub fn is_empty(&self) -> bool {
         self.there.is_empty()
     }
@@ -174,14 +174,14 @@ impl Rows {
     /// Adds a row.
     ///
     /// # Errors
-    /// It cannot be written; then nothing of it is left.
+    /// It cannot be written; the file is then as it was.
     pub fn add(&mut self, row: &impl Record) -> Result<()> {
         let failed = |e| Error::io(&self.path, e);
         let mut line = serde_json::to_vec(row).map_err(|e| Error::file(&self.path, e.to_string()))?;
         line.push(b'\n');
         let before = self.file.metadata().map_err(failed)?.len();
         if let Err(error) = self.file.write_all(&line) {
-            // A full disk may have taken a part.
+            // A full disk may have taken a part of it.
             let _ = self.file.set_len(before);
             return Err(failed(error));
         }
@@ -192,7 +192,7 @@ impl Rows {
     /// Puts the rows in order.
     ///
     /// # Errors
-    /// They cannot be read or written; the file is then as it was.
+    /// The rows cannot be read or written; the file is then as it was.
     pub fn finish(mut self) -> Result<()> {
         let failed = |e| Error::io(&self.path, e);
         let mut text = String::new();
@@ -222,7 +222,7 @@ struct Numbered {
 /// Reads a file of rows.
 ///
 /// # Errors
-/// It cannot be read, has no row, or a line is not one; the message names the line.
+/// The file cannot be read, is empty, or a line is not a row; the message names the line.
 pub fn read<R: Record>(path: &Path) -> Result<Vec<R>> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let text = crate::files::checkpoint::read_whole_text(path, file)?;
@@ -238,12 +238,12 @@ pub fn read<R: Record>(path: &Path) -> Result<Vec<R>> {
     Ok(rows)
 }
 
-/// Where the configuration of a file of rows is.
+/// The path of a file's configuration.
 pub fn config_path(path: &Path) -> PathBuf {
     path.with_added_extension("config.json")
 }
 
-/// Compares the configuration with that of the rows, or writes it if there are none.
+/// Compares the configuration with the one that the rows were made with, or writes it if there are no rows.
 fn check_config(path: &Path, config: &Map<String, Value>, rows: bool) -> Result<()> {
     let beside = config_path(path);
     let found = match std::fs::read(&beside) {

@@ -1,4 +1,4 @@
-//! What rows of `ggro run` say together: means with bootstrap intervals, and a page to look at single answers.
+//! Summaries of the rows of `ggro run`: means with bootstrap intervals, and a page that shows every answer.
 
 mod page;
 
@@ -7,28 +7,28 @@ pub use page::page;
 use crate::batch::output::Row;
 use serde::Serialize;
 
-/// Resamplings behind an interval.
+/// Resamplings of an interval.
 const RESAMPLES: usize = 2000;
 
-/// A mean and where it might as well be.
+/// A mean with its 95 % bootstrap interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Mean {
     /// The mean.
     pub mean: f64,
-    /// Of 95 % of the means of resampled rows, the least.
+    /// Lower end of the interval.
     pub low: f64,
-    /// And the largest.
+    /// Upper end of the interval.
     pub high: f64,
     /// Rows that have the number.
     pub count: usize,
 }
 
-/// A file of rows in numbers.
+/// The means of a file of rows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// What it is called here.
+    /// The file's name in the report.
     pub name: String,
-    /// Rows.
+    /// How many rows it has.
     pub rows: usize,
     /// Reward of an answer.
     pub reward: Option<Mean>,
@@ -40,7 +40,7 @@ pub struct Summary {
     pub candidates: Option<Mean>,
     /// New tokens of an answer.
     pub tokens: Option<Mean>,
-    /// Right answers among those that can be judged, 0 to 1.
+    /// Share of right answers among those of tasks with right answers, 0 to 1.
     pub accuracy: Option<Mean>,
     /// Policy token-forwards of an answer.
     pub policy_forward: Option<Mean>,
@@ -48,14 +48,14 @@ pub struct Summary {
     pub reward_forward: Option<Mean>,
     /// Reward token-backwards of an answer.
     pub reward_backward: Option<Mean>,
-    /// From request to end, in company, in seconds.
+    /// Seconds from request to end, with others running beside it.
     pub seconds: Option<Mean>,
     /// Entropy of a decoded token that was kept, in nats.
     pub entropy: Option<Mean>,
 }
 
 impl Summary {
-    /// Of rows.
+    /// Summarises rows.
     pub fn new(name: &str, rows: &[Row]) -> Self {
         let of = |value: &dyn Fn(&Row) -> Option<f64>| mean(rows.iter().filter_map(value).collect());
         let all = |value: &dyn Fn(&Row) -> f64| of(&|row| Some(value(row)));
@@ -80,7 +80,7 @@ impl Summary {
         }
     }
 
-    /// Every number with its name, in the order of a table.
+    /// Every mean with its name, in the order of the table.
     pub fn lines(&self) -> [(&'static str, Option<Mean>); 11] {
         [
             ("reward", self.reward),
@@ -98,14 +98,14 @@ impl Summary {
     }
 }
 
-/// The mean of some numbers with its bootstrap interval (percentiles of resampled means); none of none.
+/// The mean of some numbers with its bootstrap interval (percentiles of resampled means); `None` without numbers.
 pub fn mean(values: Vec<f64>) -> Option<Mean> {
     let count = values.len();
     let average = |sum: f64| sum / count as f64;
     if count == 0 {
         return None;
     }
-    // The same rows give the same interval: the generator starts where it always does.
+    // A fixed seed: the same rows always give the same interval.
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut draw = || {
         state ^= state << 13;
@@ -119,7 +119,7 @@ pub fn mean(values: Vec<f64>) -> Option<Mean> {
     Some(Mean { mean: average(values.iter().sum()), low: at(0.025), high: at(0.975), count })
 }
 
-/// The difference of rewards between two files, over the prompts that both have, with its interval; none if they have none in common.
+/// The mean difference of rewards between two files over the prompts that both have; `None` if there are none.
 pub fn paired(base: &[Row], other: &[Row]) -> Option<Mean> {
     let known: std::collections::BTreeMap<&str, f32> =
         base.iter().map(|row| (row.prompt.as_str(), row.reward)).collect();

@@ -1,4 +1,4 @@
-//! The official code's tasks: what a dataset's row asks, how an answer is read, and the published parameters.
+//! The official code's tasks: the prompt of a dataset's row, and the choice that an answer names.
 //!
 //! The parameters stand in [`presets`](crate::presets). Wording of multiple-choice prompts and the
 //! reading of answers are ours: the question, its options by letter, and a request to end with "The answer is (X)".
@@ -8,7 +8,7 @@ use crate::files::chat::Message;
 use crate::presets::Published;
 use serde_json::Value;
 
-/// A task.
+/// A dataset that the official code evaluates on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Harmful instructions: `prompt`, `instruction` or `goal`, or a plain string.
@@ -27,7 +27,7 @@ impl Task {
     /// Every task.
     pub const ALL: [Task; 5] = [Task::HexPhi, Task::Xstest, Task::HhRlhf, Task::ArcChallenge, Task::MmluPro];
 
-    /// As the command line calls it.
+    /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Task::HexPhi => "hex-phi",
@@ -38,7 +38,7 @@ impl Task {
         }
     }
 
-    /// Whose published parameters are the task's.
+    /// The published parameters that apply to it.
     pub fn published(self) -> Published {
         match self {
             Task::HexPhi | Task::Xstest => Published::Safety,
@@ -110,12 +110,12 @@ impl Task {
         }
     }
 
-    /// The letter that an answer ends with; none if it names none, or the task has no answers.
+    /// The choice that an answer names; `None` if it names none, or the task has no right answers.
     pub fn prediction(self, text: &str) -> Option<String> {
         if !self.has_answers() {
             return None;
         }
-        // The last place where it says so, else the last letter in brackets.
+        // The last statement of an answer, else the last letter in brackets.
         let lower = text.to_ascii_lowercase();
         let said = ["answer is", "answer:"].iter().flat_map(|words| lower.match_indices(words));
         let said: Option<usize> = said.map(|(at, words)| at + words.len()).max();
@@ -163,7 +163,7 @@ fn strings<'a>(row: &'a Value, name: &str) -> Result<Vec<&'a str>, String> {
         .collect()
 }
 
-/// `\n\nHuman: ...\n\nAssistant: ...`, of which the last answer is what is asked for.
+/// Reads `\n\nHuman: ...\n\nAssistant: ...`; the last answer is left out.
 fn dialogue(text: &str) -> Result<PromptRecord, String> {
     let mut messages: Vec<Message> = Vec::new();
     let mut rest = text.trim_start();

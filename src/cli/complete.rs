@@ -20,7 +20,7 @@ use std::time::Instant;
 /// Completions of `--method bon` without `--n`.
 const BEST_OF: usize = 8;
 
-/// Says which sampling flags the method has no use for, and refuses those it cannot honour.
+/// Notes which sampling flags the method ignores, and refuses those it cannot honour.
 ///
 /// # Errors
 /// More than one answer of a method that has one, or stop strings where text is committed by segments.

@@ -38,7 +38,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         true => complete::check(args)?,
         false => complete::unused(&args.sampling)?,
     }
-    // What can fail cheaply fails before the weights are opened.
+    // Cheap checks come before the weights are opened.
     let trace = args.output.trace.as_deref().map(Output::check).transpose()?;
     let request = args.text.request.as_deref().map(Request::read).transpose()?;
     let message = match &request {

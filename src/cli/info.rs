@@ -1,4 +1,4 @@
-//! `ggro info`: what this build is, what it runs on, and whether a pair fits.
+//! `ggro info`: the build, the devices, and whether a pair fits.
 
 use super::models::{MemoryArgs, PairArgs};
 use crate::files::checkpoint::Checkpoint;
@@ -26,7 +26,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let pair = args.pair.load()?;
-    // Looks every tensor up, so that what is reported can also be run.
+    // Looks up every tensor, so that a pair that cannot be run is an error.
     let options = LoadOptions { max_model_len: args.pair.max_model_len, threads: Some(1), ..LoadOptions::default() };
     Reference::load(&pair, &options)?;
     let info = info(args, &pair);
@@ -78,7 +78,7 @@ fn info(args: &Args, pair: &Pair) -> Value {
     })
 }
 
-/// What the build embedded.
+/// The CUDA kernels of this build.
 fn kernels() -> Value {
     let runtime::Kernels { count, targets, compiler, bytes } = runtime::kernels();
     json!({ "count": count, "targets": targets, "nvcc": compiler, "bytes": bytes })
@@ -134,7 +134,7 @@ fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {
     })
 }
 
-/// Type of the embedding, which is the type of a checkpoint.
+/// The type of the embedding stands for the checkpoint's.
 fn stored(config: &ModelConfig, weights: &Checkpoint) -> Option<&'static str> {
     let shape = [config.vocab_size, config.hidden_size];
     let tensor = weights.tensor("model.embed_tokens.weight", &shape).ok()?;
@@ -146,7 +146,7 @@ fn kv_bytes(config: &ModelConfig) -> u64 {
     config.kv_elements_per_token() * size_of::<f32>() as u64
 }
 
-/// `MemAvailable` of the kernel: what can be had without swapping, page cache included.
+/// `MemAvailable` of `/proc/meminfo`: memory that can be had without swapping, page cache included.
 fn memory_available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -176,7 +176,7 @@ fn simd() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// The object in words.
+/// The object as text.
 fn text(info: &Value) -> String {
     let mut out = format!("ggro {}", word(&info["version"]));
     if let Some(commit) = info["commit"].as_str() {

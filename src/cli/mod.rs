@@ -1,4 +1,4 @@
-//! The command line: parses, calls the library, prints. What it decides by itself is presentation.
+//! The command line: parses flags, calls the library, prints. It decides nothing but presentation.
 //!
 //! One file per command, and one each for what they share: which models and device (`models`), how a prompt becomes ids
 //! (`prompt`), text on its way to the terminal (`terminal`), and files that appear whole or not at all (`output`).
@@ -67,7 +67,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let mut parser = parser();
     let cli = Cli::from_arg_matches(&parser.get_matches_mut()).map_err(|error| error.format(&mut parser));
     let ended = command(cli.unwrap_or_else(|error| error.exit()).command);
-    // However the command ended, what was traced is worth having.
+    // The trace is written even if the command failed.
     let traced = crate::profile::finish();
     let code = ended?;
     traced?;
@@ -83,7 +83,7 @@ fn with_variables(command: clap::Command) -> clap::Command {
     let with_variable = |arg: clap::Arg| {
         let Some(long) = arg.get_long() else { return arg };
         let variable = format!("GGRO_{}", long.replace('-', "_").to_uppercase());
-        // The parser keeps names as long as the process lives.
+        // clap wants names that live as long as the process.
         let arg = arg.env(&*variable.leak()).hide_env(true).hide_env_values(true);
         match arg.get_action() {
             // A switch's variable is 1/0, true/false, yes/no or on/off.
@@ -113,19 +113,19 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
 /// error.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let closed = |e: &std::io::Error| e.kind() == ErrorKind::BrokenPipe;
-    // An error of the library is about a file, even if its cause is a pipe.
+    // A library error names the file it is about, even if its cause is a broken pipe.
     let code =
         error.chain().find_map(|cause| cause.downcast_ref::<Error>()).map(|error| (exit_code(error), hint(error)));
     let (code, hint) = code.unzip();
     if code.is_none() && error.chain().filter_map(|cause| cause.downcast_ref()).any(closed) {
         return ExitCode::SUCCESS;
     }
-    // The only other input or output errors are those of standard output, which the user chose as well.
+    // Any other I/O error is one of standard output: the user's choice, so exit code 2.
     let stdout = code.is_none() && error.downcast_ref::<std::io::Error>().is_some();
     let code = code.or(stdout.then_some(2));
     let mut text = if stdout { "standard output".to_string() } else { String::new() };
     for cause in error.chain().map(ToString::to_string) {
-        // Some errors already end with the words of their cause.
+        // Some messages already end with their cause.
         if !text.ends_with(&cause) {
             text += if text.is_empty() { "" } else { ": " };
             text += &cause;
@@ -160,7 +160,7 @@ fn hint(error: &Error) -> String {
     }
 }
 
-/// A line on standard error. Nobody listening is no reason to fail.
+/// Writes a line to standard error. If standard error is closed, the line is lost.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

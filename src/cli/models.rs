@@ -1,4 +1,4 @@
-//! The flags that say which models are opened and how, and what is seen of it: bars and notes.
+//! The flags that say which models are opened, where and how, with the progress bars and notes of opening.
 
 use super::say;
 use crate::files::checkpoint::Files;
@@ -46,7 +46,7 @@ impl PairArgs {
         self.policy.is_none()
     }
 
-    /// What holds for the pair where nothing is given.
+    /// The parameters that suit the pair.
     pub(super) fn preset(&self) -> Preset {
         if self.is_demo() { Preset::DEMO } else { Preset::DIALOGUE }
     }
@@ -79,7 +79,7 @@ impl PairArgs {
         self.max_model_len.unwrap_or(runtime::context(pair))
     }
 
-    /// What reports call the policy and the reward model.
+    /// The names of policy and reward model in reports.
     pub(super) fn names(&self) -> [String; 2] {
         [&self.policy, &self.reward]
             .map(|path| path.as_ref().map_or("demo".to_string(), |path| path.display().to_string()))
@@ -152,7 +152,7 @@ pub(super) struct ProfileArgs {
 }
 
 impl ProfileArgs {
-    /// What is to be watched.
+    /// The profiler's settings.
     pub(super) fn watch(&self) -> Watch {
         Watch { nvtx: self.nvtx, steps: self.profile_steps, trace: self.trace_events.clone(), on_request: false }
     }
@@ -196,7 +196,7 @@ pub(super) struct DeviceArgs {
 }
 
 impl MemoryArgs {
-    /// What the flags say, over what holds without them.
+    /// The flags as options; the others keep their defaults.
     pub(super) fn options(self, max_model_len: Option<usize>) -> OpenOptions {
         OpenOptions {
             max_model_len,
@@ -230,13 +230,13 @@ impl DeviceArgs {
             })
         })?;
         if let Some(why) = device.no_cuda() {
-            // Short: it stands above every answer. `ggro info` says what to do about it.
+            // In short, because it stands above every answer. `ggro info` says what would help.
             say(&format!("device: cpu ({})", with_flag(why, why.brief())));
         }
         Ok(device)
     }
 
-    /// Opens a pair, with a bar on a terminal, and says what became of it.
+    /// Opens a pair, with a progress bar on a terminal, and reports how it was loaded.
     pub(super) fn open(&self, device: &mut Device, pair: &Pair, max_model_len: Option<usize>) -> Result<Opened> {
         let bar = bar(Some(0), "loading {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}");
         let opened = device.open(pair, &self.options(max_model_len), &mut |opening| match opening {
@@ -279,13 +279,13 @@ impl DeviceArgs {
     }
 }
 
-/// The arithmetic is a flag here.
+/// The reason, with the flag's name in front where it is about `--dtype`.
 fn with_flag(why: &NoCuda, words: &str) -> String {
     let flag = if *why == NoCuda::Arithmetic { "--dtype " } else { "" };
     format!("{flag}{words}")
 }
 
-/// Says how a pair was loaded.
+/// Reports how a pair was loaded.
 fn report(device: DeviceSpec, loaded: &Loaded) {
     for (role, report, storage) in
         [("policy", &loaded.reports[0], loaded.storage[0]), ("reward model", &loaded.reports[1], loaded.storage[1])]

@@ -1,22 +1,22 @@
-//! Output files that appear whole or not at all.
+//! Output files that are complete or absent.
 
 use crate::{Error, Result};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// A file to be written when its content is known; known to be writable from the start.
+/// A file that is checked to be writable early and written once its content is known.
 #[derive(Debug)]
 pub(super) struct Output {
     path: PathBuf,
-    /// A pipe or device, which is written in place and stays open from the start: a pipe's reader would take closing it
-    /// for the end.
+    /// A pipe or device, which is written in place and stays open from the start: a pipe's reader takes closing for the
+    /// end.
     in_place: Option<File>,
 }
 
 impl Output {
-    /// Makes sure that `path` can be written, so that an hour's work does not end in a misspelt directory. Leaves nothing
-    /// behind and does not touch a file that is there.
+    /// Checks that `path` can be written, so that a long run does not fail at its end because of a misspelt path. Leaves
+    /// nothing behind and does not touch an existing file.
     pub(super) fn check(path: &Path) -> Result<Self> {
         let mut output = Output { path: path.canonicalize().unwrap_or_else(|_| path.to_path_buf()), in_place: None };
         let error = |e| Error::io(path, e);
@@ -35,7 +35,7 @@ impl Output {
         Ok(output)
     }
 
-    /// Writes the content to a file beside it and moves that into place.
+    /// Writes the content to a temporary file in the same directory and renames it.
     pub(super) fn write(self, content: &[u8]) -> Result<()> {
         if let Some(mut file) = self.in_place {
             return file.write_all(content).map_err(|e| Error::io(&self.path, e));

@@ -123,7 +123,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Everything that can be wrong with a prompt is found before the first is answered.
+/// Lays out all prompts, so that a faulty one is found before the first is answered.
 fn jobs(args: &Args, parameters: &Parameters, pair: &Pair, records: &[PromptRecord]) -> Result<Vec<Job>> {
     let count = args.num_prompts.unwrap_or(usize::MAX);
     if args.start_index >= records.len() || count == 0 {
@@ -149,7 +149,7 @@ fn jobs(args: &Args, parameters: &Parameters, pair: &Pair, records: &[PromptReco
     jobs.collect()
 }
 
-/// Flags, over the task's published parameters, over what holds for the pair.
+/// The flags, over the task's published parameters or those that suit the pair.
 fn parameters(args: &Args, task: Option<Task>, pair: &Pair) -> Result<Parameters> {
     let published = task.map(|task| task.published().preset(pair.policy.num_parameters()));
     args.method.given().over(published.unwrap_or(args.pair.preset()))
@@ -171,7 +171,7 @@ fn options(args: &Args, parameters: &Parameters, pair: &Pair, prompt: &Prompt, c
     Ok(options)
 }
 
-/// All that an answer depends on, besides its prompt.
+/// `FILE.config.json`: all that an answer depends on besides its prompt.
 fn config(
     args: &Args,
     task: Option<Task>,
@@ -194,7 +194,7 @@ fn config(
     set("method", json!(if args.method.method == Method::Greedy { "greedy" } else { "ggro" }));
     for (name, value) in json!(parameters).as_object().into_iter().flatten() {
         set(name, value.clone());
-        // Where it has always stood.
+        // Files written before have it at this place.
         if name == "max_new_tokens" {
             set("max_model_len", json!(args.pair.max_model_len));
         }

@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tracing_subscriber::EnvFilter;
 
-/// Exit code after the device was lost: a supervisor starts the server again.
+/// Exit code after the device was lost, for supervisors that restart the server.
 const LOST: u8 = 4;
 
 /// Answer requests over HTTP, as OpenAI's API has them
@@ -194,7 +194,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        // Of requests that are being read; more would wait for a core anyway.
+        // They tokenise prompts; more would only wait for a core.
         .max_blocking_threads(16)
         .build()?;
     let app = Arc::new(AppState::new(config, pair.clone(), context));
@@ -207,20 +207,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         if !address.ip().is_loopback() && app.config.keys.is_empty() {
             say("note: everyone who can reach this machine can ask: there is no --api-key");
         }
-        // To where a program that starts the server can read it.
+        // On standard error, where a program that starts the server can read it.
         say(&format!("listening on http://{address}"));
         tracing::info!(event = "listening", address = %address, model = app.config.name);
         let (loaded, engine) = oneshot::channel();
         let (flags, max_len) = (args.device.clone(), args.pair.max_model_len);
         let load = move || {
             let open = move || Ok(flags.open(&mut device, &pair, max_len)?.into_backend());
-            // The server may have been stopped meanwhile.
+            // If the server was stopped meanwhile, the receiver is gone.
             let _ = loaded.send(Engine::start(settings, open));
         };
         std::thread::Builder::new().name("loader".to_string()).spawn(load)?;
         anyhow::Ok(serve(listener, app.clone(), engine, stop).await?)
     });
-    // Threads that read a request's prompt may still be at it; nobody waits for them.
+    // Blocking threads may still be tokenising a prompt of a request that was dropped.
     runtime.shutdown_timeout(Duration::from_secs(1));
     match ended? {
         Ended::Stopped(0) => Ok(ExitCode::SUCCESS),
@@ -289,7 +289,7 @@ fn config(args: &Args) -> Result<Config> {
     })
 }
 
-/// What a model is called whose files are there: org/name, or the last part of a path.
+/// The name of a model for clients: org/name, or the last part of its path.
 fn called(path: &Path) -> String {
     let text = path.to_string_lossy();
     match crate::files::hub::Name::parse(&text) {
@@ -307,7 +307,7 @@ fn log_to_stderr(format: Option<LogFormat>) {
     let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    // There is one already only if this ran before in the same process.
+    // This fails only if a subscriber was set before in this process.
     let _ = match format {
         LogFormat::Text => lines.with_ansi(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

@@ -1,4 +1,4 @@
-//! What `generate` says about an answer: lines for people, or one JSON object.
+//! The summary of `generate`: lines for people, or one JSON object.
 
 use super::terminal::Style;
 use crate::answer::{FinishReason, Response};
@@ -13,7 +13,7 @@ pub(super) struct Answer {
     pub response: Response,
     pub text: String,
     pub elapsed: Duration,
-    /// What was run ahead of time and turned out not to be needed.
+    /// Speculative work that the answer did not need.
     pub speculative: Work,
 }
 

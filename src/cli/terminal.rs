@@ -1,4 +1,4 @@
-//! Text on its way to the reader: printed segment by segment, coloured on request, with a progress line meanwhile.
+//! Text on the terminal: printed segment by segment, coloured on request, with a progress line meanwhile.
 //!
 //! Where both the text and the progress line go to one terminal, the line would overwrite the unfinished last row of the
 //! text. There the unfinished row is part of the progress display, and rows are broken at word boundaries as they fill.
@@ -12,18 +12,18 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-/// Share of the threshold from which on a token is shown as uncertain.
+/// A token whose signal reaches this share of the threshold is shown as uncertain.
 const UNCERTAIN: f64 = 0.6;
 
 /// How a stretch of text is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Style {
-    /// As it is.
+    /// Without colour.
     #[default]
     Plain,
-    /// A token that the reward model put there.
+    /// A token that the reward gradient chose.
     Nudged,
-    /// A token of which the policy was not sure.
+    /// A token whose signal is near the threshold.
     Uncertain,
 }
 
@@ -60,16 +60,16 @@ pub(super) fn coloured(color: Color) -> bool {
 /// Prints an answer while it is decoded.
 pub(super) struct TerminalWriter {
     writer: TextWriter,
-    /// Value of the signal from which on a token is uncertain.
+    /// Least value of the signal at which a token is uncertain.
     uncertain: f64,
     painted: bool,
     page: Page,
     progress: Progress,
     /// The answer so far.
     pub text: String,
-    /// Set once standard output takes no more.
+    /// The error that closed standard output, if it was closed.
     pub closed: Option<std::io::Error>,
-    /// Go on decoding when nobody reads any more, because a file is to be written.
+    /// Go on decoding after standard output was closed, because a file is to be written.
     persistent: bool,
 }
 
@@ -119,7 +119,7 @@ impl TerminalWriter {
         Ok(())
     }
 
-    /// Ends the line of an answer that failed half-way, if one was begun.
+    /// Ends the line of an answer that failed, if any of it was printed.
     pub(super) fn abandon(&mut self) {
         if self.text.is_empty() {
             self.page = Page::None;
@@ -188,7 +188,7 @@ impl Observer for TerminalWriter {
 enum Page {
     /// Nowhere.
     None,
-    /// Straight to standard output, except line breaks at the end: the answer ends with exactly one.
+    /// Straight to standard output, except for line breaks at the end: an answer ends with exactly one.
     Direct {
         /// Line breaks held back.
         breaks: usize,
@@ -278,7 +278,7 @@ fn paint(row: &[(char, Style)]) -> String {
         .collect()
 }
 
-/// The progress line on standard error; nothing if that is no terminal.
+/// The progress line on standard error; hidden if that is not a terminal.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     segments: usize,
@@ -299,7 +299,7 @@ impl Progress {
         progress
     }
 
-    /// Columns of the terminal, if there is one to share.
+    /// Columns of the terminal, if text and progress line share one.
     fn width(&self) -> Option<usize> {
         self.bar.as_ref()?;
         let size = terminal_size::terminal_size_of(std::io::stdout());
@@ -350,7 +350,7 @@ impl Progress {
     }
 }
 
-/// The plain progress line of work that prints nothing.
+/// The progress line of decoding that prints no text.
 impl Observer for Progress {
     fn segment(&mut self, _: &Segment, committed: &[u32]) -> Result<()> {
         self.segment(committed.len());

@@ -1,4 +1,4 @@
-//! What there is, and whether it can be used.
+//! The models of the server, its health, version and metrics.
 
 use super::AppState;
 use super::error::ApiError;
@@ -22,12 +22,12 @@ pub(super) async fn ready(State(app): State<Arc<AppState>>) -> Result<Json<Value
     Ok(Json(json!({ "status": "ready" })))
 }
 
-/// A profiler that waits for it collects from the next pass of a model on.
+/// `/start_profile`: a profiler that waits for it collects from the next pass of a model on.
 pub(super) async fn start_profile() -> Json<Value> {
     Json(json!({ "collecting": crate::profile::ask(true) }))
 }
 
-/// It stops before the next pass.
+/// `/stop_profile`: the profiler stops before the next pass.
 pub(super) async fn stop_profile() -> Json<Value> {
     crate::profile::ask(false);
     Json(json!({ "collecting": false }))

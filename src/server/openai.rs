@@ -1,4 +1,4 @@
-//! Answers as OpenAI's API has them: chunks of a stream, and whole ones.
+//! The response objects of OpenAI's API: chunks of a stream, and complete ones.
 
 use super::generate::{Run, Usage};
 use super::piece::{Piece, Token};
@@ -8,10 +8,10 @@ use crate::text::{End, Prompt};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
-/// What stands for a log-probability that nobody knows, as in OpenAI's API.
+/// OpenAI's value for an unknown log-probability.
 const UNKNOWN: f64 = -9999.0;
 
-/// What all frames of an answer have in common.
+/// Makes the response objects of one request.
 pub struct Frames {
     route: Route,
     id: String,
@@ -23,7 +23,7 @@ pub struct Frames {
     return_token_ids: bool,
     tokens_as_ids: bool,
     null_usage: bool,
-    /// Characters of each answer's tokens so far.
+    /// Characters of each answer's tokens so far: the `text_offset` of its next token.
     offsets: Vec<usize>,
     /// Whether the prompt was repeated.
     echoed: Vec<bool>,
@@ -32,17 +32,17 @@ pub struct Frames {
     n: usize,
 }
 
-/// A whole answer's choice while it is put together.
+/// An answer of a complete response, while it is collected.
 #[derive(Default)]
 pub struct Choice {
     /// Its text and tokens so far.
     pub piece: Piece,
-    /// How it ended, with what the method says of it.
+    /// How it ended, and the method's counters.
     pub end: Option<(End, Option<Value>)>,
 }
 
 impl Frames {
-    /// Frames of a run's answers.
+    /// For the answers of a run.
     pub fn new(route: Route, run: &Run, created: u64, tokenizer: Arc<Tokenizer>, request_id: &str) -> Frames {
         let request: &ApiRequest = &run.request;
         let prefix = if route == Route::Chat { "chatcmpl" } else { "cmpl" };
@@ -93,7 +93,7 @@ impl Frames {
         }
     }
 
-    /// What a stream begins with for an answer, if anything.
+    /// The first chunk of an answer, if its stream begins with one.
     pub fn opening(&mut self, choice: usize) -> Option<Value> {
         match self.route {
             Route::Chat => {
@@ -111,7 +111,7 @@ impl Frames {
         }
     }
 
-    /// The prompt's text, once.
+    /// The prompt's text at the first call, if the request asked for it.
     fn echoed(&mut self, choice: usize) -> Option<String> {
         if !self.echo || std::mem::replace(&mut self.echoed[choice], true) {
             return None;
@@ -119,7 +119,7 @@ impl Frames {
         self.texts.get(choice / self.n).cloned()
     }
 
-    /// A chunk of an answer's text.
+    /// A chunk with more text of an answer.
     pub fn piece(&mut self, choice: usize, piece: &Piece, segment: Option<Value>, usage: Option<Value>) -> Value {
         let logprobs = self.logprobs_of(choice, &piece.tokens);
         let mut object = match self.route {
@@ -156,12 +156,12 @@ impl Frames {
         chunk
     }
 
-    /// The chunk behind all others.
+    /// The last chunk of a stream: usage.
     pub fn usage(&self, usage: &Usage) -> Value {
         self.chunk(Vec::new(), Some(usage.json()))
     }
 
-    /// The answer as a whole.
+    /// The complete response.
     pub fn whole(&mut self, choices: Vec<Choice>, ids: &[Vec<u32>], usage: &Usage) -> Value {
         let (mut objects, mut outcomes) = (Vec::new(), Vec::new());
         for (index, Choice { piece, end }) in choices.into_iter().enumerate() {

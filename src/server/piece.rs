@@ -1,24 +1,24 @@
-//! What an answer goes on by: text, with the tokens that it came with.
+//! A stretch of an answer: text, and the tokens that it came with.
 
 use crate::Result;
 use crate::answer::TokenLogprob;
 use crate::text::TextWriter;
 
-/// A token, with what is known of it.
+/// A token of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Token {
     /// The id.
     pub id: u32,
-    /// Nats.
+    /// Its log-probability, in nats.
     pub logprob: Option<f64>,
-    /// Of the distribution it came from, in nats.
+    /// Entropy of the distribution it was chosen from, in nats.
     pub entropy: Option<f64>,
-    /// The most likely tokens there.
+    /// The most likely tokens at its position, with their log-probabilities.
     pub top: Vec<(u32, f64)>,
 }
 
 impl Token {
-    /// Of which nothing else is known.
+    /// A token of which only the id is known.
     pub fn bare(id: u32) -> Token {
         Token { id, logprob: None, entropy: None, top: Vec::new() }
     }
@@ -30,12 +30,12 @@ impl From<TokenLogprob> for Token {
     }
 }
 
-/// What tokens add to an answer.
+/// What some tokens added to an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Piece {
     /// Text that no later token can change.
     pub text: String,
-    /// Tokens that it came with.
+    /// The tokens; those of the assistant header are left out.
     pub tokens: Vec<Token>,
 }
 
@@ -49,7 +49,7 @@ impl Piece {
         Ok(Piece { text: added.text, tokens: if added.of_answer { vec![token] } else { Vec::new() } })
     }
 
-    /// Adds what came after it.
+    /// Appends the piece that follows this one.
     pub fn extend(&mut self, more: Piece) {
         self.text += &more.text;
         self.tokens.extend(more.tokens);

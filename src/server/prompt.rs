@@ -1,4 +1,4 @@
-//! Conversations and texts to prompt ids.
+//! The prompts of requests: conversations, texts and ids.
 
 use super::error::ApiError;
 use super::fields::{Fields, kind};
@@ -7,7 +7,7 @@ use crate::files::pair::Pair;
 use crate::text::{LayoutError, Next, Prompt, PromptLayout};
 use serde_json::{Map, Value};
 
-/// A conversation that was read.
+/// The conversation of a chat request.
 #[derive(Debug)]
 pub struct Chat {
     messages: Vec<Value>,
@@ -24,7 +24,7 @@ impl Chat {
     /// Reads the fields of a chat request.
     ///
     /// # Errors
-    /// A field that is not what it must be, or too many messages.
+    /// A field has a wrong type or value, or there are too many messages.
     pub fn read(fields: &mut Fields, most_messages: usize) -> Result<Chat, ApiError> {
         let messages = match fields.take("messages") {
             Some(Value::Array(messages)) => messages,
@@ -75,7 +75,7 @@ impl Chat {
         Ok(Chat { messages, tools, variables, add_generation_prompt, continued })
     }
 
-    /// The prompt.
+    /// The prompt of the conversation.
     ///
     /// # Errors
     /// The template refuses the conversation, or there is none and the conversation is more than a message.
@@ -105,7 +105,7 @@ impl Chat {
     }
 }
 
-/// A message with its content as one text: what templates expect of models that read nothing but text.
+/// A message with its content as one string, as templates of text models expect it.
 fn read_message(index: usize, message: Value) -> Result<Value, ApiError> {
     let named = |field: &str| format!("messages[{index}]{field}");
     let Value::Object(mut message) = message else {
@@ -116,7 +116,7 @@ fn read_message(index: usize, message: Value) -> Result<Value, ApiError> {
         let found = message.get("role").map_or("nothing".to_string(), kind);
         return Err(ApiError::field(&named(".role"), format!("must be one of {}, not {found}", ROLES.join(", "))));
     }
-    // OpenAI's newer name for what templates call by the older one.
+    // `developer` is OpenAI's newer name of the role; templates know `system`.
     let role = if role == "developer" { "system" } else { role }.to_string();
     let calls = message.get("tool_calls").is_some_and(|calls| !calls.is_null());
     let content = match message.remove("content") {
@@ -139,7 +139,7 @@ fn read_message(index: usize, message: Value) -> Result<Value, ApiError> {
             return Err(ApiError::field(&named(".content"), message));
         }
     };
-    // Templates read the arguments of a call as an object.
+    // Clients send the arguments of a call as a string; templates expect an object.
     if let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) {
         for call in calls {
             if let Some(arguments) = call.pointer_mut("/function/arguments")
@@ -158,7 +158,7 @@ fn read_message(index: usize, message: Value) -> Result<Value, ApiError> {
 /// Reads the prompts of a completion request: a text, ids, or lists of either.
 ///
 /// # Errors
-/// Something else, none, or too many.
+/// The field is missing, of another type, empty, or has too many entries.
 pub fn read_prompts(fields: &mut Fields, pair: &Pair, most: usize) -> Result<Vec<Prompt>, ApiError> {
     let expected = "a string, a list of token ids, or a list of either";
     let Some(value) = fields.take("prompt") else { return Err(ApiError::field("prompt", "is missing")) };
@@ -173,7 +173,7 @@ pub fn read_prompts(fields: &mut Fields, pair: &Pair, most: usize) -> Result<Vec
 /// A text, ids, or lists of either; `None` for anything else.
 ///
 /// # Errors
-/// The tokenizer's own, or none, or more than `most`.
+/// The tokenizer's own, or the list is empty or has more than `most` entries.
 pub fn read_texts(pair: &Pair, value: &Value, most: usize) -> Result<Option<Vec<Prompt>>, ApiError> {
     match value {
         Value::String(text) => Ok(Some(vec![Prompt::of_text(pair, text)?])),

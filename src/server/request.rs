@@ -1,4 +1,4 @@
-//! Chat and completion requests: everything that the two have in common, checked.
+//! Chat and completion requests: reading and checking their fields.
 
 use super::AppState;
 use super::error::ApiError;
@@ -24,45 +24,45 @@ pub enum Route {
     Completions,
 }
 
-/// How answers come about.
+/// How answers are made.
 #[derive(Clone, Debug)]
 pub enum Method {
     /// Greedy, or sampled.
     Sampled(Sampling),
-    /// The best of so many samples, by the reward model.
+    /// The best of so many samples by reward.
     Best(Sampling, usize),
-    /// By the method.
+    /// By gradient-guided reward optimisation.
     Guided(Box<Options>),
 }
 
 /// A request, checked as far as it can be without the engine.
 #[derive(Debug)]
 pub struct ApiRequest {
-    /// The model's name as the request has it, to be echoed.
+    /// The model's name as the request has it; the response repeats it.
     pub model: String,
-    /// Prompts; more than one only of completions.
+    /// The prompts; a chat request has one.
     pub prompts: Vec<Prompt>,
     /// Answers per prompt.
     pub n: usize,
-    /// Where random numbers come from.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// How answers come about.
+    /// How answers are made.
     pub method: Method,
     /// New tokens per prompt.
     pub max_new_tokens: Vec<usize>,
-    /// What becomes text, and what ends it.
+    /// What of an answer becomes text, and what ends it.
     pub rules: Arc<TextRules>,
     /// Ids that end an answer.
     pub stop_ids: Vec<u32>,
-    /// Most likely tokens that are reported with each token; `None`: nothing is.
+    /// How many of the most likely tokens are reported with each token; `None`: no log-probabilities.
     pub logprobs: Option<usize>,
     /// Whether the prompt is repeated in front of the answer.
     pub echo: bool,
-    /// Whether the answer comes in pieces.
+    /// Whether the response streams.
     pub stream: bool,
-    /// Whether the pieces end with one about usage.
+    /// Whether the stream ends with a chunk of usage.
     pub include_usage: bool,
-    /// Whether every piece has the usage so far.
+    /// Whether every chunk has the usage so far.
     pub continuous_usage: bool,
     /// Whether ids are returned besides text.
     pub return_token_ids: bool,
@@ -70,13 +70,13 @@ pub struct ApiRequest {
     pub tokens_as_ids: bool,
     /// Whether the record of every decision is returned.
     pub trace: bool,
-    /// Fields that were sent and change nothing.
+    /// Fields that were sent and have no effect.
     pub ignored: Vec<&'static str>,
-    /// Fields that nobody knows.
+    /// Fields that the server does not know.
     pub unknown: Vec<String>,
 }
 
-/// Fields that have a meaning elsewhere and none here; what they ask for happens or is harmless to leave out.
+/// Fields of other servers that can be ignored: what they ask for happens anyway, or is not missed.
 const HARMLESS: [&str; 15] = [
     "user",
     "store",
@@ -99,7 +99,7 @@ impl ApiRequest {
     /// Reads a body.
     ///
     /// # Errors
-    /// What is wrong with it, by field.
+    /// The first field that is wrong.
     pub fn read(app: &AppState, route: Route, body: &[u8]) -> Result<ApiRequest, ApiError> {
         let _range = profile::range(Phase::Server, body.len());
         let mut fields = Fields::parse(body)?;
@@ -172,7 +172,7 @@ impl ApiRequest {
                     return Err(ApiError::field("min_tokens", "is for sampled answers"));
                 }
                 ignored.extend(given);
-                // The method has no end but the end of turn.
+                // The method always ends at the end of turn.
                 if !stop_ids.contains(&app.pair.finish_id) {
                     ignored.push("ignore_eos");
                 }
@@ -214,7 +214,7 @@ impl ApiRequest {
     }
 }
 
-/// A stop id that is not the end of turn ends the answer; without the end of turn the method has no end.
+/// The stop ids, and the end of turn, at which the method always ends.
 fn with_end(pair: &Pair, stop_ids: &[u32]) -> Vec<u32> {
     let mut stop_ids = stop_ids.to_vec();
     if !stop_ids.contains(&pair.finish_id) {
@@ -223,7 +223,7 @@ fn with_end(pair: &Pair, stop_ids: &[u32]) -> Vec<u32> {
     stop_ids
 }
 
-/// Fields that ask for something we cannot do, and that would be missed.
+/// Refuses fields that ask for something that the server cannot do.
 fn refused(fields: &mut Fields, route: Route) -> Result<(), ApiError> {
     if let Some(format) = fields.object("response_format")?
         && format.get("type").is_none_or(|kind| kind != "text")
@@ -252,7 +252,7 @@ fn refused(fields: &mut Fields, route: Route) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Cuts prompts to their last tokens, where the request says so.
+/// Cuts prompts to their last tokens if the request asks for it.
 fn truncated(fields: &mut Fields, mut prompts: Vec<Prompt>) -> Result<Vec<Prompt>, ApiError> {
     if let Some(most) = fields.count("truncate_prompt_tokens", 1, usize::MAX)? {
         for prompt in &mut prompts {
@@ -264,7 +264,7 @@ fn truncated(fields: &mut Fields, mut prompts: Vec<Prompt>) -> Result<Vec<Prompt
     Ok(prompts)
 }
 
-/// How many of the most likely tokens are to be reported.
+/// How many of the most likely tokens are reported with each token.
 fn logprobs(fields: &mut Fields, route: Route, most: usize) -> Result<Option<usize>, ApiError> {
     if route == Route::Completions {
         return fields.count("logprobs", 0, most);
@@ -343,7 +343,7 @@ fn budgets(
         Alias::Preset(preset) => Some(preset.preset(app.pair.policy.num_parameters()).max_new_tokens),
         _ => None,
     };
-    // OpenAI's default for texts to be completed; a chat's answer takes what room there is.
+    // OpenAI's default for completions is 16; an answer of a chat may use all of the context.
     let default = preset.unwrap_or(if route == Route::Completions { 16 } else { usize::MAX });
     let context = app.context;
     let budget = |prompt: &Prompt| {
@@ -372,7 +372,7 @@ fn budgets(
     prompts.iter().map(budget).collect()
 }
 
-/// Sampling, and which of its fields were sent with a value that would change anything.
+/// How tokens are sampled, and which of the fields were sent with a value other than the neutral one.
 fn sampling(app: &AppState, fields: &mut Fields, stop_ids: &[u32]) -> Result<(Sampling, Vec<&'static str>), ApiError> {
     let off = Sampling::default();
     // Clients disable a filter with 0 or -1.
@@ -426,7 +426,7 @@ fn sampling(app: &AppState, fields: &mut Fields, stop_ids: &[u32]) -> Result<(Sa
     Ok((given, changes))
 }
 
-/// A seed for those who did not bring one.
+/// A seed for a request without one.
 fn random() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let mut hasher = std::hash::RandomState::new().build_hasher();

@@ -17,7 +17,7 @@ use axum::extract::{Request, State};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
-/// What the routes have in common.
+/// A request of any of the routes.
 struct Common {
     model: String,
     texts: Vec<Prompt>,
@@ -27,7 +27,7 @@ struct Common {
 }
 
 impl Common {
-    /// Reads a body whose texts are `input` or `messages`, or what `pairs` makes of it.
+    /// Reads a body whose texts are `input` or `messages`, or, with `pairs`, questions and answers.
     fn read(app: &AppState, bytes: &[u8], id: String, pairs: bool) -> Result<Common, ApiError> {
         let mut fields = Fields::parse(bytes)?;
         let config = &app.config;
@@ -85,7 +85,7 @@ fn given(app: &AppState, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     }
 }
 
-/// A conversation as it is, without the beginning of another answer.
+/// A conversation without a generation prompt.
 fn conversation(app: &AppState, fields: &mut Fields) -> Result<Prompt, ApiError> {
     let mut map = Map::new();
     for name in ["messages", "chat_template_kwargs", "tools"] {
@@ -135,7 +135,7 @@ fn paired(app: &AppState, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> 
     answers.iter().enumerate().map(pair).collect()
 }
 
-/// Asks the engine; answers come in the order of the questions. Dropped, it cancels what is in flight.
+/// Asks the engine; results are in the order of the questions. Dropping the future cancels what is in flight.
 async fn ask(
     app: &Arc<AppState>,
     questions: Vec<RewardQuery>,
@@ -187,7 +187,7 @@ fn whole(texts: &[Prompt]) -> Vec<RewardQuery> {
     texts.iter().map(|text| RewardQuery { ids: text.ids.clone(), ..RewardQuery::default() }).collect()
 }
 
-/// The reward as the probability of the one class there is.
+/// `/classify`: the reward as the probability of the only class.
 pub(super) async fn classify(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
     let (mut common, permit) = common(&app, request, false, "classify").await?;
     report(&app, "/classify", &mut common.fields);
@@ -199,7 +199,7 @@ pub(super) async fn classify(State(app): State<Arc<AppState>>, request: Request)
     Ok(common.answer("list", data.collect(), &accounts))
 }
 
-/// The reward of a text, or of each of its beginnings.
+/// `/pooling`: the reward of a text, or of each of its prefixes.
 pub(super) async fn pooling(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
     let (mut common, permit) = common(&app, request, false, "pool").await?;
     let every = common.fields.get("task", "\"classify\" or \"token_classify\"", |value| match value.as_str()? {
@@ -224,7 +224,7 @@ pub(super) async fn pooling(State(app): State<Arc<AppState>>, request: Request) 
     Ok(common.answer("list", data.collect(), &accounts))
 }
 
-/// Rewards of answers to questions.
+/// `/score`: rewards of answers to questions.
 pub(super) async fn score(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
     let (mut common, permit) = common(&app, request, true, "score").await?;
     report(&app, "/score", &mut common.fields);
@@ -235,12 +235,12 @@ pub(super) async fn score(State(app): State<Arc<AppState>>, request: Request) ->
     Ok(common.answer("list", data.collect(), &accounts))
 }
 
-/// Numbers of gradients in one answer, at most.
+/// Most numbers of gradients in one response.
 const MOST_NUMBERS: usize = 1 << 24;
-/// Ids whose scores are asked for at a position, at most.
+/// Most ids whose scores a request may ask for at a position.
 const MOST_CANDIDATES: usize = 4096;
 
-/// Reward, gradient and first-order scores.
+/// `/v1/gradients`: reward, gradient and first-order scores.
 pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
     let (mut common, permit) = common(&app, request, false, "grad").await?;
     let fields = &mut common.fields;
@@ -267,7 +267,7 @@ pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request
         ..question
     });
     let (appraisals, accounts) = ask(&app, questions.collect(), permit).await?;
-    // Writing millions of numbers takes its time.
+    // Writing millions of numbers takes long: not on a thread of the server's.
     body::aside(move || {
         let data = appraisals.iter().enumerate().map(|(index, appraisal)| {
             let found = scores
@@ -293,7 +293,7 @@ pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request
     .await
 }
 
-/// A gradient: its rows, the position of the first one, and their lengths.
+/// A gradient as JSON: its rows, the position of the first one, and their norms.
 fn gradient(rows: &[f32], start: usize, hidden: usize, base64: bool) -> Value {
     let row_norm = |row: &[f32]| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     let norms: Vec<f64> = rows.chunks(hidden).map(row_norm).collect();

@@ -10,7 +10,7 @@ use axum::extract::{Request, State};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// A text, or a conversation, to ids.
+/// `/tokenize`: a text or a conversation to ids.
 pub(super) async fn tokenize(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
     let bytes = body::read(&app, request).await?;
     body::aside(move || {
@@ -19,7 +19,7 @@ pub(super) async fn tokenize(State(app): State<Arc<AppState>>, request: Request)
             app.alias(&name)?;
         }
         let strings = fields.flag("return_token_strs")?.unwrap_or(false);
-        // None are added to a text: templates write them, and texts can name them.
+        // Accepted without effect: templates write special tokens, and none is added to a text.
         fields.flag("add_special_tokens")?;
         let ids = match fields.text("prompt")? {
             Some(text) => app.pair.tokenizer.encode(&text)?,
@@ -33,7 +33,7 @@ pub(super) async fn tokenize(State(app): State<Arc<AppState>>, request: Request)
     .await
 }
 
-/// Ids to a text.
+/// `/detokenize`: ids to a text.
 pub(super) async fn detokenize(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
     let bytes = body::read(&app, request).await?;
     body::aside(move || {

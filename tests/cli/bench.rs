@@ -1,6 +1,6 @@
 //! `ggro bench`, on the CPU: that it measures, says so and compares; not how fast.
 
-use super::ggro;
+use super::{command, finish, ggro};
 use serde_json::{Value, json};
 
 /// Rows of JSON lines, behind the header.
@@ -253,6 +253,11 @@ fn costs_without_running() {
     }
     let table = ggro(&[&args[..], &["--card", "h100"]].concat()).ok().out;
     assert!(table.contains("h100 by its data sheet") && table.contains("| decode | 1 rows behind 1024 |"), "{table}");
+    // Flags of nested commands have variables too.
+    let mut command = command();
+    command.env("GGRO_SYNTHETIC", "llama-3.1-8b").env("GGRO_ROWS", "1").env("GGRO_CONTEXT", "1024");
+    command.env("GGRO_PREFILL", "2048").env("GGRO_CANDIDATES", "8").env("GGRO_PREFIX", "1024").env("GGRO_CARD", "h100");
+    assert_eq!(finish(command.args(["bench", "model"])).ok().out, table);
 
     // Measured rows stand beside what was computed, and the limits are those that were measured.
     let dir = tempfile::tempdir().unwrap();

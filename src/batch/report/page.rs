@@ -1,4 +1,4 @@
-//! The report as one page that needs nothing else: no script, style, font or image from anywhere.
+//! The report as one self-contained page: it loads no script, style, font or image.
 
 use super::{Summary, paired};
 use crate::batch::output::Row;
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 /// The page, with its style and script; `"DATA"` is replaced.
 const TEMPLATE: &str = include_str!("page.html");
 
-/// A page about some files of rows, each under its name. The first is what the others are compared with.
+/// A page about some files of rows, each under its name. The others are compared with the first.
 pub fn page(files: &[(String, Vec<Row>)]) -> String {
     let data: Vec<Value> = files.iter().map(|(name, rows)| file(name, rows, &files[0].1)).collect();
-    // Inside a script element, only the end of the element could be taken for something else.
+    // Without `<`, nothing in the data can end the script element.
     let data = json!(data).to_string().replace('<', "\\u003c");
     TEMPLATE.replace("\"DATA\"", &data)
 }
@@ -26,7 +26,7 @@ fn file(name: &str, rows: &[Row], base: &[Row]) -> Value {
     })
 }
 
-/// Short names: there may be hundreds of rows.
+/// The row with short names, because a page may have hundreds.
 fn row(row: &Row) -> Value {
     let segments = row.segments.iter().map(|segment| {
         let candidates =
@@ -60,7 +60,7 @@ fn round(x: f64, digits: i32) -> f64 {
     (x * unit).round() / unit
 }
 
-/// A token as text: what byte-level and sentence-piece vocabularies write for spaces and line breaks.
+/// A token as text: spaces and line breaks in place of the marks of byte-level and sentence-piece vocabularies.
 fn spelled(token: &str) -> String {
     token.replace(['\u{120}', '\u{2581}'], " ").replace('\u{10a}', "\n").replace("<0x0A>", "\n")
 }

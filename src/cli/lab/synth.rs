@@ -34,7 +34,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if std::fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) || dir.is_file() {
         return Err(Error::file(&args.dir, "is there already, and is not an empty directory").into());
     }
-    // Written beside it and moved into place, so that what is there is whole.
+    // Written to a temporary directory and renamed, so that the directory is complete or absent.
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let part = dir.with_file_name(format!(".{name}.{}.part", std::process::id()));
     std::fs::create_dir_all(&part).map_err(|e| Error::io(&args.dir, e))?;
@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     let moved = written.and_then(|()| place(&part, &dir));
     if moved.is_err() {
-        // What cannot be removed either is named by the error that was first.
+        // The first error counts: an error of the clean-up is dropped.
         let _ = std::fs::remove_dir_all(&part);
     }
     moved?;
