@@ -1,7 +1,7 @@
 //! The flags of `ggro generate`. Names are the official code's where it has one.
 
 use super::models::{DeviceArgs, PairArgs};
-use crate::engine::SpeculationWidth;
+use crate::engine::{Settings, SpeculationWidth};
 use crate::method::Selection;
 use crate::method::entropy::SIGNALS;
 use crate::presets::Given;
@@ -257,6 +257,13 @@ pub(super) enum Method {
 pub(super) enum NudgeSelection {
     Greedy,
     Sample,
+}
+
+impl EngineArgs {
+    /// The engine's settings for so many requests at the same time.
+    pub(super) fn settings(&self, max_requests: usize) -> Settings {
+        Settings { speculation: self.speculation, run_ahead: !self.no_run_ahead, max_requests, ..Settings::default() }
+    }
 }
 
 impl MethodArgs {

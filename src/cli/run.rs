@@ -8,7 +8,7 @@ use crate::batch::input::{self, PromptRecord};
 use crate::batch::output::{Row, Rows};
 use crate::batch::tasks::Task;
 use crate::batch::{Job, run as answer_all};
-use crate::engine::{Engine, Settings};
+use crate::engine::Engine;
 use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::presets::Parameters;
@@ -102,12 +102,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         say(&format!("{there} of {} prompts are answered already", jobs.len()));
     }
     if there < jobs.len() {
-        let settings = Settings {
-            speculation: args.engine.speculation,
-            run_ahead: !args.engine.no_run_ahead,
-            max_requests: args.max_concurrency,
-            ..Settings::default()
-        };
+        let settings = args.engine.settings(args.max_concurrency);
         let (flags, for_engine, max_len) = (args.device.clone(), pair.clone(), args.pair.max_model_len);
         let engine =
             Engine::start(settings, move || Ok(flags.open(&mut device, &for_engine, max_len)?.into_backend()))?;

@@ -3,7 +3,7 @@
 use super::args::EngineArgs;
 use super::models::{DeviceArgs, PairArgs};
 use super::say;
-use crate::engine::{Engine, Settings};
+use crate::engine::Engine;
 use crate::profile::Watch;
 use crate::server::connections::{Ended, serve};
 use crate::server::keys::Keys;
@@ -186,12 +186,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     crate::profile::start(&Watch { on_request: config.profiling, ..Watch::default() })?;
     let mut device = args.device.find()?;
     let context = args.pair.context(&pair);
-    let settings = Settings {
-        speculation: args.engine.speculation,
-        run_ahead: !args.engine.no_run_ahead,
-        max_requests: config.limits.running,
-        ..Settings::default()
-    };
+    let settings = args.engine.settings(config.limits.running);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // They tokenise prompts; more would only wait for a core.
