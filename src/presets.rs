@@ -166,8 +166,7 @@ impl Parameters {
 
     /// Options with these parameters for a pair, with its stop ids and pad id.
     pub fn options(&self, pair: &Pair) -> Options {
-        let base = Options::new(pair.finish_id, pair.stop_ids.clone());
-        self.over(Options { reward_pad_id: pair.reward_pad_id, ..base })
+        self.over(Options::for_pair(pair))
     }
 }
 

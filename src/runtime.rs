@@ -99,7 +99,6 @@ impl FromStr for Arithmetic {
 
 /// How models are opened. [`OpenOptions::default`] is what the command line does without flags.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct OpenOptions {
     /// The device.
     pub device: DeviceSpec,
