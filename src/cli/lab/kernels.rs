@@ -119,7 +119,7 @@ fn print_finding(finding: &Finding, json: bool) -> anyhow::Result<()> {
 }
 
 fn bench(options: &Options, quick: bool) -> anyhow::Result<ExitCode> {
-    let op = known(options.op.as_deref(), kernel_check::TIMED.to_vec())?;
+    let op = known(options.op.as_deref(), kernel_check::timed())?;
     let device = Device::open(options.ordinal)?;
     let mut written = Ok(());
     kernel_check::bench(&device, op, quick, |timing| {

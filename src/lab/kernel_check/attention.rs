@@ -1,19 +1,20 @@
 //! Cases of `attention`.
 
+use super::case::{Case, Check};
+use super::errors::{Errors, SMALLEST, half_unit};
+use super::gemm::truncated_dot;
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
-use super::{Case, Check, ROWS};
+use super::paged::{Branches, LAYER, Paged, Spread, TIMED, TIMED_LAYOUT};
+use super::rows::ROWS;
+use super::timing::{Bench, Measured, Timed};
 use crate::Result;
-use crate::cuda::Device;
-use crate::cuda::ops::attention::{Inputs, Limits, Output, Plan, Query, Scratch, Sequence, Shape, attention};
-use crate::cuda::ops::kv::KvLayout;
+use crate::cuda::ops::attention::{Inputs, Output, Plan, Query, Scratch, Sequence, Shape, attention};
+use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
-use crate::kv::{BLOCK, BlockId};
+use crate::kv::BLOCK;
 
 const OP: &str = "attention";
-
-/// The layer that is asked for; the others hold NaN.
-const LAYOUT: (usize, usize) = (2, 1);
 
 /// A sequence: how many of its positions are another one's, how many it has, and the last of them that are queries.
 #[derive(Clone, Copy, Debug)]
@@ -29,14 +30,6 @@ const fn alone(len: usize, queries: usize) -> Branch {
 
 const fn fork(parent: usize, at: usize, len: usize, queries: usize) -> Branch {
     Branch { parent: Some((parent, at)), len, queries }
-}
-
-/// How work is spread: what a plan for the device may do, everything in one block per item, everything apart.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Spread {
-    Device,
-    Whole,
-    Apart,
 }
 
 /// Contexts around the sizes of pages and chunks, one new token each.
@@ -141,12 +134,10 @@ fn work(shape: &Shape, branches: &[Branch]) -> usize {
 type At = (usize, usize);
 
 /// One problem on the host.
+#[derive(Clone)]
 struct Problem {
-    storage: HalfType,
     shape: Shape,
-    /// Blocks of each sequence.
-    blocks: Vec<Vec<BlockId>>,
-    pool: Vec<u16>,
+    paged: Paged,
     /// `[heads * head]` per query.
     queries: Vec<(At, Vec<u16>)>,
 }
@@ -154,67 +145,28 @@ struct Problem {
 impl Problem {
     fn new(seed: &str, storage: HalfType, shape: Shape, branches: &[Branch], values: Values) -> Self {
         let mut random = Random::named(seed);
-        let mut problem = Problem { storage, shape, blocks: Vec::new(), pool: Vec::new(), queries: Vec::new() };
-        // Blocks lie in no order.
-        let most: usize = branches.iter().map(|branch| branch.len.div_ceil(BLOCK)).sum();
-        let mut free: Vec<u32> = (0..most as u32).collect();
-        // 0xffff is NaN in both storage types.
-        problem.pool = vec![0xffff; most * problem.layout().block()];
+        let mut paged = Paged::new(storage, &shape, branches.iter().map(|branch| branch.len));
+        let mut queries = Vec::new();
         for (sequence, branch) in branches.iter().enumerate() {
-            let (mut blocks, kept) = match branch.parent {
-                Some((parent, at)) => (problem.blocks[parent][..at / BLOCK].to_vec(), at),
+            let (blocks, kept) = match branch.parent {
+                Some((parent, at)) => (paged.blocks[parent][..at / BLOCK].to_vec(), at),
                 None => (Vec::new(), 0),
             };
-            while blocks.len() * BLOCK < branch.len {
-                blocks.push(BlockId(free.swap_remove(random.below(free.len()))));
-            }
-            problem.blocks.push(blocks);
-            if let Some((parent, at)) = branch.parent.filter(|(_, at)| at % BLOCK != 0) {
+            paged.sequence(&mut random, blocks, branch.len);
+            if let Some((parent, at)) = branch.parent {
                 for position in at / BLOCK * BLOCK..at {
-                    problem.copy(parent, sequence, position);
+                    paged.copy(parent, sequence, position);
                 }
             }
             for position in kept..branch.len {
-                // Outliers among values and, smaller, among keys: scores keep their last bits.
-                let width = shape.kv_heads * shape.head;
-                let keys: Vec<f32> = random.vector(width, values).iter().map(|x| x.clamp(-9.0, 9.0)).collect();
-                problem.put(sequence, position, false, &stored(storage, &keys));
-                problem.put(sequence, position, true, &stored(storage, &random.vector(width, values)));
+                paged.draw(&mut random, sequence, position, values);
             }
             for position in branch.len - branch.queries..branch.len {
                 let q = stored(storage, &random.vector(shape.heads * shape.head, Values::Normal(1.5)));
-                problem.queries.push(((sequence, position), q));
+                queries.push(((sequence, position), q));
             }
         }
-        problem
-    }
-
-    fn layout(&self) -> KvLayout {
-        KvLayout { layers: LAYOUT.0, kv_heads: self.shape.kv_heads, head: self.shape.head }
-    }
-
-    /// Where a key or value of a sequence lies.
-    fn at(&self, sequence: usize, position: usize, value: bool, head: usize) -> usize {
-        let Shape { kv_heads, head: size, .. } = self.shape;
-        let BlockId(block) = self.blocks[sequence][position / BLOCK];
-        let plane = (block as usize * LAYOUT.0 + LAYOUT.1) * 2 + usize::from(value);
-        ((plane * kv_heads + head) * BLOCK + position % BLOCK) * size
-    }
-
-    fn put(&mut self, sequence: usize, position: usize, value: bool, row: &[u16]) {
-        for (head, part) in row.chunks_exact(self.shape.head).enumerate() {
-            let at = self.at(sequence, position, value, head);
-            self.pool[at..at + part.len()].copy_from_slice(part);
-        }
-    }
-
-    fn copy(&mut self, from: usize, to: usize, position: usize) {
-        for value in [false, true] {
-            for head in 0..self.shape.kv_heads {
-                let (from, to) = (self.at(from, position, value, head), self.at(to, position, value, head));
-                self.pool.copy_within(from..from + self.shape.head, to);
-            }
-        }
+        Problem { shape, paged, queries }
     }
 
     /// `[out, lse]` of some of the queries. Their rows lie in any order and with gaps between them.
@@ -235,27 +187,24 @@ impl Problem {
             ((0..rows).map(row).collect(), (0..rows).map(|i| row(rows - 1 - i)).collect())
         };
         let mut q = vec![0xffff; rows * width];
-        let mut by_sequence: Vec<Vec<Query>> = vec![Vec::new(); self.blocks.len()];
+        let mut by_sequence: Vec<Vec<Query>> = vec![Vec::new(); self.paged.blocks.len()];
         for (i, &c) in chosen.iter().enumerate() {
             let ((sequence, position), values) = &self.queries[c];
             q[row[i] * width..][..width].copy_from_slice(values);
             let query = Query { row: row[i] as u32, out: out_row[i] as u32, position: *position as u32 };
             by_sequence[*sequence].push(query);
         }
-        let sequences = self.blocks.iter().zip(&by_sequence).map(|(blocks, queries)| Sequence { blocks, queries });
+        let sequences =
+            self.paged.blocks.iter().zip(&by_sequence).map(|(blocks, queries)| Sequence { blocks, queries });
         let sequences: Vec<Sequence<'_>> = sequences.filter(|sequence| !sequence.queries.is_empty()).collect();
         let parts: usize = chosen.iter().map(|&c| self.queries[c].0.1 / 256 + 1).sum();
         let mut scratch = Scratch::new(device, &[self.shape], parts)?;
-        let limits = match spread {
-            Spread::Device => scratch.limits(device, &self.shape),
-            Spread::Whole => Limits { blocks: 1, partials: 0 },
-            Spread::Apart => Limits { blocks: usize::MAX, partials: parts },
-        };
+        let limits = spread.limits(device, &scratch, &self.shape, parts);
         let plan = Plan::new(&self.shape, &sequences, limits)?;
         let work = Guarded::input(device, plan.words())?;
-        let (q, pool) = (Guarded::input(device, &q)?, Guarded::input(device, &self.pool)?);
-        let inputs =
-            Inputs { storage: self.storage, q: q.view(), pool: pool.view(), layout: self.layout(), layer: LAYOUT.1 };
+        let (q, pool) = (Guarded::input(device, &q)?, Guarded::input(device, &self.paged.pool)?);
+        let Paged { storage, layout, .. } = self.paged;
+        let inputs = Inputs { storage, q: q.view(), pool: pool.view(), layout, layer: LAYER };
         let mut launch = |check: &mut Check, with_lse: bool| -> Result<(Vec<u16>, Vec<f32>)> {
             let mut out = Guarded::output(device, rows * out_width, 0)?;
             let mut lse = Guarded::output(device, rows * heads, 0)?;
@@ -299,42 +248,29 @@ impl Problem {
 
     fn check(&self, device: &Device, check: &mut Check, spread: Spread) -> Result<()> {
         let found = self.run(device, check, &self.all(), spread)?;
-        let Shape { heads, kv_heads, head, scale, window } = self.shape;
-        let pool = widened(self.storage, &self.pool);
-        let (mut error, mut allowed, mut at) = (0.0f64, 0.0f64, String::new());
+        let (storage, Shape { heads, kv_heads, head, scale, window }) = (self.paged.storage, self.shape);
+        let pool = widened(storage, &self.paged.pool);
+        let mut errors = Errors::default();
         for (((sequence, position), q), (out, lse)) in self.queries.iter().zip(&found) {
             let lowest = window.map_or(0, |w| (position + 1).saturating_sub(w));
-            let q = widened(self.storage, q);
+            let q = widened(storage, q);
             for h in 0..heads {
                 let q = &q[h * head..(h + 1) * head];
                 let rows = |value: bool| -> Vec<&[f32]> {
-                    let at = |j| self.at(*sequence, j, value, h / (heads / kv_heads));
+                    let at = |j| self.paged.at(*sequence, j, value, h / (heads / kv_heads));
                     (lowest..position + 1).map(|j| &pool[at(j)..][..head]).collect()
                 };
                 let (keys, values) = (rows(false), rows(true));
                 let exact = exact(q, &keys, &values, scale);
-                let simulated = simulated(self.storage, q, &keys, &values, scale);
+                let simulated = simulated(storage, q, &keys, &values, scale);
                 check.close(|| format!("lse of head {h} at {position}"), f64::from(lse[h]), exact.lse);
                 for d in 0..head {
-                    // Below the smallest normal f16 a rounding is absolute.
-                    let unit = exact.terms[d] + 6.2e-5;
-                    let found = f64::from(self.storage.widen(out[h * head + d]));
-                    let wrong = (found - exact.out[d]).abs() / unit;
-                    let wrong = if wrong.is_nan() { f64::INFINITY } else { wrong };
-                    if wrong > error {
-                        error = wrong;
-                        at = format!("sequence {sequence}, position {position}, head {h}, element {d}");
-                    }
-                    allowed = allowed.max((f64::from(simulated[d]) - exact.out[d]).abs() / unit);
+                    let found = storage.widen(out[h * head + d]);
+                    errors.add(found, simulated[d], exact.out[d], exact.terms[d] + SMALLEST);
                 }
             }
         }
-        // A simulation may be exact by luck: half a unit is always fine.
-        let half_unit = match self.storage {
-            HalfType::Bf16 => 1.0 / 256.0,
-            HalfType::F16 => 1.0 / 2048.0,
-        };
-        check.bound(|| format!("out of {at}"), error, (2.0 * allowed).max(half_unit));
+        errors.check(check, "out", 2.0, half_unit(storage));
         Ok(())
     }
 
@@ -374,22 +310,7 @@ impl Problem {
     /// Branches that share pages, the same with a copy of everything of their own, and beside a sequence of NaN.
     fn shared_and_private(&self, device: &Device, check: &mut Check) -> Result<()> {
         let shared = self.run(device, check, &self.all(), Spread::Device)?;
-        let mut private = Problem {
-            storage: self.storage,
-            shape: self.shape,
-            blocks: Vec::new(),
-            pool: Vec::new(),
-            queries: self.queries.clone(),
-        };
-        let size = self.layout().block();
-        for blocks in &self.blocks {
-            let mut own = Vec::new();
-            for block in blocks {
-                own.push(BlockId((private.pool.len() / size) as u32));
-                private.pool.extend(&self.pool[block.0 as usize * size..][..size]);
-            }
-            private.blocks.push(own);
-        }
+        let private = Problem { paged: self.paged.private(), ..self.clone() };
         let compare = |check: &mut Check, problem: &Problem, skip: usize, what: &str| -> Result<()> {
             let found = problem.run(device, check, &problem.all(), Spread::Device)?;
             for ((((sequence, position), _), found), expected) in problem.queries.iter().zip(&found).zip(&shared) {
@@ -403,13 +324,8 @@ impl Problem {
         };
         compare(check, &private, usize::MAX, "with private pages")?;
         // What only the third sequence sees becomes NaN.
-        let mut broken = Problem { blocks: self.blocks.clone(), pool: self.pool.clone(), ..private };
-        let width = self.shape.kv_heads * self.shape.head;
-        for position in 320..341 {
-            for value in [false, true] {
-                broken.put(2, position, value, &vec![0xffff; width]);
-            }
-        }
+        let mut broken = self.clone();
+        broken.paged.spoil(2, 320..341);
         compare(check, &broken, 2, "beside a sequence of NaN")
     }
 }
@@ -442,14 +358,40 @@ fn exact(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Exact {
 /// The same in f32, with sums as a tensor core may cut them off at worst, and exponentials and output in the storage
 /// type; without chunks, and with the maximum known beforehand.
 fn simulated(storage: HalfType, q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Vec<f32> {
-    let scores: Vec<f32> = keys.iter().map(|k| super::gemm::truncated_dot(q, k)).collect();
+    let scores: Vec<f32> = keys.iter().map(|k| truncated_dot(q, k)).collect();
     let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let p: Vec<f32> = scores.iter().map(|s| ((s - top) * scale).exp()).collect();
     let sum: f32 = p.iter().sum();
     let p: Vec<f32> = p.iter().map(|&p| storage.widen(storage.round(p))).collect();
     let of = |d: usize| {
         let column: Vec<f32> = values.iter().map(|value| value[d]).collect();
-        storage.widen(storage.round(super::gemm::truncated_dot(&p, &column) / sum))
+        storage.widen(storage.round(truncated_dot(&p, &column) / sum))
     };
     (0..q.len()).map(of).collect()
+}
+
+pub fn timings() -> Vec<Timed> {
+    let timed = |(branches, shared, own, queries)| {
+        let work = Branches::new(branches, shared, own, queries);
+        Timed::new(OP, work.name(), move |device| time(device, &work))
+    };
+    [(1, 0, 1024, 1), (8, 960, 64, 1), (25, 960, 64, 1), (64, 0, 1024, 1), (8, 960, 64, 16), (1, 0, 2048, 2048)]
+        .map(timed)
+        .into()
+}
+
+fn time(device: &Bench<'_>, work: &Branches) -> Result<Measured> {
+    let mut scratch = work.scratch(device)?;
+    let plan = Plan::new(&TIMED, &work.sequences(), scratch.limits(device, &TIMED))?;
+    let words = Buffer::from_slice(device, plan.words())?;
+    let (q, mut pools) = (work.rows(device, "bench q")?, work.pools(device)?);
+    let mut out = Buffer::<u16>::uninitialised(device, q.len())?;
+    let seconds = device.median(&mut pools, |pool| {
+        let (q, pool) = (q.view(), pool.view());
+        let inputs = Inputs { storage: HalfType::Bf16, q, pool, layout: TIMED_LAYOUT, layer: 0 };
+        let mut output = Output { out: out.view_mut(), lse: None };
+        attention(device, &mut output, inputs, words.view(), &plan, &mut scratch)
+    })?;
+    let bytes = 2 * (work.pages() * TIMED_LAYOUT.block() + 2 * q.len());
+    Ok(Measured::bytes(seconds, bytes).flops(4.0 * (work.seen() * TIMED.heads * TIMED.head) as f64))
 }

@@ -1,26 +1,24 @@
 //! Cases of `attention_backward`.
 
+use super::case::{Case, Check};
 use super::errors::{Errors, SMALLEST, half_unit};
 use super::gemm::truncated_dot;
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
-use super::{Case, Check};
+use super::paged::{Branches, LAYER, Paged, Spread, TIMED, TIMED_LAYOUT};
+use super::timing::{Bench, Measured, Timed};
 use crate::Result;
-use crate::cuda::Device;
-use crate::cuda::ops::attention::{self, Limits, Query, Sequence, Shape};
+use crate::cuda::ops::attention::{self, Query, Sequence, Shape};
 use crate::cuda::ops::attention_backward::{Inputs, Output, Plan, Scratch, Segment, Work, attention_backward};
-use crate::cuda::ops::kv::KvLayout;
+use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
-use crate::kv::{BLOCK, BlockId};
+use crate::kv::BLOCK;
 
 const OP: &str = "attention_backward";
 
-/// The layer that is asked for, of so many; the others hold NaN.
-const LAYOUT: (usize, usize) = (2, 1);
-
 /// Which of a segment's queries have a gradient.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Asked {
+enum Queries {
     All,
     Last,
     EveryThird,
@@ -33,43 +31,34 @@ struct Part {
     shared: usize,
     prefix: usize,
     len: usize,
-    asked: Asked,
+    queries: Queries,
 }
 
 const fn all(prefix: usize, len: usize) -> Part {
-    Part { shared: 0, prefix, len, asked: Asked::All }
+    Part { shared: 0, prefix, len, queries: Queries::All }
 }
 
-const fn some(prefix: usize, len: usize, asked: Asked) -> Part {
-    Part { shared: 0, prefix, len, asked }
+const fn some(prefix: usize, len: usize, queries: Queries) -> Part {
+    Part { shared: 0, prefix, len, queries }
 }
 
 const fn fork(shared: usize, prefix: usize, len: usize) -> Part {
-    Part { shared, prefix, len, asked: Asked::All }
-}
-
-/// How work is spread over the pass of queries: what a plan for the device may do, everything in one block per item,
-/// everything apart.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Spread {
-    Device,
-    Whole,
-    Apart,
+    Part { shared, prefix, len, queries: Queries::All }
 }
 
 const SMALL: &[Part] = &[all(60, 5)];
 const TWO_CHUNKS: &[Part] = &[all(254, 3)];
 const SHORT: &[Part] = &[all(0, 1), all(63, 2), all(64, 17), all(250, 9)];
 const MIXED: &[Part] =
-    &[all(0, 66), some(70, 20, Asked::Last), some(40, 33, Asked::EveryThird), some(3, 5, Asked::None)];
-const LAST: &[Part] = &[some(500, 70, Asked::Last), some(10, 130, Asked::Last), some(0, 1, Asked::Last)];
+    &[all(0, 66), some(70, 20, Queries::Last), some(40, 33, Queries::EveryThird), some(3, 5, Queries::None)];
+const LAST: &[Part] = &[some(500, 70, Queries::Last), some(10, 130, Queries::Last), some(0, 1, Queries::Last)];
 const MIDDLE: &[Part] = &[all(190, 130), all(7, 40)];
 const LONG: &[Part] = &[all(20, 300)];
 const BEHIND: &[Part] = &[all(3000, 4)];
 const FORKS: &[Part] = &[all(330, 6), fork(320, 325, 4), fork(64, 130, 3), fork(256, 300, 30)];
 /// The first two share blocks, and items of the pass over queries.
 const TOGETHER: &[Part] =
-    &[all(200, 70), fork(128, 150, 20), all(0, 65), some(129, 20, Asked::EveryThird), all(530, 3)];
+    &[all(200, 70), fork(128, 150, 20), all(0, 65), some(129, 20, Queries::EveryThird), all(530, 3)];
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -150,17 +139,16 @@ fn shape(head: usize, group: usize, kv_heads: usize, window: Option<usize>) -> S
 /// Multiply-adds with half-full tiles.
 fn work(shape: &Shape, parts: &[Part]) -> usize {
     let of = |part: &Part| {
-        let asked = if part.asked == Asked::Last { 1 } else { part.len };
+        let queries = if part.queries == Queries::Last { 1 } else { part.len };
         let seen = shape.window.map_or(part.prefix, |window| part.prefix.min(window)) + part.len;
-        (asked * 3 * seen + asked * 4 * part.len) * shape.heads * shape.head
+        (queries * 3 * seen + queries * 4 * part.len) * shape.heads * shape.head
     };
     parts.iter().map(of).sum()
 }
 
-/// One sequence on the host.
+/// The positions of one sequence that are differentiated.
 #[derive(Clone)]
 struct Stretch {
-    blocks: Vec<BlockId>,
     prefix: usize,
     len: usize,
     queries: Vec<Row>,
@@ -179,9 +167,9 @@ struct Row {
 /// One problem on the host.
 #[derive(Clone)]
 struct Problem {
-    storage: HalfType,
     shape: Shape,
-    pool: Vec<u16>,
+    paged: Paged,
+    /// Of each sequence.
     stretches: Vec<Stretch>,
 }
 
@@ -196,32 +184,21 @@ struct Found {
 impl Problem {
     fn new(seed: &str, storage: HalfType, shape: Shape, parts: &[Part], values: Values) -> Self {
         let mut random = Random::named(seed);
-        let mut problem = Problem { storage, shape, pool: Vec::new(), stretches: Vec::new() };
-        // Blocks lie in no order.
-        let most: usize = parts.iter().map(|part| (part.prefix + part.len).div_ceil(BLOCK)).sum();
-        let mut free: Vec<u32> = (0..most as u32).collect();
-        // 0xffff is NaN in both storage types.
-        problem.pool = vec![0xffff; most * problem.layout().block()];
+        let paged = Paged::new(storage, &shape, parts.iter().map(|part| part.prefix + part.len));
+        let mut problem = Problem { shape, paged, stretches: Vec::new() };
         for (index, part) in parts.iter().enumerate() {
-            let &Part { shared, prefix, len, asked } = part;
-            let mut blocks =
-                problem.stretches.first().map_or(Vec::new(), |first| first.blocks[..shared / BLOCK].to_vec());
-            while blocks.len() * BLOCK < prefix + len {
-                blocks.push(BlockId(free.swap_remove(random.below(free.len()))));
-            }
-            problem.stretches.push(Stretch { blocks, prefix, len, queries: Vec::new() });
+            let &Part { shared, prefix, len, queries } = part;
+            let blocks = problem.paged.blocks.first().map_or(Vec::new(), |first| first[..shared / BLOCK].to_vec());
+            problem.paged.sequence(&mut random, blocks, prefix + len);
+            problem.stretches.push(Stretch { prefix, len, queries: Vec::new() });
             for position in shared..prefix + len {
-                let width = shape.kv_heads * shape.head;
-                // Outliers among values and, smaller, among keys: scores keep their last bits.
-                let keys: Vec<f32> = random.vector(width, values).iter().map(|x| x.clamp(-9.0, 9.0)).collect();
-                problem.put(index, position, false, &stored(storage, &keys));
-                problem.put(index, position, true, &stored(storage, &random.vector(width, values)));
+                problem.paged.draw(&mut random, index, position, values);
             }
-            let chosen = |offset: &usize| match asked {
-                Asked::All => true,
-                Asked::Last => offset + 1 == len,
-                Asked::EveryThird => offset % 3 == 1,
-                Asked::None => false,
+            let chosen = |offset: &usize| match queries {
+                Queries::All => true,
+                Queries::Last => offset + 1 == len,
+                Queries::EveryThird => offset % 3 == 1,
+                Queries::None => false,
             };
             for offset in (0..len).filter(chosen) {
                 let width = shape.heads * shape.head;
@@ -239,30 +216,6 @@ impl Problem {
         problem
     }
 
-    fn layout(&self) -> KvLayout {
-        KvLayout { layers: LAYOUT.0, kv_heads: self.shape.kv_heads, head: self.shape.head }
-    }
-
-    /// Where a key or value of a sequence lies.
-    fn at(&self, stretch: usize, position: usize, value: bool, head: usize) -> usize {
-        let Shape { kv_heads, head: size, .. } = self.shape;
-        let BlockId(block) = self.stretches[stretch].blocks[position / BLOCK];
-        let plane = (block as usize * LAYOUT.0 + LAYOUT.1) * 2 + usize::from(value);
-        ((plane * kv_heads + head) * BLOCK + position % BLOCK) * size
-    }
-
-    fn put(&mut self, stretch: usize, position: usize, value: bool, row: &[u16]) {
-        for (head, part) in row.chunks_exact(self.shape.head).enumerate() {
-            let at = self.at(stretch, position, value, head);
-            self.pool[at..at + part.len()].copy_from_slice(part);
-        }
-    }
-
-    fn get(&self, stretch: usize, position: usize, value: bool, head: usize) -> Vec<f32> {
-        let at = self.at(stretch, position, value, head);
-        widened(self.storage, &self.pool[at..at + self.shape.head])
-    }
-
     fn lowest(&self, position: usize) -> usize {
         self.shape.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
@@ -270,11 +223,12 @@ impl Problem {
     /// One query and head in f64.
     fn exact(&self, stretch: usize, row: &Row, head: usize) -> Exact {
         let size = self.shape.head;
-        let of = |bits: &[u16]| widened(self.storage, &bits[head * size..(head + 1) * size]);
+        let of = |bits: &[u16]| widened(self.paged.storage, &bits[head * size..(head + 1) * size]);
         let (q, d_out) = (of(&row.q), of(&row.d_out));
         let kv_head = head / (self.shape.heads / self.shape.kv_heads);
         let lowest = self.lowest(row.position);
-        let all = |value| (lowest..row.position + 1).map(|j| self.get(stretch, j, value, kv_head)).collect::<Vec<_>>();
+        let all =
+            |value| (lowest..row.position + 1).map(|j| self.paged.get(stretch, j, value, kv_head)).collect::<Vec<_>>();
         Exact::new(q, d_out, lowest, (all(false), all(true)), f64::from(self.shape.scale))
     }
 
@@ -305,35 +259,32 @@ impl Problem {
             queries.push(mine);
             row += stretch.len + 3;
         }
-        let sequences: Vec<Sequence<'_>> = stretches
+        let sequences: Vec<Sequence<'_>> = chosen
             .iter()
             .zip(&queries)
             .filter(|(_, queries)| !queries.is_empty())
-            .map(|(stretch, queries)| Sequence { blocks: &stretch.blocks, queries })
+            .map(|(&index, queries)| Sequence { blocks: &self.paged.blocks[index], queries })
             .collect();
-        let segments = stretches.iter().zip(&queries).zip(&first).map(|((stretch, queries), &row)| {
-            let (start, len) = (stretch.prefix as u32, stretch.len as u32);
-            Segment { blocks: &stretch.blocks, start, len, row: row as u32, queries }
+        let segments = chosen.iter().zip(&queries).zip(&first).map(|((&index, queries), &row)| {
+            let Stretch { prefix, len, .. } = self.stretches[index];
+            let (start, len) = (prefix as u32, len as u32);
+            Segment { blocks: &self.paged.blocks[index], start, len, row: row as u32, queries }
         });
         let keys = Plan::new(&self.shape, &segments.collect::<Vec<_>>())?;
         let parts: usize = queries.iter().flatten().map(|query| query.position as usize / 256 + 1).sum();
         let mut states = attention::Scratch::new(device, &[self.shape], parts)?;
-        let limits = match spread {
-            Spread::Device => states.limits(device, &self.shape),
-            Spread::Whole => Limits { blocks: 1, partials: 0 },
-            Spread::Apart => Limits { blocks: usize::MAX, partials: parts },
-        };
+        let limits = spread.limits(device, &states, &self.shape, parts);
         let plan = attention::Plan::new(&self.shape, &sequences, limits)?;
         let words = [Guarded::input(device, plan.words())?, Guarded::input(device, keys.words())?];
-        let (q, pool) = (Guarded::input(device, &q)?, Guarded::input(device, &self.pool)?);
+        let (q, pool) = (Guarded::input(device, &q)?, Guarded::input(device, &self.paged.pool)?);
         let (out, d_out, lse) =
             (Guarded::input(device, &out)?, Guarded::input(device, &d_out)?, Guarded::input(device, &lse)?);
         let inputs = Inputs {
-            storage: self.storage,
+            storage: self.paged.storage,
             q: q.view(),
             pool: pool.view(),
-            layout: self.layout(),
-            layer: LAYOUT.1,
+            layout: self.paged.layout,
+            layer: LAYER,
             out: out.view(),
             lse: lse.view(),
             d_out: d_out.view(),
@@ -387,7 +338,7 @@ impl Problem {
             self.compare(index, found, [&mut dq, &mut dk, &mut dv]);
         }
         for (what, errors) in [("dq", dq), ("dk", dk), ("dv", dv)] {
-            errors.check(check, what, 2.0, half_unit(self.storage) / 4.0);
+            errors.check(check, what, 2.0, half_unit(self.paged.storage) / 4.0);
         }
         Ok(())
     }
@@ -404,7 +355,7 @@ impl Problem {
             for (i, query) in stretch.queries.iter().enumerate() {
                 for head in kv_head * group..(kv_head + 1) * group {
                     let one = self.exact(index, query, head);
-                    let rounded = Rounded::new(self.storage, &one, query, head, scale);
+                    let rounded = Rounded::new(self.paged.storage, &one, query, head, scale);
                     if (i * heads + head) % sparse == 0 {
                         let simulated = rounded.dq(&one, scale);
                         let (wanted, terms) = one.dq(f64::from(scale));
@@ -482,13 +433,8 @@ impl Problem {
         }
         // Other sequences may hold NaN: it stays with them.
         let mut broken = self.clone();
-        let width = self.shape.kv_heads * self.shape.head;
         let Stretch { prefix, len, .. } = self.stretches[1];
-        for position in prefix..prefix + len {
-            for value in [false, true] {
-                broken.put(1, position, value, &vec![0xffff; width]);
-            }
-        }
+        broken.paged.spoil(1, prefix..prefix + len);
         for spread in [Spread::Device, Spread::Whole] {
             for (index, found) in broken.run(device, check, &self.all(), spread)?.iter().enumerate() {
                 if index != 1 {
@@ -658,4 +604,55 @@ impl Rounded {
         };
         (0..exact.q.len()).map(of).collect()
     }
+}
+
+/// Segments of 16 tokens behind a prefix: of one candidate, eight, and twenty-five.
+pub fn timings() -> Vec<Timed> {
+    let timed = |branches| {
+        let work = Branches::new(branches, 960, 80, 16);
+        Timed::new(OP, work.name(), move |device| time(device, &work))
+    };
+    [1, 8, 25].map(timed).into()
+}
+
+fn time(device: &Bench<'_>, work: &Branches) -> Result<Measured> {
+    let mut parts = work.scratch(device)?;
+    let rows = work.all.len();
+    let mut scratch = Scratch::new(device, TIMED.heads, rows)?;
+    let (len, start) = (work.queries, (work.shared + work.own - work.queries) as u32);
+    let segments = work.blocks.iter().zip(work.all.chunks(len)).enumerate().map(|(index, (blocks, queries))| {
+        let row = (index * len) as u32;
+        Segment { blocks, start, len: len as u32, row, queries }
+    });
+    let keys = Plan::new(&TIMED, &segments.collect::<Vec<_>>())?;
+    let plan = attention::Plan::new(&TIMED, &work.sequences(), parts.limits(device, &TIMED))?;
+    let words = [Buffer::from_slice(device, plan.words())?, Buffer::from_slice(device, keys.words())?];
+    let [q, out, d_out] = ["bench q", "bench out", "bench d_out"].map(|name| work.rows(device, name));
+    let (q, out, d_out, mut pools) = (q?, out?, d_out?, work.pools(device)?);
+    // What the logarithm of a thousand terms of a few units is.
+    let lse = Buffer::from_slice(device, &vec![9.0f32; rows * TIMED.heads])?;
+    let mut dq = Buffer::<f32>::uninitialised(device, q.len())?;
+    let kv = rows * TIMED.kv_heads * TIMED.head;
+    let (mut dk, mut dv) = (Buffer::<f32>::uninitialised(device, kv)?, Buffer::<f32>::uninitialised(device, kv)?);
+    let seconds = device.median(&mut pools, |pool| {
+        let inputs = Inputs {
+            storage: HalfType::Bf16,
+            q: q.view(),
+            pool: pool.view(),
+            layout: TIMED_LAYOUT,
+            layer: 0,
+            out: out.view(),
+            lse: lse.view(),
+            d_out: d_out.view(),
+        };
+        let mut output = Output { q: dq.view_mut(), k: dk.view_mut(), v: dv.view_mut() };
+        let lists = Work { queries: (&plan, words[0].view()), keys: (&keys, words[1].view()) };
+        attention_backward(device, &mut output, inputs, lists, &mut parts, &mut scratch)
+    })?;
+    // Keys and values once; queries, outputs and their gradients once; gradients in f32.
+    let bytes = 2 * (work.pages() * TIMED_LAYOUT.block() + 3 * q.len()) + 4 * (q.len() + 2 * kv + lse.len());
+    // Queries against every key: scores, dp, dq. The segment's own keys against its queries: scores, dp, dk, dv.
+    let own = work.count * len * (len + 1) / 2;
+    let flops = 2.0 * ((3 * work.seen() + 4 * own) * TIMED.heads * TIMED.head) as f64;
+    Ok(Measured::bytes(seconds, bytes).flops(flops))
 }

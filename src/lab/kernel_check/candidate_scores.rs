@@ -1,13 +1,16 @@
 //! Cases of `candidate_scores`: products and norms against f64.
 
+use super::case::{Case, Check};
 use super::errors::Errors;
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
-use super::{Case, Check};
+use super::rows::{Rows, batches, first_of};
+use super::timing::{Measured, Timed};
 use crate::Result;
-use crate::cuda::Device;
 use crate::cuda::ops::candidate_scores::{Inputs, ScoreQuery, candidate_scores};
+use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
+use std::ops::Range;
 
 const OP: &str = "candidate_scores";
 /// Of the table.
@@ -24,9 +27,8 @@ pub fn cases() -> Vec<Case> {
         for d in [8, 64, 264, 4096] {
             for values in [Values::Normal(0.02), Values::Outliers] {
                 let name = format!("{} of {d}, {values}", storage.name());
-                let seed = name.clone();
-                cases.push(Case::new(OP, name, 400 * d, move |device, check| {
-                    Problem::new(&seed, storage, d, values).check(device, check)
+                cases.push(Case::seeded(OP, name, 400 * d, move |seed, device, check| {
+                    Problem::new(seed, storage, d, values).check(device, check)
                 }));
             }
         }
@@ -91,14 +93,16 @@ impl Problem {
         problem
     }
 
+    /// Every query has three candidates.
     fn alone_and_together(&self, device: &Device, check: &mut Check) -> Result<()> {
-        let (all, products) = self.run(device, check, &self.queries)?;
-        for count in super::ROWS {
-            let (some, found) = self.run(device, check, &self.queries[..count])?;
-            check.same(&format!("norms of the first {count} queries"), &some, &all[..count]);
-            check.same(&format!("products of the first {count} queries"), &found[..3 * count], &products[..3 * count]);
-        }
-        Ok(())
+        let run = |check: &mut Check, queries: Range<usize>| {
+            let (norms, mut products) = self.run(device, check, &self.queries[queries.clone()])?;
+            products.truncate(3 * queries.end);
+            let products = Rows { name: "products", width: 3, values: products };
+            Ok((Rows { name: "norms", width: 1, values: norms }, products))
+        };
+        let all = run(check, 0..self.queries.len())?;
+        batches(check, &all, first_of(self.queries.len()), run)
     }
 
     fn ask(&mut self, row: u32, ids: &[u32]) {
@@ -175,4 +179,34 @@ impl Problem {
         let (exact, terms) = (finish(products().sum()), finish(products().map(f64::abs).sum()));
         errors.add(found, (finish(f64::from(simulated)) * scale) as f32, exact * scale, terms * scale);
     }
+}
+
+pub fn timings() -> Vec<Timed> {
+    /// Candidates of a slot, of `D` elements.
+    const K: usize = 25;
+    const D: usize = 4096;
+    let timed = |slots: usize| {
+        Timed::new(OP, format!("bf16 {slots} slots, {K} of {D}"), move |device| {
+            let mut random = Random::named("bench");
+            let drawn = stored(HalfType::Bf16, &random.vector(512 * D, Values::Normal(0.02)));
+            // Rows all over a table that no cache holds.
+            let vocabulary = 32_768;
+            let table: Vec<u16> = drawn.iter().copied().cycle().take(vocabulary * D).collect();
+            let table = Buffer::from_slice(device, &table)?;
+            let grads = Buffer::from_slice(device, &random.vector(slots * D, Values::Normal(0.3)))?;
+            let ids: Vec<u32> = (0..slots * K).map(|_| random.below(vocabulary) as u32).collect();
+            let query = |slot: usize| ScoreQuery { row: slot as u32, first: (slot * K) as u32, count: K as u32 };
+            let ids = Buffer::from_slice(device, &ids)?;
+            let queries = Buffer::from_slice(device, &(0..slots).map(query).collect::<Vec<_>>())?;
+            let mut norms = Buffer::<f32>::uninitialised(device, slots)?;
+            let mut products = Buffer::<f32>::uninitialised(device, slots * K)?;
+            let seconds = device.median(&mut [()], |_| {
+                let (grads, table, ids, queries) = (grads.view(), table.view(), ids.view(), queries.view());
+                let inputs = Inputs { grads, table, ids, queries, d: D, scale: 1.0 };
+                candidate_scores(device, HalfType::Bf16, &mut norms.view_mut(), &mut products.view_mut(), &inputs)
+            })?;
+            Ok(Measured::bytes(seconds, slots * (K * (2 * D + 8) + 4 * D)))
+        })
+    };
+    [1, 8, 64].map(timed).into()
 }

@@ -1,11 +1,12 @@
 //! Cases of `copy_rows`.
 
+use super::case::{Case, Check};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored};
-use super::{Case, Check};
+use super::timing::{Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::copy_rows::copy_rows;
-use crate::cuda::{Device, Element};
+use crate::cuda::{Buffer, Device, Element};
 use crate::dtype::HalfType;
 
 const OP: &str = "copy_rows";
@@ -55,4 +56,22 @@ fn run<T: Element + std::fmt::Debug>(
         check.same(what, &found, &expected);
     }
     Ok(())
+}
+
+pub fn timings() -> Vec<Timed> {
+    let width = 4096;
+    let timed = |rows: usize| {
+        Timed::new(OP, format!("f32 [{rows}, {width}]"), move |device| {
+            let (elements, bytes) = (rows * width, 8 * rows * width);
+            let pairs = Buffer::from_slice(device, &(0..rows as u32).map(|i| [i, i]).collect::<Vec<_>>())?;
+            let mut sets = device.sets(bytes, |_| {
+                Ok((Buffer::<f32>::zeros(device, elements)?, Buffer::<f32>::uninitialised(device, elements)?))
+            })?;
+            let seconds = device.median(&mut sets, |(src, dst)| {
+                copy_rows(device, &mut dst.view_mut(), src.view(), pairs.view(), width)
+            })?;
+            Ok(Measured::bytes(seconds, bytes))
+        })
+    };
+    [8, 64, 512].map(timed).into()
 }

@@ -1,12 +1,15 @@
 //! Cases of `embed`.
 
+use super::case::{Case, Check};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
-use super::{Case, Check, ROWS};
+use super::rows::{ROWS, Rows, batches, repeated};
+use super::timing::{COLD, Measured, Timed};
 use crate::Result;
-use crate::cuda::Device;
 use crate::cuda::ops::embed::embed;
+use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
+use std::ops::Range;
 
 const OP: &str = "embed";
 
@@ -17,8 +20,9 @@ pub fn cases() -> Vec<Case> {
             [(1usize, 1usize, 8usize), (7, 31, 64), (33, 111, 264), (3, 40, 4096), (2, 9, 4104), (300, 7, 64)]
         {
             let name = format!("{} [{n}, {d}] of {v} rows", storage.name());
-            let seed = name.clone();
-            cases.push(Case::new(OP, name, n * d, move |device, check| run(&seed, device, check, storage, (n, v, d))));
+            let run =
+                move |seed: &str, device: &Device, check: &mut Check| run(seed, device, check, storage, (n, v, d));
+            cases.push(Case::seeded(OP, name, n * d, run));
         }
     }
     cases
@@ -41,23 +45,16 @@ fn run(
         }
     }
     let device_table = Guarded::input(device, &table)?;
-    let mut embedded = |ids: &[u32]| {
-        let device_ids = Guarded::input(device, ids)?;
-        let mut out = Guarded::output(device, ids.len() * d, 0)?;
+    let embedded = |check: &mut Check, rows: Range<usize>| {
+        let device_ids = Guarded::input(device, &ids[rows.clone()])?;
+        let mut out = Guarded::output(device, rows.len() * d, 0)?;
         embed(device, storage, &mut out.view_mut(), device_table.view(), device_ids.view(), d)?;
-        out.read(device, check, "out")
+        Ok(Rows { name: "out", width: d, values: out.read(device, check, "out")? })
     };
-    let all: Vec<f32> = embedded(&ids)?;
-    let again = embedded(&ids)?;
-    let mut some = Vec::new();
-    for rows in ROWS.into_iter().filter(|&rows| rows < n) {
-        some.push((rows, embedded(&ids[n - rows..])?));
-    }
-    check.same("out, run again", &again, &all);
-    for (rows, found) in some {
-        check.same(&format!("the last {rows} rows"), &found, &all[(n - rows) * d..]);
-    }
-    for (&id, row) in ids.iter().zip(all.chunks_exact(d)) {
+    let all: Rows<f32> = repeated(check, n, embedded)?;
+    let last = ROWS.into_iter().filter(|&rows| rows < n).map(|rows| n - rows..n);
+    batches(check, &all, last, embedded)?;
+    for (&id, row) in ids.iter().zip(all.values.chunks_exact(d)) {
         match table.get(id as usize * d..(id as usize + 1) * d) {
             Some(expected) => check.same(&format!("row of id {id}"), row, &widened(storage, expected)),
             None if row.iter().all(|x| x.is_nan()) => {}
@@ -65,4 +62,24 @@ fn run(
         }
     }
     Ok(())
+}
+
+pub fn timings() -> Vec<Timed> {
+    let d = 4096;
+    let timed = |rows: usize| {
+        Timed::new(OP, format!("bf16 [{rows}, {d}]"), move |device| {
+            let bytes = rows * d * 6;
+            // Rows far apart, in a table larger than any cache.
+            let vocabulary = COLD / d;
+            let table = Buffer::<u16>::zeros(device, vocabulary * d)?;
+            let ids: Vec<u32> = (0..rows).map(|row| (row * 7919 % vocabulary) as u32).collect();
+            let ids = Buffer::from_slice(device, &ids)?;
+            let mut sets = device.sets(bytes, |_| Buffer::<f32>::uninitialised(device, rows * d))?;
+            let seconds = device.median(&mut sets, |out| {
+                embed(device, HalfType::Bf16, &mut out.view_mut(), table.view(), ids.view(), d)
+            })?;
+            Ok(Measured::bytes(seconds, bytes))
+        })
+    };
+    [1, 128, 2048].map(timed).into()
 }

@@ -1,6 +1,6 @@
 //! Errors against f64, beside those of a simulation.
 
-use super::Check;
+use super::case::Check;
 use crate::dtype::HalfType;
 
 /// Below the smallest normal f16 a rounding is absolute.

@@ -1,212 +1,321 @@
-//! Cases of `gemm`.
+//! Cases of `gemm`, and what they share with those of `gemm_backward`.
 
+use super::case::{Case, Check};
+use super::errors::{Errors, half_unit};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
-use super::{Case, Check, ROWS};
+use super::rows::{Rows, batches, first_of, repeated, single};
+use super::timing::{Bench, Measured, Timed};
 use crate::Result;
-use crate::cuda::Device;
 use crate::cuda::ops::gemm::{Chunks, Operands, Output, Plan, Scratch, Shape, TILES, gemm, gemm_planned};
+use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward, gemm_backward_planned};
+use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
+use std::ops::Range;
 
-const OP: &str = "gemm";
+/// Which product of the stored weights `[n, k]`: `y = x w^T`, or the gradient `dx = dy w`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Direction {
+    Forward,
+    Backward,
+}
 
 /// What becomes of the sums.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Into {
+pub enum Into {
     F32,
     HalfType,
     Residual,
+    Gradient,
 }
 
-pub fn cases() -> Vec<Case> {
+/// The cases of a direction: its shapes with three ways of storing, and those for which rows are run alone and together.
+pub fn cases_of(
+    direction: Direction,
+    shapes: &[(usize, usize, usize)],
+    stored: [(Into, bool, Values); 3],
+    together: [(usize, usize, usize); 3],
+) -> Vec<Case> {
+    let op = direction.op();
     let mut cases = Vec::new();
     for storage in HalfType::ALL {
-        for (tokens, n, k) in [
-            (1usize, 1, 64),
-            (1, 130, 1152),
-            (2, 31, 128),
-            (7, 64, 2304),
-            (9, 33, 64),
-            (16, 111, 1024),
-            (31, 129, 192),
-            (33, 40, 2304),
-            (64, 100, 1088),
-            (65, 131, 192),
-            (129, 257, 1152),
-            (1, 32_000, 128),
-            (3, 128_256, 64),
-        ] {
-            for (into, bias, values) in [
-                (Into::F32, false, Values::Normal(1.0)),
-                (Into::HalfType, true, Values::Normal(0.05)),
-                (Into::Residual, false, Values::Outliers),
-            ] {
+        for &(tokens, n, k) in shapes {
+            let shape = Shape { tokens, n, k };
+            for (into, bias, values) in stored {
                 // What a wide matrix shows, one way of storing it shows.
-                if n > 1000 && into != Into::F32 {
+                if direction.sizes(shape).0 > 1000 && into != Into::F32 {
                     continue;
                 }
                 let name = format!("{} [{tokens}, {n}, {k}] into {into:?}, {values}", storage.name());
-                let seed = name.clone();
-                cases.push(Case::new(OP, name, tokens.next_multiple_of(8) * n * k, move |device, check| {
-                    Problem::new(&seed, storage, Shape { tokens, n, k }, into, bias, values).check(device, check)
+                cases.push(Case::seeded(op, name, tokens.next_multiple_of(8) * n * k, move |seed, device, check| {
+                    Problem::new(direction, seed, storage, shape, into, bias, values).check(device, check)
                 }));
             }
         }
-        for (tokens, n, k) in [(257, 40, 1088), (257, 24, 2112), (34, 36, 1088)] {
+        for (tokens, n, k) in together {
             let name = format!("{} {tokens} rows alone and together in every tile, n {n}, k {k}", storage.name());
             // Of which the emulated device does sixteen in the time of one element.
-            cases.push(Case::new(OP, name, tokens * n * k * 10 / 16, move |device, check| {
-                let shape = Shape { tokens, n, k };
-                let problem = Problem::new("together", storage, shape, Into::F32, false, Values::Outliers);
-                problem.alone_and_together(device, check)
+            cases.push(Case::new(op, name, tokens * n * k * 10 / 16, move |device, check| {
+                let (shape, values) = (Shape { tokens, n, k }, Values::Outliers);
+                Problem::new(direction, "together", storage, shape, Into::F32, false, values)
+                    .alone_and_together(device, check)
             }));
         }
     }
     cases
 }
 
+pub fn cases() -> Vec<Case> {
+    let shapes = [
+        (1, 1, 64),
+        (1, 130, 1152),
+        (2, 31, 128),
+        (7, 64, 2304),
+        (9, 33, 64),
+        (16, 111, 1024),
+        (31, 129, 192),
+        (33, 40, 2304),
+        (64, 100, 1088),
+        (65, 131, 192),
+        (129, 257, 1152),
+        (1, 32_000, 128),
+        (3, 128_256, 64),
+    ];
+    let stored = [
+        (Into::F32, false, Values::Normal(1.0)),
+        (Into::HalfType, true, Values::Normal(0.05)),
+        (Into::Residual, false, Values::Outliers),
+    ];
+    cases_of(Direction::Forward, &shapes, stored, [(257, 40, 1088), (257, 24, 2112), (34, 36, 1088)])
+}
+
+impl Direction {
+    fn op(self) -> &'static str {
+        match self {
+            Direction::Forward => "gemm",
+            Direction::Backward => "gemm_backward",
+        }
+    }
+
+    fn result(self) -> &'static str {
+        match self {
+            Direction::Forward => "y",
+            Direction::Backward => "dx",
+        }
+    }
+
+    /// Outputs per token, and terms per output.
+    fn sizes(self, Shape { n, k, .. }: Shape) -> (usize, usize) {
+        match self {
+            Direction::Forward => (n, k),
+            Direction::Backward => (k, n),
+        }
+    }
+}
+
 /// One problem on the host.
 struct Problem {
+    direction: Direction,
     storage: HalfType,
     shape: Shape,
     into: Into,
+    /// Tokens by terms.
     x: Vec<u16>,
     w: Vec<u16>,
     bias: Option<Vec<u16>>,
-    residual: Vec<f32>,
+    /// What the result is added to.
+    before: Vec<f32>,
 }
 
 impl Problem {
-    fn new(seed: &str, storage: HalfType, shape: Shape, into: Into, bias: bool, values: Values) -> Self {
+    fn new(
+        direction: Direction,
+        seed: &str,
+        storage: HalfType,
+        shape: Shape,
+        into: Into,
+        bias: bool,
+        values: Values,
+    ) -> Self {
         let Shape { tokens, n, k } = shape;
+        let (outputs, terms) = direction.sizes(shape);
         let mut random = Random::named(seed);
-        let x = stored(storage, &random.vector(tokens * k, values));
+        let x = stored(storage, &random.vector(tokens * terms, values));
         let w = stored(storage, &random.vector(n * k, Values::Normal(0.1)));
         let bias = bias.then(|| stored(storage, &random.vector(n, Values::Normal(1.0))));
-        let residual = random.vector(tokens * n, Values::Normal(1.0));
-        Problem { storage, shape, into, x, w, bias, residual }
+        let before = random.vector(tokens * outputs, Values::Normal(1.0));
+        Problem { direction, storage, shape, into, x, w, bias, before }
     }
 
-    /// `y` for some of the tokens, widened; by the kernel that fits, or by a particular one.
-    fn run(
-        &self,
-        device: &Device,
-        check: &mut Check,
-        tokens: std::ops::Range<usize>,
-        tile: Option<usize>,
-    ) -> Result<Vec<f32>> {
-        let Shape { n, k, .. } = self.shape;
+    /// The result for some of the tokens, widened; by the kernel that fits, or by a particular one.
+    fn run(&self, device: &Device, check: &mut Check, tokens: Range<usize>, tile: Option<usize>) -> Result<Rows<f32>> {
+        let (storage, (outputs, terms)) = (self.storage, self.direction.sizes(self.shape));
         let shape = Shape { tokens: tokens.len(), ..self.shape };
-        let x = Guarded::input(device, &self.x[tokens.start * k..tokens.end * k])?;
+        let x = Guarded::input(device, &self.x[tokens.start * terms..tokens.end * terms])?;
         let w = Guarded::input(device, &self.w)?;
         let bias = self.bias.as_ref().map(|bias| Guarded::input(device, bias)).transpose()?;
-        let operands =
-            Operands { storage: self.storage, x: x.view(), w: w.view(), bias: bias.as_ref().map(|bias| bias.view()) };
-        let elements = shape.tokens * n;
-        let (mut f32s, mut words);
-        let plan = tile.map(|tile| Plan::with_tile(shape, tile));
+        let elements = shape.tokens * outputs;
+        let plan = tile.map(|tile| match self.direction {
+            Direction::Forward => Plan::with_tile(shape, tile),
+            Direction::Backward => Plan::with_tile(shape.transposed(), tile),
+        });
         let mut scratch = match plan {
             Some(plan) => Scratch::with_room(device, plan.workspace, plan.tickets)?,
-            None => Scratch::new(device, &[(n, k)], 32 * elements)?,
+            None => Scratch::new(device, &[(outputs, terms)], 32 * elements)?,
         };
-        let mut launch = |y: &mut Output<'_>| match plan {
-            Some(plan) => gemm_planned(device, y, operands, shape, plan, &mut scratch),
-            None => gemm(device, y, operands, shape, &mut scratch),
+        let operands = Operands { storage, x: x.view(), w: w.view(), bias: bias.as_ref().map(|bias| bias.view()) };
+        let gradients = Gradients { storage, dy: x.view(), w: w.view() };
+        let mut launch = |y: &mut Output<'_>| match (self.direction, plan) {
+            (Direction::Forward, None) => gemm(device, y, operands, shape, &mut scratch),
+            (Direction::Forward, Some(plan)) => gemm_planned(device, y, operands, shape, plan, &mut scratch),
+            (Direction::Backward, None) => gemm_backward(device, y, gradients, shape, &mut scratch),
+            (Direction::Backward, Some(plan)) => gemm_backward_planned(device, y, gradients, shape, plan, &mut scratch),
         };
+        let name = self.direction.result();
+        let rows = |values| Rows { name, width: outputs, values };
         match self.into {
-            Into::F32 => {
-                f32s = Guarded::output(device, elements, 0)?;
-                launch(&mut Output::F32(f32s.view_mut()))?;
-                let first = f32s.read(device, check, "y")?;
-                // Into a fresh buffer, so that a launch which writes nothing is seen; the tickets are back at zero.
-                f32s = Guarded::output(device, elements, 0)?;
-                launch(&mut Output::F32(f32s.view_mut()))?;
-                let second = f32s.read(device, check, "y")?;
-                check.same("y, run again", &second, &first);
-                Ok(first)
-            }
+            // Into a fresh buffer each, so that a launch which writes nothing is seen; the tickets are back at zero.
+            Into::F32 => repeated(check, shape.tokens, |check, _| {
+                let mut out = Guarded::output(device, elements, 0)?;
+                launch(&mut Output::F32(out.view_mut()))?;
+                Ok(rows(out.read(device, check, name)?))
+            }),
             Into::HalfType => {
-                words = Guarded::output(device, elements, 0)?;
-                launch(&mut Output::HalfType(words.view_mut()))?;
-                Ok(widened(self.storage, &words.read(device, check, "y")?))
+                let mut out = Guarded::output(device, elements, 0)?;
+                launch(&mut Output::HalfType(out.view_mut()))?;
+                Ok(rows(widened(storage, &out.read(device, check, name)?)))
             }
-            Into::Residual => {
-                f32s = Guarded::shifted(device, &self.residual[tokens.start * n..tokens.end * n], 0)?;
-                launch(&mut Output::Add(f32s.view_mut()))?;
-                f32s.read(device, check, "y")
+            Into::Residual | Into::Gradient => {
+                let before = &self.before[tokens.start * outputs..tokens.end * outputs];
+                let mut out = Guarded::shifted(device, before, 0)?;
+                launch(&mut Output::Add(out.view_mut()))?;
+                Ok(rows(out.read(device, check, name)?))
             }
+        }
+    }
+
+    /// What each output is multiplied with.
+    fn lines(&self) -> Vec<Vec<f32>> {
+        let (w, k) = (widened(self.storage, &self.w), self.shape.k);
+        match self.direction {
+            Direction::Forward => w.chunks_exact(k).map(<[f32]>::to_vec).collect(),
+            Direction::Backward => (0..k).map(|i| w.iter().skip(i).step_by(k).copied().collect()).collect(),
         }
     }
 
     fn check(&self, device: &Device, check: &mut Check) -> Result<()> {
-        let Shape { tokens, n, k } = self.shape;
-        let y = self.run(device, check, 0..tokens, None)?;
-        let (x, w) = (widened(self.storage, &self.x), widened(self.storage, &self.w));
+        let tokens = self.shape.tokens;
+        let (outputs, terms) = self.direction.sizes(self.shape);
+        let y = self.run(device, check, 0..tokens, None)?.values;
+        let (x, lines) = (widened(self.storage, &self.x), self.lines());
         let bias = self.bias.as_ref().map(|bias| widened(self.storage, bias));
-        let (mut error, mut allowed) = (0.0f64, 0.0f64);
-        let mut at = (0, 0);
+        let mut errors = Errors::default();
         for t in 0..tokens {
-            for o in 0..n {
-                let (x, w) = (&x[t * k..(t + 1) * k], &w[o * k..(o + 1) * k]);
-                let (bias, residual) = (bias.as_ref().map_or(0.0, |bias| bias[o]), self.residual[t * n + o]);
-                let mut exact: f64 = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
-                let terms: f64 = x.iter().zip(w).map(|(&x, &w)| (f64::from(x) * f64::from(w)).abs()).sum();
-                exact += f64::from(bias);
-                let mut simulated = truncated_dot(x, w) + bias;
-                let mut unit = terms + f64::from(bias.abs());
-                match self.into {
-                    Into::F32 => {}
-                    Into::HalfType => simulated = self.storage.widen(self.storage.round(simulated)),
-                    Into::Residual => {
-                        exact += f64::from(residual);
-                        simulated += residual;
-                        unit += f64::from(residual.abs());
-                    }
+            let x = &x[t * terms..(t + 1) * terms];
+            for (o, w) in lines.iter().enumerate() {
+                let products = || x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
+                let (mut exact, mut size) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
+                let mut simulated = truncated_dot(x, w);
+                let mut add = |value: f32| {
+                    exact += f64::from(value);
+                    size += f64::from(value.abs());
+                    simulated += value;
+                };
+                if let Some(bias) = &bias {
+                    add(bias[o]);
                 }
-                let found = (f64::from(y[t * n + o]) - exact).abs() / unit;
-                let found = if found.is_nan() { f64::INFINITY } else { found };
-                if found > error {
-                    (error, at) = (found, (t, o));
+                if matches!(self.into, Into::Residual | Into::Gradient) {
+                    add(self.before[t * outputs + o]);
                 }
-                allowed = allowed.max((f64::from(simulated) - exact).abs() / unit);
+                if self.into == Into::HalfType {
+                    simulated = self.storage.widen(self.storage.round(simulated));
+                }
+                errors.add(y[t * outputs + o], simulated, exact, size);
             }
         }
-        // A single product may be exact by luck: two roundings in f32, and half a unit of the storage type, always pass.
-        let least = match (self.into, self.storage) {
-            (Into::HalfType, HalfType::Bf16) => 1.0 / 512.0,
-            (Into::HalfType, HalfType::F16) => 1.0 / 4096.0,
+        // A few products may be exact by luck: two roundings in f32, and half a unit of the storage type, always pass.
+        let few = self.direction == Direction::Backward || tokens * outputs < 8;
+        let least = match self.into {
+            Into::HalfType if few => half_unit(self.storage) / 2.0,
             _ => f64::from(f32::EPSILON),
         };
-        let least = if tokens * n < 8 { least } else { f64::from(f32::EPSILON) };
-        check.bound(|| format!("y at token {}, output {}", at.0, at.1), error, (2.0 * allowed).max(least));
+        let factor = if self.direction == Direction::Forward { 2.0 } else { 3.0 };
+        errors.check(check, self.direction.result(), factor, least);
         Ok(())
     }
 
     fn alone_and_together(&self, device: &Device, check: &mut Check) -> Result<()> {
-        let Shape { tokens, n, k } = self.shape;
-        if Chunks::of(n, k).count < 2 {
+        let tokens = self.shape.tokens;
+        let (outputs, terms) = self.direction.sizes(self.shape);
+        if Chunks::of(outputs, terms).count < 2 {
             check.fail("the case has one chunk only");
         }
         let all = self.run(device, check, 0..tokens, None)?;
         for (index, tile) in TILES.iter().enumerate() {
+            let names = if self.direction == Direction::Forward { tile.kernels } else { tile.backward };
             let found = self.run(device, check, 0..tokens, Some(index))?;
-            check.same(&format!("all tokens by {}", tile.kernels[self.storage as usize]), &found, &all);
+            check.same(&format!("all tokens by {}", names[self.storage as usize]), &found.values, &all.values);
         }
-        for some in ROWS.into_iter().filter(|&some| some <= tokens) {
-            let found = self.run(device, check, 0..some, None)?;
-            check.same(&format!("the first {some} tokens"), &found, &all[..some * n]);
-        }
-        for t in [1, tokens / 3, tokens - 1] {
-            let found = self.run(device, check, t..t + 1, None)?;
-            check.same(&format!("token {t} alone"), &found, &all[t * n..(t + 1) * n]);
-        }
-        Ok(())
+        let some = first_of(tokens).chain(single([1, tokens / 3, tokens - 1]));
+        batches(check, &all, some, |check, tokens| self.run(device, check, tokens, None))
     }
+}
+
+pub fn timings() -> Vec<Timed> {
+    timings_of(Direction::Forward)
+}
+
+/// The matrices of an 8B model, for decoding and for a prompt.
+pub fn timings_of(direction: Direction) -> Vec<Timed> {
+    let mut all = Vec::new();
+    for (n, k) in [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)] {
+        for tokens in [1, 8, 32, 64, 128, 512, 2048] {
+            // The head's gradient is a row, not a product.
+            if n > 100_000 && (tokens > 64 || direction == Direction::Backward) {
+                continue;
+            }
+            let (op, name) = (direction.op(), format!("bf16 [{tokens}, {n}, {k}]"));
+            let shape = Shape { tokens, n, k };
+            all.push(Timed::new(op, name, move |device| time(device, direction, shape)));
+        }
+    }
+    all
+}
+
+fn time(device: &Bench<'_>, direction: Direction, shape: Shape) -> Result<Measured> {
+    let Shape { tokens, n, k } = shape;
+    let (outputs, terms) = direction.sizes(shape);
+    let mut random = Random::named("bench");
+    // A weight matrix of random numbers, drawn once and repeated: drawing them all takes longer than the benchmark.
+    let drawn = stored(HalfType::Bf16, &random.vector(64 * k, Values::Normal(0.02)));
+    let weights: Vec<u16> = drawn.iter().copied().cycle().take(n * k).collect();
+    let x = device.random(&mut random, tokens * terms, Values::Normal(1.0))?;
+    let (storage, elements) = (HalfType::Bf16, tokens * outputs);
+    let mut scratch = Scratch::new(device, &[(outputs, terms)], 32 * 128 * outputs.min(8192))?;
+    let mut sets = device.sets(2 * n * k, |_| Buffer::from_slice(device, &weights))?;
+    // A gradient is stored in f32.
+    let (seconds, stored) = if direction == Direction::Forward {
+        let mut y = Buffer::<u16>::uninitialised(device, elements)?;
+        let run = |w: &mut Buffer<u16>| {
+            let operands = Operands { storage, x: x.view(), w: w.view(), bias: None };
+            gemm(device, &mut Output::HalfType(y.view_mut()), operands, shape, &mut scratch)
+        };
+        (device.median(&mut sets, run)?, 1)
+    } else {
+        let mut dx = Buffer::<f32>::uninitialised(device, elements)?;
+        let run = |w: &mut Buffer<u16>| {
+            let gradients = Gradients { storage, dy: x.view(), w: w.view() };
+            gemm_backward(device, &mut Output::F32(dx.view_mut()), gradients, shape, &mut scratch)
+        };
+        (device.median(&mut sets, run)?, 2)
+    };
+    let bytes = 2 * (n * k + tokens * terms + elements * stored);
+    Ok(Measured::bytes(seconds, bytes).flops(2.0 * tokens as f64 * n as f64 * k as f64))
 }
 
 /// A dot product as a tensor core may compute it at worst: 16 exact products at a time, and what is added to the sum so
 /// far is cut off to f32 instead of rounded.
-pub(super) fn truncated_dot(x: &[f32], w: &[f32]) -> f32 {
+pub fn truncated_dot(x: &[f32], w: &[f32]) -> f32 {
     x.chunks(16).zip(w.chunks(16)).fold(0.0f32, |sum, (x, w)| {
         let products: f64 = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
         toward_zero(f64::from(sum) + products)

@@ -1,6 +1,6 @@
 //! Buffers that notice when a kernel reads or writes past them.
 
-use super::Check;
+use super::case::Check;
 use crate::Result;
 use crate::cuda::{Buffer, Device, Element, View, ViewMut};
 

@@ -1,12 +1,14 @@
 //! Cases of `log_probabilities` and `chosen_logits`.
 
+use super::case::{Case, Check};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values};
-use super::{Case, Check};
+use super::softmax_entropy::random_rows;
+use super::timing::{Measured, Timed};
 use crate::Result;
-use crate::cuda::Device;
 use crate::cuda::ops::logits::{chosen_logits, log_probabilities};
 use crate::cuda::ops::softmax_entropy::RowStatsOut;
+use crate::cuda::{Buffer, Device};
 
 const OP: &str = "logits";
 
@@ -82,4 +84,28 @@ fn chosen(device: &Device, check: &mut Check, logits: &[f32], v: usize) -> Resul
         }
     }
     Ok(())
+}
+
+pub fn timings() -> Vec<Timed> {
+    const V: usize = 128_256;
+    let stats = RowStatsOut { finite: 1, log_sum_exp: 12.0, ..RowStatsOut::default() };
+    let probabilities = |rows: usize| {
+        Timed::new("log_probabilities", format!("[{rows}, {V}]"), move |device| {
+            let (mut logits, stats) = (random_rows(device, rows, V)?, Buffer::from_slice(device, &vec![stats; rows])?);
+            let mut out = Buffer::<f32>::uninitialised(device, rows * V)?;
+            let seconds = device.median(&mut logits, |logits| {
+                log_probabilities(device, &mut out.view_mut(), logits.view(), stats.view())
+            })?;
+            Ok(Measured::bytes(seconds, 8 * rows * V))
+        })
+    };
+    let chosen = Timed::new("chosen_logits", format!("64 of [1, {V}]"), |device| {
+        let mut logits = random_rows(device, 1, V)?;
+        let pairs = Buffer::from_slice(device, &(0..64).map(|i| [0, i * 2003]).collect::<Vec<_>>())?;
+        let mut out = Buffer::<f32>::uninitialised(device, 64)?;
+        let seconds = device
+            .median(&mut logits, |logits| chosen_logits(device, &mut out.view_mut(), logits.view(), pairs.view(), V))?;
+        Ok(Measured::bytes(seconds, 64 * 16))
+    });
+    [1, 8].map(probabilities).into_iter().chain([chosen]).collect()
 }

@@ -79,3 +79,26 @@ pub fn stored(storage: HalfType, values: &[f32]) -> Vec<u16> {
 pub fn widened(storage: HalfType, bits: &[u16]) -> Vec<f32> {
     bits.iter().map(|&bits| storage.widen(bits)).collect()
 }
+
+/// Gradients held to finite differences.
+#[cfg(test)]
+pub mod slopes {
+    /// Holds a gradient, whose elements come with their magnitudes, to the slope of `sum(dy * f(x))`.
+    pub fn hold(x: &[f64], dy: &[f64], gradient: &[(f64, f64)], f: impl Fn(&[f64]) -> Vec<f64>) {
+        let value = |x: &[f64]| f(x).iter().zip(dy).map(|(y, dy)| y * dy).sum::<f64>();
+        for i in 0..x.len() {
+            let at = |step: f64| {
+                let mut moved = x.to_vec();
+                moved[i] += step;
+                value(&moved)
+            };
+            let (slope, found) = ((at(1e-5) - at(-1e-5)) / 2e-5, gradient[i].0);
+            assert!((found - slope).abs() < 1e-8 * slope.abs().max(1.0), "{i}: {found} against {slope}");
+        }
+    }
+
+    /// Numbers of both signs.
+    pub fn numbers(n: usize, a: usize, b: usize) -> Vec<f64> {
+        (0..n).map(|i| (i * a % b) as f64 / 3.0 - b as f64 / 6.3).collect()
+    }
+}

@@ -1,13 +1,14 @@
 //! Cases of `pad_convert`: exact, because a conversion has one right answer.
 
+use super::case::{Case, Check};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values};
-use super::{Case, Check};
+use super::timing::{Measured, Timed};
 use crate::Result;
-use crate::cuda::Device;
 use crate::cuda::ops::pad_convert::{Changed, Groups, Layout, Stored, pad_convert};
-use crate::dtype::DType;
-use crate::dtype::HalfType;
+use crate::cuda::staging::SLOT;
+use crate::cuda::{Buffer, Device};
+use crate::dtype::{DType, HalfType};
 
 const OP: &str = "pad_convert";
 
@@ -51,9 +52,8 @@ pub fn cases() -> Vec<Case> {
                     layout.cols,
                     layout.width
                 );
-                let seed = name.clone();
-                cases.push(Case::new(OP, name, 4 * layout.rows * layout.cols, move |device, check| {
-                    Problem::new(&seed, storage, dtype, layout, len).check(device, check)
+                cases.push(Case::seeded(OP, name, 4 * layout.rows * layout.cols, move |seed, device, check| {
+                    Problem::new(seed, storage, dtype, layout, len).check(device, check)
                 }));
             }
         }
@@ -156,4 +156,27 @@ impl Problem {
         }
         Ok(())
     }
+}
+
+/// From a slot of the staging ring.
+pub fn timings() -> Vec<Timed> {
+    let timed = |dtype: DType| {
+        let (cols, width) = (4000, 4096);
+        Timed::new(OP, format!("{} rows of {cols} into {width}", dtype.name()), move |device| {
+            let rows = SLOT / (cols * dtype.size());
+            let layout = Layout::corner(rows, cols, width);
+            let bytes = rows * cols * (dtype.size() + 2);
+            let mut changed = Buffer::<Changed>::zeros(device, 1)?;
+            let mut sets = device.sets(bytes, |_| {
+                let from = Buffer::<u8>::zeros(device, rows * cols * dtype.size())?;
+                Ok((Buffer::<u16>::zeros(device, rows * width)?, from))
+            })?;
+            let seconds = device.median(&mut sets, |(out, from)| {
+                let from = Stored { bytes: from.view(), dtype, first: 0 };
+                pad_convert(device, HalfType::Bf16, &mut out.view_mut(), from, &layout, &mut changed.view_mut())
+            })?;
+            Ok(Measured::bytes(seconds, bytes))
+        })
+    };
+    [DType::Bf16, DType::F32].map(timed).into()
 }

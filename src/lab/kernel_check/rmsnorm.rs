@@ -1,14 +1,16 @@
 //! Cases of `rmsnorm`.
 
-use super::errors::Errors;
-use super::gradients::{norm_backward, norm_backward_simulated};
+use super::case::{Case, Check};
+use super::errors::{Errors, SMALLEST, half_unit};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
-use super::{Case, Check, ROWS};
+use super::rows::{Outputs, Rows, batches, first_of, repeated, single};
+use super::timing::{Measured, Timed};
 use crate::Result;
-use crate::cuda::Device;
 use crate::cuda::ops::rmsnorm::{Delta, Norm, Upstream, rmsnorm, rmsnorm_backward};
+use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
+use std::ops::Range;
 
 const OP: &str = "rmsnorm";
 const EPS: f32 = 1e-5;
@@ -42,9 +44,8 @@ pub fn cases() -> Vec<Case> {
                 (Added::HalfType, Values::Normal(0.02)),
             ] {
                 let name = format!("{} [{rows}, {d}] + {added:?}, {values}", storage.name());
-                let seed = name.clone();
-                cases.push(Case::new(OP, name, rows * d, move |device, check| {
-                    let problem = Problem::new(&seed, storage, rows, d, added, values);
+                cases.push(Case::seeded(OP, name, rows * d, move |seed, device, check| {
+                    let problem = Problem::new(seed, storage, rows, d, added, values);
                     problem.check(device, check)
                 }));
             }
@@ -79,10 +80,9 @@ fn backward_cases() -> Vec<Case> {
             {
                 let from = if head { "from the head" } else { "in the middle" };
                 let name = format!("{} backward [{rows}, {d}] of {columns} columns {from}, {values}", storage.name());
-                let seed = name.clone();
-                cases.push(Case::new(OP, name, rows * d, move |device, check| {
-                    let problem = Problem::new(&seed, storage, rows, d, Added::F32, values).padded(columns);
-                    Backward::new(&seed, problem, head).check(device, check)
+                cases.push(Case::seeded(OP, name, rows * d, move |seed, device, check| {
+                    let problem = Problem::new(seed, storage, rows, d, Added::F32, values).padded(columns);
+                    Backward::new(seed, problem, head).check(device, check)
                 }));
             }
         }
@@ -125,9 +125,9 @@ impl Problem {
         &self,
         device: &Device,
         check: &mut Check,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         shift: usize,
-    ) -> Result<(Vec<u16>, Vec<f32>)> {
+    ) -> Result<(Rows<u16>, Rows<f32>)> {
         let range = rows.start * self.d..rows.end * self.d;
         let mut out = Guarded::output(device, range.len(), shift)?;
         let mut residual = Guarded::shifted(device, &self.residual[range.clone()], shift)?;
@@ -141,7 +141,8 @@ impl Problem {
         };
         let norm = Norm { weight: weight.view(), columns: self.columns, eps: EPS };
         rmsnorm(device, self.storage, &mut out.view_mut(), &mut residual.view_mut(), delta, norm)?;
-        Ok((out.read(device, check, "out")?, residual.read(device, check, "residual")?))
+        let out = Rows { name: "out", width: self.d, values: out.read(device, check, "out")? };
+        Ok((out, Rows { name: "residual", width: self.d, values: residual.read(device, check, "residual")? }))
     }
 
     fn rows(&self) -> usize {
@@ -149,17 +150,15 @@ impl Problem {
     }
 
     fn check(&self, device: &Device, check: &mut Check) -> Result<()> {
-        let (out, residual) = self.run(device, check, 0..self.rows(), 0)?;
-        let again = self.run(device, check, 0..self.rows(), 0)?;
-        check.same("out, run again", &again.0, &out);
+        let found = repeated(check, self.rows(), |check, rows| self.run(device, check, rows, 0))?;
         let shifted = self.run(device, check, 0..self.rows(), 1)?;
-        check.same("out, at an odd address", &shifted.0, &out);
-        check.same("residual, at an odd address", &shifted.1, &residual);
+        shifted.hold(check, "at an odd address", &found, 0..self.rows());
+        let (out, residual) = (found.0.values, found.1.values);
         let sum: Vec<f32> = self.residual.iter().zip(&self.delta).map(|(a, b)| a + b).collect();
         check.same("residual", &residual, &sum);
 
         let weight = widened(self.storage, &self.weight);
-        let mut errors = (0.0f64, 0.0f64);
+        let mut errors = Errors::default();
         for (row, out) in sum.chunks_exact(self.d).zip(out.chunks_exact(self.d)) {
             let mean = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / self.columns as f64;
             let exact_scale = 1.0 / (mean + f64::from(EPS)).sqrt();
@@ -168,33 +167,17 @@ impl Problem {
             for ((&x, &w), &y) in row.iter().zip(&weight).zip(out) {
                 let exact = f64::from(x) * exact_scale * f64::from(w);
                 let simulated = self.storage.widen(self.storage.round(x * scale * w));
-                // Below the smallest normal f16 a rounding is absolute.
-                let unit = exact.abs() + 6.2e-5;
-                let error = (f64::from(self.storage.widen(y)) - exact).abs() / unit;
-                errors.0 = if error.is_nan() { f64::INFINITY } else { errors.0.max(error) };
-                errors.1 = errors.1.max((f64::from(simulated) - exact).abs() / unit);
+                errors.add(self.storage.widen(y), simulated, exact, exact.abs() + SMALLEST);
             }
         }
-        // A simulation may be exact by luck where an element more or less than a tie is not: half a unit is always fine.
-        let half_unit = match self.storage {
-            HalfType::Bf16 => 1.0 / 256.0,
-            HalfType::F16 => 1.0 / 2048.0,
-        };
-        check.bound(|| "out".into(), errors.0, (2.0 * errors.1).max(half_unit));
+        errors.check(check, "out", 2.0, half_unit(self.storage));
         Ok(())
     }
 
     fn alone_and_together(&self, device: &Device, check: &mut Check) -> Result<()> {
-        let (all, _) = self.run(device, check, 0..self.rows(), 0)?;
-        for rows in ROWS {
-            let (some, _) = self.run(device, check, 0..rows, 0)?;
-            check.same(&format!("the first {rows} rows"), &some, &all[..rows * self.d]);
-        }
-        for row in [1, 100, 256] {
-            let (one, _) = self.run(device, check, row..row + 1, 0)?;
-            check.same(&format!("row {row} alone"), &one, &all[row * self.d..(row + 1) * self.d]);
-        }
-        Ok(())
+        let run = |check: &mut Check, rows| self.run(device, check, rows, 0);
+        let all = run(check, 0..self.rows())?;
+        batches(check, &all, first_of(self.rows()).chain(single([1, 100, 256])), run)
     }
 }
 
@@ -220,9 +203,9 @@ impl Backward {
         &self,
         device: &Device,
         check: &mut Check,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         shift: usize,
-    ) -> Result<(Vec<f32>, Vec<u16>)> {
+    ) -> Result<(Rows<f32>, Rows<u16>)> {
         let Problem { storage, d, columns, residual, delta, weight, .. } = &self.problem;
         let range = rows.start * d..rows.end * d;
         // Behind the final norm nothing is there yet.
@@ -247,17 +230,17 @@ impl Backward {
         // The rounding is left away where nothing looks at it.
         let out_16 = (shift == 0).then_some(out_16);
         rmsnorm_backward(device, *storage, out, out_16, behind, residual.view(), norm)?;
-        Ok((grad.read(device, check, "grad")?, rounded.read(device, check, "rounded")?))
+        let grad = Rows { name: "grad", width: *d, values: grad.read(device, check, "grad")? };
+        Ok((grad, Rows { name: "rounded", width: *d, values: rounded.read(device, check, "rounded")? }))
     }
 
     fn check(&self, device: &Device, check: &mut Check) -> Result<()> {
         let Problem { storage, d, columns, residual, delta, weight, .. } = &self.problem;
-        let (grad, rounded) = self.run(device, check, 0..self.problem.rows(), 0)?;
-        let again = self.run(device, check, 0..self.problem.rows(), 0)?;
-        check.same("grad, run again", &again.0, &grad);
-        let shifted = self.run(device, check, 0..self.problem.rows(), 1)?;
-        check.same("grad, at an odd address", &shifted.0, &grad);
-        check.same("rounded", &rounded, &stored(*storage, &grad));
+        let rows = self.problem.rows();
+        let (grad, rounded) = repeated(check, rows, |check, rows| self.run(device, check, rows, 0))?;
+        let shifted = self.run(device, check, 0..rows, 1)?;
+        shifted.0.hold(check, "at an odd address", &grad, 0..rows);
+        check.same("rounded", &rounded.values, &stored(*storage, &grad.values));
 
         let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
         let weight = widened(*storage, weight);
@@ -266,11 +249,11 @@ impl Backward {
             .as_ref()
             .map(|(head, factor)| widened(*storage, head).into_iter().map(|x| x * factor).collect::<Vec<f32>>());
         let mut errors = Errors::default();
-        for (row, found) in grad.chunks_exact(*d).enumerate() {
+        for (row, found) in grad.values.chunks_exact(*d).enumerate() {
             let range = row * d..(row + 1) * d;
             let (x, dy) = (&residual[range.clone()], head.as_ref().map_or(&delta[range.clone()], |head| head));
-            let exact = norm_backward(&wide(dy), &wide(x), &wide(&weight), *columns, EPS);
-            let simulated = norm_backward_simulated(dy, x, &weight, *columns, EPS);
+            let exact = exact_backward(&wide(dy), &wide(x), &wide(&weight), *columns, EPS);
+            let simulated = simulated_backward(dy, x, &weight, *columns, EPS);
             for (i, ((&y, (exact, terms)), simulated)) in found.iter().zip(exact).zip(simulated).enumerate() {
                 let before = if head.is_some() { 0.0 } else { self.grad[row * d + i] };
                 let (wide, size) = (f64::from(before), f64::from(before.abs()));
@@ -282,15 +265,9 @@ impl Backward {
     }
 
     fn alone_and_together(&self, device: &Device, check: &mut Check) -> Result<()> {
-        let (rows, d) = (self.problem.rows(), self.problem.d);
-        let (all, _) = self.run(device, check, 0..rows, 0)?;
-        for rows in ROWS {
-            let (some, _) = self.run(device, check, 0..rows, 0)?;
-            check.same(&format!("the first {rows} rows"), &some, &all[..rows * d]);
-        }
-        let (one, _) = self.run(device, check, 100..101, 0)?;
-        check.same("row 100 alone", &one, &all[100 * d..101 * d]);
-        Ok(())
+        let run = |check: &mut Check, rows| Ok(self.run(device, check, rows, 0)?.0);
+        let all = run(check, 0..self.problem.rows())?;
+        batches(check, &all, first_of(self.problem.rows()).chain(single([100])), run)
     }
 }
 
@@ -302,5 +279,96 @@ fn pairwise(x: &[f32]) -> f32 {
             let (a, b) = x.split_at(x.len() / 2);
             pairwise(a) + pairwise(b)
         }
+    }
+}
+
+/// `1 / sqrt(sum(x^2) / columns + eps)`.
+fn inverse_norm(x: &[f64], columns: usize, eps: f32) -> f64 {
+    1.0 / (x.iter().map(|x| x * x).sum::<f64>() / columns as f64 + f64::from(eps)).sqrt()
+}
+
+/// RMSNorm of a row.
+#[cfg(test)]
+fn exact(x: &[f64], weight: &[f64], columns: usize, eps: f32) -> Vec<f64> {
+    let r = inverse_norm(x, columns, eps);
+    x.iter().zip(weight).map(|(x, w)| x * r * w).collect()
+}
+
+/// Its gradient, per element with the magnitudes that it was added up from.
+pub fn exact_backward(dy: &[f64], x: &[f64], weight: &[f64], columns: usize, eps: f32) -> Vec<(f64, f64)> {
+    let r = inverse_norm(x, columns, eps);
+    let products = || dy.iter().zip(weight).zip(x).map(|((dy, w), x)| dy * w * x);
+    let along = products().sum::<f64>() / columns as f64 * r * r;
+    let size = products().map(f64::abs).sum::<f64>() / columns as f64 * r * r;
+    let element =
+        |((dy, w), x): ((&f64, &f64), &f64)| (r * (dy * w - x * along), r * ((dy * w).abs() + x.abs() * size));
+    dy.iter().zip(weight).zip(x).map(element).collect()
+}
+
+/// The same in f32, rounded after every operation, sums from left to right.
+pub fn simulated_backward(dy: &[f32], x: &[f32], weight: &[f32], columns: usize, eps: f32) -> Vec<f32> {
+    let squares = x.iter().fold(0.0f32, |sum, x| sum + x * x);
+    let r = 1.0 / (squares / columns as f32 + eps).sqrt();
+    let g: Vec<f32> = dy.iter().zip(weight).map(|(dy, w)| dy * w).collect();
+    let along = g.iter().zip(x).fold(0.0f32, |sum, (g, x)| sum + g * x) / columns as f32 * r * r;
+    g.iter().zip(x).map(|(g, x)| r * (g - x * along)).collect()
+}
+
+pub fn timings() -> Vec<Timed> {
+    let d = 4096;
+    let forward = |rows: usize| {
+        Timed::new("rmsnorm", format!("bf16 [{rows}, {d}]"), move |device| {
+            let (elements, bytes) = (rows * d, rows * d * (4 + 2 + 4 + 2));
+            let mut random = Random::named("bench");
+            let weight = device.random(&mut random, d, Values::Normal(1.0))?;
+            let residual = random.vector(elements, Values::Normal(1.0));
+            let delta = stored(HalfType::Bf16, &random.vector(elements, Values::Normal(0.01)));
+            let mut sets = device.sets(bytes, |_| {
+                let out = Buffer::<u16>::uninitialised(device, elements)?;
+                Ok((out, Buffer::from_slice(device, &residual)?, Buffer::from_slice(device, &delta)?))
+            })?;
+            let seconds = device.median(&mut sets, |(out, residual, delta)| {
+                let delta = Delta::HalfType(delta.view());
+                let norm = Norm { weight: weight.view(), columns: d, eps: EPS };
+                rmsnorm(device, HalfType::Bf16, &mut out.view_mut(), &mut residual.view_mut(), delta, norm)
+            })?;
+            Ok(Measured::bytes(seconds, bytes))
+        })
+    };
+    let backward = |rows: usize| {
+        Timed::new("rmsnorm_backward", format!("bf16 [{rows}, {d}]"), move |device| {
+            let (elements, bytes) = (rows * d, rows * d * (12 + 4 + 2));
+            let mut random = Random::named("bench");
+            let weight = device.random(&mut random, d, Values::Normal(1.0))?;
+            let values = random.vector(elements, Values::Normal(1.0));
+            let mut sets = device.sets(bytes, |_| {
+                let [grad, dy, residual] = [&values; 3].map(|values| Buffer::from_slice(device, values));
+                Ok((grad?, Buffer::<u16>::uninitialised(device, elements)?, dy?, residual?))
+            })?;
+            let seconds = device.median(&mut sets, |(grad, rounded, dy, residual)| {
+                let norm = Norm { weight: weight.view(), columns: d, eps: EPS };
+                let (grad, rounded) = (&mut grad.view_mut(), &mut rounded.view_mut());
+                let upstream = Upstream::Rows(dy.view());
+                rmsnorm_backward(device, HalfType::Bf16, grad, Some(rounded), upstream, residual.view(), norm)
+            })?;
+            Ok(Measured::bytes(seconds, bytes))
+        })
+    };
+    [1, 64, 2048].map(forward).into_iter().chain([16, 128, 2048].map(backward)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::kernel_check::numbers::slopes::{hold, numbers};
+
+    #[test]
+    fn the_gradient_is_the_slope() {
+        let (x, dy, mut w) = (numbers(12, 7, 11), numbers(12, 5, 13), numbers(12, 3, 7));
+        hold(&x, &dy, &exact_backward(&dy, &x, &w, 12, 1e-5), |x| exact(x, &w, 12, 1e-5));
+        // Two columns of padding.
+        let mut x = x;
+        (w[10], w[11], x[10], x[11]) = (0.0, 0.0, 0.0, 0.0);
+        hold(&x, &dy, &exact_backward(&dy, &x, &w, 10, 1e-5), |x| exact(x, &w, 10, 1e-5));
     }
 }

@@ -1,16 +1,19 @@
 //! Cases of `rope`.
 
+use super::case::{Case, Check};
 use super::errors::{Errors, SMALLEST, half_unit};
-use super::gradients::{norm_backward, norm_backward_simulated, turn};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
-use super::{Case, Check, ROWS};
+use super::rmsnorm;
+use super::rows::{Rows, batches, first_of, repeated, single};
+use super::timing::{Measured, Timed};
 use crate::Result;
-use crate::cuda::Device;
 use crate::cuda::ops::kv::{KvLayout, KvRows};
 use crate::cuda::ops::rope::{Gradients, HeadNorms, Heads, Inputs, rope, rope_backward};
+use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
+use std::ops::Range;
 
 const OP: &str = "rope";
 const EPS: f32 = 1e-6;
@@ -34,18 +37,16 @@ pub fn cases() -> Vec<Case> {
                 let norms = if normed { ", norms" } else { "" };
                 let name =
                     format!("{} {} + 2 x {kv_heads} heads of {head}{norms}, {values}", storage.name(), heads.heads);
-                let seed = name.clone();
-                cases.push(Case::new(OP, name, 9 * heads.qkv(), move |device, check| {
-                    Problem::new(&seed, storage, heads, 9, normed, values).check(device, check)
+                cases.push(Case::seeded(OP, name, 9 * heads.qkv(), move |seed, device, check| {
+                    Problem::new(seed, storage, heads, 9, normed, values).check(device, check)
                 }));
                 let name = format!(
                     "{} backward, {} + 2 x {kv_heads} heads of {head}{norms}, {values}",
                     storage.name(),
                     heads.heads
                 );
-                let seed = name.clone();
-                cases.push(Case::new(OP, name, 9 * heads.qkv(), move |device, check| {
-                    Problem::new(&seed, storage, heads, 9, normed, values).check_backward(device, check)
+                cases.push(Case::seeded(OP, name, 9 * heads.qkv(), move |seed, device, check| {
+                    Problem::new(seed, storage, heads, 9, normed, values).check_backward(device, check)
                 }));
             }
         }
@@ -89,7 +90,7 @@ impl Problem {
             weight
         };
         let norms = normed.then(|| [norm(), norm()]);
-        // What lies in the padding is nobody's business.
+        // NaN, which nothing may read.
         qkv.chunks_exact_mut(padded).for_each(|stored| stored[head..].fill(0x7fff));
         let half = head / 2;
         let angle = |i: usize| (i / half) as f64 * 1e4f64.powf(-((i % half) as f64) / half as f64);
@@ -111,18 +112,20 @@ impl Problem {
         (2 * self.positions.len()).div_ceil(BLOCK)
     }
 
+    fn weights(&self, device: &Device) -> Result<Option<[Guarded<u16>; 2]>> {
+        let Some([q, k]) = &self.norms else { return Ok(None) };
+        Ok(Some([Guarded::input(device, q)?, Guarded::input(device, k)?]))
+    }
+
     /// What the kernel makes of some of the rows.
-    fn run(&self, device: &Device, check: &mut Check, rows: std::ops::Range<usize>, slots: &[u32]) -> Result<Outputs> {
+    fn run(&self, device: &Device, check: &mut Check, rows: Range<usize>, slots: &[u32]) -> Result<Outputs> {
         let width = self.heads.qkv();
         let qkv = Guarded::input(device, &self.qkv[rows.start * width..rows.end * width])?;
         let positions = Guarded::input(device, &self.positions[rows.clone()])?;
         let table = Guarded::input(device, &self.table)?;
         let slots = Guarded::input(device, slots)?;
-        let weights = match &self.norms {
-            Some([q, k]) => Some((Guarded::input(device, q)?, Guarded::input(device, k)?)),
-            None => None,
-        };
-        let norms = weights.as_ref().map(|(q, k)| HeadNorms { q: q.view(), k: k.view(), eps: EPS });
+        let weights = self.weights(device)?;
+        let norms = weights.as_ref().map(|[q, k]| HeadNorms { q: q.view(), k: k.view(), eps: EPS });
         let inputs = Inputs { qkv: qkv.view(), positions: positions.view(), table: table.view(), norms };
         let mut q = Guarded::output(device, rows.len() * self.heads.heads * self.heads.padded, 0)?;
         let mut pool = Guarded::output(device, self.blocks() * self.layout().block(), 0)?;
@@ -215,31 +218,23 @@ impl Problem {
     }
 
     fn alone_and_together(&self, device: &Device, check: &mut Check) -> Result<()> {
-        let rows = self.positions.len();
-        let all = self.run(device, check, 0..rows, &self.slots)?;
-        for some in ROWS {
-            let found = self.run(device, check, 0..some, &self.slots[..some])?;
-            for row in 0..some {
-                let slot = self.slots[row];
-                let (found, expected) = (self.gathered(&found, row, slot), self.gathered(&all, row, slot));
-                check.same(&format!("row {row} of the first {some}"), &found, &expected);
-            }
-        }
-        let (all_back, width) = (self.run_backward(device, check, 0..rows)?, self.heads.qkv());
-        for some in ROWS {
-            let found = self.run_backward(device, check, 0..some)?;
-            check.same(&format!("gradients of the first {some} rows"), &found, &all_back[..some * width]);
-        }
-        for row in [1, 100, 256] {
-            // In another slot.
-            let found = self.run(device, check, row..row + 1, &[77])?;
-            let expected = self.gathered(&all, row, self.slots[row]);
-            check.same(&format!("row {row} alone"), &self.gathered(&found, 0, 77), &expected);
-        }
-        Ok(())
+        let (rows, width) = (self.positions.len(), self.heads.qkv());
+        // Rows on their own go to another slot.
+        let forward = |check: &mut Check, some: Range<usize>| {
+            let slots = if some.start > 0 { vec![77] } else { self.slots[some.clone()].to_vec() };
+            let found = self.run(device, check, some, &slots)?;
+            let values = slots.iter().enumerate().flat_map(|(row, &slot)| self.gathered(&found, row, slot)).collect();
+            Ok(Rows { name: "heads", width, values })
+        };
+        let backward = |check: &mut Check, some| self.run_backward(device, check, some);
+        let all = forward(check, 0..rows)?;
+        batches(check, &all, first_of(rows), forward)?;
+        let gradients = backward(check, 0..rows)?;
+        batches(check, &gradients, first_of(rows), backward)?;
+        batches(check, &all, single([1, 100, 256]), forward)
     }
 
-    fn run_backward(&self, device: &Device, check: &mut Check, rows: std::ops::Range<usize>) -> Result<Vec<u16>> {
+    fn run_backward(&self, device: &Device, check: &mut Check, rows: Range<usize>) -> Result<Rows<u16>> {
         let Heads { heads, kv_heads, padded, .. } = self.heads;
         let width = self.heads.qkv();
         let range = rows.start * width..rows.end * width;
@@ -253,32 +248,25 @@ impl Problem {
         let qkv = Guarded::input(device, &self.qkv[range.clone()])?;
         let positions = Guarded::input(device, &self.positions[rows])?;
         let table = Guarded::input(device, &self.table)?;
-        let weights = match &self.norms {
-            Some([q, k]) => Some((Guarded::input(device, q)?, Guarded::input(device, k)?)),
-            None => None,
-        };
-        let norms = weights.as_ref().map(|(q, k)| HeadNorms { q: q.view(), k: k.view(), eps: EPS });
+        let weights = self.weights(device)?;
+        let norms = weights.as_ref().map(|[q, k]| HeadNorms { q: q.view(), k: k.view(), eps: EPS });
         let inputs = Inputs { qkv: qkv.view(), positions: positions.view(), table: table.view(), norms };
         let gradients = Gradients { q: dq.view(), k: dk.view(), v: dv.view() };
         let mut out = Guarded::output(device, range.len(), 0)?;
         rope_backward(device, self.storage, &mut out.view_mut(), &gradients, &inputs, self.heads)?;
-        out.read(device, check, "d_qkv")
+        Ok(Rows { name: "d_qkv", width, values: out.read(device, check, "d_qkv")? })
     }
 
     fn check_backward(&self, device: &Device, check: &mut Check) -> Result<()> {
         let (rows, width) = (self.positions.len(), self.heads.qkv());
         let Heads { heads, kv_heads, head, padded } = self.heads;
-        let found = self.run_backward(device, check, 0..rows)?;
-        let again = self.run_backward(device, check, 0..rows)?;
-        check.same("d_qkv, run again", &again, &found);
-        for row in [0, 4, rows - 1] {
-            let one = self.run_backward(device, check, row..row + 1)?;
-            check.same(&format!("row {row} alone"), &one, &found[row * width..(row + 1) * width]);
-        }
+        let run = |check: &mut Check, rows| self.run_backward(device, check, rows);
+        let found = repeated(check, rows, run)?;
+        batches(check, &found, single([0, 4, rows - 1]), run)?;
         let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
         let round = |x: f32| self.storage.widen(self.storage.round(x));
         let mut errors = Errors::default();
-        for (at, out) in found.chunks_exact(padded).enumerate() {
+        for (at, out) in found.values.chunks_exact(padded).enumerate() {
             let (row, index, start) = (at * padded / width, at * padded % width / padded, at * padded);
             if out[head..].iter().any(|&bits| bits != 0) {
                 check.fail(format!("row {row}: the padding of head {index} is {:?}", &out[head..]));
@@ -302,13 +290,13 @@ impl Problem {
                 let weight = widened(self.storage, &norms[usize::from(index >= heads)][..head]);
                 let x = widened(self.storage, &self.qkv[start..start + head]);
                 let turned: Vec<f64> = exact.iter().map(|&(value, _)| value).collect();
-                let through = norm_backward(&turned, &wide(&x), &wide(&weight), head, EPS);
+                let through = rmsnorm::exact_backward(&turned, &wide(&x), &wide(&weight), head, EPS);
                 // What the turn cancelled, scaled as the norm does.
                 let r = 1.0 / (wide(&x).iter().map(|x| x * x).sum::<f64>() / head as f64 + f64::from(EPS)).sqrt();
                 for ((exact, w), (value, terms)) in exact.iter_mut().zip(&weight).zip(through) {
                     *exact = (value, terms.max(exact.1 * r * f64::from(w.abs())));
                 }
-                simulated = norm_backward_simulated(&simulated, &x, &weight, head, EPS);
+                simulated = rmsnorm::simulated_backward(&simulated, &x, &weight, head, EPS);
             }
             for ((&y, simulated), (exact, terms)) in out.iter().zip(simulated).zip(exact) {
                 errors.add(y, round(simulated), exact, terms + SMALLEST);
@@ -316,5 +304,81 @@ impl Problem {
         }
         errors.check(check, "d_qkv", 3.0, half_unit(self.storage));
         Ok(())
+    }
+}
+
+/// Turns a head's pairs (i, i + half) by their angles, forwards with a direction of 1, back with -1; per element with the
+/// magnitudes that it was added up from.
+fn turn(x: &[f64], angles: &[[f32; 2]], direction: f64) -> Vec<(f64, f64)> {
+    let half = angles.len();
+    let element = |i: usize| {
+        let [cos, sin] = angles[i % half].map(f64::from);
+        let (own, other) = (x[i] * cos, x[(i + half) % (2 * half)] * sin * direction);
+        (if i < half { own - other } else { own + other }, own.abs() + other.abs())
+    };
+    (0..2 * half).map(element).collect()
+}
+
+/// Without head norms.
+pub fn timings() -> Vec<Timed> {
+    const HEADS: Heads = Heads { heads: 32, kv_heads: 8, head: 128, padded: 128 };
+    let layout = KvLayout { layers: 1, kv_heads: HEADS.kv_heads, head: HEADS.padded };
+    let case = |rows: usize| format!("bf16 {rows} rows, 32 + 2 x 8 heads");
+    // Positions or slots, and angles.
+    let places = |device: &Device, rows: usize| -> Result<_> {
+        let places: Vec<u32> = (0..rows as u32).collect();
+        let table = Buffer::from_slice(device, &vec![[0.6f32, 0.8]; rows * HEADS.head / 2])?;
+        Ok((Buffer::from_slice(device, &places)?, table))
+    };
+    let forward = |rows: usize| {
+        Timed::new("rope", case(rows), move |device| {
+            let bytes = rows * HEADS.qkv() * 4;
+            let (places, table) = places(device, rows)?;
+            let mut sets = device.sets(bytes, |_| {
+                let out = Buffer::<u16>::uninitialised(device, rows * HEADS.heads * HEADS.padded)?;
+                let pool = Buffer::<u16>::uninitialised(device, rows.div_ceil(BLOCK) * layout.block())?;
+                Ok((Buffer::<u16>::zeros(device, rows * HEADS.qkv())?, out, pool))
+            })?;
+            let seconds = device.median(&mut sets, |(qkv, out, pool)| {
+                let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms: None };
+                let mut kv = KvRows { pool: pool.view_mut(), layout, layer: 0, slots: places.view() };
+                rope(device, HalfType::Bf16, &mut out.view_mut(), &mut kv, &inputs, HEADS)
+            })?;
+            Ok(Measured::bytes(seconds, bytes))
+        })
+    };
+    let backward = |rows: usize| {
+        Timed::new("rope_backward", case(rows), move |device| {
+            let bytes = rows * HEADS.qkv() * 6;
+            let (places, table) = places(device, rows)?;
+            let mut sets = device.sets(bytes, |_| {
+                let gradients = [HEADS.heads, HEADS.kv_heads, HEADS.kv_heads]
+                    .map(|count| Buffer::<f32>::zeros(device, rows * count * HEADS.padded));
+                let [dq, dk, dv] = gradients;
+                let out = Buffer::<u16>::uninitialised(device, rows * HEADS.qkv())?;
+                Ok((Buffer::<u16>::zeros(device, rows * HEADS.qkv())?, [dq?, dk?, dv?], out))
+            })?;
+            let seconds = device.median(&mut sets, |(qkv, [dq, dk, dv], out)| {
+                let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms: None };
+                let gradients = Gradients { q: dq.view(), k: dk.view(), v: dv.view() };
+                rope_backward(device, HalfType::Bf16, &mut out.view_mut(), &gradients, &inputs, HEADS)
+            })?;
+            Ok(Measured::bytes(seconds, bytes))
+        })
+    };
+    [16, 128, 2048].map(forward).into_iter().chain([16, 128, 2048].map(backward)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::turn;
+    use crate::lab::kernel_check::numbers::slopes::{hold, numbers};
+
+    #[test]
+    fn the_gradient_is_the_slope() {
+        let (x, dy) = (numbers(6, 5, 11), numbers(6, 4, 7));
+        let angles = [[0.8f32, 0.6], [-0.28, 0.96], [1.0, 0.0]];
+        let values = |x: &[f64]| turn(x, &angles, 1.0).into_iter().map(|(value, _)| value).collect();
+        hold(&x, &dy, &turn(&dy, &angles, -1.0), values);
     }
 }

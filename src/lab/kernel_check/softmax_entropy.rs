@@ -1,14 +1,17 @@
 //! Cases of `softmax_entropy` and its top-k.
 
+use super::case::{Case, Check};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values};
-use super::{Case, Check, ROWS};
+use super::rows::{Rows, batches, first_of, repeated, single};
+use super::timing::{Bench, Measured, Timed};
 use crate::Result;
-use crate::cuda::Device;
 use crate::cuda::ops::softmax_entropy::{
     MAX_K, RowStatsOut, Scratch, TopKOut, TopKQuery, When, softmax_entropy, top_k,
 };
+use crate::cuda::{Buffer, Device};
 use crate::model;
+use std::ops::Range;
 
 const OP: &str = "softmax_entropy";
 const FLOORS: [f64; 4] = [1e-9, 0.0, 1e-3, 0.2];
@@ -23,9 +26,8 @@ pub fn cases() -> Vec<Case> {
             }
             let rows = if v > 5000 { 2 } else { 4 };
             let name = format!("[{rows}, {v}] {kind:?}");
-            let seed = name.clone();
-            cases.push(Case::new(OP, name, 14 * rows * whole_splits(v), move |device, check| {
-                let logits = logits(&seed, rows, v, kind);
+            cases.push(Case::seeded(OP, name, 14 * rows * whole_splits(v), move |seed, device, check| {
+                let logits = logits(seed, rows, v, kind);
                 statistics(device, check, &logits, v)?;
                 largest(device, check, &logits, v)
             }));
@@ -111,24 +113,18 @@ fn logits(seed: &str, rows: usize, v: usize, kind: Kind) -> Vec<f32> {
     all
 }
 
+/// Twice with one scratch: the tickets must be back at zero.
 fn run(device: &Device, check: &mut Check, logits: &[f32], floors: &[f64], shift: usize) -> Result<Vec<RowStatsOut>> {
     let (rows, v) = (floors.len(), logits.len() / floors.len());
     let logits = Guarded::shifted(device, logits, shift)?;
     let floors = Guarded::input(device, floors)?;
     let mut scratch = Scratch::new(device, rows, v)?;
-    let mut first = Vec::new();
-    // Twice with one scratch: the tickets must be back at zero.
-    for round in 0..2 {
+    let stats = repeated(check, rows, |check, _| {
         let mut stats = Guarded::output(device, rows, 0)?;
         softmax_entropy(device, &mut stats.view_mut(), logits.view(), floors.view(), &mut scratch)?;
-        let found = stats.read(device, check, "stats")?;
-        if round == 0 {
-            first = found;
-        } else {
-            check.same("stats, run again", &found, &first);
-        }
-    }
-    Ok(first)
+        Ok(Rows { name: "stats", width: 1, values: stats.read(device, check, "stats")? })
+    })?;
+    Ok(stats.values)
 }
 
 fn statistics(device: &Device, check: &mut Check, logits: &[f32], v: usize) -> Result<()> {
@@ -199,11 +195,8 @@ fn compare(check: &mut Check, r: usize, row: &[f32], floor: f64, found: &RowStat
     }
 }
 
-struct Lists {
-    ids: Vec<u32>,
-    logits: Vec<f32>,
-    found: Vec<u32>,
-}
+/// Ids, logits, and how many there are.
+type Lists = ((Rows<u32>, Rows<f32>), Rows<u32>);
 
 fn run_top_k(
     device: &Device,
@@ -219,24 +212,17 @@ fn run_top_k(
     let row_logits = Guarded::input(device, logits)?;
     let (stats, queries) = (Guarded::input(device, stats)?, Guarded::input(device, queries)?);
     let mut scratch = Scratch::new(device, rows, v)?;
-    let mut twice = Vec::new();
-    for _ in 0..2 {
+    repeated(check, rows, |check, _| {
         let mut ids = Guarded::output(device, rows * stride, 0)?;
         let mut logits = Guarded::output(device, rows * stride, 0)?;
         let mut found = Guarded::output(device, rows, 0)?;
         let mut out = TopKOut { ids: ids.view_mut(), logits: logits.view_mut(), found: found.view_mut(), stride };
         top_k(device, &mut out, row_logits.view(), stats.view(), queries.view(), below, &mut scratch)?;
-        twice.push(Lists {
-            ids: ids.read(device, check, "ids")?,
-            logits: logits.read(device, check, "logits of the list")?,
-            found: found.read(device, check, "found")?,
-        });
-    }
-    let (second, first) = (twice.remove(1), twice.remove(0));
-    check.same("ids, run again", &second.ids, &first.ids);
-    check.same("logits of the list, run again", &second.logits, &first.logits);
-    check.same("found, run again", &second.found, &first.found);
-    Ok(first)
+        let ids = Rows { name: "ids", width: stride, values: ids.read(device, check, "ids")? };
+        let logits = logits.read(device, check, "logits of the list")?;
+        let logits = Rows { name: "logits of the list", width: stride, values: logits };
+        Ok(((ids, logits), Rows { name: "found", width: 1, values: found.read(device, check, "found")? }))
+    })
 }
 
 fn largest(device: &Device, check: &mut Check, logits: &[f32], v: usize) -> Result<()> {
@@ -244,19 +230,19 @@ fn largest(device: &Device, check: &mut Check, logits: &[f32], v: usize) -> Resu
     let stats = vec![RowStatsOut { finite: 1, ..RowStatsOut::default() }; rows];
     for (k, below) in [(25, v), (1, v), (MAX_K, v.div_ceil(2))] {
         let queries = vec![TopKQuery::new(k, When::Always, 0.0); rows];
-        let lists = run_top_k(device, check, logits, &stats, &queries, below, MAX_K)?;
+        let ((ids_found, logits_found), found) = run_top_k(device, check, logits, &stats, &queries, below, MAX_K)?;
         for (r, row) in logits.chunks_exact(v).enumerate() {
             let expected = model::top_k(row, k, below);
             let range = r * MAX_K..r * MAX_K + expected.len();
             let ids: Vec<u32> = expected.iter().map(|&(id, _)| id).collect();
             let values: Vec<f32> = expected.iter().map(|&(_, z)| z).collect();
-            if lists.found[r] as usize != expected.len() {
-                check.fail(format!("row {r}: {} largest logits instead of {}", lists.found[r], expected.len()));
+            if found.values[r] as usize != expected.len() {
+                check.fail(format!("row {r}: {} largest logits instead of {}", found.values[r], expected.len()));
                 continue;
             }
-            check.same(&format!("row {r}: top {k} of {below}, ids"), &lists.ids[range.clone()], &ids);
-            check.same(&format!("row {r}: top {k} of {below}, logits"), &lists.logits[range], &values);
-            let rest = &lists.ids[r * MAX_K + expected.len()..(r + 1) * MAX_K];
+            check.same(&format!("row {r}: top {k} of {below}, ids"), &ids_found.values[range.clone()], &ids);
+            check.same(&format!("row {r}: top {k} of {below}, logits"), &logits_found.values[range], &values);
+            let rest = &ids_found.values[r * MAX_K + expected.len()..(r + 1) * MAX_K];
             check.same(&format!("row {r}: after the list"), rest, &vec![u32::MAX; rest.len()]);
         }
     }
@@ -288,10 +274,10 @@ fn on_demand(device: &Device, check: &mut Check) -> Result<()> {
     expected.push(0);
     all.push(RowStatsOut { finite: 0, ..stats });
     let logits = logits("on demand", queries.len(), V, Kind::Normal);
-    let lists = run_top_k(device, check, &logits, &all, &queries, V, 8)?;
-    check.same("found", &lists.found, &expected);
+    let ((_, listed), found) = run_top_k(device, check, &logits, &all, &queries, V, 8)?;
+    check.same("found", &found.values, &expected);
     for (r, &found) in expected.iter().enumerate() {
-        let written = lists.logits[r * 8..(r + 1) * 8].iter().all(|z| !z.is_nan());
+        let written = listed.values[r * 8..(r + 1) * 8].iter().all(|z| !z.is_nan());
         if written != (found > 0) {
             check.fail(format!("row {r}: the list was {}written", if written { "" } else { "not " }));
         }
@@ -303,19 +289,63 @@ fn alone_and_together(device: &Device, check: &mut Check, rows: usize, v: usize)
     let logits = logits("together", rows, v, Kind::Normal);
     let floors: Vec<f64> = (0..rows).map(|r| FLOORS[r % FLOORS.len()]).collect();
     const K: usize = 5;
-    let all = run(device, check, &logits, &floors, 0)?;
     let queries = vec![TopKQuery::new(K, When::Always, 0.0); rows];
-    let lists = run_top_k(device, check, &logits, &all, &queries, v, K)?;
-    for some in ROWS.into_iter().filter(|&some| some <= rows) {
-        let found = run(device, check, &logits[..some * v], &floors[..some], 0)?;
-        check.same(&format!("the first {some} rows"), &found, &all[..some]);
-        let found = run_top_k(device, check, &logits[..some * v], &all[..some], &queries[..some], v, K)?;
-        check.same(&format!("ids of the first {some} rows"), &found.ids, &lists.ids[..some * K]);
-        check.same(&format!("logits of the first {some} rows"), &found.logits, &lists.logits[..some * K]);
-    }
-    for r in [1, rows / 2, rows - 1] {
-        let found = run(device, check, &logits[r * v..(r + 1) * v], &floors[r..=r], 0)?;
-        check.same(&format!("row {r} alone"), &found, &all[r..=r]);
-    }
-    Ok(())
+    let statistics = |check: &mut Check, some: Range<usize>| {
+        let values = run(device, check, &logits[some.start * v..some.end * v], &floors[some], 0)?;
+        Ok(Rows { name: "stats", width: 1, values })
+    };
+    let all = statistics(check, 0..rows)?;
+    let lists = |check: &mut Check, some: Range<usize>| {
+        let logits = &logits[some.start * v..some.end * v];
+        run_top_k(device, check, logits, &all.values[some.clone()], &queries[some], v, K)
+    };
+    let both = (all.clone(), lists(check, 0..rows)?);
+    batches(check, &both, first_of(rows), |check, some| Ok((statistics(check, some.clone())?, lists(check, some)?)))?;
+    batches(check, &all, single([1, rows / 2, rows - 1]), statistics)
+}
+
+/// Sets of random logits that no cache holds together.
+pub fn random_rows(device: &Bench<'_>, rows: usize, v: usize) -> Result<Vec<Buffer<f32>>> {
+    let logits = Random::named("bench").vector(rows * v, Values::Normal(2.5));
+    device.sets(4 * rows * v, |_| Buffer::from_slice(device, &logits))
+}
+
+pub fn timings() -> Vec<Timed> {
+    const V: usize = 128_256;
+    const K: usize = 25;
+    let statistics = |rows: usize| {
+        Timed::new("softmax_entropy", format!("[{rows}, {V}]"), move |device| {
+            let mut logits = random_rows(device, rows, V)?;
+            let floors = Buffer::from_slice(device, &vec![1e-9f64; rows])?;
+            let mut stats = Buffer::<RowStatsOut>::uninitialised(device, rows)?;
+            let mut scratch = Scratch::new(device, rows, V)?;
+            let seconds = device.median(&mut logits, |logits| {
+                softmax_entropy(device, &mut stats.view_mut(), logits.view(), floors.view(), &mut scratch)
+            })?;
+            Ok(Measured::bytes(seconds, 4 * rows * V))
+        })
+    };
+    let largest = |(rows, when): (usize, When)| {
+        let what = if when == When::Never { "none asked for".to_string() } else { format!("{K} largest") };
+        Timed::new("top_k", format!("[{rows}, {V}], {what}"), move |device| {
+            let mut logits = random_rows(device, rows, V)?;
+            let stats = RowStatsOut { finite: 1, log_sum_exp: 12.0, ..RowStatsOut::default() };
+            let stats = Buffer::from_slice(device, &vec![stats; rows])?;
+            let queries = Buffer::from_slice(device, &vec![TopKQuery::new(K, when, 0.0); rows])?;
+            let mut ids = Buffer::<u32>::uninitialised(device, rows * K)?;
+            let mut values = Buffer::<f32>::uninitialised(device, rows * K)?;
+            let mut found = Buffer::<u32>::uninitialised(device, rows)?;
+            let mut scratch = Scratch::new(device, rows, V)?;
+            let seconds = device.median(&mut logits, |logits| {
+                let (ids, logits_out, found) = (ids.view_mut(), values.view_mut(), found.view_mut());
+                let mut out = TopKOut { ids, logits: logits_out, found, stride: K };
+                top_k(device, &mut out, logits.view(), stats.view(), queries.view(), V, &mut scratch)
+            })?;
+            let read = if when == When::Never { rows * size_of::<RowStatsOut>() } else { 4 * rows * V };
+            Ok(Measured::bytes(seconds, read + rows * (8 * K + 4)))
+        })
+    };
+    // The last one: what a step pays when no row reaches its threshold.
+    let lists = [(1, When::Always), (8, When::Always), (64, When::Always), (64, When::Never)];
+    [1, 8, 64].map(statistics).into_iter().chain(lists.map(largest)).collect()
 }

@@ -3,8 +3,8 @@
 //! [`record`] runs every probe on seeded inputs and keeps both sides. [`replay`] runs the same inputs elsewhere and compares:
 //! exactly where data is only moved or rounded; products within what a tensor core may lose by aligning and truncating.
 
+use super::case::{Check, Finding};
 use super::numbers::Random;
-use super::{Check, Finding};
 use crate::cuda::instruments::probe::{IN, OUT, Probe, probe};
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
