@@ -111,7 +111,7 @@ __device__ __forceinline__ uint64_t policy_evict_first() {
     return policy;
 }
 
-// 16 read-only bytes that nobody reads again: past L1.
+// 16 read-only bytes that are read once: past L1.
 __device__ __forceinline__ uint4 ld_global_stream(const void* gmem) {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -66,12 +66,12 @@ impl Device {
         })
     }
 
-    /// The same device with a stream of its own: what is queued there runs beside what is queued here. Buffers belong to the
+    /// The same device with a stream of its own: what is queued there may run at the same time as what is queued here. Buffers belong to the
     /// stream that they were made on.
     ///
     /// # Errors
     /// The driver has no stream left.
-    pub fn beside(&self) -> Result<Self> {
+    pub fn with_new_stream(&self) -> Result<Self> {
         self.alive()?;
         let stream = self.context.new_stream().map_err(|e| self.fault("no stream", e))?;
         Ok(Device {
@@ -130,7 +130,7 @@ impl Device {
 
     /// A point on the stream to wait for, without a time.
     pub(super) fn mark(&self) -> Result<Event> {
-        // Who waits sleeps: its core has other work.
+        // A waiting thread sleeps, so that its core is free for other work.
         let flags = Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC);
         Ok(Event(self.stream.record_event(flags).map_err(|e| self.fault("cannot record an event", e))?))
     }
@@ -247,7 +247,7 @@ impl Device {
 /// Launches that were recorded, with all their parameters.
 pub(crate) struct Graph(CudaGraph);
 
-// SAFETY: the driver wants calls on one graph one after the other, from whatever thread; it is only launched by whoever has it
+// SAFETY: the driver wants calls on one graph one after the other, from whatever thread; it is only launched by the one who has it
 // mutably, and destroyed by its last owner.
 unsafe impl Send for Graph {}
 

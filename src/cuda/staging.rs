@@ -1,7 +1,7 @@
 //! Host memory on its way to the device: pinned slots that threads fill while earlier ones are being copied.
 //!
-//! Copies from pinned memory run beside the host, so that reading a file, copying it into a slot and sending a slot to the
-//! device overlap. A slot is filled again only after the event behind its copy has been reached. All copies are queued by
+//! The host goes on while pinned memory is copied, so that reading a file, copying it into a slot and sending a slot to the
+//! device overlap. A slot is filled again only after the event that follows its copy has been reached. All copies are queued by
 //! the calling thread on the device's one stream: the copy engine never waits for the host while a filled slot is there,
 //! and whatever is launched between two copies sees them in order.
 
@@ -52,8 +52,8 @@ impl Pinned {
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and `self` is borrowed alone. That no copy still reads them is the ring's business: a slot goes
-        // to a thread only after the event behind its copy.
+        // SAFETY: as above, and `self` is borrowed alone. No copy still reads them, because a slot goes
+        // to a thread only after the event that follows its copy.
         unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.len) }
     }
 }
@@ -156,7 +156,7 @@ pub fn stream<P: AsRef<[u8]> + Sync>(
     }
     let fill = |to_queue: mpsc::Sender<(usize, Pinned)>| {
         loop {
-            // The lock is held while waiting for a slot: whoever waits for the lock would wait for a slot anyway.
+            // The lock is held while waiting for a slot: a thread that waits for the lock would wait for a slot anyway.
             let slot = empty.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(mut slot) = slot else { return };
             let index = next.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! What no kernel may contain.
 
 /// Every atomic operation there is. Their targets are integers (counters of pad_convert, histogram and size of the top-k
-/// search, tickets): sums by floating-point atomics would depend on who comes first. Whoever adds one has to look here.
+/// search, tickets): sums by floating-point atomics would depend on who comes first. A new one has to be added here.
 const INTEGER_ATOMICS: [&str; 5] = [
     "if (rounded != 0) atomicAdd(&changed[0], static_cast<unsigned long long>(rounded));",
     "if (infinite != 0) atomicAdd(&changed[1], static_cast<unsigned long long>(infinite));",

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_lie_one_behind_the_other() {
+    fn blocks_follow_each_other() {
         let layout = KvLayout { layers: 3, kv_heads: 2, head: 32 };
         assert_eq!(layout.layer(1), 2 * 2 * 64 * 32);
         assert_eq!(layout.block(), 3 * 2 * 2 * 64 * 32);

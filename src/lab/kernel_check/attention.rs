@@ -225,7 +225,7 @@ impl Problem {
         let in_frame = in_frame.read(device, check, "out")?;
         check.same("out, filled up", &in_frame, &out);
         if unasked.iter().any(|x| x.to_bits() != u32::MAX) {
-            check.fail("lse was written and nobody asked for it");
+            check.fail("lse was written although it was not asked for");
         }
         for unnamed in (0..rows).filter(|r| !out_row[..chosen.len()].contains(r)) {
             if out[unnamed * out_width..][..out_width].iter().any(|&x| x != 0xffff) {
@@ -307,7 +307,7 @@ impl Problem {
         Ok(())
     }
 
-    /// Branches that share pages, the same with a copy of everything of their own, and beside a sequence of NaN.
+    /// Branches that share pages, the same with private copies of all pages, and in a batch with a sequence of NaN.
     fn shared_and_private(&self, device: &Device, check: &mut Check) -> Result<()> {
         let shared = self.run(device, check, &self.all(), Spread::Device)?;
         let private = Problem { paged: self.paged.private(), ..self.clone() };

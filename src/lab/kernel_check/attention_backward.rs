@@ -25,7 +25,7 @@ enum Queries {
     None,
 }
 
-/// Positions that are constant, and those behind them. The first of them, whole blocks, are those of the first part.
+/// A constant prefix and the positions after it. The first `shared` positions, whole blocks, are those of the first part.
 #[derive(Clone, Copy, Debug)]
 struct Part {
     shared: usize,
@@ -54,7 +54,7 @@ const MIXED: &[Part] =
 const LAST: &[Part] = &[some(500, 70, Queries::Last), some(10, 130, Queries::Last), some(0, 1, Queries::Last)];
 const MIDDLE: &[Part] = &[all(190, 130), all(7, 40)];
 const LONG: &[Part] = &[all(20, 300)];
-const BEHIND: &[Part] = &[all(3000, 4)];
+const LONG_PREFIX: &[Part] = &[all(3000, 4)];
 const FORKS: &[Part] = &[all(330, 6), fork(320, 325, 4), fork(64, 130, 3), fork(256, 300, 30)];
 /// The first two share blocks, and items of the pass over queries.
 const TOGETHER: &[Part] =
@@ -103,8 +103,8 @@ pub fn cases() -> Vec<Case> {
     ] {
         push(storage, sizes, None, (LONG, "a long segment"), NORMAL, spread);
         push(storage, sizes, Some(100), (LONG, "a long segment"), NORMAL, spread);
-        push(storage, sizes, None, (BEHIND, "a long prefix"), NORMAL, spread);
-        push(storage, sizes, Some(2000), (BEHIND, "a long prefix"), NORMAL, spread);
+        push(storage, sizes, None, (LONG_PREFIX, "a long prefix"), NORMAL, spread);
+        push(storage, sizes, Some(2000), (LONG_PREFIX, "a long prefix"), NORMAL, spread);
     }
     for sizes in [(32, 4), (64, 1), (128, 3)] {
         for window in [1, 20, 64, 300] {
@@ -343,7 +343,7 @@ impl Problem {
         Ok(())
     }
 
-    /// One segment against f64, and beside it the simulation.
+    /// One segment and its simulation against f64.
     fn compare(&self, index: usize, found: &Found, [dq, dk, dv]: [&mut Errors; 3]) {
         let Shape { heads, kv_heads, head: size, scale, .. } = self.shape;
         let stretch = &self.stretches[index];
@@ -606,7 +606,7 @@ impl Rounded {
     }
 }
 
-/// Segments of 16 tokens behind a prefix: of one candidate, eight, and twenty-five.
+/// Segments of 16 tokens after a prefix: of one candidate, eight, and twenty-five.
 pub fn timings() -> Vec<Timed> {
     let timed = |branches| {
         let work = Branches::new(branches, 960, 80, 16);

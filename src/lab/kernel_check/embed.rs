@@ -38,7 +38,7 @@ fn run(
     let mut random = Random::named(seed);
     let table = stored(storage, &random.vector(v * d, Values::Outliers));
     let mut ids: Vec<u32> = (0..n).map(|_| random.below(v) as u32).collect();
-    // The first and the last row of the table, one behind it, and what an all-NaN row of logits gives.
+    // The last and the first row of the table, an id after the last, and the id that an all-NaN row of logits gives.
     for (at, id) in [(0, v as u32 - 1), (2, 0), (4, v as u32), (5, u32::MAX)] {
         if at < n {
             ids[at] = id;

@@ -1,4 +1,4 @@
-//! Errors against f64, beside those of a simulation.
+//! Errors of a kernel against f64, compared with those of a simulation.
 
 use super::case::Check;
 use crate::dtype::HalfType;

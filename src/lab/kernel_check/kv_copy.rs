@@ -31,7 +31,7 @@ fn run(device: &Device, check: &mut Check, layout: KvLayout) -> Result<()> {
     let pool: Vec<u16> = (0..BLOCKS * layout.block()).map(|_| random.below(1 << 16) as u16).collect();
     // A source may serve twice; 65 positions are 64; what is not there is left out.
     let copies = [[0, 2, 1], [0, 4, 63], [6, 1, 64], [3, 5, 65], [7, 3, 64], [3, 7, 64], [u32::MAX, 3, 9], [6, 0, 0]];
-    // As many as there are rows anywhere else, one of them in earnest: copies have targets of their own.
+    // As many copies as there are rows in other checks. One of them is real, since no two may share a target.
     let many: Vec<Vec<[u32; 3]>> = ROWS
         .iter()
         .map(|&count| [[0, 2, 33]].into_iter().chain([[u32::MAX, 3, 9]; 257]).take(count).collect())

@@ -3,7 +3,7 @@
 //! A case runs one op on one shape and one distribution and compares with an evaluation in f64. What error is allowed is
 //! not guessed: it is twice the error of an independent simulation which rounds where the kernel is documented to round;
 //! statistics of rows are held to 1e-5, absolute or relative. Around every buffer lie guard words, inputs are surrounded
-//! by NaN, outputs start as NaN, every launch is repeated, and rows are run alone, in other company and in other slots:
+//! by NaN, outputs start as NaN, every launch is repeated, and rows are run alone, in other batches and in other slots:
 //! the bits must be the same.
 //!
 //! An op's file has its cases, its evaluation in f64 (the oracle), the simulation, and its timings; [`OPS`] names it.

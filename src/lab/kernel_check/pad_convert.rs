@@ -137,7 +137,7 @@ impl Problem {
         let changed = [Changed { rounded: rounded + 3, infinite: infinite + 5 }];
 
         let whole = self.run(device, check, &[0, count], 0)?;
-        // NaNs are one: which of them a conversion gives is the device's business.
+        // All NaNs count as one: which of them a conversion gives is not specified.
         let nan = |bits: &u16| self.storage.widen(*bits).is_nan();
         let one = |bits: &[u16]| -> Vec<u16> { bits.iter().map(|b| if nan(b) { 0xffff } else { *b }).collect() };
         check.same("out", &one(&whole.0), &one(&expected));

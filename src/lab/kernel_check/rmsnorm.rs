@@ -181,11 +181,11 @@ impl Problem {
     }
 }
 
-/// A problem of the backward pass: the forward one's delta is the gradient behind the norm.
+/// A problem of the backward pass: the forward one's delta is the gradient of the norm's output.
 struct Backward {
     problem: Problem,
     grad: Vec<f32>,
-    /// Behind the final norm.
+    /// The head and its factor, if the norm is the final one.
     head: Option<(Vec<u16>, f32)>,
 }
 
@@ -208,7 +208,7 @@ impl Backward {
     ) -> Result<(Rows<f32>, Rows<u16>)> {
         let Problem { storage, d, columns, residual, delta, weight, .. } = &self.problem;
         let range = rows.start * d..rows.end * d;
-        // Behind the final norm nothing is there yet.
+        // After the final norm there is no gradient to add to.
         let mut grad = match self.head {
             None => Guarded::shifted(device, &self.grad[range.clone()], shift)?,
             Some(_) => Guarded::output(device, range.len(), shift)?,
@@ -221,7 +221,7 @@ impl Backward {
             Some((head, factor)) => Some((Guarded::shifted(device, head, shift)?, *factor)),
             None => None,
         };
-        let behind = match &head {
+        let upstream = match &head {
             Some((head, factor)) => Upstream::Head(head.view(), *factor),
             None => Upstream::Rows(dy.view()),
         };
@@ -229,7 +229,7 @@ impl Backward {
         let (out, out_16) = (&mut grad.view_mut(), &mut rounded.view_mut());
         // The rounding is left away where nothing looks at it.
         let out_16 = (shift == 0).then_some(out_16);
-        rmsnorm_backward(device, *storage, out, out_16, behind, residual.view(), norm)?;
+        rmsnorm_backward(device, *storage, out, out_16, upstream, residual.view(), norm)?;
         let grad = Rows { name: "grad", width: *d, values: grad.read(device, check, "grad")? };
         Ok((grad, Rows { name: "rounded", width: *d, values: rounded.read(device, check, "rounded")? }))
     }

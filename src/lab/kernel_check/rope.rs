@@ -97,7 +97,7 @@ impl Problem {
         let table = (0..POSITIONS * half).map(|i| [angle(i).cos() as f32, angle(i).sin() as f32]).collect();
         let mut positions: Vec<u32> = (0..rows).map(|_| random.below(POSITIONS) as u32).collect();
         (positions[0], positions[rows - 1]) = (POSITIONS as u32 - 1, 0);
-        // Every other slot, downwards, in blocks that end behind the last one.
+        // Every other slot, downwards, so that the last block is only partly used.
         let slots = (0..rows).map(|row| (2 * (rows - 1 - row)) as u32).collect();
         let mut gradient = random.vector(qkv.len(), Values::Normal(0.1));
         gradient.chunks_exact_mut(padded).for_each(|stored| stored[head..].fill(f32::NAN));

@@ -16,7 +16,7 @@ use std::path::Path;
 
 /// Cases of a probe.
 const CASES: usize = 32;
-/// Word of an output that nobody wrote.
+/// A word of an output that was not written.
 const UNWRITTEN: u32 = u32::MAX;
 
 /// One probe's cases and what a device answered.

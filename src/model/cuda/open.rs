@@ -223,7 +223,7 @@ impl Cuda {
         let read = policy_plan.source_bytes();
         let mut progress = |bytes| progress(Loading::Read(bytes));
         let (policy_weights, policy_load) = Weights::load(&device, &policy_plan, &mut progress)?;
-        let beside = device.beside()?;
+        let beside = device.with_new_stream()?;
         let (reward_weights, reward_load) = Weights::load(&beside, &reward_plan, &mut |bytes| progress(read + bytes))?;
         let sizes = (rows, budget.blocks, max_len);
         let decoder = |device: &Device, config, plan: &Plan, weights| {

@@ -77,7 +77,7 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     words: Vec<u32>,
-    /// Items of each class; they lie one behind the other from word 0.
+    /// Items of each class; they follow each other from word 0.
     pub(in crate::cuda::ops) items: [usize; CLASSES],
     /// First words of the tokens and of the pages.
     pub(in crate::cuda::ops) tokens_at: usize,

@@ -46,7 +46,7 @@ pub const KERNELS: [Class; 12] = [
     keys(["attention_backward_keys_128_bf16", "attention_backward_keys_128_f16"], 128),
 ];
 
-/// Where the pass over keys stands among the kernels for one size of heads, behind the classes of queries.
+/// Where the pass over keys stands among the kernels for one size of heads, after the classes of queries.
 pub(super) const KEYS: usize = 3;
 
 const fn queries(kernels: [&'static str; 2], head: usize, by_rows: usize, by_keys: usize, stages: usize) -> Class {
