@@ -1,5 +1,5 @@
 //! Which file of a crate imports which: every path in `use` trees, expressions, types, attributes and macros, resolved through
-//! `self`, `super`, aliases, globs and re-exports to the file whose item it names.
+//! `self`, `super`, aliases, globs and the re-exports of a folder's own file to the file whose item it names.
 
 use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet};
@@ -153,7 +153,9 @@ impl Crate {
         if module.is_empty() && found.is_empty() && !OF_THE_ROOT.contains(&name.as_str()) {
             return vec![Target::Root];
         }
-        found.extend(self.bound(&module, name, rest, depth));
+        // A name for something below is that thing; one for something elsewhere is this module's, which imports it.
+        let below = |target: &Target| matches!(target, Target::Module(to) if to.starts_with(&module));
+        found.extend(self.bound(&module, name, rest, depth).into_iter().filter(below));
         match found.is_empty() {
             false => found,
             true => vec![Target::Module(module)],

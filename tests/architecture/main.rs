@@ -30,7 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("scoring", &["answer", "error", "model", "profile", "task"]),
     ("engine", &["answer", "error", "kv", "method", "model", "profile", "rng", "sampling", "scoring", "task"]),
     // What all faces share.
-    ("text", &["answer", "error", "files"]),
+    ("text", &["answer", "error", "files", "sampling"]),
     ("presets", &["error", "files", "method", "rng", "sampling"]),
     ("trace", &["answer", "error", "files", "method", "model", "presets", "rng"]),
     (
@@ -260,6 +260,7 @@ fn a_forbidden_import_is_found_however_it_is_written() {
         "impl crate::server::Frame {}",
         "use crate::start;",
         "use super::*; fn f() { server::start() }",
+        "mod inner { pub use crate::server::deep; } fn f() { inner::deep::f() }",
         "#[cfg(a)] use crate::error as way; #[cfg(not(a))] use crate::server as way; fn f() { way::deep::f() }",
     ] {
         let wrong = with(text);
