@@ -25,7 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // What is asked and answered, and the ways to do it, which do not know of each other.
     ("answer", &["error", "model"]),
     ("task", &["answer", "error", "model", "rng"]),
-    ("method", &["answer", "error", "model", "profile", "rng", "task"]),
+    ("method", &["answer", "error", "files", "model", "profile", "rng", "task"]),
     ("sampling", &["answer", "error", "model", "profile", "rng", "task"]),
     ("scoring", &["answer", "error", "model", "profile", "task"]),
     ("engine", &["answer", "error", "kv", "method", "model", "profile", "rng", "sampling", "scoring", "task"]),
