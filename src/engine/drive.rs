@@ -94,7 +94,7 @@ fn run_one<T>(
 }
 
 /// Requests that were run together.
-pub struct Batch<T> {
+pub struct RunReport<T> {
     /// What each ended with and what was run for it, in the order in which they were given.
     pub results: Vec<(T, RequestStats)>,
     /// Wall-clock seconds until the last one had ended.
@@ -112,14 +112,14 @@ pub fn run_all<T>(
     settings: &Settings,
     requests: Vec<Box<dyn Request<Output = T>>>,
     observer: &mut dyn Observer,
-) -> Result<Batch<T>> {
+) -> Result<RunReport<T>> {
     let mut scheduler = Scheduler::new(settings.clone());
     let started = Instant::now();
     let numbers: Vec<u64> = requests.into_iter().map(|request| scheduler.submit(request)).collect();
     let results = run(&mut scheduler, backend, &numbers, observer);
     let elapsed = started.elapsed().as_secs_f64();
     scheduler.clear(backend);
-    Ok(Batch { results: results?, elapsed, seconds: scheduler.seconds() })
+    Ok(RunReport { results: results?, elapsed, seconds: scheduler.seconds() })
 }
 
 fn run<T>(

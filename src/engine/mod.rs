@@ -16,7 +16,7 @@ mod ticket;
 
 pub use crate::task::{Progress, Request, Speculation};
 pub use command::{Handle, Update};
-pub use drive::{Batch, Observer, complete, decode, decode_with, run_all};
+pub use drive::{Observer, RunReport, complete, decode, decode_with, run_all};
 pub use scheduler::{Event, RequestStats, Scheduler, SchedulerStats};
 pub use service::{Engine, Status};
 pub use settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};

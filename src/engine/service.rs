@@ -25,13 +25,13 @@ use std::time::Instant;
 pub struct Status {
     /// Counters of the scheduler.
     pub scheduler: SchedulerStats,
-    /// Requests that wait for room.
+    /// Requests that wait for free blocks.
     pub waiting: usize,
     /// Requests that run.
     pub running: usize,
     /// Blocks of keys and values that are free, of policy and reward model.
     pub blocks_free: [usize; 2],
-    /// The same when the engine had just started.
+    /// Free blocks when the engine had just started.
     pub blocks: [usize; 2],
     /// Blocks in use, kept prompts included.
     pub blocks_in_use: [usize; 2],
@@ -39,9 +39,9 @@ pub struct Status {
     pub work: Work,
     /// What the steps took, by kind of work.
     pub seconds: Seconds,
-    /// And altogether.
+    /// What they took altogether, planning included.
     pub step_seconds: f64,
-    /// Since when the current step runs.
+    /// When the current step began, if one runs.
     pub step_since: Option<Instant>,
     /// Why the device is lost, if it is. The engine has ended then.
     pub dead: Option<String>,
