@@ -3,6 +3,7 @@
 use ggro::Error;
 use ggro::answer::Segment;
 use ggro::engine::{Observer, decode};
+use ggro::error::Limit;
 use ggro::method::{Options, Selection};
 use ggro::rng::Uniforms;
 use ggro_testkit::scripted::{FINISH, FOREIGN, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
@@ -53,7 +54,9 @@ fn unusable_requests_say_why() {
         (&model(), 9, &PROMPT, Options { selection: Selection::Sample, ..options() }, &["ran out", "there are 1"]),
     ] {
         let error = failure(model, max_len, prompt, &options);
-        assert!(matches!(error, Error::Invalid(_)), "{error:?}");
+        assert!(error.is_invalid_input(), "{error:?}");
+        let too_long = words.iter().any(|word| word.contains("sequence") || word.contains("18446744073709551615"));
+        assert_eq!(matches!(error, Error::TooLong { limit_of: Limit::Context, .. }), too_long, "{error:?}");
         let text = error.to_string();
         for word in words {
             assert!(text.contains(word), "{word:?} is not in: {text}");
