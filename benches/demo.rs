@@ -6,8 +6,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use ggro::engine::decode;
 use ggro::files::pair::Pair;
 use ggro::method::Options;
-use ggro::model::cpu::{LoadOptions, Reference};
-use ggro::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, Span, TopK};
+use ggro::model::cpu::{self, LoadOptions};
+use ggro::model::{GradientSpan, ModelPair, PolicySpan, RewardSpan, Role, Span, TopK};
 use ggro::rng::Uniforms;
 use std::hint::black_box;
 
@@ -15,8 +15,8 @@ fn pair() -> Pair {
     Pair::load(&ggro::files::demo::policy(), &ggro::files::demo::reward()).expect("the demo pair is part of the crate")
 }
 
-fn backend(pair: &Pair) -> Reference {
-    Reference::load(pair, &LoadOptions::default()).expect("the demo pair loads")
+fn backend(pair: &Pair) -> ModelPair {
+    cpu::open(pair.parts(), &LoadOptions::default()).expect("the demo pair loads")
 }
 
 /// Ids of a demo story request, repeated to a length: cost does not depend on what the ids are.
@@ -104,9 +104,9 @@ fn response(c: &mut Criterion) {
     let mut backend = backend(&pair);
     let messages =
         [ggro::files::chat::Message { role: "user".into(), content: "Write a story about a lost kite.".into() }];
-    let text = pair.chat.as_ref().expect("the demo pair has a template").render(&messages, true).expect("renders");
+    let text = pair.chat().expect("the demo pair has a template").render(&messages, true).expect("renders");
     let prompt = pair.tokenizer.encode(&text).expect("plain text");
-    let mut options = Options::new(pair.finish_id, pair.stop_ids.clone());
+    let mut options = Options::new(pair.policy().unwrap().finish_id, pair.policy().unwrap().stop_ids.clone());
     options.entropy_threshold = ggro::files::demo::ENTROPY_THRESHOLD;
     options.max_new_tokens = ggro::files::demo::MAX_NEW_TOKENS;
     let mut group = c.benchmark_group("response");

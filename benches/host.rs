@@ -10,68 +10,68 @@ use ggro::files::checkpoint::Checkpoint;
 use ggro::files::config::ModelConfig;
 use ggro::files::pair::Pair;
 use ggro::files::tokenizer::TextStream;
-use ggro::kv::{BLOCK, KvPool};
+use ggro::kv::{BLOCK, KvHandle, KvPool};
 use ggro::method::Options;
 use ggro::model::synthetic;
 use ggro::model::{
-    Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, TopK, Work,
+    Gradient, GradientSpan, Model, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, TopK,
+    Work,
 };
 use ggro::rng::Uniforms;
 use ggro::sampling::CompletionSpec;
 use std::hint::black_box;
 
-/// A backend that computes nothing: rows are certain, but for every ninth position; rewards are numbers.
+/// A model that computes nothing: rows are certain, but for every ninth position; rewards are numbers.
 struct Nothing {
-    configs: [ModelConfig; 2],
-    pools: [KvPool; 2],
+    config: ModelConfig,
+    pool: KvPool,
+}
+
+fn nothing() -> ModelPair {
+    let [policy, reward] = synthetic::pair("llama-3.1-8b").expect("a shape");
+    let half = |config| Some(Box::new(Nothing { config, pool: KvPool::new(1 << 16) }) as Box<dyn Model>);
+    ModelPair { policy: half(policy), reward: half(reward) }
 }
 
 impl Nothing {
-    fn new() -> Nothing {
-        Nothing {
-            configs: synthetic::pair("llama-3.1-8b").expect("a shape"),
-            pools: [KvPool::new(1 << 16), KvPool::new(1 << 16)],
-        }
-    }
-
-    fn pool(&mut self, role: Role) -> &mut KvPool {
-        &mut self.pools[role as usize]
+    fn named(&self, KvHandle { index, generation }: KvHandle) -> SeqId {
+        SeqId { role: Role::of(self.config.task), index, generation }
     }
 
     fn append(&mut self, seq: SeqId, count: usize) -> ggro::Result<()> {
-        self.pool(seq.role).append(handle(seq), count).map(drop)
+        self.pool.append(handle(seq), count).map(drop)
     }
 }
 
-fn handle(seq: SeqId) -> ggro::kv::KvHandle {
-    ggro::kv::KvHandle { index: seq.index, generation: seq.generation }
+fn handle(seq: SeqId) -> KvHandle {
+    KvHandle { index: seq.index, generation: seq.generation }
 }
 
-impl Backend for Nothing {
-    fn config(&self, role: Role) -> &ModelConfig {
-        &self.configs[role as usize]
+impl Model for Nothing {
+    fn config(&self) -> &ModelConfig {
+        &self.config
     }
     fn max_len(&self) -> usize {
         4096
     }
-    fn create(&mut self, role: Role) -> ggro::Result<SeqId> {
-        let made = self.pool(role).create();
-        Ok(SeqId { role, index: made.index, generation: made.generation })
+    fn create(&mut self) -> ggro::Result<SeqId> {
+        let made = self.pool.create();
+        Ok(self.named(made))
     }
     fn fork(&mut self, seq: SeqId, len: usize) -> ggro::Result<SeqId> {
-        let (made, _) = self.pool(seq.role).fork(handle(seq), len)?;
-        Ok(SeqId { role: seq.role, index: made.index, generation: made.generation })
+        let (made, _) = self.pool.fork(handle(seq), len)?;
+        Ok(self.named(made))
     }
     fn truncate(&mut self, seq: SeqId, len: usize) -> ggro::Result<()> {
-        self.pool(seq.role).truncate(handle(seq), len)
+        self.pool.truncate(handle(seq), len)
     }
     fn release(&mut self, seq: SeqId) {
-        self.pool(seq.role).release(handle(seq));
+        self.pool.release(handle(seq));
     }
     fn len(&self, seq: SeqId) -> usize {
-        self.pools[seq.role as usize].len(handle(seq)).unwrap_or(0)
+        self.pool.len(handle(seq)).unwrap_or(0)
     }
-    fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> ggro::Result<Vec<PolicyRow>> {
+    fn step(&mut self, spans: &[PolicySpan<'_>], _: usize, _: &mut dyn FnMut()) -> ggro::Result<Vec<PolicyRow>> {
         let mut rows = Vec::with_capacity(spans.len());
         for PolicySpan { span, top_k, .. } in spans {
             self.append(span.seq, span.ids.len())?;
@@ -98,10 +98,7 @@ impl Backend for Nothing {
         }
         Ok(rows)
     }
-    fn logits_row(&mut self, _: SeqId) -> ggro::Result<Vec<f32>> {
-        Err(ggro::Error::invalid("there are no logits"))
-    }
-    fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> ggro::Result<Vec<Score>> {
+    fn score(&mut self, spans: &[RewardSpan<'_>]) -> ggro::Result<Vec<Score>> {
         let score =
             |span: &RewardSpan<'_>| Score { reward: span.span.ids.len() as f32, also: vec![0.0; span.also_at.len()] };
         for span in spans {
@@ -109,9 +106,9 @@ impl Backend for Nothing {
         }
         Ok(spans.iter().map(score).collect())
     }
-    fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> ggro::Result<Vec<Gradient>> {
+    fn gradient(&mut self, spans: &[GradientSpan<'_>]) -> ggro::Result<Vec<Gradient>> {
         let inner: Vec<RewardSpan<'_>> = spans.iter().map(|span| span.span).collect();
-        let scores = self.reward_score(&inner)?;
+        let scores = self.score(&inner)?;
         let gradients = scores.into_iter().zip(spans).map(|(score, span)| {
             // Another token each time, until one comes back.
             let first = span.span.span.ids.first().copied().unwrap_or(0);
@@ -126,19 +123,19 @@ impl Backend for Nothing {
     fn work(&self) -> Work {
         Work::default()
     }
-    fn cheap_rows(&self) -> usize {
+    fn free_batch_rows(&self) -> usize {
         180
     }
-    fn blocks_free(&self, role: Role) -> usize {
-        self.pools[role as usize].blocks_free()
+    fn blocks_free(&self) -> usize {
+        self.pool.blocks_free()
     }
     fn blocks_needed(&self, seq: SeqId, count: usize) -> usize {
-        self.pools[seq.role as usize].blocks_needed(handle(seq), count).unwrap_or(usize::MAX)
+        self.pool.blocks_needed(handle(seq), count).unwrap_or(usize::MAX)
     }
 }
 
 /// Runs requests to their ends; how many turns that took.
-fn to_the_end(backend: &mut Nothing, requests: usize, guided: bool) -> usize {
+fn to_the_end(backend: &mut ModelPair, requests: usize, guided: bool) -> usize {
     let mut scheduler = Scheduler::new(Settings::default());
     for number in 0..requests {
         let prompt: Vec<u32> = (0..100).map(|i| (number * 37 + i) as u32 % 5000).collect();
@@ -169,7 +166,7 @@ fn scheduler(c: &mut Criterion) {
     let mut group = c.benchmark_group("turns of the scheduler");
     for (name, guided) in [("plain", false), ("ggro", true)] {
         for requests in [1usize, 64] {
-            let mut backend = Nothing::new();
+            let mut backend = nothing();
             let turns = to_the_end(&mut backend, requests, guided);
             assert!(turns >= 64 && backend.blocks_free(Role::Policy) == 1 << 16, "{turns}");
             // A turn is the unit: divide by it to know what a decode step costs the host.
@@ -219,7 +216,7 @@ fn texts(c: &mut Criterion) {
             length + stream.finish().expect("text").len()
         })
     });
-    let template = pair.chat.as_ref().expect("a template");
+    let template = pair.chat().expect("a template");
     let message = |role: &str, content: &str| Message { role: role.to_string(), content: content.to_string() };
     let talk: Vec<Message> =
         (0..20).map(|i| message(if i % 2 == 0 { "user" } else { "assistant" }, "Why is the sky blue?")).collect();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pair = Arc::new(Pair::load(&demo::policy(), &demo::reward())?);
     let engine = ggro::start(&pair, &OpenOptions::default(), Settings::default())?;
-    let options = Options { entropy_threshold: demo::ENTROPY_THRESHOLD, ..Options::for_pair(&pair) };
+    let options = Options { entropy_threshold: demo::ENTROPY_THRESHOLD, ..Options::for_pair(&pair)? };
     let prompt = Prompt::of_message(&pair, "Tell me a story about a lost kite.")?;
     let (response, _) = engine.generate(&prompt.ids, &options)?.wait()?;
     println!("{}", text::answer(&pair, &response)?);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pair = Arc::new(Pair::load(&demo::policy(), &demo::reward())?);
     let engine = ggro::start(&pair, &OpenOptions::default(), Settings::default())?;
-    let options = Options { entropy_threshold: demo::ENTROPY_THRESHOLD, ..Options::for_pair(&pair) };
+    let options = Options { entropy_threshold: demo::ENTROPY_THRESHOLD, ..Options::for_pair(&pair)? };
     let prompt = Prompt::of_message(&pair, "Tell me a story about a brave cat.")?;
 
     for update in engine.generate(&prompt.ids, &options)? {

@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pair = Arc::new(Pair::load(&demo::policy(), &demo::reward())?);
     let engine = ggro::start(&pair, &OpenOptions::default(), Settings::default())?;
     let options =
-        Options { entropy_threshold: demo::ENTROPY_THRESHOLD, max_new_tokens: 48, ..Options::for_pair(&pair) };
+        Options { entropy_threshold: demo::ENTROPY_THRESHOLD, max_new_tokens: 48, ..Options::for_pair(&pair)? };
     let prompts = demo::prompts().into_iter().take(6).map(|message| Prompt::of_message(&pair, &message));
     let prompts = prompts.collect::<Result<Vec<_>, _>>()?;
 

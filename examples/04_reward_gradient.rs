@@ -8,7 +8,8 @@ use std::sync::Arc;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pair = Arc::new(Pair::load(&demo::policy(), &demo::reward())?);
     let engine = ggro::start(&pair, &OpenOptions::default(), Settings::default())?;
-    let (tokenizer, pad, hidden) = (&pair.tokenizer, pair.reward_pad_id, pair.reward.hidden_size);
+    let reward = pair.reward()?;
+    let (tokenizer, pad, hidden) = (&pair.tokenizer, reward.pad_id, reward.config.hidden_size);
 
     let ids = tokenizer.encode("Once upon a time there was a sad little dog. He found a new friend and was happy.")?;
     // First-order scores too: how much the reward would change if another token stood at position 8.

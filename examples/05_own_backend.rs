@@ -1,12 +1,12 @@
 //! Models of one's own behind the engine: `cargo run --release --example 05_own_backend`.
 //!
-//! A backend keeps sequences of both models and answers batches of spans, which are tokens appended to a sequence. A real one
-//! keeps keys and values; this one keeps the ids, and its two models are functions of them.
+//! A model keeps sequences and answers batches of spans, which are tokens appended to a sequence. A real one keeps keys and
+//! values. This one keeps the ids, and what it computes is a function of them.
 
 use ggro::files::config::ModelConfig;
 use ggro::model::{
-    Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Span, TopK, Work,
-    synthetic, top_k,
+    Gradient, GradientSpan, Logits, Model, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId,
+    Span, TopK, Work, synthetic, top_k,
 };
 use ggro::{Engine, Options, Result, Settings};
 
@@ -28,21 +28,25 @@ fn reward(ids: &[u32]) -> f32 {
     ids.iter().filter(|&&id| id == HAPPY).count() as f32
 }
 
+/// A policy or a reward model, as its shape says.
 struct Toy {
-    configs: [ModelConfig; 2],
+    config: ModelConfig,
     sequences: Vec<Vec<u32>>,
 }
 
 impl Toy {
-    fn new() -> Result<Toy> {
-        // Shapes are for the engine's checks; only the vocabulary matters here.
-        let configs = synthetic::pair("demo")?.map(|config| ModelConfig { vocab_size: WORDS.len(), ..config });
-        Ok(Toy { configs, sequences: Vec::new() })
+    /// Shapes are for the engine's checks; only the vocabulary matters here.
+    fn pair() -> Result<ModelPair> {
+        let [policy, reward] = synthetic::pair("demo")?.map(|config| -> Option<Box<dyn Model>> {
+            let config = ModelConfig { vocab_size: WORDS.len(), ..config };
+            Some(Box::new(Toy { config, sequences: Vec::new() }))
+        });
+        Ok(ModelPair { policy, reward })
     }
 
-    fn add(&mut self, role: Role, ids: Vec<u32>) -> SeqId {
+    fn add(&mut self, ids: Vec<u32>) -> SeqId {
         self.sequences.push(ids);
-        SeqId { role, index: self.sequences.len() as u32 - 1, generation: 0 }
+        SeqId { role: Role::of(self.config.task), index: self.sequences.len() as u32 - 1, generation: 0 }
     }
 
     /// Runs a span: the sequence as it is afterwards.
@@ -52,25 +56,25 @@ impl Toy {
         ids
     }
 
-    fn score(&mut self, span: &RewardSpan<'_>) -> Score {
+    fn reward(&mut self, span: &RewardSpan<'_>) -> Score {
         let ids = self.append(&span.span);
         Score { reward: reward(ids), also: span.also_at.iter().map(|&at| reward(&ids[..=at])).collect() }
     }
 }
 
-impl Backend for Toy {
-    fn config(&self, role: Role) -> &ModelConfig {
-        &self.configs[role as usize]
+impl Model for Toy {
+    fn config(&self) -> &ModelConfig {
+        &self.config
     }
     fn max_len(&self) -> usize {
         64
     }
-    fn create(&mut self, role: Role) -> Result<SeqId> {
-        Ok(self.add(role, Vec::new()))
+    fn create(&mut self) -> Result<SeqId> {
+        Ok(self.add(Vec::new()))
     }
     fn fork(&mut self, seq: SeqId, len: usize) -> Result<SeqId> {
         let ids = self.sequences[seq.index as usize][..len].to_vec();
-        Ok(self.add(seq.role, ids))
+        Ok(self.add(ids))
     }
     fn truncate(&mut self, seq: SeqId, len: usize) -> Result<()> {
         self.sequences[seq.index as usize].truncate(len);
@@ -82,7 +86,7 @@ impl Backend for Toy {
     fn len(&self, seq: SeqId) -> usize {
         self.sequences[seq.index as usize].len()
     }
-    fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> Result<Vec<PolicyRow>> {
+    fn step(&mut self, spans: &[PolicySpan<'_>], ids_below: usize, _: &mut dyn FnMut()) -> Result<Vec<PolicyRow>> {
         let row = |span: &PolicySpan<'_>| {
             let logits = next_word(self.append(&span.span));
             let stats = RowStats::of(&logits, span.floor);
@@ -91,20 +95,20 @@ impl Backend for Toy {
                 TopK::TakeIf(k, threshold) if threshold.reached(&stats) => k,
                 TopK::TakeIf(..) | TopK::Skip => 0,
             };
-            PolicyRow { stats, top: top_k(&logits, wanted, WORDS.len()) }
+            PolicyRow { stats, top: top_k(&logits, wanted, ids_below) }
         };
         Ok(spans.iter().map(row).collect())
     }
-    fn logits_row(&mut self, seq: SeqId) -> Result<Vec<f32>> {
-        Ok(next_word(&self.sequences[seq.index as usize]).to_vec())
+    fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> Result<Vec<f32>> {
+        Ok(asked.of_row(next_word(&self.sequences[seq.index as usize]).to_vec()))
     }
-    fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
-        Ok(spans.iter().map(|span| self.score(span)).collect())
+    fn score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
+        Ok(spans.iter().map(|span| self.reward(span)).collect())
     }
-    fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
+    fn gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
         // The gradient's product with a word's embedding: what the word itself adds to the reward.
         let gradient = |span: &GradientSpan<'_>| Gradient {
-            score: self.score(&span.span),
+            score: self.reward(&span.span),
             dots: span.candidates.iter().map(|&id| reward(&[id])).collect(),
             norm: 1.0,
             rows: Vec::new(),
@@ -120,7 +124,7 @@ impl Backend for Toy {
 }
 
 fn main() -> Result<()> {
-    let engine = Engine::start(Settings::default(), || Ok(Box::new(Toy::new()?) as Box<dyn Backend>))?;
+    let engine = Engine::start(Settings::default(), Toy::pair)?;
     // Half a nat is enough to be uncertain; id 0 ends the answer.
     let options =
         Options { max_new_tokens: 16, entropy_threshold: 0.5, min_generated: 2, top_k: 3, ..Options::new(0, vec![0]) };

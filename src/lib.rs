@@ -11,7 +11,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let pair = Arc::new(Pair::load(&demo::policy(), &demo::reward())?); // 4 million parameters each, part of the crate
 //! let engine = ggro::start(&pair, &OpenOptions::default(), Settings::default())?; // on the best device there is
-//! let options = Options { max_new_tokens: 24, ..Options::for_pair(&pair) };
+//! let options = Options { max_new_tokens: 24, ..Options::for_pair(&pair)? };
 //! let prompt = text::Prompt::of_message(&pair, "Tell me a story about a box.")?;
 //! let (response, _) = engine.generate(&prompt.ids, &options)?.wait()?;
 //! println!("{} (reward {})", text::answer(&pair, &response)?, response.final_reward);

@@ -165,8 +165,11 @@ impl Parameters {
     }
 
     /// Options with these parameters for a pair, with its stop ids and pad id.
-    pub fn options(&self, pair: &Pair) -> Options {
-        self.over(Options::for_pair(pair))
+    ///
+    /// # Errors
+    /// The pair has no policy.
+    pub fn options(&self, pair: &Pair) -> Result<Options> {
+        Ok(self.over(Options::for_pair(pair)?))
     }
 }
 

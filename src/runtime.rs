@@ -9,11 +9,11 @@ use crate::engine::{Engine, Settings};
 use crate::files::checkpoint::{Checkpoint, Files};
 use crate::files::config::ModelConfig;
 use crate::files::hub::{Downloaded, Hub, Name};
-use crate::files::pair::{Pair, Single};
-use crate::model::cpu::{LoadOptions, Reference};
-use crate::model::cuda::weights::{LoadReport, Source};
-use crate::model::cuda::{Cuda, CudaOptions, Loading, Prepared, memory};
-use crate::model::{Backend, PolicyRows, synthetic};
+use crate::files::pair::{Pair, Parts};
+use crate::model::cpu::{self, LoadOptions};
+use crate::model::cuda::weights::Source;
+use crate::model::cuda::{self as cuda_model, CudaOptions, Loading, Prepared, Sources, memory};
+use crate::model::{ModelPair, PolicyRows, synthetic};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -304,15 +304,13 @@ impl Device {
         }
     }
 
-    /// Opens a pair.
+    /// Opens a pair, or the one model that it has.
     ///
     /// # Errors
     /// A tensor is missing or malformed, the longest sequence is beyond a model, or the pair does not fit the device.
     pub fn open(&mut self, pair: &Pair, options: &OpenOptions, progress: &mut dyn FnMut(Opening)) -> Result<Opened> {
-        let parts = [
-            (&pair.policy, Weights::Stored(&pair.policy_weights)),
-            (&pair.reward, Weights::Stored(&pair.reward_weights)),
-        ];
+        let Parts { policy, reward } = pair.parts();
+        let parts = [policy, reward].map(|part| part.map(|(config, weights)| (config, Weights::Stored(weights))));
         self.open_parts(parts, options, progress)
     }
 
@@ -332,45 +330,37 @@ impl Device {
         // Llama's 131072 positions are more than a table of rotations or a pool has to have here.
         let longest = policy.max_position_embeddings.min(reward.max_position_embeddings);
         let max_model_len = Some(options.max_model_len.unwrap_or(4096).min(longest));
-        let parts = [(&policy, Weights::Random(shape, seed)), (&reward, Weights::Random(shape, !seed))];
+        let parts = [Some((&policy, Weights::Random(shape, seed))), Some((&reward, Weights::Random(shape, !seed)))];
         self.open_parts(parts, &OpenOptions { max_model_len, ..options.clone() }, progress)
-    }
-
-    /// Opens a language model by itself.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub fn open_single(&mut self, single: &Single, options: &OpenOptions) -> Result<Opened> {
-        let context = options.max_model_len.unwrap_or(single.config.max_position_embeddings);
-        let stand_in = synthetic::nobody(single.config.vocab_size, context)?;
-        let parts = [(&single.config, Weights::Stored(&single.weights)), (&stand_in, Weights::Random("nobody", 0))];
-        self.open_parts(parts, &OpenOptions { gradient_tokens: 1, ..options.clone() }, &mut |_| ())
     }
 
     fn open_parts(
         &mut self,
-        [policy, reward]: [(&ModelConfig, Weights<'_>); 2],
+        parts: [Option<(&ModelConfig, Weights<'_>)>; 2],
         options: &OpenOptions,
         progress: &mut dyn FnMut(Opening),
     ) -> Result<Opened> {
         match &mut self.place {
             Place::Cpu => {
-                let (policy_weights, reward_weights) = (policy.1.on_cpu(policy.0)?, reward.1.on_cpu(reward.0)?);
-                let parts = ((policy.0, policy_weights.get()), (reward.0, reward_weights.get()));
-                Ok(Opened::Cpu(Box::new(Reference::assemble(parts.0, parts.1, &options.cpu())?)))
+                let mut weights = [None, None];
+                for (weights, part) in weights.iter_mut().zip(parts) {
+                    *weights = part.map(|(config, source)| source.on_cpu(config)).transpose()?;
+                }
+                let part = |role: usize| Some((parts[role]?.0, weights[role].as_ref()?.get()));
+                let models = cpu::open(Parts { policy: part(0), reward: part(1) }, &options.cpu())?;
+                Ok(Opened { models, cuda: None })
             }
             Place::Cuda(index, device) => {
                 let device = device.take().map_or_else(|| cuda::Device::open(*index), |device| Ok(*device))?;
                 let options = options.cuda();
-                let (policy, reward) = ((policy.0, policy.1.on_cuda()), (reward.0, reward.1.on_cuda()));
-                let bytes = Prepared::of(policy, reward, &options)?.source_bytes();
-                let name = device.name().to_string();
-                let (cuda, opened) = Cuda::of(device, policy, reward, &options, &mut |loading| match loading {
+                let [policy, reward] = parts.map(|part| part.map(|(config, weights)| (config, weights.on_cuda())));
+                let sources = Sources { policy, reward };
+                let bytes = Prepared::new(sources, &options)?.source_bytes();
+                let (models, opened) = cuda_model::open(device, sources, &options, &mut |loading| match loading {
                     Loading::Planned(budget) => progress(Opening::Planned { memory: budget.to_string(), bytes }),
                     Loading::Read(bytes) => progress(Opening::Read(bytes)),
                 })?;
-                let loaded = Loaded { device: name, storage: opened.storage, reports: opened.loads, bytes };
-                Ok(Opened::Cuda { cuda: Box::new(cuda), index: *index, loaded })
+                Ok(Opened { models, cuda: Some(OnCuda { index: *index, opened, bytes }) })
             }
         }
     }
@@ -417,72 +407,43 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// What loading onto a CUDA device did.
-#[derive(Clone, Debug)]
-pub struct Loaded {
-    /// The device's own name.
-    pub device: String,
-    /// How policy and reward model are stored.
-    pub storage: [HalfType; 2],
-    /// How the two were loaded.
-    pub reports: [LoadReport; 2],
+/// Where models were opened on CUDA, and how.
+pub struct OnCuda {
+    /// The device's number.
+    pub index: usize,
+    /// The device, how its memory is divided, how each model was loaded.
+    pub opened: cuda_model::Opened,
     /// Bytes that were read from files.
     pub bytes: u64,
 }
 
-impl Loaded {
+impl OnCuda {
     /// Seconds that loading took.
     pub fn seconds(&self) -> f64 {
-        self.reports.iter().map(|report| report.seconds).sum()
+        self.opened.models.iter().map(|model| model.report.seconds).sum()
     }
 }
 
 /// Models, ready to be run.
-pub enum Opened {
-    /// On the CPU.
-    Cpu(Box<Reference>),
-    /// On a CUDA device.
-    Cuda {
-        /// The models.
-        cuda: Box<Cuda>,
-        /// The device's number.
-        index: usize,
-        /// How they were loaded.
-        loaded: Loaded,
-    },
+pub struct Opened {
+    models: ModelPair,
+    cuda: Option<OnCuda>,
 }
 
 impl Opened {
     /// What methods run on.
-    pub fn backend(&mut self) -> &mut dyn Backend {
-        match self {
-            Opened::Cpu(cpu) => cpu.as_mut(),
-            Opened::Cuda { cuda, .. } => cuda.as_mut(),
-        }
+    pub fn backend(&mut self) -> &mut ModelPair {
+        &mut self.models
     }
 
     /// The same, for an engine to own.
-    pub fn into_backend(self) -> Box<dyn Backend> {
-        match self {
-            Opened::Cpu(cpu) => cpu,
-            Opened::Cuda { cuda, .. } => cuda,
-        }
+    pub fn into_backend(self) -> ModelPair {
+        self.models
     }
 
-    /// The CUDA backend, if it is one.
-    pub fn cuda(&mut self) -> Option<&mut Cuda> {
-        match self {
-            Opened::Cpu(_) => None,
-            Opened::Cuda { cuda, .. } => Some(cuda),
-        }
-    }
-
-    /// How the models were loaded, if that is known: on CUDA.
-    pub fn loaded(&self) -> Option<&Loaded> {
-        match self {
-            Opened::Cpu(_) => None,
-            Opened::Cuda { loaded, .. } => Some(loaded),
-        }
+    /// How they were opened, if that was on CUDA.
+    pub fn cuda(&self) -> Option<&OnCuda> {
+        self.cuda.as_ref()
     }
 
     /// Hidden states and logits of every position of a text.
@@ -490,24 +451,19 @@ impl Opened {
     /// # Errors
     /// The text does not fit, or the backend fails.
     pub fn policy_rows(&mut self, ids: &[u32]) -> Result<PolicyRows> {
-        match self {
-            Opened::Cpu(cpu) => cpu.policy_rows(ids),
-            Opened::Cuda { cuda, .. } => cuda.policy_rows(ids),
-        }
+        self.models.policy_rows(ids)
     }
 
     /// What it rounds to, if that is coarser than f32; bf16 if its models differ, as the coarser of the two.
     pub fn rounds_to(&self) -> Option<HalfType> {
-        let storage = self.loaded()?.storage;
-        Some(if storage.contains(&HalfType::Bf16) { HalfType::Bf16 } else { HalfType::F16 })
+        let models = &self.cuda()?.opened.models;
+        let coarse = models.iter().any(|model| model.storage == HalfType::Bf16);
+        Some(if coarse { HalfType::Bf16 } else { HalfType::F16 })
     }
 
     /// The device.
     pub fn device(&self) -> DeviceSpec {
-        match self {
-            Opened::Cpu(_) => DeviceSpec::Cpu,
-            Opened::Cuda { index, .. } => DeviceSpec::Cuda(*index),
-        }
+        self.cuda().map_or(DeviceSpec::Cpu, |cuda| DeviceSpec::Cuda(cuda.index))
     }
 }
 
@@ -561,7 +517,7 @@ pub fn load(policy: &Path, reward: &Path, progress: &mut dyn FnMut(Downloaded<'_
 
 /// The longest sequence that both models of a pair were made for, in tokens.
 pub fn context(pair: &Pair) -> usize {
-    pair.policy.max_position_embeddings.min(pair.reward.max_position_embeddings)
+    pair.max_positions()
 }
 
 /// The CUDA kernels of this build.
@@ -635,8 +591,7 @@ pub fn cuda_devices(
 fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result::Result<CudaDevice, NoCuda> {
     let device = cuda::Device::open(index).map_err(|why| NoCuda::from(&why))?;
     let memory = device.memory().ok().map(|(free, total)| memory::Device { free: free as u64, total: total as u64 });
-    let (policy, reward) = ((&pair.policy, &pair.policy_weights), (&pair.reward, &pair.reward_weights));
-    let budget = Prepared::new(policy, reward, &options.cuda()).and_then(|prepared| {
+    let budget = Prepared::new(pair.parts(), &options.cuda()).and_then(|prepared| {
         let memory =
             memory.ok_or_else(|| Error::Backend("the device does not say how much memory is free".to_string()))?;
         prepared.needs().divide(memory)
@@ -647,7 +602,7 @@ fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result:
         multiprocessors: device.multiprocessors(),
         memory: memory.map(|memory| (memory.free, memory.total)),
         fit: budget
-            .map(|budget| Fit { parts: budget.parts().to_vec(), words: budget.to_string() })
+            .map(|budget| Fit { parts: budget.parts(), words: budget.to_string() })
             .map_err(|error| error.to_string()),
     })
 }

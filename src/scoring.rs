@@ -5,7 +5,7 @@
 
 use crate::answer::RewardReport;
 use crate::error::Limit;
-use crate::model::{Backend, Role, Work};
+use crate::model::{ModelPair, Role, Work};
 use crate::task::{
     Ask, GradientAsk, Liveness, Outcome, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task,
     TaskOrigin, pool_position,
@@ -53,9 +53,9 @@ pub const MOST_POSITIONS: usize = 64;
 /// A request for rewards, checked.
 ///
 /// # Errors
-/// No ids, too many, an id or a position beyond what there is, too many positions.
-pub fn scorer(backend: &dyn Backend, query: RewardQuery, pad: Option<u32>) -> Result<RewardScorer> {
-    let config = backend.config(Role::Reward);
+/// There is no reward model; no ids, too many, an id or a position beyond what there is, too many positions.
+pub fn scorer(backend: &ModelPair, query: RewardQuery, pad: Option<u32>) -> Result<RewardScorer> {
+    let config = backend.config(Role::Reward)?;
     let (vocab, limit, len) = (config.vocab_size, backend.max_len(), query.ids.len());
     if len == 0 {
         return Err(Error::invalid("the text is empty"));

@@ -16,8 +16,8 @@ use crate::files::pair::Pair;
 /// The text of a response, without the end-of-turn token.
 ///
 /// # Errors
-/// The tokenizer's own.
+/// The tokenizer's own, or the pair has no policy.
 pub fn answer(pair: &Pair, response: &Response) -> Result<String> {
     let (prompt, ids) = response.final_ids.split_at(response.prompt_len);
-    text_of(&pair.tokenizer, &TextRules::ending_at(pair.finish_id), prompt, &[], ids)
+    text_of(&pair.tokenizer, &TextRules::ending_at(pair.policy()?.finish_id), prompt, &[], ids)
 }

@@ -10,7 +10,7 @@ use super::terminal::{Progress, TerminalWriter, View, coloured};
 use crate::engine::{Settings, decode, decode_with};
 use crate::files::pair::Pair;
 use crate::method::Options;
-use crate::model::{Backend, Work};
+use crate::model::{ModelPair, Work};
 use crate::presets::Given;
 use crate::rng::Uniforms;
 use crate::text::{Prompt, PromptLayout, TextRules, TextWriter, text_of};
@@ -142,7 +142,7 @@ fn options(
     let mut options = Options {
         first_offset: prompt.header.len(),
         full_trace: args.output.trace.is_some(),
-        ..parameters.options(pair)
+        ..parameters.options(pair)?
     };
     if let Some(asked) = asked {
         asked.apply(&mut options);
@@ -162,7 +162,7 @@ fn options(
 }
 
 /// Plain greedy decoding of the same prompt, for comparison.
-fn greedy(backend: &mut dyn Backend, pair: &Pair, prompt: &Prompt, options: &Options) -> Result<Answer> {
+fn greedy(backend: &mut ModelPair, pair: &Pair, prompt: &Prompt, options: &Options) -> Result<Answer> {
     let options = Options { max_candidates: 1, entropy_threshold: NEVER, full_trace: false, ..options.clone() };
     let mut progress = Progress::new();
     let started = Instant::now();

@@ -7,8 +7,7 @@ use crate::batch::guard::{Guard, Verdict};
 use crate::batch::output::{Row, Rows, read};
 use crate::batch::report::{Mean, mean};
 use crate::engine::{Engine, Settings};
-use crate::files::chat::ChatTemplate;
-use crate::files::pair::Single;
+use crate::files::pair::{LanguageModel, Pair};
 use crate::runtime::Device;
 use crate::{Error, Result};
 use clap::builder::RangedU64ValueParser;
@@ -62,48 +61,41 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for row in &rows {
         prompts[row.index].clone_from(&row.prompt);
     }
-    let single = Arc::new(Single::load(&files(&args.model)?)?);
-    let Some(chat) = &single.chat else {
+    let pair = Arc::new(Pair::policy_only(&files(&args.model)?)?);
+    let guard = pair.policy()?;
+    let Some(chat) = &guard.chat else {
         return Err(Error::file(&args.model, "a guard needs a chat template, and has none").into());
     };
-    let context = single.config.max_position_embeddings.min(args.max_model_len.unwrap_or(4096));
+    let context = guard.config.max_position_embeddings.min(args.max_model_len.unwrap_or(4096));
     let output = args.output.clone().unwrap_or_else(|| args.file.with_extension("guard.jsonl"));
     let mut device = args.device.find()?;
-    let config = config(args, &single, context, &device);
+    let config = config(args, guard, context, &device);
     let mut out = Rows::open::<Verdict>(&output, &config, &prompts)?;
     let left: Vec<&Row> = rows.iter().filter(|row| !out.has(row.index)).collect();
     if !left.is_empty() {
         let settings = Settings { max_requests: args.max_concurrency, ..Settings::default() };
-        let (for_engine, flags) = (single.clone(), args.device.clone());
-        let open = move || Ok(flags.open_single(&mut device, &for_engine, context)?.into_backend());
+        let (for_engine, flags) = (pair.clone(), args.device.clone());
+        let open = move || Ok(flags.open_quietly(&mut device, &for_engine, context)?.into_backend());
         let engine = Engine::start(settings, open)?;
-        ask_all(&engine, &single, chat, context, &left, args.max_concurrency, &mut out)?;
+        let guard = Guard { engine: &engine, tokenizer: &pair.tokenizer, chat, stop_ids: &guard.stop_ids, context };
+        ask_all(&guard, &left, args.max_concurrency, &mut out)?;
     }
     out.finish()?;
     print(args, &read(&output)?)
 }
 
-fn ask_all(
-    engine: &Engine,
-    single: &Single,
-    chat: &ChatTemplate,
-    context: usize,
-    left: &[&Row],
-    concurrency: usize,
-    out: &mut Rows,
-) -> Result<()> {
+fn ask_all(guard: &Guard<'_>, left: &[&Row], concurrency: usize, out: &mut Rows) -> Result<()> {
     let bar = bar(Some(left.len() as u64), "{bar:30} {pos} of {len} verdicts, {per_sec}, {eta} left");
-    let guard = Guard { engine, tokenizer: &single.tokenizer, chat, stop_ids: &single.stop_ids, context };
     let asked = each(left, concurrency, out, &|row: &&Row| guard.ask(row), &|_: &Verdict| bar.inc(1));
     bar.finish_and_clear();
     asked
 }
 
-fn config(args: &Args, single: &Single, context: usize, device: &Device) -> Map<String, Value> {
+fn config(args: &Args, guard: &LanguageModel, context: usize, device: &Device) -> Map<String, Value> {
     let all = json!({
         "ggro": env!("CARGO_PKG_VERSION"),
         "rows": args.file.display().to_string(),
-        "guard": format!("{}, {} weights", args.model.display(), single.config.num_parameters()),
+        "guard": format!("{}, {} weights", args.model.display(), guard.config.num_parameters()),
         "context": context,
         "arithmetic": device.arithmetic(args.device.dtype),
     });

@@ -4,7 +4,7 @@ use super::models::{MemoryArgs, PairArgs};
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::Pair;
-use crate::model::cpu::{LoadOptions, Reference};
+use crate::model::cpu::{self, LoadOptions};
 use crate::runtime::{self, CudaDevice, NoCuda, bytes_in_words};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -28,8 +28,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let pair = args.pair.load()?;
     // Looks up every tensor, so that a pair that cannot be run is an error.
     let options = LoadOptions { max_model_len: args.pair.max_model_len, threads: Some(1), ..LoadOptions::default() };
-    Reference::load(&pair, &options)?;
-    let info = info(args, &pair);
+    cpu::open(pair.parts(), &options)?;
+    let info = info(args, &pair)?;
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{info}")?;
@@ -39,16 +39,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn info(args: &Args, pair: &Pair) -> Value {
+fn info(args: &Args, pair: &Pair) -> crate::Result<Value> {
     let length = args.pair.context(pair);
-    let models =
-        [model("policy", &pair.policy, &pair.policy_weights), model("reward", &pair.reward, &pair.reward_weights)];
-    let weights = pair.policy_weights.bytes() + pair.reward_weights.bytes();
-    let per_token = kv_bytes(&pair.policy) + kv_bytes(&pair.reward);
+    let (policy, reward) = (pair.policy()?, pair.reward()?);
+    let models = [model("policy", &policy.config, &policy.weights), model("reward", &reward.config, &reward.weights)];
+    let weights = policy.weights.bytes() + reward.weights.bytes();
+    let per_token = kv_bytes(&policy.config) + kv_bytes(&reward.config);
     let caches = per_token.saturating_mul(length as u64);
     let needed = weights.saturating_add(caches);
     let available = memory_available();
-    json!({
+    Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "commit": option_env!("GGRO_BUILD_COMMIT"),
         "kernels": kernels(),
@@ -62,10 +62,10 @@ fn info(args: &Args, pair: &Pair) -> Value {
         "pair": {
             "demo": args.pair.is_demo(),
             "models": models,
-            "finish_id": pair.finish_id,
-            "stop_ids": pair.stop_ids,
-            "reward_pad_id": pair.reward_pad_id,
-            "chat_template": pair.chat.is_some(),
+            "finish_id": policy.finish_id,
+            "stop_ids": policy.stop_ids,
+            "reward_pad_id": reward.pad_id,
+            "chat_template": pair.chat().is_some(),
         },
         "memory": {
             "max_model_len": length,
@@ -75,7 +75,7 @@ fn info(args: &Args, pair: &Pair) -> Value {
             "available_bytes": available,
             "fits": available.map(|available| needed <= available),
         },
-    })
+    }))
 }
 
 /// The CUDA kernels of this build.

@@ -3,10 +3,11 @@
 use super::say;
 use crate::files::checkpoint::Files;
 use crate::files::demo;
-use crate::files::pair::{Pair, Single};
+use crate::files::pair::Pair;
+use crate::model::Role;
 use crate::presets::Preset;
 use crate::profile::{self, Level, Steps, Watch};
-use crate::runtime::{self, Arithmetic, Device, DeviceSpec, Loaded, NoCuda, OpenOptions, Opened, Opening, Unusable};
+use crate::runtime::{self, Arithmetic, Device, DeviceSpec, NoCuda, OnCuda, OpenOptions, Opened, Opening, Unusable};
 use crate::{Error, Result};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -248,8 +249,8 @@ impl DeviceArgs {
         });
         bar.finish_and_clear();
         let opened = opened?;
-        if let Some(loaded) = opened.loaded() {
-            report(opened.device(), loaded);
+        if let Some(cuda) = opened.cuda() {
+            report(opened.device(), cuda);
         }
         Ok(opened)
     }
@@ -267,15 +268,16 @@ impl DeviceArgs {
                 say(&format!("memory: {memory}"));
             }
         })?;
-        if let Some(loaded) = opened.loaded() {
-            say(&format!("device: {} ({}, {shape} with random weights)", opened.device(), loaded.device));
+        if let Some(cuda) = opened.cuda() {
+            let name = cuda.opened.device.name();
+            say(&format!("device: {} ({name}, {shape} with random weights)", opened.device()));
         }
         Ok(opened)
     }
 
-    /// Opens a language model by itself.
-    pub(super) fn open_single(&self, device: &mut Device, single: &Single, max_model_len: usize) -> Result<Opened> {
-        device.open_single(single, &self.options(Some(max_model_len)))
+    /// Opens a pair and says nothing.
+    pub(super) fn open_quietly(&self, device: &mut Device, pair: &Pair, max_model_len: usize) -> Result<Opened> {
+        device.open(pair, &self.options(Some(max_model_len)), &mut |_| ())
     }
 }
 
@@ -285,12 +287,13 @@ fn with_flag(why: &NoCuda, words: &str) -> String {
     format!("{flag}{words}")
 }
 
-/// Reports how a pair was loaded.
-fn report(device: DeviceSpec, loaded: &Loaded) {
-    for (role, report, storage) in
-        [("policy", &loaded.reports[0], loaded.storage[0]), ("reward model", &loaded.reports[1], loaded.storage[1])]
-    {
-        let (converted, name) = (report.converted, storage.name());
+/// Says how a pair was loaded.
+fn report(device: DeviceSpec, cuda: &OnCuda) {
+    let models = &cuda.opened.models;
+    for model in models {
+        let role = if model.role == Role::Policy { "policy" } else { "reward model" };
+        let (report, name) = (&model.report, model.storage.name());
+        let converted = report.converted;
         match &report.first_inexact {
             Some(tensor) => say(&format!(
                 "note: {role}: {} elements were rounded to {name}, the first in tensor `{tensor}`",
@@ -302,12 +305,12 @@ fn report(device: DeviceSpec, loaded: &Loaded) {
             None => {}
         }
     }
-    let [policy, reward] = loaded.storage.map(|storage| storage.name());
-    let types = if policy == reward { policy.to_string() } else { format!("{policy} and {reward}") };
-    let (seconds, bytes) = (loaded.seconds(), loaded.bytes);
+    let mut types: Vec<&str> = models.iter().map(|model| model.storage.name()).collect();
+    types.dedup();
+    let (types, seconds, bytes) = (types.join(" and "), cuda.seconds(), cuda.bytes);
     say(&format!(
         "device: {device} ({}, {types}); loaded {} in {seconds:.2} s, {:.1} GB/s",
-        loaded.device,
+        cuda.opened.device.name(),
         runtime::bytes_in_words(bytes),
         bytes as f64 / seconds.max(1e-9) / 1e9,
     ));

@@ -94,7 +94,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut device = args.device.find()?;
     let parameters = parameters(args, task, &pair)?;
     let jobs = jobs(args, &parameters, &pair, &records)?;
-    let config = config(args, task, &parameters, &pair, &device);
+    let config = config(args, task, &parameters, &pair, &device)?;
     let texts: Vec<String> = records.iter().map(|record| record.text.clone()).collect();
     let mut rows = Rows::open::<Row>(&args.output, &config, &texts)?;
     let there = jobs.iter().filter(|job| rows.has(job.index)).count();
@@ -146,7 +146,8 @@ fn jobs(args: &Args, parameters: &Parameters, pair: &Pair, records: &[PromptReco
 
 /// The flags, over the task's published parameters or those that suit the pair.
 fn parameters(args: &Args, task: Option<Task>, pair: &Pair) -> Result<Parameters> {
-    let published = task.map(|task| task.published().preset(pair.policy.num_parameters()));
+    let weights = pair.policy()?.config.num_parameters();
+    let published = task.map(|task| task.published().preset(weights));
     args.method.given().over(published.unwrap_or(args.pair.preset()))
 }
 
@@ -156,7 +157,7 @@ fn options(args: &Args, parameters: &Parameters, pair: &Pair, prompt: &Prompt, c
         return Err(Error::invalid(format!("its {len} tokens leave no room in the context of {context}")));
     }
     let room = room(args.method.max_new_tokens.map(|asked| (asked, "--max-new-tokens")), len, context)?;
-    let options = Options { first_offset: prompt.header.len(), ..parameters.options(pair) };
+    let options = Options { first_offset: prompt.header.len(), ..parameters.options(pair)? };
     let options = Options {
         max_new_tokens: options.max_new_tokens.min(room),
         max_candidates: if args.method.method == Method::Greedy { 1 } else { options.max_candidates },
@@ -173,7 +174,7 @@ fn config(
     parameters: &Parameters,
     pair: &Pair,
     device: &Device,
-) -> Map<String, Value> {
+) -> Result<Map<String, Value>> {
     let [policy, reward] = args.pair.names();
     let model = |name: String, weights: u64| match args.pair.is_demo() {
         true => name,
@@ -182,8 +183,8 @@ fn config(
     let mut config = Map::new();
     let mut set = |name: &str, value: Value| drop(config.insert(name.to_string(), value));
     set("ggro", json!(env!("CARGO_PKG_VERSION")));
-    set("policy", json!(model(policy, pair.policy.num_parameters())));
-    set("reward", json!(model(reward, pair.reward.num_parameters())));
+    set("policy", json!(model(policy, pair.policy()?.config.num_parameters())));
+    set("reward", json!(model(reward, pair.reward()?.config.num_parameters())));
     set("arithmetic", json!(device.arithmetic(args.device.dtype)));
     set("task", json!(task.map(Task::name)));
     set("method", json!(if args.method.method == Method::Greedy { "greedy" } else { "ggro" }));
@@ -198,7 +199,7 @@ fn config(
     set("system", json!(args.system));
     set("prefill_attack", json!(args.prefill_attack));
     set("prompt_layout", json!(args.prompt_layout.name()));
-    config
+    Ok(config)
 }
 
 /// The progress of a run: a bar on a terminal, and a line at its end.

@@ -8,8 +8,8 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError,
 use std::ffi::c_void;
 use std::sync::{Arc, OnceLock};
 
-/// An open device, and one stream of work on it.
-#[derive(Debug)]
+/// An open device, and one stream of work on it. A clone is the same stream.
+#[derive(Clone, Debug)]
 pub struct Device {
     kernels: Arc<Kernels>,
     stream: Arc<CudaStream>,
@@ -43,7 +43,7 @@ impl Device {
             move |e: DriverError| Error::Backend(format!("CUDA device {ordinal}: {what}: {}", words(&e)))
         };
         let context = CudaContext::new(ordinal).map_err(failed("cannot be opened"))?;
-        // SAFETY: a buffer is allocated, used and released on the stream of one `Device` value, so no buffer is ever used by two
+        // SAFETY: a buffer is allocated, used and released on the stream of one `Device` value and its clones, so no buffer is ever used by two
         // streams at once, which is all that the events are for; and no buffer has been allocated yet.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed("no stream"))?;

@@ -2,12 +2,12 @@
 
 use super::scheduler::RequestStats;
 use crate::Result;
-use crate::model::Backend;
+use crate::model::ModelPair;
 use crate::task::{Progress, Request};
 use std::sync::mpsc::Sender;
 
 /// Makes a request, once it can be checked against the backend. Outputs go to the ticket by another way.
-pub(super) type BuildRequest = Box<dyn FnOnce(&dyn Backend) -> Result<Box<dyn Request<Output = ()>>> + Send>;
+pub(super) type BuildRequest = Box<dyn FnOnce(&ModelPair) -> Result<Box<dyn Request<Output = ()>>> + Send>;
 
 /// Passes an update on. False if the listener has gone, which cancels the request.
 pub(super) type OnUpdate = Box<dyn FnMut(Update<()>) -> bool + Send>;

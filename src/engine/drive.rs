@@ -6,7 +6,7 @@ use super::{intervention, sampler};
 use crate::Result;
 use crate::answer::{Completions, Response, Segment};
 use crate::method::Options;
-use crate::model::{Backend, Seconds};
+use crate::model::{ModelPair, StepTime};
 use crate::rng::Uniforms;
 use crate::sampling::CompletionSpec;
 use crate::task::{Progress, Request};
@@ -41,7 +41,7 @@ impl<F: FnMut(&Segment, &[u32])> Observer for F {
 /// Options out of range, an empty prompt, a prompt beyond the context, an id beyond a vocabulary, recorded uniforms that
 /// run out, numbers that are not finite, or the backend's own failure. All sequences are released either way.
 pub fn decode(
-    backend: &mut dyn Backend,
+    backend: &mut ModelPair,
     prompt: &[u32],
     options: &Options,
     uniforms: Uniforms,
@@ -57,7 +57,7 @@ pub fn decode(
 /// # Errors
 /// As [`decode`].
 pub fn decode_with(
-    backend: &mut dyn Backend,
+    backend: &mut ModelPair,
     settings: &Settings,
     prompt: &[u32],
     options: &Options,
@@ -73,7 +73,7 @@ pub fn decode_with(
 /// # Errors
 /// A spec out of range, and otherwise as [`decode`].
 pub fn complete(
-    backend: &mut dyn Backend,
+    backend: &mut ModelPair,
     settings: &Settings,
     prompt: &[u32],
     spec: CompletionSpec,
@@ -84,7 +84,7 @@ pub fn complete(
 }
 
 fn run_one<T>(
-    backend: &mut dyn Backend,
+    backend: &mut ModelPair,
     settings: &Settings,
     request: Box<dyn Request<Output = T>>,
     observer: &mut dyn Observer,
@@ -100,7 +100,7 @@ pub struct RunReport<T> {
     /// Wall-clock seconds until the last one had ended.
     pub elapsed: f64,
     /// How long the models took, by kind of work.
-    pub seconds: Seconds,
+    pub seconds: StepTime,
 }
 
 /// Runs requests together to their ends. All sequences are released, however they end.
@@ -108,7 +108,7 @@ pub struct RunReport<T> {
 /// # Errors
 /// That of the first request that fails, or the observer's.
 pub fn run_all<T>(
-    backend: &mut dyn Backend,
+    backend: &mut ModelPair,
     settings: &Settings,
     requests: Vec<Box<dyn Request<Output = T>>>,
     observer: &mut dyn Observer,
@@ -124,7 +124,7 @@ pub fn run_all<T>(
 
 fn run<T>(
     scheduler: &mut Scheduler<T>,
-    backend: &mut dyn Backend,
+    backend: &mut ModelPair,
     numbers: &[u64],
     observer: &mut dyn Observer,
 ) -> Result<Vec<(T, RequestStats)>> {

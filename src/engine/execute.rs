@@ -1,13 +1,15 @@
 //! A step's batches through a backend.
 
 use super::step::{SpanOutput, Step, TaskSpan};
-use crate::model::{Backend, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Seconds, Span, TopK, Turn, timed};
+use crate::model::{
+    GradientSpan, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, Span, StepBatch, StepTime, TopK, timed,
+};
 use crate::task::{Ask, FullLogits, PolicyOutput, RewardOutput};
 use crate::{Error, Result};
 
 /// Runs a step. One output per span, the policy's first, and the seconds it took. A batch that fails is run again span by span,
 /// so that a request which cannot be served takes no other with it.
-pub(super) fn execute(backend: &mut dyn Backend, step: &Step) -> (Vec<SpanOutput>, Seconds) {
+pub(super) fn execute(backend: &mut ModelPair, step: &Step) -> (Vec<SpanOutput>, StepTime) {
     let (policy, reward): (Vec<&TaskSpan>, Vec<&TaskSpan>) =
         (step.policy.iter().collect(), step.reward.iter().collect());
     let mut ran = both(backend, &policy, &reward);
@@ -23,7 +25,7 @@ pub(super) fn execute(backend: &mut dyn Backend, step: &Step) -> (Vec<SpanOutput
 }
 
 /// A span of a batch that failed, by itself.
-fn apart(backend: &mut dyn Backend, span: &TaskSpan, seconds: &mut Seconds) -> SpanOutput {
+fn apart(backend: &mut ModelPair, span: &TaskSpan, seconds: &mut StepTime) -> SpanOutput {
     // What a failed batch has appended is taken back, so the span can be tried again.
     let back = match backend.len(span.seq) > span.start {
         true => backend.truncate(span.seq, span.start),
@@ -51,15 +53,15 @@ fn apart(backend: &mut dyn Backend, span: &TaskSpan, seconds: &mut Seconds) -> S
 struct Ran {
     policy: Result<Vec<SpanOutput>>,
     reward: Result<Vec<SpanOutput>>,
-    seconds: Seconds,
+    seconds: StepTime,
 }
 
-fn both(backend: &mut dyn Backend, policy: &[&TaskSpan], reward: &[&TaskSpan]) -> Ran {
+fn both(backend: &mut ModelPair, policy: &[&TaskSpan], reward: &[&TaskSpan]) -> Ran {
     let asks: Vec<PolicySpan<'_>> = policy.iter().map(|span| policy_span(span)).collect();
     let (mut scores, mut gradients) = (Vec::new(), Vec::new());
     for (index, span) in reward.iter().enumerate() {
         let Ask::Reward { also_at, gradient } = &span.task.ask else {
-            return Ran { policy: Err(missing()), reward: Err(missing()), seconds: Seconds::default() };
+            return Ran { policy: Err(missing()), reward: Err(missing()), seconds: StepTime::default() };
         };
         let asked = RewardSpan { span: tokens(span), also_at };
         match gradient {
@@ -72,7 +74,7 @@ fn both(backend: &mut dyn Backend, policy: &[&TaskSpan], reward: &[&TaskSpan]) -
     }
     let score: Vec<RewardSpan<'_>> = scores.iter().map(|&(_, span)| span).collect();
     let gradient: Vec<GradientSpan<'_>> = gradients.iter().map(|&(_, span)| span).collect();
-    let ran = backend.turn(Turn { policy: &asks, score: &score, gradient: &gradient });
+    let ran = backend.step(StepBatch { policy: &asks, score: &score, gradient: &gradient });
     let mut seconds = ran.seconds;
 
     // Fetching all logits of a row counts as the policy's time too.
@@ -112,7 +114,7 @@ fn policy_span(span: &TaskSpan) -> PolicySpan<'_> {
 }
 
 /// The policy's rows as outputs, with all their logits where they are wanted.
-fn policy_outputs(backend: &mut dyn Backend, spans: &[&TaskSpan], rows: Vec<PolicyRow>) -> Result<Vec<SpanOutput>> {
+fn policy_outputs(backend: &mut ModelPair, spans: &[&TaskSpan], rows: Vec<PolicyRow>) -> Result<Vec<SpanOutput>> {
     if rows.len() != spans.len() {
         return Err(missing());
     }

@@ -25,7 +25,7 @@ pub use ticket::Ticket;
 
 use crate::error::Limit;
 use crate::method::{Intervention, Options};
-use crate::model::{Backend, Role};
+use crate::model::{ModelPair, Role};
 use crate::rng::Uniforms;
 use crate::sampling::{CompletionSpec, Sampler};
 use crate::{Error, Result};
@@ -36,10 +36,15 @@ pub const MAX_COMPLETIONS: usize = 128;
 /// A request for sampled completions, checked.
 ///
 /// # Errors
-/// A spec out of range, an empty prompt, a prompt beyond the context, an id beyond a vocabulary.
-pub fn sampler(backend: &dyn Backend, prompt: &[u32], spec: CompletionSpec) -> Result<Sampler> {
-    let vocab = [Role::Policy, Role::Reward].map(|role| backend.config(role).vocab_size);
-    spec.sampling.check(vocab[0])?;
+/// A spec out of range, an empty prompt, a prompt beyond the context, an id beyond a vocabulary; there is no policy, or the
+/// completions are to be scored and there is no reward model.
+pub fn sampler(backend: &ModelPair, prompt: &[u32], spec: CompletionSpec) -> Result<Sampler> {
+    spec.sampling.check(backend.config(Role::Policy)?.vocab_size)?;
+    let readable = match backend.config(Role::Reward) {
+        Ok(config) => config.vocab_size,
+        Err(missing) if spec.score => return Err(missing),
+        Err(_) => usize::MAX,
+    };
     if spec.n == 0 || spec.n > MAX_COMPLETIONS {
         return Err(Error::invalid(format!("n must be 1 to {MAX_COMPLETIONS}, not {}", spec.n)));
     }
@@ -47,22 +52,22 @@ pub fn sampler(backend: &dyn Backend, prompt: &[u32], spec: CompletionSpec) -> R
         return Err(Error::invalid("max_new_tokens must be at least 1, not 0"));
     }
     check_prompt(backend, prompt, spec.max_new_tokens)?;
-    Ok(Sampler::new(prompt, spec, vocab[1]))
+    Ok(Sampler::new(prompt, spec, readable))
 }
 
 /// A request for a response by the method, checked.
 ///
 /// # Errors
-/// Options out of range, an empty prompt, a prompt beyond the context, an id beyond a vocabulary.
+/// Options out of range, an empty prompt, a prompt beyond the context, an id beyond a vocabulary, a model that is missing.
 pub fn intervention(
-    backend: &dyn Backend,
+    backend: &ModelPair,
     prompt: &[u32],
     options: &Options,
     uniforms: Uniforms,
 ) -> Result<Intervention> {
     options.check()?;
+    let vocab = (backend.config(Role::Policy)?.vocab_size, backend.config(Role::Reward)?.vocab_size);
     check_prompt(backend, prompt, options.max_new_tokens)?;
-    let vocab = (backend.config(Role::Policy).vocab_size, backend.config(Role::Reward).vocab_size);
     Ok(Intervention::new(prompt, options, uniforms, vocab))
 }
 
@@ -70,12 +75,12 @@ pub fn intervention(
 ///
 /// # Errors
 /// An empty prompt, one beyond the context, an id beyond a vocabulary.
-pub fn check_prompt(backend: &dyn Backend, prompt: &[u32], max_new_tokens: usize) -> Result<()> {
+pub fn check_prompt(backend: &ModelPair, prompt: &[u32], max_new_tokens: usize) -> Result<()> {
     if prompt.is_empty() {
         return Err(Error::invalid("the prompt is empty"));
     }
-    for role in [Role::Policy, Role::Reward] {
-        let vocab = backend.config(role).vocab_size;
+    for role in [Role::Policy, Role::Reward].into_iter().filter(|&role| backend.has(role)) {
+        let vocab = backend.config(role)?.vocab_size;
         if let Some(at) = prompt.iter().position(|&id| id as usize >= vocab) {
             return Err(Error::invalid(format!(
                 "prompt id {} at position {at} is beyond the {} model's vocabulary of {vocab}",

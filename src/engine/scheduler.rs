@@ -20,7 +20,7 @@ use super::settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};
 use super::step::{SpanOutput, Step, TaskSpan};
 use crate::error::Limit;
 use crate::kv::BLOCK;
-use crate::model::{Backend, Role, Seconds, Work};
+use crate::model::{ModelPair, Role, StepTime, Work};
 use crate::profile::{self, Phase};
 use crate::task::{Liveness, Progress, Request, SeqKey, Speculation, Task};
 use crate::{Error, Result};
@@ -98,7 +98,7 @@ pub struct Scheduler<T> {
     /// Steps for which rewards that are needed have waited for others.
     reward_waited: usize,
     stats: SchedulerStats,
-    seconds: Seconds,
+    seconds: StepTime,
     events: Vec<Event<T>>,
 }
 
@@ -114,7 +114,7 @@ impl<T> Scheduler<T> {
             full: false,
             reward_waited: 0,
             stats: SchedulerStats::default(),
-            seconds: Seconds::default(),
+            seconds: StepTime::default(),
             events: Vec::new(),
         }
     }
@@ -128,7 +128,7 @@ impl<T> Scheduler<T> {
     }
 
     /// Forgets a request. What it has run; `None` if there is none of this number.
-    pub fn cancel(&mut self, backend: &mut dyn Backend, id: u64) -> Option<RequestStats> {
+    pub fn cancel(&mut self, backend: &mut ModelPair, id: u64) -> Option<RequestStats> {
         let found = self.waiting.remove(&id).or_else(|| self.running.remove(&id));
         self.close_all(backend, id);
         self.full &= found.is_none();
@@ -151,37 +151,37 @@ impl<T> Scheduler<T> {
     }
 
     /// What the steps took, by kind of work.
-    pub fn seconds(&self) -> Seconds {
+    pub fn seconds(&self) -> StepTime {
         self.seconds
     }
 
     /// Gives all sequences back, kept prompts included, and forgets all requests.
-    pub fn clear(&mut self, backend: &mut dyn Backend) {
+    pub fn clear(&mut self, backend: &mut ModelPair) {
         self.waiting.clear();
         self.running.clear();
         self.sequences.clear(backend);
     }
 
     /// How far each request may run ahead of its walk, for the load there is.
-    fn speculation(&self, backend: &dyn Backend) -> Speculation {
+    fn speculation(&self, backend: &ModelPair) -> Speculation {
         match self.settings.speculation {
             SpeculationWidth::Off => Speculation::OFF,
             SpeculationWidth::Fixed(width) => {
                 Speculation { width: width.max(1), run_ahead: self.settings.run_ahead && width > 1 }
             }
             SpeculationWidth::Auto => {
-                let width = (backend.cheap_rows() / self.running.len().max(1)).clamp(1, MAX_WIDTH);
+                let width = (backend.free_batch_rows() / self.running.len().max(1)).clamp(1, MAX_WIDTH);
                 Speculation { width, run_ahead: self.settings.run_ahead && width > 1 }
             }
         }
     }
 
     /// Forms the next step.
-    pub fn plan(&mut self, backend: &mut dyn Backend) -> Step {
+    pub fn plan(&mut self, backend: &mut ModelPair) -> Step {
         let _range = profile::range(Phase::Scheduler, self.running.len());
         // A pass of the reward model takes as long for one segment as for many, so segments wait a little for each other,
         // as long as there are tokens to decode meanwhile.
-        let default = if backend.cheap_rows() > 1 { REWARD_BATCH_WAIT } else { 0 };
+        let default = if backend.free_batch_rows() > 1 { REWARD_BATCH_WAIT } else { 0 };
         let wait = self.settings.reward_batch_wait.unwrap_or(default);
         let hold = self.reward_waited < wait && self.running.len() > 1;
         let (mut step, mut due) = self.form(backend, hold);
@@ -198,7 +198,7 @@ impl<T> Scheduler<T> {
     }
 
     /// A step, without its reward batch if that is to be held back, and whether the batch would have been needed.
-    fn form(&mut self, backend: &mut dyn Backend, hold: bool) -> (Step, bool) {
+    fn form(&mut self, backend: &mut ModelPair, hold: bool) -> (Step, bool) {
         self.admit(backend);
         let mut tasks = Vec::new();
         for (&id, entry) in &self.running {
@@ -249,14 +249,7 @@ impl<T> Scheduler<T> {
     }
 
     /// Opens a task's sequence, counts what it will run, and cuts the span.
-    fn span(
-        &mut self,
-        backend: &mut dyn Backend,
-        id: u64,
-        task: &Task,
-        source: Source,
-        end: usize,
-    ) -> Result<TaskSpan> {
+    fn span(&mut self, backend: &mut ModelPair, id: u64, task: &Task, source: Source, end: usize) -> Result<TaskSpan> {
         let seq = self.sequences.open(backend, (id, task.key), source)?;
         let start = backend.len(seq);
         let Some(entry) = self.running.get_mut(&id) else {
@@ -277,7 +270,7 @@ impl<T> Scheduler<T> {
     }
 
     /// Hands the results of a step out, in the order of its spans: the policy's, then the reward model's.
-    pub fn deliver(&mut self, backend: &mut dyn Backend, step: Step, outputs: Vec<SpanOutput>) {
+    pub fn deliver(&mut self, backend: &mut ModelPair, step: Step, outputs: Vec<SpanOutput>) {
         let _range = profile::range(Phase::Scheduler, outputs.len());
         let mut changed: Vec<u64> = Vec::new();
         for (span, output) in step.policy.into_iter().chain(step.reward).zip(outputs) {
@@ -307,7 +300,7 @@ impl<T> Scheduler<T> {
     }
 
     /// Reports a request's progress and drops what it no longer needs.
-    fn settle(&mut self, backend: &mut dyn Backend, id: u64) {
+    fn settle(&mut self, backend: &mut ModelPair, id: u64) {
         let Some(entry) = self.running.get_mut(&id) else { return };
         for progress in entry.request.progress() {
             self.events.push(Event::Progress(id, progress));
@@ -340,7 +333,7 @@ impl<T> Scheduler<T> {
     }
 
     /// Plans a step, runs it and delivers it. False if there was nothing to do.
-    pub fn step(&mut self, backend: &mut dyn Backend) -> bool {
+    pub fn step(&mut self, backend: &mut ModelPair) -> bool {
         let step = self.plan(backend);
         let busy = !step.is_empty();
         self.run(backend, step);
@@ -348,14 +341,14 @@ impl<T> Scheduler<T> {
     }
 
     /// Runs a planned step and delivers it.
-    pub fn run(&mut self, backend: &mut dyn Backend, step: Step) {
+    pub fn run(&mut self, backend: &mut ModelPair, step: Step) {
         let (outputs, seconds) = super::execute::execute(backend, &step);
         self.seconds += seconds;
         self.deliver(backend, step, outputs);
     }
 }
 
-fn beyond_memory(backend: &dyn Backend, task: &Task, needed: usize) -> Error {
+fn beyond_memory(backend: &ModelPair, task: &Task, needed: usize) -> Error {
     let (role, len) = (task.key.role, task.len);
     Error::TooLong {
         limit_of: Limit::Memory,

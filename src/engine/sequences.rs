@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::kv::BLOCK;
-use crate::model::{Backend, Role, SeqId};
+use crate::model::{ModelPair, Role, SeqId};
 use crate::task::SeqKey;
 use std::collections::BTreeMap;
 
@@ -57,7 +57,7 @@ impl Sequences {
     }
 
     /// Brings a sequence into memory as far as its source goes.
-    pub fn open(&mut self, backend: &mut dyn Backend, key: Key, source: Source) -> Result<SeqId> {
+    pub fn open(&mut self, backend: &mut ModelPair, key: Key, source: Source) -> Result<SeqId> {
         let seq = match source {
             Source::Held(seq) => return Ok(seq),
             Source::Fork(seq, len) => {
@@ -74,7 +74,7 @@ impl Sequences {
     }
 
     /// Releases a sequence.
-    pub fn close(&mut self, backend: &mut dyn Backend, key: Key) {
+    pub fn close(&mut self, backend: &mut ModelPair, key: Key) {
         if let Some(seq) = self.held.remove(&key) {
             backend.release(seq);
         }
@@ -88,7 +88,7 @@ impl Sequences {
     }
 
     /// Keeps the prompt of a finished request, which gives up its sequence.
-    pub fn keep(&mut self, backend: &mut dyn Backend, key: Key, prompt: &[u32]) {
+    pub fn keep(&mut self, backend: &mut ModelPair, key: Key, prompt: &[u32]) {
         let role = key.1.role;
         let known = self.cached(role, prompt).is_some_and(|(_, len)| len == prompt.len());
         let Some(&seq) = self.held.get(&key) else { return };
@@ -107,7 +107,7 @@ impl Sequences {
     }
 
     /// Releases the kept prompt that was least recently used. False if there is none.
-    pub fn evict(&mut self, backend: &mut dyn Backend, role: Role) -> bool {
+    pub fn evict(&mut self, backend: &mut ModelPair, role: Role) -> bool {
         let prompts = self.cache.iter().enumerate().filter(|(_, cached)| cached.role == role);
         let Some((index, _)) = prompts.min_by_key(|(_, cached)| cached.used) else { return false };
         backend.release(self.cache.swap_remove(index).seq);
@@ -115,7 +115,7 @@ impl Sequences {
     }
 
     /// Releases all sequences.
-    pub fn clear(&mut self, backend: &mut dyn Backend) {
+    pub fn clear(&mut self, backend: &mut ModelPair) {
         for seq in std::mem::take(&mut self.held).into_values() {
             backend.release(seq);
         }

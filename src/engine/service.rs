@@ -7,7 +7,7 @@ use super::ticket::{Ticket, UpdateSender};
 use super::{intervention, sampler};
 use crate::answer::{Completions, Response, RewardReport};
 use crate::method::Options;
-use crate::model::{Backend, Role, Seconds, Work};
+use crate::model::{ModelPair, Role, StepTime, Work};
 use crate::rng::Uniforms;
 use crate::sampling::CompletionSpec;
 use crate::scoring::{RewardQuery, scorer};
@@ -38,7 +38,7 @@ pub struct Status {
     /// Token positions that went through the models.
     pub work: Work,
     /// What the steps took, by kind of work.
-    pub seconds: Seconds,
+    pub seconds: StepTime,
     /// What they took altogether, planning included.
     pub step_seconds: f64,
     /// When the current step began, if one runs.
@@ -60,20 +60,17 @@ impl Engine {
     ///
     /// # Errors
     /// The backend does not open, or the thread does not start.
-    pub fn start(
-        settings: Settings,
-        open: impl FnOnce() -> Result<Box<dyn Backend>> + Send + 'static,
-    ) -> Result<Engine> {
+    pub fn start(settings: Settings, open: impl FnOnce() -> Result<ModelPair> + Send + 'static) -> Result<Engine> {
         let (commands, received) = channel();
         let (ready, opened) = channel();
         let status = Arc::new(Mutex::new(Status::default()));
         let shown = status.clone();
         let run = move || match open() {
             Ok(mut backend) => {
-                let mut worker = Worker::new(settings, backend.as_mut(), shown);
-                worker.show(backend.as_mut(), None);
+                let mut worker = Worker::new(settings, &mut backend, shown);
+                worker.show(&mut backend, None);
                 if ready.send(Ok(())).is_ok() {
-                    worker.serve(backend.as_mut(), &received);
+                    worker.serve(&mut backend, &received);
                 }
             }
             Err(error) => {
@@ -118,7 +115,7 @@ impl Engine {
     ///
     /// # Errors
     /// The engine has ended.
-    pub fn submit<R>(&self, build: impl FnOnce(&dyn Backend) -> Result<R> + Send + 'static) -> Result<Ticket<R::Output>>
+    pub fn submit<R>(&self, build: impl FnOnce(&ModelPair) -> Result<R> + Send + 'static) -> Result<Ticket<R::Output>>
     where
         R: Request + 'static,
         R::Output: Send + 'static,
@@ -135,7 +132,7 @@ impl Engine {
     /// The engine has ended.
     pub fn submit_to<R>(
         &self,
-        build: impl FnOnce(&dyn Backend) -> Result<R> + Send + 'static,
+        build: impl FnOnce(&ModelPair) -> Result<R> + Send + 'static,
         mut on_update: impl FnMut(Update<R::Output>) -> bool + Send + 'static,
     ) -> Result<Handle>
     where
@@ -198,14 +195,14 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(settings: Settings, backend: &dyn Backend, status: Arc<Mutex<Status>>) -> Worker {
+    fn new(settings: Settings, backend: &ModelPair, status: Arc<Mutex<Status>>) -> Worker {
         let blocks = [Role::Policy, Role::Reward].map(|role| backend.blocks_free(role));
         let scheduler = Scheduler::new(settings);
         Worker { scheduler, listeners: BTreeMap::new(), status, blocks, step_seconds: 0.0 }
     }
 
     /// Step after step, until the engine is dropped or the device is lost.
-    fn serve(&mut self, backend: &mut dyn Backend, commands: &Receiver<Command>) {
+    fn serve(&mut self, backend: &mut ModelPair, commands: &Receiver<Command>) {
         while self.take_commands(backend, commands) {
             let started = Instant::now();
             self.show(backend, Some(started));
@@ -231,7 +228,7 @@ impl Worker {
     }
 
     /// Takes the commands that have come since the last step; waits for one if there are no requests. False: stop.
-    fn take_commands(&mut self, backend: &mut dyn Backend, commands: &Receiver<Command>) -> bool {
+    fn take_commands(&mut self, backend: &mut ModelPair, commands: &Receiver<Command>) -> bool {
         loop {
             let command = match self.scheduler.requests() {
                 0 => {
@@ -265,7 +262,7 @@ impl Worker {
     }
 
     /// Passes on what happened in a step. Whether the backend failed in it.
-    fn report(&mut self, backend: &mut dyn Backend) -> bool {
+    fn report(&mut self, backend: &mut ModelPair) -> bool {
         let mut failed = false;
         for event in self.scheduler.events() {
             let (id, update) = match event {
@@ -288,7 +285,7 @@ impl Worker {
         failed
     }
 
-    fn end_all(&mut self, backend: &mut dyn Backend, why: impl Fn() -> Error) {
+    fn end_all(&mut self, backend: &mut ModelPair, why: impl Fn() -> Error) {
         self.scheduler.clear(backend);
         for (_, mut on_update) in std::mem::take(&mut self.listeners).into_values() {
             on_update(Update::Ended(Err(why()), RequestStats::default()));
@@ -296,7 +293,7 @@ impl Worker {
     }
 
     /// Publishes the status.
-    fn show(&self, backend: &mut dyn Backend, step_since: Option<Instant>) {
+    fn show(&self, backend: &mut ModelPair, step_since: Option<Instant>) {
         let running = self.scheduler.running();
         let status = Status {
             scheduler: self.scheduler.stats(),

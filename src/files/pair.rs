@@ -1,4 +1,5 @@
-//! A policy and its reward model, read together: files, shapes, tokenizer, stop ids, and whether the two fit.
+//! A policy and its reward model, read together or one of them alone: files, shapes, tokenizer, stop ids, and whether the
+//! two fit.
 //!
 //! Both models read the same token ids, so their tokenizers must spell every id that both have alike. Either embedding
 //! may have more rows than its tokenizer has tokens (padding), and either vocabulary may go on where the other ends.
@@ -10,27 +11,72 @@ use crate::files::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// Everything of a pair but the arithmetic.
+/// Shape and weights of a model to be opened.
+pub type Part<'a> = (&'a ModelConfig, &'a Checkpoint);
+
+/// What of a pair is to be opened: one model, or both.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Parts<'a> {
+    /// The language model.
+    pub policy: Option<Part<'a>>,
+    /// The reward model.
+    pub reward: Option<Part<'a>>,
+}
+
+impl<'a> Parts<'a> {
+    /// Both models.
+    pub fn both(policy: Part<'a>, reward: Part<'a>) -> Self {
+        Parts { policy: Some(policy), reward: Some(reward) }
+    }
+}
+
+/// The policy is missing.
+pub(crate) fn no_policy() -> Error {
+    let message = "this needs a policy, and only a reward model is loaded".to_string();
+    Error::MissingModel { model: "policy", message }
+}
+
+/// The reward model is missing.
+pub(crate) fn no_reward_model() -> Error {
+    let message = "this needs a reward model, and only a policy is loaded".to_string();
+    Error::MissingModel { model: "reward", message }
+}
+
+/// Everything of a pair but the arithmetic. Either model may be missing, not both.
 #[derive(Debug)]
 pub struct Pair {
-    /// Shape of the policy.
-    pub policy: ModelConfig,
-    /// Weights of the policy.
-    pub policy_weights: Checkpoint,
-    /// Shape of the reward model.
-    pub reward: ModelConfig,
-    /// Weights of the reward model.
-    pub reward_weights: Checkpoint,
-    /// The tokenizer (the policy's; the reward model's agrees on every id they share).
+    pub(crate) policy: Option<LanguageModel>,
+    pub(crate) reward: Option<RewardModel>,
+    /// The tokenizer: the policy's, whose ids are spelled alike by the reward model's, or that of the only model.
     pub tokenizer: Arc<Tokenizer>,
-    /// The policy's chat template.
+}
+
+/// What a policy's directory holds.
+#[derive(Debug)]
+pub struct LanguageModel {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Its weights.
+    pub weights: Checkpoint,
+    /// Its chat template.
     pub chat: Option<ChatTemplate>,
-    /// The end-of-turn id: `eos_token` of the policy's `tokenizer_config.json`.
+    /// The end-of-turn id: `eos_token` of `tokenizer_config.json`.
     pub finish_id: u32,
-    /// `eos_token_id` of the policy's `generation_config.json` (else of its `config.json`), with `finish_id`.
+    /// `eos_token_id` of `generation_config.json` (else of `config.json`), with `finish_id`.
     pub stop_ids: Vec<u32>,
-    /// `pad_token_id` of the reward model's `config.json`.
-    pub reward_pad_id: Option<u32>,
+}
+
+/// What a reward model's directory holds.
+#[derive(Debug)]
+pub struct RewardModel {
+    /// Its shape.
+    pub config: ModelConfig,
+    /// Its weights.
+    pub weights: Checkpoint,
+    /// Its chat template. It is not read beside a policy, whose template is the pair's.
+    pub chat: Option<ChatTemplate>,
+    /// `pad_token_id` of `config.json`.
+    pub pad_id: Option<u32>,
 }
 
 impl Pair {
@@ -56,60 +102,93 @@ impl Pair {
                 reward_files.path("tokenizer.json").display(),
             )));
         }
-
-        let listed = listed_stop_ids(policy_files, &policy)?;
-        let finish_id = finish_id(policy_files, &policy, &tokenizer, &listed)?;
-        let mut stop_ids = listed;
-        if !stop_ids.contains(&finish_id) {
-            stop_ids.push(finish_id);
-        }
-        let reward_pad_id = reward.pad_token_id;
-        if let Some(pad) = reward_pad_id {
-            check_id(reward_files, "config.json", "pad_token_id", pad, &reward)?;
-        }
+        let (finish_id, stop_ids) = end_ids(policy_files, &policy, &tokenizer)?;
+        let pad_id = checked_pad_id(reward_files, &reward)?;
+        let policy_weights = Checkpoint::open(policy_files)?;
+        let reward_weights = Checkpoint::open(reward_files)?;
+        let chat = ChatTemplate::load(policy_files)?;
         Ok(Pair {
-            policy_weights: Checkpoint::open(policy_files)?,
-            reward_weights: Checkpoint::open(reward_files)?,
-            chat: ChatTemplate::load(policy_files)?,
-            policy,
-            reward,
+            policy: Some(LanguageModel { config: policy, weights: policy_weights, chat, finish_id, stop_ids }),
+            reward: Some(RewardModel { config: reward, weights: reward_weights, chat: None, pad_id }),
             tokenizer: Arc::new(tokenizer),
-            finish_id,
-            stop_ids,
-            reward_pad_id,
         })
     }
-}
 
-/// A language model by itself.
-#[derive(Debug)]
-pub struct Single {
-    /// Its shape.
-    pub config: ModelConfig,
-    /// Its weights.
-    pub weights: Checkpoint,
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
-    /// Its chat template.
-    pub chat: Option<ChatTemplate>,
-    /// As of a [`Pair`]'s policy.
-    pub stop_ids: Vec<u32>,
-}
-
-impl Single {
-    /// Reads a directory.
+    /// Reads a language model, to be used without a reward model.
     ///
     /// # Errors
     /// A file is missing or malformed, or the model is not a causal language model.
-    pub fn load(files: &Files) -> Result<Self> {
+    pub fn policy_only(files: &Files) -> Result<Self> {
         let config = load_config(files, Task::CausalLm)?;
         let tokenizer = load_tokenizer(files, &config)?;
-        let mut stop_ids = listed_stop_ids(files, &config)?;
-        let finish_id = finish_id(files, &config, &tokenizer, &stop_ids)?;
-        if !stop_ids.contains(&finish_id) {
-            stop_ids.push(finish_id);
+        let (finish_id, stop_ids) = end_ids(files, &config, &tokenizer)?;
+        let (weights, chat) = (Checkpoint::open(files)?, ChatTemplate::load(files)?);
+        Ok(Pair {
+            policy: Some(LanguageModel { config, weights, chat, finish_id, stop_ids }),
+            reward: None,
+            tokenizer: Arc::new(tokenizer),
+        })
+    }
+
+    /// Reads a reward model, to be used without a policy.
+    ///
+    /// # Errors
+    /// A file is missing or malformed, or the model is not a one-label sequence classifier.
+    pub fn reward_only(files: &Files) -> Result<Self> {
+        let config = load_config(files, Task::Reward)?;
+        let tokenizer = load_tokenizer(files, &config)?;
+        let pad_id = checked_pad_id(files, &config)?;
+        let (weights, chat) = (Checkpoint::open(files)?, ChatTemplate::load(files)?);
+        Ok(Pair {
+            policy: None,
+            reward: Some(RewardModel { config, weights, chat, pad_id }),
+            tokenizer: Arc::new(tokenizer),
+        })
+    }
+
+    /// The policy.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn policy(&self) -> Result<&LanguageModel> {
+        self.policy.as_ref().ok_or_else(no_policy)
+    }
+
+    /// The reward model.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn reward(&self) -> Result<&RewardModel> {
+        self.reward.as_ref().ok_or_else(no_reward_model)
+    }
+
+    /// The chat template of the policy, or that of a reward model without one.
+    pub fn chat(&self) -> Option<&ChatTemplate> {
+        match (&self.policy, &self.reward) {
+            (Some(policy), _) => policy.chat.as_ref(),
+            (None, Some(reward)) => reward.chat.as_ref(),
+            (None, None) => None,
         }
-        Ok(Single { weights: Checkpoint::open(files)?, chat: ChatTemplate::load(files)?, config, tokenizer, stop_ids })
+    }
+
+    /// The pad id of the reward model, if there is one and it has one.
+    pub fn reward_pad_id(&self) -> Option<u32> {
+        self.reward.as_ref()?.pad_id
+    }
+
+    /// Positions that all models were made for.
+    pub fn max_positions(&self) -> usize {
+        let policy = self.policy.iter().map(|model| &model.config);
+        let configs = policy.chain(self.reward.iter().map(|model| &model.config));
+        configs.map(|config| config.max_position_embeddings).min().unwrap_or(0)
+    }
+
+    /// Shapes and weights, to be opened.
+    pub fn parts(&self) -> Parts<'_> {
+        Parts {
+            policy: self.policy.as_ref().map(|model| (&model.config, &model.weights)),
+            reward: self.reward.as_ref().map(|model| (&model.config, &model.weights)),
+        }
     }
 }
 
@@ -138,6 +217,23 @@ fn load_tokenizer(files: &Files, config: &ModelConfig) -> Result<Tokenizer> {
         ));
     }
     Ok(tokenizer)
+}
+
+fn checked_pad_id(files: &Files, reward: &ModelConfig) -> Result<Option<u32>> {
+    if let Some(pad) = reward.pad_token_id {
+        check_id(files, "config.json", "pad_token_id", pad, reward)?;
+    }
+    Ok(reward.pad_token_id)
+}
+
+/// The end-of-turn id, and all ids that end an answer.
+fn end_ids(files: &Files, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<(u32, Vec<u32>)> {
+    let mut stop_ids = listed_stop_ids(files, config)?;
+    let finish_id = finish_id(files, config, tokenizer, &stop_ids)?;
+    if !stop_ids.contains(&finish_id) {
+        stop_ids.push(finish_id);
+    }
+    Ok((finish_id, stop_ids))
 }
 
 /// `eos_token_id` of `generation_config.json`, else of `config.json`.

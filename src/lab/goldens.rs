@@ -1,6 +1,6 @@
 //! Golden fixtures replayed: does a backend decide, and compute, what the PyTorch reference did?
 //!
-//! Everything takes `&mut dyn Backend`, so that any backend can be put to the same files. What a fixture folder holds is
+//! Everything takes `&mut ModelPair`, so that any backend can be put to the same files. What a fixture folder holds is
 //! described in `tests/goldens/README.md`. Discrete results (ids, boundaries, walks) must be equal; numbers must lie within
 //! the bounds that the fixtures suggest for single precision, which are the constants below.
 //!

@@ -74,8 +74,13 @@ impl Options {
     }
 
     /// [`Options::new`] with the ids of a pair: end of turn, stop ids, the reward model's pad id.
-    pub fn for_pair(pair: &Pair) -> Options {
-        Options { reward_pad_id: pair.reward_pad_id, ..Options::new(pair.finish_id, pair.stop_ids.clone()) }
+    ///
+    /// # Errors
+    /// The pair has no policy.
+    pub fn for_pair(pair: &Pair) -> Result<Options> {
+        let policy = pair.policy()?;
+        let options = Options::new(policy.finish_id, policy.stop_ids.clone());
+        Ok(Options { reward_pad_id: pair.reward_pad_id(), ..options })
     }
 
     /// The signal with its threshold.

@@ -1,20 +1,25 @@
-//! The narrow waist: what a method or an engine may ask of the two models, whatever runs them.
+//! The narrow waist: one model ([`Model`]) and a pair of them ([`ModelPair`]), whatever runs them.
 //!
 //! A batch is a list of *spans*: consecutive tokens appended to one sequence each. The result of a span never depends on
 //! the other spans of its batch, on how a sequence was cut into spans, or on whether its prefix was computed or forked.
 
 pub mod cpu;
 pub mod cuda;
+mod paged;
+mod pair;
 mod row;
 mod signal;
 mod spans;
 pub mod synthetic;
 
+pub use pair::{ModelPair, StepBatch, StepOutput, StepTime};
 pub use row::{RowStats, top_k};
 pub use signal::{Signal, Threshold};
 
-use crate::Result;
-use crate::files::config::ModelConfig;
+pub(crate) use pair::timed;
+
+use crate::files::config::{ModelConfig, Task};
+use crate::{Error, Result};
 
 /// Which of the two models a sequence belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +31,14 @@ pub enum Role {
 }
 
 impl Role {
+    /// The role of a model with this head.
+    pub fn of(task: Task) -> Role {
+        match task {
+            Task::CausalLm => Role::Policy,
+            Task::Reward => Role::Reward,
+        }
+    }
+
     /// `policy` or `reward`, for messages.
     pub fn name(self) -> &'static str {
         match self {
@@ -40,7 +53,7 @@ impl Role {
 pub struct SeqId {
     /// The model it belongs to.
     pub role: Role,
-    /// Slot in the backend's table.
+    /// Slot in the model's table.
     pub index: u32,
     /// Distinguishes sequences that used the same slot one after the other.
     pub generation: u32,
@@ -84,8 +97,8 @@ pub struct PolicySpan<'a> {
 pub struct PolicyRow {
     /// Statistics of the whole row.
     pub stats: RowStats,
-    /// `(id, logit)`, largest first, the lower id first on a tie; ids that the reward model does not know are left out.
-    /// Empty if not asked for.
+    /// `(id, logit)`, largest first, the lower id first on a tie, of the ids below the bound of [`Model::step`]. Empty if
+    /// not asked for.
     pub top: Vec<(u32, f32)>,
 }
 
@@ -107,6 +120,21 @@ pub enum Logits<'a> {
     LogProbabilities,
     /// Those of some ids, in their order; each below the policy's vocabulary.
     Of(&'a [u32]),
+}
+
+impl Logits<'_> {
+    /// The answer, from a whole row of logits. An id beyond the row gives NaN.
+    pub fn of_row(self, row: Vec<f32>) -> Vec<f32> {
+        match self {
+            Logits::All => row,
+            Logits::LogProbabilities => {
+                let stats = RowStats::of(&row, 0.0);
+                let norm = if stats.finite { stats.log_sum_exp } else { f64::NAN };
+                row.iter().map(|&logit| (f64::from(logit) - norm) as f32).collect()
+            }
+            Logits::Of(ids) => ids.iter().map(|&id| row.get(id as usize).copied().unwrap_or(f32::NAN)).collect(),
+        }
+    }
 }
 
 /// A span of the reward model.
@@ -151,64 +179,6 @@ pub struct Gradient {
     pub norm: f32,
     /// `[positions, hidden]` if asked for, else empty.
     pub rows: Vec<f32>,
-}
-
-/// What is wanted of both models at once. No sequence is in two of the lists.
-#[derive(Clone, Copy, Default)]
-pub struct Turn<'a> {
-    /// As for [`Backend::policy_step`].
-    pub policy: &'a [PolicySpan<'a>],
-    /// As for [`Backend::reward_score`].
-    pub score: &'a [RewardSpan<'a>],
-    /// As for [`Backend::reward_gradient`].
-    pub gradient: &'a [GradientSpan<'a>],
-}
-
-/// Results of a turn. Each list may fail by itself.
-#[derive(Debug)]
-pub struct Turned {
-    /// Of the policy's spans.
-    pub policy: Result<Vec<PolicyRow>>,
-    /// Of the spans to be scored.
-    pub score: Result<Vec<Score>>,
-    /// Of the spans to be differentiated.
-    pub gradient: Result<Vec<Gradient>>,
-    /// How long each took.
-    pub seconds: Seconds,
-}
-
-/// Seconds that the host waited for each kind of work. A device may work on several at the same time.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Seconds {
-    /// Policy steps.
-    pub policy: f64,
-    /// Rewards.
-    pub score: f64,
-    /// Rewards with gradients.
-    pub gradient: f64,
-}
-
-/// The range of a policy step, by what most of it is.
-pub(crate) fn policy_range(spans: &[PolicySpan<'_>]) -> crate::profile::Range {
-    use crate::profile::{Phase, range};
-    let tokens = spans.iter().map(|span| span.span.ids.len()).sum();
-    range(if tokens == spans.len() { Phase::Decode } else { Phase::Prefill }, tokens)
-}
-
-impl std::ops::AddAssign for Seconds {
-    fn add_assign(&mut self, more: Seconds) {
-        self.policy += more.policy;
-        self.score += more.score;
-        self.gradient += more.gradient;
-    }
-}
-
-/// Runs something and adds the seconds that it took.
-pub(crate) fn timed<T>(seconds: &mut f64, run: impl FnOnce() -> T) -> T {
-    let started = std::time::Instant::now();
-    let result = run();
-    *seconds += started.elapsed().as_secs_f64();
-    result
 }
 
 /// Token positions that went through a model, counted where they were computed.
@@ -270,21 +240,23 @@ impl std::ops::Sub for Work {
     }
 }
 
-/// A policy and a reward model that can be stepped, scored, differentiated, forked and rolled back.
+/// One model with its sequences: a language model that can be stepped, or a reward model that can be asked for rewards
+/// and their gradients.
 ///
 /// All operations on spans fail without side effects on other sequences if a span is malformed (wrong start, no tokens,
-/// an id beyond the model's vocabulary, a sequence beyond [`max_len`](Backend::max_len)).
-pub trait Backend {
-    /// Shape of a model.
-    fn config(&self, role: Role) -> &ModelConfig;
+/// an id beyond the model's vocabulary, a sequence beyond [`max_len`](Model::max_len)). What the model has no head for is
+/// [`Error::Invalid`].
+pub trait Model {
+    /// Its shape.
+    fn config(&self) -> &ModelConfig;
 
     /// Longest sequence, in tokens.
     fn max_len(&self) -> usize;
 
     /// A new, empty sequence.
-    fn create(&mut self, role: Role) -> Result<SeqId>;
+    fn create(&mut self) -> Result<SeqId>;
 
-    /// A new sequence that shares the first `len` positions of `seq`. Rows of the last span are not inherited.
+    /// A new sequence that shares the first `len` positions of `seq`. The logits of the last span are not inherited.
     fn fork(&mut self, seq: SeqId, len: usize) -> Result<SeqId>;
 
     /// Forgets all positions `len ..`.
@@ -296,73 +268,63 @@ pub trait Backend {
     /// Positions held by a sequence.
     fn len(&self, seq: SeqId) -> usize;
 
-    /// Appends spans to policy sequences and reports the row after each span's last token.
-    fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> Result<Vec<PolicyRow>>;
+    /// Appends spans to a language model's sequences and reports the row after each span's last token. Lists of largest
+    /// logits have ids below `ids_below` only.
+    ///
+    /// A model that waits for a device calls `meanwhile` once, between queueing its work and waiting for it, so that the
+    /// other model's work can be queued too. One that has nothing to wait for leaves it to the caller.
+    fn step(
+        &mut self,
+        spans: &[PolicySpan<'_>],
+        ids_below: usize,
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<PolicyRow>> {
+        let _ = (spans, ids_below, meanwhile);
+        Err(no_head(self.config()))
+    }
 
-    /// The whole logit row after the last token of the span that was run last on `seq`.
-    fn logits_row(&mut self, seq: SeqId) -> Result<Vec<f32>>;
-
-    /// What is asked of the same row, made where the row is.
+    /// What is asked of the logits after the last token of the span that was run last on `seq`.
     fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> Result<Vec<f32>> {
-        spans::check_logits(asked, self.config(Role::Policy).vocab_size)?;
-        let row = self.logits_row(seq)?;
-        Ok(match asked {
-            Logits::All => row,
-            Logits::LogProbabilities => {
-                let stats = RowStats::of(&row, 0.0);
-                let norm = if stats.finite { stats.log_sum_exp } else { f64::NAN };
-                row.iter().map(|&logit| (f64::from(logit) - norm) as f32).collect()
-            }
-            Logits::Of(ids) => ids.iter().map(|&id| row.get(id as usize).copied().unwrap_or(f32::NAN)).collect(),
-        })
+        let _ = (seq, asked);
+        Err(no_head(self.config()))
     }
 
-    /// Appends spans to reward sequences and scores them.
-    fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>>;
-
-    /// Appends spans to reward sequences, scores them and differentiates the last reward.
-    fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>>;
-
-    /// The three of them together, where the backend can: the models have nothing in common but the device. Empty lists are not
-    /// run. The results are those of one after the other.
-    fn turn(&mut self, turn: Turn<'_>) -> Turned {
-        let mut seconds = Seconds::default();
-        let (policy, score, gradient) = (turn.policy, turn.score, turn.gradient);
-        let policy = match policy {
-            [] => Ok(Vec::new()),
-            spans => timed(&mut seconds.policy, || self.policy_step(spans)),
-        };
-        let score = match score {
-            [] => Ok(Vec::new()),
-            spans => timed(&mut seconds.score, || self.reward_score(spans)),
-        };
-        let gradient = match gradient {
-            [] => Ok(Vec::new()),
-            spans => timed(&mut seconds.gradient, || self.reward_gradient(spans)),
-        };
-        Turned { policy, score, gradient, seconds }
+    /// Hidden states and logits of every position of `ids`, computed as one sequence.
+    fn all_rows(&mut self, ids: &[u32]) -> Result<PolicyRows> {
+        let _ = ids;
+        Err(no_head(self.config()))
     }
 
-    /// An error once the device is lost: nothing that is asked of it can be answered any more.
+    /// Appends spans to a reward model's sequences and scores them.
+    fn score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
+        let _ = spans;
+        Err(no_head(self.config()))
+    }
+
+    /// Appends spans to a reward model's sequences, scores them and differentiates the last reward.
+    fn gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
+        let _ = spans;
+        Err(no_head(self.config()))
+    }
+
+    /// Whether the input embedding rows of two ids are equal in every component, compared as numbers.
+    fn same_embedding(&self, a: u32, b: u32) -> bool;
+
+    /// Work done since the model was opened, in the fields of its role.
+    fn work(&self) -> Work;
+
+    /// An error once the device is lost: no further call can be answered.
     fn alive(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Whether the policy's input embedding rows of two ids are equal in every component, compared as numbers.
-    fn same_embedding(&self, a: u32, b: u32) -> bool;
-
-    /// Work done since the backend was made.
-    fn work(&self) -> Work;
-
-    /// Blocks of keys and values of a model that nobody holds.
-    fn blocks_free(&self, role: Role) -> usize {
-        let _ = role;
+    /// Blocks of keys and values that no sequence holds.
+    fn blocks_free(&self) -> usize {
         usize::MAX
     }
 
-    /// Blocks of keys and values of a model that somebody holds.
-    fn blocks_in_use(&self, role: Role) -> usize {
-        let _ = role;
+    /// Blocks of keys and values that a sequence holds.
+    fn blocks_in_use(&self) -> usize {
         0
     }
 
@@ -372,8 +334,8 @@ pub trait Backend {
         0
     }
 
-    /// Rows of the policy that cost little more together than one alone, because they share one reading of the weights.
-    fn cheap_rows(&self) -> usize {
+    /// Rows of a step that cost little more together than one by itself, because they share one reading of the weights.
+    fn free_batch_rows(&self) -> usize {
         1
     }
 
@@ -381,4 +343,12 @@ pub trait Backend {
     fn gradient_tokens(&self) -> usize {
         usize::MAX
     }
+}
+
+/// A call that needs the other kind of model.
+fn no_head(config: &ModelConfig) -> Error {
+    Error::invalid(match config.task {
+        Task::CausalLm => "rewards were asked for of a language model, which has no score head",
+        Task::Reward => "logits were asked for of a reward model, which has no language-model head",
+    })
 }

@@ -1,5 +1,5 @@
-//! What every backend does with spans before it computes anything: checks them, cuts long batches, and finds the rows whose
-//! results are asked for.
+//! Spans before anything is computed: they are checked, long batches are cut, and the rows whose results are asked for are
+//! found.
 
 use super::{GradientSpan, Logits, RewardSpan, Role, Score, SeqId, Span};
 use crate::files::config::ModelConfig;
@@ -9,27 +9,61 @@ use std::collections::HashSet;
 
 /// A checked span.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Placed<'a> {
+pub(super) struct CheckedSpan<'a> {
     pub seq: KvHandle,
     pub start: usize,
     pub ids: &'a [u32],
 }
 
-impl Placed<'_> {
+impl CheckedSpan<'_> {
     /// Tokens `from .. to` of it.
     pub fn slice(&self, from: usize, to: usize) -> Self {
-        Placed { seq: self.seq, start: self.start + from, ids: &self.ids[from..to] }
+        CheckedSpan { seq: self.seq, start: self.start + from, ids: &self.ids[from..to] }
     }
 }
 
-/// Longest sequence of a pair, in tokens: as asked for, or as long as both models were made for.
-pub(super) fn longest(policy: &ModelConfig, reward: &ModelConfig, asked: Option<usize>) -> Result<usize> {
-    let (policy, reward) = (policy.max_position_embeddings, reward.max_position_embeddings);
-    let limit = policy.min(reward);
+/// The positions of a span from its slot on, and what is asked of them.
+#[derive(Clone, Debug)]
+pub(super) struct Tail<'a> {
+    pub span: CheckedSpan<'a>,
+    /// Rows within it whose rewards are wanted, ascending; the last one is the last row.
+    pub scored: Vec<usize>,
+    /// Ids whose embeddings are multiplied with the gradient at the first row.
+    pub candidates: &'a [u32],
+    /// Whether the gradient of every row is wanted.
+    pub rows: bool,
+}
+
+/// What a [`Tail`] gives.
+#[derive(Debug)]
+pub(super) struct TailGradient {
+    /// Of the scored rows.
+    pub rewards: Vec<f32>,
+    /// Per candidate.
+    pub dots: Vec<f32>,
+    /// Of the gradient at the first row.
+    pub norm: f32,
+    /// `[rows, hidden]` if asked for, else empty.
+    pub rows: Vec<f32>,
+}
+
+/// Longest sequence of a pair, in tokens: as asked for, or as long as all of its models were made for.
+pub(super) fn longest(
+    policy: Option<&ModelConfig>,
+    reward: Option<&ModelConfig>,
+    asked: Option<usize>,
+) -> Result<usize> {
+    let models = [("policy", policy), ("reward model", reward)];
+    let models = models.into_iter().filter_map(|(name, config)| Some((name, config?.max_position_embeddings)));
+    let Some(limit) = models.clone().map(|(_, positions)| positions).min() else {
+        return Err(Error::invalid("neither a policy nor a reward model was given"));
+    };
     let len = asked.unwrap_or(limit);
     if len == 0 || len > limit {
+        let each: Vec<String> = models.map(|(name, positions)| format!("{name} {positions}")).collect();
         return Err(Error::invalid(format!(
-            "max-model-len is {len}; expected 1 to {limit} (policy {policy}, reward model {reward} positions)"
+            "max-model-len is {len}; expected 1 to {limit} ({} positions)",
+            each.join(", ")
         )));
     }
     Ok(len)
@@ -41,16 +75,16 @@ pub(super) fn handle(seq: SeqId) -> KvHandle {
 }
 
 /// Checks the spans of a batch; nothing is appended yet.
-pub(super) fn place<'a>(
+pub(super) fn check<'a>(
     role: Role,
     config: &ModelConfig,
     kv: &KvPool,
     max_len: usize,
     spans: impl IntoIterator<Item = Span<'a>>,
-) -> Result<Vec<Placed<'a>>> {
+) -> Result<Vec<CheckedSpan<'a>>> {
     let name = role.name();
     let mut seen = HashSet::new();
-    let placed = spans.into_iter().map(|span| {
+    let checked = spans.into_iter().map(|span| {
         if span.seq.role != role {
             return Err(Error::Backend(format!("a {} sequence was given to the {name}", span.seq.role.name())));
         }
@@ -73,13 +107,13 @@ pub(super) fn place<'a>(
         if let Some(id) = span.ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(Error::invalid(format!("token id {id} is beyond the {name} model's vocabulary of {vocab}")));
         }
-        Ok(Placed { seq, start: span.start, ids: span.ids })
+        Ok(CheckedSpan { seq, start: span.start, ids: span.ids })
     });
-    placed.collect()
+    checked.collect()
 }
 
 /// Whether there are blocks for all of the spans.
-pub(super) fn check_room(kv: &KvPool, spans: &[Placed<'_>]) -> Result<()> {
+pub(super) fn check_room(kv: &KvPool, spans: &[CheckedSpan<'_>]) -> Result<()> {
     let mut needed = 0;
     for span in spans {
         needed += kv.blocks_needed(span.seq, span.ids.len())?;
@@ -97,15 +131,15 @@ pub(super) fn check_room(kv: &KvPool, spans: &[Placed<'_>]) -> Result<()> {
 #[derive(Debug, Default)]
 pub(super) struct Batch<'a> {
     /// Pieces of spans, in order.
-    pub pieces: Vec<Placed<'a>>,
-    /// Rows of this batch whose result somebody wants, ascending, with the span each belongs to.
+    pub pieces: Vec<CheckedSpan<'a>>,
+    /// Rows of this batch whose result is asked for, ascending, with the span each belongs to.
     pub live: Vec<(usize, usize)>,
     /// Rows of all pieces.
     pub rows: usize,
 }
 
 /// Cuts spans into batches of at most `limit` rows. `live` holds, per span, the wanted rows within it, ascending.
-pub(super) fn batches<'a>(spans: &[Placed<'a>], live: &[Vec<usize>], limit: usize) -> Vec<Batch<'a>> {
+pub(super) fn batches<'a>(spans: &[CheckedSpan<'a>], live: &[Vec<usize>], limit: usize) -> Vec<Batch<'a>> {
     let mut all = Vec::new();
     let mut batch = Batch::default();
     for (index, span) in spans.iter().enumerate() {
@@ -188,9 +222,9 @@ mod tests {
         let ids: Vec<u32> = (0..150).collect();
         let seq = |index| KvHandle { index, generation: 0 };
         let spans = [
-            Placed { seq: seq(0), start: 7, ids: &ids[..100] },
-            Placed { seq: seq(1), start: 0, ids: &ids[..1] },
-            Placed { seq: seq(2), start: 3, ids: &ids },
+            CheckedSpan { seq: seq(0), start: 7, ids: &ids[..100] },
+            CheckedSpan { seq: seq(1), start: 0, ids: &ids[..1] },
+            CheckedSpan { seq: seq(2), start: 3, ids: &ids },
         ];
         let live = [vec![0, 63, 64, 99], vec![0], vec![149]];
         for limit in [1, 64, 100, 1000] {

@@ -79,27 +79,6 @@ pub fn pair(preset: &str) -> Result<[ModelConfig; 2]> {
     Ok([config(Task::CausalLm)?, config(Task::Reward)?])
 }
 
-/// The smallest reward model for a vocabulary: what stands beside a language model that is asked alone.
-///
-/// # Errors
-/// The sizes are out of range.
-pub fn nobody(vocabulary: usize, positions: usize) -> Result<ModelConfig> {
-    let mut config = config_json("demo", Task::Reward)?;
-    for (name, value) in [
-        ("hidden_size", 64),
-        ("intermediate_size", 64),
-        ("num_hidden_layers", 1),
-        ("num_attention_heads", 2),
-        ("num_key_value_heads", 1),
-        ("head_dim", 32),
-        ("vocab_size", vocabulary),
-        ("max_position_embeddings", positions),
-    ] {
-        config[name] = json!(value);
-    }
-    ModelConfig::parse(&config.to_string(), Path::new("nobody"))
-}
-
 /// Names and shapes of a decoder's tensors, as Hugging Face stores them.
 pub fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let (d, f, e) = (config.hidden_size, config.intermediate_size, config.head_dim);

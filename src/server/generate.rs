@@ -7,7 +7,7 @@ use super::{AppState, Permit};
 use crate::answer::{Completions, FinishReason, Response, Segment, StopReason};
 use crate::engine::{Engine, Handle, Progress, RequestStats, Update, intervention, sampler};
 use crate::method::Options;
-use crate::model::{Backend, Work};
+use crate::model::{ModelPair, Work};
 use crate::rng::Uniforms;
 use crate::sampling::{CompletionSpec, NewStopCheck};
 use crate::text::{End, TextWriter};
@@ -520,7 +520,7 @@ fn submit(
             let first_offset = request.prompts[prompt].header.len();
             let options = Box::new(Options { max_new_tokens, first_offset, ..(**options).clone() });
             let (uniforms, kept) = (Uniforms::Seeded(request.seed.wrapping_add(copy as u64)), options.clone());
-            let build = move |backend: &dyn Backend| intervention(backend, &ids, &options, uniforms);
+            let build = move |backend: &ModelPair| intervention(backend, &ids, &options, uniforms);
             let output = |response| Output::Response(Box::new(response));
             let handle = engine.submit_to(build, move |update| updates.send((ticket, update.map(output))).is_ok())?;
             return Ok((handle, Some(kept)));
@@ -540,7 +540,7 @@ fn submit(
         stream_tokens: !score,
         prompt_logprobs: request.echo && request.logprobs.is_some(),
     };
-    let build = move |backend: &dyn Backend| sampler(backend, &ids, spec);
+    let build = move |backend: &ModelPair| sampler(backend, &ids, spec);
     let handle =
         engine.submit_to(build, move |update| updates.send((ticket, update.map(Output::Completions))).is_ok())?;
     Ok((handle, None))

@@ -5,7 +5,6 @@ use super::error::ApiError;
 use super::fields::{Fields, token_ids};
 use super::method::{Alias, MethodSettings};
 use super::prompt::{Chat, read_prompts};
-use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::profile::{self, Phase};
 use crate::sampling::{Sampling, StopStrings};
@@ -153,10 +152,10 @@ impl ApiRequest {
         let max_new_tokens = budgets(app, &mut fields, route, alias, &prompts, echo && logprobs.is_some())?;
         let (sampling, given) = sampling(app, &mut fields, &stop_ids)?;
         let sampling = Sampling { seed, logprobs, ..sampling };
-        sampling.check(app.pair.policy.vocab_size)?;
+        sampling.check(app.pair.policy()?.config.vocab_size)?;
         let mut ignored = settings.ignored.clone();
         let preset = match alias {
-            Alias::Preset(name) => Some(name.preset(app.pair.policy.num_parameters())),
+            Alias::Preset(name) => Some(name.preset(app.pair.policy()?.config.num_parameters())),
             _ => None,
         };
         let method = match alias {
@@ -173,12 +172,12 @@ impl ApiRequest {
                 }
                 ignored.extend(given);
                 // The method always ends at the end of turn.
-                if !stop_ids.contains(&app.pair.finish_id) {
+                if !stop_ids.contains(&app.pair.policy()?.finish_id) {
                     ignored.push("ignore_eos");
                 }
                 let parameters = settings.parameters.over(preset.unwrap_or(app.config.preset))?;
-                let options = Options { full_trace: settings.trace, ..parameters.options(&app.pair) };
-                let options = Options { stop_ids: with_end(&app.pair, &stop_ids), ..options };
+                let options = Options { full_trace: settings.trace, ..parameters.options(&app.pair)? };
+                let options = Options { stop_ids: with_end(app.pair.policy()?.finish_id, &stop_ids), ..options };
                 options.check()?;
                 Method::Guided(Box::new(options))
             }
@@ -215,10 +214,10 @@ impl ApiRequest {
 }
 
 /// The stop ids, and the end of turn, at which the method always ends.
-fn with_end(pair: &Pair, stop_ids: &[u32]) -> Vec<u32> {
+fn with_end(finish_id: u32, stop_ids: &[u32]) -> Vec<u32> {
     let mut stop_ids = stop_ids.to_vec();
-    if !stop_ids.contains(&pair.finish_id) {
-        stop_ids.push(pair.finish_id);
+    if !stop_ids.contains(&finish_id) {
+        stop_ids.push(finish_id);
     }
     stop_ids
 }
@@ -301,10 +300,10 @@ fn ends(app: &AppState, fields: &mut Fields) -> Result<(Vec<u32>, Arc<TextRules>
         token_ids(value).filter(|ids| ids.len() <= 64)
     })?;
     let ignore_eos = fields.flag("ignore_eos")?.unwrap_or(false);
-    let mut stop_ids = if ignore_eos { Vec::new() } else { pair.stop_ids.clone() };
+    let mut stop_ids = if ignore_eos { Vec::new() } else { pair.policy()?.stop_ids.clone() };
     for id in listed.unwrap_or_default() {
-        if id as usize >= pair.policy.vocab_size {
-            let vocab = pair.policy.vocab_size;
+        let vocab = pair.policy()?.config.vocab_size;
+        if id as usize >= vocab {
             return Err(ApiError::field("stop_token_ids", format!("names id {id}, but there are only {vocab} ids")));
         }
         if !stop_ids.contains(&id) {
@@ -314,7 +313,7 @@ fn ends(app: &AppState, fields: &mut Fields) -> Result<(Vec<u32>, Arc<TextRules>
     let rules = TextRules {
         stops,
         stop_ids: stop_ids.clone(),
-        finish_ids: pair.stop_ids.clone(),
+        finish_ids: pair.policy()?.stop_ids.clone(),
         include_stop: fields.flag("include_stop_str_in_output")?.unwrap_or(false),
         skip_special: fields.flag("skip_special_tokens")?.unwrap_or(true),
     };
@@ -340,7 +339,7 @@ fn budgets(
         return Err(ApiError::field(name, format!("must be at most {cap}, the limit of this server, not {asked}")));
     }
     let preset = match alias {
-        Alias::Preset(preset) => Some(preset.preset(app.pair.policy.num_parameters()).max_new_tokens),
+        Alias::Preset(preset) => Some(preset.preset(app.pair.policy()?.config.num_parameters()).max_new_tokens),
         _ => None,
     };
     // OpenAI's default for completions is 16; an answer of a chat may use all of the context.
@@ -394,8 +393,8 @@ fn sampling(app: &AppState, fields: &mut Fields, stop_ids: &[u32]) -> Result<(Sa
             read.ok_or_else(|| ApiError::field("logit_bias", "must be an object of ids and numbers"))?
         }
     };
-    if let Some(&(id, _)) = bias.iter().find(|&&(id, _)| id as usize >= app.pair.policy.vocab_size) {
-        let vocab = app.pair.policy.vocab_size;
+    let vocab = app.pair.policy()?.config.vocab_size;
+    if let Some(&(id, _)) = bias.iter().find(|&&(id, _)| id as usize >= vocab) {
         return Err(ApiError::field("logit_bias", format!("names id {id}, but there are only {vocab} ids")));
     }
     let temperature = fields.number("temperature", 0.0, 100.0)?;

@@ -123,7 +123,7 @@ fn paired(app: &AppState, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> 
     }
     let pair = |(index, answer): (usize, &String)| {
         let question = questions.get(index).unwrap_or(&questions[0]);
-        if app.pair.chat.is_none() {
+        if app.pair.chat().is_none() {
             let ids = app.pair.tokenizer.encode(&format!("{question}{answer}"))?;
             return Ok(Prompt::of_ids(ids));
         }
@@ -142,7 +142,7 @@ async fn ask(
     _permit: Permit,
 ) -> Result<(Vec<RewardReport>, Vec<RequestStats>), ApiError> {
     let engine = app.engine()?;
-    let pad = app.pair.reward_pad_id;
+    let pad = app.pair.reward_pad_id();
     let mut tickets = Vec::new();
     for question in questions {
         tickets.push(engine.score(question, pad)?);
@@ -254,7 +254,7 @@ pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request
     })?;
     let base64 = base64.unwrap_or(false);
     report(&app, "/v1/gradients", fields);
-    let hidden = app.pair.reward.hidden_size;
+    let hidden = app.pair.reward()?.config.hidden_size;
     let numbers: usize = common.texts.iter().map(|text| text.ids.len().saturating_sub(start) * hidden).sum();
     if wanted && numbers > MOST_NUMBERS {
         let message =

@@ -43,7 +43,7 @@ pub(super) async fn detokenize(State(app): State<Arc<AppState>>, request: Reques
         }
         let ids = fields.get("tokens", "a list of token ids", token_ids)?;
         let ids = ids.ok_or_else(|| ApiError::field("tokens", "is missing"))?;
-        let vocab = app.pair.policy.vocab_size;
+        let vocab = app.pair.policy()?.config.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(ApiError::field("tokens", format!("names id {id}, but there are only {vocab} ids")));
         }

@@ -145,7 +145,7 @@ impl Prompt {
     /// the text cannot be encoded.
     pub fn of_messages(pair: &Pair, system: Option<&str>, messages: &[Message], next: Next<'_>) -> Laid<Prompt> {
         let text = messages.last().map(|message| message.content.clone()).unwrap_or_default();
-        let Some(template) = &pair.chat else {
+        let Some(template) = pair.chat() else {
             let wants = match next {
                 _ if messages.len() > 1 => Some(Wants::Messages),
                 _ if system.is_some() => Some(Wants::System),
@@ -170,7 +170,7 @@ impl Prompt {
     /// As [`of_messages`](Self::of_messages), or the last message cannot be continued.
     pub fn of_conversation(pair: &Pair, conversation: &Conversation<'_>, next: Next<'_>) -> Laid<Prompt> {
         let last = conversation.messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default();
-        let laid = match &pair.chat {
+        let laid = match pair.chat() {
             Some(template) => {
                 let render = |generation_prompt| template.render_conversation(conversation, generation_prompt);
                 rendered(pair, last, next, &render)?
@@ -272,7 +272,8 @@ mod tests {
 
     #[test]
     fn what_needs_a_template_is_refused_without_one() {
-        let pair = Pair { chat: None, ..pair() };
+        let mut pair = pair();
+        pair.policy.as_mut().unwrap().chat = None;
         let user = Message { role: "user".to_string(), content: "Hi.".to_string() };
         let official = Next::Answer { layout: PromptLayout::Official, prefill: "" };
         let twice = [user.clone(), user.clone()];

@@ -8,10 +8,11 @@ use ggro::files::config::ModelConfig;
 use ggro::files::demo;
 use ggro::files::pair::Pair;
 use ggro::method::Options;
-use ggro::model::cpu::{LoadOptions, Reference};
-use ggro::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Work};
+use ggro::model::cpu::{self, LoadOptions};
+use ggro::model::{Gradient, GradientSpan, Logits, Model, PolicyRow, PolicySpan, RewardSpan, Score, SeqId, Work};
 use ggro::rng::Uniforms;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -21,14 +22,14 @@ fn pair() -> Pair {
 
 fn prompt(pair: &Pair, request: &str) -> Vec<u32> {
     let messages = [Message { role: "user".into(), content: request.into() }];
-    pair.tokenizer.encode(&pair.chat.as_ref().unwrap().render(&messages, true).unwrap()).unwrap()
+    pair.tokenizer.encode(&pair.chat().unwrap().render(&messages, true).unwrap()).unwrap()
 }
 
 fn options(pair: &Pair) -> Options {
-    let mut options = Options::new(pair.finish_id, pair.stop_ids.clone());
+    let mut options = Options::new(pair.policy().unwrap().finish_id, pair.policy().unwrap().stop_ids.clone());
     options.max_new_tokens = demo::MAX_NEW_TOKENS;
     options.entropy_threshold = demo::ENTROPY_THRESHOLD;
-    options.reward_pad_id = pair.reward_pad_id;
+    options.reward_pad_id = pair.reward_pad_id();
     options
 }
 
@@ -39,7 +40,7 @@ fn options(pair: &Pair) -> Options {
 fn the_first_fifty_prompts_agree_with_the_published_table() {
     let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let pair = pair();
-    let mut backend = Reference::load(&pair, &LoadOptions::default()).unwrap();
+    let mut backend = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
     let (mut greedy, mut guided) = (Vec::new(), Vec::new());
     let mut work = Work::default();
     let mut nudged = 0;
@@ -51,7 +52,7 @@ fn the_first_fifty_prompts_agree_with_the_published_table() {
         let answer = decode(&mut backend, &ids, &options, Uniforms::Seeded(0), &mut ()).unwrap();
         guided.push(answer.final_reward as f64);
         nudged += answer.num_nudges;
-        work = add(work, answer.work);
+        work = work + answer.work;
         options.max_candidates = 1;
         options.entropy_threshold = f64::MAX;
         let plain = decode(&mut backend, &ids, &options, Uniforms::Seeded(0), &mut ()).unwrap();
@@ -79,20 +80,26 @@ fn the_first_fifty_prompts_agree_with_the_published_table() {
 /// One test at a time: one of them measures.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Passes everything on and books time and work to the segment in progress.
-struct Booked<'a> {
-    inner: &'a mut Reference,
-    segment: &'a Cell<usize>,
-    spent: [(Work, Duration); 3],
+/// What each segment took: work, and processor time.
+#[derive(Default)]
+struct Books {
+    segment: Cell<usize>,
+    spent: RefCell<[(Work, Duration); 3]>,
 }
 
-impl Booked<'_> {
-    fn time<T>(&mut self, run: impl FnOnce(&mut Reference) -> T) -> T {
+/// Passes everything on and books time and work to the segment in progress.
+struct Booked {
+    inner: Box<dyn Model>,
+    books: Rc<Books>,
+}
+
+impl Booked {
+    fn time<T>(&mut self, run: impl FnOnce(&mut dyn Model) -> T) -> T {
         let (begin, before) = (cpu_time(), self.inner.work());
-        let out = run(self.inner);
-        let (work, time) = &mut self.spent[self.segment.get()];
+        let out = run(self.inner.as_mut());
+        let (work, time) = &mut self.books.spent.borrow_mut()[self.books.segment.get()];
         *time += cpu_time() - begin;
-        *work = add(*work, self.inner.work() - before);
+        *work = *work + (self.inner.work() - before);
         out
     }
 }
@@ -104,39 +111,31 @@ fn cpu_time() -> Duration {
     Duration::from_nanos(spent.filter_map(|s| s.split(' ').next()?.parse::<u64>().ok()).sum())
 }
 
-fn add(a: Work, b: Work) -> Work {
-    Work {
-        policy_forward: a.policy_forward + b.policy_forward,
-        reward_forward: a.reward_forward + b.reward_forward,
-        reward_backward: a.reward_backward + b.reward_backward,
-    }
-}
-
 /// Tells the books when a segment begins.
-struct Turns<'a>(&'a Cell<usize>);
+struct Turns<'a>(&'a Books);
 
 impl Observer for Turns<'_> {
     fn segment(&mut self, _: &Segment, _: &[u32]) -> Result<()> {
-        self.0.set(self.0.get() + 1);
+        self.0.segment.set(self.0.segment.get() + 1);
         Ok(())
     }
 }
 
-impl Backend for Booked<'_> {
-    fn config(&self, role: Role) -> &ModelConfig {
-        self.inner.config(role)
+impl Model for Booked {
+    fn config(&self) -> &ModelConfig {
+        self.inner.config()
     }
     fn max_len(&self) -> usize {
         self.inner.max_len()
     }
-    fn create(&mut self, role: Role) -> Result<SeqId> {
-        self.inner.create(role)
+    fn create(&mut self) -> Result<SeqId> {
+        self.inner.create()
     }
     fn fork(&mut self, seq: SeqId, len: usize) -> Result<SeqId> {
-        self.time(|b| b.fork(seq, len))
+        self.time(|model| model.fork(seq, len))
     }
     fn truncate(&mut self, seq: SeqId, len: usize) -> Result<()> {
-        self.time(|b| b.truncate(seq, len))
+        self.time(|model| model.truncate(seq, len))
     }
     fn release(&mut self, seq: SeqId) {
         self.inner.release(seq);
@@ -144,17 +143,22 @@ impl Backend for Booked<'_> {
     fn len(&self, seq: SeqId) -> usize {
         self.inner.len(seq)
     }
-    fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> Result<Vec<PolicyRow>> {
-        self.time(|b| b.policy_step(spans))
+    fn step(
+        &mut self,
+        spans: &[PolicySpan<'_>],
+        ids_below: usize,
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<PolicyRow>> {
+        self.time(|model| model.step(spans, ids_below, meanwhile))
     }
-    fn logits_row(&mut self, seq: SeqId) -> Result<Vec<f32>> {
-        self.time(|b| b.logits_row(seq))
+    fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> Result<Vec<f32>> {
+        self.time(|model| model.logits(seq, asked))
     }
-    fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
-        self.time(|b| b.reward_score(spans))
+    fn score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
+        self.time(|model| model.score(spans))
     }
-    fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
-        self.time(|b| b.reward_gradient(spans))
+    fn gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
+        self.time(|model| model.gradient(spans))
     }
     fn same_embedding(&self, a: u32, b: u32) -> bool {
         self.inner.same_embedding(a, b)
@@ -169,7 +173,12 @@ fn a_segment_costs_the_same_behind_a_prompt_of_twice_the_length() {
     let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let pair = pair();
     // One thread: idle ones spin for a while, which is processor time too.
-    let mut backend = Reference::load(&pair, &LoadOptions { threads: Some(1), ..Default::default() }).unwrap();
+    let options_of_model = LoadOptions { threads: Some(1), ..Default::default() };
+    let mut backend = cpu::open(pair.parts(), &options_of_model).unwrap();
+    let books = Rc::new(Books::default());
+    for model in [&mut backend.policy, &mut backend.reward] {
+        *model = model.take().map(|inner| Box::new(Booked { inner, books: books.clone() }) as Box<dyn Model>);
+    }
     let story = "Once upon a time, there was a little girl named Lily. She loved to play in the park with her kite. ";
     let ids = pair.tokenizer.encode(&story.repeat(20)).unwrap();
     // Segments end at their budget only or where every token is uncertain enough: after 12 kept tokens, whatever they are.
@@ -184,13 +193,13 @@ fn a_segment_costs_the_same_behind_a_prompt_of_twice_the_length() {
     let mut works = [Work::default(); 2];
     for _ in 0..20 {
         for (i, len) in [150, 300].into_iter().enumerate() {
-            let segment = Cell::new(0);
-            let mut booked = Booked { inner: &mut backend, segment: &segment, spent: Default::default() };
+            books.segment.set(0);
+            books.spent.take();
             let prompt = &ids[..len];
-            let answer = decode(&mut booked, prompt, &options, Uniforms::Seeded(0), &mut Turns(&segment)).unwrap();
+            let answer = decode(&mut backend, prompt, &options, Uniforms::Seeded(0), &mut Turns(&books)).unwrap();
             assert_eq!(answer.segments.len(), 2);
             assert_eq!(answer.segments[1].candidates.len(), 2, "both walks try two candidates");
-            let (work, time) = booked.spent[1];
+            let (work, time) = books.spent.borrow()[1];
             works[i] = work;
             best[i] = best[i].min(time);
         }

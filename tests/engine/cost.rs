@@ -11,6 +11,7 @@ use ggro::model::Work;
 use ggro::rng::Uniforms;
 use ggro_testkit::scripted::{FINISH, Model, Scripted};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 const BANDWIDTH: f64 = 4.3e12;
 const FLOPS: f64 = 790e12;
@@ -20,7 +21,7 @@ const KV_PER_TOKEN: f64 = 131_072.0;
 const CONTEXT: f64 = 1024.0;
 const IDS: usize = 40;
 
-/// Seconds of one reading of the weights, or of the products of so many tokens if that takes longer.
+/// StepTime of one reading of the weights, or of the products of so many tokens if that takes longer.
 fn pass(weights: f64, requests: usize, tokens: usize) -> f64 {
     let kv = requests as f64 * CONTEXT * KV_PER_TOKEN;
     ((weights + kv) / BANDWIDTH).max(tokens as f64 * weights / FLOPS)
@@ -62,19 +63,19 @@ fn model() -> Model {
     Model {
         policy_vocab: IDS,
         reward_vocab: IDS,
-        logits: Box::new(|ids| {
+        logits: Rc::new(|ids| {
             let tail = &ids[ids.len().saturating_sub(6)..];
             let spread = if hash(tail, 1).is_multiple_of(16) { 0.5 } else { 60.0 };
             let logit =
                 |v: usize| if v == FINISH as usize { -90.0 } else { (unit(hash(tail, 2 + v as u64)) * spread) as f32 };
             (0..IDS).map(logit).collect()
         }),
-        reward: Box::new(|ids| unit(hash(ids, 3)) as f32),
-        dot: Box::new(|ids, slot, v| {
+        reward: Rc::new(|ids| unit(hash(ids, 3)) as f32),
+        dot: Rc::new(|ids, slot, v| {
             let common = unit(hash(&ids[..slot], 100 + u64::from(v)));
             (common + 0.35 * unit(hash(ids, 200 + u64::from(v)))) as f32
         }),
-        same: Box::new(|_, _| false),
+        same: Rc::new(|_, _| false),
     }
 }
 
@@ -89,7 +90,7 @@ struct Run {
 
 fn run(model: &Model, requests: usize, candidates: usize, speculation: SpeculationWidth, run_ahead: bool) -> Run {
     let mut backend = Scripted::new(model, 4096);
-    backend.cheap_rows = 128;
+    backend.free_batch_rows(128);
     let settings = Settings { speculation, run_ahead, ..Settings::default() };
     let mut scheduler = Scheduler::new(settings);
     for n in 0..requests as u32 {

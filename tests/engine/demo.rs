@@ -6,8 +6,7 @@ use ggro::files::chat::Message;
 use ggro::files::demo;
 use ggro::files::pair::Pair;
 use ggro::method::Options;
-use ggro::model::Backend;
-use ggro::model::cpu::{LoadOptions, Reference};
+use ggro::model::cpu::{self, LoadOptions};
 use ggro::rng::Uniforms;
 use ggro_testkit::requests::{Request, together};
 use std::sync::Arc;
@@ -18,9 +17,12 @@ use std::time::Instant;
 fn sixteen(pair: &Pair, tokens: usize) -> Vec<Request> {
     let request = |text: &String| {
         let messages = [Message { role: "user".into(), content: text.to_string() }];
-        let prompt = pair.tokenizer.encode(&pair.chat.as_ref().unwrap().render(&messages, true).unwrap()).unwrap();
-        let options =
-            Options { max_new_tokens: tokens, entropy_threshold: demo::ENTROPY_THRESHOLD, ..Options::for_pair(pair) };
+        let prompt = pair.tokenizer.encode(&pair.chat().unwrap().render(&messages, true).unwrap()).unwrap();
+        let options = Options {
+            max_new_tokens: tokens,
+            entropy_threshold: demo::ENTROPY_THRESHOLD,
+            ..Options::for_pair(pair).unwrap()
+        };
         Request { name: text.to_string(), prompt, options, uniforms: Uniforms::Seeded(0) }
     };
     demo::prompts().iter().take(16).map(request).collect()
@@ -34,7 +36,7 @@ fn submit(engine: &Engine, request: &Request) -> Ticket<Response> {
 #[test]
 fn sixteen_together_say_what_each_says_alone() {
     let pair = Pair::load(&demo::policy(), &demo::reward()).unwrap();
-    let mut backend = Reference::load(&pair, &LoadOptions::default()).unwrap();
+    let mut backend = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
     let requests = sixteen(&pair, 64);
     let all: Vec<&Request> = requests.iter().collect();
     let settings = |speculation| Settings { speculation, ..Settings::default() };
@@ -67,13 +69,10 @@ fn tickets() {
     let pair = Pair::load(&demo::policy(), &demo::reward()).unwrap();
     let requests = sixteen(&pair, 24);
     let expected = {
-        let mut backend = Reference::load(&pair, &LoadOptions::default()).unwrap();
+        let mut backend = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
         requests[0].alone(&mut backend)
     };
-    let engine = Engine::start(Settings::default(), move || {
-        Ok(Box::new(Reference::load(&pair, &LoadOptions::default())?) as Box<dyn Backend>)
-    })
-    .unwrap();
+    let engine = Engine::start(Settings::default(), move || cpu::open(pair.parts(), &LoadOptions::default())).unwrap();
     let mut first = submit(&engine, &requests[0]);
     let dropped: Vec<Ticket<Response>> = requests[1..6].iter().map(|request| submit(&engine, request)).collect();
     let second = engine.generate(&requests[0].prompt, &requests[0].options).unwrap();
@@ -113,10 +112,7 @@ fn tickets() {
 fn an_engine_that_is_dropped_waits_for_no_ticket() {
     let pair = Pair::load(&demo::policy(), &demo::reward()).unwrap();
     let requests = sixteen(&pair, 200);
-    let engine = Engine::start(Settings::default(), move || {
-        Ok(Box::new(Reference::load(&pair, &LoadOptions::default())?) as Box<dyn Backend>)
-    })
-    .unwrap();
+    let engine = Engine::start(Settings::default(), move || cpu::open(pair.parts(), &LoadOptions::default())).unwrap();
     let ticket = submit(&engine, &requests[0]);
     let idle = Engine::start(Settings::default(), || Err(ggro::Error::invalid("none")));
     assert!(idle.is_err());
@@ -153,10 +149,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 fn tickets_can_be_awaited() {
     let pair = Pair::load(&demo::policy(), &demo::reward()).unwrap();
     let requests = sixteen(&pair, 24);
-    let engine = Engine::start(Settings::default(), move || {
-        Ok(Box::new(Reference::load(&pair, &LoadOptions::default())?) as Box<dyn Backend>)
-    })
-    .unwrap();
+    let engine = Engine::start(Settings::default(), move || cpu::open(pair.parts(), &LoadOptions::default())).unwrap();
     let expected = submit(&engine, &requests[0]).wait().unwrap().0;
     block_on(async {
         let (mut watched, awaited) = (submit(&engine, &requests[0]), submit(&engine, &requests[0]));

@@ -4,7 +4,7 @@
 use ggro::answer::{Candidate, CandidateStop, FinishReason, Response, WalkEnd};
 use ggro::engine::decode;
 use ggro::method::Options;
-use ggro::model::{Backend, Work};
+use ggro::model::Work;
 use ggro_testkit::fixtures::load;
 use ggro_testkit::requests::{ids, options, traces, uniforms};
 use serde_json::Value;

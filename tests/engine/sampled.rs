@@ -3,8 +3,7 @@
 use ggro::answer::{Completions, Response, StopReason};
 use ggro::engine::{Event, Request as _, Scheduler, Settings, SpeculationWidth, complete, intervention, sampler};
 use ggro::method::Options;
-use ggro::model::cpu::Reference;
-use ggro::model::{Backend, RewardSpan, Role, Span};
+use ggro::model::{ModelPair, RewardSpan, Role, Span};
 use ggro::sampling::{CompletionSpec, Sampling, StopCheck};
 use ggro_testkit::fixtures::load;
 use ggro_testkit::requests::{Request, requests};
@@ -21,7 +20,7 @@ fn plan(request: &Request, temperature: f64, n: usize, score: bool) -> Completio
     }
 }
 
-fn alone(backend: &mut Reference, request: &Request, plan: CompletionSpec) -> Completions {
+fn alone(backend: &mut ModelPair, request: &Request, plan: CompletionSpec) -> Completions {
     complete(backend, &Settings::single(SpeculationWidth::Off), &request.prompt, plan, &mut ()).unwrap().0
 }
 

@@ -5,11 +5,12 @@ use ggro::engine::decode;
 use ggro::engine::{Event, Scheduler, Settings, SpeculationWidth, intervention};
 use ggro::kv::BLOCK;
 use ggro::method::{Intervention, Options};
-use ggro::model::{Backend, Role};
+use ggro::model::{ModelPair, Role};
 use ggro::rng::Uniforms;
 use ggro_testkit::scripted::{FINISH, Model, Scripted, VOCAB};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 const LONGEST: usize = 256;
 
@@ -34,13 +35,13 @@ fn model(seed: u64) -> Model {
     Model {
         policy_vocab: VOCAB,
         reward_vocab: VOCAB,
-        logits: Box::new(move |ids| {
+        logits: Rc::new(move |ids| {
             let sure = !mix(ids, seed).is_multiple_of(4);
             (0..VOCAB as u32).map(|v| logit(ids, sure, v)).collect()
         }),
-        reward: Box::new(move |ids| number(mix(ids, seed ^ 1))),
-        dot: Box::new(move |ids, slot, v| number(mix(ids, seed ^ ((slot as u64) << 40) ^ u64::from(v))) - 4.0),
-        same: Box::new(|_, _| false),
+        reward: Rc::new(move |ids| number(mix(ids, seed ^ 1))),
+        dot: Rc::new(move |ids, slot, v| number(mix(ids, seed ^ ((slot as u64) << 40) ^ u64::from(v))) - 4.0),
+        same: Rc::new(|_, _| false),
     }
 }
 
@@ -64,7 +65,7 @@ impl Arrival {
         }
     }
 
-    fn machine(&self, backend: &dyn Backend) -> Box<Intervention> {
+    fn machine(&self, backend: &ModelPair) -> Box<Intervention> {
         Box::new(intervention(backend, &self.prompt, &self.options(), Uniforms::Seeded(3)).unwrap())
     }
 
@@ -128,7 +129,7 @@ proptest! {
                 }
             }
             // The turn's first, second or third call: rewards may have been run when gradients fail.
-            backend.fail_at = faults.get(&turn).map(|nth| backend.calls + nth);
+            backend.fail_at(faults.get(&turn).map(|nth| backend.calls() + nth));
             scheduler.step(&mut backend);
             turn += 1;
             // Nobody starves: alone, each takes less than so many turns, cut prompts included.
@@ -200,7 +201,7 @@ fn a_lost_device_ends_every_request() {
     for (dead_from, blocks) in (0..150).flat_map(|n| [(n, 5), (n, 40)]) {
         let mut backend = Scripted::new(&model, LONGEST);
         backend.limit(blocks);
-        backend.dead_from = Some(dead_from);
+        backend.dead_from(dead_from);
         let mut scheduler = Scheduler::new(Settings { speculation: SpeculationWidth::Fixed(5), ..Settings::default() });
         for n in 0..4 {
             scheduler.submit(arrival(n).machine(&backend));
@@ -215,7 +216,7 @@ fn a_lost_device_ends_every_request() {
             }
         }
         assert_eq!(ended, 4, "dead from {dead_from}");
-        assert!(failed > 0 || backend.calls <= dead_from);
+        assert!(failed > 0 || backend.calls() <= dead_from);
         scheduler.clear(&mut backend);
         assert_eq!(backend.held(), 0);
     }

@@ -50,15 +50,22 @@ fn every_fixture_is_a_pair() {
     for fixture in FIXTURES {
         let meta = read_json(&goldens().join(fixture).join("meta.json"));
         let pair = Pair::load(&model(&format!("{fixture}/policy")), &model(&format!("{fixture}/reward"))).unwrap();
-        assert_eq!((pair.policy.task, pair.reward.task), (Task::CausalLm, Task::Reward));
-        assert_eq!(json!(pair.finish_id), meta["finish_id"], "{fixture}");
-        let mut stop_ids = pair.stop_ids.clone();
+        assert_eq!(
+            (pair.policy().unwrap().config.task, pair.reward().unwrap().config.task),
+            (Task::CausalLm, Task::Reward)
+        );
+        assert_eq!(json!(pair.policy().unwrap().finish_id), meta["finish_id"], "{fixture}");
+        let mut stop_ids = pair.policy().unwrap().stop_ids.clone();
         stop_ids.sort();
         let mut expected: Vec<u32> = serde_json::from_value(meta["stop_ids"].clone()).unwrap();
         expected.sort();
         assert_eq!(stop_ids, expected, "{fixture}");
-        assert_eq!(json!(pair.reward_pad_id), meta["reward_pad_id"], "{fixture}");
-        assert!(pair.chat.is_some() && pair.policy_weights.bytes() > 0 && pair.reward_weights.bytes() > 0);
+        assert_eq!(json!(pair.reward_pad_id()), meta["reward_pad_id"], "{fixture}");
+        assert!(
+            pair.chat().is_some()
+                && pair.policy().unwrap().weights.bytes() > 0
+                && pair.reward().unwrap().weights.bytes() > 0
+        );
     }
 }
 
@@ -119,7 +126,9 @@ fn tokenizers_must_agree() {
 
 #[test]
 fn finish_and_stop_ids() {
-    let ids = |copy: &Copy| copy.load().map(|pair| (pair.finish_id, pair.stop_ids));
+    let ids = |copy: &Copy| {
+        copy.load().map(|pair| pair.policy().map(|policy| (policy.finish_id, policy.stop_ids.clone())).unwrap())
+    };
     let generation = |value: Value| Copy::new().edit("policy/generation_config.json", set("eos_token_id", value));
     assert_eq!(ids(&Copy::new()).unwrap(), (2, vec![2]));
     assert_eq!(ids(&generation(json!([7, 7, 9]))).unwrap(), (2, vec![7, 9, 2]));
@@ -145,8 +154,8 @@ fn finish_and_stop_ids() {
 #[test]
 fn pad_id_of_the_reward_model() {
     let pad = |value: Value| Copy::new().edit("reward/config.json", set("pad_token_id", value)).load();
-    assert_eq!(pad(json!(551)).unwrap().reward_pad_id, Some(551));
-    assert_eq!(pad(json!(null)).unwrap().reward_pad_id, None);
+    assert_eq!(pad(json!(551)).unwrap().reward_pad_id(), Some(551));
+    assert_eq!(pad(json!(null)).unwrap().reward_pad_id(), None);
     refused(pad(json!(552)), &["reward/config.json", "`pad_token_id`", "(552)", "found 552"]);
     refused(pad(json!(-1)), &["reward/config.json", "`pad_token_id`", "found -1"]);
 }

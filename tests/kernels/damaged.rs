@@ -6,8 +6,8 @@ use ggro::Error;
 use ggro::engine::decode;
 use ggro::files::checkpoint::Files;
 use ggro::files::pair::Pair;
-use ggro::model::cuda::{Cuda, CudaOptions};
-use ggro::model::{Backend, Role};
+use ggro::model::Role;
+use ggro::model::cuda::{self, CudaOptions};
 use ggro::rng::Uniforms;
 use ggro_emulator::Config;
 use ggro_testkit::lessons::demo_options;
@@ -47,7 +47,7 @@ fn a_weight_that_is_not_a_number_ends_one_request() {
         let (_directory, pair) = damaged(role, "model.embed_tokens.weight", POISONED);
         let Emulated { device, machine } = Emulated::new(Config::default());
         let small = CudaOptions { batch_tokens: 64, gradient_tokens: 64, sequences: 2, ..CudaOptions::default() };
-        let mut cuda = Cuda::open(device, &pair, &small, &mut |_| ()).unwrap().0;
+        let mut cuda = cuda::open(device, pair.parts(), &small, &mut |_| ()).unwrap().0;
         let options = demo_options(&pair, 12, 3);
         let clean: Vec<u32> = (20..50).collect();
         let poisoned = [&clean[..], &[POISONED]].concat();
@@ -79,7 +79,7 @@ fn a_model_that_computes_nothing_says_so() {
         let (_directory, pair) = damaged(role, name, 0);
         let Emulated { device, machine } = Emulated::new(Config::default());
         let small = CudaOptions { batch_tokens: 64, gradient_tokens: 64, sequences: 2, ..CudaOptions::default() };
-        let mut cuda = Cuda::open(device, &pair, &small, &mut |_| ()).unwrap().0;
+        let mut cuda = cuda::open(device, pair.parts(), &small, &mut |_| ()).unwrap().0;
         let options = demo_options(&pair, 12, 3);
         for _ in 0..2 {
             let prompt: Vec<u32> = (20..50).collect();

@@ -2,7 +2,8 @@
 
 use crate::emulated::{Emulated, alone};
 use ggro::engine::{Settings, SpeculationWidth};
-use ggro::model::cuda::{Cuda, CudaOptions};
+use ggro::files::pair::Parts;
+use ggro::model::cuda::{self, CudaOptions};
 use ggro_emulator::{Config, Streams};
 use ggro_testkit::fixtures::{FIXTURES, parts};
 use ggro_testkit::requests::{Request, requests, together};
@@ -37,8 +38,8 @@ fn three_traces_of_every_fixture_in_company() {
                 let [policy, reward] = parts(name);
                 let max_model_len = Some(longest);
                 let options = CudaOptions { sequences, max_model_len, batch_tokens: 704, ..CudaOptions::default() };
-                let parts = ((&policy.0, &policy.1), (&reward.0, &reward.1));
-                let mut cuda = Cuda::assemble(device, parts, &options, &mut |_| ()).unwrap().0;
+                let parts = Parts::both((&policy.0, &policy.1), (&reward.0, &reward.1));
+                let mut cuda = cuda::open(device, parts, &options, &mut |_| ()).unwrap().0;
                 if expected.is_empty() {
                     let one = |request| {
                         together(&mut cuda, &settings(SpeculationWidth::Off, false), &[request], &[0]).responses

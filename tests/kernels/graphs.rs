@@ -1,23 +1,26 @@
 //! Decode steps as graphs: the bits of kernels launched one by one, few recordings, and no access that is wrong.
 
 use crate::emulated::Emulated;
-use ggro::model::cuda::{Cuda, CudaOptions};
-use ggro::model::{Backend, PolicyRow, PolicySpan, Role, SeqId, Span, TopK};
+use ggro::files::pair::Parts;
+use ggro::model::cuda::{self, CudaOptions, Launches};
+use ggro::model::{ModelPair, PolicyRow, PolicySpan, Role, SeqId, Span, TopK};
 use ggro_emulator::{Config, Streams};
 use ggro_testkit::backend::{bits, text};
 use ggro_testkit::fixtures::parts;
+use std::sync::Arc;
 
-fn open(name: &str, config: Config, graphs: bool) -> (Cuda, ggro_emulator::Device) {
+fn open(name: &str, config: Config, graphs: bool) -> (ModelPair, Arc<Launches>, ggro_emulator::Device) {
     let [policy, reward] = parts(name);
     let Emulated { device, machine } = Emulated::new(config);
     let options =
         CudaOptions { batch_tokens: 256, gradient_tokens: 64, sequences: 80, graphs, ..CudaOptions::default() };
-    let parts = ((&policy.0, &policy.1), (&reward.0, &reward.1));
-    (Cuda::assemble(device, parts, &options, &mut |_| ()).unwrap().0, machine)
+    let parts = Parts::both((&policy.0, &policy.1), (&reward.0, &reward.1));
+    let (pair, opened) = cuda::open(device, parts, &options, &mut |_| ()).unwrap();
+    (pair, opened.launches, machine)
 }
 
 /// One token for each sequence, with lists of all kinds asked for.
-fn decode(cuda: &mut Cuda, seqs: &[SeqId], step: usize) -> Vec<PolicyRow> {
+fn decode(cuda: &mut ModelPair, seqs: &[SeqId], step: usize) -> Vec<PolicyRow> {
     let ids: Vec<[u32; 1]> = (0..seqs.len()).map(|i| [(7 * i + 31 * step) as u32 % 500]).collect();
     let spans = seqs.iter().zip(&ids).enumerate().map(|(i, (&seq, ids))| PolicySpan {
         span: Span { seq, start: cuda.len(seq), ids },
@@ -29,8 +32,8 @@ fn decode(cuda: &mut Cuda, seqs: &[SeqId], step: usize) -> Vec<PolicyRow> {
 }
 
 /// Requests that come, fork, grow over the ends of blocks and chunks, and go: every row, and some of the logits.
-fn session(cuda: &mut Cuda) -> Vec<(Vec<PolicyRow>, Vec<u32>)> {
-    let vocab = cuda.config(Role::Policy).vocab_size;
+fn session(cuda: &mut ModelPair) -> Vec<(Vec<PolicyRow>, Vec<u32>)> {
+    let vocab = cuda.config(Role::Policy).unwrap().vocab_size;
     let mut seqs = Vec::new();
     let mut all = Vec::new();
     for (i, len) in [250, 3, 62].into_iter().enumerate() {
@@ -40,7 +43,7 @@ fn session(cuda: &mut Cuda) -> Vec<(Vec<PolicyRow>, Vec<u32>)> {
         cuda.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip }]).unwrap();
         seqs.push(seq);
     }
-    let mut run = |cuda: &mut Cuda, seqs: &[SeqId], step: usize| {
+    let mut run = |cuda: &mut ModelPair, seqs: &[SeqId], step: usize| {
         let rows = decode(cuda, seqs, step);
         all.push((rows, bits(&cuda.logits_row(seqs[seqs.len() / 2]).unwrap())));
     };
@@ -77,30 +80,34 @@ fn session(cuda: &mut Cuda) -> Vec<(Vec<PolicyRow>, Vec<u32>)> {
 fn graphs_change_no_bit() {
     // Groups of heads; a sliding window, in f16; head norms and a padded head.
     for name in ["llama-gqa", "mistral", "qwen3"] {
-        let (mut eager, _) = open(name, Config::default(), false);
+        let (mut eager, launches, _machine) = open(name, Config::default(), false);
         let expected = session(&mut eager);
-        assert_eq!(eager.graphs(), (0, 0));
+        assert_eq!(launches.graphs(), (0, 0));
         drop(eager);
         for streams in if name == "llama-gqa" { &[Streams::Eager, Streams::Lazy][..] } else { &[Streams::Lazy] } {
             let streams = *streams;
-            let (mut cuda, machine) = open(name, Config { streams, ..Config::default() }, true);
+            let (mut cuda, launches, machine) = open(name, Config { streams, ..Config::default() }, true);
             let found = session(&mut cuda);
             for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 assert_eq!(found, expected, "{name}, step {step}");
             }
-            let (launched, recorded) = cuda.graphs();
+            let (launched, recorded) = launches.graphs();
             println!("{name}: {launched} steps by {recorded} graphs");
             assert_eq!(launched, expected.len() as u64);
             // All but first steps, those behind a change, and those where a block begins.
-            println!("{name}: {} steps foreseen", cuda.foreseen());
-            assert!((5..launched - 4).contains(&cuda.foreseen()), "{} of {launched}", cuda.foreseen());
+            println!("{name}: {} steps planned ahead", launches.planned_ahead());
+            assert!(
+                (5..launched - 4).contains(&launches.planned_ahead()),
+                "{} of {launched}",
+                launches.planned_ahead()
+            );
             assert!(recorded <= 6, "{recorded} graphs");
             if name == "llama-gqa" {
                 // Buffers have grown and moved meanwhile; after that nothing is left to be recorded.
                 assert!(session(&mut cuda) == expected);
-                let (_, settled) = cuda.graphs();
+                let (_, settled) = launches.graphs();
                 assert!(session(&mut cuda) == expected);
-                assert_eq!(cuda.graphs(), (3 * launched, settled));
+                assert_eq!(launches.graphs(), (3 * launched, settled));
             }
             assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
         }
@@ -109,8 +116,8 @@ fn graphs_change_no_bit() {
 
 #[test]
 fn graphs_are_clean_where_every_access_is_observed() {
-    let (mut cuda, machine) = open("llama-unaligned", Config { checked: true, ..Config::default() }, true);
+    let (mut cuda, launches, machine) = open("llama-unaligned", Config { checked: true, ..Config::default() }, true);
     session(&mut cuda);
-    assert!(cuda.graphs().0 > 10);
+    assert!(launches.graphs().0 > 10);
     assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
 }

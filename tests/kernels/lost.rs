@@ -1,12 +1,12 @@
 //! A device that fails in a way the driver does not survive: the request in flight gets an error, and so does every later one.
 
 use crate::emulated::{Emulated, KERNELS};
-use ggro::model::cuda::{Cuda, CudaOptions};
-use ggro::model::{Backend, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
+use ggro::model::cuda::{self, CudaOptions};
+use ggro::model::{ModelPair, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 use ggro_emulator::{Config, build};
 use ggro_testkit::lessons::demo_pair;
 
-fn step(cuda: &mut Cuda, seq: SeqId, start: usize) -> ggro::Result<()> {
+fn step(cuda: &mut ModelPair, seq: SeqId, start: usize) -> ggro::Result<()> {
     let span = Span { seq, start, ids: &[10, 11, 12] };
     cuda.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip }]).map(drop)
 }
@@ -16,7 +16,7 @@ fn a_lost_device_says_so_to_everyone() {
     let pair = demo_pair();
     let Emulated { device, machine } = Emulated::new(Config::default());
     let options = CudaOptions { batch_tokens: 64, gradient_tokens: 64, sequences: 2, ..CudaOptions::default() };
-    let mut cuda = Cuda::open(device, &pair, &options, &mut |_| ()).unwrap().0;
+    let mut cuda = cuda::open(device, pair.parts(), &options, &mut |_| ()).unwrap().0;
     let seq = cuda.create(Role::Policy).unwrap();
     let reward = cuda.create(Role::Reward).unwrap();
     step(&mut cuda, seq, 0).unwrap();

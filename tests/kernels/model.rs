@@ -4,9 +4,11 @@
 use crate::emulated::{Emulated, KERNELS, alone};
 use ggro::cuda::Device;
 use ggro::dtype::HalfType;
+use ggro::files::pair::Parts;
 use ggro::method::Options;
-use ggro::model::cpu::{LoadOptions, Reference};
-use ggro::model::cuda::{Cuda, CudaOptions};
+use ggro::model::ModelPair;
+use ggro::model::cpu::{self, LoadOptions};
+use ggro::model::cuda::{self, CudaOptions};
 use ggro_emulator::{Config, Copies, Schedule, build, build_plain};
 use ggro_testkit::fixtures::{FIXTURES, parts};
 use ggro_testkit::invariance;
@@ -23,7 +25,7 @@ fn options() -> CudaOptions {
 }
 
 /// Opens a pair on an emulated device and runs `work` there; no access of it may be wrong.
-fn on_device(config: Config, name: &str, open: impl FnOnce(Device) -> Cuda, work: impl FnOnce(&mut Cuda)) {
+fn on_device(config: Config, name: &str, open: impl FnOnce(Device) -> ModelPair, work: impl FnOnce(&mut ModelPair)) {
     let Emulated { device, machine } = Emulated::new(config);
     let began = Instant::now();
     // What a kernel did wrong says more than the error of the launch behind it.
@@ -34,12 +36,12 @@ fn on_device(config: Config, name: &str, open: impl FnOnce(Device) -> Cuda, work
     println!("{name}, {config:?}: {:.1} s", began.elapsed().as_secs_f64());
 }
 
-fn open(name: &str, storage: HalfType) -> impl FnOnce(Device) -> Cuda {
+fn open(name: &str, storage: HalfType) -> impl FnOnce(Device) -> ModelPair {
     let [policy, reward] = parts(name);
     move |device| {
         let options = CudaOptions { dtype: Some(storage), ..options() };
-        let parts = ((&policy.0, &policy.1), (&reward.0, &reward.1));
-        Cuda::assemble(device, parts, &options, &mut |_| ()).unwrap().0
+        let parts = Parts::both((&policy.0, &policy.1), (&reward.0, &reward.1));
+        cuda::open(device, parts, &options, &mut |_| ()).unwrap().0
     }
 }
 
@@ -94,10 +96,10 @@ fn the_demo_pair() {
         on_device(
             Config::default(),
             "demo",
-            |device| Cuda::open(device, &pair, &options(), &mut |_| ()).unwrap().0,
+            |device| cuda::open(device, pair.parts(), &options(), &mut |_| ()).unwrap().0,
             |cuda| {
                 demo_must_pass(&pair, &traces, cuda, true);
-                let mut exact = Reference::load(&pair, &LoadOptions::default()).unwrap();
+                let mut exact = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
                 let mut nudges = 0;
                 for request in 0..2 {
                     let (prompt, options) = (demo_prompt(&pair, request), demo_options(&pair, 32, 1));

@@ -7,19 +7,19 @@ use ggro::dtype::HalfType;
 use ggro::files::checkpoint::Files;
 use ggro::files::demo;
 use ggro::files::pair::Pair;
-use ggro::model::cpu::{LoadOptions, Reference};
-use ggro::model::cuda::{Cuda, CudaOptions, sizes::Sizes, weights::Plan};
-use ggro::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, SeqId, Span, TopK, Work};
+use ggro::model::cpu::{self, LoadOptions};
+use ggro::model::cuda::{self, CudaOptions, sizes::Sizes, weights::Plan};
+use ggro::model::{GradientSpan, ModelPair, PolicySpan, RewardSpan, Role, SeqId, Span, TopK, Work};
 use ggro_emulator::{Config, Counters, build};
 use std::collections::BTreeMap;
 
 type Report = BTreeMap<String, Counters>;
 
 /// A pair on the emulated device, which counts from [`counted`] on.
-fn open(pair: &Pair) -> (Cuda, ggro_emulator::Device) {
+fn open(pair: &Pair) -> (ModelPair, ggro_emulator::Device) {
     let Emulated { device, machine } = Emulated::new(Config::default());
     let options = CudaOptions { batch_tokens: 256, gradient_tokens: 64, sequences: 68, ..CudaOptions::default() };
-    (Cuda::open(device, pair, &options, &mut |_| ()).unwrap().0, machine)
+    (cuda::open(device, pair.parts(), &options, &mut |_| ()).unwrap().0, machine)
 }
 
 /// What the kernels do meanwhile, by kernel.
@@ -39,7 +39,7 @@ fn sum(report: &Report, prefix: &str, what: fn(&Counters) -> u64) -> u64 {
     report.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, counters)| what(counters)).sum()
 }
 
-fn step(cuda: &mut impl Backend, spans: &[(SeqId, usize, &[u32])]) {
+fn step(cuda: &mut ModelPair, spans: &[(SeqId, usize, &[u32])]) {
     let spans = spans.iter().map(|&(seq, start, ids)| PolicySpan {
         span: Span { seq, start, ids },
         floor: 0.0,
@@ -55,7 +55,7 @@ fn demo_pair() -> Pair {
 #[test]
 fn a_decode_step_reads_each_weight_once() {
     let pair = demo_pair();
-    let plan = Plan::new(&pair.policy, &pair.policy_weights, None).unwrap();
+    let plan = Plan::new(&pair.policy().unwrap().config, &pair.policy().unwrap().weights, None).unwrap();
     assert_eq!(plan.storage(), HalfType::Bf16);
     let (mut cuda, machine) = open(&pair);
     let ids: Vec<u32> = (10..40).collect();
@@ -75,7 +75,7 @@ fn a_decode_step_reads_each_weight_once() {
         assert!((0.99..1.005).contains(&ratio), "{rows} rows: {ratio}");
         assert!(once < 1.05 + 0.005 * rows.next_power_of_two() as f64, "{rows} rows: {once}");
         // One product each for qkv, attention's output, gate and up, and down, and the head.
-        assert_eq!(sum(&report, "gemm", |c| c.launches), 4 * pair.policy.num_layers as u64 + 1);
+        assert_eq!(sum(&report, "gemm", |c| c.launches), 4 * pair.policy().unwrap().config.num_layers as u64 + 1);
     }
 }
 
@@ -93,7 +93,7 @@ fn activations(sizes: &Sizes, rows: usize) -> u64 {
 
 #[test]
 fn work_is_counted_as_the_reference_counts_it() {
-    fn run(backend: &mut impl Backend) -> Vec<Work> {
+    fn run(backend: &mut ModelPair) -> Vec<Work> {
         let ids: Vec<u32> = (20..60).collect();
         let mut all = Vec::new();
         let seq = backend.create(Role::Policy).unwrap();
@@ -122,7 +122,7 @@ fn work_is_counted_as_the_reference_counts_it() {
         all
     }
     let pair = demo_pair();
-    let expected = run(&mut Reference::load(&pair, &LoadOptions::default()).unwrap());
+    let expected = run(&mut cpu::open(pair.parts(), &LoadOptions::default()).unwrap());
     let (mut cuda, machine) = open(&pair);
     assert_eq!(run(&mut cuda), expected);
     let last = expected[4];
@@ -147,7 +147,7 @@ fn a_prefix_is_read_once_for_all_branches() {
     let together = counted(&machine, || step(&mut cuda, &spans));
 
     let read = |report: &Report| sum(report, "attention", |c| c.bytes_read);
-    let config = &pair.policy;
+    let config = &pair.policy().unwrap().config;
     // Keys and values of the 45 positions of the block in which the branches part, of all layers.
     let parted = 2 * (301 - 256) * config.num_kv_heads * config.head_dim * 2 * config.num_layers;
     let shared = 2 * 256 * config.num_kv_heads * config.head_dim * 2 * config.num_layers;
@@ -194,7 +194,7 @@ fn behind_a_long_prefix_only_attention_reads_more() {
     assert_eq!(launches[0], launches[1]);
     assert!(flops[1] > 20 * flops[0], "{flops:?}");
     // Keys and values of the prefix, once in the forward pass and once in the backward pass, of both layers.
-    let config = &pair.reward;
+    let config = &pair.reward().unwrap().config;
     let padded = config.head_dim.next_multiple_of(32);
     let prefix = 2 * 2 * 3000 * config.num_kv_heads * padded * 2 * config.num_layers;
     let attention = |report: &Report| sum(report, "attention", |c| c.bytes_read) as f64;
@@ -203,7 +203,7 @@ fn behind_a_long_prefix_only_attention_reads_more() {
     // With heads this small, the parts of rows that chunks leave to each other are half as much again.
     assert!((1.0..1.7).contains(&ratio), "{ratio}");
     // Every weight is read twice in all: once forward, once backward.
-    let weights = Plan::new(&pair.reward, &pair.reward_weights, None).unwrap();
+    let weights = Plan::new(&pair.reward().unwrap().config, &pair.reward().unwrap().weights, None).unwrap();
     let matrices = weights.device_bytes() as usize - 2 * config.vocab_size * config.hidden_size;
     let read = sum(&reports[1], "gemm", |c| c.unique_bytes_read) as f64 / matrices as f64;
     println!("products read {read:.3} of the matrices' bytes, forward and backward");

@@ -7,10 +7,11 @@ use ggro::dtype::HalfType;
 use ggro::files::checkpoint::{Checkpoint, Files};
 use ggro::files::config::{ModelConfig, Task};
 use ggro::files::demo;
+use ggro::files::pair::Parts;
 use ggro::model::cuda::sizes::Sizes;
 use ggro::model::cuda::weights::{Head, LoadReport, Plan, Weights};
-use ggro::model::cuda::{Cuda, CudaOptions};
-use ggro::model::{Backend, GradientSpan, RewardSpan, Role, RowStats, Span, synthetic};
+use ggro::model::cuda::{self, CudaOptions, Sources};
+use ggro::model::{GradientSpan, RewardSpan, Role, RowStats, Span, synthetic};
 use ggro_emulator::{Config, Streams};
 use std::path::Path;
 
@@ -332,12 +333,12 @@ fn drawn_weights_are_the_files_that_the_host_writes() {
     for drawn in [true, false] {
         let Emulated { device, machine } = Emulated::new(Config::default());
         let mut cuda = if drawn {
-            Cuda::synthetic(device, [&policy, &reward], 7, &options, &mut |_| ()).unwrap().0
+            cuda::open(device, Sources::synthetic([&policy, &reward], 7), &options, &mut |_| ()).unwrap().0
         } else {
             let files =
                 |config, seed| Checkpoint::of_bytes("made", synthetic::safetensors(config, seed).unwrap()).unwrap();
             let (policy_files, reward_files) = (files(&policy, 7), files(&reward, !7));
-            Cuda::assemble(device, ((&policy, &policy_files), (&reward, &reward_files)), &options, &mut |_| ())
+            cuda::open(device, Parts::both((&policy, &policy_files), (&reward, &reward_files)), &options, &mut |_| ())
                 .unwrap()
                 .0
         };

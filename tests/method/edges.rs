@@ -6,6 +6,7 @@ use ggro::method::{Options, Selection};
 use ggro::model::RowStats;
 use ggro::rng::Uniforms;
 use ggro_testkit::scripted::{FINISH, FOREIGN, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
+use std::rc::Rc;
 
 /// Short segments: the threshold is tested from the second token on.
 fn options() -> Options {
@@ -286,7 +287,7 @@ fn one_candidate_is_greedy_decoding_without_gradients() {
     let mut backend = Scripted::new(&model, 20);
     let response = ggro::engine::decode(&mut backend, &PROMPT, &options, Uniforms::Seeded(0), &mut ()).unwrap();
     assert_eq!(response.work.reward_backward, 0);
-    assert_eq!(backend.most_held, 2);
+    assert_eq!(backend.most_held(), 2);
 }
 
 #[test]
@@ -336,7 +337,7 @@ fn the_prompt_alone_is_scored_for_an_empty_candidate_only() {
 
 fn twins(mut model: Model) -> Model {
     // 3 and 6 are twins, and so are 4 and 5.
-    model.same = Box::new(|a, b| a == b || a + b == 9);
+    model.same = Rc::new(|a, b| a == b || a + b == 9);
     model
 }
 
@@ -368,7 +369,7 @@ fn a_proposal_whose_twin_is_the_unforced_token_closes_the_walk() {
 fn ids_without_a_reward_row_are_never_proposed() {
     let mut model = fork_in_the_road(|_| 1.0, |_, v| v as f32);
     model.reward_vocab = 6;
-    model.logits = Box::new(|ids| match &ids[2..] {
+    model.logits = Rc::new(|ids| match &ids[2..] {
         [] => torn(&[3, 8, 4, 9, 5]),
         [_] => sure(2),
         [_, 2] => torn(&[FINISH, 5]),
@@ -377,7 +378,7 @@ fn ids_without_a_reward_row_are_never_proposed() {
     let response = decode_both(&model, &[4, 5], &Options { top_k: 3, ..options() });
     assert_eq!(candidate(&response, 0, 0).slot.as_ref().unwrap().ids, [3, 4, 5]);
     // The policy's own choice of such an id cannot be scored.
-    model.logits = Box::new(|_| sure(8));
+    model.logits = Rc::new(|_| sure(8));
     let failure = decode_with(&model, &[4, 5], &options(), &Uniforms::Seeded(0));
     assert_eq!(failure, Err(Failure::NoRewardRow));
 }

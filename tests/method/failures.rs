@@ -7,6 +7,7 @@ use ggro::error::Limit;
 use ggro::method::{Options, Selection};
 use ggro::rng::Uniforms;
 use ggro_testkit::scripted::{FINISH, FOREIGN, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
+use std::rc::Rc;
 
 fn model() -> Model {
     let logits = |g: &[u32]| match g.len() % 3 {
@@ -63,12 +64,8 @@ fn unusable_requests_say_why() {
         }
     }
     // The budget that just fits.
-    let mut backend = Scripted::new(small_enough(), 9);
+    let mut backend = Scripted::new(&model(), 9);
     decode(&mut backend, &PROMPT, &options(), Uniforms::Seeded(0), &mut ()).unwrap();
-}
-
-fn small_enough() -> &'static Model {
-    Box::leak(Box::new(model()))
 }
 
 #[test]
@@ -88,7 +85,7 @@ fn numbers_that_are_not_finite() {
     };
     let logits = |bad: f32, at: usize| {
         let mut broken = model();
-        broken.logits = Box::new(move |ids| {
+        broken.logits = Rc::new(move |ids| {
             let mut row = if ids.len() % 3 == 1 { torn(&[5, 6]) } else { sure(7) };
             if ids.len() == at + 1 {
                 row[VOCAB - 1] = bad;
@@ -101,13 +98,13 @@ fn numbers_that_are_not_finite() {
     assert_eq!(position(&logits(f32::INFINITY, 3)), ("logit", "policy", 3));
 
     let mut broken = model();
-    broken.reward = Box::new(|_| f32::NAN);
+    broken.reward = Rc::new(|_| f32::NAN);
     assert_eq!(position(&broken).0, "reward");
     // A reward that is asked for by the way counts as well: the one before the slot.
-    broken.reward = Box::new(|ids| if ids.len() == 2 { f32::NEG_INFINITY } else { 0.0 });
+    broken.reward = Rc::new(|ids| if ids.len() == 2 { f32::NEG_INFINITY } else { 0.0 });
     assert_eq!(position(&broken), ("reward", "reward", 1));
-    broken.reward = Box::new(|_| 0.0);
-    broken.dot = Box::new(|_, _, v| if v == 6 { f32::NAN } else { 0.0 });
+    broken.reward = Rc::new(|_| 0.0);
+    broken.dot = Rc::new(|_, _, v| if v == 6 { f32::NAN } else { 0.0 });
     assert_eq!(position(&broken), ("reward gradient", "reward", 2));
 }
 
@@ -116,11 +113,11 @@ fn sequences_are_released_whenever_the_backend_fails() {
     let model = model();
     let mut backend = Scripted::new(&model, 20);
     decode(&mut backend, &PROMPT, &options(), Uniforms::Seeded(0), &mut ()).unwrap();
-    let calls = backend.calls;
+    let calls = backend.calls();
     assert!(calls > 20);
     for fail_at in 0..calls {
         let mut backend = Scripted::new(&model, 20);
-        backend.fail_at = Some(fail_at);
+        backend.fail_at(Some(fail_at));
         let error = decode(&mut backend, &PROMPT, &options(), Uniforms::Seeded(0), &mut ());
         assert!(matches!(error, Err(Error::Backend(_))), "call {fail_at}");
         assert_eq!(backend.held(), 0, "call {fail_at}");

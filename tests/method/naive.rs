@@ -6,7 +6,7 @@ use ggro::answer::{Candidate, CandidateStop, FinishReason, Margins, Repeat, Resp
 use ggro::engine::{self, Settings, SpeculationWidth};
 use ggro::engine::{Observer, decode};
 use ggro::method::{Options, Selection};
-use ggro::model::{Backend, RowStats, Work};
+use ggro::model::{RowStats, Work};
 use ggro::rng::Uniforms;
 use ggro_testkit::scripted::{Model, Scripted};
 
@@ -328,7 +328,7 @@ pub fn decode_with(model: &Model, prompt: &[u32], options: &Options, uniforms: &
         let mut count = Count { tokens: 0, committed: Vec::new() };
         let got = decode(&mut backend, prompt, &options, uniforms.clone(), &mut count);
         assert_eq!(backend.held(), 0, "sequences left behind");
-        assert!(backend.most_held <= 6, "{} sequences held", backend.most_held);
+        assert!(backend.most_held() <= 6, "{} sequences held", backend.most_held());
         match (got, &expected) {
             (Ok(mut got), Ok(expected)) => {
                 if !full_trace {

@@ -5,19 +5,20 @@ use crate::naive::decode_both;
 use ggro::answer::FinishReason;
 use ggro::method::Options;
 use ggro_testkit::scripted::{FINISH, FOREIGN, Model, PROMPT, VOCAB, sure, torn};
+use std::rc::Rc;
 
 /// The reward is different at every position.
 fn model(logits: fn(&[u32]) -> Vec<f32>, dot: fn(u32) -> f32, favourite: u32) -> Model {
     Model {
         policy_vocab: VOCAB,
         reward_vocab: VOCAB,
-        logits: Box::new(move |ids| logits(&ids[PROMPT.len().min(ids.len())..])),
-        reward: Box::new(move |ids| {
+        logits: Rc::new(move |ids| logits(&ids[PROMPT.len().min(ids.len())..])),
+        reward: Rc::new(move |ids| {
             let liked = ids.iter().filter(|&&id| id == favourite).count();
             liked as f32 * 8.0 - 0.125 * ids.len() as f32
         }),
-        dot: Box::new(move |_, _, v| dot(v)),
-        same: Box::new(|_, _| false),
+        dot: Rc::new(move |_, _, v| dot(v)),
+        same: Rc::new(|_, _| false),
     }
 }
 

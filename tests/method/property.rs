@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 fn hash(seed: u64, ids: &[u32], salt: u64) -> u64 {
     let mut h = seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -28,7 +29,7 @@ pub fn random_model(seed: u64, policy_vocab: usize, reward_vocab: usize, groups:
     Model {
         policy_vocab,
         reward_vocab,
-        logits: Box::new(move |ids| {
+        logits: Rc::new(move |ids| {
             // Some rows are sharp and some flat, so that some reach the threshold.
             let scale = [0.5, 3.0, 12.0][(hash(seed, ids, 1) % 3) as usize];
             (0..policy_vocab as u64)
@@ -38,9 +39,9 @@ pub fn random_model(seed: u64, policy_vocab: usize, reward_vocab: usize, groups:
                 })
                 .collect()
         }),
-        reward: Box::new(move |ids| value(ids, 2) * 4.0 - 2.0),
-        dot: Box::new(move |ids, slot, v| value(ids, 50_000 + slot as u64 * 64 + u64::from(v)) - 0.6),
-        same: Box::new(move |a, b| a % groups == b % groups),
+        reward: Rc::new(move |ids| value(ids, 2) * 4.0 - 2.0),
+        dot: Rc::new(move |ids, slot, v| value(ids, 50_000 + slot as u64 * 64 + u64::from(v)) - 0.6),
+        same: Rc::new(move |a, b| a % groups == b % groups),
     }
 }
 

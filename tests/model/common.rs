@@ -2,26 +2,28 @@
 
 use ggro::files::checkpoint::{Checkpoint, Files};
 use ggro::files::config::ModelConfig;
-use ggro::model::cpu::{LoadOptions, Reference};
+use ggro::files::pair::Parts;
+use ggro::model::ModelPair;
+use ggro::model::cpu::{self, LoadOptions};
 pub use ggro_testkit::backend::*;
 pub use ggro_testkit::fixtures::{FORWARD_FIXTURES, fixture, reference};
 use safetensors::SafeTensors;
 
-pub fn load(name: &str) -> Reference {
+pub fn load(name: &str) -> ModelPair {
     load_with(name, &LoadOptions::default())
 }
 
-pub fn load_with(name: &str, options: &LoadOptions) -> Reference {
+pub fn load_with(name: &str, options: &LoadOptions) -> ModelPair {
     load_pair(name, name, options)
 }
 
 /// The policy of one fixture beside the reward model of another.
-pub fn load_pair(policy: &str, reward: &str, options: &LoadOptions) -> Reference {
+pub fn load_pair(policy: &str, reward: &str, options: &LoadOptions) -> ModelPair {
     let parts = [(policy, "policy"), (reward, "reward")].map(|(name, part)| {
         let files = Files::Dir(fixture(name).join(part));
         (ModelConfig::load(&files).unwrap(), Checkpoint::open(&files).unwrap())
     });
-    Reference::assemble((&parts[0].0, &parts[0].1), (&parts[1].0, &parts[1].1), options).unwrap()
+    cpu::open(Parts::both((&parts[0].0, &parts[0].1), (&parts[1].0, &parts[1].1)), options).unwrap()
 }
 
 /// A safetensors file of golden numbers.

@@ -1,7 +1,7 @@
 //! Golden forward data: logits, hidden states, entropies, rewards by position, gradient rows.
 
 use crate::common::*;
-use ggro::model::{Backend, RewardSpan, Role, RowStats, Span};
+use ggro::model::{RewardSpan, Role, RowStats, Span};
 
 fn worst(found: &[f32], expected: impl Iterator<Item = f64>) -> f64 {
     found.iter().zip(expected).map(|(&a, b)| (a as f64 - b).abs()).fold(0.0, f64::max)
@@ -14,7 +14,7 @@ fn policy_rows_agree() {
         for len in [1, 9, 48, 700] {
             let Some(golden) = Numbers::open(name, &format!("forward_{len}.safetensors")) else { continue };
             let rows = backend.policy_rows(&golden.ids("ids")).unwrap();
-            let vocab = backend.config(Role::Policy).vocab_size;
+            let vocab = backend.config(Role::Policy).unwrap().vocab_size;
             let hidden = worst(&rows.hidden, golden.f32("policy_hidden").iter().map(|&v| v as f64));
             assert!(hidden < 1e-4, "{name} {len}: hidden states are {hidden:e} off");
             let at: Vec<u32> = match golden.has("logit_positions") {
@@ -60,7 +60,7 @@ fn rewards_by_position_agree() {
 fn gradient_rows_agree() {
     for name in FORWARD_FIXTURES {
         let mut backend = load(name);
-        let d = backend.config(Role::Reward).hidden_size;
+        let d = backend.config(Role::Reward).unwrap().hidden_size;
         for len in [1, 9, 48, 700] {
             let Some(golden) = Numbers::open(name, &format!("forward_{len}.safetensors")) else { continue };
             let ids = golden.ids("ids");

@@ -2,14 +2,14 @@
 
 use crate::common::*;
 use crate::synthetic::{Random, Shape, VOCAB, load as load_synthetic, weights};
-use ggro::model::{Backend, RewardSpan, Role, Span};
+use ggro::model::{RewardSpan, Role, Span};
 
 #[test]
 fn behind_a_cached_prefix_equals_the_whole_sequence() {
     for name in FORWARD_FIXTURES {
         let mut backend = load(name);
-        let d = backend.config(Role::Reward).hidden_size;
-        let ids = text(140, backend.config(Role::Reward).vocab_size, 20);
+        let d = backend.config(Role::Reward).unwrap().hidden_size;
+        let ids = text(140, backend.config(Role::Reward).unwrap().vocab_size, 20);
         let whole = gradient(&mut backend, &ids, 0);
         for slot in [1, 20, 63, 64, 65, 120, 139] {
             // The prefix is forked from another sequence that went on differently.
@@ -38,8 +38,8 @@ fn behind_a_cached_prefix_equals_the_whole_sequence() {
 fn slot_row_and_dots_belong_to_the_rows() {
     for name in FORWARD_FIXTURES {
         let mut backend = load(name);
-        let d = backend.config(Role::Reward).hidden_size;
-        let vocab = backend.config(Role::Reward).vocab_size;
+        let d = backend.config(Role::Reward).unwrap().hidden_size;
+        let vocab = backend.config(Role::Reward).unwrap().vocab_size;
         let ids = text(30, vocab, 21);
         let all = gradient(&mut backend, &ids, 17);
         let seq = backend.create(Role::Reward).unwrap();

@@ -3,7 +3,7 @@
 use crate::common::*;
 use ggro::dtype::HalfType;
 use ggro::model::cpu::LoadOptions;
-use ggro::model::{Backend, PolicySpan, Role, TopK};
+use ggro::model::{PolicySpan, Role, TopK};
 use ggro_testkit::invariance;
 
 #[test]
@@ -24,7 +24,7 @@ fn rows_do_not_depend_on_their_company() {
 #[test]
 fn long_prompts_are_cut_inside_without_changing_a_bit() {
     let mut backend = load("llama-gqa");
-    let ids = text(1500, backend.config(Role::Policy).vocab_size, 2);
+    let ids = text(1500, backend.config(Role::Policy).unwrap().vocab_size, 2);
     let seq = backend.create(Role::Policy).unwrap();
     let expected = prefill(&mut backend, seq, &ids, usize::MAX);
     let other = backend.create(Role::Policy).unwrap();
@@ -37,7 +37,7 @@ fn any_number_of_threads() {
         let run = |threads| {
             let options = LoadOptions { threads: Some(threads), ..Default::default() };
             let mut backend = load_with(name, &options);
-            let ids = text(300, backend.config(Role::Policy).vocab_size, 5);
+            let ids = text(300, backend.config(Role::Policy).unwrap().vocab_size, 5);
             let seq = backend.create(Role::Policy).unwrap();
             let row = prefill(&mut backend, seq, &ids, usize::MAX);
             (row, gradient_bits(&gradient(&mut backend, &ids, 250)))
@@ -53,7 +53,7 @@ fn any_number_of_threads() {
 fn vocabularies_of_two_sizes() {
     for (policy, reward) in [("qwen2", "llama-gqa"), ("llama-gqa", "qwen2"), ("llama-gqa", "mistral")] {
         let mut backend = load_pair(policy, reward, &LoadOptions::default());
-        let known = [Role::Policy, Role::Reward].map(|role| backend.config(role).vocab_size);
+        let known = [Role::Policy, Role::Reward].map(|role| backend.config(role).unwrap().vocab_size);
         assert_ne!(known[0], known[1]);
         let both = known[0].min(known[1]);
         let seq = backend.create(Role::Policy).unwrap();

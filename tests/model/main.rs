@@ -4,6 +4,7 @@ mod common;
 mod goldens;
 mod gradient;
 mod invariance;
+mod one_model;
 mod simulation;
 mod synthetic;
 mod teacher;

@@ -2,7 +2,9 @@
 
 use ggro::files::checkpoint::{Checkpoint, Files};
 use ggro::files::config::ModelConfig;
-use ggro::model::cpu::{LoadOptions, Reference};
+use ggro::files::pair::Parts;
+use ggro::model::ModelPair;
+use ggro::model::cpu::{self, LoadOptions};
 use ggro_testkit::random::XorShift;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -128,16 +130,16 @@ fn write(dir: &Path, config: &Value, tensors: &Tensors) -> Files {
 }
 
 /// Writes a policy and a reward model of one shape, with these reward weights, and loads them.
-pub fn load(shape: &Shape, reward: &Tensors) -> Reference {
+pub fn load(shape: &Shape, reward: &Tensors) -> ModelPair {
     load_with(shape, reward, &LoadOptions::default())
 }
 
 /// The same, run in some other way.
-pub fn load_with(shape: &Shape, reward: &Tensors, options: &LoadOptions) -> Reference {
+pub fn load_with(shape: &Shape, reward: &Tensors, options: &LoadOptions) -> ModelPair {
     let dir = tempfile::tempdir().unwrap();
     let policy = write(&dir.path().join("policy"), &config(shape, false), &weights(shape, false, 1));
     let reward = write(&dir.path().join("reward"), &config(shape, true), reward);
     let parts = [policy, reward].map(|files| (ModelConfig::load(&files).unwrap(), Checkpoint::open(&files).unwrap()));
     let parts = [(&parts[0].0, &parts[0].1), (&parts[1].0, &parts[1].1)];
-    Reference::assemble(parts[0], parts[1], options).unwrap()
+    cpu::open(Parts::both(parts[0], parts[1]), options).unwrap()
 }

@@ -5,13 +5,12 @@ use ggro::Result;
 use ggro::dtype::HalfType;
 use ggro::files::config::ModelConfig;
 use ggro::lab::goldens::teacher::Lesson;
-use ggro::model::PolicyRows;
-use ggro::model::cpu::{LoadOptions, Reference};
+use ggro::model::cpu::{self, LoadOptions};
 use ggro::model::{
-    Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Work,
+    Gradient, GradientSpan, Logits, Model, ModelPair, PolicyRow, PolicyRows, PolicySpan, RewardSpan, RowStats, Score,
+    SeqId, Work,
 };
 use ggro::trace::Trace;
-use ggro_testkit::backend::Rows;
 use ggro_testkit::fixtures::{FIXTURES, reference};
 use ggro_testkit::lessons::{Golden, demo_must_pass, demo_pair, demo_traces};
 
@@ -33,7 +32,7 @@ fn the_demo_pair_passes() {
     let pair = demo_pair();
     let traces = demo_traces(&pair, 10, 32, 3);
     let options = LoadOptions { simulate: Some(HalfType::Bf16), ..LoadOptions::default() };
-    demo_must_pass(&pair, &traces, &mut Reference::load(&pair, &options).unwrap(), true);
+    demo_must_pass(&pair, &traces, &mut cpu::open(pair.parts(), &options).unwrap(), true);
 }
 
 /// Stored in f16, a fixture leaves less room than bf16 needs; and the other way round there is plenty.
@@ -66,25 +65,22 @@ enum Fault {
     NotANumber,
 }
 
-/// The simulation with a fault.
+/// A model of the simulation, with a fault.
 struct Faulty {
-    inner: Reference,
+    inner: Box<dyn Model>,
     fault: Fault,
     rows: usize,
 }
 
-impl Rows for Faulty {
-    fn rows(&mut self, ids: &[u32]) -> PolicyRows {
-        let mut rows = self.inner.policy_rows(ids).unwrap();
-        if let Fault::Logits = self.fault {
-            rows.logits.iter_mut().for_each(|logit| *logit *= 1.02);
-        }
-        rows
-    }
+/// The simulation with a fault.
+fn faulty(name: &str, storage: HalfType, fault: Fault) -> ModelPair {
+    let ModelPair { policy, reward } = reference(name, Some(storage));
+    let faulty = |inner| Box::new(Faulty { inner, fault, rows: 0 }) as Box<dyn Model>;
+    ModelPair { policy: policy.map(faulty), reward: reward.map(faulty) }
 }
 
 impl Faulty {
-    fn score(&mut self, score: &mut Score) {
+    fn change(&mut self, score: &mut Score) {
         self.rows += 1;
         let change = |reward: f32| match self.fault {
             Fault::Reward => reward * 1.05,
@@ -96,15 +92,15 @@ impl Faulty {
     }
 }
 
-impl Backend for Faulty {
-    fn config(&self, role: Role) -> &ModelConfig {
-        self.inner.config(role)
+impl Model for Faulty {
+    fn config(&self) -> &ModelConfig {
+        self.inner.config()
     }
     fn max_len(&self) -> usize {
         self.inner.max_len()
     }
-    fn create(&mut self, role: Role) -> Result<SeqId> {
-        self.inner.create(role)
+    fn create(&mut self) -> Result<SeqId> {
+        self.inner.create()
     }
     fn fork(&mut self, seq: SeqId, len: usize) -> Result<SeqId> {
         self.inner.fork(seq, len)
@@ -118,19 +114,24 @@ impl Backend for Faulty {
     fn len(&self, seq: SeqId) -> usize {
         self.inner.len(seq)
     }
-    fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> Result<Vec<PolicyRow>> {
-        let mut rows = self.inner.policy_step(spans)?;
+    fn step(
+        &mut self,
+        spans: &[PolicySpan<'_>],
+        ids_below: usize,
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<PolicyRow>> {
+        let mut rows = self.inner.step(spans, ids_below, meanwhile)?;
         for (row, span) in rows.iter_mut().zip(spans) {
             match self.fault {
                 Fault::Logits => {
-                    row.stats = RowStats::of(&self.logits_row(span.span.seq)?, span.floor);
+                    row.stats = RowStats::of(&self.logits(span.span.seq, Logits::All)?, span.floor);
                     row.top.iter_mut().for_each(|entry| entry.1 *= 1.02);
                 }
                 Fault::Entropy => row.stats.entropy_floored *= 1.1,
                 Fault::Token if row.stats.margin > 1.0 => {
                     self.rows += 1;
                     if self.rows.is_multiple_of(100) {
-                        let logits = self.inner.logits_row(span.span.seq)?;
+                        let logits = self.inner.logits(span.span.seq, Logits::All)?;
                         row.stats.argmax = ggro::model::top_k(&logits, 2, usize::MAX)[1].0;
                     }
                 }
@@ -139,22 +140,29 @@ impl Backend for Faulty {
         }
         Ok(rows)
     }
-    fn logits_row(&mut self, seq: SeqId) -> Result<Vec<f32>> {
-        let mut row = self.inner.logits_row(seq)?;
+    fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> Result<Vec<f32>> {
+        let mut row = self.inner.logits(seq, Logits::All)?;
         if let Fault::Logits = self.fault {
             row.iter_mut().for_each(|logit| *logit *= 1.02);
         }
-        Ok(row)
+        Ok(asked.of_row(row))
     }
-    fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
-        let mut scores = self.inner.reward_score(spans)?;
-        scores.iter_mut().for_each(|score| self.score(score));
+    fn all_rows(&mut self, ids: &[u32]) -> Result<PolicyRows> {
+        let mut rows = self.inner.all_rows(ids)?;
+        if let Fault::Logits = self.fault {
+            rows.logits.iter_mut().for_each(|logit| *logit *= 1.02);
+        }
+        Ok(rows)
+    }
+    fn score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
+        let mut scores = self.inner.score(spans)?;
+        scores.iter_mut().for_each(|score| self.change(score));
         Ok(scores)
     }
-    fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
-        let mut gradients = self.inner.reward_gradient(spans)?;
+    fn gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
+        let mut gradients = self.inner.gradient(spans)?;
         for gradient in &mut gradients {
-            self.score(&mut gradient.score);
+            self.change(&mut gradient.score);
             match self.fault {
                 Fault::Gradient => {
                     let all = gradient.dots.iter_mut().chain(&mut gradient.rows).chain([&mut gradient.norm]);
@@ -189,7 +197,7 @@ fn faults_are_noticed() {
             (Fault::Candidates, true, true, false),
             (Fault::NotANumber, false, true, true),
         ] {
-            let faulty = || Faulty { inner: reference(name, Some(golden.storage)), fault, rows: 0 };
+            let faulty = || faulty(name, golden.storage, fault);
             let outcome = lesson.examine(name, &mut faulty()).unwrap();
             let check = golden.check_passes(&passes, &mut faulty());
             println!("{name} {fault:?}: {:?}; {:?}", outcome.check.difference, check.difference);

@@ -4,8 +4,10 @@ use ggro::Error;
 use ggro::engine::{Engine, Settings};
 use ggro::files::config::ModelConfig;
 use ggro::files::pair::Pair;
-use ggro::model::cpu::{LoadOptions, Reference};
-use ggro::model::{Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, Score, SeqId, Work};
+use ggro::model::cpu::{self, LoadOptions};
+use ggro::model::{
+    Gradient, GradientSpan, Logits, Model, ModelPair, PolicyRow, PolicySpan, RewardSpan, Score, SeqId, Work,
+};
 use ggro::presets::Preset;
 use ggro::server::connections::{Ended, serve};
 use ggro::server::{AppState, Config};
@@ -16,9 +18,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
-/// A backend whose device is lost when the test says so.
+/// A model whose device is lost when the test says so.
 struct Fragile {
-    inner: Reference,
+    inner: Box<dyn Model>,
     lost: Arc<AtomicBool>,
 }
 
@@ -31,15 +33,15 @@ impl Fragile {
     }
 }
 
-impl Backend for Fragile {
-    fn config(&self, role: Role) -> &ModelConfig {
-        self.inner.config(role)
+impl Model for Fragile {
+    fn config(&self) -> &ModelConfig {
+        self.inner.config()
     }
     fn max_len(&self) -> usize {
         self.inner.max_len()
     }
-    fn create(&mut self, role: Role) -> ggro::Result<SeqId> {
-        self.inner.create(role)
+    fn create(&mut self) -> ggro::Result<SeqId> {
+        self.inner.create()
     }
     fn fork(&mut self, seq: SeqId, len: usize) -> ggro::Result<SeqId> {
         self.inner.fork(seq, len)
@@ -53,20 +55,25 @@ impl Backend for Fragile {
     fn len(&self, seq: SeqId) -> usize {
         self.inner.len(seq)
     }
-    fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> ggro::Result<Vec<PolicyRow>> {
+    fn step(
+        &mut self,
+        spans: &[PolicySpan<'_>],
+        ids_below: usize,
+        meanwhile: &mut dyn FnMut(),
+    ) -> ggro::Result<Vec<PolicyRow>> {
         self.check()?;
-        self.inner.policy_step(spans)
+        self.inner.step(spans, ids_below, meanwhile)
     }
-    fn logits_row(&mut self, seq: SeqId) -> ggro::Result<Vec<f32>> {
-        self.inner.logits_row(seq)
+    fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> ggro::Result<Vec<f32>> {
+        self.inner.logits(seq, asked)
     }
-    fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> ggro::Result<Vec<Score>> {
+    fn score(&mut self, spans: &[RewardSpan<'_>]) -> ggro::Result<Vec<Score>> {
         self.check()?;
-        self.inner.reward_score(spans)
+        self.inner.score(spans)
     }
-    fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> ggro::Result<Vec<Gradient>> {
+    fn gradient(&mut self, spans: &[GradientSpan<'_>]) -> ggro::Result<Vec<Gradient>> {
         self.check()?;
-        self.inner.reward_gradient(spans)
+        self.inner.gradient(spans)
     }
     fn same_embedding(&self, a: u32, b: u32) -> bool {
         self.inner.same_embedding(a, b)
@@ -99,8 +106,10 @@ fn everyone_is_told_and_the_server_ends() {
     assert_eq!([get("/health"), get("/ready"), get("/v1/models")], [200, 503, 503]);
     let lost = Arc::new(AtomicBool::new(false));
     let for_backend = lost.clone();
-    let open = move || -> ggro::Result<Box<dyn Backend>> {
-        Ok(Box::new(Fragile { inner: Reference::load(&pair, &LoadOptions::default())?, lost: for_backend }))
+    let open = move || -> ggro::Result<ModelPair> {
+        let ModelPair { policy, reward } = cpu::open(pair.parts(), &LoadOptions::default())?;
+        let fragile = |inner| Box::new(Fragile { inner, lost: for_backend.clone() }) as Box<dyn Model>;
+        Ok(ModelPair { policy: policy.map(fragile), reward: reward.map(fragile) })
     };
     assert!(loaded.send(Engine::start(Settings::default(), open)).is_ok());
     while get("/ready") != 200 {

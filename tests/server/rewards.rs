@@ -2,19 +2,19 @@
 
 use crate::Server;
 use ggro::files::pair::Pair;
-use ggro::model::cpu::{LoadOptions, Reference};
-use ggro::model::{Backend, GradientSpan, RewardSpan, Role, Span};
+use ggro::model::cpu::{self, LoadOptions};
+use ggro::model::{GradientSpan, ModelPair, RewardSpan, Role, Span};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-fn reference() -> (Arc<Pair>, Reference) {
+fn reference() -> (Arc<Pair>, ModelPair) {
     let pair = Arc::new(Pair::load(&ggro::files::demo::policy(), &ggro::files::demo::reward()).unwrap());
-    let reference = Reference::load(&pair, &LoadOptions::default()).unwrap();
+    let reference = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
     (pair, reference)
 }
 
 /// Reward, gradient from a position on, and products with candidates there.
-fn gradient(backend: &mut Reference, ids: &[u32], slot: usize, candidates: &[u32]) -> (f32, Vec<f32>, Vec<f32>) {
+fn gradient(backend: &mut ModelPair, ids: &[u32], slot: usize, candidates: &[u32]) -> (f32, Vec<f32>, Vec<f32>) {
     let seq = backend.create(Role::Reward).unwrap();
     let span = RewardSpan { span: Span { seq, start: 0, ids }, also_at: &[] };
     let found = backend.reward_gradient(&[GradientSpan { span, slot, candidates, rows: true }]).unwrap().remove(0);
@@ -69,7 +69,7 @@ fn the_routes_of_vllm() {
 fn gradients_are_those_of_the_backend() {
     let server = Server::start(&[]);
     let (pair, mut backend) = reference();
-    let hidden = pair.reward.hidden_size;
+    let hidden = pair.reward().unwrap().config.hidden_size;
     let ids = pair.tokenizer.encode("Once upon a time, there was a happy dog.").unwrap();
     let (reward, rows, _) = gradient(&mut backend, &ids, 3, &[]);
     let answer = server.post("/v1/gradients", &json!({ "input": ids, "start": 3 })).ok();
@@ -109,7 +109,7 @@ fn gradients_are_those_of_the_backend() {
 fn pads_at_the_end_change_nothing() {
     let server = Server::start(&[]);
     let (pair, _) = reference();
-    let Some(pad) = pair.reward_pad_id else { panic!("the demo reward model has a pad id") };
+    let Some(pad) = pair.reward_pad_id() else { panic!("the demo reward model has a pad id") };
     let ids = pair.tokenizer.encode("Once upon a time.").unwrap();
     let padded: Vec<u32> = ids.iter().copied().chain([pad, pad]).collect();
     let answer = server.post("/v1/gradients", &json!({ "input": [ids, padded] })).ok();

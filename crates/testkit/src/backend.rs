@@ -1,28 +1,7 @@
 //! Small asks to any backend.
 
 use crate::random::XorShift;
-use ggro::model::cpu::Reference;
-use ggro::model::cuda::Cuda;
-use ggro::model::{
-    Backend, Gradient, GradientSpan, PolicyRow, PolicyRows, PolicySpan, RewardSpan, Role, SeqId, Span, TopK,
-};
-
-/// A backend that also gives hidden states and logits of every position.
-pub trait Rows: Backend {
-    fn rows(&mut self, ids: &[u32]) -> PolicyRows;
-}
-
-impl Rows for Reference {
-    fn rows(&mut self, ids: &[u32]) -> PolicyRows {
-        self.policy_rows(ids).unwrap()
-    }
-}
-
-impl Rows for Cuda {
-    fn rows(&mut self, ids: &[u32]) -> PolicyRows {
-        self.policy_rows(ids).unwrap()
-    }
-}
+use ggro::model::{Gradient, GradientSpan, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 
 /// A pseudo-random text of `len` ids below `vocab`.
 pub fn text(len: usize, vocab: usize, seed: u64) -> Vec<u32> {
@@ -35,7 +14,7 @@ pub fn policy_span(seq: SeqId, start: usize, ids: &[u32]) -> PolicySpan<'_> {
 }
 
 /// Appends `ids` to the policy sequence in chunks and returns the last row with all its logits.
-pub fn prefill(backend: &mut dyn Backend, seq: SeqId, ids: &[u32], chunk: usize) -> (PolicyRow, Vec<u32>) {
+pub fn prefill(backend: &mut ModelPair, seq: SeqId, ids: &[u32], chunk: usize) -> (PolicyRow, Vec<u32>) {
     let mut row = None;
     let mut start = backend.len(seq);
     for part in ids.chunks(chunk) {
@@ -51,7 +30,7 @@ pub fn gradient_span<'a>(seq: SeqId, start: usize, ids: &'a [u32], slot: usize) 
 }
 
 /// Reward and gradient of `ids` behind nothing, from `slot` on.
-pub fn gradient(backend: &mut dyn Backend, ids: &[u32], slot: usize) -> Gradient {
+pub fn gradient(backend: &mut ModelPair, ids: &[u32], slot: usize) -> Gradient {
     let seq = backend.create(Role::Reward).unwrap();
     let out = backend.reward_gradient(&[gradient_span(seq, 0, ids, slot)]).unwrap().remove(0);
     backend.release(seq);

@@ -3,7 +3,9 @@
 use ggro::dtype::HalfType;
 use ggro::files::checkpoint::{Checkpoint, Files};
 use ggro::files::config::ModelConfig;
-use ggro::model::cpu::{LoadOptions, Reference};
+use ggro::files::pair::Parts;
+use ggro::model::ModelPair;
+use ggro::model::cpu::{self, LoadOptions};
 use std::path::{Path, PathBuf};
 
 /// Fixtures with forward data.
@@ -33,18 +35,18 @@ pub fn parts(name: &str) -> [(ModelConfig, Checkpoint); 2] {
 }
 
 /// The reference, exact or simulating.
-pub fn reference(name: &str, simulate: Option<HalfType>) -> Reference {
+pub fn reference(name: &str, simulate: Option<HalfType>) -> ModelPair {
     assemble(name, &LoadOptions { simulate, ..LoadOptions::default() })
 }
 
 /// The exact reference over a limited number of blocks of keys and values, where `kv_blocks` says how many.
-pub fn load(name: &str, kv_blocks: Option<usize>) -> Reference {
+pub fn load(name: &str, kv_blocks: Option<usize>) -> ModelPair {
     assemble(name, &LoadOptions { kv_blocks, ..LoadOptions::default() })
 }
 
-fn assemble(name: &str, options: &LoadOptions) -> Reference {
+fn assemble(name: &str, options: &LoadOptions) -> ModelPair {
     let [policy, reward] = parts(name);
-    Reference::assemble((&policy.0, &policy.1), (&reward.0, &reward.1), options).unwrap()
+    cpu::open(Parts::both((&policy.0, &policy.1), (&reward.0, &reward.1)), options).unwrap()
 }
 
 /// A test for every fixture with traces.

@@ -1,17 +1,17 @@
 //! A row has the same bits whatever is computed beside it and however its prefix came to be.
 
 use crate::backend::{bits, gradient, gradient_bits, gradient_span, policy_span, prefill, text};
-use ggro::model::{Backend, Logits, PolicyRow, RewardSpan, Role, SeqId, Span};
+use ggro::model::{Logits, ModelPair, PolicyRow, RewardSpan, Role, SeqId, Span};
 
 /// Texts that end just before, at and behind a block of 64.
 const LENGTHS: [usize; 5] = [1, 63, 64, 65, 150];
 
-fn vocab(backend: &dyn Backend, role: Role) -> usize {
-    backend.config(role).vocab_size
+fn vocab(backend: &ModelPair, role: Role) -> usize {
+    backend.config(role).unwrap().vocab_size
 }
 
 /// The row after `ids`, computed for themselves in one piece.
-fn alone(backend: &mut dyn Backend, ids: &[u32]) -> (PolicyRow, Vec<u32>) {
+fn alone(backend: &mut ModelPair, ids: &[u32]) -> (PolicyRow, Vec<u32>) {
     let seq = backend.create(Role::Policy).unwrap();
     let out = prefill(backend, seq, ids, usize::MAX);
     backend.release(seq);
@@ -19,7 +19,7 @@ fn alone(backend: &mut dyn Backend, ids: &[u32]) -> (PolicyRow, Vec<u32>) {
 }
 
 /// Policy rows alone, and in batches of 2, 7 and 33 whole texts, each of which then goes on by one token; and again.
-pub fn rows_alone_and_in_batches(backend: &mut dyn Backend) {
+pub fn rows_alone_and_in_batches(backend: &mut ModelPair) {
     let vocab = vocab(backend, Role::Policy);
     for count in [2, 7, 33] {
         let texts: Vec<Vec<u32>> = (0..count).map(|i| text(LENGTHS[i % 5] + i, vocab, i as u64)).collect();
@@ -50,7 +50,7 @@ pub fn rows_alone_and_in_batches(backend: &mut dyn Backend) {
 }
 
 /// Single logits are the row's own, log-probabilities what is left of them without the row's log-sum-exp.
-pub fn logits_as_they_are_asked_for(backend: &mut dyn Backend) {
+pub fn logits_as_they_are_asked_for(backend: &mut ModelPair) {
     let ids = text(70, vocab(backend, Role::Policy), 3);
     let last = vocab(backend, Role::Policy) as u32 - 1;
     let seq = backend.create(Role::Policy).unwrap();
@@ -72,7 +72,7 @@ pub fn logits_as_they_are_asked_for(backend: &mut dyn Backend) {
 }
 
 /// A prompt in one piece, and in chunks of 1, 63, 64 and 65.
-pub fn one_piece_and_chunks(backend: &mut dyn Backend) {
+pub fn one_piece_and_chunks(backend: &mut ModelPair) {
     let ids = text(150, vocab(backend, Role::Policy), 1);
     let expected = alone(backend, &ids);
     for chunk in [1, 63, 64, 65] {
@@ -83,7 +83,7 @@ pub fn one_piece_and_chunks(backend: &mut dyn Backend) {
 }
 
 /// Forks that go on, and are cut back and go on, against recomputation; the origin does not notice.
-pub fn fork_truncate_and_continue(backend: &mut dyn Backend) {
+pub fn fork_truncate_and_continue(backend: &mut ModelPair) {
     let vocab = vocab(backend, Role::Policy);
     let (ids, other) = (text(150, vocab, 3), text(150, vocab, 4));
     let seq = backend.create(Role::Policy).unwrap();
@@ -105,9 +105,9 @@ pub fn fork_truncate_and_continue(backend: &mut dyn Backend) {
 }
 
 /// Rewards in one span, in two, behind a fork and beside others.
-pub fn rewards_alone_in_pieces_and_in_batches(backend: &mut dyn Backend) {
+pub fn rewards_alone_in_pieces_and_in_batches(backend: &mut ModelPair) {
     let ids = text(150, vocab(backend, Role::Reward), 5);
-    let score = |backend: &mut dyn Backend, spans: &[(SeqId, usize, &[u32])]| -> Vec<u32> {
+    let score = |backend: &mut ModelPair, spans: &[(SeqId, usize, &[u32])]| -> Vec<u32> {
         let spans: Vec<RewardSpan<'_>> = spans
             .iter()
             .map(|&(seq, start, ids)| RewardSpan { span: Span { seq, start, ids }, also_at: &[] })
@@ -138,7 +138,7 @@ pub fn rewards_alone_in_pieces_and_in_batches(backend: &mut dyn Backend) {
 }
 
 /// Gradients of several texts together, and of each twice alone.
-pub fn gradients_alone_and_in_batches_and_again(backend: &mut dyn Backend) {
+pub fn gradients_alone_and_in_batches_and_again(backend: &mut ModelPair) {
     let vocab = vocab(backend, Role::Reward);
     let texts: Vec<Vec<u32>> = (0..7).map(|i| text(LENGTHS[i % 5] + 3 + i, vocab, 10 + i as u64)).collect();
     let slots: Vec<usize> = texts.iter().enumerate().map(|(i, t)| t.len() - 1 - (i * 5) % (t.len() - 1)).collect();

@@ -1,6 +1,6 @@
 //! Backends held to the goldens and to traces of the demo pair, with the rounding simulation as the measure.
 
-use crate::backend::{Rows, prefill};
+use crate::backend::prefill;
 use crate::fixtures::{fixture, reference};
 use ggro::dtype::HalfType;
 use ggro::engine::decode;
@@ -10,8 +10,8 @@ use ggro::files::pair::Pair;
 use ggro::lab::goldens::teacher::{Lesson, Outcome, PARTED};
 use ggro::lab::goldens::{Check, Forward, Passes};
 use ggro::method::Options;
-use ggro::model::cpu::{LoadOptions, Reference};
-use ggro::model::{Backend, PolicyRows, RewardSpan, Role, Span};
+use ggro::model::cpu::{self, LoadOptions};
+use ggro::model::{ModelPair, RewardSpan, Role, Span};
 use ggro::rng::Uniforms;
 use ggro::trace::{Trace, TraceFile};
 use std::time::Instant;
@@ -41,8 +41,8 @@ impl Golden {
     }
 
     /// The forward data, as a backend sees it.
-    fn passes(&self, backend: &mut dyn Rows, gradients: bool) -> Passes {
-        let rows: Vec<PolicyRows> = self.forwards.iter().map(|golden| backend.rows(&golden.ids)).collect();
+    fn passes(&self, backend: &mut ModelPair, gradients: bool) -> Passes {
+        let rows: Vec<_> = self.forwards.iter().map(|golden| backend.policy_rows(&golden.ids).unwrap()).collect();
         Passes::of(backend, &self.forwards, Some(&rows), gradients).unwrap()
     }
 
@@ -52,12 +52,12 @@ impl Golden {
     }
 
     /// A device's forward data, held to the simulation's; with gradients if that has them.
-    pub fn check_passes(&self, simulated: &Passes, device: &mut dyn Rows) -> Check {
+    pub fn check_passes(&self, simulated: &Passes, device: &mut ModelPair) -> Check {
         Passes::compare(self.name, simulated, &self.passes(device, simulated.has_gradients()))
     }
 
     /// Everything there is, which a device must pass.
-    pub fn must_pass(&self, device: &mut dyn Rows, gradients: bool) {
+    pub fn must_pass(&self, device: &mut ModelPair, gradients: bool) {
         let began = Instant::now();
         let simulated = self.simulated_passes(gradients);
         let lesson = self.lesson(gradients);
@@ -108,24 +108,24 @@ pub fn demo_pair() -> Pair {
 
 /// The demo's settings for answers of at most `tokens` with at most `candidates` per segment.
 pub fn demo_options(pair: &Pair, tokens: usize, candidates: usize) -> Options {
-    let mut options = Options::new(pair.finish_id, pair.stop_ids.clone());
+    let mut options = Options::new(pair.policy().unwrap().finish_id, pair.policy().unwrap().stop_ids.clone());
     options.max_new_tokens = tokens;
     options.max_candidates = candidates;
     options.entropy_threshold = demo::ENTROPY_THRESHOLD;
-    options.reward_pad_id = pair.reward_pad_id;
+    options.reward_pad_id = pair.reward_pad_id();
     options
 }
 
 /// One of the demo's requests.
 pub fn demo_prompt(pair: &Pair, request: usize) -> Vec<u32> {
     let messages = [Message { role: "user".into(), content: demo::prompts()[request].clone() }];
-    let text = pair.chat.as_ref().unwrap().render(&messages, true).unwrap();
+    let text = pair.chat().unwrap().render(&messages, true).unwrap();
     pair.tokenizer.encode(&text).unwrap()
 }
 
 /// Answers of the exact reference to the demo's first requests.
 pub fn demo_traces(pair: &Pair, count: usize, tokens: usize, candidates: usize) -> Vec<Trace> {
-    let mut backend = Reference::load(pair, &LoadOptions::default()).unwrap();
+    let mut backend = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
     let options = demo_options(pair, tokens, candidates);
     (0..count)
         .map(|request| {
@@ -137,10 +137,10 @@ pub fn demo_traces(pair: &Pair, count: usize, tokens: usize, candidates: usize) 
 }
 
 /// Decodes greedily on both: where a device's ids part from the reference's, the reference must have been undecided.
-pub fn part_late(exact: &mut dyn Backend, device: &mut dyn Backend, prompt: &[u32], options: &Options) {
+pub fn part_late(exact: &mut ModelPair, device: &mut ModelPair, prompt: &[u32], options: &Options) {
     assert_eq!(options.max_candidates, 1);
     let free =
-        |backend: &mut dyn Backend| decode(backend, prompt, options, Uniforms::Seeded(0), &mut ()).unwrap().final_ids;
+        |backend: &mut ModelPair| decode(backend, prompt, options, Uniforms::Seeded(0), &mut ()).unwrap().final_ids;
     let (expected, found) = (free(exact), free(device));
     let agree = expected.iter().zip(&found).take_while(|(a, b)| a == b).count();
     println!("{} of {} ids decoded freely agree", agree - prompt.len(), expected.len() - prompt.len());
@@ -154,7 +154,7 @@ pub fn part_late(exact: &mut dyn Backend, device: &mut dyn Backend, prompt: &[u3
 
 /// Decodes with nudges on a device and scores every candidate of its answer again: rewards are off by no more than the
 /// simulation's are. Returns how often it was nudged.
-pub fn nudged_freely(pair: &Pair, device: &mut dyn Backend, prompt: &[u32], options: &Options) -> usize {
+pub fn nudged_freely(pair: &Pair, device: &mut ModelPair, prompt: &[u32], options: &Options) -> usize {
     let before = device.work();
     let response = decode(device, prompt, options, Uniforms::Seeded(0), &mut ()).unwrap();
     assert_eq!(device.work() - before, response.work, "what the device counted, and the least that this answer takes");
@@ -166,7 +166,7 @@ pub fn nudged_freely(pair: &Pair, device: &mut dyn Backend, prompt: &[u32], opti
         }
     }
     let [exact, simulated] = [None, Some(HalfType::Bf16)].map(|simulate| -> Vec<f64> {
-        let mut backend = Reference::load(pair, &LoadOptions { simulate, ..LoadOptions::default() }).unwrap();
+        let mut backend = cpu::open(pair.parts(), &LoadOptions { simulate, ..LoadOptions::default() }).unwrap();
         let score = |(i, ids): (usize, &Vec<u32>)| {
             let seq = backend.create(Role::Reward).unwrap();
             let pool = ggro::task::pool_position(ids, &[], options.reward_pad_id.filter(|_| i == 0));
@@ -188,11 +188,11 @@ pub fn nudged_freely(pair: &Pair, device: &mut dyn Backend, prompt: &[u32], opti
 }
 
 /// The demo pair teacher-forced.
-pub fn demo_must_pass(pair: &Pair, traces: &[Trace], device: &mut dyn Backend, gradients: bool) {
+pub fn demo_must_pass(pair: &Pair, traces: &[Trace], device: &mut ModelPair, gradients: bool) {
     let began = Instant::now();
-    let mut exact = Reference::load(pair, &LoadOptions::default()).unwrap();
+    let mut exact = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
     let options = LoadOptions { simulate: Some(HalfType::Bf16), ..LoadOptions::default() };
-    let mut simulated = Reference::load(pair, &options).unwrap();
+    let mut simulated = cpu::open(pair.parts(), &options).unwrap();
     let lesson = Lesson::prepare(traces, &mut exact, &mut simulated, gradients).unwrap();
     println!("the demo's lesson prepared in {:.1} s", began.elapsed().as_secs_f64());
     passed(&lesson.examine("demo", device).unwrap());

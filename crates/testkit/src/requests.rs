@@ -4,7 +4,7 @@ use crate::fixtures::fixture;
 use ggro::answer::Response;
 use ggro::engine::{Event, RequestStats, Scheduler, SchedulerStats, Settings, decode, intervention};
 use ggro::method::{Options, Selection};
-use ggro::model::{Backend, Role, Work};
+use ggro::model::{ModelPair, Role, Work};
 use ggro::rng::Uniforms;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ pub struct Request {
 }
 
 impl Request {
-    pub fn alone(&self, backend: &mut dyn Backend) -> Response {
+    pub fn alone(&self, backend: &mut ModelPair) -> Response {
         decode(backend, &self.prompt, &self.options, self.uniforms.clone(), &mut ()).unwrap()
     }
 }
@@ -81,7 +81,7 @@ pub struct Outcome {
 
 /// Runs requests together; the n-th arrives before turn `arrivals[n]`. Every block must be free again afterwards, and what was
 /// run must be what the accounts say.
-pub fn together(backend: &mut dyn Backend, settings: &Settings, requests: &[&Request], arrivals: &[usize]) -> Outcome {
+pub fn together(backend: &mut ModelPair, settings: &Settings, requests: &[&Request], arrivals: &[usize]) -> Outcome {
     let free = [Role::Policy, Role::Reward].map(|role| backend.blocks_free(role));
     let before = backend.work();
     let mut scheduler = Scheduler::new(settings.clone());

@@ -1,19 +1,23 @@
-//! Two models made of closures, behind a backend that holds its caller to the trait's contract.
+//! Two models made of closures, which hold their caller to the contract of the trait.
 
 use ggro::files::config::{Family, ModelConfig, Rope, Task};
 use ggro::kv::{KvHandle, KvPool};
 use ggro::model::{
-    Backend, Gradient, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Span, TopK, Work,
-    top_k,
+    Gradient, GradientSpan, Logits, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Span,
+    TopK, Work, top_k,
 };
 use ggro::{Error, Result};
+use std::cell::{Ref, RefCell};
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
 
 /// A function of the ids of a sequence.
-pub type OfIds<T> = Box<dyn Fn(&[u32]) -> T>;
+pub type OfIds<T> = Rc<dyn Fn(&[u32]) -> T>;
 /// A function of the ids of a sequence, the slot, and another id.
-pub type OfSlot<T> = Box<dyn Fn(&[u32], usize, u32) -> T>;
+pub type OfSlot<T> = Rc<dyn Fn(&[u32], usize, u32) -> T>;
 
 /// What the two models compute, as functions of ids.
+#[derive(Clone)]
 pub struct Model {
     pub policy_vocab: usize,
     pub reward_vocab: usize,
@@ -24,7 +28,7 @@ pub struct Model {
     /// `E_R[v] . dR/de_slot` of a sequence.
     pub dot: OfSlot<f32>,
     /// Whether the policy's embedding rows of two ids are equal.
-    pub same: Box<dyn Fn(u32, u32) -> bool>,
+    pub same: Rc<dyn Fn(u32, u32) -> bool>,
 }
 
 struct Held {
@@ -34,58 +38,114 @@ struct Held {
     kv: Option<KvHandle>,
 }
 
-/// The backend. Breaking the contract is a panic, which fails the test.
-pub struct Scripted<'a> {
-    model: &'a Model,
+/// The pair, and what the test says and asks about it. Breaking the contract is a panic, which fails the test.
+pub struct Scripted {
+    pair: ModelPair,
+    state: Rc<RefCell<State>>,
+}
+
+/// What the two models share.
+struct State {
+    model: Model,
     max_len: usize,
-    configs: [ModelConfig; 2],
     slots: Vec<(u32, Option<Held>)>,
-    work: Work,
-    /// Most sequences of one model held at a time.
-    pub most_held: usize,
-    /// Fails the n-th operation on spans, counted from 0.
-    pub fail_at: Option<usize>,
-    /// Fails every operation on spans from this one on.
-    pub dead_from: Option<usize>,
-    /// Operations on spans so far.
-    pub calls: usize,
-    /// Rows that cost no more than one.
-    pub cheap_rows: usize,
+    work: [Work; 2],
+    most_held: usize,
+    fail_at: Option<usize>,
+    dead_from: Option<usize>,
+    calls: usize,
+    free_batch_rows: usize,
     /// Blocks of policy and reward model, where they are limited.
     pools: Option<[KvPool; 2]>,
 }
 
-impl<'a> Scripted<'a> {
-    pub fn new(model: &'a Model, max_len: usize) -> Scripted<'a> {
-        Scripted {
-            model,
+/// One of the models.
+struct Half {
+    role: Role,
+    config: ModelConfig,
+    state: Rc<RefCell<State>>,
+}
+
+impl Scripted {
+    pub fn new(model: &Model, max_len: usize) -> Scripted {
+        let state = Rc::new(RefCell::new(State {
+            model: model.clone(),
             max_len,
-            configs: [
-                config(Task::CausalLm, model.policy_vocab, max_len),
-                config(Task::Reward, model.reward_vocab, max_len),
-            ],
             slots: Vec::new(),
-            work: Work::default(),
+            work: [Work::default(); 2],
             most_held: 0,
             fail_at: None,
             dead_from: None,
             calls: 0,
-            cheap_rows: 24,
+            free_batch_rows: 24,
             pools: None,
-        }
+        }));
+        let half = |task, vocab| -> Option<Box<dyn ggro::model::Model>> {
+            let config = config(task, vocab, max_len);
+            Some(Box::new(Half { role: Role::of(task), config, state: state.clone() }))
+        };
+        let pair = ModelPair {
+            policy: half(Task::CausalLm, model.policy_vocab),
+            reward: half(Task::Reward, model.reward_vocab),
+        };
+        Scripted { pair, state }
     }
 
     /// Gives each model so many blocks of keys and values.
     pub fn limit(&mut self, blocks: usize) {
-        self.pools = Some([KvPool::new(blocks), KvPool::new(blocks)]);
+        self.state.borrow_mut().pools = Some([KvPool::new(blocks), KvPool::new(blocks)]);
     }
 
-    fn pool(&mut self, role: Role) -> Option<&mut KvPool> {
-        self.pools.as_mut().map(|pools| &mut pools[role as usize])
+    /// Fails the n-th operation on spans, counted from 0.
+    pub fn fail_at(&mut self, call: Option<usize>) {
+        self.state.borrow_mut().fail_at = call;
+    }
+
+    /// Fails every operation on spans from this one on.
+    pub fn dead_from(&mut self, call: usize) {
+        self.state.borrow_mut().dead_from = Some(call);
+    }
+
+    /// Lets so many rows cost no more than one.
+    pub fn free_batch_rows(&mut self, rows: usize) {
+        self.state.borrow_mut().free_batch_rows = rows;
+    }
+
+    /// Operations on spans so far.
+    pub fn calls(&self) -> usize {
+        self.state.borrow().calls
     }
 
     /// Sequences not released.
     pub fn held(&self) -> usize {
+        self.state.borrow().held()
+    }
+
+    /// Most sequences of both models held at a time.
+    pub fn most_held(&self) -> usize {
+        self.state.borrow().most_held
+    }
+}
+
+impl Deref for Scripted {
+    type Target = ModelPair;
+    fn deref(&self) -> &ModelPair {
+        &self.pair
+    }
+}
+
+impl DerefMut for Scripted {
+    fn deref_mut(&mut self) -> &mut ModelPair {
+        &mut self.pair
+    }
+}
+
+impl State {
+    fn pool(&mut self, role: Role) -> Option<&mut KvPool> {
+        self.pools.as_mut().map(|pools| &mut pools[role as usize])
+    }
+
+    fn held(&self) -> usize {
         self.slots.iter().filter(|slot| slot.1.is_some()).count()
     }
 
@@ -138,7 +198,7 @@ impl<'a> Scripted<'a> {
 
     fn score(&mut self, span: &RewardSpan<'_>) -> Score {
         let ids = self.append(&span.span, Role::Reward, self.model.reward_vocab);
-        self.work.reward_forward += span.span.ids.len() as u64;
+        self.work[1].reward_forward += span.span.ids.len() as u64;
         let also = span.also_at.iter().map(|&at| {
             assert!(at >= span.span.start && at + 1 < ids.len(), "also at {at}");
             (self.model.reward)(&ids[..=at])
@@ -147,110 +207,126 @@ impl<'a> Scripted<'a> {
     }
 }
 
-impl Backend for Scripted<'_> {
-    fn config(&self, role: Role) -> &ModelConfig {
-        &self.configs[usize::from(role == Role::Reward)]
+impl Half {
+    fn state(&self) -> Ref<'_, State> {
+        self.state.borrow()
+    }
+}
+
+impl ggro::model::Model for Half {
+    fn config(&self) -> &ModelConfig {
+        &self.config
     }
     fn max_len(&self) -> usize {
-        self.max_len
+        self.state().max_len
     }
-    fn create(&mut self, role: Role) -> Result<SeqId> {
-        let kv = self.pool(role).map(KvPool::create);
-        Ok(self.insert(role, Vec::new(), kv))
+    fn create(&mut self) -> Result<SeqId> {
+        let mut state = self.state.borrow_mut();
+        let kv = state.pool(self.role).map(KvPool::create);
+        Ok(state.insert(self.role, Vec::new(), kv))
     }
     fn fork(&mut self, seq: SeqId, len: usize) -> Result<SeqId> {
-        let ids = &self.get(seq).ids;
+        let mut state = self.state.borrow_mut();
+        let ids = &state.get(seq).ids;
         assert!(len <= ids.len(), "a fork beyond the sequence");
         let ids = ids[..len].to_vec();
-        let from = self.get(seq).kv;
-        let kv = match self.pool(seq.role).zip(from) {
+        let from = state.get(seq).kv;
+        let kv = match state.pool(seq.role).zip(from) {
             Some((pool, from)) => Some(pool.fork(from, len)?.0),
             None => None,
         };
-        Ok(self.insert(seq.role, ids, kv))
+        Ok(state.insert(seq.role, ids, kv))
     }
     fn truncate(&mut self, seq: SeqId, len: usize) -> Result<()> {
-        let held = self.get_mut(seq);
+        let mut state = self.state.borrow_mut();
+        let held = state.get_mut(seq);
         held.ids.truncate(len);
         held.row = None;
         let kv = held.kv;
-        match self.pool(seq.role).zip(kv) {
+        match state.pool(seq.role).zip(kv) {
             Some((pool, kv)) => pool.truncate(kv, len),
             None => Ok(()),
         }
     }
     fn release(&mut self, seq: SeqId) {
-        let slot = &mut self.slots[seq.index as usize];
+        let mut state = self.state.borrow_mut();
+        let slot = &mut state.slots[seq.index as usize];
         if slot.0 == seq.generation
             && let Some(held) = slot.1.take()
-            && let (Some(pool), Some(kv)) = (self.pool(seq.role), held.kv)
+            && let (Some(pool), Some(kv)) = (state.pool(seq.role), held.kv)
         {
             pool.release(kv);
         }
     }
     fn len(&self, seq: SeqId) -> usize {
-        self.get(seq).ids.len()
+        self.state().get(seq).ids.len()
     }
-    fn policy_step(&mut self, spans: &[PolicySpan<'_>]) -> Result<Vec<PolicyRow>> {
-        self.begin()?;
+    fn step(&mut self, spans: &[PolicySpan<'_>], ids_below: usize, _: &mut dyn FnMut()) -> Result<Vec<PolicyRow>> {
+        let mut state = self.state.borrow_mut();
+        state.begin()?;
+        let vocab = state.model.policy_vocab;
+        assert_eq!(ids_below, vocab.min(state.model.reward_vocab));
         let mut rows = Vec::new();
         for span in spans {
-            let ids = self.append(&span.span, Role::Policy, self.model.policy_vocab);
-            self.work.policy_forward += span.span.ids.len() as u64;
-            let logits = (self.model.logits)(&ids);
-            assert_eq!(logits.len(), self.model.policy_vocab);
+            let ids = state.append(&span.span, Role::Policy, vocab);
+            state.work[0].policy_forward += span.span.ids.len() as u64;
+            let logits = (state.model.logits)(&ids);
+            assert_eq!(logits.len(), vocab);
             let stats = RowStats::of(&logits, span.floor);
-            let top = |k| top_k(&logits, k, self.model.reward_vocab);
             let top = match span.top_k {
-                TopK::Skip => Vec::new(),
-                TopK::Take(k) => top(k),
-                TopK::TakeIf(k, threshold) if threshold.reached(&stats) => top(k),
-                TopK::TakeIf(..) => Vec::new(),
+                TopK::Take(k) => top_k(&logits, k, ids_below),
+                TopK::TakeIf(k, threshold) if threshold.reached(&stats) => top_k(&logits, k, ids_below),
+                TopK::Skip | TopK::TakeIf(..) => Vec::new(),
             };
-            self.get_mut(span.span.seq).row = Some(logits);
+            state.get_mut(span.span.seq).row = Some(logits);
             rows.push(PolicyRow { stats, top });
         }
         Ok(rows)
     }
-    fn logits_row(&mut self, seq: SeqId) -> Result<Vec<f32>> {
-        Ok(self.get(seq).row.clone().expect("no row was computed on this sequence"))
+    fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> Result<Vec<f32>> {
+        let row = self.state().get(seq).row.clone();
+        Ok(asked.of_row(row.expect("no row was computed on this sequence")))
     }
-    fn reward_score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
-        self.begin()?;
-        Ok(spans.iter().map(|span| self.score(span)).collect())
+    fn score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
+        let mut state = self.state.borrow_mut();
+        state.begin()?;
+        Ok(spans.iter().map(|span| state.score(span)).collect())
     }
-    fn reward_gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
-        self.begin()?;
+    fn gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
+        let mut state = self.state.borrow_mut();
+        state.begin()?;
         let mut results = Vec::new();
         for span in spans {
-            let score = self.score(&span.span);
-            let ids = self.get(span.span.span.seq).ids.clone();
+            let score = state.score(&span.span);
+            let ids = state.get(span.span.span.seq).ids.clone();
             assert!(span.slot >= span.span.span.start && span.slot < ids.len());
             assert!(!span.candidates.is_empty() && !span.rows);
-            self.work.reward_backward += (ids.len() - span.slot) as u64;
+            state.work[1].reward_backward += (ids.len() - span.slot) as u64;
+            let model = &state.model;
             let dots = span.candidates.iter().map(|&v| {
-                assert!((v as usize) < self.model.reward_vocab);
-                (self.model.dot)(&ids, span.slot, v)
+                assert!((v as usize) < model.reward_vocab);
+                (model.dot)(&ids, span.slot, v)
             });
             results.push(Gradient { dots: dots.collect(), score, norm: 1.0, rows: Vec::new() });
         }
         Ok(results)
     }
     fn same_embedding(&self, a: u32, b: u32) -> bool {
-        (self.model.same)(a, b)
+        (self.state().model.same)(a, b)
     }
     fn work(&self) -> Work {
-        self.work
+        self.state().work[self.role as usize]
     }
-    fn blocks_free(&self, role: Role) -> usize {
-        self.pools.as_ref().map_or(usize::MAX, |pools| pools[role as usize].blocks_free())
+    fn blocks_free(&self) -> usize {
+        self.state().pools.as_ref().map_or(usize::MAX, |pools| pools[self.role as usize].blocks_free())
     }
     fn blocks_needed(&self, seq: SeqId, count: usize) -> usize {
-        let pools = self.pools.as_ref().zip(self.get(seq).kv);
+        let state = self.state();
+        let pools = state.pools.as_ref().zip(state.get(seq).kv);
         pools.map_or(0, |(pools, kv)| pools[seq.role as usize].blocks_needed(kv, count).unwrap())
     }
-    fn cheap_rows(&self) -> usize {
-        self.cheap_rows
+    fn free_batch_rows(&self) -> usize {
+        self.state().free_batch_rows
     }
 }
 
@@ -297,10 +373,10 @@ pub fn script(
     Model {
         policy_vocab: VOCAB,
         reward_vocab: VOCAB,
-        logits: Box::new(move |ids| logits(after_prompt(ids))),
-        reward: Box::new(move |ids| reward(after_prompt(ids))),
-        dot: Box::new(move |ids, _, v| dot(after_prompt(ids), v)),
-        same: Box::new(|_, _| false),
+        logits: Rc::new(move |ids| logits(after_prompt(ids))),
+        reward: Rc::new(move |ids| reward(after_prompt(ids))),
+        dot: Rc::new(move |ids, _, v| dot(after_prompt(ids), v)),
+        same: Rc::new(|_, _| false),
     }
 }
 

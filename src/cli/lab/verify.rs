@@ -6,7 +6,7 @@ use crate::dtype::HalfType;
 use crate::files::pair::Pair;
 use crate::lab::goldens::teacher::Lesson;
 use crate::lab::goldens::{Check, Folder, Forward, Passes, forward, softmax, tokenizer, trace, worse};
-use crate::model::cpu::{LoadOptions, Reference};
+use crate::model::cpu::{self, LoadOptions};
 use crate::runtime::{Device, Opened};
 use crate::trace::{Trace, TraceFile};
 use serde_json::{Value, json};
@@ -106,7 +106,7 @@ fn rounded(
     traces: &[Trace],
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let load = |simulate| Reference::load(pair, &LoadOptions { simulate, ..LoadOptions::default() });
+    let load = |simulate| cpu::open(pair.parts(), &LoadOptions { simulate, ..LoadOptions::default() });
     let (mut exact, mut simulated) = (load(None)?, load(Some(storage))?);
     if !goldens.is_empty() {
         let rows = goldens.iter().map(|golden| simulated.policy_rows(&golden.ids)).collect::<Result<Vec<_>>>()?;

@@ -4,7 +4,7 @@ use super::{Event, Scheduler};
 use crate::engine::sequences::{Key, Source, common};
 use crate::engine::step::TaskSpan;
 use crate::kv::BLOCK;
-use crate::model::{Backend, Role};
+use crate::model::{ModelPair, Role};
 use crate::task::{Liveness, Task};
 use std::collections::HashSet;
 
@@ -17,7 +17,7 @@ pub(super) struct StepReservations {
 }
 
 impl StepReservations {
-    pub fn add(&mut self, backend: &dyn Backend, span: &TaskSpan) {
+    pub fn add(&mut self, backend: &ModelPair, span: &TaskSpan) {
         self.sequences.insert((span.request, span.task.key));
         let blocks = &mut self.blocks[span.task.key.role as usize];
         *blocks = blocks.saturating_add(backend.blocks_needed(span.seq, span.ids.len()));
@@ -41,7 +41,7 @@ pub(super) enum Allocation {
 
 impl<T> Scheduler<T> {
     /// Lets waiting requests run, in the order of their arrival, as long as there are blocks for them.
-    pub(super) fn admit(&mut self, backend: &mut dyn Backend) {
+    pub(super) fn admit(&mut self, backend: &mut ModelPair) {
         while let Some((&id, entry)) = self.waiting.first_key_value() {
             if self.running.len() >= self.settings.max_requests.max(1) || (self.full && !self.running.is_empty()) {
                 return;
@@ -64,7 +64,7 @@ impl<T> Scheduler<T> {
     }
 
     /// Where a sequence that a task is about comes from.
-    fn source(&self, backend: &dyn Backend, id: u64, task: &Task) -> Source {
+    fn source(&self, backend: &ModelPair, id: u64, task: &Task) -> Source {
         let key = (id, task.key);
         if let Some(seq) = self.sequences.get(key) {
             return Source::Held(seq);
@@ -96,7 +96,7 @@ impl<T> Scheduler<T> {
     /// Finds room for a task, taking blocks back for it if it is needed.
     pub(super) fn allocate(
         &mut self,
-        backend: &mut dyn Backend,
+        backend: &mut ModelPair,
         id: u64,
         task: &Task,
         budget: usize,
@@ -155,7 +155,7 @@ impl<T> Scheduler<T> {
     /// Releases one speculative sequence, the youngest request's first.
     fn give_up_speculation(
         &mut self,
-        backend: &mut dyn Backend,
+        backend: &mut ModelPair,
         but: Key,
         role: Role,
         reserved: &StepReservations,
@@ -177,7 +177,7 @@ impl<T> Scheduler<T> {
     }
 
     /// Takes back all blocks of a request, which waits until there are blocks again.
-    pub(super) fn preempt(&mut self, backend: &mut dyn Backend, id: u64) {
+    pub(super) fn preempt(&mut self, backend: &mut ModelPair, id: u64) {
         self.close_all(backend, id);
         if let Some(mut entry) = self.running.remove(&id) {
             entry.stats.preemptions += 1;
@@ -187,7 +187,7 @@ impl<T> Scheduler<T> {
         }
     }
 
-    pub(super) fn close_all(&mut self, backend: &mut dyn Backend, id: u64) {
+    pub(super) fn close_all(&mut self, backend: &mut ModelPair, id: u64) {
         for key in self.sequences.of(id) {
             self.sequences.close(backend, key);
         }

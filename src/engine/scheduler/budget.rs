@@ -2,7 +2,7 @@
 
 use crate::engine::settings::{Settings, SpeculationWidth};
 use crate::engine::step::TaskSpan;
-use crate::model::{Backend, Role};
+use crate::model::{ModelPair, Role};
 use crate::task::Task;
 
 /// What is left of a step.
@@ -24,9 +24,9 @@ pub(super) struct Budget {
 
 impl Budget {
     /// A step in which these tasks are asked for.
-    pub fn new<'a>(settings: &Settings, backend: &dyn Backend, tasks: impl Iterator<Item = &'a Task>) -> Budget {
+    pub fn new<'a>(settings: &Settings, backend: &ModelPair, tasks: impl Iterator<Item = &'a Task>) -> Budget {
         let (likely_rows, likely_tokens) = match settings.speculation {
-            SpeculationWidth::Auto => (backend.cheap_rows(), 2 * backend.cheap_rows()),
+            SpeculationWidth::Auto => (backend.free_batch_rows(), 2 * backend.free_batch_rows()),
             _ => (usize::MAX, usize::MAX),
         };
         Budget {

@@ -3,7 +3,7 @@
 use super::report::Phases;
 use crate::Result;
 use crate::engine::{Settings, run_all};
-use crate::model::Backend;
+use crate::model::ModelPair;
 use crate::task::Request;
 
 /// What came of requests.
@@ -18,7 +18,7 @@ pub(super) struct Driven<T> {
 
 /// Runs requests together to their ends and gives everything back.
 pub(super) fn drive<T>(
-    backend: &mut dyn Backend,
+    backend: &mut ModelPair,
     settings: &Settings,
     requests: Vec<Box<dyn Request<Output = T>>>,
 ) -> Result<Driven<T>> {

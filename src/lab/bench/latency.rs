@@ -3,7 +3,7 @@
 use super::cost::{self, Limits};
 use super::report::{Row, hash_of};
 use super::timed;
-use crate::model::{Backend, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
+use crate::model::{GradientSpan, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 use crate::{Error, Result};
 use std::time::Instant;
 
@@ -59,7 +59,7 @@ pub enum Passes {
 /// # Errors
 /// The backend fails, or has no room for a case.
 pub fn latency(
-    backend: &mut dyn Backend,
+    backend: &mut ModelPair,
     depths: &Depths,
     passes: Passes,
     limits: Option<Limits>,
@@ -89,13 +89,13 @@ pub fn latency(
 }
 
 /// Ids all over the vocabulary.
-fn ids(backend: &dyn Backend, role: Role, count: usize, from: usize) -> Vec<u32> {
-    let vocab = backend.config(role).vocab_size;
-    (0..count).map(|i| ((from + i) * 7919 % vocab) as u32).collect()
+fn ids(backend: &ModelPair, role: Role, count: usize, from: usize) -> Result<Vec<u32>> {
+    let vocab = backend.config(role)?.vocab_size;
+    Ok((0..count).map(|i| ((from + i) * 7919 % vocab) as u32).collect())
 }
 
 /// Sequences that are given back whatever happens.
-fn with<T>(backend: &mut dyn Backend, work: impl FnOnce(&mut dyn Backend, &mut Vec<SeqId>) -> Result<T>) -> Result<T> {
+fn with<T>(backend: &mut ModelPair, work: impl FnOnce(&mut ModelPair, &mut Vec<SeqId>) -> Result<T>) -> Result<T> {
     let mut held = Vec::new();
     let result = work(backend, &mut held);
     held.into_iter().for_each(|seq| backend.release(seq));
@@ -114,9 +114,10 @@ fn sound(rows: &[PolicyRow]) -> Result<Vec<u32>> {
     }
 }
 
-fn prefill(backend: &mut dyn Backend, prompts: usize, tokens: usize, depths: &Depths) -> Result<Row> {
+fn prefill(backend: &mut ModelPair, prompts: usize, tokens: usize, depths: &Depths) -> Result<Row> {
     let mut chosen = Vec::new();
-    let texts: Vec<Vec<u32>> = (0..prompts).map(|number| ids(backend, Role::Policy, tokens, 101 * number)).collect();
+    let texts: Vec<Vec<u32>> =
+        (0..prompts).map(|number| ids(backend, Role::Policy, tokens, 101 * number)).collect::<Result<_>>()?;
     let seconds = timed(depths, || {
         with(backend, |backend, held| {
             for _ in 0..prompts {
@@ -130,12 +131,12 @@ fn prefill(backend: &mut dyn Backend, prompts: usize, tokens: usize, depths: &De
             Ok(seconds)
         })
     })?;
-    let cost = cost::prefills(backend.config(Role::Policy), prompts, tokens);
+    let cost = cost::prefills(backend.config(Role::Policy)?, prompts, tokens);
     let row = Row::new("prefill", prefill_case(prompts, tokens), seconds).costing(cost, prompts * tokens);
     Ok(Row { ids: Some(hash_of(&chosen)), ..row })
 }
 
-fn decode(backend: &mut dyn Backend, rows: usize, context: usize, depths: &Depths) -> Result<Row> {
+fn decode(backend: &mut ModelPair, rows: usize, context: usize, depths: &Depths) -> Result<Row> {
     // The steps that are not timed, and those that are, behind the context.
     let steps = depths.warmup + depths.runs;
     let longest = context + steps;
@@ -150,11 +151,11 @@ fn decode(backend: &mut dyn Backend, rows: usize, context: usize, depths: &Depth
             let seq = backend.create(Role::Policy)?;
             held.push(seq);
             if context > 0 {
-                let ids = ids(backend, Role::Policy, context, row);
+                let ids = ids(backend, Role::Policy, context, row)?;
                 backend.policy_step(&[plain(seq, 0, &ids)])?;
             }
         }
-        let ids = ids(backend, Role::Policy, rows, 1);
+        let ids = ids(backend, Role::Policy, rows, 1)?;
         let (mut at, mut chosen) = (context, Vec::new());
         let seconds = timed(depths, || {
             let spans: Vec<PolicySpan<'_>> =
@@ -166,18 +167,18 @@ fn decode(backend: &mut dyn Backend, rows: usize, context: usize, depths: &Depth
             chosen.extend(sound(&rows)?);
             Ok(seconds)
         })?;
-        let cost = cost::decode(backend.config(Role::Policy), rows, context + depths.warmup + depths.runs / 2, 0);
+        let cost = cost::decode(backend.config(Role::Policy)?, rows, context + depths.warmup + depths.runs / 2, 0);
         let row = Row::new("decode", decode_case(rows, context), seconds).costing(cost, rows);
         let (committed, ids) = (row.work_tokens_per_second, Some(hash_of(&chosen)));
         Ok(Row { rows: Some(rows), committed_tokens_per_second: committed, ids, ..row })
     })
 }
 
-fn reward(backend: &mut dyn Backend, candidates: usize, gradient: bool, depths: &Depths) -> Result<Row> {
+fn reward(backend: &mut ModelPair, candidates: usize, gradient: bool, depths: &Depths) -> Result<Row> {
     let &Depths { segment, prefix, .. } = depths;
-    let text = ids(backend, Role::Reward, prefix, 5);
-    let segments = ids(backend, Role::Reward, candidates * segment, 11);
-    let listed: Vec<u32> = ids(backend, Role::Reward, 25, 3);
+    let text = ids(backend, Role::Reward, prefix, 5)?;
+    let segments = ids(backend, Role::Reward, candidates * segment, 11)?;
+    let listed: Vec<u32> = ids(backend, Role::Reward, 25, 3)?;
     with(backend, |backend, held| {
         let trunk = backend.create(Role::Reward)?;
         held.push(trunk);
@@ -210,7 +211,7 @@ fn reward(backend: &mut dyn Backend, candidates: usize, gradient: bool, depths: 
                 }
             })
         })?;
-        let config = backend.config(Role::Reward);
+        let config = backend.config(Role::Reward)?;
         let (phase, cost) = match gradient {
             true => ("gradient", cost::gradient(config, candidates, segment, prefix)),
             false => ("reward", cost::score(config, candidates, segment, prefix)),

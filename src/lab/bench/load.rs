@@ -2,13 +2,13 @@
 
 use super::cost::Cost;
 use super::report::Row;
-use crate::model::{Backend, PolicySpan, RewardSpan, Role, Span, TopK};
+use crate::model::{ModelPair, PolicySpan, RewardSpan, Role, Span, TopK};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Opens a pair.
-pub type Open<'a> = &'a mut dyn FnMut() -> Result<Box<dyn Backend>>;
+pub type Open<'a> = &'a mut dyn FnMut() -> Result<ModelPair>;
 
 /// Times loading: first with the files dropped from the page cache (where there are files), then with them in it. On a CPU
 /// weights are mapped and read by the first token, which is why that belongs to it.

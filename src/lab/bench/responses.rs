@@ -5,7 +5,7 @@ use super::report::{Answer, Row, hash_of};
 use crate::answer::{Completions, Response};
 use crate::engine::{Settings, SpeculationWidth, intervention, sampler};
 use crate::method::Options;
-use crate::model::{Backend, PolicySpan, Role, Span, TopK};
+use crate::model::{ModelPair, PolicySpan, Role, Span, TopK};
 use crate::presets::{Given, Preset};
 use crate::rng::Uniforms;
 use crate::sampling::{CompletionSpec, Sampling};
@@ -41,8 +41,8 @@ pub struct Asked {
 ///
 /// # Errors
 /// The backend fails, the answer does not fit it, or one depends on the speculation.
-pub fn responses(backend: &mut dyn Backend, asked: &Asked, done: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
-    let vocab = backend.config(Role::Policy).vocab_size.min(backend.config(Role::Reward).vocab_size);
+pub fn responses(backend: &mut ModelPair, asked: &Asked, done: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
+    let vocab = backend.config(Role::Policy)?.vocab_size.min(backend.config(Role::Reward)?.vocab_size);
     let prompt: Vec<u32> = match &asked.ids {
         Some(ids) => ids.clone(),
         None => (0..asked.prompt).map(|i| (i * 7919 % vocab) as u32).collect(),
@@ -151,7 +151,7 @@ fn name(width: SpeculationWidth) -> String {
 }
 
 /// The entropy that one in `segment` tokens of a greedy answer reaches.
-fn calibrated(backend: &mut dyn Backend, prompt: &[u32], asked: &Asked) -> Result<f64> {
+fn calibrated(backend: &mut ModelPair, prompt: &[u32], asked: &Asked) -> Result<f64> {
     let seq = backend.create(Role::Policy)?;
     let mut entropies = Vec::new();
     let result = (|| {

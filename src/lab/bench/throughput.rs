@@ -6,7 +6,7 @@ use super::report::{Row, hash_of};
 use crate::Result;
 use crate::answer::Completions;
 use crate::engine::{Settings, sampler};
-use crate::model::{Backend, Role};
+use crate::model::{ModelPair, Role};
 use crate::sampling::CompletionSpec;
 use crate::task::Request;
 
@@ -30,7 +30,7 @@ pub struct Batches {
 /// # Errors
 /// The backend fails, or a prompt and its answer do not fit.
 pub fn throughput(
-    backend: &mut dyn Backend,
+    backend: &mut ModelPair,
     asked: &Batches,
     limits: Option<Limits>,
     done: &mut dyn FnMut(Row),
@@ -43,9 +43,9 @@ pub fn throughput(
     Ok(())
 }
 
-fn case(backend: &mut dyn Backend, asked: &Batches, prompt: usize, batch: usize) -> Result<Row> {
+fn case(backend: &mut ModelPair, asked: &Batches, prompt: usize, batch: usize) -> Result<Row> {
     let settings = Settings { cached_prompts: 0, max_requests: batch, ..Settings::default() };
-    let vocab = backend.config(Role::Policy).vocab_size;
+    let vocab = backend.config(Role::Policy)?.vocab_size;
     let (mut seconds, mut last) = (Vec::new(), None);
     for run in 0..asked.warmup + asked.runs.max(1) {
         let requests = (0..batch).map(|number| -> Result<Box<dyn Request<Output = Completions>>> {
@@ -69,7 +69,7 @@ fn case(backend: &mut dyn Backend, asked: &Batches, prompt: usize, batch: usize)
             ids.extend(completions.all.into_iter().flat_map(|one| one.ids));
         }
     }
-    let config = backend.config(Role::Policy);
+    let config = backend.config(Role::Policy)?;
     let (once, step) = (cost::prefill(config, prompt), cost::decode(config, batch, prompt + asked.tokens / 2, 0));
     let steps = asked.tokens.saturating_sub(1) as f64;
     // Prompts may share one reading of the weights, so the least is one reading.

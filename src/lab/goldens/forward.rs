@@ -3,7 +3,7 @@
 use super::tensors::TensorFile;
 use super::{ABSOLUTE, Check, GRADIENT};
 use crate::model::PolicyRows;
-use crate::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
+use crate::model::{GradientSpan, ModelPair, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 use crate::{Error, Result};
 use std::path::Path;
 
@@ -78,7 +78,7 @@ impl Forward {
 ///
 /// # Errors
 /// The backend's own.
-pub fn forward(backend: &mut dyn Backend, golden: &Forward, rows: Option<&PolicyRows>) -> Result<Check> {
+pub fn forward(backend: &mut ModelPair, golden: &Forward, rows: Option<&PolicyRows>) -> Result<Check> {
     let mut check = Check::new(&golden.name);
     check.extent = format!("{} ids, {} rows of logits", golden.ids.len(), golden.logit_positions.len());
     if let Some(rows) = rows {
@@ -94,9 +94,9 @@ pub fn forward(backend: &mut dyn Backend, golden: &Forward, rows: Option<&Policy
 
 /// Runs `work` on a new sequence and releases it whatever happens.
 fn with_sequence(
-    backend: &mut dyn Backend,
+    backend: &mut ModelPair,
     role: Role,
-    work: impl FnOnce(&mut dyn Backend, SeqId) -> Result<()>,
+    work: impl FnOnce(&mut ModelPair, SeqId) -> Result<()>,
 ) -> Result<()> {
     let seq = backend.create(role)?;
     let result = work(backend, seq);
@@ -114,7 +114,7 @@ fn whole(check: &mut Check, golden: &Forward, rows: &PolicyRows) {
     }
 }
 
-fn steps(backend: &mut dyn Backend, seq: SeqId, golden: &Forward, check: &mut Check) -> Result<()> {
+fn steps(backend: &mut ModelPair, seq: SeqId, golden: &Forward, check: &mut Check) -> Result<()> {
     let width = golden.vocabulary();
     for (position, id) in golden.ids.iter().enumerate() {
         let span = Span { seq, start: position, ids: std::slice::from_ref(id) };
@@ -134,7 +134,7 @@ fn steps(backend: &mut dyn Backend, seq: SeqId, golden: &Forward, check: &mut Ch
     Ok(())
 }
 
-fn rewards(backend: &mut dyn Backend, seq: SeqId, golden: &Forward, check: &mut Check) -> Result<()> {
+fn rewards(backend: &mut ModelPair, seq: SeqId, golden: &Forward, check: &mut Check) -> Result<()> {
     let earlier: Vec<usize> = (0..golden.ids.len() - 1).collect();
     let span = RewardSpan { span: Span { seq, start: 0, ids: &golden.ids }, also_at: &earlier };
     let score = backend.reward_score(&[span])?.pop().ok_or_else(nothing)?;
@@ -148,7 +148,7 @@ fn rewards(backend: &mut dyn Backend, seq: SeqId, golden: &Forward, check: &mut 
 }
 
 /// The gradient of positions `cut ..` behind a cached prefix of `cut` ids: the same as the whole sequence's.
-fn gradients(backend: &mut dyn Backend, seq: SeqId, golden: &Forward, cut: usize, check: &mut Check) -> Result<()> {
+fn gradients(backend: &mut ModelPair, seq: SeqId, golden: &Forward, cut: usize, check: &mut Check) -> Result<()> {
     if cut > 0 {
         let span = Span { seq, start: 0, ids: &golden.ids[..cut] };
         backend.reward_score(&[RewardSpan { span, also_at: &[] }])?;

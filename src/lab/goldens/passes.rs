@@ -6,7 +6,7 @@ use super::forward::{FLOOR, Forward, norm, nothing};
 use crate::Result;
 use crate::lab::goldens::sequences::Sequences;
 use crate::model::PolicyRows;
-use crate::model::{Backend, GradientSpan, PolicySpan, RewardSpan, Role, Span, TopK};
+use crate::model::{GradientSpan, ModelPair, PolicySpan, RewardSpan, Role, Span, TopK};
 
 /// Sequences that go on together.
 const WIDTH: usize = 128;
@@ -34,7 +34,7 @@ impl Passes {
     /// # Errors
     /// The backend's own.
     pub fn of(
-        backend: &mut dyn Backend,
+        backend: &mut ModelPair,
         goldens: &[Forward],
         rows: Option<&[PolicyRows]>,
         gradients: bool,

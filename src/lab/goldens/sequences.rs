@@ -1,16 +1,16 @@
 //! Sequences of a backend that are given back on every path out of a response, errors included.
 
 use crate::Result;
-use crate::model::{Backend, Role, SeqId};
+use crate::model::{ModelPair, Role, SeqId};
 
 /// A backend together with the sequences one response holds there.
 pub(crate) struct Sequences<'a> {
-    pub backend: &'a mut dyn Backend,
+    pub backend: &'a mut ModelPair,
     held: Vec<SeqId>,
 }
 
 impl<'a> Sequences<'a> {
-    pub fn new(backend: &'a mut dyn Backend) -> Sequences<'a> {
+    pub fn new(backend: &'a mut ModelPair) -> Sequences<'a> {
         Sequences { backend, held: Vec::new() }
     }
 

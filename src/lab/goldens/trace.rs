@@ -5,7 +5,7 @@ use crate::answer::{Margins, Response};
 use crate::engine::decode;
 use crate::method::entropy::signal;
 use crate::method::{Options, Selection};
-use crate::model::{Backend, Work};
+use crate::model::{ModelPair, Work};
 use crate::rng::Uniforms;
 use crate::trace::{Trace, TraceCandidate, TraceOptions, TraceTopK};
 use crate::{Error, Result};
@@ -15,7 +15,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// The trace names an unknown signal. A failure to decode is a difference, not an error.
-pub fn trace(backend: &mut dyn Backend, golden: &Trace) -> Result<Check> {
+pub fn trace(backend: &mut ModelPair, golden: &Trace) -> Result<Check> {
     let mut check = Check::new(&golden.name);
     check.extent = format!(
         "{} ids, {} segments, {} candidates",
@@ -42,7 +42,7 @@ pub fn trace(backend: &mut dyn Backend, golden: &Trace) -> Result<Check> {
 }
 
 /// The outer error is the trace's, the inner one the engine's.
-fn replay(backend: &mut dyn Backend, golden: &Trace, full: bool) -> Result<Result<Trace>> {
+fn replay(backend: &mut ModelPair, golden: &Trace, full: bool) -> Result<Result<Trace>> {
     let options = options(&golden.options, full)?;
     let uniforms = Uniforms::Recorded(golden.uniforms_used.clone());
     let before = backend.work();

@@ -4,8 +4,8 @@
 //! read once for all of them. Masked scores become probability 0, and sums run over absolute positions in order: what a
 //! row yields does not depend on the tile it is in.
 
+use super::dot::{self, Rows};
 use super::elementwise;
-use super::lanes::{self, Rows};
 use super::rounding::Rounding;
 use crate::files::config::ModelConfig;
 use crate::kv::{BLOCK, BlockCopy, BlockId};
@@ -170,7 +170,7 @@ impl Queries<'_> {
         let width = out.width();
         for b in first..last {
             let keys = self.store.tile(self.blocks[b], self.layer, head, false, out.count(b));
-            lanes::nt(&mut out.p[(b - first) * BLOCK..], width, &q, e, rows, keys);
+            dot::matmul_nt(&mut out.p[(b - first) * BLOCK..], width, &q, e, rows, keys);
         }
         for (i, row) in out.p.chunks_exact_mut(width).enumerate() {
             let position = self.positions[from + i / g];
@@ -193,7 +193,7 @@ impl Queries<'_> {
         let mut out = vec![0.0; rows * e];
         for b in p.first..p.last {
             let values = self.store.tile(self.blocks[b], self.layer, head, true, p.count(b));
-            lanes::nn(&mut out, e, &p.p[(b - p.first) * BLOCK..], p.width(), rows, values);
+            dot::matmul_nn(&mut out, e, &p.p[(b - p.first) * BLOCK..], p.width(), rows, values);
         }
         for (row, sum) in out.chunks_exact_mut(e).zip(&p.sums) {
             let scale = 1.0 / sum;
@@ -280,7 +280,7 @@ impl Queries<'_> {
             let mut ds = vec![0.0; rows * width];
             for b in p.first..p.last {
                 let values = self.store.tile(self.blocks[b], self.layer, head, true, p.count(b));
-                lanes::nt(&mut ds[(b - p.first) * BLOCK..], width, &d_o, e, rows, values);
+                dot::matmul_nt(&mut ds[(b - p.first) * BLOCK..], width, &d_o, e, rows, values);
             }
             for i in 0..rows {
                 let along = elementwise::dot(&o[i * e..(i + 1) * e], &d_o[i * e..(i + 1) * e]);
@@ -295,7 +295,7 @@ impl Queries<'_> {
             let dq_tile = &mut dq[from * g * e..to * g * e];
             for b in p.first..p.last {
                 let keys = self.store.tile(self.blocks[b], self.layer, head, false, p.count(b));
-                lanes::nn(dq_tile, e, &ds[(b - p.first) * BLOCK..], width, rows, keys);
+                dot::matmul_nn(dq_tile, e, &ds[(b - p.first) * BLOCK..], width, rows, keys);
             }
             let scale = self.scale();
             dq_tile.iter_mut().for_each(|v| *v *= scale);

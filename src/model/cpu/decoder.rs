@@ -1,6 +1,6 @@
 //! One decoder: embedding, layers, final norm; forward on any rows of any sequences, backward on the last rows.
 //!
-//! In the last layer only the rows somebody asked for go beyond their key and value: queries, attention and MLP of the
+//! In the last layer only the rows that are asked for go beyond their key and value: queries, attention and MLP of the
 //! others would be thrown away.
 
 use super::attention::{KvStore, Queries};
@@ -11,8 +11,10 @@ use super::weights::{Layer, Weights};
 use crate::Result;
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
-use crate::kv::{BlockId, KvPool};
+use crate::kv::{BlockCopy, BlockId, KvPool};
+use crate::model::spans::CheckedSpan;
 use crate::profile;
+use std::ops::Range;
 
 /// A model with its sequences.
 pub(super) struct Decoder {
@@ -83,6 +85,21 @@ impl Decoder {
         })
     }
 
+    /// Makes room for a span and copies the block that it may not write to.
+    pub fn append(&mut self, span: &CheckedSpan<'_>) -> Result<()> {
+        let copy = self.kv.append(span.seq, span.ids.len())?;
+        self.took_blocks(copy);
+        Ok(())
+    }
+
+    /// Sequences took blocks: makes storage for them, and the copy that is asked for.
+    pub fn took_blocks(&mut self, copy: Option<BlockCopy>) {
+        self.store.grow(self.kv.high_water());
+        if let Some(copy) = copy {
+            self.store.copy(copy);
+        }
+    }
+
     /// Runs all rows of `pieces` through the decoder and returns the residual stream of the `live` rows (ascending) after
     /// the last layer, `[live, hidden]`.
     pub fn forward(&mut self, pieces: &[Piece<'_>], live: &[usize], mut tape: Option<&mut Tape>) -> Vec<f32> {
@@ -107,14 +124,14 @@ impl Decoder {
             let rows = if last { live } else { &all };
             let mut kept = LayerTape::default();
 
-            let normed = rounding.of(ops::rms_norm(&x, &layer.attention_norm, eps));
-            let mut k = rounding.of(ops::linear(&normed, positions.len(), &layer.k));
-            let v = rounding.of(ops::linear(&normed, positions.len(), &layer.v));
+            let normed = rounding.of(ops::rmsnorm(&x, &layer.attention_norm, eps));
+            let mut k = rounding.of(ops::gemm(&normed, positions.len(), &layer.k));
+            let v = rounding.of(ops::gemm(&normed, positions.len(), &layer.v));
             if tape.is_some() && layer.k_norm.is_some() {
                 kept.k_raw = k.clone();
             }
             if let Some(weight) = &layer.k_norm {
-                ops::rms_norm_in_place(&mut k, weight, eps);
+                ops::rmsnorm_in_place(&mut k, weight, eps);
             }
             let mut row = 0;
             for piece in pieces {
@@ -134,37 +151,37 @@ impl Decoder {
             if last {
                 x = gather(&x, d, rows);
             }
-            let mut q = rounding.of(ops::linear(&normed, rows.len(), &layer.q));
+            let mut q = rounding.of(ops::gemm(&normed, rows.len(), &layer.q));
             if tape.is_some() && layer.q_norm.is_some() {
                 kept.q_raw = q.clone();
             }
             if let Some(weight) = &layer.q_norm {
-                ops::rms_norm_in_place(&mut q, weight, eps);
+                ops::rmsnorm_in_place(&mut q, weight, eps);
             }
             for (&row, heads) in rows.iter().zip(q.chunks_exact_mut(qd)) {
                 rotation.apply(row, heads);
             }
             rounding.apply(&mut q);
             let mut a = vec![0.0; rows.len() * qd];
-            for (piece, from, to) in pieces_of(pieces, rows) {
-                let at = from * qd..to * qd;
-                let row_positions: Vec<usize> = rows[from..to].iter().map(|&r| positions[r]).collect();
+            for (piece, _, own) in pieces_of(pieces, rows) {
+                let at = own.start * qd..own.end * qd;
+                let row_positions: Vec<usize> = rows[own].iter().map(|&r| positions[r]).collect();
                 queries(config, store, rounding, index, piece.blocks, &row_positions, &q[at.clone()])
                     .forward(&mut a[at]);
             }
             rounding.apply(&mut a);
-            ops::add(&mut x, &ops::linear(&a, rows.len(), &layer.o));
+            ops::add(&mut x, &ops::gemm(&a, rows.len(), &layer.o));
 
-            let normed = rounding.of(ops::rms_norm(&x, &layer.mlp_norm, eps));
-            let gate = rounding.of(ops::linear(&normed, rows.len(), &layer.gate));
-            let up = rounding.of(ops::linear(&normed, rows.len(), &layer.up));
+            let normed = rounding.of(ops::rmsnorm(&x, &layer.mlp_norm, eps));
+            let gate = rounding.of(ops::gemm(&normed, rows.len(), &layer.gate));
+            let up = rounding.of(ops::gemm(&normed, rows.len(), &layer.up));
             let mut act = vec![0.0; gate.len()];
             elementwise::swiglu(&mut act, &gate, &up);
             rounding.apply(&mut act);
             if let Some(tape) = tape.as_deref_mut() {
                 tape.layers.push(LayerTape { q, a, middle: x.clone(), gate, up, ..kept });
             }
-            ops::add(&mut x, &ops::linear(&act, rows.len(), &layer.down));
+            ops::add(&mut x, &ops::gemm(&act, rows.len(), &layer.down));
         }
         if let Some(tape) = tape {
             tape.output = x.clone();
@@ -174,7 +191,7 @@ impl Decoder {
 
     /// The final norm.
     pub fn hidden(&self, x: &[f32]) -> Vec<f32> {
-        self.rounding.of(ops::rms_norm(x, &self.weights.final_norm, self.config.rms_norm_eps))
+        self.rounding.of(ops::rmsnorm(x, &self.weights.final_norm, self.config.rms_norm_eps))
     }
 
     /// The head on normed rows: `[rows, vocabulary]` logits, or `[rows, 1]` rewards.
@@ -208,7 +225,7 @@ impl Decoder {
         weights.head.view().row_to(0, &mut score);
         let output = gather(&tape.output, d, lasts);
         let mut grad =
-            ops::rms_norm_backward(&score.repeat(lasts.len()), &output, &weights.final_norm, config.rms_norm_eps);
+            ops::rmsnorm_backward(&score.repeat(lasts.len()), &output, &weights.final_norm, config.rms_norm_eps);
         // Rows whose gradient is not zero: at the top only the scored ones.
         let mut active: Vec<usize> = lasts.iter().map(|&l| live[l]).collect();
         for (index, layer) in weights.layers.iter().enumerate().rev() {
@@ -263,20 +280,20 @@ impl LayerBackward<'_> {
         let rows = self.active.len();
 
         let mut d_act = vec![0.0; rows * f];
-        ops::linear_backward(&mut d_act, &rounding.copy(grad), rows, &layer.down);
+        ops::gemm_backward(&mut d_act, &rounding.copy(grad), rows, &layer.down);
         let (mut d_gate, mut d_up) = (gather(&kept.gate, f, self.taped), gather(&kept.up, f, self.taped));
         elementwise::swiglu_backward(&mut d_gate, &mut d_up, &d_act);
         rounding.apply(&mut d_gate);
         rounding.apply(&mut d_up);
         let mut d_normed = vec![0.0; rows * d];
-        ops::linear_backward(&mut d_normed, &d_gate, rows, &layer.gate);
-        ops::linear_backward(&mut d_normed, &d_up, rows, &layer.up);
+        ops::gemm_backward(&mut d_normed, &d_gate, rows, &layer.gate);
+        ops::gemm_backward(&mut d_normed, &d_up, rows, &layer.up);
         let middle = gather(&kept.middle, d, self.taped);
-        let mut d_middle = ops::rms_norm_backward(&d_normed, &middle, &layer.mlp_norm, eps);
+        let mut d_middle = ops::rmsnorm_backward(&d_normed, &middle, &layer.mlp_norm, eps);
         ops::add(&mut d_middle, grad);
 
         let mut d_a = vec![0.0; rows * qd];
-        ops::linear_backward(&mut d_a, &rounding.copy(&d_middle), rows, &layer.o);
+        ops::gemm_backward(&mut d_a, &rounding.copy(&d_middle), rows, &layer.o);
         rounding.apply(&mut d_a);
         let (dq, dk, dv) = self.attention(&d_a, needed);
 
@@ -284,9 +301,9 @@ impl LayerBackward<'_> {
         let mut d_normed = vec![0.0; needed.len() * d];
         let places: Vec<usize> = needed.iter().filter_map(|r| self.active.binary_search(r).ok()).collect();
         let mut from_q = vec![0.0; places.len() * d];
-        ops::linear_backward(&mut from_q, &gather(&dq, qd, &places), places.len(), &layer.q);
-        ops::linear_backward(&mut d_normed, &dk, needed.len(), &layer.k);
-        ops::linear_backward(&mut d_normed, &dv, needed.len(), &layer.v);
+        ops::gemm_backward(&mut from_q, &gather(&dq, qd, &places), places.len(), &layer.q);
+        ops::gemm_backward(&mut d_normed, &dk, needed.len(), &layer.k);
+        ops::gemm_backward(&mut d_normed, &dv, needed.len(), &layer.v);
         let mut q_rows = from_q.chunks_exact(d);
         for (row, out) in needed.iter().zip(d_normed.chunks_exact_mut(d)) {
             if self.active.binary_search(row).is_ok()
@@ -296,7 +313,7 @@ impl LayerBackward<'_> {
             }
         }
         let input = gather(&kept.input, d, needed);
-        let mut out = ops::rms_norm_backward(&d_normed, &input, &layer.attention_norm, eps);
+        let mut out = ops::rmsnorm_backward(&d_normed, &input, &layer.attention_norm, eps);
         for (row, out) in needed.iter().zip(out.chunks_exact_mut(d)) {
             if let Ok(at) = self.active.binary_search(row) {
                 ops::add(out, &d_middle[at * d..(at + 1) * d]);
@@ -312,14 +329,14 @@ impl LayerBackward<'_> {
         let (q, a) = (gather(&kept.q, qd, self.taped), gather(&kept.a, qd, self.taped));
         let mut dq = Vec::with_capacity(q.len());
         let (mut dk, mut dv) = (vec![0.0; self.positions.len() * kvd], vec![0.0; self.positions.len() * kvd]);
-        for (piece, from, to) in pieces_of(self.pieces, self.active) {
-            let at = from * qd..to * qd;
-            let row_positions: Vec<usize> = self.active[from..to].iter().map(|&r| self.positions[r]).collect();
+        for (piece, first_row, own) in pieces_of(self.pieces, self.active) {
+            let at = own.start * qd..own.end * qd;
+            let row_positions: Vec<usize> = self.active[own].iter().map(|&r| self.positions[r]).collect();
             let part =
                 queries(config, self.store, self.rounding, self.index, piece.blocks, &row_positions, &q[at.clone()])
                     .backward(&a[at.clone()], &d_a[at], piece.start, piece.ids.len());
             dq.extend(part.0);
-            let row = piece.first_row * kvd;
+            let row = first_row * kvd;
             dk[row..row + part.1.len()].copy_from_slice(&part.1);
             dv[row..row + part.2.len()].copy_from_slice(&part.2);
         }
@@ -331,33 +348,25 @@ impl LayerBackward<'_> {
             self.rotation.undo(row, heads);
         }
         if let Some(weight) = &self.layer.q_norm {
-            dq = ops::rms_norm_backward(&dq, &gather(&kept.q_raw, qd, self.taped), weight, eps);
+            dq = ops::rmsnorm_backward(&dq, &gather(&kept.q_raw, qd, self.taped), weight, eps);
         }
         if let Some(weight) = &self.layer.k_norm {
-            dk = ops::rms_norm_backward(&dk, &gather(&kept.k_raw, kvd, needed), weight, eps);
+            dk = ops::rmsnorm_backward(&dk, &gather(&kept.k_raw, kvd, needed), weight, eps);
         }
         debug_assert_eq!(dq.len() % e, 0);
         (self.rounding.of(dq), self.rounding.of(dk), self.rounding.of(dv))
     }
 }
 
-/// A piece with the batch row of its first token.
-struct PlacedPiece<'a> {
-    blocks: &'a [BlockId],
-    start: usize,
-    ids: &'a [u32],
-    first_row: usize,
-}
-
-/// The pieces that own some of `rows` (ascending batch rows), with the range of `rows` that is theirs.
-fn pieces_of<'a>(pieces: &'a [Piece<'a>], rows: &[usize]) -> Vec<(PlacedPiece<'a>, usize, usize)> {
+/// The pieces that own some of `rows` (ascending batch rows), with the batch row of their first token and the range of
+/// `rows` that is theirs.
+fn pieces_of<'a>(pieces: &'a [Piece<'a>], rows: &[usize]) -> Vec<(&'a Piece<'a>, usize, Range<usize>)> {
     let (mut out, mut first_row, mut from) = (Vec::new(), 0, 0);
     for piece in pieces {
         let end = first_row + piece.ids.len();
         let to = from + rows[from..].iter().take_while(|&&r| r < end).count();
         if to > from {
-            let placed = PlacedPiece { blocks: piece.blocks, start: piece.start, ids: piece.ids, first_row };
-            out.push((placed, from, to));
+            out.push((piece, first_row, from..to));
         }
         (first_row, from) = (end, to);
     }

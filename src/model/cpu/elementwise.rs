@@ -1,9 +1,9 @@
-//! Elementwise loops and short sums of the reference backend, in plain Rust that the compiler vectorises.
+//! Elementwise loops and short sums of the CPU backend, in plain Rust that the compiler vectorises.
 //!
-//! Sums run in 16 lanes like the products of [`lanes`](super::lanes). Every multiply-add is fused on every processor, so
+//! Sums run in 16 lanes like the products of [`dot`](super::dot). Every multiply-add is fused on every processor, so
 //! that wider instructions change no bit.
 
-use super::lanes::{LANES, Level, lane_sum, level};
+use super::dot::{LANES, Level, lane_sum, level};
 
 /// `e^x` to about one unit in the last place; 0 below -87.3, and no infinity: callers pass `x <= 0` or clamp.
 #[inline(always)]

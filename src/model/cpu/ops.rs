@@ -1,7 +1,7 @@
 //! The operations of a decoder on rows of f32: each is the mathematics, spread over the cores where it pays.
 
+use super::dot::{self, Out};
 use super::elementwise;
-use super::lanes::{self, Out};
 use super::weights::{Linear, Matrix};
 use rayon::prelude::*;
 
@@ -32,12 +32,12 @@ pub(super) fn matmul(y: &mut [f32], x: &[f32], m: usize, w: &Matrix) {
     let out = Out::new(y);
     split_columns(n, m * n * k, 12, |from, to| {
         // SAFETY: `y` is ours, and the ranges are disjoint.
-        unsafe { lanes::nt_columns(out.columns_from(from), n, x, k, m, view.slice(from, to)) }
+        unsafe { dot::matmul_nt_columns(out.columns_from(from), n, x, k, m, view.slice(from, to)) }
     });
 }
 
 /// `y = x w^T + b`.
-pub(super) fn linear(x: &[f32], m: usize, layer: &Linear) -> Vec<f32> {
+pub(super) fn gemm(x: &[f32], m: usize, layer: &Linear) -> Vec<f32> {
     let mut y = vec![0.0; m * layer.weight.rows];
     matmul(&mut y, x, m, &layer.weight);
     if let Some(bias) = &layer.bias {
@@ -48,14 +48,14 @@ pub(super) fn linear(x: &[f32], m: usize, layer: &Linear) -> Vec<f32> {
     y
 }
 
-/// `dx[m, in] += dy[m, out] w[out, in]`: the data gradient of [`linear`].
-pub(super) fn linear_backward(dx: &mut [f32], dy: &[f32], m: usize, layer: &Linear) {
+/// `dx[m, in] += dy[m, out] w[out, in]`: the data gradient of [`gemm`].
+pub(super) fn gemm_backward(dx: &mut [f32], dy: &[f32], m: usize, layer: &Linear) {
     let (n, k) = (layer.weight.rows, layer.weight.cols);
     let view = layer.weight.view();
     let out = Out::new(dx);
     split_columns(k, m * n * k, 32, |from, to| {
         // SAFETY: `dx` is ours, and the ranges are disjoint.
-        unsafe { lanes::nn_columns(out.columns_from(from), k, dy, n, m, view.columns(from, to)) }
+        unsafe { dot::matmul_nn_columns(out.columns_from(from), k, dy, n, m, view.columns(from, to)) }
     });
 }
 
@@ -67,14 +67,14 @@ pub(super) fn add(y: &mut [f32], x: &[f32]) {
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight` for every row of `weight.len()` elements.
-pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
+pub(super) fn rmsnorm(x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
     let mut y = x.to_vec();
-    rms_norm_in_place(&mut y, weight, eps);
+    rmsnorm_in_place(&mut y, weight, eps);
     y
 }
 
-/// [`rms_norm`] in place.
-pub(super) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f64) {
+/// [`rmsnorm`] in place.
+pub(super) fn rmsnorm_in_place(x: &mut [f32], weight: &[f32], eps: f64) {
     for row in x.chunks_exact_mut(weight.len()) {
         let scale = inverse_rms(row, eps);
         for (x, w) in row.iter_mut().zip(weight) {
@@ -87,9 +87,9 @@ fn inverse_rms(row: &[f32], eps: f64) -> f32 {
     (1.0 / (elementwise::dot(row, row) as f64 / row.len() as f64 + eps).sqrt()) as f32
 }
 
-/// Gradient of [`rms_norm`] with respect to its input `x`, given the gradient `dy` of its output, per row:
+/// Gradient of [`rmsnorm`] with respect to its input `x`, given the gradient `dy` of its output, per row:
 /// `dx = r (w dy) - x r^3 mean(w dy x)` with `r = 1 / sqrt(mean(x^2) + eps)`.
-pub(super) fn rms_norm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
+pub(super) fn rmsnorm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
     let d = weight.len();
     let mut dx = dy.to_vec();
     for (dx, x) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rms_norm_gradient_agrees_with_finite_differences() {
+    fn rmsnorm_gradient_agrees_with_finite_differences() {
         let x: Vec<f32> = (0..24).map(|i| ((i * 7 % 11) as f32 - 5.0) / 3.0).collect();
         let w: Vec<f32> = (0..12).map(|i| 0.5 + i as f32 / 10.0).collect();
         let dy: Vec<f32> = (0..24).map(|i| ((i * 5 % 13) as f32 - 6.0) / 4.0).collect();
@@ -160,7 +160,7 @@ mod tests {
                 })
                 .sum()
         };
-        let dx = rms_norm_backward(&dy, &x, &w, 1e-5);
+        let dx = rmsnorm_backward(&dy, &x, &w, 1e-5);
         for i in 0..24 {
             let mut moved: Vec<f64> = x.iter().map(|&x| x as f64).collect();
             moved[i] += 1e-5;

@@ -1,4 +1,4 @@
-//! The one place that rounds: what a device with 16-bit activations would make of the reference's numbers.
+//! The one place that rounds: what a device with 16-bit activations would make of the CPU's numbers.
 //!
 //! Exact by default. A simulation rounds to the storage type wherever the CUDA path is documented to, and nowhere else:
 //!

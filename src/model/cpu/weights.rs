@@ -1,6 +1,6 @@
 //! A decoder's weights, looked up by their Hugging Face names and kept where they are stored.
 
-use super::lanes::Rows;
+use super::dot::Rows;
 use super::rounding::Rounding;
 use crate::Result;
 use crate::dtype::DType;

@@ -8,9 +8,9 @@
 //! exact, and taken out again where a result leaves the device.
 
 use super::decoder::{Decoder, Step};
-use super::packet::{Packet, Section};
+use super::inputs::{Slice, StepInputs};
 use super::sizes::Sizes;
-use super::state::{Activations, Kept, Tape};
+use super::state::{Activations, LayerTape, Tape};
 use crate::cuda::ops::attention_backward::{self, attention_backward};
 use crate::cuda::ops::copy_rows::copy_rows;
 use crate::cuda::ops::gemm::{self, Output, Shape};
@@ -46,27 +46,27 @@ pub(super) struct Backward {
 }
 
 /// What the backward pass of one batch needs from the host.
-pub(super) struct Asked {
+pub(super) struct BackwardAsk {
     /// Live rows that nothing is differentiated of: `(0, row)`.
-    idle: Section<[u32; 2]>,
+    idle: Slice<[u32; 2]>,
     /// Live rows and the rows of the batch that they are: `(live, row)`.
-    live: Section<[u32; 2]>,
+    live: Slice<[u32; 2]>,
     /// Rows of the batch whose gradient is wanted, and their places: `(row, wanted)`.
-    wanted: Section<[u32; 2]>,
+    wanted: Slice<[u32; 2]>,
     wanted_rows: usize,
 }
 
-impl Asked {
-    /// Adds to a packet what is asked: `live` rows of the batch, of which the scores of those at the indices `scored` are
+impl BackwardAsk {
+    /// Adds to a inputs what is asked: `live` rows of the batch, of which the scores of those at the indices `scored` are
     /// differentiated, with respect to the embeddings of the rows `wanted`; all ascending.
-    pub fn push(packet: &mut Packet, live: &[usize], scored: &[usize], wanted: &[usize]) -> Self {
+    pub fn push(inputs: &mut StepInputs, live: &[usize], scored: &[usize], wanted: &[usize]) -> Self {
         let idle = (0..live.len()).filter(|index| scored.binary_search(index).is_err()).map(|index| [0, index as u32]);
         let live = live.iter().enumerate().map(|(index, &row)| [index as u32, row as u32]);
         let places = wanted.iter().enumerate().map(|(place, &row)| [row as u32, place as u32]);
-        Asked {
-            idle: packet.push(&idle.collect::<Vec<_>>()),
-            live: packet.push(&live.collect::<Vec<_>>()),
-            wanted: packet.push(&places.collect::<Vec<_>>()),
+        BackwardAsk {
+            idle: inputs.push(&idle.collect::<Vec<_>>()),
+            live: inputs.push(&live.collect::<Vec<_>>()),
+            wanted: inputs.push(&places.collect::<Vec<_>>()),
             wanted_rows: wanted.len(),
         }
     }
@@ -96,7 +96,7 @@ impl Backward {
         })
     }
 
-    /// Bytes for so many rows.
+    /// Bytes for `rows` rows.
     pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
         let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = *sizes;
         let kv = sizes.kv_heads * sizes.head_padded;
@@ -111,12 +111,13 @@ impl Backward {
         decoder: &mut Decoder,
         tape: &Tape,
         step: &Step,
-        asked: &Asked,
+        asked: &BackwardAsk,
     ) -> Result<()> {
         let (n, m) = (step.rows, step.live_rows);
         let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = decoder.sizes;
         let kv = decoder.sizes.kv_heads * decoder.sizes.head_padded;
-        let Decoder { config, sizes, storage, weights, state, layout, keys_values, rotation, inbox, .. } = decoder;
+        let Decoder { config, sizes, storage, weights, state, layout, keys_values, rotation, device_inputs, .. } =
+            decoder;
         let st = *storage;
         let eps = config.rms_norm_eps as f32;
         let norm = |weight| Norm { weight: Buffer::view(weight), columns: sizes.hidden, eps };
@@ -127,28 +128,28 @@ impl Backward {
         let score = Upstream::Head(weights.head(), self.factor);
         let (grad, rounded) = (&mut self.grad.first_mut(m * d), &mut self.rounded.first_mut(m * d));
         rmsnorm_backward(device, st, grad, Some(rounded), score, state.live.first(m * d), norm(&weights.final_norm))?;
-        copy_rows(device, grad, self.zeros.view(), inbox.view(asked.idle), d)?;
-        copy_rows(device, rounded, self.zeros.view().cast::<u16>().slice(0..d), inbox.view(asked.idle), d)?;
+        copy_rows(device, grad, self.zeros.view(), device_inputs.view(asked.idle), d)?;
+        copy_rows(device, rounded, self.zeros.view().cast::<u16>().slice(0..d), device_inputs.view(asked.idle), d)?;
 
         for (index, layer) in weights.layers.iter().enumerate().rev() {
             let _range = profile::layer(index);
             let last = index + 1 == weights.layers.len();
-            let Kept { input, middle, lse, activations } = &tape.layers[index];
+            let LayerTape { input, middle, lse, activations } = &tape.layers[index];
             let Activations { qkv: projected, q, attended, gate_up } = activations;
             let rows = if last { m } else { n };
 
             // MLP.
             let grad = &mut self.grad.first_mut(rows * d);
-            products.wide(self.act.first_mut(rows * f), self.rounded.first(rows * d), rows, &layer.down)?;
+            products.into_f32(self.act.first_mut(rows * f), self.rounded.first(rows * d), rows, &layer.down)?;
             let d_gate_up = &mut self.gate_up.first_mut(rows * 2 * f);
             swiglu_backward(device, st, d_gate_up, self.act.first(rows * f), gate_up.first(rows * 2 * f), f)?;
-            products.wide(self.normed.first_mut(rows * d), d_gate_up.view(), rows, &layer.gate_up)?;
+            products.into_f32(self.normed.first_mut(rows * d), d_gate_up.view(), rows, &layer.gate_up)?;
             let (behind, rounded) =
                 (Upstream::Rows(self.normed.first(rows * d)), &mut self.rounded.first_mut(rows * d));
             rmsnorm_backward(device, st, grad, Some(rounded), behind, middle.first(rows * d), norm(&layer.mlp_norm))?;
 
             // Attention: queries of the rows, keys and values of the batch.
-            products.stored(self.attended.first_mut(rows * ap), rounded.view(), rows, &layer.o)?;
+            products.into_half(self.attended.first_mut(rows * ap), rounded.view(), rows, &layer.o)?;
             if last {
                 self.q.first_mut(n * a).zero(device)?;
             }
@@ -172,15 +173,15 @@ impl Backward {
                 return Err(Error::Backend("a batch that was not recorded has no gradient".to_string()));
             };
             let lists = attention_backward::Work {
-                queries: (&work.plan, inbox.view(work.words)),
-                keys: (keys, inbox.view(*words)),
+                queries: (&work.plan, device_inputs.view(work.words)),
+                keys: (keys, device_inputs.view(*words)),
             };
             attention_backward(device, &mut output, inputs, lists, &mut state.attention, &mut self.scratch)?;
             let gradients =
                 rope::Gradients { q: self.q.first(n * a), k: self.k.first(n * kv), v: self.v.first(n * kv) };
             let inputs = rope::Inputs {
                 qkv: projected.first(n * qkv),
-                positions: inbox.view(step.positions),
+                positions: device_inputs.view(step.positions),
                 table: rotation.view(),
                 norms: layer.head_norms.as_ref().map(|(q, k)| HeadNorms { q: q.view(), k: k.view(), eps }),
             };
@@ -189,13 +190,13 @@ impl Backward {
             // The residual stream before the layer: of all rows, at the bottom of the wanted ones.
             if last {
                 self.spread.first_mut(n * d).zero(device)?;
-                copy_rows(device, &mut self.spread.first_mut(n * d), grad.view(), inbox.view(asked.live), d)?;
+                copy_rows(device, &mut self.spread.first_mut(n * d), grad.view(), device_inputs.view(asked.live), d)?;
                 std::mem::swap(&mut self.grad, &mut self.spread);
             }
             let bottom = index == 0;
             let w = if bottom { asked.wanted_rows } else { n };
             if bottom {
-                let pairs = inbox.view(asked.wanted);
+                let pairs = device_inputs.view(asked.wanted);
                 copy_rows(device, &mut self.spread.first_mut(w * d), self.grad.first(n * d), pairs, d)?;
                 copy_rows(device, &mut self.chosen.first_mut(w * qkv), self.qkv.first(n * qkv), pairs, qkv)?;
                 copy_rows(device, &mut self.wanted.first_mut(w * d), input.first(n * d), pairs, d)?;
@@ -203,7 +204,7 @@ impl Backward {
             }
             let d_qkv = if bottom { self.chosen.first(w * qkv) } else { self.qkv.first(n * qkv) };
             let input = if bottom { self.wanted.first(w * d) } else { input.first(n * d) };
-            products.wide(self.normed.first_mut(w * d), d_qkv, w, &layer.qkv)?;
+            products.into_f32(self.normed.first_mut(w * d), d_qkv, w, &layer.qkv)?;
             let (behind, grad) = (Upstream::Rows(self.normed.first(w * d)), &mut self.grad.first_mut(w * d));
             let rounded = &mut self.rounded.first_mut(w * d);
             rmsnorm_backward(device, st, grad, Some(rounded), behind, input, norm(&layer.attention_norm))?;
@@ -230,12 +231,12 @@ struct Products<'a> {
 
 impl Products<'_> {
     /// `dx = dy w`, rounded to the storage type.
-    fn stored(&mut self, dx: ViewMut<'_, u16>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
+    fn into_half(&mut self, dx: ViewMut<'_, u16>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
         self.run(Output::HalfType(dx), dy, rows, w)
     }
 
     /// `dx = dy w`, in f32.
-    fn wide(&mut self, dx: ViewMut<'_, f32>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
+    fn into_f32(&mut self, dx: ViewMut<'_, f32>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
         self.run(Output::F32(dx), dy, rows, w)
     }
 

@@ -1,9 +1,9 @@
 //! One decoder on a device: its weights, its paged keys and values, and the forward pass, one line per operation.
 
-use super::foresight::Foresight;
-use super::packet::{Inbox, Packet, Section};
+use super::inputs::{DeviceInputs, Slice, StepInputs};
+use super::next_step::NextStepPlan;
 use super::sizes::{Sizes, attention_shape};
-use super::state::{Activations, Kept, State, Tape};
+use super::state::{Activations, LayerTape, State, Tape};
 use super::weights::Weights;
 use crate::cuda::ops::attention::{self, Query, Sequence, attention};
 use crate::cuda::ops::attention_backward::{self, Segment};
@@ -40,22 +40,22 @@ pub(super) struct Decoder {
     pub rotation: Buffer<[f32; 2]>, // [positions, head / 2] cosine and sine
     /// Block copies that no launch has made yet.
     copies: Vec<BlockCopy>,
-    packet: Packet,
+    inputs: StepInputs,
     /// What the last batch needed from the host.
-    pub inbox: Inbox,
+    pub device_inputs: DeviceInputs,
     /// What the next step will probably need.
-    foreseen: Option<Foresight>,
-    /// Steps that were foreseen.
-    pub foresights: u64,
+    next_step: Option<NextStepPlan>,
+    /// Steps whose lists had been planned ahead.
+    pub planned_ahead: u64,
 }
 
 /// What the layers of one batch need from the host.
 pub(super) struct Step {
-    ids: Section<u32>,
-    pub positions: Section<u32>,
-    slots: Section<u32>,
+    ids: Slice<u32>,
+    pub positions: Slice<u32>,
+    slots: Slice<u32>,
     /// Rows of the batch that are live, and their places among these.
-    live: Section<[u32; 2]>,
+    live: Slice<[u32; 2]>,
     /// Rows that go through the layers, and those that go on beyond the last layer's keys and values.
     pub rows: usize,
     pub live_rows: usize,
@@ -69,9 +69,9 @@ pub(super) struct Step {
 pub(super) struct Work {
     window: Option<usize>,
     pub plan: attention::Plan,
-    pub words: Section<u32>,
+    pub words: Slice<u32>,
     /// The same for the gradients of keys and values, if they are wanted.
-    pub keys: Option<(attention_backward::Plan, Section<u32>)>,
+    pub keys: Option<(attention_backward::Plan, Slice<u32>)>,
 }
 
 impl Step {
@@ -114,10 +114,10 @@ impl Decoder {
             keys_values: Buffer::uninitialised(device, elements)?,
             rotation: Buffer::from_slice(device, &rotation)?,
             copies: Vec::new(),
-            packet: Packet::default(),
-            inbox: Inbox::new(device, 64 * rows)?,
-            foreseen: None,
-            foresights: 0,
+            inputs: StepInputs::default(),
+            device_inputs: DeviceInputs::new(device, 64 * rows)?,
+            next_step: None,
+            planned_ahead: 0,
             sizes,
         })
     }
@@ -128,27 +128,27 @@ impl Decoder {
         let Some(copy) = copy else { return Ok(()) };
         // In one launch, copies have no order: none may read what another writes.
         if self.copies.iter().any(|other| other.to == copy.from || other.from == copy.to || other.to == copy.to) {
-            self.packet.clear();
+            self.inputs.clear();
             let copies = self.push_copies();
-            self.inbox.receive(device, &self.packet)?;
-            kv_copy(device, &mut self.keys_values.view_mut(), self.inbox.view(copies), self.layout)?;
+            self.device_inputs.receive(device, &self.inputs)?;
+            kv_copy(device, &mut self.keys_values.view_mut(), self.device_inputs.view(copies), self.layout)?;
         }
         self.copies.push(copy);
         Ok(())
     }
 
-    fn push_copies(&mut self) -> Section<[u32; 3]> {
+    fn push_copies(&mut self) -> Slice<[u32; 3]> {
         let words = self.copies.drain(..).map(|c| [c.from.0, c.to.0, c.positions as u32]);
-        self.packet.push(&words.collect::<Vec<_>>())
+        self.inputs.push(&words.collect::<Vec<_>>())
     }
 
     /// Appends the pieces of a batch to their sequences and runs them through the layers. The residual stream of the live rows
-    /// is in `state.live` then. What `extra` adds to the packet goes to the device with the rest.
+    /// is in `state.live` then. What `extra` adds to the inputs goes to the device with the rest.
     pub fn forward<E>(
         &mut self,
         device: &Device,
         batch: &Batch<'_>,
-        extra: impl FnOnce(&mut Packet) -> E,
+        extra: impl FnOnce(&mut StepInputs) -> E,
     ) -> Result<E> {
         let (extra, _) = self.record(device, batch, extra, None)?;
         Ok(extra)
@@ -159,7 +159,7 @@ impl Decoder {
         &mut self,
         device: &Device,
         batch: &Batch<'_>,
-        extra: impl FnOnce(&mut Packet) -> E,
+        extra: impl FnOnce(&mut StepInputs) -> E,
         tape: Option<&mut Tape>,
     ) -> Result<(E, Step)> {
         let (extra, step) = self.send(device, batch, None, tape.is_some(), extra)?;
@@ -168,31 +168,32 @@ impl Decoder {
         Ok((extra, step))
     }
 
-    /// Appends the pieces of a batch to their sequences and sends what the layers need of the host. `filled` asks for a shape that
-    /// many batches have, of so many rows: the batch's, all of which are live, and others that are computed and kept nowhere.
+    /// Appends the pieces of a batch to their sequences and sends what the layers need from the host. `padded_rows` asks for
+    /// this many rows, so that many batches have the same shape: the batch's own, all of which are live, and padding, whose
+    /// results are kept nowhere.
     pub fn send<E>(
         &mut self,
         device: &Device,
         batch: &Batch<'_>,
-        filled: Option<usize>,
+        padded_rows: Option<usize>,
         taped: bool,
-        extra: impl FnOnce(&mut Packet) -> E,
+        extra: impl FnOnce(&mut StepInputs) -> E,
     ) -> Result<(E, Step)> {
         for piece in &batch.pieces {
             let copy = self.kv.append(piece.seq, piece.ids.len())?;
             self.copy_block(device, copy)?;
         }
-        let step = self.step(device, batch, filled, taped)?;
-        let extra = extra(&mut self.packet);
+        let step = self.step(device, batch, padded_rows, taped)?;
+        let extra = extra(&mut self.inputs);
         // Last, because their number says nothing about the step.
         let copies = self.push_copies();
-        self.inbox.receive(device, &self.packet)?;
-        kv_copy(device, &mut self.keys_values.view_mut(), self.inbox.view(copies), self.layout)?;
+        self.device_inputs.receive(device, &self.inputs)?;
+        kv_copy(device, &mut self.keys_values.view_mut(), self.device_inputs.view(copies), self.layout)?;
         Ok((extra, step))
     }
 
-    fn step(&mut self, device: &Device, batch: &Batch<'_>, filled: Option<usize>, taped: bool) -> Result<Step> {
-        self.packet.clear();
+    fn step(&mut self, device: &Device, batch: &Batch<'_>, padded_rows: Option<usize>, taped: bool) -> Result<Step> {
+        self.inputs.clear();
         let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         for piece in &batch.pieces {
             let blocks = self.kv.blocks(piece.seq)?;
@@ -202,7 +203,7 @@ impl Decoder {
                 slots.push(blocks[position / BLOCK].0 * BLOCK as u32 + (position % BLOCK) as u32);
             }
         }
-        let count = filled.unwrap_or(batch.rows);
+        let count = padded_rows.unwrap_or(batch.rows);
         ids.resize(count, 0);
         positions.resize(count, 0);
         // No slot: the keys and values of these rows are kept nowhere.
@@ -211,14 +212,14 @@ impl Decoder {
         let live = live_rows.iter().copied().chain(batch.rows..count).enumerate();
         let live: Vec<[u32; 2]> = live.map(|(to, from)| [from as u32, to as u32]).collect();
         let every: Vec<usize> = (0..batch.rows).collect();
-        let fill = filled.is_some();
+        let fill = padded_rows.is_some();
         let mut works: Vec<Work> = Vec::new();
-        let foreseen = self.foreseen.take().filter(|_| fill);
-        for (window, plan) in foreseen.and_then(|foreseen| foreseen.of(batch, &self.kv)).into_iter().flatten() {
-            let words = self.packet.push(plan.words());
+        let planned = self.next_step.take().filter(|_| fill);
+        for (window, plan) in planned.and_then(|plan| plan.of(batch, &self.kv)).into_iter().flatten() {
+            let words = self.inputs.push(plan.words());
             works.push(Work { window, plan, words, keys: None });
         }
-        self.foresights += u64::from(!works.is_empty());
+        self.planned_ahead += u64::from(!works.is_empty());
         let last_layer = self.sizes.layers - 1;
         for layer in 0..last_layer {
             let window = self.config.windows[layer];
@@ -235,10 +236,10 @@ impl Decoder {
             }
         };
         Ok(Step {
-            ids: self.packet.push(&ids),
-            positions: self.packet.push(&positions),
-            slots: self.packet.push(&slots),
-            live: self.packet.push(&live),
+            ids: self.inputs.push(&ids),
+            positions: self.inputs.push(&positions),
+            slots: self.inputs.push(&slots),
+            live: self.inputs.push(&live),
             rows: count,
             live_rows: live.len(),
             works,
@@ -247,11 +248,11 @@ impl Decoder {
     }
 
     /// Makes the lists that the next step needs if these sequences go on, for a batch of single tokens.
-    pub fn foresee(&mut self, device: &Device, batch: &Batch<'_>) {
+    pub fn plan_next(&mut self, device: &Device, batch: &Batch<'_>) {
         let (attention, sizes) = (&self.state.attention, &self.sizes);
         let limits = |window| attention.limits(device, &attention_shape(sizes, window));
         // What goes wrong here goes wrong again where it is needed.
-        self.foreseen = Foresight::behind(batch, &self.kv, sizes, &self.config.windows, limits).ok().flatten();
+        self.next_step = NextStepPlan::after(batch, &self.kv, sizes, &self.config.windows, limits).ok().flatten();
     }
 
     /// Attention's work for some rows of a batch, ascending; its output has these rows.
@@ -295,9 +296,9 @@ impl Decoder {
             true => Some(attention_backward::Plan::new(&shape, &segments)?),
             false => None,
         };
-        let words = self.packet.push(plan.words());
+        let words = self.inputs.push(plan.words());
         let keys = keys.map(|plan| {
-            let words = self.packet.push(plan.words());
+            let words = self.inputs.push(plan.words());
             (plan, words)
         });
         Ok(Work { window, plan, words, keys })
@@ -307,7 +308,7 @@ impl Decoder {
     pub fn layers(&mut self, device: &Device, step: &Step, mut tape: Option<&mut Tape>) -> Result<()> {
         let (n, m) = (step.rows, step.live_rows);
         let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = self.sizes;
-        let Decoder { config, sizes, storage, weights, state, layout, keys_values, rotation, inbox, .. } = self;
+        let Decoder { config, sizes, storage, weights, state, layout, keys_values, rotation, device_inputs, .. } = self;
         let State { residual, live, normed, act, layer: shared, scratch, attention: attention_scratch, .. } = state;
         let mut linear = Linear { device, storage: *storage, scratch };
         let st = *storage;
@@ -315,27 +316,27 @@ impl Decoder {
         let norm = |weight| Norm { weight: Buffer::view(weight), columns: sizes.hidden, eps };
         let heads = Heads { heads: sizes.heads, kv_heads: sizes.kv_heads, head: sizes.head, padded: sizes.head_padded };
 
-        embed(device, st, &mut residual.first_mut(n * d), weights.embedding.view(), inbox.view(step.ids), d)?;
+        embed(device, st, &mut residual.first_mut(n * d), weights.embedding.view(), device_inputs.view(step.ids), d)?;
         for (index, layer) in weights.layers.iter().enumerate() {
             let _range = profile::layer(index);
             let kept = tape.as_deref_mut().map(|tape| &mut tape.layers[index]);
             let (Activations { qkv: projected, q, attended, gate_up }, mut kept) = match kept {
                 None => (&mut *shared, None),
-                Some(Kept { input, middle, lse, activations }) => {
+                Some(LayerTape { input, middle, lse, activations }) => {
                     input.first_mut(n * d).copy_from(device, residual.first(n * d))?;
                     (activations, Some((middle, lse)))
                 }
             };
             let mut x = residual.first_mut(n * d);
             rmsnorm(device, st, &mut normed.first_mut(n * d), &mut x, Delta::None, norm(&layer.attention_norm))?;
-            linear.stored(projected.first_mut(n * qkv), normed.first(n * d), n, &layer.qkv, &layer.qkv_bias)?;
+            linear.into_half(projected.first_mut(n * qkv), normed.first(n * d), n, &layer.qkv, &layer.qkv_bias)?;
             let inputs = rope::Inputs {
                 qkv: projected.first(n * qkv),
-                positions: inbox.view(step.positions),
+                positions: device_inputs.view(step.positions),
                 table: rotation.view(),
                 norms: layer.head_norms.as_ref().map(|(q, k)| HeadNorms { q: q.view(), k: k.view(), eps }),
             };
-            let slots = inbox.view(step.slots);
+            let slots = device_inputs.view(step.slots);
             let mut kv = KvRows { pool: keys_values.view_mut(), layout: *layout, layer: index, slots };
             rope(device, st, &mut q.first_mut(n * a), &mut kv, &inputs, heads)?;
 
@@ -345,23 +346,23 @@ impl Decoder {
             let work = step.work(config.windows[index], last);
             if last {
                 let live = &mut live.first_mut(m * d);
-                copy_rows(device, live, residual.first(n * d), inbox.view(step.live), d)?;
+                copy_rows(device, live, residual.first(n * d), device_inputs.view(step.live), d)?;
             }
             let mut x = if last { live.first_mut(m * d) } else { residual.first_mut(n * d) };
             let lse_rows = kept.as_mut().map(|(_, lse)| lse.first_mut(rows * sizes.heads));
             let (pool, layout) = (keys_values.view(), *layout);
             let inputs = attention::Inputs { storage: st, q: q.first(n * a), pool, layout, layer: index };
             let mut output = attention::Output { out: attended.first_mut(rows * ap), lse: lse_rows };
-            attention(device, &mut output, inputs, inbox.view(work.words), &work.plan, attention_scratch)?;
-            linear.added(x.reborrow(), attended.first(rows * ap), rows, &layer.o, &layer.o_bias)?;
+            attention(device, &mut output, inputs, device_inputs.view(work.words), &work.plan, attention_scratch)?;
+            linear.accumulate(x.reborrow(), attended.first(rows * ap), rows, &layer.o, &layer.o_bias)?;
             if let Some((middle, _)) = &mut kept {
                 middle.first_mut(rows * d).copy_from(device, x.view())?;
             }
             rmsnorm(device, st, &mut normed.first_mut(rows * d), &mut x, Delta::None, norm(&layer.mlp_norm))?;
             let wide = gate_up.first_mut(rows * 2 * f);
-            linear.stored(wide, normed.first(rows * d), rows, &layer.gate_up, &layer.gate_up_bias)?;
+            linear.into_half(wide, normed.first(rows * d), rows, &layer.gate_up, &layer.gate_up_bias)?;
             swiglu(device, st, &mut act.first_mut(rows * f), gate_up.first(rows * 2 * f), f)?;
-            linear.added(x, act.first(rows * f), rows, &layer.down, &layer.down_bias)?;
+            linear.accumulate(x, act.first(rows * f), rows, &layer.down, &layer.down_bias)?;
         }
         Ok(())
     }
@@ -385,7 +386,7 @@ pub(super) struct Linear<'a> {
 
 impl Linear<'_> {
     /// `y = x w^T + b`, rounded to the storage type.
-    fn stored(
+    fn into_half(
         &mut self,
         y: ViewMut<'_, u16>,
         x: View<'_, u16>,
@@ -397,7 +398,7 @@ impl Linear<'_> {
     }
 
     /// `y += x w^T + b`, in f32.
-    fn added(
+    fn accumulate(
         &mut self,
         y: ViewMut<'_, f32>,
         x: View<'_, u16>,
@@ -409,7 +410,7 @@ impl Linear<'_> {
     }
 
     /// `y = x w^T`, in f32.
-    pub fn wide(&mut self, y: ViewMut<'_, f32>, x: View<'_, u16>, rows: usize, w: View<'_, u16>) -> Result<()> {
+    pub fn into_f32(&mut self, y: ViewMut<'_, f32>, x: View<'_, u16>, rows: usize, w: View<'_, u16>) -> Result<()> {
         self.run(Output::F32(y), x, rows, w, None)
     }
 

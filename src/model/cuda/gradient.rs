@@ -1,13 +1,13 @@
-//! Rewards and their gradients: forward with a tape, backward, first-order scores of candidates.
+//! One pass of rewards and their gradients: forward with a tape, backward, first-order scores of candidates.
 
-use super::backward::{Asked, Backward};
+use super::backward::{Backward, BackwardAsk};
 use super::decoder::{Decoder, Linear};
-use super::packet::{Packet, Section};
+use super::inputs::{Slice, StepInputs};
 use super::sizes::Sizes;
 use super::state::Tape;
 use crate::cuda::ops::candidate_scores::{self, MAX_CANDIDATES, ScoreQuery, candidate_scores};
 use crate::cuda::{Buffer, Device};
-use crate::model::spans::{Batch, Placed};
+use crate::model::spans::{Batch, Tail, TailGradient};
 use crate::{Error, Result};
 
 /// The reward model's backward side, sized once.
@@ -18,31 +18,10 @@ pub(super) struct GradientPass {
     norms: Buffer<f32>,
 }
 
-/// The positions of a span from its slot on, and what is asked of them.
-pub(super) struct Tail<'a> {
-    pub placed: Placed<'a>,
-    /// Rows within it whose rewards are wanted, ascending; the last one is the last row.
-    pub scored: Vec<usize>,
-    /// Ids whose embeddings are multiplied with the gradient at the first row.
-    pub candidates: &'a [u32],
-    /// Whether the gradient of every row is wanted.
-    pub rows: bool,
-}
-
-/// What a tail gives.
-pub(super) struct Slope {
-    /// Of the scored rows.
-    pub rewards: Vec<f32>,
-    pub dots: Vec<f32>,
-    pub norm: f32,
-    /// `[rows, hidden]` if asked for.
-    pub rows: Vec<f32>,
-}
-
 /// Candidates of all tails of a pass, as the device reads them.
 struct ScoreQueries {
-    ids: Section<u32>,
-    queries: Section<ScoreQuery>,
+    ids: Slice<u32>,
+    queries: Slice<ScoreQuery>,
     /// Per tail: its first query, and where its products are.
     places: Vec<(usize, std::ops::Range<usize>)>,
     listed: usize,
@@ -51,7 +30,7 @@ struct ScoreQueries {
 
 impl ScoreQueries {
     /// `slots` are the rows of the wanted gradients that belong to the tails' first rows.
-    fn push(packet: &mut Packet, tails: &[Tail<'_>], slots: &[usize]) -> Self {
+    fn push(inputs: &mut StepInputs, tails: &[Tail<'_>], slots: &[usize]) -> Self {
         let (mut ids, mut queries, mut places) = (Vec::<u32>::new(), Vec::new(), Vec::new());
         for (tail, &slot) in tails.iter().zip(slots) {
             let first = ids.len();
@@ -65,7 +44,7 @@ impl ScoreQueries {
             }
         }
         let (listed, count) = (ids.len(), queries.len());
-        ScoreQueries { ids: packet.push(&ids), queries: packet.push(&queries), places, listed, count }
+        ScoreQueries { ids: inputs.push(&ids), queries: inputs.push(&queries), places, listed, count }
     }
 }
 
@@ -79,7 +58,7 @@ impl GradientPass {
         })
     }
 
-    /// Bytes for so many rows.
+    /// Bytes for `rows` rows.
     pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
         Tape::bytes(sizes, rows) + Backward::bytes(sizes, rows)
     }
@@ -93,26 +72,26 @@ impl GradientPass {
     pub fn together(&self, tails: &[Tail<'_>]) -> Result<usize> {
         let (mut count, mut rows) = (0, 0);
         for tail in tails {
-            rows += tail.placed.ids.len();
+            rows += tail.span.ids.len();
             if rows > self.tape.rows {
                 break;
             }
             count += 1;
         }
         match tails.first() {
-            Some(tail) if count == 0 => Err(Error::gradient_too_long(tail.placed.ids.len(), self.tape.rows)),
+            Some(tail) if count == 0 => Err(Error::gradient_too_long(tail.span.ids.len(), self.tape.rows)),
             _ => Ok(count),
         }
     }
 
     /// Appends the tails to their sequences, scores and differentiates them.
-    pub fn run(&mut self, device: &Device, reward: &mut Decoder, tails: &[Tail<'_>]) -> Result<Vec<Slope>> {
+    pub fn run(&mut self, device: &Device, reward: &mut Decoder, tails: &[Tail<'_>]) -> Result<Vec<TailGradient>> {
         let d = reward.sizes.hidden_padded;
         let mut batch = Batch::default();
         let (mut lasts, mut wanted, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         for (owner, tail) in tails.iter().enumerate() {
-            let count = tail.placed.ids.len();
-            batch.pieces.push(tail.placed);
+            let count = tail.span.ids.len();
+            batch.pieces.push(tail.span);
             batch.live.extend(tail.scored.iter().map(|row| (batch.rows + row, owner)));
             lasts.push(batch.live.len() - 1);
             slots.push(wanted.len());
@@ -120,10 +99,10 @@ impl GradientPass {
             batch.rows += count;
         }
         let live: Vec<usize> = batch.live.iter().map(|&(row, _)| row).collect();
-        let questions = |packet: &mut Packet| {
-            (Asked::push(packet, &live, &lasts, &wanted), ScoreQueries::push(packet, tails, &slots))
+        let extra = |inputs: &mut StepInputs| {
+            (BackwardAsk::push(inputs, &live, &lasts, &wanted), ScoreQueries::push(inputs, tails, &slots))
         };
-        let ((asked, queries), step) = reward.record(device, &batch, questions, Some(&mut self.tape))?;
+        let ((asked, queries), step) = reward.record(device, &batch, extra, Some(&mut self.tape))?;
 
         reward.norm(device, live.len())?;
         let rewards = &mut self.products;
@@ -131,14 +110,14 @@ impl GradientPass {
         grow(device, &mut self.norms, queries.count)?;
         let mut linear = Linear { device, storage: reward.storage, scratch: &mut reward.state.scratch };
         let hidden = reward.state.normed.first(live.len() * d);
-        linear.wide(rewards.first_mut(live.len()), hidden, live.len(), reward.weights.head())?;
+        linear.into_f32(rewards.first_mut(live.len()), hidden, live.len(), reward.weights.head())?;
         self.backward.run(device, reward, &self.tape, &step, &asked)?;
 
         let inputs = candidate_scores::Inputs {
             grads: self.backward.grad.first(wanted.len() * d),
             table: reward.weights.embedding.view(),
-            ids: reward.inbox.view(queries.ids),
-            queries: reward.inbox.view(queries.queries),
+            ids: reward.device_inputs.view(queries.ids),
+            queries: reward.device_inputs.view(queries.queries),
             d,
             scale: 1.0 / self.backward.factor,
         };
@@ -161,11 +140,11 @@ impl GradientPass {
             let mut rows = Vec::new();
             if tail.rows {
                 let scale = 1.0 / self.backward.factor;
-                for row in grads[slots[owner] * d..].chunks_exact(d).take(tail.placed.ids.len()) {
+                for row in grads[slots[owner] * d..].chunks_exact(d).take(tail.span.ids.len()) {
                     rows.extend(row[..reward.sizes.hidden].iter().map(|&x| x * scale));
                 }
             }
-            out.push(Slope {
+            out.push(TailGradient {
                 rewards: mine.map(|(_, &reward)| reward).collect(),
                 dots: dots[range].to_vec(),
                 norm: norms[query],

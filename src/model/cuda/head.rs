@@ -1,7 +1,7 @@
 //! From final hidden states to the policy's rows: logits, their statistics, their largest.
 
 use super::decoder::{Decoder, Linear};
-use super::packet::{Packet, Section};
+use super::inputs::{Slice, StepInputs};
 use crate::cuda::ops::copy_rows::copy_rows;
 use crate::cuda::ops::logits::{chosen_logits, log_probabilities};
 use crate::cuda::ops::softmax_entropy::{
@@ -16,7 +16,7 @@ const LOGITS: usize = 128 << 20;
 
 /// What is asked of one row.
 #[derive(Clone, Copy)]
-pub(super) struct Asked {
+pub(super) struct HeadAsk {
     /// Probability floor.
     pub floor: f64,
     /// Largest logits.
@@ -28,27 +28,27 @@ pub(super) struct Asked {
 /// Buffers behind the policy's last norm, sized once for `r` rows at a time.
 pub(super) struct Head {
     rows: usize,
-    /// Ids that both models know.
-    known: usize,
+    /// Lists of largest logits have ids below this. A launch has it as a parameter: see [`Shape`](super::graphs::Shape).
+    pub ids_below: usize,
     logits: Buffer<f32>,  // [r, vocab]
     results: Buffer<u64>, // statistics, counts, ids and logits of the lists: one copy back
     scratch: Scratch,
     kept: Buffer<u16>,  // [sequences, hidden]
-    asked: Buffer<f32>, // [vocab] once somebody asks for log-probabilities, or for single logits
+    asked: Buffer<f32>, // grows to [vocab] with the first ask for log-probabilities or single logits
     exact: Buffer<f64>, // [1], the probability floor of a row that has none
 }
 
 /// What is asked of a batch's rows, as the device reads it.
 #[derive(Clone, Copy)]
-pub(super) struct Questions {
-    pairs: Section<[u32; 2]>,
-    floors: Section<f64>,
-    wishes: Section<TopKQuery>,
+pub(super) struct HeadInputs {
+    pairs: Slice<[u32; 2]>,
+    floors: Slice<f64>,
+    wishes: Slice<TopKQuery>,
 }
 
-impl Questions {
+impl HeadInputs {
     /// Adds them to what a batch needs from the host, for `rows` rows: nothing is asked of those beyond `asked`.
-    pub fn push(packet: &mut Packet, asked: &[Asked], rows: usize) -> Self {
+    pub fn push(inputs: &mut StepInputs, asked: &[HeadAsk], rows: usize) -> Self {
         let mut pairs: Vec<_> = asked.iter().enumerate().map(|(row, asked)| [row as u32, asked.keep]).collect();
         let mut floors: Vec<_> = asked.iter().map(|asked| asked.floor).collect();
         let mut wishes: Vec<_> = asked.iter().map(|asked| wish(asked.top_k)).collect();
@@ -56,7 +56,7 @@ impl Questions {
         pairs.resize(rows.max(asked.len()), [0, u32::MAX]);
         floors.resize(pairs.len(), 0.0);
         wishes.resize(pairs.len(), wish(TopK::Skip));
-        Questions { pairs: packet.push(&pairs), floors: packet.push(&floors), wishes: packet.push(&wishes) }
+        HeadInputs { pairs: inputs.push(&pairs), floors: inputs.push(&floors), wishes: inputs.push(&wishes) }
     }
 }
 
@@ -64,12 +64,12 @@ impl Questions {
 const STATS: usize = size_of::<RowStatsOut>() / 8;
 
 impl Head {
-    pub fn new(device: &Device, decoder: &Decoder, known: usize) -> Result<Self> {
+    pub fn new(device: &Device, decoder: &Decoder) -> Result<Self> {
         let vocab = decoder.sizes.vocab;
         let rows = Self::rows_at_once(vocab, decoder.state.rows);
         Ok(Head {
             rows,
-            known,
+            ids_below: vocab,
             logits: Buffer::uninitialised(device, rows * vocab)?,
             results: Buffer::uninitialised(device, rows * (STATS + 1 + MAX_K))?,
             scratch: Scratch::new(device, rows, vocab)?,
@@ -88,21 +88,21 @@ impl Head {
         (Self::rows_at_once(vocab, rows) * vocab * 4) as u64
     }
 
-    /// Rows for the normed hidden states at the start of `decoder.state.normed`, one for each of `asked`, whose questions went
+    /// Rows for the normed hidden states at the start of `decoder.state.normed`, one for each of `asked`, whose inputs went
     /// to the device with the batch.
     pub fn run(
         &mut self,
         device: &Device,
         decoder: &mut Decoder,
-        questions: Questions,
-        asked: &[Asked],
+        row_inputs: HeadInputs,
+        asked: &[HeadAsk],
     ) -> Result<Vec<PolicyRow>> {
         self.room_for(device, decoder, asked)?;
-        self.keep(device, decoder, questions)?;
+        self.keep(device, decoder, row_inputs)?;
         let mut out = Vec::with_capacity(asked.len());
         for (index, group) in asked.chunks(self.rows).enumerate() {
             let (first, stride) = (index * self.rows, self.stride(group));
-            self.launch(device, decoder, questions, first..first + group.len(), stride)?;
+            self.launch(device, decoder, row_inputs, first..first + group.len(), stride)?;
             self.collect(device, decoder.sizes.vocab, group, group.len(), stride, &mut out)?;
         }
         Ok(out)
@@ -119,17 +119,17 @@ impl Head {
     }
 
     /// Length of the lists that some rows ask for.
-    pub fn stride(&self, asked: &[Asked]) -> usize {
-        asked.iter().map(|asked| wish(asked.top_k).k as usize).max().unwrap_or(0).min(self.known)
+    pub fn stride(&self, asked: &[HeadAsk]) -> usize {
+        asked.iter().map(|asked| wish(asked.top_k).k as usize).max().unwrap_or(0).min(self.ids_below)
     }
 
     /// The same as one of a few lengths.
-    pub fn filled_stride(&self, asked: &[Asked]) -> usize {
-        self.stride(asked).next_multiple_of(32).min(MAX_K).min(self.known)
+    pub fn padded_stride(&self, asked: &[HeadAsk]) -> usize {
+        self.stride(asked).next_multiple_of(32).min(MAX_K).min(self.ids_below)
     }
 
     /// Makes room for the hidden states of some rows.
-    pub fn room_for(&mut self, device: &Device, decoder: &Decoder, asked: &[Asked]) -> Result<()> {
+    pub fn room_for(&mut self, device: &Device, decoder: &Decoder, asked: &[HeadAsk]) -> Result<()> {
         let d = decoder.sizes.hidden_padded;
         let last = asked.iter().map(|asked| asked.keep as usize).max().unwrap_or(0);
         if (last + 1) * d > self.kept.len() {
@@ -142,8 +142,8 @@ impl Head {
     }
 
     /// Keeps hidden states for [`row`](Self::row).
-    pub fn keep(&mut self, device: &Device, decoder: &Decoder, questions: Questions) -> Result<()> {
-        let (d, pairs) = (decoder.sizes.hidden_padded, decoder.inbox.view(questions.pairs));
+    pub fn keep(&mut self, device: &Device, decoder: &Decoder, row_inputs: HeadInputs) -> Result<()> {
+        let (d, pairs) = (decoder.sizes.hidden_padded, decoder.device_inputs.view(row_inputs.pairs));
         let hidden = decoder.state.normed.first(pairs.len() * d);
         copy_rows(device, &mut self.kept.view_mut(), hidden, pairs, d)
     }
@@ -153,21 +153,21 @@ impl Head {
         &mut self,
         device: &Device,
         decoder: &mut Decoder,
-        questions: Questions,
+        row_inputs: HeadInputs,
         range: std::ops::Range<usize>,
         stride: usize,
     ) -> Result<()> {
         let (d, v, first, rows) = (decoder.sizes.hidden_padded, decoder.sizes.vocab, range.start, range.len());
         let hidden = decoder.state.normed.view().slice(first * d..(first + rows) * d);
         let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
-        linear.wide(self.logits.first_mut(rows * v), hidden, rows, decoder.weights.head())?;
+        linear.into_f32(self.logits.first_mut(rows * v), hidden, rows, decoder.weights.head())?;
 
         // One buffer for everything that goes back: statistics, then per row a count, then ids, then logits.
         let (words, counts, list) = back(rows, stride);
         let mut results = self.results.first_mut(words + counts + 2 * list);
         let logits = self.logits.first(rows * v);
-        let floors = decoder.inbox.view(questions.floors).slice(first..first + rows);
-        let wishes = decoder.inbox.view(questions.wishes).slice(first..first + rows);
+        let floors = decoder.device_inputs.view(row_inputs.floors).slice(first..first + rows);
+        let wishes = decoder.device_inputs.view(row_inputs.wishes).slice(first..first + rows);
         let stats = &mut results.slice(0..words).cast::<RowStatsOut>();
         softmax_entropy(device, stats, logits, floors, &mut self.scratch)?;
         if stride > 0 {
@@ -180,17 +180,17 @@ impl Head {
                 logits: values.cast::<f32>().slice_owned(0..rows * stride),
                 stride,
             };
-            device_top_k(device, &mut lists, logits, stats.view().cast(), wishes, self.known, &mut self.scratch)?;
+            device_top_k(device, &mut lists, logits, stats.view().cast(), wishes, self.ids_below, &mut self.scratch)?;
         }
         Ok(())
     }
 
-    /// What [`launch`](Self::launch) computed for `rows` rows, of which somebody asked for the first ones.
+    /// What [`launch`](Self::launch) computed for `rows` rows; `asked` is about the first of them.
     pub fn collect(
         &mut self,
         device: &Device,
         v: usize,
-        asked: &[Asked],
+        asked: &[HeadAsk],
         rows: usize,
         stride: usize,
         out: &mut Vec<PolicyRow>,
@@ -213,7 +213,7 @@ impl Head {
                 }
                 k => {
                     let row = self.logits.view().slice(row * v..(row + 1) * v).download(device)?;
-                    top_k(&row, k, self.known)
+                    top_k(&row, k, self.ids_below)
                 }
             };
             out.push(PolicyRow { stats, top });
@@ -245,12 +245,12 @@ impl Head {
         self.again(device, decoder, kept)?;
         self.room_for_asked(device, ids.len())?;
         let pairs: Vec<[u32; 2]> = ids.iter().map(|&id| [0, id]).collect();
-        let mut packet = Packet::default();
-        let pairs = packet.push(&pairs);
+        let mut inputs = StepInputs::default();
+        let pairs = inputs.push(&pairs);
         // The last batch is done with what it needed.
-        decoder.inbox.receive(device, &packet)?;
+        decoder.device_inputs.receive(device, &inputs)?;
         let out = &mut self.asked.first_mut(ids.len());
-        chosen_logits(device, out, self.logits.first(v), decoder.inbox.view(pairs), v)?;
+        chosen_logits(device, out, self.logits.first(v), decoder.device_inputs.view(pairs), v)?;
         self.asked.download_first(device, ids.len())
     }
 
@@ -269,7 +269,7 @@ impl Head {
             return Err(Error::Backend(format!("no hidden state was kept at {kept}")));
         }
         let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
-        linear.wide(self.logits.first_mut(v), self.kept.view().slice(at..at + d), 1, decoder.weights.head())
+        linear.into_f32(self.logits.first_mut(v), self.kept.view().slice(at..at + d), 1, decoder.weights.head())
     }
 
     /// Logits of the first `rows` hidden states in `decoder.state.normed`, `[rows, vocab]`.
@@ -280,7 +280,7 @@ impl Head {
             let count = self.rows.min(rows - first);
             let hidden = decoder.state.normed.view().slice(first * d..(first + count) * d);
             let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
-            linear.wide(self.logits.first_mut(count * v), hidden, count, decoder.weights.head())?;
+            linear.into_f32(self.logits.first_mut(count * v), hidden, count, decoder.weights.head())?;
             out.extend(self.logits.download_first(device, count * v)?);
         }
         Ok(out)

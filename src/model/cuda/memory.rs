@@ -1,4 +1,4 @@
-//! What a pair needs of a device's memory, before anything is loaded: weights, workspace, and what is left for keys and
+//! What models need of a device's memory, before anything is loaded: weights, workspace, and what is left for keys and
 //! values. Plain arithmetic; nothing here asks a device.
 
 use super::sizes::Sizes;
@@ -25,13 +25,13 @@ impl Model {
     }
 }
 
-/// What a pair needs, and how much of the device it may take.
+/// What a pair needs, or one of its models, and how much of the device it may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Needs {
     /// The policy.
-    pub policy: Model,
+    pub policy: Option<Model>,
     /// The reward model.
-    pub reward: Model,
+    pub reward: Option<Model>,
     /// Bytes of activations, logits and scratch.
     pub workspace: u64,
     /// Bytes of what the reward gradient keeps.
@@ -47,7 +47,7 @@ pub struct Needs {
 /// A device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Bytes that nobody uses.
+    /// Bytes that are free.
     pub free: u64,
     /// All bytes.
     pub total: u64,
@@ -63,9 +63,15 @@ pub struct Budget {
 }
 
 impl Needs {
-    /// Bytes of one block of keys and values, of both models.
+    /// The models that are there, by name.
+    fn models(&self) -> impl Iterator<Item = (&'static str, Model)> {
+        [("policy", self.policy), ("reward", self.reward)].into_iter().filter_map(|(name, model)| Some((name, model?)))
+    }
+
+    /// Bytes of one block of keys and values, of all models.
     fn block(&self) -> u64 {
-        self.policy.kv_per_token.saturating_add(self.reward.kv_per_token).saturating_mul(BLOCK as u64)
+        let per_token = self.models().map(|(_, model)| model.kv_per_token).fold(0, u64::saturating_add);
+        per_token.saturating_mul(BLOCK as u64)
     }
 
     /// Blocks of one sequence of full length, and one more: a fork copies the block it parts in.
@@ -75,9 +81,8 @@ impl Needs {
 
     /// Bytes besides keys and values.
     fn fixed(&self) -> u64 {
-        [self.policy.weights, self.reward.weights, self.workspace, self.gradient]
-            .into_iter()
-            .fold(0, u64::saturating_add)
+        let weights = self.models().map(|(_, model)| model.weights);
+        weights.chain([self.workspace, self.gradient]).fold(0, u64::saturating_add)
     }
 
     /// Divides a device's memory.
@@ -98,12 +103,15 @@ impl Needs {
 
     fn refusal(&self, device: Device, needed: u64, allowed: u64) -> Error {
         let kv = self.block().saturating_mul(self.least());
+        let what = if self.policy.is_some() && self.reward.is_some() { "pair" } else { "model" };
+        let named = |name| if name == "reward" { "reward model" } else { name };
+        let weights: Vec<String> =
+            self.models().map(|(name, model)| format!("{} {}", named(name), bytes(model.weights))).collect();
         let mut text = format!(
-            "the pair does not fit the device: {} are needed (policy {}, reward model {}, workspace {}, gradient {}, keys and \
+            "the {what} does not fit the device: {} are needed ({}, workspace {}, gradient {}, keys and \
              values of one sequence of {} tokens {}), {} of {} are free, and a share of {} leaves {} of them",
             bytes(needed),
-            bytes(self.policy.weights),
-            bytes(self.reward.weights),
+            weights.join(", "),
             bytes(self.workspace),
             bytes(self.gradient),
             self.max_len,
@@ -132,7 +140,7 @@ impl Needs {
             ways.push("ending what else uses the device".to_string());
         }
         if ways.is_empty() {
-            ways.push("a smaller pair, a larger device, or the CPU".to_string());
+            ways.push(format!("a smaller {what}, a larger device, or the CPU"));
             remedies.push(Remedy::Cpu);
         }
         let _ = write!(text, "; what would help: {}", ways.join(", or "));
@@ -147,7 +155,7 @@ fn allowed(device: Device, utilization: f64) -> u64 {
 }
 
 impl Budget {
-    /// Bytes of the keys and values of both models.
+    /// Bytes of the keys and values of all models.
     pub fn kv(&self) -> u64 {
         self.needs.block().saturating_mul(self.blocks as u64)
     }
@@ -158,28 +166,34 @@ impl Budget {
     }
 
     /// What goes where: name and bytes, in the order of a report.
-    pub fn parts(&self) -> [(&'static str, u64); 6] {
-        [
-            ("policy weights", self.needs.policy.weights),
-            ("reward weights", self.needs.reward.weights),
+    pub fn parts(&self) -> Vec<(&'static str, u64)> {
+        let named = |name| if name == "policy" { "policy weights" } else { "reward weights" };
+        let mut parts: Vec<_> = self.needs.models().map(|(name, model)| (named(name), model.weights)).collect();
+        parts.extend([
             ("workspace", self.needs.workspace),
             ("gradient", self.needs.gradient),
             ("keys and values", self.kv()),
             ("left", self.left()),
-        ]
+        ]);
+        parts
     }
 }
 
 impl std::fmt::Display for Budget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [policy, reward, workspace, gradient, kv, left] = self.parts().map(|(_, count)| bytes(count));
         let (tokens, needs) = (self.blocks * BLOCK, &self.needs);
+        let weights: Vec<String> =
+            needs.models().map(|(name, model)| format!("{} {name}", bytes(model.weights))).collect();
+        let each: Vec<String> = needs.models().map(|(_, model)| bytes(model.kv_per_token)).collect();
         write!(
             f,
-            "{policy} policy + {reward} reward weights, {workspace} workspace, {gradient} gradient; {kv} keys and values \
-             ({tokens} tokens, {} + {} each), {left} left of {} free",
-            bytes(needs.policy.kv_per_token),
-            bytes(needs.reward.kv_per_token),
+            "{} weights, {} workspace, {} gradient; {} keys and values ({tokens} tokens, {} each), {} left of {} free",
+            weights.join(" + "),
+            bytes(needs.workspace),
+            bytes(needs.gradient),
+            bytes(self.kv()),
+            each.join(" + "),
+            bytes(self.left()),
             bytes(self.device.free),
         )
     }
@@ -204,7 +218,15 @@ mod tests {
     fn needs() -> Needs {
         let model = Model { weights: 16 * GIB, kv_per_token: 128 << 10 };
         let (workspace, gradient) = (GIB, 2 * GIB);
-        Needs { policy: model, reward: model, workspace, gradient, max_len: 8192, utilization: 0.9, sequences: 64 }
+        Needs {
+            policy: Some(model),
+            reward: Some(model),
+            workspace,
+            gradient,
+            max_len: 8192,
+            utilization: 0.9,
+            sequences: 64,
+        }
     }
 
     #[test]
@@ -235,12 +257,26 @@ mod tests {
         assert!(text.contains("larger share") && !text.contains("sequences of at most"), "{text}");
         let text = refused(needs(), 20 * GIB);
         assert!(text.contains("ending what else uses the device"), "{text}");
-        let large = Model { weights: 70 * GIB, ..needs().policy };
-        let text = refused(Needs { policy: large, ..needs() }, 80 * GIB);
+        let large = Model { weights: 70 * GIB, kv_per_token: 128 << 10 };
+        let text = refused(Needs { policy: Some(large), ..needs() }, 80 * GIB);
         assert!(text.contains("a smaller pair"), "{text}");
         // Sizes beyond all reason saturate.
         let absurd = Model { weights: u64::MAX, kv_per_token: u64::MAX };
-        refused(Needs { policy: absurd, ..needs() }, 80 * GIB);
+        refused(Needs { policy: Some(absurd), ..needs() }, 80 * GIB);
+    }
+
+    #[test]
+    fn one_model_has_the_device_to_itself() {
+        let device = Device { free: 79 * GIB, total: 80 * GIB };
+        let policy = Needs { reward: None, gradient: 0, ..needs() };
+        let budget = policy.divide(device).unwrap();
+        // 0.9 x 80 - 1 in use - 17 fixed = 54 GiB in blocks of 8 MiB.
+        assert_eq!(budget.blocks, 54 * 128);
+        assert_eq!(budget.parts().iter().map(|(_, bytes)| bytes).sum::<u64>(), device.free);
+        let text = budget.to_string();
+        assert!(text.starts_with("16.00 GiB policy weights, ") && text.contains("tokens, 128.0 KiB each"), "{text}");
+        let text = policy.divide(Device { free: GIB, total: 2 * GIB }).unwrap_err().to_string();
+        assert!(text.contains("the model does not fit") && !text.contains("reward"), "{text}");
     }
 
     #[test]

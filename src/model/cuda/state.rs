@@ -39,7 +39,7 @@ impl Activations {
         })
     }
 
-    /// Bytes for so many rows.
+    /// Bytes for `rows` rows.
     pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
         let row = sizes.qkv + sizes.attention + sizes.attention_padded + 2 * sizes.mlp_padded;
         2 * (row * rows) as u64
@@ -52,11 +52,11 @@ impl Activations {
 pub(super) struct Tape {
     /// The most rows that are differentiated together.
     pub rows: usize,
-    pub layers: Vec<Kept>,
+    pub layers: Vec<LayerTape>,
 }
 
 /// What is kept of one layer.
-pub(super) struct Kept {
+pub(super) struct LayerTape {
     pub input: Buffer<f32>,  // [n, hidden] residual stream
     pub middle: Buffer<f32>, // [n, hidden] residual stream between attention and MLP
     pub lse: Buffer<f32>,    // [n, heads] attention's normalisers
@@ -65,8 +65,8 @@ pub(super) struct Kept {
 
 impl Tape {
     pub fn new(device: &Device, sizes: &Sizes, rows: usize) -> Result<Self> {
-        let kept = || -> Result<Kept> {
-            Ok(Kept {
+        let kept = || -> Result<LayerTape> {
+            Ok(LayerTape {
                 input: Buffer::uninitialised(device, rows * sizes.hidden_padded)?,
                 middle: Buffer::uninitialised(device, rows * sizes.hidden_padded)?,
                 lse: Buffer::uninitialised(device, rows * sizes.heads)?,
@@ -76,7 +76,7 @@ impl Tape {
         Ok(Tape { rows, layers: (0..sizes.layers).map(|_| kept()).collect::<Result<Vec<_>>>()? })
     }
 
-    /// Bytes for so many rows.
+    /// Bytes for `rows` rows.
     pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
         let row = 4 * (2 * sizes.hidden_padded + sizes.heads);
         ((row * rows) as u64 + Activations::bytes(sizes, rows)) * sizes.layers as u64
@@ -101,7 +101,7 @@ impl State {
         })
     }
 
-    /// Bytes for so many rows, without the scratch of products and attention.
+    /// Bytes for `rows` rows, without the scratch of products and attention.
     pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
         let (d, f) = (sizes.hidden_padded, sizes.mlp_padded);
         (rows * (2 * 4 * d + 2 * d + 2 * f)) as u64 + Activations::bytes(sizes, rows)

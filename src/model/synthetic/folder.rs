@@ -170,11 +170,11 @@ mod tests {
         assert!(files.iter().filter(|(file, _)| file.contains("policy/model-0000")).count() > 1, "{files:?}");
         let files = |name: &str| Files::Dir(dir.path().join(name));
         let pair = Pair::load(&files("policy"), &files("reward")).unwrap();
-        let made = super::super::safetensors(&pair.policy, 7).unwrap();
+        let made = super::super::safetensors(&pair.policy().unwrap().config, 7).unwrap();
         let made = crate::files::checkpoint::Checkpoint::of_bytes("made", made).unwrap();
-        for (name, shape) in tensors(&pair.policy) {
+        for (name, shape) in tensors(&pair.policy().unwrap().config) {
             let (written, drawn) =
-                (pair.policy_weights.tensor(&name, &shape).unwrap(), made.tensor(&name, &shape).unwrap());
+                (pair.policy().unwrap().weights.tensor(&name, &shape).unwrap(), made.tensor(&name, &shape).unwrap());
             assert!(written.data == drawn.data, "{name}");
         }
         let text = "Grüße, 世界 \u{1f600}\n";
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(pair.tokenizer.decode(&ids).unwrap(), text);
         assert_eq!(ids.len(), text.len());
         let said = [crate::files::chat::Message { role: "user".into(), content: "Hello".into() }];
-        let rendered = pair.chat.as_ref().unwrap().render(&said, true).unwrap();
+        let rendered = pair.chat().unwrap().render(&said, true).unwrap();
         assert_eq!(rendered, "<|start|>user\nHello<|end|>\n<|start|>assistant\n");
         assert_eq!(
             pair.tokenizer.encode(&rendered).unwrap().iter().filter(|&&id| pair.tokenizer.is_special(id)).count(),

@@ -14,7 +14,7 @@ use crate::lab::bench::cost::Limits;
 use crate::lab::bench::machine;
 use crate::lab::bench::report::Header;
 use crate::lab::kernel_check;
-use crate::model::{Backend, Role, synthetic};
+use crate::model::{ModelPair, Role, synthetic};
 use crate::runtime::{Device, Opened};
 use clap::builder::RangedU64ValueParser;
 use sha2::{Digest, Sha256};
@@ -141,9 +141,9 @@ impl Common {
 
     fn ready(&self, mut opened: Opened, names: [String; 2], config: &str) -> anyhow::Result<Ready> {
         let limits = if self.runs.no_limits { None } else { Some(limits(&mut opened)?) };
-        let dtype = match opened.loaded() {
+        let dtype = match opened.cuda().and_then(|cuda| cuda.opened.models.first()) {
             None => "f32 from the stored weights".to_string(),
-            Some(loaded) => loaded.storage[0].name().to_string(),
+            Some(model) => model.storage.name().to_string(),
         };
         let (device, units, memory_bytes, driver, clocks_mhz) = match opened.cuda() {
             None => {
@@ -151,14 +151,14 @@ impl Common {
                 (name, rayon::current_num_threads(), memory, None, None)
             }
             Some(cuda) => {
-                let device = cuda.device();
+                let device = &cuda.opened.device;
                 let memory = device.memory().ok().map(|(_, total)| total as u64);
                 let units = device.multiprocessors() as usize;
                 (device.name().to_string(), units, memory, device.driver_version(), device.clocks_mhz())
             }
         };
         let backend = opened.backend();
-        let shapes = [Role::Policy, Role::Reward].map(|role| backend.config(role).num_parameters());
+        let shapes = [backend.config(Role::Policy)?.num_parameters(), backend.config(Role::Reward)?.num_parameters()];
         let names = [0, 1].map(|i: usize| format!("{}, {} weights", names[i], shapes[i]));
         let decided = format!("{config} {names:?} {dtype} {}", backend.max_len());
         let hash: String = Sha256::digest(decided).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
@@ -184,11 +184,11 @@ impl Common {
 /// What the machine does at most, measured now.
 fn limits(opened: &mut Opened) -> anyhow::Result<Limits> {
     if let Some(cuda) = opened.cuda() {
-        let (bytes, flops) = kernel_check::limits(cuda.device(), false)?;
+        let (bytes, flops) = kernel_check::limits(&cuda.opened.device, false)?;
         return Ok(Limits { bytes, flops });
     }
     // What a decode step reads: two bytes a weight of the policy.
-    let weights = opened.backend().config(Role::Policy).num_parameters();
+    let weights = opened.backend().config(Role::Policy)?.num_parameters();
     Ok(machine::processor(usize::try_from(2 * weights).unwrap_or(usize::MAX)))
 }
 
@@ -201,7 +201,7 @@ fn shapes(
         return Ok((synthetic::pair(shape)?, [format!("{shape} policy"), format!("{shape} reward")]));
     }
     let loaded: Arc<Pair> = pair.load()?;
-    Ok(([loaded.policy.clone(), loaded.reward.clone()], pair.names()))
+    Ok(([loaded.policy()?.config.clone(), loaded.reward()?.config.clone()], pair.names()))
 }
 
 /// Files of a checkpoint, and their bytes.
@@ -212,6 +212,6 @@ fn files_of(checkpoints: [&Checkpoint; 2]) -> (Vec<std::path::PathBuf>, u64) {
 }
 
 /// Opens a pair on a device that was found.
-fn reopen(flags: &DeviceArgs, device: &mut Device, pair: &Pair, len: Option<usize>) -> crate::Result<Box<dyn Backend>> {
+fn reopen(flags: &DeviceArgs, device: &mut Device, pair: &Pair, len: Option<usize>) -> crate::Result<ModelPair> {
     Ok(flags.open(device, pair, len)?.into_backend())
 }

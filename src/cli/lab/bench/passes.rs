@@ -103,8 +103,8 @@ pub(super) fn latency_of(args: &Latency) -> anyhow::Result<ExitCode> {
         sink.row(Row { launch: launch.to_string(), ..row });
     })?;
     if let Some(cuda) = opened.cuda().filter(|_| graphs) {
-        cuda.use_graphs(false);
-        latency(cuda, &depths, Passes::Decode, limits, &mut |row| {
+        cuda.opened.launches.use_graphs(false);
+        latency(opened.backend(), &depths, Passes::Decode, limits, &mut |row| {
             sink.row(Row { launch: "eager".to_string(), ..row });
         })?;
     }

@@ -5,7 +5,7 @@
 
 use super::candidates::Tried;
 use crate::lab::goldens::sequences::Sequences;
-use crate::model::{Backend, GradientSpan, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
+use crate::model::{GradientSpan, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 use crate::trace::Trace;
 use crate::{Error, Result};
 
@@ -20,7 +20,7 @@ const BEYOND: usize = 8;
 
 /// Rows of the policy, per candidate one for each of its own tokens, with the `contenders` largest logits of each.
 pub(super) fn policy(
-    backend: &mut dyn Backend,
+    backend: &mut ModelPair,
     traces: &[Trace],
     candidates: &[Tried<'_>],
     contenders: usize,
@@ -93,7 +93,7 @@ pub(super) struct Answer {
 /// Answers of the reward model to every candidate, and the final rewards of the traces. `proposals` are the ids to score, by
 /// the place of the segment's unforced candidate.
 pub(super) fn reward(
-    backend: &mut dyn Backend,
+    backend: &mut ModelPair,
     traces: &[Trace],
     candidates: &[Tried<'_>],
     proposals: &[Vec<u32>],

@@ -18,7 +18,7 @@ pub use decisions::Kind;
 
 use super::errors::{BACKWARD, Errors, FLOOR, FORWARD};
 use super::{Check, worse};
-use crate::model::Backend;
+use crate::model::ModelPair;
 use crate::trace::Trace;
 use crate::{Error, Result};
 use candidates::{Tried, candidates};
@@ -89,15 +89,15 @@ impl<'a> Lesson<'a> {
     /// A trace contradicts itself, or a backend's own.
     pub fn prepare(
         traces: &'a [Trace],
-        exact: &mut dyn Backend,
-        simulated: &mut dyn Backend,
+        exact: &mut ModelPair,
+        simulated: &mut ModelPair,
         gradients: bool,
     ) -> Result<Lesson<'a>> {
         let list = candidates(traces)?;
         let rows = lockstep::policy(exact, traces, &list, CONTENDERS)?;
         let proposals = proposals(traces, &list, &rows);
         let twins = twins(exact, &proposals);
-        let ask = |backend: &mut dyn Backend, rows| -> Result<Said> {
+        let ask = |backend: &mut ModelPair, rows| -> Result<Said> {
             let (answers, pooled) = lockstep::reward(backend, traces, &list, &proposals, gradients)?;
             Ok(Said { rows, answers, pooled })
         };
@@ -112,7 +112,7 @@ impl<'a> Lesson<'a> {
     ///
     /// # Errors
     /// The device's own, or a trace names an unknown signal.
-    pub fn examine(&self, name: &str, device: &mut dyn Backend) -> Result<Outcome> {
+    pub fn examine(&self, name: &str, device: &mut ModelPair) -> Result<Outcome> {
         let rows = lockstep::policy(device, self.traces, &self.list, 0)?;
         let (answers, pooled) = lockstep::reward(device, self.traces, &self.list, &self.proposals, self.gradients)?;
         let said = Said { rows, answers, pooled };
@@ -241,7 +241,7 @@ impl Outcome {
 }
 
 /// Pairs of proposable ids of one segment whose embeddings are equal.
-fn twins(backend: &dyn Backend, proposals: &[Vec<u32>]) -> Vec<(u32, u32)> {
+fn twins(backend: &ModelPair, proposals: &[Vec<u32>]) -> Vec<(u32, u32)> {
     let mut pairs = Vec::new();
     for ids in proposals {
         for &a in ids {

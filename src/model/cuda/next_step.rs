@@ -1,7 +1,7 @@
 //! The next decode step's work lists, made while the device works on this one.
 //!
 //! What attention has to do follows from positions and blocks, which are known before the tokens are: when the same sequences
-//! go on by one token each, as they mostly do, the lists are there. Whether they are the same is seen, not assumed.
+//! go on by one token each, as they mostly do, the lists can be made ahead. The next batch is compared with the plan before it is used.
 
 use super::sizes::{Sizes, attention_shape};
 use crate::Result;
@@ -9,20 +9,20 @@ use crate::cuda::ops::attention::{Limits, Plan, Query, Sequence};
 use crate::kv::{BLOCK, BlockId, KvHandle, KvPool};
 use crate::model::spans::Batch;
 
-/// Lists for one token more of each of some sequences.
-pub(super) struct Foresight {
+/// Attention's work lists for one more token of each sequence of a batch.
+pub(super) struct NextStepPlan {
     /// Sequence, position and blocks of every row.
     rows: Vec<(KvHandle, usize, Vec<BlockId>)>,
-    /// Per distinct window, filled up.
+    /// Per distinct window, padded.
     plans: Vec<(Option<usize>, Plan)>,
 }
 
-impl Foresight {
-    /// For the step behind a batch of single tokens; none if one of its positions has no block yet.
+impl NextStepPlan {
+    /// For the step after a batch of single tokens; none if one of its positions has no block yet.
     ///
     /// # Errors
     /// A sequence is gone, or what it would do cannot be planned.
-    pub fn behind(
+    pub fn after(
         batch: &Batch<'_>,
         kv: &KvPool,
         sizes: &Sizes,
@@ -51,10 +51,10 @@ impl Foresight {
                 plans.push((window, Plan::new(&attention_shape(sizes, window), &sequences, limits)?.filled(limits)));
             }
         }
-        Ok(Some(Foresight { rows, plans }))
+        Ok(Some(NextStepPlan { rows, plans }))
     }
 
-    /// The plans, if this is what the batch does.
+    /// The plans, if the batch is the one that was planned for.
     pub fn of(self, batch: &Batch<'_>, kv: &KvPool) -> Option<Vec<(Option<usize>, Plan)>> {
         let same = self.rows.len() == batch.pieces.len()
             && self.rows.iter().zip(&batch.pieces).all(|((seq, position, blocks), piece)| {

@@ -1,11 +1,11 @@
-//! The arithmetic of the reference backend: two matrix products in a fixed order of additions, vectorised.
+//! The arithmetic of the CPU backend: two matrix products in a fixed order of additions, vectorised.
 //!
 //! Every number is computed in an order that depends on its own row only, never on how many rows are computed together,
 //! which tile they fall into, how work is split between threads, or what the processor can do:
 //!
-//! * [`nt`], `y = x w^T`: a dot product along `k` in 16 lanes (element `i` goes to lane `i % 16`), each lane a chain of
+//! * [`matmul_nt`], `y = x w^T`: a dot product along `k` in 16 lanes (element `i` goes to lane `i % 16`), each lane a chain of
 //!   fused multiply-adds, the lanes added in a fixed tree;
-//! * [`nn`], `y += x w`: each output a chain of fused multiply-adds over the rows of `w`, first to last.
+//! * [`matmul_nn`], `y += x w`: each output a chain of fused multiply-adds over the rows of `w`, first to last.
 //!
 //! With AVX2, FMA and F16C a lane group is two registers; without them it is an array and the compiler's own code, slow
 //! but equal to the last bit. Weights are read in their stored type and widened exactly.
@@ -124,15 +124,15 @@ pub(super) fn level() -> Level {
 }
 
 /// `y[m, n] = x[m, k] w[n, k]^T`; row `i` of `y` starts at `i * ldy`, row `i` of `x` at `i * ldx`.
-pub(super) fn nt(y: &mut [f32], ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
+pub(super) fn matmul_nt(y: &mut [f32], ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
     // SAFETY: the slice is ours alone while we write.
-    unsafe { nt_at(level(), Out::new(y), ldy, x, ldx, m, w) };
+    unsafe { matmul_nt_at(level(), Out::new(y), ldy, x, ldx, m, w) };
 }
 
 /// `y[m, width] += x[m, n] w[n, width]`.
-pub(super) fn nn(y: &mut [f32], ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
+pub(super) fn matmul_nn(y: &mut [f32], ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
     // SAFETY: the slice is ours alone while we write.
-    unsafe { nn_at(level(), Out::new(y), ldy, x, ldx, m, w) };
+    unsafe { matmul_nn_at(level(), Out::new(y), ldy, x, ldx, m, w) };
 }
 
 /// Where a product is written: a slice whose column ranges may belong to different threads.
@@ -160,33 +160,33 @@ impl Out {
     }
 }
 
-/// [`nt`] into columns `.. w.rows` of `y`.
+/// [`matmul_nt`] into columns `.. w.rows` of `y`.
 ///
 /// # Safety
-/// The slice behind `y` lives, and nobody else touches those columns of rows `..m` meanwhile.
-pub(super) unsafe fn nt_columns(y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
+/// The slice behind `y` lives, and nothing else touches those columns of rows `..m` meanwhile.
+pub(super) unsafe fn matmul_nt_columns(y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { nt_at(level(), y, ldy, x, ldx, m, w) };
+    unsafe { matmul_nt_at(level(), y, ldy, x, ldx, m, w) };
 }
 
-/// [`nn`] into columns `.. w.width` of `y`.
+/// [`matmul_nn`] into columns `.. w.width` of `y`.
 ///
 /// # Safety
-/// The slice behind `y` lives, and nobody else touches those columns of rows `..m` meanwhile.
-pub(super) unsafe fn nn_columns(y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
+/// The slice behind `y` lives, and nothing else touches those columns of rows `..m` meanwhile.
+pub(super) unsafe fn matmul_nn_columns(y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
     // SAFETY: the caller's promise.
-    unsafe { nn_at(level(), y, ldy, x, ldx, m, w) };
+    unsafe { matmul_nn_at(level(), y, ldy, x, ldx, m, w) };
 }
 
 /// # Safety
-/// As [`nt_columns`].
-unsafe fn nt_at(level: Level, y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
+/// As [`matmul_nt_columns`].
+unsafe fn matmul_nt_at(level: Level, y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
     if m == 0 || w.rows == 0 {
         return;
     }
     w.check();
     assert!(y.len >= (m - 1) * ldy + w.rows && x.len() >= (m - 1) * ldx + w.width, "nt operands too short");
-    // SAFETY: the asserts above bound every access of `nt_block` (rows `..m` of x and y, all of w's view), and the AVX2
+    // SAFETY: the asserts above bound every access of `matmul_nt_block` (rows `..m` of x and y, all of w's view), and the AVX2
     // instance only runs where `level` found its features.
     unsafe {
         match (level, w.dtype) {
@@ -196,22 +196,22 @@ unsafe fn nt_at(level: Level, y: Out, ldy: usize, x: &[f32], ldx: usize, m: usiz
             (Level::Avx2, DType::Bf16) => avx2::nt::<Bf16>(y.data, ldy, x, ldx, m, w),
             #[cfg(target_arch = "x86_64")]
             (Level::Avx2, DType::F16) => avx2::nt::<F16>(y.data, ldy, x, ldx, m, w),
-            (Level::Portable, DType::F32) => nt_block::<Array, F32>(y.data, ldy, x, ldx, m, w),
-            (Level::Portable, DType::Bf16) => nt_block::<Array, Bf16>(y.data, ldy, x, ldx, m, w),
-            (Level::Portable, DType::F16) => nt_block::<Array, F16>(y.data, ldy, x, ldx, m, w),
+            (Level::Portable, DType::F32) => matmul_nt_block::<Array, F32>(y.data, ldy, x, ldx, m, w),
+            (Level::Portable, DType::Bf16) => matmul_nt_block::<Array, Bf16>(y.data, ldy, x, ldx, m, w),
+            (Level::Portable, DType::F16) => matmul_nt_block::<Array, F16>(y.data, ldy, x, ldx, m, w),
         }
     }
 }
 
 /// # Safety
-/// As [`nn_columns`].
-unsafe fn nn_at(level: Level, y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
+/// As [`matmul_nn_columns`].
+unsafe fn matmul_nn_at(level: Level, y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
     if m == 0 || w.rows == 0 || w.width == 0 {
         return;
     }
     w.check();
     assert!(y.len >= (m - 1) * ldy + w.width && x.len() >= (m - 1) * ldx + w.rows, "nn operands too short");
-    // SAFETY: as in `nt_at`.
+    // SAFETY: as in `matmul_nt_at`.
     unsafe {
         match (level, w.dtype) {
             #[cfg(target_arch = "x86_64")]
@@ -220,9 +220,9 @@ unsafe fn nn_at(level: Level, y: Out, ldy: usize, x: &[f32], ldx: usize, m: usiz
             (Level::Avx2, DType::Bf16) => avx2::nn::<Bf16>(y.data, ldy, x, ldx, m, w),
             #[cfg(target_arch = "x86_64")]
             (Level::Avx2, DType::F16) => avx2::nn::<F16>(y.data, ldy, x, ldx, m, w),
-            (Level::Portable, DType::F32) => nn_block::<Array, F32>(y.data, ldy, x, ldx, m, w),
-            (Level::Portable, DType::Bf16) => nn_block::<Array, Bf16>(y.data, ldy, x, ldx, m, w),
-            (Level::Portable, DType::F16) => nn_block::<Array, F16>(y.data, ldy, x, ldx, m, w),
+            (Level::Portable, DType::F32) => matmul_nn_block::<Array, F32>(y.data, ldy, x, ldx, m, w),
+            (Level::Portable, DType::Bf16) => matmul_nn_block::<Array, Bf16>(y.data, ldy, x, ldx, m, w),
+            (Level::Portable, DType::F16) => matmul_nn_block::<Array, F16>(y.data, ldy, x, ldx, m, w),
         }
     }
 }
@@ -354,14 +354,14 @@ unsafe fn load_tail<G: Group, E: Element>(p: *const u8, count: usize) -> G {
     }
 }
 
-/// One tile of [`nt`]: `M` rows of x against `N` rows of w.
+/// One tile of [`matmul_nt`]: `M` rows of x against `N` rows of w.
 ///
 /// # Safety
 /// `x` is valid for `M` rows of `k` floats `ldx` apart, `w` for `N` rows of `k` elements `ldw` elements apart, `y` for
 /// `M` rows of `N` floats `ldy` apart; `G`'s features are present.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn nt_tile<G: Group, E: Element, const M: usize, const N: usize>(
+unsafe fn matmul_nt_tile<G: Group, E: Element, const M: usize, const N: usize>(
     y: *mut f32,
     ldy: usize,
     x: *const f32,
@@ -407,9 +407,9 @@ unsafe fn nt_tile<G: Group, E: Element, const M: usize, const N: usize>(
 const PANEL_BYTES: usize = 24 << 10;
 
 /// # Safety
-/// The operands satisfy the asserts of [`nt_at`]; `G`'s features are present.
+/// The operands satisfy the asserts of [`matmul_nt_at`]; `G`'s features are present.
 #[inline(always)]
-unsafe fn nt_block<G: Group, E: Element>(y: *mut f32, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
+unsafe fn matmul_nt_block<G: Group, E: Element>(y: *mut f32, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
     let (n, k, ldw) = (w.rows, w.width, w.stride);
     let (yp, xp, wp) = (y, x.as_ptr(), w.data.as_ptr());
     // SAFETY: tiles cover rows `..m` and weight rows `..n` exactly once, and the caller asserted the ranges; the panel
@@ -418,10 +418,10 @@ unsafe fn nt_block<G: Group, E: Element>(y: *mut f32, ldy: usize, x: &[f32], ldx
         if m == 1 {
             let whole = n - n % 4;
             for j in (0..whole).step_by(4) {
-                nt_tile::<G, E, 1, 4>(yp.add(j), ldy, xp, ldx, wp.add(j * ldw * E::SIZE), ldw, k);
+                matmul_nt_tile::<G, E, 1, 4>(yp.add(j), ldy, xp, ldx, wp.add(j * ldw * E::SIZE), ldw, k);
             }
             for j in whole..n {
-                nt_tile::<G, E, 1, 1>(yp.add(j), ldy, xp, ldx, wp.add(j * ldw * E::SIZE), ldw, k);
+                matmul_nt_tile::<G, E, 1, 1>(yp.add(j), ldy, xp, ldx, wp.add(j * ldw * E::SIZE), ldw, k);
             }
             return;
         }
@@ -436,9 +436,9 @@ unsafe fn nt_block<G: Group, E: Element>(y: *mut f32, ldy: usize, x: &[f32], ldx
                 for r in 0..count {
                     widen_row::<G, E>(w.add(r * ldw * E::SIZE), &mut panel[r * k..(r + 1) * k]);
                 }
-                nt_sweep::<G, F32>(y, ldy, xp, ldx, m, panel.as_ptr().cast(), k, count, k);
+                matmul_nt_sweep::<G, F32>(y, ldy, xp, ldx, m, panel.as_ptr().cast(), k, count, k);
             } else {
-                nt_sweep::<G, E>(y, ldy, xp, ldx, m, w, ldw, count, k);
+                matmul_nt_sweep::<G, E>(y, ldy, xp, ldx, m, w, ldw, count, k);
             }
         }
     }
@@ -465,10 +465,10 @@ unsafe fn widen_row<G: Group, E: Element>(p: *const u8, out: &mut [f32]) {
 /// All tiles of `m` rows of x and `n` rows of w.
 ///
 /// # Safety
-/// As [`nt_tile`] for `m` and `n` rows.
+/// As [`matmul_nt_tile`] for `m` and `n` rows.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn nt_sweep<G: Group, E: Element>(
+unsafe fn matmul_nt_sweep<G: Group, E: Element>(
     y: *mut f32,
     ldy: usize,
     x: *const f32,
@@ -485,32 +485,32 @@ unsafe fn nt_sweep<G: Group, E: Element>(
         for i in (0..pairs).step_by(2) {
             let (y, x) = (y.add(i * ldy), x.add(i * ldx));
             for j in (0..triples).step_by(3) {
-                nt_tile::<G, E, 2, 3>(y.add(j), ldy, x, ldx, w.add(j * ldw * E::SIZE), ldw, k);
+                matmul_nt_tile::<G, E, 2, 3>(y.add(j), ldy, x, ldx, w.add(j * ldw * E::SIZE), ldw, k);
             }
             for j in triples..n {
-                nt_tile::<G, E, 2, 1>(y.add(j), ldy, x, ldx, w.add(j * ldw * E::SIZE), ldw, k);
+                matmul_nt_tile::<G, E, 2, 1>(y.add(j), ldy, x, ldx, w.add(j * ldw * E::SIZE), ldw, k);
             }
         }
         if pairs < m {
             let (y, x) = (y.add(pairs * ldy), x.add(pairs * ldx));
             for j in (0..triples).step_by(3) {
-                nt_tile::<G, E, 1, 3>(y.add(j), ldy, x, ldx, w.add(j * ldw * E::SIZE), ldw, k);
+                matmul_nt_tile::<G, E, 1, 3>(y.add(j), ldy, x, ldx, w.add(j * ldw * E::SIZE), ldw, k);
             }
             for j in triples..n {
-                nt_tile::<G, E, 1, 1>(y.add(j), ldy, x, ldx, w.add(j * ldw * E::SIZE), ldw, k);
+                matmul_nt_tile::<G, E, 1, 1>(y.add(j), ldy, x, ldx, w.add(j * ldw * E::SIZE), ldw, k);
             }
         }
     }
 }
 
-/// One tile of [`nn`]: `M` rows of y, `C` groups of columns, `n` rows of w.
+/// One tile of [`matmul_nn`]: `M` rows of y, `C` groups of columns, `n` rows of w.
 ///
 /// # Safety
 /// `y` is valid for `M` rows of `C` groups `ldy` apart, `x` for `M` rows of `n` floats `ldx` apart, `w` for `n` rows of
 /// `C` groups `ldw` elements apart; `G`'s features are present.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn nn_tile<G: Group, E: Element, const M: usize, const C: usize>(
+unsafe fn matmul_nn_tile<G: Group, E: Element, const M: usize, const C: usize>(
     y: *mut f32,
     ldy: usize,
     x: *const f32,
@@ -543,9 +543,16 @@ unsafe fn nn_tile<G: Group, E: Element, const M: usize, const C: usize>(
 /// The columns behind the last whole group, through padded buffers.
 ///
 /// # Safety
-/// As [`nn_tile`] with one row and `count < 16` columns.
+/// As [`matmul_nn_tile`] with one row and `count < 16` columns.
 #[inline(always)]
-unsafe fn nn_tail<G: Group, E: Element>(y: *mut f32, x: *const f32, w: *const u8, ldw: usize, n: usize, count: usize) {
+unsafe fn matmul_nn_tail<G: Group, E: Element>(
+    y: *mut f32,
+    x: *const f32,
+    w: *const u8,
+    ldw: usize,
+    n: usize,
+    count: usize,
+) {
     let mut padded = [0.0f32; LANES];
     // SAFETY: reads and writes `count` columns only; the padded buffer holds a whole group.
     unsafe {
@@ -562,9 +569,9 @@ unsafe fn nn_tail<G: Group, E: Element>(y: *mut f32, x: *const f32, w: *const u8
 const NN_ROWS: usize = 128;
 
 /// # Safety
-/// The operands satisfy the asserts of [`nn_at`]; `G`'s features are present.
+/// The operands satisfy the asserts of [`matmul_nn_at`]; `G`'s features are present.
 #[inline(always)]
-unsafe fn nn_block<G: Group, E: Element>(y: *mut f32, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
+unsafe fn matmul_nn_block<G: Group, E: Element>(y: *mut f32, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
     let (ldw, width) = (w.stride, w.width);
     let whole = width - width % LANES;
     let pairs = width - width % (2 * LANES);
@@ -578,20 +585,20 @@ unsafe fn nn_block<G: Group, E: Element>(y: *mut f32, ldy: usize, x: &[f32], ldx
                 let w = wp.add(c * E::SIZE);
                 let threes = m - m % 3;
                 for i in (0..threes).step_by(3) {
-                    nn_tile::<G, E, 3, 2>(yp.add(i * ldy + c), ldy, xp.add(i * ldx), ldx, w, ldw, n);
+                    matmul_nn_tile::<G, E, 3, 2>(yp.add(i * ldy + c), ldy, xp.add(i * ldx), ldx, w, ldw, n);
                 }
                 for i in threes..m {
-                    nn_tile::<G, E, 1, 2>(yp.add(i * ldy + c), ldy, xp.add(i * ldx), ldx, w, ldw, n);
+                    matmul_nn_tile::<G, E, 1, 2>(yp.add(i * ldy + c), ldy, xp.add(i * ldx), ldx, w, ldw, n);
                 }
             }
             for i in 0..m {
                 if pairs < whole {
                     let w = wp.add(pairs * E::SIZE);
-                    nn_tile::<G, E, 1, 1>(yp.add(i * ldy + pairs), ldy, xp.add(i * ldx), ldx, w, ldw, n);
+                    matmul_nn_tile::<G, E, 1, 1>(yp.add(i * ldy + pairs), ldy, xp.add(i * ldx), ldx, w, ldw, n);
                 }
                 if whole < width {
                     let w = wp.add(whole * E::SIZE);
-                    nn_tail::<G, E>(yp.add(i * ldy + whole), xp.add(i * ldx), w, ldw, n, width - whole);
+                    matmul_nn_tail::<G, E>(yp.add(i * ldy + whole), xp.add(i * ldx), w, ldw, n, width - whole);
                 }
             }
         }
@@ -602,7 +609,7 @@ unsafe fn nn_block<G: Group, E: Element>(y: *mut f32, ldy: usize, x: &[f32], ldx
 mod avx2 {
     //! The lane group in two registers.
 
-    use super::{Element, Group, LANES, Rows, nn_block, nt_block};
+    use super::{Element, Group, LANES, Rows, matmul_nn_block, matmul_nt_block};
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
@@ -673,19 +680,19 @@ mod avx2 {
     const _: () = assert!(LANES == 16, "a pair of AVX2 registers has 16 lanes");
 
     /// # Safety
-    /// As [`nt_block`].
+    /// As [`matmul_nt_block`].
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn nt<E: Element>(y: *mut f32, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
         // SAFETY: the caller's promise.
-        unsafe { nt_block::<Pair, E>(y, ldy, x, ldx, m, w) }
+        unsafe { matmul_nt_block::<Pair, E>(y, ldy, x, ldx, m, w) }
     }
 
     /// # Safety
-    /// As [`nn_block`].
+    /// As [`matmul_nn_block`].
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn nn<E: Element>(y: *mut f32, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
         // SAFETY: the caller's promise.
-        unsafe { nn_block::<Pair, E>(y, ldy, x, ldx, m, w) }
+        unsafe { matmul_nn_block::<Pair, E>(y, ldy, x, ldx, m, w) }
     }
 }
 
@@ -733,7 +740,7 @@ mod tests {
                     }
                     let x = values(m * k, 2);
                     let mut y = vec![f32::NAN; m * n];
-                    nt(&mut y, n, &x, k, m, w);
+                    matmul_nt(&mut y, n, &x, k, m, w);
                     for i in 0..m {
                         for j in 0..n {
                             let terms = (0..k).map(|l| x[i * k + l] as f64 * wide[j * k + l] as f64);
@@ -745,7 +752,7 @@ mod tests {
                     let x = values(m * n, 3);
                     let start = values(m * k, 4);
                     let mut y = start.clone();
-                    nn(&mut y, k, &x, n, m, w);
+                    matmul_nn(&mut y, k, &x, n, m, w);
                     for i in 0..m {
                         for l in 0..k {
                             let terms = (0..n).map(|j| x[i * n + j] as f64 * wide[j * k + l] as f64);
@@ -769,15 +776,15 @@ mod tests {
                 let m = 7;
                 let (xt, xn) = (values(m * k, 6), values(m * n, 7));
                 let (mut yt, mut yn) = (vec![0.0; m * n], vec![0.0; m * k]);
-                nt(&mut yt, n, &xt, k, m, w);
-                nn(&mut yn, k, &xn, n, m, w);
+                matmul_nt(&mut yt, n, &xt, k, m, w);
+                matmul_nn(&mut yn, k, &xn, n, m, w);
                 for level in [level(), Level::Portable] {
                     for i in 0..m {
                         let (mut t, mut s) = (vec![0.0; n], vec![0.0; k]);
                         // SAFETY: both slices are this test's own.
                         unsafe {
-                            nt_at(level, Out::new(&mut t), n, &xt[i * k..], k, 1, w);
-                            nn_at(level, Out::new(&mut s), k, &xn[i * n..], n, 1, w);
+                            matmul_nt_at(level, Out::new(&mut t), n, &xt[i * k..], k, 1, w);
+                            matmul_nn_at(level, Out::new(&mut s), k, &xn[i * n..], n, 1, w);
                         }
                         assert_eq!(t, yt[i * n..(i + 1) * n], "nt {dtype:?} {level:?}");
                         assert_eq!(s, yn[i * k..(i + 1) * k], "nn {dtype:?} {level:?}");
