@@ -52,7 +52,7 @@ fn the_first_fifty_prompts_agree_with_the_published_table() {
         let answer = decode(&mut backend, &ids, &options, Uniforms::Seeded(0), &mut ()).unwrap();
         guided.push(answer.final_reward as f64);
         nudged += answer.num_nudges;
-        work = work + answer.work;
+        work += answer.work;
         options.max_candidates = 1;
         options.entropy_threshold = f64::MAX;
         let plain = decode(&mut backend, &ids, &options, Uniforms::Seeded(0), &mut ()).unwrap();
@@ -99,7 +99,7 @@ impl Booked {
         let out = run(self.inner.as_mut());
         let (work, time) = &mut self.books.spent.borrow_mut()[self.books.segment.get()];
         *time += cpu_time() - begin;
-        *work = *work + (self.inner.work() - before);
+        *work += self.inner.work() - before;
         out
     }
 }
