@@ -255,6 +255,7 @@ impl DeviceArgs {
         Ok(opened)
     }
 
+    #[cfg(feature = "lab")]
     /// Opens a random pair of a published shape.
     pub(super) fn open_synthetic(
         &self,
