@@ -130,7 +130,7 @@ fn row(tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: &Job, response: &Res
         finish_reason: finish_reason_name(response.finish_reason).to_string(),
         prompt_tokens: response.prompt_len,
         new_tokens: response.final_ids.len() - response.prompt_len,
-        work: response.work.into(),
+        work: response.work,
         segments,
     })
 }
