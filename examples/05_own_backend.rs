@@ -1,7 +1,7 @@
 //! Models of one's own behind the engine: `cargo run --release --example 05_own_backend`.
 //!
 //! A model keeps sequences and answers batches of spans, which are tokens appended to a sequence. A real one keeps keys and
-//! values. This one keeps the ids, and what it computes is a function of them.
+//! values. The two here keep the ids, and what they compute is a function of them.
 
 use ggro::files::config::ModelConfig;
 use ggro::model::{
@@ -28,25 +28,17 @@ fn reward(ids: &[u32]) -> f32 {
     ids.iter().filter(|&&id| id == HAPPY).count() as f32
 }
 
-/// A policy or a reward model, as its shape says.
+/// Either of the two: the engine asks the policy for steps and the reward model for scores and gradients.
 struct Toy {
+    role: Role,
     config: ModelConfig,
     sequences: Vec<Vec<u32>>,
 }
 
 impl Toy {
-    /// Shapes are for the engine's checks; only the vocabulary matters here.
-    fn pair() -> Result<ModelPair> {
-        let [policy, reward] = synthetic::pair("demo")?.map(|config| -> Option<Box<dyn Model>> {
-            let config = ModelConfig { vocab_size: WORDS.len(), ..config };
-            Some(Box::new(Toy { config, sequences: Vec::new() }))
-        });
-        Ok(ModelPair { policy, reward })
-    }
-
     fn add(&mut self, ids: Vec<u32>) -> SeqId {
         self.sequences.push(ids);
-        SeqId { role: Role::of(self.config.task), index: self.sequences.len() as u32 - 1, generation: 0 }
+        SeqId { role: self.role, index: self.sequences.len() as u32 - 1, generation: 0 }
     }
 
     /// Runs a span: the sequence as it is afterwards.
@@ -56,7 +48,7 @@ impl Toy {
         ids
     }
 
-    fn reward(&mut self, span: &RewardSpan<'_>) -> Score {
+    fn score_of(&mut self, span: &RewardSpan<'_>) -> Score {
         let ids = self.append(&span.span);
         Score { reward: reward(ids), also: span.also_at.iter().map(|&at| reward(&ids[..=at])).collect() }
     }
@@ -86,7 +78,12 @@ impl Model for Toy {
     fn len(&self, seq: SeqId) -> usize {
         self.sequences[seq.index as usize].len()
     }
-    fn step(&mut self, spans: &[PolicySpan<'_>], ids_below: usize, _: &mut dyn FnMut()) -> Result<Vec<PolicyRow>> {
+    fn step(
+        &mut self,
+        spans: &[PolicySpan<'_>],
+        ids_below: usize,
+        _meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<PolicyRow>> {
         let row = |span: &PolicySpan<'_>| {
             let logits = next_word(self.append(&span.span));
             let stats = RowStats::of(&logits, span.floor);
@@ -103,12 +100,12 @@ impl Model for Toy {
         Ok(asked.of_row(next_word(&self.sequences[seq.index as usize]).to_vec()))
     }
     fn score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
-        Ok(spans.iter().map(|span| self.reward(span)).collect())
+        Ok(spans.iter().map(|span| self.score_of(span)).collect())
     }
     fn gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
         // The gradient's product with a word's embedding: what the word itself adds to the reward.
         let gradient = |span: &GradientSpan<'_>| Gradient {
-            score: self.reward(&span.span),
+            score: self.score_of(&span.span),
             dots: span.candidates.iter().map(|&id| reward(&[id])).collect(),
             norm: 1.0,
             rows: Vec::new(),
@@ -123,8 +120,15 @@ impl Model for Toy {
     }
 }
 
+fn models() -> Result<ModelPair> {
+    // Shapes are for the engine's checks; only the vocabulary matters here.
+    let [policy, reward] = synthetic::pair("demo")?.map(|config| ModelConfig { vocab_size: WORDS.len(), ..config });
+    let toy = |role, config| -> Option<Box<dyn Model>> { Some(Box::new(Toy { role, config, sequences: Vec::new() })) };
+    Ok(ModelPair { policy: toy(Role::Policy, policy), reward: toy(Role::Reward, reward) })
+}
+
 fn main() -> Result<()> {
-    let engine = Engine::start(Settings::default(), Toy::pair)?;
+    let engine = Engine::start(Settings::default(), models)?;
     // Half a nat is enough to be uncertain; id 0 ends the answer.
     let options =
         Options { max_new_tokens: 16, entropy_threshold: 0.5, min_generated: 2, top_k: 3, ..Options::new(0, vec![0]) };
