@@ -5,7 +5,9 @@
 //! table is empty and the crate builds all the same. `GGRO_CUDA_TARGETS` overrides the list of targets, for instance
 //! `sm_90a` alone while working on one card.
 
+#[path = "build/nvcc.rs"]
 mod nvcc;
+#[path = "build/nvtx.rs"]
 mod nvtx;
 
 use std::path::{Path, PathBuf};
@@ -25,7 +27,7 @@ fn kernels() {
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "GGRO_CUDA_TARGETS", "GGRO_NO_CUDA"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    for watched in ["kernels", "build"] {
+    for watched in ["kernels", "build.rs", "build"] {
         println!("cargo::rerun-if-changed={watched}");
     }
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
