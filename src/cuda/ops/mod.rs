@@ -3,7 +3,8 @@
 //!
 //! A new op `OP` has its kernels in `kernels/OP.cu` and touches four files besides: `cuda/ops/OP.rs` declares the kernels
 //! and launches them, `cuda/ops/mod.rs` names it in the list below, `lab/kernel_check/OP.rs` has its cases, its oracle and its
-//! timings, and `lab/kernel_check/mod.rs` names those.
+//! timings, and `lab/kernel_check/mod.rs` names those. A mistake planted in `tests/kernels/mutations.rs` then shows that the
+//! cases notice one.
 
 pub mod attention;
 pub mod attention_backward;

@@ -5,7 +5,7 @@ use super::errors::Errors;
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
 use super::rows::{Rows, batches, first_of};
-use super::timing::{Measured, Timed};
+use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::candidate_scores::{Inputs, ScoreQuery, candidate_scores};
 use crate::cuda::{Buffer, Device};
@@ -182,31 +182,30 @@ impl Problem {
 }
 
 pub fn timings() -> Vec<Timed> {
+    Timed::each(OP, [1, 8, 64], |slots| format!("bf16 {slots} slots, 25 of 4096"), time)
+}
+
+fn time(device: &Bench<'_>, slots: usize) -> Result<Measured> {
     /// Candidates of a slot, of `D` elements.
     const K: usize = 25;
     const D: usize = 4096;
-    let timed = |slots: usize| {
-        Timed::new(OP, format!("bf16 {slots} slots, {K} of {D}"), move |device| {
-            let mut random = Random::named("bench");
-            let drawn = stored(HalfType::Bf16, &random.vector(512 * D, Values::Normal(0.02)));
-            // Rows all over a table that no cache holds.
-            let vocabulary = 32_768;
-            let table: Vec<u16> = drawn.iter().copied().cycle().take(vocabulary * D).collect();
-            let table = Buffer::from_slice(device, &table)?;
-            let grads = Buffer::from_slice(device, &random.vector(slots * D, Values::Normal(0.3)))?;
-            let ids: Vec<u32> = (0..slots * K).map(|_| random.below(vocabulary) as u32).collect();
-            let query = |slot: usize| ScoreQuery { row: slot as u32, first: (slot * K) as u32, count: K as u32 };
-            let ids = Buffer::from_slice(device, &ids)?;
-            let queries = Buffer::from_slice(device, &(0..slots).map(query).collect::<Vec<_>>())?;
-            let mut norms = Buffer::<f32>::uninitialised(device, slots)?;
-            let mut products = Buffer::<f32>::uninitialised(device, slots * K)?;
-            let seconds = device.median(&mut [()], |_| {
-                let (grads, table, ids, queries) = (grads.view(), table.view(), ids.view(), queries.view());
-                let inputs = Inputs { grads, table, ids, queries, d: D, scale: 1.0 };
-                candidate_scores(device, HalfType::Bf16, &mut norms.view_mut(), &mut products.view_mut(), &inputs)
-            })?;
-            Ok(Measured::bytes(seconds, slots * (K * (2 * D + 8) + 4 * D)))
-        })
-    };
-    [1, 8, 64].map(timed).into()
+    let mut random = Random::named("bench");
+    let drawn = stored(HalfType::Bf16, &random.vector(512 * D, Values::Normal(0.02)));
+    // Rows all over a table that no cache holds.
+    let vocabulary = 32_768;
+    let table: Vec<u16> = drawn.iter().copied().cycle().take(vocabulary * D).collect();
+    let table = Buffer::from_slice(device, &table)?;
+    let grads = Buffer::from_slice(device, &random.vector(slots * D, Values::Normal(0.3)))?;
+    let ids: Vec<u32> = (0..slots * K).map(|_| random.below(vocabulary) as u32).collect();
+    let query = |slot: usize| ScoreQuery { row: slot as u32, first: (slot * K) as u32, count: K as u32 };
+    let ids = Buffer::from_slice(device, &ids)?;
+    let queries = Buffer::from_slice(device, &(0..slots).map(query).collect::<Vec<_>>())?;
+    let mut norms = Buffer::<f32>::uninitialised(device, slots)?;
+    let mut products = Buffer::<f32>::uninitialised(device, slots * K)?;
+    let seconds = device.median(&mut [()], |_| {
+        let (grads, table, ids, queries) = (grads.view(), table.view(), ids.view(), queries.view());
+        let inputs = Inputs { grads, table, ids, queries, d: D, scale: 1.0 };
+        candidate_scores(device, HalfType::Bf16, &mut norms.view_mut(), &mut products.view_mut(), &inputs)
+    })?;
+    Ok(Measured::bytes(seconds, slots * (K * (2 * D + 8) + 4 * D)))
 }

@@ -3,7 +3,7 @@
 use super::case::{Case, Check};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored};
-use super::timing::{Measured, Timed};
+use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::copy_rows::copy_rows;
 use crate::cuda::{Buffer, Device, Element};
@@ -59,19 +59,17 @@ fn run<T: Element + std::fmt::Debug>(
 }
 
 pub fn timings() -> Vec<Timed> {
+    Timed::each(OP, [8, 64, 512], |rows| format!("f32 [{rows}, 4096]"), time)
+}
+
+fn time(device: &Bench<'_>, rows: usize) -> Result<Measured> {
     let width = 4096;
-    let timed = |rows: usize| {
-        Timed::new(OP, format!("f32 [{rows}, {width}]"), move |device| {
-            let (elements, bytes) = (rows * width, 8 * rows * width);
-            let pairs = Buffer::from_slice(device, &(0..rows as u32).map(|i| [i, i]).collect::<Vec<_>>())?;
-            let mut sets = device.sets(bytes, |_| {
-                Ok((Buffer::<f32>::zeros(device, elements)?, Buffer::<f32>::uninitialised(device, elements)?))
-            })?;
-            let seconds = device.median(&mut sets, |(src, dst)| {
-                copy_rows(device, &mut dst.view_mut(), src.view(), pairs.view(), width)
-            })?;
-            Ok(Measured::bytes(seconds, bytes))
-        })
-    };
-    [8, 64, 512].map(timed).into()
+    let (elements, bytes) = (rows * width, 8 * rows * width);
+    let pairs = Buffer::from_slice(device, &(0..rows as u32).map(|i| [i, i]).collect::<Vec<_>>())?;
+    let mut sets = device.sets(bytes, |_| {
+        Ok((Buffer::<f32>::zeros(device, elements)?, Buffer::<f32>::uninitialised(device, elements)?))
+    })?;
+    let seconds = device
+        .median(&mut sets, |(src, dst)| copy_rows(device, &mut dst.view_mut(), src.view(), pairs.view(), width))?;
+    Ok(Measured::bytes(seconds, bytes))
 }

@@ -4,7 +4,7 @@ use super::case::{Case, Check};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
 use super::rows::{ROWS, Rows, batches, repeated};
-use super::timing::{COLD, Measured, Timed};
+use super::timing::{Bench, COLD, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::embed::embed;
 use crate::cuda::{Buffer, Device};
@@ -65,21 +65,19 @@ fn run(
 }
 
 pub fn timings() -> Vec<Timed> {
+    Timed::each(OP, [1, 128, 2048], |rows| format!("bf16 [{rows}, 4096]"), time)
+}
+
+fn time(device: &Bench<'_>, rows: usize) -> Result<Measured> {
     let d = 4096;
-    let timed = |rows: usize| {
-        Timed::new(OP, format!("bf16 [{rows}, {d}]"), move |device| {
-            let bytes = rows * d * 6;
-            // Rows far apart, in a table larger than any cache.
-            let vocabulary = COLD / d;
-            let table = Buffer::<u16>::zeros(device, vocabulary * d)?;
-            let ids: Vec<u32> = (0..rows).map(|row| (row * 7919 % vocabulary) as u32).collect();
-            let ids = Buffer::from_slice(device, &ids)?;
-            let mut sets = device.sets(bytes, |_| Buffer::<f32>::uninitialised(device, rows * d))?;
-            let seconds = device.median(&mut sets, |out| {
-                embed(device, HalfType::Bf16, &mut out.view_mut(), table.view(), ids.view(), d)
-            })?;
-            Ok(Measured::bytes(seconds, bytes))
-        })
-    };
-    [1, 128, 2048].map(timed).into()
+    let bytes = rows * d * 6;
+    // Rows far apart, in a table larger than any cache.
+    let vocabulary = COLD / d;
+    let table = Buffer::<u16>::zeros(device, vocabulary * d)?;
+    let ids: Vec<u32> = (0..rows).map(|row| (row * 7919 % vocabulary) as u32).collect();
+    let ids = Buffer::from_slice(device, &ids)?;
+    let mut sets = device.sets(bytes, |_| Buffer::<f32>::uninitialised(device, rows * d))?;
+    let seconds = device
+        .median(&mut sets, |out| embed(device, HalfType::Bf16, &mut out.view_mut(), table.view(), ids.view(), d))?;
+    Ok(Measured::bytes(seconds, bytes))
 }

@@ -4,7 +4,7 @@ use super::case::{Case, Check};
 use super::guarded::Guarded;
 use super::numbers::Random;
 use super::rows::ROWS;
-use super::timing::{Measured, Timed};
+use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::kv::KvLayout;
 use crate::cuda::ops::kv_copy::kv_copy;
@@ -62,15 +62,14 @@ fn run(device: &Device, check: &mut Check, layout: KvLayout) -> Result<()> {
 }
 
 pub fn timings() -> Vec<Timed> {
-    let timed = |copies: usize| {
-        Timed::new(OP, format!("{copies} blocks of 32 layers, 8 heads of 128"), move |device| {
-            let layout = KvLayout { layers: 32, kv_heads: 8, head: 128 };
-            let mut pool = Buffer::<u16>::zeros(device, 2 * copies * layout.block())?;
-            let list: Vec<[u32; 3]> = (0..copies as u32).map(|i| [2 * i, 2 * i + 1, 64]).collect();
-            let list = Buffer::from_slice(device, &list)?;
-            let seconds = device.median(&mut [()], |_| kv_copy(device, &mut pool.view_mut(), list.view(), layout))?;
-            Ok(Measured::bytes(seconds, 2 * copies * 2 * layout.block()))
-        })
-    };
-    [1, 25].map(timed).into()
+    Timed::each(OP, [1, 25], |copies| format!("{copies} blocks of 32 layers, 8 heads of 128"), time)
+}
+
+fn time(device: &Bench<'_>, copies: usize) -> Result<Measured> {
+    let layout = KvLayout { layers: 32, kv_heads: 8, head: 128 };
+    let mut pool = Buffer::<u16>::zeros(device, 2 * copies * layout.block())?;
+    let list: Vec<[u32; 3]> = (0..copies as u32).map(|i| [2 * i, 2 * i + 1, 64]).collect();
+    let list = Buffer::from_slice(device, &list)?;
+    let seconds = device.median(&mut [()], |_| kv_copy(device, &mut pool.view_mut(), list.view(), layout))?;
+    Ok(Measured::bytes(seconds, 2 * copies * 2 * layout.block()))
 }

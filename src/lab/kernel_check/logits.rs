@@ -4,7 +4,7 @@ use super::case::{Case, Check};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values};
 use super::softmax_entropy::random_rows;
-use super::timing::{Measured, Timed};
+use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::logits::{chosen_logits, log_probabilities};
 use crate::cuda::ops::softmax_entropy::RowStatsOut;
@@ -86,26 +86,28 @@ fn chosen(device: &Device, check: &mut Check, logits: &[f32], v: usize) -> Resul
     Ok(())
 }
 
+const V: usize = 128_256;
+
 pub fn timings() -> Vec<Timed> {
-    const V: usize = 128_256;
+    let mut all = Timed::each("log_probabilities", [1, 8], |rows| format!("[{rows}, {V}]"), time_log_probabilities);
+    all.extend(Timed::each("chosen_logits", [64], |n| format!("{n} of [1, {V}]"), time_chosen));
+    all
+}
+
+fn time_log_probabilities(device: &Bench<'_>, rows: usize) -> Result<Measured> {
     let stats = RowStatsOut { finite: 1, log_sum_exp: 12.0, ..RowStatsOut::default() };
-    let probabilities = |rows: usize| {
-        Timed::new("log_probabilities", format!("[{rows}, {V}]"), move |device| {
-            let (mut logits, stats) = (random_rows(device, rows, V)?, Buffer::from_slice(device, &vec![stats; rows])?);
-            let mut out = Buffer::<f32>::uninitialised(device, rows * V)?;
-            let seconds = device.median(&mut logits, |logits| {
-                log_probabilities(device, &mut out.view_mut(), logits.view(), stats.view())
-            })?;
-            Ok(Measured::bytes(seconds, 8 * rows * V))
-        })
-    };
-    let chosen = Timed::new("chosen_logits", format!("64 of [1, {V}]"), |device| {
-        let mut logits = random_rows(device, 1, V)?;
-        let pairs = Buffer::from_slice(device, &(0..64).map(|i| [0, i * 2003]).collect::<Vec<_>>())?;
-        let mut out = Buffer::<f32>::uninitialised(device, 64)?;
-        let seconds = device
-            .median(&mut logits, |logits| chosen_logits(device, &mut out.view_mut(), logits.view(), pairs.view(), V))?;
-        Ok(Measured::bytes(seconds, 64 * 16))
-    });
-    [1, 8].map(probabilities).into_iter().chain([chosen]).collect()
+    let (mut logits, stats) = (random_rows(device, rows, V)?, Buffer::from_slice(device, &vec![stats; rows])?);
+    let mut out = Buffer::<f32>::uninitialised(device, rows * V)?;
+    let seconds = device
+        .median(&mut logits, |logits| log_probabilities(device, &mut out.view_mut(), logits.view(), stats.view()))?;
+    Ok(Measured::bytes(seconds, 8 * rows * V))
+}
+
+fn time_chosen(device: &Bench<'_>, n: u32) -> Result<Measured> {
+    let mut logits = random_rows(device, 1, V)?;
+    let pairs = Buffer::from_slice(device, &(0..n).map(|i| [0, i * 2003]).collect::<Vec<_>>())?;
+    let mut out = Buffer::<f32>::uninitialised(device, n as usize)?;
+    let seconds = device
+        .median(&mut logits, |logits| chosen_logits(device, &mut out.view_mut(), logits.view(), pairs.view(), V))?;
+    Ok(Measured::bytes(seconds, n as usize * 16))
 }

@@ -3,7 +3,7 @@
 use super::case::{Case, Check};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values};
-use super::timing::{Measured, Timed};
+use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::pad_convert::{Changed, Groups, Layout, Stored, pad_convert};
 use crate::cuda::staging::SLOT;
@@ -160,23 +160,23 @@ impl Problem {
 
 /// From a slot of the staging ring.
 pub fn timings() -> Vec<Timed> {
-    let timed = |dtype: DType| {
-        let (cols, width) = (4000, 4096);
-        Timed::new(OP, format!("{} rows of {cols} into {width}", dtype.name()), move |device| {
-            let rows = SLOT / (cols * dtype.size());
-            let layout = Layout::corner(rows, cols, width);
-            let bytes = rows * cols * (dtype.size() + 2);
-            let mut changed = Buffer::<Changed>::zeros(device, 1)?;
-            let mut sets = device.sets(bytes, |_| {
-                let from = Buffer::<u8>::zeros(device, rows * cols * dtype.size())?;
-                Ok((Buffer::<u16>::zeros(device, rows * width)?, from))
-            })?;
-            let seconds = device.median(&mut sets, |(out, from)| {
-                let from = Stored { bytes: from.view(), dtype, first: 0 };
-                pad_convert(device, HalfType::Bf16, &mut out.view_mut(), from, &layout, &mut changed.view_mut())
-            })?;
-            Ok(Measured::bytes(seconds, bytes))
-        })
-    };
-    [DType::Bf16, DType::F32].map(timed).into()
+    let case = |dtype: DType| format!("{} rows of 4000 into 4096", dtype.name());
+    Timed::each(OP, [DType::Bf16, DType::F32], case, time)
+}
+
+fn time(device: &Bench<'_>, dtype: DType) -> Result<Measured> {
+    let (cols, width) = (4000, 4096);
+    let rows = SLOT / (cols * dtype.size());
+    let layout = Layout::corner(rows, cols, width);
+    let bytes = rows * cols * (dtype.size() + 2);
+    let mut changed = Buffer::<Changed>::zeros(device, 1)?;
+    let mut sets = device.sets(bytes, |_| {
+        let from = Buffer::<u8>::zeros(device, rows * cols * dtype.size())?;
+        Ok((Buffer::<u16>::zeros(device, rows * width)?, from))
+    })?;
+    let seconds = device.median(&mut sets, |(out, from)| {
+        let from = Stored { bytes: from.view(), dtype, first: 0 };
+        pad_convert(device, HalfType::Bf16, &mut out.view_mut(), from, &layout, &mut changed.view_mut())
+    })?;
+    Ok(Measured::bytes(seconds, bytes))
 }

@@ -5,7 +5,7 @@ use super::errors::{Errors, SMALLEST, half_unit};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
 use super::rows::{Outputs, Rows, batches, first_of, repeated, single};
-use super::timing::{Measured, Timed};
+use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::rmsnorm::{Delta, Norm, Upstream, rmsnorm, rmsnorm_backward};
 use crate::cuda::{Buffer, Device};
@@ -315,46 +315,48 @@ pub fn simulated_backward(dy: &[f32], x: &[f32], weight: &[f32], columns: usize,
 }
 
 pub fn timings() -> Vec<Timed> {
+    let case = |rows| format!("bf16 [{rows}, 4096]");
+    let mut all = Timed::each("rmsnorm", [1, 64, 2048], case, time);
+    all.extend(Timed::each("rmsnorm_backward", [16, 128, 2048], case, time_backward));
+    all
+}
+
+fn time(device: &Bench<'_>, rows: usize) -> Result<Measured> {
     let d = 4096;
-    let forward = |rows: usize| {
-        Timed::new("rmsnorm", format!("bf16 [{rows}, {d}]"), move |device| {
-            let (elements, bytes) = (rows * d, rows * d * (4 + 2 + 4 + 2));
-            let mut random = Random::named("bench");
-            let weight = device.random(&mut random, d, Values::Normal(1.0))?;
-            let residual = random.vector(elements, Values::Normal(1.0));
-            let delta = stored(HalfType::Bf16, &random.vector(elements, Values::Normal(0.01)));
-            let mut sets = device.sets(bytes, |_| {
-                let out = Buffer::<u16>::uninitialised(device, elements)?;
-                Ok((out, Buffer::from_slice(device, &residual)?, Buffer::from_slice(device, &delta)?))
-            })?;
-            let seconds = device.median(&mut sets, |(out, residual, delta)| {
-                let delta = Delta::HalfType(delta.view());
-                let norm = Norm { weight: weight.view(), columns: d, eps: EPS };
-                rmsnorm(device, HalfType::Bf16, &mut out.view_mut(), &mut residual.view_mut(), delta, norm)
-            })?;
-            Ok(Measured::bytes(seconds, bytes))
-        })
-    };
-    let backward = |rows: usize| {
-        Timed::new("rmsnorm_backward", format!("bf16 [{rows}, {d}]"), move |device| {
-            let (elements, bytes) = (rows * d, rows * d * (12 + 4 + 2));
-            let mut random = Random::named("bench");
-            let weight = device.random(&mut random, d, Values::Normal(1.0))?;
-            let values = random.vector(elements, Values::Normal(1.0));
-            let mut sets = device.sets(bytes, |_| {
-                let [grad, dy, residual] = [&values; 3].map(|values| Buffer::from_slice(device, values));
-                Ok((grad?, Buffer::<u16>::uninitialised(device, elements)?, dy?, residual?))
-            })?;
-            let seconds = device.median(&mut sets, |(grad, rounded, dy, residual)| {
-                let norm = Norm { weight: weight.view(), columns: d, eps: EPS };
-                let (grad, rounded) = (&mut grad.view_mut(), &mut rounded.view_mut());
-                let upstream = Upstream::Rows(dy.view());
-                rmsnorm_backward(device, HalfType::Bf16, grad, Some(rounded), upstream, residual.view(), norm)
-            })?;
-            Ok(Measured::bytes(seconds, bytes))
-        })
-    };
-    [1, 64, 2048].map(forward).into_iter().chain([16, 128, 2048].map(backward)).collect()
+    let (elements, bytes) = (rows * d, rows * d * (4 + 2 + 4 + 2));
+    let mut random = Random::named("bench");
+    let weight = device.random(&mut random, d, Values::Normal(1.0))?;
+    let residual = random.vector(elements, Values::Normal(1.0));
+    let delta = stored(HalfType::Bf16, &random.vector(elements, Values::Normal(0.01)));
+    let mut sets = device.sets(bytes, |_| {
+        let out = Buffer::<u16>::uninitialised(device, elements)?;
+        Ok((out, Buffer::from_slice(device, &residual)?, Buffer::from_slice(device, &delta)?))
+    })?;
+    let seconds = device.median(&mut sets, |(out, residual, delta)| {
+        let delta = Delta::HalfType(delta.view());
+        let norm = Norm { weight: weight.view(), columns: d, eps: EPS };
+        rmsnorm(device, HalfType::Bf16, &mut out.view_mut(), &mut residual.view_mut(), delta, norm)
+    })?;
+    Ok(Measured::bytes(seconds, bytes))
+}
+
+fn time_backward(device: &Bench<'_>, rows: usize) -> Result<Measured> {
+    let d = 4096;
+    let (elements, bytes) = (rows * d, rows * d * (12 + 4 + 2));
+    let mut random = Random::named("bench");
+    let weight = device.random(&mut random, d, Values::Normal(1.0))?;
+    let values = random.vector(elements, Values::Normal(1.0));
+    let mut sets = device.sets(bytes, |_| {
+        let [grad, dy, residual] = [&values; 3].map(|values| Buffer::from_slice(device, values));
+        Ok((grad?, Buffer::<u16>::uninitialised(device, elements)?, dy?, residual?))
+    })?;
+    let seconds = device.median(&mut sets, |(grad, rounded, dy, residual)| {
+        let norm = Norm { weight: weight.view(), columns: d, eps: EPS };
+        let (grad, rounded) = (&mut grad.view_mut(), &mut rounded.view_mut());
+        let upstream = Upstream::Rows(dy.view());
+        rmsnorm_backward(device, HalfType::Bf16, grad, Some(rounded), upstream, residual.view(), norm)
+    })?;
+    Ok(Measured::bytes(seconds, bytes))
 }
 
 #[cfg(test)]

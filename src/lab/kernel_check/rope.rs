@@ -6,7 +6,7 @@ use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
 use super::rmsnorm;
 use super::rows::{Rows, batches, first_of, repeated, single};
-use super::timing::{Measured, Timed};
+use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::kv::{KvLayout, KvRows};
 use crate::cuda::ops::rope::{Gradients, HeadNorms, Heads, Inputs, rope, rope_backward};
@@ -319,54 +319,55 @@ fn turn(x: &[f64], angles: &[[f32; 2]], direction: f64) -> Vec<(f64, f64)> {
     (0..2 * half).map(element).collect()
 }
 
-/// Without head norms.
+/// Heads of what is timed, without norms.
+const TIMED: Heads = Heads { heads: 32, kv_heads: 8, head: 128, padded: 128 };
+const TIMED_LAYOUT: KvLayout = KvLayout { layers: 1, kv_heads: TIMED.kv_heads, head: TIMED.padded };
+
 pub fn timings() -> Vec<Timed> {
-    const HEADS: Heads = Heads { heads: 32, kv_heads: 8, head: 128, padded: 128 };
-    let layout = KvLayout { layers: 1, kv_heads: HEADS.kv_heads, head: HEADS.padded };
-    let case = |rows: usize| format!("bf16 {rows} rows, 32 + 2 x 8 heads");
-    // Positions or slots, and angles.
-    let places = |device: &Device, rows: usize| -> Result<_> {
-        let places: Vec<u32> = (0..rows as u32).collect();
-        let table = Buffer::from_slice(device, &vec![[0.6f32, 0.8]; rows * HEADS.head / 2])?;
-        Ok((Buffer::from_slice(device, &places)?, table))
-    };
-    let forward = |rows: usize| {
-        Timed::new("rope", case(rows), move |device| {
-            let bytes = rows * HEADS.qkv() * 4;
-            let (places, table) = places(device, rows)?;
-            let mut sets = device.sets(bytes, |_| {
-                let out = Buffer::<u16>::uninitialised(device, rows * HEADS.heads * HEADS.padded)?;
-                let pool = Buffer::<u16>::uninitialised(device, rows.div_ceil(BLOCK) * layout.block())?;
-                Ok((Buffer::<u16>::zeros(device, rows * HEADS.qkv())?, out, pool))
-            })?;
-            let seconds = device.median(&mut sets, |(qkv, out, pool)| {
-                let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms: None };
-                let mut kv = KvRows { pool: pool.view_mut(), layout, layer: 0, slots: places.view() };
-                rope(device, HalfType::Bf16, &mut out.view_mut(), &mut kv, &inputs, HEADS)
-            })?;
-            Ok(Measured::bytes(seconds, bytes))
-        })
-    };
-    let backward = |rows: usize| {
-        Timed::new("rope_backward", case(rows), move |device| {
-            let bytes = rows * HEADS.qkv() * 6;
-            let (places, table) = places(device, rows)?;
-            let mut sets = device.sets(bytes, |_| {
-                let gradients = [HEADS.heads, HEADS.kv_heads, HEADS.kv_heads]
-                    .map(|count| Buffer::<f32>::zeros(device, rows * count * HEADS.padded));
-                let [dq, dk, dv] = gradients;
-                let out = Buffer::<u16>::uninitialised(device, rows * HEADS.qkv())?;
-                Ok((Buffer::<u16>::zeros(device, rows * HEADS.qkv())?, [dq?, dk?, dv?], out))
-            })?;
-            let seconds = device.median(&mut sets, |(qkv, [dq, dk, dv], out)| {
-                let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms: None };
-                let gradients = Gradients { q: dq.view(), k: dk.view(), v: dv.view() };
-                rope_backward(device, HalfType::Bf16, &mut out.view_mut(), &gradients, &inputs, HEADS)
-            })?;
-            Ok(Measured::bytes(seconds, bytes))
-        })
-    };
-    [16, 128, 2048].map(forward).into_iter().chain([16, 128, 2048].map(backward)).collect()
+    let case = |rows| format!("bf16 {rows} rows, 32 + 2 x 8 heads");
+    let mut all = Timed::each("rope", [16, 128, 2048], case, time);
+    all.extend(Timed::each("rope_backward", [16, 128, 2048], case, time_backward));
+    all
+}
+
+/// Positions, which are slots too, and angles.
+fn places(device: &Device, rows: usize) -> Result<(Buffer<u32>, Buffer<[f32; 2]>)> {
+    let table = Buffer::from_slice(device, &vec![[0.6f32, 0.8]; rows * TIMED.head / 2])?;
+    Ok((Buffer::from_slice(device, &(0..rows as u32).collect::<Vec<_>>())?, table))
+}
+
+fn time(device: &Bench<'_>, rows: usize) -> Result<Measured> {
+    let bytes = rows * TIMED.qkv() * 4;
+    let (places, table) = places(device, rows)?;
+    let mut sets = device.sets(bytes, |_| {
+        let out = Buffer::<u16>::uninitialised(device, rows * TIMED.heads * TIMED.padded)?;
+        let pool = Buffer::<u16>::uninitialised(device, rows.div_ceil(BLOCK) * TIMED_LAYOUT.block())?;
+        Ok((Buffer::<u16>::zeros(device, rows * TIMED.qkv())?, out, pool))
+    })?;
+    let seconds = device.median(&mut sets, |(qkv, out, pool)| {
+        let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms: None };
+        let mut kv = KvRows { pool: pool.view_mut(), layout: TIMED_LAYOUT, layer: 0, slots: places.view() };
+        rope(device, HalfType::Bf16, &mut out.view_mut(), &mut kv, &inputs, TIMED)
+    })?;
+    Ok(Measured::bytes(seconds, bytes))
+}
+
+fn time_backward(device: &Bench<'_>, rows: usize) -> Result<Measured> {
+    let bytes = rows * TIMED.qkv() * 6;
+    let (places, table) = places(device, rows)?;
+    let mut sets = device.sets(bytes, |_| {
+        let gradients = [TIMED.heads, TIMED.kv_heads, TIMED.kv_heads]
+            .map(|count| Buffer::<f32>::zeros(device, rows * count * TIMED.padded));
+        let [dq, dk, dv] = gradients;
+        let out = Buffer::<u16>::uninitialised(device, rows * TIMED.qkv())?;
+        Ok((Buffer::<u16>::zeros(device, rows * TIMED.qkv())?, [dq?, dk?, dv?], out))
+    })?;
+    let seconds = device.median(&mut sets, |(qkv, [dq, dk, dv], out)| {
+        let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms: None };
+        let gradients = Gradients { q: dq.view(), k: dk.view(), v: dv.view() };
+        rope_backward(device, HalfType::Bf16, &mut out.view_mut(), &gradients, &inputs, TIMED)
+    })?;
+    Ok(Measured::bytes(seconds, bytes))
 }
 
 #[cfg(test)]

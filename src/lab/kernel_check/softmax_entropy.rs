@@ -310,42 +310,53 @@ pub fn random_rows(device: &Bench<'_>, rows: usize, v: usize) -> Result<Vec<Buff
     device.sets(4 * rows * v, |_| Buffer::from_slice(device, &logits))
 }
 
+/// Logits of a row that is timed, and how many of them are listed.
+const V: usize = 128_256;
+const K: usize = 25;
+
 pub fn timings() -> Vec<Timed> {
-    const V: usize = 128_256;
-    const K: usize = 25;
-    let statistics = |rows: usize| {
-        Timed::new("softmax_entropy", format!("[{rows}, {V}]"), move |device| {
-            let mut logits = random_rows(device, rows, V)?;
-            let floors = Buffer::from_slice(device, &vec![1e-9f64; rows])?;
-            let mut stats = Buffer::<RowStatsOut>::uninitialised(device, rows)?;
-            let mut scratch = Scratch::new(device, rows, V)?;
-            let seconds = device.median(&mut logits, |logits| {
-                softmax_entropy(device, &mut stats.view_mut(), logits.view(), floors.view(), &mut scratch)
-            })?;
-            Ok(Measured::bytes(seconds, 4 * rows * V))
-        })
-    };
-    let largest = |(rows, when): (usize, When)| {
-        let what = if when == When::Never { "none asked for".to_string() } else { format!("{K} largest") };
-        Timed::new("top_k", format!("[{rows}, {V}], {what}"), move |device| {
-            let mut logits = random_rows(device, rows, V)?;
-            let stats = RowStatsOut { finite: 1, log_sum_exp: 12.0, ..RowStatsOut::default() };
-            let stats = Buffer::from_slice(device, &vec![stats; rows])?;
-            let queries = Buffer::from_slice(device, &vec![TopKQuery::new(K, when, 0.0); rows])?;
-            let mut ids = Buffer::<u32>::uninitialised(device, rows * K)?;
-            let mut values = Buffer::<f32>::uninitialised(device, rows * K)?;
-            let mut found = Buffer::<u32>::uninitialised(device, rows)?;
-            let mut scratch = Scratch::new(device, rows, V)?;
-            let seconds = device.median(&mut logits, |logits| {
-                let (ids, logits_out, found) = (ids.view_mut(), values.view_mut(), found.view_mut());
-                let mut out = TopKOut { ids, logits: logits_out, found, stride: K };
-                top_k(device, &mut out, logits.view(), stats.view(), queries.view(), V, &mut scratch)
-            })?;
-            let read = if when == When::Never { rows * size_of::<RowStatsOut>() } else { 4 * rows * V };
-            Ok(Measured::bytes(seconds, read + rows * (8 * K + 4)))
-        })
-    };
-    // The last one: what a step pays when no row reaches its threshold.
-    let lists = [(1, When::Always), (8, When::Always), (64, When::Always), (64, When::Never)];
-    [1, 8, 64].map(statistics).into_iter().chain(lists.map(largest)).collect()
+    let mut all = Timed::each(OP, [1, 8, 64], |rows| format!("[{rows}, {V}]"), time);
+    all.extend(Timed::each(
+        "top_k",
+        [1, 8, 64],
+        |rows| format!("[{rows}, {V}], {K} largest"),
+        |device, rows| time_top_k(device, rows, When::Always),
+    ));
+    // What a step pays when no row reaches its threshold.
+    all.extend(Timed::each(
+        "top_k",
+        [64],
+        |rows| format!("[{rows}, {V}], none asked for"),
+        |device, rows| time_top_k(device, rows, When::Never),
+    ));
+    all
+}
+
+fn time(device: &Bench<'_>, rows: usize) -> Result<Measured> {
+    let mut logits = random_rows(device, rows, V)?;
+    let floors = Buffer::from_slice(device, &vec![1e-9f64; rows])?;
+    let mut stats = Buffer::<RowStatsOut>::uninitialised(device, rows)?;
+    let mut scratch = Scratch::new(device, rows, V)?;
+    let seconds = device.median(&mut logits, |logits| {
+        softmax_entropy(device, &mut stats.view_mut(), logits.view(), floors.view(), &mut scratch)
+    })?;
+    Ok(Measured::bytes(seconds, 4 * rows * V))
+}
+
+fn time_top_k(device: &Bench<'_>, rows: usize, when: When) -> Result<Measured> {
+    let mut logits = random_rows(device, rows, V)?;
+    let stats = RowStatsOut { finite: 1, log_sum_exp: 12.0, ..RowStatsOut::default() };
+    let stats = Buffer::from_slice(device, &vec![stats; rows])?;
+    let queries = Buffer::from_slice(device, &vec![TopKQuery::new(K, when, 0.0); rows])?;
+    let mut ids = Buffer::<u32>::uninitialised(device, rows * K)?;
+    let mut values = Buffer::<f32>::uninitialised(device, rows * K)?;
+    let mut found = Buffer::<u32>::uninitialised(device, rows)?;
+    let mut scratch = Scratch::new(device, rows, V)?;
+    let seconds = device.median(&mut logits, |logits| {
+        let (ids, logits_out, found) = (ids.view_mut(), values.view_mut(), found.view_mut());
+        let mut out = TopKOut { ids, logits: logits_out, found, stride: K };
+        top_k(device, &mut out, logits.view(), stats.view(), queries.view(), V, &mut scratch)
+    })?;
+    let read = if when == When::Never { rows * size_of::<RowStatsOut>() } else { 4 * rows * V };
+    Ok(Measured::bytes(seconds, read + rows * (8 * K + 4)))
 }

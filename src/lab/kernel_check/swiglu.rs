@@ -5,7 +5,7 @@ use super::errors::{Errors, SMALLEST, half_unit};
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
 use super::rows::{Rows, batches, first_of, repeated, single};
-use super::timing::{Measured, Timed};
+use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::swiglu::{swiglu, swiglu_backward};
 use crate::cuda::{Buffer, Device};
@@ -138,37 +138,38 @@ fn exact_backward(d: f64, gate: f64, up: f64) -> [(f64, f64); 2] {
 }
 
 pub fn timings() -> Vec<Timed> {
+    let case = |rows| format!("bf16 [{rows}, 14336]");
+    let mut all = Timed::each("swiglu", [1, 128, 2048], case, time);
+    all.extend(Timed::each("swiglu_backward", [16, 128, 2048], case, time_backward));
+    all
+}
+
+fn time(device: &Bench<'_>, rows: usize) -> Result<Measured> {
     let f = 14_336;
-    let forward = |rows: usize| {
-        Timed::new("swiglu", format!("bf16 [{rows}, {f}]"), move |device| {
-            let bytes = rows * f * 6;
-            let gate_up = stored(HalfType::Bf16, &Random::named("bench").vector(rows * 2 * f, Values::Normal(1.0)));
-            let mut sets = device.sets(bytes, |_| {
-                Ok((Buffer::<u16>::uninitialised(device, rows * f)?, Buffer::from_slice(device, &gate_up)?))
-            })?;
-            let seconds = device.median(&mut sets, |(out, gate_up)| {
-                swiglu(device, HalfType::Bf16, &mut out.view_mut(), gate_up.view(), f)
-            })?;
-            Ok(Measured::bytes(seconds, bytes))
-        })
-    };
-    let backward = |rows: usize| {
-        Timed::new("swiglu_backward", format!("bf16 [{rows}, {f}]"), move |device| {
-            let bytes = rows * f * 12;
-            let mut random = Random::named("bench");
-            let gate_up = stored(HalfType::Bf16, &random.vector(rows * 2 * f, Values::Normal(1.0)));
-            let d_act = random.vector(rows * f, Values::Normal(1.0));
-            let mut sets = device.sets(bytes, |_| {
-                let inputs = (Buffer::from_slice(device, &d_act)?, Buffer::from_slice(device, &gate_up)?);
-                Ok((Buffer::<u16>::uninitialised(device, rows * 2 * f)?, inputs.0, inputs.1))
-            })?;
-            let seconds = device.median(&mut sets, |(out, d_act, gate_up)| {
-                swiglu_backward(device, HalfType::Bf16, &mut out.view_mut(), d_act.view(), gate_up.view(), f)
-            })?;
-            Ok(Measured::bytes(seconds, bytes))
-        })
-    };
-    [1, 128, 2048].map(forward).into_iter().chain([16, 128, 2048].map(backward)).collect()
+    let bytes = rows * f * 6;
+    let gate_up = stored(HalfType::Bf16, &Random::named("bench").vector(rows * 2 * f, Values::Normal(1.0)));
+    let mut sets = device.sets(bytes, |_| {
+        Ok((Buffer::<u16>::uninitialised(device, rows * f)?, Buffer::from_slice(device, &gate_up)?))
+    })?;
+    let seconds = device
+        .median(&mut sets, |(out, gate_up)| swiglu(device, HalfType::Bf16, &mut out.view_mut(), gate_up.view(), f))?;
+    Ok(Measured::bytes(seconds, bytes))
+}
+
+fn time_backward(device: &Bench<'_>, rows: usize) -> Result<Measured> {
+    let f = 14_336;
+    let bytes = rows * f * 12;
+    let mut random = Random::named("bench");
+    let gate_up = stored(HalfType::Bf16, &random.vector(rows * 2 * f, Values::Normal(1.0)));
+    let d_act = random.vector(rows * f, Values::Normal(1.0));
+    let mut sets = device.sets(bytes, |_| {
+        let inputs = (Buffer::from_slice(device, &d_act)?, Buffer::from_slice(device, &gate_up)?);
+        Ok((Buffer::<u16>::uninitialised(device, rows * 2 * f)?, inputs.0, inputs.1))
+    })?;
+    let seconds = device.median(&mut sets, |(out, d_act, gate_up)| {
+        swiglu_backward(device, HalfType::Bf16, &mut out.view_mut(), d_act.view(), gate_up.view(), f)
+    })?;
+    Ok(Measured::bytes(seconds, bytes))
 }
 
 #[cfg(test)]

@@ -138,16 +138,28 @@ impl Measured {
     }
 }
 
+type Measure = Box<dyn Fn(&Bench<'_>) -> Result<Measured>>;
+
 /// An op, a shape in words, and how it is measured.
 pub struct Timed {
     pub op: &'static str,
     case: String,
-    measure: Box<dyn Fn(&Bench<'_>) -> Result<Measured>>,
+    measure: Measure,
 }
 
 impl Timed {
     pub fn new(op: &'static str, case: String, measure: impl Fn(&Bench<'_>) -> Result<Measured> + 'static) -> Self {
         Timed { op, case, measure: Box::new(measure) }
+    }
+
+    /// One timing for each shape.
+    pub fn each<S: Copy + 'static, const N: usize>(
+        op: &'static str,
+        shapes: [S; N],
+        case: impl Fn(S) -> String,
+        measure: fn(&Bench<'_>, S) -> Result<Measured>,
+    ) -> Vec<Self> {
+        shapes.map(|shape| Timed::new(op, case(shape), move |device| measure(device, shape))).into()
     }
 }
 
