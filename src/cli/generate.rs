@@ -27,6 +27,7 @@ const NO_EFFECT: &str = "has no effect here: in the official code it scales the 
 was chosen; ggro forces that token outright";
 
 pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
+    args.pair.needs_policy("an answer")?;
     if args.method.nudge_weight.is_some() {
         say(&format!("note: --nudge-weight {NO_EFFECT}"));
     }

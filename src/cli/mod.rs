@@ -154,6 +154,9 @@ fn hint(error: &Error) -> String {
         Remedy::StorageType => Some("--dtype bf16 or f16".to_string()),
         Remedy::Cpu => Some("--device cpu".to_string()),
     };
+    if let Error::MissingModel { model, .. } = error {
+        return format!(" (--{model} MODEL)");
+    }
     match error.remedies().iter().filter_map(flag).collect::<Vec<_>>() {
         flags if flags.is_empty() => String::new(),
         flags => format!(" ({})", flags.join(", ")),

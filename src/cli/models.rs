@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The pair.
+/// A pair, or one model of it.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Models")]
 pub(super) struct PairArgs {
@@ -23,17 +23,18 @@ pub(super) struct PairArgs {
     /// A name is looked up in the Hugging Face cache, and downloaded into it if it is not there (HF_HOME, HF_TOKEN, HF_ENDPOINT,
     /// HF_HUB_OFFLINE). A directory has the hub's files.
     /// Llama 3.x, Mistral, Qwen2, Qwen2.5 or Qwen3: config.json, model.safetensors or shards with their index,
-    /// tokenizer.json, tokenizer_config.json and, if present, generation_config.json and chat_template.jinja. Needs --reward.
+    /// tokenizer.json, tokenizer_config.json and, if present, generation_config.json and chat_template.jinja.
+    /// Without --reward this model is used alone: it decodes greedily or samples, and nothing is scored.
     #[arg(long, value_name = "MODEL")]
     pub policy: Option<PathBuf>,
 
     /// The reward model, a *ForSequenceClassification with one label: a directory or a name [default: the embedded demo pair]
     ///
-    /// It must have the policy's tokenizer. Needs --policy.
+    /// It must have the policy's tokenizer. Without --policy this model is used alone: it scores texts (ggro score).
     #[arg(long, value_name = "MODEL")]
     pub reward: Option<PathBuf>,
 
-    /// Longest sequence, prompt and answer together [default: the smaller context of the two models]
+    /// Longest sequence, prompt and answer together [default: the models' context, the smaller one of a pair]
     ///
     /// A shorter one bounds the memory of the caches; see `ggro info`.
     #[arg(long, value_name = "TOKENS",
@@ -44,7 +45,28 @@ pub(super) struct PairArgs {
 impl PairArgs {
     /// Whether the pair is the embedded one.
     pub(super) fn is_demo(&self) -> bool {
-        self.policy.is_none()
+        self.policy.is_none() && self.reward.is_none()
+    }
+
+    /// Whether there is a reward model.
+    pub(super) fn has_reward(&self) -> bool {
+        self.reward.is_some() || self.is_demo()
+    }
+
+    /// Checks that there is a policy, before anything is opened.
+    ///
+    /// # Errors
+    /// A reward model is given alone.
+    pub(super) fn needs_policy(&self, what: &str) -> Result<()> {
+        missing("policy", self.policy.is_none() && self.reward.is_some(), what)
+    }
+
+    /// Checks that there is a reward model, before anything is opened.
+    ///
+    /// # Errors
+    /// A policy is given alone.
+    pub(super) fn needs_reward(&self, what: &str) -> Result<()> {
+        missing("reward", !self.has_reward(), what)
     }
 
     /// The parameters that suit the pair.
@@ -52,27 +74,26 @@ impl PairArgs {
         if self.is_demo() { Preset::DEMO } else { Preset::DIALOGUE }
     }
 
-    /// Reads the pair.
+    /// Reads the pair, or the one model that is given.
     pub(super) fn load(&self) -> Result<Arc<Pair>> {
         let pair = match (&self.policy, &self.reward) {
             (None, None) => Pair::load(&demo::policy(), &demo::reward())?,
             (Some(policy), Some(reward)) => load(policy, reward)?,
-            (Some(_), None) => {
-                return Err(Error::invalid("--policy needs --reward: the two models are a pair"));
-            }
-            (None, Some(_)) => {
-                return Err(Error::invalid("--reward needs --policy: the two models are a pair"));
-            }
+            (Some(policy), None) => Pair::policy_only(&files(policy)?)?,
+            (None, Some(reward)) => Pair::reward_only(&files(reward)?)?,
         };
-        if let Some(len) = self.max_model_len {
-            let context = runtime::context(&pair);
-            if len > context {
-                return Err(Error::invalid(format!(
-                    "--max-model-len {len} is beyond the pair's context of {context} tokens"
-                )));
+        self.within_context(pair)
+    }
+
+    /// Checks that --max-model-len is within what the models were made for.
+    fn within_context(&self, pair: Pair) -> Result<Arc<Pair>> {
+        let context = runtime::context(&pair);
+        match self.max_model_len.filter(|&len| len > context) {
+            Some(len) => {
+                Err(Error::invalid(format!("--max-model-len {len} is beyond the models' context of {context} tokens")))
             }
+            None => Ok(Arc::new(pair)),
         }
-        Ok(Arc::new(pair))
     }
 
     /// The longest sequence, in tokens.
@@ -80,10 +101,18 @@ impl PairArgs {
         self.max_model_len.unwrap_or(runtime::context(pair))
     }
 
-    /// The names of policy and reward model in reports.
-    pub(super) fn names(&self) -> [String; 2] {
-        [&self.policy, &self.reward]
-            .map(|path| path.as_ref().map_or("demo".to_string(), |path| path.display().to_string()))
+    /// The names of policy and reward model in reports; `None` for one that is not there.
+    pub(super) fn names(&self) -> [Option<String>; 2] {
+        let demo = self.is_demo().then(|| "demo".to_string());
+        [&self.policy, &self.reward].map(|path| path.as_ref().map(|path| path.display().to_string()).or(demo.clone()))
+    }
+}
+
+fn missing(model: &'static str, is_missing: bool, what: &str) -> Result<()> {
+    let name = if model == "policy" { "policy" } else { "reward model" };
+    match is_missing {
+        true => Err(Error::MissingModel { model, message: format!("{what} needs a {name}, and none is given") }),
+        false => Ok(()),
     }
 }
 

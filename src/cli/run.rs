@@ -176,15 +176,18 @@ fn config(
     device: &Device,
 ) -> Result<Map<String, Value>> {
     let [policy, reward] = args.pair.names();
-    let model = |name: String, weights: u64| match args.pair.is_demo() {
-        true => name,
-        false => format!("{name}, {weights} weights"),
+    let model = |name: Option<String>, weights: Option<u64>| match name.zip(weights) {
+        Some((name, _)) if args.pair.is_demo() => Some(name),
+        Some((name, weights)) => Some(format!("{name}, {weights} weights")),
+        None => None,
     };
+    let policy_weights = pair.policy.as_ref().map(|model| model.config.num_parameters());
+    let reward_weights = pair.reward.as_ref().map(|model| model.config.num_parameters());
     let mut config = Map::new();
     let mut set = |name: &str, value: Value| drop(config.insert(name.to_string(), value));
     set("ggro", json!(env!("CARGO_PKG_VERSION")));
-    set("policy", json!(model(policy, pair.policy()?.config.num_parameters())));
-    set("reward", json!(model(reward, pair.reward()?.config.num_parameters())));
+    set("policy", json!(model(policy, policy_weights)));
+    set("reward", json!(model(reward, reward_weights)));
     set("arithmetic", json!(device.arithmetic(args.device.dtype)));
     set("task", json!(task.map(Task::name)));
     set("method", json!(if args.method.method == Method::Greedy { "greedy" } else { "ggro" }));

@@ -21,31 +21,35 @@ pub fn card(name: &str) -> Option<Limits> {
     CARDS.iter().find(|(card, _)| *card == name).map(|&(_, limits)| limits)
 }
 
-/// A row per pass, under the names that [`latency`](super::latency()) gives them: its seconds are the least there are.
-pub fn rows(policy: &ModelConfig, reward: &ModelConfig, depths: &Depths, limits: Limits) -> Vec<Row> {
+/// A row per pass of the models that are given, under the names that [`latency`](super::latency()) gives them: its seconds are the least there are.
+pub fn rows(policy: Option<&ModelConfig>, reward: Option<&ModelConfig>, depths: &Depths, limits: Limits) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut push = |phase: &str, case: String, batch: Option<usize>, positions: usize, cost: Cost| {
         let row = Row::new(phase, case, vec![limits.seconds(cost)]).costing(cost, positions).against(Some(limits));
         rows.push(Row { rows: batch, runs: 0, ..row });
     };
-    for &tokens in &depths.prefill {
-        for &prompts in &depths.prompts {
-            let case = super::latency::prefill_case(prompts, tokens);
-            push("prefill", case, None, prompts * tokens, cost::prefills(policy, prompts, tokens));
+    if let Some(policy) = policy {
+        for &tokens in &depths.prefill {
+            for &prompts in &depths.prompts {
+                let case = super::latency::prefill_case(prompts, tokens);
+                push("prefill", case, None, prompts * tokens, cost::prefills(policy, prompts, tokens));
+            }
         }
-    }
-    for &context in &depths.context {
-        for &batch in &depths.rows {
-            let case = super::latency::decode_case(batch, context);
-            push("decode", case, Some(batch), batch, cost::decode(policy, batch, context, 0));
+        for &context in &depths.context {
+            for &batch in &depths.rows {
+                let case = super::latency::decode_case(batch, context);
+                push("decode", case, Some(batch), batch, cost::decode(policy, batch, context, 0));
+            }
         }
     }
     let Depths { segment, prefix, .. } = *depths;
-    for &candidates in &depths.candidates {
-        let case = super::latency::reward_case(candidates, segment, prefix);
-        let positions = candidates * segment;
-        push("reward", case.clone(), None, positions, cost::score(reward, candidates, segment, prefix));
-        push("gradient", case, None, positions, cost::gradient(reward, candidates, segment, prefix));
+    if let Some(reward) = reward {
+        for &candidates in &depths.candidates {
+            let case = super::latency::reward_case(candidates, segment, prefix);
+            let positions = candidates * segment;
+            push("reward", case.clone(), None, positions, cost::score(reward, candidates, segment, prefix));
+            push("gradient", case, None, positions, cost::gradient(reward, candidates, segment, prefix));
+        }
     }
     rows
 }
@@ -75,7 +79,7 @@ mod tests {
             warmup: 0,
         };
         let limits = card("h200").unwrap();
-        let rows = rows(&policy, &reward, &depths, limits);
+        let rows = rows(Some(&policy), Some(&reward), &depths, limits);
         assert_eq!(rows.len(), 5);
         assert!(rows.iter().all(|row| (row.percent.unwrap() - 100.0).abs() < 1e-9));
         // A decode step reads 15 GB of weights; a prompt computes.

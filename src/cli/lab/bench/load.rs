@@ -24,7 +24,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let pair = common.pair.load()?;
         let opened = common.device.open(&mut device, &pair, len)?;
         let header = common.ready(opened, common.pair.names(), "load")?.header;
-        (files_of([&pair.policy()?.weights, &pair.reward()?.weights]), header)
+        (files_of(pair.parts()), header)
     };
     // Limits of arithmetic say nothing about disks.
     header.limits = None;

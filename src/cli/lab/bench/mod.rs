@@ -9,7 +9,8 @@ mod sink;
 
 use crate::cli::models::{DeviceArgs, PairArgs};
 use crate::files::checkpoint::Checkpoint;
-use crate::files::pair::Pair;
+use crate::files::config::ModelConfig;
+use crate::files::pair::{Pair, Parts};
 use crate::lab::bench::cost::Limits;
 use crate::lab::bench::machine;
 use crate::lab::bench::report::Header;
@@ -19,8 +20,8 @@ use crate::runtime::{Device, Opened};
 use clap::builder::RangedU64ValueParser;
 use sha2::{Digest, Sha256};
 use sink::SinkArgs;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Time prefill, decode, reward and gradient, many requests, whole answers, loading, or a server
@@ -129,7 +130,7 @@ impl Common {
                 let (seed, len) = (self.synthetic.weight_seed, self.pair.max_model_len);
                 let name = |role: &str| format!("{shape} {role} (random, seed {seed})");
                 let opened = self.device.open_synthetic(&mut device, shape, seed, len)?;
-                (opened, [name("policy"), name("reward")])
+                (opened, [Some(name("policy")), Some(name("reward"))])
             }
             None => {
                 let pair = self.pair.load()?;
@@ -139,7 +140,7 @@ impl Common {
         self.ready(opened, names, config)
     }
 
-    fn ready(&self, mut opened: Opened, names: [String; 2], config: &str) -> anyhow::Result<Ready> {
+    fn ready(&self, mut opened: Opened, names: [Option<String>; 2], config: &str) -> anyhow::Result<Ready> {
         let limits = if self.runs.no_limits { None } else { Some(limits(&mut opened)?) };
         let dtype = match opened.cuda().and_then(|cuda| cuda.opened.models.first()) {
             None => "f32 from the stored weights".to_string(),
@@ -158,8 +159,12 @@ impl Common {
             }
         };
         let backend = opened.backend();
-        let shapes = [backend.config(Role::Policy)?.num_parameters(), backend.config(Role::Reward)?.num_parameters()];
-        let names = [0, 1].map(|i: usize| format!("{}, {} weights", names[i], shapes[i]));
+        let [policy, reward] = names;
+        let named = |name: Option<String>, role: Role| match (name, backend.config(role)) {
+            (Some(name), Ok(config)) => format!("{name}, {} weights", config.num_parameters()),
+            _ => format!("no {} model", role.name()),
+        };
+        let names = [named(policy, Role::Policy), named(reward, Role::Reward)];
         let decided = format!("{config} {names:?} {dtype} {}", backend.max_len());
         let hash: String = Sha256::digest(decided).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         let header = Header {
@@ -187,28 +192,31 @@ fn limits(opened: &mut Opened) -> anyhow::Result<Limits> {
         let (bytes, flops) = kernel_check::limits(&cuda.opened.device, false)?;
         return Ok(Limits { bytes, flops });
     }
-    // What a decode step reads: two bytes a weight of the policy.
-    let weights = opened.backend().config(Role::Policy)?.num_parameters();
+    // What a decode step reads: two bytes a weight of the policy, or of the only model.
+    let backend = opened.backend();
+    let weights = backend.config(Role::Policy).or(backend.config(Role::Reward))?.num_parameters();
     Ok(machine::processor(usize::try_from(2 * weights).unwrap_or(usize::MAX)))
 }
 
-/// A pair by its shape alone, or read.
-fn shapes(
-    pair: &PairArgs,
-    synthetic: &SyntheticArgs,
-) -> anyhow::Result<([crate::files::config::ModelConfig; 2], [String; 2])> {
-    if let Some(shape) = &synthetic.synthetic {
-        return Ok((synthetic::pair(shape)?, [format!("{shape} policy"), format!("{shape} reward")]));
-    }
-    let loaded: Arc<Pair> = pair.load()?;
-    Ok(([loaded.policy()?.config.clone(), loaded.reward()?.config.clone()], pair.names()))
+/// Shapes of a policy and a reward model with their names: of a published shape, or read.
+fn shapes(pair: &PairArgs, synthetic: &SyntheticArgs) -> anyhow::Result<([Option<ModelConfig>; 2], String)> {
+    let (shapes, names) = match &synthetic.synthetic {
+        Some(shape) => {
+            (synthetic::pair(shape)?.map(Some), [Some(format!("{shape} policy")), Some(format!("{shape} reward"))])
+        }
+        None => {
+            let loaded = pair.load()?;
+            let Parts { policy, reward } = loaded.parts();
+            ([policy, reward].map(|part| part.map(|(config, _)| config.clone())), pair.names())
+        }
+    };
+    Ok((shapes, names.into_iter().flatten().collect::<Vec<_>>().join(" and ")))
 }
 
-/// Files of a checkpoint, and their bytes.
-fn files_of(checkpoints: [&Checkpoint; 2]) -> (Vec<std::path::PathBuf>, u64) {
-    let files: Vec<std::path::PathBuf> = checkpoints.iter().flat_map(|checkpoint| checkpoint.files()).collect();
-    let bytes = checkpoints.iter().map(|checkpoint| checkpoint.bytes()).sum();
-    (files, bytes)
+/// Files of the models' checkpoints, and their bytes.
+fn files_of(parts: Parts<'_>) -> (Vec<PathBuf>, u64) {
+    let checkpoints = || [parts.policy, parts.reward].into_iter().flatten().map(|(_, checkpoint)| checkpoint);
+    (checkpoints().flat_map(Checkpoint::files).collect(), checkpoints().map(Checkpoint::bytes).sum())
 }
 
 /// Opens a pair on a device that was found.

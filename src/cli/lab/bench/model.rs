@@ -49,14 +49,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let measured = args.measured.as_deref().map(Report::read).transpose()?;
     let (limits, whose) = limits(args, measured.as_ref())?;
     let ([policy, reward], names) = shapes(&args.pair, &args.synthetic)?;
-    let rows = rows(&policy, &reward, &args.depths.depths(1, 0), limits);
+    let rows = rows(policy.as_ref(), reward.as_ref(), &args.depths.depths(1, 0), limits);
     let found = |row: &Row| -> Vec<Row> {
         let all = measured.iter().flat_map(|report| &report.rows);
         all.filter(|other| other.phase == row.phase && other.case == row.case).cloned().collect()
     };
     let mut out = std::io::stdout().lock();
     if !args.json {
-        writeln!(out, "{} and {}, 16 bits a weight; {whose}", names[0], names[1])?;
+        writeln!(out, "{names}, 16 bits a weight; {whose}")?;
         writeln!(out, "limits: {:.0} GB/s, {:.0} TFLOP/s\n", limits.bytes / 1e9, limits.flops / 1e12)?;
         writeln!(out, "| phase | case | GB | TFLOP | bound by | least ms | tokens/s | measured ms | of the limit |")?;
         writeln!(out, "|---|---|---|---|---|---|---|---|---|")?;
