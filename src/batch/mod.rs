@@ -10,11 +10,13 @@ mod parquet;
 pub mod report;
 pub mod tasks;
 
-use crate::answer::Response;
-use crate::engine::{Engine, intervention};
+use crate::answer::{FinishReason, Segment};
+use crate::engine::{Engine, Progress, Update, intervention};
 use crate::files::tokenizer::Tokenizer;
 use crate::method::Options;
+use crate::model::Work;
 use crate::rng::Uniforms;
+use crate::sampling::CompletionSpec;
 use crate::text::{Prompt, TextRules, text_of};
 use crate::trace::finish_reason_name;
 use crate::{Error, Result};
@@ -38,6 +40,8 @@ pub struct Job {
     pub options: Options,
     /// Seed of the uniform numbers.
     pub seed: u64,
+    /// Whether there is a reward model. Without one the policy answers greedily by itself.
+    pub scored: bool,
 }
 
 /// Answers all jobs that have no row yet, `concurrency` at a time, and adds a row for each. `done` is called with each row.
@@ -97,23 +101,98 @@ pub fn each<T: Sync, R: Record>(
 
 fn answer(engine: &Engine, tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: &Job) -> Result<Row> {
     let started = Instant::now();
-    let (ids, options, seed) = (job.prompt.ids.clone(), job.options.clone(), job.seed);
-    let ticket = engine.submit(move |backend| intervention(backend, &ids, &options, Uniforms::Seeded(seed)))?;
-    let (response, _) = ticket.wait().map_err(|error| error.within(&format!("prompt {}", job.index)))?;
-    let elapsed = started.elapsed().as_secs_f64();
-    row(tokenizer, task, job, &response, elapsed)
+    let answered = if job.scored { respond(engine, tokenizer, job) } else { greedy(engine, tokenizer, job) };
+    let answered = answered.map_err(|error| error.within(&format!("prompt {}", job.index)))?;
+    row(tokenizer, task, job, answered, started.elapsed().as_secs_f64())
 }
 
-/// The row of a response.
-fn row(tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: &Job, response: &Response, elapsed: f64) -> Result<Row> {
-    let full_text = tokenizer.decode(&response.final_ids)?;
+/// What a row says of an answer.
+struct Answered {
+    /// Prompt and answer.
+    ids: Vec<u32>,
+    reward: Option<f32>,
+    num_nudges: usize,
+    segment_boundaries: Vec<usize>,
+    reason: FinishReason,
+    work: Work,
+    segments: Vec<RowSegment>,
+}
+
+/// The method's answer.
+fn respond(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answered> {
+    let (ids, options, seed) = (job.prompt.ids.clone(), job.options.clone(), job.seed);
+    let ticket = engine.submit(move |backend| intervention(backend, &ids, &options, Uniforms::Seeded(seed)))?;
+    let (response, _) = ticket.wait()?;
+    Ok(Answered {
+        segments: response.segments.iter().map(|one| segment(tokenizer, one)).collect::<Result<_>>()?,
+        ids: response.final_ids,
+        reward: Some(response.final_reward),
+        num_nudges: response.num_nudges,
+        segment_boundaries: response.segment_boundaries,
+        reason: response.finish_reason,
+        work: response.work,
+    })
+}
+
+/// The greedy answer of a policy without a reward model, as one segment.
+fn greedy(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answered> {
+    let options = &job.options;
+    let spec = CompletionSpec {
+        max_new_tokens: options.max_new_tokens,
+        stop_ids: options.stop_ids.clone(),
+        stream_tokens: true,
+        ..CompletionSpec::default()
+    };
+    let mut tokens = Vec::new();
+    for update in engine.sample(&job.prompt.ids, spec)? {
+        let work = match update {
+            Update::Progress(Progress::Token(_, token)) => {
+                tokens.push(token);
+                continue;
+            }
+            Update::Ended(result, _) => result?.work,
+            _ => continue,
+        };
+        let last = tokens.last().map(|token| token.id);
+        let reason = match last {
+            Some(id) if id == options.finish_id => FinishReason::Finish,
+            _ if tokens.len() == options.max_new_tokens => FinishReason::Length,
+            _ => FinishReason::Stalled,
+        };
+        if reason == FinishReason::Stalled {
+            // A stop id other than the end of turn is no part of an answer.
+            tokens.pop();
+        }
+        let new: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+        let ids = [&job.prompt.ids[..], &new].concat();
+        return Ok(Answered {
+            reward: None,
+            num_nudges: 0,
+            segment_boundaries: vec![ids.len() - usize::from(reason == FinishReason::Finish)],
+            reason,
+            work,
+            segments: vec![RowSegment {
+                tokens: spelled(tokenizer, &new),
+                entropies: tokens.iter().map(|token| Some(rounded(token.entropy))).collect(),
+                nudged: None,
+                best: 0,
+                candidates: vec![RowCandidate { reward: None, text: tokenizer.decode(&new)?, forced: false }],
+            }],
+            ids,
+        });
+    }
+    Err(Error::EngineStopped)
+}
+
+/// The row of an answer.
+fn row(tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: &Job, answered: Answered, elapsed: f64) -> Result<Row> {
+    let (full_text, prompt_len) = (tokenizer.decode(&answered.ids)?, job.prompt.ids.len());
     // The text begins with the header where the policy wrote one: files of rows have always had it.
-    let (rules, new) = (TextRules::ending_at(job.options.finish_id), &response.final_ids[response.prompt_len..]);
+    let (rules, new) = (TextRules::ending_at(job.options.finish_id), &answered.ids[prompt_len..]);
     let text = job.prompt.prefill.clone() + &text_of(tokenizer, &rules, &[], &[], new)?;
     let prediction = task.and_then(|task| task.prediction(&text));
     let correct =
         task.filter(|task| task.has_answers()).map(|_| prediction.is_some() && prediction == job.record.answer);
-    let segments = response.segments.iter().map(|segment| segments(tokenizer, segment)).collect::<Result<Vec<_>>>()?;
     Ok(Row {
         index: job.index,
         prompt: job.record.text.clone(),
@@ -121,39 +200,45 @@ fn row(tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: &Job, response: &Res
         metadata: job.record.metadata.clone(),
         full_text,
         response: text,
-        reward: response.final_reward,
-        num_nudges: response.num_nudges,
-        segment_boundaries: response.segment_boundaries.clone(),
+        reward: answered.reward,
+        num_nudges: answered.num_nudges,
         elapsed_seconds: (elapsed * 1e6).round() / 1e6,
         prediction,
         correct,
-        finish_reason: finish_reason_name(response.finish_reason).to_string(),
-        prompt_tokens: response.prompt_len,
-        new_tokens: response.final_ids.len() - response.prompt_len,
-        work: response.work,
-        segments,
+        finish_reason: finish_reason_name(answered.reason).to_string(),
+        prompt_tokens: prompt_len,
+        new_tokens: new.len(),
+        segment_boundaries: answered.segment_boundaries,
+        work: answered.work,
+        segments: answered.segments,
     })
 }
 
-fn segments(tokenizer: &Tokenizer, segment: &crate::answer::Segment) -> Result<RowSegment> {
+/// Ids as the vocabulary spells them.
+fn spelled(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
+    ids.iter().map(|&id| tokenizer.token(id).unwrap_or_default()).collect()
+}
+
+fn rounded(entropy: f64) -> f64 {
+    (entropy * 1e4).round() / 1e4
+}
+
+fn segment(tokenizer: &Tokenizer, segment: &Segment) -> Result<RowSegment> {
     let tried = segment.candidates.iter().map(|candidate| {
         let text = tokenizer.decode(&candidate.ids)?;
-        Ok(RowCandidate { reward: candidate.reward, text, forced: candidate.forced.is_some() })
+        Ok(RowCandidate { reward: Some(candidate.reward), text, forced: candidate.forced.is_some() })
     });
     let tried = tried.collect::<Result<Vec<_>>>()?;
     let Some(best) = segment.candidates.get(segment.best) else {
         return Err(Error::Backend("a segment without its best candidate".to_string()));
     };
-    let tokens = best.ids.iter().map(|&id| tokenizer.token(id).unwrap_or_default()).collect();
     // Every decoding step has its entropy, the one at the slot too, whatever token was forced there. Ids that a candidate shares
     // with the unforced one were not decoded again.
     let given = best.ids.len().saturating_sub(best.entropies.len());
-    let entropies = (0..best.ids.len()).map(|at| {
-        let entropy = at.checked_sub(given).and_then(|at| best.entropies.get(at)).copied();
-        entropy.map(|entropy| (entropy * 1e4).round() / 1e4)
-    });
+    let entropies =
+        (0..best.ids.len()).map(|at| at.checked_sub(given).and_then(|at| best.entropies.get(at)).copied().map(rounded));
     Ok(RowSegment {
-        tokens,
+        tokens: spelled(tokenizer, &best.ids),
         entropies: entropies.collect(),
         nudged: best.forced.and(segment.slot.checked_sub(segment.start)),
         best: segment.best,

@@ -28,8 +28,8 @@ pub struct Row {
     pub full_text: String,
     /// The answer.
     pub response: String,
-    /// Its reward.
-    pub reward: f32,
+    /// Its reward; `None` without a reward model.
+    pub reward: Option<f32>,
     /// Segments whose first token was nudged.
     pub num_nudges: usize,
     /// Absolute length after each segment, in tokens.
@@ -78,8 +78,8 @@ pub struct RowSegment {
 /// A candidate of a segment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RowCandidate {
-    /// Its reward.
-    pub reward: f32,
+    /// Its reward; `None` without a reward model.
+    pub reward: Option<f32>,
     /// Its text.
     pub text: String,
     /// Whether its first token was chosen by the gradient.
@@ -293,7 +293,7 @@ mod tests {
             metadata: Value::Null,
             full_text: String::new(),
             response: "a \"quoted\"\nline".to_string(),
-            reward: 1.5,
+            reward: Some(1.5),
             num_nudges: 0,
             segment_boundaries: vec![3],
             elapsed_seconds: 0.5,

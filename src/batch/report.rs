@@ -6,6 +6,7 @@ pub use page::page;
 
 use crate::batch::output::Row;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Resamplings of an interval.
 const RESAMPLES: usize = 2000;
@@ -62,7 +63,7 @@ impl Summary {
         Summary {
             name: name.to_string(),
             rows: rows.len(),
-            reward: all(&|row| f64::from(row.reward)),
+            reward: of(&|row| row.reward.map(f64::from)),
             nudges: all(&|row| row.num_nudges as f64),
             segments: all(&|row| row.segment_boundaries.len() as f64),
             candidates: all(&|row| row.segments.iter().map(|segment| segment.candidates.len()).sum::<usize>() as f64),
@@ -119,19 +120,34 @@ pub fn mean(values: Vec<f64>) -> Option<Mean> {
     Some(Mean { mean: average(values.iter().sum()), low: at(0.025), high: at(0.975), count })
 }
 
-/// The mean difference of rewards between two files over the prompts that both have; `None` if there are none.
+/// The mean difference of rewards between two files over the prompts that both have a reward for; `None` if there are none.
 pub fn paired(base: &[Row], other: &[Row]) -> Option<Mean> {
-    let known: std::collections::BTreeMap<&str, f32> =
-        base.iter().map(|row| (row.prompt.as_str(), row.reward)).collect();
-    let differences = other
-        .iter()
-        .filter_map(|row| known.get(row.prompt.as_str()).map(|&reward| f64::from(row.reward) - f64::from(reward)));
+    let scored = |row: &Row| row.reward.map(f64::from);
+    let known: BTreeMap<&str, f64> = base.iter().filter_map(|row| Some((row.prompt.as_str(), scored(row)?))).collect();
+    let differences = other.iter().filter_map(|row| Some(scored(row)? - known.get(row.prompt.as_str())?));
     mean(differences.collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn answers_without_a_reward_are_missing_and_not_zero() {
+        let row = |index: usize, reward: Option<f32>| -> Row {
+            serde_json::from_value(serde_json::json!({
+                "index": index, "prompt": format!("p{index}"), "answer": null, "metadata": null, "full_text": "",
+                "response": "", "reward": reward, "num_nudges": 0, "segment_boundaries": [], "elapsed_seconds": 0.1,
+            }))
+            .unwrap()
+        };
+        let (some, none) = (vec![row(0, Some(2.0)), row(1, None)], vec![row(0, None), row(1, None)]);
+        let summary = Summary::new("some", &some);
+        assert_eq!((summary.rows, summary.reward.unwrap().count, summary.reward.unwrap().mean), (2, 1, 2.0));
+        assert_eq!(Summary::new("none", &none).reward, None);
+        assert_eq!(paired(&some, &none), None);
+        assert_eq!(paired(&some, &[row(0, Some(3.0)), row(1, Some(9.0))]).unwrap().mean, 1.0);
+    }
 
     #[test]
     fn intervals_hold_the_mean_and_shrink_with_the_root_of_the_rows() {

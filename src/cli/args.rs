@@ -1,6 +1,7 @@
 //! The flags of `ggro generate`. Names are the official code's where it has one.
 
 use super::models::{DeviceArgs, PairArgs};
+use super::say;
 use crate::engine::{Settings, SpeculationWidth};
 use crate::method::Selection;
 use crate::method::entropy::SIGNALS;
@@ -145,10 +146,11 @@ pub(super) struct TextArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Method")]
 pub(super) struct MethodArgs {
-    /// ggro; greedy: plain greedy decoding of the policy, one candidate a segment; sample; or bon: the best of N samples
-    #[arg(long, value_name = "METHOD", value_enum,
-          default_value_t = Method::Ggro)]
-    pub method: Method,
+    /// ggro; greedy: plain greedy decoding of the policy; sample; or bon: the best of N samples [default: ggro, or greedy without a reward model]
+    ///
+    /// ggro and bon need a reward model. greedy with one has one candidate a segment, which is scored.
+    #[arg(long, value_name = "METHOD", value_enum)]
+    method: Option<Method>,
 
     /// Budget of new tokens [default: 200 for the demo pair, else 128]
     ///
@@ -267,6 +269,22 @@ impl EngineArgs {
 }
 
 impl MethodArgs {
+    /// The method: the one that is asked for, else ggro, or greedy where there is no reward model.
+    ///
+    /// # Errors
+    /// The method needs a model that is not given.
+    pub(super) fn method(&self, pair: &PairArgs) -> Result<Method> {
+        pair.needs_policy("an answer")?;
+        match self.method {
+            None if pair.has_reward() => return Ok(Method::Ggro),
+            None => say("note: the answer is decoded greedily: no reward model is given to steer it (--reward MODEL)"),
+            Some(Method::Ggro) => pair.needs_reward("--method ggro")?,
+            Some(Method::Bon) => pair.needs_reward("--method bon")?,
+            Some(Method::Greedy | Method::Sample) => {}
+        }
+        Ok(self.method.unwrap_or(Method::Greedy))
+    }
+
     /// The parameters that the flags give.
     pub(super) fn given(&self) -> Given {
         Given {

@@ -1,12 +1,15 @@
-//! `ggro generate --method sample` and `--method bon`: sampled completions, and the best of several by the reward model.
+//! Completions of `ggro generate`: sampled ones, the best of several by the reward model, and the greedy one of a policy
+//! without a reward model.
 
 use super::args::{Generate, Method, SamplingArgs};
+use super::generate::terminal;
 use super::say;
 use super::terminal::Progress;
 use crate::answer::StopReason;
 use crate::engine::{Settings, complete};
 use crate::files::pair::Pair;
 use crate::method::Options;
+use crate::method::entropy::Signal;
 use crate::runtime::Opened;
 use crate::sampling::{CompletionSpec, NewStopCheck, Sampling, StopStrings};
 use crate::text::{Prompt, TextRules, text_of};
@@ -51,10 +54,10 @@ pub(super) fn unused(args: &SamplingArgs) -> Result<()> {
 /// Checks what can be checked before weights are opened.
 ///
 /// # Errors
-/// A flag out of range, or one that sampling cannot honour.
+/// A flag out of range, or one that completions cannot honour.
 pub(super) fn check(args: &Generate) -> Result<()> {
     if args.output.trace.is_some() {
-        return Err(Error::invalid("--trace records the decisions of --method ggro; sampling has none to record"));
+        return Err(Error::invalid("--trace records the decisions of --method ggro; a completion has none to record"));
     }
     StopStrings::new(&args.sampling.stop)?;
     sampling(args).check(usize::MAX)
@@ -62,31 +65,53 @@ pub(super) fn check(args: &Generate) -> Result<()> {
 
 pub(super) fn run(
     args: &Generate,
+    method: Method,
     opened: &mut Opened,
     pair: &Pair,
     prompt: &Prompt,
     options: &Options,
 ) -> anyhow::Result<ExitCode> {
-    let best = args.method.method == Method::Bon;
-    let rules = Arc::new(TextRules {
-        stops: StopStrings::new(&args.sampling.stop)?,
-        stop_ids: options.stop_ids.clone(),
-        ..TextRules::default()
-    });
-    let plan = plan(args, pair, options, best, &rules);
     let settings = Settings::single(args.engine.speculation);
-    let mut progress = Progress::new();
+    let rules = TextRules { stop_ids: options.stop_ids.clone(), ..TextRules::default() };
     let started = Instant::now();
-    let completed = complete(opened.backend(), &settings, &prompt.ids, plan, &mut progress);
-    progress.clear();
-    let (completions, _) = completed?;
+    let (completions, texts) = match method {
+        Method::Greedy => {
+            let rules = Arc::new(TextRules { finish_ids: vec![options.finish_id], ..rules });
+            // Uncertain tokens are coloured by their entropy, which another signal's threshold says nothing about.
+            let threshold = if options.signal == Signal::Entropy { options.entropy_threshold } else { f64::INFINITY };
+            let mut terminal = terminal(args, pair, prompt, rules, threshold);
+            let spec = CompletionSpec {
+                max_new_tokens: options.max_new_tokens,
+                stop_ids: options.stop_ids.clone(),
+                stream_tokens: true,
+                ..CompletionSpec::default()
+            };
+            let completed = complete(opened.backend(), &settings, &prompt.ids, spec, &mut terminal);
+            let (completions, _) = completed.map_err(|error| terminal.failed(error))?;
+            terminal.finish()?;
+            if let Some(closed) = terminal.closed.take() {
+                return Err(closed.into());
+            }
+            (completions, vec![terminal.text])
+        }
+        _ => {
+            let rules = Arc::new(TextRules { stops: StopStrings::new(&args.sampling.stop)?, ..rules });
+            let spec = spec(args, pair, options, method == Method::Bon, &rules);
+            let mut progress = Progress::new();
+            let completed = complete(opened.backend(), &settings, &prompt.ids, spec, &mut progress);
+            progress.clear();
+            let (completions, _) = completed?;
+            // A completion is decoded by itself: its first token is the text's first.
+            let text = |ids: &[u32]| text_of(&pair.tokenizer, &rules, &[], &[], ids);
+            let texts = completions.all.iter().map(|one| Ok(prompt.prefill.clone() + &text(&one.ids)?));
+            let texts = texts.collect::<Result<Vec<String>>>()?;
+            (completions, texts)
+        }
+    };
     let elapsed = started.elapsed().as_secs_f64();
-    // A completion is decoded by itself: its first token is the text's first.
-    let text = |ids: &[u32]| text_of(&pair.tokenizer, &rules, &[], &[], ids);
-    let texts = completions.all.iter().map(|one| Ok(prompt.prefill.clone() + &text(&one.ids)?));
-    let texts = texts.collect::<Result<Vec<String>>>()?;
     let tokens: usize = completions.all.iter().map(|one| one.ids.len()).sum();
     let work = completions.work;
+    let mut out = std::io::stdout();
     if args.output.json {
         let all = completions.all.iter().zip(&texts).map(|(one, text)| {
             json!({
@@ -105,13 +130,14 @@ pub(super) fn run(
             "device": opened.device().to_string(),
             "version": env!("CARGO_PKG_VERSION"),
         });
-        writeln!(std::io::stdout(), "{object}")?;
+        writeln!(out, "{object}")?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut out = std::io::stdout();
-    match best {
-        true => writeln!(out, "{}", texts[completions.best])?,
-        false => {
+    match method {
+        // It was printed as it was decoded.
+        Method::Greedy => {}
+        Method::Bon => writeln!(out, "{}", texts[completions.best])?,
+        _ => {
             for (index, text) in texts.iter().enumerate() {
                 let gap = if index > 0 { "\n" } else { "" };
                 writeln!(out, "{gap}{text}")?;
@@ -150,7 +176,7 @@ fn sampling(args: &Generate) -> Sampling {
     }
 }
 
-fn plan(args: &Generate, pair: &Pair, options: &Options, best: bool, rules: &Arc<TextRules>) -> CompletionSpec {
+fn spec(args: &Generate, pair: &Pair, options: &Options, best: bool, rules: &Arc<TextRules>) -> CompletionSpec {
     let stop_check = (!args.sampling.stop.is_empty()).then(|| {
         let (tokenizer, rules) = (pair.tokenizer.clone(), rules.clone());
         Arc::new(move || rules.watch(&tokenizer)) as NewStopCheck

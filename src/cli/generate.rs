@@ -18,6 +18,7 @@ use crate::trace::{Request, Trace};
 use crate::{Error, Result};
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A threshold that no signal reaches: decoding in one segment.
@@ -27,17 +28,20 @@ const NO_EFFECT: &str = "has no effect here: in the official code it scales the 
 was chosen; ggro forces that token outright";
 
 pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
-    args.pair.needs_policy("an answer")?;
+    let method = args.method.method(&args.pair)?;
     if args.method.nudge_weight.is_some() {
         say(&format!("note: --nudge-weight {NO_EFFECT}"));
     }
     if args.method.scale_nudge_biases.is_some() {
         say(&format!("note: --scale-nudge-biases {NO_EFFECT}"));
     }
-    let sampled = matches!(args.method.method, Method::Sample | Method::Bon);
-    match sampled {
-        true => complete::check(args)?,
-        false => complete::unused(&args.sampling)?,
+    // Without a reward model there are no segments to be chosen: all of the answer is one completion.
+    let completed = !args.pair.has_reward() || matches!(method, Method::Sample | Method::Bon);
+    if completed {
+        complete::check(args)?;
+    }
+    if matches!(method, Method::Ggro | Method::Greedy) {
+        complete::unused(&args.sampling)?;
     }
     // Cheap checks come before the weights are opened.
     let trace = args.output.trace.as_deref().map(Output::check).transpose()?;
@@ -52,7 +56,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         (None, message) => of_message(&pair, &args.text, message.unwrap_or_default())?,
     };
     let context = args.pair.context(&pair);
-    let options = options(args, &pair, &prompt, request.as_ref(), context)?;
+    let options = options(args, method, &pair, &prompt, request.as_ref(), context)?;
     options.check()?;
     let uniforms = match request.as_ref().and_then(|r| r.uniforms_used.clone()) {
         Some(uniforms) => Uniforms::Recorded(uniforms),
@@ -60,34 +64,20 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     };
     let mut device = args.device.find()?;
     let mut opened = args.device.open(&mut device, &pair, args.pair.max_model_len)?;
-    if sampled {
-        return complete::run(args, &mut opened, &pair, &prompt, &options);
+    if completed {
+        return complete::run(args, method, &mut opened, &pair, &prompt, &options);
     }
 
     let painted = coloured(args.output.color) && !args.output.json;
-    let view = View {
-        prefill: &prompt.prefill,
-        threshold: options.entropy_threshold,
-        printed: !args.output.json,
-        painted,
-        persistent: trace.is_some(),
-    };
     let rules = TextRules::ending_at(options.finish_id);
-    let writer = TextWriter::new(pair.tokenizer.clone(), rules, &prompt.ids, &prompt.header);
-    let mut terminal = TerminalWriter::new(writer, &view);
+    let mut terminal = terminal(args, &pair, &prompt, rules, options.entropy_threshold);
     let started = Instant::now();
     let settings = Settings { run_ahead: !args.engine.no_run_ahead, ..Settings::single(args.engine.speculation) };
     let decoded = decode_with(opened.backend(), &settings, &prompt.ids, &options, uniforms, &mut terminal);
     let elapsed = started.elapsed();
     let (response, account) = match decoded {
         Ok(decoded) => decoded,
-        Err(error) => {
-            terminal.abandon();
-            return match terminal.closed.take() {
-                Some(closed) => Err(closed.into()),
-                None => Err(error.into()),
-            };
-        }
+        Err(error) => return Err(terminal.failed(error)),
     };
     terminal.finish()?;
     let speculative = account.speculative();
@@ -103,7 +93,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     if let Some(closed) = terminal.closed.take() {
         return Err(closed.into());
     }
-    let compared = args.method.method == Method::Ggro && !args.method.no_baseline;
+    let compared = method == Method::Ggro && !args.method.no_baseline;
     let greedy = if compared { Some(greedy(opened.backend(), &pair, &prompt, &options)?) } else { None };
     if args.output.json {
         let object = answer.json(greedy.as_ref(), &opened.device().to_string());
@@ -114,17 +104,37 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Prints an answer as it is decoded. `threshold` is the signal's.
+pub(super) fn terminal(
+    args: &Generate,
+    pair: &Pair,
+    prompt: &Prompt,
+    rules: Arc<TextRules>,
+    threshold: f64,
+) -> TerminalWriter {
+    let view = View {
+        prefill: &prompt.prefill,
+        threshold,
+        printed: !args.output.json,
+        painted: coloured(args.output.color) && !args.output.json,
+        persistent: args.output.trace.is_some(),
+    };
+    TerminalWriter::new(TextWriter::new(pair.tokenizer.clone(), rules, &prompt.ids, &prompt.header), &view)
+}
+
 /// Flags, and what the request names over them.
 fn options(
     args: &Generate,
+    method: Method,
     pair: &Pair,
     prompt: &Prompt,
     request: Option<&Request>,
     context: usize,
 ) -> Result<Options> {
-    let (method, len) = (&args.method, prompt.ids.len());
+    let len = prompt.ids.len();
     let asked = request.map(|r| &r.options);
-    let given = Given { signal: asked.and_then(|o| o.signal.clone()).or(method.signal.clone()), ..method.given() };
+    let given =
+        Given { signal: asked.and_then(|o| o.signal.clone()).or(args.method.signal.clone()), ..args.method.given() };
     let parameters = given.over(args.pair.preset()).map_err(|e| Error::invalid(format!("`options.signal`: {e}")))?;
     if context <= len {
         return Err(Error::invalid(format!(
@@ -149,7 +159,7 @@ fn options(
         asked.apply(&mut options);
     }
     options.max_new_tokens = budget.map_or(options.max_new_tokens.min(room), |(asked, _)| asked);
-    if method.method == Method::Greedy {
+    if method == Method::Greedy {
         options.max_candidates = 1;
     }
     if args.text.prompt_layout == PromptLayout::Official

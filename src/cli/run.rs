@@ -84,7 +84,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    if matches!(args.method.method, Method::Sample | Method::Bon) {
+    let method = args.method.method(&args.pair)?;
+    if matches!(method, Method::Sample | Method::Bon) {
         let message = "--method: ggro run answers by ggro or greedy; sampled answers are for `ggro generate` so far";
         return Err(Error::invalid(message).into());
     }
@@ -93,8 +94,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let pair = args.pair.load()?;
     let mut device = args.device.find()?;
     let parameters = parameters(args, task, &pair)?;
-    let jobs = jobs(args, &parameters, &pair, &records)?;
-    let config = config(args, task, &parameters, &pair, &device)?;
+    let jobs = jobs(args, method, &parameters, &pair, &records)?;
+    let config = config(args, method, task, &parameters, &pair, &device)?;
     let texts: Vec<String> = records.iter().map(|record| record.text.clone()).collect();
     let mut rows = Rows::open::<Row>(&args.output, &config, &texts)?;
     let there = jobs.iter().filter(|job| rows.has(job.index)).count();
@@ -119,7 +120,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Lays out all prompts, so that a faulty one is found before the first is answered.
-fn jobs(args: &Args, parameters: &Parameters, pair: &Pair, records: &[PromptRecord]) -> Result<Vec<Job>> {
+fn jobs(
+    args: &Args,
+    method: Method,
+    parameters: &Parameters,
+    pair: &Pair,
+    records: &[PromptRecord],
+) -> Result<Vec<Job>> {
     let count = args.num_prompts.unwrap_or(usize::MAX);
     if args.start_index >= records.len() || count == 0 {
         return Err(Error::invalid(format!(
@@ -137,9 +144,9 @@ fn jobs(args: &Args, parameters: &Parameters, pair: &Pair, records: &[PromptReco
         let system = system.filter(|_| record.messages.iter().all(|message| message.role != "system"));
         let prompt = Prompt::of_messages(pair, system, &record.messages, next);
         let prompt = prompt.map_err(with_flags).map_err(named)?;
-        let options = options(args, parameters, pair, &prompt, context).map_err(named)?;
+        let options = options(args, method, parameters, pair, &prompt, context).map_err(named)?;
         let seed = args.method.seed.wrapping_add(index as u64);
-        Ok(Job { index, record: record.clone(), prompt, options, seed })
+        Ok(Job { index, record: record.clone(), prompt, options, seed, scored: args.pair.has_reward() })
     });
     jobs.collect()
 }
@@ -151,7 +158,14 @@ fn parameters(args: &Args, task: Option<Task>, pair: &Pair) -> Result<Parameters
     args.method.given().over(published.unwrap_or(args.pair.preset()))
 }
 
-fn options(args: &Args, parameters: &Parameters, pair: &Pair, prompt: &Prompt, context: usize) -> Result<Options> {
+fn options(
+    args: &Args,
+    method: Method,
+    parameters: &Parameters,
+    pair: &Pair,
+    prompt: &Prompt,
+    context: usize,
+) -> Result<Options> {
     let len = prompt.ids.len();
     if context <= len {
         return Err(Error::invalid(format!("its {len} tokens leave no room in the context of {context}")));
@@ -160,7 +174,7 @@ fn options(args: &Args, parameters: &Parameters, pair: &Pair, prompt: &Prompt, c
     let options = Options { first_offset: prompt.header.len(), ..parameters.options(pair)? };
     let options = Options {
         max_new_tokens: options.max_new_tokens.min(room),
-        max_candidates: if args.method.method == Method::Greedy { 1 } else { options.max_candidates },
+        max_candidates: if method == Method::Greedy { 1 } else { options.max_candidates },
         ..options
     };
     options.check()?;
@@ -170,6 +184,7 @@ fn options(args: &Args, parameters: &Parameters, pair: &Pair, prompt: &Prompt, c
 /// `FILE.config.json`: all that an answer depends on besides its prompt.
 fn config(
     args: &Args,
+    method: Method,
     task: Option<Task>,
     parameters: &Parameters,
     pair: &Pair,
@@ -190,7 +205,7 @@ fn config(
     set("reward", json!(model(reward, reward_weights)));
     set("arithmetic", json!(device.arithmetic(args.device.dtype)));
     set("task", json!(task.map(Task::name)));
-    set("method", json!(if args.method.method == Method::Greedy { "greedy" } else { "ggro" }));
+    set("method", json!(if method == Method::Greedy { "greedy" } else { "ggro" }));
     for (name, value) in json!(parameters).as_object().into_iter().flatten() {
         set(name, value.clone());
         // Files written before have it at this place.
@@ -214,6 +229,7 @@ struct BatchProgress {
 #[derive(Default)]
 struct Sums {
     rows: usize,
+    rewards: usize,
     reward: f64,
     nudges: usize,
     tokens: usize,
@@ -232,25 +248,27 @@ impl BatchProgress {
     fn row(&self, row: &Row) {
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         sums.rows += 1;
-        sums.reward += f64::from(row.reward);
+        if let Some(reward) = row.reward {
+            sums.rewards += 1;
+            sums.reward += f64::from(reward);
+            self.bar.set_message(format!(", mean reward {:.3}", sums.reward / sums.rewards as f64));
+        }
         sums.nudges += row.num_nudges;
         sums.tokens += row.new_tokens;
         sums.judged += usize::from(row.correct.is_some());
         sums.correct += usize::from(row.correct == Some(true));
-        self.bar.set_message(format!(", mean reward {:.3}", sums.reward / sums.rows as f64));
         self.bar.inc(1);
     }
 
     fn summary(&self) -> String {
         let sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         let (count, seconds) = (sums.rows.max(1) as f64, self.bar.elapsed().as_secs_f64());
-        let mut text = format!(
-            "{} answers in {seconds:.1} s, {:.1} tokens/s; mean reward {:.3}, {:.1} nudges an answer",
-            sums.rows,
-            sums.tokens as f64 / seconds.max(1e-9),
-            sums.reward / count,
-            sums.nudges as f64 / count
-        );
+        let mut text =
+            format!("{} answers in {seconds:.1} s, {:.1} tokens/s", sums.rows, sums.tokens as f64 / seconds.max(1e-9));
+        if sums.rewards > 0 {
+            let (mean, nudges) = (sums.reward / sums.rewards as f64, sums.nudges as f64 / count);
+            text += &format!("; mean reward {mean:.3}, {nudges:.1} nudges an answer");
+        }
         if sums.judged > 0 {
             text += &format!("; {} of {} right", sums.correct, sums.judged);
         }

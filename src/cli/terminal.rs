@@ -4,7 +4,7 @@
 //! text. There the unfinished row is part of the progress display, and rows are broken at word boundaries as they fill.
 
 use super::args::Color;
-use crate::answer::Segment;
+use crate::answer::{Segment, TokenLogprob};
 use crate::engine::Observer;
 use crate::text::{End, TextWriter};
 use crate::{Error, Result};
@@ -120,7 +120,7 @@ impl TerminalWriter {
     }
 
     /// Ends the line of an answer that failed, if any of it was printed.
-    pub(super) fn abandon(&mut self) {
+    fn abandon(&mut self) {
         if self.text.is_empty() {
             self.page = Page::None;
         }
@@ -143,6 +143,20 @@ impl TerminalWriter {
         let style = if self.painted { style } else { Style::Plain };
         if let Err(error) = self.page.put(text, style, &self.progress) {
             self.closed = Some(error);
+        }
+    }
+
+    /// What a failed request ends with: the error that closed standard output, if it was closed.
+    pub(super) fn failed(&mut self, error: Error) -> anyhow::Error {
+        self.abandon();
+        self.closed.take().map_or_else(|| error.into(), Into::into)
+    }
+
+    /// Whether decoding is to go on.
+    fn proceed(&self) -> Result<()> {
+        match self.closed.is_some() && !self.persistent {
+            true => Err(Error::Backend("standard output was closed".to_string())),
+            false => Ok(()),
         }
     }
 
@@ -173,14 +187,23 @@ impl Observer for TerminalWriter {
     fn segment(&mut self, segment: &Segment, committed: &[u32]) -> Result<()> {
         self.committed(segment, committed)?;
         self.progress.segment(committed.len());
-        if self.closed.is_some() && !self.persistent {
-            return Err(Error::Backend("standard output was closed".to_string()));
-        }
-        Ok(())
+        self.proceed()
     }
 
     fn token(&mut self) {
         self.progress.token();
+    }
+
+    /// The entropy is the signal.
+    fn completion_token(&mut self, _: usize, token: &TokenLogprob) -> Result<()> {
+        let text = self.writer.push(token.id)?.text;
+        let uncertain = token.entropy >= self.uncertain && self.writer.end().is_none();
+        self.put(&text, if uncertain { Style::Uncertain } else { Style::Plain });
+        self.progress.committed += 1;
+        if let Err(error) = self.page.flush(&self.progress) {
+            self.closed.get_or_insert(error);
+        }
+        self.proceed()
     }
 }
 

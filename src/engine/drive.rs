@@ -4,7 +4,7 @@ use super::scheduler::{Event, RequestStats, Scheduler, stuck};
 use super::settings::{Settings, SpeculationWidth};
 use super::{intervention, sampler};
 use crate::Result;
-use crate::answer::{Completions, Response, Segment};
+use crate::answer::{Completions, Response, Segment, TokenLogprob};
 use crate::method::Options;
 use crate::model::{ModelPair, StepTime};
 use crate::rng::Uniforms;
@@ -24,6 +24,14 @@ pub trait Observer {
     }
     /// A token of a candidate was decoded (for progress displays).
     fn token(&mut self) {}
+    /// The completion of this number went on by a token, if its [`CompletionSpec`] streams tokens.
+    ///
+    /// # Errors
+    /// An error ends the request.
+    fn completion_token(&mut self, completion: usize, token: &TokenLogprob) -> Result<()> {
+        let _ = (completion, token);
+        Ok(())
+    }
 }
 
 impl Observer for () {}
@@ -135,7 +143,8 @@ fn run<T>(
             match event {
                 Event::Progress(_, Progress::Tokens(count)) => (0..count).for_each(|_| observer.token()),
                 Event::Progress(_, Progress::Segment(segment, ids)) => observer.segment(&segment, &ids)?,
-                Event::Started(_) | Event::Progress(_, Progress::Token(..) | Progress::Prompt(_)) => {}
+                Event::Progress(_, Progress::Token(index, token)) => observer.completion_token(index, &token)?,
+                Event::Started(_) | Event::Progress(_, Progress::Prompt(_)) => {}
                 Event::Ended(id, result, stats) => {
                     if let Some(index) = numbers.iter().position(|&number| number == id) {
                         results[index] = Some((result?, stats));

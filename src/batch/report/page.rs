@@ -30,7 +30,7 @@ fn file(name: &str, rows: &[Row], base: &[Row]) -> Value {
 fn row(row: &Row) -> Value {
     let segments = row.segments.iter().map(|segment| {
         let candidates =
-            segment.candidates.iter().map(|tried| json!([round(tried.reward.into(), 3), tried.text, tried.forced]));
+            segment.candidates.iter().map(|tried| json!([rounded(tried.reward), tried.text, tried.forced]));
         let entropies = segment.entropies.iter().map(|entropy| entropy.map(|entropy| round(entropy, 2)));
         json!({
             "t": segment.tokens.iter().map(|token| spelled(token)).collect::<Vec<_>>(),
@@ -45,7 +45,7 @@ fn row(row: &Row) -> Value {
         "p": row.prompt,
         "a": row.answer,
         "x": row.response,
-        "r": round(row.reward.into(), 3),
+        "r": rounded(row.reward),
         "n": row.num_nudges,
         "g": row.prediction,
         "ok": row.correct,
@@ -53,6 +53,10 @@ fn row(row: &Row) -> Value {
         "k": row.new_tokens,
         "s": segments.collect::<Vec<_>>(),
     })
+}
+
+fn rounded(reward: Option<f32>) -> Option<f64> {
+    reward.map(|reward| round(reward.into(), 3))
 }
 
 fn round(x: f64, digits: i32) -> f64 {
