@@ -3,14 +3,14 @@
 use super::models::{MemoryArgs, PairArgs};
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
-use crate::files::pair::Pair;
+use crate::files::pair::{Pair, Part, Parts};
 use crate::model::cpu::{self, LoadOptions};
 use crate::runtime::{self, CudaDevice, NoCuda, bytes_in_words};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Show version, kernels, devices, and a pair's shape and memory
+/// Show version, kernels, devices, and the models' shapes and memory
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -29,7 +29,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // Looks up every tensor, so that a pair that cannot be run is an error.
     let options = LoadOptions { max_model_len: args.pair.max_model_len, threads: Some(1), ..LoadOptions::default() };
     cpu::open(pair.parts(), &options)?;
-    let info = info(args, &pair)?;
+    let info = info(args, &pair);
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{info}")?;
@@ -39,16 +39,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn info(args: &Args, pair: &Pair) -> crate::Result<Value> {
+fn info(args: &Args, pair: &Pair) -> Value {
     let length = args.pair.context(pair);
-    let (policy, reward) = (pair.policy()?, pair.reward()?);
-    let models = [model("policy", &policy.config, &policy.weights), model("reward", &reward.config, &reward.weights)];
-    let weights = policy.weights.bytes() + reward.weights.bytes();
-    let per_token = kv_bytes(&policy.config) + kv_bytes(&reward.config);
+    let Parts { policy, reward } = pair.parts();
+    let parts: Vec<(&str, Part<'_>)> =
+        [("policy", policy), ("reward", reward)].into_iter().filter_map(|(role, part)| Some((role, part?))).collect();
+    let models: Vec<Value> = parts.iter().map(|&(role, (config, weights))| model(role, config, weights)).collect();
+    let weights: u64 = parts.iter().map(|(_, (_, weights))| weights.bytes()).sum();
+    let per_token: u64 = parts.iter().map(|(_, (config, _))| kv_bytes(config)).sum();
     let caches = per_token.saturating_mul(length as u64);
     let needed = weights.saturating_add(caches);
     let available = memory_available();
-    Ok(json!({
+    json!({
         "version": env!("CARGO_PKG_VERSION"),
         "commit": option_env!("GGRO_BUILD_COMMIT"),
         "kernels": kernels(),
@@ -62,9 +64,9 @@ fn info(args: &Args, pair: &Pair) -> crate::Result<Value> {
         "pair": {
             "demo": args.pair.is_demo(),
             "models": models,
-            "finish_id": policy.finish_id,
-            "stop_ids": policy.stop_ids,
-            "reward_pad_id": reward.pad_id,
+            "finish_id": pair.policy.as_ref().map(|policy| policy.finish_id),
+            "stop_ids": pair.policy.as_ref().map(|policy| &policy.stop_ids),
+            "reward_pad_id": pair.reward_pad_id(),
             "chat_template": pair.chat().is_some(),
         },
         "memory": {
@@ -75,7 +77,7 @@ fn info(args: &Args, pair: &Pair) -> crate::Result<Value> {
             "available_bytes": available,
             "fits": available.map(|available| needed <= available),
         },
-    }))
+    })
 }
 
 /// The CUDA kernels of this build.

@@ -54,7 +54,7 @@ pub enum Passes {
     All,
 }
 
-/// Times a backend's passes; `done` is told of each case as it comes.
+/// Times the passes of the models that a backend has; `done` is told of each case as it comes.
 ///
 /// # Errors
 /// The backend fails, or has no room for a case.
@@ -66,19 +66,22 @@ pub fn latency(
     done: &mut dyn FnMut(Row),
 ) -> Result<()> {
     let mut done = |row: Row| done(row.against(limits));
-    if passes == Passes::All {
+    let [policy, reward_model] = [Role::Policy, Role::Reward].map(|role| backend.has(role));
+    if policy && passes == Passes::All {
         for &tokens in &depths.prefill {
             for &prompts in &depths.prompts {
                 done(prefill(backend, prompts, tokens, depths)?);
             }
         }
     }
-    for &context in &depths.context {
-        for &rows in &depths.rows {
-            done(decode(backend, rows, context, depths)?);
+    if policy {
+        for &context in &depths.context {
+            for &rows in &depths.rows {
+                done(decode(backend, rows, context, depths)?);
+            }
         }
     }
-    if passes == Passes::All {
+    if reward_model && passes == Passes::All {
         for &candidates in &depths.candidates {
             for gradient in [false, true] {
                 done(reward(backend, candidates, gradient, depths)?);

@@ -1,4 +1,4 @@
-//! How long it takes until a pair can be used: its weights read, and a token run through both models.
+//! How long it takes until models can be used: their weights read, and a token run through each.
 
 use super::cost::Cost;
 use super::report::Row;
@@ -7,14 +7,14 @@ use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Opens a pair.
+/// Opens a pair, or one model.
 pub type Open<'a> = &'a mut dyn FnMut() -> Result<ModelPair>;
 
 /// Times loading: first with the files dropped from the page cache (where there are files), then with them in it. On a CPU
 /// weights are mapped and read by the first token, which is why that belongs to it.
 ///
 /// # Errors
-/// A file cannot be dropped from the cache, the pair does not open, or does not run.
+/// A file cannot be dropped from the cache, or a model does not open or run.
 pub fn load(open: Open<'_>, files: &[PathBuf], bytes: u64, runs: usize, done: &mut dyn FnMut(Row)) -> Result<()> {
     let cost = Cost { bytes: bytes as f64, flops: 0.0 };
     let row = |case: &str, seconds: Vec<f64>| {
@@ -35,15 +35,18 @@ pub fn load(open: Open<'_>, files: &[PathBuf], bytes: u64, runs: usize, done: &m
     Ok(())
 }
 
-/// Seconds until a token was run through both models.
+/// Seconds until a token was run through every model.
 fn once(open: Open<'_>) -> Result<f64> {
     let started = Instant::now();
     let mut backend = open()?;
-    let seq = backend.create(Role::Policy)?;
-    let span = Span { seq, start: 0, ids: &[0] };
-    backend.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip }])?;
-    let seq = backend.create(Role::Reward)?;
-    backend.reward_score(&[RewardSpan { span: Span { seq, start: 0, ids: &[0] }, also_at: &[] }])?;
+    if backend.has(Role::Policy) {
+        let span = Span { seq: backend.create(Role::Policy)?, start: 0, ids: &[0] };
+        backend.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip }])?;
+    }
+    if backend.has(Role::Reward) {
+        let span = Span { seq: backend.create(Role::Reward)?, start: 0, ids: &[0] };
+        backend.reward_score(&[RewardSpan { span, also_at: &[] }])?;
+    }
     Ok(started.elapsed().as_secs_f64())
 }
 

@@ -48,6 +48,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Args { common, prompt, tokens, segment, candidates, best_of, .. } = args;
+    common.pair.needs_policy("bench ggro")?;
+    common.pair.needs_reward("bench ggro")?;
     let before = common.sink.before()?;
     if args.entropy_threshold.is_some_and(|threshold| !threshold.is_finite()) {
         return Err(Error::invalid("--entropy-threshold: expected a finite number").into());

@@ -35,6 +35,8 @@ pub(crate) struct Args {
 enum Action {
     /// The passes of which everything is made, over batch sizes and contexts
     ///
+    /// With --policy or --reward alone, the passes of that model.
+    ///
     /// Percentages are of what the machine was measured to do in the same run: a card's large copy and products from registers, a
     /// processor's reading of as much memory as the models have, and its multiply-adds. On CUDA, decode steps are timed as graphs
     /// and launched kernel by kernel.

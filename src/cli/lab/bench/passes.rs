@@ -3,6 +3,7 @@
 use super::{Common, Ready, positive};
 use crate::lab::bench::report::Row;
 use crate::lab::bench::{Batches, Depths, Passes, latency, throughput};
+use crate::model::Role;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
@@ -89,9 +90,9 @@ pub(super) fn latency_of(args: &Latency) -> anyhow::Result<ExitCode> {
     let Ready { mut opened, header, limits } = common.open(&format!("latency {depths:?}"))?;
     let on_cuda = opened.cuda().is_some();
     let graphs = on_cuda && !common.device.enforce_eager;
-    let steps = depths.rows.len() * depths.context.len();
-    let cases =
-        depths.prefill.len() * depths.prompts.len() + 2 * depths.candidates.len() + steps * if graphs { 2 } else { 1 };
+    let [policy, reward] = [Role::Policy, Role::Reward].map(|role| usize::from(opened.backend().has(role)));
+    let steps = depths.rows.len() * depths.context.len() * if graphs { 2 } else { 1 };
+    let cases = policy * (depths.prefill.len() * depths.prompts.len() + steps) + reward * 2 * depths.candidates.len();
     let mut sink = common.sink.begin(&header, before, cases)?;
     let launch = match (on_cuda, graphs) {
         (false, _) => "",
@@ -113,6 +114,7 @@ pub(super) fn latency_of(args: &Latency) -> anyhow::Result<ExitCode> {
 
 pub(super) fn throughput_of(args: &Throughput) -> anyhow::Result<ExitCode> {
     let Throughput { common, batch, prompt, tokens } = args;
+    common.pair.needs_policy("throughput")?;
     let before = common.sink.before()?;
     let asked = Batches {
         batch: batch.clone(),
