@@ -118,14 +118,20 @@ pub(super) fn answer(row: &Map<String, Value>) -> std::result::Result<Option<Str
 
 /// A string field that must be there.
 pub(super) fn string<'a>(row: &'a Value, name: &str) -> std::result::Result<&'a str, String> {
-    match row.get(name) {
+    string_field(row.get(name), name)
+}
+
+/// The string of a field that was looked up.
+pub(super) fn string_field<'a>(found: Option<&'a Value>, name: &str) -> std::result::Result<&'a str, String> {
+    match found {
         Some(Value::String(text)) => Ok(text),
         Some(other) => Err(wrong(name, "a string", other)),
         None => Err(format!("expected `{name}`, found none")),
     }
 }
 
-fn conversation(list: &[Value]) -> std::result::Result<PromptRecord, String> {
+/// Chat messages, at least one.
+pub(super) fn messages(list: &[Value]) -> std::result::Result<Vec<Message>, String> {
     let mut messages = Vec::with_capacity(list.len());
     for (index, message) in list.iter().enumerate() {
         let at = |what: String| format!("message {index}: {what}");
@@ -136,15 +142,22 @@ fn conversation(list: &[Value]) -> std::result::Result<PromptRecord, String> {
         let content = string(message, "content").map_err(at)?;
         messages.push(Message { role: role.to_string(), content: content.to_string() });
     }
+    if messages.is_empty() { Err("no messages".to_string()) } else { Ok(messages) }
+}
+
+/// Chat messages that end with the user's.
+fn conversation(list: &[Value]) -> std::result::Result<PromptRecord, String> {
+    let messages = messages(list)?;
     let text = match messages.last() {
-        Some(last) if last.role == "user" => last.content.clone(),
-        Some(last) => return Err(format!("the last message is the {}'s, expected a user's", last.role)),
-        None => return Err("no messages".to_string()),
+        Some(last) if last.role != "user" => {
+            return Err(format!("the last message is the {}'s, expected a user's", last.role));
+        }
+        last => last.map(|last| last.content.clone()).unwrap_or_default(),
     };
     Ok(PromptRecord { text, messages, answer: None, metadata: Value::Null })
 }
 
-fn wrong(name: &str, expected: &str, found: &Value) -> String {
+pub(super) fn wrong(name: &str, expected: &str, found: &Value) -> String {
     format!("`{name}`: expected {expected}, found {}", kind(found))
 }
 

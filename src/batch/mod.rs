@@ -1,6 +1,6 @@
 //! Answering many prompts from a file into another file, resumably, as the official code's runner does: one row per prompt.
 //!
-//! [`input`] reads prompts, [`tasks`] knows the official code's datasets, and [`output`] keeps the file of rows, which survives the
+//! [`input`] reads prompts, [`texts`] what is to be scored, [`tasks`] knows the official code's datasets, and [`output`] keeps the file of rows, which survives the
 //! end of the process at any moment. [`run`] answers the prompts that have no row yet.
 
 pub mod guard;
@@ -9,6 +9,7 @@ pub mod output;
 mod parquet;
 pub mod report;
 pub mod tasks;
+pub mod texts;
 
 use crate::answer::{FinishReason, Segment};
 use crate::engine::{Engine, Progress, Update, intervention};

@@ -17,6 +17,7 @@ mod output;
 mod prompt;
 mod report;
 mod run;
+mod score;
 #[cfg(feature = "server")]
 mod serve;
 mod summary;
@@ -51,6 +52,7 @@ enum Command {
     Run(Box<run::Args>),
     Report(report::Args),
     Guard(Box<guard::Args>),
+    Score(Box<score::Args>),
     Verify(lab::verify::Args),
     Info(info::Args),
     Kernels(lab::kernels::Args),
@@ -100,6 +102,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => run::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Guard(args) => guard::run(&args),
+        Command::Score(args) => score::run(&args),
         Command::Verify(args) => lab::verify::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Kernels(args) => lab::kernels::run(&args),

@@ -3,7 +3,7 @@
 use super::say;
 use crate::files::checkpoint::Files;
 use crate::files::demo;
-use crate::files::pair::Pair;
+use crate::files::pair::{Pair, RewardModel};
 use crate::model::Role;
 use crate::presets::Preset;
 use crate::profile::{self, Level, Steps, Watch};
@@ -81,6 +81,21 @@ impl PairArgs {
             (Some(policy), Some(reward)) => load(policy, reward)?,
             (Some(policy), None) => Pair::policy_only(&files(policy)?)?,
             (None, Some(reward)) => Pair::reward_only(&files(reward)?)?,
+        };
+        self.within_context(pair)
+    }
+
+    /// Reads the reward model, and of a policy beside it no more than its chat template.
+    pub(super) fn load_reward(&self) -> Result<Arc<Pair>> {
+        self.needs_reward("a reward")?;
+        let pair = match (&self.policy, &self.reward) {
+            (Some(policy), Some(reward)) => {
+                let Pair { policy, reward, tokenizer } = load(policy, reward)?;
+                let chat = policy.and_then(|policy| policy.chat);
+                Pair { policy: None, reward: reward.map(|reward| RewardModel { chat, ..reward }), tokenizer }
+            }
+            (_, Some(reward)) => Pair::reward_only(&files(reward)?)?,
+            (_, None) => Pair::reward_only(&demo::reward())?,
         };
         self.within_context(pair)
     }

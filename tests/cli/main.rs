@@ -5,9 +5,11 @@ mod errors;
 mod generate;
 mod guard;
 mod info;
+mod one_model;
 mod profile;
 mod report;
 mod run;
+mod score;
 mod verify;
 
 use ggro_testkit::fixtures::goldens;
