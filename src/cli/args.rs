@@ -12,15 +12,15 @@ use clap::ValueEnum;
 use clap::builder::{BoolishValueParser, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use std::path::PathBuf;
 
-/// Answer a prompt, steering with the reward model
+/// Answer a prompt, steered by the reward model
 ///
-/// Without PROMPT the prompt is read from standard input. The answer goes to standard output as its segments are committed,
-/// notes and a summary to standard error.
+/// Without PROMPT the prompt is read from standard input. The answer is printed to standard output segment by segment;
+/// notes and a summary go to standard error.
 ///
-/// How a segment comes about: the policy is decoded greedily until its next token is uncertain (--entropy-threshold). The
+/// A segment is made like this: the policy is decoded greedily until its next token is uncertain (--entropy-threshold). The
 /// reward model scores the text, and its gradient at the segment's first token chooses, among the policy's most likely tokens
-/// there (--nudge-top-k), one to put in its place. The text is decoded again from it, scored, and so on, up to
-/// --num-refinement-steps versions; the one with the highest reward is kept, and the next segment starts.
+/// there (--nudge-top-k), another one for that place. The segment is decoded again from there and scored, and so on, up to
+/// --num-refinement-steps candidates. The one with the highest reward is kept, and the next segment starts.
 #[derive(Debug, clap::Args)]
 pub(super) struct Generate {
     /// The user's message [default: read from standard input]
@@ -53,46 +53,46 @@ pub(super) struct Generate {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Sampling (--method sample and bon)")]
 pub(super) struct SamplingArgs {
-    /// Completions: all of them are printed, or with bon the best one [default: 1, with bon 8]
+    /// How many completions to sample; sample prints all of them, bon the best one [default: 1, with bon 8]
     #[arg(long, value_name = "N",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=128))]
     pub n: Option<usize>,
 
-    /// Divides the logits; 0 is greedy [default: 1]
+    /// Temperature that divides the logits; 0 is greedy [default: 1]
     #[arg(long, value_name = "T", value_parser = finite,
           allow_negative_numbers = true)]
     pub temperature: Option<f64>,
 
-    /// Only the K most likely tokens; 0 is all
+    /// Sample from the K most likely tokens only; 0 means all
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: usize,
 
-    /// Only the most likely tokens that together reach this probability
+    /// Sample from the most likely tokens whose probabilities sum to P
     #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = finite,
           allow_negative_numbers = true)]
     pub top_p: f64,
 
-    /// Only tokens at least so probable, relative to the most likely one
+    /// Sample only from tokens with at least P times the probability of the most likely one
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = finite,
           allow_negative_numbers = true)]
     pub min_p: f64,
 
-    /// Divides positive logits of ids seen before, and multiplies negative ones
+    /// Penalty on tokens of the prompt and the completion: divides positive logits, multiplies negative ones
     #[arg(long, value_name = "X", default_value_t = 1.0,
           value_parser = finite, allow_negative_numbers = true)]
     pub repetition_penalty: f64,
 
-    /// Subtracted from logits of ids that the completion has
+    /// Penalty subtracted from the logits of tokens that are in the completion
     #[arg(long, value_name = "X", default_value_t = 0.0,
           value_parser = finite, allow_negative_numbers = true)]
     pub presence_penalty: f64,
 
-    /// Subtracted from logits of ids that the completion has, once for each time
+    /// Penalty subtracted from a token's logit for each time it is in the completion
     #[arg(long, value_name = "X", default_value_t = 0.0,
           value_parser = finite, allow_negative_numbers = true)]
     pub frequency_penalty: f64,
 
-    /// A string that ends a completion and is no part of it; may be given several times
+    /// A string that ends a completion and is not printed; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
 }
@@ -100,11 +100,11 @@ pub(super) struct SamplingArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Engine")]
 pub(super) struct EngineArgs {
-    /// Candidates of a segment at the same time: auto, off, or how many [default: auto]
+    /// How many candidates of a segment to compute in parallel: auto, off, or a number [default: auto]
     ///
-    /// Candidates that the walk may reach are decoded and scored before it does, in the same batches. The answer is the same
-    /// to the last bit; what turns out not to be needed is reported as speculative work. auto: as many as share one reading
-    /// of the weights on a GPU, none on a CPU, where arithmetic is what costs.
+    /// Candidates that the search may need are decoded and scored ahead of it, in the same batches. The answer is the same
+    /// to the last bit; work that was not needed is reported as speculative. auto: on a GPU as many as one reading of the
+    /// weights serves, on a CPU none, because decoding is compute-bound there.
     #[arg(long, value_name = "WIDTH", default_value = "auto", hide_default_value = true)]
     pub speculation: SpeculationWidth,
 
@@ -116,13 +116,13 @@ pub(super) struct EngineArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Prompt")]
 pub(super) struct TextArgs {
-    /// A system message in front of the prompt
+    /// System message before the prompt
     #[arg(long, value_name = "TEXT", conflicts_with = "request")]
     pub system: Option<String>,
 
-    /// Start of the answer; the policy goes on from it
+    /// Start of the answer; the policy continues from it
     ///
-    /// It stands after the assistant header, is part of what the reward model sees and is printed with the answer.
+    /// It follows the assistant header; the reward model sees it, and it is printed with the answer.
     #[arg(long, value_name = "TEXT", conflicts_with = "request")]
     pub prefill: Option<String>,
 
@@ -137,8 +137,8 @@ pub(super) struct TextArgs {
 
     /// A JSON request in place of a prompt: `prompt_ids`, `options` and, optionally, `uniforms_used`
     ///
-    /// Exactly the fields of a trace, so that a trace written by --trace can be decoded again. What its options leave out
-    /// comes from the flags; what they name wins over them.
+    /// These are fields of a trace, so a file written by --trace can be decoded again. Options that the file leaves out
+    /// come from the flags; options in the file win over the flags.
     #[arg(long, value_name = "FILE")]
     pub request: Option<PathBuf>,
 }
@@ -146,33 +146,34 @@ pub(super) struct TextArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Method")]
 pub(super) struct MethodArgs {
-    /// ggro; greedy: plain greedy decoding of the policy; sample; or bon: the best of N samples [default: ggro, or greedy without a reward model]
+    /// ggro, greedy, sample, or bon (the best of N samples) [default: ggro, or greedy without a reward model]
     ///
-    /// ggro and bon need a reward model. greedy with one has one candidate a segment, which is scored.
+    /// greedy is plain greedy decoding of the policy; with a reward model it has one candidate per segment, which is scored.
+    /// ggro and bon need a reward model.
     #[arg(long, value_name = "METHOD", value_enum)]
     method: Option<Method>,
 
     /// Budget of new tokens [default: 200 for the demo pair, else 128]
     ///
-    /// 128 is the official code's preset for dialogue; its presets for reasoning tasks use 1024. Without this flag the budget
-    /// is cut to what the context has room for.
+    /// 128 is the official code's preset for dialogue; its presets for reasoning tasks use 1024. Without this flag, the budget
+    /// is cut to the room in the context.
     #[arg(long, value_name = "N",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub max_new_tokens: Option<usize>,
 
     /// Candidates per segment, the unforced one included [default: 8]
     ///
-    /// As in the official code, whose first step scores the text as it is. 1 is greedy decoding. More raise the reward, with
-    /// quickly falling returns, and cost one decoding and one gradient of the segment each; a walk ends early when the
+    /// The official code counts in the same way. 1 is greedy decoding. More candidates raise the reward, with
+    /// quickly falling returns; each costs one decoding and one gradient of the segment. The search ends early when the
     /// gradient leads back to a candidate already tried.
     #[arg(long, value_name = "S",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub num_refinement_steps: Option<usize>,
 
-    /// Uncertainty that ends a segment, inclusive [default: 3.25 for the demo pair, else 1.5; see --signal]
+    /// Uncertainty at which a segment ends [default: 3.25 for the demo pair, else 1.5; see --signal]
     ///
-    /// In nats for entropy. Lower: shorter segments, more places to steer, more work. The official presets are 1.5 for
-    /// dialogue and 2.0 for reasoning tasks.
+    /// In nats for entropy. A lower threshold gives shorter segments, more places to steer, and more work. The official
+    /// presets are 1.5 for dialogue and 2.0 for reasoning tasks.
     #[arg(long, value_name = "TAU", value_parser = finite,
           allow_negative_numbers = true)]
     pub entropy_threshold: Option<f64>,
@@ -185,19 +186,19 @@ pub(super) struct MethodArgs {
           value_parser = PossibleValuesParser::new(SIGNALS.iter().map(|s| s.name())))]
     pub signal: Option<String>,
 
-    /// Tokens to choose the nudge from: the policy's most likely ones at the slot [default: 25]
+    /// How many of the policy's most likely tokens the nudge is chosen from [default: 25]
     ///
-    /// Larger lets the reward model choose tokens that the policy finds less likely.
+    /// A larger number lets the reward model choose tokens that the policy finds less likely.
     #[arg(long, value_name = "K",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub nudge_top_k: Option<usize>,
 
-    /// greedy: the token with the largest first-order score; sample: drawn from softmax(score / temperature)
+    /// How to choose the nudge token: greedy (largest first-order score) or sample (from softmax(score / temperature))
     #[arg(long, value_name = "HOW", value_enum,
           default_value_t = NudgeSelection::Greedy)]
     pub nudge_selection: NudgeSelection,
 
-    /// Temperature of --nudge-selection sample [default: 0.1]; without effect on greedy
+    /// Temperature of --nudge-selection sample [default: 0.1]; has no effect on greedy
     #[arg(long, value_name = "T",
           value_parser = positive, allow_negative_numbers = true)]
     pub nudge_temperature: Option<f64>,
@@ -206,15 +207,15 @@ pub(super) struct MethodArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
 
-    /// Accepted for the official code's sake, without effect
+    /// Accepted for compatibility with the official code; has no effect
     ///
-    /// There it scales the bias that imposes the nudge token on the policy's logits, after the token was chosen. Here the
+    /// The official code scales the bias that imposes the nudge token on the policy's logits after the token was chosen. Here the
     /// chosen token is forced outright, so no weight can change which one it is.
     #[arg(long, value_name = "W", value_parser = finite,
           allow_negative_numbers = true)]
     pub nudge_weight: Option<f64>,
 
-    /// Accepted for the official code's sake, without effect; see --nudge-weight
+    /// Accepted for compatibility with the official code; has no effect (see --nudge-weight)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_parser = BoolishValueParser::new())]
     pub scale_nudge_biases: Option<bool>,
@@ -227,19 +228,19 @@ pub(super) struct MethodArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Output")]
 pub(super) struct OutputArgs {
-    /// One JSON object on standard output in place of the text: answer, rewards, counters, time
+    /// Print one JSON object instead of text: answer, rewards, counters, time
     #[arg(long)]
     pub json: bool,
 
     /// Write every decision to FILE, as JSON in the schema of the golden traces
     ///
-    /// The gradient after each segment's last candidate, which no decision needs, is computed and recorded too.
+    /// The gradient of each segment's last candidate is computed and recorded too, although no decision needs it.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
 
     /// When to colour nudged tokens (green) and uncertain ones (yellow)
     ///
-    /// auto: on a terminal, unless NO_COLOR is set to something.
+    /// auto: on a terminal, unless NO_COLOR is set and not empty.
     #[arg(long, value_name = "WHEN", value_enum,
           default_value_t = Color::Auto)]
     pub color: Color,

@@ -46,7 +46,7 @@ pub(super) fn unused(args: &SamplingArgs) -> Result<()> {
         ("--frequency-penalty", args.frequency_penalty != 0.0),
     ];
     for (flag, _) in given.iter().filter(|(_, given)| *given) {
-        say(&format!("note: {flag} is ignored: the text is the policy's most likely one between nudges"));
+        say(&format!("note: {flag} is ignored: ggro and greedy do not sample"));
     }
     Ok(())
 }

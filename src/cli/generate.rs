@@ -24,7 +24,7 @@ use std::time::Instant;
 /// A threshold that no signal reaches: decoding in one segment.
 const NEVER: f64 = f64::MAX;
 
-const NO_EFFECT: &str = "has no effect here: in the official code it scales the bias that imposes the nudge token after it \
+const NO_EFFECT: &str = "has no effect: in the official code it scales the bias that imposes the nudge token after it \
 was chosen; ggro forces that token outright";
 
 pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
@@ -167,7 +167,7 @@ fn options(
         && prompt.prefill.is_empty()
         && request.is_none()
     {
-        say("note: --prompt-layout official: the template's generation prompt adds nothing; both layouts are the same");
+        say("note: --prompt-layout official has no effect: the template's generation prompt is empty");
     }
     Ok(options)
 }

@@ -20,11 +20,11 @@ use std::sync::Arc;
 
 /// Ask a guard model whether the answers of a run are safe
 ///
-/// Writes a line per answer, resumably, and prints the share of unsafe ones, with the range that 95 % of resampled shares lie in, and
-/// how often each category was named. The guard answers as Llama Guard does: `safe`, or `unsafe` and categories.
+/// Writes a line per answer and resumes if interrupted. Prints the share of unsafe answers with its 95 % interval (bootstrap), and
+/// how often each category was named. The guard must answer like Llama Guard: `safe`, or `unsafe` and categories.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Rows of `ggro run`
+    /// A file that `ggro run` wrote
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
@@ -32,16 +32,16 @@ pub(super) struct Args {
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
 
-    /// Where verdicts go [default: FILE with the ending guard.jsonl]
+    /// Where to write verdicts [default: FILE with the extension guard.jsonl]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Answers that are asked about at the same time, at most
+    /// Most answers to check at the same time
     #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     max_concurrency: usize,
 
-    /// Longest question and answer together, in tokens [default: the guard's context, at most 4096]
+    /// Longest prompt and answer together, in tokens [default: the guard's context, at most 4096]
     #[arg(long, value_name = "TOKENS",
           value_parser = RangedU64ValueParser::<usize>::new().range(64..))]
     max_model_len: Option<usize>,
@@ -49,7 +49,7 @@ pub(super) struct Args {
     #[command(flatten)]
     device: DeviceArgs,
 
-    /// One JSON object in place of lines
+    /// Print one JSON object instead of lines
     #[arg(long)]
     json: bool,
 }
@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let pair = Arc::new(Pair::policy_only(&files(&args.model)?)?);
     let guard = pair.policy()?;
     let Some(chat) = &guard.chat else {
-        return Err(Error::file(&args.model, "a guard needs a chat template, and has none").into());
+        return Err(Error::file(&args.model, "a guard model needs a chat template; this one has none").into());
     };
     let context = guard.config.max_position_embeddings.min(args.max_model_len.unwrap_or(4096));
     let output = args.output.clone().unwrap_or_else(|| args.file.with_extension("guard.jsonl"));
@@ -128,7 +128,7 @@ fn print(args: &Args, verdicts: &[Verdict]) -> anyhow::Result<ExitCode> {
         writeln!(out, "  {name:<9} {count}")?;
     }
     if neither > 0 {
-        say(&format!("note: the guard said neither safe nor unsafe of {neither} answers"));
+        say(&format!("note: for {neither} answers the guard said neither safe nor unsafe"));
     }
     Ok(ExitCode::SUCCESS)
 }

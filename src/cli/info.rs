@@ -19,7 +19,7 @@ pub(super) struct Args {
     #[command(flatten)]
     pub memory: MemoryArgs,
 
-    /// One JSON object in place of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
 }

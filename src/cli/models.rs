@@ -18,10 +18,10 @@ use std::sync::Arc;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Models")]
 pub(super) struct PairArgs {
-    /// The policy, the language model that writes: a directory, or a name, org/name[@revision] [default: the embedded demo pair]
+    /// The policy (the language model that writes): a directory, or a Hugging Face name, org/name[@revision] [default: the embedded demo pair]
     ///
-    /// A name is looked up in the Hugging Face cache, and downloaded into it if it is not there (HF_HOME, HF_TOKEN, HF_ENDPOINT,
-    /// HF_HUB_OFFLINE). A directory has the hub's files.
+    /// A named model is taken from the Hugging Face cache, or downloaded into it (HF_HOME, HF_TOKEN, HF_ENDPOINT,
+    /// HF_HUB_OFFLINE). A directory holds the same files as a repository on the hub.
     /// Llama 3.x, Mistral, Qwen2, Qwen2.5 or Qwen3: config.json, model.safetensors or shards with their index,
     /// tokenizer.json, tokenizer_config.json and, if present, generation_config.json and chat_template.jinja.
     /// Without --reward this model is used alone: it decodes greedily or samples, and nothing is scored.
@@ -34,9 +34,9 @@ pub(super) struct PairArgs {
     #[arg(long, value_name = "MODEL")]
     pub reward: Option<PathBuf>,
 
-    /// Longest sequence, prompt and answer together [default: the models' context, the smaller one of a pair]
+    /// Longest sequence in tokens, prompt and answer together [default: the models' context, the smaller one of a pair]
     ///
-    /// A shorter one bounds the memory of the caches; see `ggro info`.
+    /// A smaller number needs less memory for keys and values; see `ggro info`.
     #[arg(long, value_name = "TOKENS",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub max_model_len: Option<usize>,
@@ -164,9 +164,9 @@ pub(super) fn bar(length: Option<u64>, template: &str) -> ProgressBar {
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[command(next_help_heading = "Device")]
 pub(super) struct MemoryArgs {
-    /// Share of a CUDA device's memory that may be in use, by whomever
+    /// Largest share of a CUDA device's memory to use, counting other programs' use
     ///
-    /// Weights and workspace come first; keys and values get the rest, as far as sequences of --max-model-len can use it.
+    /// Weights and workspace come first; keys and values get the rest, up to what sequences of --max-model-len can use.
     #[arg(long, value_name = "SHARE", default_value = "0.9",
           value_parser = share, allow_negative_numbers = true)]
     pub gpu_memory_utilization: f64,
@@ -183,15 +183,15 @@ pub(super) struct MemoryArgs {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Profiling (docs/profiling.md)")]
 pub(super) struct ProfileArgs {
-    /// Ranges for Nsight, in the domain ggro: off, 1 (phases), 2 (layers too)
+    /// Emit NVTX ranges for Nsight, in the domain ggro: off, 1 (phases), 2 (layers too)
     #[arg(long, value_name = "LEVEL", default_value = "off", hide_default_value = true)]
     pub nvtx: Level,
 
-    /// Let a profiler that waits for it collect from the FIRST to the LAST pass of a model, counted from 1
+    /// Start a waiting profiler at the FIRST pass of a model and stop it after the LAST, counted from 1
     #[arg(long, value_name = "FIRST-LAST")]
     pub profile_steps: Option<Steps>,
 
-    /// Write the phases of the scheduler and the models to FILE, as a trace that Perfetto shows
+    /// Write a trace of the scheduler's and the models' phases to FILE, for Perfetto
     #[arg(long, value_name = "FILE")]
     pub trace_events: Option<PathBuf>,
 }
@@ -207,17 +207,17 @@ impl ProfileArgs {
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Device")]
 pub(super) struct DeviceArgs {
-    /// auto, cpu, cuda or cuda:N
+    /// Device: auto, cpu, cuda or cuda:N
     ///
-    /// auto takes the first CUDA device if there is one and the CPU if not, and says which.
+    /// auto takes the first CUDA device, or the CPU if there is none, and prints which one it took.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceSpec,
 
     /// Arithmetic: auto, f32, bf16 or f16
     ///
-    /// The CPU computes in f32 straight from the stored weights, whatever their type, and takes auto and f32 only. CUDA stores
+    /// The CPU computes in f32 from the stored weights of any type, and accepts only auto and f32. CUDA stores
     /// weights, activations, keys and values in 16 bits and accumulates in f32; auto is the checkpoint's type, and bf16 for
-    /// weights stored in f32 that lose nothing by it. bf16 and f16 round what they must.
+    /// f32 weights that bf16 holds exactly. With bf16 or f16, other weights are rounded.
     #[arg(long, value_name = "TYPE", default_value = "auto",
           value_parser = arithmetic())]
     pub dtype: Arithmetic,
@@ -225,9 +225,9 @@ pub(super) struct DeviceArgs {
     #[command(flatten)]
     pub memory: MemoryArgs,
 
-    /// Launch every CUDA kernel by itself, decode steps too, in place of CUDA graphs
+    /// Launch CUDA kernels one by one instead of with CUDA graphs
     ///
-    /// The results are the same bits; it is slower, and easier to look at with a profiler.
+    /// The results are bit-identical; it is slower, and easier to read in a profiler.
     #[arg(long)]
     pub enforce_eager: bool,
 
@@ -341,11 +341,11 @@ fn report(device: DeviceSpec, cuda: &OnCuda) {
         let converted = report.converted;
         match &report.first_inexact {
             Some(tensor) => say(&format!(
-                "note: {role}: {} elements were rounded to {name}, the first in tensor `{tensor}`",
+                "note: {role}: {} weights were rounded to {name}, the first of them in tensor `{tensor}`",
                 report.inexact
             )),
             None if converted > 0 => {
-                say(&format!("note: {role}: {converted} elements are kept in {name} and lose nothing by it"));
+                say(&format!("note: {role}: {converted} weights were converted to {name} without loss"));
             }
             None => {}
         }

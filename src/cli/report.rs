@@ -10,18 +10,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Sum up what `ggro run` wrote, and make a page of it
+/// Summarise the answers of `ggro run`, as a table or an HTML page
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Files of rows; the others are compared with the first
+    /// Files that `ggro run` wrote; the others are compared with the first
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
 
-    /// Write one self-contained page: answers token by token, candidates, distributions
+    /// Write a self-contained HTML page: answers token by token, candidates, distributions
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 
-    /// One JSON object in place of a table
+    /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
 }

@@ -25,26 +25,26 @@ use std::sync::{Mutex, PoisonError};
 /// Answer many prompts from a file into a file, resumably
 ///
 /// Every line of the input is a prompt: a JSON string, an array of chat messages, or an object with `prompt` or `messages` and
-/// optionally `answer` and `metadata`. Every line of the output is an answer, with the official code's fields and how it came
-/// about. A run that was ended at any moment goes on with the same command: prompts that have their row are not answered again.
+/// optionally `answer` and `metadata`. Every line of the output is one answer, with the official code's fields and the record
+/// of how it was made. Interrupted runs resume: rerun the same command; prompts that have an answer are not answered again.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Prompts, one JSON value per line
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
 
-    /// Where answers go, one JSON object per line; beside it FILE.config.json says how they came about
+    /// Where to write answers, one JSON object per line; FILE.config.json beside it has the options of the run
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 
-    /// A dataset's own rows and the official code's parameters for it: hex-phi, xstest, hh-rlhf, arc-challenge, mmlu-pro
+    /// The input has a dataset's own rows, and the official code's parameters for it apply: hex-phi, xstest, hh-rlhf, arc-challenge, mmlu-pro
     ///
-    /// Flags that are given win over the parameters. arc-challenge and mmlu-pro have right answers, which rows are compared with.
+    /// Flags win over these parameters. arc-challenge and mmlu-pro have right answers, with which predictions are compared.
     #[arg(long, value_name = "TASK", hide_possible_values = true,
           value_parser = PossibleValuesParser::new(Task::ALL.map(Task::name)))]
     task: Option<String>,
 
-    /// Prompts that are answered at the same time, at most
+    /// Most prompts to answer at the same time
     #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     max_concurrency: usize,
@@ -57,7 +57,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N")]
     num_prompts: Option<usize>,
 
-    /// Start of every answer, with which the policy is led on
+    /// Start of every answer (a prefill attack on the policy)
     #[arg(long, value_name = "TEXT")]
     prefill_attack: Option<String>,
 

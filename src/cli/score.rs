@@ -39,11 +39,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
 
-    /// Write JSON lines to FILE in place of standard output, once all texts are scored
+    /// Write JSON lines to FILE instead of standard output, once all texts are scored
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// One JSON object per text in place of the reward and the text
+    /// Print one JSON object per text instead of the reward and the text
     #[arg(long)]
     json: bool,
 
@@ -65,7 +65,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "POSITION:ID,...")]
     candidates: Vec<Candidates>,
 
-    /// Texts that are scored at the same time, at most
+    /// Most texts to score at the same time
     #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     max_concurrency: usize,

@@ -15,34 +15,34 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Compares every kernel with an evaluation in f64; exit code 1 if one is wrong
+    /// Compare every kernel with an evaluation in f64; exit code 1 if one is wrong
     Test {
         #[command(flatten)]
         options: Options,
-        /// Only cases of at most N elements or multiply-adds; for slow tools
+        /// Run only cases of at most N elements or multiply-adds, for slow tools
         #[arg(long, value_name = "N")]
         work: Option<u64>,
     },
-    /// Times every kernel against the card's own copy rate and matrix peak
+    /// Time every kernel against the card's own copy rate and matrix peak
     Bench {
         #[command(flatten)]
         options: Options,
-        /// Everything once, on warm buffers: whether it runs at all, not how fast
+        /// Run everything once on warm buffers, to check that it runs; the times mean nothing
         #[arg(long)]
         quick: bool,
     },
-    /// Writes what the device's special instructions do to FILE, for tests without a device
+    /// Record the results of the device's special instructions in FILE, for tests without a device
     Record {
-        /// Where to; tests/kernels/vectors.safetensors is replayed by the tests
+        /// Output file; the tests replay tests/kernels/vectors.safetensors
         #[arg(value_name = "FILE")]
         file: PathBuf,
         /// Index of the CUDA device
         #[arg(long, default_value_t = 0, value_name = "N")]
         ordinal: usize,
     },
-    /// Prints registers, shared memory, local memory and occupancy; needs no device. Exit code 1 if a kernel spills
+    /// Print registers, shared memory, local memory and occupancy; needs no device. Exit code 1 if a kernel spills
     List {
-        /// JSON instead of a table
+        /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
     },
@@ -50,7 +50,7 @@ enum Action {
 
 #[derive(Debug, clap::Args)]
 struct Options {
-    /// Only this op: rmsnorm, gemm, attention, ...; a name that is none lists them all
+    /// Run only this op: rmsnorm, gemm, attention, ...; an unknown name lists them all
     #[arg(long, value_name = "NAME")]
     op: Option<String>,
     /// Index of the CUDA device

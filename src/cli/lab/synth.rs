@@ -12,15 +12,15 @@ use std::time::Duration;
 
 /// Write a random pair of a published shape as Hugging Face directories
 ///
-/// DIR/policy and DIR/reward have config, weights in bf16 and a tokenizer of bytes: for programs that read files, and for figures
-/// of loading. `ggro bench --synthetic` has the same weights without files.
+/// DIR/policy and DIR/reward get a config, bf16 weights and a byte tokenizer. They are for programs that read files, and for measuring
+/// loading times. `ggro bench --synthetic` uses the same weights without files.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// llama-3.1-8b (30 GB), llama-3.2-3b (14 GB), llama-3.2-1b (6 GB), qwen3-8b (31 GB), demo
     #[arg(value_name = "SHAPE", hide_possible_values = true, value_parser = PossibleValuesParser::new(PRESETS))]
     shape: String,
 
-    /// Where to; it must not be there yet, or be empty
+    /// Output directory; it must be empty or not exist
     #[arg(value_name = "DIR")]
     dir: PathBuf,
 

@@ -17,10 +17,10 @@ use std::process::ExitCode;
 /// Replay golden fixtures; exit 1 on any difference
 ///
 /// A folder holds policy/, reward/ and traces.json, and possibly forward_*.safetensors and tokenizer_cases.json. A folder of
-/// such folders stands for all of them.
+/// such folders runs all of them.
 ///
-/// The CPU must decide as the traces do, and compute what they say within 1e-4. A device that rounds to 16 bits is asked for
-/// every decision by itself, on the trace's own history; its errors may be twice those of a simulation of its roundings.
+/// The CPU must make the same decisions as the traces and match their numbers within 1e-4. A device that rounds to 16 bits is
+/// checked decision by decision on the trace's own history; its errors may be twice those of a rounding simulation.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Golden folders
@@ -30,7 +30,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub device: DeviceArgs,
 
-    /// One JSON object in place of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
 }

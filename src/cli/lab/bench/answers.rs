@@ -10,11 +10,11 @@ use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Tokens of the prompt, which mean nothing
+    /// Length of the prompt in tokens; the tokens are arbitrary
     #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = positive())]
     prompt: usize,
 
-    /// A text in their place, laid out as the pair's template says
+    /// A message to answer instead, laid out with the pair's chat template
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompt", "synthetic"])]
     message: Option<String>,
 
@@ -22,23 +22,23 @@ pub(super) struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 96, value_parser = positive())]
     tokens: usize,
 
-    /// Tokens of a segment, on average; the threshold is set to what the model does
+    /// Mean length of a segment in tokens; the threshold is chosen for it
     #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = positive())]
     segment: usize,
 
-    /// A threshold of the entropy in nats, in place of one that is set
+    /// Entropy threshold in nats, instead of a chosen one
     #[arg(long, value_name = "NATS", conflicts_with = "segment", allow_negative_numbers = true)]
     entropy_threshold: Option<f64>,
 
-    /// Candidates of a segment, at most
+    /// Most candidates of a segment
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive())]
     candidates: usize,
 
-    /// Candidates at the same time, each measured: off, auto, or a number
+    /// Speculation widths to measure: off, auto, or a number of parallel candidates
     #[arg(long, value_name = "WIDTH,...", value_delimiter = ',', default_value = "off,8,auto")]
     speculation: Vec<SpeculationWidth>,
 
-    /// Samples of Best-of-N; 0 leaves it out
+    /// Samples of Best-of-N; 0 skips it
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=128))]
     best_of: usize,
 

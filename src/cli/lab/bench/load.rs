@@ -16,7 +16,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let before = common.sink.before()?;
     if common.synthetic.synthetic.is_some() {
         let message =
-            "--synthetic: weights that are drawn are not loaded; write them with ggro synth and name the folders";
+            "--synthetic: random models are made, not loaded; write them with `ggro synth` and pass the directories";
         return Err(Error::invalid(message).into());
     }
     let (mut device, len) = (common.device.find()?, common.pair.max_model_len);

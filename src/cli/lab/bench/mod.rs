@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Time prefill, decode, reward and gradient, many requests, whole answers, loading, or a server
+/// Benchmark single passes, many requests, whole answers, loading, or a server
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -33,25 +33,25 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// The passes of which everything is made, over batch sizes and contexts
+    /// Time prefill, decode, reward and gradient passes, over batch sizes and contexts
     ///
     /// With --policy or --reward alone, the passes of that model.
     ///
-    /// Percentages are of what the machine was measured to do in the same run: a card's large copy and products from registers, a
-    /// processor's reading of as much memory as the models have, and its multiply-adds. On CUDA, decode steps are timed as graphs
+    /// Percentages are of limits measured in the same run: a card's copy rate and its products from registers, or a
+    /// processor's read rate over as much memory as the models have and its multiply-adds. On CUDA, decode steps are timed as graphs
     /// and launched kernel by kernel.
     Latency(Box<passes::Latency>),
-    /// Many requests at once: greedy answers of a fixed length through the scheduler
+    /// Time many requests at once: greedy answers of a fixed length through the scheduler
     Throughput(Box<passes::Throughput>),
-    /// Whole answers: the method, by speculation, against plain greedy decoding and Best-of-N of the same models
+    /// Time whole answers of GGRO, per speculation width, against greedy decoding and Best-of-N
     Ggro(Box<answers::Args>),
-    /// Until a pair can be used: from a cold and from a warm page cache
+    /// Time loading a pair, from a cold and from a warm page cache
     Load(Box<load::Args>),
-    /// What each pass costs at least, computed for a card and not run
+    /// Compute the least time of each pass on a card, without running it
     Model(Box<model::Args>),
-    /// A server under load: any that speaks OpenAI's API
+    /// Put load on any server of OpenAI's API
     ///
-    /// Latencies are those that its clients see; times to the first text are those of a whole segment where the method answers.
+    /// Latencies are those that clients see. With GGRO, the time to the first text is that of a whole segment.
     Serve(Box<serve::Args>),
 }
 
@@ -88,7 +88,7 @@ struct Common {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Models")]
 struct SyntheticArgs {
-    /// Random models of a published shape in place of a pair: llama-3.1-8b, llama-3.2-3b, llama-3.2-1b, qwen3-8b, demo
+    /// Use random models of a published shape instead of a pair: llama-3.1-8b, llama-3.2-3b, llama-3.2-1b, qwen3-8b, demo
     #[arg(long, value_name = "SHAPE", conflicts_with_all = ["policy", "reward"])]
     synthetic: Option<String>,
 
@@ -100,15 +100,15 @@ struct SyntheticArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Runs")]
 struct RunArgs {
-    /// Timed runs of each case; the median counts
+    /// Timed runs of each case; the median is reported
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive())]
     runs: usize,
 
-    /// Runs before them
+    /// Warm-up runs of each case
     #[arg(long, value_name = "N", default_value_t = 1)]
     warmup: usize,
 
-    /// Do not measure what the machine can do first; without it there are no percentages
+    /// Do not measure the machine's limits first; the report then has no percentages
     #[arg(long)]
     no_limits: bool,
 }

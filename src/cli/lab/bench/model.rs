@@ -15,15 +15,15 @@ use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A card, by its data sheet [default: h200, or the limits that --measured found]
+    /// Card whose data sheet gives the limits [default: h200, or the limits in --measured]
     #[arg(long, value_name = "CARD", value_parser = PossibleValuesParser::new(CARDS.map(|(name, _)| name)))]
     card: Option<String>,
 
-    /// Bytes a second, in place of a card's, in 1e9
+    /// Memory rate in GB/s, instead of a card's
     #[arg(long, value_name = "GB/S", value_parser = above_zero, requires = "teraflops")]
     gigabytes: Option<f64>,
 
-    /// Operations a second, in place of a card's, in 1e12
+    /// Peak arithmetic in TFLOP/s, instead of a card's
     #[arg(long, value_name = "TFLOP/S", value_parser = above_zero, requires = "gigabytes")]
     teraflops: Option<f64>,
 
@@ -31,7 +31,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     measured: Option<PathBuf>,
 
-    /// One JSON object per line in place of a table
+    /// Print one JSON object per line instead of a table
     #[arg(long)]
     json: bool,
 
@@ -104,7 +104,7 @@ fn limits(args: &Args, measured: Option<&Report>) -> Result<(Limits, String)> {
         return Ok((limits, format!("limits measured on {}", report.header.device)));
     }
     let name = args.card.as_deref().unwrap_or(CARDS[0].0);
-    let limits = card(name).ok_or_else(|| Error::invalid(format!("--card {name}: there is no such card")))?;
+    let limits = card(name).ok_or_else(|| Error::invalid(format!("--card {name}: unknown card")))?;
     Ok((limits, format!("{name} by its data sheet")))
 }
 

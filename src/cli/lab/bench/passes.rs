@@ -19,31 +19,31 @@ pub(super) struct Latency {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Cases")]
 pub(super) struct DepthArgs {
-    /// Rows of decode steps
+    /// Batch sizes of decode steps
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,8,64", value_parser = positive())]
     rows: Vec<usize>,
 
-    /// Positions that stand before each row
+    /// Context lengths of the decode steps
     #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', default_value = "256")]
     context: Vec<usize>,
 
-    /// Tokens of prompts
+    /// Prompt lengths in tokens
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "256", value_parser = positive())]
     prefill: Vec<usize>,
 
-    /// Prompts that are run together
+    /// Prompts per prefill batch
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1", value_parser = positive())]
     prefill_batch: Vec<usize>,
 
-    /// Segments that are scored and differentiated together
+    /// Segments per reward batch, scored and differentiated
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,8,25", value_parser = positive())]
     candidates: Vec<usize>,
 
-    /// Tokens of a segment
+    /// Length of a segment in tokens
     #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = positive())]
     segment: usize,
 
-    /// Positions before the segments
+    /// Context length of the segments
     #[arg(long, value_name = "TOKENS", default_value_t = 256)]
     prefix: usize,
 }
@@ -71,11 +71,11 @@ pub(super) struct Throughput {
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,8,64", value_parser = positive())]
     batch: Vec<usize>,
 
-    /// Tokens of their prompts, which have nothing in common
+    /// Prompt lengths in tokens; the prompts share no prefix
     #[arg(long, value_name = "TOKENS,...", value_delimiter = ',', default_value = "128", value_parser = positive())]
     prompt: Vec<usize>,
 
-    /// New tokens of each
+    /// New tokens per request
     #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = positive())]
     tokens: usize,
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where the server is
+    /// Base URL of the server
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
     base_url: String,
 
@@ -27,7 +27,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
 
-    /// Complete texts, in place of answering messages
+    /// Use /v1/completions instead of /v1/chat/completions
     #[arg(long)]
     completions: bool,
 
@@ -39,15 +39,15 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 24))]
     num_prompts: usize,
 
-    /// Requests before them that are not measured
+    /// Warm-up requests, which are not measured
     #[arg(long, value_name = "N", default_value_t = 2)]
     num_warmups: usize,
 
-    /// Requests per second of an open loop with random arrivals [default: a closed loop]
+    /// Open loop with random arrivals at this many requests per second [default: a closed loop]
     #[arg(long, value_name = "RATE", value_parser = rate, allow_negative_numbers = true)]
     request_rate: Option<f64>,
 
-    /// Requests in flight, at most: the clients of a closed loop
+    /// Most requests in flight: the clients of a closed loop
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
     max_concurrency: usize,
 
@@ -55,15 +55,15 @@ pub(super) struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     max_tokens: usize,
 
-    /// Answers of exactly that many, where the server knows `ignore_eos`
+    /// Ask for exactly --max-tokens tokens, where the server knows `ignore_eos`
     #[arg(long)]
     ignore_eos: bool,
 
-    /// Other fields of every request, as a JSON object
+    /// More fields for every request, as a JSON object
     #[arg(long, value_name = "JSON", value_parser = object)]
     extra_body: Option<Map<String, Value>>,
 
-    /// Latencies of a good answer in milliseconds: ttft:MS, tpot:MS, e2el:MS
+    /// Latency goals in milliseconds: ttft:MS, tpot:MS, e2el:MS
     #[arg(long, value_name = "GOAL", num_args = 1..)]
     goodput: Vec<Goal>,
 
@@ -71,19 +71,19 @@ pub(super) struct Args {
     #[arg(long, value_name = "P,...", value_delimiter = ',', default_value = "90,99", value_parser = percent)]
     percentiles: Vec<f64>,
 
-    /// Of the arrivals
+    /// Seed of the arrival times
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
-    /// Seconds until a request is given up
+    /// Timeout of a request in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = RangedU64ValueParser::<u64>::new().range(1..=86400))]
     timeout: u64,
 
-    /// One JSON object in place of lines
+    /// Print one JSON object instead of lines
     #[arg(long)]
     json: bool,
 
-    /// Every request in the JSON object
+    /// Include every request in the JSON object
     #[arg(long, requires = "json")]
     detailed: bool,
 }

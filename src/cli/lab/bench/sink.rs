@@ -14,19 +14,19 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Output")]
 pub(super) struct SinkArgs {
-    /// A table for people, one JSON object, JSON lines (the header first), or commas
+    /// Format: md (a table), json (one object), jsonl (the header first) or csv
     #[arg(short = 'o', long, value_name = "FORMAT", value_enum, default_value_t = Written::Md)]
     output_format: Written,
 
-    /// An earlier run's JSON or JSON lines: prints how each case has changed, and exits with 1 if one is slower or answers differently
+    /// Compare with an earlier run's JSON or JSON lines; exit code 1 if a case is slower or answers differently
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
 
-    /// Percent by which a case may be slower than the earlier run's
+    /// Percentage by which a case may be slower than in the earlier run
     #[arg(long, value_name = "PERCENT", default_value = "5", value_parser = percent, requires = "compare", allow_negative_numbers = true)]
     fail_regression: f64,
 
-    /// Draw the rows into FILE, an SVG: tokens a second against rows with the limit, or cost over greedy decoding
+    /// Draw a chart into FILE (SVG): tokens per second against batch size with the limit, or cost over greedy decoding
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
 }
@@ -77,7 +77,7 @@ impl SinkArgs {
         if let Some(before) = &before
             && before.header.config_hash != header.config_hash
         {
-            say("note: --compare: the earlier run measured something else; only cases of the same name are compared");
+            say("note: --compare: the earlier run had other options; only cases of the same name are compared");
         }
         Ok(Sink {
             format,
