@@ -4,6 +4,7 @@ use super::args::EngineArgs;
 use super::models::{DeviceArgs, PairArgs};
 use super::say;
 use crate::engine::Engine;
+use crate::files::pair::Pair;
 use crate::profile::Watch;
 use crate::server::connections::{Ended, serve};
 use crate::server::keys::Keys;
@@ -28,7 +29,8 @@ const LOST: u8 = 4;
 /// Answer requests over HTTP, as OpenAI's API has them
 ///
 /// A model MODEL has several names: MODEL answers greedily or by sampling, MODEL:ggro by the method, MODEL:ggro-safety,
-/// :ggro-helpfulness and :ggro-reasoning with published parameters, and MODEL:bon-8 with the best of 8 samples. See docs/serving.md.
+/// :ggro-helpfulness and :ggro-reasoning with published parameters, and MODEL:bon-8 with the best of 8 samples. With --policy
+/// alone only MODEL is served, with --reward alone only rewards and gradients. See docs/serving.md.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -202,9 +204,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         if !address.ip().is_loopback() && app.config.keys.is_empty() {
             say("note: everyone who can reach this machine can ask: there is no --api-key");
         }
+        let missing = missing(&args.address, &pair);
         // On standard error, where a program that starts the server can read it.
         say(&format!("listening on http://{address}"));
-        tracing::info!(event = "listening", address = %address, model = app.config.name);
+        tracing::info!(event = "listening", address = %address, model = app.name(), missing);
         let (loaded, engine) = oneshot::channel();
         let (flags, max_len) = (args.device.clone(), args.pair.max_model_len);
         let load = move || {
@@ -228,6 +231,26 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(LOST))
         }
     }
+}
+
+/// The model that is missing, if one is. Says which, and what the server does not answer without it.
+fn missing(address: &AddressArgs, pair: &Pair) -> Option<&'static str> {
+    let (model, refused, unused) = match (pair.policy(), pair.reward()) {
+        (Ok(_), Ok(_)) => return None,
+        (Ok(_), Err(_)) => {
+            let unused = address.served_reward_name.as_ref().map(|_| "--served-reward-name");
+            ("reward model", "GGRO, best-of-N, rewards and gradients", unused)
+        }
+        (Err(_), _) => {
+            let unused = address.served_model_name.as_ref().map(|_| "--served-model-name");
+            ("policy", "chats and completions", unused)
+        }
+    };
+    say(&format!("note: there is no {model}: {refused} are refused"));
+    if let Some(flag) = unused {
+        say(&format!("note: {flag} names nothing: there is no {model}"));
+    }
+    Some(model)
 }
 
 /// Counts the signals that ask the server to stop.

@@ -30,6 +30,7 @@ async fn answer(app: Arc<AppState>, route: Route, request: Request) -> Result<Re
     let request_id = middleware::request_id(&request);
     // Refused before the body is read. The permit is taken after it, so that slow clients hold none.
     app.ready()?;
+    app.pair.policy()?;
     let bytes = body::read(&app, request).await?;
     let permit = app.permit()?;
     let reader = app.clone();

@@ -6,6 +6,11 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+/// `code` of requests that need a model that the server does not have.
+const MISSING_MODEL: &str = "missing_model";
+const NO_POLICY: &str = "this server has no language model";
+const NO_REWARD_MODEL: &str = "this server has no reward model";
+
 /// An error response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiError {
@@ -68,10 +73,25 @@ impl ApiError {
 
     /// 404: there is no such model.
     pub fn no_model(name: &str) -> ApiError {
+        ApiError::unknown_model(name, "; GET /v1/models lists what there is")
+    }
+
+    /// 404: the model is one that only a server with a reward model has.
+    pub fn model_without_reward(name: &str) -> ApiError {
+        ApiError::unknown_model(name, &format!(": {NO_REWARD_MODEL}"))
+    }
+
+    fn unknown_model(name: &str, more: &str) -> ApiError {
         let name: String = name.chars().take(200).collect();
-        let message = format!("the model {name:?} does not exist; GET /v1/models lists what there is");
+        let message = format!("the model {name:?} does not exist{more}");
         let error = ApiError::new(StatusCode::NOT_FOUND, message, Some("model_not_found"));
         ApiError { param: Some("model".to_string()), ..error }
+    }
+
+    /// 400: a field asks for the method, which needs a reward model.
+    pub fn field_without_reward(param: &str) -> ApiError {
+        let error = ApiError::field(param, format!("cannot be honoured: {NO_REWARD_MODEL}"));
+        ApiError { code: Some(MISSING_MODEL), ..error }
     }
 
     /// 429: as many requests run and wait as the server takes.
@@ -129,6 +149,10 @@ impl From<Error> for ApiError {
         match error {
             // The client cannot mend these, and paths of the machine are not for it to see.
             Error::NonFinite { .. } => ApiError { code: Some("non_finite"), ..ApiError::internal(error.to_string()) },
+            Error::MissingModel { model, .. } => {
+                let message = if model == "policy" { NO_POLICY } else { NO_REWARD_MODEL };
+                ApiError { code: Some(MISSING_MODEL), ..ApiError::invalid(message) }
+            }
             Error::Io { .. } | Error::File { .. } => ApiError::internal("a file of the model cannot be used"),
             error if error.is_invalid_input() => ApiError::invalid(error.to_string()),
             error => ApiError::internal(error.to_string()),

@@ -63,8 +63,8 @@ pub struct MethodSettings {
     pub trace: bool,
     /// Settings of the official code that are accepted and have no effect.
     pub ignored: Vec<&'static str>,
-    /// Whether the request has any of them.
-    pub given: bool,
+    /// The field of the request that has any of them.
+    pub given: Option<&'static str>,
 }
 
 /// Upper bounds of a request's numbers: the work of a segment grows with them.
@@ -83,7 +83,7 @@ impl MethodSettings {
             .filter_map(|(name, value)| Some((name.strip_prefix("ggro_")?.to_string(), value)))
             .collect();
         let own = fields.object("ggro")?;
-        let given = own.is_some() || !flat.is_empty();
+        let given = own.as_ref().map(|_| "ggro").or((!flat.is_empty()).then_some("vllm_xargs"));
         let mut settings = MethodSettings { given, ..MethodSettings::default() };
         settings.take(Fields::of(flat, "vllm_xargs.ggro_"))?;
         settings.take(Fields::of(own.unwrap_or_default(), "ggro."))?;
@@ -168,8 +168,11 @@ mod tests {
         let nested = read(r#"{"ggro": {"entropy_threshold": 1.5, "num_refinement_steps": 3, "trace": true}}"#).unwrap();
         let flat = r#"{"vllm_xargs": {"ggro_entropy_threshold": 1.5, "ggro_num_refinement_steps": 3, "ggro_trace": "true",
             "other": 7}}"#;
-        assert_eq!(read(flat).unwrap(), nested);
-        assert!(!read("{}").unwrap().given && nested.given && read(r#"{"ggro": {}}"#).unwrap().given);
+        let flat = read(flat).unwrap();
+        assert_eq!((flat.given, nested.given), (Some("vllm_xargs"), Some("ggro")));
+        assert_eq!(MethodSettings { given: nested.given, ..flat }, nested);
+        assert_eq!(read(r#"{"ggro": {}}"#).unwrap().given, Some("ggro"));
+        assert_eq!(read(r#"{"vllm_xargs": {"other": 7}}"#).unwrap().given, None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::error::ApiError;
 use super::generate::Usage;
 use crate::answer::{CandidateStop, Segment, WalkEnd};
 use crate::engine::Status;
+use crate::model::Role;
 use axum::http::StatusCode;
 use prometheus_client::encoding::prometheus_text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -27,7 +28,7 @@ pub struct Metrics {
     running: Gauge,
     waiting: Gauge,
     cache_usage: Family<Labels, Level>,
-    policy_cache_usage: Level,
+    main_cache_usage: Level,
     blocks: Family<Labels, Gauge>,
     prompt_tokens: Counter,
     generation_tokens: Counter,
@@ -56,6 +57,8 @@ pub struct Metrics {
     work: Family<Labels, Counter>,
     turns: Counter,
     http: Family<Labels, Counter>,
+    /// The models that there are.
+    roles: Vec<Role>,
     registry: Mutex<(Registry, Status)>,
 }
 
@@ -87,13 +90,13 @@ fn counts() -> Histogram {
 }
 
 impl Metrics {
-    /// Metrics of a model of this name; with `vllm` also under vLLM's names.
-    pub fn new(model: &str, vllm: bool) -> Metrics {
+    /// Metrics of models of these roles under this name; with `vllm` also under vLLM's names.
+    pub fn new(model: &str, roles: Vec<Role>, vllm: bool) -> Metrics {
         let metrics = Metrics {
             running: Gauge::default(),
             waiting: Gauge::default(),
             cache_usage: Family::default(),
-            policy_cache_usage: Gauge::default(),
+            main_cache_usage: Gauge::default(),
             blocks: Family::default(),
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
@@ -124,6 +127,7 @@ impl Metrics {
             work: Family::default(),
             turns: Counter::default(),
             http: Family::default(),
+            roles,
             registry: Mutex::default(),
         };
         let named = [(Cow::from("model_name"), Cow::from(model.to_string()))];
@@ -144,8 +148,9 @@ impl Metrics {
             let help = "Share of the blocks of keys and values that are held, by model";
             names.add("kv_cache_usage_perc", help, self.cache_usage.clone());
         } else {
-            let help = "Share of the policy's blocks of keys and values that are held";
-            names.add("kv_cache_usage_perc", help, self.policy_cache_usage.clone());
+            let model = if self.roles.contains(&Role::Policy) { "policy" } else { "reward model" };
+            let help = format!("Share of the {model}'s blocks of keys and values that are held");
+            names.add("kv_cache_usage_perc", &help, self.main_cache_usage.clone());
         }
         names.add("prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
         names.add("generation_tokens", "Tokens of answers", self.generation_tokens.clone());
@@ -209,15 +214,16 @@ impl Metrics {
         let level = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.running.set(level(now.running));
         self.waiting.set(level(now.waiting));
-        for (index, model) in ["policy", "reward"].into_iter().enumerate() {
+        for &role in &self.roles {
+            let (index, model) = (role as usize, role.name());
             let (free, all) = (now.blocks_free[index], now.blocks[index]);
             // A backend that allocates on demand has no fixed number of blocks.
             let bounded = all > 0 && all < usize::MAX / 2;
             let usage = if bounded { 1.0 - free as f64 / all as f64 } else { 0.0 };
             self.cache_usage.get_or_create(&label("model", model)).set(usage);
             self.blocks.get_or_create(&label("model", model)).set(level(now.blocks_in_use[index]));
-            if index == 0 {
-                self.policy_cache_usage.set(usage);
+            if self.roles.first() == Some(&role) {
+                self.main_cache_usage.set(usage);
             }
         }
         self.turns.inc_by(now.scheduler.steps.saturating_sub(last.scheduler.steps));
@@ -330,7 +336,7 @@ mod tests {
 
     #[test]
     fn names_and_differences() {
-        let metrics = Metrics::new("demo", true);
+        let metrics = Metrics::new("demo", vec![Role::Policy, Role::Reward], true);
         let mut status = Status { running: 3, blocks: [10, 0], blocks_free: [4, 0], ..Status::default() };
         status.scheduler.steps = 7;
         let text = metrics.text(Some(status.clone()));
@@ -345,6 +351,6 @@ mod tests {
         status.scheduler.steps = 9;
         let text = metrics.text(Some(status));
         assert!(text.contains("ggro_turns_total{model_name=\"demo\"} 9"));
-        assert!(!Metrics::new("demo", false).text(None).contains("vllm:"));
+        assert!(!Metrics::new("demo", Vec::new(), false).text(None).contains("vllm:"));
     }
 }

@@ -1,4 +1,5 @@
-//! An OpenAI-compatible server in front of an engine: chat and completions, rewards and gradients.
+//! An OpenAI-compatible server in front of an engine: chat and completions, rewards and gradients. With a policy alone or a
+//! reward model alone it answers what that model can, and refuses the rest.
 //!
 //! One file per noun: a request ([`request`], with [`prompt`] and [`method`]), its run in the engine ([`generate`], which adds
 //! a [`piece`] at a time), the API's response objects ([`openai`]), the other routes (`reward`, `tokens`, `models`), and what all
@@ -28,6 +29,7 @@ mod tokens;
 
 use crate::engine::Engine;
 use crate::files::pair::Pair;
+use crate::model::Role;
 use crate::presets::Preset;
 use axum::Router;
 use axum::http::HeaderValue;
@@ -92,9 +94,9 @@ impl Default for Limits {
 /// How a server is configured.
 #[derive(Debug)]
 pub struct Config {
-    /// The policy's name.
+    /// The policy's name; not used without a policy.
     pub name: String,
-    /// The reward model's name.
+    /// The reward model's name; not used without a reward model.
     pub reward_name: String,
     /// Parameters of the method where a request gives none.
     pub preset: Preset,
@@ -129,6 +131,10 @@ impl Config {
             keep_alive: Duration::from_secs(10),
             drain: Duration::from_secs(25),
         }
+    }
+
+    fn main_name(&self, pair: &Pair) -> &str {
+        if pair.policy().is_ok() { &self.name } else { &self.reward_name }
     }
 }
 
@@ -171,7 +177,8 @@ impl AppState {
     /// A server whose engine is set later ([`ready_with`](AppState::ready_with)).
     pub fn new(config: Config, pair: Arc<Pair>, context: usize) -> AppState {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let metrics = Metrics::new(&config.name, config.vllm_metrics);
+        let roles = [pair.policy().map(|_| Role::Policy), pair.reward().map(|_| Role::Reward)];
+        let metrics = Metrics::new(config.main_name(&pair), roles.into_iter().flatten().collect(), config.vllm_metrics);
         AppState {
             config,
             pair,
@@ -273,17 +280,37 @@ impl AppState {
         }
     }
 
-    /// Which of the model's names this is.
+    /// The name that the server's other names begin with: the policy's, or that of a reward model without one.
+    pub fn name(&self) -> &str {
+        self.config.main_name(&self.pair)
+    }
+
+    /// Which of the policy's names this is.
     ///
     /// # Errors
-    /// There is no such model.
+    /// There is no such model, or it needs a model that is missing.
     pub fn alias(&self, model: &str) -> Result<Alias, ApiError> {
-        let Some(rest) = model.strip_prefix(self.config.name.as_str()) else { return Err(ApiError::no_model(model)) };
-        match rest.strip_prefix(':') {
-            None if rest.is_empty() => Ok(Alias::Plain),
+        let rest = self.pair.policy().ok().and_then(|_| model.strip_prefix(self.config.name.as_str()));
+        let alias = match rest {
+            Some("") => Some(Alias::Plain),
+            Some(rest) => rest.strip_prefix(':').and_then(|alias| Alias::parse(alias, self.config.limits.n)),
+            None => None,
+        };
+        match alias {
             None => Err(ApiError::no_model(model)),
-            Some(alias) => Alias::parse(alias, self.config.limits.n).ok_or_else(|| ApiError::no_model(model)),
+            Some(alias) if alias != Alias::Plain && self.pair.reward().is_err() => {
+                Err(ApiError::model_without_reward(model))
+            }
+            Some(alias) => Ok(alias),
         }
+    }
+
+    /// Checks one of the names that `/v1/models` lists, or one that is made like them.
+    ///
+    /// # Errors
+    /// As [`alias`](AppState::alias).
+    pub fn check_model(&self, model: &str) -> Result<(), ApiError> {
+        if model == self.name() { Ok(()) } else { self.alias(model).map(|_| ()) }
     }
 
     /// Logs each unknown field once.

@@ -44,7 +44,7 @@ pub(super) async fn metrics(State(app): State<Arc<AppState>>) -> Response {
 }
 
 fn model(app: &AppState, suffix: &str) -> Value {
-    let name = &app.config.name;
+    let name = app.name();
     json!({
         "id": format!("{name}{suffix}"),
         "object": "model",
@@ -53,22 +53,23 @@ fn model(app: &AppState, suffix: &str) -> Value {
         "root": name,
         "parent": if suffix.is_empty() { Value::Null } else { json!(name) },
         "max_model_len": app.context,
-        "reward_model": app.config.reward_name,
+        "reward_model": app.pair.reward().is_ok().then_some(&app.config.reward_name),
     })
 }
 
-/// `/v1/models`.
+/// `/v1/models`: the names that can be answered.
 pub(super) async fn list(State(app): State<Arc<AppState>>) -> Result<Json<Value>, ApiError> {
     app.ready()?;
     let names = Alias::listed(app.config.limits.n);
-    let models: Vec<Value> = names.iter().map(|suffix| model(&app, suffix)).collect();
+    let answered = |suffix: &&String| app.check_model(&format!("{}{suffix}", app.name())).is_ok();
+    let models: Vec<Value> = names.iter().filter(answered).map(|suffix| model(&app, suffix)).collect();
     Ok(Json(json!({ "object": "list", "data": models })))
 }
 
 /// `/v1/models/NAME`, which may contain slashes.
 pub(super) async fn one(State(app): State<Arc<AppState>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
     app.ready()?;
-    app.alias(&name)?;
-    let suffix = name.strip_prefix(app.config.name.as_str()).unwrap_or_default();
+    app.check_model(&name)?;
+    let suffix = name.strip_prefix(app.name()).unwrap_or_default();
     Ok(Json(model(&app, suffix)))
 }

@@ -106,7 +106,11 @@ impl ApiRequest {
         let model = fields.text("model")?.unwrap_or_else(|| app.config.name.clone());
         let alias = app.alias(&model)?;
         let settings = MethodSettings::read(&mut fields)?;
-        let alias = if settings.given && alias == Alias::Plain { Alias::Guided } else { alias };
+        let scores = app.pair.reward().is_ok();
+        if let Some(field) = settings.given.filter(|_| !scores) {
+            return Err(ApiError::field_without_reward(field));
+        }
+        let alias = if settings.given.is_some() && alias == Alias::Plain { Alias::Guided } else { alias };
         let guided = matches!(alias, Alias::Guided | Alias::Preset(_));
 
         let prompts = match route {
@@ -121,8 +125,10 @@ impl ApiRequest {
         let n = fields.count("n", 1, limits.n)?.unwrap_or(1);
         let best_of = fields.count("best_of", 1, limits.n)?;
         if best_of.is_some_and(|best_of| best_of != n) {
-            let message =
-                format!("must equal `n`; the best of several by reward is the model {}:bon-8", app.config.name);
+            let message = match scores {
+                true => format!("must equal `n`; the best of several by reward is the model {}:bon-8", app.config.name),
+                false => "must equal `n`: there is no reward model that chooses".to_string(),
+            };
             return Err(ApiError::field("best_of", message));
         }
         if n > 1 && guided && !settings.samples() {

@@ -167,6 +167,7 @@ async fn ask(
 
 async fn common(app: &Arc<AppState>, request: Request, pairs: bool, kind: &str) -> Result<(Common, Permit), ApiError> {
     app.ready()?;
+    app.pair.reward()?;
     let id = format!("{kind}-{}", middleware::request_id(&request));
     let bytes = body::read(app, request).await?;
     let permit = app.permit()?;

@@ -16,7 +16,7 @@ pub(super) async fn tokenize(State(app): State<Arc<AppState>>, request: Request)
     body::aside(move || {
         let mut fields = Fields::parse(&bytes)?;
         if let Some(name) = fields.text("model")? {
-            app.alias(&name)?;
+            app.check_model(&name)?;
         }
         let strings = fields.flag("return_token_strs")?.unwrap_or(false);
         // Accepted without effect: templates write special tokens, and none is added to a text.
@@ -39,11 +39,12 @@ pub(super) async fn detokenize(State(app): State<Arc<AppState>>, request: Reques
     body::aside(move || {
         let mut fields = Fields::parse(&bytes)?;
         if let Some(name) = fields.text("model")? {
-            app.alias(&name)?;
+            app.check_model(&name)?;
         }
         let ids = fields.get("tokens", "a list of token ids", token_ids)?;
         let ids = ids.ok_or_else(|| ApiError::field("tokens", "is missing"))?;
-        let vocab = app.pair.policy()?.config.vocab_size;
+        let policy = app.pair.policy().map(|policy| &policy.config);
+        let vocab = policy.or_else(|_| app.pair.reward().map(|reward| &reward.config))?.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(ApiError::field("tokens", format!("names id {id}, but there are only {vocab} ids")));
         }

@@ -6,6 +6,7 @@ mod guided;
 mod hostile;
 mod load;
 mod lost;
+mod one_model;
 mod openai;
 mod operations;
 mod rewards;

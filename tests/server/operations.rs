@@ -314,6 +314,7 @@ fn what_cannot_be_started_says_why() {
         (vec!["--cors-origin", "chat.example.org"], "an origin such as"),
         (vec!["--request-timeout", "-1"], "seconds"),
         (vec!["--policy", "/no/such/model"], "/no/such/model"),
+        (vec!["--reward", "/no/such/model"], "/no/such/model"),
     ] {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_ggro")).arg("serve").args(&args).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
