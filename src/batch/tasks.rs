@@ -3,7 +3,7 @@
 //! The parameters stand in [`presets`](crate::presets). Wording of multiple-choice prompts and the
 //! reading of answers are ours: the question, its options by letter, and a request to end with "The answer is (X)".
 
-use super::input::{PromptRecord, answer, kind, string};
+use super::record::{PromptRecord, answer, kind, string};
 use crate::files::chat::Message;
 use crate::presets::Published;
 use serde_json::Value;

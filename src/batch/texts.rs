@@ -3,7 +3,7 @@
 //! A line is a string; an array of chat messages; or an object with `text`, `messages`, `prompt` and `response`, or `ids`, and
 //! optionally `metadata`. Empty lines are left out.
 
-use super::input::{kind, messages, string_field, wrong};
+use super::record::{kind, messages, string_field, wrong};
 use crate::files::chat::Message;
 use crate::files::pair::Pair;
 use crate::text::{LayoutError, Next, Prompt};

@@ -4,8 +4,7 @@ use super::models::{MemoryArgs, PairArgs};
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::{Pair, Part, Parts};
-use crate::model::cpu::{self, LoadOptions};
-use crate::runtime::{self, CudaDevice, NoCuda, bytes_in_words};
+use crate::runtime::{self, CudaDevice, DeviceSpec, NoCuda, OpenOptions, bytes_in_words};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::ExitCode;
@@ -27,8 +26,13 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let pair = args.pair.load()?;
     // Looks up every tensor, so that a pair that cannot be run is an error.
-    let options = LoadOptions { max_model_len: args.pair.max_model_len, threads: Some(1), ..LoadOptions::default() };
-    cpu::open(pair.parts(), &options)?;
+    let cpu = OpenOptions {
+        device: DeviceSpec::Cpu,
+        max_model_len: args.pair.max_model_len,
+        threads: Some(1),
+        ..OpenOptions::default()
+    };
+    runtime::open(&pair, &cpu, &mut |_| ())?;
     let info = info(args, &pair);
     let mut out = std::io::stdout().lock();
     if args.json {

@@ -50,7 +50,7 @@ fn bytes_over_the_floor() {
     let mut residual = Buffer::from_slice(device, &vec![1.0f32; rows * d]).unwrap();
     let delta = Buffer::from_slice(device, &vec![0x3f80u16; rows * d]).unwrap();
     let mut out = Buffer::<u16>::uninitialised(device, rows * d).unwrap();
-    let added = Delta::HalfType(delta.view());
+    let added = Delta::Half(delta.view());
     let (y, x) = (&mut out.view_mut(), &mut residual.view_mut());
     let norm = Norm { weight: weight.view(), columns: d, eps: 1e-5 };
     rmsnorm(device, HalfType::Bf16, y, x, added, norm).unwrap();

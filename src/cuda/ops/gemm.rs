@@ -210,7 +210,7 @@ pub enum Output<'a> {
     /// Stored in f32.
     F32(ViewMut<'a, f32>),
     /// Rounded to the storage type.
-    HalfType(ViewMut<'a, u16>),
+    Half(ViewMut<'a, u16>),
     /// Added to what is there.
     Add(ViewMut<'a, f32>),
 }
@@ -301,7 +301,7 @@ pub(super) unsafe fn launch(
     let elements = product(op, tokens, n)?;
     let (kind, address, len): (i32, u64, usize) = match y {
         Output::F32(y) => (0, y.address, y.len()),
-        Output::HalfType(y) => (1, y.address, y.len()),
+        Output::Half(y) => (1, y.address, y.len()),
         Output::Add(y) => (2, y.address, y.len()),
     };
     check_len(op, "y", len, elements)?;

@@ -33,7 +33,7 @@ pub enum Delta<'a> {
     /// `[rows, d]` in f32.
     F32(View<'a, f32>),
     /// `[rows, d]` in the storage type.
-    HalfType(View<'a, u16>),
+    Half(View<'a, u16>),
 }
 
 /// A norm's parameters.
@@ -70,7 +70,7 @@ pub fn rmsnorm(
             check_len(OP, "delta", delta.len(), elements)?;
             (1, delta.address)
         }
-        Delta::HalfType(delta) => {
+        Delta::Half(delta) => {
             check_len(OP, "delta", delta.len(), elements)?;
             (2, delta.address)
         }

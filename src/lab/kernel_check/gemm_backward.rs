@@ -22,7 +22,7 @@ pub fn cases() -> Vec<Case> {
     ];
     let stored = [
         (Into::F32, false, Values::Normal(1.0)),
-        (Into::HalfType, false, Values::Normal(0.05)),
+        (Into::Storage, false, Values::Normal(0.05)),
         (Into::Gradient, false, Values::Outliers),
     ];
     cases_of(Direction::Backward, &shapes, stored, [(257, 1056, 40), (257, 2112, 24), (34, 1056, 40)])

@@ -15,11 +15,12 @@ use std::ops::Range;
 const OP: &str = "rmsnorm";
 const EPS: f32 = 1e-5;
 
+/// What is added to the residual stream. Variants are named in cases, whose names seed their numbers.
 #[derive(Clone, Copy, Debug)]
 enum Added {
     Nothing,
     F32,
-    HalfType,
+    Storage,
 }
 
 /// One problem on the host.
@@ -41,7 +42,7 @@ pub fn cases() -> Vec<Case> {
             for (added, values) in [
                 (Added::Nothing, Values::Normal(1.0)),
                 (Added::F32, Values::Outliers),
-                (Added::HalfType, Values::Normal(0.02)),
+                (Added::Storage, Values::Normal(0.02)),
             ] {
                 let name = format!("{} [{rows}, {d}] + {added:?}, {values}", storage.name());
                 cases.push(Case::seeded(OP, name, rows * d, move |seed, device, check| {
@@ -54,14 +55,14 @@ pub fn cases() -> Vec<Case> {
             let name = format!("{} [5, {d}] of {columns} columns", storage.name());
             cases.push(Case::new(OP, name, 5 * d, move |device, check| {
                 let values = Values::Normal(1.0);
-                let problem = Problem::new("padded", storage, 5, d, Added::HalfType, values).padded(columns);
+                let problem = Problem::new("padded", storage, 5, d, Added::Storage, values).padded(columns);
                 problem.check(device, check)
             }));
         }
         for d in [111, 512] {
             let name = format!("{} rows alone and together, d {d}", storage.name());
             cases.push(Case::new(OP, name, 600 * d, move |device, check| {
-                let problem = Problem::new("together", storage, 257, d, Added::HalfType, Values::Outliers);
+                let problem = Problem::new("together", storage, 257, d, Added::Storage, Values::Outliers);
                 problem.alone_and_together(device, check)
             }));
         }
@@ -105,7 +106,7 @@ impl Problem {
         let delta = match added {
             Added::Nothing => vec![0.0; rows * d],
             Added::F32 => delta,
-            Added::HalfType => widened(storage, &stored(storage, &delta)),
+            Added::Storage => widened(storage, &stored(storage, &delta)),
         };
         let weight = stored(storage, &random.vector(d, Values::Normal(0.5)));
         Problem { storage, d, columns: d, residual, added, delta, weight }
@@ -137,7 +138,7 @@ impl Problem {
         let delta = match self.added {
             Added::Nothing => Delta::None,
             Added::F32 => Delta::F32(delta_f32.view()),
-            Added::HalfType => Delta::HalfType(delta_16.view()),
+            Added::Storage => Delta::Half(delta_16.view()),
         };
         let norm = Norm { weight: weight.view(), columns: self.columns, eps: EPS };
         rmsnorm(device, self.storage, &mut out.view_mut(), &mut residual.view_mut(), delta, norm)?;
@@ -333,7 +334,7 @@ fn time(device: &Bench<'_>, rows: usize) -> Result<Measured> {
         Ok((out, Buffer::from_slice(device, &residual)?, Buffer::from_slice(device, &delta)?))
     })?;
     let seconds = device.median(&mut sets, |(out, residual, delta)| {
-        let delta = Delta::HalfType(delta.view());
+        let delta = Delta::Half(delta.view());
         let norm = Norm { weight: weight.view(), columns: d, eps: EPS };
         rmsnorm(device, HalfType::Bf16, &mut out.view_mut(), &mut residual.view_mut(), delta, norm)
     })?;

@@ -232,7 +232,7 @@ struct Products<'a> {
 impl Products<'_> {
     /// `dx = dy w`, rounded to the storage type.
     fn into_half(&mut self, dx: ViewMut<'_, u16>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
-        self.run(Output::HalfType(dx), dy, rows, w)
+        self.run(Output::Half(dx), dy, rows, w)
     }
 
     /// `dx = dy w`, in f32.

@@ -394,7 +394,7 @@ impl Linear<'_> {
         w: &Buffer<u16>,
         bias: &Option<Buffer<u16>>,
     ) -> Result<()> {
-        self.run(Output::HalfType(y), x, rows, w.view(), bias.as_ref())
+        self.run(Output::Half(y), x, rows, w.view(), bias.as_ref())
     }
 
     /// `y += x w^T + b`, in f32.
