@@ -1,7 +1,7 @@
 //! Answering many prompts from a file into another file, resumably, as the official code's runner does: one row per prompt.
 //!
-//! [`input`] reads prompts, [`texts`] what is to be scored, [`tasks`] knows the official code's datasets, and [`output`] keeps the file of rows, which survives the
-//! end of the process at any moment. [`run`] answers the prompts that have no row yet.
+//! [`input`] reads prompts, [`texts`] what is to be scored, [`tasks`] knows the official code's datasets, and [`output`] keeps
+//! the file of rows, which survives the end of the process at any moment. [`run`] answers the prompts that have no row yet.
 
 pub mod guard;
 pub mod input;

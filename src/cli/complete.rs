@@ -26,7 +26,7 @@ const BEST_OF: usize = 8;
 /// Notes which sampling flags the method ignores, and refuses those it cannot honour.
 ///
 /// # Errors
-/// More than one answer of a method that has one, or stop strings where text is committed by segments.
+/// More than one answer of a method that has one, or stop strings for a method that does not sample.
 pub(super) fn unused(args: &SamplingArgs) -> Result<()> {
     if args.n.is_some_and(|n| n > 1) {
         return Err(Error::invalid("--n: --method ggro and greedy decode greedily, so all answers would be the same"));

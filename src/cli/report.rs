@@ -76,7 +76,7 @@ fn table(summaries: &[Summary], differences: &[Option<Mean>]) -> String {
         }
     }
     if !differences.is_empty() {
-        let words = differences.iter().map(|mean| mean.map_or_else(|| "no prompt in common".to_string(), words));
+        let words = differences.iter().map(|mean| mean.map_or_else(|| "no reward in common".to_string(), words));
         lines.push(["reward over the first".to_string(), String::new()].into_iter().chain(words).collect());
     }
     let columns = lines.first().map_or(0, Vec::len);

@@ -32,7 +32,7 @@ use std::time::Instant;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Texts to score, as they are
-    #[arg(value_name = "TEXT", conflicts_with = "input", required_unless_present = "input")]
+    #[arg(value_name = "TEXT", conflicts_with = "input")]
     texts: Vec<String>,
 
     /// Texts to score, one JSON value per line; - is standard input
@@ -128,6 +128,9 @@ struct Scores<'a> {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.texts.is_empty() && args.input.is_none() {
+        return Err(Error::invalid("no TEXT: give texts as arguments, or JSON lines with --input FILE").into());
+    }
     if args.candidates.len() > MOST_POSITIONS {
         let found = args.candidates.len();
         return Err(Error::invalid(format!("--candidates: expected at most {MOST_POSITIONS}, found {found}")).into());

@@ -194,7 +194,7 @@ impl Observer for TerminalWriter {
         self.progress.token();
     }
 
-    /// The entropy is the signal.
+    /// A completion's tokens are coloured by their entropy.
     fn completion_token(&mut self, _: usize, token: &TokenLogprob) -> Result<()> {
         let text = self.writer.push(token.id)?.text;
         let uncertain = token.entropy >= self.uncertain && self.writer.end().is_none();

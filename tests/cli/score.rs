@@ -13,7 +13,7 @@ fn reward(value: &Value) -> f32 {
     value["reward"].as_f64().unwrap_or_else(|| panic!("a reward in {value}")) as f32
 }
 
-/// The best of some lines, scored from standard input.
+/// Lines, scored from standard input.
 fn from_standard_input(lines: &[Value], more: &[&str]) -> Run {
     let mut child = command()
         .args([&["score", "--input", "-"], more].concat())
@@ -128,7 +128,7 @@ fn faulty_texts_are_named_before_anything_is_scored() {
         assert!(run.err.contains(part), "no {part:?} in {}", run.err);
     }
     for (args, part) in [
-        (&["score"][..], "--input"),
+        (&["score"][..], "no TEXT: give texts as arguments"),
         (&["score", ""], "text 0: expected a text, found an empty one"),
         (&["score", "a", "--candidates", "3"], "expected POSITION:ID"),
         (&["score", "a", "--candidates", "99:1"], "text 0: --candidates: expected a position below its"),
