@@ -8,7 +8,7 @@ use super::record::{PromptRecord, answer, kind, messages, wrong};
 use super::tasks::Task;
 use crate::files::checkpoint::read_whole_text;
 use crate::{Error, Result};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::path::Path;
 
 /// Reads a file of prompts.
@@ -85,6 +85,7 @@ fn prompt(value: Value) -> std::result::Result<PromptRecord, String> {
     }
 }
 
+/// Chat messages that end with the user's.
 fn conversation(list: &[Value]) -> std::result::Result<PromptRecord, String> {
     let messages = messages(list)?;
     let text = match messages.last() {

@@ -63,8 +63,7 @@ pub(super) fn messages(list: &[Value]) -> std::result::Result<Vec<Message>, Stri
     if messages.is_empty() { Err("no messages".to_string()) } else { Ok(messages) }
 }
 
-/// Chat messages that end with the user's.
-
+/// What is wrong with a field.
 pub(super) fn wrong(name: &str, expected: &str, found: &Value) -> String {
     format!("`{name}`: expected {expected}, found {}", kind(found))
 }

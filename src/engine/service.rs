@@ -67,7 +67,7 @@ impl Engine {
         let shown = status.clone();
         let run = move || match open() {
             Ok(mut backend) => {
-                let mut worker = Worker::new(settings, &mut backend, shown);
+                let mut worker = Worker::new(settings, &backend, shown);
                 worker.show(&mut backend, None);
                 if ready.send(Ok(())).is_ok() {
                     worker.serve(&mut backend, &received);

@@ -115,7 +115,7 @@ fn bytes_over_the_floor() {
         let mut scratch = gemm::Scratch::new(device, &[(n, k)], 0).unwrap();
         emulated.machine.reset();
         let operands = Operands { storage: HalfType::Bf16, x: x.view(), w: w.view(), bias: None };
-        let y = &mut Output::HalfType(y.view_mut());
+        let y = &mut Output::Half(y.view_mut());
         gemm(device, y, operands, Shape { tokens, n, k }, &mut scratch).unwrap();
         let counters = &emulated.machine.report().kernels["gemm_stream8_bf16"];
         let floor = 2 * (n * k + tokens * k + tokens * n);

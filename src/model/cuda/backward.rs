@@ -140,16 +140,16 @@ impl Backward {
 
             // MLP.
             let grad = &mut self.grad.first_mut(rows * d);
-            products.into_f32(self.act.first_mut(rows * f), self.rounded.first(rows * d), rows, &layer.down)?;
+            products.run_f32(self.act.first_mut(rows * f), self.rounded.first(rows * d), rows, &layer.down)?;
             let d_gate_up = &mut self.gate_up.first_mut(rows * 2 * f);
             swiglu_backward(device, st, d_gate_up, self.act.first(rows * f), gate_up.first(rows * 2 * f), f)?;
-            products.into_f32(self.normed.first_mut(rows * d), d_gate_up.view(), rows, &layer.gate_up)?;
+            products.run_f32(self.normed.first_mut(rows * d), d_gate_up.view(), rows, &layer.gate_up)?;
             let (behind, rounded) =
                 (Upstream::Rows(self.normed.first(rows * d)), &mut self.rounded.first_mut(rows * d));
             rmsnorm_backward(device, st, grad, Some(rounded), behind, middle.first(rows * d), norm(&layer.mlp_norm))?;
 
             // Attention: queries of the rows, keys and values of the batch.
-            products.into_half(self.attended.first_mut(rows * ap), rounded.view(), rows, &layer.o)?;
+            products.run_half(self.attended.first_mut(rows * ap), rounded.view(), rows, &layer.o)?;
             if last {
                 self.q.first_mut(n * a).zero(device)?;
             }
@@ -204,7 +204,7 @@ impl Backward {
             }
             let d_qkv = if bottom { self.chosen.first(w * qkv) } else { self.qkv.first(n * qkv) };
             let input = if bottom { self.wanted.first(w * d) } else { input.first(n * d) };
-            products.into_f32(self.normed.first_mut(w * d), d_qkv, w, &layer.qkv)?;
+            products.run_f32(self.normed.first_mut(w * d), d_qkv, w, &layer.qkv)?;
             let (behind, grad) = (Upstream::Rows(self.normed.first(w * d)), &mut self.grad.first_mut(w * d));
             let rounded = &mut self.rounded.first_mut(w * d);
             rmsnorm_backward(device, st, grad, Some(rounded), behind, input, norm(&layer.attention_norm))?;
@@ -231,12 +231,12 @@ struct Products<'a> {
 
 impl Products<'_> {
     /// `dx = dy w`, rounded to the storage type.
-    fn into_half(&mut self, dx: ViewMut<'_, u16>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
+    fn run_half(&mut self, dx: ViewMut<'_, u16>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
         self.run(Output::Half(dx), dy, rows, w)
     }
 
     /// `dx = dy w`, in f32.
-    fn into_f32(&mut self, dx: ViewMut<'_, f32>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
+    fn run_f32(&mut self, dx: ViewMut<'_, f32>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
         self.run(Output::F32(dx), dy, rows, w)
     }
 

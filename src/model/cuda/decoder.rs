@@ -329,7 +329,7 @@ impl Decoder {
             };
             let mut x = residual.first_mut(n * d);
             rmsnorm(device, st, &mut normed.first_mut(n * d), &mut x, Delta::None, norm(&layer.attention_norm))?;
-            linear.into_half(projected.first_mut(n * qkv), normed.first(n * d), n, &layer.qkv, &layer.qkv_bias)?;
+            linear.run_half(projected.first_mut(n * qkv), normed.first(n * d), n, &layer.qkv, &layer.qkv_bias)?;
             let inputs = rope::Inputs {
                 qkv: projected.first(n * qkv),
                 positions: device_inputs.view(step.positions),
@@ -360,7 +360,7 @@ impl Decoder {
             }
             rmsnorm(device, st, &mut normed.first_mut(rows * d), &mut x, Delta::None, norm(&layer.mlp_norm))?;
             let wide = gate_up.first_mut(rows * 2 * f);
-            linear.into_half(wide, normed.first(rows * d), rows, &layer.gate_up, &layer.gate_up_bias)?;
+            linear.run_half(wide, normed.first(rows * d), rows, &layer.gate_up, &layer.gate_up_bias)?;
             swiglu(device, st, &mut act.first_mut(rows * f), gate_up.first(rows * 2 * f), f)?;
             linear.accumulate(x, act.first(rows * f), rows, &layer.down, &layer.down_bias)?;
         }
@@ -386,7 +386,7 @@ pub(super) struct Linear<'a> {
 
 impl Linear<'_> {
     /// `y = x w^T + b`, rounded to the storage type.
-    fn into_half(
+    fn run_half(
         &mut self,
         y: ViewMut<'_, u16>,
         x: View<'_, u16>,
@@ -410,7 +410,7 @@ impl Linear<'_> {
     }
 
     /// `y = x w^T`, in f32.
-    pub fn into_f32(&mut self, y: ViewMut<'_, f32>, x: View<'_, u16>, rows: usize, w: View<'_, u16>) -> Result<()> {
+    pub fn run_f32(&mut self, y: ViewMut<'_, f32>, x: View<'_, u16>, rows: usize, w: View<'_, u16>) -> Result<()> {
         self.run(Output::F32(y), x, rows, w, None)
     }
 

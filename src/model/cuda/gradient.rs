@@ -110,7 +110,7 @@ impl GradientPass {
         grow(device, &mut self.norms, queries.count)?;
         let mut linear = Linear { device, storage: reward.storage, scratch: &mut reward.state.scratch };
         let hidden = reward.state.normed.first(live.len() * d);
-        linear.into_f32(rewards.first_mut(live.len()), hidden, live.len(), reward.weights.head())?;
+        linear.run_f32(rewards.first_mut(live.len()), hidden, live.len(), reward.weights.head())?;
         self.backward.run(device, reward, &self.tape, &step, &asked)?;
 
         let inputs = candidate_scores::Inputs {

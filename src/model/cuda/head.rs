@@ -160,7 +160,7 @@ impl Head {
         let (d, v, first, rows) = (decoder.sizes.hidden_padded, decoder.sizes.vocab, range.start, range.len());
         let hidden = decoder.state.normed.view().slice(first * d..(first + rows) * d);
         let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
-        linear.into_f32(self.logits.first_mut(rows * v), hidden, rows, decoder.weights.head())?;
+        linear.run_f32(self.logits.first_mut(rows * v), hidden, rows, decoder.weights.head())?;
 
         // One buffer for everything that goes back: statistics, then per row a count, then ids, then logits.
         let (words, counts, list) = back(rows, stride);
@@ -269,7 +269,7 @@ impl Head {
             return Err(Error::Backend(format!("no hidden state was kept at {kept}")));
         }
         let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
-        linear.into_f32(self.logits.first_mut(v), self.kept.view().slice(at..at + d), 1, decoder.weights.head())
+        linear.run_f32(self.logits.first_mut(v), self.kept.view().slice(at..at + d), 1, decoder.weights.head())
     }
 
     /// Logits of the first `rows` hidden states in `decoder.state.normed`, `[rows, vocab]`.
@@ -280,7 +280,7 @@ impl Head {
             let count = self.rows.min(rows - first);
             let hidden = decoder.state.normed.view().slice(first * d..(first + count) * d);
             let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
-            linear.into_f32(self.logits.first_mut(count * v), hidden, count, decoder.weights.head())?;
+            linear.run_f32(self.logits.first_mut(count * v), hidden, count, decoder.weights.head())?;
             out.extend(self.logits.download_first(device, count * v)?);
         }
         Ok(out)

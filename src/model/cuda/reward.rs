@@ -50,7 +50,7 @@ impl Compute for RewardModel {
             }
             reward.norm(device, rows)?;
             let mut linear = Linear { device, storage: reward.storage, scratch: &mut reward.state.scratch };
-            linear.into_f32(
+            linear.run_f32(
                 rewards.first_mut(rows),
                 reward.state.normed.first(rows * d),
                 rows,
