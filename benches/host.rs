@@ -35,7 +35,7 @@ fn nothing() -> ModelPair {
 
 impl Nothing {
     fn named(&self, KvHandle { index, generation }: KvHandle) -> SeqId {
-        SeqId { role: Role::of(self.config.task), index, generation }
+        SeqId { role: Role::of(self.config.kind), index, generation }
     }
 
     fn append(&mut self, seq: SeqId, count: usize) -> ggro::Result<()> {

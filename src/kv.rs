@@ -36,7 +36,7 @@ pub struct KvHandle {
 }
 
 #[derive(Debug, Default)]
-struct Slot {
+struct TableEntry {
     generation: u32,
     live: bool,
     blocks: Vec<BlockId>,
@@ -50,7 +50,7 @@ pub struct KvPool {
     holders: Vec<u32>,
     free: Vec<BlockId>,
     capacity: usize,
-    slots: Vec<Slot>,
+    slots: Vec<TableEntry>,
     free_slots: Vec<u32>,
 }
 
@@ -64,7 +64,7 @@ impl KvPool {
     /// A new, empty sequence.
     pub fn create(&mut self) -> KvHandle {
         let index = self.free_slots.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
+            self.slots.push(TableEntry::default());
             (self.slots.len() - 1) as u32
         });
         let slot = &mut self.slots[index as usize];
@@ -195,7 +195,7 @@ impl KvPool {
         self.holders.len()
     }
 
-    fn slot(&self, seq: KvHandle) -> Result<&Slot> {
+    fn slot(&self, seq: KvHandle) -> Result<&TableEntry> {
         self.slots
             .get(seq.index as usize)
             .filter(|slot| slot.live && slot.generation == seq.generation)

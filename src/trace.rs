@@ -18,7 +18,7 @@ use std::path::Path;
 
 mod request;
 
-pub use request::{Request, RequestOptions};
+pub use request::{RequestFile, RequestOptions};
 
 /// Entries of a top-k list that are written when the list is longer than [`LONG_TOP_K`].
 const TOP_K_WRITTEN: usize = 32;

@@ -5,7 +5,7 @@
 
 use super::parquet;
 use super::record::{PromptRecord, answer, kind, messages, wrong};
-use super::tasks::Task;
+use super::tasks::Dataset;
 use crate::files::checkpoint::read_whole_text;
 use crate::{Error, Result};
 use serde_json::Value;
@@ -15,7 +15,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// The file cannot be read, or a line is not JSON or has another form. The message names the file and the line.
-pub fn read(path: &Path, task: Option<Task>) -> Result<Vec<PromptRecord>> {
+pub fn read(path: &Path, task: Option<Dataset>) -> Result<Vec<PromptRecord>> {
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
         let prompts = parquet::rows(file).and_then(|rows| prompts(rows.into_iter().map(Ok), "row", task));
@@ -28,7 +28,7 @@ pub fn read(path: &Path, task: Option<Task>) -> Result<Vec<PromptRecord>> {
 ///
 /// # Errors
 /// A line is not JSON or has another form, which the message names; or there is no prompt.
-pub fn parse(text: &str, task: Option<Task>) -> std::result::Result<Vec<PromptRecord>, String> {
+pub fn parse(text: &str, task: Option<Dataset>) -> std::result::Result<Vec<PromptRecord>, String> {
     let value = |line| match str::trim(line) {
         "" => Ok(Value::Null),
         line => serde_json::from_str(line).map_err(|e| format!("expected JSON: {e}")),
@@ -40,7 +40,7 @@ pub fn parse(text: &str, task: Option<Task>) -> std::result::Result<Vec<PromptRe
 fn prompts(
     values: impl Iterator<Item = std::result::Result<Value, String>>,
     unit: &str,
-    task: Option<Task>,
+    task: Option<Dataset>,
 ) -> std::result::Result<Vec<PromptRecord>, String> {
     let mut all = Vec::new();
     for (number, value) in values.enumerate() {
@@ -150,7 +150,7 @@ mod tests {
         }
         group.close().unwrap();
         writer.close().unwrap();
-        let all = read(&path, Some(Task::MmluPro)).unwrap();
+        let all = read(&path, Some(Dataset::MmluPro)).unwrap();
         assert!(all[0].text.starts_with("Why?\n\n(A) x\n(B) y\n"), "{}", all[0].text);
         assert!(all[1].text.contains("(A) z") && all[1].answer.as_deref() == Some("A"));
         let message = read(&path, None).unwrap_err().to_string();
@@ -162,7 +162,7 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 0x15;
             std::fs::write(&path, &bad).unwrap();
-            let _ = read(&path, Some(Task::MmluPro));
+            let _ = read(&path, Some(Dataset::MmluPro));
         }
         std::fs::write(&path, &good[..good.len() / 2]).unwrap();
         assert!(read(&path, None).unwrap_err().to_string().contains("expected a Parquet file"));

@@ -27,7 +27,7 @@ use record::PromptRecord;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use tasks::Task;
+use tasks::Dataset;
 
 /// One prompt, ready to be decoded.
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ pub struct Job {
 pub fn run(
     engine: &Engine,
     tokenizer: &Arc<Tokenizer>,
-    task: Option<Task>,
+    task: Option<Dataset>,
     jobs: &[Job],
     concurrency: usize,
     rows: &mut Rows,
@@ -101,7 +101,7 @@ pub fn each<T: Sync, R: Record>(
     error.map_or(Ok(()), Err)
 }
 
-fn answer(engine: &Engine, tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: &Job) -> Result<Row> {
+fn answer(engine: &Engine, tokenizer: &Arc<Tokenizer>, task: Option<Dataset>, job: &Job) -> Result<Row> {
     let started = Instant::now();
     let answered = if job.scored { respond(engine, tokenizer, job) } else { greedy(engine, tokenizer, job) };
     let answered = answered.map_err(|error| error.within(&format!("prompt {}", job.index)))?;
@@ -187,7 +187,7 @@ fn greedy(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answered>
 }
 
 /// The row of an answer.
-fn row(tokenizer: &Arc<Tokenizer>, task: Option<Task>, job: &Job, answered: Answered, elapsed: f64) -> Result<Row> {
+fn row(tokenizer: &Arc<Tokenizer>, task: Option<Dataset>, job: &Job, answered: Answered, elapsed: f64) -> Result<Row> {
     let (full_text, prompt_len) = (tokenizer.decode(&answered.ids)?, job.prompt.ids.len());
     // The text begins with the header where the policy wrote one: files of rows have always had it.
     let (rules, new) = (TextRules::ending_at(job.options.finish_id), &answered.ids[prompt_len..]);

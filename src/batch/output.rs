@@ -274,7 +274,7 @@ fn check_config(path: &Path, config: &Map<String, Value>, rows: bool) -> Result<
     Err(Error::file(
         path,
         format!(
-            "its rows came about in another way: {}; use the same options, or another --output",
+            "its rows came about in another way: {}; use the same options, or another output file",
             differs.join("; ")
         ),
     ))

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// A dataset that the official code evaluates on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Task {
+pub enum Dataset {
     /// Harmful instructions: `prompt`, `instruction` or `goal`, or a plain string.
     HexPhi,
     /// Safe prompts that look unsafe, and unsafe ones: `prompt`.
@@ -23,34 +23,35 @@ pub enum Task {
     MmluPro,
 }
 
-impl Task {
+impl Dataset {
     /// Every task.
-    pub const ALL: [Task; 5] = [Task::HexPhi, Task::Xstest, Task::HhRlhf, Task::ArcChallenge, Task::MmluPro];
+    pub const ALL: [Dataset; 5] =
+        [Dataset::HexPhi, Dataset::Xstest, Dataset::HhRlhf, Dataset::ArcChallenge, Dataset::MmluPro];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
-            Task::HexPhi => "hex-phi",
-            Task::Xstest => "xstest",
-            Task::HhRlhf => "hh-rlhf",
-            Task::ArcChallenge => "arc-challenge",
-            Task::MmluPro => "mmlu-pro",
+            Dataset::HexPhi => "hex-phi",
+            Dataset::Xstest => "xstest",
+            Dataset::HhRlhf => "hh-rlhf",
+            Dataset::ArcChallenge => "arc-challenge",
+            Dataset::MmluPro => "mmlu-pro",
         }
     }
 
     /// The published parameters that apply to it.
     pub fn published(self) -> Published {
         match self {
-            Task::HexPhi | Task::Xstest => Published::Safety,
-            Task::HhRlhf => Published::Helpfulness,
-            Task::ArcChallenge => Published::Reasoning,
-            Task::MmluPro => Published::Knowledge,
+            Dataset::HexPhi | Dataset::Xstest => Published::Safety,
+            Dataset::HhRlhf => Published::Helpfulness,
+            Dataset::ArcChallenge => Published::Reasoning,
+            Dataset::MmluPro => Published::Knowledge,
         }
     }
 
     /// Whether its rows have right answers.
     pub fn has_answers(self) -> bool {
-        matches!(self, Task::ArcChallenge | Task::MmluPro)
+        matches!(self, Dataset::ArcChallenge | Dataset::MmluPro)
     }
 
     /// The prompt of a dataset's row.
@@ -58,7 +59,7 @@ impl Task {
     /// # Errors
     /// A field is missing or of another type; the message names it.
     pub fn prompt(self, row: &Value) -> Result<PromptRecord, String> {
-        if let (Task::HexPhi | Task::Xstest | Task::HhRlhf, Value::String(text)) = (self, row) {
+        if let (Dataset::HexPhi | Dataset::Xstest | Dataset::HhRlhf, Value::String(text)) = (self, row) {
             return Ok(PromptRecord::of_text(text.clone()));
         }
         if !row.is_object() {
@@ -69,23 +70,23 @@ impl Task {
             Value::Object(named.collect())
         };
         match self {
-            Task::HexPhi => {
+            Dataset::HexPhi => {
                 let name = ["prompt", "instruction", "goal"].into_iter().find(|name| row.get(name).is_some());
                 let text = string(row, name.unwrap_or("prompt"))?.to_string();
                 Ok(PromptRecord { metadata: metadata(&["category"]), ..PromptRecord::of_text(text) })
             }
-            Task::Xstest => {
+            Dataset::Xstest => {
                 let text = string(row, "prompt")?.to_string();
                 Ok(PromptRecord {
                     metadata: metadata(&["id", "type", "label", "focus", "note"]),
                     ..PromptRecord::of_text(text)
                 })
             }
-            Task::HhRlhf => match row.get("prompt") {
+            Dataset::HhRlhf => match row.get("prompt") {
                 Some(_) => Ok(PromptRecord::of_text(string(row, "prompt")?.to_string())),
                 None => dialogue(string(row, "chosen")?),
             },
-            Task::ArcChallenge => {
+            Dataset::ArcChallenge => {
                 let choices = row.get("choices").ok_or("expected `choices`, found none")?;
                 let (texts, labels) = (strings(choices, "text")?, strings(choices, "label")?);
                 if texts.len() != labels.len() || texts.is_empty() {
@@ -95,7 +96,7 @@ impl Task {
                 let answer = string(row, "answerKey")?.to_string();
                 Ok(PromptRecord { answer: Some(answer), metadata: metadata(&["id"]), ..PromptRecord::of_text(text) })
             }
-            Task::MmluPro => {
+            Dataset::MmluPro => {
                 let options = strings(row, "options")?;
                 if options.is_empty() || options.len() > LETTERS.len() {
                     return Err(format!("`options`: expected 1 to {}, found {}", LETTERS.len(), options.len()));
@@ -193,22 +194,22 @@ mod tests {
     fn rows_of_every_dataset() {
         let arc = json!({"id": "x", "question": "Why?", "answerKey": "B",
                          "choices": {"text": ["one", "two"], "label": ["A", "B"]}});
-        let prompt = Task::ArcChallenge.prompt(&arc).unwrap();
+        let prompt = Dataset::ArcChallenge.prompt(&arc).unwrap();
         assert!(prompt.text.contains("Why?\n\n(A) one\n(B) two\n") && prompt.answer.as_deref() == Some("B"));
         let mmlu = json!({"question": "Why?", "options": ["x", "y", "z"], "answer": "C", "category": "law"});
-        let prompt = Task::MmluPro.prompt(&mmlu).unwrap();
+        let prompt = Dataset::MmluPro.prompt(&mmlu).unwrap();
         assert!(prompt.text.contains("(C) z") && prompt.metadata["category"] == "law");
         let hh = json!({"chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant: Well"});
-        let prompt = Task::HhRlhf.prompt(&hh).unwrap();
+        let prompt = Dataset::HhRlhf.prompt(&hh).unwrap();
         assert_eq!((prompt.messages.len(), prompt.text.as_str()), (3, "And?"));
-        assert_eq!(Task::HexPhi.prompt(&json!("do it")).unwrap().text, "do it");
-        assert_eq!(Task::Xstest.prompt(&json!({"prompt": "p", "type": "t"})).unwrap().metadata["type"], "t");
+        assert_eq!(Dataset::HexPhi.prompt(&json!("do it")).unwrap().text, "do it");
+        assert_eq!(Dataset::Xstest.prompt(&json!({"prompt": "p", "type": "t"})).unwrap().metadata["type"], "t");
         for (task, row, expected) in [
-            (Task::ArcChallenge, json!({"question": "q"}), "expected `choices`, found none"),
-            (Task::MmluPro, json!({"question": "q", "options": [1]}), "`options`: expected strings, found a number"),
-            (Task::MmluPro, json!("q"), "expected an object, found a string"),
-            (Task::HhRlhf, json!({"chosen": "nobody"}), "`chosen`: expected turns"),
-            (Task::Xstest, json!({}), "expected `prompt`, found none"),
+            (Dataset::ArcChallenge, json!({"question": "q"}), "expected `choices`, found none"),
+            (Dataset::MmluPro, json!({"question": "q", "options": [1]}), "`options`: expected strings, found a number"),
+            (Dataset::MmluPro, json!("q"), "expected an object, found a string"),
+            (Dataset::HhRlhf, json!({"chosen": "nobody"}), "`chosen`: expected turns"),
+            (Dataset::Xstest, json!({}), "expected `prompt`, found none"),
         ] {
             let message = task.prompt(&row).unwrap_err();
             assert!(message.starts_with(expected), "{message}");
@@ -225,10 +226,10 @@ mod tests {
             ("The answer is that nobody knows", None),
             ("", None),
         ] {
-            assert_eq!(Task::MmluPro.prediction(text).as_deref(), expected, "{text}");
+            assert_eq!(Dataset::MmluPro.prediction(text).as_deref(), expected, "{text}");
         }
-        assert_eq!(Task::HexPhi.prediction("The answer is (B)"), None);
-        assert_eq!(Task::HhRlhf.published().preset(3_200_000_000).num_refinement_steps, 3);
-        assert_eq!(Task::ArcChallenge.published().preset(8_000_000_000).num_refinement_steps, 8);
+        assert_eq!(Dataset::HexPhi.prediction("The answer is (B)"), None);
+        assert_eq!(Dataset::HhRlhf.published().preset(3_200_000_000).num_refinement_steps, 3);
+        assert_eq!(Dataset::ArcChallenge.published().preset(8_000_000_000).num_refinement_steps, 8);
     }
 }

@@ -14,7 +14,7 @@ use crate::model::{ModelPair, Work};
 use crate::presets::Given;
 use crate::rng::Uniforms;
 use crate::text::{Prompt, PromptLayout, TextRules, TextWriter, text_of};
-use crate::trace::{Request, Trace};
+use crate::trace::{RequestFile, Trace};
 use crate::{Error, Result};
 use std::io::Write;
 use std::process::ExitCode;
@@ -45,7 +45,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     }
     // Cheap checks come before the weights are opened.
     let trace = args.output.trace.as_deref().map(Output::check).transpose()?;
-    let request = args.text.request.as_deref().map(Request::read).transpose()?;
+    let request = args.text.request.as_deref().map(RequestFile::read).transpose()?;
     let message = match &request {
         Some(_) => None,
         None => Some(message(args.prompt.as_deref())?),
@@ -128,7 +128,7 @@ fn options(
     method: Method,
     pair: &Pair,
     prompt: &Prompt,
-    request: Option<&Request>,
+    request: Option<&RequestFile>,
     context: usize,
 ) -> Result<Options> {
     let len = prompt.ids.len();

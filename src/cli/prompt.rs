@@ -5,7 +5,7 @@ use crate::files::chat::Message;
 use crate::files::checkpoint::read_whole_text;
 use crate::files::pair::Pair;
 use crate::text::{LayoutError, Next, Prompt, Wants};
-use crate::trace::Request;
+use crate::trace::RequestFile;
 use crate::{Error, Result};
 use std::io::IsTerminal;
 use std::path::Path;
@@ -51,7 +51,7 @@ pub(super) fn with_flags(error: LayoutError) -> Error {
 }
 
 /// The prompt of a request, already laid out.
-pub(super) fn of_request(request: &Request) -> Result<Prompt> {
+pub(super) fn of_request(request: &RequestFile) -> Result<Prompt> {
     if request.prompt_ids.is_empty() {
         return Err(Error::invalid("--request: `prompt_ids` is empty"));
     }

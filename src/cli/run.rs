@@ -7,7 +7,7 @@ use super::say;
 use crate::batch::input;
 use crate::batch::output::{Row, Rows};
 use crate::batch::record::PromptRecord;
-use crate::batch::tasks::Task;
+use crate::batch::tasks::Dataset;
 use crate::batch::{Job, run as answer_all};
 use crate::engine::Engine;
 use crate::files::pair::Pair;
@@ -42,7 +42,7 @@ pub(super) struct Args {
     ///
     /// Flags win over these parameters. arc-challenge and mmlu-pro have right answers, with which predictions are compared.
     #[arg(long, value_name = "TASK", hide_possible_values = true,
-          value_parser = PossibleValuesParser::new(Task::ALL.map(Task::name)))]
+          value_parser = PossibleValuesParser::new(Dataset::ALL.map(Dataset::name)))]
     task: Option<String>,
 
     /// Most prompts to answer at the same time
@@ -90,7 +90,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let message = "--method: ggro run answers by ggro or greedy; sampled answers are for `ggro generate` so far";
         return Err(Error::invalid(message).into());
     }
-    let task = Task::ALL.into_iter().find(|task| args.task.as_deref() == Some(task.name()));
+    let task = Dataset::ALL.into_iter().find(|task| args.task.as_deref() == Some(task.name()));
     let records = input::read(&args.input, task)?;
     let pair = args.pair.load()?;
     let mut device = args.device.find()?;
@@ -153,7 +153,7 @@ fn jobs(
 }
 
 /// The flags, over the task's published parameters or those that suit the pair.
-fn parameters(args: &Args, task: Option<Task>, pair: &Pair) -> Result<Parameters> {
+fn parameters(args: &Args, task: Option<Dataset>, pair: &Pair) -> Result<Parameters> {
     let weights = pair.policy()?.config.num_parameters();
     let published = task.map(|task| task.published().preset(weights));
     args.method.given().over(published.unwrap_or(args.pair.preset()))
@@ -186,7 +186,7 @@ fn options(
 fn config(
     args: &Args,
     method: Method,
-    task: Option<Task>,
+    task: Option<Dataset>,
     parameters: &Parameters,
     pair: &Pair,
     device: &Device,
@@ -205,7 +205,7 @@ fn config(
     set("policy", json!(model(policy, policy_weights)));
     set("reward", json!(model(reward, reward_weights)));
     set("arithmetic", json!(device.arithmetic(args.device.dtype)));
-    set("task", json!(task.map(Task::name)));
+    set("task", json!(task.map(Dataset::name)));
     set("method", json!(if method == Method::Greedy { "greedy" } else { "ggro" }));
     for (name, value) in json!(parameters).as_object().into_iter().flatten() {
         set(name, value.clone());

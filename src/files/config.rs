@@ -38,7 +38,7 @@ pub enum Family {
 
 /// What stands on top of the decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Task {
+pub enum ModelKind {
     /// A language-model head: `*ForCausalLM`.
     CausalLm,
     /// A one-row score head: `*ForSequenceClassification` with one label.
@@ -73,7 +73,7 @@ pub struct ModelConfig {
     /// Decoder family.
     pub family: Family,
     /// Which head the checkpoint carries.
-    pub task: Task,
+    pub kind: ModelKind,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the MLP.
@@ -189,9 +189,9 @@ impl ModelConfig {
             when(self.qk_norm, mul(2, self.head_dim)),
         ]);
         let embedding = mul(self.vocab_size, hidden);
-        let head = match self.task {
-            Task::CausalLm => when(!self.tie_word_embeddings, embedding),
-            Task::Reward => hidden as u64,
+        let head = match self.kind {
+            ModelKind::CausalLm => when(!self.tie_word_embeddings, embedding),
+            ModelKind::Reward => hidden as u64,
         };
         sum(&[embedding, layer.saturating_mul(self.num_layers as u64), hidden as u64, head])
     }
@@ -208,9 +208,9 @@ impl ModelConfig {
 type Checked<T> = std::result::Result<T, String>;
 
 fn resolve(fields: &Fields) -> Checked<ModelConfig> {
-    let (family, task) = architecture(fields)?;
+    let (family, kind) = architecture(fields)?;
     refuse_unsupported(fields)?;
-    if task == Task::Reward {
+    if kind == ModelKind::Reward {
         check_one_label(fields)?;
     }
 
@@ -248,7 +248,7 @@ fn resolve(fields: &Fields) -> Checked<ModelConfig> {
     };
     Ok(ModelConfig {
         family,
-        task,
+        kind,
         hidden_size,
         intermediate_size: fields.required("intermediate_size", INTERMEDIATE)?,
         num_layers,
@@ -272,7 +272,7 @@ fn resolve(fields: &Fields) -> Checked<ModelConfig> {
     })
 }
 
-fn architecture(fields: &Fields) -> Checked<(Family, Task)> {
+fn architecture(fields: &Fields) -> Checked<(Family, ModelKind)> {
     let supported = || {
         let names = Family::ALL.map(Family::name).join(", ");
         format!("expected one of {{{names}}}ForCausalLM or {{{names}}}ForSequenceClassification")
@@ -291,15 +291,15 @@ fn architecture(fields: &Fields) -> Checked<(Family, Task)> {
     let [Value::String(name)] = listed else {
         return Err(fields.wrong("architectures", "a list with one name", &Value::Array(listed.to_vec())));
     };
-    let family_and_task = Family::ALL.into_iter().find_map(|family| {
-        let task = match name.strip_prefix(family.name())? {
-            "ForCausalLM" => Task::CausalLm,
-            "ForSequenceClassification" => Task::Reward,
+    let family_and_kind = Family::ALL.into_iter().find_map(|family| {
+        let kind = match name.strip_prefix(family.name())? {
+            "ForCausalLM" => ModelKind::CausalLm,
+            "ForSequenceClassification" => ModelKind::Reward,
             _ => return None,
         };
-        Some((family, task))
+        Some((family, kind))
     });
-    let Some((family, task)) = family_and_task else {
+    let Some((family, kind)) = family_and_kind else {
         let reason = if name.ends_with("ForRewardModel") {
             " (a reward head of its own, not one row of scores)"
         } else if name.contains("ValueHead") {
@@ -318,7 +318,7 @@ fn architecture(fields: &Fields) -> Checked<(Family, Task)> {
         Some(found) if *found != Value::String(expected.clone()) => {
             Err(fields.wrong("model_type", &format!("{expected:?} beside the architecture {name}"), found))
         }
-        _ => Ok((family, task)),
+        _ => Ok((family, kind)),
     }
 }
 

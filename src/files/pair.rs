@@ -6,7 +6,7 @@
 
 use crate::files::chat::{ChatTemplate, special_token};
 use crate::files::checkpoint::{Checkpoint, Files};
-use crate::files::config::{ModelConfig, Task, token_ids_of};
+use crate::files::config::{ModelConfig, ModelKind, token_ids_of};
 use crate::files::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -87,8 +87,8 @@ impl Pair {
     /// sequence classifier; the tokenizers disagree on an id.
     pub fn load(policy_files: &Files, reward_files: &Files) -> Result<Self> {
         // Small files first: a pair that does not fit is refused before gigabytes are mapped.
-        let policy = load_config(policy_files, Task::CausalLm)?;
-        let reward = load_config(reward_files, Task::Reward)?;
+        let policy = load_config(policy_files, ModelKind::CausalLm)?;
+        let reward = load_config(reward_files, ModelKind::Reward)?;
         let tokenizer = load_tokenizer(policy_files, &policy)?;
         let theirs = load_tokenizer(reward_files, &reward)?;
         if let Some((id, ours, theirs)) = tokenizer.first_difference(&theirs) {
@@ -119,7 +119,7 @@ impl Pair {
     /// # Errors
     /// A file is missing or malformed, or the model is not a causal language model.
     pub fn policy_only(files: &Files) -> Result<Self> {
-        let config = load_config(files, Task::CausalLm)?;
+        let config = load_config(files, ModelKind::CausalLm)?;
         let tokenizer = load_tokenizer(files, &config)?;
         let (finish_id, stop_ids) = end_ids(files, &config, &tokenizer)?;
         let (weights, chat) = (Checkpoint::open(files)?, ChatTemplate::load(files)?);
@@ -135,7 +135,7 @@ impl Pair {
     /// # Errors
     /// A file is missing or malformed, or the model is not a one-label sequence classifier.
     pub fn reward_only(files: &Files) -> Result<Self> {
-        let config = load_config(files, Task::Reward)?;
+        let config = load_config(files, ModelKind::Reward)?;
         let tokenizer = load_tokenizer(files, &config)?;
         let pad_id = checked_pad_id(files, &config)?;
         let (weights, chat) = (Checkpoint::open(files)?, ChatTemplate::load(files)?);
@@ -192,14 +192,14 @@ impl Pair {
     }
 }
 
-fn load_config(files: &Files, expected: Task) -> Result<ModelConfig> {
+fn load_config(files: &Files, expected: ModelKind) -> Result<ModelConfig> {
     let config = ModelConfig::load(files)?;
-    if config.task == expected {
+    if config.kind == expected {
         return Ok(config);
     }
     let (role, expected, found) = match expected {
-        Task::CausalLm => ("policy", "ForCausalLM", "ForSequenceClassification"),
-        Task::Reward => ("reward model", "ForSequenceClassification", "ForCausalLM"),
+        ModelKind::CausalLm => ("policy", "ForCausalLM", "ForSequenceClassification"),
+        ModelKind::Reward => ("reward model", "ForSequenceClassification", "ForCausalLM"),
     };
     let family = config.family.name();
     Err(Error::file(

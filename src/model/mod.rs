@@ -18,7 +18,7 @@ pub use signal::{Signal, Threshold};
 
 pub(crate) use pair::timed;
 
-use crate::files::config::{ModelConfig, Task};
+use crate::files::config::{ModelConfig, ModelKind};
 use crate::{Error, Result};
 
 /// Which of the two models a sequence belongs to.
@@ -32,10 +32,10 @@ pub enum Role {
 
 impl Role {
     /// The role of a model with this head.
-    pub fn of(task: Task) -> Role {
-        match task {
-            Task::CausalLm => Role::Policy,
-            Task::Reward => Role::Reward,
+    pub fn of(kind: ModelKind) -> Role {
+        match kind {
+            ModelKind::CausalLm => Role::Policy,
+            ModelKind::Reward => Role::Reward,
         }
     }
 
@@ -347,8 +347,8 @@ pub trait Model {
 
 /// A call that needs the other kind of model.
 fn no_head(config: &ModelConfig) -> Error {
-    Error::invalid(match config.task {
-        Task::CausalLm => "rewards were asked for of a language model, which has no score head",
-        Task::Reward => "logits were asked for of a reward model, which has no language-model head",
+    Error::invalid(match config.kind {
+        ModelKind::CausalLm => "rewards were asked for of a language model, which has no score head",
+        ModelKind::Reward => "logits were asked for of a reward model, which has no language-model head",
     })
 }

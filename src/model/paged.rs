@@ -6,7 +6,7 @@ use super::{
     Gradient, GradientSpan, Logits, Model, PolicyRow, PolicyRows, PolicySpan, RewardSpan, Role, Score, SeqId, Span,
     Work, no_head,
 };
-use crate::files::config::{ModelConfig, Task};
+use crate::files::config::{ModelConfig, ModelKind};
 use crate::kv::{BlockCopy, KvHandle, KvPool};
 use crate::{Error, Result};
 use std::collections::HashSet;
@@ -97,9 +97,9 @@ impl<C: Compute> Paged<C> {
         Paged { compute, max_len, kept: HashSet::new() }
     }
 
-    fn require(&self, task: Task) -> Result<()> {
+    fn require(&self, kind: ModelKind) -> Result<()> {
         match self.compute.config() {
-            config if config.task == task => Ok(()),
+            config if config.kind == kind => Ok(()),
             config => Err(no_head(config)),
         }
     }
@@ -108,7 +108,7 @@ impl<C: Compute> Paged<C> {
     fn check<'a>(&self, spans: impl IntoIterator<Item = Span<'a>>) -> Result<Vec<CheckedSpan<'a>>> {
         self.compute.alive()?;
         let (config, kv) = (self.compute.config(), self.compute.kv());
-        let checked = spans::check(Role::of(config.task), config, kv, self.max_len, spans)?;
+        let checked = spans::check(Role::of(config.kind), config, kv, self.max_len, spans)?;
         spans::check_room(kv, &checked)?;
         Ok(checked)
     }
@@ -127,7 +127,7 @@ impl<C: Compute> Paged<C> {
     }
 
     fn named(&self, KvHandle { index, generation }: KvHandle) -> SeqId {
-        SeqId { role: Role::of(self.compute.config().task), index, generation }
+        SeqId { role: Role::of(self.compute.config().kind), index, generation }
     }
 
     /// What stands before the slots runs like any prefix; what stands behind is recorded and differentiated.
@@ -198,7 +198,7 @@ impl<C: Compute> Model for Paged<C> {
         ids_below: usize,
         meanwhile: &mut dyn FnMut(),
     ) -> Result<Vec<PolicyRow>> {
-        self.require(Task::CausalLm)?;
+        self.require(ModelKind::CausalLm)?;
         let checked = self.check(spans.iter().map(|span| span.span))?;
         let rows = self.compute.step(spans, &checked, ids_below, meanwhile);
         let rows = self.undo(&checked, rows)?;
@@ -207,7 +207,7 @@ impl<C: Compute> Model for Paged<C> {
     }
 
     fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> Result<Vec<f32>> {
-        self.require(Task::CausalLm)?;
+        self.require(ModelKind::CausalLm)?;
         spans::check_logits(asked, self.compute.config().vocab_size)?;
         if !self.kept.contains(&seq) {
             return Err(Error::Backend(
@@ -218,7 +218,7 @@ impl<C: Compute> Model for Paged<C> {
     }
 
     fn all_rows(&mut self, ids: &[u32]) -> Result<PolicyRows> {
-        self.require(Task::CausalLm)?;
+        self.require(ModelKind::CausalLm)?;
         let seq = self.create()?;
         let checked = self.check([Span { seq, start: 0, ids }]);
         let rows = checked.and_then(|checked| self.compute.all_rows(checked[0]));
@@ -227,7 +227,7 @@ impl<C: Compute> Model for Paged<C> {
     }
 
     fn score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
-        self.require(Task::Reward)?;
+        self.require(ModelKind::Reward)?;
         let checked = self.check(spans.iter().map(|span| span.span))?;
         let asked = spans.iter().map(reward_rows).collect::<Result<Vec<_>>>()?;
         let (rows, places): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
@@ -237,7 +237,7 @@ impl<C: Compute> Model for Paged<C> {
     }
 
     fn gradient(&mut self, spans: &[GradientSpan<'_>]) -> Result<Vec<Gradient>> {
-        self.require(Task::Reward)?;
+        self.require(ModelKind::Reward)?;
         let checked = self.check(spans.iter().map(|span| span.span.span))?;
         let asked = spans.iter().map(|span| reward_rows(&span.span)).collect::<Result<Vec<_>>>()?;
         spans::check_gradient(spans, self.compute.config().vocab_size)?;
@@ -251,9 +251,9 @@ impl<C: Compute> Model for Paged<C> {
 
     fn work(&self) -> Work {
         let (forward, backward) = self.compute.positions();
-        match self.compute.config().task {
-            Task::CausalLm => Work { policy_forward: forward, ..Work::default() },
-            Task::Reward => Work { reward_forward: forward, reward_backward: backward, ..Work::default() },
+        match self.compute.config().kind {
+            ModelKind::CausalLm => Work { policy_forward: forward, ..Work::default() },
+            ModelKind::Reward => Work { reward_forward: forward, reward_backward: backward, ..Work::default() },
         }
     }
 

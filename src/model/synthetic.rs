@@ -8,7 +8,7 @@
 #[cfg(feature = "lab")]
 pub mod folder;
 
-use crate::files::config::{ModelConfig, Task};
+use crate::files::config::{ModelConfig, ModelKind};
 use crate::rng::RandomFill;
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -27,7 +27,7 @@ pub const PRESETS: [&str; 5] = ["llama-3.1-8b", "llama-3.2-3b", "llama-3.2-1b", 
 ///
 /// # Errors
 /// There is no such shape; the message names those there are.
-pub fn config_json(preset: &str, task: Task) -> Result<Value> {
+pub fn config_json(preset: &str, kind: ModelKind) -> Result<Value> {
     let llama = |hidden: u32, mlp: u32, layers: u32, heads: [u32; 3], tied: bool, factor: f64| {
         json!({
             "model_type": "llama", "hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers,
@@ -59,9 +59,9 @@ pub fn config_json(preset: &str, task: Task) -> Result<Value> {
         _ => return Err(Error::invalid(format!("no shape {preset}; there are {}", PRESETS.join(", ")))),
     };
     let family = if preset.starts_with("qwen3") { "Qwen3" } else { "Llama" };
-    match task {
-        Task::CausalLm => config["architectures"] = json!([format!("{family}ForCausalLM")]),
-        Task::Reward => {
+    match kind {
+        ModelKind::CausalLm => config["architectures"] = json!([format!("{family}ForCausalLM")]),
+        ModelKind::Reward => {
             config["architectures"] = json!([format!("{family}ForSequenceClassification")]);
             config["num_labels"] = json!(1);
             config["tie_word_embeddings"] = json!(false);
@@ -75,8 +75,8 @@ pub fn config_json(preset: &str, task: Task) -> Result<Value> {
 /// # Errors
 /// As [`config_json`].
 pub fn pair(preset: &str) -> Result<[ModelConfig; 2]> {
-    let config = |task| ModelConfig::parse(&config_json(preset, task)?.to_string(), Path::new(preset));
-    Ok([config(Task::CausalLm)?, config(Task::Reward)?])
+    let config = |kind| ModelConfig::parse(&config_json(preset, kind)?.to_string(), Path::new(preset));
+    Ok([config(ModelKind::CausalLm)?, config(ModelKind::Reward)?])
 }
 
 /// Names and shapes of a decoder's tensors, as Hugging Face stores them.
@@ -107,10 +107,10 @@ pub fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         push("mlp.down_proj", &[d, f], config.mlp_bias);
     }
     all.push(("model.norm.weight".to_string(), vec![d]));
-    match config.task {
-        Task::Reward => all.push(("score.weight".to_string(), vec![1, d])),
-        Task::CausalLm if config.tie_word_embeddings => {}
-        Task::CausalLm => all.push(("lm_head.weight".to_string(), vec![config.vocab_size, d])),
+    match config.kind {
+        ModelKind::Reward => all.push(("score.weight".to_string(), vec![1, d])),
+        ModelKind::CausalLm if config.tie_word_embeddings => {}
+        ModelKind::CausalLm => all.push(("lm_head.weight".to_string(), vec![config.vocab_size, d])),
     }
     all
 }
@@ -179,7 +179,7 @@ pub fn draw(config: &ModelConfig, seed: u64, name: &str, inputs: usize) -> Rando
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let unit = 1.0 / (inputs as f64).sqrt();
     // Where the head is the embedding, a row's own token would win: what layers add has to drown it.
-    let tied = config.task == Task::CausalLm && config.tie_word_embeddings;
+    let tied = config.kind == ModelKind::CausalLm && config.tie_word_embeddings;
     let added = if tied { 10.0 } else { 1.0 };
     let logits = (2.0 * ((config.vocab_size as f64).ln() - ENTROPY).max(0.5)).sqrt();
     let (mean, scale) = match name {

@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// What a request file says. Unknown fields are ignored, so that a whole trace is a request.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Request {
+pub struct RequestFile {
     /// The request in words, if it has them; copied to the trace.
     pub user_text: Option<String>,
     /// The prompt.
@@ -54,7 +54,7 @@ pub struct RequestOptions {
     pub signal: Option<String>,
 }
 
-impl Request {
+impl RequestFile {
     /// Reads a request file.
     ///
     /// # Errors
@@ -88,7 +88,7 @@ impl Request {
             Some(Value::Object(options)) => options,
             Some(other) => return Err(wrong("options", "an object", other)),
         };
-        Ok(Request {
+        Ok(RequestFile {
             user_text: map.get("user_text").and_then(Value::as_str).map(str::to_string),
             prompt_ids,
             options: RequestOptions::from_fields(&Fields { map: options, prefix: "options." })?,
@@ -217,12 +217,12 @@ mod tests {
     use super::*;
 
     fn message(text: &str) -> String {
-        Request::parse(text).expect_err("must be refused").to_string()
+        RequestFile::parse(text).expect_err("must be refused").to_string()
     }
 
     #[test]
     fn fields_and_absences() {
-        let request = Request::parse(
+        let request = RequestFile::parse(
             r#"{"name": "x", "prompt_ids": [1, 2], "options": {"top_k": 3, "reward_pad_id": null,
                 "selection": "sample", "unknown": {}}, "uniforms_used": [0.5], "segments": 7}"#,
         )
@@ -236,7 +236,7 @@ mod tests {
             ..RequestOptions::default()
         };
         assert_eq!(request.options, expected);
-        let bare = Request::parse(r#"{"prompt_ids": [1]}"#).expect("a request");
+        let bare = RequestFile::parse(r#"{"prompt_ids": [1]}"#).expect("a request");
         assert_eq!(bare.options, RequestOptions::default());
     }
 

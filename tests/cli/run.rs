@@ -122,7 +122,7 @@ fn what_is_wrong_is_named_before_anything_runs() {
     // Another way of answering is not mixed with what is there.
     ggro(&arguments(&input, &output)).ok();
     let other = ggro(&[&arguments(&input, &output)[..], &["--seed", "5", "--nudge-top-k", "9"]].concat());
-    refused(other, &["`nudge_top_k` was 25, is 9", "`seed` was 0, is 5", "another --output"]);
+    refused(other, &["`nudge_top_k` was 25, is 9", "`seed` was 0, is 5", "another output file"]);
     let mut text = std::fs::read_to_string(&input).expect("prompts");
     text = text.replace("a lost kite", "a found kite");
     std::fs::write(&input, text).expect("written");

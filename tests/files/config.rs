@@ -1,5 +1,5 @@
 use crate::{FIXTURES, goldens, model, refused};
-use ggro::files::config::{Family, ModelConfig, Task};
+use ggro::files::config::{Family, ModelConfig, ModelKind};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -41,10 +41,10 @@ fn wrong(changes: Value, parts: &[&str]) {
 #[test]
 fn every_fixture_parses_and_counts_its_weights() {
     for fixture in FIXTURES {
-        for (role, task) in [("policy", Task::CausalLm), ("reward", Task::Reward)] {
+        for (role, task) in [("policy", ModelKind::CausalLm), ("reward", ModelKind::Reward)] {
             let files = model(&format!("{fixture}/{role}"));
             let config = ModelConfig::load(&files).unwrap();
-            assert_eq!(config.task, task, "{fixture}");
+            assert_eq!(config.kind, task, "{fixture}");
             let weights = ggro::files::checkpoint::Checkpoint::open(&files).unwrap();
             let size = if fixture.contains("llama-mha") || fixture == "qwen3" { 4 } else { 2 };
             let size = if fixture == "llama-unaligned" { 4 } else { size };
@@ -251,7 +251,7 @@ fn labels() {
         json!({ "id2label": { "0": "LABEL_0" } }),
         json!({ "num_labels": 1, "id2label": { "0": "good" } }),
     ] {
-        assert_eq!(reward(good).unwrap().task, Task::Reward);
+        assert_eq!(reward(good).unwrap().kind, ModelKind::Reward);
     }
     for (bad, parts) in [
         (json!({ "num_labels": 5 }), ["`num_labels`", "found 5"]),

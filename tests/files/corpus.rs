@@ -4,7 +4,7 @@
 use crate::refused;
 use ggro::files::chat::{ChatTemplate, Message};
 use ggro::files::checkpoint::Files;
-use ggro::files::config::{Family, ModelConfig, Task};
+use ggro::files::config::{Family, ModelConfig, ModelKind};
 use std::path::{Path, PathBuf};
 
 fn corpus() -> PathBuf {
@@ -16,30 +16,30 @@ fn files(model: &str) -> Files {
 }
 
 /// Name, family, whether it is a reward model, layers, heads, their size, vocabulary, whether the head is tied.
-type Expected = (&'static str, Family, Task, usize, (usize, usize, usize), usize, bool);
+type Expected = (&'static str, Family, ModelKind, usize, (usize, usize, usize), usize, bool);
 
 const MODELS: [Expected; 14] = [
-    ("Llama-3.1-8B-Instruct", Family::Llama, Task::CausalLm, 32, (32, 8, 128), 128_256, false),
-    ("Llama-3.2-3B-Instruct", Family::Llama, Task::CausalLm, 28, (24, 8, 128), 128_256, true),
-    ("Llama-3.2-1B-Instruct", Family::Llama, Task::CausalLm, 16, (32, 8, 64), 128_256, true),
-    ("Llama-3.2-1B-rope-parameters", Family::Llama, Task::CausalLm, 16, (32, 8, 64), 128_256, true),
-    ("Mistral-7B-Instruct-v0.3", Family::Mistral, Task::CausalLm, 32, (32, 8, 128), 32_768, false),
-    ("Mistral-7B-v0.1", Family::Mistral, Task::CausalLm, 32, (32, 8, 128), 32_000, false),
-    ("Qwen2.5-7B-Instruct", Family::Qwen2, Task::CausalLm, 28, (28, 4, 128), 152_064, false),
-    ("Qwen2.5-0.5B-Instruct", Family::Qwen2, Task::CausalLm, 24, (14, 2, 64), 151_936, true),
-    ("Qwen3-8B", Family::Qwen3, Task::CausalLm, 36, (32, 8, 128), 151_936, false),
-    ("Qwen3-0.6B", Family::Qwen3, Task::CausalLm, 28, (16, 8, 128), 151_936, true),
-    ("Skywork-Reward-V2-Llama-3.1-8B", Family::Llama, Task::Reward, 32, (32, 8, 128), 128_256, false),
-    ("Skywork-Reward-V2-Llama-3.2-1B", Family::Llama, Task::Reward, 16, (32, 8, 64), 128_256, true),
-    ("Skywork-Reward-V2-Qwen3-8B", Family::Qwen3, Task::Reward, 36, (32, 8, 128), 151_936, false),
-    ("GRM-Llama3.2-3B-rewardmodel-ft", Family::Llama, Task::Reward, 28, (24, 8, 128), 128_256, true),
+    ("Llama-3.1-8B-Instruct", Family::Llama, ModelKind::CausalLm, 32, (32, 8, 128), 128_256, false),
+    ("Llama-3.2-3B-Instruct", Family::Llama, ModelKind::CausalLm, 28, (24, 8, 128), 128_256, true),
+    ("Llama-3.2-1B-Instruct", Family::Llama, ModelKind::CausalLm, 16, (32, 8, 64), 128_256, true),
+    ("Llama-3.2-1B-rope-parameters", Family::Llama, ModelKind::CausalLm, 16, (32, 8, 64), 128_256, true),
+    ("Mistral-7B-Instruct-v0.3", Family::Mistral, ModelKind::CausalLm, 32, (32, 8, 128), 32_768, false),
+    ("Mistral-7B-v0.1", Family::Mistral, ModelKind::CausalLm, 32, (32, 8, 128), 32_000, false),
+    ("Qwen2.5-7B-Instruct", Family::Qwen2, ModelKind::CausalLm, 28, (28, 4, 128), 152_064, false),
+    ("Qwen2.5-0.5B-Instruct", Family::Qwen2, ModelKind::CausalLm, 24, (14, 2, 64), 151_936, true),
+    ("Qwen3-8B", Family::Qwen3, ModelKind::CausalLm, 36, (32, 8, 128), 151_936, false),
+    ("Qwen3-0.6B", Family::Qwen3, ModelKind::CausalLm, 28, (16, 8, 128), 151_936, true),
+    ("Skywork-Reward-V2-Llama-3.1-8B", Family::Llama, ModelKind::Reward, 32, (32, 8, 128), 128_256, false),
+    ("Skywork-Reward-V2-Llama-3.2-1B", Family::Llama, ModelKind::Reward, 16, (32, 8, 64), 128_256, true),
+    ("Skywork-Reward-V2-Qwen3-8B", Family::Qwen3, ModelKind::Reward, 36, (32, 8, 128), 151_936, false),
+    ("GRM-Llama3.2-3B-rewardmodel-ft", Family::Llama, ModelKind::Reward, 28, (24, 8, 128), 128_256, true),
 ];
 
 #[test]
 fn configs_say_what_they_say() {
     for (model, family, task, layers, (heads, kv_heads, head), vocabulary, tied) in MODELS {
         let config = ModelConfig::load(&files(model)).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!((config.family, config.task, config.num_layers), (family, task, layers), "{model}");
+        assert_eq!((config.family, config.kind, config.num_layers), (family, task, layers), "{model}");
         assert_eq!((config.num_heads, config.num_kv_heads, config.head_dim), (heads, kv_heads, head), "{model}");
         assert_eq!((config.vocab_size, config.tie_word_embeddings), (vocabulary, tied), "{model}");
         assert_eq!(config.qkv_bias, family == Family::Qwen2, "{model}");

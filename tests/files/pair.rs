@@ -1,7 +1,7 @@
 use crate::tokenizer::words;
 use crate::{FIXTURES, goldens, model, read_json, refused};
 use ggro::files::checkpoint::Files;
-use ggro::files::config::Task;
+use ggro::files::config::ModelKind;
 use ggro::files::pair::Pair;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -51,8 +51,8 @@ fn every_fixture_is_a_pair() {
         let meta = read_json(&goldens().join(fixture).join("meta.json"));
         let pair = Pair::load(&model(&format!("{fixture}/policy")), &model(&format!("{fixture}/reward"))).unwrap();
         assert_eq!(
-            (pair.policy().unwrap().config.task, pair.reward().unwrap().config.task),
-            (Task::CausalLm, Task::Reward)
+            (pair.policy().unwrap().config.kind, pair.reward().unwrap().config.kind),
+            (ModelKind::CausalLm, ModelKind::Reward)
         );
         assert_eq!(json!(pair.policy().unwrap().finish_id), meta["finish_id"], "{fixture}");
         let mut stop_ids = pair.policy().unwrap().stop_ids.clone();

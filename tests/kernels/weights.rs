@@ -5,7 +5,7 @@ use ggro::cuda::{Buffer, Device, staging};
 use ggro::dtype::DType;
 use ggro::dtype::HalfType;
 use ggro::files::checkpoint::{Checkpoint, Files};
-use ggro::files::config::{ModelConfig, Task};
+use ggro::files::config::{ModelConfig, ModelKind};
 use ggro::files::demo;
 use ggro::files::pair::Parts;
 use ggro::model::cuda::sizes::Sizes;
@@ -110,13 +110,13 @@ impl Compared<'_> {
         self.matrix(embedding, dp, &[("model.embed_tokens.weight", &[s.vocab, d], &same)], &same);
         self.matrix(&weights.final_norm, 1, &[("model.norm.weight", &[d], &same)], &same);
         assert_eq!(weights.final_norm.len(), dp);
-        match (&weights.head, config.task) {
-            (Head::Own(head), Task::Reward) => self.matrix(head, dp, &[("score.weight", &[1, d], &same)], &same),
-            (Head::Own(head), Task::CausalLm) => {
+        match (&weights.head, config.kind) {
+            (Head::Own(head), ModelKind::Reward) => self.matrix(head, dp, &[("score.weight", &[1, d], &same)], &same),
+            (Head::Own(head), ModelKind::CausalLm) => {
                 assert!(!config.tie_word_embeddings);
                 self.matrix(head, dp, &[("lm_head.weight", &[s.vocab, d], &same)], &same);
             }
-            (Head::Tied, task) => assert!(config.tie_word_embeddings && task == Task::CausalLm),
+            (Head::Tied, task) => assert!(config.tie_word_embeddings && task == ModelKind::CausalLm),
         }
         assert_eq!(weights.layers.len(), s.layers);
         for (i, layer) in weights.layers.iter().enumerate() {

@@ -1,13 +1,13 @@
 //! What strangers' bytes are given to. Each target takes any bytes and must come back: with a value or an error, in reasonable time
 //! and memory, without a panic. Used by `tests/files/fuzz.rs` (a short run on any toolchain) and by `fuzz/` (cargo-fuzz, as long as one likes).
 
-use ggro::batch::tasks::Task;
+use ggro::batch::tasks::Dataset;
 use ggro::batch::{input, output};
 use ggro::files::chat::{ChatTemplate, Message};
 use ggro::files::checkpoint::{Checkpoint, Files};
 use ggro::files::config::ModelConfig;
 use ggro::files::tokenizer::Tokenizer;
-use ggro::trace::{Request, TraceFile};
+use ggro::trace::{RequestFile, TraceFile};
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -110,7 +110,7 @@ fn talk(template: &ChatTemplate) {
 
 fn request(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    if let Ok(request) = Request::parse(text) {
+    if let Ok(request) = RequestFile::parse(text) {
         let mut options = ggro::method::Options::new(2, vec![2]);
         request.options.apply(&mut options);
         let _ = options.check();
@@ -139,7 +139,7 @@ fn body(data: &[u8]) {
 
 fn rows(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    for task in [None].into_iter().chain(Task::ALL.map(Some)) {
+    for task in [None].into_iter().chain(Dataset::ALL.map(Some)) {
         let _ = input::parse(text, task);
         let _ = task.and_then(|task| task.prediction(text));
     }

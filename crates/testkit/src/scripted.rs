@@ -1,6 +1,6 @@
 //! Two models made of closures, which hold their caller to the contract of the trait.
 
-use ggro::files::config::{Family, ModelConfig, Rope, Task};
+use ggro::files::config::{Family, ModelConfig, ModelKind, Rope};
 use ggro::kv::{KvHandle, KvPool};
 use ggro::model::{
     Gradient, GradientSpan, Logits, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, RowStats, Score, SeqId, Span,
@@ -85,8 +85,8 @@ impl Scripted {
             Some(Box::new(Half { role: Role::of(task), config, state: state.clone() }))
         };
         let pair = ModelPair {
-            policy: half(Task::CausalLm, model.policy_vocab),
-            reward: half(Task::Reward, model.reward_vocab),
+            policy: half(ModelKind::CausalLm, model.policy_vocab),
+            reward: half(ModelKind::Reward, model.reward_vocab),
         };
         Scripted { pair, state }
     }
@@ -330,10 +330,10 @@ impl ggro::model::Model for Half {
     }
 }
 
-fn config(task: Task, vocab_size: usize, max_len: usize) -> ModelConfig {
+fn config(kind: ModelKind, vocab_size: usize, max_len: usize) -> ModelConfig {
     ModelConfig {
         family: Family::Llama,
-        task,
+        kind,
         hidden_size: 2,
         intermediate_size: 2,
         num_layers: 1,

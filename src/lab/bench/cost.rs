@@ -4,7 +4,7 @@
 //! activations are left out, which are small beside them wherever bytes are the limit. Operations are two per product of weights
 //! and of attention.
 
-use crate::files::config::{ModelConfig, Task};
+use crate::files::config::{ModelConfig, ModelKind};
 
 /// Bytes and floating-point operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -40,7 +40,7 @@ fn layers(config: &ModelConfig) -> f64 {
 
 /// Weights of the head, in elements.
 fn head(config: &ModelConfig) -> f64 {
-    let rows = if config.task == Task::Reward { 1 } else { config.vocab_size };
+    let rows = if config.kind == ModelKind::Reward { 1 } else { config.vocab_size };
     (rows * config.hidden_size) as f64
 }
 

@@ -6,7 +6,7 @@
 //! by NaN, outputs start as NaN, every launch is repeated, and rows are run alone, in other batches and in other slots:
 //! the bits must be the same.
 //!
-//! An op's file has its cases, its evaluation in f64 (the oracle), the simulation, and its timings; [`OPS`] names it.
+//! An op's file has its cases, its evaluation in f64 (the oracle), the simulation, and its timings; `OPS` names it.
 
 mod attention;
 mod attention_backward;

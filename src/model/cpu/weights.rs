@@ -6,7 +6,7 @@ use crate::Result;
 use crate::dtype::DType;
 use crate::dtype::HalfType;
 use crate::files::checkpoint::{Bytes, Checkpoint};
-use crate::files::config::{ModelConfig, Task};
+use crate::files::config::{ModelConfig, ModelKind};
 use std::sync::Arc;
 
 /// Where a matrix lies.
@@ -128,10 +128,10 @@ impl Weights {
             });
         }
         let embedding = Matrix::load(checkpoint, "model.embed_tokens.weight", config.vocab_size, d, rounding)?;
-        let head = match config.task {
-            Task::Reward => Matrix::load(checkpoint, "score.weight", 1, d, rounding)?,
-            Task::CausalLm if config.tie_word_embeddings => embedding.clone(),
-            Task::CausalLm => Matrix::load(checkpoint, "lm_head.weight", config.vocab_size, d, rounding)?,
+        let head = match config.kind {
+            ModelKind::Reward => Matrix::load(checkpoint, "score.weight", 1, d, rounding)?,
+            ModelKind::CausalLm if config.tie_word_embeddings => embedding.clone(),
+            ModelKind::CausalLm => Matrix::load(checkpoint, "lm_head.weight", config.vocab_size, d, rounding)?,
         };
         Ok(Weights { embedding, layers, final_norm: vector("model.norm.weight", d)?, head })
     }

@@ -11,17 +11,17 @@ pub const SEQUENCES: usize = 64;
 
 /// What one model needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Model {
+pub struct ModelNeeds {
     /// Bytes of its weights, padding included.
     pub weights: u64,
     /// Bytes of the keys and values of one token, padding included.
     pub kv_per_token: u64,
 }
 
-impl Model {
+impl ModelNeeds {
     /// From a model's sizes and the bytes of its weights; keys and values are stored in 16 bits.
     pub fn new(sizes: &Sizes, weights: u64) -> Self {
-        Model { weights, kv_per_token: 2 * sizes.kv_per_token() as u64 }
+        ModelNeeds { weights, kv_per_token: 2 * sizes.kv_per_token() as u64 }
     }
 }
 
@@ -29,9 +29,9 @@ impl Model {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Needs {
     /// The policy.
-    pub policy: Option<Model>,
+    pub policy: Option<ModelNeeds>,
     /// The reward model.
-    pub reward: Option<Model>,
+    pub reward: Option<ModelNeeds>,
     /// Bytes of activations, logits and scratch.
     pub workspace: u64,
     /// Bytes of what the reward gradient keeps.
@@ -46,7 +46,7 @@ pub struct Needs {
 
 /// A device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Device {
+pub struct DeviceMemory {
     /// Bytes that are free.
     pub free: u64,
     /// All bytes.
@@ -57,14 +57,14 @@ pub struct Device {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Budget {
     needs: Needs,
-    device: Device,
+    device: DeviceMemory,
     /// Blocks of keys and values of each model.
     pub blocks: usize,
 }
 
 impl Needs {
     /// The models that are there, by name.
-    fn models(&self) -> impl Iterator<Item = (&'static str, Model)> {
+    fn models(&self) -> impl Iterator<Item = (&'static str, ModelNeeds)> {
         [("policy", self.policy), ("reward", self.reward)].into_iter().filter_map(|(name, model)| Some((name, model?)))
     }
 
@@ -89,7 +89,7 @@ impl Needs {
     ///
     /// # Errors
     /// The pair does not fit; the message says what is needed, what is there and what could be changed.
-    pub fn divide(&self, device: Device) -> Result<Budget> {
+    pub fn divide(&self, device: DeviceMemory) -> Result<Budget> {
         let allowed = allowed(device, self.utilization);
         let needed = self.fixed().saturating_add(self.block().saturating_mul(self.least()));
         if needed > allowed {
@@ -101,7 +101,7 @@ impl Needs {
         Ok(Budget { needs: *self, device, blocks })
     }
 
-    fn refusal(&self, device: Device, needed: u64, allowed: u64) -> Error {
+    fn refusal(&self, device: DeviceMemory, needed: u64, allowed: u64) -> Error {
         let kv = self.block().saturating_mul(self.least());
         let what = if self.policy.is_some() && self.reward.is_some() { "pair" } else { "model" };
         let named = |name| if name == "reward" { "reward model" } else { name };
@@ -149,7 +149,7 @@ impl Needs {
 }
 
 /// Bytes that may be taken: the share of the whole, less what is in use.
-fn allowed(device: Device, utilization: f64) -> u64 {
+fn allowed(device: DeviceMemory, utilization: f64) -> u64 {
     let share = (device.total as f64 * utilization.clamp(0.0, 1.0)) as u64;
     share.saturating_sub(device.total.saturating_sub(device.free)).min(device.free)
 }
@@ -216,7 +216,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn needs() -> Needs {
-        let model = Model { weights: 16 * GIB, kv_per_token: 128 << 10 };
+        let model = ModelNeeds { weights: 16 * GIB, kv_per_token: 128 << 10 };
         let (workspace, gradient) = (GIB, 2 * GIB);
         Needs {
             policy: Some(model),
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn what_is_left_goes_to_keys_and_values() {
-        let device = Device { free: 79 * GIB, total: 80 * GIB };
+        let device = DeviceMemory { free: 79 * GIB, total: 80 * GIB };
         let budget = needs().divide(device).unwrap();
         // 0.9 x 80 - 1 in use - 35 fixed = 36 GiB in blocks of 16 MiB.
         assert_eq!(budget.blocks, 36 * 64);
@@ -243,31 +243,32 @@ mod tests {
 
     #[test]
     fn no_more_than_can_be_used_is_taken() {
-        let device = Device { free: 79 * GIB, total: 80 * GIB };
+        let device = DeviceMemory { free: 79 * GIB, total: 80 * GIB };
         let budget = Needs { sequences: 2, max_len: 100, ..needs() }.divide(device).unwrap();
         assert_eq!(budget.blocks, 2 * 3);
     }
 
     #[test]
     fn a_pair_that_does_not_fit_is_refused_with_what_would_help() {
-        let refused = |needs: Needs, free: u64| needs.divide(Device { free, total: 80 * GIB }).unwrap_err().to_string();
+        let refused =
+            |needs: Needs, free: u64| needs.divide(DeviceMemory { free, total: 80 * GIB }).unwrap_err().to_string();
         let text = refused(Needs { max_len: 1 << 20, ..needs() }, 80 * GIB);
         assert!(text.contains("sequences of at most 151488 tokens") && text.contains("needed"), "{text}");
         let text = refused(Needs { utilization: 0.4, ..needs() }, 80 * GIB);
         assert!(text.contains("larger share") && !text.contains("sequences of at most"), "{text}");
         let text = refused(needs(), 20 * GIB);
         assert!(text.contains("ending what else uses the device"), "{text}");
-        let large = Model { weights: 70 * GIB, kv_per_token: 128 << 10 };
+        let large = ModelNeeds { weights: 70 * GIB, kv_per_token: 128 << 10 };
         let text = refused(Needs { policy: Some(large), ..needs() }, 80 * GIB);
         assert!(text.contains("a smaller pair"), "{text}");
         // Sizes beyond all reason saturate.
-        let absurd = Model { weights: u64::MAX, kv_per_token: u64::MAX };
+        let absurd = ModelNeeds { weights: u64::MAX, kv_per_token: u64::MAX };
         refused(Needs { policy: Some(absurd), ..needs() }, 80 * GIB);
     }
 
     #[test]
     fn one_model_has_the_device_to_itself() {
-        let device = Device { free: 79 * GIB, total: 80 * GIB };
+        let device = DeviceMemory { free: 79 * GIB, total: 80 * GIB };
         let policy = Needs { reward: None, gradient: 0, ..needs() };
         let budget = policy.divide(device).unwrap();
         // 0.9 x 80 - 1 in use - 17 fixed = 54 GiB in blocks of 8 MiB.
@@ -275,13 +276,13 @@ mod tests {
         assert_eq!(budget.parts().iter().map(|(_, bytes)| bytes).sum::<u64>(), device.free);
         let text = budget.to_string();
         assert!(text.starts_with("16.00 GiB policy weights, ") && text.contains("tokens, 128.0 KiB each"), "{text}");
-        let text = policy.divide(Device { free: GIB, total: 2 * GIB }).unwrap_err().to_string();
+        let text = policy.divide(DeviceMemory { free: GIB, total: 2 * GIB }).unwrap_err().to_string();
         assert!(text.contains("the model does not fit") && !text.contains("reward"), "{text}");
     }
 
     #[test]
     fn the_longest_sequence_that_is_offered_fits() {
-        let device = Device { free: 80 * GIB, total: 80 * GIB };
+        let device = DeviceMemory { free: 80 * GIB, total: 80 * GIB };
         assert!(Needs { max_len: 151_488, ..needs() }.divide(device).is_ok());
     }
 }

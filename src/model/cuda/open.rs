@@ -136,7 +136,7 @@ impl Prepared {
     /// What the models need of a device's memory.
     pub fn needs(&self) -> Needs {
         let rows = self.rows();
-        let model = |plan: &Plan| memory::Model::new(plan.sizes(), plan.device_bytes());
+        let model = |plan: &Plan| memory::ModelNeeds::new(plan.sizes(), plan.device_bytes());
         let plans = self.policy.iter().chain(&self.reward);
         let states: u64 = plans.map(|plan| State::bytes(plan.sizes(), rows)).sum();
         let head = self.policy.as_ref().map_or(0, |plan| Head::bytes(plan.sizes().vocab, rows));
@@ -182,7 +182,7 @@ pub fn open<'a>(
     let models = models.into();
     let prepared = Prepared::new(models, options)?;
     let (free, total) = device.memory()?;
-    let budget = prepared.needs().divide(memory::Device { free: free as u64, total: total as u64 })?;
+    let budget = prepared.needs().divide(memory::DeviceMemory { free: free as u64, total: total as u64 })?;
     progress(Loading::Planned(&budget));
 
     let launches = Arc::new(Launches::new(options.graphs));

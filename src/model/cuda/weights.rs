@@ -18,7 +18,7 @@ use crate::dtype::DType;
 use crate::dtype::HalfType;
 use crate::error::{Error, Remedy, Result};
 use crate::files::checkpoint::{Bytes, Checkpoint};
-use crate::files::config::{ModelConfig, Task};
+use crate::files::config::{ModelConfig, ModelKind};
 use crate::model::synthetic;
 use crate::rng::RandomFill;
 use std::ops::Range;
@@ -355,10 +355,10 @@ impl Builder<'_> {
         let embedding = self.matrix("model.embed_tokens.weight", vocab, d, dp)?;
         let layers = (0..sizes.layers).map(|i| self.layer(sizes, i)).collect::<Result<Vec<_>>>()?;
         let final_norm = self.vector("model.norm.weight", d, dp)?;
-        let head = match config.task {
-            Task::Reward => Head::Own(self.matrix("score.weight", 1, d, dp)?),
-            Task::CausalLm if config.tie_word_embeddings => Head::Tied,
-            Task::CausalLm => Head::Own(self.matrix("lm_head.weight", vocab, d, dp)?),
+        let head = match config.kind {
+            ModelKind::Reward => Head::Own(self.matrix("score.weight", 1, d, dp)?),
+            ModelKind::CausalLm if config.tie_word_embeddings => Head::Tied,
+            ModelKind::CausalLm => Head::Own(self.matrix("lm_head.weight", vocab, d, dp)?),
         };
         Ok(Weights { embedding, layers, final_norm, head })
     }

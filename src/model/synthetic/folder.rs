@@ -2,7 +2,7 @@
 //! of bytes.
 
 use super::{Drawn, config_json, tensors};
-use crate::files::config::{ModelConfig, Task};
+use crate::files::config::{ModelConfig, ModelKind};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -27,10 +27,10 @@ pub fn write(preset: &str, seed: u64, dir: &Path, wrote: Wrote<'_>) -> Result<()
 
 fn write_in(preset: &str, seed: u64, dir: &Path, shard: u64, wrote: Wrote<'_>) -> Result<()> {
     // As a synthetic pair that is not written has them.
-    for (name, task, seed) in [("policy", Task::CausalLm, seed), ("reward", Task::Reward, !seed)] {
+    for (name, kind, seed) in [("policy", ModelKind::CausalLm, seed), ("reward", ModelKind::Reward, !seed)] {
         let folder = dir.join(name);
         std::fs::create_dir(&folder).map_err(|e| Error::io(&folder, e))?;
-        let mut json = config_json(preset, task)?;
+        let mut json = config_json(preset, kind)?;
         json["torch_dtype"] = json!("bfloat16");
         let config = ModelConfig::parse(&json.to_string(), Path::new(preset))?;
         let special = special(&config);
@@ -51,7 +51,7 @@ fn write_in(preset: &str, seed: u64, dir: &Path, shard: u64, wrote: Wrote<'_>) -
                 "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE,
             }),
         )?;
-        if task == Task::CausalLm {
+        if kind == ModelKind::CausalLm {
             save("generation_config.json", &json!({ "bos_token_id": special[0].0, "eos_token_id": special[1].0 }))?;
         }
         weights(&config, seed, &folder, shard, &mut |file, bytes| wrote(&format!("{name}/{file}"), bytes))?;
