@@ -2,9 +2,8 @@
 //! without a reward model.
 
 use super::args::{Generate, Method, SamplingArgs};
-use super::generate::terminal;
 use super::say;
-use super::terminal::Progress;
+use super::terminal::{Progress, TerminalWriter};
 use crate::answer::StopReason;
 use crate::engine::{Settings, complete};
 use crate::files::pair::Pair;
@@ -79,7 +78,7 @@ pub(super) fn run(
             let rules = Arc::new(TextRules { finish_ids: vec![options.finish_id], ..rules });
             // Uncertain tokens are coloured by their entropy, which another signal's threshold says nothing about.
             let threshold = if options.signal == Signal::Entropy { options.entropy_threshold } else { f64::INFINITY };
-            let mut terminal = terminal(args, pair, prompt, rules, threshold);
+            let mut terminal = TerminalWriter::of_answer(args, pair, prompt, rules, threshold);
             let spec = CompletionSpec {
                 max_new_tokens: options.max_new_tokens,
                 stop_ids: options.stop_ids.clone(),

@@ -6,19 +6,18 @@ use super::output::Output;
 use super::prompt::{message, of_message, of_request};
 use super::say;
 use super::summary::Answer;
-use super::terminal::{Progress, TerminalWriter, View, coloured};
+use super::terminal::{Progress, TerminalWriter, coloured};
 use crate::engine::{Settings, decode, decode_with};
 use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::model::{ModelPair, Work};
 use crate::presets::Given;
 use crate::rng::Uniforms;
-use crate::text::{Prompt, PromptLayout, TextRules, TextWriter, text_of};
+use crate::text::{Prompt, PromptLayout, TextRules, text_of};
 use crate::trace::{RequestFile, Trace};
 use crate::{Error, Result};
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 
 /// A threshold that no signal reaches: decoding in one segment.
@@ -70,7 +69,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
 
     let painted = coloured(args.output.color) && !args.output.json;
     let rules = TextRules::ending_at(options.finish_id);
-    let mut terminal = terminal(args, &pair, &prompt, rules, options.entropy_threshold);
+    let mut terminal = TerminalWriter::of_answer(args, &pair, &prompt, rules, options.entropy_threshold);
     let started = Instant::now();
     let settings = Settings { run_ahead: !args.engine.no_run_ahead, ..Settings::single(args.engine.speculation) };
     let decoded = decode_with(opened.backend(), &settings, &prompt.ids, &options, uniforms, &mut terminal);
@@ -102,24 +101,6 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         say(&answer.lines(greedy.as_ref(), painted));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Prints an answer as it is decoded. `threshold` is the signal's.
-pub(super) fn terminal(
-    args: &Generate,
-    pair: &Pair,
-    prompt: &Prompt,
-    rules: Arc<TextRules>,
-    threshold: f64,
-) -> TerminalWriter {
-    let view = View {
-        prefill: &prompt.prefill,
-        threshold,
-        printed: !args.output.json,
-        painted: coloured(args.output.color) && !args.output.json,
-        persistent: args.output.trace.is_some(),
-    };
-    TerminalWriter::new(TextWriter::new(pair.tokenizer.clone(), rules, &prompt.ids, &prompt.header), &view)
 }
 
 /// Flags, and what the request names over them.

@@ -3,13 +3,15 @@
 //! Where both the text and the progress line go to one terminal, the line would overwrite the unfinished last row of the
 //! text. There the unfinished row is part of the progress display, and rows are broken at word boundaries as they fill.
 
-use super::args::Color;
+use super::args::{Color, Generate};
 use crate::answer::{Segment, TokenLogprob};
 use crate::engine::Observer;
-use crate::text::{End, TextWriter};
+use crate::files::pair::Pair;
+use crate::text::{End, Prompt, TextRules, TextWriter};
 use crate::{Error, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A token whose signal reaches this share of the threshold is shown as uncertain.
@@ -88,6 +90,24 @@ pub(super) struct View<'a> {
 }
 
 impl TerminalWriter {
+    /// Prints an answer of `ggro generate` as it is decoded. `threshold` is the signal's.
+    pub(super) fn of_answer(
+        args: &Generate,
+        pair: &Pair,
+        prompt: &Prompt,
+        rules: Arc<TextRules>,
+        threshold: f64,
+    ) -> TerminalWriter {
+        let view = View {
+            prefill: &prompt.prefill,
+            threshold,
+            printed: !args.output.json,
+            painted: coloured(args.output.color) && !args.output.json,
+            persistent: args.output.trace.is_some(),
+        };
+        TerminalWriter::new(TextWriter::new(pair.tokenizer.clone(), rules, &prompt.ids, &prompt.header), &view)
+    }
+
     pub(super) fn new(writer: TextWriter, view: &View<'_>) -> Self {
         let progress = Progress::new();
         let terminal = std::io::stdout().is_terminal();
