@@ -212,6 +212,8 @@ impl Worker {
                 // No sequence of requests leads here. If a fault does, they end instead of keeping the thread busy forever.
                 self.end_all(backend, stuck);
             }
+            // Before anybody is told: who hears of an end finds it in the status.
+            self.show(backend, None);
             if self.report(backend)
                 && let Err(error) = backend.alive()
             {
@@ -222,7 +224,6 @@ impl Worker {
                 (status.running, status.waiting, status.step_since) = (0, 0, None);
                 return;
             }
-            self.show(backend, None);
         }
         self.scheduler.clear(backend);
     }

@@ -9,14 +9,14 @@ use ggro_testkit::backend::{bits, text};
 use ggro_testkit::fixtures::parts;
 use std::sync::Arc;
 
-fn open(name: &str, config: Config, graphs: bool) -> (ModelPair, Arc<Launches>, ggro_emulator::Device) {
+fn open(name: &str, config: Config, graphs: bool) -> (ggro_emulator::Device, ModelPair, Arc<Launches>) {
     let [policy, reward] = parts(name);
     let Emulated { device, machine } = Emulated::new(config);
     let options =
         CudaOptions { batch_tokens: 256, gradient_tokens: 64, sequences: 80, graphs, ..CudaOptions::default() };
     let parts = Parts::both((&policy.0, &policy.1), (&reward.0, &reward.1));
     let (pair, opened) = cuda::open(device, parts, &options, &mut |_| ()).unwrap();
-    (pair, opened.launches, machine)
+    (machine, pair, opened.launches)
 }
 
 /// One token for each sequence, with lists of all kinds asked for.
@@ -80,13 +80,13 @@ fn session(cuda: &mut ModelPair) -> Vec<(Vec<PolicyRow>, Vec<u32>)> {
 fn graphs_change_no_bit() {
     // Groups of heads; a sliding window, in f16; head norms and a padded head.
     for name in ["llama-gqa", "mistral", "qwen3"] {
-        let (mut eager, launches, _machine) = open(name, Config::default(), false);
+        let (machine, mut eager, launches) = open(name, Config::default(), false);
         let expected = session(&mut eager);
         assert_eq!(launches.graphs(), (0, 0));
-        drop(eager);
+        drop((eager, machine));
         for streams in if name == "llama-gqa" { &[Streams::Eager, Streams::Lazy][..] } else { &[Streams::Lazy] } {
             let streams = *streams;
-            let (mut cuda, launches, machine) = open(name, Config { streams, ..Config::default() }, true);
+            let (machine, mut cuda, launches) = open(name, Config { streams, ..Config::default() }, true);
             let found = session(&mut cuda);
             for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 assert_eq!(found, expected, "{name}, step {step}");
@@ -116,7 +116,7 @@ fn graphs_change_no_bit() {
 
 #[test]
 fn graphs_are_clean_where_every_access_is_observed() {
-    let (mut cuda, launches, machine) = open("llama-unaligned", Config { checked: true, ..Config::default() }, true);
+    let (machine, mut cuda, launches) = open("llama-unaligned", Config { checked: true, ..Config::default() }, true);
     session(&mut cuda);
     assert!(launches.graphs().0 > 10);
     assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
