@@ -80,7 +80,7 @@ __device__ __forceinline__ void candidate_scores(float* __restrict__ norms, floa
 
 // Grid: queries. Block: 1024.
 #define CANDIDATE_SCORES(NAME, T)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(ggro::kScoreThreads)                                               \
+    extern "C" __global__ void __launch_bounds__(ggro::kScoreThreads, 1) \
         NAME(float* norms, float* products, const float* grads, const T* table, const unsigned* ids,                \
              const ggro::ScoreQuery* queries, unsigned rows, unsigned vocabulary, unsigned listed, int d,           \
              float scale) {                                                                                         \
