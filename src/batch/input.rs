@@ -1,75 +1,101 @@
 //! Prompts from a file: one JSON value per line, or one row of a Parquet file.
 //!
 //! A line is a string; an array of chat messages; or an object with `prompt` (a string) or `messages`, and optionally `answer`
-//! and `metadata`. Tasks read their datasets' own rows ([`tasks`](super::tasks)). Empty lines are left out.
+//! and `metadata`. Tasks read their datasets' own rows, of several files if they have several splits
+//! ([`tasks`](super::tasks)). Empty lines are left out.
 
 use super::parquet;
 use super::record::{PromptRecord, answer, kind, messages, wrong};
-use super::tasks::Dataset;
+use super::tasks::{PlacedRow, Task};
 use crate::files::checkpoint::read_whole_text;
 use crate::{Error, Result};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Reads a file of prompts.
+/// Reads files of prompts.
 ///
 /// # Errors
-/// The file cannot be read, or a line is not JSON or has another form. The message names the file and the line.
-pub fn read(path: &Path, task: Option<Dataset>) -> Result<Vec<PromptRecord>> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
-        let prompts = parquet::rows(file).and_then(|rows| prompts(rows.into_iter().map(Ok), "row", task));
-        return prompts.map_err(|message| Error::file(path, message));
+/// A file cannot be read, or a line is not JSON or has another form. The message names the file and the line.
+pub fn read(paths: &[PathBuf], task: Option<&Task>) -> Result<Vec<PromptRecord>> {
+    let Some(task) = task else {
+        let mut all = Vec::new();
+        for path in paths {
+            for (place, row) in rows(path)? {
+                all.push(prompt(&row).map_err(|what| Error::file(path, format!("{place}: {what}")))?);
+            }
+        }
+        return Ok(all);
+    };
+    let mut files = Vec::new();
+    for path in paths {
+        let mut rows = rows(path)?;
+        if let [_, _, ..] = paths {
+            // The rows of all files are put in one order, so each has to say where it comes from.
+            rows.iter_mut().for_each(|(place, _)| *place = format!("{}: {place}", path.display()));
+        }
+        files.push(rows);
     }
-    parse(&read_whole_text(path, file)?, task).map_err(|message| Error::file(path, message))
+    let prompts = task.prompts(files);
+    match paths {
+        [path] => prompts.map_err(|message| Error::file(path, message)),
+        _ => prompts.map_err(Error::invalid),
+    }
 }
 
 /// Reads the text of a file of JSON lines.
 ///
 /// # Errors
 /// A line is not JSON or has another form, which the message names; or there is no prompt.
-pub fn parse(text: &str, task: Option<Dataset>) -> std::result::Result<Vec<PromptRecord>, String> {
-    let value = |line| match str::trim(line) {
+pub fn parse(text: &str, task: Option<&Task>) -> std::result::Result<Vec<PromptRecord>, String> {
+    let rows = placed(lines(text), "line")?;
+    match task {
+        Some(task) => task.prompts(vec![rows]),
+        None => rows.iter().map(|(place, row)| prompt(row).map_err(|what| format!("{place}: {what}"))).collect(),
+    }
+}
+
+/// The rows of a file, with their places.
+fn rows(path: &Path) -> Result<Vec<PlacedRow>> {
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let fail = |message| Error::file(path, message);
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
+        let rows = parquet::rows(file).map_err(fail)?;
+        return placed(rows.into_iter().map(Ok), "row").map_err(fail);
+    }
+    placed(lines(&read_whole_text(path, file)?), "line").map_err(fail)
+}
+
+/// The values of JSON lines; null stands for an empty one, which is no prompt either way.
+fn lines(text: &str) -> impl Iterator<Item = std::result::Result<Value, String>> {
+    text.lines().map(|line| match line.trim() {
         "" => Ok(Value::Null),
         line => serde_json::from_str(line).map_err(|e| format!("expected JSON: {e}")),
-    };
-    // Null stands for an empty line; it is no prompt either way.
-    prompts(text.lines().map(value), "line", task)
+    })
 }
 
-fn prompts(
+fn placed(
     values: impl Iterator<Item = std::result::Result<Value, String>>,
     unit: &str,
-    task: Option<Dataset>,
-) -> std::result::Result<Vec<PromptRecord>, String> {
-    let mut all = Vec::new();
+) -> std::result::Result<Vec<PlacedRow>, String> {
+    let mut rows = Vec::new();
     for (number, value) in values.enumerate() {
-        let named = |what: String| format!("{unit} {}: {what}", number + 1);
-        let value = value.map_err(named)?;
-        if value.is_null() {
-            continue;
+        let place = format!("{unit} {}", number + 1);
+        match value.map_err(|what| format!("{place}: {what}"))? {
+            Value::Null => {}
+            value => rows.push((place, value)),
         }
-        let prompt = match task {
-            Some(task) => task.prompt(&value),
-            None => prompt(value),
-        };
-        let prompt = prompt.map_err(named)?;
-        if prompt.text.trim().is_empty() {
-            return Err(named("the prompt is empty".to_string()));
-        }
-        all.push(prompt);
     }
-    if all.is_empty() {
+    if rows.is_empty() {
         return Err(format!("expected a prompt per {unit}, found none"));
     }
-    Ok(all)
+    Ok(rows)
 }
 
-fn prompt(value: Value) -> std::result::Result<PromptRecord, String> {
-    match value {
-        Value::String(text) => Ok(PromptRecord::of_text(text)),
-        Value::Array(list) => conversation(&list),
-        Value::Object(mut row) => {
+fn prompt(value: &Value) -> std::result::Result<PromptRecord, String> {
+    let prompt = match value {
+        Value::String(text) => Ok(PromptRecord::of_text(text.clone())),
+        Value::Array(list) => conversation(list),
+        Value::Object(row) => {
             let mut prompt = match (row.get("prompt"), row.get("messages")) {
                 (Some(Value::String(text)), _) => PromptRecord::of_text(text.clone()),
                 (Some(Value::Array(list)), _) | (None, Some(Value::Array(list))) => conversation(list)?,
@@ -77,12 +103,13 @@ fn prompt(value: Value) -> std::result::Result<PromptRecord, String> {
                 (None, Some(other)) => return Err(wrong("messages", "an array", other)),
                 (None, None) => return Err("expected `prompt` or `messages`, found neither".to_string()),
             };
-            prompt.answer = answer(&row)?;
-            prompt.metadata = row.shift_remove("metadata").unwrap_or(Value::Null);
+            prompt.answer = answer(row)?;
+            prompt.metadata = row.get("metadata").cloned().unwrap_or(Value::Null);
             Ok(prompt)
         }
-        other => Err(format!("expected a string, messages or an object, found {}", kind(&other))),
-    }
+        other => Err(format!("expected a string, messages or an object, found {}", kind(other))),
+    }?;
+    if prompt.text.trim().is_empty() { Err("the prompt is empty".to_string()) } else { Ok(prompt) }
 }
 
 /// Chat messages that end with the user's.
@@ -100,6 +127,8 @@ fn conversation(list: &[Value]) -> std::result::Result<PromptRecord, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "parquet")]
+    use crate::batch::tasks::Dataset;
 
     #[test]
     fn lines_of_every_form() {
@@ -118,7 +147,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mmlu.parquet");
         std::fs::write(&path, "PAR1").unwrap();
-        let message = read(&path, None).unwrap_err().to_string();
+        let message = read(std::slice::from_ref(&path), None).unwrap_err().to_string();
         assert!(message.contains("mmlu.parquet") && message.contains("--features parquet"), "{message}");
     }
 
@@ -150,10 +179,10 @@ mod tests {
         }
         group.close().unwrap();
         writer.close().unwrap();
-        let all = read(&path, Some(Dataset::MmluPro)).unwrap();
+        let all = read(std::slice::from_ref(&path), Some(&Task::new(Dataset::MmluPro))).unwrap();
         assert!(all[0].text.starts_with("Why?\n\n(A) x\n(B) y\n"), "{}", all[0].text);
         assert!(all[1].text.contains("(A) z") && all[1].answer.as_deref() == Some("A"));
-        let message = read(&path, None).unwrap_err().to_string();
+        let message = read(std::slice::from_ref(&path), None).unwrap_err().to_string();
         assert!(message.contains("row 1: expected `prompt` or `messages`"), "{message}");
 
         // Damaged anywhere: an error or other rows, and no more.
@@ -162,10 +191,10 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 0x15;
             std::fs::write(&path, &bad).unwrap();
-            let _ = read(&path, Some(Dataset::MmluPro));
+            let _ = read(std::slice::from_ref(&path), Some(&Task::new(Dataset::MmluPro)));
         }
         std::fs::write(&path, &good[..good.len() / 2]).unwrap();
-        assert!(read(&path, None).unwrap_err().to_string().contains("expected a Parquet file"));
+        assert!(read(std::slice::from_ref(&path), None).unwrap_err().to_string().contains("expected a Parquet file"));
     }
 
     #[test]

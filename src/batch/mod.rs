@@ -11,14 +11,16 @@ pub mod record;
 pub mod report;
 pub mod tasks;
 pub mod texts;
+pub mod wording;
 
 use crate::answer::{FinishReason, Segment};
-use crate::engine::{Engine, Progress, Update, intervention};
+use crate::engine::{Engine, Progress, Update, decode_retokenized, intervention};
 use crate::files::tokenizer::Tokenizer;
 use crate::method::Options;
 use crate::model::Work;
 use crate::rng::Uniforms;
 use crate::sampling::CompletionSpec;
+use crate::scoring::RewardQuery;
 use crate::text::{Prompt, TextRules, text_of};
 use crate::trace::finish_reason_name;
 use crate::{Error, Result};
@@ -27,7 +29,7 @@ use record::PromptRecord;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
-use tasks::Dataset;
+use tasks::Task;
 
 /// One prompt, ready to be decoded.
 #[derive(Clone, Debug)]
@@ -44,6 +46,8 @@ pub struct Job {
     pub seed: u64,
     /// Whether there is a reward model. Without one the policy answers greedily by itself.
     pub scored: bool,
+    /// Whether the text is tokenised again between segments, as the official code does.
+    pub retokenize: bool,
 }
 
 /// Answers all jobs that have no row yet, `concurrency` at a time, and adds a row for each. `done` is called with each row.
@@ -53,7 +57,7 @@ pub struct Job {
 pub fn run(
     engine: &Engine,
     tokenizer: &Arc<Tokenizer>,
-    task: Option<Dataset>,
+    task: Option<&Task>,
     jobs: &[Job],
     concurrency: usize,
     rows: &mut Rows,
@@ -101,7 +105,7 @@ pub fn each<T: Sync, R: Record>(
     error.map_or(Ok(()), Err)
 }
 
-fn answer(engine: &Engine, tokenizer: &Arc<Tokenizer>, task: Option<Dataset>, job: &Job) -> Result<Row> {
+fn answer(engine: &Engine, tokenizer: &Arc<Tokenizer>, task: Option<&Task>, job: &Job) -> Result<Row> {
     let started = Instant::now();
     let answered = if job.scored { respond(engine, tokenizer, job) } else { greedy(engine, tokenizer, job) };
     let answered = answered.map_err(|error| error.within(&format!("prompt {}", job.index)))?;
@@ -112,6 +116,7 @@ fn answer(engine: &Engine, tokenizer: &Arc<Tokenizer>, task: Option<Dataset>, jo
 struct Answered {
     /// Prompt and answer.
     ids: Vec<u32>,
+    prompt_len: usize,
     reward: Option<f32>,
     num_nudges: usize,
     segment_boundaries: Vec<usize>,
@@ -122,10 +127,24 @@ struct Answered {
 
 /// The method's answer.
 fn respond(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answered> {
-    let (ids, options, seed) = (job.prompt.ids.clone(), job.options.clone(), job.seed);
-    let ticket = engine.submit(move |backend| intervention(backend, &ids, &options, Uniforms::Seeded(seed)))?;
-    let (response, _) = ticket.wait()?;
+    let decode = |ids: &[u32], options: &Options| {
+        let (ids, options, seed) = (ids.to_vec(), options.clone(), job.seed);
+        let ticket = engine.submit(move |backend| intervention(backend, &ids, &options, Uniforms::Seeded(seed)))?;
+        Ok(ticket.wait()?.0)
+    };
+    let response = match job.retokenize {
+        false => decode(&job.prompt.ids, &job.options)?,
+        true => {
+            let respell = |ids: &[u32]| tokenizer.encode(&tokenizer.decode(ids)?);
+            let mut score = |ids: &[u32]| {
+                let query = RewardQuery { ids: ids.to_vec(), ..RewardQuery::default() };
+                Ok(engine.score(query, job.options.reward_pad_id)?.wait()?.0.reward)
+            };
+            decode_retokenized(&job.prompt.ids, &job.options, &respell, &mut { decode }, &mut score)?
+        }
+    };
     Ok(Answered {
+        prompt_len: response.prompt_len,
         segments: response.segments.iter().map(|one| segment(tokenizer, one)).collect::<Result<_>>()?,
         ids: response.final_ids,
         reward: Some(response.final_reward),
@@ -168,6 +187,7 @@ fn greedy(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answered>
         let new: Vec<u32> = tokens.iter().map(|token| token.id).collect();
         let ids = [&job.prompt.ids[..], &new].concat();
         return Ok(Answered {
+            prompt_len: job.prompt.ids.len(),
             reward: None,
             num_nudges: 0,
             segment_boundaries: vec![ids.len() - usize::from(reason == FinishReason::Finish)],
@@ -187,14 +207,15 @@ fn greedy(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answered>
 }
 
 /// The row of an answer.
-fn row(tokenizer: &Arc<Tokenizer>, task: Option<Dataset>, job: &Job, answered: Answered, elapsed: f64) -> Result<Row> {
-    let (full_text, prompt_len) = (tokenizer.decode(&answered.ids)?, job.prompt.ids.len());
-    // The text begins with the header where the policy wrote one: files of rows have always had it.
+fn row(tokenizer: &Arc<Tokenizer>, task: Option<&Task>, job: &Job, answered: Answered, elapsed: f64) -> Result<Row> {
+    let (full_text, prompt_len) = (tokenizer.decode(&answered.ids)?, answered.prompt_len);
+    // As the official code's, an answer has no header, but the beginning that was given.
     let (rules, new) = (TextRules::ending_at(job.options.finish_id), &answered.ids[prompt_len..]);
-    let text = job.prompt.prefill.clone() + &text_of(tokenizer, &rules, &[], &[], new)?;
+    let text = job.prompt.prefill.clone() + &text_of(tokenizer, &rules, &[], &job.prompt.header, new)?;
+    let round_trip_stable = tokenizer.round_trips(&answered.ids)?;
     let prediction = task.and_then(|task| task.prediction(&text));
     let correct =
-        task.filter(|task| task.has_answers()).map(|_| prediction.is_some() && prediction == job.record.answer);
+        task.filter(|task| task.dataset.has_answers()).map(|_| prediction.is_some() && prediction == job.record.answer);
     Ok(Row {
         index: job.index,
         prompt: job.record.text.clone(),
@@ -213,6 +234,7 @@ fn row(tokenizer: &Arc<Tokenizer>, task: Option<Dataset>, job: &Job, answered: A
         segment_boundaries: answered.segment_boundaries,
         work: answered.work,
         segments: answered.segments,
+        round_trip_stable: Some(round_trip_stable),
     })
 }
 

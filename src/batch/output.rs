@@ -57,6 +57,9 @@ pub struct Row {
     /// Its segments.
     #[serde(default)]
     pub segments: Vec<RowSegment>,
+    /// Whether `full_text`, tokenised again, gives the ids that were decoded. The official code does this between segments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip_stable: Option<bool>,
 }
 
 /// A segment of an answer.
@@ -304,6 +307,7 @@ mod tests {
             new_tokens: 1,
             work: Work::default(),
             segments: Vec::new(),
+            round_trip_stable: None,
         }
     }
 

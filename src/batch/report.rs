@@ -53,6 +53,10 @@ pub struct Summary {
     pub seconds: Option<Mean>,
     /// Entropy of a decoded token that was kept, in nats.
     pub entropy: Option<Mean>,
+    /// Share of answers whose text, tokenised again, gives the same ids, 0 to 1.
+    pub round_trip_stable: Option<Mean>,
+    /// Wording of a task's prompts, where the run recorded it.
+    pub wording: Option<String>,
 }
 
 impl Summary {
@@ -78,11 +82,13 @@ impl Summary {
                 let (count, sum) = entropies.fold((0, 0.0), |(count, sum), entropy| (count + 1, sum + entropy));
                 (count > 0).then(|| sum / f64::from(count))
             }),
+            round_trip_stable: of(&|row| row.round_trip_stable.map(|stable| f64::from(u8::from(stable)))),
+            wording: None,
         }
     }
 
     /// Every mean with its name, in the order of the table.
-    pub fn lines(&self) -> [(&'static str, Option<Mean>); 11] {
+    pub fn lines(&self) -> [(&'static str, Option<Mean>); 12] {
         [
             ("reward", self.reward),
             ("accuracy", self.accuracy),
@@ -95,6 +101,7 @@ impl Summary {
             ("reward token-forwards", self.reward_forward),
             ("reward token-backwards", self.reward_backward),
             ("seconds", self.seconds),
+            ("round-trip stable", self.round_trip_stable),
         ]
     }
 }

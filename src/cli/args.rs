@@ -129,11 +129,15 @@ pub(super) struct TextArgs {
     /// How the prompt is laid out
     ///
     /// chat: the template with its generation prompt, as chat servers do. official: without it, as the official code does;
-    /// the policy writes the assistant header itself, which counts against the budget and is not printed, and nothing is
-    /// forced before the header's length. With --prefill both are the same.
+    /// the policy writes the assistant header itself, which counts against the budget and is not printed, and the first nudge
+    /// token is forced at offset 4, whatever the header is. With --prefill both are the same.
     #[arg(long, value_name = "LAYOUT", default_value = "chat",
           value_parser = layout())]
     pub prompt_layout: PromptLayout,
+
+    /// Decode the text to words and tokenise it again between segments, as the official code does; for reproduction only
+    #[arg(long)]
+    pub retokenize: bool,
 
     /// A JSON request in place of a prompt: `prompt_ids`, `options` and, optionally, `uniforms_used`
     ///

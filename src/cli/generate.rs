@@ -1,21 +1,24 @@
 //! `ggro generate`.
 
-use super::args::{Generate, Method, room};
+use super::args::{Generate, Method, MethodArgs, room};
 use super::complete;
 use super::output::Output;
 use super::prompt::{message, of_message, of_request};
 use super::say;
 use super::summary::Answer;
 use super::terminal::{Progress, TerminalWriter, coloured};
-use crate::engine::{Settings, decode, decode_with};
+use crate::answer::Response;
+use crate::engine::{Observer, RequestStats, Settings, decode, decode_retokenized, decode_with, score as score_text};
 use crate::files::pair::Pair;
-use crate::method::Options;
+use crate::method::{Options, Selection};
 use crate::model::{ModelPair, Work};
 use crate::presets::Given;
 use crate::rng::Uniforms;
-use crate::text::{Prompt, PromptLayout, TextRules, text_of};
+use crate::scoring::RewardQuery;
+use crate::text::{Prompt, TextRules, text_of};
 use crate::trace::{RequestFile, Trace};
 use crate::{Error, Result};
+use std::cell::RefCell;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -39,6 +42,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     if completed {
         complete::check(args)?;
     }
+    check_retokenize(args.text.retokenize, method, &args.method)?;
     if matches!(method, Method::Ggro | Method::Greedy) {
         complete::unused(&args.sampling)?;
     }
@@ -72,7 +76,10 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     let mut terminal = TerminalWriter::of_answer(args, &pair, &prompt, rules, options.entropy_threshold);
     let started = Instant::now();
     let settings = Settings { run_ahead: !args.engine.no_run_ahead, ..Settings::single(args.engine.speculation) };
-    let decoded = decode_with(opened.backend(), &settings, &prompt.ids, &options, uniforms, &mut terminal);
+    let decoded = match args.text.retokenize {
+        false => decode_with(opened.backend(), &settings, &prompt.ids, &options, uniforms, &mut terminal),
+        true => retokenized(opened.backend(), &settings, &pair, &prompt, &options, &mut terminal),
+    };
     let elapsed = started.elapsed();
     let (response, account) = match decoded {
         Ok(decoded) => decoded,
@@ -80,7 +87,8 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     };
     terminal.finish()?;
     let speculative = account.speculative();
-    let answer = Answer { response, text: std::mem::take(&mut terminal.text), elapsed, speculative };
+    let round_trip_stable = pair.tokenizer.round_trips(&response.final_ids)?;
+    let answer = Answer { response, text: std::mem::take(&mut terminal.text), elapsed, speculative, round_trip_stable };
     if let Some(trace) = trace {
         let text = prompt.text.as_deref();
         let tokenizer = Some(&*pair.tokenizer);
@@ -132,7 +140,7 @@ fn options(
         say(&format!("note: the context of {context} tokens has room for {room} new tokens, not {default}"));
     }
     let mut options = Options {
-        first_offset: prompt.header.len(),
+        first_offset: prompt.first_offset,
         full_trace: args.output.trace.is_some(),
         ..parameters.options(pair)?
     };
@@ -143,14 +151,48 @@ fn options(
     if method == Method::Greedy {
         options.max_candidates = 1;
     }
-    if args.text.prompt_layout == PromptLayout::Official
-        && prompt.header.is_empty()
-        && prompt.prefill.is_empty()
-        && request.is_none()
-    {
-        say("note: --prompt-layout official has no effect: the template's generation prompt is empty");
-    }
     Ok(options)
+}
+
+/// Whether `--retokenize` can be honoured.
+pub(super) fn check_retokenize(asked: bool, method: Method, args: &MethodArgs) -> Result<()> {
+    if asked && method != Method::Ggro {
+        return Err(Error::invalid("--retokenize: only answers of --method ggro are decoded in segments"));
+    }
+    if asked && args.given().nudge_selection == Some(Selection::Sample) {
+        return Err(Error::invalid(
+            "--retokenize: nudge tokens must be chosen greedily, not by --nudge-selection sample",
+        ));
+    }
+    Ok(())
+}
+
+/// A response whose text is tokenised again between segments.
+fn retokenized(
+    backend: &mut ModelPair,
+    settings: &Settings,
+    pair: &Pair,
+    prompt: &Prompt,
+    options: &Options,
+    observer: &mut dyn Observer,
+) -> Result<(Response, RequestStats)> {
+    let mut stats = RequestStats::default();
+    // Two closures have turns with the models.
+    let backend = RefCell::new(backend);
+    let respell = |ids: &[u32]| pair.tokenizer.encode(&pair.tokenizer.decode(ids)?);
+    let mut run = |ids: &[u32], options: &Options| {
+        let uniforms = Uniforms::Seeded(0);
+        let (response, ran) = decode_with(&mut backend.borrow_mut(), settings, ids, options, uniforms, observer)?;
+        stats.ran += ran.ran;
+        stats.necessary += ran.necessary;
+        Ok(response)
+    };
+    let mut score = |ids: &[u32]| {
+        let query = RewardQuery { ids: ids.to_vec(), ..RewardQuery::default() };
+        Ok(score_text(&mut backend.borrow_mut(), settings, query, options.reward_pad_id)?.0.reward)
+    };
+    let response = decode_retokenized(&prompt.ids, options, &respell, &mut run, &mut score)?;
+    Ok((response, stats))
 }
 
 /// Plain greedy decoding of the same prompt, for comparison.
@@ -164,5 +206,6 @@ fn greedy(backend: &mut ModelPair, pair: &Pair, prompt: &Prompt, options: &Optio
     let elapsed = started.elapsed();
     let (rules, new) = (TextRules::ending_at(options.finish_id), &response.final_ids[response.prompt_len..]);
     let text = prompt.prefill.clone() + &text_of(&pair.tokenizer, &rules, &prompt.ids, &prompt.header, new)?;
-    Ok(Answer { response, text, elapsed, speculative: Work::default() })
+    let round_trip_stable = pair.tokenizer.round_trips(&response.final_ids)?;
+    Ok(Answer { response, text, elapsed, speculative: Work::default(), round_trip_stable })
 }

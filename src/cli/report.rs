@@ -2,7 +2,7 @@
 
 use super::output::Output;
 use super::say;
-use crate::batch::output::{Row, read};
+use crate::batch::output::{Row, config_path, read};
 use crate::batch::report::{Mean, Summary, page, paired};
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -31,7 +31,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let names = names(&args.files);
     let files = args.files.iter().zip(names).map(|(path, name)| Ok((name, read(path)?)));
     let files: Vec<(String, Vec<Row>)> = files.collect::<Result<_>>()?;
-    let summaries: Vec<Summary> = files.iter().map(|(name, rows)| Summary::new(name, rows)).collect();
+    let wordings = args.files.iter().map(|path| wording(path));
+    let summaries = files.iter().zip(wordings);
+    let summaries: Vec<Summary> =
+        summaries.map(|((name, rows), wording)| Summary { wording, ..Summary::new(name, rows) }).collect();
     let differences: Vec<Option<Mean>> = files[1..].iter().map(|(_, rows)| paired(&files[0].1, rows)).collect();
     let mut out = std::io::stdout().lock();
     if args.json {
@@ -45,6 +48,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         say(&format!("{}: {:.1} MB", path.display(), page.len() as f64 / 1e6));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The wording that `FILE.config.json` records, if there is such a file and it records one.
+fn wording(path: &Path) -> Option<String> {
+    let config: Value = serde_json::from_slice(&std::fs::read(config_path(path)).ok()?).ok()?;
+    Some(config.get("wording")?.as_str()?.to_string())
 }
 
 /// File names without their ending, or paths where two have the same.
@@ -74,6 +83,10 @@ fn table(summaries: &[Summary], differences: &[Option<Mean>]) -> String {
             let words = found.into_iter().map(|mean| mean.map_or_else(String::new, words));
             lines.push([name.to_string()].into_iter().chain(words).collect());
         }
+    }
+    if summaries.iter().any(|summary| summary.wording.is_some()) {
+        let words = summaries.iter().map(|summary| summary.wording.clone().unwrap_or_default());
+        lines.push(["wording".to_string()].into_iter().chain(words).collect());
     }
     if !differences.is_empty() {
         let words = differences.iter().map(|mean| mean.map_or_else(|| "no reward in common".to_string(), words));

@@ -1,13 +1,15 @@
 //! `ggro run`.
 
 use super::args::{EngineArgs, Method, MethodArgs, layout, room};
+use super::generate::check_retokenize;
 use super::models::{DeviceArgs, PairArgs, bar};
 use super::prompt::with_flags;
 use super::say;
 use crate::batch::input;
 use crate::batch::output::{Row, Rows};
 use crate::batch::record::PromptRecord;
-use crate::batch::tasks::Dataset;
+use crate::batch::tasks::{Dataset, Task};
+use crate::batch::wording::TaskFile;
 use crate::batch::{Job, run as answer_all};
 use crate::engine::Engine;
 use crate::files::pair::Pair;
@@ -31,19 +33,28 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Prompts, one JSON value per line
-    #[arg(long, value_name = "FILE")]
-    input: PathBuf,
+    ///
+    /// Several files are read one after the other. For a task they are the splits of its dataset: the categories of HEx-PHI; the
+    /// validation rows of MMLU-Pro, then its test rows.
+    #[arg(long, value_name = "FILE", required = true)]
+    input: Vec<PathBuf>,
 
     /// Where to write answers, one JSON object per line; FILE.config.json beside it has the options of the run
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
 
-    /// The input has a dataset's own rows, and the official code's parameters for it apply: hex-phi, xstest, hh-rlhf, arc-challenge, mmlu-pro
+    /// The input has a dataset's own rows, which are asked as the official code asks them: hex-phi, xstest, hh-rlhf, arc-challenge, mmlu-pro
     ///
-    /// Flags win over these parameters. arc-challenge and mmlu-pro have right answers, with which predictions are compared.
+    /// The official code's parameters, fields, filters, order, number of prompts and layout apply, and hex-phi begins every answer
+    /// for the policy. Flags win over all of these. The wording of prompts is ggro's own: --task-file has another.
+    /// arc-challenge and mmlu-pro have right answers, with which predictions are compared.
     #[arg(long, value_name = "TASK", hide_possible_values = true,
           value_parser = PossibleValuesParser::new(Dataset::ALL.map(Dataset::name)))]
     task: Option<String>,
+
+    /// Wording of a task as data: a TOML file with the field, the wording and the reader of answers (docs/running.md)
+    #[arg(long, value_name = "FILE")]
+    task_file: Option<PathBuf>,
 
     /// Most prompts to answer at the same time
     #[arg(long, value_name = "N", default_value_t = 16,
@@ -54,11 +65,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     start_index: usize,
 
-    /// How many prompts to answer [default: all that follow]
-    #[arg(long, value_name = "N")]
+    /// How many prompts to answer, or "all" [default: as many as the official code asks for the task, else all that follow]
+    #[arg(long, value_name = "N", value_parser = prompt_count)]
     num_prompts: Option<usize>,
 
-    /// Start of every answer (a prefill attack on the policy)
+    /// Start of every answer (a prefill attack on the policy) [default: that of the task, if it has one]
     #[arg(long, value_name = "TEXT")]
     prefill_attack: Option<String>,
 
@@ -66,10 +77,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
 
-    /// How prompts are laid out; see `ggro generate --help`
-    #[arg(long, value_name = "LAYOUT", default_value = "chat",
-          value_parser = layout())]
-    prompt_layout: PromptLayout,
+    /// How prompts are laid out; see `ggro generate --help` [default: official for a task, else chat]
+    #[arg(long, value_name = "LAYOUT", value_parser = layout())]
+    prompt_layout: Option<PromptLayout>,
+
+    /// Decode the text to words and tokenise it again between segments, as the official code does; for reproduction only
+    #[arg(long)]
+    retokenize: bool,
 
     #[command(flatten)]
     pair: PairArgs,
@@ -90,13 +104,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let message = "--method: ggro run answers by ggro or greedy; sampled answers are for `ggro generate` so far";
         return Err(Error::invalid(message).into());
     }
-    let task = Dataset::ALL.into_iter().find(|task| args.task.as_deref() == Some(task.name()));
+    check_retokenize(args.retokenize, method, &args.method)?;
+    let asked = Asked::new(args)?;
+    let task = asked.task.as_ref();
     let records = input::read(&args.input, task)?;
     let pair = args.pair.load()?;
     let mut device = args.device.find()?;
     let parameters = parameters(args, task, &pair)?;
-    let jobs = jobs(args, method, &parameters, &pair, &records)?;
-    let config = config(args, method, task, &parameters, &pair, &device)?;
+    let jobs = jobs(args, &asked, method, &parameters, &pair, &records)?;
+    let config = config(args, &asked, method, &parameters, &pair, &device)?;
     let texts: Vec<String> = records.iter().map(|record| record.text.clone()).collect();
     let mut rows = Rows::open::<Row>(&args.output, &config, &texts)?;
     let there = jobs.iter().filter(|job| rows.has(job.index)).count();
@@ -120,15 +136,55 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is asked, with what a task brings.
+struct Asked {
+    task: Option<Task>,
+    prefill: Option<String>,
+    layout: PromptLayout,
+    num_prompts: usize,
+}
+
+impl Asked {
+    fn new(args: &Args) -> Result<Self> {
+        let dataset = Dataset::ALL.into_iter().find(|dataset| args.task.as_deref() == Some(dataset.name()));
+        let task = match &args.task_file {
+            None => dataset.map(Task::new),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+                let file: TaskFile = basic_toml::from_str(&text)
+                    .map_err(|e| Error::file(path, format!("expected a task file: {}", e.to_string().trim_end())))?;
+                Some(Task::with(dataset, file).map_err(|message| Error::file(path, message))?)
+            }
+        };
+        let of_task = task.as_ref().and_then(Task::prefill).map(str::to_string);
+        let unlimited = task.as_ref().map_or(usize::MAX, |task| task.dataset.num_prompts());
+        let layout = if task.is_some() { PromptLayout::Official } else { PromptLayout::Chat };
+        Ok(Asked {
+            prefill: args.prefill_attack.clone().or(of_task),
+            layout: args.prompt_layout.unwrap_or(layout),
+            num_prompts: args.num_prompts.unwrap_or(unlimited),
+            task,
+        })
+    }
+}
+
+fn prompt_count(text: &str) -> std::result::Result<usize, String> {
+    match text {
+        "all" => Ok(usize::MAX),
+        _ => text.parse().map_err(|_| "expected a number or \"all\"".to_string()),
+    }
+}
+
 /// Lays out all prompts, so that a faulty one is found before the first is answered.
 fn jobs(
     args: &Args,
+    asked: &Asked,
     method: Method,
     parameters: &Parameters,
     pair: &Pair,
     records: &[PromptRecord],
 ) -> Result<Vec<Job>> {
-    let count = args.num_prompts.unwrap_or(usize::MAX);
+    let count = asked.num_prompts;
     if args.start_index >= records.len() || count == 0 {
         return Err(Error::invalid(format!(
             "--start-index {} and --num-prompts {count} leave none of the {} prompts",
@@ -138,24 +194,35 @@ fn jobs(
     }
     let context = args.pair.context(pair);
     let chosen = records.iter().enumerate().skip(args.start_index).take(count);
-    let next = Next::Answer { layout: args.prompt_layout, prefill: args.prefill_attack.as_deref().unwrap_or_default() };
+    let next = Next::Answer { layout: asked.layout, prefill: asked.prefill.as_deref().unwrap_or_default() };
     let jobs = chosen.map(|(index, record)| {
-        let named = |error: Error| Error::file(&args.input, format!("prompt {index}: {error}"));
+        let named = |error: Error| match &args.input[..] {
+            [path] => Error::file(path, format!("prompt {index}: {error}")),
+            _ => error.within(&format!("prompt {index}")),
+        };
         let system = args.system.as_deref();
         let system = system.filter(|_| record.messages.iter().all(|message| message.role != "system"));
         let prompt = Prompt::of_messages(pair, system, &record.messages, next);
         let prompt = prompt.map_err(with_flags).map_err(named)?;
         let options = options(args, method, parameters, pair, &prompt, context).map_err(named)?;
         let seed = args.method.seed.wrapping_add(index as u64);
-        Ok(Job { index, record: record.clone(), prompt, options, seed, scored: args.pair.has_reward() })
+        Ok(Job {
+            index,
+            record: record.clone(),
+            prompt,
+            options,
+            seed,
+            scored: args.pair.has_reward(),
+            retokenize: args.retokenize,
+        })
     });
     jobs.collect()
 }
 
 /// The flags, over the task's published parameters or those that suit the pair.
-fn parameters(args: &Args, task: Option<Dataset>, pair: &Pair) -> Result<Parameters> {
+fn parameters(args: &Args, task: Option<&Task>, pair: &Pair) -> Result<Parameters> {
     let weights = pair.policy()?.config.num_parameters();
-    let published = task.map(|task| task.published().preset(weights));
+    let published = task.map(|task| task.dataset.published().preset(weights));
     args.method.given().over(published.unwrap_or(args.pair.preset()))
 }
 
@@ -172,7 +239,7 @@ fn options(
         return Err(Error::invalid(format!("its {len} tokens leave no room in the context of {context}")));
     }
     let room = room(args.method.max_new_tokens.map(|asked| (asked, "--max-new-tokens")), len, context)?;
-    let options = Options { first_offset: prompt.header.len(), ..parameters.options(pair)? };
+    let options = Options { first_offset: prompt.first_offset, ..parameters.options(pair)? };
     let options = Options {
         max_new_tokens: options.max_new_tokens.min(room),
         max_candidates: if method == Method::Greedy { 1 } else { options.max_candidates },
@@ -185,8 +252,8 @@ fn options(
 /// `FILE.config.json`: all that an answer depends on besides its prompt.
 fn config(
     args: &Args,
+    asked: &Asked,
     method: Method,
-    task: Option<Dataset>,
     parameters: &Parameters,
     pair: &Pair,
     device: &Device,
@@ -205,7 +272,7 @@ fn config(
     set("policy", json!(model(policy, policy_weights)));
     set("reward", json!(model(reward, reward_weights)));
     set("arithmetic", json!(device.arithmetic(args.device.dtype)));
-    set("task", json!(task.map(Dataset::name)));
+    set("task", json!(asked.task.as_ref().map(|task| task.dataset.name())));
     set("method", json!(if method == Method::Greedy { "greedy" } else { "ggro" }));
     for (name, value) in json!(parameters).as_object().into_iter().flatten() {
         set(name, value.clone());
@@ -216,8 +283,17 @@ fn config(
     }
     set("seed", json!(args.method.seed));
     set("system", json!(args.system));
-    set("prefill_attack", json!(args.prefill_attack));
-    set("prompt_layout", json!(args.prompt_layout.name()));
+    set("prefill_attack", json!(asked.prefill));
+    set("prompt_layout", json!(asked.layout.name()));
+    if args.retokenize {
+        set("retokenize", json!(true));
+    }
+    if let Some(task) = &asked.task {
+        set("wording", json!(task.wording_name()));
+        if let Some(file) = &task.file {
+            set("task_file", json!(file));
+        }
+    }
     Ok(config)
 }
 

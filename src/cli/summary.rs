@@ -15,6 +15,8 @@ pub(super) struct Answer {
     pub elapsed: Duration,
     /// Speculative work that the answer did not need.
     pub speculative: Work,
+    /// Whether prompt and answer, tokenised again, give the same ids.
+    pub round_trip_stable: bool,
 }
 
 impl Answer {
@@ -78,6 +80,7 @@ impl Answer {
             "new_tokens": self.new_tokens(),
             "segment_boundaries": r.segment_boundaries,
             "final_ids": r.final_ids,
+            "round_trip_stable": self.round_trip_stable,
             "work": r.work,
             "speculative_work": self.speculative,
             "elapsed_seconds": self.elapsed.as_secs_f64(),

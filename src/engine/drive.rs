@@ -4,11 +4,12 @@ use super::scheduler::{Event, RequestStats, Scheduler, stuck};
 use super::settings::{Settings, SpeculationWidth};
 use super::{intervention, sampler};
 use crate::Result;
-use crate::answer::{Completions, Response, Segment, TokenLogprob};
+use crate::answer::{Completions, Response, RewardReport, Segment, TokenLogprob};
 use crate::method::Options;
 use crate::model::{ModelPair, StepTime};
 use crate::rng::Uniforms;
 use crate::sampling::CompletionSpec;
+use crate::scoring::{RewardQuery, scorer};
 use crate::task::{Progress, Request};
 use std::time::Instant;
 
@@ -89,6 +90,20 @@ pub fn complete(
 ) -> Result<(Completions, RequestStats)> {
     let request = sampler(backend, prompt, spec)?;
     run_one(backend, settings, Box::new(request), observer)
+}
+
+/// Rewards of a given text.
+///
+/// # Errors
+/// As [`scorer`], numbers that are not finite, or the backend's own failure.
+pub fn score(
+    backend: &mut ModelPair,
+    settings: &Settings,
+    query: RewardQuery,
+    pad: Option<u32>,
+) -> Result<(RewardReport, RequestStats)> {
+    let request = scorer(backend, query, pad)?;
+    run_one(backend, settings, Box::new(request), &mut ())
 }
 
 fn run_one<T>(

@@ -7,6 +7,7 @@
 mod command;
 mod drive;
 mod execute;
+mod retokenize;
 mod scheduler;
 mod sequences;
 mod service;
@@ -16,7 +17,8 @@ mod ticket;
 
 pub use crate::task::{Progress, Request, Speculation};
 pub use command::{Handle, Update};
-pub use drive::{Observer, RunReport, complete, decode, decode_with, run_all};
+pub use drive::{Observer, RunReport, complete, decode, decode_with, run_all, score};
+pub use retokenize::decode_retokenized;
 pub use scheduler::{Event, RequestStats, Scheduler, SchedulerStats};
 pub use service::{Engine, Status};
 pub use settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};

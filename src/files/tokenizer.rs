@@ -67,6 +67,14 @@ impl Tokenizer {
         text.map_err(|e| Error::invalid(format!("decoding token ids failed: {e}")))
     }
 
+    /// Whether the text of ids, tokenised again, gives the same ids.
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn round_trips(&self, ids: &[u32]) -> Result<bool> {
+        Ok(self.encode(&self.decode(ids)?)? == ids)
+    }
+
     /// Id of one token's exact spelling (as in the vocabulary or the added tokens).
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

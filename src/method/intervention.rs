@@ -393,7 +393,9 @@ impl Intervention {
         let new_tokens = self.prefix.len() - self.decoding.prompt_len;
         let (boundary, end) = if winner.state.stop() == Some(CandidateStop::Finish) {
             (self.prefix.len() - 1, Some(FinishReason::Finish))
-        } else if new_tokens >= options.max_new_tokens {
+        } else if new_tokens >= options.max_new_tokens
+            || options.max_segments.is_some_and(|most| self.segments.len() + 1 >= most)
+        {
             (self.prefix.len(), Some(FinishReason::Length))
         } else if kept.is_empty() {
             (self.prefix.len(), Some(FinishReason::Stalled))

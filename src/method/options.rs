@@ -32,7 +32,7 @@ pub struct Options {
     pub temperature: f64,
     /// Greedy or sampled choice of the nudge token.
     pub selection: Selection,
-    /// Offset of the slot in the first segment (length of the assistant header if the policy writes it itself).
+    /// Offset of the slot in the first segment (the official code's 4 where the policy writes the assistant header itself).
     pub first_offset: usize,
     /// The threshold is tested from this many generated tokens of a candidate on.
     pub min_generated: usize,
@@ -46,6 +46,8 @@ pub struct Options {
     pub probability_floor: f64,
     /// The final reward is pooled at the rightmost position with another id.
     pub reward_pad_id: Option<u32>,
+    /// The response ends after so many segments, as at the end of its budget; `None`: after as many as the budget takes.
+    pub max_segments: Option<usize>,
     /// Record what no decision needs: gradient, candidate scores and unused next proposal of the last candidate too.
     pub full_trace: bool,
 }
@@ -69,6 +71,7 @@ impl Options {
             damping: 1e-10,
             probability_floor: 1e-9,
             reward_pad_id: None,
+            max_segments: None,
             full_trace: false,
         }
     }

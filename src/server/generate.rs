@@ -412,6 +412,7 @@ impl Run {
             Some(response) => {
                 outcome["reward"] = json!(response.final_reward);
                 outcome["finish_reason"] = json!(finish_reason_name(response.finish_reason));
+                outcome["round_trip_stable"] = json!(self.app.pair.tokenizer.round_trips(&response.final_ids).ok());
                 if let Some(options) = options.as_ref().filter(|_| self.request.trace) {
                     let tokenizer = Some(&*self.app.pair.tokenizer);
                     let trace = Trace::from_response("request", None, options, response, tokenizer);
@@ -517,7 +518,7 @@ fn submit(
     let (ids, max_new_tokens) = (request.prompts[prompt].ids.clone(), request.max_new_tokens[prompt]);
     let (sampling, n, score) = match &request.method {
         Method::Guided(options) => {
-            let first_offset = request.prompts[prompt].header.len();
+            let first_offset = request.prompts[prompt].first_offset;
             let options = Box::new(Options { max_new_tokens, first_offset, ..(**options).clone() });
             let (uniforms, kept) = (Uniforms::Seeded(request.seed.wrapping_add(copy as u64)), options.clone());
             let build = move |backend: &ModelPair| intervention(backend, &ids, &options, uniforms);

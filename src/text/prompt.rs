@@ -11,9 +11,10 @@ use std::str::FromStr;
 pub struct Prompt {
     /// The ids.
     pub ids: Vec<u32>,
-    /// Ids of the assistant header, where the policy writes it itself ([`PromptLayout::Official`]). Its length is the offset
-    /// of the first segment's slot.
+    /// Ids of the assistant header, where the policy writes it itself ([`PromptLayout::Official`]).
     pub header: Vec<u32>,
+    /// Offset of the first segment's slot.
+    pub first_offset: usize,
     /// The beginning of the answer that `ids` end with.
     pub prefill: String,
     /// What was asked in words: the last message, or the text that was encoded. `None` if ids were given.
@@ -50,6 +51,9 @@ impl FromStr for PromptLayout {
         found.ok_or_else(|| "expected chat or official".to_string())
     }
 }
+
+/// Where the official code forces the first nudge token: behind the four ids of a Llama 3 header, whatever the header is.
+const OFFICIAL_OFFSET: usize = 4;
 
 /// What stands behind a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,9 +226,8 @@ fn rendered(pair: &Pair, last: &str, next: Next<'_>, render: &dyn Fn(bool) -> Re
         Next::Answer { layout: PromptLayout::Official, prefill: "" } => {
             let opened = render(true)?;
             let (ids, opened) = (encode(pair, &render(false)?)?, encode(pair, &opened)?);
-            // The official code's measure: what the generation prompt adds, in ids.
             let header = opened.strip_prefix(&ids[..]).ok_or(LayoutError::NoHeader)?.to_vec();
-            Ok(Prompt { ids, header, ..Prompt::default() })
+            Ok(Prompt { ids, header, first_offset: OFFICIAL_OFFSET, ..Prompt::default() })
         }
         Next::Answer { prefill, .. } => {
             let ids = encode(pair, &format!("{}{prefill}", render(true)?))?;
@@ -255,6 +258,7 @@ mod tests {
         assert_eq!(laid.text.as_deref(), Some("Tell me a story."));
         let official = Next::Answer { layout: PromptLayout::Official, prefill: "" };
         let official = Prompt::of_conversation(&pair, &conversation, official).unwrap();
+        assert_eq!((laid.first_offset, official.first_offset), (0, 4));
         assert_eq!([official.ids, official.header].concat(), laid.ids);
     }
 

@@ -41,8 +41,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "batch",
         &[
-            "answer", "engine", "error", "files", "method", "model", "presets", "rng", "sampling", "task", "text",
-            "trace",
+            "answer", "engine", "error", "files", "method", "model", "presets", "rng", "sampling", "scoring", "task",
+            "text", "trace",
         ],
     ),
     (

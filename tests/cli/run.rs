@@ -142,6 +142,77 @@ fn multiple_choice_is_compared() {
     assert_eq!((row["answer"].as_str(), row["correct"].is_boolean()), (Some("A"), true), "{row}");
 }
 
+#[test]
+fn tasks_are_asked_as_the_official_code_asks_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str, rows: &[Value]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).expect("written");
+        path
+    };
+    let config = |output: &Path| -> Value {
+        let text = std::fs::read(output.with_added_extension("config.json")).expect("a configuration");
+        serde_json::from_slice(&text).expect("JSON")
+    };
+    let dialogue = "\n\nHuman: Hi there\n\nAssistant: Hello!\n\nHuman: Tell me a story\n\nAssistant:";
+    let input = file("hh.jsonl", &[json!({ "prompt": dialogue })]);
+    let output = folder.path().join("hh.out.jsonl");
+    ggro(&[&arguments(&input, &output)[..], &["--task", "hh-rlhf"]].concat()).ok();
+    let row = &rows(&output)[0];
+    let full = row["full_text"].as_str().expect("text");
+    assert!(!full.contains("Human:") && full.contains("Hello!") && row["prompt"] == "Tell me a story", "{full}");
+    assert!(row["round_trip_stable"].is_boolean(), "{row}");
+    assert_eq!(config(&output)["prompt_layout"], "official");
+
+    // Categories in turn, and a beginning for every answer; both can be said otherwise.
+    let harmful = |text: &str, category: &str| json!({"content": text, "category": category});
+    let input = file("hex.jsonl", &[harmful("one", "a"), harmful("two", "a"), harmful("three", "b")]);
+    let output = folder.path().join("hex.out.jsonl");
+    ggro(&[&arguments(&input, &output)[..], &["--task", "hex-phi"]].concat()).ok();
+    let all = rows(&output);
+    assert_eq!(
+        all.iter().map(|row| row["prompt"].as_str()).collect::<Vec<_>>(),
+        [Some("one"), Some("three"), Some("two")]
+    );
+    let begun = config(&output)["prefill_attack"].as_str().expect("a beginning").to_string();
+    assert!(all.iter().all(|row| row["response"].as_str().is_some_and(|text| text.starts_with(&begun))), "{begun}");
+
+    let label = |text: &str, label: &str| json!({"prompt": text, "label": label});
+    let input =
+        file("xs.jsonl", &[label("kill a process", "safe"), label("harm", "unsafe"), label("shoot a film", "safe")]);
+    let output = folder.path().join("xs.out.jsonl");
+    ggro(&[&arguments(&input, &output)[..], &["--task", "xstest", "--num-prompts", "all"]].concat()).ok();
+    assert_eq!(
+        rows(&output).iter().map(|row| row["prompt"].as_str()).collect::<Vec<_>>(),
+        [Some("kill a process"), Some("shoot a film")]
+    );
+
+    // Wording of a user's own.
+    let words = folder.path().join("words.toml");
+    std::fs::write(&words, "task = \"arc-challenge\"\nname = \"mine\"\nprompt = \"{question} {options} {Go}\"\noption = \"{letter}={text}\"\npattern = '(.)'\n").expect("written");
+    let arc = json!({"question": "Hot?", "answerKey": "1", "choices": {"text": ["fire", "ice"], "label": ["1", "2"]}});
+    let (input, output) = (file("arc.jsonl", &[arc]), folder.path().join("arc.out.jsonl"));
+    ggro(&[&arguments(&input, &output)[..], &["--task-file", utf8(&words)]].concat()).ok();
+    let row = &rows(&output)[0];
+    assert_eq!((row["prompt"].as_str(), row["correct"].as_bool()), (Some("Hot? A=fire\nB=ice {Go}"), Some(false)));
+    assert_eq!(
+        row["prediction"].as_str().map(str::to_lowercase),
+        row["response"].as_str().map(|text| text[..1].to_lowercase())
+    );
+    let report = ggro(&["report", utf8(&output)]).ok().out;
+    assert!(report.contains("wording") && report.contains("mine") && report.contains("round-trip stable"), "{report}");
+
+    for (text, expected) in [
+        ("task = \"gsm8k\"", "`task`: expected one of hex-phi"),
+        ("tusk = 1", "unknown field `tusk`"),
+        ("task = \"mmlu-pro\"\nprompt = \"{question}\"", "expected a wording with {options}"),
+    ] {
+        std::fs::write(&words, text).expect("written");
+        let run = ggro(&[&arguments(&input, &output)[..], &["--task-file", utf8(&words)]].concat());
+        assert!(run.code == Some(2) && run.err.contains("words.toml") && run.err.contains(expected), "{}", run.err);
+    }
+}
+
 /// Killed without warning, fifty times in all, at moments of no meaning, with four answers in flight.
 #[test]
 fn a_killed_run_goes_on_where_it_was() {

@@ -4,5 +4,6 @@ mod cost;
 mod demo;
 mod goldens;
 mod replay;
+mod retokenize;
 mod sampled;
 mod storm;

@@ -1,7 +1,7 @@
 //! What strangers' bytes are given to. Each target takes any bytes and must come back: with a value or an error, in reasonable time
 //! and memory, without a panic. Used by `tests/files/fuzz.rs` (a short run on any toolchain) and by `fuzz/` (cargo-fuzz, as long as one likes).
 
-use ggro::batch::tasks::Dataset;
+use ggro::batch::tasks::{Dataset, Task};
 use ggro::batch::{input, output};
 use ggro::files::chat::{ChatTemplate, Message};
 use ggro::files::checkpoint::{Checkpoint, Files};
@@ -139,9 +139,10 @@ fn body(data: &[u8]) {
 
 fn rows(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    for task in [None].into_iter().chain(Dataset::ALL.map(Some)) {
-        let _ = input::parse(text, task);
-        let _ = task.and_then(|task| task.prediction(text));
+    let _ = input::parse(text, None);
+    for task in Dataset::ALL.map(Task::new) {
+        let _ = input::parse(text, Some(&task));
+        let _ = task.prediction(text);
     }
     if let Ok(row) = serde_json::from_str::<output::Row>(text) {
         let _ = ggro::batch::report::page(&[("fuzz".to_string(), vec![row])]);

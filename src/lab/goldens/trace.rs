@@ -70,6 +70,7 @@ fn options(options: &TraceOptions, full_trace: bool) -> Result<Options> {
         damping: options.damping,
         probability_floor: options.probability_floor,
         reward_pad_id: options.reward_pad_id,
+        max_segments: None,
         full_trace,
     })
 }

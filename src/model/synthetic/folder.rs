@@ -48,6 +48,7 @@ fn write_in(preset: &str, seed: u64, dir: &Path, shard: u64, wrote: Wrote<'_>) -
             "tokenizer_config.json",
             &json!({
                 "bos_token": special[0].1, "eos_token": special[1].1, "model_max_length": config.max_position_embeddings,
+                "model_input_names": ["input_ids", "attention_mask"], "clean_up_tokenization_spaces": false,
                 "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE,
             }),
         )?;

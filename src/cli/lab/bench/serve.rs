@@ -95,7 +95,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => first_model(&base_url, args.api_key.as_deref())?,
     };
     let prompts = match &args.input {
-        Some(file) => input::read(file, None)?.into_iter().map(|prompt| prompt.text).collect(),
+        Some(file) => input::read(std::slice::from_ref(file), None)?.into_iter().map(|prompt| prompt.text).collect(),
         None => demo::prompts(),
     };
     let load = Load {

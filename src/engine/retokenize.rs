@@ -1,0 +1,84 @@
+//! The official code's habit of reading a response as text between its segments.
+//!
+//! It decodes every kept segment to text and tokenises the whole text again before it goes on. Where another sequence of ids
+//! spells the same text, the policy then sees that one. For reproduction only: each segment is a request of its own.
+
+use crate::answer::{CandidateStop, FinishReason, Margins, Response};
+use crate::method::{Options, Selection};
+use crate::{Error, Result};
+
+/// Decodes a response, tokenised again after every segment. `respell` decodes ids and encodes the text; `run` decodes a
+/// response; `score` gives the reward of a text, which is needed where the last segment is spelled otherwise.
+///
+/// Segments are recorded as they were decoded; boundaries, like the final ids, are those of the text tokenised again. The prompt
+/// is tokenised again as well, so its length may be another.
+///
+/// # Errors
+/// Nudges are to be drawn: the official code's numbers are not known. Otherwise those of the three functions.
+pub fn decode_retokenized(
+    prompt: &[u32],
+    options: &Options,
+    respell: &dyn Fn(&[u32]) -> Result<Vec<u32>>,
+    run: &mut dyn FnMut(&[u32], &Options) -> Result<Response>,
+    score: &mut dyn FnMut(&[u32]) -> Result<f32>,
+) -> Result<Response> {
+    if options.selection == Selection::Sample {
+        return Err(Error::invalid("a response can be retokenized only if its nudge tokens are chosen greedily"));
+    }
+    let end = prompt.len() + options.max_new_tokens;
+    let mut ids = respell(prompt)?;
+    let mut whole: Option<Response> = None;
+    loop {
+        let first_offset = if whole.is_none() { options.first_offset } else { 0 };
+        let max_new_tokens = end.saturating_sub(ids.len()).max(1);
+        let segment = run(&ids, &Options { max_new_tokens, first_offset, max_segments: Some(1), ..options.clone() })?;
+        let respelled = respell(&segment.final_ids)?;
+        let last = segment.segments.last().and_then(|last| last.candidates.get(last.best));
+        let finished = segment.finish_reason == FinishReason::Finish;
+        let goes_on = last.is_some_and(|last| matches!(last.stop, CandidateStop::Entropy | CandidateStop::StopId))
+            && respelled.len() < end
+            && respelled != ids;
+        let boundary = respelled.len() - usize::from(finished && !respelled.is_empty());
+        let mut sum = match whole.take() {
+            None => Response { segment_boundaries: Vec::new(), segments: Vec::new(), ..segment.clone() },
+            Some(mut sum) => {
+                sum.work += segment.work;
+                sum.num_nudges += segment.num_nudges;
+                sum.min_margins = least(sum.min_margins, segment.min_margins);
+                sum
+            }
+        };
+        sum.segments.extend(segment.segments);
+        sum.segment_boundaries.push(boundary);
+        sum.finish_reason = match finished {
+            true => FinishReason::Finish,
+            false if respelled.len() >= end => FinishReason::Length,
+            false => FinishReason::Stalled,
+        };
+        sum.last_segment_reward = segment.last_segment_reward;
+        (sum.final_reward, sum.final_pool_position) = (segment.final_reward, segment.final_pool_position);
+        if !goes_on {
+            if respelled != segment.final_ids {
+                sum.final_reward = score(&respelled)?;
+                sum.final_pool_position = crate::task::pool_position(&respelled, &[], options.reward_pad_id);
+            }
+            sum.final_ids = respelled;
+            return Ok(sum);
+        }
+        ids = respelled;
+        whole = Some(sum);
+    }
+}
+
+/// The smaller of each margin.
+fn least(a: Margins, b: Margins) -> Margins {
+    let of = |pick: fn(&Margins) -> Option<f64>| [pick(&a), pick(&b)].into_iter().flatten().min_by(f64::total_cmp);
+    Margins {
+        argmax: of(|margins| margins.argmax),
+        entropy: of(|margins| margins.entropy),
+        score: of(|margins| margins.score),
+        top_k_edge: of(|margins| margins.top_k_edge),
+        reward: of(|margins| margins.reward),
+        tied_embedding: of(|margins| margins.tied_embedding),
+    }
+}
