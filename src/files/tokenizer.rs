@@ -4,6 +4,7 @@
 //! a comparison of two vocabularies, and text for a growing list of ids.
 
 use crate::files::checkpoint::Files;
+use crate::files::{json, recognise};
 use crate::{Error, Result};
 use tokenizers::DecoderWrapper;
 
@@ -32,12 +33,18 @@ impl Tokenizer {
     pub fn load(files: &Files) -> Result<Self> {
         let path = files.path(NAME);
         let Some(content) = files.read(NAME)? else {
-            return Err(Error::file(path, "no such file; ggro reads tokenizers in this format only"));
+            let instead = if let Files::Dir(dir) = files { recognise::tokenizer(dir) } else { String::new() };
+            let message = format!("no such file; ggro reads tokenizers in this format only{instead}");
+            return Err(Error::file(path, message));
         };
         let fail = |e: &dyn std::fmt::Display| Error::file(&path, format!("expected a tokenizer: {e}"));
         // The crate panics on some files that are not JSON, and may on others that are: neither must end the process.
-        serde_json::from_slice::<Sound>(&content).map_err(|e| fail(&e))?;
-        let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&content));
+        let content = json::without_mark(&content);
+        serde_json::from_slice::<Sound>(content).map_err(|e| match recognise::content(content) {
+            Some(found) => Error::file(&path, format!("expected a tokenizer, found {found}")),
+            None => fail(&e),
+        })?;
+        let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(content));
         let mut inner = parsed.map_err(|_| fail(&"reading it failed"))?.map_err(|e| fail(&e))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
@@ -92,11 +99,24 @@ impl Tokenizer {
         self.spellings.len()
     }
 
-    /// The first id below both sizes that the two tokenizers spell differently, if any: `(id, ours, theirs)`.
-    pub fn first_difference(&self, other: &Tokenizer) -> Option<(u32, Option<String>, Option<String>)> {
-        let mut pairs = self.spellings.iter().zip(&other.spellings);
-        let id = pairs.position(|(ours, theirs)| ours != theirs)? as u32;
-        Some((id, self.token(id), other.token(id)))
+    /// What the two tokenizers spell differently of the ids below both sizes.
+    pub fn differences(&self, other: &Tokenizer) -> Differences {
+        let mut out = Differences::default();
+        for (id, (ours, theirs)) in self.spellings.iter().zip(&other.spellings).enumerate() {
+            if ours == theirs {
+                continue;
+            }
+            let difference = Difference { id: id as u32, ours: ours.clone(), theirs: theirs.clone() };
+            let no_text = |tokenizer: &Tokenizer, token: &Option<String>| {
+                token.is_none() || tokenizer.is_special(difference.id)
+            };
+            if no_text(self, ours) && no_text(other, theirs) {
+                out.special.push(difference);
+            } else if out.ordinary.is_none() {
+                out.ordinary = Some(difference);
+            }
+        }
+        out
     }
 
     /// Whether the text of `id` depends on all byte tokens around it.
@@ -115,6 +135,26 @@ impl Tokenizer {
         }
         Ok(text)
     }
+}
+
+/// An id that two tokenizers spell differently.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The id.
+    pub id: u32,
+    /// Its spelling in the one.
+    pub ours: Option<String>,
+    /// Its spelling in the other.
+    pub theirs: Option<String>,
+}
+
+/// What two tokenizers spell differently.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// The first id that stands for text to one of them.
+    pub ordinary: Option<Difference>,
+    /// Ids that stand for text to neither: special tokens under other names, or to one of them only.
+    pub special: Vec<Difference>,
 }
 
 /// JSON that is sound to the last string; what it says is not kept. (To ignore a value is to skip its escapes unseen.)

@@ -1,7 +1,7 @@
 use crate::{directory, goldens, model, read_json, refused};
 use ggro::files::chat::{ChatTemplate, Message};
 use ggro::files::checkpoint::Files;
-use ggro::files::tokenizer::{TextStream, Tokenizer};
+use ggro::files::tokenizer::{Difference, Differences, TextStream, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::sync::OnceLock;
@@ -131,12 +131,15 @@ fn malformed_files() {
 fn differences() {
     let of = |vocabulary| load(&words(vocabulary)).unwrap();
     let one = of(json!({ "a": 0, "b": 1, "c": 2 }));
-    assert_eq!(one.first_difference(&of(json!({ "a": 0, "b": 1 }))), None);
-    assert_eq!(of(json!({ "a": 0, "b": 1 })).first_difference(&one), None);
+    assert_eq!(one.differences(&of(json!({ "a": 0, "b": 1 }))), Differences::default());
+    assert_eq!(of(json!({ "a": 0, "b": 1 })).differences(&one), Differences::default());
+    let differ = |id, ours: &str, theirs: Option<&str>| {
+        Some(Difference { id, ours: Some(ours.into()), theirs: theirs.map(str::to_string) })
+    };
     let swapped = of(json!({ "a": 0, "c": 1, "b": 2 }));
-    assert_eq!(one.first_difference(&swapped), Some((1, Some("b".into()), Some("c".into()))));
+    assert_eq!(one.differences(&swapped).ordinary, differ(1, "b", Some("c")));
     let hole = of(json!({ "a": 0, "c": 2 }));
-    assert_eq!(one.first_difference(&hole), Some((1, Some("b".into()), None)));
+    assert_eq!(one.differences(&hole).ordinary, differ(1, "b", None));
 }
 
 #[test]
@@ -145,7 +148,7 @@ fn a_large_vocabulary_is_compared_quickly() {
     let json = words(vocabulary.into());
     let (one, other) = (load(&json).unwrap(), load(&json).unwrap());
     let start = Instant::now();
-    assert_eq!(one.first_difference(&other), None);
+    assert_eq!(one.differences(&other), Differences::default());
     let limit = if cfg!(debug_assertions) { 2000 } else { 200 };
     assert!(start.elapsed().as_millis() < limit, "{:?}", start.elapsed());
 }
