@@ -521,7 +521,8 @@ fn a_file(path: &Path) -> String {
     let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
     match name.ends_with(".gguf") {
         true => {
-            "is a GGUF file, which is not read; give the directory of the safetensors checkpoint that it was made from".into()
+            "is a GGUF file, which is not read; give the directory of the safetensors checkpoint that it was made from"
+                .into()
         }
         false => "is not a directory; give the directory that holds config.json, the tokenizer and the weights".into(),
     }

@@ -289,7 +289,8 @@ impl Checkpoint {
         for (name, info, range) in header {
             let entry = Entry { shard, dtype: info.dtype, shape: info.shape, range, stored: None };
             if let Some(other) = self.tensors.get(&name) {
-                let (data, other) = (&self.shards[other.shard].bytes.get()[other.range.clone()], &self.shards[other.shard]);
+                let (data, other) =
+                    (&self.shards[other.shard].bytes.get()[other.range.clone()], &self.shards[other.shard]);
                 if *data != bytes.get()[entry.range.clone()] {
                     self.notes.push(format!(
                         "tensor `{name}` is in two files with different numbers: that of `{}` is used, that of `{}` is not",
@@ -534,8 +535,9 @@ fn parse_header(bytes: &[u8]) -> std::result::Result<Vec<(String, TensorInfo, Ra
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER {
-        return Err(known()
-            .unwrap_or_else(|| format!("expected a header of at most {MAX_HEADER} bytes, found {length}")));
+        return Err(
+            known().unwrap_or_else(|| format!("expected a header of at most {MAX_HEADER} bytes, found {length}"))
+        );
     }
     let length = length as usize;
     let Some((header, data)) = rest.split_at_checked(length) else {
@@ -548,6 +550,7 @@ fn parse_header(bytes: &[u8]) -> std::result::Result<Vec<(String, TensorInfo, Ra
         }));
     };
     if length == 0
+        && !rest.is_empty()
         && let Some(known) = known()
     {
         return Err(known);

@@ -307,11 +307,15 @@ fn resolve(fields: &Fields, known: Known) -> Checked<ModelConfig> {
     let num_heads = fields.or("num_attention_heads", HEADS, NUM_HEADS)?;
     let num_kv_heads = match fields.integer("num_key_value_heads", HEADS)? {
         Some(found) => found,
-        None if fields.is_null("num_key_value_heads") => num_heads,
+        None if fields.is_null("num_key_value_heads") => match family {
+            Family::Mistral => return Err(fields.null("num_key_value_heads", HEADS)),
+            _ => num_heads,
+        },
         None => defaults.num_kv_heads.unwrap_or(num_heads),
     };
     if !num_heads.is_multiple_of(num_kv_heads) {
-        let absent = if fields.map.contains_key("num_key_value_heads") { "" } else { ", which is what its absence means" };
+        let absent =
+            if fields.map.contains_key("num_key_value_heads") { "" } else { ", which is what its absence means" };
         return Err(format!(
             "`num_key_value_heads`: expected a divisor of `num_attention_heads` ({num_heads}), found {num_kv_heads}{absent}"
         ));
@@ -582,24 +586,40 @@ fn pad_token_id(fields: &Fields, notes: &mut Vec<String>) -> Checked<Option<u32>
     }
 }
 
+/// The rotation, of `rope_parameters` or of the older `rope_scaling`, which counts where both say something. A base inside of
+/// them counts, whatever stands outside.
 fn rope(fields: &Fields, max_positions: usize) -> Checked<Rope> {
-    let theta = theta(fields)?;
-    let scaling = fields.object("rope_scaling")?;
-    let parameters = fields.object("rope_parameters")?;
-    let Some(parameters) = parameters else {
-        let llama3 = scaling.map(|scaling| rope_type(&scaling, max_positions)).transpose()?.flatten();
-        return Ok(Rope { theta: theta.unwrap_or(ROPE_THETA), llama3 });
+    let outer = theta(fields)?;
+    let outer_length = fields.integer("original_max_position_embeddings", POSITIONS)?;
+    let of = |object: &Fields| -> Checked<Rope> {
+        whole_rotation(object)?;
+        let mut llama3 = rope_type(object, max_positions)?;
+        if let (Some(outer), Some(llama3)) = (outer_length, &mut llama3) {
+            if object.get("original_max_position_embeddings").is_some()
+                && outer != llama3.original_max_position_embeddings
+            {
+                let inner = llama3.original_max_position_embeddings;
+                return Err(format!(
+                    "`original_max_position_embeddings` is {outer}, but {inner} in `{}`",
+                    object.prefix.trim_end_matches('.')
+                ));
+            }
+            llama3.original_max_position_embeddings = outer;
+        }
+        Ok(Rope { theta: theta(object)?.or(outer).unwrap_or(ROPE_THETA), llama3 })
     };
-    whole_rotation(&parameters)?;
-    // The nested one counts, whatever stands outside.
-    let nested = self::theta(&parameters)?;
-    let llama3 = rope_type(&parameters, max_positions)?;
-    if let Some(scaling) = scaling
-        && rope_type(&scaling, max_positions)? != llama3
-    {
-        return Err("`rope_scaling` and `rope_parameters` contradict each other".into());
+    let scaling = fields.object("rope_scaling")?.filter(|scaling| !scaling.map.is_empty());
+    match (scaling, fields.object("rope_parameters")?) {
+        (None, None) => Ok(Rope { theta: outer.unwrap_or(ROPE_THETA), llama3: None }),
+        (Some(object), None) | (None, Some(object)) => of(&object),
+        (Some(scaling), Some(parameters)) => {
+            let rope = of(&scaling)?;
+            match of(&parameters)? == rope {
+                true => Ok(rope),
+                false => Err("`rope_scaling` and `rope_parameters` contradict each other".into()),
+            }
+        }
     }
-    Ok(Rope { theta: nested.or(theta).unwrap_or(ROPE_THETA), llama3 })
 }
 
 fn theta(fields: &Fields) -> Checked<Option<f64>> {

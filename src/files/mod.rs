@@ -1,5 +1,6 @@
 //! What a model's directory holds, checked before anything of it is used.
 
+mod added;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;

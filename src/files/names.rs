@@ -40,7 +40,9 @@ pub(super) fn arrange(config: &mut ModelConfig, weights: &mut Checkpoint, head: 
             let stored = weights.stored_name(name);
             return Err(Error::file(
                 weights.path(),
-                format!("tensor `{stored}`: expected one row, which is one label, found shape [{rows}, {width}]: {rows} labels"),
+                format!(
+                    "tensor `{stored}`: expected one row, which is one label, found shape [{rows}, {width}]: {rows} labels"
+                ),
             ));
         }
         weights.check(name, shape)?;
@@ -88,7 +90,10 @@ fn score_head(config: &mut ModelConfig, weights: &mut Checkpoint, head: Option<&
             let exact = names.iter().find(|name| is_it(name)).map(ToString::to_string);
             let of_stem = || {
                 let head = format!("{head}.weight");
-                names.iter().find(|name| [**name, weights.stored_name(name)].contains(&head.as_str())).map(ToString::to_string)
+                names
+                    .iter()
+                    .find(|name| [**name, weights.stored_name(name)].contains(&head.as_str()))
+                    .map(ToString::to_string)
             };
             exact.or_else(of_stem)
         }
@@ -209,7 +214,8 @@ fn reason(config: &ModelConfig, weights: &Checkpoint, name: &str) -> Option<Stri
              and save the result"
         ));
     }
-    let quantised = [".qweight", ".qzeros", ".weight_scale", ".weight.absmax", ".weight_packed", ".scales", ".weight_scale_inv"];
+    let quantised =
+        [".qweight", ".qzeros", ".weight_scale", ".weight.absmax", ".weight_packed", ".scales", ".weight_scale_inv"];
     if let Some(found) = quantised.iter().find_map(|end| names.iter().find(|name| name.ends_with(end))) {
         return Some(format!("`{found}` belongs to quantised weights; expected BF16, F16 or F32"));
     }
@@ -217,7 +223,9 @@ fn reason(config: &ModelConfig, weights: &Checkpoint, name: &str) -> Option<Stri
         return Some(format!("`{found}` is of another way to store these layers, which is not read"));
     }
     if let Some(found) = ["attention.wq.", "tok_embeddings."].iter().find_map(|part| with(part)) {
-        return Some(format!("`{found}` is a name of the authors' own layout; convert the checkpoint with transformers"));
+        return Some(format!(
+            "`{found}` is a name of the authors' own layout; convert the checkpoint with transformers"
+        ));
     }
     if name == LM_HEAD {
         return Some(

@@ -1,10 +1,10 @@
 //! `tokenizer.json`: text to ids and back.
 //!
 //! The vocabulary, merges and rules are the `tokenizers` crate's. What is added here is what an engine needs besides:
-//! a comparison of two vocabularies, and text for a growing list of ids.
+//! the tokens that stand in other files, a comparison of two vocabularies, and text for a growing list of ids.
 
 use crate::files::checkpoint::Files;
-use crate::files::{json, recognise};
+use crate::files::{added, json, recognise};
 use crate::{Error, Result};
 use tokenizers::DecoderWrapper;
 
@@ -26,10 +26,10 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`.
+    /// Reads `tokenizer.json`, and the tokens that `tokenizer_config.json` adds to it.
     ///
     /// # Errors
-    /// The file is missing or is not a tokenizer.
+    /// The file is missing or is not a tokenizer, or what is added to it are no tokens.
     pub fn load(files: &Files) -> Result<Self> {
         let path = files.path(NAME);
         let Some(content) = files.read(NAME)? else {
@@ -46,6 +46,7 @@ impl Tokenizer {
         })?;
         let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(content));
         let mut inner = parsed.map_err(|_| fail(&"reading it failed"))?.map_err(|e| fail(&e))?;
+        add_declared(files, &mut inner)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
         let spellings = spellings(&inner).map_err(|message| Error::file(&path, message))?;
@@ -107,9 +108,8 @@ impl Tokenizer {
                 continue;
             }
             let difference = Difference { id: id as u32, ours: ours.clone(), theirs: theirs.clone() };
-            let no_text = |tokenizer: &Tokenizer, token: &Option<String>| {
-                token.is_none() || tokenizer.is_special(difference.id)
-            };
+            let no_text =
+                |tokenizer: &Tokenizer, token: &Option<String>| token.is_none() || tokenizer.is_special(difference.id);
             if no_text(self, ours) && no_text(other, theirs) {
                 out.special.push(difference);
             } else if out.ordinary.is_none() {
@@ -135,6 +135,24 @@ impl Tokenizer {
         }
         Ok(text)
     }
+}
+
+/// Adds the tokens that stand in other files than the tokenizer's.
+fn add_declared(files: &Files, inner: &mut tokenizers::Tokenizer) -> Result<()> {
+    let own = inner.get_added_tokens_decoder().into_iter().collect();
+    let padding = inner.get_padding().map(|padding| padding.pad_token.clone());
+    let declared = added::tokens(files, &own, padding.as_deref())?;
+    if declared.is_empty() {
+        return Ok(());
+    }
+    // As for the file itself: whatever is in it, the process goes on.
+    let added = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| inner.add_tokens(declared)));
+    let why = match added {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "adding them failed".to_string(),
+    };
+    Err(Error::file(files.path("tokenizer_config.json"), format!("expected tokens that can be added: {why}")))
 }
 
 /// An id that two tokenizers spell differently.

@@ -112,6 +112,8 @@ fn null_is_not_absent() {
         assert!(parse(&lacking("Llama", &[field])).is_ok(), "{field}");
     }
     refused(parse(&of("Qwen3", json!({ "head_dim": null }))), &["`head_dim`", "found null"]);
+    let mistral = of("Mistral", json!({ "num_key_value_heads": null }));
+    refused(parse(&mistral), &["`num_key_value_heads`", "found null"]);
     wrong(json!({ "architectures": null }), &["`architectures` is missing"]);
 }
 
@@ -137,7 +139,11 @@ fn what_an_absent_field_means_in_each_family() {
     ] {
         let config = parse(&lacking(family, &all)).unwrap();
         assert_eq!((config.hidden_size, config.num_layers, config.num_heads), (4096, 32, 32), "{family}");
-        assert_eq!((config.num_kv_heads, config.head_dim, config.vocab_size), (kv_heads, head_dim, vocabulary), "{family}");
+        assert_eq!(
+            (config.num_kv_heads, config.head_dim, config.vocab_size),
+            (kv_heads, head_dim, vocabulary),
+            "{family}"
+        );
         assert_eq!((config.max_position_embeddings, config.intermediate_size), (positions, mlp), "{family}");
         assert_eq!((config.rms_norm_eps, config.rope.theta), (1e-6, 10_000.0), "{family}");
         assert_eq!((config.tie_word_embeddings, config.o_bias, config.mlp_bias), (false, false, false), "{family}");
@@ -256,6 +262,10 @@ fn rope_types() {
     assert_eq!(parse(&with(nested)).unwrap().rope.theta, 7.0);
     let both = json!({ "rope_parameters": { "rope_theta": 5.0 } });
     assert_eq!(parse(&with(both)).unwrap().rope.theta, 5.0, "the nested one counts");
+    let old = json!({ "rope_scaling": { "rope_type": "default", "rope_theta": 5.0 } });
+    assert_eq!(parse(&with(old)).unwrap().rope.theta, 5.0);
+    let outside = json!({ "rope_scaling": llama3, "original_max_position_embeddings": 32 });
+    wrong(outside, &["`original_max_position_embeddings` is 32", "64 in `rope_scaling`"]);
     let unsaid = changed("original_max_position_embeddings", json!(null));
     let unsaid = parse(&with(json!({ "rope_scaling": unsaid }))).unwrap().rope.llama3.unwrap();
     assert_eq!(unsaid.original_max_position_embeddings, 2048);

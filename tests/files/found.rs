@@ -95,14 +95,15 @@ impl Found {
 fn read_tensors(path: &Path) -> Tensors {
     let bytes = std::fs::read(path).unwrap();
     let read = SafeTensors::deserialize(&bytes).unwrap();
-    let tensor = |(name, view): (String, TensorView<'_>)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+    let tensor =
+        |(name, view): (String, TensorView<'_>)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()));
     read.tensors().into_iter().map(tensor).collect()
 }
 
 fn write_tensors(path: &Path, tensors: &Tensors) {
-    let views = tensors.iter().map(|(name, (dtype, shape, data))| {
-        (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
-    });
+    let views = tensors
+        .iter()
+        .map(|(name, (dtype, shape, data))| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
     std::fs::write(path, safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()).unwrap();
 }
 
@@ -205,7 +206,8 @@ fn names_without_their_prefix_or_with_a_wrapper() {
     }
     let peft = Found::copy("llama-gqa").renamed("policy", |name| format!("base_model.model.{name}"));
     refused(peft.load(), &["base_model.model.", "PEFT", "merge"]);
-    let peft = Found::copy("llama-gqa").renamed("reward", |name| name.replace("q_proj.weight", "q_proj.base_layer.weight"));
+    let peft =
+        Found::copy("llama-gqa").renamed("reward", |name| name.replace("q_proj.weight", "q_proj.base_layer.weight"));
     refused(peft.load(), &["q_proj.weight", "base_layer", "PEFT"]);
     let inside = Found::copy("llama-gqa").renamed("policy", |name| format!("language_model.{name}"));
     refused(inside.load(), &["names begin with `language_model.model.`"]);
@@ -221,7 +223,8 @@ fn names_without_their_prefix_or_with_a_wrapper() {
 }
 
 fn head_called(name: &'static str) -> Found {
-    Found::copy("llama-gqa").renamed("reward", move |old| if old == "score.weight" { name.to_string() } else { old.to_string() })
+    Found::copy("llama-gqa")
+        .renamed("reward", move |old| if old == "score.weight" { name.to_string() } else { old.to_string() })
 }
 
 fn add_bias(tensors: &mut Tensors, name: &str) {
@@ -351,7 +354,10 @@ fn tokens_beyond_the_embedding_are_refused_where_they_are_used() {
         let ids = pair.tokenizer.encode("Hello [PAD]").unwrap();
         assert_eq!(ids.contains(&640), role == "policy");
         if role == "policy" {
-            refused(ggro::engine::check_prompt(&models, &ids, 1), &["640", "beyond the policy model's vocabulary of 640"]);
+            refused(
+                ggro::engine::check_prompt(&models, &ids, 1),
+                &["640", "beyond the policy model's vocabulary of 640"],
+            );
         }
     }
 }
@@ -369,7 +375,8 @@ fn ids_that_are_hints_are_left_out() {
     as_before(&found, "llama-gqa");
     let found = Found::copy("llama-gqa").set("policy/config.json", "eos_token_id", json!(-1));
     noted(&as_before(&found, "llama-gqa"), &["config.json: `eos_token_id` -1"]);
-    let found = Found::copy("llama-gqa").set("policy/generation_config.json", "eos_token_id", json!([636, 639, 128009]));
+    let found =
+        Found::copy("llama-gqa").set("policy/generation_config.json", "eos_token_id", json!([636, 639, 128009]));
     noted(&as_before(&found, "llama-gqa"), &["generation_config.json: `eos_token_id` 128009", "640"]);
     assert_eq!(stop_ids(&found), usual);
 }
@@ -391,7 +398,10 @@ fn what_an_index_may_say_besides() {
         move |json: &mut Value| json["weight_map"][name] = json!(shard)
     };
     as_before(&Found::copy("qwen2-sharded").json(INDEX, entry("mtp.fc.weight", &first)), "qwen2-sharded");
-    as_before(&Found::copy("qwen2-sharded").json(INDEX, entry("model.norm.weight", &format!("./{first}"))), "qwen2-sharded");
+    as_before(
+        &Found::copy("qwen2-sharded").json(INDEX, entry("model.norm.weight", &format!("./{first}"))),
+        "qwen2-sharded",
+    );
     // Where the index and a shard disagree, the shard knows.
     as_before(&Found::copy("qwen2-sharded").json(INDEX, entry("model.norm.weight", &first)), "qwen2-sharded");
     let twice = |change: u8| {
@@ -407,7 +417,8 @@ fn what_an_index_may_say_besides() {
     assert_eq!(as_before(&twice(0), "qwen2-sharded"), [""; 0]);
     noted(&as_before(&twice(1), "qwen2-sharded"), &["in two files", &first, &last]);
     let lacks = Found::copy("qwen2-sharded").json(INDEX, entry("model.norm.weight", &first));
-    let holder = shards.iter().find(|shard| read_tensors(&lacks.path("policy").join(shard)).contains_key("model.norm.weight"));
+    let holder =
+        shards.iter().find(|shard| read_tensors(&lacks.path("policy").join(shard)).contains_key("model.norm.weight"));
     let path = lacks.path("policy").join(holder.unwrap());
     let mut tensors = read_tensors(&path);
     tensors.remove("model.norm.weight");
@@ -426,10 +437,14 @@ fn what_python_writes_is_read() {
     as_before(&with("policy/config.json", "\"initializer_range\": NaN"), "llama-gqa");
     as_before(&with("reward/tokenizer_config.json", "\"model_max_length\": Infinity"), "llama-gqa");
     refused(
-        Found::copy("llama-gqa").file("policy/config.json", "{\"architectures\": [\"LlamaForCausalLM\"], \"rms_norm_eps\": NaN}").load(),
+        Found::copy("llama-gqa")
+            .file("policy/config.json", "{\"architectures\": [\"LlamaForCausalLM\"], \"rms_norm_eps\": NaN}")
+            .load(),
         &["`rms_norm_eps`", "NaN"],
     );
-    for file in ["policy/config.json", "policy/tokenizer.json", "policy/tokenizer_config.json", "policy/generation_config.json"] {
+    for file in
+        ["policy/config.json", "policy/tokenizer.json", "policy/tokenizer_config.json", "policy/generation_config.json"]
+    {
         let found = Found::copy("llama-gqa");
         let marked = format!("\u{feff}{}", text(&found, file));
         as_before(&found.file(file, marked), "llama-gqa");
@@ -485,7 +500,10 @@ fn directories_that_are_something_else() {
     };
     let adapter = r#"{"base_model_name_or_path": "org/base"}"#;
     for (files, parts) in [
-        (&[("adapter_config.json", adapter), ("adapter_model.safetensors", "")][..], &["PEFT adapter", "org/base", "merge"][..]),
+        (
+            &[("adapter_config.json", adapter), ("adapter_model.safetensors", "")][..],
+            &["PEFT adapter", "org/base", "merge"][..],
+        ),
         (&[("model-Q4_K_M.gguf", "GGUF")], &["`model-Q4_K_M.gguf`", "GGUF is not read"]),
         (&[("params.json", "{}"), ("consolidated.safetensors", "")], &["params.json", "Mistral"]),
         (&[("params.json", "{}"), ("consolidated.00.pth", "")], &["params.json", "Meta"]),

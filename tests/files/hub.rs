@@ -313,7 +313,9 @@ fn files_that_a_cached_model_lacks_are_asked_for_once() {
     assert_eq!((std::fs::read_to_string(&tools).unwrap().as_str(), &found.note), ("{{ tools }}", &None));
 
     let absent = folder.path().join("models--test--policy/.no_exist");
-    for (lost, told) in [("chat_template.jinja", true), ("generation_config.json", true), ("tokenizer_config.json", true)] {
+    for (lost, told) in
+        [("chat_template.jinja", true), ("generation_config.json", true), ("tokenizer_config.json", true)]
+    {
         assert!(found.dir.join(lost).exists(), "{lost}");
         std::fs::remove_file(found.dir.join(lost)).unwrap();
         let _ = std::fs::remove_dir_all(&absent);

@@ -198,9 +198,7 @@ pub fn open<'a>(
     };
     if let Some(((config, source), plan)) = models.policy.zip(prepared.policy.as_ref()) {
         let embedding = match source {
-            Source::Stored(checkpoint) => {
-                Some(checkpoint.load(EMBEDDING, &[config.vocab_size, config.hidden_size])?)
-            }
+            Source::Stored(checkpoint) => Some(checkpoint.load(EMBEDDING, &[config.vocab_size, config.hidden_size])?),
             Source::Drawn(_) => None,
         };
         let decoder = load(&device, Role::Policy, config, plan)?;
