@@ -115,6 +115,8 @@ pub enum Remedy {
     StorageType,
     /// Use the CPU.
     Cpu,
+    /// Name the tensor of the reward model's head.
+    RewardHead,
 }
 
 impl Error {

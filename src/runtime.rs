@@ -8,7 +8,7 @@ use crate::dtype::HalfType;
 use crate::engine::{Engine, Settings};
 use crate::files::checkpoint::{Checkpoint, Files};
 use crate::files::config::ModelConfig;
-use crate::files::hub::{Downloaded, Hub, Name};
+use crate::files::hub::{Downloaded, Found, Hub, Name};
 use crate::files::pair::{Pair, Parts};
 use crate::model::cpu::{self, LoadOptions};
 use crate::model::cuda::weights::Source;
@@ -490,20 +490,66 @@ pub fn start(pair: &Arc<Pair>, options: &OpenOptions, settings: Settings) -> Res
 /// # Errors
 /// There is neither such a directory nor such a model, or it cannot be downloaded.
 pub fn files(model: &Path, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<Files> {
+    find(model, progress).map(|(files, _)| files)
+}
+
+/// [`files`], with what the user should know of where they come from.
+///
+/// # Errors
+/// As [`files`].
+pub fn find(model: &Path, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<(Files, Option<String>)> {
     let name = model.to_str().filter(|_| !model.exists()).and_then(Name::parse);
-    let dir = match name {
-        None => model.to_path_buf(),
-        Some(name) => Hub::from_env().fetch(&name, progress).map_err(|error| match error {
+    let Found { dir, note } = match name {
+        None => Found { dir: model.to_path_buf(), note: None },
+        Some(name) => Hub::from_env().find(&name, progress).map_err(|error| match error {
             Error::Invalid(why) => {
                 Error::invalid(format!("there is no directory {}, and as a model's name: {why}", model.display()))
             }
             error => error,
         })?,
     };
-    let found = std::fs::metadata(&dir).map_err(|e| Error::io(&dir, e))?;
-    match found.is_dir() {
-        true => Ok(Files::Dir(dir)),
-        false => Err(Error::file(&dir, "is not a directory")),
+    match std::fs::metadata(&dir) {
+        Ok(found) if found.is_dir() => Ok((Files::Dir(dir), note)),
+        Ok(_) => Err(Error::file(&dir, a_file(&dir))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::file(&dir, format!("{e}{}", nowhere(&dir)))),
+        Err(e) => Err(Error::io(&dir, e)),
+    }
+}
+
+/// Why a file is no model.
+fn a_file(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+    match name.ends_with(".gguf") {
+        true => {
+            "is a GGUF file, which is not read; give the directory of the safetensors checkpoint that it was made from"
+                .into()
+        }
+        false => "is not a directory; give the directory that holds config.json, the tokenizer and the weights".into(),
+    }
+}
+
+/// What a path that leads nowhere may have been meant as.
+fn nowhere(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    if let Some((_, rest)) = text.split_once("://") {
+        // https://huggingface.co/org/name/tree/main
+        let mut parts = rest.split(['/', '?', '#']).skip(1).filter(|part| !part.is_empty());
+        let name = parts.next().zip(parts.next()).map(|(org, name)| format!("{org}/{name}"));
+        let name = name.filter(|name| Name::parse(name).is_some());
+        return format!(
+            "; an address is not read: give the model's name, {}",
+            name.unwrap_or_else(|| "org/name".to_string())
+        );
+    }
+    if text.starts_with('~') {
+        return "; `~` stands for the home directory only where the shell sees it without quotes".to_string();
+    }
+    if text.starts_with('$') {
+        return "; a variable is replaced only where the shell sees it without single quotes".to_string();
+    }
+    match text.contains('/') {
+        true => "; it is neither a directory nor a model's name, org/name[@revision]".to_string(),
+        false => format!("; it is neither a directory nor a model's name, which has two parts: org/{text}"),
     }
 }
 
@@ -512,7 +558,10 @@ pub fn files(model: &Path, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<F
 /// # Errors
 /// As [`files`] and [`Pair::load`].
 pub fn load(policy: &Path, reward: &Path, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<Pair> {
-    Pair::load(&files(policy, progress)?, &files(reward, progress)?)
+    let ((policy, ours), (reward, theirs)) = (find(policy, progress)?, find(reward, progress)?);
+    let mut pair = Pair::load(&policy, &reward)?;
+    pair.notes.splice(0..0, ours.into_iter().chain(theirs));
+    Ok(pair)
 }
 
 /// The longest sequence that both models of a pair were made for, in tokens.

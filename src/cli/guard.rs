@@ -1,6 +1,6 @@
 //! `ggro guard`.
 
-use super::models::{DeviceArgs, bar, files};
+use super::models::{DeviceArgs, bar, files, noted};
 use super::say;
 use crate::batch::each;
 use crate::batch::guard::{Guard, Verdict};
@@ -61,7 +61,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for row in &rows {
         prompts[row.index].clone_from(&row.prompt);
     }
-    let pair = Arc::new(Pair::policy_only(&files(&args.model)?)?);
+    let pair = Arc::new(noted(Pair::policy_only(&files(&args.model)?)?));
     let guard = pair.policy()?;
     let Some(chat) = &guard.chat else {
         return Err(Error::file(&args.model, "a guard model needs a chat template; this one has none").into());

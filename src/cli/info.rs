@@ -72,6 +72,7 @@ fn info(args: &Args, pair: &Pair) -> Value {
             "stop_ids": pair.policy.as_ref().map(|policy| &policy.stop_ids),
             "reward_pad_id": pair.reward_pad_id(),
             "chat_template": pair.chat().is_some(),
+            "notes": pair.notes,
         },
         "memory": {
             "max_model_len": length,

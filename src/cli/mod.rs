@@ -156,6 +156,7 @@ fn hint(error: &Error) -> String {
         Remedy::MoreMemory => Some("--gpu-memory-utilization".to_string()),
         Remedy::StorageType => Some("--dtype bf16 or f16".to_string()),
         Remedy::Cpu => Some("--device cpu".to_string()),
+        Remedy::RewardHead => Some("--reward-head TENSOR".to_string()),
     };
     if let Error::MissingModel { model, .. } = error {
         return format!(" (--{model} MODEL)");

@@ -34,6 +34,13 @@ pub(super) struct PairArgs {
     #[arg(long, value_name = "MODEL")]
     pub reward: Option<PathBuf>,
 
+    /// The tensor of the reward model that is its score head, where it is not the usual one, e.g. v_head.summary.weight
+    ///
+    /// One row as wide as the model; the tensor of the same name that ends in bias is added if there is one. With it, any
+    /// model on a decoder of these families is a reward model, whatever its class is called.
+    #[arg(long, value_name = "TENSOR", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub reward_head: Option<String>,
+
     /// Longest sequence in tokens, prompt and answer together [default: the models' context, the smaller one of a pair]
     ///
     /// A smaller number needs less memory for keys and values; see `ggro info`.
@@ -76,28 +83,39 @@ impl PairArgs {
 
     /// Reads the pair, or the one model that is given.
     pub(super) fn load(&self) -> Result<Arc<Pair>> {
+        let head = self.head()?;
         let pair = match (&self.policy, &self.reward) {
             (None, None) => Pair::load(&demo::policy(), &demo::reward())?,
-            (Some(policy), Some(reward)) => load(policy, reward)?,
+            (Some(policy), Some(reward)) => Pair::load_with_head(&files(policy)?, &files(reward)?, head)?,
             (Some(policy), None) => Pair::policy_only(&files(policy)?)?,
-            (None, Some(reward)) => Pair::reward_only(&files(reward)?)?,
+            (None, Some(reward)) => Pair::reward_only_with_head(&files(reward)?, head)?,
         };
-        self.within_context(pair)
+        self.within_context(noted(pair))
     }
 
     /// Reads the reward model, and of a policy beside it no more than its chat template.
     pub(super) fn load_reward(&self) -> Result<Arc<Pair>> {
         self.needs_reward("a reward")?;
+        let head = self.head()?;
         let pair = match (&self.policy, &self.reward) {
             (Some(policy), Some(reward)) => {
-                let Pair { policy, reward, tokenizer } = load(policy, reward)?;
+                let pair = Pair::load_with_head(&files(policy)?, &files(reward)?, head)?;
+                let Pair { policy, reward, tokenizer, notes } = pair;
                 let chat = policy.and_then(|policy| policy.chat);
-                Pair { policy: None, reward: reward.map(|reward| RewardModel { chat, ..reward }), tokenizer }
+                Pair { policy: None, reward: reward.map(|reward| RewardModel { chat, ..reward }), tokenizer, notes }
             }
-            (_, Some(reward)) => Pair::reward_only(&files(reward)?)?,
+            (_, Some(reward)) => Pair::reward_only_with_head(&files(reward)?, head)?,
             (_, None) => Pair::reward_only(&demo::reward())?,
         };
-        self.within_context(pair)
+        self.within_context(noted(pair))
+    }
+
+    /// The name of the reward model's head, if it is given.
+    fn head(&self) -> Result<Option<&str>> {
+        match (&self.reward_head, &self.reward) {
+            (Some(_), None) => Err(Error::invalid("--reward-head names a tensor of --reward, which is not given")),
+            (head, _) => Ok(head.as_deref()),
+        }
     }
 
     /// Checks that --max-model-len is within what the models were made for.
@@ -134,7 +152,7 @@ fn missing(model: &'static str, is_missing: bool, what: &str) -> Result<()> {
 /// The files of a directory, or of a model by name, with a bar while they are downloaded.
 pub(super) fn files(path: &Path) -> Result<Files> {
     let bar = bar(None, "{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
-    let found = runtime::files(path, &mut |downloaded| {
+    let found = runtime::find(path, &mut |downloaded| {
         if bar.message() != downloaded.file {
             bar.set_message(downloaded.file.to_string());
             bar.reset();
@@ -143,12 +161,23 @@ pub(super) fn files(path: &Path) -> Result<Files> {
         bar.set_position(downloaded.bytes);
     });
     bar.finish_and_clear();
-    found
+    let (files, note) = found?;
+    if let Some(note) = note {
+        say(&format!("note: {note}"));
+    }
+    Ok(files)
+}
+
+/// Says what was noticed while a pair was read.
+pub(super) fn noted(pair: Pair) -> Pair {
+    pair.notes.iter().for_each(|note| say(&format!("note: {note}")));
+    pair
 }
 
 /// Reads a pair of directories, or of models by name.
+#[cfg(feature = "lab")]
 pub(super) fn load(policy: &Path, reward: &Path) -> Result<Pair> {
-    Pair::load(&files(policy)?, &files(reward)?)
+    Ok(noted(Pair::load(&files(policy)?, &files(reward)?)?))
 }
 
 /// A progress bar on standard error, which is seen on a terminal only.

@@ -184,6 +184,9 @@ enum LogFormat {
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     log_to_stderr(args.address.log_format);
     let pair = args.pair.load()?;
+    for note in &pair.notes {
+        tracing::warn!(event = "model", note);
+    }
     let config = config(args)?;
     crate::profile::start(&Watch { on_request: config.profiling, ..Watch::default() })?;
     let mut device = args.device.find()?;

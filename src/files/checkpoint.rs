@@ -14,6 +14,7 @@
 //! new end with a signal that ends the process, as with every other engine that maps its weights.
 
 use crate::dtype::DType;
+use crate::files::{json, recognise};
 use crate::{Error, Result};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, TensorInfo};
@@ -93,9 +94,17 @@ impl Files {
         let Some(content) = self.read(name)? else {
             return Ok(None);
         };
-        let object = serde_json::from_slice(&content)
-            .map_err(|e| Error::file(self.path(name), format!("expected a JSON object: {e}")))?;
+        let object = json::parse(&content)
+            .map_err(|found| Error::file(self.path(name), format!("expected a JSON object{found}")))?;
         Ok(Some(object))
+    }
+
+    /// What this is, if it is known to be something else than a model's files, to be put behind "no such file".
+    pub(super) fn instead(&self) -> String {
+        match self {
+            Files::Dir(dir) => recognise::directory(dir),
+            Files::Embedded(..) => String::new(),
+        }
     }
 }
 
@@ -175,6 +184,10 @@ pub struct Checkpoint {
     path: PathBuf,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
+    /// Tensors that the index names and no shard has, with the shard that it names.
+    absent: BTreeMap<String, String>,
+    /// What was noticed while it was opened, in words.
+    notes: Vec<String>,
 }
 
 /// One safetensors file.
@@ -208,17 +221,25 @@ struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
     range: Range<usize>,
+    /// Its name in the file, where it goes by another one.
+    stored: Option<String>,
 }
 
 impl Checkpoint {
+    fn at(path: PathBuf) -> Self {
+        let (shards, tensors) = (Vec::new(), BTreeMap::new());
+        Checkpoint { path, shards, tensors, absent: BTreeMap::new(), notes: Vec::new() }
+    }
+
     /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     ///
     /// # Errors
     /// A file is missing or not a regular file, a header is truncated, oversized or not JSON, tensor data overlaps, lies
-    /// outside the file or does not have `dtype x shape` bytes, a shard name is not a plain file name, the index names a
-    /// tensor that its shard lacks, or two shards hold the same name.
+    /// outside the file or does not have `dtype x shape` bytes, or a shard name is not a plain file name. What the index says
+    /// of single tensors is not checked: as with `transformers`, the shards say what they hold, and of a tensor that two of
+    /// them have, the last one's is taken.
     pub fn open(files: &Files) -> Result<Self> {
-        let mut checkpoint = Checkpoint { path: files.path(SINGLE), shards: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Checkpoint::at(files.path(SINGLE));
         if let Some(bytes) = map(files, SINGLE)? {
             checkpoint.add_shard(files.path(SINGLE), bytes)?;
             return Ok(checkpoint);
@@ -237,7 +258,7 @@ impl Checkpoint {
     /// As [`open`](Self::open).
     pub fn of_bytes(label: &str, bytes: Vec<u8>) -> Result<Self> {
         let path = PathBuf::from(label);
-        let mut checkpoint = Checkpoint { path: path.clone(), shards: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Checkpoint::at(path.clone());
         checkpoint.add_shard(path, Source::Made(Arc::new(bytes)))?;
         Ok(checkpoint)
     }
@@ -249,29 +270,16 @@ impl Checkpoint {
         }
         let fail = |message: String| Error::file(files.path(INDEX), message);
         let index: Index =
-            serde_json::from_slice(index).map_err(|e| fail(format!("expected an index with a `weight_map`: {e}")))?;
-        let weight_map = index.weight_map.0;
+            json::parse(index).map_err(|found| fail(format!("expected an index with a `weight_map`{found}")))?;
+        let weight_map: Vec<(String, String)> =
+            index.weight_map.0.into_iter().map(|(tensor, shard)| (tensor, in_directory(shard))).collect();
         for name in weight_map.iter().map(|(_, shard)| shard).collect::<BTreeSet<_>>() {
             check_shard_name(name).map_err(&fail)?;
             let bytes =
                 map(files, name)?.ok_or_else(|| fail(format!("the shard `{name}` is missing from the directory")))?;
             self.add_shard(files.path(name), bytes)?;
         }
-        for (tensor, shard) in &weight_map {
-            let expected = files.path(shard);
-            match self.tensors.get(tensor).map(|entry| &self.shards[entry.shard].path) {
-                Some(found) if *found == expected => {}
-                Some(found) => {
-                    return Err(fail(format!(
-                        "tensor `{tensor}`: expected in `{shard}`, found in `{}`",
-                        found.display()
-                    )));
-                }
-                None => {
-                    return Err(fail(format!("tensor `{tensor}`: expected in `{shard}`, which does not hold it")));
-                }
-            }
-        }
+        self.absent = weight_map.into_iter().filter(|(tensor, _)| !self.tensors.contains_key(tensor)).collect();
         Ok(())
     }
 
@@ -279,10 +287,17 @@ impl Checkpoint {
         let header = parse_header(bytes.get()).map_err(|message| Error::file(&path, message))?;
         let shard = self.shards.len();
         for (name, info, range) in header {
-            let entry = Entry { shard, dtype: info.dtype, shape: info.shape, range };
+            let entry = Entry { shard, dtype: info.dtype, shape: info.shape, range, stored: None };
             if let Some(other) = self.tensors.get(&name) {
-                let other = self.shards[other.shard].path.display();
-                return Err(Error::file(&path, format!("tensor `{name}` is also in `{other}`")));
+                let (data, other) =
+                    (&self.shards[other.shard].bytes.get()[other.range.clone()], &self.shards[other.shard]);
+                if *data != bytes.get()[entry.range.clone()] {
+                    self.notes.push(format!(
+                        "tensor `{name}` is in two files with different numbers: that of `{}` is used, that of `{}` is not",
+                        path.display(),
+                        other.path.display()
+                    ));
+                }
             }
             self.tensors.insert(name, entry);
         }
@@ -310,28 +325,108 @@ impl Checkpoint {
         Ok((dtype, Bytes { source, range: entry.range.clone() }))
     }
 
+    /// The tensor `name` of one element.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn number(&self, name: &str) -> Result<f32> {
+        let tensor = self.tensor(name, &[1])?;
+        Ok(number(tensor.dtype, tensor.data))
+    }
+
     fn find(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType)> {
         let Some(entry) = self.tensors.get(name) else {
-            return Err(Error::file(
-                &self.path,
-                format!("tensor `{name}`: expected with shape {shape:?}, found no such tensor"),
-            ));
+            return Err(self.missing(name, shape, ""));
         };
         let shard = &self.shards[entry.shard];
+        let name = self.stored_name(name);
         let fail = |message| Error::file(&shard.path, message);
         if entry.shape != shape {
             let found = &entry.shape;
             return Err(fail(format!("tensor `{name}`: expected shape {shape:?}, found {found:?}")));
         }
-        let dtype = match entry.dtype {
-            Dtype::BF16 => DType::Bf16,
-            Dtype::F16 => DType::F16,
-            Dtype::F32 => DType::F32,
-            found => {
-                return Err(fail(format!("tensor `{name}`: expected dtype BF16, F16 or F32, found {found}")));
+        match float_type(entry.dtype) {
+            Some(dtype) => Ok((entry, dtype)),
+            None => {
+                let found = entry.dtype;
+                Err(fail(format!("tensor `{name}`: expected dtype BF16, F16 or F32, found {found}")))
             }
+        }
+    }
+
+    /// The error of a tensor that is not there. `why` is put behind it.
+    pub(super) fn missing(&self, name: &str, shape: &[usize], why: &str) -> Error {
+        let found = match self.absent.get(name) {
+            Some(shard) => format!("found none in `{shard}`, where the index has it"),
+            None => "found no such tensor".to_string(),
         };
-        Ok((entry, dtype))
+        Error::file(&self.path, format!("tensor `{name}`: expected with shape {shape:?}, {found}{why}"))
+    }
+
+    /// Checks that a tensor can be loaded.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub(super) fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        self.find(name, shape).map(drop)
+    }
+
+    /// Shape of a tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| &entry.shape[..])
+    }
+
+    /// A tensor's name in its file.
+    pub(super) fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.tensors.get(name).and_then(|entry| entry.stored.as_deref()).unwrap_or(name)
+    }
+
+    /// Lets every tensor go by the name that `named` gives for its present one.
+    ///
+    /// # Errors
+    /// Two tensors would have the same name.
+    pub(super) fn rename(&mut self, named: impl Fn(&str) -> String) -> Result<()> {
+        let mut tensors = BTreeMap::new();
+        for (name, mut entry) in std::mem::take(&mut self.tensors) {
+            let new = named(&name);
+            if new != name {
+                entry.stored.get_or_insert(name);
+            }
+            if let Some(other) = tensors.insert(new.clone(), entry) {
+                let both = [Some(&other), tensors.get(&new)].map(|entry| {
+                    let stored = entry.and_then(|entry| entry.stored.as_deref());
+                    stored.unwrap_or(&new).to_string()
+                });
+                let message = format!("the tensors `{}` and `{}` would both be `{new}`", both[0], both[1]);
+                return Err(Error::file(&self.path, message));
+            }
+        }
+        self.tensors = tensors;
+        Ok(())
+    }
+
+    /// Whether two tensors have the same shape and the same numbers, whatever types they are stored in.
+    pub(super) fn same(&self, one: &str, other: &str) -> bool {
+        let of = |name: &str| {
+            let entry = self.tensors.get(name)?;
+            Some((entry, &self.shards[entry.shard].bytes.get()[entry.range.clone()]))
+        };
+        let (Some((one, ours)), Some((other, theirs))) = (of(one), of(other)) else { return false };
+        if one.shape != other.shape {
+            return false;
+        }
+        match (float_type(one.dtype), float_type(other.dtype)) {
+            (Some(a), Some(b)) if a != b => {
+                let pairs = ours.chunks_exact(a.size()).zip(theirs.chunks_exact(b.size()));
+                pairs.into_iter().all(|(ours, theirs)| number(a, ours) == number(b, theirs))
+            }
+            _ => one.dtype == other.dtype && ours == theirs,
+        }
+    }
+
+    /// What was noticed while it was opened, in words.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The file that lists the tensors: the only one, or the index.
@@ -361,6 +456,26 @@ impl Checkpoint {
     }
 }
 
+/// The types that weights are read in.
+fn float_type(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::BF16 => Some(DType::Bf16),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::F32 => Some(DType::F32),
+        _ => None,
+    }
+}
+
+/// A stored element.
+fn number(dtype: DType, bytes: &[u8]) -> f32 {
+    match (dtype, bytes) {
+        (DType::Bf16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
+        (DType::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
+        (DType::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        _ => f32::NAN,
+    }
+}
+
 /// Maps a file for reading. `Ok(None)` if there is none.
 fn map(files: &Files, name: &str) -> Result<Option<Source>> {
     let dir = match files {
@@ -383,18 +498,15 @@ fn no_weights(files: &Files) -> Error {
     let Files::Dir(dir) = files else {
         return Error::file(files.path(SINGLE), "no such file");
     };
-    let pickle = std::fs::read_dir(dir).ok().and_then(|entries| {
-        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-        names.filter(|name| is_pickle(name)).min()
-    });
-    let found = match pickle {
-        Some(name) => format!(
-            "found `{name}`, which is a pickle: loading one can run any code, so ggro never does; \
-             convert the weights to safetensors"
-        ),
-        None => "found neither".to_string(),
-    };
-    Error::file(dir, format!("expected `{SINGLE}` or `{INDEX}`, {found}"))
+    Error::file(dir, format!("expected `{SINGLE}` or `{INDEX}`, {}", recognise::weights(dir)))
+}
+
+/// A shard's name without the `./` that some tools write before it.
+fn in_directory(mut name: String) -> String {
+    while let Some(rest) = name.strip_prefix("./") {
+        name = rest.to_string();
+    }
+    name
 }
 
 fn is_pickle(name: &str) -> bool {
@@ -415,17 +527,34 @@ fn check_shard_name(name: &str) -> std::result::Result<(), String> {
 /// Reads and checks a safetensors header: name, dtype and shape, and byte range in the file of every tensor.
 fn parse_header(bytes: &[u8]) -> std::result::Result<Vec<(String, TensorInfo, Range<usize>)>, String> {
     let found = bytes.len();
+    // Said instead of what reading something else as a header gives.
+    let known = || recognise::binary(bytes).map(|known| format!("expected a safetensors file, found {known}"));
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(format!("expected at least 8 bytes of safetensors header length, found {found}"));
+        let known = recognise::binary(bytes).map_or(String::new(), |known| format!(": {known}"));
+        return Err(format!("expected at least 8 bytes of safetensors header length, found {found}{known}"));
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER {
-        return Err(format!("expected a header of at most {MAX_HEADER} bytes, found {length}"));
+        return Err(
+            known().unwrap_or_else(|| format!("expected a header of at most {MAX_HEADER} bytes, found {length}"))
+        );
     }
     let length = length as usize;
     let Some((header, data)) = rest.split_at_checked(length) else {
-        return Err(format!("expected a header of {length} bytes, found {} bytes of it", rest.len()));
+        let (there, missing) = (rest.len(), length - rest.len());
+        return Err(known().unwrap_or_else(|| {
+            format!(
+                "expected a header of {length} bytes, found {there} bytes of it: the file is more than {missing} bytes \
+                 short, as after an incomplete download"
+            )
+        }));
     };
+    if length == 0
+        && !rest.is_empty()
+        && let Some(known) = known()
+    {
+        return Err(known);
+    }
     let header =
         std::str::from_utf8(header).map_err(|e| format!("expected a JSON object of tensors as header: {e}"))?;
     let Header(mut tensors) =
@@ -433,6 +562,7 @@ fn parse_header(bytes: &[u8]) -> std::result::Result<Vec<(String, TensorInfo, Ra
 
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let data_start = found - data.len();
+    let short = shortage(&tensors, data.len());
     let mut end_of_last = 0;
     let mut ranges = Vec::with_capacity(tensors.len());
     for (name, info) in tensors {
@@ -441,7 +571,8 @@ fn parse_header(bytes: &[u8]) -> std::result::Result<Vec<(String, TensorInfo, Ra
         if start > end || end > data.len() {
             let size = data.len();
             return Err(format!(
-                "tensor `{name}`: expected data offsets inside the {size} bytes of the file's data, found {start}..{end}"
+                "tensor `{name}`: expected data offsets inside the {size} bytes of the file's data, found \
+                 {start}..{end}{short}"
             ));
         }
         if start != end_of_last {
@@ -474,6 +605,20 @@ fn parse_header(bytes: &[u8]) -> std::result::Result<Vec<(String, TensorInfo, Ra
         ));
     }
     Ok(ranges)
+}
+
+/// How much of a file is missing whose header fits together and asks for more than there is, in words.
+fn shortage(tensors: &[(String, TensorInfo)], found: usize) -> String {
+    let bytes = |info: &TensorInfo| {
+        let elements = info.shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim))?;
+        Some(elements.checked_mul(info.dtype.bitsize())? / 8)
+    };
+    let needed = tensors.iter().try_fold(0usize, |sum, (_, info)| sum.checked_add(bytes(info)?));
+    let last = tensors.iter().map(|(_, info)| info.data_offsets.1).max();
+    match needed.filter(|&needed| Some(needed) == last && needed > found) {
+        Some(needed) => format!("; the file is {} bytes short, as after an incomplete download", needed - found),
+        None => String::new(),
+    }
 }
 
 /// A JSON object whose keys are all different; JSON readers otherwise keep the last one silently.

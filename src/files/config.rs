@@ -2,9 +2,12 @@
 //!
 //! The file is untrusted. Every field that changes the arithmetic is either understood or refused by name, every size is
 //! held to a limit before anything is allocated from it, and a field that contradicts another is an error rather than a
-//! guess. Defaults are those of the `transformers` library; fields that it ignores for a family are ignored here as well.
+//! guess. Defaults are those of the `transformers` library, family by family (`Defaults`); fields that it ignores for a
+//! family are ignored here as well. A field that is absent has its default; one that is null has none, and is refused where
+//! a value is needed.
 
 use crate::files::checkpoint::Files;
+use crate::files::json;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
@@ -106,11 +109,38 @@ pub struct ModelConfig {
     pub qk_norm: bool,
     /// The language-model head is the input embedding.
     pub tie_word_embeddings: bool,
-    /// `eos_token_id` of this file; may be empty.
+    /// `eos_token_id` of this file, without what is no id of the vocabulary; may be empty.
     pub eos_token_ids: Vec<u32>,
-    /// `pad_token_id` of this file.
+    /// `pad_token_id` of this file; a negative one is none.
     pub pad_token_id: Option<u32>,
+    /// Stem of a reward model's head in the checkpoint: of `score.weight` it is `score`.
+    pub score_stem: &'static str,
+    /// A number is added to every score. What the checkpoint holds decides that.
+    pub score_bias: bool,
+    /// What of the file was left out, in words.
+    pub notes: Vec<String>,
 }
+
+/// What a family's configs need not say, with the values that `transformers` (5.24) has for it.
+struct Defaults {
+    vocab_size: usize,
+    intermediate_size: usize,
+    /// `None`: as many as query heads.
+    num_kv_heads: Option<usize>,
+    /// `None`: the width divided by the query heads.
+    head_dim: Option<usize>,
+    max_position_embeddings: usize,
+    /// Where there is a window at all.
+    sliding_window: usize,
+    eos_token_id: Option<u64>,
+}
+
+const HIDDEN_SIZE: usize = 4096;
+const NUM_LAYERS: usize = 32;
+const NUM_HEADS: usize = 32;
+const RMS_NORM_EPS: f64 = 1e-6;
+const MAX_WINDOW_LAYERS: usize = 28;
+const ROPE_THETA: f64 = 10_000.0;
 
 impl Rope {
     /// Radians per position of each pair of a head's elements, scaled as Llama 3.1 does where asked: `head_dim / 2` of them.
@@ -147,6 +177,47 @@ impl Family {
             Family::Qwen3 => "Qwen3",
         }
     }
+
+    fn defaults(self) -> Defaults {
+        match self {
+            Family::Llama => Defaults {
+                vocab_size: 32_000,
+                intermediate_size: 11_008,
+                num_kv_heads: None,
+                head_dim: None,
+                max_position_embeddings: 2048,
+                sliding_window: 4096,
+                eos_token_id: Some(2),
+            },
+            Family::Mistral => Defaults {
+                vocab_size: 32_000,
+                intermediate_size: 14_336,
+                num_kv_heads: Some(8),
+                head_dim: None,
+                max_position_embeddings: 131_072,
+                sliding_window: 4096,
+                eos_token_id: Some(2),
+            },
+            Family::Qwen2 | Family::Qwen3 => Defaults {
+                vocab_size: 151_936,
+                intermediate_size: 22_016,
+                num_kv_heads: Some(32),
+                head_dim: (self == Family::Qwen3).then_some(128),
+                max_position_embeddings: 32_768,
+                sliding_window: 4096,
+                eos_token_id: None,
+            },
+        }
+    }
+}
+
+/// What is known of a model before its config is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known {
+    /// What it is used as.
+    pub kind: Option<ModelKind>,
+    /// Its score head is named by whoever loads it, so it is a reward model whatever its class is called.
+    pub own_head: bool,
 }
 
 impl ModelConfig {
@@ -155,20 +226,33 @@ impl ModelConfig {
     /// # Errors
     /// There is no such file, or as [`parse`](ModelConfig::parse).
     pub fn load(files: &Files) -> Result<Self> {
+        Self::load_as(files, Known::default())
+    }
+
+    /// [`load`](Self::load), of a model of which something is known.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_as(files: &Files, known: Known) -> Result<Self> {
         let path = files.path(NAME);
-        let text = files.read_text(NAME)?;
-        Self::parse(&text.ok_or_else(|| Error::file(&path, "no such file"))?, &path)
+        let content = files.read(NAME)?;
+        let content = content.ok_or_else(|| Error::file(&path, format!("no such file{}", files.instead())))?;
+        Self::parse_as(&content, &path, known)
     }
 
     /// Reads the text of a `config.json`. `path` is used in messages only.
     ///
     /// # Errors
-    /// The file is not JSON, lacks a field, contradicts itself, names an unsupported architecture, rope type or label
-    /// count, or a size outside sane limits.
+    /// The file is not JSON, contradicts itself, names an unsupported architecture, rope type or label count, a field is null
+    /// that must have a value, or a size is outside sane limits.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        Self::parse_as(text.as_bytes(), path, Known::default())
+    }
+
+    fn parse_as(content: &[u8], path: &Path, known: Known) -> Result<Self> {
         let map: Map<String, Value> =
-            serde_json::from_str(text).map_err(|e| Error::file(path, format!("expected a JSON object: {e}")))?;
-        resolve(&Fields { map: &map, prefix: "" }).map_err(|message| Error::file(path, message))
+            json::parse(content).map_err(|found| Error::file(path, format!("expected a JSON object{found}")))?;
+        resolve(&Fields { map: &map, prefix: "" }, known).map_err(|message| Error::file(path, message))
     }
 
     /// Number of weights, the head included; a tied head counts once.
@@ -191,7 +275,7 @@ impl ModelConfig {
         let embedding = mul(self.vocab_size, hidden);
         let head = match self.kind {
             ModelKind::CausalLm => when(!self.tie_word_embeddings, embedding),
-            ModelKind::Reward => hidden as u64,
+            ModelKind::Reward => sum(&[hidden as u64, when(self.score_bias, 1)]),
         };
         sum(&[embedding, layer.saturating_mul(self.num_layers as u64), hidden as u64, head])
     }
@@ -207,26 +291,41 @@ impl ModelConfig {
 /// A message without the file's name, which `parse` puts before it.
 type Checked<T> = std::result::Result<T, String>;
 
-fn resolve(fields: &Fields) -> Checked<ModelConfig> {
-    let (family, kind) = architecture(fields)?;
+fn resolve(fields: &Fields, known: Known) -> Checked<ModelConfig> {
+    let Architecture { family, kind, score_stem } = architecture(fields, known)?;
     refuse_unsupported(fields)?;
-    if kind == ModelKind::Reward {
-        check_one_label(fields)?;
+    if kind == ModelKind::Reward && !known.own_head {
+        match score_stem {
+            SCORE_STEM => check_one_label(fields)?,
+            _ => check_score_model(fields)?,
+        }
     }
 
-    let hidden_size = fields.required("hidden_size", HIDDEN)?;
-    let num_layers = fields.required("num_hidden_layers", LAYERS)?;
-    let num_heads = fields.required("num_attention_heads", HEADS)?;
-    let num_kv_heads = fields.integer("num_key_value_heads", HEADS)?.unwrap_or(num_heads);
+    let defaults = family.defaults();
+    let hidden_size = fields.or("hidden_size", HIDDEN, HIDDEN_SIZE)?;
+    let num_layers = fields.or("num_hidden_layers", LAYERS, NUM_LAYERS)?;
+    let num_heads = fields.or("num_attention_heads", HEADS, NUM_HEADS)?;
+    let num_kv_heads = match fields.integer("num_key_value_heads", HEADS)? {
+        Some(found) => found,
+        None if fields.is_null("num_key_value_heads") => match family {
+            Family::Mistral => return Err(fields.null("num_key_value_heads", HEADS)),
+            _ => num_heads,
+        },
+        None => defaults.num_kv_heads.unwrap_or(num_heads),
+    };
     if !num_heads.is_multiple_of(num_kv_heads) {
+        let absent =
+            if fields.map.contains_key("num_key_value_heads") { "" } else { ", which is what its absence means" };
         return Err(format!(
-            "`num_key_value_heads`: expected a divisor of `num_attention_heads` ({num_heads}), found {num_kv_heads}"
+            "`num_key_value_heads`: expected a divisor of `num_attention_heads` ({num_heads}), found {num_kv_heads}{absent}"
         ));
     }
-    let head_dim = match fields.integer("head_dim", HEAD_DIM)? {
-        Some(head_dim) => head_dim,
-        None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
-        None => {
+    let head_dim = match (fields.integer("head_dim", HEAD_DIM)?, defaults.head_dim) {
+        (Some(head_dim), _) => head_dim,
+        (None, Some(_)) if fields.is_null("head_dim") => return Err(fields.null("head_dim", HEAD_DIM)),
+        (None, Some(default)) => default,
+        (None, None) if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+        (None, None) => {
             return Err(format!(
                 "`head_dim` is missing, and `hidden_size` ({hidden_size}) is not a multiple of \
                  `num_attention_heads` ({num_heads})"
@@ -246,60 +345,117 @@ fn resolve(fields: &Fields) -> Checked<ModelConfig> {
         Family::Qwen2 => (true, false),
         Family::Mistral => (false, false),
     };
+    let vocab_size = fields.or("vocab_size", VOCAB, defaults.vocab_size)?;
+    let max_position_embeddings = fields.or("max_position_embeddings", POSITIONS, defaults.max_position_embeddings)?;
+    let expected = "above 0 and below 1";
+    let rms_norm_eps = match fields.number("rms_norm_eps", expected, |eps| eps > 0.0 && eps < 1.0)? {
+        Some(eps) => eps,
+        None if fields.is_null("rms_norm_eps") => return Err(fields.wrong("rms_norm_eps", expected, &Value::Null)),
+        None => RMS_NORM_EPS,
+    };
+    let mut notes = Vec::new();
+    let Ids { ids: eos_token_ids, dropped } = eos_token_ids(fields, defaults.eos_token_id, vocab_size)?;
+    notes.extend(dropped.iter().map(|id| dropped_id(NAME, "eos_token_id", id, vocab_size)));
     Ok(ModelConfig {
         family,
         kind,
         hidden_size,
-        intermediate_size: fields.required("intermediate_size", INTERMEDIATE)?,
+        intermediate_size: fields.or("intermediate_size", INTERMEDIATE, defaults.intermediate_size)?,
         num_layers,
         num_heads,
         num_kv_heads,
         head_dim,
-        vocab_size: fields.required("vocab_size", VOCAB)?,
-        max_position_embeddings: fields.required("max_position_embeddings", POSITIONS)?,
-        rms_norm_eps: fields
-            .number("rms_norm_eps", "above 0 and below 1", |eps| eps > 0.0 && eps < 1.0)?
-            .ok_or_else(|| fields.missing("rms_norm_eps"))?,
-        rope: rope(fields)?,
+        vocab_size,
+        max_position_embeddings,
+        rms_norm_eps,
+        rope: rope(fields, max_position_embeddings)?,
         windows: windows(fields, family, num_layers)?,
         qkv_bias,
         o_bias,
         mlp_bias: family == Family::Llama && bias("mlp_bias")?,
         qk_norm: family == Family::Qwen3,
         tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
-        eos_token_ids: token_ids(fields, "eos_token_id")?,
-        pad_token_id: fields.integer("pad_token_id", TOKEN_ID)?.map(|id| id as u32),
+        eos_token_ids,
+        pad_token_id: pad_token_id(fields, &mut notes)?,
+        score_stem,
+        score_bias: false,
+        notes,
     })
 }
 
-fn architecture(fields: &Fields) -> Checked<(Family, ModelKind)> {
+/// Stem of the score head's names where `transformers` has put it.
+const SCORE_STEM: &str = "score";
+
+/// What the name of a model's class says.
+struct Architecture {
+    family: Family,
+    kind: ModelKind,
+    score_stem: &'static str,
+}
+
+impl Architecture {
+    /// By the class's name; `model_type` for those that stand for several families.
+    fn named(name: &str) -> Option<Self> {
+        let name = name.replacen("LLaMA", "Llama", 1);
+        Family::ALL.into_iter().find_map(|family| {
+            let (kind, score_stem) = match name.strip_prefix(family.name())? {
+                "ForCausalLM" => (ModelKind::CausalLm, SCORE_STEM),
+                "ForSequenceClassification" => (ModelKind::Reward, SCORE_STEM),
+                // One linear row on a decoder, by the code that is published with them: safe-rlhf's score models, and
+                // UltraRM with its like.
+                "ModelForScore" => (ModelKind::Reward, "score_head"),
+                "RewardModel" => (ModelKind::Reward, "regression_head"),
+                _ => return None,
+            };
+            Some(Architecture { family, kind, score_stem })
+        })
+    }
+}
+
+fn architecture(fields: &Fields, known: Known) -> Checked<Architecture> {
     let supported = || {
         let names = Family::ALL.map(Family::name).join(", ");
         format!("expected one of {{{names}}}ForCausalLM or {{{names}}}ForSequenceClassification")
     };
+    let model_type = fields.get("model_type");
+    let of_type = || {
+        let name = model_type?.as_str()?;
+        Family::ALL.into_iter().find(|family| family.name().to_lowercase() == name)
+    };
     let listed = match fields.get("architectures") {
-        Some(Value::Array(listed)) => listed.as_slice(),
-        None => {
-            let model_type = fields.get("model_type").map_or("none".into(), show);
-            return Err(format!(
-                "`architectures` is missing, and `model_type` ({model_type}) does not say which head the model has; {}",
-                supported()
-            ));
-        }
+        Some(Value::Array(listed)) if listed.is_empty() && known.kind.is_some() => None,
+        Some(Value::Array(listed)) => Some(listed.as_slice()),
+        None => None,
         Some(found) => return Err(fields.wrong("architectures", "a list with one name", found)),
+    };
+    // Who names the head only needs the decoder from the config.
+    let kind = if known.own_head { Some(ModelKind::Reward) } else { known.kind };
+    let Some(listed) = listed else {
+        return match (of_type(), kind) {
+            (Some(family), Some(kind)) => Ok(Architecture { family, kind, score_stem: SCORE_STEM }),
+            _ => {
+                let model_type = model_type.map_or("none".into(), show);
+                let why = match kind {
+                    Some(_) => "is none of the families that are read",
+                    None => "does not say which head the model has",
+                };
+                Err(format!("`architectures` is missing, and `model_type` ({model_type}) {why}; {}", supported()))
+            }
+        };
     };
     let [Value::String(name)] = listed else {
         return Err(fields.wrong("architectures", "a list with one name", &Value::Array(listed.to_vec())));
     };
-    let family_and_kind = Family::ALL.into_iter().find_map(|family| {
-        let kind = match name.strip_prefix(family.name())? {
-            "ForCausalLM" => ModelKind::CausalLm,
-            "ForSequenceClassification" => ModelKind::Reward,
-            _ => return None,
-        };
-        Some((family, kind))
-    });
-    let Some((family, kind)) = family_and_kind else {
+    let named = Architecture::named(name);
+    if known.own_head {
+        let family = named.as_ref().map(|named| named.family).or_else(of_type);
+        let family = family.or_else(|| Family::ALL.into_iter().find(|family| name.starts_with(family.name())));
+        if let Some(family) = family {
+            check_model_type(fields, family, name)?;
+            return Ok(Architecture { family, kind: ModelKind::Reward, score_stem: SCORE_STEM });
+        }
+    }
+    let Some(named) = named else {
         let reason = if name.ends_with("ForRewardModel") {
             " (a reward head of its own, not one row of scores)"
         } else if name.contains("ValueHead") {
@@ -313,12 +469,17 @@ fn architecture(fields: &Fields) -> Checked<(Family, ModelKind)> {
         };
         return Err(format!("architecture {name:?}{reason} is not supported; {}", supported()));
     };
+    check_model_type(fields, named.family, name)?;
+    Ok(named)
+}
+
+fn check_model_type(fields: &Fields, family: Family, name: &str) -> Checked<()> {
     let expected = family.name().to_lowercase();
     match fields.get("model_type") {
         Some(found) if *found != Value::String(expected.clone()) => {
             Err(fields.wrong("model_type", &format!("{expected:?} beside the architecture {name}"), found))
         }
-        _ => Ok((family, kind)),
+        _ => Ok(()),
     }
 }
 
@@ -330,7 +491,8 @@ fn refuse_unsupported(fields: &Fields) -> Checked<()> {
     }
     match fields.get("hidden_act") {
         None => {}
-        Some(Value::String(act)) if act == "silu" => {}
+        // Two names of one function.
+        Some(Value::String(act)) if act == "silu" || act == "swish" => {}
         Some(found) => return Err(fields.wrong("hidden_act", "\"silu\"", found)),
     }
     whole_rotation(fields)
@@ -344,6 +506,19 @@ fn whole_rotation(fields: &Fields) -> Checked<()> {
     }
 }
 
+/// What safe-rlhf's score models add to a head of one row.
+fn check_score_model(fields: &Fields) -> Checked<()> {
+    match fields.integer("score_dim", 0..=1 << 31)? {
+        None | Some(1) => {}
+        Some(found) => return Err(format!("`score_dim`: expected 1, found {found}")),
+    }
+    match fields.flag("do_normalize", false)? {
+        true => Err("`do_normalize`: expected false (scores are not normalised), found true".into()),
+        false => Ok(()),
+    }
+}
+
+/// The number of labels, where the file says it. Where it does not, the head's shape does.
 fn check_one_label(fields: &Fields) -> Checked<()> {
     let stated = fields.integer("num_labels", 0..=1 << 31)?;
     let listed = match fields.get("id2label") {
@@ -358,53 +533,93 @@ fn check_one_label(fields: &Fields) -> Checked<()> {
         (Some(1), _) | (None, Some(1)) => Ok(()),
         (Some(found), _) => Err(format!("`num_labels`: expected 1 label, found {found}")),
         (None, Some(found)) => Err(format!("`id2label`: expected 1 label, found {found}")),
-        (None, None) => {
-            Err("`num_labels` and `id2label` are missing, which stands for 2 labels; expected 1 label".into())
-        }
+        (None, None) => Ok(()),
     }
 }
 
-fn token_ids(fields: &Fields, name: &str) -> Checked<Vec<u32>> {
-    token_ids_of(fields.map.get(name)).map_err(|(expected, found)| fields.wrong(name, &expected, &found))
+/// Token ids of a list, and what of it is no id of the vocabulary. `transformers` warns of the latter and goes on.
+#[derive(Debug, Default)]
+pub(super) struct Ids {
+    pub ids: Vec<u32>,
+    pub dropped: Vec<Value>,
+}
+
+fn eos_token_ids(fields: &Fields, default: Option<u64>, vocab_size: usize) -> Checked<Ids> {
+    let name = "eos_token_id";
+    // A default beyond a small vocabulary is nobody's mistake.
+    let default = default.filter(|&id| id < vocab_size as u64).map(Value::from);
+    let value = fields.map.get(name).or(default.as_ref());
+    token_ids_of(value, vocab_size).map_err(|(expected, found)| fields.wrong(name, &expected, &found))
 }
 
 /// An `eos_token_id`: a number, a list of them, or null. The error is what was expected and what was found.
-pub(crate) fn token_ids_of(value: Option<&Value>) -> std::result::Result<Vec<u32>, (String, Value)> {
-    let expected = || format!("token ids from 0 to {}", TOKEN_ID.end());
-    let id = |value: &Value| match value.as_u64() {
-        Some(id) if TOKEN_ID.contains(&id) => Ok(id as u32),
-        _ => Err((expected(), value.clone())),
+pub(super) fn token_ids_of(value: Option<&Value>, vocab_size: usize) -> std::result::Result<Ids, (String, Value)> {
+    let listed = match value {
+        None | Some(Value::Null) => &[],
+        Some(Value::Array(ids)) => &ids[..],
+        Some(single) => std::slice::from_ref(single),
     };
-    match value {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
-        Some(single) => Ok(vec![id(single)?]),
+    let mut out = Ids::default();
+    for value in listed {
+        match (value.as_u64(), value.as_i64()) {
+            (Some(id), _) if id < vocab_size as u64 => out.ids.push(id as u32),
+            (Some(_), _) | (_, Some(_)) => out.dropped.push(value.clone()),
+            (None, None) => return Err(("token ids".to_string(), value.clone())),
+        }
+    }
+    Ok(out)
+}
+
+/// The note of an id that was left out.
+pub(super) fn dropped_id(file: &str, field: &str, id: &Value, vocab_size: usize) -> String {
+    format!("{file}: `{field}` {id} is left out: it is no id of the vocabulary, which has {vocab_size}")
+}
+
+fn pad_token_id(fields: &Fields, notes: &mut Vec<String>) -> Checked<Option<u32>> {
+    let name = "pad_token_id";
+    match fields.get(name).and_then(Value::as_i64) {
+        Some(negative @ ..0) => {
+            notes.push(format!("{NAME}: `{name}` {negative} is no id, which stands for none"));
+            Ok(None)
+        }
+        _ => Ok(fields.integer(name, TOKEN_ID)?.map(|id| id as u32)),
     }
 }
 
-fn rope(fields: &Fields) -> Checked<Rope> {
-    const DEFAULT_THETA: f64 = 10_000.0;
-    let theta = theta(fields)?;
-    let scaling = fields.object("rope_scaling")?;
-    let parameters = fields.object("rope_parameters")?;
-    let Some(parameters) = parameters else {
-        let llama3 = scaling.map(|scaling| rope_type(&scaling)).transpose()?.flatten();
-        return Ok(Rope { theta: theta.unwrap_or(DEFAULT_THETA), llama3 });
+/// The rotation, of `rope_parameters` or of the older `rope_scaling`, which counts where both say something. A base inside of
+/// them counts, whatever stands outside.
+fn rope(fields: &Fields, max_positions: usize) -> Checked<Rope> {
+    let outer = theta(fields)?;
+    let outer_length = fields.integer("original_max_position_embeddings", POSITIONS)?;
+    let of = |object: &Fields| -> Checked<Rope> {
+        whole_rotation(object)?;
+        let mut llama3 = rope_type(object, max_positions)?;
+        if let (Some(outer), Some(llama3)) = (outer_length, &mut llama3) {
+            if object.get("original_max_position_embeddings").is_some()
+                && outer != llama3.original_max_position_embeddings
+            {
+                let inner = llama3.original_max_position_embeddings;
+                return Err(format!(
+                    "`original_max_position_embeddings` is {outer}, but {inner} in `{}`",
+                    object.prefix.trim_end_matches('.')
+                ));
+            }
+            llama3.original_max_position_embeddings = outer;
+        }
+        Ok(Rope { theta: theta(object)?.or(outer).unwrap_or(ROPE_THETA), llama3 })
     };
-    whole_rotation(&parameters)?;
-    let nested = self::theta(&parameters)?;
-    if let (Some(outer), Some(nested)) = (theta, nested)
-        && outer != nested
-    {
-        return Err(format!("`rope_theta` is {outer}, but {nested} in `rope_parameters`"));
+    let scaling = fields.object("rope_scaling")?.filter(|scaling| !scaling.map.is_empty());
+    match (scaling, fields.object("rope_parameters")?) {
+        (None, None) => Ok(Rope { theta: outer.unwrap_or(ROPE_THETA), llama3: None }),
+        (Some(object), None) | (None, Some(object)) => of(&object),
+        (Some(scaling), Some(parameters)) => {
+            let rope = of(&scaling)?;
+            match of(&parameters)? == rope {
+                true => Ok(rope),
+                false => Err("`rope_scaling` and `rope_parameters` contradict each other".into()),
+            }
+        }
     }
-    let llama3 = rope_type(&parameters)?;
-    if let Some(scaling) = scaling
-        && rope_type(&scaling)? != llama3
-    {
-        return Err("`rope_scaling` and `rope_parameters` contradict each other".into());
-    }
-    Ok(Rope { theta: nested.or(theta).unwrap_or(DEFAULT_THETA), llama3 })
 }
 
 fn theta(fields: &Fields) -> Checked<Option<f64>> {
@@ -412,7 +627,7 @@ fn theta(fields: &Fields) -> Checked<Option<f64>> {
 }
 
 /// Resolves `rope_scaling` or `rope_parameters`; the older spelling of `rope_type` is `type`.
-fn rope_type(fields: &Fields) -> Checked<Option<Llama3Scaling>> {
+fn rope_type(fields: &Fields, max_positions: usize) -> Checked<Option<Llama3Scaling>> {
     let text = |name| match fields.get(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str())),
@@ -426,19 +641,25 @@ fn rope_type(fields: &Fields) -> Checked<Option<Llama3Scaling>> {
     };
     match name {
         Some("default") => Ok(None),
-        Some("llama3") => llama3(fields).map(Some),
+        Some("llama3") => llama3(fields, max_positions).map(Some),
+        // Positions divided by 1.
+        Some("linear") if fields.get("factor").and_then(Value::as_f64) == Some(1.0) => Ok(None),
         Some(found) => Err(format!(
             "`{}rope_type`: expected \"default\" or \"llama3\", found {found:?}, which is not supported",
             fields.prefix
         )),
         None => match fields.map.keys().find(|key| *key != "rope_theta" && fields.get(key).is_some()) {
+            Some(key) if fields.get(key).is_some_and(Value::is_object) => Err(format!(
+                "`{0}rope_type` is missing beside `{0}{key}`: rotations of their own for each kind of layer are not supported",
+                fields.prefix
+            )),
             Some(key) => Err(format!("`{0}rope_type` is missing beside `{0}{key}`", fields.prefix)),
             None => Ok(None),
         },
     }
 }
 
-fn llama3(fields: &Fields) -> Checked<Llama3Scaling> {
+fn llama3(fields: &Fields, max_positions: usize) -> Checked<Llama3Scaling> {
     let positive = |name| {
         let number = fields.number(name, "a finite number above 0", |factor| factor > 0.0)?;
         number.ok_or_else(|| fields.missing(name))
@@ -449,7 +670,9 @@ fn llama3(fields: &Fields) -> Checked<Llama3Scaling> {
             .ok_or_else(|| fields.missing("factor"))?,
         low_freq_factor: positive("low_freq_factor")?,
         high_freq_factor: positive("high_freq_factor")?,
-        original_max_position_embeddings: fields.required("original_max_position_embeddings", POSITIONS)?,
+        original_max_position_embeddings: fields
+            .integer("original_max_position_embeddings", POSITIONS)?
+            .unwrap_or(max_positions),
     };
     if scaling.high_freq_factor <= scaling.low_freq_factor {
         return Err(format!(
@@ -469,10 +692,12 @@ fn windows(fields: &Fields, family: Family, num_layers: usize) -> Checked<Vec<Op
         Family::Mistral => true,
         Family::Qwen2 | Family::Qwen3 => fields.flag("use_sliding_window", false)?,
     };
-    let window = if on { fields.integer("sliding_window", WINDOW)? } else { None };
-    if qwen && on && window.is_none() && !fields.map.contains_key("sliding_window") {
-        return Err(fields.missing("sliding_window"));
-    }
+    let window = match fields.map.get("sliding_window") {
+        _ if !on => None,
+        // Null is none, and absence is the default.
+        Some(_) => fields.integer("sliding_window", WINDOW)?,
+        None => Some(family.defaults().sliding_window),
+    };
     let listed = match fields.get("layer_types") {
         None => None,
         Some(Value::Array(kinds)) if kinds.len() == num_layers => Some(kinds),
@@ -486,7 +711,7 @@ fn windows(fields: &Fields, family: Family, num_layers: usize) -> Checked<Vec<Op
     };
     let Some(kinds) = listed else {
         let first = match window {
-            Some(_) if qwen => fields.required("max_window_layers", 0..=1 << 31)?,
+            Some(_) if qwen => fields.or("max_window_layers", 0..=1 << 31, MAX_WINDOW_LAYERS)?,
             _ => 0,
         };
         return Ok((0..num_layers).map(|layer| window.filter(|_| layer >= first)).collect());
@@ -510,7 +735,8 @@ fn windows(fields: &Fields, family: Family, num_layers: usize) -> Checked<Vec<Op
     Ok(windows)
 }
 
-/// Typed access to the fields of a JSON object, with messages that name the field. Null is the same as absent.
+/// Typed access to the fields of a JSON object, with messages that name the field. Null is the same as absent, except where
+/// [`or`](Fields::or) and [`is_null`](Fields::is_null) tell them apart.
 struct Fields<'a> {
     map: &'a Map<String, Value>,
     /// Of the field's name in messages: the enclosing object.
@@ -543,8 +769,21 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn required(&self, name: &str, range: RangeInclusive<u64>) -> Checked<usize> {
-        self.integer(name, range)?.ok_or_else(|| self.missing(name))
+    /// A number that has a default if it is absent, and must not be null.
+    fn or(&self, name: &str, range: RangeInclusive<u64>, default: usize) -> Checked<usize> {
+        match self.integer(name, range.clone())? {
+            Some(found) => Ok(found),
+            None if self.is_null(name) => Err(self.null(name, range)),
+            None => Ok(default),
+        }
+    }
+
+    fn is_null(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(Value::is_null)
+    }
+
+    fn null(&self, name: &str, range: RangeInclusive<u64>) -> String {
+        self.wrong(name, &format!("an integer from {} to {}", range.start(), range.end()), &Value::Null)
     }
 
     fn number(&self, name: &str, expected: &str, ok: fn(f64) -> bool) -> Checked<Option<f64>> {

@@ -1,9 +1,14 @@
 //! What a model's directory holds, checked before anything of it is used.
 
+mod added;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod demo;
 pub mod hub;
+mod json;
+mod names;
 pub mod pair;
+mod recognise;
+pub mod tensors;
 pub mod tokenizer;

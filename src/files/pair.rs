@@ -1,13 +1,15 @@
 //! A policy and its reward model, read together or one of them alone: files, shapes, tokenizer, stop ids, and whether the
 //! two fit.
 //!
-//! Both models read the same token ids, so their tokenizers must spell every id that both have alike. Either embedding
-//! may have more rows than its tokenizer has tokens (padding), and either vocabulary may go on where the other ends.
+//! Both models read the same token ids, so their tokenizers must spell every id that both have alike; only of special tokens,
+//! which stand for no text, the names may differ. Either embedding may have more rows than its tokenizer has tokens (padding)
+//! or fewer (a token that is never used), and either vocabulary may go on where the other ends.
 
 use crate::files::chat::{ChatTemplate, special_token};
 use crate::files::checkpoint::{Checkpoint, Files};
-use crate::files::config::{ModelConfig, ModelKind, token_ids_of};
-use crate::files::tokenizer::Tokenizer;
+use crate::files::config::{Ids, Known, ModelConfig, ModelKind, dropped_id, token_ids_of};
+use crate::files::names;
+use crate::files::tokenizer::{Difference, Tokenizer};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -49,6 +51,8 @@ pub struct Pair {
     pub(crate) reward: Option<RewardModel>,
     /// The tokenizer: the policy's, whose ids are spelled alike by the reward model's, or that of the only model.
     pub tokenizer: Arc<Tokenizer>,
+    /// What was noticed while the files were read and is no error, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// What a policy's directory holds.
@@ -86,32 +90,23 @@ impl Pair {
     /// A file is missing or malformed; the policy is not a causal language model or the reward model not a one-label
     /// sequence classifier; the tokenizers disagree on an id.
     pub fn load(policy_files: &Files, reward_files: &Files) -> Result<Self> {
+        Self::load_with_head(policy_files, reward_files, None)
+    }
+
+    /// [`load`](Self::load), with the name of the tensor that is the reward model's head, if it is not the usual one.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), or there is no such tensor.
+    pub fn load_with_head(policy_files: &Files, reward_files: &Files, head: Option<&str>) -> Result<Self> {
         // Small files first: a pair that does not fit is refused before gigabytes are mapped.
-        let policy = load_config(policy_files, ModelKind::CausalLm)?;
-        let reward = load_config(reward_files, ModelKind::Reward)?;
-        let tokenizer = load_tokenizer(policy_files, &policy)?;
-        let theirs = load_tokenizer(reward_files, &reward)?;
-        if let Some((id, ours, theirs)) = tokenizer.first_difference(&theirs) {
-            let spelled = |token: Option<String>| token.map_or("nothing".into(), |t| format!("{t:?}"));
-            return Err(Error::invalid(format!(
-                "the tokenizers differ: id {id} is {} to the policy ({}), but {} to the reward model ({}); \
-                 both models must read the same ids",
-                spelled(ours),
-                policy_files.path("tokenizer.json").display(),
-                spelled(theirs),
-                reward_files.path("tokenizer.json").display(),
-            )));
-        }
-        let (finish_id, stop_ids) = end_ids(policy_files, &policy, &tokenizer)?;
-        let pad_id = checked_pad_id(reward_files, &reward)?;
-        let policy_weights = Checkpoint::open(policy_files)?;
-        let reward_weights = Checkpoint::open(reward_files)?;
-        let chat = ChatTemplate::load(policy_files)?;
-        Ok(Pair {
-            policy: Some(LanguageModel { config: policy, weights: policy_weights, chat, finish_id, stop_ids }),
-            reward: Some(RewardModel { config: reward, weights: reward_weights, chat: None, pad_id }),
-            tokenizer: Arc::new(tokenizer),
-        })
+        let policy = load_config(policy_files, ModelKind::CausalLm, false)?;
+        let reward = load_config(reward_files, ModelKind::Reward, head.is_some())?;
+        let tokenizer = Tokenizer::load(policy_files)?;
+        let theirs = Tokenizer::load(reward_files)?;
+        let mut notes: Vec<String> = compare(policy_files, &tokenizer, reward_files, &theirs)?.into_iter().collect();
+        let policy = language_model(policy_files, policy, &tokenizer, &mut notes)?;
+        let reward = reward_model(reward_files, reward, head, false, &mut notes)?;
+        Ok(Pair { policy: Some(policy), reward: Some(reward), tokenizer: Arc::new(tokenizer), notes })
     }
 
     /// Reads a language model, to be used without a reward model.
@@ -119,15 +114,10 @@ impl Pair {
     /// # Errors
     /// A file is missing or malformed, or the model is not a causal language model.
     pub fn policy_only(files: &Files) -> Result<Self> {
-        let config = load_config(files, ModelKind::CausalLm)?;
-        let tokenizer = load_tokenizer(files, &config)?;
-        let (finish_id, stop_ids) = end_ids(files, &config, &tokenizer)?;
-        let (weights, chat) = (Checkpoint::open(files)?, ChatTemplate::load(files)?);
-        Ok(Pair {
-            policy: Some(LanguageModel { config, weights, chat, finish_id, stop_ids }),
-            reward: None,
-            tokenizer: Arc::new(tokenizer),
-        })
+        let config = load_config(files, ModelKind::CausalLm, false)?;
+        let (tokenizer, mut notes) = (Tokenizer::load(files)?, Vec::new());
+        let policy = language_model(files, config, &tokenizer, &mut notes)?;
+        Ok(Pair { policy: Some(policy), reward: None, tokenizer: Arc::new(tokenizer), notes })
     }
 
     /// Reads a reward model, to be used without a policy.
@@ -135,15 +125,18 @@ impl Pair {
     /// # Errors
     /// A file is missing or malformed, or the model is not a one-label sequence classifier.
     pub fn reward_only(files: &Files) -> Result<Self> {
-        let config = load_config(files, ModelKind::Reward)?;
-        let tokenizer = load_tokenizer(files, &config)?;
-        let pad_id = checked_pad_id(files, &config)?;
-        let (weights, chat) = (Checkpoint::open(files)?, ChatTemplate::load(files)?);
-        Ok(Pair {
-            policy: None,
-            reward: Some(RewardModel { config, weights, chat, pad_id }),
-            tokenizer: Arc::new(tokenizer),
-        })
+        Self::reward_only_with_head(files, None)
+    }
+
+    /// [`reward_only`](Self::reward_only), with the name of the tensor that is the model's head, if it is not the usual one.
+    ///
+    /// # Errors
+    /// As [`reward_only`](Self::reward_only), or there is no such tensor.
+    pub fn reward_only_with_head(files: &Files, head: Option<&str>) -> Result<Self> {
+        let config = load_config(files, ModelKind::Reward, head.is_some())?;
+        let (tokenizer, mut notes) = (Tokenizer::load(files)?, Vec::new());
+        let reward = reward_model(files, config, head, true, &mut notes)?;
+        Ok(Pair { policy: None, reward: Some(reward), tokenizer: Arc::new(tokenizer), notes })
     }
 
     /// The policy.
@@ -192,8 +185,8 @@ impl Pair {
     }
 }
 
-fn load_config(files: &Files, expected: ModelKind) -> Result<ModelConfig> {
-    let config = ModelConfig::load(files)?;
+fn load_config(files: &Files, expected: ModelKind, own_head: bool) -> Result<ModelConfig> {
+    let config = ModelConfig::load_as(files, Known { kind: Some(expected), own_head })?;
     if config.kind == expected {
         return Ok(config);
     }
@@ -208,15 +201,62 @@ fn load_config(files: &Files, expected: ModelKind) -> Result<ModelConfig> {
     ))
 }
 
-fn load_tokenizer(files: &Files, config: &ModelConfig) -> Result<Tokenizer> {
-    let tokenizer = Tokenizer::load(files)?;
-    if tokenizer.len() > config.vocab_size {
-        return Err(Error::file(
-            files.path("tokenizer.json"),
-            format!("expected ids below `vocab_size` ({} rows), found {} tokens", config.vocab_size, tokenizer.len()),
-        ));
+fn language_model(
+    files: &Files,
+    mut config: ModelConfig,
+    tokenizer: &Tokenizer,
+    notes: &mut Vec<String>,
+) -> Result<LanguageModel> {
+    let mut own = config.notes.clone();
+    let (finish_id, stop_ids) = end_ids(files, &config, tokenizer, &mut own)?;
+    let mut weights = Checkpoint::open(files)?;
+    own.extend(names::arrange(&mut config, &mut weights, None)?);
+    let chat = ChatTemplate::load(files)?;
+    notes.extend(own.into_iter().map(|note| format!("policy: {note}")));
+    Ok(LanguageModel { config, weights, chat, finish_id, stop_ids })
+}
+
+/// `alone`: its template is the pair's.
+fn reward_model(
+    files: &Files,
+    mut config: ModelConfig,
+    head: Option<&str>,
+    alone: bool,
+    notes: &mut Vec<String>,
+) -> Result<RewardModel> {
+    let mut own = config.notes.clone();
+    let pad_id = checked_pad_id(files, &config)?;
+    let mut weights = Checkpoint::open(files)?;
+    own.extend(names::arrange(&mut config, &mut weights, head)?);
+    let chat = if alone { ChatTemplate::load(files)? } else { None };
+    notes.extend(own.into_iter().map(|note| format!("reward model: {note}")));
+    Ok(RewardModel { config, weights, chat, pad_id })
+}
+
+/// Whether the ids of both tokenizers are the same; a note if only special tokens have other names.
+fn compare(policy: &Files, ours: &Tokenizer, reward: &Files, theirs: &Tokenizer) -> Result<Option<String>> {
+    let differences = ours.differences(theirs);
+    let spelled = |token: &Option<String>| token.as_ref().map_or("nothing".to_string(), |token| format!("{token:?}"));
+    if let Some(Difference { id, ours, theirs }) = &differences.ordinary {
+        return Err(Error::invalid(format!(
+            "the tokenizers differ: id {id} is {} to the policy ({}), but {} to the reward model ({}); \
+             both models must read the same ids",
+            spelled(ours),
+            policy.path("tokenizer.json").display(),
+            spelled(theirs),
+            reward.path("tokenizer.json").display(),
+        )));
     }
-    Ok(tokenizer)
+    Ok(differences.special.first().map(|Difference { id, ours, theirs }| {
+        let count = differences.special.len();
+        let what = if count == 1 { "one special token".to_string() } else { format!("{count} special tokens") };
+        format!(
+            "the tokenizers have other names for {what}: id {id} is {} to the policy and {} to the reward model, which reads \
+             the id",
+            spelled(ours),
+            spelled(theirs)
+        )
+    }))
 }
 
 fn checked_pad_id(files: &Files, reward: &ModelConfig) -> Result<Option<u32>> {
@@ -227,8 +267,13 @@ fn checked_pad_id(files: &Files, reward: &ModelConfig) -> Result<Option<u32>> {
 }
 
 /// The end-of-turn id, and all ids that end an answer.
-fn end_ids(files: &Files, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<(u32, Vec<u32>)> {
-    let mut stop_ids = listed_stop_ids(files, config)?;
+fn end_ids(
+    files: &Files,
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+    notes: &mut Vec<String>,
+) -> Result<(u32, Vec<u32>)> {
+    let mut stop_ids = listed_stop_ids(files, config, notes)?;
     let finish_id = finish_id(files, config, tokenizer, &stop_ids)?;
     if !stop_ids.contains(&finish_id) {
         stop_ids.push(finish_id);
@@ -236,17 +281,18 @@ fn end_ids(files: &Files, config: &ModelConfig, tokenizer: &Tokenizer) -> Result
     Ok((finish_id, stop_ids))
 }
 
-/// `eos_token_id` of `generation_config.json`, else of `config.json`.
-fn listed_stop_ids(files: &Files, config: &ModelConfig) -> Result<Vec<u32>> {
+/// `eos_token_id` of `generation_config.json`, else of `config.json`. What is no id of the vocabulary is left out.
+fn listed_stop_ids(files: &Files, config: &ModelConfig, notes: &mut Vec<String>) -> Result<Vec<u32>> {
     const NAME: &str = "generation_config.json";
     let generation = files.read_json(NAME)?.unwrap_or_default();
-    let listed = token_ids_of(generation.get("eos_token_id")).map_err(|(expected, found)| {
+    let listed = token_ids_of(generation.get("eos_token_id"), config.vocab_size).map_err(|(expected, found)| {
         Error::file(files.path(NAME), format!("`eos_token_id`: expected {expected}, found {found}"))
     })?;
-    let (file, listed) = if listed.is_empty() { ("config.json", config.eos_token_ids.clone()) } else { (NAME, listed) };
+    let Ids { ids: listed, dropped } = listed;
+    notes.extend(dropped.iter().map(|id| dropped_id(NAME, "eos_token_id", id, config.vocab_size)));
+    let listed = if listed.is_empty() { config.eos_token_ids.clone() } else { listed };
     let mut ids = Vec::with_capacity(listed.len());
     for id in listed {
-        check_id(files, file, "eos_token_id", id, config)?;
         if !ids.contains(&id) {
             ids.push(id);
         }

@@ -1,9 +1,10 @@
 //! `tokenizer.json`: text to ids and back.
 //!
 //! The vocabulary, merges and rules are the `tokenizers` crate's. What is added here is what an engine needs besides:
-//! a comparison of two vocabularies, and text for a growing list of ids.
+//! the tokens that stand in other files, a comparison of two vocabularies, and text for a growing list of ids.
 
 use crate::files::checkpoint::Files;
+use crate::files::{added, json, recognise};
 use crate::{Error, Result};
 use tokenizers::DecoderWrapper;
 
@@ -25,20 +26,27 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`.
+    /// Reads `tokenizer.json`, and the tokens that `tokenizer_config.json` adds to it.
     ///
     /// # Errors
-    /// The file is missing or is not a tokenizer.
+    /// The file is missing or is not a tokenizer, or what is added to it are no tokens.
     pub fn load(files: &Files) -> Result<Self> {
         let path = files.path(NAME);
         let Some(content) = files.read(NAME)? else {
-            return Err(Error::file(path, "no such file; ggro reads tokenizers in this format only"));
+            let instead = if let Files::Dir(dir) = files { recognise::tokenizer(dir) } else { String::new() };
+            let message = format!("no such file; ggro reads tokenizers in this format only{instead}");
+            return Err(Error::file(path, message));
         };
         let fail = |e: &dyn std::fmt::Display| Error::file(&path, format!("expected a tokenizer: {e}"));
         // The crate panics on some files that are not JSON, and may on others that are: neither must end the process.
-        serde_json::from_slice::<Sound>(&content).map_err(|e| fail(&e))?;
-        let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&content));
+        let content = json::without_mark(&content);
+        serde_json::from_slice::<Sound>(content).map_err(|e| match recognise::content(content) {
+            Some(found) => Error::file(&path, format!("expected a tokenizer, found {found}")),
+            None => fail(&e),
+        })?;
+        let parsed = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(content));
         let mut inner = parsed.map_err(|_| fail(&"reading it failed"))?.map_err(|e| fail(&e))?;
+        add_declared(files, &mut inner)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
         let spellings = spellings(&inner).map_err(|message| Error::file(&path, message))?;
@@ -100,11 +108,23 @@ impl Tokenizer {
         self.spellings.len()
     }
 
-    /// The first id below both sizes that the two tokenizers spell differently, if any: `(id, ours, theirs)`.
-    pub fn first_difference(&self, other: &Tokenizer) -> Option<(u32, Option<String>, Option<String>)> {
-        let mut pairs = self.spellings.iter().zip(&other.spellings);
-        let id = pairs.position(|(ours, theirs)| ours != theirs)? as u32;
-        Some((id, self.token(id), other.token(id)))
+    /// What the two tokenizers spell differently of the ids below both sizes.
+    pub fn differences(&self, other: &Tokenizer) -> Differences {
+        let mut out = Differences::default();
+        for (id, (ours, theirs)) in self.spellings.iter().zip(&other.spellings).enumerate() {
+            if ours == theirs {
+                continue;
+            }
+            let difference = Difference { id: id as u32, ours: ours.clone(), theirs: theirs.clone() };
+            let no_text =
+                |tokenizer: &Tokenizer, token: &Option<String>| token.is_none() || tokenizer.is_special(difference.id);
+            if no_text(self, ours) && no_text(other, theirs) {
+                out.special.push(difference);
+            } else if out.ordinary.is_none() {
+                out.ordinary = Some(difference);
+            }
+        }
+        out
     }
 
     /// Whether the text of `id` depends on all byte tokens around it.
@@ -123,6 +143,44 @@ impl Tokenizer {
         }
         Ok(text)
     }
+}
+
+/// Adds the tokens that stand in other files than the tokenizer's.
+fn add_declared(files: &Files, inner: &mut tokenizers::Tokenizer) -> Result<()> {
+    let own = inner.get_added_tokens_decoder().into_iter().collect();
+    let padding = inner.get_padding().map(|padding| padding.pad_token.clone());
+    let declared = added::tokens(files, &own, padding.as_deref())?;
+    if declared.is_empty() {
+        return Ok(());
+    }
+    // As for the file itself: whatever is in it, the process goes on.
+    let added = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| inner.add_tokens(declared)));
+    let why = match added {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "adding them failed".to_string(),
+    };
+    Err(Error::file(files.path("tokenizer_config.json"), format!("expected tokens that can be added: {why}")))
+}
+
+/// An id that two tokenizers spell differently.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The id.
+    pub id: u32,
+    /// Its spelling in the one.
+    pub ours: Option<String>,
+    /// Its spelling in the other.
+    pub theirs: Option<String>,
+}
+
+/// What two tokenizers spell differently.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// The first id that stands for text to one of them.
+    pub ordinary: Option<Difference>,
+    /// Ids that stand for text to neither: special tokens under other names, or to one of them only.
+    pub special: Vec<Difference>,
 }
 
 /// JSON that is sound to the last string; what it says is not kept. (To ignore a value is to skip its escapes unseen.)

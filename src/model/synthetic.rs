@@ -9,6 +9,7 @@
 pub mod folder;
 
 use crate::files::config::{ModelConfig, ModelKind};
+use crate::files::tensors::tensors;
 use crate::rng::RandomFill;
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -77,42 +78,6 @@ pub fn config_json(preset: &str, kind: ModelKind) -> Result<Value> {
 pub fn pair(preset: &str) -> Result<[ModelConfig; 2]> {
     let config = |kind| ModelConfig::parse(&config_json(preset, kind)?.to_string(), Path::new(preset));
     Ok([config(ModelKind::CausalLm)?, config(ModelKind::Reward)?])
-}
-
-/// Names and shapes of a decoder's tensors, as Hugging Face stores them.
-pub fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let (d, f, e) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (q, kv) = (config.num_heads * e, config.num_kv_heads * e);
-    let mut all = vec![("model.embed_tokens.weight".to_string(), vec![config.vocab_size, d])];
-    for layer in 0..config.num_layers {
-        let mut push = |name: &str, shape: &[usize], bias: bool| {
-            let at = format!("model.layers.{layer}.{name}");
-            if bias {
-                all.push((format!("{at}.bias"), vec![shape[0]]));
-            }
-            all.push((format!("{at}.weight"), shape.to_vec()));
-        };
-        push("input_layernorm", &[d], false);
-        push("self_attn.q_proj", &[q, d], config.qkv_bias);
-        push("self_attn.k_proj", &[kv, d], config.qkv_bias);
-        push("self_attn.v_proj", &[kv, d], config.qkv_bias);
-        push("self_attn.o_proj", &[d, q], config.o_bias);
-        if config.qk_norm {
-            push("self_attn.q_norm", &[e], false);
-            push("self_attn.k_norm", &[e], false);
-        }
-        push("post_attention_layernorm", &[d], false);
-        push("mlp.gate_proj", &[f, d], config.mlp_bias);
-        push("mlp.up_proj", &[f, d], config.mlp_bias);
-        push("mlp.down_proj", &[d, f], config.mlp_bias);
-    }
-    all.push(("model.norm.weight".to_string(), vec![d]));
-    match config.kind {
-        ModelKind::Reward => all.push(("score.weight".to_string(), vec![1, d])),
-        ModelKind::CausalLm if config.tie_word_embeddings => {}
-        ModelKind::CausalLm => all.push(("lm_head.weight".to_string(), vec![config.vocab_size, d])),
-    }
-    all
 }
 
 /// A tensor whose numbers are drawn when they are asked for: those that a device draws from the same seed, in bf16.

@@ -174,3 +174,37 @@ fn a_trace_into_a_pipe() {
     let trace: serde_json::Value = serde_json::from_str(&reader.join().expect("a reader")).expect("JSON");
     assert_eq!(trace["new_ids"].as_array().map(Vec::len), Some(5));
 }
+
+/// A head under another name is named by a flag, and what was noticed in the files is said on standard error.
+#[test]
+fn heads_and_notes() {
+    let dir = copy("llama-gqa");
+    let (policy, reward) = (dir.path().join("policy"), dir.path().join("reward"));
+    let score = |more: &[&str]| ggro(&[&["score", "Hello", "--reward", utf8(&reward)], more].concat());
+    let before = score(&[]).ok().out;
+    // A name as long, so that the header keeps its length.
+    let file = reward.join("model.safetensors");
+    let bytes = std::fs::read(&file).expect("a checkpoint");
+    let at = bytes.windows(12).position(|window| window == b"score.weight").expect("a head");
+    let renamed = [&bytes[..at], b"v_hea.weight", &bytes[at + 12..]].concat();
+    std::fs::write(&file, renamed).expect("written");
+    refused(
+        &["score", "Hello", "--reward", utf8(&reward)],
+        &["`score.weight`", "`v_hea.weight`", "(--reward-head TENSOR)"],
+    );
+    assert_eq!(score(&["--reward-head", "v_hea.weight"]).ok().out, before);
+    refused(&["score", "Hello", "--reward", utf8(&reward), "--reward-head", "x"], &["`x`", "`v_hea.weight`"]);
+    refused(&["info", "--policy", utf8(&policy), "--reward-head", "x"], &["--reward-head", "--reward"]);
+
+    let config = policy.join("config.json");
+    let text = std::fs::read_to_string(&config).expect("a config");
+    let tied = text.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+    assert_ne!(text, tied);
+    std::fs::write(&config, tied).expect("written");
+    let info = ggro(&["info", "--json", "--policy", utf8(&policy)]).ok();
+    assert!(info.err.contains("note: policy: `lm_head.weight` is used"), "{}", info.err);
+    let models = &info.json()["pair"]["models"];
+    assert_eq!(models[0]["tied"], false);
+    let original = ggro(&["info", "--json", "--policy", utf8(&goldens().join("llama-gqa/policy"))]).ok();
+    assert_eq!(models[0]["parameters"], original.json()["pair"]["models"][0]["parameters"]);
+}

@@ -90,8 +90,15 @@ fn defaults() {
     assert!(config.qkv_bias && config.o_bias && config.head_dim == 128);
 }
 
+/// A config without some fields.
+fn lacking(family: &str, fields: &[&str]) -> Value {
+    let mut config = of(family, json!({}));
+    fields.iter().for_each(|field| drop(config.as_object_mut().unwrap().remove(*field)));
+    config
+}
+
 #[test]
-fn missing_fields_are_named() {
+fn null_is_not_absent() {
     for field in [
         "hidden_size",
         "intermediate_size",
@@ -100,10 +107,58 @@ fn missing_fields_are_named() {
         "vocab_size",
         "max_position_embeddings",
         "rms_norm_eps",
-        "architectures",
     ] {
-        wrong(json!({ field: null }), &[&format!("`{field}` is missing")]);
+        wrong(json!({ field: null }), &[&format!("`{field}`: expected"), "found null"]);
+        assert!(parse(&lacking("Llama", &[field])).is_ok(), "{field}");
     }
+    refused(parse(&of("Qwen3", json!({ "head_dim": null }))), &["`head_dim`", "found null"]);
+    let mistral = of("Mistral", json!({ "num_key_value_heads": null }));
+    refused(parse(&mistral), &["`num_key_value_heads`", "found null"]);
+    wrong(json!({ "architectures": null }), &["`architectures` is missing"]);
+}
+
+/// Of `transformers` 5.24, class by class: `LlamaConfig()` and so on.
+#[test]
+fn what_an_absent_field_means_in_each_family() {
+    let all = [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_theta",
+    ];
+    for (family, kv_heads, head_dim, vocabulary, positions, mlp, eos) in [
+        ("Llama", 32, 128, 32_000, 2048, 11_008, vec![2]),
+        ("Mistral", 8, 128, 32_000, 131_072, 14_336, vec![2]),
+        ("Qwen2", 32, 128, 151_936, 32_768, 22_016, vec![]),
+        ("Qwen3", 32, 128, 151_936, 32_768, 22_016, vec![]),
+    ] {
+        let config = parse(&lacking(family, &all)).unwrap();
+        assert_eq!((config.hidden_size, config.num_layers, config.num_heads), (4096, 32, 32), "{family}");
+        assert_eq!(
+            (config.num_kv_heads, config.head_dim, config.vocab_size),
+            (kv_heads, head_dim, vocabulary),
+            "{family}"
+        );
+        assert_eq!((config.max_position_embeddings, config.intermediate_size), (positions, mlp), "{family}");
+        assert_eq!((config.rms_norm_eps, config.rope.theta), (1e-6, 10_000.0), "{family}");
+        assert_eq!((config.tie_word_embeddings, config.o_bias, config.mlp_bias), (false, false, false), "{family}");
+        assert_eq!((config.eos_token_ids, config.notes), (eos, vec![]), "{family}");
+        let window = (family == "Mistral").then_some(4096);
+        assert_eq!(config.windows, [window; 32], "{family}");
+    }
+    // Where there are fewer heads than an absent field stands for.
+    refused(parse(&lacking("Mistral", &["num_key_value_heads"])), &["`num_key_value_heads`", "found 8", "absence"]);
+    assert_eq!(parse(&lacking("Llama", &["num_key_value_heads"])).unwrap().num_kv_heads, 4);
+    assert_eq!(parse(&of("Qwen2", json!({ "num_key_value_heads": null }))).unwrap().num_kv_heads, 4);
+    // Qwen3's size of a head does not follow from the others.
+    assert_eq!(parse(&of("Qwen3", json!({ "head_dim": 128 }))).unwrap(), parse(&lacking("Qwen3", &[])).unwrap());
+    let small = parse(&of("Llama", json!({ "vocab_size": 2 }))).unwrap();
+    assert_eq!((small.eos_token_ids, small.notes), (vec![], vec![]));
 }
 
 #[test]
@@ -119,8 +174,8 @@ fn absurd_values_are_refused() {
         ("max_position_embeddings", json!([0, 16777217]), "1 to 16777216"),
         ("rms_norm_eps", json!([0, -1e-5, 1, "1e-5"]), "above 0 and below 1"),
         ("rope_theta", json!([0, -1, "x", []]), "finite number above 0"),
-        ("eos_token_id", json!([-1, 1.5, "2", u64::MAX, [2, -1], {}]), "token ids from 0"),
-        ("pad_token_id", json!([-1, 4294967295u64, [1]]), "0 to 2147483647"),
+        ("eos_token_id", json!([1.5, "2", [2, "3"], {}]), "token ids"),
+        ("pad_token_id", json!([1.5, 4294967295u64, [1]]), "0 to 2147483647"),
         ("tie_word_embeddings", json!(["true", 1]), "true or false"),
         ("attention_bias", json!([0]), "true or false"),
         ("hidden_act", json!(["gelu", 5]), "\"silu\""),
@@ -156,10 +211,15 @@ fn architectures() {
         ("LlamaForCausalLMWithValueHead", "value head"),
         ("LlamaForTokenClassification", "score for every step"),
         ("LlamaModel", "\"LlamaModel\""),
+        ("Llama4ForCausalLM", "\"Llama4ForCausalLM\""),
         ("Qwen3MoeForCausalLM", "\"Qwen3MoeForCausalLM\""),
     ] {
         wrong(json!({ "architectures": [name] }), &[reason, supported]);
     }
+    for (name, family) in [("LLaMAForCausalLM", Family::Llama), ("LlamaModelForScore", Family::Llama)] {
+        assert_eq!(parse(&with(json!({ "architectures": [name] }))).unwrap().family, family);
+    }
+    assert!(parse(&with(json!({ "hidden_act": "swish" }))).is_ok());
     let remote = json!({ "architectures": ["OwnForCausalLM"], "auto_map": { "AutoModel": "own.Own" } });
     wrong(remote, &["OwnForCausalLM", "auto_map", "never run"]);
     assert!(parse(&with(json!({ "auto_map": { "AutoModel": "own.Own" } }))).is_ok());
@@ -193,12 +253,22 @@ fn rope_types() {
         ("rope_scaling", json!({ "rope_type": "default" })),
         ("rope_scaling", json!({})),
         ("rope_parameters", json!({ "rope_type": "default", "rope_theta": 500000.0 })),
+        ("rope_scaling", json!({ "type": "linear", "factor": 1.0 })),
     ] {
         let rope = parse(&with(json!({ name: plain }))).unwrap().rope;
         assert_eq!((rope.theta, rope.llama3), (500_000.0, None));
     }
     let nested = json!({ "rope_theta": null, "rope_parameters": { "rope_theta": 7.0, "rope_type": "default" } });
     assert_eq!(parse(&with(nested)).unwrap().rope.theta, 7.0);
+    let both = json!({ "rope_parameters": { "rope_theta": 5.0 } });
+    assert_eq!(parse(&with(both)).unwrap().rope.theta, 5.0, "the nested one counts");
+    let old = json!({ "rope_scaling": { "rope_type": "default", "rope_theta": 5.0 } });
+    assert_eq!(parse(&with(old)).unwrap().rope.theta, 5.0);
+    let outside = json!({ "rope_scaling": llama3, "original_max_position_embeddings": 32 });
+    wrong(outside, &["`original_max_position_embeddings` is 32", "64 in `rope_scaling`"]);
+    let unsaid = changed("original_max_position_embeddings", json!(null));
+    let unsaid = parse(&with(json!({ "rope_scaling": unsaid }))).unwrap().rope.llama3.unwrap();
+    assert_eq!(unsaid.original_max_position_embeddings, 2048);
 
     for kind in ["yarn", "dynamic", "longrope", "linear", "su", "mrope", "proportional"] {
         for key in ["rope_type", "type"] {
@@ -213,6 +283,7 @@ fn rope_types() {
         ("rope_scaling", json!({ "type": 5 }), ["`rope_scaling.type`", "found 5"]),
         ("rope_scaling", changed("type", json!("yarn")), ["\"llama3\"", "\"yarn\""]),
         ("rope_scaling", changed("factor", json!(null)), ["`rope_scaling.factor`", "missing"]),
+        ("rope_scaling", json!({ "rope_type": "linear", "factor": 2.0 }), ["rope_scaling.rope_type", "linear"]),
         ("rope_scaling", changed("factor", json!(0.5)), ["`rope_scaling.factor`", "found 0.5"]),
         ("rope_scaling", changed("high_freq_factor", json!(1.0)), ["high_freq_factor", "found 1"]),
         ("rope_scaling", changed("low_freq_factor", json!(-1)), ["low_freq_factor", "found -1"]),
@@ -221,7 +292,6 @@ fn rope_types() {
             changed("original_max_position_embeddings", json!(1e9)),
             ["original_max_position_embeddings", "1 to 16777216"],
         ),
-        ("rope_parameters", json!({ "rope_theta": 5.0 }), ["`rope_theta` is 500000", "5 in"]),
         (
             "rope_parameters",
             json!({ "rope_type": "default", "partial_rotary_factor": 0.5 }),
@@ -250,6 +320,9 @@ fn labels() {
         json!({ "num_labels": 1 }),
         json!({ "id2label": { "0": "LABEL_0" } }),
         json!({ "num_labels": 1, "id2label": { "0": "good" } }),
+        // The head will say.
+        json!({}),
+        json!({ "num_labels": null, "id2label": null }),
     ] {
         assert_eq!(reward(good).unwrap().kind, ModelKind::Reward);
     }
@@ -257,7 +330,6 @@ fn labels() {
         (json!({ "num_labels": 5 }), ["`num_labels`", "found 5"]),
         (json!({ "id2label": { "0": "a", "1": "b" } }), ["`id2label`", "found 2"]),
         (json!({ "num_labels": 1, "id2label": { "0": "a", "1": "b" } }), ["is 1", "lists 2"]),
-        (json!({}), ["`num_labels` and `id2label` are missing", "2 labels"]),
         (json!({ "id2label": ["a"] }), ["`id2label`", "an object"]),
     ] {
         refused(reward(bad), &parts);
@@ -274,7 +346,8 @@ fn sliding_windows() {
         }
         config
     };
-    assert_eq!(windows("Mistral", json!({})).unwrap(), [None; 3]);
+    // Absent and null are two things.
+    assert_eq!(windows("Mistral", json!({})).unwrap(), [Some(4096); 3]);
     assert_eq!(windows("Mistral", json!({ "sliding_window": null })).unwrap(), [None; 3]);
     assert_eq!(windows("Mistral", json!({ "sliding_window": 9 })).unwrap(), [Some(9); 3]);
     assert_eq!(windows("Llama", json!({ "sliding_window": 9 })).unwrap(), [None; 3]);
@@ -292,7 +365,10 @@ fn sliding_windows() {
         let full = json!({ "layer_types": (["full_attention"; 3]), "sliding_window": 7 });
         assert_eq!(windows(qwen, full).unwrap(), [None; 3]);
         refused(windows(qwen, on(json!({ "max_window_layers": null }))), &["`max_window_layers`"]);
-        refused(windows(qwen, json!({ "use_sliding_window": true })), &["`sliding_window` is missing"]);
+        let absent = json!({ "use_sliding_window": true });
+        assert_eq!(windows(qwen, absent).unwrap(), [None; 3], "28 layers come before the first with a window");
+        let absent = json!({ "use_sliding_window": true, "max_window_layers": 1 });
+        assert_eq!(windows(qwen, absent).unwrap(), [None, Some(4096), Some(4096)]);
     }
     refused(windows("Mistral", json!({ "sliding_window": 0 })), &["`sliding_window`", "found 0"]);
     let mixed = json!({ "sliding_window": 9, "layer_types": (["full_attention"; 3]) });

@@ -298,6 +298,44 @@ fn shards_come_by_their_index() {
     assert!(shard.exists());
 }
 
+/// A cache that another tool filled without the files that it did not know.
+#[test]
+fn files_that_a_cached_model_lacks_are_asked_for_once() {
+    let (server, folder) = (Server::start("qwen3"), tempfile::tempdir().unwrap());
+    server.change(|state| {
+        state.files.insert("test/policy/additional_chat_templates/tool_use.jinja".to_string(), b"{{ tools }}".to_vec());
+    });
+    let hub = Hub::new(&server.hub, folder.path().to_path_buf(), None, false);
+    let offline = Hub::new(&server.hub, folder.path().to_path_buf(), None, true);
+    let name = Name::parse("test/policy").unwrap();
+    let found = hub.find(&name, &mut |_| ()).unwrap();
+    let tools = found.dir.join("additional_chat_templates/tool_use.jinja");
+    assert_eq!((std::fs::read_to_string(&tools).unwrap().as_str(), &found.note), ("{{ tools }}", &None));
+
+    let absent = folder.path().join("models--test--policy/.no_exist");
+    for (lost, told) in
+        [("chat_template.jinja", true), ("generation_config.json", true), ("tokenizer_config.json", true)]
+    {
+        assert!(found.dir.join(lost).exists(), "{lost}");
+        std::fs::remove_file(found.dir.join(lost)).unwrap();
+        let _ = std::fs::remove_dir_all(&absent);
+        let note = offline.find(&name, &mut |_| ()).unwrap().note.unwrap_or_default();
+        assert_eq!(note.contains(lost) && note.contains("HF_HUB_OFFLINE"), told, "{note}");
+        server.seen();
+        assert_eq!(hub.find(&name, &mut |_| ()).unwrap().note, None);
+        assert!(found.dir.join(lost).exists(), "{lost}");
+        assert!(server.seen().iter().all(|request| !request.contains("safetensors")));
+        hub.find(&name, &mut |_| ()).unwrap();
+        assert!(server.seen().is_empty(), "asked twice");
+    }
+    // Of the commit that is there, and if nobody can be asked, what is there is used.
+    std::fs::remove_file(found.dir.join("chat_template.jinja")).unwrap();
+    std::fs::remove_dir_all(&absent).unwrap();
+    server.change(|state| state.statuses = vec![500]);
+    let note = hub.find(&name, &mut |_| ()).unwrap().note.unwrap_or_default();
+    assert!(note.contains("chat_template.jinja") && note.contains("500"), "{note}");
+}
+
 #[test]
 fn the_command_line_takes_names() {
     let (server, folder) = (Server::start("llama-mha-tied"), tempfile::tempdir().unwrap());

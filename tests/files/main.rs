@@ -4,6 +4,7 @@ mod chat;
 mod checkpoint;
 mod config;
 mod corpus;
+mod found;
 mod fuzz;
 mod hub;
 mod pair;

@@ -1,7 +1,7 @@
 use crate::{directory, goldens, model, read_json, refused};
 use ggro::files::chat::{ChatTemplate, Message};
 use ggro::files::checkpoint::Files;
-use ggro::files::tokenizer::{TextStream, Tokenizer};
+use ggro::files::tokenizer::{Difference, Differences, TextStream, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::sync::OnceLock;
@@ -20,7 +20,7 @@ pub fn words(vocabulary: Value) -> Value {
         "truncation": { "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0 },
         "padding": {
             "strategy": { "Fixed": 8 }, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
-            "pad_type_id": 0, "pad_token": "<pad>",
+            "pad_type_id": 0, "pad_token": "", // a text would be a token
         },
         "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "<pad>" },
     })
@@ -131,12 +131,15 @@ fn malformed_files() {
 fn differences() {
     let of = |vocabulary| load(&words(vocabulary)).unwrap();
     let one = of(json!({ "a": 0, "b": 1, "c": 2 }));
-    assert_eq!(one.first_difference(&of(json!({ "a": 0, "b": 1 }))), None);
-    assert_eq!(of(json!({ "a": 0, "b": 1 })).first_difference(&one), None);
+    assert_eq!(one.differences(&of(json!({ "a": 0, "b": 1 }))), Differences::default());
+    assert_eq!(of(json!({ "a": 0, "b": 1 })).differences(&one), Differences::default());
+    let differ = |id, ours: &str, theirs: Option<&str>| {
+        Some(Difference { id, ours: Some(ours.into()), theirs: theirs.map(str::to_string) })
+    };
     let swapped = of(json!({ "a": 0, "c": 1, "b": 2 }));
-    assert_eq!(one.first_difference(&swapped), Some((1, Some("b".into()), Some("c".into()))));
+    assert_eq!(one.differences(&swapped).ordinary, differ(1, "b", Some("c")));
     let hole = of(json!({ "a": 0, "c": 2 }));
-    assert_eq!(one.first_difference(&hole), Some((1, Some("b".into()), None)));
+    assert_eq!(one.differences(&hole).ordinary, differ(1, "b", None));
 }
 
 #[test]
@@ -145,7 +148,7 @@ fn a_large_vocabulary_is_compared_quickly() {
     let json = words(vocabulary.into());
     let (one, other) = (load(&json).unwrap(), load(&json).unwrap());
     let start = Instant::now();
-    assert_eq!(one.first_difference(&other), None);
+    assert_eq!(one.differences(&other), Differences::default());
     let limit = if cfg!(debug_assertions) { 2000 } else { 200 };
     assert!(start.elapsed().as_millis() < limit, "{:?}", start.elapsed());
 }
@@ -243,5 +246,50 @@ proptest! {
         if let Ok(tokenizer) = Tokenizer::load(&files) {
             let _ = tokenizer.encode("a b c").map(|ids| tokenizer.decode(&ids));
         }
+    }
+}
+
+/// Tokens that stand in other files than `tokenizer.json`: ids are those of the `transformers` library.
+#[test]
+fn declared_tokens_are_tokens() {
+    let cases = read_json(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files/declared_tokens.json"));
+    let policy = goldens().join("llama-gqa/policy");
+    for case in cases["cases"].as_array().unwrap() {
+        let mut config = read_json(&policy.join("tokenizer_config.json"));
+        if case["legacy"] == true {
+            config.as_object_mut().unwrap().remove("added_tokens_decoder");
+        }
+        config.as_object_mut().unwrap().extend(case["config"].as_object().unwrap().clone());
+        let mut tokenizer = read_json(&policy.join("tokenizer.json"));
+        tokenizer["padding"] = case["padding"].clone();
+        let mut written = vec![
+            ("tokenizer.json".to_string(), tokenizer.to_string()),
+            ("tokenizer_config.json".to_string(), config.to_string()),
+        ];
+        written.extend(case["files"].as_object().unwrap().iter().map(|(name, file)| (name.clone(), file.to_string())));
+        let listed: Vec<(&str, &[u8])> =
+            written.iter().map(|(name, content)| (name.as_str(), content.as_bytes())).collect();
+        let (_dir, files) = directory(&listed);
+        let tokenizer = Tokenizer::load(&files).unwrap();
+        let name = &case["name"];
+        assert_eq!(tokenizer.encode(cases["text"].as_str().unwrap()).unwrap(), ids(&case["ids"]), "{name}");
+        assert_eq!(json!(tokenizer.len()), case["size"], "{name}");
+        let special: Vec<u32> = (640..tokenizer.len() as u32).filter(|&id| tokenizer.is_special(id)).collect();
+        assert_eq!(special, ids(&case["special"]), "{name}");
+    }
+    for (field, value) in [
+        ("added_tokens_decoder", json!([])),
+        ("added_tokens_decoder", json!({ "x": { "content": "a" } })),
+        ("added_tokens_decoder", json!({ "640": "a" })),
+        ("added_tokens_decoder", json!({ "640": { "content": "a", "lstrip": "yes" } })),
+        ("extra_special_tokens", json!(5)),
+        ("additional_special_tokens", json!([5])),
+        ("pad_token", json!(5)),
+    ] {
+        let tokenizer = std::fs::read(policy.join("tokenizer.json")).unwrap();
+        let config = json!({ field: value }).to_string();
+        let (_dir, files) = directory(&[("tokenizer.json", &tokenizer), ("tokenizer_config.json", config.as_bytes())]);
+        let shown = if field.starts_with("additional") { "extra_special_tokens" } else { field };
+        refused(Tokenizer::load(&files), &["tokenizer_config.json", shown]);
     }
 }

@@ -352,6 +352,9 @@ fn config(kind: ModelKind, vocab_size: usize, max_len: usize) -> ModelConfig {
         tie_word_embeddings: false,
         eos_token_ids: Vec::new(),
         pad_token_id: None,
+        score_stem: "score",
+        score_bias: false,
+        notes: Vec::new(),
     }
 }
 

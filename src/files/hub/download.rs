@@ -1,6 +1,6 @@
 //! What the cache lacks, over HTTP: resumed where it broke off, redirected, and kept only with the right checksum.
 
-use super::{Downloaded, Hub, INDEX, Name, SINGLE, shards};
+use super::{ABSENT, Downloaded, Hub, INDEX, Name, OPTIONAL, SINGLE, TEMPLATES, shards};
 use crate::{Error, Result};
 use sha1::Digest;
 use std::collections::BTreeSet;
@@ -10,15 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use ureq::http::{Response, Uri, header};
 
-/// Files of a model beside its weights.
-const FILES: [&str; 6] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-];
+/// Files that every model has beside its weights.
+const FILES: [&str; 2] = ["config.json", "tokenizer.json"];
+/// Further chat templates that are fetched, at most.
+const MOST_TEMPLATES: usize = 64;
 
 /// Attempts to get a file, each going on where the last one ended.
 const ATTEMPTS: usize = 4;
@@ -61,10 +56,11 @@ impl<'a> Download<'a> {
         let name = self.name;
         let (commit, files) = self.list()?;
         let snapshot = folder.join("snapshots").join(&commit);
-        let mut get = |file: &str| self.file(&commit, file, folder, &snapshot, progress);
         for file in FILES.iter().filter(|file| files.contains(**file)) {
-            get(file)?;
+            self.file(&commit, file, folder, &snapshot, progress)?;
         }
+        self.optional(&commit, &files, folder, &snapshot, progress)?;
+        let mut get = |file: &str| self.file(&commit, file, folder, &snapshot, progress);
         if files.contains(SINGLE) {
             get(SINGLE)?;
         } else if files.contains(INDEX) {
@@ -83,6 +79,48 @@ impl<'a> Download<'a> {
         let reference = folder.join("refs").join(&name.revision);
         write(&reference, commit.as_bytes())?;
         Ok(snapshot)
+    }
+
+    /// Brings what a snapshot lacks of the files that a repository need not have.
+    pub(super) fn complete(
+        &self,
+        folder: &Path,
+        snapshot: &Path,
+        progress: &mut dyn FnMut(Downloaded<'_>),
+    ) -> Result<()> {
+        let (commit, files) = self.list()?;
+        self.optional(&commit, &files, folder, snapshot, progress)
+    }
+
+    /// Brings the optional files that a repository has, and marks those that it has not.
+    fn optional(
+        &self,
+        commit: &str,
+        files: &BTreeSet<String>,
+        folder: &Path,
+        snapshot: &Path,
+        progress: &mut dyn FnMut(Downloaded<'_>),
+    ) -> Result<()> {
+        let template = |file: &&String| {
+            let name = file.strip_prefix(TEMPLATES).and_then(|name| name.strip_suffix(".jinja"));
+            // It becomes a file's name.
+            name.is_some_and(|name| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_-".contains(c)))
+        };
+        let templates: Vec<&str> = files.iter().filter(template).take(MOST_TEMPLATES).map(String::as_str).collect();
+        let known = OPTIONAL.iter().copied().filter(|file| files.contains(*file));
+        for file in known.chain(templates.iter().copied()) {
+            self.file(commit, file, folder, snapshot, progress)?;
+        }
+        let absent = OPTIONAL.iter().filter(|file| !files.contains(**file)).map(ToString::to_string);
+        // A folder cannot be marked like a file, where another tool may want to mark one of its files.
+        let folderless = templates.is_empty().then(|| format!("{TEMPLATES}.none"));
+        for file in absent.chain(folderless) {
+            // A cache that cannot be written is asked about again.
+            let mark = folder.join(ABSENT).join(commit).join(file);
+            let _ = mark.parent().map(std::fs::create_dir_all);
+            let _ = std::fs::write(mark, "");
+        }
+        Ok(())
     }
 
     /// The commit that a revision is, and the files it has.
@@ -124,8 +162,9 @@ impl<'a> Download<'a> {
             self.blob(file, &url, &about, &blob, progress)?;
         }
         let failed = |e| Error::io(&link, e);
-        std::fs::create_dir_all(snapshot).map_err(failed)?;
-        let target = Path::new("../../blobs").join(&about.etag);
+        std::fs::create_dir_all(link.parent().unwrap_or(snapshot)).map_err(failed)?;
+        let up = "../".repeat(2 + file.matches('/').count());
+        let target = Path::new(&up).join("blobs").join(&about.etag);
         match std::os::unix::fs::symlink(&target, &link) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(failed(e)),
             _ => Ok(()),

@@ -1,8 +1,10 @@
 //! Checkpoints by name: `org/name[@revision]` from the local Hugging Face cache, else downloaded into it.
 //!
 //! The cache is the one that other tools have: `models--org--name` with `refs`, `blobs` by their checksum, and `snapshots` of links to
-//! them. A snapshot that is complete is used without asking anybody. What is downloaded is a blob only once its checksum is right;
-//! until then it is `CHECKSUM.incomplete`, from which a later attempt goes on.
+//! them. A snapshot that is complete is used without asking anybody. One that lacks files which a repository need not have is complete
+//! if the cache says of each that the repository has not got it (`.no_exist`, where other tools put it too); if it does not, the
+//! repository is asked once. What is downloaded is a blob only once its checksum is right; until then it is `CHECKSUM.incomplete`,
+//! from which a later attempt goes on.
 //!
 //! `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` mean what they mean elsewhere. The token
 //! goes to the endpoint's own host and to no other.
@@ -18,6 +20,14 @@ use std::path::{Path, PathBuf};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+
+/// Files that a model may have beside its weights, config and tokenizer.
+const OPTIONAL: [&str; 4] =
+    ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+/// Folder of further chat templates.
+const TEMPLATES: &str = "additional_chat_templates/";
+/// In the place of a file that a repository does not have, as other tools of the cache mark it.
+const ABSENT: &str = ".no_exist";
 
 /// A model's name: `org/name`, and the revision behind an `@`, which is `main` without one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +59,15 @@ impl std::fmt::Display for Name {
             revision => write!(f, "{}@{revision}", self.repository),
         }
     }
+}
+
+/// A model that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// What the user should know of it.
+    pub note: Option<String>,
 }
 
 /// How far a download has come.
@@ -105,17 +124,61 @@ impl Hub {
     /// There is no such model or revision, access to it needs a token, the server cannot be reached or what it sends has another
     /// checksum, the cache cannot be written; offline, the cache does not have it.
     pub fn fetch(&self, name: &Name, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<PathBuf> {
+        self.find(name, progress).map(|found| found.dir)
+    }
+
+    /// [`fetch`](Self::fetch), with what the user should know of what was found.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    pub fn find(&self, name: &Name, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<Found> {
         let folder = self.cache.join(format!("models--{}", name.repository.replace('/', "--")));
-        if let Some(snapshot) = cached(&folder, &name.revision) {
-            return Ok(snapshot);
+        let Some(dir) = cached(&folder, &name.revision) else {
+            if self.offline {
+                return Err(Error::invalid(format!(
+                    "{name} is not, or not wholly, in the cache {}, and HF_HUB_OFFLINE is set",
+                    self.cache.display()
+                )));
+            }
+            return Ok(Found { dir: self.download(name, &folder, progress)?, note: None });
+        };
+        let open = unsettled(&folder, &dir);
+        if open.is_empty() {
+            return Ok(Found { dir, note: None });
         }
-        if self.offline {
-            return Err(Error::invalid(format!(
-                "{name} is not, or not wholly, in the cache {}, and HF_HUB_OFFLINE is set",
-                self.cache.display()
-            )));
-        }
-        self.download(name, &folder, progress)
+        // Of the same commit: what the cache has stays what it is.
+        let commit = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let why = match self.offline {
+            true => "HF_HUB_OFFLINE is set".to_string(),
+            false => match self.complete(name, &commit, &folder, &dir, progress) {
+                Ok(()) => return Ok(Found { dir, note: None }),
+                Err(why) => why.to_string(),
+            },
+        };
+        let missed = missed(&dir, &open);
+        let note = (!missed.is_empty()).then(|| {
+            let files = missed.join(", ");
+            format!("{name}: the cache has no {files}, and whether the model has could not be asked: {why}")
+        });
+        Ok(Found { dir, note })
+    }
+
+    #[cfg(not(feature = "hub"))]
+    fn complete(&self, _: &Name, _: &str, _: &Path, _: &Path, _: &mut dyn FnMut(Downloaded<'_>)) -> Result<()> {
+        Err(Error::invalid("this build does not download: it lacks the feature `hub`"))
+    }
+
+    #[cfg(feature = "hub")]
+    fn complete(
+        &self,
+        name: &Name,
+        commit: &str,
+        folder: &Path,
+        dir: &Path,
+        progress: &mut dyn FnMut(Downloaded<'_>),
+    ) -> Result<()> {
+        let name = Name { repository: name.repository.clone(), revision: commit.to_string() };
+        download::Download::new(self, &name).complete(folder, dir, progress)
     }
 
     #[cfg(not(feature = "hub"))]
@@ -144,6 +207,26 @@ fn cached(folder: &Path, revision: &str) -> Option<PathBuf> {
     }
     let whole = there(SINGLE) || shards(&snapshot.join(INDEX)).is_some_and(|all| all.iter().all(|shard| there(shard)));
     whole.then_some(snapshot)
+}
+
+/// Optional files of which a snapshot does not say whether the repository has them, [`TEMPLATES`] among them.
+fn unsettled(folder: &Path, snapshot: &Path) -> Vec<&'static str> {
+    let Some(commit) = snapshot.file_name() else { return Vec::new() };
+    let absent = folder.join(ABSENT).join(commit);
+    let settled = |file: &str| snapshot.join(file).exists() || absent.join(file).exists();
+    OPTIONAL.into_iter().chain([TEMPLATES]).filter(|file| !settled(file)).collect()
+}
+
+/// Those of the files whose absence may change what a model answers, if it has them.
+fn missed(snapshot: &Path, open: &[&'static str]) -> Vec<&'static str> {
+    let config = std::fs::read_to_string(snapshot.join("tokenizer_config.json")).unwrap_or_default();
+    let matters = |file: &str| match file {
+        // The template is in the config, or there is one already.
+        "chat_template.jinja" => !config.contains("\"chat_template\""),
+        "special_tokens_map.json" => config.is_empty(),
+        _ => file != TEMPLATES,
+    };
+    open.iter().copied().filter(|file| matters(file)).collect()
 }
 
 /// Shards that an index names; none if it cannot be read or names something else than plain files.

@@ -199,6 +199,9 @@ impl Decoder {
         let rows = hidden.len() / self.config.hidden_size;
         let mut y = vec![0.0; rows * self.weights.head.rows];
         ops::matmul(&mut y, hidden, rows, &self.weights.head);
+        if let Some(bias) = self.weights.score_bias {
+            y.iter_mut().for_each(|score| *score += bias);
+        }
         y
     }
 

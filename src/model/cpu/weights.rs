@@ -7,6 +7,7 @@ use crate::dtype::DType;
 use crate::dtype::HalfType;
 use crate::files::checkpoint::{Bytes, Checkpoint};
 use crate::files::config::{ModelConfig, ModelKind};
+use crate::files::tensors::{EMBEDDING, LM_HEAD, SCORE, SCORE_BIAS};
 use std::sync::Arc;
 
 /// Where a matrix lies.
@@ -88,6 +89,8 @@ pub(super) struct Weights {
     pub final_norm: Vec<f32>, // [d]
     /// Language-model head `[vocab, d]`, or score head `[1, d]`.
     pub head: Matrix,
+    /// What is added to a score.
+    pub score_bias: Option<f32>,
 }
 
 impl Weights {
@@ -127,12 +130,14 @@ impl Weights {
                 down: linear(at("mlp.down_proj"), d, f, config.mlp_bias)?,
             });
         }
-        let embedding = Matrix::load(checkpoint, "model.embed_tokens.weight", config.vocab_size, d, rounding)?;
+        let embedding = Matrix::load(checkpoint, EMBEDDING, config.vocab_size, d, rounding)?;
         let head = match config.kind {
-            ModelKind::Reward => Matrix::load(checkpoint, "score.weight", 1, d, rounding)?,
+            ModelKind::Reward => Matrix::load(checkpoint, SCORE, 1, d, rounding)?,
             ModelKind::CausalLm if config.tie_word_embeddings => embedding.clone(),
-            ModelKind::CausalLm => Matrix::load(checkpoint, "lm_head.weight", config.vocab_size, d, rounding)?,
+            ModelKind::CausalLm => Matrix::load(checkpoint, LM_HEAD, config.vocab_size, d, rounding)?,
         };
-        Ok(Weights { embedding, layers, final_norm: vector("model.norm.weight", d)?, head })
+        // Not rounded where a device is simulated: the device adds it in f32.
+        let score_bias = if config.score_bias { Some(checkpoint.number(SCORE_BIAS)?) } else { None };
+        Ok(Weights { embedding, layers, final_norm: vector("model.norm.weight", d)?, head, score_bias })
     }
 }

@@ -13,6 +13,7 @@ use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use crate::files::config::ModelConfig;
 use crate::files::pair::{Part, Parts};
+use crate::files::tensors::{EMBEDDING, SCORE_BIAS};
 use crate::model::paged::{Compute, Paged};
 use crate::model::{Model, ModelPair, Role, spans};
 use crate::{Error, Result};
@@ -197,9 +198,7 @@ pub fn open<'a>(
     };
     if let Some(((config, source), plan)) = models.policy.zip(prepared.policy.as_ref()) {
         let embedding = match source {
-            Source::Stored(checkpoint) => {
-                Some(checkpoint.load("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?)
-            }
+            Source::Stored(checkpoint) => Some(checkpoint.load(EMBEDDING, &[config.vocab_size, config.hidden_size])?),
             Source::Drawn(_) => None,
         };
         let decoder = load(&device, Role::Policy, config, plan)?;
@@ -208,13 +207,18 @@ pub fn open<'a>(
         let model = PolicyModel { device, decoder, head, graphs: Graphs::default(), launches, embedding };
         pair.policy = Some(paged(model, prepared.max_len));
     }
-    if let Some(((config, _), plan)) = models.reward.zip(prepared.reward.as_ref()) {
+    if let Some(((config, source), plan)) = models.reward.zip(prepared.reward.as_ref()) {
+        // One number, which the host adds to what comes back.
+        let bias = match source {
+            Source::Stored(checkpoint) if config.score_bias => Some(checkpoint.number(SCORE_BIAS)?),
+            _ => None,
+        };
         // Its passes run beside the policy's, where there is one.
         let device = if pair.policy.is_some() { device.with_new_stream()? } else { device.clone() };
         let decoder = load(&device, Role::Reward, config, plan)?;
         let rewards = Buffer::uninitialised(&device, rows)?;
         let gradient = GradientPass::new(&device, &decoder, gradient_rows)?;
-        let model = RewardModel { device, decoder, rewards, gradient };
+        let model = RewardModel { device, decoder, rewards, gradient, bias };
         pair.reward = Some(paged(model, prepared.max_len));
     }
     Ok((pair, Opened { budget, models: loaded, device, launches }))

@@ -15,6 +15,14 @@ pub(super) struct RewardModel {
     pub decoder: Decoder,
     pub rewards: Buffer<f32>, // [n]
     pub gradient: GradientPass,
+    /// What is added to a score; its gradient is none.
+    pub bias: Option<f32>,
+}
+
+impl RewardModel {
+    fn with_bias(&self, score: f32) -> f32 {
+        self.bias.map_or(score, |bias| score + bias)
+    }
 }
 
 impl Compute for RewardModel {
@@ -39,10 +47,10 @@ impl Compute for RewardModel {
     }
 
     fn rewards(&mut self, checked: &[CheckedSpan<'_>], wanted: &[Vec<usize>]) -> Result<Vec<Vec<f32>>> {
-        let RewardModel { device, decoder: reward, rewards, .. } = self;
-        let d = reward.sizes.hidden_padded;
+        let d = self.decoder.sizes.hidden_padded;
         let mut out = vec![Vec::new(); checked.len()];
-        for batch in spans::batches(checked, wanted, reward.state.rows) {
+        for batch in spans::batches(checked, wanted, self.decoder.state.rows) {
+            let RewardModel { device, decoder: reward, rewards, .. } = self;
             reward.forward(device, &batch, |_| ())?;
             let rows = batch.live.len();
             if rows == 0 {
@@ -58,7 +66,7 @@ impl Compute for RewardModel {
             )?;
             let back = rewards.download_first(device, rows)?;
             for (&(_, owner), reward) in batch.live.iter().zip(back) {
-                out[owner].push(reward);
+                out[owner].push(self.with_bias(reward));
             }
         }
         Ok(out)
@@ -71,6 +79,9 @@ impl Compute for RewardModel {
             let (now, later) = rest.split_at(self.gradient.together(rest)?);
             all.extend(self.gradient.run(&self.device, &mut self.decoder, now)?);
             rest = later;
+        }
+        for score in all.iter_mut().flat_map(|tail: &mut TailGradient| &mut tail.rewards) {
+            *score = self.with_bias(*score);
         }
         Ok(all)
     }

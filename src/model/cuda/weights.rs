@@ -19,6 +19,7 @@ use crate::dtype::HalfType;
 use crate::error::{Error, Remedy, Result};
 use crate::files::checkpoint::{Bytes, Checkpoint};
 use crate::files::config::{ModelConfig, ModelKind};
+use crate::files::tensors::{EMBEDDING, LM_HEAD, SCORE};
 use crate::model::synthetic;
 use crate::rng::RandomFill;
 use std::ops::Range;
@@ -352,13 +353,13 @@ impl Builder<'_> {
     fn decoder(&mut self, sizes: &Sizes) -> Result<Weights<usize>> {
         let config = self.config;
         let Sizes { hidden: d, hidden_padded: dp, vocab, .. } = *sizes;
-        let embedding = self.matrix("model.embed_tokens.weight", vocab, d, dp)?;
+        let embedding = self.matrix(EMBEDDING, vocab, d, dp)?;
         let layers = (0..sizes.layers).map(|i| self.layer(sizes, i)).collect::<Result<Vec<_>>>()?;
         let final_norm = self.vector("model.norm.weight", d, dp)?;
         let head = match config.kind {
-            ModelKind::Reward => Head::Own(self.matrix("score.weight", 1, d, dp)?),
+            ModelKind::Reward => Head::Own(self.matrix(SCORE, 1, d, dp)?),
             ModelKind::CausalLm if config.tie_word_embeddings => Head::Tied,
-            ModelKind::CausalLm => Head::Own(self.matrix("lm_head.weight", vocab, d, dp)?),
+            ModelKind::CausalLm => Head::Own(self.matrix(LM_HEAD, vocab, d, dp)?),
         };
         Ok(Weights { embedding, layers, final_norm, head })
     }

@@ -1,8 +1,9 @@
 //! A random pair as Hugging Face directories, for whatever reads those: `policy/` and `reward/` with config, weights and a tokenizer
 //! of bytes.
 
-use super::{Drawn, config_json, tensors};
+use super::{Drawn, config_json};
 use crate::files::config::{ModelConfig, ModelKind};
+use crate::files::tensors::tensors;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
