@@ -4,11 +4,12 @@
 //! Both models read the same token ids, so their tokenizers must spell every id that both have alike. Either embedding
 //! may have more rows than its tokenizer has tokens (padding), and either vocabulary may go on where the other ends.
 
-use crate::files::chat::{ChatTemplate, special_token};
+use crate::files::chat::{ChatTemplate, SpecialTokens, special_token};
 use crate::files::checkpoint::{Checkpoint, Files};
 use crate::files::config::{ModelConfig, ModelKind, token_ids_of};
 use crate::files::tokenizer::Tokenizer;
 use crate::{Error, Result};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Shape and weights of a model to be opened.
@@ -60,6 +61,8 @@ pub struct LanguageModel {
     pub weights: Checkpoint,
     /// Its chat template.
     pub chat: Option<ChatTemplate>,
+    /// The special tokens that a chat template may name.
+    pub special_tokens: SpecialTokens,
     /// The end-of-turn id: `eos_token` of `tokenizer_config.json`.
     pub finish_id: u32,
     /// `eos_token_id` of `generation_config.json` (else of `config.json`), with `finish_id`.
@@ -75,6 +78,8 @@ pub struct RewardModel {
     pub weights: Checkpoint,
     /// Its chat template. It is not read beside a policy, whose template is the pair's.
     pub chat: Option<ChatTemplate>,
+    /// The special tokens that a chat template may name.
+    pub special_tokens: SpecialTokens,
     /// `pad_token_id` of `config.json`.
     pub pad_id: Option<u32>,
 }
@@ -108,8 +113,21 @@ impl Pair {
         let reward_weights = Checkpoint::open(reward_files)?;
         let chat = ChatTemplate::load(policy_files)?;
         Ok(Pair {
-            policy: Some(LanguageModel { config: policy, weights: policy_weights, chat, finish_id, stop_ids }),
-            reward: Some(RewardModel { config: reward, weights: reward_weights, chat: None, pad_id }),
+            policy: Some(LanguageModel {
+                config: policy,
+                weights: policy_weights,
+                chat,
+                special_tokens: SpecialTokens::load(policy_files)?,
+                finish_id,
+                stop_ids,
+            }),
+            reward: Some(RewardModel {
+                config: reward,
+                weights: reward_weights,
+                chat: None,
+                special_tokens: SpecialTokens::load(reward_files)?,
+                pad_id,
+            }),
             tokenizer: Arc::new(tokenizer),
         })
     }
@@ -123,8 +141,9 @@ impl Pair {
         let tokenizer = load_tokenizer(files, &config)?;
         let (finish_id, stop_ids) = end_ids(files, &config, &tokenizer)?;
         let (weights, chat) = (Checkpoint::open(files)?, ChatTemplate::load(files)?);
+        let special_tokens = SpecialTokens::load(files)?;
         Ok(Pair {
-            policy: Some(LanguageModel { config, weights, chat, finish_id, stop_ids }),
+            policy: Some(LanguageModel { config, weights, chat, special_tokens, finish_id, stop_ids }),
             reward: None,
             tokenizer: Arc::new(tokenizer),
         })
@@ -139,9 +158,10 @@ impl Pair {
         let tokenizer = load_tokenizer(files, &config)?;
         let pad_id = checked_pad_id(files, &config)?;
         let (weights, chat) = (Checkpoint::open(files)?, ChatTemplate::load(files)?);
+        let special_tokens = SpecialTokens::load(files)?;
         Ok(Pair {
             policy: None,
-            reward: Some(RewardModel { config, weights, chat, pad_id }),
+            reward: Some(RewardModel { config, weights, chat, special_tokens, pad_id }),
             tokenizer: Arc::new(tokenizer),
         })
     }
@@ -169,6 +189,31 @@ impl Pair {
             (None, Some(reward)) => reward.chat.as_ref(),
             (None, None) => None,
         }
+    }
+
+    /// The place of that template, and the special tokens that a template in it may name.
+    fn chat_place(&mut self) -> Option<(&mut Option<ChatTemplate>, &SpecialTokens)> {
+        match (&mut self.policy, &mut self.reward) {
+            (Some(policy), _) => Some((&mut policy.chat, &policy.special_tokens)),
+            (None, Some(reward)) => Some((&mut reward.chat, &reward.special_tokens)),
+            (None, None) => None,
+        }
+    }
+
+    /// The chat template, to be set up: its date and variables.
+    pub fn chat_mut(&mut self) -> Option<&mut ChatTemplate> {
+        self.chat_place().and_then(|(chat, _)| chat.as_mut())
+    }
+
+    /// Takes the chat template of a file in place of the model's own.
+    ///
+    /// # Errors
+    /// The file is not readable, or the template does not parse.
+    pub fn use_chat_template(&mut self, path: &Path) -> Result<()> {
+        if let Some((chat, special_tokens)) = self.chat_place() {
+            *chat = Some(ChatTemplate::from_file(path, special_tokens.clone())?);
+        }
+        Ok(())
     }
 
     /// The pad id of the reward model, if there is one and it has one.
