@@ -3,10 +3,10 @@
 use super::arguments::{bind, is_true, pay, subject, text_of, whole};
 use super::methods::{justified, lines};
 use super::python::{self, as_float, escaped, is_macro, is_space, refused, repr, text};
-use super::source::{CALL, MODULO, PLUS, REST};
+use super::source::{CALL, MINUS, MODULO, PLUS, REST};
 use super::{format, methods};
 use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, Tuple, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,6 +18,7 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(methods::call);
     environment.add_filter(MODULO, modulo);
     environment.add_filter(PLUS, plus);
+    environment.add_filter(MINUS, minus);
     environment.add_function(CALL, call);
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("string", python::string);
@@ -37,8 +38,16 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("format", format_filter);
     environment.add_filter("indent", indent);
     environment.add_filter("int", to_int);
+    environment.add_filter("join", join);
     environment.add_filter("pprint", pretty);
     environment.add_filter("random", random);
+    environment.add_filter("round", round);
+    environment.add_filter("sort", sort);
+    environment.add_filter("abs", |value: &Value| match (whole_number(value), as_float(value)) {
+        (Some(number), _) => Ok(Value::from(number.saturating_abs())),
+        (_, Some(number)) => Ok(Value::from(number.abs())),
+        _ => Err(refused(format!("bad operand type for abs: {}", value.kind()))),
+    });
     environment.add_filter("striptags", striptags);
     environment.add_filter("title", |value: &Value| Ok::<_, Error>(title(&subject(value)?)));
     environment.add_filter("trim", trim);
@@ -49,7 +58,19 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     });
     environment.add_filter("wordwrap", wordwrap);
     environment.add_filter("xmlattr", xmlattr);
-    environment.add_test("callable", |value: &Value| is_callable(value));
+    // What is undefined can be called, in vain.
+    environment.add_test("callable", |value: &Value| value.is_undefined() || is_callable(value));
+    environment.add_test("iterable", |value: &Value| {
+        let kind = value.kind();
+        kind != ValueKind::None && !is_macro(value) && value.try_iter().is_ok()
+    });
+    environment.add_test("sequence", |value: &Value| match value.kind() {
+        ValueKind::String | ValueKind::Bytes | ValueKind::Seq | ValueKind::Undefined => true,
+        ValueKind::Map => !is_macro(value),
+        // Parts of lists have a length; what is made item by item has none.
+        ValueKind::Iterable => value.len().is_some(),
+        _ => false,
+    });
     environment.add_function("cycler", |items: Rest<Value>| match items.is_empty() {
         true => Err(refused("at least one item has to be provided".to_string())),
         false => Ok(Value::from_object(Cycler { items: items.0, at: AtomicUsize::new(0) })),
@@ -75,17 +96,12 @@ fn modulo(state: &State, left: &Value, right: &Value) -> Made {
     if let Some(template) = left.as_str() {
         return format::percent(state, template, right).map(Value::from);
     }
-    let whole = |value: &Value| match value.kind() {
-        ValueKind::Bool => Some(i128::from(value.is_true())),
-        ValueKind::Number if value.is_integer() => i128::try_from(value.clone()).ok(),
-        _ => None,
-    };
-    if let (Some(left), Some(right)) = (whole(left), whole(right)) {
+    if let (Some(left), Some(right)) = (whole_number(left), whole_number(right)) {
         // The result has the sign of the divisor.
         let rest = left.checked_rem(right).ok_or_else(|| refused("modulo by zero".to_string()))?;
         return Ok(Value::from(if rest != 0 && (rest < 0) != (right < 0) { rest + right } else { rest }));
     }
-    let real = |value: &Value| as_float(value).or_else(|| whole(value).map(|number| number as f64));
+    let real = |value: &Value| as_float(value).or_else(|| whole_number(value).map(|number| number as f64));
     match (real(left), real(right)) {
         (Some(_), Some(0.0)) => Err(refused("modulo by zero".to_string())),
         (Some(left), Some(right)) => {
@@ -103,6 +119,24 @@ fn plus(value: &Value) -> Made {
         ValueKind::Number => Ok(value.clone()),
         ValueKind::Bool => Ok(Value::from(i64::from(value.is_true()))),
         kind => Err(refused(format!("bad operand type for unary +: {kind}"))),
+    }
+}
+
+/// `-value`
+fn minus(value: &Value) -> Made {
+    match (whole_number(value), as_float(value)) {
+        (Some(number), _) if number > i128::MIN => Ok(Value::from(-number)),
+        (_, Some(number)) => Ok(Value::from(-number)),
+        _ => Err(refused(format!("bad operand type for unary -: {}", value.kind()))),
+    }
+}
+
+/// A whole number; truth values are.
+fn whole_number(value: &Value) -> Option<i128> {
+    match value.kind() {
+        ValueKind::Bool => Some(i128::from(value.is_true())),
+        ValueKind::Number if value.is_integer() => i128::try_from(value.clone()).ok(),
+        _ => None,
     }
 }
 
@@ -157,6 +191,62 @@ fn format_filter(state: &State, value: &Value, positional: Rest<Value>, named: K
         }
     };
     format::percent(state, &subject(value)?, &values).map(Value::from)
+}
+
+fn join(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+    let [separator, attribute] = bind(&positional, &named, ["d", "attribute"])?;
+    let separator = separator.map_or_else(|| Ok(String::new()), |value| text(&value))?;
+    let attribute = attribute.map(|attribute| text(&attribute)).transpose()?;
+    let mut output = String::new();
+    for (count, item) in value.try_iter()?.checked().enumerate() {
+        let item = item?;
+        let item = match &attribute {
+            Some(path) => attribute_of(&item, path)?,
+            None => item,
+        };
+        let item = text(&item)?;
+        pay(state, separator.len() + item.len())?;
+        output.push_str(if count > 0 { &separator } else { "" });
+        output.push_str(&item);
+    }
+    Ok(output.into())
+}
+
+/// The value at a path of attributes and positions: `a.0.b`.
+fn attribute_of(value: &Value, path: &str) -> Made {
+    path.split('.').try_fold(value.clone(), |value, part| match part.parse::<usize>() {
+        Ok(at) => value.get_item(&Value::from(at)),
+        Err(_) => value.get_attr(part),
+    })
+}
+
+/// `sort`: by the items or by several of their attributes, with capitals as small letters unless told.
+fn sort(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+    let [reverse, sensitive, attributes] = bind(&positional, &named, ["reverse", "case_sensitive", "attribute"])?;
+    let attributes = attributes.map(|attributes| text(&attributes)).transpose()?;
+    let folded = |value: Value| match value.as_str() {
+        Some(text) if !is_true(sensitive.as_ref()) => Value::from(text.to_lowercase()),
+        _ => value,
+    };
+    let mut items = Vec::new();
+    for item in value.try_iter()?.checked() {
+        let item = item?;
+        state.consume_fuel(1)?;
+        let key = match &attributes {
+            None => vec![folded(item.clone())],
+            Some(paths) => {
+                let keys = paths.split(',').map(|path| attribute_of(&item, path.trim()).map(folded));
+                keys.collect::<Result<Vec<Value>, Error>>()?
+            }
+        };
+        items.push((key, item));
+    }
+    match is_true(reverse.as_ref()) {
+        // Equal ones keep their order.
+        true => items.sort_by(|(a, _), (b, _)| b.cmp(a)),
+        false => items.sort_by(|(a, _), (b, _)| a.cmp(b)),
+    }
+    Ok(items.into_iter().map(|(_, item)| item).collect())
 }
 
 fn indent(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
@@ -265,7 +355,7 @@ fn wrapped(text: &str, width: usize, break_words: bool, hyphens: bool) -> Vec<St
         }
         if let Some(chunk) = waiting.pop_if(|chunk| length(chunk) > width) {
             if break_words {
-                let room = width.saturating_sub(used).max(1);
+                let room = width.saturating_sub(used);
                 let mut end = room;
                 if hyphens {
                     // A hyphen in the part that fits, with something else in front of it.
@@ -335,7 +425,7 @@ fn filesizeformat(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made
     Ok(format!("{:.1} {unit}", base * number / f64::powi(base, at as i32 + 2)).into())
 }
 
-fn xmlattr(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn xmlattr(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
     let [space] = bind(&positional, &named, ["autospace"])?;
     let mut output = String::new();
     for key in value.try_iter()?.checked() {
@@ -349,9 +439,13 @@ fn xmlattr(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
             return Err(refused(format!("xmlattr: invalid character in the attribute's name {key:?}")));
         }
         output.push_str(if output.is_empty() && !space.as_ref().is_none_or(Value::is_true) { "" } else { " " });
-        output.push_str(&format!("{}=\"{}\"", escaped(&key), escaped(&text(&item)?)));
+        let item = if item.is_safe() { text(&item)? } else { escaped(&text(&item)?) };
+        output.push_str(&format!("{}=\"{item}\"", escaped(&key)));
     }
-    Ok(output.into())
+    Ok(match state.auto_escape() {
+        AutoEscape::None => output.into(),
+        _ => Value::from_safe_string(output),
+    })
 }
 
 /// A text without its tags and comments, with entities decoded and blanks joined.
@@ -455,6 +549,35 @@ fn random(value: &Value) -> Made {
     let number = std::hash::RandomState::new().build_hasher().finish();
     let at = usize::try_from(number % (items.len().max(1) as u64)).unwrap_or(0);
     Ok(items.get(at).cloned().unwrap_or(Value::UNDEFINED))
+}
+
+/// `round`: half to even, or up or down; whole numbers stay whole unless they go up or down.
+fn round(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+    let [precision, method] = bind(&positional, &named, ["precision", "method"])?;
+    let precision = i32::try_from(whole(precision)?.unwrap_or(0)).unwrap_or(i32::MAX).clamp(-400, 400);
+    let method = text_of(method, "method")?.unwrap_or_else(|| "common".to_string());
+    let number = as_float(value).or_else(|| whole_number(value).map(|number| number as f64));
+    let number = number.ok_or_else(|| refused(format!("round: expected a number, found a {}", value.kind())))?;
+    let to_tens = |number: f64, tens: f64| (number / tens).round_ties_even() * tens;
+    let rounded = match (method.as_str(), whole_number(value)) {
+        ("common", Some(number)) if precision >= 0 => return Ok(Value::from(number)),
+        ("common", Some(number)) => {
+            let Some(tens) = 10i128.checked_pow(precision.unsigned_abs()) else { return Ok(Value::from(0)) };
+            let (quotient, rest) = (number.div_euclid(tens), number.rem_euclid(tens));
+            let up = rest * 2 > tens || (rest * 2 == tens && quotient % 2 != 0);
+            return Ok(Value::from((quotient + i128::from(up)).saturating_mul(tens)));
+        }
+        ("common", None) if !number.is_finite() => number,
+        ("common", None) if precision >= 0 => {
+            let digits = precision.unsigned_abs() as usize;
+            format!("{number:.digits$}").parse().unwrap_or(number)
+        }
+        ("common", None) => to_tens(number, 10f64.powi(-precision)),
+        ("ceil", _) => (number * 10f64.powi(precision)).ceil() / 10f64.powi(precision),
+        ("floor", _) => (number * 10f64.powi(precision)).floor() / 10f64.powi(precision),
+        _ => return Err(refused("round: the method must be common, ceil or floor".to_string())),
+    };
+    Ok(Value::from(rounded))
 }
 
 fn real(value: &Value) -> Option<f64> {

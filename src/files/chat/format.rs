@@ -37,7 +37,8 @@ pub(super) fn percent(state: &State, template: &str, values: &Value) -> Result<S
         false => vec![values.clone()],
     };
     // What can be subscripted may name the values, so that Python does not ask whether all were used.
-    let subscripted = !values.is_tuple() && matches!(values.kind(), ValueKind::Map | ValueKind::Seq);
+    let subscripted =
+        !values.is_tuple() && matches!(values.kind(), ValueKind::Map | ValueKind::Seq | ValueKind::Iterable);
     let mut waiting = list.into_iter();
     let mut output = String::new();
     let mut chars = template.chars().peekable();
@@ -65,11 +66,8 @@ pub(super) fn percent(state: &State, template: &str, values: &Value) -> Result<S
             if values.kind() != ValueKind::Map {
                 return Err(refused("format requires a mapping".to_string()));
             }
-            let value = values.get_item(&Value::from(key.as_str()))?;
-            if value.is_undefined() {
-                return Err(refused(format!("the format names {key:?}, which is not there")));
-            }
-            named = Some(value);
+            let value = values.as_object().and_then(|map| map.get_value(&Value::from(key.as_str())));
+            named = Some(value.ok_or_else(|| refused(format!("the format names {key:?}, which is not there")))?);
         }
         let mut next = || waiting.next().ok_or_else(|| refused("not enough arguments for format string".to_string()));
         let mut layout = Layout { align: Some('>'), ..Layout::default() };
@@ -559,9 +557,10 @@ impl Fields<'_, '_> {
         };
         let mut value = match at {
             Some(at) => self.positional.get(at).cloned().ok_or_else(|| missing(&at))?,
-            None => Some(self.named.get_item(&Value::from(first))?)
-                .filter(|value| !value.is_undefined())
-                .ok_or_else(|| missing(&first))?,
+            None => {
+                let value = self.named.as_object().and_then(|map| map.get_value(&Value::from(first)));
+                value.ok_or_else(|| missing(&first))?
+            }
         };
         while !rest.is_empty() {
             value = if let Some(behind) = rest.strip_prefix('.') {

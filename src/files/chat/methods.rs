@@ -11,7 +11,7 @@ use minijinja_contrib::pycompat;
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let known = match value.kind() {
         ValueKind::String => of_text(state, value.as_str().unwrap_or_default(), method, args)?,
-        ValueKind::Seq => of_list(value, method, args)?,
+        ValueKind::Seq | ValueKind::Iterable => of_list(value, method, args)?,
         ValueKind::Map if method == "copy" => {
             let [] = of_method(args, [])?;
             let mut pairs = Vec::new();
@@ -45,6 +45,11 @@ fn of_list(value: &Value, method: &str, args: &[Value]) -> Result<Option<Value>,
         "copy" if !value.is_tuple() => {
             let [] = of_method(args, [])?;
             items()?.into()
+        }
+        "count" => {
+            let [wanted] = of_method(args, ["value"])?;
+            let wanted = wanted.unwrap_or(Value::from(()));
+            items()?.iter().filter(|item| **item == wanted).count().into()
         }
         "index" => {
             let [wanted, start, stop] = of_method(args, ["value", "start", "stop"])?;
@@ -428,7 +433,7 @@ fn folded(text: &str) -> String {
             'ſ' => output.push('s'),
             'µ' => output.push('μ'),
             'ŉ' => output.push_str("ʼn"),
-            'ǰ' => output.push_str("ǰ"),
+            'ǰ' => output.push_str("j\u{30c}"),
             'և' => output.push_str("եւ"),
             '\u{345}' => output.push('ι'),
             'ϐ' => output.push('β'),

@@ -15,7 +15,7 @@ const MAX_TEXT: usize = 16 << 20;
 /// Writes a value as `{{ value }}` does.
 pub(super) fn write(output: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     let escapes = !matches!(state.auto_escape(), AutoEscape::None) && !value.is_safe();
-    let written = match value.as_str() {
+    let written = match string_of(value) {
         Some(text) if escapes => output.write_str(&escaped(text)),
         Some(text) => output.write_str(text),
         None if escapes => output.write_str(&escaped(&text(value)?)),
@@ -24,9 +24,14 @@ pub(super) fn write(output: &mut Output, state: &mut State, value: &Value) -> Re
     written.map_err(|_| Error::from(ErrorKind::WriteFailure))
 }
 
+/// The text of a value that is one. (The engine takes bytes for a text, too.)
+fn string_of(value: &Value) -> Option<&str> {
+    value.as_str().filter(|_| value.kind() == ValueKind::String)
+}
+
 /// The `string` filter.
 pub(super) fn string(value: &Value) -> Result<Value, Error> {
-    match value.as_str() {
+    match string_of(value) {
         Some(_) => Ok(value.clone()),
         None => Ok(Value::from(text(value)?)),
     }
@@ -35,7 +40,7 @@ pub(super) fn string(value: &Value) -> Result<Value, Error> {
 /// `str(value)`. Lists that hold the same list many times have few items but a text without end, which would be charged for
 /// only when it is written, so the writer is the one to stop.
 pub(super) fn text(value: &Value) -> Result<String, Error> {
-    match value.as_str() {
+    match string_of(value) {
         Some(text) => Ok(text.to_string()),
         None if value.is_undefined() => Ok(String::new()),
         None => repr(value),
@@ -54,6 +59,11 @@ pub(super) fn repr(value: &Value) -> Result<String, Error> {
 fn represent(out: &mut Bounded, value: &Value) -> std::fmt::Result {
     match value.kind() {
         ValueKind::Undefined => out.write_str("Undefined"),
+        ValueKind::String if value.is_safe() => {
+            out.write_str("Markup(")?;
+            quoted(out, value.as_str().unwrap_or_default().chars())?;
+            out.write_char(')')
+        }
         ValueKind::String => quoted(out, value.as_str().unwrap_or_default().chars()),
         ValueKind::Bytes => {
             out.write_char('b')?;

@@ -1,7 +1,7 @@
 //! The source of a template, rewritten where minijinja reads it otherwise than Python does.
 //!
 //! minijinja has no way to extend its grammar, so what it lacks is spelled in what it has: string literals with the escapes
-//! of Python, `%` and unary `+` as filters, tuples without brackets with them, macros that take any arguments with two more
+//! of Python, `%` and the signs of numbers as filters, tuples without brackets with them, macros that take any arguments with two more
 //! parameters, and the `generation` tag, which `transformers` adds to mark what the assistant wrote, as `with`. All other text
 //! stays as it is, and so do line breaks, so that messages name the right lines.
 
@@ -14,6 +14,7 @@ const MAX_CODE: usize = 4 << 10;
 /// Names of what rewritten code calls.
 pub(super) const MODULO: &str = "__modulo";
 pub(super) const PLUS: &str = "__plus";
+pub(super) const MINUS: &str = "__minus";
 pub(super) const CALL: &str = "__call";
 
 /// The parameters that take what a macro's own ones do not.
@@ -29,6 +30,8 @@ struct Code {
     end: usize,
     tokens: Vec<Token>,
     is_tag: bool,
+    /// It begins what is not rendered.
+    is_raw: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,12 +60,19 @@ pub(super) fn rewrite(source: &str) -> Result<String, String> {
     let mut done = 0;
     for code in &codes {
         output.push_str(&source[done..code.start]);
+        done = code.end;
+        if code.is_raw {
+            let (tag, close) = source[code.start..code.end].split_at(code.end - code.start - 2);
+            // Jinja keeps the line break behind this tag, as behind no other one.
+            let keep = if tag.ends_with(['-', '+']) { "" } else { "+" };
+            output.push_str(&[tag, keep, close].concat());
+            continue;
+        }
         let mut writer =
             Writer { source, tokens: &code.tokens, at: 0, end: code.start, output: &mut output, macros: &macros };
         writer.code(code.is_tag)?;
         let end = writer.end;
         output.push_str(&source[end..code.end]);
-        done = code.end;
     }
     output.push_str(&source[done..]);
     Ok(output)
@@ -92,10 +102,8 @@ fn codes(source: &str) -> Result<Vec<Code>, String> {
             }
             let code = lex(source, start, is_tag)?;
             at = code.end;
-            match name {
-                Some("raw") => raw = true,
-                _ => codes.push(code),
-            }
+            raw = name == Some("raw") && code.tokens.len() == 1 && source[..at].ends_with("%}");
+            codes.push(Code { is_raw: raw, ..code });
         }
     }
     Ok(codes)
@@ -123,7 +131,7 @@ fn lex(source: &str, start: usize, is_tag: bool) -> Result<Code, String> {
         let closes = |rest: &str| rest.starts_with(close);
         let signed = rest.strip_prefix('-').or(rest.strip_prefix('+').filter(|_| is_tag)).is_some_and(closes);
         if open == 0 && (closes(rest) || signed) {
-            return Ok(Code { start, end: at + close.len() + usize::from(signed), tokens, is_tag });
+            return Ok(Code { start, end: at + close.len() + usize::from(signed), tokens, is_tag, is_raw: false });
         }
         if c.is_whitespace() {
             at += c.len_utf8();
@@ -152,7 +160,7 @@ fn lex(source: &str, start: usize, is_tag: bool) -> Result<Code, String> {
         tokens.push(Token { kind, start: at, end: at + size });
         at += size;
     }
-    Ok(Code { start, end: source.len(), tokens, is_tag })
+    Ok(Code { start, end: source.len(), tokens, is_tag, is_raw: false })
 }
 
 /// Bytes of a string literal with its quotes; all of the text if it is not closed.
@@ -333,7 +341,7 @@ impl<'s> Writer<'_, 's> {
         while self.at < self.tokens.len() && !(stop.contains(&self.peek()) && self.kind() != Some(Kind::Text)) {
             let signed = !behind_operand && self.kind() == Some(Kind::Sign) && ["+", "-"].contains(&self.peek());
             if signed || self.starts_operand() {
-                self.product()?;
+                self.joined()?;
                 behind_operand = true;
                 continue;
             }
@@ -355,6 +363,26 @@ impl<'s> Writer<'_, 's> {
 
     fn is_sign(&self, sign: &str) -> bool {
         self.kind() == Some(Kind::Sign) && self.peek() == sign
+    }
+
+    /// Products with `~` between them, which joins them as Python's texts.
+    fn joined(&mut self) -> Result<(), String> {
+        self.before();
+        let mut start = self.output.len();
+        self.product()?;
+        let mut joins = self.is_sign("~");
+        while joins {
+            self.output.insert_str(start, "((");
+            self.output.push_str(")|string)");
+            joins = self.is_sign("~");
+            if joins {
+                self.copy()?;
+                self.before();
+                start = self.output.len();
+                self.product()?;
+            }
+        }
+        Ok(())
     }
 
     /// Operands with `*`, `/`, `//` and `%` between them.
@@ -387,13 +415,15 @@ impl<'s> Writer<'_, 's> {
     }
 
     fn unary(&mut self, filters: bool) -> Result<(), String> {
-        if self.is_sign("-") {
+        let number = self.tokens.get(self.at + 1).is_some_and(|token| token.kind == Kind::Number);
+        if self.is_sign("-") && number && self.ahead(2) != "." {
             self.copy()?;
-            self.unary(false)?;
-        } else if self.is_sign("+") {
+            self.copy()?;
+        } else if self.is_sign("-") || self.is_sign("+") {
+            let filter = if self.is_sign("-") { MINUS } else { PLUS };
             self.instead("((");
             self.unary(false)?;
-            let _ = write!(self.output, ")|{PLUS})");
+            let _ = write!(self.output, ")|{filter})");
         } else {
             self.primary()?;
         }
@@ -589,7 +619,7 @@ mod tests {
             (r#"{{ "\"{% generation %}" }}"#, r#"{{ "\"{% generation %}" }}"#),
             (
                 "{% raw %}{% generation %}{% endraw %}{% generation %}",
-                "{% raw %}{% generation %}{% endraw %}{% with %}",
+                "{% raw +%}{% generation %}{% endraw %}{% with %}",
             ),
             ("{% set generation = 1 %}{{ generation }}", "{% set generation = 1 %}{{ generation }}"),
             ("{% generations %}", "{% generations %}"),
@@ -600,9 +630,15 @@ mod tests {
             ("{{ 'é\\", "{{ 'é\\"),
             ("", ""),
             ("{{ a  %  b }}", "{{ ((a)|__modulo(b)) }}"),
-            ("{{- a[i % 2].b|f(1) % -c.d ~ e -}}", "{{- ((a[((i)|__modulo(2))].b|f(1))|__modulo(-c.d)) ~ e -}}"),
+            (
+                "{{- a[i % 2].b|f(1) % -c.d + e -}}",
+                "{{- ((a[((i)|__modulo(2))].b|f(1))|__modulo(((c.d)|__minus))) + e -}}",
+            ),
+            ("{{ a ~ b * 2 ~ -c + d }}", "{{ ((a)|string) ~ ((b * 2)|string) ~ ((((c)|__minus))|string) + d }}"),
+            ("{% raw %}\n{% endraw %}{%- raw -%}{%endraw%}", "{% raw +%}\n{% endraw %}{%- raw -%}{%endraw%}"),
             ("{% if not (a) * b % c == 0 %}", "{% if not (((a) * b)|__modulo(c)) == 0 %}"),
             ("{{ 1 - +x.y|f }}", "{{ 1 - ((x.y)|__plus)|f }}"),
+            ("{{ -1 - -x }}", "{{ -1 - ((x)|__minus) }}"),
             ("{{ {'a': {'b': 7 % 2}} }}", "{{ {'a': {'b': ((7)|__modulo(2))}} }}"),
             ("{{ x is divisibleby 3 and y }}", "{{ x is divisibleby 3 and y }}"),
             ("{{ 1, 'a' }}", "{{ (1, 'a') }}"),
