@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// One answer. The first eleven fields are the official code's.
@@ -244,6 +244,32 @@ pub fn read<R: Record>(path: &Path) -> Result<Vec<R>> {
 /// The path of a file's configuration.
 pub fn config_path(path: &Path) -> PathBuf {
     path.with_added_extension("config.json")
+}
+
+/// The configuration that the rows of a file were made with; `None` if it has no rows yet.
+///
+/// # Errors
+/// The configuration cannot be read, or is no JSON object.
+pub fn config(path: &Path) -> Result<Option<Map<String, Value>>> {
+    // A row that was not written to its end does not count.
+    let rows = || -> std::io::Result<bool> {
+        let mut row = Vec::new();
+        if std::fs::metadata(path)?.is_file() {
+            BufReader::new(File::open(path)?).read_until(b'\n', &mut row)?;
+        }
+        Ok(row.ends_with(b"\n"))
+    };
+    if !rows().unwrap_or(false) {
+        return Ok(None);
+    }
+    let beside = config_path(path);
+    match std::fs::read(&beside) {
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|e| Error::file(&beside, format!("expected the options of a run: {e}"))),
+        // Opening the rows says what is wrong.
+        Err(_) => Ok(Some(Map::new())),
+    }
 }
 
 /// Compares the configuration with the one that the rows were made with, or writes it if there are no rows.

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 /// What is to be scored.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TextContent {
-    /// A text as it is.
+    /// A text as it is, which gets the tokenizer's special tokens around it.
     Text(String),
     /// A conversation, to be laid out by the chat template.
     Messages(Vec<Message>),
@@ -39,12 +39,15 @@ impl TextRecord {
     /// The text cannot be encoded, the chat template refuses the conversation, or there is none.
     pub fn ids(&self, pair: &Pair) -> Result<Vec<u32>> {
         match &self.content {
-            TextContent::Text(text) => pair.tokenizer.encode(text),
+            // Special tokens alone would be no text.
+            TextContent::Text(text) if text.is_empty() => Ok(Vec::new()),
+            TextContent::Text(text) => pair.tokenizer.encode_text(text),
             TextContent::Ids(ids) => Ok(ids.clone()),
             TextContent::Messages(messages) => match Prompt::of_messages(pair, None, messages, Next::Nothing) {
                 Ok(prompt) => Ok(prompt.ids),
                 Err(LayoutError::NoTemplate(_)) => Err(Error::invalid(
-                    "expected a model with a chat template for messages, found none; give the text as it is",
+                    "expected a model with a chat template for messages, found none; give the text as it is, or a template with \
+                     --chat-template FILE",
                 )),
                 Err(error) => Err(error.into()),
             },

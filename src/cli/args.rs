@@ -1,6 +1,6 @@
 //! The flags of `ggro generate`. Names are the official code's where it has one.
 
-use super::models::{DeviceArgs, PairArgs};
+use super::models::{DeviceArgs, PairArgs, TemplateArgs};
 use super::say;
 use crate::engine::{Settings, SpeculationWidth};
 use crate::method::Selection;
@@ -35,6 +35,9 @@ pub(super) struct Generate {
 
     #[command(flatten)]
     pub text: TextArgs,
+
+    #[command(flatten)]
+    pub template: TemplateArgs,
 
     #[command(flatten)]
     pub method: MethodArgs,

@@ -2,6 +2,7 @@
 
 use super::args::{Generate, Method, MethodArgs, room};
 use super::complete;
+use super::models::note_without_template;
 use super::output::Output;
 use super::prompt::{message, of_message, of_request};
 use super::say;
@@ -53,7 +54,11 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         Some(_) => None,
         None => Some(message(args.prompt.as_deref())?),
     };
-    let pair = args.pair.load()?;
+    let mut pair = args.pair.load()?;
+    args.template.set_up(&mut pair)?;
+    if request.is_none() {
+        note_without_template(&pair);
+    }
     let prompt = match (&request, message) {
         (Some(request), _) => of_request(request)?,
         (None, message) => of_message(&pair, &args.text, message.unwrap_or_default())?,

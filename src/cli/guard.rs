@@ -1,6 +1,6 @@
 //! `ggro guard`.
 
-use super::models::{DeviceArgs, bar, files, noted};
+use super::models::{DeviceArgs, TemplateArgs, bar, files, noted};
 use super::say;
 use crate::batch::each;
 use crate::batch::guard::{Guard, Verdict};
@@ -47,6 +47,9 @@ pub(super) struct Args {
     max_model_len: Option<usize>,
 
     #[command(flatten)]
+    template: TemplateArgs,
+
+    #[command(flatten)]
     device: DeviceArgs,
 
     /// Print one JSON object instead of lines
@@ -61,15 +64,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for row in &rows {
         prompts[row.index].clone_from(&row.prompt);
     }
-    let pair = Arc::new(noted(Pair::policy_only(&files(&args.model)?)?));
+    let output = args.output.clone().unwrap_or_else(|| args.file.with_extension("guard.jsonl"));
+    let mut template = args.template.clone();
+    let recorded = template.pin(&output)?;
+    let mut pair = Arc::new(noted(Pair::policy_only(&files(&args.model)?)?));
+    template.set_up(&mut pair)?;
     let guard = pair.policy()?;
     let Some(chat) = &guard.chat else {
         return Err(Error::file(&args.model, "a guard model needs a chat template; this one has none").into());
     };
     let context = guard.config.max_position_embeddings.min(args.max_model_len.unwrap_or(4096));
-    let output = args.output.clone().unwrap_or_else(|| args.file.with_extension("guard.jsonl"));
     let mut device = args.device.find()?;
-    let config = config(args, guard, context, &device);
+    let mut config = config(args, guard, context, &device);
+    template.record(&pair, recorded, &mut config);
     let mut out = Rows::open::<Verdict>(&output, &config, &prompts)?;
     let left: Vec<&Row> = rows.iter().filter(|row| !out.has(row.index)).collect();
     if !left.is_empty() {

@@ -1,6 +1,8 @@
 //! The flags that say which models are opened, where and how, with the progress bars and notes of opening.
 
 use super::say;
+use crate::batch::output;
+use crate::files::chat::{Date, check_variable};
 use crate::files::checkpoint::Files;
 use crate::files::demo;
 use crate::files::pair::{Pair, RewardModel};
@@ -11,6 +13,7 @@ use crate::runtime::{self, Arithmetic, Device, DeviceSpec, NoCuda, OnCuda, OpenO
 use crate::{Error, Result};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -101,8 +104,11 @@ impl PairArgs {
             (Some(policy), Some(reward)) => {
                 let pair = Pair::load_with_head(&files(policy)?, &files(reward)?, head)?;
                 let Pair { policy, reward, tokenizer, notes } = pair;
-                let chat = policy.and_then(|policy| policy.chat);
-                Pair { policy: None, reward: reward.map(|reward| RewardModel { chat, ..reward }), tokenizer, notes }
+                let reward = reward.map(|reward| match policy {
+                    Some(policy) => RewardModel { chat: policy.chat, special_tokens: policy.special_tokens, ..reward },
+                    None => reward,
+                });
+                Pair { policy: None, reward, tokenizer, notes }
             }
             (_, Some(reward)) => Pair::reward_only_with_head(&files(reward)?, head)?,
             (_, None) => Pair::reward_only(&demo::reward())?,
@@ -138,6 +144,104 @@ impl PairArgs {
     pub(super) fn names(&self) -> [Option<String>; 2] {
         let demo = self.is_demo().then(|| "demo".to_string());
         [&self.policy, &self.reward].map(|path| path.as_ref().map(|path| path.display().to_string()).or(demo.clone()))
+    }
+}
+
+/// How conversations are laid out.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Chat template")]
+pub(super) struct TemplateArgs {
+    /// A chat template in Jinja, in place of the model's own
+    ///
+    /// The model's own is its chat_template.jinja, or `chat_template` in its tokenizer_config.json. Without any, a prompt is
+    /// used as it is, behind the beginning-of-sequence token.
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+
+    /// Variables of the chat template, as a JSON object, e.g. '{"enable_thinking": false}'
+    #[arg(long, value_name = "JSON", value_parser = variables)]
+    pub chat_template_kwargs: Option<Variables>,
+
+    /// The day that a chat template writes as today's, e.g. 2026-11-29 [default: today]
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    pub date: Option<Date>,
+}
+
+/// Variables of a chat template by their names.
+pub(super) type Variables = Map<String, Value>;
+
+fn variables(text: &str) -> std::result::Result<Variables, String> {
+    let variables: Variables = serde_json::from_str(text).map_err(|e| format!("expected a JSON object: {e}"))?;
+    let checked = variables.iter().try_for_each(|(name, value)| check_variable(name, value));
+    checked.map(|()| variables).map_err(|e| e.to_string())
+}
+
+impl TemplateArgs {
+    /// Sets up the chat template of a pair that nobody else has yet.
+    ///
+    /// # Errors
+    /// The file is not readable, or the template does not parse; or there are variables, and no template that has them.
+    pub(super) fn set_up(&self, pair: &mut Arc<Pair>) -> Result<()> {
+        let Some(pair) = Arc::get_mut(pair) else {
+            return Err(Error::Backend("the chat template is set up too late".to_string()));
+        };
+        if let Some(path) = &self.chat_template {
+            pair.use_chat_template(path)?;
+        }
+        match pair.chat_mut() {
+            Some(chat) => {
+                chat.set_variables(self.chat_template_kwargs.clone().unwrap_or_default())?;
+                self.date.into_iter().for_each(|date| chat.pin_date(date));
+                Ok(())
+            }
+            None if self.chat_template_kwargs.is_some() => Err(Error::invalid(
+                "--chat-template-kwargs: the model has no chat template that would have these variables",
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+impl TemplateArgs {
+    /// Takes the date that the rows of a file were made with, or else today's, so that all of its prompts have the same one. Says
+    /// whether it is to be recorded: rows of versions that had no date stay without one.
+    ///
+    /// # Errors
+    /// The file's configuration cannot be read.
+    pub(super) fn pin(&mut self, output: &Path) -> Result<bool> {
+        let before = output::config(output)?;
+        let recorded = match &before {
+            Some(config) => config.get("date").and_then(Value::as_str).and_then(|date| date.parse().ok()),
+            None => None,
+        };
+        let given = self.date.is_some();
+        self.date = self.date.or(recorded).or_else(|| Some(Date::today()));
+        Ok(given || recorded.is_some() || before.is_none())
+    }
+
+    /// Writes the date, and what else was given, into the configuration of a file of rows.
+    pub(super) fn record(&self, pair: &Pair, date: bool, config: &mut Map<String, Value>) {
+        if let Some(date) = self.date.filter(|_| date) {
+            config.insert("date".to_string(), Value::from(date.to_string()));
+        }
+        // The text itself: a file may be changed between two runs.
+        if let Some(chat) = pair.chat().filter(|_| self.chat_template.is_some()) {
+            let sources: Vec<&str> = chat.sources().map(|(_, source)| source).collect();
+            config.insert("chat_template".to_string(), Value::from(sources.concat()));
+        }
+        if let Some(variables) = &self.chat_template_kwargs {
+            config.insert("chat_template_kwargs".to_string(), Value::from(variables.clone()));
+        }
+    }
+}
+
+/// Says that there is no chat template, where a prompt is therefore used as it is.
+pub(super) fn note_without_template(pair: &Pair) {
+    if pair.chat().is_none() {
+        say(
+            "note: the model has no chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json): \
+             prompts are used as they are; --chat-template FILE gives one",
+        );
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::args::{EngineArgs, Method, MethodArgs, layout, room};
 use super::generate::check_retokenize;
-use super::models::{DeviceArgs, PairArgs, bar};
+use super::models::{DeviceArgs, PairArgs, TemplateArgs, bar, note_without_template};
 use super::prompt::with_flags;
 use super::say;
 use crate::batch::input;
@@ -89,6 +89,9 @@ pub(super) struct Args {
     pair: PairArgs,
 
     #[command(flatten)]
+    template: TemplateArgs,
+
+    #[command(flatten)]
     device: DeviceArgs,
 
     #[command(flatten)]
@@ -108,11 +111,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let asked = Asked::new(args)?;
     let task = asked.task.as_ref();
     let records = input::read(&args.input, task)?;
-    let pair = args.pair.load()?;
+    let mut template = args.template.clone();
+    let recorded = template.pin(&args.output)?;
+    let mut pair = args.pair.load()?;
+    template.set_up(&mut pair)?;
+    note_without_template(&pair);
     let mut device = args.device.find()?;
     let parameters = parameters(args, task, &pair)?;
     let jobs = jobs(args, &asked, method, &parameters, &pair, &records)?;
-    let config = config(args, &asked, method, &parameters, &pair, &device)?;
+    let mut config = config(args, &asked, method, &parameters, &pair, &device)?;
+    template.record(&pair, recorded, &mut config);
     let texts: Vec<String> = records.iter().map(|record| record.text.clone()).collect();
     let mut rows = Rows::open::<Row>(&args.output, &config, &texts)?;
     let there = jobs.iter().filter(|job| rows.has(job.index)).count();

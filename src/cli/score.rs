@@ -1,6 +1,6 @@
 //! `ggro score`.
 
-use super::models::{DeviceArgs, PairArgs, bar};
+use super::models::{DeviceArgs, PairArgs, TemplateArgs, bar};
 use super::output::Output;
 use super::say;
 use crate::answer::RewardReport;
@@ -24,7 +24,8 @@ use std::time::Instant;
 /// Print the rewards of given texts, and their gradients
 ///
 /// Texts are arguments, or lines of --input: a JSON string, an array of chat messages, or an object with `text`, `messages`,
-/// `prompt` and `response`, or `ids`, and optionally `metadata`. Strings are scored as they are; messages are laid out by the
+/// `prompt` and `response`, or `ids`, and optionally `metadata`. Strings are scored as they are, behind the tokenizer's
+/// beginning-of-sequence token if it has one; messages are laid out by the
 /// chat template of --policy if it is given, else of the reward model, without a generation prompt.
 ///
 /// A line of the output is the reward and the beginning of the text, or with --json an object with index, reward, tokens,
@@ -72,6 +73,9 @@ pub(super) struct Args {
 
     #[command(flatten)]
     pair: PairArgs,
+
+    #[command(flatten)]
+    template: TemplateArgs,
 
     #[command(flatten)]
     device: DeviceArgs,
@@ -138,7 +142,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     args.pair.needs_reward("a reward")?;
     let output = args.output.as_deref().map(Output::check).transpose()?;
     let records = records(args)?;
-    let pair = args.pair.load_reward()?;
+    let mut pair = args.pair.load_reward()?;
+    args.template.set_up(&mut pair)?;
     let jobs = jobs(args, &pair, records)?;
     let (mut device, max_len) = (args.device.find()?, args.pair.max_model_len);
     let settings = Settings { max_requests: args.max_concurrency, ..Settings::default() };

@@ -1,7 +1,7 @@
 //! `ggro serve`.
 
 use super::args::EngineArgs;
-use super::models::{DeviceArgs, PairArgs};
+use super::models::{DeviceArgs, PairArgs, TemplateArgs};
 use super::say;
 use crate::engine::Engine;
 use crate::files::pair::Pair;
@@ -35,6 +35,9 @@ const LOST: u8 = 4;
 pub(super) struct Args {
     #[command(flatten)]
     pair: PairArgs,
+
+    #[command(flatten)]
+    template: TemplateArgs,
 
     #[command(flatten)]
     device: DeviceArgs,
@@ -183,7 +186,8 @@ enum LogFormat {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     log_to_stderr(args.address.log_format);
-    let pair = args.pair.load()?;
+    let mut pair = args.pair.load()?;
+    args.template.set_up(&mut pair)?;
     for note in &pair.notes {
         tracing::warn!(event = "model", note);
     }
@@ -208,6 +212,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             say("note: everyone who can reach this machine can ask: there is no --api-key");
         }
         let missing = missing(&args.address, &pair);
+        if pair.chat().is_none() {
+            let message = "the model has no chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json): \
+                           conversations are refused; --chat-template FILE gives one";
+            say(&format!("warning: {message}"));
+            tracing::warn!(event = "no chat template", message);
+        }
         // On standard error, where a program that starts the server can read it.
         say(&format!("listening on http://{address}"));
         tracing::info!(event = "listening", address = %address, model = app.name(), missing);

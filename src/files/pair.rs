@@ -5,12 +5,13 @@
 //! which stand for no text, the names may differ. Either embedding may have more rows than its tokenizer has tokens (padding)
 //! or fewer (a token that is never used), and either vocabulary may go on where the other ends.
 
-use crate::files::chat::{ChatTemplate, special_token};
+use crate::files::chat::{ChatTemplate, SpecialTokens, special_token};
 use crate::files::checkpoint::{Checkpoint, Files};
 use crate::files::config::{Ids, Known, ModelConfig, ModelKind, dropped_id, token_ids_of};
 use crate::files::names;
 use crate::files::tokenizer::{Difference, Tokenizer};
 use crate::{Error, Result};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Shape and weights of a model to be opened.
@@ -64,6 +65,8 @@ pub struct LanguageModel {
     pub weights: Checkpoint,
     /// Its chat template.
     pub chat: Option<ChatTemplate>,
+    /// The special tokens that a chat template may name.
+    pub special_tokens: SpecialTokens,
     /// The end-of-turn id: `eos_token` of `tokenizer_config.json`.
     pub finish_id: u32,
     /// `eos_token_id` of `generation_config.json` (else of `config.json`), with `finish_id`.
@@ -79,6 +82,8 @@ pub struct RewardModel {
     pub weights: Checkpoint,
     /// Its chat template. It is not read beside a policy, whose template is the pair's.
     pub chat: Option<ChatTemplate>,
+    /// The special tokens that a chat template may name.
+    pub special_tokens: SpecialTokens,
     /// `pad_token_id` of `config.json`.
     pub pad_id: Option<u32>,
 }
@@ -164,6 +169,31 @@ impl Pair {
         }
     }
 
+    /// The place of that template, and the special tokens that a template in it may name.
+    fn chat_place(&mut self) -> Option<(&mut Option<ChatTemplate>, &SpecialTokens)> {
+        match (&mut self.policy, &mut self.reward) {
+            (Some(policy), _) => Some((&mut policy.chat, &policy.special_tokens)),
+            (None, Some(reward)) => Some((&mut reward.chat, &reward.special_tokens)),
+            (None, None) => None,
+        }
+    }
+
+    /// The chat template, to be set up: its date and variables.
+    pub fn chat_mut(&mut self) -> Option<&mut ChatTemplate> {
+        self.chat_place().and_then(|(chat, _)| chat.as_mut())
+    }
+
+    /// Takes the chat template of a file in place of the model's own.
+    ///
+    /// # Errors
+    /// The file is not readable, or the template does not parse.
+    pub fn use_chat_template(&mut self, path: &Path) -> Result<()> {
+        if let Some((chat, special_tokens)) = self.chat_place() {
+            *chat = Some(ChatTemplate::from_file(path, special_tokens.clone())?);
+        }
+        Ok(())
+    }
+
     /// The pad id of the reward model, if there is one and it has one.
     pub fn reward_pad_id(&self) -> Option<u32> {
         self.reward.as_ref()?.pad_id
@@ -213,7 +243,7 @@ fn language_model(
     own.extend(names::arrange(&mut config, &mut weights, None)?);
     let chat = ChatTemplate::load(files)?;
     notes.extend(own.into_iter().map(|note| format!("policy: {note}")));
-    Ok(LanguageModel { config, weights, chat, finish_id, stop_ids })
+    Ok(LanguageModel { config, weights, chat, special_tokens: SpecialTokens::load(files)?, finish_id, stop_ids })
 }
 
 /// `alone`: its template is the pair's.
@@ -230,7 +260,7 @@ fn reward_model(
     own.extend(names::arrange(&mut config, &mut weights, head)?);
     let chat = if alone { ChatTemplate::load(files)? } else { None };
     notes.extend(own.into_iter().map(|note| format!("reward model: {note}")));
-    Ok(RewardModel { config, weights, chat, pad_id })
+    Ok(RewardModel { config, weights, chat, special_tokens: SpecialTokens::load(files)?, pad_id })
 }
 
 /// Whether the ids of both tokenizers are the same; a note if only special tokens have other names.

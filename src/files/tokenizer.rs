@@ -6,14 +6,14 @@
 use crate::files::checkpoint::Files;
 use crate::files::{added, json, recognise};
 use crate::{Error, Result};
-use tokenizers::DecoderWrapper;
+use tokenizers::{DecoderWrapper, Encoding, Token};
 
 const NAME: &str = "tokenizer.json";
 
 /// Largest id, beyond that of any published vocabulary; a table of this size is allocated.
 const MAX_ID: u32 = (1 << 22) - 1;
 
-/// A model's tokenizer. Truncation and padding of the file are cleared; no special tokens are added.
+/// A model's tokenizer. Truncation and padding of the file are cleared.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -23,6 +23,8 @@ pub struct Tokenizer {
     joins_bytes: bool,
     /// Ids that stand for something other than text.
     special: std::collections::BTreeSet<u32>,
+    /// What the post-processor puts in front of a text, such as the beginning of sequence, and behind it.
+    around: [Vec<u32>; 2],
 }
 
 impl Tokenizer {
@@ -53,7 +55,26 @@ impl Tokenizer {
         let joins_bytes = inner.get_decoder().is_some_and(joins_bytes);
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
-        Ok(Tokenizer { inner, spellings, joins_bytes, special })
+        let around = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| around(&inner)));
+        let around = around.unwrap_or_else(|_| Err("it names a special token that it does not define".to_string()));
+        let around = around.map_err(|message| Error::file(&path, format!("`post_processor`: {message}")))?;
+        Ok(Tokenizer { inner, spellings, joins_bytes, special, around })
+    }
+
+    /// Ids of a text that stands by itself, with what the tokenizer's post-processor puts around one: the beginning of sequence,
+    /// mostly. Rendered chat templates write such tokens themselves ([`encode`](Self::encode)).
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
+        Ok(self.with_special_tokens(self.encode(text)?))
+    }
+
+    /// Ids with the special tokens that stand around a text. Ids that begin with them already get no second ones in front.
+    pub fn with_special_tokens(&self, ids: Vec<u32>) -> Vec<u32> {
+        let [front, behind] = &self.around;
+        let front = if ids.starts_with(front) { &[][..] } else { front };
+        if front.is_empty() && behind.is_empty() { ids } else { [front, &ids, behind].concat() }
     }
 
     /// Ids of a text; special-token spellings in it become their ids, and nothing is added.
@@ -231,6 +252,19 @@ impl<'de> serde::de::Visitor<'de> for Sound {
     fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> std::result::Result<Sound, A::Error> {
         while map.next_entry::<Sound, Sound>()?.is_some() {}
         Ok(Sound)
+    }
+}
+
+/// The ids that the post-processor puts in front of a text and behind it.
+fn around(tokenizer: &tokenizers::Tokenizer) -> std::result::Result<[Vec<u32>; 2], String> {
+    // A text of one token, whose id no vocabulary has, shows where the text stands.
+    const TEXT: u32 = u32::MAX;
+    let text = Encoding::from_tokens(vec![Token::new(TEXT, "text".to_string(), (0, 4))], 0);
+    let processed = tokenizer.post_process(text, None, true).map_err(|e| e.to_string())?;
+    let ids = processed.get_ids();
+    match ids.iter().position(|&id| id == TEXT) {
+        Some(at) => Ok([ids[..at].to_vec(), ids[at + 1..].to_vec()]),
+        None => Err("expected a template with the text in it, found one without".to_string()),
     }
 }
 

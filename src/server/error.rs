@@ -24,11 +24,13 @@ pub struct ApiError {
     pub code: Option<&'static str>,
     /// The `Retry-After` header, in seconds.
     pub retry_after: Option<u64>,
+    /// What went wrong, for the log alone: it may name paths of the machine.
+    pub reason: Option<String>,
 }
 
 impl ApiError {
     fn new(status: StatusCode, message: impl Into<String>, code: Option<&'static str>) -> ApiError {
-        ApiError { status, message: message.into(), param: None, code, retry_after: None }
+        ApiError { status, message: message.into(), param: None, code, retry_after: None, reason: None }
     }
 
     /// 400: the request is invalid.
@@ -124,6 +126,14 @@ impl ApiError {
         ApiError { param: self.param.or_else(|| Some(param.to_string())), ..self }
     }
 
+    /// The message for the log, with the reason.
+    pub fn logged(&self) -> String {
+        match &self.reason {
+            Some(reason) => format!("{}: {reason}", self.message),
+            None => self.message.clone(),
+        }
+    }
+
     /// OpenAI's `type`.
     fn kind(&self) -> &'static str {
         match self.status.as_u16() {
@@ -153,7 +163,9 @@ impl From<Error> for ApiError {
                 let message = if model == "policy" { NO_POLICY } else { NO_REWARD_MODEL };
                 ApiError { code: Some(MISSING_MODEL), ..ApiError::invalid(message) }
             }
-            Error::Io { .. } | Error::File { .. } => ApiError::internal("a file of the model cannot be used"),
+            Error::Io { .. } | Error::File { .. } => {
+                ApiError { reason: Some(error.to_string()), ..ApiError::internal("a file of the model cannot be used") }
+            }
             error if error.is_invalid_input() => ApiError::invalid(error.to_string()),
             error => ApiError::internal(error.to_string()),
         }

@@ -485,7 +485,7 @@ impl Run {
             completion_tokens = self.usage.completion,
             seconds = self.clock.arrived.elapsed().as_secs_f64(),
             status = error.map(|error| error.status.as_u16()),
-            error = error.filter(|error| error.status.is_server_error()).map(|error| error.message.as_str()),
+            error = error.filter(|error| error.status.is_server_error()).map(ApiError::logged),
         );
     }
 }

@@ -65,7 +65,7 @@ async fn observe(State(app): State<Arc<AppState>>, mut request: Request, next: N
     app.metrics.http(&route, status);
     // The log names the field of a refused request and never its value. Messages of server errors quote no prompt.
     let error = response.extensions_mut().remove::<ApiError>().map(|error| match error.status.is_server_error() {
-        true => error.message,
+        true => error.logged(),
         false => error.param.or(error.code.map(str::to_string)).unwrap_or_default(),
     });
     let (method, status, trace) = (method.as_str(), status.as_u16(), trace.as_deref());

@@ -16,9 +16,12 @@ pub struct Chat {
     add_generation_prompt: bool,
     /// The last message is the beginning of the answer.
     continued: bool,
+    /// The tokenizer's special tokens are put around what the template writes.
+    special_tokens: bool,
 }
 
-const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+const NO_TEMPLATE: &str = "cannot be laid out: the model has no chat template (chat_template.jinja, or `chat_template` in \
+tokenizer_config.json). The server takes one with --chat-template FILE; /v1/completions takes a text as it is";
 
 impl Chat {
     /// Reads the fields of a chat request.
@@ -72,13 +75,15 @@ impl Chat {
             return Err(ApiError::field("continue_final_message", message));
         }
         let add_generation_prompt = add_generation_prompt.unwrap_or(!continued);
-        Ok(Chat { messages, tools, variables, add_generation_prompt, continued })
+        // Templates write special tokens themselves.
+        let special_tokens = fields.flag("add_special_tokens")?.unwrap_or(false);
+        Ok(Chat { messages, tools, variables, add_generation_prompt, continued, special_tokens })
     }
 
     /// The prompt of the conversation.
     ///
     /// # Errors
-    /// The template refuses the conversation, or there is none and the conversation is more than a message.
+    /// The template refuses the conversation, or there is none.
     pub fn lay_out(&self, pair: &Pair, layout: PromptLayout) -> Result<Prompt, ApiError> {
         let Chat { messages, tools, variables, .. } = self;
         let conversation = Conversation { messages, tools: tools.as_ref(), variables };
@@ -87,10 +92,8 @@ impl Chat {
             (false, true) => Next::Answer { layout, prefill: "" },
             (false, false) => Next::Nothing,
         };
-        Prompt::of_conversation(pair, &conversation, next).map_err(|error| match error {
-            LayoutError::NoTemplate(_) => {
-                ApiError::field("messages", "must hold one message: the model has no chat template")
-            }
+        let laid = Prompt::of_conversation(pair, &conversation, next).map_err(|error| match error {
+            LayoutError::NoTemplate(_) => ApiError::field("messages", NO_TEMPLATE),
             LayoutError::NoHeader => {
                 let message =
                     "\"official\" cannot be honoured: the template's generation prompt changes what is before it";
@@ -101,6 +104,10 @@ impl Chat {
             }
             LayoutError::Template(error) => ApiError::from(error).about("messages"),
             LayoutError::Tokenizer(error) => error.into(),
+        })?;
+        Ok(match self.special_tokens {
+            true => Prompt { ids: pair.tokenizer.with_special_tokens(laid.ids), ..laid },
+            false => laid,
         })
     }
 }
@@ -111,10 +118,11 @@ fn read_message(index: usize, message: Value) -> Result<Value, ApiError> {
     let Value::Object(mut message) = message else {
         return Err(ApiError::field(&named(""), format!("must be an object, not {}", kind(&message))));
     };
+    // Which roles there are is the template's to say: it gets any, as from vLLM.
     let role = message.get("role").and_then(Value::as_str).unwrap_or_default();
-    if !ROLES.contains(&role) {
+    if role.is_empty() {
         let found = message.get("role").map_or("nothing".to_string(), kind);
-        return Err(ApiError::field(&named(".role"), format!("must be one of {}, not {found}", ROLES.join(", "))));
+        return Err(ApiError::field(&named(".role"), format!("must be a role such as \"user\", not {found}")));
     }
     // `developer` is OpenAI's newer name of the role; templates know `system`.
     let role = if role == "developer" { "system" } else { role }.to_string();
@@ -155,14 +163,23 @@ fn read_message(index: usize, message: Value) -> Result<Value, ApiError> {
     Ok(Value::Object(message))
 }
 
+/// Whether texts get the tokenizer's special tokens around them, such as the beginning of sequence: vLLM's default is yes.
+///
+/// # Errors
+/// The field has another type.
+pub fn special_tokens_of_texts(fields: &mut Fields) -> Result<bool, ApiError> {
+    Ok(fields.flag("add_special_tokens")?.unwrap_or(true))
+}
+
 /// Reads the prompts of a completion request: a text, ids, or lists of either.
 ///
 /// # Errors
 /// The field is missing, of another type, empty, or has too many entries.
 pub fn read_prompts(fields: &mut Fields, pair: &Pair, most: usize) -> Result<Vec<Prompt>, ApiError> {
     let expected = "a string, a list of token ids, or a list of either";
+    let special_tokens = special_tokens_of_texts(fields)?;
     let Some(value) = fields.take("prompt") else { return Err(ApiError::field("prompt", "is missing")) };
-    let prompts = read_texts(pair, &value, most).map_err(|error| error.about("prompt"))?;
+    let prompts = read_texts(pair, &value, most, special_tokens).map_err(|error| error.about("prompt"))?;
     let Some(prompts) = prompts else { return Err(fields.wrong("prompt", expected, &value)) };
     if let Some(index) = prompts.iter().position(|prompt| prompt.ids.is_empty()) {
         return Err(ApiError::field("prompt", format!("number {index} is empty")));
@@ -170,13 +187,19 @@ pub fn read_prompts(fields: &mut Fields, pair: &Pair, most: usize) -> Result<Vec
     Ok(prompts)
 }
 
-/// A text, ids, or lists of either; `None` for anything else.
+/// A text, ids, or lists of either; `None` for anything else. Texts get the tokenizer's special tokens if asked; ids stay.
 ///
 /// # Errors
 /// The tokenizer's own, or the list is empty or has more than `most` entries.
-pub fn read_texts(pair: &Pair, value: &Value, most: usize) -> Result<Option<Vec<Prompt>>, ApiError> {
+pub fn read_texts(
+    pair: &Pair,
+    value: &Value,
+    most: usize,
+    special_tokens: bool,
+) -> Result<Option<Vec<Prompt>>, ApiError> {
+    let of_text = |text: &str| Prompt::of_text(pair, text, special_tokens);
     match value {
-        Value::String(text) => Ok(Some(vec![Prompt::of_text(pair, text)?])),
+        Value::String(text) => Ok(Some(vec![of_text(text)?])),
         Value::Array(entries) if entries.iter().all(Value::is_number) && !entries.is_empty() => {
             Ok(super::fields::token_ids(value).map(|ids| vec![Prompt::of_ids(ids)]))
         }
@@ -187,7 +210,7 @@ pub fn read_texts(pair: &Pair, value: &Value, most: usize) -> Result<Option<Vec<
             let mut prompts = Vec::new();
             for entry in entries {
                 match (entry, super::fields::token_ids(entry)) {
-                    (Value::String(text), _) => prompts.push(Prompt::of_text(pair, text)?),
+                    (Value::String(text), _) => prompts.push(of_text(text)?),
                     (_, Some(ids)) => prompts.push(Prompt::of_ids(ids)),
                     _ => return Ok(None),
                 }

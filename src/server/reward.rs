@@ -5,7 +5,7 @@
 
 use super::error::ApiError;
 use super::fields::{Fields, token_id, token_ids};
-use super::prompt::{Chat, read_texts};
+use super::prompt::{Chat, read_texts, special_tokens_of_texts};
 use super::{AppState, Permit, body, middleware, now};
 use crate::Error;
 use crate::answer::RewardReport;
@@ -72,11 +72,14 @@ impl Common {
 fn given(app: &AppState, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     let expected = "a string, a list of token ids, or a list of either";
     let texts = match fields.take("input") {
-        Some(value) => match read_texts(&app.pair, &value, app.config.limits.prompts) {
-            Ok(Some(texts)) => texts,
-            Ok(None) => return Err(fields.wrong("input", expected, &value)),
-            Err(error) => return Err(error.about("input")),
-        },
+        Some(value) => {
+            let special_tokens = special_tokens_of_texts(fields)?;
+            match read_texts(&app.pair, &value, app.config.limits.prompts, special_tokens) {
+                Ok(Some(texts)) => texts,
+                Ok(None) => return Err(fields.wrong("input", expected, &value)),
+                Err(error) => return Err(error.about("input")),
+            }
+        }
         None => vec![conversation(app, fields)?],
     };
     match texts.iter().position(|text| text.ids.is_empty()) {
@@ -88,7 +91,7 @@ fn given(app: &AppState, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
 /// A conversation without a generation prompt.
 fn conversation(app: &AppState, fields: &mut Fields) -> Result<Prompt, ApiError> {
     let mut map = Map::new();
-    for name in ["messages", "chat_template_kwargs", "tools"] {
+    for name in ["messages", "chat_template_kwargs", "tools", "add_special_tokens"] {
         if let Some(value) = fields.take(name) {
             map.insert(name.to_string(), value);
         }
@@ -121,15 +124,16 @@ fn paired(app: &AppState, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> 
         let message = format!("must be one text, or as many as `text_2`: {}, not {}", answers.len(), questions.len());
         return Err(ApiError::field("text_1", message));
     }
+    let added = fields.flag("add_special_tokens")?;
     let pair = |(index, answer): (usize, &String)| {
         let question = questions.get(index).unwrap_or(&questions[0]);
         if app.pair.chat().is_none() {
-            let ids = app.pair.tokenizer.encode(&format!("{question}{answer}"))?;
-            return Ok(Prompt::of_ids(ids));
+            return Ok(Prompt::of_text(&app.pair, &format!("{question}{answer}"), added.unwrap_or(true))?);
         }
         let messages = json!([{ "role": "user", "content": question }, { "role": "assistant", "content": answer }]);
         let mut map = Map::new();
         map.insert("messages".to_string(), messages);
+        map.extend(added.map(|added| ("add_special_tokens".to_string(), Value::Bool(added))));
         conversation(app, &mut Fields::of(map, ""))
     };
     answers.iter().enumerate().map(pair).collect()
@@ -177,7 +181,7 @@ async fn common(app: &Arc<AppState>, request: Request, pairs: bool, kind: &str) 
 }
 
 fn report(app: &AppState, route: &str, fields: &mut Fields) {
-    for name in ["user", "priority", "truncate_prompt_tokens", "add_special_tokens", "encoding_format"] {
+    for name in ["user", "priority", "truncate_prompt_tokens", "encoding_format"] {
         fields.take(name);
     }
     let unknown: Vec<String> = fields.unknown().into_iter().map(str::to_string).collect();

@@ -2,9 +2,9 @@
 
 use super::error::ApiError;
 use super::fields::{Fields, token_ids};
-use super::prompt::Chat;
+use super::prompt::{Chat, special_tokens_of_texts};
 use super::{AppState, body};
-use crate::text::PromptLayout;
+use crate::text::{Prompt, PromptLayout};
 use axum::Json;
 use axum::extract::{Request, State};
 use serde_json::{Value, json};
@@ -19,10 +19,8 @@ pub(super) async fn tokenize(State(app): State<Arc<AppState>>, request: Request)
             app.check_model(&name)?;
         }
         let strings = fields.flag("return_token_strs")?.unwrap_or(false);
-        // Accepted without effect: templates write special tokens, and none is added to a text.
-        fields.flag("add_special_tokens")?;
         let ids = match fields.text("prompt")? {
-            Some(text) => app.pair.tokenizer.encode(&text)?,
+            Some(text) => Prompt::of_text(&app.pair, &text, special_tokens_of_texts(&mut fields)?)?.ids,
             None => Chat::read(&mut fields, app.config.limits.messages)?.lay_out(&app.pair, PromptLayout::Chat)?.ids,
         };
         let spelled = |id: &u32| app.pair.tokenizer.token(*id);

@@ -1,6 +1,6 @@
 //! From a conversation to prompt ids.
 
-use crate::files::chat::{Conversation, Message};
+use crate::files::chat::{Conversation, Message, is_space};
 use crate::files::pair::Pair;
 use crate::{Error, Result};
 use std::fmt;
@@ -163,34 +163,46 @@ impl Prompt {
         };
         let system = system.map(|content| Message { role: "system".to_string(), content: content.to_string() });
         let all: Vec<Message> = system.into_iter().chain(messages.iter().cloned()).collect();
-        let laid = rendered(pair, &text, next, &|generation_prompt| template.render(&all, generation_prompt))?;
+        let laid = rendered(pair, next, &|generation_prompt, tail| {
+            if tail.is_empty() {
+                return template.render(&all, generation_prompt);
+            }
+            let mut all = all.clone();
+            if let Some(last) = all.last_mut() {
+                last.content += tail;
+            }
+            template.render(&all, generation_prompt)
+        })?;
         Ok(Prompt { text: Some(text), ..laid })
     }
 
-    /// A conversation as a server has it. Where there is no chat template, it must be one message, whose bare text is the
-    /// prompt.
+    /// A conversation as a server has it. It needs a chat template.
     ///
     /// # Errors
     /// As [`of_messages`](Self::of_messages), or the last message cannot be continued.
     pub fn of_conversation(pair: &Pair, conversation: &Conversation<'_>, next: Next<'_>) -> Laid<Prompt> {
-        let last = conversation.messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default();
-        let laid = match pair.chat() {
-            Some(template) => {
-                let render = |generation_prompt| template.render_conversation(conversation, generation_prompt);
-                rendered(pair, last, next, &render)?
+        let template = pair.chat().ok_or(LayoutError::NoTemplate(Wants::Messages))?;
+        rendered(pair, next, &|generation_prompt, tail| {
+            if tail.is_empty() {
+                return template.render_conversation(conversation, generation_prompt);
             }
-            None if conversation.messages.len() != 1 => return Err(LayoutError::NoTemplate(Wants::Messages)),
-            None => bare(pair, last.to_string(), next)?,
-        };
-        Ok(Prompt { text: None, ..laid })
+            let mut messages = conversation.messages.to_vec();
+            if let Some(content) = messages.last_mut().and_then(|message| message.get_mut("content")) {
+                *content = format!("{}{tail}", content.as_str().unwrap_or_default()).into();
+            }
+            let conversation = Conversation { messages: &messages, ..*conversation };
+            template.render_conversation(&conversation, generation_prompt)
+        })
     }
 
-    /// A text as it is.
+    /// A text that stands by itself, with the tokenizer's special tokens around it (the beginning of sequence), or without.
     ///
     /// # Errors
     /// The tokenizer's own.
-    pub fn of_text(pair: &Pair, text: &str) -> Result<Prompt> {
-        Ok(Prompt { text: Some(text.to_string()), ..Prompt::of_ids(pair.tokenizer.encode(text)?) })
+    pub fn of_text(pair: &Pair, text: &str, special_tokens: bool) -> Result<Prompt> {
+        let tokenizer = &pair.tokenizer;
+        let ids = if special_tokens { tokenizer.encode_text(text)? } else { tokenizer.encode(text)? };
+        Ok(Prompt { text: Some(text.to_string()), ..Prompt::of_ids(ids) })
     }
 
     /// Ids as they are.
@@ -203,25 +215,37 @@ fn encode(pair: &Pair, text: &str) -> Laid<Vec<u32>> {
     pair.tokenizer.encode(text).map_err(LayoutError::Tokenizer)
 }
 
-/// A message without a template.
+/// A message without a template: a text that stands by itself.
 fn bare(pair: &Pair, text: String, next: Next<'_>) -> Laid<Prompt> {
     let prefill = match next {
         Next::Answer { prefill, .. } => prefill,
         _ => "",
     };
-    let ids = encode(pair, &format!("{text}{prefill}"))?;
+    let ids = pair.tokenizer.encode_text(&format!("{text}{prefill}")).map_err(LayoutError::Tokenizer)?;
     Ok(Prompt { ids, prefill: prefill.to_string(), text: Some(text), ..Prompt::default() })
 }
 
-/// A conversation that `render` writes with or without the generation prompt; `last` is its last message.
-fn rendered(pair: &Pair, last: &str, next: Next<'_>, render: &dyn Fn(bool) -> Result<String>) -> Laid<Prompt> {
-    let render = |generation_prompt| render(generation_prompt).map_err(LayoutError::Template);
+/// Stands behind a message that is continued, to be found in the rendered text.
+const MARK: &str = "MESSAGE_GOES_ON_HERE";
+
+/// A conversation that `render` writes with or without the generation prompt, and with a tail behind the last message's text.
+fn rendered(pair: &Pair, next: Next<'_>, render: &dyn Fn(bool, &str) -> Result<String>) -> Laid<Prompt> {
+    let render_tail = |tail: &str| render(false, tail).map_err(LayoutError::Template);
+    let render = |generation_prompt| render(generation_prompt, "").map_err(LayoutError::Template);
     match next {
         Next::Nothing => Ok(Prompt::of_ids(encode(pair, &render(false)?)?)),
         Next::Continued => {
-            let (text, last) = (render(false)?, last.trim());
-            let at = text.rfind(last).ok_or(LayoutError::NotContinued)?;
-            Ok(Prompt::of_ids(encode(pair, &text[..at + last.len()])?))
+            // The way of transformers: the message's own text may stand anywhere in the rendered one, a mark only where it was put.
+            let (plain, mut mark) = (render(false)?, MARK.to_string());
+            while plain.contains(&mark) {
+                mark += "_";
+            }
+            let text = render_tail(&format!("{mark} "))?;
+            let at = text.rfind(&mark).ok_or(LayoutError::NotContinued)?;
+            let (kept, rest) = text.split_at(at);
+            // A template that took the blank behind the mark would have taken the white space in front of it.
+            let kept = if rest[mark.len()..].starts_with(' ') { kept } else { kept.trim_end_matches(is_space) };
+            Ok(Prompt::of_ids(encode(pair, kept)?))
         }
         Next::Answer { layout: PromptLayout::Official, prefill: "" } => {
             let opened = render(true)?;
@@ -290,6 +314,14 @@ mod tests {
             assert!(matches!(refused, Err(LayoutError::NoTemplate(found)) if found == wants), "{wants:?}");
         }
         let bare = Prompt::of_messages(&pair, None, &twice[..1], Next::default()).unwrap();
-        assert_eq!(bare.ids, pair.tokenizer.encode("Hi.").unwrap());
+        assert_eq!(bare.ids, pair.tokenizer.encode_text("Hi.").unwrap());
+        let (begin, rest) = bare.ids.split_first().unwrap();
+        assert_eq!(pair.tokenizer.token(*begin).as_deref(), Some("<|begin_of_text|>"));
+        assert_eq!(rest, pair.tokenizer.encode("Hi.").unwrap());
+        // A conversation as a server has it is refused, of one message too.
+        let (message, variables) = ([json!({ "role": "user", "content": "Hi." })], Map::new());
+        let conversation = Conversation { messages: &message, tools: None, variables: &variables };
+        let refused = Prompt::of_conversation(&pair, &conversation, Next::default());
+        assert!(matches!(refused, Err(LayoutError::NoTemplate(Wants::Messages))));
     }
 }

@@ -7,6 +7,7 @@ mod guard;
 mod info;
 mod one_model;
 mod profile;
+mod prompts;
 mod report;
 mod run;
 mod score;

@@ -1,5 +1,5 @@
 use crate::{directory, read_json, refused};
-use ggro::files::chat::{ChatTemplate, Message};
+use ggro::files::chat::{ChatTemplate, Conversation, Date, Message, SpecialTokens};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -47,26 +47,146 @@ fn renders_as_python_does() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// What a case of `scripts/compare_jinja.py` is in ggro: the text or the error.
+fn given_case(file: &Value, case: &Value) -> Result<String, String> {
+    let mut config = json!({ "chat_template": case["template"] });
+    for (name, token) in file["special_tokens"].as_object().unwrap() {
+        config[name] = token.clone();
+    }
+    let (_dir, files) = directory(&[("tokenizer_config.json", config.to_string().as_bytes())]);
+    let variables = serde_json::Map::new();
+    let messages = file["messages"].as_array().unwrap();
+    let conversation = Conversation { messages, tools: Some(&file["tools"]), variables: &variables };
+    let rendered = ChatTemplate::load(&files).and_then(|template| {
+        let mut template = template.unwrap();
+        template.pin_time(file["now"].as_i64().unwrap());
+        template.render_conversation(&conversation, true)
+    });
+    rendered.map_err(|e| e.to_string())
+}
+
+/// A sample of `scripts/compare_jinja.py`, whose texts Jinja2 wrote.
 #[test]
-fn default_of_a_list_of_templates() {
-    let list = |name: &str| {
-        json!({
-            "chat_template": [
-                { "name": "rag", "template": "no" },
-                { "name": name, "template": "{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}" },
-            ],
+fn templates_of_a_grammar_print_what_jinja_prints() {
+    let file = read_json(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files/jinja_cases.json"));
+    let cases = file["cases"].as_array().unwrap();
+    let differs = cases.iter().filter_map(|case| {
+        let found = given_case(&file, case);
+        let same = found.as_deref().ok() == case["expected"].as_str();
+        (!same).then(|| format!("{}\n found    {found:?}\n expected {}", case["template"], case["expected"]))
+    });
+    let differs: Vec<String> = differs.collect();
+    assert!(cases.len() >= 400 && differs.is_empty(), "{} of {}:\n{}", differs.len(), cases.len(), differs.join("\n"));
+}
+
+/// Renders the cases of the file that `GGRO_JINJA_CASES` names, for `scripts/compare_jinja.py`.
+#[test]
+#[ignore = "needs cases from scripts/compare_jinja.py"]
+fn renders_given_cases() {
+    let path = std::env::var("GGRO_JINJA_CASES").unwrap();
+    let file = read_json(std::path::Path::new(&path));
+    let results = file["cases"].as_array().unwrap().iter().map(|case| match given_case(&file, case) {
+        Ok(text) => json!({ "text": text }),
+        Err(error) => json!({ "error": error }),
+    });
+    std::fs::write(format!("{path}.out"), Value::from_iter(results).to_string()).unwrap();
+}
+
+#[test]
+fn named_templates() {
+    let list = json!([
+        { "name": "rag", "template": "{% never parsed %}" },
+        { "name": "default", "template": "{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}" },
+        { "name": "tool_use", "template": "{% for t in tools %}{{ t|tojson }}{% endfor %}" },
+    ]);
+    let map = json!({ "rag": "{%", "default": list[1]["template"], "tool_use": list[2]["template"] });
+    let tools = json!([{ "name": "rain" }]);
+    let none = serde_json::Map::new();
+    let with_tools = Conversation { messages: &[], tools: Some(&tools), variables: &none };
+    let without = Conversation { tools: None, ..with_tools };
+    for named in [&list, &map] {
+        let config = json!({
+            "chat_template": named,
             "bos_token": { "content": "<s>", "lstrip": false },
             "eos_token": "</s>",
             "pad_token": null,
-        })
-        .to_string()
-    };
-    let (_dir, files) = directory(&[("tokenizer_config.json", list("default").as_bytes())]);
+        });
+        let (_dir, files) = directory(&[("tokenizer_config.json", config.to_string().as_bytes())]);
+        let template = ChatTemplate::load(&files).unwrap().unwrap();
+        assert_eq!(template.render(&[], false).unwrap(), "<s></s>False");
+        assert_eq!(template.render_conversation(&without, false).unwrap(), "<s></s>False");
+        assert_eq!(template.render_conversation(&with_tools, false).unwrap(), r#"{"name": "rain"}"#);
+    }
+    // The only one is for tools: it loads, and is used with them.
+    let config = json!({ "chat_template": [list[0], list[2]] }).to_string();
+    let (_dir, files) = directory(&[("tokenizer_config.json", config.as_bytes())]);
     let template = ChatTemplate::load(&files).unwrap().unwrap();
-    assert_eq!(template.render(&[], false).unwrap(), "<s></s>False");
+    assert_eq!(template.render_conversation(&with_tools, false).unwrap(), r#"{"name": "rain"}"#);
+    refused(template.render(&[], false), &["\"default\"", "\"tool_use\"", "found rag, tool_use"]);
+    // Files win over the configuration, all of it.
+    let more = b"{{ tools|length }} tools\n";
+    let config = json!({ "chat_template": list }).to_string();
+    let all: [(&str, &[u8]); 3] = [
+        ("tokenizer_config.json", config.as_bytes()),
+        ("chat_template.jinja", b"file"),
+        ("additional_chat_templates/tool_use.jinja", more),
+    ];
+    let (_dir, files) = directory(&all);
+    let template = ChatTemplate::load(&files).unwrap().unwrap();
+    assert_eq!(template.render_conversation(&with_tools, false).unwrap(), "1 tools");
+    assert_eq!(template.render_conversation(&without, false).unwrap(), "file");
+    let (_dir, files) = directory(&[all[0], all[2]]);
+    let template = ChatTemplate::load(&files).unwrap().unwrap();
+    assert_eq!(template.render_conversation(&with_tools, false).unwrap(), "1 tools");
+    assert!(template.render(&[], false).is_err());
+    for wrong in [json!(5), json!([{ "name": "default" }]), json!(["x"]), json!({ "default": 5 })] {
+        let config = json!({ "chat_template": wrong }).to_string();
+        let (_dir, files) = directory(&[("tokenizer_config.json", config.as_bytes())]);
+        refused(ChatTemplate::load(&files), &["tokenizer_config.json", "`chat_template`: expected a text, a list"]);
+    }
+}
 
-    let (_dir, files) = directory(&[("tokenizer_config.json", list("other").as_bytes())]);
-    refused(ChatTemplate::load(&files), &["tokenizer_config.json", "chat_template", "\"default\""]);
+/// Every special token that `transformers` knows by a name is a variable.
+#[test]
+fn special_tokens_are_variables() {
+    let config = json!({
+        "chat_template": "{{ sep_token }}{{ cls_token }}{{ mask_token }}{{ image_token }}{{ audio_token }}{{ add_bos_token }}",
+        "sep_token": "<sep>", "cls_token": { "content": "<cls>" }, "mask_token": "<mask>", "audio_token": "<audio>",
+        "extra_special_tokens": { "image_token": "<image>" }, "add_bos_token": true,
+    });
+    let (_dir, files) = directory(&[("tokenizer_config.json", config.to_string().as_bytes())]);
+    let template = ChatTemplate::load(&files).unwrap().unwrap();
+    assert_eq!(template.render(&[], false).unwrap(), "<sep><cls><mask><image><audio>");
+}
+
+/// What the command line sets for all conversations.
+#[test]
+fn a_template_is_set_up() {
+    let source = "{{ strftime_now('%d %b %Y %H:%M') }} {{ enable_thinking }}";
+    let mut set_up = template(source).unwrap();
+    set_up.pin_date("2024-07-26".parse().unwrap());
+    let variables = |text: &str| serde_json::from_str(text).unwrap();
+    set_up.set_variables(variables(r#"{ "enable_thinking": false }"#)).unwrap();
+    assert_eq!(set_up.render(&[], false).unwrap(), "26 Jul 2024 00:00 False");
+    let own = variables(r#"{ "enable_thinking": true }"#);
+    let conversation = Conversation { messages: &[], tools: None, variables: &own };
+    assert_eq!(set_up.render_conversation(&conversation, false).unwrap(), "26 Jul 2024 00:00 True");
+    assert!(set_up.set_variables(variables(r#"{ "messages": 1 }"#)).is_err());
+    for text in ["", "2024-7-26", "26.07.2024", "2024-02-30", "+024-07-26", "2024-07-26 "] {
+        assert!(text.parse::<Date>().is_err(), "{text}");
+    }
+    let today = Date::today().to_string();
+    assert_eq!(today.parse::<Date>().unwrap().to_string(), today);
+
+    let (dir, files) = directory(&[
+        ("own.jinja", b"{{ bos_token }}{{ eos_token }}\n"),
+        ("tokenizer_config.json", br#"{ "bos_token": "<s>" }"#),
+    ]);
+    let tokens = SpecialTokens::load(&files).unwrap();
+    let own = ChatTemplate::from_file(&dir.path().join("own.jinja"), tokens.clone()).unwrap();
+    assert_eq!(own.render(&[], false).unwrap(), "<s>");
+    assert_eq!(own.sources().collect::<Vec<_>>(), [("default", "{{ bos_token }}{{ eos_token }}\n")]);
+    refused(ChatTemplate::from_file(&dir.path().join("none.jinja"), tokens), &["none.jinja"]);
 }
 
 #[test]
@@ -80,12 +200,9 @@ fn where_a_template_comes_from() {
     let template = ChatTemplate::load(&files).unwrap().unwrap();
     assert_eq!(template.render(&[], false).unwrap(), "file");
 
-    for (config, expected) in [
-        (r#"{ "chat_template": 5 }"#, "`chat_template`"),
-        (r#"{ "chat_template": "x", "eos_token": 5 }"#, "`eos_token`"),
-        ("[]", "JSON object"),
-        ("{", "JSON object"),
-    ] {
+    for (config, expected) in
+        [(r#"{ "chat_template": "x", "eos_token": 5 }"#, "`eos_token`"), ("[]", "JSON object"), ("{", "JSON object")]
+    {
         let (_dir, files) = directory(&[("tokenizer_config.json", config.as_bytes())]);
         refused(ChatTemplate::load(&files), &["tokenizer_config.json", expected]);
     }
@@ -219,7 +336,7 @@ fn deep_nesting_is_survived() {
 /// What comes with a conversation besides texts: functions, calls of them, variables of the template's own.
 #[test]
 fn conversations_with_everything() {
-    use ggro::files::chat::{Conversation, check_variable};
+    use ggro::files::chat::check_variable;
     use ggro::files::checkpoint::Files;
     let of = |model: &str| {
         let files = Files::Dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(model));

@@ -28,7 +28,9 @@ fn read_json(path: &Path) -> serde_json::Value {
 fn directory(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Files) {
     let dir = tempfile::tempdir().unwrap();
     for (name, content) in files {
-        std::fs::write(dir.path().join(name), content).unwrap();
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
     }
     let files = Files::Dir(dir.path().to_path_buf());
     (dir, files)

@@ -111,6 +111,42 @@ fn truncation_and_padding_of_the_file_are_cleared() {
     assert_eq!(tokenizer.decode(&[1, 9, 2]).unwrap(), "a b");
 }
 
+/// What the post-processor puts around a text, as every tokenizer of Llama 3 has it.
+#[test]
+fn texts_get_their_special_tokens() {
+    let mut json = words(json!({ "<s>": 0, "a": 1, "b": 2, "</s>": 3 }));
+    let token = |id: &str| json!({ "SpecialToken": { "id": id, "type_id": 0 } });
+    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    let template = |single: &[Value]| {
+        json!({
+            "type": "TemplateProcessing", "single": single, "pair": single,
+            "special_tokens": {
+                "<s>": { "id": "<s>", "ids": [0], "tokens": ["<s>"] },
+                "</s>": { "id": "</s>", "ids": [3], "tokens": ["</s>"] },
+            },
+        })
+    };
+    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true });
+    let front = template(&[token("<s>"), text.clone()]);
+    for processor in [front.clone(), json!({ "type": "Sequence", "processors": [byte_level, front] })] {
+        json["post_processor"] = processor;
+        let tokenizer = load(&json).unwrap();
+        assert_eq!(tokenizer.encode_text("a b").unwrap(), [0, 1, 2]);
+        assert_eq!(tokenizer.encode("a b").unwrap(), [1, 2]);
+        assert_eq!(tokenizer.encode_text("").unwrap(), [0]);
+        assert_eq!(tokenizer.with_special_tokens(vec![0, 1]), [0, 1]);
+    }
+    json["post_processor"] = template(&[token("<s>"), text.clone(), token("</s>")]);
+    assert_eq!(load(&json).unwrap().encode_text("a").unwrap(), [0, 1, 3]);
+    json["post_processor"] = Value::Null;
+    assert_eq!(load(&json).unwrap().encode_text("a").unwrap(), [1]);
+    // A template that names what it does not define, or leaves out the text.
+    json["post_processor"] = template(&[token("<t>"), text]);
+    refused(load(&json), &["tokenizer.json", "post_processor"]);
+    json["post_processor"] = template(&[token("<s>")]);
+    refused(load(&json), &["tokenizer.json"]);
+}
+
 #[test]
 fn malformed_files() {
     let (_dir, files) = directory(&[]);

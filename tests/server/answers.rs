@@ -190,7 +190,8 @@ fn conversations_as_clients_write_them() {
     let refused = |message: Value, param: &str| {
         server.chat(&json!({ "model": "demo", "messages": [message] })).refused(400, Some(param))
     };
-    refused(json!({ "role": "robot", "content": "x" }), "messages[0].role");
+    refused(json!({ "role": "", "content": "x" }), "messages[0].role");
+    refused(json!({ "content": "x" }), "messages[0].role");
     refused(json!({ "role": "user" }), "messages[0].content");
     refused(json!({ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }), "messages[0].content[0]");
     refused(json!("hello"), "messages[0]");

@@ -9,6 +9,7 @@ mod lost;
 mod one_model;
 mod openai;
 mod operations;
+mod prompts;
 mod rewards;
 
 use serde_json::{Value, json};

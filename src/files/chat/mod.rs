@@ -3,25 +3,35 @@
 //! A template comes with a model and is written for the `transformers` library: Jinja in a sandbox, blocks trimmed, a few
 //! added functions. It is rendered here by minijinja, which has no access to the host, under a budget of fuel (about one
 //! unit per instruction and per 64 bytes made) and a limit on its output. Where the two dialects differ in what they
-//! print, `python` takes Python's side.
+//! print, Python's side is taken: `source` rewrites what minijinja reads otherwise, `python` prints values, and `filters`,
+//! `methods` and `format` have what is missing.
 //!
 //! What fuel does not bound: a template that builds a list of itself twice over, many times, and then compares or
 //! concatenates (`~`) the result takes exponential time, as it does in Python. Such a template cannot read or write
 //! anything, but it can keep the process that loaded it busy.
 
-mod generation;
+mod arguments;
+mod filters;
+mod format;
+mod methods;
 mod python;
+mod source;
 
-use crate::files::checkpoint::Files;
+pub(crate) use python::is_space;
+
+use crate::files::checkpoint::{Files, read_whole_text};
 use crate::{Error, Result};
-use chrono::{DateTime, Local, NaiveDateTime, Utc};
+use chrono::{DateTime, Local, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value};
-use minijinja_contrib::pycompat;
 use serde_json::Map;
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 const TEMPLATE: &str = "chat_template.jinja";
+/// Folder of templates beside that one, each named after its file.
+const MORE_TEMPLATES: &str = "additional_chat_templates";
 const CONFIG: &str = "tokenizer_config.json";
 const TOKEN_MAP: &str = "special_tokens_map.json";
 
@@ -39,7 +49,7 @@ const STACK: usize = 1 << 30;
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Message {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `user`, `assistant`, or another one that the template knows.
     pub role: String,
     /// The text.
     pub content: String,
@@ -57,7 +67,7 @@ pub struct Conversation<'a> {
 }
 
 /// Names that belong to the engine, to `transformers` or to Jinja.
-const RESERVED: [&str; 24] = [
+const RESERVED: [&str; 27] = [
     "messages",
     "tools",
     "documents",
@@ -67,6 +77,9 @@ const RESERVED: [&str; 24] = [
     "eos_token",
     "unk_token",
     "pad_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
     "raise_exception",
     "strftime_now",
     "namespace",
@@ -93,7 +106,7 @@ pub fn check_variable(name: &str, value: &serde_json::Value) -> Result<()> {
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if !plain || name.len() > 64 || RESERVED.contains(&name) {
         let name: String = name.chars().take(64).collect();
-        return Err(Error::invalid(format!("{name:?} is not a variable that a request may set")));
+        return Err(Error::invalid(format!("{name:?} is not a template's variable that may be set")));
     }
     if value.is_array() || value.is_object() {
         return Err(Error::invalid(format!("{name} must be a text, a number or a truth value")));
@@ -101,52 +114,147 @@ pub fn check_variable(name: &str, value: &serde_json::Value) -> Result<()> {
     Ok(())
 }
 
-/// A model's chat template with the special tokens it may name.
+/// A day, as templates write it into prompts. As text: `2026-11-29`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Date(NaiveDate);
+
+impl Date {
+    /// Today, where the process is.
+    pub fn today() -> Date {
+        Date(Local::now().date_naive())
+    }
+}
+
+impl fmt::Display for Date {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.format("%Y-%m-%d"))
+    }
+}
+
+impl FromStr for Date {
+    type Err = String;
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let shaped = text.len() == 10 && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+        let parsed = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok().filter(|_| shaped);
+        parsed.map(Date).ok_or_else(|| format!("expected a day such as 2026-11-29, found {text:?}"))
+    }
+}
+
+/// Special tokens by the names that templates know them by, such as `bos_token`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokens(Vec<(String, String)>);
+
+impl SpecialTokens {
+    /// Reads those of `tokenizer_config.json` and, where it has none, of `special_tokens_map.json`; with the model's own ones,
+    /// which `extra_special_tokens` names.
+    ///
+    /// # Errors
+    /// A file is not readable, or a token is not a text.
+    pub fn load(files: &Files) -> Result<Self> {
+        const NAMES: [&str; 7] =
+            ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+        let mut tokens = Vec::new();
+        for name in NAMES {
+            tokens.extend(special_token(files, name)?.map(|token| (name.to_string(), token)));
+        }
+        let config = files.read_json(CONFIG)?.unwrap_or_default();
+        let extra = config.get("extra_special_tokens").and_then(serde_json::Value::as_object);
+        // `transformers` takes any other key that ends like these, too.
+        let extra = extra.into_iter().flatten().chain(config.iter().filter(|(name, _)| name.ends_with("_token")));
+        for (name, token) in extra {
+            let text = token.as_str().or_else(|| token.get("content")?.as_str());
+            if let Some(text) = text.filter(|_| !tokens.iter().any(|(known, _)| known == name)) {
+                tokens.push((name.clone(), text.to_string()));
+            }
+        }
+        Ok(SpecialTokens(tokens))
+    }
+}
+
+/// A model's chat template with the special tokens it may name. There may be a second one for conversations with tools.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    path: PathBuf,
-    special_tokens: Vec<(&'static str, String)>,
+    templates: Vec<Named>,
+    special_tokens: SpecialTokens,
+    variables: Map<String, serde_json::Value>,
 }
 
+/// Where a template of this name comes from.
+#[derive(Debug)]
+struct Named {
+    name: String,
+    path: PathBuf,
+    source: String,
+}
+
+/// The template of conversations, and that of conversations with tools, where there is one.
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
+
 impl ChatTemplate {
-    /// Reads `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`. `Ok(None)` if there is neither.
+    /// Reads the model's templates as `transformers` does: `chat_template.jinja` and those of `additional_chat_templates`, else
+    /// `chat_template` of `tokenizer_config.json`. `Ok(None)` if there is none.
     ///
     /// # Errors
-    /// A file is not readable, or the template does not parse.
+    /// A file is not readable, or a template does not parse.
     pub fn load(files: &Files) -> Result<Option<Self>> {
-        let config = files.read_json(CONFIG)?.unwrap_or_default();
-        let (path, source) = match files.read_text(TEMPLATE)? {
-            Some(text) => (files.path(TEMPLATE), text.into_owned()),
-            None => match default_template(files, &config)? {
-                Some(text) => (files.path(CONFIG), text),
-                None => return Ok(None),
-            },
-        };
-        let mut special_tokens = Vec::new();
-        for name in ["bos_token", "eos_token", "unk_token", "pad_token"] {
-            if let Some(token) = special_token(files, name)? {
-                special_tokens.push((name, token));
+        let mut found = Vec::new();
+        let mut add = |name: &str, file: &str| -> Result<()> {
+            if let Some(text) = files.read_text(file)? {
+                found.push(Named { name: name.to_string(), path: files.path(file), source: text.into_owned() });
             }
+            Ok(())
+        };
+        add(DEFAULT, TEMPLATE)?;
+        // The only other one that is chosen by itself.
+        add(TOOL_USE, &format!("{MORE_TEMPLATES}/{TOOL_USE}.jinja"))?;
+        if found.is_empty() {
+            let config = files.read_json(CONFIG)?.unwrap_or_default();
+            let named = templates_of(config.get("chat_template"));
+            let named = named.map_err(|what| Error::file(files.path(CONFIG), format!("`chat_template`: {what}")))?;
+            found.extend(named.into_iter().map(|(name, source)| Named { name, path: files.path(CONFIG), source }));
         }
-        Self::new(path, &source, special_tokens).map(Some)
+        if found.is_empty() {
+            return Ok(None);
+        }
+        Self::new(found, SpecialTokens::load(files)?).map(Some)
     }
 
-    fn new(path: PathBuf, source: &str, special_tokens: Vec<(&'static str, String)>) -> Result<Self> {
-        if source.len() > MAX_TEMPLATE {
-            return Err(Error::file(
-                path,
-                format!("chat template: expected at most {MAX_TEMPLATE} bytes, found {}", source.len()),
-            ));
-        }
+    /// A template from a file, in place of the model's own.
+    ///
+    /// # Errors
+    /// The file is not readable, or the template does not parse.
+    pub fn from_file(path: &Path, special_tokens: SpecialTokens) -> Result<Self> {
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let source = read_whole_text(path, file)?;
+        Self::new(vec![Named { name: DEFAULT.to_string(), path: path.to_path_buf(), source }], special_tokens)
+    }
+
+    fn new(templates: Vec<Named>, special_tokens: SpecialTokens) -> Result<Self> {
         let mut environment = environment();
-        // As Jinja2 reads any source.
-        let source = source.replace("\r\n", "\n").replace('\r', "\n");
-        let source = generation::replace_tags(&source)
-            .map_err(|message| Error::file(&path, format!("chat template, {message}")))?;
-        let parsed = on_deep_stack(&path, || environment.add_template_owned(NAME, source))?;
-        parsed.map_err(|e| failure(&path, &e))?;
-        Ok(ChatTemplate { environment, path, special_tokens })
+        for Named { name, path, source } in &templates {
+            // Those of other names are never rendered.
+            if ![DEFAULT, TOOL_USE].contains(&name.as_str()) {
+                continue;
+            }
+            if source.len() > MAX_TEMPLATE {
+                let found = source.len();
+                let message = format!("chat template: expected at most {MAX_TEMPLATE} bytes, found {found}");
+                return Err(Error::file(path, message));
+            }
+            // As Jinja2 reads any source.
+            let source = source.replace("\r\n", "\n").replace('\r', "\n");
+            let parsed = on_deep_stack(path, || {
+                let rewritten = source::rewrite(&source).map_err(Unread::Rewritten)?;
+                environment.add_template_owned(inside(name), rewritten).map_err(Unread::Parsed)
+            })?;
+            parsed.map_err(|error| match error {
+                Unread::Rewritten(message) => Error::file(path, format!("chat template, {message}")),
+                Unread::Parsed(error) => failure(path, &error),
+            })?;
+        }
+        Ok(ChatTemplate { environment, templates, special_tokens, variables: Map::new() })
     }
 
     /// Pins `strftime_now` to a moment (seconds since 1970 UTC), for reproducible prompts.
@@ -155,16 +263,34 @@ impl ChatTemplate {
         add_strftime(&mut self.environment, move || moment.naive_utc());
     }
 
+    /// Pins `strftime_now` to the beginning of a day.
+    pub fn pin_date(&mut self, date: Date) {
+        add_strftime(&mut self.environment, move || date.0.and_time(NaiveTime::MIN));
+    }
+
+    /// Sets variables of the template's own, such as `enable_thinking`, for all conversations that do not bring them.
+    ///
+    /// # Errors
+    /// A variable that [`check_variable`] refuses.
+    pub fn set_variables(&mut self, variables: Map<String, serde_json::Value>) -> Result<()> {
+        variables.iter().try_for_each(|(name, value)| check_variable(name, value))?;
+        self.variables = variables;
+        Ok(())
+    }
+
     /// Renders a conversation.
     ///
     /// # Errors
-    /// The template raises an exception, does not end within its fuel, or writes too much.
+    /// The template raises an exception, does not end within its fuel, or writes too much; or the model's templates all have
+    /// other names than `default`.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let size: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
-        self.rendered(self.context(messages, add_generation_prompt), messages.len(), size)
+        let size = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+        let message = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
+        let values = messages.iter().map(message).collect();
+        self.rendered(values, None, &Map::new(), add_generation_prompt, size)
     }
 
-    /// Renders a conversation with everything that came with it.
+    /// Renders a conversation with everything that came with it. If it has tools, a template named `tool_use` goes first.
     ///
     /// # Errors
     /// As [`render`](ChatTemplate::render), or a variable that [`check_variable`] refuses.
@@ -173,44 +299,69 @@ impl ChatTemplate {
         variables.iter().try_for_each(|(name, value)| check_variable(name, value))?;
         let length = |value: &serde_json::Value| value.to_string().len();
         let size = messages.iter().chain(tools).chain(variables.values()).map(length).sum();
-        let own = variables.iter().map(|(name, value)| (name.as_str(), value_of(value)));
-        let messages_of = messages.iter().map(value_of).collect::<Vec<Value>>();
-        let given = [("messages", messages_of.into()), ("tools", tools.map_or(().into(), value_of))];
-        let mut pairs: Vec<(&str, Value)> = own.chain(self.fixed(add_generation_prompt)).collect();
-        pairs.extend(given);
-        self.rendered(Value::from_pairs(pairs), messages.len(), size)
+        let values = messages.iter().map(value_of).collect();
+        self.rendered(values, tools.map(value_of), variables, add_generation_prompt, size)
     }
 
-    /// Renders what is given, of so many messages with so many bytes.
-    fn rendered(&self, context: Value, messages: usize, size: usize) -> Result<String> {
+    /// Renders what is given, of so many bytes.
+    fn rendered(
+        &self,
+        messages: Vec<Value>,
+        tools: Option<Value>,
+        variables: &Map<String, serde_json::Value>,
+        add_generation_prompt: bool,
+        size: usize,
+    ) -> Result<String> {
+        let Named { name, path, .. } = self.chosen(tools.is_some())?;
         let mut environment = self.environment.clone();
-        let fuel = FUEL + FUEL_PER_MESSAGE * messages as u64 + size as u64;
-        environment.set_fuel(Some(fuel));
+        environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + size as u64));
+        // Of two with the same name, the last one counts.
+        let own = self.variables.iter().chain(variables).map(|(name, value)| (name.as_str(), value_of(value)));
+        let special = self.special_tokens.0.iter().map(|(name, text)| (name.as_str(), text.as_str().into()));
+        let given = [
+            ("messages", messages.into()),
+            ("tools", tools.unwrap_or_else(|| ().into())),
+            ("documents", ().into()),
+            ("add_generation_prompt", add_generation_prompt.into()),
+        ];
+        let context = Value::from_pairs(own.chain(special).chain(given));
         let mut output = Limited { text: Vec::new(), limit: MAX_OUTPUT + size, exceeded: false };
-        let rendered = on_deep_stack(&self.path, || {
-            let template = environment.get_template(NAME)?;
+        let rendered = on_deep_stack(path, || {
+            let template = environment.get_template(&inside(name))?;
             template.render_captured_to(context, &mut output).map(drop)
         })?;
         if output.exceeded {
             let limit = output.limit;
-            return Err(Error::file(&self.path, format!("chat template: writes more than {limit} bytes, the limit")));
+            return Err(Error::file(path, format!("chat template: writes more than {limit} bytes, the limit")));
         }
-        rendered.map_err(|e| failure(&self.path, &e))?;
-        String::from_utf8(output.text).map_err(|e| Error::file(&self.path, e.to_string()))
+        rendered.map_err(|e| failure(path, &e))?;
+        String::from_utf8(output.text).map_err(|e| Error::file(path, e.to_string()))
     }
 
-    fn context(&self, messages: &[Message], add_generation_prompt: bool) -> Value {
-        let message = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
-        let given = [("messages", messages.iter().map(message).collect::<Vec<_>>().into()), ("tools", ().into())];
-        Value::from_pairs(given.into_iter().chain(self.fixed(add_generation_prompt)))
+    /// The template of a conversation.
+    fn chosen(&self, tools: bool) -> Result<&Named> {
+        let named = |name: &str| self.templates.iter().find(|template| template.name == name);
+        let tool_use = named(TOOL_USE).filter(|_| tools);
+        tool_use.or_else(|| named(DEFAULT)).ok_or_else(|| {
+            let names: Vec<&str> = self.templates.iter().map(|template| template.name.as_str()).collect();
+            Error::invalid(format!(
+                "the model has no chat template named {DEFAULT:?}, and {TOOL_USE:?} is for conversations with tools; \
+                 expected one of the two, found {}",
+                names.join(", ")
+            ))
+        })
     }
 
-    /// What does not depend on the conversation.
-    fn fixed(&self, add_generation_prompt: bool) -> Vec<(&str, Value)> {
-        let special = self.special_tokens.iter().map(|(name, text)| (*name, text.as_str().into()));
-        let fixed = [("add_generation_prompt", add_generation_prompt.into()), ("documents", ().into())];
-        fixed.into_iter().chain(special).collect()
+    /// The sources of its templates, each with its name.
+    pub fn sources(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.templates.iter().map(|template| (template.name.as_str(), template.source.as_str()))
     }
+}
+
+/// Why a template could not be read.
+enum Unread {
+    Rewritten(String),
+    Parsed(minijinja::Error),
 }
 
 /// A value of JSON as templates see it.
@@ -231,8 +382,10 @@ fn value_of(json: &serde_json::Value) -> Value {
     }
 }
 
-/// Name of the template inside its environment.
-const NAME: &str = "chat template";
+/// The name of a template inside its environment.
+fn inside(name: &str) -> String {
+    format!("chat template: {name}")
+}
 
 /// The environment `transformers` renders chat templates in.
 fn environment() -> Environment<'static> {
@@ -243,11 +396,7 @@ fn environment() -> Environment<'static> {
     }
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_formatter(python::write);
-    environment.set_unknown_method_callback(pycompat::unknown_method_callback);
-    environment.add_filter("tojson", python::tojson);
-    environment.add_filter("string", python::string);
-    // Its indentation is quadratic in the depth and is paid for only afterwards; no chat template needs it.
-    environment.remove_filter("pprint");
+    filters::add(&mut environment);
     environment.add_function("raise_exception", |message: &Value| refuse(message.to_string()));
     add_strftime(&mut environment, || Local::now().naive_local());
     environment
@@ -268,7 +417,7 @@ fn refuse(message: String) -> std::result::Result<Value, minijinja::Error> {
 }
 
 /// A refusal concerns the conversation; anything else is the template's fault.
-fn failure(path: &std::path::Path, error: &minijinja::Error) -> Error {
+fn failure(path: &Path, error: &minijinja::Error) -> Error {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     let mut innermost = error;
     while let Some(cause) = source {
@@ -288,7 +437,7 @@ fn failure(path: &std::path::Path, error: &minijinja::Error) -> Error {
 }
 
 /// Runs `work` on a thread whose stack is deep enough for anything that the limits admit.
-fn on_deep_stack<T: Send>(path: &std::path::Path, work: impl FnOnce() -> T + Send) -> Result<T> {
+fn on_deep_stack<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("chat template".into())
@@ -321,23 +470,33 @@ impl std::io::Write for Limited {
     }
 }
 
-/// `chat_template` of `tokenizer_config.json`: a text, or a list of named ones.
-fn default_template(files: &Files, config: &Map<String, serde_json::Value>) -> Result<Option<String>> {
-    use serde_json::Value::{Array, Null, String};
-    let fail = |message: &str| Error::file(files.path(CONFIG), message);
-    let list = match config.get("chat_template") {
-        None | Some(Null) => return Ok(None),
-        Some(String(text)) => return Ok(Some(text.clone())),
-        Some(Array(list)) => list,
-        Some(_) => {
-            return Err(fail("`chat_template`: expected a text or a list of named texts"));
-        }
+/// `chat_template` of `tokenizer_config.json`, by names: a text, which is the default one, a list of objects with `name` and
+/// `template`, or an object of texts. Of two with the same name, the last one counts.
+fn templates_of(value: Option<&serde_json::Value>) -> std::result::Result<Vec<(String, String)>, String> {
+    use serde_json::Value::{Array, Null, Object, String as Text};
+    let fail = || "expected a text, a list of objects with `name` and `template`, or an object of texts".to_string();
+    let mut found: Vec<(String, String)> = Vec::new();
+    let mut add = |name: &str, text: &str| {
+        found.retain(|(known, _)| known != name);
+        found.push((name.to_string(), text.to_string()));
     };
-    let default = list.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"));
-    match default.and_then(|entry| entry.get("template")) {
-        Some(String(text)) => Ok(Some(text.clone())),
-        _ => Err(fail("`chat_template`: expected a template named \"default\" in the list, found none")),
+    match value {
+        None | Some(Null) => {}
+        Some(Text(text)) => add(DEFAULT, text),
+        Some(Array(list)) => {
+            for entry in list {
+                let text = |field: &str| entry.get(field).and_then(serde_json::Value::as_str).ok_or_else(fail);
+                add(text("name")?, text("template")?);
+            }
+        }
+        Some(Object(map)) => {
+            for (name, text) in map {
+                add(name, text.as_str().ok_or_else(fail)?);
+            }
+        }
+        Some(_) => return Err(fail()),
     }
+    Ok(found)
 }
 
 /// A special token by its role (`eos_token`): of `tokenizer_config.json`, else of `special_tokens_map.json`. Written as

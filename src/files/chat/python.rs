@@ -3,7 +3,7 @@
 use chrono::format::{Item, StrftimeItems};
 use chrono::{NaiveDateTime, Timelike};
 use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Error, ErrorKind, Output, State, Value};
+use minijinja::{AutoEscape, Error, ErrorKind, Output, State, Value};
 use std::fmt::Write;
 
 /// Deepest nesting that is written as JSON; Python's own limit is of the same order.
@@ -13,33 +13,177 @@ const MAX_DEPTH: usize = 500;
 const MAX_TEXT: usize = 16 << 20;
 
 /// Writes a value as `{{ value }}` does.
-pub(super) fn write(output: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
-    let written = match value.as_str() {
+pub(super) fn write(output: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    let escapes = !matches!(state.auto_escape(), AutoEscape::None) && !value.is_safe();
+    let written = match string_of(value) {
+        Some(text) if escapes => output.write_str(&escaped(text)),
         Some(text) => output.write_str(text),
+        None if escapes => output.write_str(&escaped(&text(value)?)),
         None => output.write_str(&text(value)?),
     };
     written.map_err(|_| Error::from(ErrorKind::WriteFailure))
 }
 
+/// The text of a value that is one. (The engine takes bytes for a text, too.)
+fn string_of(value: &Value) -> Option<&str> {
+    value.as_str().filter(|_| value.kind() == ValueKind::String)
+}
+
 /// The `string` filter.
 pub(super) fn string(value: &Value) -> Result<Value, Error> {
-    match value.as_str() {
+    match string_of(value) {
         Some(_) => Ok(value.clone()),
         None => Ok(Value::from(text(value)?)),
     }
 }
 
-/// `str(value)`. Lists that hold the same list many times have few items but a text without end, which minijinja would
-/// charge for only when it is written, so its writer is the one to stop.
-fn text(value: &Value) -> Result<String, Error> {
-    if let Some(number) = as_float(value) {
-        return Ok(float(number, "inf", "nan"));
+/// `str(value)`. Lists that hold the same list many times have few items but a text without end, which would be charged for
+/// only when it is written, so the writer is the one to stop.
+pub(super) fn text(value: &Value) -> Result<String, Error> {
+    match string_of(value) {
+        Some(text) => Ok(text.to_string()),
+        None if value.is_undefined() => Ok(String::new()),
+        None => repr(value),
     }
+}
+
+/// `repr(value)`.
+pub(super) fn repr(value: &Value) -> Result<String, Error> {
     let mut bounded = Bounded(String::new());
-    match write!(bounded, "{value}") {
+    match represent(&mut bounded, value) {
         Ok(()) => Ok(bounded.0),
         Err(_) => Err(refused(format!("a value is longer than {MAX_TEXT} bytes as text"))),
     }
+}
+
+fn represent(out: &mut Bounded, value: &Value) -> std::fmt::Result {
+    match value.kind() {
+        ValueKind::Undefined => out.write_str("Undefined"),
+        ValueKind::String if value.is_safe() => {
+            out.write_str("Markup(")?;
+            quoted(out, value.as_str().unwrap_or_default().chars())?;
+            out.write_char(')')
+        }
+        ValueKind::String => quoted(out, value.as_str().unwrap_or_default().chars()),
+        ValueKind::Bytes => {
+            out.write_char('b')?;
+            quoted_bytes(out, value.as_bytes().unwrap_or_default())
+        }
+        ValueKind::Number => match as_float(value) {
+            Some(number) => out.write_str(&float(number, "inf", "nan")),
+            None => write!(out, "{value}"),
+        },
+        ValueKind::Seq | ValueKind::Iterable => {
+            let tuple = value.is_tuple();
+            out.write_char(if tuple { '(' } else { '[' })?;
+            let mut count = 0;
+            for item in value.try_iter().map_err(|_| std::fmt::Error)?.checked() {
+                out.write_str(if count > 0 { ", " } else { "" })?;
+                represent(out, &item.map_err(|_| std::fmt::Error)?)?;
+                count += 1;
+            }
+            out.write_str(if tuple && count == 1 { "," } else { "" })?;
+            out.write_char(if tuple { ')' } else { ']' })
+        }
+        ValueKind::Map if !is_macro(value) => {
+            out.write_char('{')?;
+            for (count, key) in value.try_iter().map_err(|_| std::fmt::Error)?.checked().enumerate() {
+                let key = key.map_err(|_| std::fmt::Error)?;
+                out.write_str(if count > 0 { ", " } else { "" })?;
+                represent(out, &key)?;
+                out.write_str(": ")?;
+                represent(out, &value.get_item(&key).map_err(|_| std::fmt::Error)?)?;
+            }
+            out.write_char('}')
+        }
+        _ => write!(out, "{value}"),
+    }
+}
+
+/// Whether a value is a macro or the loop, which look like maps and are none. The text of a map begins with a brace.
+pub(super) fn is_macro(value: &Value) -> bool {
+    let mut start = Start(String::new());
+    let _ = write!(start, "{value}");
+    value.kind() == ValueKind::Map && ["<macro ", "<loop"].iter().any(|text| start.0.starts_with(text))
+}
+
+/// The beginning of a text; to write more than that fails.
+struct Start(String);
+
+impl Write for Start {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.push_str(text);
+        if self.0.len() < 8 { Ok(()) } else { Err(std::fmt::Error) }
+    }
+}
+
+/// The special characters of HTML as entities.
+pub(super) fn escaped(text: &str) -> String {
+    let mut output = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => output.push_str("&amp;"),
+            '<' => output.push_str("&lt;"),
+            '>' => output.push_str("&gt;"),
+            '\'' => output.push_str("&#39;"),
+            '"' => output.push_str("&#34;"),
+            c => output.push(c),
+        }
+    }
+    output
+}
+
+/// A string in quotes, as `repr` chooses and escapes them.
+fn quoted(out: &mut Bounded, chars: std::str::Chars<'_>) -> std::fmt::Result {
+    let text = chars.as_str();
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.write_char(quote)?;
+    for c in chars {
+        match c {
+            '\\' => out.write_str("\\\\")?,
+            '\n' => out.write_str("\\n")?,
+            '\r' => out.write_str("\\r")?,
+            '\t' => out.write_str("\\t")?,
+            c if c == quote => write!(out, "\\{c}")?,
+            c if is_printable(c) => out.write_char(c)?,
+            c => match u32::from(c) {
+                number @ ..0x100 => write!(out, "\\x{number:02x}")?,
+                number @ ..0x10000 => write!(out, "\\u{number:04x}")?,
+                number => write!(out, "\\U{number:08x}")?,
+            },
+        }
+    }
+    out.write_char(quote)
+}
+
+fn quoted_bytes(out: &mut Bounded, bytes: &[u8]) -> std::fmt::Result {
+    let quote = if bytes.contains(&b'\'') && !bytes.contains(&b'"') { '"' } else { '\'' };
+    out.write_char(quote)?;
+    for &byte in bytes {
+        match byte {
+            b'\\' => out.write_str("\\\\")?,
+            b'\n' => out.write_str("\\n")?,
+            b'\r' => out.write_str("\\r")?,
+            b'\t' => out.write_str("\\t")?,
+            byte if char::from(byte) == quote => write!(out, "\\{quote}")?,
+            b' '..=b'~' => out.write_char(char::from(byte))?,
+            byte => write!(out, "\\x{byte:02x}")?,
+        }
+    }
+    out.write_char(quote)
+}
+
+/// `str.isprintable` of a character, without the code points that no character has.
+pub(super) fn is_printable(c: char) -> bool {
+    let unseen = matches!(c, '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}'
+        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+        | '\u{fff0}'..='\u{fffb}' | '\u{e000}'..='\u{f8ff}' | '\u{e0000}'..='\u{e0fff}' | '\u{f0000}'..);
+    c == ' ' || !(c.is_control() || c.is_whitespace() || unseen)
+}
+
+/// `str.isspace` of a character, which is what `strip` and `split` go by.
+pub(crate) fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
 struct Bounded(String);
@@ -54,12 +198,12 @@ impl Write for Bounded {
     }
 }
 
-fn as_float(value: &Value) -> Option<f64> {
+pub(super) fn as_float(value: &Value) -> Option<f64> {
     if value.kind() == ValueKind::Number && !value.is_integer() { f64::try_from(value.clone()).ok() } else { None }
 }
 
 /// `repr(float)`: the shortest digits that round-trip, with an exponent below 1e-4 and from 1e16 on.
-fn float(number: f64, infinity: &str, nan: &str) -> String {
+pub(super) fn float(number: f64, infinity: &str, nan: &str) -> String {
     if number.is_nan() {
         return nan.to_string();
     }
@@ -130,7 +274,7 @@ pub(super) fn tojson(state: &State, value: &Value, positional: Rest<Value>, name
     Ok(Value::from(json.text))
 }
 
-fn refused(message: String) -> Error {
+pub(super) fn refused(message: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
