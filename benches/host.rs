@@ -9,6 +9,7 @@ use ggro::files::chat::Message;
 use ggro::files::checkpoint::Checkpoint;
 use ggro::files::config::ModelConfig;
 use ggro::files::pair::Pair;
+use ggro::files::tensors::tensors;
 use ggro::files::tokenizer::TextStream;
 use ggro::kv::{BLOCK, KvHandle, KvPool};
 use ggro::method::Options;
@@ -231,7 +232,7 @@ fn texts(c: &mut Criterion) {
 fn headers(c: &mut Criterion) {
     let [policy, _] = synthetic::pair("demo").expect("a shape");
     let bytes = synthetic::safetensors(&policy, 0).expect("weights");
-    let count = synthetic::tensors(&policy).len();
+    let count = tensors(&policy).len();
     assert_eq!(Checkpoint::of_bytes("made", bytes.clone()).expect("a checkpoint").names().len(), count);
     let mut group = c.benchmark_group("checkpoint");
     group.throughput(Throughput::Elements(count as u64));

@@ -356,6 +356,9 @@ fn resolve(fields: &Fields, known: Known) -> Checked<ModelConfig> {
     let mut notes = Vec::new();
     let Ids { ids: eos_token_ids, dropped } = eos_token_ids(fields, defaults.eos_token_id, vocab_size)?;
     notes.extend(dropped.iter().map(|id| dropped_id(NAME, "eos_token_id", id, vocab_size)));
+    if score_stem != SCORE_STEM && fields.get("score_type").is_some_and(|kind| kind == "cost") {
+        notes.push("`score_type` is \"cost\": a larger score is a worse text, and steering raises it".to_string());
+    }
     Ok(ModelConfig {
         family,
         kind,

@@ -58,15 +58,15 @@ fn unwrap(weights: &mut Checkpoint) -> Result<Option<String>> {
         inner.trim_start_matches("module.").to_string()
     };
     // Of `model.model.layers.0.input_layernorm.weight` it is `model.model.`.
-    let prefix = weights.names().iter().find_map(|name| bare(name).strip_suffix(ANCHOR).map(str::to_string));
+    let names = weights.names();
+    let prefixes: Vec<String> =
+        names.iter().filter_map(|name| bare(name).strip_suffix(ANCHOR).map(str::to_string)).collect();
+    // There may be other decoders beside the model, for instance one that guesses its next tokens.
+    let usual = ["model.", "", "model.model."].into_iter().find(|usual| prefixes.iter().any(|prefix| prefix == usual));
     // Without it there is nothing to go by, and what is missing will be said.
-    let Some(prefix) = prefix.filter(|prefix| prefix.is_empty() || prefix.ends_with('.')) else { return Ok(None) };
-    let outer = match prefix.as_str() {
-        "" | "model." => "",
-        // A module that holds the model as its `model`.
-        "model.model." => "model.",
-        _ => "",
-    };
+    let Some(prefix) = usual else { return Ok(None) };
+    // A module that holds the model as its `model`.
+    let outer = if prefix == "model.model." { "model." } else { "" };
     let of_decoder = |name: &str| ["layers.", "embed_tokens.", "norm."].iter().any(|part| name.starts_with(part));
     weights.rename(|name| {
         let name = bare(name);

@@ -209,6 +209,11 @@ fn names_without_their_prefix_or_with_a_wrapper() {
     let peft =
         Found::copy("llama-gqa").renamed("reward", |name| name.replace("q_proj.weight", "q_proj.base_layer.weight"));
     refused(peft.load(), &["q_proj.weight", "base_layer", "PEFT"]);
+    // Another decoder beside a model whose names lack their prefix.
+    let beside = Found::copy("llama-gqa")
+        .renamed("policy", |name| name.strip_prefix("model.").unwrap_or(name).to_string())
+        .tensors("policy", |tensors| add_bias(tensors, "eagle.layers.0.input_layernorm.weight"));
+    noted(&as_before(&beside, "llama-gqa"), &["`eagle.layers.0.input_layernorm.weight`", "not used"]);
     let inside = Found::copy("llama-gqa").renamed("policy", |name| format!("language_model.{name}"));
     refused(inside.load(), &["names begin with `language_model.model.`"]);
     let both = Found::copy("llama-gqa").tensors("policy", |tensors| {
@@ -284,6 +289,7 @@ fn models_of_one_linear_row() {
     let score = || as_class(head_called("score_head.weight"), "LlamaModelForScore");
     refused(score().set("reward/config.json", "do_normalize", json!(true)).load(), &["`do_normalize`"]);
     refused(score().set("reward/config.json", "score_dim", json!(2)).load(), &["`score_dim`", "found 2"]);
+    noted(&as_before(&score().set("reward/config.json", "score_type", json!("cost")), "llama-gqa"), &["worse text"]);
     // What the normaliser keeps is no weight that is left out.
     let kept = score().tensors("reward", |tensors| add_bias(tensors, "normalizer.mean"));
     assert_eq!(as_before(&kept, "llama-gqa"), [""; 0]);

@@ -20,6 +20,8 @@ const ATTEMPTS: usize = 4;
 const REDIRECTS: usize = 8;
 /// Seconds without a byte after which an attempt has failed.
 const PATIENCE: u64 = 30;
+/// The same where the model can be used without what is asked for.
+const SHORT_PATIENCE: u64 = 5;
 
 /// What the hub says of a file.
 struct About {
@@ -37,7 +39,16 @@ pub(super) struct Download<'a> {
 
 impl<'a> Download<'a> {
     pub(super) fn new(hub: &'a Hub, name: &'a Name) -> Self {
-        let patience = Some(Duration::from_secs(PATIENCE));
+        Self::with_patience(hub, name, PATIENCE)
+    }
+
+    /// For files that need not be had.
+    pub(super) fn of_optional(hub: &'a Hub, name: &'a Name) -> Self {
+        Self::with_patience(hub, name, SHORT_PATIENCE)
+    }
+
+    fn with_patience(hub: &'a Hub, name: &'a Name, seconds: u64) -> Self {
+        let patience = Some(Duration::from_secs(seconds));
         let config = ureq::Agent::config_builder()
             .max_redirects(0)
             .max_redirects_will_error(false)

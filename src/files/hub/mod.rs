@@ -178,7 +178,7 @@ impl Hub {
         progress: &mut dyn FnMut(Downloaded<'_>),
     ) -> Result<()> {
         let name = Name { repository: name.repository.clone(), revision: commit.to_string() };
-        download::Download::new(self, &name).complete(folder, dir, progress)
+        download::Download::of_optional(self, &name).complete(folder, dir, progress)
     }
 
     #[cfg(not(feature = "hub"))]
