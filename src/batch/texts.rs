@@ -6,7 +6,7 @@
 use super::record::{kind, messages, string_field, wrong};
 use crate::files::chat::Message;
 use crate::files::pair::Pair;
-use crate::text::{LayoutError, Next, Prompt};
+use crate::text::{Next, Prompt};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -43,14 +43,13 @@ impl TextRecord {
             TextContent::Text(text) if text.is_empty() => Ok(Vec::new()),
             TextContent::Text(text) => pair.tokenizer.encode_text(text),
             TextContent::Ids(ids) => Ok(ids.clone()),
-            TextContent::Messages(messages) => match Prompt::of_messages(pair, None, messages, Next::Nothing) {
-                Ok(prompt) => Ok(prompt.ids),
-                Err(LayoutError::NoTemplate(_)) => Err(Error::invalid(
-                    "expected a model with a chat template for messages, found none; give the text as it is, or a template with \
-                     --chat-template FILE",
-                )),
-                Err(error) => Err(error.into()),
-            },
+            TextContent::Messages(_) if pair.chat().is_none() => Err(Error::invalid(
+                "expected a model with a chat template for messages, found none; give the text as it is, or a template with \
+                 --chat-template FILE",
+            )),
+            TextContent::Messages(messages) => {
+                Prompt::of_messages(pair, None, messages, Next::Nothing).map(|prompt| prompt.ids).map_err(Error::from)
+            }
         }
     }
 

@@ -163,7 +163,7 @@ impl Prompt {
         };
         let system = system.map(|content| Message { role: "system".to_string(), content: content.to_string() });
         let all: Vec<Message> = system.into_iter().chain(messages.iter().cloned()).collect();
-        let laid = rendered(pair, next, &|generation_prompt, tail| {
+        let laid = rendered(pair, &text, next, &|generation_prompt, tail| {
             if tail.is_empty() {
                 return template.render(&all, generation_prompt);
             }
@@ -182,7 +182,8 @@ impl Prompt {
     /// As [`of_messages`](Self::of_messages), or the last message cannot be continued.
     pub fn of_conversation(pair: &Pair, conversation: &Conversation<'_>, next: Next<'_>) -> Laid<Prompt> {
         let template = pair.chat().ok_or(LayoutError::NoTemplate(Wants::Messages))?;
-        rendered(pair, next, &|generation_prompt, tail| {
+        let last = conversation.messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default();
+        rendered(pair, last, next, &|generation_prompt, tail| {
             if tail.is_empty() {
                 return template.render_conversation(conversation, generation_prompt);
             }
@@ -228,8 +229,9 @@ fn bare(pair: &Pair, text: String, next: Next<'_>) -> Laid<Prompt> {
 /// Stands behind a message that is continued, to be found in the rendered text.
 const MARK: &str = "MESSAGE_GOES_ON_HERE";
 
-/// A conversation that `render` writes with or without the generation prompt, and with a tail behind the last message's text.
-fn rendered(pair: &Pair, next: Next<'_>, render: &dyn Fn(bool, &str) -> Result<String>) -> Laid<Prompt> {
+/// A conversation that `render` writes with or without the generation prompt, and with a tail behind the last message's text,
+/// which is `last`.
+fn rendered(pair: &Pair, last: &str, next: Next<'_>, render: &dyn Fn(bool, &str) -> Result<String>) -> Laid<Prompt> {
     let render_tail = |tail: &str| render(false, tail).map_err(LayoutError::Template);
     let render = |generation_prompt| render(generation_prompt, "").map_err(LayoutError::Template);
     match next {
@@ -241,7 +243,9 @@ fn rendered(pair: &Pair, next: Next<'_>, render: &dyn Fn(bool, &str) -> Result<S
                 mark += "_";
             }
             let text = render_tail(&format!("{mark} "))?;
-            let at = text.rfind(&mark).ok_or(LayoutError::NotContinued)?;
+            // A template that leaves out a part of the message would go on with another one.
+            let whole = text.contains(last.trim_matches(is_space));
+            let at = text.rfind(&mark).filter(|_| whole).ok_or(LayoutError::NotContinued)?;
             let (kept, rest) = text.split_at(at);
             // A template that took the blank behind the mark would have taken the white space in front of it.
             let kept = if rest[mark.len()..].starts_with(' ') { kept } else { kept.trim_end_matches(is_space) };

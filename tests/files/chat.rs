@@ -159,6 +159,22 @@ fn special_tokens_are_variables() {
     assert_eq!(template.render(&[], false).unwrap(), "<sep><cls><mask><image><audio>");
 }
 
+/// What an assistant thought has several names; templates find it under theirs.
+#[test]
+fn thoughts_have_every_name() {
+    let source = "{% for m in messages %}{{ m.thinking }}|{{ m.reasoning_content }}|{{ m|length }};{% endfor %}";
+    let messages = json!([
+        { "role": "assistant", "content": "", "reasoning": "a" },
+        { "role": "assistant", "content": "", "thinking": "b", "reasoning_content": null },
+        { "role": "assistant", "content": "", "reasoning_content": "c", "thinking": "d" },
+        { "role": "assistant", "content": "" },
+    ]);
+    let none = serde_json::Map::new();
+    let conversation = Conversation { messages: messages.as_array().unwrap(), tools: None, variables: &none };
+    let text = template(source).unwrap().render_conversation(&conversation, false).unwrap();
+    assert_eq!(text, "a|a|5;b|b|4;d|c|4;||2;");
+}
+
 /// What the command line sets for all conversations.
 #[test]
 fn a_template_is_set_up() {

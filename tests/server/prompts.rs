@@ -66,7 +66,11 @@ fn a_turn_goes_on_behind_a_template_that_trims() {
     let messages = json!([{ "role": "user", "content": " Hi " }, { "role": "assistant", "content": "Answer: \n" }]);
     let text = laid_out(&server, &json!({ "messages": messages, "continue_final_message": true }));
     assert_eq!(text, "[user]Hi</s>[assistant]Answer:");
-    // A template that does not show the message cannot go on with it.
+    // A template that does not show the message, or not all of it, cannot go on with it.
+    std::fs::write(&template, "{% for m in messages %}[{{ m.content.split('Ans')[-1] }}]{% endfor %}").unwrap();
+    let server = Server::start(&["--chat-template", template.to_str().unwrap()]);
+    let request = json!({ "messages": messages, "continue_final_message": true });
+    server.post("/tokenize", &request).refused(400, Some("continue_final_message"));
     std::fs::write(&template, "{{ messages[0].content }}").unwrap();
     let server = Server::start(&["--chat-template", template.to_str().unwrap()]);
     let request = json!({ "messages": messages, "continue_final_message": true });

@@ -25,6 +25,7 @@ use chrono::{DateTime, Local, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 use serde_json::Map;
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -299,7 +300,7 @@ impl ChatTemplate {
         variables.iter().try_for_each(|(name, value)| check_variable(name, value))?;
         let length = |value: &serde_json::Value| value.to_string().len();
         let size = messages.iter().chain(tools).chain(variables.values()).map(length).sum();
-        let values = messages.iter().map(value_of).collect();
+        let values = messages.iter().map(|message| value_of(&with_reasoning(message))).collect();
         self.rendered(values, tools.map(value_of), variables, add_generation_prompt, size)
     }
 
@@ -362,6 +363,20 @@ impl ChatTemplate {
 enum Unread {
     Rewritten(String),
     Parsed(minijinja::Error),
+}
+
+/// A message with what the assistant thought under every name that templates read, as `transformers` hands it to them.
+fn with_reasoning(message: &serde_json::Value) -> Cow<'_, serde_json::Value> {
+    const NEWEST: &str = "reasoning_content";
+    const OLDER: &str = "thinking";
+    let thought =
+        [NEWEST, OLDER, "reasoning"].into_iter().find_map(|name| message.get(name).filter(|text| !text.is_null()));
+    let (Some(thought), Some(fields)) = (thought, message.as_object()) else { return Cow::Borrowed(message) };
+    let mut all = Map::new();
+    all.insert(OLDER.to_string(), thought.clone());
+    all.extend(fields.iter().map(|(name, value)| (name.clone(), value.clone())));
+    all.insert(NEWEST.to_string(), thought.clone());
+    Cow::Owned(serde_json::Value::Object(all))
 }
 
 /// A value of JSON as templates see it.
