@@ -137,7 +137,7 @@ fn a_missing_template_is_noted_and_one_that_is_brought_is_used() {
     assert_eq!((&laid_out["reward"], &laid_out["tokens"]), (&written["reward"], &written["tokens"]));
 
     for (flag, value, part) in [
-        ("--chat-template-kwargs", r#"{"messages": 1}"#, "not a template's variable"),
+        ("--chat-template-kwargs", r#"{"messages": 1}"#, "is not a variable"),
         ("--chat-template-kwargs", r#"{"deep": {}}"#, "deep must be a text"),
         ("--chat-template-kwargs", "[1]", "expected a JSON object"),
         ("--chat-template-kwargs", r#"{"mood": 1}"#, "no chat template"),

@@ -149,7 +149,8 @@ fn echo_and_the_probabilities_of_a_prompt() {
     assert_eq!(numbers.len(), ids.len() + 6);
     assert!(numbers[0].is_none() && numbers[1..].iter().all(|x| x.is_some_and(|x| x <= 0.0)));
     let tokens: Vec<String> = serde_json::from_value(logprobs["tokens"].clone()).unwrap();
-    assert_eq!(tokens.concat(), format!("{text}{continuation}"));
+    // The beginning of sequence is a token of the prompt, and no part of its text.
+    assert_eq!(tokens.concat(), format!("<|begin_of_text|>{text}{continuation}"));
     let offsets: Vec<usize> = serde_json::from_value(logprobs["text_offset"].clone()).unwrap();
     assert_eq!(offsets[3], tokens[..3].concat().chars().count());
     // What the model writes is as likely when it is read.

@@ -107,7 +107,7 @@ pub fn check_variable(name: &str, value: &serde_json::Value) -> Result<()> {
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if !plain || name.len() > 64 || RESERVED.contains(&name) {
         let name: String = name.chars().take(64).collect();
-        return Err(Error::invalid(format!("{name:?} is not a template's variable that may be set")));
+        return Err(Error::invalid(format!("{name:?} is not a variable that may be set")));
     }
     if value.is_array() || value.is_object() {
         return Err(Error::invalid(format!("{name} must be a text, a number or a truth value")));
