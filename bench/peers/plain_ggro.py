@@ -47,11 +47,18 @@ class Plain:
 
     def __init__(self, policy, reward):
         self.policy, self.reward = policy, reward
+        # Told of every decision: its kind, and how far it was from another.
+        self.decided = lambda kind, margin: None
         for weights in (*policy.parameters(), *reward.parameters()):
             weights.requires_grad_(False)
 
     def tensor(self, ids):
         return torch.tensor([ids], device=self.policy.device)
+
+    def argmax(self, logits):
+        first, second = torch.topk(logits, 2).values.tolist()
+        self.decided("argmax", first - second)
+        return int(logits.argmax())
 
     @torch.no_grad()
     def candidate(self, prefix, forced, options, end):
@@ -64,7 +71,7 @@ class Plain:
             if not generated:
                 slot = logits
             uncertainty = entropy(logits, options.probability_floor)
-            token = forced if forced is not None and not generated else int(logits.argmax())
+            token = forced if forced is not None and not generated else self.argmax(logits)
             x.append(token)
             generated.append(token)
             full = len(x) == end
@@ -74,8 +81,10 @@ class Plain:
                 return (generated if full else generated[:-1]), "stop_id", slot
             if full:
                 return generated, "length", slot
-            if len(generated) >= options.min_generated and uncertainty >= options.entropy_threshold:
-                return generated[:-1], "entropy", slot
+            if len(generated) >= options.min_generated:
+                self.decided("entropy", abs(uncertainty - options.entropy_threshold))
+                if uncertainty >= options.entropy_threshold:
+                    return generated[:-1], "entropy", slot
             feed = self.tensor([token])
 
     def score(self, ids, slot=None):
@@ -109,6 +118,10 @@ class Plain:
                 order = torch.argsort(logits, descending=True, stable=True)[: options.top_k]
                 scores = (embeddings[order].float() @ gradient).double()
                 scores[order == kept[0]] *= options.damping
+                first, second = torch.topk(scores, 2).values.tolist()
+                self.decided("score", first - second)
+                edge = torch.topk(logits, options.top_k + 1).values.tolist()
+                self.decided("top_k", edge[-2] - edge[-1])
                 forced = int(order[int(scores.argmax())])
                 tried.add(kept[0])
                 if forced in tried:
@@ -116,6 +129,7 @@ class Plain:
                     break
             best = max(range(len(walk)), key=lambda i: (walk[i][2], -i))
             kept, stop, answer.reward = walk[best]
+            self.decided("reward", min((abs(answer.reward - r) for i, (_, _, r) in enumerate(walk) if i != best), default=1.0))
             answer.segments += 1
             answer.nudges += best != 0
             answer.visited += len(walk)
@@ -131,6 +145,6 @@ class Plain:
         for _ in range(tokens):
             out = self.policy(input_ids=feed, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = out.past_key_values
-            ids.append(int(out.logits[0, -1].argmax()))
+            ids.append(self.argmax(out.logits[0, -1]))
             feed = self.tensor(ids[-1:])
         return ids
