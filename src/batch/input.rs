@@ -112,11 +112,11 @@ fn prompt(value: &Value) -> std::result::Result<PromptRecord, String> {
     if prompt.text.trim().is_empty() { Err("the prompt is empty".to_string()) } else { Ok(prompt) }
 }
 
-/// Chat messages that end with the user's.
+/// Chat messages that end with what is to be answered: the user's, or a tool's.
 fn conversation(list: &[Value]) -> std::result::Result<PromptRecord, String> {
     let messages = messages(list)?;
     let text = match messages.last() {
-        Some(last) if last.role != "user" => {
+        Some(last) if ["assistant", "system"].contains(&last.role.as_str()) => {
             return Err(format!("the last message is the {}'s, expected a user's", last.role));
         }
         last => last.map(|last| last.content.clone()).unwrap_or_default(),
@@ -207,8 +207,8 @@ mod tests {
             ("\"  \"", "line 1: the prompt is empty"),
             ("[]", "line 1: no messages"),
             (
-                "[{\"role\": \"tool\", \"content\": \"\"}]",
-                "line 1: message 0: `role`: expected system, user or assistant",
+                "[{\"role\": \"\", \"content\": \"\"}]",
+                "line 1: message 0: `role`: expected a name such as user or assistant, found none",
             ),
             ("[{\"role\": \"assistant\", \"content\": \"x\"}]", "line 1: the last message is the assistant's"),
             ("{\"prompt\": \"a\", \"answer\": []}", "line 1: `answer`: expected a string, found an array"),

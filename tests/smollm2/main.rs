@@ -145,7 +145,7 @@ fn answers_token_by_token() {
             answer.last_segment_reward
         );
 
-        let alone = Options { max_candidates: 1, entropy_threshold: f64::MAX, stop_ids: Vec::new(), ..options };
+        let alone = Options { max_candidates: 1, entropy_threshold: f64::MAX, ..options };
         let plain = decode(&mut models, &prompt, &alone, Uniforms::Seeded(0), &mut ()).unwrap();
         let until_end = greedy.iter().position(|&id| id == alone.finish_id).map_or(greedy.len(), |at| at + 1);
         assert_eq!(plain.new_ids(), &greedy[..until_end], "{}", case["request"]);
