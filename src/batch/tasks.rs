@@ -2,7 +2,7 @@
 //!
 //! What the official code does is done here: fields, filters, order, numbers of prompts, the reading of dialogues and of answers.
 //! Its wording is data and not part of this repository: prompts are worded by ourselves, or by a
-//! [`TaskFile`](super::wording::TaskFile) that a user writes. Published parameters stand in [`presets`](crate::presets).
+//! [`TaskFile`] that a user writes. Published parameters stand in [`presets`](crate::presets).
 
 use super::record::{PromptRecord, answer, kind, string};
 use super::wording::{NamedReader, Reader, TaskFile, filled};
