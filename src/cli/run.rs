@@ -12,6 +12,7 @@ use crate::batch::tasks::{Dataset, Task};
 use crate::batch::wording::TaskFile;
 use crate::batch::{Job, run as answer_all};
 use crate::engine::Engine;
+use crate::files::checkpoint::read_whole_text;
 use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::presets::Parameters;
@@ -158,7 +159,8 @@ impl Asked {
         let task = match &args.task_file {
             None => dataset.map(Task::new),
             Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+                let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+                let text = read_whole_text(path, file)?;
                 let file: TaskFile = basic_toml::from_str(&text)
                     .map_err(|e| Error::file(path, format!("expected a task file: {}", e.to_string().trim_end())))?;
                 Some(Task::with(dataset, file).map_err(|message| Error::file(path, message))?)
@@ -195,8 +197,9 @@ fn jobs(
     let count = asked.num_prompts;
     if args.start_index >= records.len() || count == 0 {
         return Err(Error::invalid(format!(
-            "--start-index {} and --num-prompts {count} leave none of the {} prompts",
+            "--start-index {} and --num-prompts {} leave none of the {} prompts",
             args.start_index,
+            if count == usize::MAX { "all".to_string() } else { count.to_string() },
             records.len()
         )));
     }

@@ -119,10 +119,16 @@ pub(crate) fn read_whole(path: &Path, source: impl Read) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// [`read_whole`] as UTF-8 text.
+/// [`read_whole`] as UTF-8 text, without the byte order mark that some editors and shells put in front of it.
 pub(crate) fn read_whole_text(path: &Path, source: impl Read) -> Result<String> {
-    String::from_utf8(read_whole(path, source)?)
-        .map_err(|e| Error::file(path, format!("expected UTF-8 text: {}", e.utf8_error())))
+    let mut content = read_whole(path, source)?;
+    if content.starts_with(&[0xff, 0xfe]) || content.starts_with(&[0xfe, 0xff]) {
+        return Err(Error::file(path, "expected UTF-8 text, found UTF-16; save it as UTF-8"));
+    }
+    if content.starts_with("\u{feff}".as_bytes()) {
+        content.drain(..3);
+    }
+    String::from_utf8(content).map_err(|e| Error::file(path, format!("expected UTF-8 text: {}", e.utf8_error())))
 }
 
 fn find_embedded(files: &'static [(&'static str, &'static [u8])], name: &str) -> Option<&'static [u8]> {

@@ -7,6 +7,7 @@
 //! a value is needed.
 
 use crate::files::checkpoint::Files;
+use crate::files::fields::{Checked, Fields, show};
 use crate::files::json;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
@@ -287,9 +288,6 @@ impl ModelConfig {
             .fold(2, |product: u64, &factor| product.saturating_mul(factor as u64))
     }
 }
-
-/// A message without the file's name, which `parse` puts before it.
-type Checked<T> = std::result::Result<T, String>;
 
 fn resolve(fields: &Fields, known: Known) -> Checked<ModelConfig> {
     let Architecture { family, kind, score_stem } = architecture(fields, known)?;
@@ -736,98 +734,6 @@ fn windows(fields: &Fields, family: Family, num_layers: usize) -> Checked<Vec<Op
         ));
     }
     Ok(windows)
-}
-
-/// Typed access to the fields of a JSON object, with messages that name the field. Null is the same as absent, except where
-/// [`or`](Fields::or) and [`is_null`](Fields::is_null) tell them apart.
-struct Fields<'a> {
-    map: &'a Map<String, Value>,
-    /// Of the field's name in messages: the enclosing object.
-    prefix: &'static str,
-}
-
-impl<'a> Fields<'a> {
-    fn get(&self, name: &str) -> Option<&'a Value> {
-        self.map.get(name).filter(|value| !value.is_null())
-    }
-
-    fn missing(&self, name: &str) -> String {
-        format!("`{}{name}` is missing", self.prefix)
-    }
-
-    fn wrong(&self, name: &str, expected: &str, found: &Value) -> String {
-        format!("`{}{name}`: expected {expected}, found {}", self.prefix, show(found))
-    }
-
-    fn integer(&self, name: &str, range: RangeInclusive<u64>) -> Checked<Option<usize>> {
-        let Some(value) = self.get(name) else {
-            return Ok(None);
-        };
-        match value.as_u64() {
-            Some(integer) if range.contains(&integer) => Ok(Some(integer as usize)),
-            _ => {
-                let expected = format!("an integer from {} to {}", range.start(), range.end());
-                Err(self.wrong(name, &expected, value))
-            }
-        }
-    }
-
-    /// A number that has a default if it is absent, and must not be null.
-    fn or(&self, name: &str, range: RangeInclusive<u64>, default: usize) -> Checked<usize> {
-        match self.integer(name, range.clone())? {
-            Some(found) => Ok(found),
-            None if self.is_null(name) => Err(self.null(name, range)),
-            None => Ok(default),
-        }
-    }
-
-    fn is_null(&self, name: &str) -> bool {
-        self.map.get(name).is_some_and(Value::is_null)
-    }
-
-    fn null(&self, name: &str, range: RangeInclusive<u64>) -> String {
-        self.wrong(name, &format!("an integer from {} to {}", range.start(), range.end()), &Value::Null)
-    }
-
-    fn number(&self, name: &str, expected: &str, ok: fn(f64) -> bool) -> Checked<Option<f64>> {
-        let Some(value) = self.get(name) else {
-            return Ok(None);
-        };
-        match value.as_f64() {
-            Some(number) if number.is_finite() && ok(number) => Ok(Some(number)),
-            _ => Err(self.wrong(name, expected, value)),
-        }
-    }
-
-    fn flag(&self, name: &str, default: bool) -> Checked<bool> {
-        match self.get(name) {
-            None => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(found) => Err(self.wrong(name, "true or false", found)),
-        }
-    }
-
-    fn object(&self, name: &'static str) -> Checked<Option<Fields<'a>>> {
-        let prefix = match name {
-            "rope_scaling" => "rope_scaling.",
-            _ => "rope_parameters.",
-        };
-        match self.get(name) {
-            None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Fields { map, prefix })),
-            Some(found) => Err(self.wrong(name, "an object", found)),
-        }
-    }
-}
-
-/// A value in a message, cut short if it is long.
-fn show(value: &Value) -> String {
-    const LONGEST: usize = 80;
-    let text = value.to_string();
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod demo;
+mod fields;
 pub mod hub;
 mod json;
 mod names;

@@ -187,9 +187,19 @@ fn tasks_are_asked_as_the_official_code_asks_them() {
         [Some("kill a process"), Some("shoot a film")]
     );
 
+    // As some editors save text.
+    let marked = folder.path().join("marked.jsonl");
+    std::fs::write(&marked, "\u{feff}\"first\"\n\"second\"\n").expect("written");
+    let output = folder.path().join("marked.out.jsonl");
+    ggro(&arguments(&marked, &output)).ok();
+    assert_eq!(rows(&output)[0]["prompt"], "first");
+    std::fs::write(&marked, [0xff, 0xfe, b'"', 0, b'a', 0, b'"', 0]).expect("written");
+    let run = ggro(&arguments(&marked, &output));
+    assert!(run.code == Some(2) && run.err.contains("marked.jsonl: expected UTF-8 text, found UTF-16"), "{}", run.err);
+
     // Wording of a user's own.
     let words = folder.path().join("words.toml");
-    std::fs::write(&words, "task = \"arc-challenge\"\nname = \"mine\"\nprompt = \"{question} {options} {Go}\"\noption = \"{letter}={text}\"\npattern = '(.)'\n").expect("written");
+    std::fs::write(&words, "\u{feff}task = \"arc-challenge\"\nname = \"mine\"\nprompt = \"{question} {options} {Go}\"\noption = \"{letter}={text}\"\npattern = '(.)'\n").expect("written");
     let arc = json!({"question": "Hot?", "answerKey": "1", "choices": {"text": ["fire", "ice"], "label": ["1", "2"]}});
     let (input, output) = (file("arc.jsonl", &[arc]), folder.path().join("arc.out.jsonl"));
     ggro(&[&arguments(&input, &output)[..], &["--task-file", utf8(&words)]].concat()).ok();

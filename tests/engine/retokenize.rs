@@ -13,7 +13,8 @@ fn run(respell: &dyn Fn(&[u32]) -> Vec<u32>) -> (Response, Response, usize) {
     let pair = Pair::load(&demo::policy(), &demo::reward()).unwrap();
     let mut models = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
     let prompt = pair.tokenizer.encode("Once upon a time, there was a fox.").unwrap();
-    let options = Options { max_new_tokens: 24, max_candidates: 3, ..Options::for_pair(&pair).unwrap() };
+    let (max_new_tokens, max_candidates, first_offset) = (24, 3, 2);
+    let options = Options { max_new_tokens, max_candidates, first_offset, ..Options::for_pair(&pair).unwrap() };
     let whole = decode(&mut models, &prompt, &options, Uniforms::Seeded(0), &mut ()).unwrap();
     let mut scored = 0;
     let again = decode_retokenized(

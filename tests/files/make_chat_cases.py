@@ -4,29 +4,13 @@ Run in this folder with jinja2 installed: python3 make_chat_cases.py
 """
 
 import json
-from datetime import datetime, timezone
+import sys
+from pathlib import Path
 
 import jinja2
-import jinja2.ext
-from jinja2 import nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-NOW = datetime.fromtimestamp(1_722_038_400, timezone.utc).replace(tzinfo=None)  # 2024-07-27 00:00:00
-
-
-class Generation(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %}: the content, in a scope of its own."""
-
-    tags = {"generation"}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-        return nodes.CallBlock(self.call_method("content"), [], [], body).set_lineno(line)
-
-    @jinja2.pass_eval_context
-    def content(self, context, caller):
-        return caller()
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "scripts"))
+from compare_jinja import ENVIRONMENT, TIME  # noqa: E402
 
 
 class Refusal(jinja2.exceptions.TemplateError):
@@ -37,18 +21,12 @@ def raise_exception(message):
     raise Refusal(message)
 
 
-def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+# One environment serves both scripts; only what a template's own exception is differs.
+ENVIRONMENT.globals["raise_exception"] = raise_exception
 
 
 def render(template, messages, add_generation_prompt, tokens):
-    env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    env.filters["tojson"] = tojson
-    env.globals["raise_exception"] = raise_exception
-    env.globals["strftime_now"] = NOW.strftime
-    return env.from_string(template).render(
+    return ENVIRONMENT.from_string(template).render(
         messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **tokens
     )
 
@@ -281,7 +259,7 @@ def main():
         cases.append(case(f"piece {number}", template, TALK, False))
     cases.append(case("no tokens", "[{{ bos_token }}]{{ pad_token is defined }}", HELLO, False, {}))
     with open("chat_cases.json", "w") as file:
-        json.dump({"now": 1_722_038_400, "cases": cases}, file, indent=1)
+        json.dump({"now": TIME, "cases": cases}, file, indent=1)
         file.write("\n")
     print(len(cases), "cases")
 

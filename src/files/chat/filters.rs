@@ -1,15 +1,16 @@
-//! Filters, tests, functions and objects of Jinja that minijinja lacks or that print something else there.
+//! Filters, tests and functions of Jinja that minijinja lacks or that print something else there.
 
 use super::arguments::{bind, is_true, pay, subject, text_of, whole};
 use super::methods::{justified, lines};
-use super::python::{self, as_float, escaped, is_macro, is_space, refused, repr, text};
+use super::objects::{Cycler, Joiner};
+use super::pretty::pretty;
+use super::python::{self, as_float, escaped, is_macro, is_space, refused, text};
 use super::source::{CALL, MINUS, MODULO, PLUS, REST};
 use super::{format, methods};
-use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, Tuple, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
+use minijinja::value::{Kwargs, Rest, Tuple, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, State, Value};
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 type Made = Result<Value, Error>;
 
@@ -672,142 +673,4 @@ fn dictsort(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs
         pairs = done;
     }
     Ok(pairs.into_iter().map(|pair| Value::from(Tuple::from(pair))).collect())
-}
-
-/// `pprint.pformat` of what fits a line; longer values are written over several lines, as Python breaks lists and mappings.
-fn pretty(state: &State, value: &Value) -> Made {
-    let mut output = String::new();
-    write_pretty(state, value, 0, 0, &mut output)?;
-    Ok(output.into())
-}
-
-const PRETTY_WIDTH: usize = 80;
-
-/// Deepest nesting that is laid out.
-const PRETTY_DEPTH: usize = 64;
-
-fn write_pretty(state: &State, value: &Value, indent: usize, behind: usize, output: &mut String) -> Result<(), Error> {
-    let sorted = sorted_keys(state, value, 0)?;
-    let line = repr(&sorted)?;
-    pay(state, line.len() + 64)?;
-    let count = value.len().unwrap_or(0);
-    let (open, close) = match value.kind() {
-        ValueKind::Map if !is_macro(value) => ("{", "}"),
-        ValueKind::Seq if value.is_tuple() => ("(", ")"),
-        ValueKind::Seq => ("[", "]"),
-        _ => ("", ""),
-    };
-    if open.is_empty() || count == 0 || indent > PRETTY_DEPTH || line.chars().count() + indent + behind <= PRETTY_WIDTH
-    {
-        output.push_str(&line);
-        return Ok(());
-    }
-    output.push_str(open);
-    let keys: Vec<Value> = sorted.try_iter()?.checked().collect::<Result<_, _>>()?;
-    for (at, key) in keys.iter().enumerate() {
-        if at > 0 {
-            output.push_str(",\n");
-            output.push_str(&" ".repeat(indent + 1));
-        }
-        let behind = if at + 1 == count { behind + 1 } else { 1 };
-        if open == "{" {
-            let name = repr(key)?;
-            output.push_str(&name);
-            output.push_str(": ");
-            let indent = indent + name.chars().count() + 3;
-            write_pretty(state, &sorted.get_item(key)?, indent, behind, output)?;
-        } else {
-            write_pretty(state, key, indent + 1, behind, output)?;
-        }
-    }
-    output.push_str(if open == "(" && count == 1 { "," } else { "" });
-    output.push_str(close);
-    Ok(())
-}
-
-fn sorted_keys(state: &State, value: &Value, depth: usize) -> Made {
-    // Lists that hold the same list many times are few in memory, and without end here.
-    state.consume_fuel(1)?;
-    if depth > PRETTY_DEPTH {
-        return Ok(value.clone());
-    }
-    match value.kind() {
-        ValueKind::Map if !is_macro(value) => {
-            let mut keys: Vec<Value> = value.try_iter()?.checked().collect::<Result<_, _>>()?;
-            keys.sort();
-            let pairs = keys.into_iter().map(|key| {
-                let item = sorted_keys(state, &value.get_item(&key)?, depth + 1)?;
-                Ok((key, item))
-            });
-            Ok(Value::from_pairs(pairs.collect::<Result<Vec<(Value, Value)>, Error>>()?))
-        }
-        ValueKind::Seq => {
-            let items = value.try_iter()?.checked().map(|item| sorted_keys(state, &item?, depth + 1));
-            let items = items.collect::<Result<Vec<Value>, Error>>()?;
-            Ok(if value.is_tuple() { Value::from(Tuple::from(items)) } else { Value::from(items) })
-        }
-        _ => Ok(value.clone()),
-    }
-}
-
-/// `cycler`: one of its items at a time.
-#[derive(Debug)]
-struct Cycler {
-    items: Vec<Value>,
-    at: AtomicUsize,
-}
-
-impl Cycler {
-    fn current(&self) -> Value {
-        self.items.get(self.at.load(Ordering::Relaxed)).cloned().unwrap_or_default()
-    }
-}
-
-impl Object for Cycler {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Plain
-    }
-
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        match key.as_str()? {
-            "current" => Some(self.current()),
-            "items" => Some(Value::from(Tuple::from(self.items.clone()))),
-            "pos" => Some(self.at.load(Ordering::Relaxed).into()),
-            _ => None,
-        }
-    }
-
-    fn call_method(self: &Arc<Self>, _: &mut State<'_, '_>, method: &str, args: &[Value]) -> Made {
-        let [] = super::arguments::of_method(args, [])?;
-        match method {
-            "next" => {
-                let current = self.current();
-                self.at.store((self.at.load(Ordering::Relaxed) + 1) % self.items.len().max(1), Ordering::Relaxed);
-                Ok(current)
-            }
-            "reset" => {
-                self.at.store(0, Ordering::Relaxed);
-                Ok(().into())
-            }
-            _ => Err(Error::from(ErrorKind::UnknownMethod)),
-        }
-    }
-}
-
-/// `joiner`: nothing the first time, then its separator.
-#[derive(Debug)]
-struct Joiner {
-    separator: Value,
-    used: AtomicBool,
-}
-
-impl Object for Joiner {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Plain
-    }
-
-    fn call(self: &Arc<Self>, _: &mut State<'_, '_>, args: &[Value]) -> Made {
-        let [] = super::arguments::of_method(args, [])?;
-        Ok(if self.used.swap(true, Ordering::Relaxed) { self.separator.clone() } else { "".into() })
-    }
 }

@@ -14,6 +14,8 @@ mod arguments;
 mod filters;
 mod format;
 mod methods;
+mod objects;
+mod pretty;
 mod python;
 mod source;
 
