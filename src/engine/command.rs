@@ -12,10 +12,22 @@ pub(super) type BuildRequest = Box<dyn FnOnce(&ModelPair) -> Result<Box<dyn Requ
 /// Passes an update on. False if the listener has gone, which cancels the request.
 pub(super) type OnUpdate = Box<dyn FnMut(Update<()>) -> bool + Send>;
 
+/// For whom a request is: with which others it takes turns, and with which it shares prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Submitter {
+    /// Requests with the same number are parts of one, and take turns with others as one. `None`: it stands by itself.
+    pub group: Option<u64>,
+    /// Keys and values of a prompt are shared with requests of the same salt only.
+    pub cache_salt: u64,
+    /// Outside the group only whole blocks are shared. Otherwise somebody who may try prompts, and is told how much of them was
+    /// known, would find a stranger's prompt token by token.
+    pub whole_blocks: bool,
+}
+
 /// To the engine's thread.
 pub(super) enum Command {
     /// A request under this number.
-    Submit(u64, BuildRequest, OnUpdate),
+    Submit(u64, Submitter, BuildRequest, OnUpdate),
     /// The request of this number is no longer wanted.
     Cancel(u64),
     /// Handles hold a sender too, so a closed channel does not tell that the engine was dropped.

@@ -16,7 +16,7 @@ mod step;
 mod ticket;
 
 pub use crate::task::{Progress, Request, Speculation};
-pub use command::{Handle, Update};
+pub use command::{Handle, Submitter, Update};
 pub use drive::{Observer, RunReport, complete, decode, decode_with, run_all, score};
 pub use retokenize::decode_retokenized;
 pub use scheduler::{Event, RequestStats, Scheduler, SchedulerStats};

@@ -12,9 +12,11 @@
 
 mod allocation;
 mod budget;
+mod turns;
 
 use self::allocation::{Allocation, StepReservations};
 use self::budget::Budget;
+use super::command::Submitter;
 use super::sequences::{Sequences, Source};
 use super::settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};
 use super::step::{SpanOutput, Step, TaskSpan};
@@ -80,6 +82,7 @@ pub struct SchedulerStats {
 
 struct Entry<T> {
     request: Box<dyn Request<Output = T>>,
+    submitter: Submitter,
     stats: RequestStats,
     /// Positions of each sequence that were run at least once.
     high: BTreeMap<SeqKey, usize>,
@@ -121,9 +124,15 @@ impl<T> Scheduler<T> {
 
     /// Takes a request, whose prompt and options were checked. Returns its number; numbers ascend.
     pub fn submit(&mut self, request: Box<dyn Request<Output = T>>) -> u64 {
+        self.submit_for(Submitter::default(), request)
+    }
+
+    /// [`submit`](Scheduler::submit) for one of several who use the engine.
+    pub fn submit_for(&mut self, submitter: Submitter, request: Box<dyn Request<Output = T>>) -> u64 {
         let id = self.next;
         self.next += 1;
-        self.waiting.insert(id, Entry { request, stats: RequestStats::default(), high: BTreeMap::new() });
+        let (stats, high) = (RequestStats::default(), BTreeMap::new());
+        self.waiting.insert(id, Entry { request, submitter, stats, high });
         id
     }
 
@@ -210,8 +219,9 @@ impl<T> Scheduler<T> {
         tasks.sort_by_key(|(_, task)| task.speculative);
         let (mut step, mut reserved, mut due) = (Step::default(), StepReservations::default(), false);
         let mut budget = Budget::new(&self.settings, backend, tasks.iter().map(|(_, task)| task));
-        for (id, task) in tasks {
-            let allowed = budget.allows(&task);
+        let turns = self.turns(backend, &tasks);
+        for (index, (id, task)) in tasks.into_iter().enumerate() {
+            let allowed = budget.allows(&task, turns.as_ref().map(|turns| turns[index]));
             // An older request may have preempted it for its blocks.
             if !self.running.contains_key(&id) {
                 continue;
@@ -319,7 +329,8 @@ impl<T> Scheduler<T> {
         let outcome = outcome.unwrap_or_else(|| Err(Error::Backend("a request ended without a result".to_string())));
         if outcome.is_ok() {
             for role in [Role::Policy, Role::Reward] {
-                self.sequences.keep(backend, (id, entry.request.trunk(role)), entry.request.prompt());
+                let salt = entry.submitter.cache_salt;
+                self.sequences.keep(backend, (id, entry.request.trunk(role)), salt, entry.request.prompt());
             }
         }
         self.close_all(backend, id);

@@ -12,6 +12,7 @@ pub(super) type Key = (u64, SeqKey);
 /// A prompt whose keys and values outlive its request.
 struct Cached {
     role: Role,
+    salt: u64,
     ids: Vec<u32>,
     seq: SeqId,
     used: u64,
@@ -80,17 +81,17 @@ impl Sequences {
         }
     }
 
-    /// The kept prompt that shares most with `ids`: its sequence, and how many ids.
-    pub fn cached(&self, role: Role, ids: &[u32]) -> Option<(SeqId, usize)> {
-        let prompts = self.cache.iter().filter(|cached| cached.role == role);
+    /// The kept prompt of this salt that shares most with `ids`: its sequence, and how many ids.
+    pub fn cached(&self, role: Role, salt: u64, ids: &[u32]) -> Option<(SeqId, usize)> {
+        let prompts = self.cache.iter().filter(|cached| cached.role == role && cached.salt == salt);
         let common = prompts.map(|cached| (cached.seq, common(&cached.ids, ids)));
         common.filter(|&(_, len)| len >= BLOCK).max_by_key(|&(_, len)| len)
     }
 
     /// Keeps the prompt of a finished request, which gives up its sequence.
-    pub fn keep(&mut self, backend: &mut ModelPair, key: Key, prompt: &[u32]) {
+    pub fn keep(&mut self, backend: &mut ModelPair, key: Key, salt: u64, prompt: &[u32]) {
         let role = key.1.role;
-        let known = self.cached(role, prompt).is_some_and(|(_, len)| len == prompt.len());
+        let known = self.cached(role, salt, prompt).is_some_and(|(_, len)| len == prompt.len());
         let Some(&seq) = self.held.get(&key) else { return };
         if self.capacity == 0 || known || prompt.len() < BLOCK || backend.len(seq) < prompt.len() {
             return;
@@ -100,7 +101,7 @@ impl Sequences {
         }
         self.held.remove(&key);
         self.clock += 1;
-        self.cache.push(Cached { role, ids: prompt.to_vec(), seq, used: self.clock });
+        self.cache.push(Cached { role, salt, ids: prompt.to_vec(), seq, used: self.clock });
         while self.cache.iter().filter(|cached| cached.role == role).count() > self.capacity {
             self.evict(backend, role);
         }

@@ -1,6 +1,6 @@
 //! The engine as others use it: a thread that owns the backend, and tickets for what it was asked.
 
-use super::command::{BuildRequest, Command, Handle, OnUpdate, Update};
+use super::command::{BuildRequest, Command, Handle, OnUpdate, Submitter, Update};
 use super::scheduler::{Event, RequestStats, Scheduler, SchedulerStats, stuck};
 use super::settings::Settings;
 use super::ticket::{Ticket, UpdateSender};
@@ -103,6 +103,11 @@ impl Engine {
         self.submit(move |backend| sampler(backend, &prompt, spec))
     }
 
+    /// A number for a group of requests that take turns as one ([`Submitter::group`]).
+    pub fn group(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Rewards of a given text. `pad` is the reward model's pad id, see [`pool_position`](crate::task::pool_position).
     ///
     /// # Errors
@@ -120,18 +125,35 @@ impl Engine {
         R: Request + 'static,
         R::Output: Send + 'static,
     {
-        let sender = UpdateSender::new();
-        let ticket = sender.ticket();
-        Ok(ticket(self.submit_to(build, move |update| sender.send(update))?))
+        self.submit_for(Submitter::default(), build)
     }
 
-    /// [`submit`](Engine::submit) with a listener in place of a ticket. It is called on the engine's thread, must not block,
-    /// and ends the request by returning false.
+    /// [`submit`](Engine::submit) for one of several who use the engine.
+    ///
+    /// # Errors
+    /// The engine has ended.
+    pub fn submit_for<R>(
+        &self,
+        submitter: Submitter,
+        build: impl FnOnce(&ModelPair) -> Result<R> + Send + 'static,
+    ) -> Result<Ticket<R::Output>>
+    where
+        R: Request + 'static,
+        R::Output: Send + 'static,
+    {
+        let sender = UpdateSender::new();
+        let ticket = sender.ticket();
+        Ok(ticket(self.submit_to(submitter, build, move |update| sender.send(update))?))
+    }
+
+    /// [`submit_for`](Engine::submit_for) with a listener in place of a ticket. It is called on the engine's thread, must not
+    /// block, and ends the request by returning false.
     ///
     /// # Errors
     /// The engine has ended.
     pub fn submit_to<R>(
         &self,
+        submitter: Submitter,
         build: impl FnOnce(&ModelPair) -> Result<R> + Send + 'static,
         mut on_update: impl FnMut(Update<R::Output>) -> bool + Send + 'static,
     ) -> Result<Handle>
@@ -149,7 +171,7 @@ impl Engine {
             Box::new(move |update| on_update(update.and_then(|()| output.try_recv().map_err(|_| stuck()))));
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let commands = self.commands.clone();
-        commands.send(Command::Submit(id, build, on_update)).map_err(|_| self.gone())?;
+        commands.send(Command::Submit(id, submitter, build, on_update)).map_err(|_| self.gone())?;
         Ok(Handle { id, commands })
     }
 
@@ -206,7 +228,11 @@ impl Worker {
         while self.take_commands(backend, commands) {
             let started = Instant::now();
             self.show(backend, Some(started));
-            let busy = self.scheduler.step(backend);
+            let step = self.scheduler.plan(backend);
+            // Before it is run: the time in the queue ends here.
+            self.tell_started();
+            let busy = !step.is_empty();
+            self.scheduler.run(backend, step);
             self.step_seconds += started.elapsed().as_secs_f64();
             if !busy && self.scheduler.requests() > 0 {
                 // No sequence of requests leads here. If a fault does, they end instead of keeping the thread busy forever.
@@ -239,10 +265,11 @@ impl Worker {
                 _ => commands.try_recv(),
             };
             match command {
-                Ok(Command::Submit(handle, build, mut on_update)) => match build(backend) {
+                Ok(Command::Submit(handle, submitter, build, mut on_update)) => match build(backend) {
                     Ok(request) => {
                         if on_update(Update::Accepted) {
-                            self.listeners.insert(self.scheduler.submit(request), (handle, on_update));
+                            let id = self.scheduler.submit_for(submitter, request);
+                            self.listeners.insert(id, (handle, on_update));
                         }
                     }
                     Err(error) => drop(on_update(Update::Ended(Err(error), RequestStats::default()))),
@@ -258,6 +285,18 @@ impl Worker {
                 }
                 Err(TryRecvError::Empty) => return true,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Tells requests that they run from now on.
+    fn tell_started(&mut self) {
+        for event in self.scheduler.events() {
+            if let Event::Started(id) = event
+                && let Some((_, on_update)) = self.listeners.get_mut(&id)
+            {
+                // A listener that has gone says so again after the step, whose spans may not be taken away now.
+                on_update(Update::Started);
             }
         }
     }

@@ -5,7 +5,7 @@ use super::piece::{Piece, Token};
 use super::request::{ApiRequest, Method};
 use super::{AppState, Permit};
 use crate::answer::{Completions, FinishReason, Response, Segment, StopReason};
-use crate::engine::{Engine, Handle, Progress, RequestStats, Update, intervention, sampler};
+use crate::engine::{Engine, Handle, Progress, RequestStats, Submitter, Update, intervention, sampler};
 use crate::method::Options;
 use crate::model::{ModelPair, Work};
 use crate::rng::Uniforms;
@@ -523,7 +523,7 @@ fn submit(
             let (uniforms, kept) = (Uniforms::Seeded(request.seed.wrapping_add(copy as u64)), options.clone());
             let build = move |backend: &ModelPair| intervention(backend, &ids, &options, uniforms);
             let output = |response| Output::Response(Box::new(response));
-            let handle = engine.submit_to(build, move |update| updates.send((ticket, update.map(output))).is_ok())?;
+            let handle = engine.submit_to(Submitter::default(), build, move |update| updates.send((ticket, update.map(output))).is_ok())?;
             return Ok((handle, Some(kept)));
         }
         Method::Sampled(sampling) => (sampling, request.n, false),
@@ -543,7 +543,7 @@ fn submit(
     };
     let build = move |backend: &ModelPair| sampler(backend, &ids, spec);
     let handle =
-        engine.submit_to(build, move |update| updates.send((ticket, update.map(Output::Completions))).is_ok())?;
+        engine.submit_to(Submitter::default(), build, move |update| updates.send((ticket, update.map(Output::Completions))).is_ok())?;
     Ok((handle, None))
 }
 

@@ -40,9 +40,11 @@ pub(super) enum Allocation {
 }
 
 impl<T> Scheduler<T> {
-    /// Lets waiting requests run, in the order of their arrival, as long as there are blocks for them.
+    /// Lets waiting requests run, as long as there are blocks for them: of the groups that run least the oldest first.
     pub(super) fn admit(&mut self, backend: &mut ModelPair) {
-        while let Some((&id, entry)) = self.waiting.first_key_value() {
+        while let Some(id) = self.next_waiting()
+            && let Some(entry) = self.waiting.get(&id)
+        {
             if self.running.len() >= self.settings.max_requests.max(1) || (self.full && !self.running.is_empty()) {
                 return;
             }
@@ -78,17 +80,26 @@ impl<T> Scheduler<T> {
         }
         let Some(entry) = self.running.get(&id) else { return Source::Nothing };
         // The prompt of another request, finished or running. The span has to hold every position that is asked about.
-        let prompt = entry.request.prompt();
-        let mut best = self.sequences.cached(task.key.role, prompt);
+        let (prompt, submitter) = (entry.request.prompt(), entry.submitter);
+        let shared = |len: usize, own: bool| match submitter.whole_blocks && !own {
+            true => len.min(task.answered_from()) / BLOCK * BLOCK,
+            false => len.min(task.answered_from()),
+        };
+        let cached = self.sequences.cached(task.key.role, submitter.cache_salt, prompt);
+        let mut best = cached.map(|(seq, len)| (seq, shared(len, false)));
         for other in self.sequences.keys().filter(|other| other.1.role == task.key.role && other.0 != id) {
             let (Some(owner), Some(seq)) = (self.running.get(&other.0), self.sequences.get(other)) else { continue };
-            let len = common(owner.request.prompt(), prompt).min(backend.len(seq));
+            if owner.submitter.cache_salt != submitter.cache_salt {
+                continue;
+            }
+            let own = submitter.group.is_some() && owner.submitter.group == submitter.group;
+            let len = shared(common(owner.request.prompt(), prompt).min(backend.len(seq)), own);
             if len >= BLOCK && best.is_none_or(|(_, most)| len > most) {
                 best = Some((seq, len));
             }
         }
         match best {
-            Some((seq, len)) if task.answered_from() >= BLOCK => Source::Fork(seq, len.min(task.answered_from())),
+            Some((seq, len)) if len >= BLOCK => Source::Fork(seq, len),
             _ => Source::Nothing,
         }
     }

@@ -41,9 +41,12 @@ impl Budget {
         }
     }
 
-    /// Tokens that a task may run in this step; each task is asked about once, in the order of the step.
-    pub fn allows(&mut self, task: &Task) -> usize {
+    /// Tokens that a task may run in this step; each task is asked about once, in the order of the step. `turn` is the most
+    /// that it may run if tasks take turns.
+    pub fn allows(&mut self, task: &Task, turn: Option<usize>) -> usize {
         match (task.key.role, task.speculative) {
+            (Role::Policy, false) if turn.is_some() => turn.unwrap_or(0).min(self.tokens),
+            (Role::Reward, false) if turn == Some(0) => 0,
             (Role::Policy, false) => {
                 // Prompts are cut so that every request after them still gets a token.
                 self.due = self.due.saturating_sub(1);
