@@ -41,7 +41,7 @@ impl TextRecord {
         match &self.content {
             // Special tokens alone would be no text.
             TextContent::Text(text) if text.is_empty() => Ok(Vec::new()),
-            TextContent::Text(text) => pair.tokenizer.encode_text(text),
+            TextContent::Text(text) => Prompt::of_text(pair, text, true, pair.longest).map(|prompt| prompt.ids),
             TextContent::Ids(ids) => Ok(ids.clone()),
             TextContent::Messages(_) if pair.chat().is_none() => Err(Error::invalid(
                 "expected a model with a chat template for messages, found none; give the text as it is, or a template with \

@@ -32,6 +32,7 @@ use missing::lab;
 use missing::serve;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
+use std::sync::{PoisonError, RwLock};
 
 const ABOUT: &str = "Gradient-guided reward optimisation: decodes a frozen language model and steers it, at its \
 uncertain tokens, with the gradient of a frozen reward model";
@@ -167,9 +168,23 @@ fn hint(error: &Error) -> String {
     }
 }
 
+/// Where lines for standard error go while a server has a log there.
+type Sink = Box<dyn Fn(&str) + Send + Sync>;
+
+static SINK: RwLock<Option<Sink>> = RwLock::new(None);
+
 /// Writes a line to standard error. If standard error is closed, the line is lost.
 fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    match &*SINK.read().unwrap_or_else(PoisonError::into_inner) {
+        Some(sink) => sink(line),
+        None => drop(writeln!(std::io::stderr(), "{line}")),
+    }
+}
+
+/// Sends lines for standard error elsewhere; `None`: no longer.
+#[cfg(feature = "server")]
+fn say_to(sink: Option<Sink>) {
+    *SINK.write().unwrap_or_else(PoisonError::into_inner) = sink;
 }
 
 #[cfg(test)]

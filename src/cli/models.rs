@@ -103,12 +103,12 @@ impl PairArgs {
         let pair = match (&self.policy, &self.reward) {
             (Some(policy), Some(reward)) => {
                 let pair = Pair::load_with_head(&files(policy)?, &files(reward)?, head)?;
-                let Pair { policy, reward, tokenizer, notes } = pair;
+                let Pair { policy, reward, tokenizer, notes, longest } = pair;
                 let reward = reward.map(|reward| match policy {
                     Some(policy) => RewardModel { chat: policy.chat, special_tokens: policy.special_tokens, ..reward },
                     None => reward,
                 });
-                Pair { policy: None, reward, tokenizer, notes }
+                Pair { policy: None, reward, tokenizer, notes, longest }
             }
             (_, Some(reward)) => Pair::reward_only_with_head(&files(reward)?, head)?,
             (_, None) => Pair::reward_only(&demo::reward())?,
@@ -125,8 +125,9 @@ impl PairArgs {
     }
 
     /// Checks that --max-model-len is within what the models were made for.
-    fn within_context(&self, pair: Pair) -> Result<Arc<Pair>> {
+    fn within_context(&self, mut pair: Pair) -> Result<Arc<Pair>> {
         let context = runtime::context(&pair);
+        pair.longest = self.context(&pair);
         match self.max_model_len.filter(|&len| len > context) {
             Some(len) => {
                 Err(Error::invalid(format!("--max-model-len {len} is beyond the models' context of {context} tokens")))

@@ -2,17 +2,20 @@
 
 use super::args::EngineArgs;
 use super::models::{DeviceArgs, PairArgs, TemplateArgs};
-use super::say;
+use super::{say, say_to};
 use crate::engine::Engine;
+use crate::files::generation::SamplingDefaults;
 use crate::files::pair::Pair;
 use crate::profile::Watch;
 use crate::server::connections::{Ended, serve};
 use crate::server::keys::Keys;
+use crate::server::log::{Log, LogThread};
 use crate::server::{AppState, Config, Limits};
 use crate::{Error, Result};
 use axum::http::HeaderValue;
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
+use serde_json::json;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -79,9 +82,24 @@ struct AddressArgs {
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
 
+    /// A name besides localhost by which a server that listens on this machine only, without keys, may be asked; may be given
+    /// several times
+    ///
+    /// Such a server refuses other names in the Host header, and pages of other origins, because any page that a browser of
+    /// this machine shows could use it.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = host_name)]
+    allowed_host: Vec<String>,
+
     /// An origin whose web pages may ask, e.g. `https://chat.example.org`, or *; may be given several times [default: none]
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
     cors_origin: Vec<HeaderValue>,
+
+    /// Where sampling fields come from that a request does not give
+    ///
+    /// auto: temperature, top_k, top_p, min_p and repetition_penalty of the policy's generation_config.json, as in vLLM. none:
+    /// temperature 1, and no filter.
+    #[arg(long, value_name = "FROM", value_enum, default_value_t = GenerationConfig::Auto)]
+    generation_config: GenerationConfig,
 
     /// Metrics under these names too: vllm is what routers of vLLM look for
     #[arg(long, value_name = "NAMES", value_enum)]
@@ -140,6 +158,11 @@ struct LimitArgs {
           value_parser = RangedU64ValueParser::<usize>::new().range(0..=128))]
     max_logprobs: usize,
 
+    /// Tokens that answers in flight may have beside the first answer of each request; every likely token reported beside one
+    /// (`logprobs`) counts as a token
+    #[arg(long, value_name = "TOKENS", default_value_t = 32 << 20)]
+    max_answer_tokens: usize,
+
     /// Seconds until an answer must be complete
     #[arg(long, value_name = "SECONDS", default_value = "600",
           value_parser = seconds, allow_negative_numbers = true)]
@@ -177,6 +200,13 @@ enum Compat {
     Vllm,
 }
 
+/// See [`AddressArgs::generation_config`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum GenerationConfig {
+    Auto,
+    None,
+}
+
 /// See [`AddressArgs::log_format`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum LogFormat {
@@ -184,14 +214,24 @@ enum LogFormat {
     Json,
 }
 
+/// How long the end waits for a reader of the log.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    log_to_stderr(args.address.log_format);
+    let (log, thread) = log_to_stderr(args.address.log_format)?;
+    let ended = serve_until_stopped(args, &log);
+    say_to(None);
+    thread.finish(LAST_LINES);
+    ended
+}
+
+fn serve_until_stopped(args: &Args, log: &Log) -> anyhow::Result<ExitCode> {
     let mut pair = args.pair.load()?;
     args.template.set_up(&mut pair)?;
     for note in &pair.notes {
         tracing::warn!(event = "model", note);
     }
-    let config = config(args)?;
+    let mut config = config(args, &pair)?;
     crate::profile::start(&Watch { on_request: config.profiling, ..Watch::default() })?;
     let mut device = args.device.find()?;
     let context = args.pair.context(&pair);
@@ -201,26 +241,31 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         // They tokenise prompts; more would only wait for a core.
         .max_blocking_threads(16)
         .build()?;
+    let (host, port) = (args.address.host.as_str(), args.address.port);
+    let listener = runtime.block_on(TcpListener::bind((host, port)));
+    let listener = listener.map_err(|e| Error::invalid(format!("--host {host} --port {port}: {e}")))?;
+    let address = listener.local_addr()?;
+    config.local = address.ip().is_loopback() && config.keys.is_empty();
+    if !address.ip().is_loopback() && config.keys.is_empty() {
+        say("note: everyone who can reach this machine can ask: there is no --api-key");
+    }
+    config.limits.connections = open_files(config.limits.connections);
     let app = Arc::new(AppState::new(config, pair.clone(), context));
     let ended = runtime.block_on(async {
-        let (host, port) = (args.address.host.as_str(), args.address.port);
-        let listener = TcpListener::bind((host, port)).await;
-        let listener = listener.map_err(|e| Error::invalid(format!("--host {host} --port {port}: {e}")))?;
         let stop = signals()?;
-        let address = listener.local_addr()?;
-        if !address.ip().is_loopback() && app.config.keys.is_empty() {
-            say("note: everyone who can reach this machine can ask: there is no --api-key");
-        }
         let missing = missing(&args.address, &pair);
         if pair.chat().is_none() {
             let message = "the model has no chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json): \
                            conversations are refused; --chat-template FILE gives one";
-            say(&format!("warning: {message}"));
-            tracing::warn!(event = "no chat template", message);
+            tracing::warn!(event = "no chat template", "{message}");
         }
-        // On standard error, where a program that starts the server can read it.
-        say(&format!("listening on http://{address}"));
-        tracing::info!(event = "listening", address = %address, model = app.name(), missing);
+        // A program that starts the server reads where it listens: a line of its own in a log of text, the message of an event
+        // in one of JSON.
+        let listening = format!("listening on http://{address}");
+        if format(args.address.log_format) == LogFormat::Text {
+            log.line(&listening);
+        }
+        tracing::info!(event = "listening", address = %address, model = app.name(), missing, "{listening}");
         let (loaded, engine) = oneshot::channel();
         let (flags, max_len) = (args.device.clone(), args.pair.max_model_len);
         let load = move || {
@@ -244,6 +289,31 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(LOST))
         }
     }
+}
+
+/// Files that are open beside connections: weights, the device, standard streams.
+const OTHER_FILES: u64 = 64;
+
+/// Raises the limit of open files to what so many connections need. How many there can be.
+fn open_files(connections: usize) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let needed = connections as u64 + OTHER_FILES;
+    let Rlimit { current: Some(current), maximum } = getrlimit(Resource::Nofile) else { return connections };
+    if current >= needed {
+        return connections;
+    }
+    let raised = maximum.map_or(needed, |maximum| maximum.min(needed));
+    let allowed = match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }) {
+        Ok(()) => raised,
+        Err(_) => current,
+    };
+    let possible = usize::try_from(allowed.saturating_sub(OTHER_FILES).max(8)).unwrap_or(connections);
+    if possible < connections {
+        say(&format!(
+            "note: {possible} connections at the same time, not {connections}: this process may open {allowed} files"
+        ));
+    }
+    possible.min(connections)
 }
 
 /// The model that is missing, if one is. Says which, and what the server does not answer without it.
@@ -282,22 +352,50 @@ fn signals() -> std::io::Result<watch::Receiver<usize>> {
     Ok(stop)
 }
 
-fn config(args: &Args) -> Result<Config> {
+fn config(args: &Args, pair_files: &Pair) -> Result<Config> {
     let Args { address, limits, pair, .. } = args;
     let of = |path: &Option<PathBuf>, demo: &str| path.as_deref().map_or(demo.to_string(), called);
     let mut keys = address.api_key.clone();
+    if keys.iter().any(|key| key.trim().is_empty()) {
+        let message = "--api-key: expected a key, found an empty one; leave it out for a server without keys";
+        return Err(Error::invalid(message));
+    }
     if let Some(file) = &address.api_key_file {
         let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
-        keys.extend(text.lines().map(str::to_string));
+        keys.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_string));
         if text.trim().is_empty() {
             return Err(Error::file(file, "expected keys, one per line, found none"));
         }
     }
+    let keys = Keys::new(keys.iter().map(String::as_str))?;
+    let name = address.served_model_name.clone().unwrap_or_else(|| of(&pair.policy, "demo"));
+    let reward_name = address.served_reward_name.clone().unwrap_or_else(|| of(&pair.reward, "demo-reward"));
+    let both = pair_files.policy().is_ok() && pair_files.reward().is_ok();
+    let sampling = match (address.generation_config, pair_files.policy()) {
+        (GenerationConfig::Auto, Ok(policy)) => policy.sampling,
+        _ => SamplingDefaults::default(),
+    };
+    if sampling != SamplingDefaults::default() {
+        let SamplingDefaults { temperature, top_k, top_p, min_p, repetition_penalty } = sampling;
+        let event = "sampling defaults";
+        tracing::info!(event, temperature, top_k, top_p, min_p, repetition_penalty, "from generation_config.json");
+    }
     Ok(Config {
-        name: address.served_model_name.clone().unwrap_or_else(|| of(&pair.policy, "demo")),
-        reward_name: address.served_reward_name.clone().unwrap_or_else(|| of(&pair.reward, "demo-reward")),
+        reward_name: match both && name == reward_name {
+            true if address.served_model_name.is_some() || address.served_reward_name.is_some() => {
+                let message = format!("--served-model-name and --served-reward-name: both models are called {name}");
+                return Err(Error::invalid(message));
+            }
+            // Both directories have the same name.
+            true => format!("{reward_name}-reward"),
+            false => reward_name,
+        },
+        name,
         preset: pair.preset(),
-        keys: Keys::new(keys.iter().map(String::as_str)),
+        sampling,
+        keys,
+        local: false,
+        hosts: address.allowed_host.iter().cloned().chain([address.host.clone()]).collect(),
         limits: Limits {
             body: limits.max_body_bytes,
             messages: limits.max_messages,
@@ -305,6 +403,7 @@ fn config(args: &Args) -> Result<Config> {
             n: limits.max_n,
             tokens: limits.max_tokens,
             logprobs: limits.max_logprobs,
+            entries: limits.max_answer_tokens,
             running: limits.max_requests,
             queue: limits.max_queue,
             answer: limits.request_timeout,
@@ -333,21 +432,50 @@ fn called(path: &Path) -> String {
     }
 }
 
-fn log_to_stderr(format: Option<LogFormat>) {
-    let terminal = std::io::stderr().is_terminal();
-    let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
+/// The format of the log.
+fn format(asked: Option<LogFormat>) -> LogFormat {
+    asked.unwrap_or(if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json })
+}
+
+/// Starts the log. Notes of other parts of the command line go to it, too.
+fn log_to_stderr(asked: Option<LogFormat>) -> Result<(Log, LogThread)> {
+    let lost: fn(u64) -> String = match format(asked) {
+        LogFormat::Text => |count| format!("warning: {count} lines of the log were lost"),
+        LogFormat::Json => |count| json!({ "level": "WARN", "event": "log lines lost", "lines": count }).to_string(),
+    };
+    let started = Log::start(std::io::stderr(), lost);
+    let (log, thread) = started.map_err(|e| Error::Backend(format!("the log's thread does not start: {e}")))?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone()).with_target(false);
+    let lines = lines.log_internal_errors(false);
     // This fails only if a subscriber was set before in this process.
-    let _ = match format {
+    let _ = match format(asked) {
         LogFormat::Text => lines.with_ansi(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
     };
+    let said = log.clone();
+    say_to(Some(match format(asked) {
+        LogFormat::Text => Box::new(move |line| said.line(line)),
+        LogFormat::Json => Box::new(|line| tracing::info!(event = "note", "{line}")),
+    }));
+    // A panic writes to standard error as well, and its request must not wait for that.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(event = "panicked", place, message = panic.payload_as_str());
+    }));
+    Ok((log, thread))
 }
 
 fn name(text: &str) -> std::result::Result<String, String> {
     match text.is_empty() || text.contains(':') || text.chars().any(char::is_whitespace) || text.len() > 200 {
         true => Err("expected 1 to 200 bytes without spaces and colons".to_string()),
+        false => Ok(text.to_string()),
+    }
+}
+
+fn host_name(text: &str) -> std::result::Result<String, String> {
+    match text.is_empty() || text.contains(['/', ':']) || text.chars().any(char::is_whitespace) {
+        true => Err("expected a host's name, without a port".to_string()),
         false => Ok(text.to_string()),
     }
 }

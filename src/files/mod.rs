@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod demo;
 mod fields;
+pub mod generation;
 pub mod hub;
 mod json;
 mod names;

@@ -8,6 +8,7 @@
 use crate::files::chat::{ChatTemplate, SpecialTokens, special_token};
 use crate::files::checkpoint::{Checkpoint, Files};
 use crate::files::config::{Ids, Known, ModelConfig, ModelKind, dropped_id, token_ids_of};
+use crate::files::generation::SamplingDefaults;
 use crate::files::names;
 use crate::files::tokenizer::{Difference, Tokenizer};
 use crate::{Error, Result};
@@ -54,6 +55,8 @@ pub struct Pair {
     pub tokenizer: Arc<Tokenizer>,
     /// What was noticed while the files were read and is no error, a sentence each.
     pub notes: Vec<String>,
+    /// Tokens of the longest sequence that the models will be opened for: a longer text is refused before it is encoded whole.
+    pub longest: usize,
 }
 
 /// What a policy's directory holds.
@@ -71,6 +74,8 @@ pub struct LanguageModel {
     pub finish_id: u32,
     /// `eos_token_id` of `generation_config.json` (else of `config.json`), with `finish_id`.
     pub stop_ids: Vec<u32>,
+    /// What `generation_config.json` says of sampling.
+    pub sampling: SamplingDefaults,
 }
 
 /// What a reward model's directory holds.
@@ -111,7 +116,13 @@ impl Pair {
         let mut notes: Vec<String> = compare(policy_files, &tokenizer, reward_files, &theirs)?.into_iter().collect();
         let policy = language_model(policy_files, policy, &tokenizer, &mut notes)?;
         let reward = reward_model(reward_files, reward, head, false, &mut notes)?;
-        Ok(Pair { policy: Some(policy), reward: Some(reward), tokenizer: Arc::new(tokenizer), notes })
+        Ok(Pair {
+            policy: Some(policy),
+            reward: Some(reward),
+            tokenizer: Arc::new(tokenizer),
+            notes,
+            longest: usize::MAX,
+        })
     }
 
     /// Reads a language model, to be used without a reward model.
@@ -122,7 +133,7 @@ impl Pair {
         let config = load_config(files, ModelKind::CausalLm, false)?;
         let (tokenizer, mut notes) = (Tokenizer::load(files)?, Vec::new());
         let policy = language_model(files, config, &tokenizer, &mut notes)?;
-        Ok(Pair { policy: Some(policy), reward: None, tokenizer: Arc::new(tokenizer), notes })
+        Ok(Pair { policy: Some(policy), reward: None, tokenizer: Arc::new(tokenizer), notes, longest: usize::MAX })
     }
 
     /// Reads a reward model, to be used without a policy.
@@ -141,7 +152,7 @@ impl Pair {
         let config = load_config(files, ModelKind::Reward, head.is_some())?;
         let (tokenizer, mut notes) = (Tokenizer::load(files)?, Vec::new());
         let reward = reward_model(files, config, head, true, &mut notes)?;
-        Ok(Pair { policy: None, reward: Some(reward), tokenizer: Arc::new(tokenizer), notes })
+        Ok(Pair { policy: None, reward: Some(reward), tokenizer: Arc::new(tokenizer), notes, longest: usize::MAX })
     }
 
     /// The policy.
@@ -239,11 +250,20 @@ fn language_model(
 ) -> Result<LanguageModel> {
     let mut own = config.notes.clone();
     let (finish_id, stop_ids) = end_ids(files, &config, tokenizer, &mut own)?;
+    let sampling = SamplingDefaults::load(files, &mut own)?;
     let mut weights = Checkpoint::open(files)?;
     own.extend(names::arrange(&mut config, &mut weights, None)?);
     let chat = ChatTemplate::load(files)?;
     notes.extend(own.into_iter().map(|note| format!("policy: {note}")));
-    Ok(LanguageModel { config, weights, chat, special_tokens: SpecialTokens::load(files)?, finish_id, stop_ids })
+    Ok(LanguageModel {
+        config,
+        weights,
+        chat,
+        special_tokens: SpecialTokens::load(files)?,
+        finish_id,
+        stop_ids,
+        sampling,
+    })
 }
 
 /// `alone`: its template is the pair's.

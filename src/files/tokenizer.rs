@@ -3,6 +3,7 @@
 //! The vocabulary, merges and rules are the `tokenizers` crate's. What is added here is what an engine needs besides:
 //! the tokens that stand in other files, a comparison of two vocabularies, and text for a growing list of ids.
 
+use crate::error::Limit;
 use crate::files::checkpoint::Files;
 use crate::files::{added, json, recognise};
 use crate::{Error, Result};
@@ -19,8 +20,14 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// By id; the last one is not `None`.
     spellings: Vec<Option<String>>,
+    /// The decoder reads spellings as bytes, each written as one character ([`byte_of`]).
+    spells_bytes: bool,
+    /// An id whose text is a letter, behind which other ids are decoded as they are within a text.
+    letter: Option<u32>,
     /// The decoder joins runs of `<0x..>` tokens to characters, and gives up a run as a whole if it is not UTF-8.
     joins_bytes: bool,
+    /// Ids of added tokens, which are spelled as they are written.
+    added: std::collections::BTreeSet<u32>,
     /// Ids that stand for something other than text.
     special: std::collections::BTreeSet<u32>,
     /// What the post-processor puts in front of a text, such as the beginning of sequence, and behind it.
@@ -53,12 +60,40 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
         let spellings = spellings(&inner).map_err(|message| Error::file(&path, message))?;
         let joins_bytes = inner.get_decoder().is_some_and(joins_bytes);
+        let spells_bytes = inner.get_decoder().is_some_and(spells_bytes);
+        let letter = inner.token_to_id("a");
         let added = inner.get_added_tokens_decoder();
+        let ids = added.keys().copied().collect();
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
         let around = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| around(&inner)));
         let around = around.unwrap_or_else(|_| Err("it names a special token that it does not define".to_string()));
         let around = around.map_err(|message| Error::file(&path, format!("`post_processor`: {message}")))?;
-        Ok(Tokenizer { inner, spellings, joins_bytes, special, around })
+        Ok(Tokenizer { inner, spellings, spells_bytes, letter, joins_bytes, added: ids, special, around })
+    }
+
+    /// [`encode`](Self::encode) for a text of which at most `most` ids can be used. One that is far longer is refused after its
+    /// beginning was encoded, because the encoder takes some 170 bytes of memory for each byte of text. The ids may still be
+    /// more than `most`.
+    ///
+    /// # Errors
+    /// The text is far too long, or as [`encode`](Self::encode).
+    pub fn encode_at_most(&self, text: &str, most: usize) -> Result<Vec<u32>> {
+        // Some tokens of an ordinary text are shorter, few of any text longer.
+        let mut bytes = most.saturating_mul(8).max(4096);
+        while bytes < text.len() {
+            let begin = &text[..text.floor_char_boundary(bytes)];
+            let found = self.encode(begin)?.len();
+            // The last word may have been cut into more ids than it has.
+            if found > most.saturating_add(CUT) {
+                let message = format!(
+                    "a text of {} bytes has more than {most} tokens, and the longest sequence is {most}",
+                    text.len()
+                );
+                return Err(Error::TooLong { limit_of: Limit::Context, found, limit: most, message });
+            }
+            bytes = bytes.saturating_mul(2);
+        }
+        self.encode(text)
     }
 
     /// Ids of a text that stands by itself, with what the tokenizer's post-processor puts around one: the beginning of sequence,
@@ -94,6 +129,26 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         let text = self.inner.decode(ids, false);
         text.map_err(|e| Error::invalid(format!("decoding token ids failed: {e}")))
+    }
+
+    /// What an id adds to a text, in bytes: they may be a part of a character. Joined, the bytes of ids are their text.
+    pub fn bytes(&self, id: u32) -> Vec<u8> {
+        let Some(spelling) = self.spelling(id) else { return Vec::new() };
+        if self.is_joined_byte(id)
+            && let Some(byte) = spelling.get(3..5).and_then(|hex| u8::from_str_radix(hex, 16).ok())
+        {
+            return vec![byte];
+        }
+        if self.spells_bytes && !self.added.contains(&id) {
+            let bytes: Option<Vec<u8>> = spelling.chars().map(byte_of).collect();
+            return bytes.unwrap_or_else(|| spelling.as_bytes().to_vec());
+        }
+        // Some decoders treat the first id of a text in a way of its own.
+        let within = self.letter.and_then(|letter| {
+            let (front, whole) = (self.decode(&[letter]).ok()?, self.decode(&[letter, id]).ok()?);
+            Some(whole.strip_prefix(&front)?.as_bytes().to_vec())
+        });
+        within.unwrap_or_else(|| self.decode(&[id]).unwrap_or_default().into_bytes())
     }
 
     /// Whether the text of ids, tokenised again, gives the same ids.
@@ -165,6 +220,9 @@ impl Tokenizer {
         Ok(text)
     }
 }
+
+/// More ids than this do not come from cutting a text in the middle of a word.
+const CUT: usize = 64;
 
 /// Adds the tokens that stand in other files than the tokenizer's.
 fn add_declared(files: &Files, inner: &mut tokenizers::Tokenizer) -> Result<()> {
@@ -282,6 +340,24 @@ fn spellings(tokenizer: &tokenizers::Tokenizer) -> std::result::Result<Vec<Optio
         *spelling = if spelling.is_none() { Some(token) } else { tokenizer.id_to_token(id) };
     }
     Ok(spellings)
+}
+
+fn spells_bytes(decoder: &DecoderWrapper) -> bool {
+    match decoder {
+        DecoderWrapper::ByteLevel(_) => true,
+        DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().any(spells_bytes),
+        _ => false,
+    }
+}
+
+/// The byte that a character of a byte-level vocabulary stands for: a printable byte for itself, the others, in their order,
+/// for the characters from 256 on (GPT-2's table).
+fn byte_of(spelled: char) -> Option<u8> {
+    let printable = |byte: u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    match u32::from(spelled) {
+        code @ 0..=255 => u8::try_from(code).ok().filter(|&byte| printable(byte)),
+        code => (0..=255).filter(|&byte| !printable(byte)).nth(code as usize - 256),
+    }
 }
 
 fn joins_bytes(decoder: &DecoderWrapper) -> bool {

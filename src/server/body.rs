@@ -7,6 +7,7 @@ use http_body_util::BodyExt;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Bodies of the largest size that fit into memory at the same time.
 const LARGEST: usize = 64;
@@ -69,7 +70,23 @@ pub async fn read(app: &Arc<AppState>, request: axum::extract::Request) -> Resul
         Ok(bytes)
     };
     let read = tokio::time::timeout(limits.arrival, whole).await;
-    read.unwrap_or_else(|_| Err(ApiError::too_slow(limits.arrival.as_secs())))
+    read.unwrap_or_else(|_| Err(ApiError::too_slow(limits.arrival)))
+}
+
+/// Bodies from this size on wait until there is room to encode their texts, which takes some 170 bytes of memory for each byte.
+const LARGE: usize = 1 << 16;
+/// Bytes of large bodies whose texts are encoded at the same time, in units of [`UNIT`].
+pub const ENCODED: usize = 8;
+const UNIT: usize = 1 << 19;
+
+/// Waits for its turn to encode the texts of a body; small ones need not.
+pub async fn encoding(app: &AppState, bytes: &[u8]) -> Option<OwnedSemaphorePermit> {
+    if bytes.len() < LARGE {
+        return None;
+    }
+    // A body larger than all of the room gets it alone.
+    let units = u32::try_from(bytes.len().div_ceil(UNIT).min(ENCODED)).unwrap_or(1);
+    app.encoders.clone().acquire_many_owned(units).await.ok()
 }
 
 /// Does work that takes its time without keeping other requests waiting.

@@ -5,9 +5,8 @@ use super::generate::{Run, RunEvent};
 use super::openai::{Choice, Frames};
 use super::request::{ApiRequest, Route};
 use super::{AppState, body, middleware, now};
-use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -27,23 +26,29 @@ pub(super) async fn completions(State(app): State<Arc<AppState>>, request: Reque
 
 async fn answer(app: Arc<AppState>, route: Route, request: Request) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let request_id = middleware::request_id(&request);
+    let (request_id, caller) = (middleware::request_id(&request), middleware::caller(&request));
     // Refused before the body is read. The permit is taken after it, so that slow clients hold none.
     app.ready()?;
     app.pair.policy()?;
     let bytes = body::read(&app, request).await?;
     let permit = app.permit()?;
+    let encoding = body::encoding(&app, &bytes).await;
     let reader = app.clone();
-    let parsed = body::aside(move || ApiRequest::read(&reader, route, &bytes)).await?;
+    let read = move || {
+        let _encoding = encoding;
+        ApiRequest::read(&reader, route, &bytes)
+    };
+    let parsed = body::aside(read).await?;
     let name = if route == Route::Chat { "/v1/chat/completions" } else { "/v1/completions" };
     app.report_unknown(name, &parsed.unknown);
     let streams = parsed.stream;
-    let mut run = Run::start(&app, parsed, permit, (arrived, request_id.clone()))?;
+    let submitter = app.submitter(&caller, parsed.cache_salt.as_deref())?;
+    let mut run = Run::start(&app, parsed, permit, submitter, (arrived, request_id.clone()))?;
     // A request that the engine refuses is answered with a status of its own, before a stream begins.
     run.accepted().await?;
     let frames = Frames::new(route, &run, now(), app.pair.tokenizer.clone(), &request_id);
     if streams {
-        let (interval, streaming) = (app.config.keep_alive, Streaming::new(run, frames));
+        let (interval, streaming) = (app.config.keep_alive, Streaming::new(app.clone(), run, frames));
         let events = stream::unfold(streaming, |mut streaming| async {
             let event = streaming.next().await?;
             Some((Ok::<Event, Infallible>(event), streaming))
@@ -59,6 +64,7 @@ async fn answer(app: Arc<AppState>, route: Route, request: Request) -> Result<Re
 
 /// The response of a request that does not stream.
 async fn whole(mut run: Run, mut frames: Frames) -> Result<Response, ApiError> {
+    let entries = run.request.entries();
     let mut choices: Vec<Choice> = (0..run.choices()).map(|_| Choice::default()).collect();
     while let Some(event) = run.next().await? {
         match event {
@@ -67,11 +73,18 @@ async fn whole(mut run: Run, mut frames: Frames) -> Result<Response, ApiError> {
         }
     }
     let ids: Vec<Vec<u32>> = (0..run.choices()).map(|choice| run.ids(choice).to_vec()).collect();
-    Ok(Json(frames.whole(choices, &ids, &run.usage)).into_response())
+    // Long lists of log-probabilities take long to write: not on a thread of the server's.
+    let write = move || frames.whole(choices, &ids, &run.usage).map_err(|error| ApiError::internal(error.to_string()));
+    let text = if entries > LONG { body::aside(write).await? } else { write()? };
+    Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }
+
+/// Entries of log-probabilities that take a noticeable time to write.
+const LONG: usize = 1 << 12;
 
 /// A response that streams.
 struct Streaming {
+    app: Arc<AppState>,
     run: Run,
     frames: Frames,
     ready: VecDeque<Value>,
@@ -87,9 +100,9 @@ enum Stage {
 }
 
 impl Streaming {
-    fn new(run: Run, mut frames: Frames) -> Streaming {
+    fn new(app: Arc<AppState>, run: Run, mut frames: Frames) -> Streaming {
         let ready = (0..run.choices()).filter_map(|choice| frames.opening(choice)).collect();
-        Streaming { run, frames, ready, stage: Stage::Running }
+        Streaming { app, run, frames, ready, stage: Stage::Running }
     }
 
     async fn next(&mut self) -> Option<Event> {
@@ -124,6 +137,7 @@ impl Streaming {
                 self.stage = Stage::Closing;
             }
             Err(error) => {
+                self.app.metrics.failed(&error);
                 self.ready.push_back(error.body());
                 self.stage = Stage::Closing;
             }

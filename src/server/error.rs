@@ -1,10 +1,12 @@
 //! Errors as OpenAI's clients expect them: a status, and `{"error": {"message", "type", "param", "code"}}`.
 
 use crate::Error;
+use crate::error::Limit;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// `code` of requests that need a model that the server does not have.
 const MISSING_MODEL: &str = "missing_model";
@@ -43,6 +45,13 @@ impl ApiError {
         ApiError { param: Some(param.to_string()), ..ApiError::invalid(format!("`{param}` {message}")) }
     }
 
+    /// 400: the prompt, or the prompt and its answer, is too long. The sentence begins with the words by which LiteLLM and
+    /// LangChain know this error.
+    pub fn too_long(context: usize, message: &str) -> ApiError {
+        let message = format!("This model's maximum context length is {context} tokens; {message}");
+        ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(message) }
+    }
+
     /// 413: the body is larger than `limit` bytes.
     pub fn too_large(limit: usize) -> ApiError {
         let message = format!("the body is larger than {limit} bytes, the limit of this server");
@@ -50,8 +59,8 @@ impl ApiError {
     }
 
     /// 408: the body did not arrive in time.
-    pub fn too_slow(seconds: u64) -> ApiError {
-        let message = format!("the request did not arrive within {seconds} s");
+    pub fn too_slow(limit: Duration) -> ApiError {
+        let message = format!("the request did not arrive within {} s", limit.as_secs_f64());
         ApiError::new(StatusCode::REQUEST_TIMEOUT, message, Some("request_timeout"))
     }
 
@@ -103,6 +112,24 @@ impl ApiError {
         ApiError { retry_after: Some(1), ..error }
     }
 
+    /// 429: the answers in flight may take as much memory as the server gives them.
+    pub fn no_room() -> ApiError {
+        let message = "the answers in flight leave no room for one of this length; try again later";
+        let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message, Some("queue_full"));
+        ApiError { retry_after: Some(1), ..error }
+    }
+
+    /// 403: the request comes by a name, or from a page, that this server is not open to.
+    pub fn forbidden(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::FORBIDDEN, message, Some("forbidden"))
+    }
+
+    /// 417: the request expects something that the server does not do.
+    pub fn expectation() -> ApiError {
+        let message = "the `Expect` header must be 100-continue";
+        ApiError::new(StatusCode::EXPECTATION_FAILED, message, Some("expectation_failed"))
+    }
+
     /// 503: the server is not ready, or is about to stop.
     pub fn unavailable(message: impl Into<String>) -> ApiError {
         let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message, Some("unavailable"));
@@ -110,8 +137,8 @@ impl ApiError {
     }
 
     /// 504: the answer took too long.
-    pub fn timeout(seconds: u64) -> ApiError {
-        let message = format!("the answer was not complete within {seconds} s, the limit of this server");
+    pub fn timeout(limit: Duration) -> ApiError {
+        let message = format!("the answer was not complete within {} s, the limit of this server", limit.as_secs_f64());
         ApiError::new(StatusCode::GATEWAY_TIMEOUT, message, Some("timeout"))
     }
 
@@ -138,6 +165,7 @@ impl ApiError {
     fn kind(&self) -> &'static str {
         match self.status.as_u16() {
             401 => "authentication_error",
+            403 => "permission_error",
             404 => "not_found_error",
             429 => "rate_limit_error",
             503 => "service_unavailable_error",
@@ -166,6 +194,7 @@ impl From<Error> for ApiError {
             Error::Io { .. } | Error::File { .. } => {
                 ApiError { reason: Some(error.to_string()), ..ApiError::internal("a file of the model cannot be used") }
             }
+            Error::TooLong { limit_of: Limit::Context, limit, message, .. } => ApiError::too_long(limit, &message),
             error if error.is_invalid_input() => ApiError::invalid(error.to_string()),
             error => ApiError::internal(error.to_string()),
         }

@@ -4,13 +4,13 @@ use super::error::ApiError;
 use super::piece::{Piece, Token};
 use super::request::{ApiRequest, Method};
 use super::{AppState, Permit};
-use crate::answer::{Completions, FinishReason, Response, Segment, StopReason};
+use crate::answer::{Completions, FinishReason, Response, Segment, StopReason, TokenLogprob};
 use crate::engine::{Engine, Handle, Progress, RequestStats, Submitter, Update, intervention, sampler};
 use crate::method::Options;
 use crate::model::{ModelPair, Work};
 use crate::rng::Uniforms;
-use crate::sampling::{CompletionSpec, NewStopCheck};
-use crate::text::{End, TextWriter};
+use crate::sampling::{CompletionSpec, NewStopCheck, Sampling};
+use crate::text::{End, Prompt, TextWriter};
 use crate::trace::{Trace, finish_reason_name};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -105,6 +105,8 @@ type Updates = UnboundedSender<(usize, Update<Output>)>;
 struct Ticket {
     handle: Handle,
     prompt: usize,
+    /// It only asks for the log-probabilities of a prompt whose answers other tickets bring.
+    only_prompt: bool,
     /// Number of its first answer.
     first: usize,
     options: Option<Box<Options>>,
@@ -127,6 +129,8 @@ pub struct Run {
     updates: UnboundedReceiver<(usize, Update<Output>)>,
     early: VecDeque<(usize, Update<Output>)>,
     events: VecDeque<RunEvent>,
+    /// Of answers whose prompt is to be repeated first: what waits for it.
+    held: Vec<Option<Vec<RunEvent>>>,
     deadline: tokio::time::Instant,
     clock: Clock,
     /// What was used so far.
@@ -145,26 +149,46 @@ struct Clock {
 }
 
 impl Run {
-    /// Submits a request. `came`: when it arrived, and its request id.
+    /// Submits a request for `submitter`. `came`: when it arrived, and its request id.
     ///
     /// # Errors
-    /// The engine has ended.
+    /// The engine has ended, or the request asks for more than there is room for.
     pub fn start(
         app: &Arc<AppState>,
         request: ApiRequest,
-        permit: Permit,
+        mut permit: Permit,
+        submitter: Submitter,
         came: (Instant, String),
     ) -> Result<Run, ApiError> {
         let engine = app.engine()?;
         let (tx, updates) = unbounded_channel();
         let each = if matches!(request.method, Method::Guided(_)) { request.n } else { 1 };
+        // The sampler tells the log-probabilities of its prompt itself.
+        let apart = request.echo && request.logprobs.is_some() && !matches!(request.method, Method::Sampled(_));
+        let longest = request.max_new_tokens.iter().copied().max().unwrap_or(0);
+        permit.widen(request.prompts.len() * (each + usize::from(apart)), request.entries().saturating_sub(longest))?;
         let (mut tickets, mut writers) = (Vec::new(), Vec::new());
         for (index, prompt) in request.prompts.iter().enumerate() {
-            for copy in 0..each {
-                let (handle, options) = submit(engine, app, &request, (index, copy), (tickets.len(), tx.clone()))?;
-                let first = index * request.n + copy;
-                let (last_reward, segments, nudges, done) = (None, 0, 0, false);
-                tickets.push(Ticket { handle, prompt: index, first, options, last_reward, segments, nudges, done });
+            let answers = if apart && request.max_new_tokens[index] == 0 { 0 } else { each };
+            for copy in 0..answers + usize::from(apart) {
+                let only_prompt = copy == answers;
+                let ticket = (tickets.len(), tx.clone());
+                let (handle, options) = match only_prompt {
+                    true => (submit_prompt(engine, submitter, &request, index, ticket)?, None),
+                    false => submit(engine, submitter, app, &request, (index, copy), ticket)?,
+                };
+                let first = index * request.n + if only_prompt { 0 } else { copy };
+                tickets.push(Ticket {
+                    handle,
+                    prompt: index,
+                    only_prompt,
+                    first,
+                    options,
+                    last_reward: None,
+                    segments: 0,
+                    nudges: 0,
+                    done: false,
+                });
             }
             let writer = || {
                 let (tokenizer, rules) = (app.pair.tokenizer.clone(), request.rules.clone());
@@ -178,6 +202,7 @@ impl Run {
             ..Usage::default()
         };
         Ok(Run {
+            held: (0..writers.len()).map(|_| apart.then(Vec::new)).collect(),
             ended: vec![false; writers.len()],
             app: app.clone(),
             request,
@@ -249,7 +274,7 @@ impl Run {
         match tokio::time::timeout_at(self.deadline, self.updates.recv()).await {
             Ok(Some(update)) => Ok(update),
             Ok(None) => Err(self.failed(self.app.lost())),
-            Err(_) => Err(self.failed(ApiError::timeout(self.app.config.limits.answer.as_secs()))),
+            Err(_) => Err(self.failed(ApiError::timeout(self.app.config.limits.answer))),
         }
     }
 
@@ -274,6 +299,7 @@ impl Run {
             Update::Ended(outcome, account) => {
                 self.account(&account);
                 match outcome? {
+                    Output::Completions(_) if self.tickets[ticket].only_prompt => self.prompt_read(ticket)?,
                     Output::Completions(completions) => self.completed(ticket, completions)?,
                     Output::Response(response) => self.responded(ticket, &response)?,
                 }
@@ -309,20 +335,48 @@ impl Run {
         self.clock.first.get_or_insert(now);
         let wanted = !piece.text.is_empty() || segment.is_some() || self.request.logprobs.is_some();
         if wanted || self.request.return_token_ids {
-            self.events.push_back(RunEvent::Piece { choice, piece, segment });
+            self.event(choice, RunEvent::Piece { choice, piece, segment });
+        }
+    }
+
+    /// Tells an event, once the prompt is told if it is to be repeated.
+    fn event(&mut self, choice: usize, event: RunEvent) {
+        match &mut self.held[choice] {
+            Some(held) => held.push(event),
+            None => self.events.push_back(event),
         }
     }
 
     /// The prompt in front of an answer, with its log-probabilities.
-    fn echo(&mut self, ticket: usize, list: Vec<crate::answer::TokenLogprob>) {
+    fn echo(&mut self, ticket: usize, list: Vec<TokenLogprob>) {
         let Ticket { prompt, first, .. } = self.tickets[ticket];
-        let ids = &self.request.prompts[prompt].ids;
+        let Prompt { ids, text, .. } = &self.request.prompts[prompt];
         let begin = ids.first().map(|&id| Token::bare(id));
-        let tokens: Vec<Token> = begin.into_iter().chain(list.into_iter().map(Token::from)).collect();
+        let mut tokens: Vec<Token> = begin.into_iter().chain(list.into_iter().map(Token::from)).collect();
+        // Special tokens that were put around a text are not in it.
+        if let Some(mut rest) = text.as_deref().map(str::as_bytes) {
+            for token in &mut tokens {
+                let bytes = self.app.pair.tokenizer.bytes(token.id);
+                match rest.strip_prefix(&bytes[..]) {
+                    Some(behind) => rest = behind,
+                    None => token.written = !self.app.pair.tokenizer.is_special(token.id),
+                }
+            }
+        }
         for choice in first..first + self.request.n {
             let piece = Piece { text: String::new(), tokens: tokens.clone() };
             self.events.push_back(RunEvent::Piece { choice, piece, segment: None });
+            self.events.extend(self.held[choice].take().unwrap_or_default());
         }
+    }
+
+    /// A prompt's log-probabilities are told. Where no answer was asked for, that is all.
+    fn prompt_read(&mut self, ticket: usize) -> Result<(), ApiError> {
+        let Ticket { prompt, first, .. } = self.tickets[ticket];
+        if self.request.max_new_tokens[prompt] > 0 {
+            return Ok(());
+        }
+        (first..first + self.request.n).try_for_each(|choice| self.end(choice, End::Length, None))
     }
 
     /// A committed segment.
@@ -347,7 +401,7 @@ impl Run {
         for (index, &id) in ids.iter().enumerate() {
             let logprob = best.logprobs.get(index).copied().filter(|logprob| logprob.is_finite());
             let entropy = best.entropies_exact.get(index).copied();
-            let token = Token { id, logprob, entropy, top: Vec::new() };
+            let token = Token { logprob, entropy, ..Token::bare(id) };
             piece.extend(Piece::written(&mut self.writers[choice], token)?);
             self.usage.completion += 1;
             if self.writers[choice].end().is_some() {
@@ -435,14 +489,11 @@ impl Run {
         }
         let rest = self.writers[choice].finish(end.clone())?;
         if !rest.is_empty() {
-            self.events.push_back(RunEvent::Piece {
-                choice,
-                piece: Piece { text: rest, tokens: Vec::new() },
-                segment: None,
-            });
+            let piece = Piece { text: rest, tokens: Vec::new() };
+            self.event(choice, RunEvent::Piece { choice, piece, segment: None });
         }
         let end = self.writers[choice].end().cloned().unwrap_or(end);
-        self.events.push_back(RunEvent::End { choice, end, outcome });
+        self.event(choice, RunEvent::End { choice, end, outcome });
         Ok(())
     }
 
@@ -469,7 +520,6 @@ impl Run {
 
     fn failed(&mut self, error: ApiError) -> ApiError {
         self.finished = true;
-        self.app.metrics.failed(&error);
         self.log("failed", Some(&error));
         error
     }
@@ -510,6 +560,7 @@ fn end_of(reason: StopReason) -> End {
 /// Hands in the request of a prompt, or of one of its answers; gives the method's options if it is one of the method.
 fn submit(
     engine: &Engine,
+    submitter: Submitter,
     app: &AppState,
     request: &ApiRequest,
     (prompt, copy): (usize, usize),
@@ -523,7 +574,8 @@ fn submit(
             let (uniforms, kept) = (Uniforms::Seeded(request.seed.wrapping_add(copy as u64)), options.clone());
             let build = move |backend: &ModelPair| intervention(backend, &ids, &options, uniforms);
             let output = |response| Output::Response(Box::new(response));
-            let handle = engine.submit_to(Submitter::default(), build, move |update| updates.send((ticket, update.map(output))).is_ok())?;
+            let handle =
+                engine.submit_to(submitter, build, move |update| updates.send((ticket, update.map(output))).is_ok())?;
             return Ok((handle, Some(kept)));
         }
         Method::Sampled(sampling) => (sampling, request.n, false),
@@ -539,12 +591,27 @@ fn submit(
         stop_ids: request.stop_ids.clone(),
         stop_check: Some(stop_check),
         stream_tokens: !score,
-        prompt_logprobs: request.echo && request.logprobs.is_some(),
+        prompt_logprobs: !score && request.echo && request.logprobs.is_some(),
     };
     let build = move |backend: &ModelPair| sampler(backend, &ids, spec);
-    let handle =
-        engine.submit_to(Submitter::default(), build, move |update| updates.send((ticket, update.map(Output::Completions))).is_ok())?;
-    Ok((handle, None))
+    let told = move |update: Update<Completions>| updates.send((ticket, update.map(Output::Completions))).is_ok();
+    Ok((engine.submit_to(submitter, build, told)?, None))
+}
+
+/// Hands in a request for the log-probabilities of a prompt alone.
+fn submit_prompt(
+    engine: &Engine,
+    submitter: Submitter,
+    request: &ApiRequest,
+    prompt: usize,
+    (ticket, updates): (usize, Updates),
+) -> Result<Handle, ApiError> {
+    let sampling = Sampling { logprobs: request.logprobs, ..Sampling::default() };
+    let spec = CompletionSpec { sampling, max_new_tokens: 0, prompt_logprobs: true, ..CompletionSpec::default() };
+    let ids = request.prompts[prompt].ids.clone();
+    let build = move |backend: &ModelPair| sampler(backend, &ids, spec);
+    let told = move |update: Update<Completions>| updates.send((ticket, update.map(Output::Completions))).is_ok();
+    Ok(engine.submit_to(submitter, build, told)?)
 }
 
 /// A segment in short, for clients that asked for the trace.

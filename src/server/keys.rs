@@ -1,8 +1,9 @@
 //! API keys.
 
+use crate::{Error, Result};
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 /// The keys that clients may bring; without any, the server is open.
 ///
@@ -20,10 +21,16 @@ impl std::fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Keys as given; empty ones are left out.
-    pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Keys {
-        let keys = keys.into_iter().map(str::trim).filter(|key| !key.is_empty());
-        Keys { sums: keys.map(|key| Sha256::digest(key.as_bytes()).into()).collect() }
+    /// Keys as given, without the white space around them.
+    ///
+    /// # Errors
+    /// One is empty: a variable that is not set, mostly, and the server would be open to everybody.
+    pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Result<Keys> {
+        let sum = |key: &str| match key.trim() {
+            "" => Err(Error::invalid("expected an API key, found an empty one")),
+            key => Ok(Sha256::digest(key.as_bytes()).into()),
+        };
+        Ok(Keys { sums: keys.into_iter().map(sum).collect::<Result<_>>()? })
     }
 
     /// Whether the server is open.
@@ -31,16 +38,20 @@ impl Keys {
         self.sums.is_empty()
     }
 
-    /// Whether a request brings a key, as `Authorization: Bearer KEY`.
-    pub fn admits(&self, headers: &HeaderMap) -> bool {
+    /// Which key a request brings, as `Authorization: Bearer KEY`: its number from 1 on, and 0 if the server is open.
+    pub fn admits(&self, headers: &HeaderMap) -> Option<u32> {
         if self.sums.is_empty() {
-            return true;
+            return Some(0);
         }
         let value = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
         let (scheme, key) = value.split_at_checked(7).unwrap_or((&[], &[]));
         let sum: [u8; 32] = Sha256::digest(key).into();
-        let known = self.sums.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(&sum));
-        bool::from(known) && scheme.eq_ignore_ascii_case(b"bearer ")
+        let found = self
+            .sums
+            .iter()
+            .zip(1..)
+            .fold(0_u32, |found, (known, number)| u32::conditional_select(&found, &number, known.ct_eq(&sum)));
+        (found > 0 && scheme.eq_ignore_ascii_case(b"bearer ")).then_some(found)
     }
 }
 
@@ -55,13 +66,17 @@ mod tests {
 
     #[test]
     fn one_of_several() {
-        let keys = Keys::new(["one", " two\n", ""]);
-        assert!(keys.admits(&offered(b"Bearer one")) && keys.admits(&offered(b"bearer two")));
+        let keys = Keys::new(["one", " two\n"]).unwrap();
+        assert_eq!(keys.admits(&offered(b"Bearer one")), Some(1));
+        assert_eq!(keys.admits(&offered(b"bearer two")), Some(2));
         for wrong in [&b"Bearer on"[..], b"Bearer ", b"one", b"Basic! one", b"Bearer one ", b"Bearer \xff", b""] {
-            assert!(!keys.admits(&offered(wrong)), "{wrong:?}");
+            assert_eq!(keys.admits(&offered(wrong)), None, "{wrong:?}");
         }
-        assert!(!keys.admits(&HeaderMap::new()));
-        assert!(Keys::new([""]).is_empty() && Keys::default().admits(&HeaderMap::new()));
+        assert_eq!(keys.admits(&HeaderMap::new()), None);
+        assert_eq!(Keys::default().admits(&HeaderMap::new()), Some(0));
+        for empty in ["", " ", "\n"] {
+            assert!(Keys::new(["one", empty]).is_err());
+        }
         assert_eq!(format!("{keys:?}"), "2 keys");
     }
 }

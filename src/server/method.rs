@@ -39,7 +39,9 @@ impl Alias {
             return Some(Alias::Guided);
         }
         if let Some(count) = text.strip_prefix("bon-") {
-            return count.parse().ok().filter(|count| (1..=most).contains(count)).map(Alias::Best);
+            let digits = count.bytes().all(|byte| byte.is_ascii_digit()) && !count.starts_with('0');
+            let count = count.parse().ok().filter(|count| digits && (1..=most).contains(count));
+            return count.map(Alias::Best);
         }
         PRESETS.iter().find(|(_, name)| *name == text).map(|&(preset, _)| Alias::Preset(preset))
     }
@@ -96,11 +98,19 @@ impl MethodSettings {
         let signal = fields.get("signal", &format!("one of {names}"), known)?;
         let entropy_threshold = fields.number("entropy_threshold", f64::MIN, f64::MAX)?;
         let steps = fields.count("num_refinement_steps", 1, MOST_CANDIDATES)?;
-        let num_refinement_steps = fields.count("max_candidates", 1, MOST_CANDIDATES)?.or(steps);
+        let candidates = fields.count("max_candidates", 1, MOST_CANDIDATES)?;
+        if let (Some(steps), Some(candidates)) = (steps, candidates)
+            && steps != candidates
+        {
+            let message = format!("is {candidates}, and `num_refinement_steps`, another name for it, is {steps}");
+            return Err(ApiError::field(&fields.name("max_candidates"), message));
+        }
+        let num_refinement_steps = candidates.or(steps);
         let nudge_top_k = fields.count("nudge_top_k", 1, MOST_TOP_K)?;
         let selection = |value: &Value| Selection::deserialize(value).ok();
         let nudge_selection = fields.get("nudge_selection", "\"greedy\" or \"sample\"", selection)?;
-        let nudge_temperature = fields.number("nudge_temperature", f64::MIN_POSITIVE, f64::MAX)?;
+        let above_zero = |value: &Value| value.as_f64().filter(|&number| number > 0.0);
+        let nudge_temperature = fields.get("nudge_temperature", "a number above 0", above_zero)?;
         let min_generated = fields.count("min_generated", 2, 1 << 20)?;
         let read = Given {
             max_new_tokens: None,
@@ -155,7 +165,7 @@ mod tests {
         assert_eq!(Alias::parse("ggro", 64), Some(Alias::Guided));
         assert_eq!(Alias::parse("ggro-safety", 64), Some(Alias::Preset(Published::Safety)));
         assert_eq!(Alias::parse("bon-4", 64), Some(Alias::Best(4)));
-        for none in ["", "bon-", "bon-0", "bon-65", "bon--1", "ggro-", "GGRO"] {
+        for none in ["", "bon-", "bon-0", "bon-65", "bon--1", "bon-+3", "bon-03", "ggro-", "GGRO"] {
             assert_eq!(Alias::parse(none, 64), None, "{none}");
         }
         for listed in Alias::listed(64).iter().filter(|listed| !listed.is_empty()) {

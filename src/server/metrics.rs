@@ -218,7 +218,7 @@ impl Metrics {
             let (index, model) = (role as usize, role.name());
             let (free, all) = (now.blocks_free[index], now.blocks[index]);
             // A backend that allocates on demand has no fixed number of blocks.
-            let bounded = all > 0 && all < usize::MAX / 2;
+            let bounded = all > 0 && all < u32::MAX as usize;
             let usage = if bounded { 1.0 - free as f64 / all as f64 } else { 0.0 };
             self.cache_usage.get_or_create(&label("model", model)).set(usage);
             self.blocks.get_or_create(&label("model", model)).set(level(now.blocks_in_use[index]));

@@ -4,7 +4,7 @@ use super::AppState;
 use super::error::ApiError;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use std::any::Any;
@@ -19,6 +19,15 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Routes that need no key, for supervisors.
 const OPEN: [&str; 2] = ["/health", "/ready"];
+
+/// Who sent a request: the number of the key, 0 without keys.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Caller(pub u32);
+
+/// Who sent a request.
+pub(super) fn caller(request: &Request) -> Caller {
+    request.extensions().get::<Caller>().copied().unwrap_or_default()
+}
 
 /// A request's id, which all its log lines name.
 #[derive(Clone)]
@@ -38,18 +47,66 @@ pub(super) fn around(routes: Router<Arc<AppState>>, app: &Arc<AppState>) -> Rout
                     false => AllowOrigin::list(origins.clone()),
                 })
                 .allow_methods(AllowMethods::list([Method::GET, Method::POST]))
-                .allow_headers(AllowHeaders::list([header::AUTHORIZATION, header::CONTENT_TYPE, REQUEST_ID])),
+                // OpenAI's client sends eight of its own, and every release may add some.
+                .allow_headers(AllowHeaders::mirror_request())
+                .expose_headers([REQUEST_ID, header::RETRY_AFTER]),
         ),
     };
     routes.layer(from_fn_with_state(app.clone(), observe))
 }
 
-/// Checks the key.
-async fn guard(State(app): State<Arc<AppState>>, request: Request, next: Next) -> Response {
-    if OPEN.contains(&request.uri().path()) || app.config.keys.admits(request.headers()) {
+/// Checks the key and where the request comes from.
+async fn guard(State(app): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
+    if let Some(expected) = request.headers().get(header::EXPECT)
+        && !expected.as_bytes().eq_ignore_ascii_case(b"100-continue")
+    {
+        return ApiError::expectation().into_response();
+    }
+    if app.config.local
+        && let Err(error) = from_here(&app, &request)
+    {
+        return error.into_response();
+    }
+    if OPEN.contains(&request.uri().path()) {
         return next.run(request).await;
     }
-    ApiError::unauthorized().into_response()
+    match app.config.keys.admits(request.headers()) {
+        Some(key) => {
+            request.extensions_mut().insert(Caller(key));
+            next.run(request).await
+        }
+        None => ApiError::unauthorized().into_response(),
+    }
+}
+
+/// Checks that a request to a server which trusts its machine comes from it: any page that a browser of the machine shows can
+/// send it requests, by the server's address or, with a name server of its own, by a name that leads to the machine.
+fn from_here(app: &AppState, request: &Request) -> Result<(), ApiError> {
+    let named = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
+    let host = named.or(request.uri().host());
+    match host {
+        Some(host) if app.admits_host(host) => {}
+        Some(host) => {
+            let host: String = host.chars().take(200).collect();
+            let message =
+                format!("the host {host:?} is not this machine's; --allowed-host NAME opens the server to it");
+            return Err(ApiError::forbidden(message));
+        }
+        None if request.version() == Version::HTTP_11 => return Err(ApiError::invalid("the `Host` header is missing")),
+        None => {}
+    }
+    let Some(origin) = request.headers().get(header::ORIGIN) else { return Ok(()) };
+    let allowed = |named: &HeaderValue| named == "*" || named == origin;
+    let page = origin.to_str().unwrap_or_default();
+    let here = page.split_once("://").is_some_and(|(_, host)| app.admits_host(host));
+    match here || app.config.origins.iter().any(allowed) {
+        true => Ok(()),
+        false => {
+            let page: String = page.chars().take(200).collect();
+            let message = format!("pages of {page:?} may not use this server; --cors-origin ORIGIN allows them to");
+            Err(ApiError::forbidden(message))
+        }
+    }
 }
 
 /// Gives a request its id, counts it, and logs it.
@@ -64,9 +121,13 @@ async fn observe(State(app): State<Arc<AppState>>, mut request: Request, next: N
     let (status, seconds) = (response.status(), started.elapsed().as_secs_f64());
     app.metrics.http(&route, status);
     // The log names the field of a refused request and never its value. Messages of server errors quote no prompt.
-    let error = response.extensions_mut().remove::<ApiError>().map(|error| match error.status.is_server_error() {
+    let error = response.extensions_mut().remove::<ApiError>();
+    if let Some(error) = error.as_ref().filter(|_| method == Method::POST && route != "other") {
+        app.metrics.failed(error);
+    }
+    let error = error.map(|error| match error.status.is_server_error() {
         true => error.logged(),
-        false => error.param.or(error.code.map(str::to_string)).unwrap_or_default(),
+        false => error.param.or(error.code.map(str::to_string)).unwrap_or_else(|| "body".to_string()),
     });
     let (method, status, trace) = (method.as_str(), status.as_u16(), trace.as_deref());
     // Probes and scrapes come every few seconds: they are logged at debug level.

@@ -16,6 +16,7 @@ pub mod error;
 pub mod fields;
 pub mod generate;
 pub mod keys;
+pub mod log;
 pub mod method;
 pub mod metrics;
 mod middleware;
@@ -26,8 +27,10 @@ pub mod prompt;
 pub mod request;
 mod reward;
 mod tokens;
+mod unsupported;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Submitter};
+use crate::files::generation::SamplingDefaults;
 use crate::files::pair::Pair;
 use crate::model::Role;
 use crate::presets::Preset;
@@ -38,10 +41,13 @@ use error::ApiError;
 use keys::Keys;
 use method::Alias;
 use metrics::Metrics;
+use middleware::Caller;
 use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
 
 /// Limits of requests and connections.
 #[derive(Clone, Debug)]
@@ -58,6 +64,9 @@ pub struct Limits {
     pub tokens: Option<usize>,
     /// Most likely tokens reported with each token.
     pub logprobs: usize,
+    /// Tokens of answers in flight, each counted with the likely tokens reported beside it, that are kept beside the first
+    /// answer of every request.
+    pub entries: usize,
     /// Requests that run at the same time.
     pub running: usize,
     /// Requests that wait besides.
@@ -81,6 +90,7 @@ impl Default for Limits {
             n: 64,
             tokens: None,
             logprobs: 20,
+            entries: 32 << 20,
             running: 256,
             queue: 1024,
             answer: Duration::from_secs(600),
@@ -100,10 +110,16 @@ pub struct Config {
     pub reward_name: String,
     /// Parameters of the method where a request gives none.
     pub preset: Preset,
+    /// Sampling fields where a request gives none.
+    pub sampling: SamplingDefaults,
     /// The keys of its clients.
     pub keys: Keys,
     /// The limits.
     pub limits: Limits,
+    /// Whether the server trusts whoever reaches it because it listens on its own machine only.
+    pub local: bool,
+    /// Names besides the machine's own by which such a server may be asked.
+    pub hosts: Vec<String>,
     /// Origins allowed by CORS; without any, CORS is off.
     pub origins: Vec<HeaderValue>,
     /// Whether metrics also have vLLM's names.
@@ -123,8 +139,11 @@ impl Config {
             name: name.to_string(),
             reward_name: reward_name.to_string(),
             preset,
+            sampling: SamplingDefaults::default(),
             keys: Keys::default(),
             limits: Limits::default(),
+            local: false,
+            hosts: Vec::new(),
             origins: Vec::new(),
             vllm_metrics: false,
             profiling: false,
@@ -151,6 +170,14 @@ pub struct AppState {
     engine: OnceLock<Engine>,
     draining: AtomicBool,
     in_flight: AtomicUsize,
+    /// Requests of the engine in flight: a request with several texts has several.
+    places: AtomicUsize,
+    /// See [`Limits::entries`].
+    entries: AtomicUsize,
+    /// Room to encode large texts in.
+    encoders: Arc<Semaphore>,
+    /// Makes salts of keys and `cache_salt`s, such that nobody can find two that collide.
+    salts: RandomState,
     /// Bytes of request bodies in memory.
     body_bytes: AtomicUsize,
     created: u64,
@@ -164,12 +191,49 @@ const REPORTED: usize = 256;
 /// A step that takes longer than this is taken to hang.
 const STUCK: Duration = Duration::from_secs(300);
 
-/// One of the limited places of requests that run or wait; freed when dropped.
-pub struct Permit(Arc<AppState>);
+/// What a request takes of the server's limits; freed when dropped.
+pub struct Permit {
+    app: Arc<AppState>,
+    places: usize,
+    entries: usize,
+}
+
+impl Permit {
+    /// Takes this many places in all, and room for so many tokens of answers beside the first.
+    ///
+    /// # Errors
+    /// There are not so many, or not at the moment.
+    pub fn widen(&mut self, places: usize, entries: usize) -> Result<(), ApiError> {
+        let limits = &self.app.config.limits;
+        if entries > limits.entries {
+            let message = format!(
+                "the answers may have {entries} tokens, likely ones of `logprobs` included, and this server takes {}; ask for \
+                 fewer texts, answers, tokens or log-probabilities",
+                limits.entries
+            );
+            return Err(ApiError::invalid(message).about("n"));
+        }
+        let more = places.saturating_sub(self.places);
+        let limit = limits.running + limits.queue;
+        take(&self.app.places, more, limit).map_err(|()| ApiError::busy(limit))?;
+        self.places += more;
+        take(&self.app.entries, entries, limits.entries).map_err(|()| ApiError::no_room())?;
+        self.entries += entries;
+        Ok(())
+    }
+}
+
+/// Adds to a count that has a limit.
+fn take(count: &AtomicUsize, more: usize, limit: usize) -> Result<(), ()> {
+    let fits = |held: usize| held.checked_add(more).filter(|&all| all <= limit);
+    count.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).map(|_| ()).map_err(|_| ())
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.app.places.fetch_sub(self.places, Ordering::AcqRel);
+        self.app.entries.fetch_sub(self.entries, Ordering::AcqRel);
+        self.app.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -187,6 +251,10 @@ impl AppState {
             engine: OnceLock::new(),
             draining: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            places: AtomicUsize::new(0),
+            entries: AtomicUsize::new(0),
+            encoders: Arc::new(Semaphore::new(body::ENCODED)),
+            salts: RandomState::new(),
             body_bytes: AtomicUsize::new(0),
             created,
             reported: Mutex::default(),
@@ -259,11 +327,13 @@ impl AppState {
         self.engine.get().ok_or_else(|| ApiError::unavailable("the weights are still loading"))
     }
 
-    /// The error of requests whose engine has ended.
+    /// The error of requests whose engine has ended: the device is lost, or the server stops.
     pub fn lost(&self) -> ApiError {
-        let why = self.engine.get().and_then(|engine| engine.status().dead);
-        let error = ApiError::internal(why.unwrap_or_else(|| "the engine has ended".to_string()));
-        ApiError { code: Some("device_lost"), ..error }
+        match self.engine.get().and_then(|engine| engine.status().dead) {
+            Some(why) => ApiError { code: Some("device_lost"), ..ApiError::internal(why) },
+            None if self.draining.load(Ordering::Acquire) => ApiError::unavailable("the server is stopping"),
+            None => ApiError { code: Some("device_lost"), ..ApiError::internal("the engine has ended") },
+        }
     }
 
     /// Takes a place for a request.
@@ -273,11 +343,31 @@ impl AppState {
     pub fn permit(self: &Arc<AppState>) -> Result<Permit, ApiError> {
         self.ready()?;
         let limit = self.config.limits.running + self.config.limits.queue;
-        let taken = |count: usize| (count < limit).then_some(count + 1);
-        match self.in_flight.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken) {
-            Ok(_) => Ok(Permit(self.clone())),
-            Err(_) => Err(ApiError::busy(limit)),
-        }
+        take(&self.places, 1, limit).map_err(|()| ApiError::busy(limit))?;
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        Ok(Permit { app: self.clone(), places: 1, entries: 0 })
+    }
+
+    /// For whom a request is: who brings the same key and the same salt shares prompts. Without either, everybody may try
+    /// everybody's prompts, and only whole blocks are shared.
+    ///
+    /// # Errors
+    /// There is no engine.
+    fn submitter(&self, Caller(key): &Caller, cache_salt: Option<&str>) -> Result<Submitter, ApiError> {
+        let open = *key == 0 && cache_salt.is_none();
+        let salt = if open { 0 } else { self.salts.hash_one((key, cache_salt)) };
+        Ok(Submitter { group: Some(self.engine()?.group()), cache_salt: salt, whole_blocks: open })
+    }
+
+    /// Whether a `Host` header, or an origin's host, names this machine.
+    fn admits_host(&self, host: &str) -> bool {
+        let name = match host.strip_prefix('[') {
+            Some(rest) => rest.split(']').next().unwrap_or_default(),
+            None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+        };
+        let own = name.eq_ignore_ascii_case("localhost") || name.to_ascii_lowercase().ends_with(".localhost");
+        let address = name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        own || address || self.config.hosts.iter().any(|host| host.eq_ignore_ascii_case(name))
     }
 
     /// The name that the server's other names begin with: the policy's, or that of a reward model without one.
@@ -293,7 +383,11 @@ impl AppState {
         let rest = self.pair.policy().ok().and_then(|_| model.strip_prefix(self.config.name.as_str()));
         let alias = match rest {
             Some("") => Some(Alias::Plain),
-            Some(rest) => rest.strip_prefix(':').and_then(|alias| Alias::parse(alias, self.config.limits.n)),
+            // Some clients take what stands before a colon for a provider, so a hyphen does as well.
+            Some(rest) => {
+                let suffix = rest.strip_prefix([':', '-']);
+                suffix.and_then(|alias| Alias::parse(alias, self.config.limits.n))
+            }
             None => None,
         };
         match alias {
@@ -305,12 +399,13 @@ impl AppState {
         }
     }
 
-    /// Checks one of the names that `/v1/models` lists, or one that is made like them.
+    /// Checks one of the names that `/v1/models` lists, one that is made like them, or the reward model's.
     ///
     /// # Errors
     /// As [`alias`](AppState::alias).
     pub fn check_model(&self, model: &str) -> Result<(), ApiError> {
-        if model == self.name() { Ok(()) } else { self.alias(model).map(|_| ()) }
+        let own = model == self.name() || model == self.config.reward_name && self.pair.reward().is_ok();
+        if own { Ok(()) } else { self.alias(model).map(|_| ()) }
     }
 
     /// Logs each unknown field once.
@@ -346,6 +441,10 @@ pub fn router(app: Arc<AppState>) -> Router {
         .route("/pooling", post(reward::pooling))
         .route("/score", post(reward::score))
         .route("/v1/score", post(reward::score))
+        .route("/rerank", post(reward::rerank))
+        .route("/v1/rerank", post(reward::rerank))
+        .route("/v2/rerank", post(reward::rerank))
+        .route("/get_reward", post(reward::get_reward))
         .route("/v1/gradients", post(reward::gradients));
     let routes = match app.config.profiling {
         true => routes

@@ -70,6 +70,13 @@ pub(super) async fn list(State(app): State<Arc<AppState>>) -> Result<Json<Value>
 pub(super) async fn one(State(app): State<Arc<AppState>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
     app.ready()?;
     app.check_model(&name)?;
-    let suffix = name.strip_prefix(app.name()).unwrap_or_default();
-    Ok(Json(model(&app, suffix)))
+    // The reward model beside a policy is not listed, because chat frontends offer what is; it has a name all the same.
+    let reward = name == app.config.reward_name;
+    let suffix = name.strip_prefix(app.name()).filter(|_| !reward).unwrap_or_default();
+    let mut object = model(&app, suffix);
+    object["id"] = json!(name);
+    if reward {
+        object["root"] = json!(name);
+    }
+    Ok(Json(object))
 }

@@ -5,6 +5,8 @@ use super::piece::{Piece, Token};
 use super::request::{ApiRequest, Route};
 use crate::files::tokenizer::Tokenizer;
 use crate::text::{End, Prompt};
+use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -18,19 +20,66 @@ pub struct Frames {
     created: u64,
     model: String,
     tokenizer: Arc<Tokenizer>,
-    logprobs: bool,
+    /// How many of the most likely tokens are reported with each token; `None`: no log-probabilities.
+    logprobs: Option<usize>,
     echo: bool,
     return_token_ids: bool,
     tokens_as_ids: bool,
     null_usage: bool,
-    /// Characters of each answer's tokens so far: the `text_offset` of its next token.
-    offsets: Vec<usize>,
+    /// Where each answer's next token stands.
+    places: Vec<Place>,
     /// Whether the prompt was repeated.
     echoed: Vec<bool>,
     texts: Vec<String>,
     prompt_ids: Vec<Vec<u32>>,
     n: usize,
 }
+
+/// A place in a text whose characters come in bytes.
+#[derive(Clone, Default)]
+struct Place {
+    /// Complete characters before it.
+    characters: usize,
+    /// Bytes of the character that has begun.
+    begun: Vec<u8>,
+}
+
+impl Place {
+    /// Goes on behind these bytes. What is not UTF-8 counts as the replacement characters that are shown for it.
+    fn advance(&mut self, bytes: &[u8]) {
+        self.begun.extend_from_slice(bytes);
+        let mut rest = &self.begun[..];
+        for chunk in self.begun.utf8_chunks() {
+            self.characters += chunk.valid().chars().count();
+            let invalid = chunk.invalid();
+            rest = &rest[chunk.valid().len() + invalid.len()..];
+            let incomplete = rest.is_empty() && std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
+            if incomplete {
+                self.begun = invalid.to_vec();
+                return;
+            }
+            self.characters += usize::from(!invalid.is_empty());
+        }
+        self.begun.clear();
+    }
+}
+
+/// A complete response. Its answers are written one by one, because log-probabilities take thirty times as much memory as JSON
+/// values than as text.
+#[derive(Serialize)]
+struct Whole<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    system_fingerprint: &'static str,
+    choices: Vec<Box<RawValue>>,
+    usage: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ggro: Option<Value>,
+}
+
+const FINGERPRINT: &str = concat!("ggro-", env!("CARGO_PKG_VERSION"));
 
 /// An answer of a complete response, while it is collected.
 #[derive(Default)]
@@ -48,7 +97,14 @@ impl Frames {
         let prefix = if route == Route::Chat { "chatcmpl" } else { "cmpl" };
         let text = |prompt: &Prompt| match &prompt.text {
             Some(text) => text.clone(),
-            None => tokenizer.decode(&prompt.ids).unwrap_or_default(),
+            None => {
+                let mut text = tokenizer.decode(&prompt.ids).unwrap_or_default();
+                // A character that the ids begin comes with the answer's text.
+                if text.ends_with(char::REPLACEMENT_CHARACTER) {
+                    text.pop();
+                }
+                text
+            }
         };
         let texts = if request.echo { request.prompts.iter().map(text).collect() } else { Vec::new() };
         let ids = |prompt: &Prompt| prompt.ids.clone();
@@ -57,12 +113,12 @@ impl Frames {
             id: format!("{prefix}-{request_id}"),
             created,
             model: request.model.clone(),
-            logprobs: request.logprobs.is_some(),
+            logprobs: request.logprobs,
             echo: request.echo,
             return_token_ids: request.return_token_ids,
             tokens_as_ids: request.tokens_as_ids,
             null_usage: request.include_usage,
-            offsets: vec![0; run.choices()],
+            places: vec![Place::default(); run.choices()],
             echoed: vec![false; run.choices()],
             texts,
             prompt_ids: if request.return_token_ids { request.prompts.iter().map(ids).collect() } else { Vec::new() },
@@ -77,7 +133,7 @@ impl Frames {
             "object": object,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": concat!("ggro-", env!("CARGO_PKG_VERSION")),
+            "system_fingerprint": FINGERPRINT,
             "choices": choices,
         });
         if let Some(usage) = usage.or_else(|| self.null_usage.then_some(Value::Null)) {
@@ -102,7 +158,7 @@ impl Frames {
                 Some(self.chunk(vec![choice], None))
             }
             // With log-probabilities the prompt comes with its tokens.
-            Route::Completions if self.echo && !self.logprobs => {
+            Route::Completions if self.echo && self.logprobs.is_none() => {
                 let text = self.echoed(choice)?;
                 let choice = json!({ "index": choice, "text": text, "logprobs": null, "finish_reason": null });
                 Some(self.chunk(vec![choice], None))
@@ -161,9 +217,12 @@ impl Frames {
         self.chunk(Vec::new(), Some(usage.json()))
     }
 
-    /// The complete response.
-    pub fn whole(&mut self, choices: Vec<Choice>, ids: &[Vec<u32>], usage: &Usage) -> Value {
-        let (mut objects, mut outcomes) = (Vec::new(), Vec::new());
+    /// The complete response, as JSON.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON, which no answer leads to.
+    pub fn whole(&mut self, choices: Vec<Choice>, ids: &[Vec<u32>], usage: &Usage) -> serde_json::Result<String> {
+        let (mut written, mut outcomes) = (Vec::new(), Vec::new());
         for (index, Choice { piece, end }) in choices.into_iter().enumerate() {
             let logprobs = self.logprobs_of(index, &piece.tokens);
             let (end, outcome) = end.unwrap_or((End::Length, None));
@@ -184,46 +243,52 @@ impl Frames {
                 object["token_ids"] = json!(ids.get(index));
                 object["prompt_token_ids"] = json!(self.prompt_ids.get(index / self.n));
             }
-            objects.push(object);
+            written.push(serde_json::value::to_raw_value(&object)?);
             outcomes.extend(outcome);
         }
-        let object = if self.route == Route::Chat { "chat.completion" } else { "text_completion" };
-        let mut whole = self.frame(object, objects, Some(usage.json()));
-        match outcomes.len() {
-            0 => {}
-            1 => whole["ggro"] = outcomes.remove(0),
-            _ => whole["ggro"] = json!({ "choices": outcomes }),
-        }
-        whole
+        let ggro = match outcomes.len() {
+            0 => None,
+            1 => outcomes.pop(),
+            _ => Some(json!({ "choices": outcomes })),
+        };
+        serde_json::to_string(&Whole {
+            id: &self.id,
+            object: if self.route == Route::Chat { "chat.completion" } else { "text_completion" },
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: FINGERPRINT,
+            choices: written,
+            usage: usage.json(),
+            ggro,
+        })
     }
 
     fn logprobs_of(&mut self, choice: usize, tokens: &[Token]) -> Value {
-        if !self.logprobs {
-            return Value::Null;
-        }
+        let Some(most) = self.logprobs else { return Value::Null };
         match self.route {
             Route::Chat => {
-                let content: Vec<Value> = tokens.iter().map(|token| self.chat_logprob(token)).collect();
+                let content: Vec<Value> = tokens.iter().map(|token| self.chat_logprob(token, most)).collect();
                 json!({ "content": content, "refusal": null })
             }
             Route::Completions => self.completion_logprobs(choice, tokens),
         }
     }
 
-    fn spelled(&self, id: u32) -> String {
+    fn spelled(&self, id: u32, bytes: &[u8]) -> String {
         match self.tokens_as_ids {
             true => format!("token_id:{id}"),
-            false => self.tokenizer.decode(&[id]).unwrap_or_default(),
+            false => String::from_utf8_lossy(bytes).into_owned(),
         }
     }
 
-    fn chat_logprob(&self, token: &Token) -> Value {
-        let entry = |id: u32, logprob: f64| {
-            let text = self.spelled(id);
-            json!({ "token": text, "logprob": finite(logprob), "bytes": text.as_bytes() })
+    fn chat_logprob(&self, token: &Token, most: usize) -> Value {
+        let entry = |(id, logprob): (u32, f64)| {
+            let bytes = self.tokenizer.bytes(id);
+            json!({ "token": self.spelled(id, &bytes), "logprob": finite(logprob), "bytes": bytes })
         };
-        let mut all = entry(token.id, token.logprob.unwrap_or(UNKNOWN));
-        all["top_logprobs"] = token.top.iter().map(|&(id, logprob)| entry(id, logprob)).collect();
+        let mut all = entry((token.id, token.logprob.unwrap_or(UNKNOWN)));
+        let top = if most > 0 { with_chosen(token) } else { Vec::new() };
+        all["top_logprobs"] = top.into_iter().map(entry).collect();
         all["entropy"] = json!(token.entropy);
         all
     }
@@ -231,15 +296,19 @@ impl Frames {
     fn completion_logprobs(&mut self, choice: usize, tokens: &[Token]) -> Value {
         let (mut texts, mut logprobs, mut tops, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for token in tokens {
-            let text = self.spelled(token.id);
-            offsets.push(self.offsets[choice]);
-            self.offsets[choice] += text.chars().count();
-            texts.push(text);
+            let bytes = self.tokenizer.bytes(token.id);
+            let place = &mut self.places[choice];
+            offsets.push(place.characters);
+            if token.written {
+                place.advance(&bytes);
+            }
+            texts.push(self.spelled(token.id, &bytes));
             logprobs.push(token.logprob.map(finite));
             let mut top = Map::new();
-            for &(id, logprob) in &token.top {
+            for (id, logprob) in with_chosen(token) {
                 // Two ids may be spelled alike; the likelier one comes first.
-                top.entry(self.spelled(id)).or_insert_with(|| json!(finite(logprob)));
+                let spelled = self.spelled(id, &self.tokenizer.bytes(id));
+                top.entry(spelled).or_insert_with(|| json!(finite(logprob)));
             }
             tops.push(if token.logprob.is_some() { Value::Object(top) } else { Value::Null });
         }
@@ -254,6 +323,13 @@ impl Frames {
     }
 }
 
+/// The most likely tokens at a token's position and, as from OpenAI and vLLM, the token itself.
+fn with_chosen(token: &Token) -> Vec<(u32, f64)> {
+    let listed = token.top.iter().any(|&(id, _)| id == token.id);
+    let chosen = token.logprob.filter(|_| !listed).map(|logprob| (token.id, logprob));
+    token.top.iter().copied().chain(chosen).collect()
+}
+
 /// vLLM's `stop_reason`: what ended an answer, unless that is the model's own end.
 fn stop_reason(end: &End) -> Value {
     match end {
@@ -266,4 +342,22 @@ fn stop_reason(end: &End) -> Value {
 /// JSON has no infinity.
 fn finite(logprob: f64) -> f64 {
     if logprob.is_finite() { logprob } else { UNKNOWN }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_count_characters_as_they_are_shown() {
+        let mut place = Place::default();
+        let mut seen = Vec::new();
+        for bytes in [&b"a"[..], &[0xc3], &[0xa9], "\u{1f431}x".as_bytes(), &[0xf0, 0x9f], &[0xff], b"b"] {
+            seen.push(place.characters);
+            place.advance(bytes);
+        }
+        seen.push(place.characters);
+        // The two bytes of an e with an accent stand at the same place; a broken character and 0xff are one each.
+        assert_eq!(seen, [0, 1, 1, 2, 4, 4, 6, 7]);
+    }
 }

@@ -15,18 +15,21 @@ pub struct Token {
     pub entropy: Option<f64>,
     /// The most likely tokens at its position, with their log-probabilities.
     pub top: Vec<(u32, f64)>,
+    /// Whether its bytes are in the text.
+    pub written: bool,
 }
 
 impl Token {
     /// A token of which only the id is known.
     pub fn bare(id: u32) -> Token {
-        Token { id, logprob: None, entropy: None, top: Vec::new() }
+        Token { id, logprob: None, entropy: None, top: Vec::new(), written: true }
     }
 }
 
 impl From<TokenLogprob> for Token {
     fn from(chosen: TokenLogprob) -> Token {
-        Token { id: chosen.id, logprob: Some(chosen.logprob), entropy: Some(chosen.entropy), top: chosen.top }
+        let (logprob, entropy) = (Some(chosen.logprob), Some(chosen.entropy));
+        Token { id: chosen.id, logprob, entropy, top: chosen.top, written: true }
     }
 }
 
@@ -46,6 +49,7 @@ impl Piece {
     /// The tokenizer's own.
     pub fn written(writer: &mut TextWriter, token: Token) -> Result<Piece> {
         let added = writer.push(token.id)?;
+        let token = Token { written: added.written, ..token };
         Ok(Piece { text: added.text, tokens: if added.of_answer { vec![token] } else { Vec::new() } })
     }
 

@@ -7,6 +7,41 @@ use crate::files::pair::Pair;
 use crate::text::{LayoutError, Next, Prompt, PromptLayout};
 use serde_json::{Map, Value};
 
+/// How long prompts may be, and what becomes of longer ones.
+#[derive(Clone, Copy, Debug)]
+pub struct Length {
+    /// A longer text is refused before all of it is encoded.
+    most: usize,
+    /// Only so many last tokens are kept.
+    kept: Option<usize>,
+}
+
+impl Length {
+    /// Up to the context's length; with `truncate_prompt_tokens` any, of which the last tokens are kept (-1: the context's).
+    ///
+    /// # Errors
+    /// The field has another type or value.
+    pub fn read(fields: &mut Fields, context: usize) -> Result<Length, ApiError> {
+        let kept =
+            fields.get("truncate_prompt_tokens", "a whole number, 1 or more, or -1", |value| match value.as_i64() {
+                Some(-1) => Some(context),
+                _ => super::fields::whole(value).filter(|&kept| kept > 0),
+            })?;
+        Ok(Length { most: if kept.is_some() { usize::MAX } else { context }, kept })
+    }
+
+    /// Of any length.
+    pub const ANY: Length = Length { most: usize::MAX, kept: None };
+
+    /// The prompt's last tokens, if it is too long and may be cut.
+    fn cut(self, mut prompt: Prompt) -> Prompt {
+        let cut = self.kept.map_or(0, |kept| prompt.ids.len().saturating_sub(kept));
+        prompt.ids.drain(..cut);
+        prompt.text = prompt.text.take().filter(|_| cut == 0);
+        prompt
+    }
+}
+
 /// The conversation of a chat request.
 #[derive(Debug)]
 pub struct Chat {
@@ -84,7 +119,7 @@ impl Chat {
     ///
     /// # Errors
     /// The template refuses the conversation, or there is none.
-    pub fn lay_out(&self, pair: &Pair, layout: PromptLayout) -> Result<Prompt, ApiError> {
+    pub fn lay_out(&self, pair: &Pair, layout: PromptLayout, length: Length) -> Result<Prompt, ApiError> {
         let Chat { messages, tools, variables, .. } = self;
         let conversation = Conversation { messages, tools: tools.as_ref(), variables };
         let next = match (self.continued, self.add_generation_prompt) {
@@ -92,7 +127,7 @@ impl Chat {
             (false, true) => Next::Answer { layout, prefill: "" },
             (false, false) => Next::Nothing,
         };
-        let laid = Prompt::of_conversation(pair, &conversation, next).map_err(|error| match error {
+        let laid = Prompt::of_conversation(pair, &conversation, next, length.most).map_err(|error| match error {
             LayoutError::NoTemplate(_) => ApiError::field("messages", NO_TEMPLATE),
             LayoutError::NoHeader => {
                 let message =
@@ -103,12 +138,12 @@ impl Chat {
                 ApiError::field("continue_final_message", format!("cannot be honoured: {error}"))
             }
             LayoutError::Template(error) => ApiError::from(error).about("messages"),
-            LayoutError::Tokenizer(error) => error.into(),
+            LayoutError::Tokenizer(error) => ApiError::from(error).about("messages"),
         })?;
-        Ok(match self.special_tokens {
+        Ok(length.cut(match self.special_tokens {
             true => Prompt { ids: pair.tokenizer.with_special_tokens(laid.ids), ..laid },
             false => laid,
-        })
+        }))
     }
 }
 
@@ -175,11 +210,11 @@ pub fn special_tokens_of_texts(fields: &mut Fields) -> Result<bool, ApiError> {
 ///
 /// # Errors
 /// The field is missing, of another type, empty, or has too many entries.
-pub fn read_prompts(fields: &mut Fields, pair: &Pair, most: usize) -> Result<Vec<Prompt>, ApiError> {
+pub fn read_prompts(fields: &mut Fields, pair: &Pair, most: usize, length: Length) -> Result<Vec<Prompt>, ApiError> {
     let expected = "a string, a list of token ids, or a list of either";
     let special_tokens = special_tokens_of_texts(fields)?;
     let Some(value) = fields.take("prompt") else { return Err(ApiError::field("prompt", "is missing")) };
-    let prompts = read_texts(pair, &value, most, special_tokens).map_err(|error| error.about("prompt"))?;
+    let prompts = read_texts(pair, &value, most, (special_tokens, length)).map_err(|error| error.about("prompt"))?;
     let Some(prompts) = prompts else { return Err(fields.wrong("prompt", expected, &value)) };
     if let Some(index) = prompts.iter().position(|prompt| prompt.ids.is_empty()) {
         return Err(ApiError::field("prompt", format!("number {index} is empty")));
@@ -195,13 +230,15 @@ pub fn read_texts(
     pair: &Pair,
     value: &Value,
     most: usize,
-    special_tokens: bool,
+    (special_tokens, length): (bool, Length),
 ) -> Result<Option<Vec<Prompt>>, ApiError> {
-    let of_text = |text: &str| Prompt::of_text(pair, text, special_tokens);
+    let of_text =
+        |text: &str| Prompt::of_text(pair, text, special_tokens, length.most).map(|prompt| length.cut(prompt));
+    let of_ids = |ids| length.cut(Prompt::of_ids(ids));
     match value {
         Value::String(text) => Ok(Some(vec![of_text(text)?])),
         Value::Array(entries) if entries.iter().all(Value::is_number) && !entries.is_empty() => {
-            Ok(super::fields::token_ids(value).map(|ids| vec![Prompt::of_ids(ids)]))
+            Ok(super::fields::token_ids(value).map(|ids| vec![of_ids(ids)]))
         }
         Value::Array(entries) if entries.is_empty() || entries.len() > most => {
             Err(ApiError::invalid(format!("a list must hold 1 to {most} texts, not {}", entries.len())))
@@ -211,7 +248,7 @@ pub fn read_texts(
             for entry in entries {
                 match (entry, super::fields::token_ids(entry)) {
                     (Value::String(text), _) => prompts.push(of_text(text)?),
-                    (_, Some(ids)) => prompts.push(Prompt::of_ids(ids)),
+                    (_, Some(ids)) => prompts.push(of_ids(ids)),
                     _ => return Ok(None),
                 }
             }

@@ -4,7 +4,9 @@ use super::AppState;
 use super::error::ApiError;
 use super::fields::{Fields, token_ids};
 use super::method::{Alias, MethodSettings};
-use super::prompt::{Chat, read_prompts};
+use super::prompt::{Chat, Length, read_prompts};
+use super::unsupported::{self, Routes};
+use crate::files::generation::SamplingDefaults;
 use crate::method::Options;
 use crate::profile::{self, Phase};
 use crate::sampling::{Sampling, StopStrings};
@@ -69,6 +71,8 @@ pub struct ApiRequest {
     pub tokens_as_ids: bool,
     /// Whether the record of every decision is returned.
     pub trace: bool,
+    /// What keeps its prompts apart from those of others.
+    pub cache_salt: Option<String>,
     /// Fields that were sent and have no effect.
     pub ignored: Vec<&'static str>,
     /// Fields that the server does not know.
@@ -76,17 +80,16 @@ pub struct ApiRequest {
 }
 
 /// Fields of other servers that can be ignored: what they ask for happens anyway, or is not missed.
-const HARMLESS: [&str; 15] = [
+const HARMLESS: [&str; 14] = [
     "user",
     "store",
     "metadata",
     "service_tier",
     "parallel_tool_calls",
-    "functions",
-    "function_call",
+    "prediction",
     "priority",
     "request_id",
-    "cache_salt",
+    "spaces_between_special_tokens",
     "stream_interval",
     "safety_identifier",
     "prompt_cache_key",
@@ -95,6 +98,20 @@ const HARMLESS: [&str; 15] = [
 ];
 
 impl ApiRequest {
+    /// Answers of the request: prompts times `n`.
+    pub fn answers(&self) -> usize {
+        self.prompts.len().saturating_mul(self.n)
+    }
+
+    /// Tokens that its response may have, each counted with the likely tokens that are reported beside it.
+    pub fn entries(&self) -> usize {
+        let each = 1 + self.logprobs.unwrap_or(0);
+        let repeated = |prompt: &Prompt| if self.echo && self.logprobs.is_some() { prompt.ids.len() } else { 0 };
+        let prompts = self.prompts.iter().zip(&self.max_new_tokens);
+        let tokens = prompts.map(|(prompt, &new)| (repeated(prompt) + new).saturating_mul(self.n));
+        tokens.fold(0, usize::saturating_add).saturating_mul(each)
+    }
+
     /// Reads a body.
     ///
     /// # Errors
@@ -112,15 +129,29 @@ impl ApiRequest {
         }
         let alias = if settings.given.is_some() && alias == Alias::Plain { Alias::Guided } else { alias };
         let guided = matches!(alias, Alias::Guided | Alias::Preset(_));
+        if let (Some(field), Alias::Best(_)) = (settings.given, alias) {
+            let message = format!("has no effect on {model}: its samples are not guided");
+            return Err(ApiError::field(field, message));
+        }
 
+        let length = Length::read(&mut fields, app.context)?;
         let prompts = match route {
             Route::Chat => {
                 let chat = Chat::read(&mut fields, limits.messages)?;
-                vec![chat.lay_out(&app.pair, settings.layout)?]
+                vec![chat.lay_out(&app.pair, settings.layout, length)?]
             }
-            Route::Completions => read_prompts(&mut fields, &app.pair, limits.prompts)?,
+            Route::Completions => read_prompts(&mut fields, &app.pair, limits.prompts, length)?,
         };
-        let prompts = truncated(&mut fields, prompts)?;
+        let prompt_field = if route == Route::Chat { "messages" } else { "prompt" };
+        check_ids(app, &prompts).map_err(|message| ApiError::field(prompt_field, message))?;
+        if prompts.len() > limits.running + limits.queue {
+            let message = format!(
+                "has {} texts, more than the {} that this server runs and queues",
+                prompts.len(),
+                limits.running + limits.queue
+            );
+            return Err(ApiError::field("prompt", message));
+        }
 
         let n = fields.count("n", 1, limits.n)?.unwrap_or(1);
         let best_of = fields.count("best_of", 1, limits.n)?;
@@ -150,15 +181,22 @@ impl ApiRequest {
             Route::Chat => false,
             Route::Completions => fields.flag("echo")?.unwrap_or(false),
         };
-        if echo && alias != Alias::Plain {
-            return Err(ApiError::field("echo", "is for greedy and sampled answers"));
-        }
         let logprobs = logprobs(&mut fields, route, limits.logprobs)?;
         let (stop_ids, rules) = ends(app, &mut fields)?;
         let max_new_tokens = budgets(app, &mut fields, route, alias, &prompts, echo && logprobs.is_some())?;
         let (sampling, given) = sampling(app, &mut fields, &stop_ids)?;
         let sampling = Sampling { seed, logprobs, ..sampling };
+        if let Some((id, bias)) = sampling.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
+            return Err(ApiError::field("logit_bias", format!("of id {id} must be a number, -100 to 100, not {bias}")));
+        }
         sampling.check(app.pair.policy()?.config.vocab_size)?;
+        if let Some(&most) = max_new_tokens.iter().min()
+            && sampling.min_tokens > most as u64
+        {
+            let message =
+                format!("must be at most the {most} tokens that the answer may have, not {}", sampling.min_tokens);
+            return Err(ApiError::field("min_tokens", message));
+        }
         let mut ignored = settings.ignored.clone();
         let preset = match alias {
             Alias::Preset(name) => Some(name.preset(app.pair.policy()?.config.num_parameters())),
@@ -207,15 +245,28 @@ impl ApiRequest {
             return_token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
             tokens_as_ids: fields.flag("return_tokens_as_token_ids")?.unwrap_or(false),
             trace: settings.trace,
+            cache_salt: cache_salt(&mut fields)?,
             ignored,
             unknown: Vec::new(),
         };
-        refused(&mut fields, route)?;
+        let of_route = if route == Route::Chat { Routes::Chat } else { Routes::Completions };
+        unsupported::refuse(&mut fields, &[Routes::Answers, of_route])?;
         for name in HARMLESS {
             fields.take(name);
         }
         let unknown = fields.unknown().into_iter().map(|name| name.chars().take(64).collect()).collect();
         Ok(ApiRequest { unknown, ..request })
+    }
+}
+
+/// vLLM's `cache_salt`: prompts are shared between requests with the same one only.
+///
+/// # Errors
+/// It is no string, or an empty one.
+pub(super) fn cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    match fields.text("cache_salt")? {
+        Some(salt) if salt.is_empty() => Err(ApiError::field("cache_salt", "must be a string that is not empty")),
+        salt => Ok(salt),
     }
 }
 
@@ -228,45 +279,14 @@ fn with_end(finish_id: u32, stop_ids: &[u32]) -> Vec<u32> {
     stop_ids
 }
 
-/// Refuses fields that ask for something that the server cannot do.
-fn refused(fields: &mut Fields, route: Route) -> Result<(), ApiError> {
-    if let Some(format) = fields.object("response_format")?
-        && format.get("type").is_none_or(|kind| kind != "text")
-    {
-        return Err(ApiError::field("response_format", "must be of type \"text\": answers are not constrained"));
+/// Checks ids that the client may have chosen itself.
+fn check_ids(app: &AppState, prompts: &[Prompt]) -> Result<(), String> {
+    let configs = [app.pair.policy().map(|policy| &policy.config), app.pair.reward().map(|reward| &reward.config)];
+    let vocab = configs.into_iter().flatten().map(|config| config.vocab_size).min().unwrap_or(0);
+    match prompts.iter().flat_map(|prompt| &prompt.ids).find(|&&id| id as usize >= vocab) {
+        Some(id) => Err(format!("names id {id}, but there are only {vocab} ids")),
+        None => Ok(()),
     }
-    for name in ["guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"] {
-        if fields.take(name).is_some() {
-            return Err(ApiError::field(name, "is not supported: answers are not constrained"));
-        }
-    }
-    if fields.take("prompt_logprobs").is_some_and(|value| value != 0 && value != false) {
-        return Err(ApiError::field(
-            "prompt_logprobs",
-            "is not supported; use `echo` with `logprobs` of /v1/completions",
-        ));
-    }
-    if route == Route::Completions && fields.take("suffix").is_some_and(|suffix| suffix != "") {
-        return Err(ApiError::field("suffix", "is not supported"));
-    }
-    if let Some(modalities) = fields.take("modalities")
-        && modalities.as_array().is_none_or(|list| list.iter().any(|one| one != "text"))
-    {
-        return Err(ApiError::field("modalities", "must be [\"text\"]"));
-    }
-    Ok(())
-}
-
-/// Cuts prompts to their last tokens if the request asks for it.
-fn truncated(fields: &mut Fields, mut prompts: Vec<Prompt>) -> Result<Vec<Prompt>, ApiError> {
-    if let Some(most) = fields.count("truncate_prompt_tokens", 1, usize::MAX)? {
-        for prompt in &mut prompts {
-            let cut = prompt.ids.len().saturating_sub(most);
-            prompt.ids.drain(..cut);
-            prompt.text = prompt.text.take().filter(|_| cut == 0);
-        }
-    }
-    Ok(prompts)
 }
 
 /// How many of the most likely tokens are reported with each token.
@@ -350,26 +370,23 @@ fn budgets(
     };
     // OpenAI's default for completions is 16; an answer of a chat may use all of the context.
     let default = preset.unwrap_or(if route == Route::Completions { 16 } else { usize::MAX });
-    let context = app.context;
+    let (context, prompt_field) = (app.context, if route == Route::Chat { "messages" } else { "prompt" });
     let budget = |prompt: &Prompt| {
         let len = prompt.ids.len();
         let room = context.saturating_sub(len);
-        let too_long =
-            |message: String| ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(message) };
         if len == 0 {
-            return Err(ApiError::invalid("the prompt is empty"));
+            return Err(ApiError::invalid("the prompt is empty").about(prompt_field));
         }
         if room < least {
-            let message =
-                format!("the prompt has {len} tokens, and the longest sequence is {context}; an answer does not fit");
-            return Err(too_long(message).about("messages"));
+            let message = format!("the prompt has {len} tokens; an answer does not fit");
+            return Err(ApiError::too_long(context, &message).about(prompt_field));
         }
         match asked {
-            Some(asked) if asked > room => Err(too_long(format!(
-                "the prompt's {len} tokens and `{name}` {asked} exceed the longest sequence of {context}; lower it to {room} \
-                 or less"
-            ))
-            .about(name)),
+            Some(asked) if asked > room => {
+                let message =
+                    format!("the prompt has {len} tokens and `{name}` is {asked}; lower it to {room} or less");
+                Err(ApiError::too_long(context, &message).about(name))
+            }
             Some(asked) => Ok(asked),
             None => Ok(default.min(room).min(cap).max(least)),
         }
@@ -380,12 +397,14 @@ fn budgets(
 /// How tokens are sampled, and which of the fields were sent with a value other than the neutral one.
 fn sampling(app: &AppState, fields: &mut Fields, stop_ids: &[u32]) -> Result<(Sampling, Vec<&'static str>), ApiError> {
     let off = Sampling::default();
+    let defaults: &SamplingDefaults = &app.config.sampling;
     // Clients disable a filter with 0 or -1.
     let top_k = match fields.take("top_k") {
-        None => 0,
-        Some(value) if value == -1 => 0,
+        None => None,
+        Some(value) if value == -1 => Some(0),
         Some(value) => {
-            super::fields::whole(&value).ok_or_else(|| fields.wrong("top_k", "a whole number, -1 or more", &value))?
+            let read = super::fields::whole(&value);
+            Some(read.ok_or_else(|| fields.wrong("top_k", "a whole number, -1 or more", &value))?)
         }
     };
     let bias = match fields.object("logit_bias")? {
@@ -404,30 +423,34 @@ fn sampling(app: &AppState, fields: &mut Fields, stop_ids: &[u32]) -> Result<(Sa
         return Err(ApiError::field("logit_bias", format!("names id {id}, but there are only {vocab} ids")));
     }
     let temperature = fields.number("temperature", 0.0, 100.0)?;
-    let top_p = fields.number("top_p", 0.0, 1.0)?.filter(|&p| p > 0.0);
+    let top_p = fields.number("top_p", 0.0, 1.0)?.map(|p| if p > 0.0 { p } else { off.top_p });
+    let min_p = fields.number("min_p", 0.0, 1.0)?;
+    let repetition_penalty = fields.number("repetition_penalty", 1e-6, 1e6)?;
+    let presence_penalty = fields.number("presence_penalty", -2.0, 2.0)?;
+    let frequency_penalty = fields.number("frequency_penalty", -2.0, 2.0)?;
+    let changes = [
+        ("temperature", temperature.is_some_and(|t| t != 0.0)),
+        ("top_p", top_p.is_some_and(|p| p != off.top_p)),
+        ("top_k", top_k.is_some_and(|k| k != off.top_k)),
+        ("min_p", min_p.is_some_and(|p| p != off.min_p)),
+        ("repetition_penalty", repetition_penalty.is_some_and(|r| r != off.repetition_penalty)),
+        ("presence_penalty", presence_penalty.is_some_and(|p| p != off.presence_penalty)),
+        ("frequency_penalty", frequency_penalty.is_some_and(|f| f != off.frequency_penalty)),
+    ];
+    let changes = changes.into_iter().filter(|(_, changes)| *changes).map(|(name, _)| name).collect();
     let given = Sampling {
-        temperature: temperature.unwrap_or(1.0),
-        top_k,
-        top_p: top_p.unwrap_or(off.top_p),
-        min_p: fields.number("min_p", 0.0, 1.0)?.unwrap_or(off.min_p),
-        repetition_penalty: fields.number("repetition_penalty", 1e-6, 1e6)?.unwrap_or(off.repetition_penalty),
-        presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(off.presence_penalty),
-        frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(off.frequency_penalty),
+        temperature: temperature.or(defaults.temperature).unwrap_or(1.0),
+        top_k: top_k.or(defaults.top_k).unwrap_or(off.top_k),
+        top_p: top_p.or(defaults.top_p).unwrap_or(off.top_p),
+        min_p: min_p.or(defaults.min_p).unwrap_or(off.min_p),
+        repetition_penalty: repetition_penalty.or(defaults.repetition_penalty).unwrap_or(off.repetition_penalty),
+        presence_penalty: presence_penalty.unwrap_or(off.presence_penalty),
+        frequency_penalty: frequency_penalty.unwrap_or(off.frequency_penalty),
         logit_bias: bias,
         min_tokens: fields.count("min_tokens", 0, 1 << 30)?.unwrap_or(0) as u64,
         suppress_ids: stop_ids.to_vec(),
         ..off.clone()
     };
-    let changes = [
-        ("temperature", temperature.is_some_and(|t| t != 0.0)),
-        ("top_p", given.top_p != off.top_p),
-        ("top_k", given.top_k != off.top_k),
-        ("min_p", given.min_p != off.min_p),
-        ("repetition_penalty", given.repetition_penalty != off.repetition_penalty),
-        ("presence_penalty", given.presence_penalty != off.presence_penalty),
-        ("frequency_penalty", given.frequency_penalty != off.frequency_penalty),
-    ];
-    let changes = changes.into_iter().filter(|(_, changes)| *changes).map(|(name, _)| name).collect();
     Ok((given, changes))
 }
 

@@ -5,12 +5,15 @@
 
 use super::error::ApiError;
 use super::fields::{Fields, token_id, token_ids};
-use super::prompt::{Chat, read_texts, special_tokens_of_texts};
-use super::{AppState, Permit, body, middleware, now};
+use super::middleware::{self, Caller};
+use super::prompt::{Chat, Length, read_texts, special_tokens_of_texts};
+use super::request::cache_salt;
+use super::unsupported::{self, Routes};
+use super::{AppState, Permit, body, now};
 use crate::Error;
 use crate::answer::RewardReport;
-use crate::engine::RequestStats;
-use crate::scoring::{MOST_POSITIONS, RewardQuery};
+use crate::engine::{RequestStats, Submitter};
+use crate::scoring::{MOST_POSITIONS, RewardQuery, scorer};
 use crate::text::{Prompt, PromptLayout};
 use axum::Json;
 use axum::extract::{Request, State};
@@ -24,11 +27,26 @@ struct Common {
     activation: bool,
     fields: Fields,
     id: String,
+    /// The field that the texts stand in.
+    field: &'static str,
+    /// The answers of pairs, in words.
+    answers: Vec<String>,
+    submitter: Submitter,
+}
+
+/// Where a request has its texts.
+#[derive(Clone, Copy)]
+enum Texts {
+    /// `input` or `messages`.
+    Given,
+    /// Questions and answers, under the names of vLLM's `/score` or of a reranker.
+    Pairs,
+    /// `query`, as a trainer of OpenRLHF sends it: texts as the model reads them.
+    Read,
 }
 
 impl Common {
-    /// Reads a body whose texts are `input` or `messages`, or, with `pairs`, questions and answers.
-    fn read(app: &AppState, bytes: &[u8], id: String, pairs: bool) -> Result<Common, ApiError> {
+    fn read(app: &AppState, bytes: &[u8], id: String, kind: Texts, caller: &Caller) -> Result<Common, ApiError> {
         let mut fields = Fields::parse(bytes)?;
         let config = &app.config;
         let model = fields.text("model")?.unwrap_or_else(|| config.reward_name.clone());
@@ -37,8 +55,21 @@ impl Common {
         }
         let activation = fields.flag("use_activation")?;
         let activation = activation.or(fields.flag("activation")?).unwrap_or(true);
-        let texts = if pairs { paired(app, &mut fields)? } else { given(app, &mut fields)? };
-        Ok(Common { model, texts, activation, fields, id })
+        let length = Length::read(&mut fields, app.context)?;
+        let mut answers = Vec::new();
+        let (texts, field) = match kind {
+            Texts::Given => given(app, &mut fields, length)?,
+            Texts::Pairs => paired(app, &mut fields, length, &mut answers)?,
+            Texts::Read => (read_as_they_are(app, &mut fields, length)?, "query"),
+        };
+        let salt = cache_salt(&mut fields)?;
+        let submitter = app.submitter(caller, salt.as_deref())?;
+        Ok(Common { model, texts, activation, fields, id, field, answers, submitter })
+    }
+
+    /// Who asks, and the field that the texts stand in.
+    fn source(&self) -> (Submitter, &'static str) {
+        (self.submitter, self.field)
     }
 
     fn activate(&self, reward: f32) -> f64 {
@@ -68,30 +99,36 @@ impl Common {
     }
 }
 
-/// Texts, lists of ids, or a conversation.
-fn given(app: &AppState, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
+/// Texts, lists of ids, or a conversation, and the name of the field that has them.
+fn given(app: &AppState, fields: &mut Fields, length: Length) -> Result<(Vec<Prompt>, &'static str), ApiError> {
     let expected = "a string, a list of token ids, or a list of either";
-    let texts = match fields.take("input") {
-        Some(value) => {
-            let special_tokens = special_tokens_of_texts(fields)?;
-            match read_texts(&app.pair, &value, app.config.limits.prompts, special_tokens) {
-                Ok(Some(texts)) => texts,
-                Ok(None) => return Err(fields.wrong("input", expected, &value)),
-                Err(error) => return Err(error.about("input")),
-            }
+    let Some(value) = fields.take("input") else {
+        return Ok((vec![conversation(app, fields, length)?], "messages"));
+    };
+    for name in CONVERSATION {
+        if fields.has(name) {
+            return Err(ApiError::field(name, "is for `messages`, which `input` excludes"));
         }
-        None => vec![conversation(app, fields)?],
+    }
+    let special_tokens = special_tokens_of_texts(fields)?;
+    let texts = match read_texts(&app.pair, &value, app.config.limits.prompts, (special_tokens, length)) {
+        Ok(Some(texts)) => texts,
+        Ok(None) => return Err(fields.wrong("input", expected, &value)),
+        Err(error) => return Err(error.about("input")),
     };
     match texts.iter().position(|text| text.ids.is_empty()) {
         Some(index) => Err(ApiError::field("input", format!("number {index} is empty"))),
-        None => Ok(texts),
+        None => Ok((texts, "input")),
     }
 }
 
-/// A conversation without a generation prompt.
-fn conversation(app: &AppState, fields: &mut Fields) -> Result<Prompt, ApiError> {
+/// Fields that a conversation has and a text has not.
+const CONVERSATION: [&str; 4] = ["messages", "chat_template_kwargs", "tools", "add_generation_prompt"];
+
+/// A conversation, without a generation prompt unless it is asked for.
+fn conversation(app: &AppState, fields: &mut Fields, length: Length) -> Result<Prompt, ApiError> {
     let mut map = Map::new();
-    for name in ["messages", "chat_template_kwargs", "tools", "add_special_tokens"] {
+    for name in CONVERSATION.into_iter().chain(["add_special_tokens"]) {
         if let Some(value) = fields.take(name) {
             map.insert(name.to_string(), value);
         }
@@ -99,63 +136,116 @@ fn conversation(app: &AppState, fields: &mut Fields) -> Result<Prompt, ApiError>
     if !map.contains_key("messages") {
         return Err(ApiError::field("input", "is missing, and so is `messages`"));
     }
-    map.insert("add_generation_prompt".to_string(), Value::Bool(false));
-    Chat::read(&mut Fields::of(map, ""), app.config.limits.messages)?.lay_out(&app.pair, PromptLayout::Chat)
+    map.entry("add_generation_prompt").or_insert(Value::Bool(false));
+    Chat::read(&mut Fields::of(map, ""), app.config.limits.messages)?.lay_out(&app.pair, PromptLayout::Chat, length)
 }
 
-/// Questions with answers: each pair is a conversation of two messages.
-fn paired(app: &AppState, fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
-    let mut side = |names: [&'static str; 2]| -> Result<Vec<String>, ApiError> {
-        let name = names.into_iter().find(|name| fields.has(name)).unwrap_or(names[0]);
+/// Questions with answers: each pair is a conversation of two messages. The name is that of the answers' field.
+fn paired(
+    app: &AppState,
+    fields: &mut Fields,
+    length: Length,
+    words: &mut Vec<String>,
+) -> Result<(Vec<Prompt>, &'static str), ApiError> {
+    let mut side = |names: [&'static str; 4]| -> Result<(Vec<String>, &'static str), ApiError> {
+        let mut given = names.into_iter().filter(|name| fields.has(name));
+        let (name, other) = (given.next().unwrap_or(names[0]), given.next());
+        if let Some(other) = other {
+            return Err(ApiError::field(other, format!("is another name of `{name}`, which is given too")));
+        }
         let value = fields.take(name).ok_or_else(|| ApiError::field(name, "is missing"))?;
+        // A reranker's documents may be objects with a text.
+        let text = |value: &Value| value.as_str().or_else(|| value.get("text")?.as_str()).map(str::to_string);
         let list = match &value {
-            Value::String(text) => Some(vec![text.clone()]),
-            Value::Array(list) => list.iter().map(|text| text.as_str().map(str::to_string)).collect(),
-            _ => None,
+            Value::Array(list) => list.iter().map(text).collect(),
+            Value::Null => None,
+            one => text(one).map(|text| vec![text]),
         };
-        list.ok_or_else(|| fields.wrong(name, "a string or a list of strings", &value))
+        let list = list.ok_or_else(|| fields.wrong(name, "a string or a list of strings", &value))?;
+        Ok((list, name))
     };
-    let (questions, answers) = (side(["text_1", "queries"])?, side(["text_2", "documents"])?);
+    let (questions, first) = side(["text_1", "queries", "data_1", "query"])?;
+    let (answers, second) = side(["text_2", "documents", "data_2", "items"])?;
     let most = app.config.limits.prompts;
     if answers.is_empty() || answers.len() > most {
-        return Err(ApiError::field("text_2", format!("must hold 1 to {most} texts, not {}", answers.len())));
+        return Err(ApiError::field(second, format!("must hold 1 to {most} texts, not {}", answers.len())));
     }
     if questions.len() != 1 && questions.len() != answers.len() {
-        let message = format!("must be one text, or as many as `text_2`: {}, not {}", answers.len(), questions.len());
-        return Err(ApiError::field("text_1", message));
+        let message = format!("must be one text, or as many as `{second}`: {}, not {}", answers.len(), questions.len());
+        return Err(ApiError::field(first, message));
     }
     let added = fields.flag("add_special_tokens")?;
+    let variables = fields.take("chat_template_kwargs");
     let pair = |(index, answer): (usize, &String)| {
         let question = questions.get(index).unwrap_or(&questions[0]);
         if app.pair.chat().is_none() {
-            return Ok(Prompt::of_text(&app.pair, &format!("{question}{answer}"), added.unwrap_or(true))?);
+            let text = format!("{question}{answer}");
+            let of_text = Value::String(text);
+            let special_tokens = added.unwrap_or(true);
+            let texts = read_texts(&app.pair, &of_text, 1, (special_tokens, length))?;
+            return texts.and_then(|mut texts| texts.pop()).ok_or_else(|| ApiError::field(second, "must be texts"));
         }
         let messages = json!([{ "role": "user", "content": question }, { "role": "assistant", "content": answer }]);
         let mut map = Map::new();
         map.insert("messages".to_string(), messages);
         map.extend(added.map(|added| ("add_special_tokens".to_string(), Value::Bool(added))));
-        conversation(app, &mut Fields::of(map, ""))
+        map.extend(variables.clone().map(|variables| ("chat_template_kwargs".to_string(), variables)));
+        conversation(app, &mut Fields::of(map, ""), length)
     };
-    answers.iter().enumerate().map(pair).collect()
+    let texts = answers.iter().enumerate().map(pair).collect::<Result<Vec<Prompt>, ApiError>>();
+    let about = |error: ApiError| match error.param.as_deref() {
+        Some("messages") => ApiError { param: Some(second.to_string()), ..error },
+        _ => error,
+    };
+    let texts = texts.map_err(about)?;
+    *words = answers;
+    Ok((texts, second))
+}
+
+/// Texts with their special tokens written out, as a trainer decodes them: none are added but the end of turn, where a text
+/// lacks it.
+fn read_as_they_are(app: &AppState, fields: &mut Fields, length: Length) -> Result<Vec<Prompt>, ApiError> {
+    let value = fields.take("query").ok_or_else(|| ApiError::field("query", "is missing"))?;
+    // What was asked, and what was right: OpenRLHF sends them for rewards by rule.
+    for name in ["prompts", "labels"] {
+        fields.take(name);
+    }
+    let texts = read_texts(&app.pair, &value, app.config.limits.prompts, (false, length));
+    let texts = texts.map_err(|error| error.about("query"))?;
+    let texts = texts.ok_or_else(|| fields.wrong("query", "a string or a list of strings", &value))?;
+    let end = app.pair.reward()?.special_tokens.get("eos_token").and_then(|eos| app.pair.tokenizer.id(eos));
+    let pad = app.pair.reward_pad_id();
+    let ended = |text: Prompt| {
+        let mut ids = text.ids;
+        while pad.is_some_and(|pad| end != Some(pad) && ids.last() == Some(&pad)) {
+            ids.pop();
+        }
+        ids.extend(end.filter(|end| ids.last() != Some(end)));
+        Prompt { ids, ..text }
+    };
+    Ok(texts.into_iter().map(ended).collect())
 }
 
 /// Asks the engine; results are in the order of the questions. Dropping the future cancels what is in flight.
 async fn ask(
     app: &Arc<AppState>,
     questions: Vec<RewardQuery>,
-    _permit: Permit,
+    mut permit: Permit,
+    (submitter, field): (Submitter, &str),
 ) -> Result<(Vec<RewardReport>, Vec<RequestStats>), ApiError> {
     let engine = app.engine()?;
+    permit.widen(questions.len(), 0)?;
     let pad = app.pair.reward_pad_id();
     let mut tickets = Vec::new();
     for question in questions {
-        tickets.push(engine.score(question, pad)?);
+        tickets.push(engine.submit_for(submitter, move |backend| scorer(backend, question, pad))?);
     }
     let collect = async {
         let (mut appraisals, mut accounts) = (Vec::new(), Vec::new());
         for ticket in tickets {
             let (report, stats) = ticket.await.map_err(|error| match error {
                 Error::EngineStopped => app.lost(),
+                error if error.is_invalid_input() => ApiError::from(error).about(field),
                 error => error.into(),
             })?;
             appraisals.push(report);
@@ -165,27 +255,37 @@ async fn ask(
     };
     let limit = app.config.limits.answer;
     let answered = tokio::time::timeout(limit, collect).await;
-    let answered = answered.unwrap_or_else(|_| Err(ApiError::timeout(limit.as_secs())));
-    answered.inspect_err(|error| app.metrics.failed(error))
+    answered.unwrap_or_else(|_| Err(ApiError::timeout(limit)))
 }
 
-async fn common(app: &Arc<AppState>, request: Request, pairs: bool, kind: &str) -> Result<(Common, Permit), ApiError> {
+async fn common(app: &Arc<AppState>, request: Request, texts: Texts, kind: &str) -> Result<(Common, Permit), ApiError> {
     app.ready()?;
     app.pair.reward()?;
     let id = format!("{kind}-{}", middleware::request_id(&request));
+    let caller = middleware::caller(&request);
     let bytes = body::read(app, request).await?;
     let permit = app.permit()?;
+    let encoding = body::encoding(app, &bytes).await;
     let reader = app.clone();
-    let common = body::aside(move || Common::read(&reader, &bytes, id, pairs)).await?;
-    Ok((common, permit))
+    let read = move || {
+        let _encoding = encoding;
+        Common::read(&reader, &bytes, id, texts, &caller)
+    };
+    Ok((body::aside(read).await?, permit))
 }
 
-fn report(app: &AppState, route: &str, fields: &mut Fields) {
-    for name in ["user", "priority", "truncate_prompt_tokens", "encoding_format"] {
+/// Refuses what cannot be honoured, and logs what is not known.
+fn report(app: &AppState, route: &str, fields: &mut Fields) -> Result<(), ApiError> {
+    unsupported::refuse(fields, &[Routes::Rewards])?;
+    if fields.text("encoding_format")?.is_some_and(|format| format != "float") {
+        return Err(ApiError::field("encoding_format", "must be \"float\""));
+    }
+    for name in ["user", "priority", "request_id"] {
         fields.take(name);
     }
     let unknown: Vec<String> = fields.unknown().into_iter().map(str::to_string).collect();
     app.report_unknown(route, &unknown);
+    Ok(())
 }
 
 fn whole(texts: &[Prompt]) -> Vec<RewardQuery> {
@@ -194,9 +294,9 @@ fn whole(texts: &[Prompt]) -> Vec<RewardQuery> {
 
 /// `/classify`: the reward as the probability of the only class.
 pub(super) async fn classify(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&app, request, false, "classify").await?;
-    report(&app, "/classify", &mut common.fields);
-    let (appraisals, accounts) = ask(&app, whole(&common.texts), permit).await?;
+    let (mut common, permit) = common(&app, request, Texts::Given, "classify").await?;
+    report(&app, "/classify", &mut common.fields)?;
+    let (appraisals, accounts) = ask(&app, whole(&common.texts), permit, common.source()).await?;
     let data = appraisals.iter().enumerate().map(|(index, appraisal)| {
         let probs = [common.activate(appraisal.reward)];
         json!({ "index": index, "label": "LABEL_0", "probs": probs, "num_classes": 1 })
@@ -206,19 +306,16 @@ pub(super) async fn classify(State(app): State<Arc<AppState>>, request: Request)
 
 /// `/pooling`: the reward of a text, or of each of its prefixes.
 pub(super) async fn pooling(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&app, request, false, "pool").await?;
+    let (mut common, permit) = common(&app, request, Texts::Given, "pool").await?;
     let every = common.fields.get("task", "\"classify\" or \"token_classify\"", |value| match value.as_str()? {
         "classify" => Some(false),
         "token_classify" => Some(true),
         _ => None,
     })?;
     let every = every.unwrap_or(false);
-    if common.fields.text("encoding_format")?.is_some_and(|format| format != "float") {
-        return Err(ApiError::field("encoding_format", "must be \"float\""));
-    }
-    report(&app, "/pooling", &mut common.fields);
+    report(&app, "/pooling", &mut common.fields)?;
     let questions = whole(&common.texts).into_iter().map(|question| RewardQuery { every, ..question }).collect();
-    let (appraisals, accounts) = ask(&app, questions, permit).await?;
+    let (appraisals, accounts) = ask(&app, questions, permit, common.source()).await?;
     let data = appraisals.iter().enumerate().map(|(index, appraisal)| {
         let data: Value = match every {
             true => appraisal.every.iter().map(|&reward| json!([common.activate(reward)])).collect(),
@@ -231,13 +328,56 @@ pub(super) async fn pooling(State(app): State<Arc<AppState>>, request: Request) 
 
 /// `/score`: rewards of answers to questions.
 pub(super) async fn score(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&app, request, true, "score").await?;
-    report(&app, "/score", &mut common.fields);
-    let (appraisals, accounts) = ask(&app, whole(&common.texts), permit).await?;
+    let (mut common, permit) = common(&app, request, Texts::Pairs, "score").await?;
+    report(&app, "/score", &mut common.fields)?;
+    let (appraisals, accounts) = ask(&app, whole(&common.texts), permit, common.source()).await?;
     let data = appraisals.iter().enumerate().map(
         |(index, appraisal)| json!({ "index": index, "object": "score", "score": common.activate(appraisal.reward) }),
     );
     Ok(common.answer("list", data.collect(), &accounts))
+}
+
+/// `/rerank`: the documents of a query, best first, by the reward of the document as an answer.
+pub(super) async fn rerank(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (mut common, permit) = common(&app, request, Texts::Pairs, "rerank").await?;
+    let top = common.fields.count("top_n", 0, usize::MAX)?;
+    let returned = common.fields.flag("return_documents")?.unwrap_or(true);
+    for name in ["max_tokens_per_doc", "rank_fields", "max_chunks_per_doc"] {
+        common.fields.take(name);
+    }
+    report(&app, "/rerank", &mut common.fields)?;
+    let (appraisals, accounts) = ask(&app, whole(&common.texts), permit, common.source()).await?;
+    let mut order: Vec<usize> = (0..appraisals.len()).collect();
+    // A stable sort: equal rewards stay in the order of the request.
+    order.sort_by(|&a, &b| appraisals[b].reward.total_cmp(&appraisals[a].reward));
+    // vLLM takes 0 for all.
+    order.truncate(top.filter(|&top| top > 0).unwrap_or(usize::MAX));
+    let results: Vec<Value> = order
+        .into_iter()
+        .map(|index| {
+            let score = common.activate(appraisals[index].reward);
+            let mut result = json!({ "index": index, "relevance_score": score });
+            if returned {
+                result["document"] = json!({ "text": common.answers[index] });
+            }
+            result
+        })
+        .collect();
+    let Json(mut answer) = common.answer("rerank", Vec::new(), &accounts);
+    if let Some(object) = answer.as_object_mut() {
+        object.remove("data");
+        object.insert("results".to_string(), Value::Array(results));
+    }
+    Ok(Json(answer))
+}
+
+/// `/get_reward`, as OpenRLHF asks a remote reward model: the rewards themselves.
+pub(super) async fn get_reward(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (mut common, permit) = common(&app, request, Texts::Read, "reward").await?;
+    report(&app, "/get_reward", &mut common.fields)?;
+    let (appraisals, _) = ask(&app, whole(&common.texts), permit, common.source()).await?;
+    let rewards: Vec<f32> = appraisals.iter().map(|appraisal| appraisal.reward).collect();
+    Ok(Json(json!({ "rewards": rewards, "scores": rewards, "extra_logs": {} })))
 }
 
 /// Most numbers of gradients in one response.
@@ -247,7 +387,7 @@ const MOST_CANDIDATES: usize = 4096;
 
 /// `/v1/gradients`: reward, gradient and first-order scores.
 pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&app, request, false, "grad").await?;
+    let (mut common, permit) = common(&app, request, Texts::Given, "grad").await?;
     let fields = &mut common.fields;
     let start = fields.count("start", 0, usize::MAX)?.unwrap_or(0);
     let scores = candidates(fields)?;
@@ -258,7 +398,7 @@ pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request
         _ => None,
     })?;
     let base64 = base64.unwrap_or(false);
-    report(&app, "/v1/gradients", fields);
+    report(&app, "/v1/gradients", fields)?;
     let hidden = app.pair.reward()?.config.hidden_size;
     let numbers: usize = common.texts.iter().map(|text| text.ids.len().saturating_sub(start) * hidden).sum();
     if wanted && numbers > MOST_NUMBERS {
@@ -271,7 +411,7 @@ pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request
         scores: scores.clone(),
         ..question
     });
-    let (appraisals, accounts) = ask(&app, questions.collect(), permit).await?;
+    let (appraisals, accounts) = ask(&app, questions.collect(), permit, common.source()).await?;
     // Writing millions of numbers takes long: not on a thread of the server's.
     body::aside(move || {
         let data = appraisals.iter().enumerate().map(|(index, appraisal)| {

@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use super::fields::{Fields, token_ids};
-use super::prompt::{Chat, special_tokens_of_texts};
+use super::prompt::{Chat, Length, special_tokens_of_texts};
 use super::{AppState, body};
 use crate::text::{Prompt, PromptLayout};
 use axum::Json;
@@ -13,15 +13,20 @@ use std::sync::Arc;
 /// `/tokenize`: a text or a conversation to ids.
 pub(super) async fn tokenize(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
     let bytes = body::read(&app, request).await?;
+    let encoding = body::encoding(&app, &bytes).await;
     body::aside(move || {
+        let _encoding = encoding;
         let mut fields = Fields::parse(&bytes)?;
         if let Some(name) = fields.text("model")? {
             app.check_model(&name)?;
         }
         let strings = fields.flag("return_token_strs")?.unwrap_or(false);
         let ids = match fields.text("prompt")? {
-            Some(text) => Prompt::of_text(&app.pair, &text, special_tokens_of_texts(&mut fields)?)?.ids,
-            None => Chat::read(&mut fields, app.config.limits.messages)?.lay_out(&app.pair, PromptLayout::Chat)?.ids,
+            Some(text) => Prompt::of_text(&app.pair, &text, special_tokens_of_texts(&mut fields)?, usize::MAX)?.ids,
+            None => {
+                let chat = Chat::read(&mut fields, app.config.limits.messages)?;
+                chat.lay_out(&app.pair, PromptLayout::Chat, Length::ANY)?.ids
+            }
         };
         let spelled = |id: &u32| app.pair.tokenizer.token(*id);
         let strings: Option<Vec<Option<String>>> = strings.then(|| ids.iter().map(spelled).collect());
@@ -34,7 +39,9 @@ pub(super) async fn tokenize(State(app): State<Arc<AppState>>, request: Request)
 /// `/detokenize`: ids to a text.
 pub(super) async fn detokenize(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
     let bytes = body::read(&app, request).await?;
+    let encoding = body::encoding(&app, &bytes).await;
     body::aside(move || {
+        let _encoding = encoding;
         let mut fields = Fields::parse(&bytes)?;
         if let Some(name) = fields.text("model")? {
             app.check_model(&name)?;

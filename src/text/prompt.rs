@@ -163,7 +163,7 @@ impl Prompt {
         };
         let system = system.map(|content| Message { role: "system".to_string(), content: content.to_string() });
         let all: Vec<Message> = system.into_iter().chain(messages.iter().cloned()).collect();
-        let laid = rendered(pair, &text, next, &|generation_prompt, tail| {
+        let laid = rendered((pair, pair.longest), &text, next, &|generation_prompt, tail| {
             if tail.is_empty() {
                 return template.render(&all, generation_prompt);
             }
@@ -179,11 +179,11 @@ impl Prompt {
     /// A conversation as a server has it. It needs a chat template.
     ///
     /// # Errors
-    /// As [`of_messages`](Self::of_messages), or the last message cannot be continued.
-    pub fn of_conversation(pair: &Pair, conversation: &Conversation<'_>, next: Next<'_>) -> Laid<Prompt> {
+    /// As [`of_messages`](Self::of_messages), the last message cannot be continued, or there are more than `most` tokens.
+    pub fn of_conversation(pair: &Pair, conversation: &Conversation<'_>, next: Next<'_>, most: usize) -> Laid<Prompt> {
         let template = pair.chat().ok_or(LayoutError::NoTemplate(Wants::Messages))?;
         let last = conversation.messages.last().and_then(|message| message["content"].as_str()).unwrap_or_default();
-        rendered(pair, last, next, &|generation_prompt, tail| {
+        rendered((pair, most), last, next, &|generation_prompt, tail| {
             if tail.is_empty() {
                 return template.render_conversation(conversation, generation_prompt);
             }
@@ -199,10 +199,10 @@ impl Prompt {
     /// A text that stands by itself, with the tokenizer's special tokens around it (the beginning of sequence), or without.
     ///
     /// # Errors
-    /// The tokenizer's own.
-    pub fn of_text(pair: &Pair, text: &str, special_tokens: bool) -> Result<Prompt> {
-        let tokenizer = &pair.tokenizer;
-        let ids = if special_tokens { tokenizer.encode_text(text)? } else { tokenizer.encode(text)? };
+    /// The tokenizer's own, or there are more than `most` tokens.
+    pub fn of_text(pair: &Pair, text: &str, special_tokens: bool, most: usize) -> Result<Prompt> {
+        let ids = pair.tokenizer.encode_at_most(text, most)?;
+        let ids = if special_tokens { pair.tokenizer.with_special_tokens(ids) } else { ids };
         Ok(Prompt { text: Some(text.to_string()), ..Prompt::of_ids(ids) })
     }
 
@@ -212,8 +212,8 @@ impl Prompt {
     }
 }
 
-fn encode(pair: &Pair, text: &str) -> Laid<Vec<u32>> {
-    pair.tokenizer.encode(text).map_err(LayoutError::Tokenizer)
+fn encode((pair, most): (&Pair, usize), text: &str) -> Laid<Vec<u32>> {
+    pair.tokenizer.encode_at_most(text, most).map_err(LayoutError::Tokenizer)
 }
 
 /// A message without a template: a text that stands by itself.
@@ -222,7 +222,8 @@ fn bare(pair: &Pair, text: String, next: Next<'_>) -> Laid<Prompt> {
         Next::Answer { prefill, .. } => prefill,
         _ => "",
     };
-    let ids = pair.tokenizer.encode_text(&format!("{text}{prefill}")).map_err(LayoutError::Tokenizer)?;
+    let ids = encode((pair, pair.longest), &format!("{text}{prefill}"))?;
+    let ids = pair.tokenizer.with_special_tokens(ids);
     Ok(Prompt { ids, prefill: prefill.to_string(), text: Some(text), ..Prompt::default() })
 }
 
@@ -230,8 +231,13 @@ fn bare(pair: &Pair, text: String, next: Next<'_>) -> Laid<Prompt> {
 const MARK: &str = "MESSAGE_GOES_ON_HERE";
 
 /// A conversation that `render` writes with or without the generation prompt, and with a tail behind the last message's text,
-/// which is `last`.
-fn rendered(pair: &Pair, last: &str, next: Next<'_>, render: &dyn Fn(bool, &str) -> Result<String>) -> Laid<Prompt> {
+/// which is `last`. The pair stands with the most tokens that the prompt may have.
+fn rendered(
+    pair: (&Pair, usize),
+    last: &str,
+    next: Next<'_>,
+    render: &dyn Fn(bool, &str) -> Result<String>,
+) -> Laid<Prompt> {
     let render_tail = |tail: &str| render(false, tail).map_err(LayoutError::Template);
     let render = |generation_prompt| render(generation_prompt, "").map_err(LayoutError::Template);
     match next {
@@ -281,11 +287,11 @@ mod tests {
         let messages = [json!({ "role": "user", "content": "Tell me a story." })];
         let variables = Map::new();
         let conversation = Conversation { messages: &messages, tools: None, variables: &variables };
-        let other = Prompt::of_conversation(&pair, &conversation, Next::default()).unwrap();
+        let other = Prompt::of_conversation(&pair, &conversation, Next::default(), usize::MAX).unwrap();
         assert_eq!((&laid.ids, laid.header.len()), (&other.ids, 0));
         assert_eq!(laid.text.as_deref(), Some("Tell me a story."));
         let official = Next::Answer { layout: PromptLayout::Official, prefill: "" };
-        let official = Prompt::of_conversation(&pair, &conversation, official).unwrap();
+        let official = Prompt::of_conversation(&pair, &conversation, official, usize::MAX).unwrap();
         assert_eq!((laid.first_offset, official.first_offset), (0, 4));
         assert_eq!([official.ids, official.header].concat(), laid.ids);
     }
@@ -325,7 +331,7 @@ mod tests {
         // A conversation as a server has it is refused, of one message too.
         let (message, variables) = ([json!({ "role": "user", "content": "Hi." })], Map::new());
         let conversation = Conversation { messages: &message, tools: None, variables: &variables };
-        let refused = Prompt::of_conversation(&pair, &conversation, Next::default());
+        let refused = Prompt::of_conversation(&pair, &conversation, Next::default(), usize::MAX);
         assert!(matches!(refused, Err(LayoutError::NoTemplate(Wants::Messages))));
     }
 }

@@ -66,6 +66,8 @@ pub struct Added {
     pub text: String,
     /// Whether the token belongs to the answer: it is no part of the assistant header, and the text had not ended.
     pub of_answer: bool,
+    /// Whether the token's own bytes are in the text, now or once a character is complete.
+    pub written: bool,
 }
 
 /// An answer while it is written.
@@ -112,14 +114,14 @@ impl TextWriter {
         }
         if self.rules.stop_ids.contains(&id) {
             let end = if self.rules.finish_ids.contains(&id) { End::Turn } else { End::StopId(id) };
-            return Ok(Added { text: self.finish(end)?, of_answer: !of_header });
+            return Ok(Added { text: self.finish(end)?, of_answer: !of_header, written: false });
         }
         let silent = of_header || self.rules.skip_special && self.tokenizer.is_special(id);
         let added = match self.stream.as_mut().filter(|_| !silent) {
             Some(stream) => stream.push(id)?,
             None => String::new(),
         };
-        Ok(Added { text: self.add(&added), of_answer: !of_header })
+        Ok(Added { text: self.add(&added), of_answer: !of_header, written: !silent })
     }
 
     /// Adds text and returns what may be shown of it.

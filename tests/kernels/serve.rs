@@ -24,8 +24,9 @@ fn a_server_on_a_device() {
     command.env("GGRO_EMU_REPORT", &report).args(["serve", "--port", "0", "--max-model-len", "128"]);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-    let base = lines.find_map(|line| line.strip_prefix("listening on ").map(str::to_string)).expect("it listens");
-    let device = lines.find(|line| line.starts_with("device: cuda:0")).expect("a device");
+    let address = |line: String| Some(line.split_once("listening on ")?.1.split('"').next()?.to_string());
+    let base = lines.find_map(address).expect("it listens");
+    let device = lines.find(|line| line.contains("device: cuda:0")).expect("a device");
     lines.find(|line| line.contains("\"ready\"")).expect("it is ready");
     println!("{device}");
     // Its log is read on, so that it is never kept waiting.

@@ -19,7 +19,7 @@ def start(binary, *args):
     command = [binary, "serve", "--device", "cpu", "--port", "0", "--api-key", "secret", *args]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for line in server.stderr:
-        found = re.match(r"listening on (http://\S+)", line)
+        found = re.search(r"listening on (http://[^\s\"]+)", line)
         if found:
             break
     else:

@@ -14,7 +14,7 @@ fn connect(server: &Server) -> TcpStream {
 
 fn head(length: usize) -> String {
     format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     )
 }
 
@@ -74,7 +74,9 @@ fn huge_bodies_announced_and_not() {
     announced.write_all(head(1 << 40).as_bytes()).unwrap();
     assert!(rest(announced).starts_with("HTTP/1.1 413"));
     let mut chunked = connect(&server);
-    chunked.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+    chunked
+        .write_all(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .unwrap();
     let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
     for _ in 0..64 {
         if chunked.write_all(chunk.as_bytes()).is_err() {
@@ -176,7 +178,7 @@ fn too_many_stops_and_prompts_beyond_the_context() {
     server.chat(&story("demo", json!({ "stop": [1] }))).refused(400, Some("stop"));
     let long = json!([{ "role": "user", "content": "word ".repeat(600) }]);
     let answer = server.chat(&story("demo", json!({ "messages": long })));
-    assert!(answer.refused(400, Some("messages")).contains("longest sequence is 512"));
+    assert!(answer.refused(400, Some("messages")).contains("maximum context length is 512 tokens"));
     assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
     // Megabytes of text are refused as well, and nobody waits for that.
     let answer = std::thread::scope(|scope| {
@@ -301,9 +303,9 @@ fn half_requests_and_other_protocols() {
         b"GET / HTTP/9.9\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\r\n\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{}",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n{}",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{}",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n{}",
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ] {
         let mut stream = connect(&server);
         stream.write_all(bytes).unwrap();

@@ -54,7 +54,7 @@ fn client(server: &Server, number: usize, stream: bool, leave_after: Option<usiz
     merge(&mut body, json!({ "stream": stream }));
     let body = body.to_string();
     let mut connection = TcpStream::connect(server.address()).expect("a connection");
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
     write!(connection, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).expect("sent");
     let mut lines = BufReader::new(connection).lines();
     let mut text = String::new();
@@ -135,4 +135,72 @@ fn two_hundred_clients_of_whom_half_go_away() {
     // These prompts are shorter than a block, so none is kept.
     assert_eq!([held, usage()], [[0.0; 2]; 2], "blocks were left behind");
     assert!(server.get("/metrics").body.contains("ggro_kv_blocks_in_use{"));
+}
+
+#[test]
+fn two_thousand_mixed_requests_leave_nothing_behind() {
+    const REQUESTS: usize = 2000;
+    const KINDS: usize = 12;
+    let server = Server::start(&["--max-requests", "24"]);
+    let (next, unread) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let ask = |number: usize| match number % KINDS {
+        4 => drop(server.chat(&story("demo:ggro", json!({ "max_tokens": 8, "stream": true }))).frames()),
+        5 => drop(server.post("/classify", &json!({ "input": ["a", "b c"] })).ok()),
+        6 => drop(server.post("/rerank", &json!({ "query": "q", "documents": ["a", "b c"] })).ok()),
+        // It goes away in the middle of its answer, or before it has begun.
+        kind @ 7..=8 => {
+            let body = story("demo", json!({ "max_tokens": 300, "ignore_eos": true, "stream": kind == 7 })).to_string();
+            let mut stream = TcpStream::connect(server.address()).unwrap();
+            let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n";
+            write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+            match kind {
+                7 => drop(BufReader::new(stream).lines().nth(8)),
+                _ => {
+                    unread.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(std::time::Duration::from_millis(number as u64 % 7));
+                }
+            }
+        }
+        9 => drop(server.chat(&story("demo", json!({ "bad_words": ["a"] }))).refused(400, Some("bad_words"))),
+        10 => drop(server.complete(&json!({ "prompt": "w ".repeat(4000) })).refused(400, Some("prompt"))),
+        11 => drop(server.chat(&story("nobody", json!({}))).refused(404, Some("model"))),
+        kind => drop(server.chat(&story("demo", json!({ "max_tokens": 4, "n": kind + 1, "temperature": 1 }))).ok()),
+    };
+    let storm = |until: usize| {
+        std::thread::scope(|scope| {
+            for _ in 0..32 {
+                scope.spawn(|| {
+                    let numbers = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)));
+                    numbers.take_while(|&number| number < until).for_each(&ask);
+                });
+            }
+        });
+        next.store(until, Ordering::Relaxed);
+        server.wait("nothing runs", |server| server.metric("num_requests_running") == 0.0);
+        memory(&server)
+    };
+    // Threads, arenas of the allocator and kept prompts are there after the first ones.
+    let (begun, started) = (storm(REQUESTS / 4), Instant::now());
+    let grown = storm(REQUESTS).saturating_sub(begun);
+    println!("{:.1} s; memory grew by {:.1} MB", started.elapsed().as_secs_f64(), grown as f64 / 1e6);
+    assert!(grown < 24 << 20, "memory grew by {grown} bytes");
+
+    let of = |kinds: &[usize]| (0..REQUESTS).filter(|number| kinds.contains(&(number % KINDS))).count() as f64;
+    let unread = unread.into_inner() as f64;
+    let (answered, aborted) =
+        (server.metric("e2e_request_latency_seconds_count"), server.metric("request_aborted_total"));
+    let asked = of(&[0, 1, 2, 3, 4, 7, 8]);
+    // Who left before the request was read was never counted.
+    assert!((asked - unread..=asked).contains(&(answered + aborted)), "{answered} + {aborted} of {asked}");
+    assert!(answered >= of(&[0, 1, 2, 3, 4]) && aborted > 0.0);
+    assert_eq!(server.metric("request_failure_total{status=\"400\"}"), of(&[9, 10]));
+    assert_eq!(server.metric("request_failure_total{status=\"404\"}"), of(&[11]));
+    let http = |route: &str, status: &str| {
+        server.metric(&format!("http_requests_total{{route=\"{route}\",status=\"{status}\"}}"))
+    };
+    assert_eq!([http("/classify", "200"), http("/rerank", "200")], [of(&[5]), of(&[6])]);
+    assert_eq!([http("/v1/chat/completions", "400"), http("/v1/completions", "400")], [of(&[9]), of(&[10])]);
+    for model in ["policy", "reward"] {
+        assert_eq!(server.metric(&format!("kv_blocks_in_use{{model=\"{model}\"}}")), 0.0, "{model}");
+    }
 }

@@ -2,15 +2,20 @@
 
 mod answers;
 mod bench;
+mod clients;
 mod guided;
 mod hostile;
+mod limits;
 mod load;
+mod log;
+mod logprobs;
 mod lost;
 mod one_model;
 mod openai;
 mod operations;
 mod prompts;
 mod rewards;
+mod strangers;
 
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
@@ -24,6 +29,12 @@ struct Server {
     /// `http://address`.
     base: String,
     log: Arc<Mutex<String>>,
+}
+
+/// The address in a line that tells it, of a log in text or in JSON.
+fn listening(line: &str) -> Option<String> {
+    let (_, address) = line.split_once("listening on ")?;
+    Some(address.trim_end().split('"').next()?.to_string())
 }
 
 /// A status, headers and what came with them.
@@ -112,7 +123,7 @@ impl Server {
         let (log, mut base) = (Arc::new(Mutex::new(String::new())), None);
         let mut line = String::new();
         while base.is_none() && lines.read_line(&mut line).expect("a line") > 0 {
-            base = line.trim_end().strip_prefix("listening on ").map(str::to_string);
+            base = listening(&line);
             log.lock().unwrap().push_str(&line);
             line.clear();
         }

@@ -156,7 +156,7 @@ fn what_needs_a_template_is_refused_without_one() {
         }
     });
     let server = serve(folder.path(), &[]);
-    server.logged("warning: the model has no chat template");
+    server.logged("the model has no chat template");
     let messages = json!([{ "role": "user", "content": "Hello" }]);
     let chat = json!({ "model": "m", "messages": messages, "max_tokens": 2 });
     for (route, body) in [

@@ -133,8 +133,11 @@ fn texts_that_cannot_be_scored() {
     refused("/classify", json!({ "input": 7 }), Some("input"));
     refused("/classify", json!({ "input": [] }), Some("input"));
     refused("/classify", json!({ "input": "", "add_special_tokens": false }), Some("input"));
-    assert!(refused("/classify", json!({ "input": [[1, 999_999]] }), None).contains("vocabulary"));
-    assert!(refused("/classify", json!({ "input": [vec![1; 600]] }), None).contains("longest sequence"));
+    assert!(refused("/classify", json!({ "input": [[1, 999_999]] }), Some("input")).contains("vocabulary"));
+    assert!(
+        refused("/classify", json!({ "input": [vec![1; 600]] }), Some("input"))
+            .contains("maximum context length is 512")
+    );
     assert!(refused("/classify", json!({ "input": vec!["x"; 65] }), Some("input")).contains("1 to 64"));
     refused("/pooling", json!({ "input": "x", "task": "embed" }), Some("task"));
     refused("/score", json!({ "text_1": "x" }), Some("text_2"));

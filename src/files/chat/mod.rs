@@ -148,6 +148,11 @@ impl FromStr for Date {
 pub struct SpecialTokens(Vec<(String, String)>);
 
 impl SpecialTokens {
+    /// The token of a name such as `eos_token`.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, token)| token.as_str())
+    }
+
     /// Reads those of `tokenizer_config.json` and, where it has none, of `special_tokens_map.json`; with the model's own ones,
     /// which `extra_special_tokens` names.
     ///
