@@ -45,10 +45,11 @@ impl ApiError {
         ApiError { param: Some(param.to_string()), ..ApiError::invalid(format!("`{param}` {message}")) }
     }
 
-    /// 400: the prompt, or the prompt and its answer, is too long. The sentence begins with the words by which LiteLLM and
-    /// LangChain know this error.
+    /// 400: the prompt, or the prompt and its answer, is too long. LiteLLM knows this error by the first half of the sentence,
+    /// LangChain by the second.
     pub fn too_long(context: usize, message: &str) -> ApiError {
-        let message = format!("This model's maximum context length is {context} tokens; {message}");
+        let message =
+            format!("This model's maximum context length is {context} tokens; the prompt is too long: {message}");
         ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(message) }
     }
 

@@ -378,13 +378,12 @@ fn budgets(
             return Err(ApiError::invalid("the prompt is empty").about(prompt_field));
         }
         if room < least {
-            let message = format!("the prompt has {len} tokens; an answer does not fit");
+            let message = format!("it has {len} tokens, and an answer does not fit");
             return Err(ApiError::too_long(context, &message).about(prompt_field));
         }
         match asked {
             Some(asked) if asked > room => {
-                let message =
-                    format!("the prompt has {len} tokens and `{name}` is {asked}; lower it to {room} or less");
+                let message = format!("it has {len} tokens, and `{name}` is {asked}; lower that to {room} or less");
                 Err(ApiError::too_long(context, &message).about(name))
             }
             Some(asked) => Ok(asked),

@@ -62,6 +62,11 @@ impl Common {
             Texts::Pairs => paired(app, &mut fields, length, &mut answers)?,
             Texts::Read => (read_as_they_are(app, &mut fields, length)?, "query"),
         };
+        let vocab = app.pair.reward()?.config.vocab_size;
+        if let Some(id) = texts.iter().flat_map(|text| &text.ids).find(|&&id| id as usize >= vocab) {
+            let message = format!("names id {id}, beyond the reward model's vocabulary of {vocab}");
+            return Err(ApiError::field(field, message));
+        }
         let salt = cache_salt(&mut fields)?;
         let submitter = app.submitter(caller, salt.as_deref())?;
         Ok(Common { model, texts, activation, fields, id, field, answers, submitter })
@@ -245,7 +250,7 @@ async fn ask(
         for ticket in tickets {
             let (report, stats) = ticket.await.map_err(|error| match error {
                 Error::EngineStopped => app.lost(),
-                error if error.is_invalid_input() => ApiError::from(error).about(field),
+                error @ Error::TooLong { .. } => ApiError::from(error).about(field),
                 error => error.into(),
             })?;
             appraisals.push(report);

@@ -2,7 +2,7 @@
 
 use ggro::answer::Response;
 use ggro::engine::decode;
-use ggro::engine::{Event, Scheduler, Settings, SpeculationWidth, intervention};
+use ggro::engine::{Event, Scheduler, Settings, SpeculationWidth, Submitter, intervention};
 use ggro::kv::BLOCK;
 use ggro::method::{Intervention, Options};
 use ggro::model::{ModelPair, Role};
@@ -119,7 +119,13 @@ proptest! {
         while turn <= 60 || scheduler.requests() > 0 {
             for (index, arrival) in arrivals.iter().enumerate() {
                 if arrival.turn == turn {
-                    ids.insert(scheduler.submit(arrival.machine(&backend)), index);
+                    // Who shares a place with whom, and who a prompt, is as mixed as the rest.
+                    let submitter = Submitter {
+                        group: (index % 3 > 0).then_some(index as u64 % 3),
+                        cache_salt: index as u64 % 2,
+                        whole_blocks: index % 5 == 0,
+                    };
+                    ids.insert(scheduler.submit_for(submitter, arrival.machine(&backend)), index);
                 }
                 if arrival.cancelled_after.is_some_and(|after| arrival.turn + after + 1 == turn) {
                     let id = *ids.iter().find(|(_, i)| **i == index).unwrap().0;
@@ -253,4 +259,44 @@ fn no_one_waits_for_an_older_prompt() {
     assert_eq!((ended[0].0, ended[1].0), (young, old));
     // Two turns for its prompt, one a token, and a reward pass for each segment.
     assert!(ended[0].1 <= 16, "the younger one ended after {} turns", ended[0].1);
+}
+
+/// However many requests one client's request makes, another one gets in, and its share of every step.
+#[test]
+fn a_group_of_requests_takes_turns_with_others() {
+    let model = model(3);
+    let arrival = |len: u32, tokens: usize| Arrival {
+        turn: 0,
+        prompt: (0..len).map(|i| 2 + i % 9).collect(),
+        tokens,
+        candidates: 1,
+        cancelled_after: None,
+    };
+    let mut backend = Scripted::new(&model, LONGEST);
+    let settings = Settings {
+        batch_tokens: 8,
+        reward_batch_wait: Some(0),
+        max_requests: 8,
+        cached_prompts: 0,
+        ..Settings::default()
+    };
+    let mut scheduler = Scheduler::new(settings);
+    for salt in 0..20 {
+        let group = Submitter { group: Some(1), cache_salt: salt, whole_blocks: false };
+        scheduler.submit_for(group, arrival(200, 30).machine(&backend));
+    }
+    for _ in 0..3 {
+        scheduler.step(&mut backend);
+    }
+    assert_eq!(scheduler.running(), 6, "the last quarter of the places is left free");
+    let small = scheduler.submit(arrival(4, 3).machine(&backend));
+    let mut steps = 0;
+    while !scheduler.events().iter().any(|event| matches!(event, Event::Ended(id, ..) if *id == small)) {
+        scheduler.step(&mut backend);
+        steps += 1;
+        // Its prompt, three tokens, and a reward pass for each segment.
+        assert!(steps <= 12, "{steps} steps for three tokens");
+    }
+    while scheduler.step(&mut backend) {}
+    assert_eq!(scheduler.requests(), 0);
 }

@@ -10,7 +10,10 @@ fn prompts_that_are_too_long_are_known_by_their_words() {
     // LiteLLM and LangChain look for this sentence, and for the code.
     let known = |answer: &crate::Answer, param: &str| {
         let message = answer.refused(400, Some(param));
-        assert!(message.starts_with("This model's maximum context length is 512 tokens; "), "{message}");
+        assert!(
+            message.starts_with("This model's maximum context length is 512 tokens; the prompt is too long: "),
+            "{message}"
+        );
         assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
     };
     let conversation = json!([{ "role": "user", "content": words }]);

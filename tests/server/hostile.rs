@@ -160,7 +160,7 @@ fn numbers_beyond_reason() {
     let bias: serde_json::Map<String, Value> = (0..2000).map(|id| (id.to_string(), json!(1))).collect();
     refused(json!({ "logit_bias": bias }), "logit_bias");
     server.chat(&story("demo", json!({ "seed": -1, "max_tokens": 2 }))).ok();
-    server.complete(&json!({ "model": "demo", "prompt": [1, 2, 99_999_999] })).refused(400, None);
+    server.complete(&json!({ "model": "demo", "prompt": [1, 2, 99_999_999] })).refused(400, Some("prompt"));
     server.complete(&json!({ "model": "demo", "prompt": [1, -2] })).refused(400, Some("prompt"));
     server.complete(&json!({ "model": "demo", "prompt": [] })).refused(400, Some("prompt"));
     server.complete(&json!({ "model": "demo", "prompt": [[]] })).refused(400, Some("prompt"));

@@ -35,7 +35,10 @@ fn prompts_that_cannot_fit_are_refused_before_they_are_tokenised() {
             scope.spawn(move || {
                 let answer = server.post(route, body);
                 let message = answer.refused(400, Some(param));
-                assert!(message.starts_with("This model's maximum context length is 512 tokens; "), "{message}");
+                assert!(
+                    message.starts_with("This model's maximum context length is 512 tokens; the prompt is too long: "),
+                    "{message}"
+                );
                 assert!(message.contains("bytes") && message.contains("more than 512 tokens"), "{message}");
                 assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
             });
@@ -130,7 +133,7 @@ fn four_thousand_answers_delay_a_small_request_by_a_few_steps() {
 #[test]
 fn long_lists_of_probabilities_take_little_memory() {
     let server = Server::start(&[]);
-    let mut body = json!({ "model": "demo", "prompt": vec!["Once upon a time"; 16], "n": 64, "max_tokens": 50,
+    let mut body = json!({ "model": "demo", "prompt": vec!["Once upon a time"; 16], "n": 64, "max_tokens": 20,
         "temperature": 1, "ignore_eos": true });
     // The keys and values of a thousand sequences are there after a first time.
     server.complete(&body).ok();
