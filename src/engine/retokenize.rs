@@ -3,7 +3,7 @@
 //! It decodes every kept segment to text and tokenises the whole text again before it goes on. Where another sequence of ids
 //! spells the same text, the policy then sees that one. For reproduction only: each segment is a request of its own.
 
-use crate::answer::{CandidateStop, FinishReason, Margins, Response};
+use crate::answer::{FinishReason, Margins, Response};
 use crate::method::{Options, Selection};
 use crate::{Error, Result};
 
@@ -32,12 +32,16 @@ pub fn decode_retokenized(
         let first_offset = if whole.is_none() { options.first_offset } else { 0 };
         let max_new_tokens = end.saturating_sub(ids.len()).max(1);
         let segment = run(&ids, &Options { max_new_tokens, first_offset, max_segments: Some(1), ..options.clone() })?;
-        let respelled = respell(&segment.final_ids)?;
-        let last = segment.segments.last().and_then(|last| last.candidates.get(last.best));
+        let mut respelled = respell(&segment.final_ids)?;
         let finished = segment.finish_reason == FinishReason::Finish;
-        let goes_on = last.is_some_and(|last| matches!(last.stop, CandidateStop::Entropy | CandidateStop::StopId))
-            && respelled.len() < end
-            && respelled != ids;
+        // The official code takes an end of turn off the text of a segment that has none: where the first segment keeps nothing,
+        // that is the prompt's.
+        if !finished {
+            respelled.pop_if(|last| *last == options.finish_id);
+        }
+        // A segment that filled the budget may be spelled with fewer ids, and then there is room for another.
+        let goes_on =
+            !finished && !segment.segments.is_empty() && respelled.len() < end && respelled != ids;
         let boundary = respelled.len() - usize::from(finished && !respelled.is_empty());
         let mut sum = match whole.take() {
             None => Response { segment_boundaries: Vec::new(), segments: Vec::new(), ..segment.clone() },

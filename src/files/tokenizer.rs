@@ -350,10 +350,22 @@ fn spells_bytes(decoder: &DecoderWrapper) -> bool {
     }
 }
 
-/// The byte that a character of a byte-level vocabulary stands for: a printable byte for itself, the others, in their order,
-/// for the characters from 256 on (GPT-2's table).
+/// Whether a byte-level vocabulary writes a byte as the character of the same number: GPT-2's table.
+fn printable(byte: u8) -> bool {
+    matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff)
+}
+
+/// The character that a byte is written as: its own if it can be seen, else the next one from 256 on.
+pub(crate) fn spelled(byte: u8) -> char {
+    if printable(byte) {
+        return char::from(byte);
+    }
+    let before = (0..byte).filter(|&other| !printable(other)).count() as u32;
+    char::from_u32(256 + before).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+/// The byte that is written as a character.
 fn byte_of(spelled: char) -> Option<u8> {
-    let printable = |byte: u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     match u32::from(spelled) {
         code @ 0..=255 => u8::try_from(code).ok().filter(|&byte| printable(byte)),
         code => (0..=255).filter(|&byte| !printable(byte)).nth(code as usize - 256),

@@ -10,11 +10,16 @@ use ggro::rng::Uniforms;
 
 /// The response as usual, and tokenised again; and how often a text was scored by itself.
 fn run(respell: &dyn Fn(&[u32]) -> Vec<u32>) -> (Response, Response, usize) {
+    run_with(respell, |_| ())
+}
+
+fn run_with(respell: &dyn Fn(&[u32]) -> Vec<u32>, change: impl Fn(&mut Options)) -> (Response, Response, usize) {
     let pair = Pair::load(&demo::policy(), &demo::reward()).unwrap();
     let mut models = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
     let prompt = pair.tokenizer.encode("Once upon a time, there was a fox.").unwrap();
     let (max_new_tokens, max_candidates, first_offset) = (24, 3, 2);
-    let options = Options { max_new_tokens, max_candidates, first_offset, ..Options::for_pair(&pair).unwrap() };
+    let mut options = Options { max_new_tokens, max_candidates, first_offset, ..Options::for_pair(&pair).unwrap() };
+    change(&mut options);
     let whole = decode(&mut models, &prompt, &options, Uniforms::Seeded(0), &mut ()).unwrap();
     let mut scored = 0;
     let again = decode_retokenized(
@@ -54,6 +59,18 @@ fn the_policy_goes_on_from_what_the_text_is_spelled_as() {
     assert_eq!(again.segment_boundaries.len(), again.segments.len());
     assert!(again.finish_reason != FinishReason::Length || again.final_ids.len() - again.prompt_len >= 24 - 2);
     assert_eq!(scored == 1, again.final_reward == 9.0);
+}
+
+#[test]
+fn a_budget_is_filled_with_the_ids_that_the_text_is_spelled_with() {
+    // Some ids of the answer are spelled with none: a segment that had filled the budget leaves room for another one.
+    let respell = |ids: &[u32]| ids.iter().copied().filter(|id| id % 5 != 2).collect();
+    let (whole, again, _) = run_with(&respell, |options| options.entropy_threshold = 1e9);
+    assert_eq!((whole.segments.len(), whole.finish_reason), (1, FinishReason::Length));
+    assert!(again.segments.len() > 1, "{:?}", again.segment_boundaries);
+    assert_eq!(again.finish_reason, FinishReason::Length);
+    // The prompt is spelled otherwise as well, and the budget is counted from where it ended.
+    assert_eq!(again.final_ids.len(), whole.final_ids.len());
 }
 
 #[test]

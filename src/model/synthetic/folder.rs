@@ -4,6 +4,7 @@
 use super::{Drawn, config_json};
 use crate::files::config::{ModelConfig, ModelKind};
 use crate::files::tensors::tensors;
+use crate::files::tokenizer::spelled;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -44,7 +45,7 @@ fn write_in(preset: &str, seed: u64, dir: &Path, shard: u64, wrote: Wrote<'_>) -
             Ok(())
         };
         save("config.json", &json)?;
-        save("tokenizer.json", &tokenizer(&special))?;
+        save("tokenizer.json", &tokenizer(&special, config.vocab_size))?;
         save(
             "tokenizer_config.json",
             &json!({
@@ -69,8 +70,9 @@ fn special(config: &ModelConfig) -> [(u32, &'static str); 3] {
     [(next(), "<|begin|>"), (end, "<|end|>"), (next(), "<|start|>")]
 }
 
-/// A tokenizer of single bytes, as GPT-2 spells them.
-fn tokenizer(special: &[(u32, &str)]) -> Value {
+/// A tokenizer of single bytes, as GPT-2 spells them. The other ids have names, which no text is encoded to: the official code
+/// cuts models to the size of their tokenizer.
+fn tokenizer(special: &[(u32, &str)], size: usize) -> Value {
     let mut vocab = Map::new();
     let added: Vec<Value> = special
         .iter()
@@ -86,6 +88,9 @@ fn tokenizer(special: &[(u32, &str)]) -> Value {
     for byte in 0..=u8::MAX {
         vocab.insert(spelled(byte).to_string(), json!(free.next()));
     }
+    for id in free.take_while(|&id| (id as usize) < size) {
+        vocab.insert(format!("<|{id}|>"), json!(id));
+    }
     let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
     json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
@@ -95,18 +100,6 @@ fn tokenizer(special: &[(u32, &str)]) -> Value {
             "fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "vocab": vocab, "merges": [],
         },
     })
-}
-
-/// GPT-2's letter for a byte: itself where it can be seen, else one behind all letters of a byte.
-fn spelled(byte: u8) -> char {
-    let seen = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    match seen(byte) {
-        true => char::from(byte),
-        false => {
-            let before = (0..byte).filter(|&other| !seen(other)).count() as u32;
-            char::from_u32(256 + before).unwrap_or(char::REPLACEMENT_CHARACTER)
-        }
-    }
 }
 
 /// Weights, drawn tensor by tensor as they are written.
@@ -183,6 +176,7 @@ mod tests {
         let ids = pair.tokenizer.encode(text).unwrap();
         assert_eq!(pair.tokenizer.decode(&ids).unwrap(), text);
         assert_eq!(ids.len(), text.len());
+        assert_eq!(pair.tokenizer.len(), pair.policy().unwrap().config.vocab_size);
         let said = [crate::files::chat::Message { role: "user".into(), content: "Hello".into() }];
         let rendered = pair.chat().unwrap().render(&said, true).unwrap();
         assert_eq!(rendered, "<|start|>user\nHello<|end|>\n<|start|>assistant\n");
