@@ -1,6 +1,7 @@
 //! Messages to the engine's thread, and its updates on a request.
 
 use super::scheduler::RequestStats;
+use super::submitter::Submitter;
 use crate::Result;
 use crate::model::ModelPair;
 use crate::task::{Progress, Request};
@@ -11,18 +12,6 @@ pub(super) type BuildRequest = Box<dyn FnOnce(&ModelPair) -> Result<Box<dyn Requ
 
 /// Passes an update on. False if the listener has gone, which cancels the request.
 pub(super) type OnUpdate = Box<dyn FnMut(Update<()>) -> bool + Send>;
-
-/// For whom a request is: with which others it takes turns, and with which it shares prompts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Submitter {
-    /// Requests with the same number are parts of one, and take turns with others as one. `None`: it stands by itself.
-    pub group: Option<u64>,
-    /// Keys and values of a prompt are shared with requests of the same salt only.
-    pub cache_salt: u64,
-    /// Outside the group only whole blocks are shared. Otherwise somebody who may try prompts, and is told how much of them was
-    /// known, would find a stranger's prompt token by token.
-    pub whole_blocks: bool,
-}
 
 /// To the engine's thread.
 pub(super) enum Command {

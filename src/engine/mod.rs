@@ -13,16 +13,18 @@ mod sequences;
 mod service;
 mod settings;
 mod step;
+mod submitter;
 mod ticket;
 
 pub use crate::task::{Progress, Request, Speculation};
-pub use command::{Handle, Submitter, Update};
+pub use command::{Handle, Update};
 pub use drive::{Observer, RunReport, complete, decode, decode_with, run_all, score};
 pub use retokenize::decode_retokenized;
 pub use scheduler::{Event, RequestStats, Scheduler, SchedulerStats};
 pub use service::{Engine, Status};
 pub use settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};
 pub use step::{SpanOutput, Step, TaskSpan};
+pub use submitter::Submitter;
 pub use ticket::Ticket;
 
 use crate::error::Limit;

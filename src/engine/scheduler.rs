@@ -16,10 +16,10 @@ mod turns;
 
 use self::allocation::{Allocation, StepReservations};
 use self::budget::Budget;
-use super::command::Submitter;
 use super::sequences::{Sequences, Source};
 use super::settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};
 use super::step::{SpanOutput, Step, TaskSpan};
+use super::submitter::Submitter;
 use crate::error::Limit;
 use crate::kv::BLOCK;
 use crate::model::{ModelPair, Role, StepTime, Work};

@@ -1,8 +1,9 @@
 //! The engine as others use it: a thread that owns the backend, and tickets for what it was asked.
 
-use super::command::{BuildRequest, Command, Handle, OnUpdate, Submitter, Update};
+use super::command::{BuildRequest, Command, Handle, OnUpdate, Update};
 use super::scheduler::{Event, RequestStats, Scheduler, SchedulerStats, stuck};
 use super::settings::Settings;
+use super::submitter::Submitter;
 use super::ticket::{Ticket, UpdateSender};
 use super::{intervention, sampler};
 use crate::answer::{Completions, Response, RewardReport};
