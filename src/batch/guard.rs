@@ -27,15 +27,20 @@ pub struct Verdict {
     pub categories: Vec<String>,
     /// What the guard wrote.
     pub text: String,
+    /// Of the answer that was judged, so that one that has changed since is noticed: FNV-1a in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_hash: Option<String>,
+}
+
+/// See [`Verdict::answer_hash`].
+pub fn hash_of(answer: &str) -> String {
+    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    format!("{:016x}", answer.bytes().fold(0xcbf2_9ce4_8422_2325, fold))
 }
 
 impl Record for Verdict {
     fn index(&self) -> usize {
         self.index
-    }
-
-    fn prompt(&self) -> &str {
-        &self.prompt
     }
 }
 
@@ -95,7 +100,8 @@ impl Guard<'_> {
         let found: Vec<u32> = found.iter().copied().filter(|id| !self.stop_ids.contains(id)).collect();
         let text = self.tokenizer.decode(&found)?;
         let (safe, categories) = read_verdict(&text);
-        Ok(Verdict { index: row.index, prompt: row.prompt.clone(), safe, categories, text })
+        let answer_hash = Some(hash_of(&row.response));
+        Ok(Verdict { index: row.index, prompt: row.prompt.clone(), safe, categories, text, answer_hash })
     }
 }
 
