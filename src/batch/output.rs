@@ -183,10 +183,10 @@ impl Rows {
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
         let rest = text.split_off(whole);
         // Only what a run left is cut off, and it always left its options beside the file.
-        if !(rest.is_empty() || rest.starts_with(BEGINNING) || BEGINNING.starts_with(&rest)) {
+        let ends = serde_json::from_slice::<R>(&rest).is_ok();
+        if !(rest.is_empty() || ends || rest.starts_with(BEGINNING) || BEGINNING.starts_with(&rest)) {
             return Err(Error::file(name, "expected rows of an earlier run, found something else at its end"));
         }
-        let ends = serde_json::from_slice::<R>(&rest).is_ok();
         if ends {
             text.extend(&rest);
         }

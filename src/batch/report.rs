@@ -135,7 +135,7 @@ impl Summary {
         }
         match self.at_once.filter(|_| line == "seconds") {
             Some([_, 1]) => remark += ", alone",
-            Some([least, most]) if least == most => remark += &format!(", {most} at a time"),
+            Some([least, most]) if least == most => remark += &format!(", up to {most} at a time"),
             Some([least, most]) => remark += &format!(", {least} to {most} at a time"),
             None => {}
         }
@@ -205,8 +205,8 @@ mod tests {
             let summary = Summary::new("", rows);
             summary.remark("seconds", &summary.seconds.unwrap())
         };
-        assert_eq!(remark(&[more.clone()]), ", alone");
-        assert_eq!(remark(&[sixteen.clone()]), ", 16 at a time");
+        assert_eq!(remark(std::slice::from_ref(&more)), ", alone");
+        assert_eq!(remark(std::slice::from_ref(&sixteen)), ", up to 16 at a time");
         assert_eq!(remark(&[more.clone(), sixteen]), ", 1 to 16 at a time");
         assert_eq!(remark(&[more, some[1].clone()]), "");
         assert_eq!(paired(&some, &[row(0, Some(3.0)), row(1, Some(9.0))]).unwrap().mean, 1.0);

@@ -4,6 +4,7 @@ use super::models::{DeviceArgs, TemplateArgs, counting, files, noted};
 use super::output::{Paths, put_in_order};
 use super::say;
 use super::terminal::{counted, for_stdout};
+use crate::Error;
 use crate::batch::each;
 use crate::batch::guard::{Guard, Verdict, hash_of};
 use crate::batch::output::{Row, Rows, config_path, part_path, read};
@@ -11,7 +12,6 @@ use crate::batch::report::{Mean, mean};
 use crate::engine::{Engine, Settings};
 use crate::files::pair::{LanguageModel, Pair};
 use crate::runtime::Device;
-use crate::{Error, Result};
 use clap::builder::RangedU64ValueParser;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -99,17 +99,16 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let open = move || Ok(flags.open_quietly(&mut device, &for_engine, context)?.into_backend());
         let engine = Engine::start(settings, open)?;
         let guard = Guard { engine: &engine, tokenizer: &pair.tokenizer, chat, stop_ids: &guard.stop_ids, context };
-        ask_all(&guard, &left, args.max_concurrency, &mut out)?;
+        let count = counting(left.len(), 0, "verdict");
+        count.goes_on(&output);
+        let verdicts = each(&left, args.max_concurrency, &mut out, &|row: &&Row| guard.ask(row), &|_: &Verdict| {
+            count.bar.inc(1);
+        });
+        count.bar.finish_and_clear();
+        verdicts?;
     }
     put_in_order(out, nothing_left)?;
     print(args, &read(&output)?)
-}
-
-fn ask_all(guard: &Guard<'_>, left: &[&Row], concurrency: usize, out: &mut Rows) -> Result<()> {
-    let bar = counting(left.len(), 0, "verdict").bar;
-    let asked = each(left, concurrency, out, &|row: &&Row| guard.ask(row), &|_: &Verdict| bar.inc(1));
-    bar.finish_and_clear();
-    asked
 }
 
 fn config(args: &Args, guard: &LanguageModel, context: usize, device: &Device) -> Map<String, Value> {

@@ -322,6 +322,27 @@ impl Count {
     pub(super) fn remark(&self, text: String) {
         *self.remark.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }
+
+    /// Lets whoever interrupts the command read that nothing is lost: what is done is in `output`.
+    #[cfg(feature = "server")]
+    pub(super) fn goes_on(&self, output: &Path) {
+        let (bar, output) = (self.bar.clone(), output.display().to_string());
+        std::thread::spawn(move || {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+            if runtime.block_on(async { tokio::signal::ctrl_c().await }).is_ok() {
+                bar.finish_and_clear();
+                // The first word counts: an error of the clean-up is dropped.
+                let _ = profile::finish();
+                say(&format!("interrupted: what is done is in {output}, and the same command goes on from there"));
+                // As a shell writes the end by this signal. A half-written row is cut off by the next run.
+                std::process::exit(130);
+            }
+        });
+    }
+
+    /// Without the server there is nobody who hears signals.
+    #[cfg(not(feature = "server"))]
+    pub(super) fn goes_on(&self, _: &Path) {}
 }
 
 /// Standard error, if it is a terminal that can take a line back.

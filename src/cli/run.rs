@@ -23,7 +23,7 @@ use crate::text::{Next, Prompt, PromptLayout};
 use crate::{Error, Result};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -153,7 +153,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let engine =
             Engine::start(settings, move || Ok(flags.open(&mut device, &for_engine, max_len)?.into_backend()))?;
         let progress = BatchProgress::new(jobs.len(), there);
-        end_with_a_word(&progress.count, &args.output);
+        progress.count.goes_on(&args.output);
         let ran = answer_all(&engine, &pair.tokenizer, task, &jobs, args.max_concurrency, &mut rows, &|row| {
             progress.row(row);
         });
@@ -196,26 +196,6 @@ fn fits(row: &Row, records: &[PromptRecord], jobs: &[Job], pair: &Pair) -> std::
     }
     Ok(())
 }
-
-/// Lets an interrupted run say that nothing is lost.
-#[cfg(feature = "server")]
-fn end_with_a_word(count: &Count, output: &Path) {
-    let (bar, output) = (count.bar.clone(), output.display().to_string());
-    std::thread::spawn(move || {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-        if runtime.block_on(async { tokio::signal::ctrl_c().await }).is_ok() {
-            bar.finish_and_clear();
-            let _ = crate::profile::finish();
-            say(&format!("interrupted: the answers so far are in {output}, and the same command goes on from there"));
-            // As a shell writes the end by this signal. A half-written row is cut off by the next run.
-            std::process::exit(130);
-        }
-    });
-}
-
-/// Without the server there is nobody who hears signals.
-#[cfg(not(feature = "server"))]
-fn end_with_a_word(_: &Count, _: &Path) {}
 
 /// What is asked, with what a task brings.
 struct Asked {

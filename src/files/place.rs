@@ -49,6 +49,9 @@ pub fn is_same_file(one: &Path, other: &Path) -> bool {
 /// # Errors
 /// The content cannot be written; `path` is then as it was.
 pub fn replace(path: &Path, beside: &Path, content: &[u8]) -> Result<()> {
+    if beside.is_symlink() {
+        std::fs::remove_file(beside)?;
+    }
     let written = std::fs::write(beside, content).and_then(|()| {
         if let Ok(old) = std::fs::metadata(path) {
             std::fs::set_permissions(beside, old.permissions())?;

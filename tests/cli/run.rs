@@ -245,7 +245,7 @@ fn an_interrupted_run_says_that_it_goes_on() {
     let folder = tempfile::tempdir().expect("a folder");
     let (input, output) = (prompts(folder.path(), 60), folder.path().join("out.jsonl"));
     let args = ["run", "--input", utf8(&input), "--output", utf8(&output), "--max-concurrency", "1"];
-    let child = command().args(&args).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let child = command().args(args).stderr(Stdio::piped()).spawn().expect("the binary runs");
     while std::fs::metadata(&output).map_or(0, |file| file.len()) == 0 {
         std::thread::sleep(Duration::from_millis(10));
     }

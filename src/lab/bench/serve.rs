@@ -528,7 +528,7 @@ mod tests {
         // Tokens, and no text of them.
         let silent = Measured { e2el: 0.1, output_tokens: 1, ..Measured::default() };
         let goals: Vec<Goal> = ["ttft:250", "tpot:100", "e2el:1000"].map(|goal| goal.parse().unwrap()).to_vec();
-        let summary = summary(&load(), &[silent.clone()], &goals, &[99.0]);
+        let summary = summary(&load(), std::slice::from_ref(&silent), &goals, &[99.0]);
         assert_eq!((summary.completed, summary.goodput), (1, Some(0.0)));
         for name in ["mean_ttft_ms", "median_tpot_ms", "p99_itl_ms", "std_ttft_ms"] {
             assert_eq!(summary.latencies[name], None, "{name}");
