@@ -3,7 +3,8 @@
 
 use super::args::{Generate, Method, SamplingArgs};
 use super::say;
-use super::terminal::{Progress, TerminalWriter, counted, for_stdout};
+use super::terminal::{Progress, TerminalWriter};
+use super::words::{counted, for_stdout};
 use crate::answer::StopReason;
 use crate::engine::{Settings, complete};
 use crate::files::pair::Pair;

@@ -3,7 +3,7 @@
 use super::models::{DeviceArgs, TemplateArgs, counting, files, noted};
 use super::output::{Paths, put_in_order};
 use super::say;
-use super::terminal::{counted, for_stdout};
+use super::words::{counted, for_stdout};
 use crate::Error;
 use crate::batch::each;
 use crate::batch::guard::{Guard, Verdict, hash_of};

@@ -1,7 +1,7 @@
 //! `ggro info`: the build, the devices, and whether a pair fits.
 
 use super::models::{MemoryArgs, PairArgs};
-use super::terminal::for_stdout;
+use super::words::for_stdout;
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::{Pair, Part, Parts};

@@ -1,7 +1,8 @@
 //! The command line: parses flags, calls the library, prints. It decides nothing but presentation.
 //!
 //! One file per command, and one each for what they share: which models and device (`models`), how a prompt becomes ids
-//! (`prompt`), text on its way to the terminal (`terminal`), and files that appear whole or not at all (`output`).
+//! (`prompt`), answers on their way to the terminal (`terminal`), other words for people (`words`), and files that appear whole
+//! or not at all (`output`).
 
 mod args;
 mod complete;
@@ -22,6 +23,7 @@ mod score;
 mod serve;
 mod summary;
 mod terminal;
+mod words;
 
 use crate::engine::SpeculationWidth;
 use crate::error::{Error, Remedy};
@@ -36,7 +38,7 @@ use std::any::TypeId;
 use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
-use terminal::visible;
+use words::visible;
 
 const ABOUT: &str = "Gradient-guided reward optimisation: decodes a frozen language model and steers it, at its \
 uncertain tokens, with the gradient of a frozen reward model";

@@ -1,7 +1,7 @@
 //! The flags that say which models are opened, where and how, with the progress bars and notes of opening.
 
 use super::say;
-use super::terminal::{Counting, is_dumb, visible};
+use super::words::{Counting, is_dumb, visible};
 use crate::batch::output;
 use crate::files::chat::{Date, check_variable};
 use crate::files::checkpoint::Files;

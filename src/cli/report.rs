@@ -2,7 +2,7 @@
 
 use super::output::{Output, Paths};
 use super::say;
-use super::terminal::for_stdout;
+use super::words::for_stdout;
 use crate::batch::output::{Row, config_path, read, recorded};
 use crate::batch::report::{Mean, Summary, page, paired};
 use crate::runtime::bytes_in_words;

@@ -6,7 +6,7 @@ use super::models::{Count, DeviceArgs, PairArgs, TemplateArgs, counting, note_wi
 use super::output::{Paths, put_in_order};
 use super::prompt::with_flags;
 use super::say;
-use super::terminal::counted;
+use super::words::counted;
 use crate::batch::input;
 use crate::batch::output::{Row, Rows, config_path, part_path};
 use crate::batch::record::{PromptRecord, lay_out};

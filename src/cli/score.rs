@@ -3,7 +3,7 @@
 use super::models::{DeviceArgs, PairArgs, TemplateArgs, counting};
 use super::output::{Output, Paths};
 use super::say;
-use super::terminal::{counted, for_stdout};
+use super::words::{counted, for_stdout};
 use crate::answer::RewardReport;
 use crate::batch::texts::{TextContent, TextRecord, parse};
 use crate::engine::{Engine, Settings, Ticket};

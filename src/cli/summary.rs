@@ -1,6 +1,7 @@
 //! The summary of `generate`: lines for people, or one JSON object.
 
-use super::terminal::{Style, counted};
+use super::terminal::Style;
+use super::words::counted;
 use crate::answer::{FinishReason, Response};
 use crate::model::Work;
 use crate::trace::finish_reason_name;

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::cli::models::{DeviceArgs, load};
 use crate::cli::output::Paths;
-use crate::cli::terminal::for_stdout;
+use crate::cli::words::for_stdout;
 use crate::dtype::HalfType;
 use crate::files::pair::Pair;
 use crate::lab::goldens::teacher::Lesson;

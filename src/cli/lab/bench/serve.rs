@@ -4,7 +4,7 @@ use crate::batch::input;
 use crate::cli::args::seed;
 use crate::cli::models::counting;
 use crate::cli::say;
-use crate::cli::terminal::{counted, for_stdout};
+use crate::cli::words::{counted, for_stdout};
 use crate::files::demo;
 use crate::lab::bench::serve::{Goal, Load, Measured, Summary, first_model, run as send, summary};
 use crate::{Error, Result};
