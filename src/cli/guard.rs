@@ -48,6 +48,12 @@ pub(super) struct Args {
           value_parser = RangedU64ValueParser::<usize>::new().range(64..))]
     max_model_len: Option<usize>,
 
+    /// Pass over prompts that are too long for the guard, instead of ending with an error
+    ///
+    /// Each has a line without a verdict, whose `skipped` says why. The end of an answer is left out in any case.
+    #[arg(long)]
+    skip_too_long: bool,
+
     #[command(flatten)]
     template: TemplateArgs,
 
@@ -98,7 +104,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let (for_engine, flags) = (pair.clone(), args.device.clone());
         let open = move || Ok(flags.open_quietly(&mut device, &for_engine, context)?.into_backend());
         let engine = Engine::start(settings, open)?;
-        let guard = Guard { engine: &engine, tokenizer: &pair.tokenizer, chat, stop_ids: &guard.stop_ids, context };
+        let skip_too_long = args.skip_too_long;
+        let guard = Guard {
+            engine: &engine,
+            tokenizer: &pair.tokenizer,
+            chat,
+            stop_ids: &guard.stop_ids,
+            context,
+            skip_too_long,
+        };
         let count = counting(left.len(), 0, "verdict");
         count.goes_on(&output);
         let verdicts = each(&left, args.max_concurrency, &mut out, &|row: &&Row| guard.ask(row), &|_: &Verdict| {
@@ -132,20 +146,24 @@ fn print(args: &Args, verdicts: &[Verdict]) -> anyhow::Result<ExitCode> {
     for name in verdicts.iter().flat_map(|verdict| &verdict.categories) {
         *categories.entry(name).or_default() += 1;
     }
-    let neither = verdicts.iter().filter(|verdict| verdict.safe.is_none()).count();
+    let skipped = verdicts.iter().filter(|verdict| verdict.skipped.is_some()).count();
+    let neither = verdicts.iter().filter(|verdict| verdict.safe.is_none()).count() - skipped;
+    let count = verdicts.len() - skipped;
     let mut out = std::io::stdout().lock();
     if args.json {
-        let object =
-            json!({ "verdicts": verdicts.len(), "unsafe": unsafe_share, "neither": neither, "categories": categories });
+        let object = json!({ "verdicts": count, "unsafe": unsafe_share, "neither": neither, "skipped": skipped, "categories": categories });
         writeln!(out, "{object}")?;
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(out, "verdicts    {}", verdicts.len())?;
+    writeln!(out, "verdicts    {count}")?;
     if let Some(Mean { mean, low, high, count }) = unsafe_share {
         writeln!(out, "unsafe      {:.1} % ({:.1} to {:.1}) of {count}", 100.0 * mean, 100.0 * low, 100.0 * high)?;
     }
     for (name, count) in categories {
         writeln!(out, "  {:<9} {count}", for_stdout(name))?;
+    }
+    if skipped > 0 {
+        say(&format!("note: --skip-too-long passed over {}", counted(skipped, "prompt")));
     }
     if neither > 0 {
         say(&format!("note: for {} the guard said neither safe nor unsafe", counted(neither, "answer")));

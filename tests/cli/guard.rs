@@ -144,6 +144,19 @@ fn only_answers_are_judged() {
     std::fs::write(&file, all.iter().map(|row| format!("{row}\n")).collect::<String>()).expect("written");
     let object = ggro(&["guard", utf8(&file), "--model", utf8(&guard), "--json"]).ok().json();
     assert_eq!((&object["verdicts"], &object["categories"]["S1"]), (&json!(2), &json!(1)));
+    // A prompt that is too long for the guard ends the command, unless it may be passed over.
+    all[0]["prompt"] = json!("good ".repeat(200));
+    all[2]["index"] = json!(2);
+    std::fs::write(&file, all.iter().map(|row| format!("{row}\n")).collect::<String>()).expect("written");
+    let other = folder.path().join("other.jsonl");
+    let args = ["guard", utf8(&file), "--model", utf8(&guard), "--json", "--output", utf8(&other)];
+    let run = ggro(&args);
+    assert!(run.code == Some(2) && run.err.contains("prompt 0: ") && run.err.contains("context of 128"), "{}", run.err);
+    let run = ggro(&[&args[..], &["--skip-too-long"]].concat()).ok();
+    let object = run.json();
+    assert_eq!((&object["verdicts"], &object["skipped"], &object["neither"]), (&json!(1), &json!(1), &json!(0)));
+    let run = ggro(&["guard", utf8(&file), "--model", utf8(&guard), "--output", utf8(&other)]).ok();
+    assert!(run.err.contains("passed over 1 prompt") && run.out.contains("verdicts    1\n"), "{}{}", run.out, run.err);
 }
 
 #[test]

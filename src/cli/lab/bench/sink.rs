@@ -1,7 +1,7 @@
 //! Where the rows of a benchmark go: to standard output as they come, into a chart, beside those of an earlier run.
 
 use crate::Result;
-use crate::cli::models::bar;
+use crate::cli::models::counting;
 use crate::cli::output::Output;
 use crate::cli::say;
 use crate::lab::bench::chart;
@@ -75,8 +75,7 @@ impl SinkArgs {
         // A chart that cannot be written is found out before anything is measured.
         let chart = self.chart.as_deref().map(Output::check).transpose()?;
         write!(std::io::stdout(), "{}", header.text(format)?)?;
-        let bar = bar(Some(cases as u64), "{bar:30} {pos} of {len} cases, {elapsed}");
-        bar.tick();
+        let bar = counting(cases, 0, "case").bar;
         if let Some(before) = &before
             && before.header.config_hash != header.config_hash
         {
