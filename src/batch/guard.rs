@@ -27,15 +27,23 @@ pub struct Verdict {
     pub categories: Vec<String>,
     /// What the guard wrote.
     pub text: String,
+    /// Of the answer that was judged, so that one that has changed since is noticed: FNV-1a in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_hash: Option<String>,
+    /// Why there is no verdict, if the answer was passed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+}
+
+/// See [`Verdict::answer_hash`].
+pub fn hash_of(answer: &str) -> String {
+    let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    format!("{:016x}", answer.bytes().fold(0xcbf2_9ce4_8422_2325, fold))
 }
 
 impl Record for Verdict {
     fn index(&self) -> usize {
         self.index
-    }
-
-    fn prompt(&self) -> &str {
-        &self.prompt
     }
 }
 
@@ -51,6 +59,8 @@ pub struct Guard<'a> {
     pub stop_ids: &'a [u32],
     /// Longest question and answer together, in tokens.
     pub context: usize,
+    /// Whether prompts that are too long are passed over; else they are errors.
+    pub skip_too_long: bool,
 }
 
 impl Guard<'_> {
@@ -64,17 +74,25 @@ impl Guard<'_> {
             let text = self.chat.render(&[said("user", &row.prompt), said("assistant", answer)], true)?;
             self.tokenizer.encode(&text)
         };
+        let verdict = |safe, categories, text| Verdict {
+            index: row.index,
+            prompt: row.prompt.clone(),
+            safe,
+            categories,
+            text,
+            answer_hash: Some(hash_of(&row.response)),
+            skipped: None,
+        };
         let room = self.context.saturating_sub(MOST_TOKENS);
         let mut answer = row.response.as_str();
         let mut ids = question(answer)?;
         while ids.len() > room {
             if answer.is_empty() {
-                return Err(Error::invalid(format!(
-                    "prompt {}: {} tokens do not fit the guard's context of {}",
-                    row.index,
-                    ids.len(),
-                    self.context
-                )));
+                let why = format!("{} tokens do not fit the guard's context of {}", ids.len(), self.context);
+                return match self.skip_too_long {
+                    true => Ok(Verdict { skipped: Some(why), ..verdict(None, Vec::new(), String::new()) }),
+                    false => Err(Error::invalid(format!("prompt {}: {why}", row.index))),
+                };
             }
             let mut end = answer.len() / 2;
             while !answer.is_char_boundary(end) {
@@ -95,7 +113,7 @@ impl Guard<'_> {
         let found: Vec<u32> = found.iter().copied().filter(|id| !self.stop_ids.contains(id)).collect();
         let text = self.tokenizer.decode(&found)?;
         let (safe, categories) = read_verdict(&text);
-        Ok(Verdict { index: row.index, prompt: row.prompt.clone(), safe, categories, text })
+        Ok(verdict(safe, categories, text))
     }
 }
 

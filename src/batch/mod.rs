@@ -64,7 +64,8 @@ pub fn run(
     done: &(dyn Fn(&Row) + Sync),
 ) -> Result<()> {
     let jobs: Vec<&Job> = jobs.iter().filter(|job| !rows.has(job.index)).collect();
-    each(&jobs, concurrency, rows, &|job: &&Job| answer(engine, tokenizer, task, job), done)
+    let make = |job: &&Job| Ok(Row { concurrency: Some(concurrency), ..answer(engine, tokenizer, task, job)? });
+    each(&jobs, concurrency, rows, &make, done)
 }
 
 /// Makes a record of each thing, `concurrency` at a time, and adds it to the file. `done` is called with each record.
@@ -228,13 +229,15 @@ fn row(tokenizer: &Arc<Tokenizer>, task: Option<&Task>, job: &Job, answered: Ans
         elapsed_seconds: (elapsed * 1e6).round() / 1e6,
         prediction,
         correct,
-        finish_reason: finish_reason_name(answered.reason).to_string(),
-        prompt_tokens: prompt_len,
-        new_tokens: new.len(),
+        finish_reason: Some(finish_reason_name(answered.reason).to_string()),
+        prompt_tokens: Some(prompt_len),
+        new_tokens: Some(new.len()),
         segment_boundaries: answered.segment_boundaries,
-        work: answered.work,
-        segments: answered.segments,
+        work: Some(answered.work),
+        segments: Some(answered.segments),
         round_trip_stable: Some(round_trip_stable),
+        concurrency: None,
+        skipped: None,
     })
 }
 

@@ -3,17 +3,23 @@
 //! A row is added by one write that ends in a line break. If the process is killed during a write, the incomplete row is cut off
 //! when the file is opened again; complete rows are kept, and their prompts are not answered again. Rows are added as answers end.
 //! When all are there, they are written in the order of their prompts to a second file, which then replaces the first.
+//!
+//! Where the file is a symbolic link, rows and configuration are those of the file that it leads to.
 
+use super::record::{PromptRecord, kind};
+use crate::files::checkpoint::read_whole_text;
+use crate::files::json::in_line;
+use crate::files::place::{behind_links, replace};
 use crate::model::Work;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// One answer. The first eleven fields are the official code's.
+/// One answer. The first eleven fields are the official code's; what its rows lack of the others is missing, not zero.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Number of the prompt in its file, from 0.
@@ -43,23 +49,57 @@ pub struct Row {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correct: Option<bool>,
     /// Why it ended.
-    #[serde(default)]
-    pub finish_reason: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish_reason: Option<String>,
     /// Tokens of the prompt.
-    #[serde(default)]
-    pub prompt_tokens: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens: Option<usize>,
     /// Tokens of the answer.
-    #[serde(default)]
-    pub new_tokens: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_tokens: Option<usize>,
     /// Tokens that had to go through the models for it.
-    #[serde(default)]
-    pub work: Work,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
     /// Its segments.
-    #[serde(default)]
-    pub segments: Vec<RowSegment>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segments: Option<Vec<RowSegment>>,
     /// Whether `full_text`, tokenised again, gives the ids that were decoded. The official code does this between segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub round_trip_stable: Option<bool>,
+    /// Prompts that were answered at the same time, at most: `elapsed_seconds` is a time among so many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<usize>,
+    /// Why the prompt was not answered, if it was passed over. There is no answer then, and `response` is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+}
+
+impl Row {
+    /// The row of a prompt that is passed over.
+    pub fn skipped(index: usize, record: &PromptRecord, why: String) -> Self {
+        Row {
+            index,
+            prompt: record.text.clone(),
+            answer: record.answer.clone(),
+            metadata: record.metadata.clone(),
+            full_text: String::new(),
+            response: String::new(),
+            reward: None,
+            num_nudges: 0,
+            segment_boundaries: Vec::new(),
+            elapsed_seconds: 0.0,
+            prediction: None,
+            correct: None,
+            finish_reason: None,
+            prompt_tokens: None,
+            new_tokens: None,
+            work: None,
+            segments: None,
+            round_trip_stable: None,
+            concurrency: None,
+            skipped: Some(why),
+        }
+    }
 }
 
 /// A segment of an answer.
@@ -93,70 +133,82 @@ pub struct RowCandidate {
 pub trait Record: Serialize + for<'a> Deserialize<'a> {
     /// Number of the prompt.
     fn index(&self) -> usize;
-    /// The prompt's text.
-    fn prompt(&self) -> &str;
 }
 
 impl Record for Row {
     fn index(&self) -> usize {
         self.index
     }
-
-    fn prompt(&self) -> &str {
-        &self.prompt
-    }
 }
+
+/// What every row begins with.
+const BEGINNING: &[u8] = b"{\"index\":";
 
 /// A file of rows that is being added to. No other process can open it meanwhile.
 #[derive(Debug)]
 pub struct Rows {
+    /// As the user calls it.
+    name: PathBuf,
+    /// Behind symbolic links.
     path: PathBuf,
     file: File,
     there: BTreeSet<usize>,
 }
 
 impl Rows {
-    /// Opens a file, or creates it. `config` holds all that an answer depends on besides its prompt; `prompts` are the prompts' texts.
+    /// Opens a file, or creates it. `config` holds all that an answer depends on besides its prompt; `fits` says what is wrong with
+    /// a row beside the input, as the end of a sentence that begins with the row.
     ///
     /// # Errors
     /// The file cannot be read or written, another process has it open, its rows were made with another configuration, a line is
-    /// not a row, or a row answers another prompt than the one of its number.
-    pub fn open<R: Record>(path: &Path, config: &Map<String, Value>, prompts: &[String]) -> Result<Self> {
-        let failed = |e| Error::io(path, e);
+    /// not a row, or a row does not fit. The file is then as it was.
+    pub fn open<R: Record>(
+        name: &Path,
+        config: &Map<String, Value>,
+        fits: &dyn Fn(&R) -> std::result::Result<(), String>,
+    ) -> Result<Self> {
+        let (path, failed) = (behind_links(name), |e| Error::io(name, e));
         if path.is_dir() {
-            return Err(Error::file(path, "is a directory"));
+            return Err(Error::file(name, "is a directory"));
         }
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(failed)?;
         if !file.metadata().map_err(failed)?.is_file() {
-            return Err(Error::file(path, "is not a regular file; rows need one to go on from"));
+            return Err(Error::file(name, "is not a regular file; rows need one to go on from"));
         }
         if file.try_lock().is_err() {
-            return Err(Error::file(path, "is in use by another run"));
+            return Err(Error::file(name, "is in use by another run"));
         }
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(failed)?;
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-        if whole < text.len() {
-            // An incomplete row.
-            file.set_len(whole as u64).map_err(failed)?;
-            text.truncate(whole);
+        let rest = text.split_off(whole);
+        // Only what a run left is cut off, and it always left its options beside the file.
+        let ends = serde_json::from_slice::<R>(&rest).is_ok();
+        if !(rest.is_empty() || ends || rest.starts_with(BEGINNING) || BEGINNING.starts_with(&rest)) {
+            return Err(Error::file(name, "expected rows of an earlier run, found something else at its end"));
         }
-        check_config(path, config, whole > 0)?;
+        if ends {
+            text.extend(&rest);
+        }
+        check_config(name, config, !text.is_empty(), !rest.is_empty())?;
         let mut there = BTreeSet::new();
         for (number, line) in text.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
-            let wrong = |what: String| Error::file(path, format!("line {}: {what}", number + 1));
-            let row: R = serde_json::from_slice(line).map_err(|e| wrong(format!("expected a row: {e}")))?;
+            let wrong = |what: String| Error::file(name, format!("line {}: {what}", number + 1));
+            let row: R = serde_json::from_slice(without_mark(line))
+                .map_err(|e| wrong(format!("expected a row: {}", in_line(&e))))?;
             let index = row.index();
-            match prompts.get(index) {
-                Some(prompt) if prompt == row.prompt() => {}
-                Some(_) => return Err(wrong(format!("row {index} answers another prompt than the input's"))),
-                None => return Err(wrong(format!("row {index}: the input has {} prompts", prompts.len()))),
-            }
+            fits(&row).map_err(|what| wrong(format!("row {index} {what}")))?;
             if !there.insert(index) {
                 return Err(wrong(format!("row {index} is there twice")));
             }
         }
-        Ok(Rows { path: path.to_path_buf(), file, there })
+        if ends {
+            // Whole, but for its line break.
+            file.write_all(b"\n").map_err(failed)?;
+        } else if !rest.is_empty() {
+            file.set_len(whole as u64).map_err(failed)?;
+        }
+        Ok(Rows { name: name.to_path_buf(), path, file, there })
     }
 
     /// Whether a prompt has been answered.
@@ -179,8 +231,8 @@ impl Rows {
     /// # Errors
     /// It cannot be written; the file is then as it was.
     pub fn add(&mut self, row: &impl Record) -> Result<()> {
-        let failed = |e| Error::io(&self.path, e);
-        let mut line = serde_json::to_vec(row).map_err(|e| Error::file(&self.path, e.to_string()))?;
+        let failed = |e| Error::io(&self.name, e);
+        let mut line = serde_json::to_vec(row).map_err(|e| Error::file(&self.name, e.to_string()))?;
         line.push(b'\n');
         let before = self.file.metadata().map_err(failed)?.len();
         if let Err(error) = self.file.write_all(&line) {
@@ -195,12 +247,16 @@ impl Rows {
     /// Puts the rows in order.
     ///
     /// # Errors
-    /// The rows cannot be read or written; the file is then as it was.
+    /// The rows cannot be read, or written a second time; the file is then as it was, and has all of them.
     pub fn finish(mut self) -> Result<()> {
-        let failed = |e| Error::io(&self.path, e);
+        let failed = |e: std::io::Error| {
+            let what = "all rows are there, and only their order is missing; the same command puts them in order";
+            Error::file(&self.name, format!("{what} once this is mended: {e}"))
+        };
         let mut text = String::new();
         self.file.seek(SeekFrom::Start(0)).map_err(failed)?;
         self.file.read_to_string(&mut text).map_err(failed)?;
+        let text = text.trim_start_matches('\u{feff}');
         let index = |line: &str| serde_json::from_str::<Numbered>(line).map_or(usize::MAX, |row| row.index);
         let mut lines: Vec<(usize, &str)> = text.lines().map(|line| (index(line), line)).collect();
         if lines.is_sorted_by_key(|(index, _)| *index) {
@@ -208,12 +264,7 @@ impl Rows {
         }
         lines.sort_by_key(|(index, _)| *index);
         let sorted: String = lines.iter().flat_map(|(_, line)| [line, "\n"]).collect();
-        let beside = self.path.with_added_extension("part");
-        let moved = std::fs::write(&beside, sorted).and_then(|()| std::fs::rename(&beside, &self.path));
-        moved.map_err(|e| {
-            let _ = std::fs::remove_file(&beside);
-            failed(e)
-        })
+        replace(&self.path, &part_path(&self.path), sorted.as_bytes()).map_err(failed)
     }
 }
 
@@ -225,25 +276,50 @@ struct Numbered {
 /// Reads a file of rows.
 ///
 /// # Errors
-/// The file cannot be read, is empty, or a line is not a row; the message names the line.
+/// The file cannot be read, is empty, a line is not a row, or a row is there twice; the message names the line.
 pub fn read<R: Record>(path: &Path) -> Result<Vec<R>> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let text = crate::files::checkpoint::read_whole_text(path, file)?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let rows = lines.map(|(number, line)| {
-        serde_json::from_str(line)
-            .map_err(|e| Error::file(path, format!("line {}: expected a row of `ggro run`: {e}", number + 1)))
-    });
-    let rows: Vec<R> = rows.collect::<Result<_>>()?;
+    let text = read_whole_text(path, file)?;
+    let (mut rows, mut there) = (Vec::new(), BTreeSet::new());
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let wrong = |what: String| Error::file(path, format!("line {}: {what}", number + 1));
+        let line = line.trim().trim_start_matches('\u{feff}');
+        if !line.starts_with('{')
+            && let Ok(other) = serde_json::from_str(line)
+        {
+            return Err(wrong(format!("expected a row of `ggro run`, found {}", kind(&other))));
+        }
+        let row: R =
+            serde_json::from_str(line).map_err(|e| wrong(format!("expected a row of `ggro run`: {}", in_line(&e))))?;
+        if !there.insert(row.index()) {
+            return Err(wrong(format!("row {} is there twice", row.index())));
+        }
+        rows.push(row);
+    }
     if rows.is_empty() {
         return Err(Error::file(path, "expected rows of `ggro run`, found none"));
     }
     Ok(rows)
 }
 
-/// The path of a file's configuration.
+/// A line without the byte order mark that some editors put in front of the first.
+fn without_mark(line: &[u8]) -> &[u8] {
+    line.strip_prefix("\u{feff}".as_bytes()).unwrap_or(line)
+}
+
+/// The path of a file's configuration: beside the file that a link leads to, so that it is found by either name.
 pub fn config_path(path: &Path) -> PathBuf {
-    path.with_added_extension("config.json")
+    behind_links(path).with_added_extension("config.json")
+}
+
+/// Where a file is written before it is replaced.
+pub fn part_path(path: &Path) -> PathBuf {
+    behind_links(path).with_added_extension("part")
+}
+
+/// The configuration beside a file of rows, whatever it is; `None` if there is none that can be read.
+pub fn recorded(path: &Path) -> Option<Map<String, Value>> {
+    options_of(path).ok()
 }
 
 /// The configuration that the rows of a file were made with; `None` if it has no rows yet.
@@ -257,38 +333,50 @@ pub fn config(path: &Path) -> Result<Option<Map<String, Value>>> {
         if std::fs::metadata(path)?.is_file() {
             BufReader::new(File::open(path)?).read_until(b'\n', &mut row)?;
         }
-        Ok(row.ends_with(b"\n"))
+        Ok(row.ends_with(b"\n") || serde_json::from_slice::<Numbered>(&row).is_ok())
     };
     if !rows().unwrap_or(false) {
         return Ok(None);
     }
-    let beside = config_path(path);
-    match std::fs::read(&beside) {
-        Ok(text) => serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|e| Error::file(&beside, format!("expected the options of a run: {e}"))),
+    match options_of(path) {
+        Ok(found) => Ok(Some(found)),
         // Opening the rows says what is wrong.
-        Err(_) => Ok(Some(Map::new())),
+        Err(Error::Io { .. }) => Ok(Some(Map::new())),
+        Err(error) => Err(error),
     }
 }
 
-/// Compares the configuration with the one that the rows were made with, or writes it if there are no rows.
-fn check_config(path: &Path, config: &Map<String, Value>, rows: bool) -> Result<()> {
+/// The options that a run wrote beside its rows.
+fn options_of(path: &Path) -> Result<Map<String, Value>> {
     let beside = config_path(path);
-    let found = match std::fs::read(&beside) {
-        Ok(text) if rows => text,
-        Err(error) if rows => {
-            return Err(Error::file(&beside, format!("{error}; without it nothing says how the rows came about")));
+    let file = File::open(&beside).map_err(|e| Error::io(&beside, e))?;
+    let text = read_whole_text(&beside, file)?;
+    serde_json::from_str(&text).map_err(|e| Error::file(&beside, format!("expected the options of a run: {e}")))
+}
+
+/// Compares the configuration with the one that the rows were made with, or writes it if there are no rows. `begun`: the first
+/// one was not written to its end.
+fn check_config(path: &Path, config: &Map<String, Value>, rows: bool, begun: bool) -> Result<()> {
+    let beside = config_path(path);
+    let found = match options_of(path) {
+        Err(Error::Io { source, .. }) if rows || begun => {
+            return Err(Error::file(&beside, format!("{source}; without it nothing says how the rows came about")));
         }
-        _ => {
-            let text = serde_json::to_vec_pretty(config).map_err(|e| Error::file(&beside, e.to_string()))?;
-            let part = beside.with_added_extension("part");
-            let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, &beside));
-            return written.map_err(|e| Error::io(&beside, e));
-        }
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Map::new(),
+        found => found?,
     };
-    let found: Map<String, Value> =
-        serde_json::from_slice(&found).map_err(|e| Error::file(&beside, format!("expected a JSON object: {e}")))?;
+    if !rows {
+        if !found.is_empty() && !found.contains_key("ggro") {
+            return Err(Error::file(&beside, "expected the options of a run, found something else; it would be lost"));
+        }
+        let text = serde_json::to_vec_pretty(config).map_err(|e| Error::file(&beside, e.to_string()))?;
+        return replace(&behind_links(&beside), &part_path(&beside), &text).map_err(|e| Error::io(&beside, e));
+    }
+    // Rows of another command have other options altogether.
+    let of = |config: &Map<String, Value>| if config.contains_key("guard") { "`ggro guard`" } else { "`ggro run`" };
+    if of(&found) != of(config) {
+        return Err(Error::file(path, format!("holds rows of {}; use another output file", of(&found))));
+    }
     let names: BTreeSet<&String> = found.keys().chain(config.keys()).collect();
     let differs = names.into_iter().filter(|name| found.get(*name) != config.get(*name));
     let differs: Vec<String> = differs
@@ -328,18 +416,30 @@ mod tests {
             elapsed_seconds: 0.5,
             prediction: None,
             correct: None,
-            finish_reason: "finish".to_string(),
-            prompt_tokens: 2,
-            new_tokens: 1,
-            work: Work::default(),
-            segments: Vec::new(),
+            finish_reason: Some("finish".to_string()),
+            prompt_tokens: Some(2),
+            new_tokens: Some(1),
+            work: Some(Work::default()),
+            segments: Some(Vec::new()),
             round_trip_stable: None,
+            concurrency: Some(1),
+            skipped: None,
         }
     }
 
     fn config(threshold: f64) -> Map<String, Value> {
-        let Value::Object(map) = json!({"entropy_threshold": threshold, "seed": 0}) else { unreachable!() };
+        let Value::Object(map) = json!({"ggro": "0", "entropy_threshold": threshold, "seed": 0}) else {
+            unreachable!()
+        };
         map
+    }
+
+    /// Rows of these prompts.
+    fn open(path: &Path, config: &Map<String, Value>, prompts: &[String]) -> Result<Rows> {
+        Rows::open(path, config, &|row: &Row| match prompts.get(row.index) {
+            Some(prompt) if *prompt == row.prompt => Ok(()),
+            _ => Err("is another one".to_string()),
+        })
     }
 
     #[test]
@@ -347,29 +447,87 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
         let prompts: Vec<String> = (0..4).map(|i| format!("p{i}")).collect();
-        let mut rows = Rows::open::<Row>(&path, &config(1.5), &prompts).unwrap();
-        assert!(Rows::open::<Row>(&path, &config(1.5), &prompts).unwrap_err().to_string().contains("another run"));
+        let mut rows = open(&path, &config(1.5), &prompts).unwrap();
+        assert!(open(&path, &config(1.5), &prompts).unwrap_err().to_string().contains("another run"));
         rows.add(&row(2)).unwrap();
         rows.add(&row(0)).unwrap();
         drop(rows);
         let mut text = std::fs::read(&path).unwrap();
-        text.extend(b"{\"index\": 1, \"pro");
+        text.extend(b"{\"index\":1,\"pro");
         std::fs::write(&path, text).unwrap();
-        let mut rows = Rows::open::<Row>(&path, &config(1.5), &prompts).unwrap();
+        let mut rows = open(&path, &config(1.5), &prompts).unwrap();
         assert!(rows.has(0) && !rows.has(1) && rows.has(2) && rows.len() == 2);
         rows.add(&row(1)).unwrap();
         rows.finish().unwrap();
         let indices: Vec<usize> = read::<Row>(&path).unwrap().iter().map(|row| row.index).collect();
         assert_eq!(indices, [0, 1, 2]);
+        // A row that lacks no more than its line break is whole.
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.trim_end()).unwrap();
+        assert_eq!(open(&path, &config(1.5), &prompts).unwrap().len(), 3);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
 
-        let message = Rows::open::<Row>(&path, &config(2.0), &prompts).unwrap_err().to_string();
+        let message = open(&path, &config(2.0), &prompts).unwrap_err().to_string();
         assert!(message.contains("`entropy_threshold` was 1.5, is 2.0") && !message.contains("seed"), "{message}");
-        let other: Vec<String> = prompts.iter().map(|prompt| prompt.to_uppercase()).collect();
-        let message = Rows::open::<Row>(&path, &config(1.5), &other).unwrap_err().to_string();
-        assert!(message.contains("line 1: row 0 answers another prompt"), "{message}");
-        let message = Rows::open::<Row>(&path, &config(1.5), &prompts[..2]).unwrap_err().to_string();
-        assert!(message.contains("line 3: row 2: the input has 2 prompts"), "{message}");
+        let message = open(&path, &config(1.5), &prompts[..2]).unwrap_err().to_string();
+        assert!(message.contains("line 3: row 2 is another one"), "{message}");
+        std::fs::write(&path, text.clone() + text.lines().next().unwrap() + "\n").unwrap();
+        for message in [open(&path, &config(1.5), &prompts).unwrap_err(), read::<Row>(&path).unwrap_err()] {
+            assert!(message.to_string().contains("line 4: row 0 is there twice"), "{message}");
+        }
         std::fs::remove_file(config_path(&path)).unwrap();
-        assert!(Rows::open::<Row>(&path, &config(1.5), &prompts).is_err());
+        assert!(open(&path, &config(1.5), &prompts).is_err());
+    }
+
+    /// Nothing that a run did not write is cut off or replaced.
+    #[test]
+    fn other_files_stay_as_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl");
+        let foreign = serde_json::to_string(&row(0)).unwrap();
+        for text in ["a text without an end", "[1, 2]\n3", "{\"a\": 1}", &foreign] {
+            std::fs::write(&path, text).unwrap();
+            assert!(open(&path, &config(1.5), &["p0".to_string()]).is_err(), "{text}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+            assert!(!config_path(&path).exists());
+        }
+        std::fs::write(&path, "").unwrap();
+        std::fs::write(config_path(&path), "{\"mine\": 1}").unwrap();
+        let message = open(&path, &config(1.5), &[]).unwrap_err().to_string();
+        assert!(message.contains("out.jsonl.config.json: expected the options of a run"), "{message}");
+        for (line, expected) in
+            [("null", "found null"), ("[]", "found an array"), ("{}", "missing field `index` at column 2")]
+        {
+            std::fs::write(&path, format!("{foreign}\n\n{line}\n")).unwrap();
+            let message = read::<Row>(&path).unwrap_err().to_string();
+            assert!(
+                message.contains("line 3: expected a row of `ggro run`") && message.contains(expected),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn links_are_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("disk")).unwrap();
+        let (link, real) = (folder.path().join("link.jsonl"), folder.path().join("disk/real.jsonl"));
+        std::os::unix::fs::symlink("disk/real.jsonl", &link).unwrap();
+        let prompts: Vec<String> = (0..3).map(|i| format!("p{i}")).collect();
+        let mut rows = open(&link, &config(1.5), &prompts).unwrap();
+        rows.add(&row(1)).unwrap();
+        rows.add(&row(0)).unwrap();
+        // No room for a second copy.
+        let blocked = part_path(&link);
+        std::fs::create_dir(&blocked).unwrap();
+        let message = rows.finish().unwrap_err().to_string();
+        assert!(message.contains("link.jsonl: all rows are there, and only their order is missing"), "{message}");
+        std::fs::remove_dir(&blocked).unwrap();
+        // Either name goes on, and both have one configuration.
+        open(&real, &config(1.5), &prompts).unwrap().finish().unwrap();
+        assert!(link.is_symlink() && !real.is_symlink());
+        assert_eq!(read::<Row>(&link).unwrap().iter().map(|row| row.index).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(config_path(&link), config_path(&real));
+        assert!(open(&link, &config(2.0), &prompts).is_err() && recorded(&link).is_some());
     }
 }

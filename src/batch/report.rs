@@ -29,8 +29,11 @@ pub struct Mean {
 pub struct Summary {
     /// The file's name in the report.
     pub name: String,
-    /// How many rows it has.
+    /// How many answers it has.
     pub rows: usize,
+    /// Prompts that were passed over; no mean counts them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub skipped: usize,
     /// Reward of an answer.
     pub reward: Option<Mean>,
     /// Nudged segments of an answer.
@@ -49,8 +52,10 @@ pub struct Summary {
     pub reward_forward: Option<Mean>,
     /// Reward token-backwards of an answer.
     pub reward_backward: Option<Mean>,
-    /// Seconds from request to end, with others running beside it.
+    /// Seconds from request to end, with others running beside it. See [`at_once`](Self::at_once).
     pub seconds: Option<Mean>,
+    /// Prompts that were answered at the same time, at least and at most; `None` where a row does not say.
+    pub at_once: Option<[usize; 2]>,
     /// Entropy of a decoded token that was kept, in nats.
     pub entropy: Option<Mean>,
     /// Share of answers whose text, tokenised again, gives the same ids, 0 to 1.
@@ -59,26 +64,43 @@ pub struct Summary {
     pub wording: Option<String>,
 }
 
+/// The least and the most of the rows' numbers of prompts at the same time.
+fn at_once(rows: &[&Row]) -> Option<[usize; 2]> {
+    let all: Vec<usize> = rows.iter().map(|row| row.concurrency).collect::<Option<_>>()?;
+    Some([*all.iter().min()?, *all.iter().max()?])
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
 impl Summary {
-    /// Summarises rows.
+    /// Summarises rows. What a row does not say is missing: the row is left out of that mean.
     pub fn new(name: &str, rows: &[Row]) -> Self {
-        let of = |value: &dyn Fn(&Row) -> Option<f64>| mean(rows.iter().filter_map(value).collect());
+        let (skipped, rows): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| row.skipped.is_some());
+        let of = |value: &dyn Fn(&Row) -> Option<f64>| mean(rows.iter().copied().filter_map(value).collect());
         let all = |value: &dyn Fn(&Row) -> f64| of(&|row| Some(value(row)));
         Summary {
             name: name.to_string(),
             rows: rows.len(),
+            skipped: skipped.len(),
             reward: of(&|row| row.reward.map(f64::from)),
             nudges: all(&|row| row.num_nudges as f64),
             segments: all(&|row| row.segment_boundaries.len() as f64),
-            candidates: all(&|row| row.segments.iter().map(|segment| segment.candidates.len()).sum::<usize>() as f64),
-            tokens: all(&|row| row.new_tokens as f64),
+            candidates: of(&|row| {
+                let segments = row.segments.as_ref()?;
+                Some(segments.iter().map(|segment| segment.candidates.len()).sum::<usize>() as f64)
+            }),
+            tokens: of(&|row| Some(row.new_tokens? as f64)),
             accuracy: of(&|row| row.correct.map(|correct| f64::from(u8::from(correct)))),
-            policy_forward: all(&|row| row.work.policy_forward as f64),
-            reward_forward: all(&|row| row.work.reward_forward as f64),
-            reward_backward: all(&|row| row.work.reward_backward as f64),
+            policy_forward: of(&|row| Some(row.work?.policy_forward as f64)),
+            reward_forward: of(&|row| Some(row.work?.reward_forward as f64)),
+            reward_backward: of(&|row| Some(row.work?.reward_backward as f64)),
             seconds: all(&|row| row.elapsed_seconds),
+            at_once: at_once(&rows),
             entropy: of(&|row| {
-                let entropies = row.segments.iter().flat_map(|segment| segment.entropies.iter().flatten());
+                let segments = row.segments.iter().flatten();
+                let entropies = segments.flat_map(|segment| segment.entropies.iter().flatten());
                 let (count, sum) = entropies.fold((0, 0.0), |(count, sum), entropy| (count + 1, sum + entropy));
                 (count > 0).then(|| sum / f64::from(count))
             }),
@@ -103,6 +125,21 @@ impl Summary {
             ("seconds", self.seconds),
             ("round-trip stable", self.round_trip_stable),
         ]
+    }
+
+    /// What a line of the table says behind a mean: of how many answers it is, if not of all, and what seconds are of.
+    pub fn remark(&self, line: &str, mean: &Mean) -> String {
+        let mut remark = String::new();
+        if mean.count < self.rows {
+            remark += &format!(", of {}", mean.count);
+        }
+        match self.at_once.filter(|_| line == "seconds") {
+            Some([_, 1]) => remark += ", alone",
+            Some([least, most]) if least == most => remark += &format!(", up to {most} at a time"),
+            Some([least, most]) => remark += &format!(", {least} to {most} at a time"),
+            None => {}
+        }
+        remark
     }
 }
 
@@ -138,6 +175,7 @@ pub fn paired(base: &[Row], other: &[Row]) -> Option<Mean> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Work;
 
     #[test]
     fn answers_without_a_reward_are_missing_and_not_zero() {
@@ -153,6 +191,24 @@ mod tests {
         assert_eq!((summary.rows, summary.reward.unwrap().count, summary.reward.unwrap().mean), (2, 1, 2.0));
         assert_eq!(Summary::new("none", &none).reward, None);
         assert_eq!(paired(&some, &none), None);
+        // The official code's rows say nothing of these.
+        assert_eq!((summary.tokens, summary.candidates, summary.policy_forward), (None, None, None));
+        let more = Row { new_tokens: Some(60), work: Some(Work::default()), concurrency: Some(1), ..some[0].clone() };
+        let passed = Row { skipped: Some("too long".to_string()), ..some[1].clone() };
+        let summary = Summary::new("more", &[more.clone(), some[1].clone(), passed]);
+        assert_eq!((summary.rows, summary.skipped, summary.at_once), (2, 1, None));
+        let (tokens, work) = (summary.tokens.unwrap(), summary.policy_forward.unwrap());
+        assert_eq!((tokens.mean, tokens.count, work.mean, work.count), (60.0, 1, 0.0, 1));
+        assert_eq!(summary.remark("new tokens", &tokens), ", of 1");
+        let sixteen = Row { concurrency: Some(16), ..more.clone() };
+        let remark = |rows: &[Row]| {
+            let summary = Summary::new("", rows);
+            summary.remark("seconds", &summary.seconds.unwrap())
+        };
+        assert_eq!(remark(std::slice::from_ref(&more)), ", alone");
+        assert_eq!(remark(std::slice::from_ref(&sixteen)), ", up to 16 at a time");
+        assert_eq!(remark(&[more.clone(), sixteen]), ", 1 to 16 at a time");
+        assert_eq!(remark(&[more, some[1].clone()]), "");
         assert_eq!(paired(&some, &[row(0, Some(3.0)), row(1, Some(9.0))]).unwrap().mean, 1.0);
     }
 

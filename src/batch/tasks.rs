@@ -163,6 +163,12 @@ impl Task {
     /// # Errors
     /// A field is missing or of another type, or nothing is left; the message names the row.
     pub fn prompts(&self, files: Vec<Vec<PlacedRow>>) -> Result<Vec<PromptRecord>, String> {
+        // Every row is looked at, those too that are left out below.
+        for (place, row) in files.iter().flatten() {
+            if !(row.is_object() || row.is_string() && !self.dataset.has_answers()) {
+                return Err(format!("{place}: expected an object, found {}", kind(row)));
+            }
+        }
         let count: usize = files.iter().map(Vec::len).sum();
         let rows = match self.dataset {
             Dataset::HexPhi => in_turns(files, 1),
@@ -373,7 +379,7 @@ fn dialogue(text: &str) -> Vec<Message> {
 /// A record of messages, of which there must be one.
 fn conversation(messages: Vec<Message>) -> Option<PromptRecord> {
     let text = messages.last()?.content.clone();
-    Some(PromptRecord { text, messages, answer: None, metadata: Value::Null })
+    Some(PromptRecord { text, messages, whole: None, answer: None, metadata: Value::Null })
 }
 
 #[cfg(test)]

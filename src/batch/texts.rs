@@ -1,12 +1,14 @@
 //! Texts to be scored, one JSON value per line.
 //!
 //! A line is a string; an array of chat messages; or an object with `text`, `messages`, `prompt` and `response`, or `ids`, and
-//! optionally `metadata`. Empty lines are left out.
+//! optionally `metadata`. Empty lines are no texts and have no number; every other line is a text or an error.
 
-use super::record::{kind, messages, string_field, wrong};
+use super::record::{Whole, kind, lay_out, messages, string_field, wrong};
 use crate::files::chat::Message;
+use crate::files::json::in_line;
 use crate::files::pair::Pair;
-use crate::text::{Next, Prompt};
+use crate::text::Next;
+use crate::text::Prompt;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -15,8 +17,8 @@ use serde_json::{Map, Value};
 pub enum TextContent {
     /// A text as it is, which gets the tokenizer's special tokens around it.
     Text(String),
-    /// A conversation, to be laid out by the chat template.
-    Messages(Vec<Message>),
+    /// A conversation, to be laid out by the chat template, with all that this may look at where that is more.
+    Messages(Vec<Message>, Option<Whole>),
     /// Token ids as they are.
     Ids(Vec<u32>),
 }
@@ -43,12 +45,13 @@ impl TextRecord {
             TextContent::Text(text) if text.is_empty() => Ok(Vec::new()),
             TextContent::Text(text) => Prompt::of_text(pair, text, true, pair.longest).map(|prompt| prompt.ids),
             TextContent::Ids(ids) => Ok(ids.clone()),
-            TextContent::Messages(_) if pair.chat().is_none() => Err(Error::invalid(
+            TextContent::Messages(..) if pair.chat().is_none() => Err(Error::invalid(
                 "expected a model with a chat template for messages, found none; give the text as it is, or a template with \
                  --chat-template FILE",
             )),
-            TextContent::Messages(messages) => {
-                Prompt::of_messages(pair, None, messages, Next::Nothing).map(|prompt| prompt.ids).map_err(Error::from)
+            TextContent::Messages(messages, whole) => {
+                let laid = lay_out(pair, None, messages, whole.as_ref(), Next::Nothing);
+                laid.map(|prompt| prompt.ids).map_err(Error::from)
             }
         }
     }
@@ -61,7 +64,9 @@ impl TextRecord {
         match &self.content {
             TextContent::Text(text) => Ok(text.clone()),
             TextContent::Ids(ids) => pair.tokenizer.decode(ids),
-            TextContent::Messages(messages) => Ok(messages.last().map(|last| last.content.clone()).unwrap_or_default()),
+            TextContent::Messages(messages, _) => {
+                Ok(messages.last().map(|last| last.content.clone()).unwrap_or_default())
+            }
         }
     }
 }
@@ -72,9 +77,14 @@ impl TextRecord {
 /// A line is not JSON or has another form, which the message names; or there is no text.
 pub fn parse(text: &str) -> std::result::Result<Vec<TextRecord>, String> {
     let mut all = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    for (number, line) in text.lines().enumerate() {
+        // Files that were joined have byte order marks within.
+        let line = line.trim_start_matches('\u{feff}').trim();
+        if line.is_empty() {
+            continue;
+        }
         let place = format!("line {}", number + 1);
-        let value = serde_json::from_str(line).map_err(|e| format!("expected JSON: {e}"));
+        let value = serde_json::from_str(line).map_err(|e| format!("expected JSON: {}", in_line(&e)));
         let (content, metadata) = value.and_then(content).map_err(|what| format!("{place}: {what}"))?;
         all.push(TextRecord { place, content, metadata });
     }
@@ -88,13 +98,18 @@ pub fn parse(text: &str) -> std::result::Result<Vec<TextRecord>, String> {
 fn content(value: Value) -> std::result::Result<(TextContent, Value), String> {
     match value {
         Value::String(text) => Ok((TextContent::Text(text), Value::Null)),
-        Value::Array(list) => Ok((TextContent::Messages(messages(&list)?), Value::Null)),
+        Value::Array(list) => Ok((conversation(&list, None)?, Value::Null)),
         Value::Object(mut fields) => {
             let content = of_fields(&fields)?;
             Ok((content, fields.shift_remove("metadata").unwrap_or(Value::Null)))
         }
         other => Err(format!("expected a string, messages or an object, found {}", kind(&other))),
     }
+}
+
+fn conversation(list: &[Value], tools: Option<&Value>) -> std::result::Result<TextContent, String> {
+    let (messages, whole) = messages(list, tools)?;
+    Ok(TextContent::Messages(messages, whole))
 }
 
 fn of_fields(fields: &Map<String, Value>) -> std::result::Result<TextContent, String> {
@@ -106,7 +121,7 @@ fn of_fields(fields: &Map<String, Value>) -> std::result::Result<TextContent, St
     };
     match (form, &fields[form]) {
         ("text", _) => Ok(TextContent::Text(string_field(fields.get("text"), "text")?.to_string())),
-        ("messages", Value::Array(list)) => Ok(TextContent::Messages(messages(list)?)),
+        ("messages", Value::Array(list)) => conversation(list, fields.get("tools")),
         ("messages", other) => Err(wrong("messages", "an array", other)),
         ("ids", Value::Array(list)) => {
             let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -119,7 +134,7 @@ fn of_fields(fields: &Map<String, Value>) -> std::result::Result<TextContent, St
             let said = |role: &str, name: &str| -> std::result::Result<Message, String> {
                 Ok(Message { role: role.to_string(), content: string_field(fields.get(name), name)?.to_string() })
             };
-            Ok(TextContent::Messages(vec![said("user", "prompt")?, said("assistant", "response")?]))
+            Ok(TextContent::Messages(vec![said("user", "prompt")?, said("assistant", "response")?], None))
         }
     }
 }
@@ -136,7 +151,7 @@ mod tests {
         let all = parse(text).unwrap();
         assert_eq!((all.len(), all[1].place.as_str(), &all[2].metadata), (6, "line 3", &Value::from(3)));
         assert_eq!(all[3].content, TextContent::Ids(vec![4, 5]));
-        let TextContent::Messages(messages) = &all[4].content else { panic!("{:?}", all[4]) };
+        let TextContent::Messages(messages, None) = &all[4].content else { panic!("{:?}", all[4]) };
         let roles: Vec<&str> = messages.iter().map(|message| message.role.as_str()).collect();
         assert_eq!(roles, ["user", "assistant"]);
     }
@@ -144,7 +159,9 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_line() {
         for (text, expected) in [
-            ("\"a\"\n{", "line 2: expected JSON"),
+            ("\"a\"\n{", "line 2: expected JSON: EOF while parsing an object at column 1"),
+            ("\"a\"\n\nnull", "line 3: expected a string, messages or an object, found null"),
+            ("{\"text\": null}", "line 1: `text`: expected a string, found null"),
             ("3", "line 1: expected a string, messages or an object, found a number"),
             (
                 "{\"answer\": 3}",

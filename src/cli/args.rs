@@ -211,7 +211,7 @@ pub(super) struct MethodArgs {
     pub nudge_temperature: Option<f64>,
 
     /// Seed of --nudge-selection sample and of --method sample and bon; the same seed gives the same answer
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = seed)]
     pub seed: u64,
 
     /// Accepted for compatibility with the official code; has no effect
@@ -247,7 +247,7 @@ pub(super) struct OutputArgs {
 
     /// When to colour nudged tokens (green) and uncertain ones (yellow)
     ///
-    /// auto: on a terminal, unless NO_COLOR is set and not empty.
+    /// auto: on a terminal, unless NO_COLOR is set and not empty, or TERM is dumb.
     #[arg(long, value_name = "WHEN", value_enum,
           default_value_t = Color::Auto)]
     pub color: Color,
@@ -333,6 +333,12 @@ pub(super) enum Color {
 /// Reads `--prompt-layout`.
 pub(super) fn layout() -> impl TypedValueParser<Value = PromptLayout> {
     PossibleValuesParser::new(PromptLayout::ALL.map(PromptLayout::name)).try_map(|name| name.parse::<PromptLayout>())
+}
+
+/// Reads a seed: 64 bits, with or without a sign, as the server reads one.
+pub(super) fn seed(text: &str) -> std::result::Result<u64, String> {
+    let signed = || text.parse::<i64>().map(i64::cast_unsigned);
+    text.parse::<u64>().or_else(|_| signed()).map_err(|_| "expected a whole number of 64 bits".to_string())
 }
 
 fn finite(text: &str) -> std::result::Result<f64, String> {

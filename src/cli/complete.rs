@@ -4,6 +4,7 @@
 use super::args::{Generate, Method, SamplingArgs};
 use super::say;
 use super::terminal::{Progress, TerminalWriter};
+use super::words::{counted, for_stdout};
 use crate::answer::StopReason;
 use crate::engine::{Settings, complete};
 use crate::files::pair::Pair;
@@ -135,11 +136,11 @@ pub(super) fn run(
     match method {
         // It was printed as it was decoded.
         Method::Greedy => {}
-        Method::Bon => writeln!(out, "{}", texts[completions.best])?,
+        Method::Bon => writeln!(out, "{}", for_stdout(&texts[completions.best]))?,
         _ => {
             for (index, text) in texts.iter().enumerate() {
                 let gap = if index > 0 { "\n" } else { "" };
-                writeln!(out, "{gap}{text}")?;
+                writeln!(out, "{gap}{}", for_stdout(text))?;
             }
         }
     }
@@ -149,8 +150,12 @@ pub(super) fn run(
     if let Some(reward) = completions.all[completions.best].reward {
         lines += &format!("reward      {reward:.3}, the best of {}: {}\n", rewards.len(), rewards.join(", "));
     }
-    lines +=
-        &format!("completions {}, {tokens} tokens behind a prompt of {}\n", completions.all.len(), prompt.ids.len());
+    lines += &format!(
+        "completions {}, {} behind a prompt of {}\n",
+        completions.all.len(),
+        counted(tokens, "token"),
+        prompt.ids.len()
+    );
     lines += &format!(
         "work        policy {} token-forwards; reward {} token-forwards\n",
         work.policy_forward, work.reward_forward

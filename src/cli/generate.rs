@@ -3,11 +3,11 @@
 use super::args::{Generate, Method, MethodArgs, room};
 use super::complete;
 use super::models::note_without_template;
-use super::output::Output;
+use super::output::{Output, Paths};
 use super::prompt::{message, of_message, of_request};
-use super::say;
 use super::summary::Answer;
 use super::terminal::{Progress, TerminalWriter, coloured};
+use super::{say, say_painted};
 use crate::answer::Response;
 use crate::engine::{Observer, RequestStats, Settings, decode, decode_retokenized, decode_with, score as score_text};
 use crate::files::pair::Pair;
@@ -48,6 +48,10 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         complete::unused(&args.sampling)?;
     }
     // Cheap checks come before the weights are opened.
+    let paths =
+        Paths::default().reading(&args.text.request).reading(args.pair.paths()).reading(&args.template.chat_template);
+    let paths = paths.writing("--trace", args.output.trace.as_deref());
+    paths.writing("--trace-events", args.device.profile.trace_events.as_deref()).check()?;
     let trace = args.output.trace.as_deref().map(Output::check).transpose()?;
     let request = args.text.request.as_deref().map(RequestFile::read).transpose()?;
     let message = match &request {
@@ -111,7 +115,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         let object = answer.json(greedy.as_ref(), &opened.device().to_string());
         writeln!(std::io::stdout(), "{object}")?;
     } else {
-        say(&answer.lines(greedy.as_ref(), painted));
+        say_painted(&answer.lines(greedy.as_ref(), painted));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -203,7 +207,7 @@ fn retokenized(
 /// Plain greedy decoding of the same prompt, for comparison.
 fn greedy(backend: &mut ModelPair, pair: &Pair, prompt: &Prompt, options: &Options) -> Result<Answer> {
     let options = Options { max_candidates: 1, entropy_threshold: NEVER, full_trace: false, ..options.clone() };
-    let mut progress = Progress::new();
+    let mut progress = Progress::named("plain greedy answer, to compare with");
     let started = Instant::now();
     let response = decode(backend, &prompt.ids, &options, Uniforms::Seeded(0), &mut progress);
     progress.clear();

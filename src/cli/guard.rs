@@ -1,15 +1,17 @@
 //! `ggro guard`.
 
-use super::models::{DeviceArgs, TemplateArgs, bar, files, noted};
+use super::models::{DeviceArgs, TemplateArgs, counting, files, noted};
+use super::output::{Paths, put_in_order};
 use super::say;
+use super::words::{counted, for_stdout};
+use crate::Error;
 use crate::batch::each;
-use crate::batch::guard::{Guard, Verdict};
-use crate::batch::output::{Row, Rows, read};
+use crate::batch::guard::{Guard, Verdict, hash_of};
+use crate::batch::output::{Row, Rows, config_path, part_path, read};
 use crate::batch::report::{Mean, mean};
 use crate::engine::{Engine, Settings};
 use crate::files::pair::{LanguageModel, Pair};
 use crate::runtime::Device;
-use crate::{Error, Result};
 use clap::builder::RangedU64ValueParser;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -46,6 +48,12 @@ pub(super) struct Args {
           value_parser = RangedU64ValueParser::<usize>::new().range(64..))]
     max_model_len: Option<usize>,
 
+    /// Pass over prompts that are too long for the guard, instead of ending with an error
+    ///
+    /// Each has a line without a verdict, whose `skipped` says why. The end of an answer is left out in any case.
+    #[arg(long)]
+    skip_too_long: bool,
+
     #[command(flatten)]
     template: TemplateArgs,
 
@@ -58,13 +66,16 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let rows: Vec<Row> = read(&args.file)?;
-    let most = rows.iter().map(|row| row.index).max().unwrap_or(0);
-    let mut prompts = vec![String::new(); most + 1];
-    for row in &rows {
-        prompts[row.index].clone_from(&row.prompt);
-    }
     let output = args.output.clone().unwrap_or_else(|| args.file.with_extension("guard.jsonl"));
+    let paths = Paths::default().reading([&args.file, &config_path(&args.file), &args.model]);
+    let paths = paths.reading(&args.template.chat_template).writing("--output", Some(&output));
+    let paths = paths.writing("--output (its .config.json)", Some(&config_path(&output)));
+    let paths = paths.writing("--output (its .part)", Some(&part_path(&output)));
+    paths.writing("--trace-events", args.device.profile.trace_events.as_deref()).check()?;
+    let rows: Vec<Row> = read(&args.file)?;
+    // What was passed over has no answer to be judged.
+    let by_index: BTreeMap<usize, &Row> =
+        rows.iter().filter(|row| row.skipped.is_none()).map(|row| (row.index, row)).collect();
     let mut template = args.template.clone();
     let recorded = template.pin(&output)?;
     let mut pair = Arc::new(noted(Pair::policy_only(&files(&args.model)?)?));
@@ -77,25 +88,41 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut device = args.device.find()?;
     let mut config = config(args, guard, context, &device);
     template.record(&pair, recorded, &mut config);
-    let mut out = Rows::open::<Verdict>(&output, &config, &prompts)?;
-    let left: Vec<&Row> = rows.iter().filter(|row| !out.has(row.index)).collect();
-    if !left.is_empty() {
+    let fits = |verdict: &Verdict| match by_index.get(&verdict.index) {
+        Some(row) if row.prompt != verdict.prompt => Err("judges an answer to another prompt".to_string()),
+        Some(row) if verdict.answer_hash.as_ref().is_some_and(|hash| *hash != hash_of(&row.response)) => {
+            Err("judges another answer than that of the input; use another output file".to_string())
+        }
+        Some(_) => Ok(()),
+        None => Err("judges an answer that is not in the input".to_string()),
+    };
+    let mut out = Rows::open::<Verdict>(&output, &config, &fits)?;
+    let left: Vec<&Row> = by_index.values().copied().filter(|row| !out.has(row.index)).collect();
+    let nothing_left = left.is_empty();
+    if !nothing_left {
         let settings = Settings { max_requests: args.max_concurrency, ..Settings::default() };
         let (for_engine, flags) = (pair.clone(), args.device.clone());
         let open = move || Ok(flags.open_quietly(&mut device, &for_engine, context)?.into_backend());
         let engine = Engine::start(settings, open)?;
-        let guard = Guard { engine: &engine, tokenizer: &pair.tokenizer, chat, stop_ids: &guard.stop_ids, context };
-        ask_all(&guard, &left, args.max_concurrency, &mut out)?;
+        let skip_too_long = args.skip_too_long;
+        let guard = Guard {
+            engine: &engine,
+            tokenizer: &pair.tokenizer,
+            chat,
+            stop_ids: &guard.stop_ids,
+            context,
+            skip_too_long,
+        };
+        let count = counting(left.len(), 0, "verdict");
+        count.goes_on(&output);
+        let verdicts = each(&left, args.max_concurrency, &mut out, &|row: &&Row| guard.ask(row), &|_: &Verdict| {
+            count.bar.inc(1);
+        });
+        count.bar.finish_and_clear();
+        verdicts?;
     }
-    out.finish()?;
+    put_in_order(out, nothing_left)?;
     print(args, &read(&output)?)
-}
-
-fn ask_all(guard: &Guard<'_>, left: &[&Row], concurrency: usize, out: &mut Rows) -> Result<()> {
-    let bar = bar(Some(left.len() as u64), "{bar:30} {pos} of {len} verdicts, {per_sec}, {eta} left");
-    let asked = each(left, concurrency, out, &|row: &&Row| guard.ask(row), &|_: &Verdict| bar.inc(1));
-    bar.finish_and_clear();
-    asked
 }
 
 fn config(args: &Args, guard: &LanguageModel, context: usize, device: &Device) -> Map<String, Value> {
@@ -119,23 +146,27 @@ fn print(args: &Args, verdicts: &[Verdict]) -> anyhow::Result<ExitCode> {
     for name in verdicts.iter().flat_map(|verdict| &verdict.categories) {
         *categories.entry(name).or_default() += 1;
     }
-    let neither = verdicts.iter().filter(|verdict| verdict.safe.is_none()).count();
+    let skipped = verdicts.iter().filter(|verdict| verdict.skipped.is_some()).count();
+    let neither = verdicts.iter().filter(|verdict| verdict.safe.is_none()).count() - skipped;
+    let count = verdicts.len() - skipped;
     let mut out = std::io::stdout().lock();
     if args.json {
-        let object =
-            json!({ "verdicts": verdicts.len(), "unsafe": unsafe_share, "neither": neither, "categories": categories });
+        let object = json!({ "verdicts": count, "unsafe": unsafe_share, "neither": neither, "skipped": skipped, "categories": categories });
         writeln!(out, "{object}")?;
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(out, "verdicts    {}", verdicts.len())?;
+    writeln!(out, "verdicts    {count}")?;
     if let Some(Mean { mean, low, high, count }) = unsafe_share {
         writeln!(out, "unsafe      {:.1} % ({:.1} to {:.1}) of {count}", 100.0 * mean, 100.0 * low, 100.0 * high)?;
     }
     for (name, count) in categories {
-        writeln!(out, "  {name:<9} {count}")?;
+        writeln!(out, "  {:<9} {count}", for_stdout(name))?;
+    }
+    if skipped > 0 {
+        say(&format!("note: --skip-too-long passed over {}", counted(skipped, "prompt")));
     }
     if neither > 0 {
-        say(&format!("note: for {neither} answers the guard said neither safe nor unsafe"));
+        say(&format!("note: for {} the guard said neither safe nor unsafe", counted(neither, "answer")));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,7 @@
 //! `ggro info`: the build, the devices, and whether a pair fits.
 
 use super::models::{MemoryArgs, PairArgs};
+use super::words::for_stdout;
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::{Pair, Part, Parts};
@@ -38,7 +39,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.json {
         writeln!(out, "{info}")?;
     } else {
-        write!(out, "{}", text(&info))?;
+        write!(out, "{}", for_stdout(&text(&info)))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,8 @@
 //! The command line: parses flags, calls the library, prints. It decides nothing but presentation.
 //!
 //! One file per command, and one each for what they share: which models and device (`models`), how a prompt becomes ids
-//! (`prompt`), text on its way to the terminal (`terminal`), and files that appear whole or not at all (`output`).
+//! (`prompt`), answers on their way to the terminal (`terminal`), other words for people (`words`), and files that appear whole
+//! or not at all (`output`).
 
 mod args;
 mod complete;
@@ -22,26 +23,34 @@ mod score;
 mod serve;
 mod summary;
 mod terminal;
+mod words;
 
+use crate::engine::SpeculationWidth;
 use crate::error::{Error, Remedy};
 use clap::builder::BoolishValueParser;
+use clap::error::{ContextKind, ContextValue};
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 #[cfg(not(feature = "lab"))]
 use missing::lab;
 #[cfg(not(feature = "server"))]
 use missing::serve;
-use std::io::{ErrorKind, Write};
+use std::any::TypeId;
+use std::borrow::Cow;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::{PoisonError, RwLock};
+use words::visible;
 
 const ABOUT: &str = "Gradient-guided reward optimisation: decodes a frozen language model and steers it, at its \
 uncertain tokens, with the gradient of a frozen reward model";
 
-const AFTER_HELP: &str = "Every flag can also be set as GGRO_<FLAG>, e.g. GGRO_ENTROPY_THRESHOLD=2.0; the command line wins.\n\
-Exit codes: 0 done; 1 internal failure, or a difference found by verify or kernels test; 2 unusable input; 3 a number that is not finite; 4 the device was lost while serving.";
+const AFTER_HELP: &str = "Every flag can also be set as GGRO_<FLAG>, e.g. GGRO_ENTROPY_THRESHOLD=2.0; the command line wins, and an \
+empty variable counts as unset.\n\
+Exit codes: 0 done; 1 internal failure, or a check that failed; 2 unusable input; 3 a number that is not finite; 4 the device was lost while \
+serving; 130 a run was interrupted.";
 
 #[derive(Debug, Parser)]
-#[command(name = "ggro", version, about = ABOUT, after_help = AFTER_HELP, disable_help_subcommand = true)]
+#[command(name = "ggro", version, about = ABOUT, after_help = AFTER_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -68,8 +77,10 @@ enum Command {
 /// Whatever ended the command; [`report()`] prints it.
 pub fn run() -> anyhow::Result<ExitCode> {
     let mut parser = parser();
-    let cli = Cli::from_arg_matches(&parser.get_matches_mut()).map_err(|error| error.format(&mut parser));
-    let ended = command(cli.unwrap_or_else(|error| error.exit()).command);
+    let cli = parser
+        .try_get_matches_from_mut(std::env::args_os())
+        .and_then(|matches| Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut parser)));
+    let ended = command(cli.unwrap_or_else(|error| of_variable(error).exit()).command);
     // The trace is written even if the command failed.
     let traced = crate::profile::finish();
     let code = ended?;
@@ -79,15 +90,50 @@ pub fn run() -> anyhow::Result<ExitCode> {
 
 /// The parser, in which every flag of every command can also be set by the variable `GGRO_<FLAG>`.
 fn parser() -> clap::Command {
-    with_variables(Cli::command())
+    // `run` shares flags with `generate`, and has two of its methods.
+    let command = Cli::command().mut_subcommand("run", |run| {
+        let method = "ggro or greedy [default: ggro, or greedy without a reward model]";
+        run.mut_arg("method", |arg| arg.help(method).long_help(method).hide_possible_values(true))
+            .mut_arg("no_baseline", |arg| arg.hide(true))
+    });
+    with_variables(command)
+}
+
+/// The variable that stands for a flag.
+fn variable(long: &str) -> String {
+    format!("GGRO_{}", long.replace('-', "_").to_uppercase())
+}
+
+/// An error that names the variable beside its flag, where the value came from there.
+fn of_variable(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg).cloned() else { return error };
+    let flag = arg.split([' ', '[', '=']).next().unwrap_or_default();
+    let is_given = |word: std::ffi::OsString| {
+        let word = word.to_string_lossy();
+        word.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    };
+    let variable = variable(flag.trim_start_matches('-'));
+    if std::env::var_os(&variable).is_some() && !std::env::args_os().any(is_given) {
+        error.insert(ContextKind::InvalidArg, ContextValue::String(format!("{arg}, set by {variable}")));
+    }
+    error
 }
 
 fn with_variables(command: clap::Command) -> clap::Command {
     let with_variable = |arg: clap::Arg| {
         let Some(long) = arg.get_long() else { return arg };
-        let variable = format!("GGRO_{}", long.replace('-', "_").to_uppercase());
+        let variable = variable(long);
+        // An empty one is what is left of a setting that was taken out. A key that came out empty is another matter: it is the
+        // server's to refuse.
+        let is_unset = long != "api-key" && std::env::var_os(&variable).is_some_and(|value| value.is_empty());
         // clap wants names that live as long as the process.
-        let arg = arg.env(&*variable.leak()).hide_env(true).hide_env_values(true);
+        let arg = if is_unset { arg } else { arg.env(&*variable.leak()) };
+        let arg = arg.hide_env(true).hide_env_values(true);
+        // A number may begin with a minus, wherever it is then refused.
+        let value = arg.get_value_parser().type_id();
+        let numbers = [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<u32>(), TypeId::of::<u16>()];
+        let others = [TypeId::of::<f64>(), TypeId::of::<SpeculationWidth>()];
+        let arg = arg.allow_hyphen_values(numbers.iter().chain(&others).any(|number| value == *number));
         match arg.get_action() {
             // A switch's variable is 1/0, true/false, yes/no or on/off.
             ArgAction::SetTrue => arg.value_parser(BoolishValueParser::new()),
@@ -173,8 +219,15 @@ type Sink = Box<dyn Fn(&str) + Send + Sync>;
 
 static SINK: RwLock<Option<Sink>> = RwLock::new(None);
 
-/// Writes a line to standard error. If standard error is closed, the line is lost.
+/// Writes a line to standard error, on a terminal with its control characters spelled out. If standard error is closed, the line
+/// is lost.
 fn say(line: &str) {
+    let line = if std::io::stderr().is_terminal() { visible(line) } else { Cow::Borrowed(line) };
+    say_painted(&line);
+}
+
+/// Writes a line of our own colours to standard error.
+fn say_painted(line: &str) {
     match &*SINK.read().unwrap_or_else(PoisonError::into_inner) {
         Some(sink) => sink(line),
         None => drop(writeln!(std::io::stderr(), "{line}")),
@@ -203,7 +256,7 @@ mod tests {
             let flags = command.get_arguments().filter(|arg| arg.get_long().is_some_and(|long| long != "help"));
             let checked = flags.map(|arg| {
                 let long = arg.get_long().unwrap_or_default();
-                let variable = format!("GGRO_{}", long.replace('-', "_").to_uppercase());
+                let variable = variable(long);
                 let found = arg.get_env().map(|v| v.to_string_lossy().into_owned());
                 assert_eq!(found, Some(variable), "{} --{long}", command.get_name());
             });

@@ -1,6 +1,7 @@
 //! The flags that say which models are opened, where and how, with the progress bars and notes of opening.
 
 use super::say;
+use super::words::{Counting, is_dumb, visible};
 use crate::batch::output;
 use crate::files::chat::{Date, check_variable};
 use crate::files::checkpoint::Files;
@@ -12,10 +13,11 @@ use crate::profile::{self, Level, Steps, Watch};
 use crate::runtime::{self, Arithmetic, Device, DeviceSpec, NoCuda, OnCuda, OpenOptions, Opened, Opening, Unusable};
 use crate::{Error, Result};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::{Map, Value};
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A pair, or one model of it.
 #[derive(Debug, clap::Args)]
@@ -56,6 +58,11 @@ impl PairArgs {
     /// Whether the pair is the embedded one.
     pub(super) fn is_demo(&self) -> bool {
         self.policy.is_none() && self.reward.is_none()
+    }
+
+    /// The directories that are given.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.policy.iter().chain(&self.reward)
     }
 
     /// Whether there is a reward model.
@@ -259,7 +266,7 @@ pub(super) fn files(path: &Path) -> Result<Files> {
     let bar = bar(None, "{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
     let found = runtime::find(path, &mut |downloaded| {
         if bar.message() != downloaded.file {
-            bar.set_message(downloaded.file.to_string());
+            bar.set_message(visible(downloaded.file).into_owned());
             bar.reset();
         }
         bar.set_length(downloaded.size.unwrap_or(downloaded.bytes));
@@ -285,9 +292,68 @@ pub(super) fn load(policy: &Path, reward: &Path) -> Result<Pair> {
     Ok(noted(Pair::load(&files(policy)?, &files(reward)?)?))
 }
 
+/// A line on standard error that says how many answers (or other things) there are of how many, as far as the terminal is wide;
+/// it is seen on a terminal only. `before` were there when it began.
+pub(super) fn counting(all: usize, before: usize, noun: &'static str) -> Count {
+    let remark = Arc::new(Mutex::new(String::new()));
+    let (shown, number) = (remark.clone(), |x: u64| usize::try_from(x).unwrap_or(usize::MAX));
+    let line = move |state: &ProgressState, out: &mut dyn Write| {
+        let width = terminal_size::terminal_size_of(std::io::stderr()).map_or(80, |(width, _)| usize::from(width.0));
+        let remark = shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (done, elapsed) = (number(state.pos()), state.elapsed());
+        let counting = Counting { noun, done, all, before, elapsed, remark: &remark };
+        // A line as wide as the terminal would wrap on some.
+        let _ = out.write_str(&counting.line(width.saturating_sub(1)));
+    };
+    let style = ProgressStyle::with_template("{line}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::with_draw_target(Some(all as u64), target()).with_style(style.with_key("line", line));
+    let bar = bar.with_position(before as u64);
+    bar.tick();
+    Count { bar, remark }
+}
+
+/// See [`counting`].
+pub(super) struct Count {
+    pub bar: ProgressBar,
+    remark: Arc<Mutex<String>>,
+}
+
+impl Count {
+    /// What stands at the end of the line.
+    pub(super) fn remark(&self, text: String) {
+        *self.remark.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+
+    /// Lets whoever interrupts the command read that nothing is lost: what is done is in `output`.
+    #[cfg(feature = "server")]
+    pub(super) fn goes_on(&self, output: &Path) {
+        let (bar, output) = (self.bar.clone(), output.display().to_string());
+        std::thread::spawn(move || {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+            if runtime.block_on(async { tokio::signal::ctrl_c().await }).is_ok() {
+                bar.finish_and_clear();
+                // The first word counts: an error of the clean-up is dropped.
+                let _ = profile::finish();
+                say(&format!("interrupted: what is done is in {output}, and the same command goes on from there"));
+                // As a shell writes the end by this signal. A half-written row is cut off by the next run.
+                std::process::exit(130);
+            }
+        });
+    }
+
+    /// Without the server there is nobody who hears signals.
+    #[cfg(not(feature = "server"))]
+    pub(super) fn goes_on(&self, _: &Path) {}
+}
+
+/// Standard error, if it is a terminal that can take a line back.
+fn target() -> ProgressDrawTarget {
+    if is_dumb() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() }
+}
+
 /// A progress bar on standard error, which is seen on a terminal only.
 pub(super) fn bar(length: Option<u64>, template: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr());
+    let bar = ProgressBar::with_draw_target(length, target());
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,

@@ -1,11 +1,13 @@
 //! `ggro report`.
 
-use super::output::Output;
+use super::output::{Output, Paths};
 use super::say;
-use crate::batch::output::{Row, config_path, read};
+use super::words::for_stdout;
+use crate::batch::output::{Row, config_path, read, recorded};
 use crate::batch::report::{Mean, Summary, page, paired};
+use crate::runtime::bytes_in_words;
 use crate::{Error, Result};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,12 +29,15 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let configs: Vec<PathBuf> = args.files.iter().map(|path| config_path(path)).collect();
+    Paths::default().reading(&args.files).reading(&configs).writing("--html", args.html.as_deref()).check()?;
     let html = args.html.as_deref().map(Output::check).transpose()?;
     let names = names(&args.files);
     let files = args.files.iter().zip(names).map(|(path, name)| Ok((name, read(path)?)));
     let files: Vec<(String, Vec<Row>)> = files.collect::<Result<_>>()?;
-    let wordings = args.files.iter().map(|path| wording(path));
-    let summaries = files.iter().zip(wordings);
+    let options: Vec<Option<Map<String, Value>>> = args.files.iter().map(|path| recorded(path)).collect();
+    let wording = |options: &Option<Map<String, Value>>| Some(options.as_ref()?.get("wording")?.as_str()?.to_string());
+    let summaries = files.iter().zip(options.iter().map(wording));
     let summaries: Vec<Summary> =
         summaries.map(|((name, rows), wording)| Summary { wording, ..Summary::new(name, rows) }).collect();
     let differences: Vec<Option<Mean>> = files[1..].iter().map(|(_, rows)| paired(&files[0].1, rows)).collect();
@@ -40,20 +45,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.json {
         writeln!(out, "{}", object(&summaries, &differences)?)?;
     } else {
-        write!(out, "{}", table(&summaries, &differences))?;
+        write!(out, "{}", for_stdout(&table(&summaries, &differences)))?;
     }
     if let (Some(html), Some(path)) = (html, &args.html) {
-        let page = page(&files);
+        let page = page(&files, &options);
         html.write(page.as_bytes())?;
-        say(&format!("{}: {:.1} MB", path.display(), page.len() as f64 / 1e6));
+        say(&format!("{}: {}", path.display(), bytes_in_words(page.len() as u64)));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The wording that `FILE.config.json` records, if there is such a file and it records one.
-fn wording(path: &Path) -> Option<String> {
-    let config: Value = serde_json::from_slice(&std::fs::read(config_path(path)).ok()?).ok()?;
-    Some(config.get("wording")?.as_str()?.to_string())
 }
 
 /// File names without their ending, or paths where two have the same.
@@ -76,20 +75,28 @@ fn table(summaries: &[Summary], differences: &[Option<Mean>]) -> String {
     lines[0].extend(summaries.iter().map(|summary| summary.name.clone()));
     lines.push(vec!["answers".to_string()]);
     lines[1].extend(summaries.iter().map(|summary| summary.rows.to_string()));
+    if summaries.iter().any(|summary| summary.skipped > 0) {
+        let counts = summaries.iter().map(|summary| summary.skipped.to_string());
+        lines.push(["prompts passed over".to_string()].into_iter().chain(counts).collect());
+    }
     let names = summaries.first().map(Summary::lines).unwrap_or_default();
     for (index, (name, _)) in names.iter().enumerate() {
-        let found: Vec<Option<Mean>> = summaries.iter().map(|summary| summary.lines()[index].1).collect();
-        if found.iter().any(Option::is_some) {
-            let words = found.into_iter().map(|mean| mean.map_or_else(String::new, words));
-            lines.push([name.to_string()].into_iter().chain(words).collect());
+        let found = summaries.iter().map(|summary| (summary, summary.lines()[index].1));
+        let said = |(summary, mean): (&Summary, Option<Mean>)| {
+            mean.map_or_else(|| "-".to_string(), |mean| words(mean) + &summary.remark(name, &mean))
+        };
+        let said: Vec<String> = found.map(said).collect();
+        if said.iter().any(|cell| cell != "-") {
+            lines.push([name.to_string()].into_iter().chain(said).collect());
         }
     }
     if summaries.iter().any(|summary| summary.wording.is_some()) {
-        let words = summaries.iter().map(|summary| summary.wording.clone().unwrap_or_default());
+        let words = summaries.iter().map(|summary| summary.wording.clone().unwrap_or_else(|| "-".to_string()));
         lines.push(["wording".to_string()].into_iter().chain(words).collect());
     }
     if !differences.is_empty() {
-        let words = differences.iter().map(|mean| mean.map_or_else(|| "no reward in common".to_string(), words));
+        let words =
+            differences.iter().map(|mean| mean.map_or_else(|| "no prompt with a reward in common".to_string(), words));
         lines.push(["reward over the first".to_string(), String::new()].into_iter().chain(words).collect());
     }
     let columns = lines.first().map_or(0, Vec::len);

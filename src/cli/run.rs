@@ -2,12 +2,14 @@
 
 use super::args::{EngineArgs, Method, MethodArgs, layout, room};
 use super::generate::check_retokenize;
-use super::models::{DeviceArgs, PairArgs, TemplateArgs, bar, note_without_template};
+use super::models::{Count, DeviceArgs, PairArgs, TemplateArgs, counting, note_without_template};
+use super::output::{Paths, put_in_order};
 use super::prompt::with_flags;
 use super::say;
+use super::words::counted;
 use crate::batch::input;
-use crate::batch::output::{Row, Rows};
-use crate::batch::record::PromptRecord;
+use crate::batch::output::{Row, Rows, config_path, part_path};
+use crate::batch::record::{PromptRecord, lay_out};
 use crate::batch::tasks::{Dataset, Task};
 use crate::batch::wording::TaskFile;
 use crate::batch::{Job, run as answer_all};
@@ -20,17 +22,18 @@ use crate::runtime::Device;
 use crate::text::{Next, Prompt, PromptLayout};
 use crate::{Error, Result};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
-use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 /// Answer many prompts from a file into a file, resumably
 ///
 /// Every line of the input is a prompt: a JSON string, an array of chat messages, or an object with `prompt` or `messages` and
 /// optionally `answer` and `metadata`. Every line of the output is one answer, with the official code's fields and the record
 /// of how it was made. Interrupted runs resume: rerun the same command; prompts that have an answer are not answered again.
+/// Empty lines of the input are no prompts; every other line is one, or an error.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Prompts, one JSON value per line
@@ -69,6 +72,12 @@ pub(super) struct Args {
     /// How many prompts to answer, or "all" [default: as many as the official code asks for the task, else all that follow]
     #[arg(long, value_name = "N", value_parser = prompt_count)]
     num_prompts: Option<usize>,
+
+    /// Pass over prompts that are too long for the context, instead of ending before the first answer
+    ///
+    /// Each has a row without an answer, whose `skipped` says why; ggro report counts them apart.
+    #[arg(long)]
+    skip_too_long: bool,
 
     /// Start of every answer (a prefill attack on the policy) [default: that of the task, if it has one]
     #[arg(long, value_name = "TEXT")]
@@ -109,6 +118,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Err(Error::invalid(message).into());
     }
     check_retokenize(args.retokenize, method, &args.method)?;
+    let paths = Paths::default().reading(&args.input).reading(&args.task_file).reading(args.pair.paths());
+    let paths = paths.reading(&args.template.chat_template).writing("--output", Some(&args.output));
+    let paths = paths.writing("--output (its .config.json)", Some(&config_path(&args.output)));
+    let paths = paths.writing("--output (its .part)", Some(&part_path(&args.output)));
+    paths.writing("--trace-events", args.device.profile.trace_events.as_deref()).check()?;
     let asked = Asked::new(args)?;
     let task = asked.task.as_ref();
     let records = input::read(&args.input, task)?;
@@ -119,14 +133,19 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     note_without_template(&pair);
     let mut device = args.device.find()?;
     let parameters = parameters(args, task, &pair)?;
-    let jobs = jobs(args, &asked, method, &parameters, &pair, &records)?;
+    let Chosen { jobs, too_long } = jobs(args, &asked, method, &parameters, &pair, &records)?;
     let mut config = config(args, &asked, method, &parameters, &pair, &device)?;
     template.record(&pair, recorded, &mut config);
-    let texts: Vec<String> = records.iter().map(|record| record.text.clone()).collect();
-    let mut rows = Rows::open::<Row>(&args.output, &config, &texts)?;
+    let mut rows = Rows::open::<Row>(&args.output, &config, &|row| fits(row, &records, &jobs, &pair))?;
+    for (index, why) in &too_long {
+        if !rows.has(*index) {
+            rows.add(&Row::skipped(*index, &records[*index], why.clone()))?;
+        }
+    }
     let there = jobs.iter().filter(|job| rows.has(job.index)).count();
     if there > 0 {
-        say(&format!("{there} of {} prompts are answered already", jobs.len()));
+        let are = if jobs.len() == 1 { "is" } else { "are" };
+        say(&format!("{there} of {} {are} answered already", counted(jobs.len(), "prompt")));
     }
     if there < jobs.len() {
         let settings = args.engine.settings(args.max_concurrency);
@@ -134,15 +153,48 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let engine =
             Engine::start(settings, move || Ok(flags.open(&mut device, &for_engine, max_len)?.into_backend()))?;
         let progress = BatchProgress::new(jobs.len(), there);
+        progress.count.goes_on(&args.output);
         let ran = answer_all(&engine, &pair.tokenizer, task, &jobs, args.max_concurrency, &mut rows, &|row| {
             progress.row(row);
         });
-        progress.bar.finish_and_clear();
+        progress.count.bar.finish_and_clear();
         ran?;
         say(&progress.summary());
     }
-    rows.finish()?;
+    if let Some((index, why)) = too_long.first() {
+        let passed = counted(too_long.len(), "prompt");
+        say(&format!("note: --skip-too-long passed over {passed}; the first is prompt {index}: {why}"));
+    }
+    put_in_order(rows, there == jobs.len())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is wrong with a row that is there, beside the input of now. A row that would be left as it is must be what would be made.
+fn fits(row: &Row, records: &[PromptRecord], jobs: &[Job], pair: &Pair) -> std::result::Result<(), String> {
+    let Some(record) = records.get(row.index) else {
+        return Err(format!("is one too many: the input has {}", counted(records.len(), "prompt")));
+    };
+    if record.text != row.prompt {
+        return Err("answers another prompt than the input's".to_string());
+    }
+    let changed =
+        |name: &str| format!("has another `{name}` than the input's; put it back, or use another output file");
+    if record.answer != row.answer {
+        return Err(changed("answer"));
+    }
+    if record.metadata != row.metadata {
+        return Err(changed("metadata"));
+    }
+    // The messages before the last are not in the row, but its text begins with all of them as they were laid out.
+    let several = record.messages.len() > 1 || record.whole.is_some();
+    let job = jobs.binary_search_by_key(&row.index, |job| job.index).ok().map(|at| &jobs[at]);
+    if let Some(job) = job.filter(|_| several && row.skipped.is_none()) {
+        let asked = pair.tokenizer.decode(&job.prompt.ids).map_err(|e| e.to_string())?;
+        if !row.full_text.starts_with(asked.trim_end()) {
+            return Err("answers another conversation than the input's".to_string());
+        }
+    }
+    Ok(())
 }
 
 /// What is asked, with what a task brings.
@@ -185,6 +237,13 @@ fn prompt_count(text: &str) -> std::result::Result<usize, String> {
     }
 }
 
+/// What is to be answered, in the order of the input.
+struct Chosen {
+    jobs: Vec<Job>,
+    /// Prompts that are passed over, with the reason.
+    too_long: Vec<(usize, String)>,
+}
+
 /// Lays out all prompts, so that a faulty one is found before the first is answered.
 fn jobs(
     args: &Args,
@@ -193,31 +252,40 @@ fn jobs(
     parameters: &Parameters,
     pair: &Pair,
     records: &[PromptRecord],
-) -> Result<Vec<Job>> {
-    let count = asked.num_prompts;
-    if args.start_index >= records.len() || count == 0 {
+) -> Result<Chosen> {
+    let (count, there) = (asked.num_prompts, counted(records.len(), "prompt"));
+    if count == 0 {
+        return Err(Error::invalid("--num-prompts 0: expected 1 or more, or \"all\""));
+    }
+    if args.start_index >= records.len() {
         return Err(Error::invalid(format!(
-            "--start-index {} and --num-prompts {} leave none of the {} prompts",
-            args.start_index,
-            if count == usize::MAX { "all".to_string() } else { count.to_string() },
-            records.len()
+            "--start-index {}: leaves none of the {there}, which are counted from 0",
+            args.start_index
         )));
     }
     let context = args.pair.context(pair);
     let chosen = records.iter().enumerate().skip(args.start_index).take(count);
     let next = Next::Answer { layout: asked.layout, prefill: asked.prefill.as_deref().unwrap_or_default() };
-    let jobs = chosen.map(|(index, record)| {
+    let (mut jobs, mut too_long) = (Vec::new(), Vec::new());
+    for (index, record) in chosen {
         let named = |error: Error| match &args.input[..] {
             [path] => Error::file(path, format!("prompt {index}: {error}")),
             _ => error.within(&format!("prompt {index}")),
         };
         let system = args.system.as_deref();
         let system = system.filter(|_| record.messages.iter().all(|message| message.role != "system"));
-        let prompt = Prompt::of_messages(pair, system, &record.messages, next);
+        let prompt = lay_out(pair, system, &record.messages, record.whole.as_ref(), next);
         let prompt = prompt.map_err(with_flags).map_err(named)?;
-        let options = options(args, method, parameters, pair, &prompt, context).map_err(named)?;
+        let room = match room_behind(args, prompt.ids.len(), context) {
+            Err(error) if args.skip_too_long => {
+                too_long.push((index, error.to_string()));
+                continue;
+            }
+            room => room.map_err(named)?,
+        };
+        let options = options(method, parameters, pair, &prompt, room).map_err(named)?;
         let seed = args.method.seed.wrapping_add(index as u64);
-        Ok(Job {
+        jobs.push(Job {
             index,
             record: record.clone(),
             prompt,
@@ -225,9 +293,17 @@ fn jobs(
             seed,
             scored: args.pair.has_reward(),
             retokenize: args.retokenize,
-        })
-    });
-    jobs.collect()
+        });
+    }
+    Ok(Chosen { jobs, too_long })
+}
+
+/// Tokens that there is room for behind a prompt of so many.
+fn room_behind(args: &Args, len: usize, context: usize) -> Result<usize> {
+    if context <= len {
+        return Err(Error::invalid(format!("its {len} tokens leave no room in the context of {context}")));
+    }
+    room(args.method.max_new_tokens.map(|asked| (asked, "--max-new-tokens")), len, context)
 }
 
 /// The flags, over the task's published parameters or those that suit the pair.
@@ -237,19 +313,7 @@ fn parameters(args: &Args, task: Option<&Task>, pair: &Pair) -> Result<Parameter
     args.method.given().over(published.unwrap_or(args.pair.preset()))
 }
 
-fn options(
-    args: &Args,
-    method: Method,
-    parameters: &Parameters,
-    pair: &Pair,
-    prompt: &Prompt,
-    context: usize,
-) -> Result<Options> {
-    let len = prompt.ids.len();
-    if context <= len {
-        return Err(Error::invalid(format!("its {len} tokens leave no room in the context of {context}")));
-    }
-    let room = room(args.method.max_new_tokens.map(|asked| (asked, "--max-new-tokens")), len, context)?;
+fn options(method: Method, parameters: &Parameters, pair: &Pair, prompt: &Prompt, room: usize) -> Result<Options> {
     let options = Options { first_offset: prompt.first_offset, ..parameters.options(pair)? };
     let options = Options {
         max_new_tokens: options.max_new_tokens.min(room),
@@ -310,7 +374,9 @@ fn config(
 
 /// The progress of a run: a bar on a terminal, and a line at its end.
 struct BatchProgress {
-    bar: ProgressBar,
+    count: Count,
+    /// When the first answer was begun.
+    started: Instant,
     sums: Mutex<Sums>,
 }
 
@@ -327,10 +393,7 @@ struct Sums {
 
 impl BatchProgress {
     fn new(all: usize, there: usize) -> Self {
-        let bar = bar(Some(all as u64), "{bar:30} {pos} of {len} answers, {per_sec}, {eta} left{msg}");
-        let bar = bar.with_position(there as u64);
-        bar.reset_eta();
-        BatchProgress { bar, sums: Mutex::default() }
+        BatchProgress { count: counting(all, there, "answer"), started: Instant::now(), sums: Mutex::default() }
     }
 
     fn row(&self, row: &Row) {
@@ -339,20 +402,20 @@ impl BatchProgress {
         if let Some(reward) = row.reward {
             sums.rewards += 1;
             sums.reward += f64::from(reward);
-            self.bar.set_message(format!(", mean reward {:.3}", sums.reward / sums.rewards as f64));
+            self.count.remark(format!("mean reward {:.3}", sums.reward / sums.rewards as f64));
         }
         sums.nudges += row.num_nudges;
-        sums.tokens += row.new_tokens;
+        sums.tokens += row.new_tokens.unwrap_or(0);
         sums.judged += usize::from(row.correct.is_some());
         sums.correct += usize::from(row.correct == Some(true));
-        self.bar.inc(1);
+        self.count.bar.inc(1);
     }
 
     fn summary(&self) -> String {
         let sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
-        let (count, seconds) = (sums.rows.max(1) as f64, self.bar.elapsed().as_secs_f64());
-        let mut text =
-            format!("{} answers in {seconds:.1} s, {:.1} tokens/s", sums.rows, sums.tokens as f64 / seconds.max(1e-9));
+        let (count, seconds) = (sums.rows.max(1) as f64, self.started.elapsed().as_secs_f64());
+        let (answers, rate) = (counted(sums.rows, "answer"), sums.tokens as f64 / seconds.max(1e-9));
+        let mut text = format!("{answers} in {seconds:.1} s, {rate:.1} tokens/s");
         if sums.rewards > 0 {
             let (mean, nudges) = (sums.reward / sums.rewards as f64, sums.nudges as f64 / count);
             text += &format!("; mean reward {mean:.3}, {nudges:.1} nudges an answer");

@@ -1,8 +1,9 @@
 //! `ggro score`.
 
-use super::models::{DeviceArgs, PairArgs, TemplateArgs, bar};
-use super::output::Output;
+use super::models::{DeviceArgs, PairArgs, TemplateArgs, counting};
+use super::output::{Output, Paths};
 use super::say;
+use super::words::{counted, for_stdout};
 use crate::answer::RewardReport;
 use crate::batch::texts::{TextContent, TextRecord, parse};
 use crate::engine::{Engine, Settings, Ticket};
@@ -140,6 +141,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Err(Error::invalid(format!("--candidates: expected at most {MOST_POSITIONS}, found {found}")).into());
     }
     args.pair.needs_reward("a reward")?;
+    let paths = Paths::default().reading(&args.input).reading(args.pair.paths()).reading(&args.template.chat_template);
+    let paths = paths.writing("--output", args.output.as_deref());
+    paths.writing("--trace-events", args.device.profile.trace_events.as_deref()).check()?;
     let output = args.output.as_deref().map(Output::check).transpose()?;
     let records = records(args)?;
     let mut pair = args.pair.load_reward()?;
@@ -151,13 +155,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let engine = Engine::start(settings, move || Ok(flags.open(&mut device, &for_engine, max_len)?.into_backend()))?;
     let started = Instant::now();
     let bar = match args.input {
-        Some(_) => bar(Some(jobs.len() as u64), "{bar:30} {pos} of {len} texts, {per_sec}, {eta} left"),
+        Some(_) => counting(jobs.len(), 0, "text").bar,
         None => ProgressBar::hidden(),
     };
     let mut content = Vec::new();
     let scored = score_all(args, &engine, &pair, &jobs, &bar, &mut |line| match &output {
         Some(_) => writeln!(content, "{line}"),
-        None => bar.suspend(|| writeln!(std::io::stdout(), "{line}")),
+        None => bar.suspend(|| writeln!(std::io::stdout(), "{}", for_stdout(line))),
     });
     bar.finish_and_clear();
     let sum = scored?;
@@ -167,7 +171,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.input.is_some() {
         let tokens: usize = jobs.iter().map(|job| job.ids.len()).sum();
         let (count, seconds) = (jobs.len(), started.elapsed().as_secs_f64());
-        say(&format!("{count} texts of {tokens} tokens in {seconds:.1} s; mean reward {:.3}", sum / count as f64));
+        let (texts, tokens, mean) = (counted(count, "text"), counted(tokens, "token"), sum / count as f64);
+        say(&format!("{texts} of {tokens} in {seconds:.1} s; mean reward {mean:.3}"));
     }
     Ok(ExitCode::SUCCESS)
 }

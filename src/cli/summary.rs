@@ -1,6 +1,7 @@
 //! The summary of `generate`: lines for people, or one JSON object.
 
 use super::terminal::Style;
+use super::words::counted;
 use crate::answer::{FinishReason, Response};
 use crate::model::Work;
 use crate::trace::finish_reason_name;
@@ -39,8 +40,12 @@ impl Answer {
         if let Some(greedy) = greedy {
             out += &format!(" (plain greedy decoding: {:.3})", greedy.response.final_reward);
         }
-        out +=
-            &format!("\nsegments    {}, {} nudged, {} candidates", r.segments.len(), r.num_nudges, self.candidates());
+        out += &format!(
+            "\nsegments    {}, {} nudged, {}",
+            r.segments.len(),
+            r.num_nudges,
+            counted(self.candidates(), "candidate")
+        );
         out += &format!(
             "\ntokens      {} behind a prompt of {}, ended by {}",
             self.new_tokens(),

@@ -4,6 +4,7 @@
 //! text. There the unfinished row is part of the progress display, and rows are broken at word boundaries as they fill.
 
 use super::args::{Color, Generate};
+use super::words::{counted, for_stdout, is_dumb};
 use crate::answer::{Segment, TokenLogprob};
 use crate::engine::Observer;
 use crate::files::pair::Pair;
@@ -54,7 +55,7 @@ pub(super) fn coloured(color: Color) -> bool {
         Color::Never => false,
         Color::Auto => {
             let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            !refused && std::io::stdout().is_terminal()
+            !refused && !is_dumb() && std::io::stdout().is_terminal()
         }
     }
 }
@@ -161,7 +162,7 @@ impl TerminalWriter {
             return;
         }
         let style = if self.painted { style } else { Style::Plain };
-        if let Err(error) = self.page.put(text, style, &self.progress) {
+        if let Err(error) = self.page.put(&for_stdout(text), style, &self.progress) {
             self.closed = Some(error);
         }
     }
@@ -324,6 +325,8 @@ fn paint(row: &[(char, Style)]) -> String {
 /// The progress line on standard error; hidden if that is not a terminal.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
+    /// What is decoded, where it is not the answer itself.
+    name: Option<&'static str>,
     segments: usize,
     committed: usize,
     decoded: usize,
@@ -331,13 +334,22 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        Progress::of(None)
+    }
+
+    /// Of something else than the answer.
+    pub(super) fn named(name: &'static str) -> Self {
+        Progress::of(Some(name))
+    }
+
+    fn of(name: Option<&'static str>) -> Self {
+        let bar = (std::io::stderr().is_terminal() && !is_dumb()).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.set_style(style(false));
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        let progress = Progress { bar, segments: 0, committed: 0, decoded: 0 };
+        let progress = Progress { bar, name, segments: 0, committed: 0, decoded: 0 };
         progress.show();
         progress
     }
@@ -362,12 +374,14 @@ impl Progress {
 
     fn show(&self) {
         if let Some(bar) = &self.bar {
-            bar.set_prefix(format!(
-                "segment {}, {} tokens kept, {} decoded",
-                self.segments + 1,
-                self.committed,
-                self.decoded
-            ));
+            bar.set_prefix(match self.name {
+                // It has one segment.
+                Some(name) => format!("{name}: {}", counted(self.decoded, "token")),
+                None => {
+                    let kept = counted(self.committed, "token");
+                    format!("segment {}, {kept} kept, {} decoded", self.segments + 1, self.decoded)
+                }
+            });
         }
     }
 

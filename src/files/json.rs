@@ -24,6 +24,16 @@ pub(super) fn parse<T: DeserializeOwned>(content: &[u8]) -> Result<T, String> {
     })
 }
 
+/// What is wrong with JSON that stands on one line, whose number the caller names.
+pub(crate) fn in_line(error: &serde_json::Error) -> String {
+    let (line, column) = (error.line(), error.column());
+    let text = error.to_string();
+    match text.strip_suffix(&format!(" at line {line} column {column}")) {
+        Some(what) => format!("{what} at column {column}"),
+        None => text,
+    }
+}
+
 /// Content without the byte order mark that some editors write before UTF-8.
 pub(super) fn without_mark(content: &[u8]) -> &[u8] {
     content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content)
@@ -76,6 +86,8 @@ mod tests {
         for bad in ["NaNa", "{\"a\": -NaN}", "{\"a\": \"\\", "\\", "{NaN: 1", "-"] {
             assert!(read(bad).is_err(), "{bad}");
         }
+        let error = serde_json::from_str::<Value>("{").unwrap_err();
+        assert_eq!(in_line(&error), "EOF while parsing an object at column 1");
         assert!(read("").is_err_and(|e| e.contains("empty")));
         assert!(read("{").is_err_and(|e| e.contains("EOF")));
     }

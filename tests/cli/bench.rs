@@ -1,7 +1,9 @@
 //! `ggro bench`, on the CPU: that it measures, says so and compares; not how fast.
 
-use super::{command, finish, ggro};
+use super::{Run, command, finish, ggro};
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 
 /// Rows of JSON lines, behind the header.
 fn rows(out: &str) -> (Value, Vec<Value>) {
@@ -287,4 +289,95 @@ fn what_cannot_be_measured_is_named() {
         assert_eq!(run.code, Some(2), "{args:?}: {}", run.err);
         assert!(run.err.contains(part), "{args:?}: no {part:?} in {}", run.err);
     }
+}
+
+/// A server that gives each request the next of these bodies, and the last to all that follow. The load's first request is only to
+/// see whether there is a server.
+fn server(bodies: &'static [&'static str]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let base = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().flatten().enumerate() {
+            let body = bodies[number.min(bodies.len() - 1)];
+            std::thread::spawn(move || answer(stream, body));
+        }
+    });
+    base
+}
+
+fn answer(mut stream: TcpStream, body: &str) {
+    let (mut seen, mut some) = (Vec::new(), [0; 4096]);
+    while !seen.ends_with(b"}") {
+        match stream.read(&mut some) {
+            Ok(read) if read > 0 => seen.extend_from_slice(&some[..read]),
+            _ => return,
+        }
+    }
+    let _ = write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n");
+    let _ = match body {
+        // Until the client has enough.
+        "endless" => (0..64).try_for_each(|_| stream.write_all(&[b'x'; 1 << 20])),
+        "silent" => {
+            std::thread::sleep(std::time::Duration::from_secs(4));
+            Ok(())
+        }
+        body => stream.write_all(body.as_bytes()),
+    };
+}
+
+const TEXT: &str = "\u{feff}data: {\"choices\":[{\"delta\":{\"content\":\"x\"}}]}\n\ndata: [DONE]\n\n";
+const COUNTED: &str =
+    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}}\n\ndata: [DONE]\n\n";
+const NOTHING: &str = "data: [DONE]\n\n";
+const REFUSED: &str = "data: {\"error\":{\"message\":\"\\u001b[31mred\"}}\n\n";
+
+fn loaded(bodies: &'static [&'static str], count: &str, more: &[&str]) -> Run {
+    let (base, fixed) = (server(bodies), ["--model", "m", "--num-warmups", "0", "--max-concurrency", "1"]);
+    ggro(&[&["bench", "serve", "--base-url", &base, "--num-prompts", count], &fixed[..], more].concat())
+}
+
+#[test]
+fn answers_of_foreign_servers() {
+    // Text behind a byte order mark, and no usage.
+    let run = loaded(&[TEXT], "2", &[]).ok();
+    assert!(run.out.contains("tokens      0 in, 2 out") && run.out.contains("ttft mean"), "{}", run.out);
+    assert!(run.out.contains("2 answers came without `usage`: pieces were counted"), "{}", run.out);
+    assert!(run.out.contains("tpot -\n") && run.out.contains("itl  -\n") && !run.out.contains("-0.00"), "{}", run.out);
+    // Tokens without a text are an answer, with no first text and not good.
+    let run = loaded(&[COUNTED], "2", &["--json", "--goodput", "ttft:60000"]).ok().json();
+    assert_eq!(
+        (&run["completed"], &run["request_goodput"], &run["without_usage"]),
+        (&json!(2), &json!(0.0), &json!(0))
+    );
+    assert!(run["mean_ttft_ms"].is_null() && run["mean_e2el_ms"].as_f64() > Some(0.0), "{run}");
+    // Nothing at all is none.
+    for (bodies, part) in [
+        (&[TEXT, TEXT, NOTHING][..], "note: 1 request failed, the first with: the answer has no text and no tokens"),
+        (&[TEXT, TEXT, REFUSED], "the first with: \u{1b}[31mred"),
+        (&[TEXT, TEXT, "endless"], "a line of the answer is longer than 4194304 bytes"),
+        (&[TEXT, TEXT, "data: {\n"], "a frame that is not JSON: EOF while parsing an object at column 1"),
+    ] {
+        let run = loaded(bodies, "2", &[]);
+        assert!(run.code == Some(1) && run.err.contains(part), "no {part:?} in {}", run.err);
+        assert!(run.out.contains("answers     1 of 2"), "{}", run.out);
+        let allowed = loaded(bodies, "2", &["--allow-failures"]).ok();
+        assert!(allowed.err.contains(part), "{}", allowed.err);
+    }
+    let run = loaded(&[TEXT, "silent"], "1", &["--timeout", "1", "--allow-failures"]);
+    assert!(run.code == Some(1) && run.err.contains("no whole answer within 1 s, the timeout"), "{}", run.err);
+    let run = loaded(&[NOTHING], "2", &[]);
+    assert!(run.code == Some(2) && run.err.contains("the answer has no text"), "{}", run.err);
+    let run = ggro(&["bench", "serve", "--base-url", "127.0.0.1:8000"]);
+    assert!(run.code == Some(2) && run.err.contains("e.g. http://127.0.0.1:8000"), "{}", run.err);
+}
+
+/// Seeds have 64 bits, and a sign is one of them, as in the server.
+#[test]
+fn seeds_may_be_negative() {
+    let seeded = |seed: &str| {
+        let args = ["generate", "Hello", "--method", "sample", "--max-new-tokens", "8", "--seed", seed];
+        ggro(&args).ok().out
+    };
+    assert_eq!(seeded("-1"), seeded("18446744073709551615"));
+    assert_eq!(seeded("-9223372036854775808"), seeded("9223372036854775808"));
 }

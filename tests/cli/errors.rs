@@ -2,7 +2,9 @@
 
 use super::{PROMPT, command, copy, finish, ggro, goldens, utf8};
 use serde_json::json;
+use std::io::Write;
 use std::path::Path;
+use std::process::Stdio;
 
 #[track_caller]
 fn refused(args: &[&str], parts: &[&str]) {
@@ -50,9 +52,117 @@ fn flags() {
         (vec!["--trace", "no/such/trace.json"], vec!["no/such/trace.json"]),
         (vec!["--trace", "."], vec!["directory"]),
         (vec!["--request", "no-such.json"], vec!["--request", "PROMPT"]),
+        // A value that begins with a minus is a value, whatever it is.
+        (vec!["--entropy-threshold", "-inf"], vec!["'-inf' for '--entropy-threshold", "expected a finite number"]),
+        (vec!["--nudge-top-k", "-2"], vec!["'-2' for '--nudge-top-k"]),
+        (vec!["--threads", "-1"], vec!["'-1' for '--threads"]),
+        (vec!["--speculation", "-1"], vec!["'-1' for '--speculation"]),
+        (vec!["--gpu-memory-utilization", "-inf"], vec!["'-inf' for '--gpu-memory-utilization"]),
+        (vec!["--seed", "-9223372036854775809"], vec!["--seed", "a whole number of 64 bits"]),
     ] {
         refused(&[&["generate", PROMPT], &args[..]].concat(), &parts);
     }
+}
+
+/// Whatever an output is called, it is no input and no other output; and nothing has happened to the input.
+#[test]
+fn outputs_are_never_inputs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_string();
+    let row = json!({"index": 0, "prompt": "p", "answer": null, "metadata": null, "full_text": "", "response": "r",
+                     "reward": 1.0, "num_nudges": 0, "segment_boundaries": [], "elapsed_seconds": 0.1})
+    .to_string();
+    let (input, link, hard) = (at("in.jsonl"), at("link.jsonl"), at("hard.jsonl"));
+    // Without a line break at its end: whoever takes it for a row that was cut off must not cut it off.
+    std::fs::write(&input, &row).expect("written");
+    std::os::unix::fs::symlink("in.jsonl", &link).expect("a link");
+    std::fs::hard_link(&input, &hard).expect("a link");
+    std::fs::write(at("in.jsonl.config.json"), "{}").expect("written");
+    let goldens = copy("llama-gqa");
+    let golden = |name: &str| goldens.path().join(name).to_str().expect("UTF-8").to_string();
+    let (policy, traces) = (golden("policy"), golden("traces.json"));
+    let config = golden("policy/config.json");
+    for output in [&input, &link, &hard] {
+        for args in [
+            &["run", "--input", &input, "--output", output][..],
+            &["run", "--input", &input, "--output", &at("o"), "--trace-events", output],
+            &["score", "--input", &input, "--output", output],
+            &["guard", &input, "--model", "none", "--output", output],
+            &["report", &input, "--html", output],
+            &["generate", "--request", &input, "--trace", output],
+            &["bench", "throughput", "--compare", &input, "--chart", output],
+            &["bench", "latency", "--compare", &input, "--trace-events", output],
+        ] {
+            refused(args, &["is an input of this command"]);
+        }
+    }
+    for (args, part) in [
+        (&["report", &input, "--html", &at("in.jsonl.config.json")][..], "--html"),
+        (&["run", "--input", &at("x.config.json"), "--output", &at("x")], "--output (its .config.json)"),
+        (&["run", "--input", &input, "--output", &at("o"), "--policy", &policy, "--trace-events", &config], "input"),
+        (&["run", "--input", &input, "--output", &config, "--policy", &policy], "--output"),
+        (&["verify", goldens.path().to_str().expect("UTF-8"), "--trace-events", &traces], "--trace-events"),
+        (&["generate", "a", "--trace", &at("t"), "--trace-events", &at("./t")], "is what --trace writes, too"),
+        (&["run", "--input", &input, "--output", &at("o"), "--trace-events", &at("o.config.json")], "too"),
+        (&["run", "--input", &input, "--output", "-"], "--output -: expected a file, found -"),
+        (&["score", "a", "--output", "-"], "--output -"),
+        (&["report", &input, "--html", "-"], "--html -"),
+    ] {
+        refused(args, &[part]);
+    }
+    assert_eq!(std::fs::read_to_string(&input).expect("the input"), row);
+    assert!(std::fs::metadata(&traces).expect("traces").len() > 1000 && !Path::new(&at("o")).exists());
+}
+
+/// A value that comes from a variable is named by it, and an empty variable is none.
+#[test]
+fn variables() {
+    let with = |name: &str, value: &str, args: &[&str]| {
+        finish(command().env(name, value).args([&["generate", "a", "--no-baseline"], args].concat()))
+    };
+    let run = with("GGRO_MAX_NEW_TOKENS", "abc", &[]);
+    assert_eq!(run.code, Some(2));
+    assert!(run.err.contains("'abc' for '--max-new-tokens <N>, set by GGRO_MAX_NEW_TOKENS'"), "{}", run.err);
+    let run = with("GGRO_JSON", "perhaps", &[]);
+    assert!(run.code == Some(2) && run.err.contains("set by GGRO_JSON"), "{}", run.err);
+    let run = with("GGRO_MAX_NEW_TOKENS", "abc", &["--max-new-tokens", "x"]);
+    assert!(run.code == Some(2) && !run.err.contains("GGRO_"), "{}", run.err);
+    with("GGRO_MAX_NEW_TOKENS", "", &["--max-new-tokens", "2"]).ok();
+    with("GGRO_JSON", "", &["--max-new-tokens", "2"]).ok();
+}
+
+#[test]
+fn help_is_found_by_every_word() {
+    for args in [&["help", "report"][..], &["report", "--help"], &["bench", "help", "serve"]] {
+        let help = ggro(args).ok().out;
+        assert!(help.contains("Usage: ggro ") && help.contains(args[args.len() - 1].trim_start_matches('-')), "{help}");
+    }
+    // `run` has two methods, and says so.
+    let help = ggro(&["run", "--help"]).ok().out;
+    assert!(help.contains("ggro or greedy [default") && !help.contains("--no-baseline"), "{help}");
+}
+
+/// A byte order mark is no part of a text, wherever one is read.
+#[test]
+fn byte_order_marks() {
+    let marked = |args: &[&str], text: &str| {
+        let mut child = command();
+        child.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().expect("the binary runs");
+        child.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("written");
+        let output = child.wait_with_output().expect("an end");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let tokens = |text: &str| {
+        let object: serde_json::Value =
+            serde_json::from_str(&marked(&["generate", "--json", "--no-baseline", "--max-new-tokens", "2"], text))
+                .expect("JSON");
+        object["prompt_tokens"].clone()
+    };
+    assert_eq!(tokens("\u{feff}Tell me a story."), tokens("Tell me a story."));
+    let score = |text: &str| marked(&["score", "--input", "-"], text);
+    assert_eq!(score("\u{feff}\"One.\"\n\u{feff}\"Two.\"\n"), score("\"One.\"\n\"Two.\"\n"));
 }
 
 #[test]

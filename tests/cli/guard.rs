@@ -109,6 +109,54 @@ fn answers_are_judged() {
         (&json!(5), &json!(5), &json!(0))
     );
     assert_eq!(std::fs::read_to_string(&output).expect("verdicts"), text);
+
+    // Rows of a run are no verdicts, whoever names them.
+    let options = folder.path().join("out.jsonl.config.json");
+    std::fs::write(&options, json!({"ggro": "0.1.0", "policy": "demo", "seed": 0}).to_string()).expect("written");
+    let other = folder.path().join("other.jsonl");
+    std::fs::copy(&file, &other).expect("a copy");
+    std::fs::copy(&options, folder.path().join("other.jsonl.config.json")).expect("a copy");
+    let refused = |args: &[&str], part: &str| {
+        let run = ggro(&[&["guard", utf8(&file), "--model", utf8(&guard)], args].concat());
+        assert!(run.code == Some(2) && run.err.contains(part), "no {part:?} in {}", run.err);
+    };
+    refused(&["--output", utf8(&file)], "is an input of this command");
+    refused(&["--output", utf8(&other)], "holds rows of `ggro run`; use another output file");
+    // A verdict on an answer that is another one now is not taken for its verdict.
+    let changed = std::fs::read_to_string(&file).expect("rows").replace("it was bad", "it was worse");
+    std::fs::write(&file, changed).expect("written");
+    refused(&[], "line 2: row 1 judges another answer than that of the input");
+}
+
+/// What was passed over has no answer to be judged; an index may be any number.
+#[test]
+fn only_answers_are_judged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let guard = guard(folder.path());
+    let file = rows(folder.path(), &["it was good", "", "it was bad"]);
+    let mut all: Vec<Value> = std::fs::read_to_string(&file)
+        .expect("rows")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a row"))
+        .collect();
+    all[1]["skipped"] = json!("too long");
+    all[2]["index"] = json!(u64::MAX);
+    std::fs::write(&file, all.iter().map(|row| format!("{row}\n")).collect::<String>()).expect("written");
+    let object = ggro(&["guard", utf8(&file), "--model", utf8(&guard), "--json"]).ok().json();
+    assert_eq!((&object["verdicts"], &object["categories"]["S1"]), (&json!(2), &json!(1)));
+    // A prompt that is too long for the guard ends the command, unless it may be passed over.
+    all[0]["prompt"] = json!("good ".repeat(200));
+    all[2]["index"] = json!(2);
+    std::fs::write(&file, all.iter().map(|row| format!("{row}\n")).collect::<String>()).expect("written");
+    let other = folder.path().join("other.jsonl");
+    let args = ["guard", utf8(&file), "--model", utf8(&guard), "--json", "--output", utf8(&other)];
+    let run = ggro(&args);
+    assert!(run.code == Some(2) && run.err.contains("prompt 0: ") && run.err.contains("context of 128"), "{}", run.err);
+    let run = ggro(&[&args[..], &["--skip-too-long"]].concat()).ok();
+    let object = run.json();
+    assert_eq!((&object["verdicts"], &object["skipped"], &object["neither"]), (&json!(1), &json!(1), &json!(0)));
+    let run = ggro(&["guard", utf8(&file), "--model", utf8(&guard), "--output", utf8(&other)]).ok();
+    assert!(run.err.contains("passed over 1 prompt") && run.out.contains("verdicts    1\n"), "{}{}", run.out, run.err);
 }
 
 #[test]

@@ -119,7 +119,7 @@ fn rows_of_a_policy_alone_have_no_reward() {
     let page = std::fs::read_to_string(&page).expect("a page");
     assert!(page.contains("\"r\":null"));
     let table = ggro(&report).ok().out;
-    assert!(table.contains("no reward in common") && table.contains("new tokens"), "{table}");
+    assert!(table.contains("no prompt with a reward in common") && table.contains("new tokens"), "{table}");
 }
 
 #[test]

@@ -110,10 +110,18 @@ fn what_is_wrong_is_named_before_anything_runs() {
     refused(ggro(&arguments(&bad, &output)), &["bad.jsonl: line 2: `prompt`: expected a string"]);
     assert!(!output.exists());
     refused(ggro(&arguments(&folder.path().join("none.jsonl"), &output)), &["none.jsonl"]);
+    std::fs::write(&bad, "\"a\"\n\nnull\n").expect("written");
+    refused(
+        ggro(&arguments(&bad, &output)),
+        &["bad.jsonl: line 3: expected a string, messages or an object, found null"],
+    );
+    std::fs::write(&bad, "\"a\"\n{\n").expect("written");
+    refused(ggro(&arguments(&bad, &output)), &["line 2: expected JSON: EOF while parsing an object at column 1"]);
     refused(
         ggro(&[&arguments(&input, &output)[..], &["--start-index", "3"]].concat()),
-        &["leave none of the 3 prompts"],
+        &["--start-index 3: leaves none of the 3 prompts"],
     );
+    refused(ggro(&[&arguments(&input, &output)[..], &["--num-prompts", "0"]].concat()), &["--num-prompts 0: expected"]);
     refused(ggro(&[&arguments(&input, &output)[..], &["--task", "gsm8k"]].concat()), &["'gsm8k'", "mmlu-pro"]);
     refused(ggro(&[&arguments(&input, &output)[..], &["--method", "bon"]].concat()), &["ggro or greedy"]);
     std::fs::write(&bad, format!("\"fine\"\n\"{}\"\n", "word ".repeat(900))).expect("written");
@@ -123,10 +131,133 @@ fn what_is_wrong_is_named_before_anything_runs() {
     ggro(&arguments(&input, &output)).ok();
     let other = ggro(&[&arguments(&input, &output)[..], &["--seed", "5", "--nudge-top-k", "9"]].concat());
     refused(other, &["`nudge_top_k` was 25, is 9", "`seed` was 0, is 5", "another output file"]);
-    let mut text = std::fs::read_to_string(&input).expect("prompts");
-    text = text.replace("a lost kite", "a found kite");
-    std::fs::write(&input, text).expect("written");
+    let text = std::fs::read_to_string(&input).expect("prompts");
+    std::fs::write(&input, text.replace("a lost kite", "a found kite")).expect("written");
     refused(ggro(&arguments(&input, &output)), &["out.jsonl: line 1: row 0 answers another prompt"]);
+    std::fs::write(&input, text.lines().next().expect("a prompt")).expect("written");
+    refused(ggro(&arguments(&input, &output)), &["line 2: row 1 is one too many: the input has 1 prompt"]);
+    // What a row carries from the input, and what stood before the last message, is that of the input of now.
+    for (from, to, part) in [
+        ("{\"i\":1}", "{\"i\":2}", "line 2: row 1 has another `metadata`"),
+        ("\"metadata\"", "\"answer\":\"A\",\"metadata\"", "line 2: row 1 has another `answer`"),
+        ("[{", "[{\"role\":\"system\",\"content\":\"Be kind.\"},{", "line 3: row 2 answers another conversation"),
+    ] {
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&input, text.replace(from, to)).expect("written");
+        refused(ggro(&arguments(&input, &output)), &[part]);
+    }
+}
+
+/// Messages as OpenAI's clients write them, with functions that only the template looks at.
+#[test]
+fn conversations_of_every_form() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let template = "{% for m in messages %}<{{ m.role }}|{{ m.content }}{% for c in m.tool_calls or [] %}|{{ c.function.arguments.x }}\
+                    {% endfor %}>{% endfor %}{% if tools %}[{{ tools[0].name }}]{% endif %}";
+    std::fs::write(at("t.jinja"), template).expect("written");
+    let parts = json!([{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]);
+    let call = json!({"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": "{\"x\": 5}"}}]});
+    let lines = [
+        json!([{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]),
+        json!({"messages": [{"role": "user", "content": "q"}, call, {"role": "tool", "content": "7"}], "tools": [{"name": "f"}]}),
+        json!([{"role": "user", "content": "q"}, {"role": "function", "name": "f", "content": "8"}]),
+    ];
+    std::fs::write(at("in.jsonl"), lines.map(|line| format!("{line}\n")).concat()).expect("written");
+    let template = at("t.jinja");
+    let (input, output) = (at("in.jsonl"), at("out.jsonl"));
+    ggro(&[&arguments(&input, &output)[..], &["--chat-template", utf8(&template)]].concat()).ok();
+    let all = rows(&output);
+    for (row, begun) in
+        all.iter().zip(["<system|s><user|one\ntwo>", "<user|q><assistant||5><tool|7>[f]", "<user|q><function|8>"])
+    {
+        let text = row["full_text"].as_str().expect("text");
+        assert!(text.starts_with(begun), "{text}");
+    }
+    // The same again: nothing has changed.
+    ggro(&[&arguments(&input, &output)[..], &["--chat-template", utf8(&template)]].concat()).ok();
+}
+
+#[test]
+fn prompts_that_are_too_long_are_passed_over_if_asked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (input, output) = (folder.path().join("in.jsonl"), folder.path().join("out.jsonl"));
+    let long = json!({"prompt": "word ".repeat(900), "metadata": 5});
+    std::fs::write(&input, format!("\"One.\"\n{long}\n\"Two.\"\n")).expect("written");
+    let plain = arguments(&input, &output);
+    assert_eq!(ggro(&plain).code, Some(2));
+    assert!(!output.exists());
+    let args = [&plain[..], &["--skip-too-long"]].concat();
+    let run = ggro(&args).ok();
+    assert!(run.err.contains("2 answers in") && run.err.contains("passed over 1 prompt"), "{}", run.err);
+    let all = rows(&output);
+    assert_eq!(all.len(), 3);
+    let passed = &all[1];
+    assert!(
+        passed["skipped"].as_str().is_some_and(|why| why.contains("tokens leave no room in the context of 512")),
+        "{passed}"
+    );
+    assert_eq!((&passed["response"], &passed["reward"], &passed["metadata"]), (&json!(""), &Value::Null, &json!(5)));
+    assert!(all[0].get("skipped").is_none() && all[0]["concurrency"] == 16);
+    let before = std::fs::read(&output).expect("rows");
+    let again = ggro(&args).ok();
+    assert!(again.err.contains("2 of 2 prompts are answered already"), "{}", again.err);
+    assert!(std::fs::read(&output).expect("rows") == before);
+    let table = ggro(&["report", utf8(&output)]).ok().out;
+    assert!(table.contains("answers                 2\n") && table.contains("prompts passed over     1\n"), "{table}");
+}
+
+/// The rows are those of the file behind the link, by either name; and a rewrite that fails loses nothing.
+#[test]
+fn a_link_is_followed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("disk")).expect("a folder");
+    let (input, link, real) = (prompts(folder.path(), 6), at("link.jsonl"), at("disk/real.jsonl"));
+    std::os::unix::fs::symlink("disk/real.jsonl", &link).expect("a link");
+    let blocked = at("disk/real.jsonl.part");
+    ggro(&[&arguments(&input, &link)[..], &["--start-index", "3"]].concat()).ok();
+    // The rest comes behind what is there, and there is no room to put all in order.
+    std::fs::create_dir(&blocked).expect("a folder");
+    let run = ggro(&arguments(&input, &link));
+    assert_eq!(run.code, Some(2), "{}", run.err);
+    let part = "link.jsonl: all rows are there, and only their order is missing; the same command puts them in order";
+    assert!(run.err.contains(part), "{}", run.err);
+    assert_eq!(rows(&real).len(), 6);
+    // Nothing else is left to do, so this is a note.
+    let run = ggro(&arguments(&input, &link)).ok();
+    assert!(
+        run.err.contains(&format!("note: {}", folder.path().display())) && run.err.contains("order"),
+        "{}",
+        run.err
+    );
+    std::fs::remove_dir(&blocked).expect("removed");
+    ggro(&arguments(&input, &real)).ok();
+    assert!(link.is_symlink() && !real.is_symlink());
+    let indices: Vec<_> = rows(&link).iter().map(|row| row["index"].as_u64()).collect();
+    assert_eq!(indices, (0..6).map(Some).collect::<Vec<_>>());
+    let names: Vec<_> = std::fs::read_dir(folder.path()).expect("a folder").flatten().map(|e| e.file_name()).collect();
+    assert!(!names.iter().any(|name| name == "link.jsonl.config.json") && at("disk/real.jsonl.config.json").exists());
+}
+
+#[test]
+fn an_interrupted_run_says_that_it_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (input, output) = (prompts(folder.path(), 60), folder.path().join("out.jsonl"));
+    let args = ["run", "--input", utf8(&input), "--output", utf8(&output), "--max-concurrency", "1"];
+    let child = command().args(args).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    while std::fs::metadata(&output).map_or(0, |file| file.len()) == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let killed =
+        std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+    assert!(killed.success());
+    let ended = child.wait_with_output().expect("an end");
+    let said = String::from_utf8(ended.stderr).expect("UTF-8");
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+    assert!(said.contains("out.jsonl, and the same command goes on from there"), "{said}");
+    let there = std::fs::read_to_string(&output).expect("rows").matches('\n').count();
+    assert!((1..60).contains(&there), "{there}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn rewards_are_those_of_generate() {
     let args = ["generate", PROMPT, "--max-new-tokens", "24", "--json", "--no-baseline"];
     let answer = ggro(&args).ok().json();
     let found = from_standard_input(&[json!({"ids": answer["final_ids"], "metadata": {"a": 1}})], &["--json"]).ok();
-    assert!(found.err.contains("1 texts of") && found.err.contains("mean reward"), "{}", found.err);
+    assert!(found.err.contains("1 text of") && found.err.contains("mean reward"), "{}", found.err);
     let line = &lines(&found.out)[0];
     assert_eq!(reward(line), reward(&answer));
     let len = answer["final_ids"].as_array().unwrap().len();

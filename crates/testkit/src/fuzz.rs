@@ -145,6 +145,6 @@ fn rows(data: &[u8]) {
         let _ = task.prediction(text);
     }
     if let Ok(row) = serde_json::from_str::<output::Row>(text) {
-        let _ = ggro::batch::report::page(&[("fuzz".to_string(), vec![row])]);
+        let _ = ggro::batch::report::page(&[("fuzz".to_string(), vec![row])], &[]);
     }
 }

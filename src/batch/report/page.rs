@@ -2,23 +2,38 @@
 
 use super::{Summary, paired};
 use crate::batch::output::Row;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// The page, with its style and script; `"DATA"` is replaced.
 const TEMPLATE: &str = include_str!("page.html");
 
-/// A page about some files of rows, each under its name. The others are compared with the first.
-pub fn page(files: &[(String, Vec<Row>)]) -> String {
-    let data: Vec<Value> = files.iter().map(|(name, rows)| file(name, rows, &files[0].1)).collect();
+/// Options that the page says in other words, or that say nothing to a reader.
+const NOT_LISTED: [&str; 4] = ["ggro", "prefill_attack", "system", "task_file"];
+
+/// A page about some files of rows, each under its name and with the options of its run, where they are known. The others are
+/// compared with the first.
+pub fn page(files: &[(String, Vec<Row>)], options: &[Option<Map<String, Value>>]) -> String {
+    let all = files.iter().enumerate();
+    let data: Vec<Value> =
+        all.map(|(at, (name, rows))| file(name, rows, &files[0].1, options.get(at).and_then(Option::as_ref))).collect();
     // Without `<`, nothing in the data can end the script element.
     let data = json!(data).to_string().replace('<', "\\u003c");
     TEMPLATE.replace("\"DATA\"", &data)
 }
 
-fn file(name: &str, rows: &[Row], base: &[Row]) -> Value {
+fn file(name: &str, rows: &[Row], base: &[Row], options: Option<&Map<String, Value>>) -> Value {
     let summary = Summary::new(name, rows);
-    let lines = summary.lines().into_iter().filter_map(|(name, mean)| mean.map(|mean| json!([name, mean])));
+    let lines = summary.lines().into_iter().filter_map(|(name, mean)| Some((name, mean?)));
+    let lines = lines.map(|(name, mean)| json!([name, mean, summary.remark(name, &mean)]));
+    let listed =
+        options.into_iter().flatten().filter(|(name, value)| !value.is_null() && !NOT_LISTED.contains(&&***name));
+    let words = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
+    let text = |name: &str| options.and_then(|options| options.get(name)).and_then(Value::as_str);
     json!({
+        "options": listed.map(|(name, value)| json!([name.replace('_', " "), words(value)])).collect::<Vec<_>>(),
+        "prefill": text("prefill_attack"),
+        "system": text("system"),
+        "skipped": summary.skipped,
         "name": name,
         "rows": rows.iter().map(row).collect::<Vec<_>>(),
         "lines": lines.collect::<Vec<_>>(),
@@ -28,7 +43,7 @@ fn file(name: &str, rows: &[Row], base: &[Row]) -> Value {
 
 /// The row with short names, because a page may have hundreds.
 fn row(row: &Row) -> Value {
-    let segments = row.segments.iter().map(|segment| {
+    let segments = row.segments.iter().flatten().map(|segment| {
         let candidates =
             segment.candidates.iter().map(|tried| json!([rounded(tried.reward), tried.text, tried.forced]));
         let entropies = segment.entropies.iter().map(|entropy| entropy.map(|entropy| round(entropy, 2)));
@@ -52,6 +67,7 @@ fn row(row: &Row) -> Value {
         "f": row.finish_reason,
         "k": row.new_tokens,
         "s": segments.collect::<Vec<_>>(),
+        "no": row.skipped,
     })
 }
 
@@ -81,9 +97,11 @@ mod tests {
             "elapsed_seconds": 0.1,
         }))
         .unwrap();
-        let page = page(&[("a".to_string(), vec![row])]);
+        let options = json!({ "policy": "</script>", "system": "Be kind.", "prefill_attack": "Sure", "reward": null });
+        let page = page(&[("a".to_string(), vec![row])], &[options.as_object().cloned()]);
         assert_eq!(page.matches("</script>").count(), 1);
         assert!(page.contains("\\u003c/script>") && !page.contains("\"DATA\""));
+        assert!(page.contains(r#""options":[["policy","\u003c/script>"]],"prefill":"Sure""#), "{page}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `ggro kernels`: are the kernels right, how fast are they, and what did the compiler make of them?
 
+use crate::cli::output::Paths;
 use crate::cuda::{Device, images};
 use crate::lab::kernel_check::{self, Finding, Listed, Timing, vectors};
 use std::io::Write;
@@ -132,6 +133,7 @@ fn bench(options: &Options, quick: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn record(file: &Path, ordinal: usize) -> anyhow::Result<ExitCode> {
+    Paths::default().writing("FILE", Some(file)).check()?;
     let device = Device::open(ordinal)?;
     let vectors = vectors::record(&device)?;
     let about = [

@@ -1,7 +1,9 @@
 //! `ggro synth`.
 
+use crate::cli::args::seed;
 use crate::cli::models::bar;
 use crate::cli::say;
+use crate::files::place::behind_links;
 use crate::model::synthetic::{PRESETS, folder};
 use crate::runtime::bytes_in_words;
 use crate::{Error, Result};
@@ -25,12 +27,12 @@ pub(crate) struct Args {
     dir: PathBuf,
 
     /// Seed of the weights
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = seed)]
     seed: u64,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let dir = std::path::absolute(&args.dir).map_err(|e| Error::io(&args.dir, e))?;
+    let dir = std::path::absolute(behind_links(&args.dir)).map_err(|e| Error::io(&args.dir, e))?;
     if std::fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) || dir.is_file() {
         return Err(Error::file(&args.dir, "is there already, and is not an empty directory").into());
     }

@@ -2,6 +2,8 @@
 
 use crate::Result;
 use crate::cli::models::{DeviceArgs, load};
+use crate::cli::output::Paths;
+use crate::cli::words::for_stdout;
 use crate::dtype::HalfType;
 use crate::files::pair::Pair;
 use crate::lab::goldens::teacher::Lesson;
@@ -42,15 +44,19 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let all = args.dirs.iter().map(|dir| Folder::find(dir)).collect::<Result<Vec<_>>>()?;
+    let folders = all.iter().flatten().map(|folder| &folder.path);
+    let read: Vec<PathBuf> =
+        folders.flat_map(|path| [path.clone(), path.join("policy"), path.join("reward")]).collect();
+    Paths::default().reading(&read).writing("--trace-events", args.device.profile.trace_events.as_deref()).check()?;
     let mut device = args.device.find()?;
     let mut report = Report { json: args.json, folders: Vec::new() };
-    for dir in &args.dirs {
-        let folders = Folder::find(dir)?;
+    for (dir, folders) in args.dirs.iter().zip(&all) {
         if folders.is_empty() {
             report.open(&dir.display().to_string())?;
             report.failed("traces", "holds no traces and no folders with traces")?;
         }
-        for folder in &folders {
+        for folder in folders {
             verify(args, &mut device, folder, &mut report)?;
         }
     }
@@ -125,12 +131,12 @@ fn rounded(
 impl Report {
     fn open(&mut self, name: &str) -> std::io::Result<()> {
         self.folders.push((name.to_string(), Vec::new()));
-        if self.json { Ok(()) } else { writeln!(std::io::stdout(), "{name}") }
+        if self.json { Ok(()) } else { writeln!(std::io::stdout(), "{}", for_stdout(name)) }
     }
 
     fn check(&mut self, check: Check) -> std::io::Result<()> {
         if !self.json {
-            writeln!(std::io::stdout(), "{}", line(&check))?;
+            writeln!(std::io::stdout(), "{}", for_stdout(&line(&check)))?;
         }
         if let Some((_, checks)) = self.folders.last_mut() {
             checks.push(check);

@@ -1,6 +1,7 @@
 //! What a benchmark prints: where it ran, a row per case, in the format that is asked for; and two of them compared.
 
 use super::cost::{Cost, Limits};
+use crate::files::json::in_line;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -326,9 +327,11 @@ impl Report {
         if let Ok(report) = serde_json::from_str::<Report>(text) {
             return Ok(report);
         }
-        let mut lines = text.lines().filter(|line| !line.trim().is_empty());
-        let first: First = serde_json::from_str(lines.next().unwrap_or_default()).map_err(|e| e.to_string())?;
-        let rows = lines.map(|line| serde_json::from_str(line).map_err(|e| e.to_string()));
+        let mut lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let wrong = |number: usize, e: &serde_json::Error| format!("line {}: {}", number + 1, in_line(e));
+        let (number, line) = lines.next().unwrap_or_default();
+        let first: First = serde_json::from_str(line).map_err(|e| wrong(number, &e))?;
+        let rows = lines.map(|(number, line)| serde_json::from_str(line).map_err(|e| wrong(number, &e)));
         Ok(Report { header: first.header, rows: rows.collect::<std::result::Result<Vec<Row>, String>>()? })
     }
 }

@@ -10,15 +10,23 @@
 //!
 //! Fields of [`Summary`] are named as `vllm bench serve` names those of its JSON, so that tools which read one read the other.
 
+use crate::files::json::in_line;
 use crate::rng::Uniforms;
 use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+/// Longest line of a stream, in bytes: a server that never ends one would fill the memory.
+const LONGEST_LINE: usize = 4 << 20;
+/// Longest answer, in bytes.
+const LONGEST_ANSWER: usize = 256 << 20;
+/// What is read of an answer that says what is wrong.
+const OF_A_REFUSAL: u64 = 64 << 10;
 
 /// What is asked, and how often.
 #[derive(Clone, Debug)]
@@ -58,9 +66,9 @@ pub struct Load {
 pub struct Measured {
     /// When it was sent, after the first one.
     pub start: f64,
-    /// Until the first text.
-    pub ttft: f64,
-    /// Until the end.
+    /// Until the first text; `None` where there was no text.
+    pub ttft: Option<f64>,
+    /// Until the last text, or the end where there was none.
     pub e2el: f64,
     /// Between texts.
     pub itl: Vec<f64>,
@@ -68,6 +76,8 @@ pub struct Measured {
     pub input_tokens: usize,
     /// As the server counts them, else pieces.
     pub output_tokens: usize,
+    /// Whether pieces were counted, because the server did not say.
+    pub counted: bool,
     /// What was answered.
     pub text: String,
     /// Why it was not.
@@ -77,7 +87,8 @@ pub struct Measured {
 impl Measured {
     /// Seconds per token but the first; `None` where there is no second one.
     pub fn tpot(&self) -> Option<f64> {
-        (self.output_tokens > 1).then(|| (self.e2el - self.ttft) / (self.output_tokens - 1) as f64)
+        let ttft = self.ttft.filter(|_| self.output_tokens > 1)?;
+        Some((self.e2el - ttft) / (self.output_tokens - 1) as f64)
     }
 }
 
@@ -136,6 +147,8 @@ pub struct Summary {
     pub completed: usize,
     /// Requests that were not.
     pub failed: usize,
+    /// Answers of which the server did not say the tokens: those of the prompt are missing, and pieces were counted.
+    pub without_usage: usize,
     /// Tokens of their prompts.
     pub total_input_tokens: usize,
     /// Tokens of the answers.
@@ -149,9 +162,9 @@ pub struct Summary {
     pub output_throughput: f64,
     /// Tokens of prompts and answers per second.
     pub total_token_throughput: f64,
-    /// `mean_ttft_ms`, `median_tpot_ms`, `p99_e2el_ms` and so on.
+    /// `mean_ttft_ms`, `median_tpot_ms`, `p99_e2el_ms` and so on; `None` where nothing has such a latency.
     #[serde(flatten)]
-    pub latencies: BTreeMap<String, f64>,
+    pub latencies: BTreeMap<String, Option<f64>>,
     /// Of all texts, in the order of the requests; the same where answers are.
     pub texts_sha256: String,
 }
@@ -263,29 +276,35 @@ fn body_of(load: &Load, number: usize) -> Value {
 }
 
 fn stream(load: &Load, number: usize, sent: Instant, measured: &mut Measured) -> std::result::Result<(), String> {
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(load.timeout)).build().into();
+    let agent = agent(load.timeout);
     let path = if load.chat { "/v1/chat/completions" } else { "/v1/completions" };
     let mut request = agent.post(format!("{}{path}", load.base_url)).header("content-type", "application/json");
     if let Some(key) = &load.api_key {
         request = request.header("authorization", format!("Bearer {key}"));
     }
-    let response = request.send(body_of(load, number).to_string()).map_err(|e| e.to_string())?;
+    let response = request.send(body_of(load, number).to_string()).map_err(|e| in_words(&e, load.timeout))?;
     let status = response.status();
-    let reader = BufReader::new(response.into_body().into_reader());
+    let mut reader = BufReader::new(response.into_body().into_reader());
     if !status.is_success() {
-        let text: String = reader.lines().map_while(std::result::Result::ok).collect::<Vec<String>>().join(" ");
+        let mut text = Vec::new();
+        // What was read of it is better than nothing.
+        let _ = reader.take(OF_A_REFUSAL).read_to_end(&mut text);
+        let text = String::from_utf8_lossy(&text).split_whitespace().collect::<Vec<_>>().join(" ");
         return Err(format!("{status}: {}", text.chars().take(300).collect::<String>()));
     }
-    let (mut last, mut pieces, mut ended) = (None, 0, false);
-    for line in reader.lines() {
-        let line = line.map_err(|e| format!("the answer broke off: {e}"))?;
-        let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
+    let (mut last, mut pieces, mut ended, mut read) = (None, 0, false, 0);
+    while let Some(line) = next_line(&mut reader, load.timeout)? {
+        read += line.len();
+        if read > LONGEST_ANSWER {
+            return Err(format!("the answer is longer than {LONGEST_ANSWER} bytes"));
+        }
+        let Some(data) = line.trim_start_matches('\u{feff}').strip_prefix("data:").map(str::trim) else { continue };
         if data == "[DONE]" {
             ended = true;
             break;
         }
-        let frame: Value = serde_json::from_str(data).map_err(|e| format!("a frame that is not JSON: {e}"))?;
+        let frame: Value =
+            serde_json::from_str(data).map_err(|e| format!("a frame that is not JSON: {}", in_line(&e)))?;
         if let Some(error) = frame.get("error").filter(|error| !error.is_null()) {
             return Err(error.get("message").and_then(Value::as_str).unwrap_or("an error").to_string());
         }
@@ -293,6 +312,7 @@ fn stream(load: &Load, number: usize, sent: Instant, measured: &mut Measured) ->
             let count = |name: &str| usage.get(name).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
             measured.input_tokens = count("prompt_tokens").unwrap_or(0);
             measured.output_tokens = count("completion_tokens").unwrap_or(0);
+            measured.counted = false;
         }
         let choice = &frame["choices"][0];
         let piece = choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or_default();
@@ -301,7 +321,7 @@ fn stream(load: &Load, number: usize, sent: Instant, measured: &mut Measured) ->
         }
         let now = Instant::now();
         match last.replace(now) {
-            None => measured.ttft = (now - sent).as_secs_f64(),
+            None => measured.ttft = Some((now - sent).as_secs_f64()),
             Some(before) => measured.itl.push((now - before).as_secs_f64()),
         }
         measured.e2el = (now - sent).as_secs_f64();
@@ -311,10 +331,49 @@ fn stream(load: &Load, number: usize, sent: Instant, measured: &mut Measured) ->
     if !ended {
         return Err("the stream ended without [DONE]".to_string());
     }
+    if measured.ttft.is_none() {
+        measured.e2el = sent.elapsed().as_secs_f64();
+        // Tokens without a text, such as the end of turn alone, are an answer; nothing at all is none.
+        if measured.output_tokens == 0 {
+            return Err("the answer has no text and no tokens".to_string());
+        }
+    }
     if measured.output_tokens == 0 {
-        measured.output_tokens = pieces;
+        (measured.output_tokens, measured.counted) = (pieces, true);
     }
     Ok(())
+}
+
+fn agent(timeout: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(timeout)).build().into()
+}
+
+/// The next line of a stream, without its end; `None` at the end of the stream.
+fn next_line(reader: &mut impl BufRead, timeout: Duration) -> std::result::Result<Option<String>, String> {
+    let mut line = Vec::new();
+    let read = reader.by_ref().take(LONGEST_LINE as u64 + 1).read_until(b'\n', &mut line);
+    read.map_err(|e| match e.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>()) {
+        Some(error) => in_words(error, timeout),
+        None => format!("the answer broke off: {e}"),
+    })?;
+    if line.len() > LONGEST_LINE {
+        return Err(format!("a line of the answer is longer than {LONGEST_LINE} bytes"));
+    }
+    let end = line.trim_ascii_end().len();
+    let empty = line.is_empty();
+    line.truncate(end);
+    let line = String::from_utf8(line).map_err(|_| "a line of the answer is not UTF-8".to_string())?;
+    Ok((!empty).then_some(line))
+}
+
+/// An error of the connection as a sentence.
+fn in_words(error: &ureq::Error, timeout: Duration) -> String {
+    match error {
+        ureq::Error::Timeout(_) => format!("no whole answer within {} s, the timeout", timeout.as_secs_f64()),
+        ureq::Error::Io(error) => format!("the connection failed: {error}"),
+        ureq::Error::HostNotFound => "the host is not known".to_string(),
+        error => error.to_string(),
+    }
 }
 
 /// The load in numbers, with these percentiles.
@@ -329,20 +388,22 @@ pub fn summary(load: &Load, all: &[Measured], goals: &[Goal], percentiles: &[f64
         goals.iter().all(|goal| {
             let seconds = match goal.metric {
                 Metric::Ttft => one.ttft,
-                Metric::Tpot => one.tpot().unwrap_or(0.0),
-                Metric::E2el => one.e2el,
+                // An answer of one token has none to be too slow.
+                Metric::Tpot => one.tpot().or(one.ttft.map(|_| 0.0)),
+                Metric::E2el => one.ttft.map(|_| one.e2el),
             };
-            1e3 * seconds <= goal.ms
+            // Without a text nothing was good.
+            seconds.is_some_and(|seconds| 1e3 * seconds <= goal.ms)
         })
     };
     let good = answered.iter().filter(meets).count();
     let mut latencies = BTreeMap::new();
     let mut add = |name: &str, values: Vec<f64>| {
         for (key, value) in statistics(values, percentiles) {
-            latencies.insert(format!("{key}_{name}_ms"), 1e3 * value);
+            latencies.insert(format!("{key}_{name}_ms"), value.map(|value| 1e3 * value));
         }
     };
-    add("ttft", answered.iter().map(|one| one.ttft).collect());
+    add("ttft", answered.iter().filter_map(|one| one.ttft).collect());
     add("tpot", answered.iter().filter_map(|one| one.tpot()).collect());
     add("itl", answered.iter().flat_map(|one| one.itl.iter().copied()).collect());
     add("e2el", answered.iter().map(|one| one.e2el).collect());
@@ -359,6 +420,7 @@ pub fn summary(load: &Load, all: &[Measured], goals: &[Goal], percentiles: &[f64
         duration,
         completed: answered.len(),
         failed: all.len() - answered.len(),
+        without_usage: answered.iter().filter(|one| one.counted).count(),
         total_input_tokens: input,
         total_output_tokens: output,
         request_throughput: rate(answered.len() as f64),
@@ -370,17 +432,17 @@ pub fn summary(load: &Load, all: &[Measured], goals: &[Goal], percentiles: &[f64
     }
 }
 
-/// Mean, median, standard deviation and percentiles (nearest rank); zeros without values.
-fn statistics(mut values: Vec<f64>, percentiles: &[f64]) -> Vec<(String, f64)> {
+/// Mean, median, standard deviation and percentiles (nearest rank); `None` without values.
+fn statistics(mut values: Vec<f64>, percentiles: &[f64]) -> Vec<(String, Option<f64>)> {
     values.sort_by(f64::total_cmp);
-    let count = values.len().max(1) as f64;
+    let (any, count) = (!values.is_empty(), values.len().max(1) as f64);
     let mean = values.iter().sum::<f64>() / count;
     let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
     let at = |percent: f64| {
         let rank = (percent / 100.0 * values.len() as f64).ceil() as usize;
-        values.get(rank.clamp(1, values.len().max(1)) - 1).copied().unwrap_or(0.0)
+        values.get(rank.clamp(1, values.len().max(1)) - 1).copied()
     };
-    let fixed = [("mean", mean), ("median", at(50.0)), ("std", variance.sqrt())];
+    let fixed = [("mean", any.then_some(mean)), ("median", at(50.0)), ("std", any.then_some(variance.sqrt()))];
     let fixed = fixed.into_iter().map(|(name, value)| (name.to_string(), value));
     fixed.chain(percentiles.iter().map(|&percent| (format!("p{percent}"), at(percent)))).collect()
 }
@@ -389,15 +451,19 @@ fn statistics(mut values: Vec<f64>, percentiles: &[f64]) -> Vec<(String, f64)> {
 ///
 /// # Errors
 /// It cannot be reached, or lists none.
-pub fn first_model(base_url: &str, api_key: Option<&str>) -> Result<String> {
+pub fn first_model(base_url: &str, api_key: Option<&str>, timeout: Duration) -> Result<String> {
     let fail = |why: &dyn std::fmt::Display| Error::invalid(format!("{base_url}/v1/models: {why}"));
-    let mut request = ureq::get(format!("{base_url}/v1/models"));
+    let mut request = agent(timeout).get(format!("{base_url}/v1/models"));
     if let Some(key) = api_key {
         request = request.header("authorization", format!("Bearer {key}"));
     }
-    let mut response = request.call().map_err(|e| fail(&e))?;
-    let text = response.body_mut().read_to_string().map_err(|e| fail(&e))?;
-    let models: Value = serde_json::from_str(&text).map_err(|e| fail(&e))?;
+    let mut response = request.call().map_err(|e| fail(&in_words(&e, timeout)))?;
+    if !response.status().is_success() {
+        return Err(fail(&response.status()));
+    }
+    // At most 10 MB are read.
+    let text = response.body_mut().read_to_string().map_err(|e| fail(&in_words(&e, timeout)))?;
+    let models: Value = serde_json::from_str(&text).map_err(|e| fail(&format!("expected JSON: {e}")))?;
     models["data"][0]["id"].as_str().map(str::to_string).ok_or_else(|| fail(&"lists no model"))
 }
 
@@ -428,7 +494,7 @@ mod tests {
     fn numbers_by_hand() {
         let one = |start: f64, ttft: f64, e2el: f64, tokens: usize| Measured {
             start,
-            ttft,
+            ttft: Some(ttft),
             e2el,
             itl: vec![0.1],
             input_tokens: 10,
@@ -444,7 +510,7 @@ mod tests {
         assert_eq!((summary.total_input_tokens, summary.total_output_tokens), (30, 18));
         assert!((summary.goodput.unwrap() - 2.0 / 1.3).abs() < 1e-12);
         let close = |name: &str, expected: f64| {
-            let found = summary.latencies[name];
+            let found = summary.latencies[name].unwrap();
             assert!((found - expected).abs() < 1e-9, "{name}: {found}");
         };
         close("mean_ttft_ms", 200.0);
@@ -455,6 +521,34 @@ mod tests {
         close("median_e2el_ms", 700.0);
         let json = serde_json::to_value(&summary).unwrap();
         assert!(json["p50_itl_ms"].is_number() && json["request_rate"] == "inf");
+    }
+
+    #[test]
+    fn nothing_has_no_mean_and_is_not_good() {
+        // Tokens, and no text of them.
+        let silent = Measured { e2el: 0.1, output_tokens: 1, ..Measured::default() };
+        let goals: Vec<Goal> = ["ttft:250", "tpot:100", "e2el:1000"].map(|goal| goal.parse().unwrap()).to_vec();
+        let summary = summary(&load(), std::slice::from_ref(&silent), &goals, &[99.0]);
+        assert_eq!((summary.completed, summary.goodput), (1, Some(0.0)));
+        for name in ["mean_ttft_ms", "median_tpot_ms", "p99_itl_ms", "std_ttft_ms"] {
+            assert_eq!(summary.latencies[name], None, "{name}");
+        }
+        assert!(serde_json::to_value(&summary).unwrap()["mean_ttft_ms"].is_null());
+        assert_eq!(silent.tpot(), None);
+    }
+
+    #[test]
+    fn lines_have_an_end() {
+        let second = Duration::from_secs(1);
+        let mut lines = BufReader::new(&b"one\r\n\nlast"[..]);
+        let mut next = || next_line(&mut lines, second).unwrap();
+        assert_eq!(
+            [next(), next(), next(), next()],
+            [Some("one".into()), Some(String::new()), Some("last".into()), None]
+        );
+        let error = next_line(&mut BufReader::new(std::io::repeat(b'x')), second).unwrap_err();
+        assert!(error.contains("longer than 4194304 bytes"), "{error}");
+        assert!(next_line(&mut &b"\xff\n"[..], second).unwrap_err().contains("UTF-8"));
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Args { common, prompt, tokens, segment, candidates, best_of, .. } = args;
     common.pair.needs_policy("bench ggro")?;
     common.pair.needs_reward("bench ggro")?;
-    let before = common.sink.before()?;
+    let before = common.before()?;
     if args.entropy_threshold.is_some_and(|threshold| !threshold.is_finite()) {
         return Err(Error::invalid("--entropy-threshold: expected a finite number").into());
     }

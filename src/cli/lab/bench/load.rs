@@ -13,7 +13,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let common = &args.common;
-    let before = common.sink.before()?;
+    let before = common.before()?;
     if common.synthetic.synthetic.is_some() {
         let message =
             "--synthetic: random models are made, not loaded; write them with `ggro synth` and pass the directories";

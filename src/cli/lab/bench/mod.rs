@@ -7,13 +7,15 @@ mod passes;
 mod serve;
 mod sink;
 
+use crate::cli::args::seed;
 use crate::cli::models::{DeviceArgs, PairArgs};
+use crate::cli::output::Paths;
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::{Pair, Parts};
 use crate::lab::bench::cost::Limits;
 use crate::lab::bench::machine;
-use crate::lab::bench::report::Header;
+use crate::lab::bench::report::{Header, Report};
 use crate::lab::kernel_check;
 use crate::model::{ModelPair, Role, synthetic};
 use crate::runtime::{Device, Opened};
@@ -93,7 +95,7 @@ struct SyntheticArgs {
     synthetic: Option<String>,
 
     /// Seed of a synthetic model's weights
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = seed)]
     weight_seed: u64,
 }
 
@@ -125,6 +127,15 @@ struct Ready {
 }
 
 impl Common {
+    /// Reads what is compared with: a file that is none is found out before anything is measured, as is one that would be written
+    /// over.
+    fn before(&self) -> crate::Result<Option<Report>> {
+        let SinkArgs { compare, chart, .. } = &self.sink;
+        let paths = Paths::default().reading(compare).reading(self.pair.paths()).writing("--chart", chart.as_deref());
+        paths.writing("--trace-events", self.device.profile.trace_events.as_deref()).check()?;
+        self.sink.before()
+    }
+
     fn open(&self, config: &str) -> anyhow::Result<Ready> {
         let mut device = self.device.find()?;
         let (opened, names) = match &self.synthetic.synthetic {

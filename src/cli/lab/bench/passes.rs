@@ -85,7 +85,7 @@ pub(super) struct Throughput {
 
 pub(super) fn latency_of(args: &Latency) -> anyhow::Result<ExitCode> {
     let common = &args.common;
-    let before = common.sink.before()?;
+    let before = common.before()?;
     let depths = args.depths.depths(common.runs.runs, common.runs.warmup);
     let Ready { mut opened, header, limits } = common.open(&format!("latency {depths:?}"))?;
     let on_cuda = opened.cuda().is_some();
@@ -115,7 +115,7 @@ pub(super) fn latency_of(args: &Latency) -> anyhow::Result<ExitCode> {
 pub(super) fn throughput_of(args: &Throughput) -> anyhow::Result<ExitCode> {
     let Throughput { common, batch, prompt, tokens } = args;
     common.pair.needs_policy("throughput")?;
-    let before = common.sink.before()?;
+    let before = common.before()?;
     let asked = Batches {
         batch: batch.clone(),
         prompt: prompt.clone(),

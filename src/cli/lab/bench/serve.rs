@@ -1,8 +1,10 @@
 //! `ggro bench serve`.
 
 use crate::batch::input;
-use crate::cli::models::bar;
+use crate::cli::args::seed;
+use crate::cli::models::counting;
 use crate::cli::say;
+use crate::cli::words::{counted, for_stdout};
 use crate::files::demo;
 use crate::lab::bench::serve::{Goal, Load, Measured, Summary, first_model, run as send, summary};
 use crate::{Error, Result};
@@ -16,7 +18,7 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Base URL of the server
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000", value_parser = url)]
     base_url: String,
 
     /// The model's name [default: the first that the server lists]
@@ -72,12 +74,16 @@ pub(super) struct Args {
     percentiles: Vec<f64>,
 
     /// Seed of the arrival times
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = seed)]
     seed: u64,
 
     /// Timeout of a request in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = RangedU64ValueParser::<u64>::new().range(1..=86400))]
     timeout: u64,
+
+    /// Exit with 0 although requests failed, as long as one was answered
+    #[arg(long)]
+    allow_failures: bool,
 
     /// Print one JSON object instead of lines
     #[arg(long)]
@@ -90,9 +96,10 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let base_url = args.base_url.trim_end_matches('/').trim_end_matches("/v1").to_string();
+    let (api_key, timeout) = (args.api_key.clone().filter(|key| !key.is_empty()), Duration::from_secs(args.timeout));
     let model = match &args.model {
         Some(model) => model.clone(),
-        None => first_model(&base_url, args.api_key.as_deref())?,
+        None => first_model(&base_url, api_key.as_deref(), timeout)?,
     };
     let prompts = match &args.input {
         Some(file) => input::read(std::slice::from_ref(file), None)?.into_iter().map(|prompt| prompt.text).collect(),
@@ -100,7 +107,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let load = Load {
         base_url,
-        api_key: args.api_key.clone(),
+        api_key,
         model,
         chat: !args.completions,
         prompts,
@@ -112,21 +119,22 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ignore_eos: args.ignore_eos,
         extra: args.extra_body.clone().unwrap_or_default(),
         seed: args.seed,
-        timeout: Duration::from_secs(args.timeout),
+        timeout,
     };
-    let bar = bar(Some(load.requests as u64), "{bar:30} {pos} of {len} answers, {per_sec}, {eta} left");
+    let bar = counting(load.requests, 0, "answer").bar;
     let all = send(&load, &|_| bar.inc(1));
     bar.finish_and_clear();
     let all = all?;
     let summary = summary(&load, &all, &args.goodput, &args.percentiles);
     if let Some(error) = all.iter().find_map(|one| one.error.as_ref()) {
-        say(&format!("note: {} requests failed, the first with: {error}", summary.failed));
+        say(&format!("note: {} failed, the first with: {error}", counted(summary.failed, "request")));
     }
     match args.json {
         true => print_json(args, &summary, &all)?,
         false => print_lines(args, &summary)?,
     }
-    Ok(if summary.completed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let good = summary.completed > 0 && (summary.failed == 0 || args.allow_failures);
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print_json(args: &Args, summary: &Summary, all: &[Measured]) -> anyhow::Result<()> {
@@ -154,7 +162,7 @@ fn print_lines(args: &Args, summary: &Summary) -> anyhow::Result<()> {
         None if summary.max_concurrency == 1 => "1 client".to_string(),
         None => format!("{} clients", summary.max_concurrency),
     };
-    writeln!(out, "model       {}, {loop_of}", summary.model_id)?;
+    writeln!(out, "model       {}, {loop_of}", for_stdout(&summary.model_id))?;
     let Summary { completed, num_prompts, duration, .. } = summary;
     writeln!(out, "answers     {completed} of {num_prompts} in {duration:.2} s, {:.2}/s", summary.request_throughput)?;
     if let Some(goodput) = summary.goodput {
@@ -168,12 +176,28 @@ fn print_lines(args: &Args, summary: &Summary) -> anyhow::Result<()> {
         summary.output_throughput,
         summary.total_token_throughput
     )?;
+    if summary.without_usage > 0 {
+        let answers = counted(summary.without_usage, "answer");
+        writeln!(out, "            {answers} came without `usage`: pieces were counted, not tokens, and no prompts")?;
+    }
     for (name, words) in [("ttft", "first text"), ("tpot", "per token"), ("itl", "between"), ("e2el", "whole")] {
-        let of = |key: &str| summary.latencies.get(&format!("{key}_{name}_ms")).copied().unwrap_or(0.0);
-        let more: String = args.percentiles.iter().map(|p| format!(", p{p} {:.2}", of(&format!("p{p}")))).collect();
-        writeln!(out, "{words:<11} {name:<4} mean {:.2} ms, median {:.2}{more}", of("mean"), of("median"))?;
+        let of = |key: &str| summary.latencies.get(&format!("{key}_{name}_ms")).copied().flatten();
+        let Some((mean, median)) = of("mean").zip(of("median")) else {
+            writeln!(out, "{words:<11} {name:<4} -")?;
+            continue;
+        };
+        let more = args.percentiles.iter().filter_map(|p| Some(format!(", p{p} {:.2}", of(&format!("p{p}"))?)));
+        writeln!(out, "{words:<11} {name:<4} mean {mean:.2} ms, median {median:.2}{}", more.collect::<String>())?;
     }
     Ok(writeln!(out, "texts       sha256 {}", &summary.texts_sha256[..16])?)
+}
+
+fn url(text: &str) -> std::result::Result<String, String> {
+    let rest = text.strip_prefix("http://").or(text.strip_prefix("https://"));
+    match rest.is_some_and(|rest| !rest.is_empty()) {
+        true => Ok(text.to_string()),
+        false => Err(format!("expected a URL that begins with http:// or https://, e.g. http://{text}")),
+    }
 }
 
 fn rate(text: &str) -> std::result::Result<f64, String> {

@@ -1,10 +1,11 @@
 //! Where the rows of a benchmark go: to standard output as they come, into a chart, beside those of an earlier run.
 
-use crate::cli::models::bar;
+use crate::Result;
+use crate::cli::models::counting;
+use crate::cli::output::Output;
 use crate::cli::say;
 use crate::lab::bench::chart;
 use crate::lab::bench::report::{Change, Format, Header, Report, Row, compare};
-use crate::{Error, Result};
 use clap::ValueEnum;
 use indicatif::ProgressBar;
 use std::io::Write;
@@ -20,7 +21,7 @@ pub(super) struct SinkArgs {
 
     /// Compare with an earlier run's JSON or JSON lines; exit code 1 if a case is slower or answers differently
     #[arg(long, value_name = "FILE")]
-    compare: Option<PathBuf>,
+    pub(super) compare: Option<PathBuf>,
 
     /// Percentage by which a case may be slower than in the earlier run
     #[arg(long, value_name = "PERCENT", default_value = "5", value_parser = percent, requires = "compare", allow_negative_numbers = true)]
@@ -28,7 +29,7 @@ pub(super) struct SinkArgs {
 
     /// Draw a chart into FILE (SVG): tokens per second against batch size with the limit, or cost over greedy decoding
     #[arg(long, value_name = "FILE")]
-    chart: Option<PathBuf>,
+    pub(super) chart: Option<PathBuf>,
 }
 
 /// See [`SinkArgs::output_format`].
@@ -56,14 +57,14 @@ pub(super) struct Sink {
     format: Format,
     before: Option<Report>,
     threshold: f64,
-    chart: Option<PathBuf>,
+    chart: Option<Output>,
     report: Report,
     bar: ProgressBar,
     failed: Option<anyhow::Error>,
 }
 
 impl SinkArgs {
-    /// Reads what is compared with: a file that is none is found out before anything is measured.
+    /// Reads what is compared with.
     pub(super) fn before(&self) -> Result<Option<Report>> {
         self.compare.as_deref().map(Report::read).transpose()
     }
@@ -71,9 +72,10 @@ impl SinkArgs {
     /// Begins a report of so many cases.
     pub(super) fn begin(&self, header: &Header, before: Option<Report>, cases: usize) -> anyhow::Result<Sink> {
         let format = Format::from(self.output_format);
+        // A chart that cannot be written is found out before anything is measured.
+        let chart = self.chart.as_deref().map(Output::check).transpose()?;
         write!(std::io::stdout(), "{}", header.text(format)?)?;
-        let bar = bar(Some(cases as u64), "{bar:30} {pos} of {len} cases, {elapsed}");
-        bar.tick();
+        let bar = counting(cases, 0, "case").bar;
         if let Some(before) = &before
             && before.header.config_hash != header.config_hash
         {
@@ -83,7 +85,7 @@ impl SinkArgs {
             format,
             before,
             threshold: self.fail_regression / 100.0,
-            chart: self.chart.clone(),
+            chart,
             report: Report { header: header.clone(), rows: Vec::new() },
             bar,
             failed: None,
@@ -118,9 +120,9 @@ impl Sink {
         if self.format == Format::Json {
             writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&self.report)?)?;
         }
-        if let Some(file) = &self.chart {
+        if let Some(file) = self.chart {
             match chart::of(&self.report) {
-                Some(svg) => std::fs::write(file, svg).map_err(|e| Error::io(file, e))?,
+                Some(svg) => file.write(svg.as_bytes())?,
                 None => say("note: --chart: there is nothing to draw"),
             }
         }
