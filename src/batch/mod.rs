@@ -136,7 +136,7 @@ fn respond(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answered
     let response = match job.retokenize {
         false => decode(&job.prompt.ids, &job.options)?,
         true => {
-            let respell = |ids: &[u32]| tokenizer.encode(&tokenizer.decode(ids)?);
+            let respell = |ids: &[u32], reader: bool| tokenizer.respell(ids, reader);
             let mut score = |ids: &[u32]| {
                 let query = RewardQuery { ids: ids.to_vec(), ..RewardQuery::default() };
                 Ok(engine.score(query, job.options.reward_pad_id)?.wait()?.0.reward)
@@ -213,6 +213,8 @@ fn row(tokenizer: &Arc<Tokenizer>, task: Option<&Task>, job: &Job, answered: Ans
     // As the official code's, an answer has no header, but the beginning that was given.
     let (rules, new) = (TextRules::ending_at(job.options.finish_id), &answered.ids[prompt_len..]);
     let text = job.prompt.prefill.clone() + &text_of(tokenizer, &rules, &[], &job.prompt.header, new)?;
+    // The official code's tasks take the white space around an answer away.
+    let text = if task.is_some() { text.trim().to_string() } else { text };
     let round_trip_stable = tokenizer.round_trips(&answered.ids)?;
     let prediction = task.and_then(|task| task.prediction(&text));
     let correct =

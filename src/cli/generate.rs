@@ -188,7 +188,7 @@ fn retokenized(
     let mut stats = RequestStats::default();
     // Two closures have turns with the models.
     let backend = RefCell::new(backend);
-    let respell = |ids: &[u32]| pair.tokenizer.encode(&pair.tokenizer.decode(ids)?);
+    let respell = |ids: &[u32], reader: bool| pair.tokenizer.respell(ids, reader);
     let mut run = |ids: &[u32], options: &Options| {
         let uniforms = Uniforms::Seeded(0);
         let (response, ran) = decode_with(&mut backend.borrow_mut(), settings, ids, options, uniforms, observer)?;

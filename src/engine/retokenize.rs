@@ -7,8 +7,8 @@ use crate::answer::{FinishReason, Margins, Response};
 use crate::method::{Options, Selection};
 use crate::{Error, Result};
 
-/// Decodes a response, tokenised again after every segment. `respell` decodes ids and encodes the text; `run` decodes a
-/// response; `score` gives the reward of a text, which is needed where the last segment is spelled otherwise.
+/// Decodes a response, tokenised again after every segment. `respell` decodes ids and encodes the text, that of the prompt if
+/// the flag is false, and else one that the reward model reads; `run` decodes a response; `score` gives the reward of a text, which is needed where the last segment is spelled otherwise.
 ///
 /// Segments are recorded as they were decoded; boundaries, like the final ids, are those of the text tokenised again. The prompt
 /// is tokenised again as well, so its length may be another.
@@ -18,7 +18,7 @@ use crate::{Error, Result};
 pub fn decode_retokenized(
     prompt: &[u32],
     options: &Options,
-    respell: &dyn Fn(&[u32]) -> Result<Vec<u32>>,
+    respell: &dyn Fn(&[u32], bool) -> Result<Vec<u32>>,
     run: &mut dyn FnMut(&[u32], &Options) -> Result<Response>,
     score: &mut dyn FnMut(&[u32]) -> Result<f32>,
 ) -> Result<Response> {
@@ -26,13 +26,13 @@ pub fn decode_retokenized(
         return Err(Error::invalid("a response can be retokenized only if its nudge tokens are chosen greedily"));
     }
     let end = prompt.len() + options.max_new_tokens;
-    let mut ids = respell(prompt)?;
+    let mut ids = respell(prompt, false)?;
     let mut whole: Option<Response> = None;
     loop {
         let first_offset = if whole.is_none() { options.first_offset } else { 0 };
         let max_new_tokens = end.saturating_sub(ids.len()).max(1);
         let segment = run(&ids, &Options { max_new_tokens, first_offset, max_segments: Some(1), ..options.clone() })?;
-        let mut respelled = respell(&segment.final_ids)?;
+        let mut respelled = respell(&segment.final_ids, true)?;
         let finished = segment.finish_reason == FinishReason::Finish;
         // The official code takes an end of turn off the text of a segment that has none: where the first segment keeps nothing,
         // that is the prompt's.

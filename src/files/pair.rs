@@ -111,8 +111,9 @@ impl Pair {
         // Small files first: a pair that does not fit is refused before gigabytes are mapped.
         let policy = load_config(policy_files, ModelKind::CausalLm, false)?;
         let reward = load_config(reward_files, ModelKind::Reward, head.is_some())?;
-        let tokenizer = Tokenizer::load(policy_files)?;
+        let mut tokenizer = Tokenizer::load(policy_files)?;
         let theirs = Tokenizer::load(reward_files)?;
+        tokenizer.read_by(&theirs);
         let mut notes: Vec<String> = compare(policy_files, &tokenizer, reward_files, &theirs)?.into_iter().collect();
         let policy = language_model(policy_files, policy, &tokenizer, &mut notes)?;
         let reward = reward_model(reward_files, reward, head, false, &mut notes)?;

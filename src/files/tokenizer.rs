@@ -32,6 +32,8 @@ pub struct Tokenizer {
     special: std::collections::BTreeSet<u32>,
     /// What the post-processor puts in front of a text, such as the beginning of sequence, and behind it.
     around: [Vec<u32>; 2],
+    /// `clean_up_tokenization_spaces` of this tokenizer, and of the one that reads its texts.
+    cleans_up: [bool; 2],
 }
 
 impl Tokenizer {
@@ -60,6 +62,8 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|e| Error::file(&path, e.to_string()))?;
         let spellings = spellings(&inner).map_err(|message| Error::file(&path, message))?;
         let joins_bytes = inner.get_decoder().is_some_and(joins_bytes);
+        let config = files.read_json("tokenizer_config.json")?.unwrap_or_default();
+        let cleans_up = config.get("clean_up_tokenization_spaces").is_some_and(|clean| clean == true);
         let spells_bytes = inner.get_decoder().is_some_and(spells_bytes);
         let letter = inner.token_to_id("a");
         let added = inner.get_added_tokens_decoder();
@@ -68,7 +72,7 @@ impl Tokenizer {
         let around = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| around(&inner)));
         let around = around.unwrap_or_else(|_| Err("it names a special token that it does not define".to_string()));
         let around = around.map_err(|message| Error::file(&path, format!("`post_processor`: {message}")))?;
-        Ok(Tokenizer { inner, spellings, spells_bytes, letter, joins_bytes, added: ids, special, around })
+        Ok(Tokenizer { inner, spellings, spells_bytes, letter, joins_bytes, added: ids, special, around, cleans_up: [cleans_up; 2] })
     }
 
     /// [`encode`](Self::encode) for a text of which at most `most` ids can be used. One that is far longer is refused after its
@@ -151,6 +155,24 @@ impl Tokenizer {
         within.unwrap_or_else(|| self.decode(&[id]).unwrap_or_default().into_bytes())
     }
 
+    /// Another tokenizer of the same ids reads this one's texts.
+    pub(crate) fn read_by(&mut self, reader: &Tokenizer) {
+        self.cleans_up[1] = reader.cleans_up[0];
+    }
+
+    /// Ids of the text of ids, as transformers would write and read it: a tokenizer that cleans up spaces takes those in front
+    /// of a full stop and of `'s` away. `reader`: as the reward model's tokenizer does, not the policy's.
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn respell(&self, ids: &[u32], reader: bool) -> Result<Vec<u32>> {
+        let text = self.decode(ids)?;
+        match self.cleans_up[usize::from(reader)] {
+            true => self.encode(&CLEAN_UP.iter().fold(text, |text, (from, to)| text.replace(from, to))),
+            false => self.encode(&text),
+        }
+    }
+
     /// Whether the text of ids, tokenised again, gives the same ids.
     ///
     /// # Errors
@@ -220,6 +242,20 @@ impl Tokenizer {
         Ok(text)
     }
 }
+
+/// What a tokenizer that cleans up spaces replaces, in this order.
+const CLEAN_UP: [(&str, &str); 10] = [
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+];
 
 /// More ids than this do not come from cutting a text in the middle of a word.
 const CUT: usize = 64;

@@ -25,7 +25,7 @@ fn run_with(respell: &dyn Fn(&[u32]) -> Vec<u32>, change: impl Fn(&mut Options))
     let again = decode_retokenized(
         &prompt,
         &options,
-        &|ids| Ok(respell(ids)),
+        &|ids, _| Ok(respell(ids)),
         &mut |ids, options| decode(&mut models, ids, options, Uniforms::Seeded(0), &mut ()),
         &mut |_| {
             scored += 1;
@@ -77,6 +77,6 @@ fn a_budget_is_filled_with_the_ids_that_the_text_is_spelled_with() {
 fn drawn_nudges_are_refused() {
     let options = Options { selection: Selection::Sample, ..Options::new(0, vec![0]) };
     let refused =
-        decode_retokenized(&[1], &options, &|ids| Ok(ids.to_vec()), &mut |_, _| unreachable!(), &mut |_| Ok(0.0));
+        decode_retokenized(&[1], &options, &|ids, _| Ok(ids.to_vec()), &mut |_, _| unreachable!(), &mut |_| Ok(0.0));
     assert!(refused.unwrap_err().to_string().contains("chosen greedily"));
 }
