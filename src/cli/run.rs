@@ -275,7 +275,13 @@ fn jobs(
         let system = args.system.as_deref();
         let system = system.filter(|_| record.messages.iter().all(|message| message.role != "system"));
         let prompt = lay_out(pair, system, &record.messages, record.whole.as_ref(), next);
-        let prompt = prompt.map_err(with_flags).map_err(named)?;
+        let prompt = match prompt.map_err(with_flags) {
+            Err(error @ Error::TooLong { .. }) if args.skip_too_long => {
+                too_long.push((index, error.to_string()));
+                continue;
+            }
+            prompt => prompt.map_err(named)?,
+        };
         let room = match room_behind(args, prompt.ids.len(), context) {
             Err(error) if args.skip_too_long => {
                 too_long.push((index, error.to_string()));

@@ -2,6 +2,7 @@
 
 use super::args::EngineArgs;
 use super::models::{DeviceArgs, PairArgs, TemplateArgs};
+use super::output::Paths;
 use super::{say, say_to};
 use crate::engine::Engine;
 use crate::files::generation::SamplingDefaults;
@@ -226,6 +227,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn serve_until_stopped(args: &Args, log: &Log) -> anyhow::Result<ExitCode> {
+    let paths = Paths::default().reading(args.pair.paths()).reading(&args.template.chat_template);
+    let paths = paths.reading(&args.address.api_key_file);
+    paths.writing("--trace-events", args.device.profile.trace_events.as_deref()).check()?;
     let mut pair = args.pair.load()?;
     args.template.set_up(&mut pair)?;
     for note in &pair.notes {

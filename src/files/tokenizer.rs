@@ -72,7 +72,17 @@ impl Tokenizer {
         let around = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| around(&inner)));
         let around = around.unwrap_or_else(|_| Err("it names a special token that it does not define".to_string()));
         let around = around.map_err(|message| Error::file(&path, format!("`post_processor`: {message}")))?;
-        Ok(Tokenizer { inner, spellings, spells_bytes, letter, joins_bytes, added: ids, special, around, cleans_up: [cleans_up; 2] })
+        Ok(Tokenizer {
+            inner,
+            spellings,
+            spells_bytes,
+            letter,
+            joins_bytes,
+            added: ids,
+            special,
+            around,
+            cleans_up: [cleans_up; 2],
+        })
     }
 
     /// [`encode`](Self::encode) for a text of which at most `most` ids can be used. One that is far longer is refused after its
@@ -90,7 +100,7 @@ impl Tokenizer {
             // The last word may have been cut into more ids than it has.
             if found > most.saturating_add(CUT) {
                 let message = format!(
-                    "a text of {} bytes has more than {most} tokens, and the longest sequence is {most}",
+                    "its {} bytes are more than {most} tokens, and leave no room in the context of {most}",
                     text.len()
                 );
                 return Err(Error::TooLong { limit_of: Limit::Context, found, limit: most, message });

@@ -119,7 +119,7 @@ fn faulty_texts_are_named_before_anything_is_scored() {
         ("{\"answer\": 3}", "texts.jsonl: line 2: expected one of `text`, `messages`, `ids`, or `prompt` and"),
         ("{", "texts.jsonl: line 2: expected JSON"),
         ("\"\"", "texts.jsonl: line 2: expected a text, found an empty one"),
-        (&long, "texts.jsonl: line 2: expected at most 512 tokens"),
+        (&long, "texts.jsonl: line 2: its 4500 bytes are more than 512 tokens"),
         ("{\"ids\": [70000]}", "texts.jsonl: line 2: expected ids below 4096"),
     ] {
         std::fs::write(&file, format!("\"fine\"\n{line}\n")).expect("written");

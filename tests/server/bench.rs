@@ -89,8 +89,19 @@ fn an_answer_that_breaks_off_is_counted() {
             let _ = write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{frame}{end}");
         }
     });
-    let common =
-        ["--base-url", &base, "--model", "m", "--num-warmups", "0", "--max-concurrency", "1", "--json", "--detailed"];
+    let common = [
+        "--base-url",
+        &base,
+        "--model",
+        "m",
+        "--num-warmups",
+        "0",
+        "--max-concurrency",
+        "1",
+        "--json",
+        "--detailed",
+        "--allow-failures",
+    ];
     let result = json(&bench(&[&common[..], &["--num-prompts", "3"]].concat()));
     assert_eq!((&result["completed"], &result["failed"]), (&2.into(), &1.into()));
     // Without usage the pieces are counted.
