@@ -1,14 +1,17 @@
 //! Compiles `kernels/*.cu` into embedded images, one per file, and writes the table that `src/cuda/images.rs` includes;
 //! compiles the shim over NVTX where its header is; and tells the binary which commit it was built from.
 //!
-//! nvcc is looked for in `NVCC`, then `CUDA_HOME` or `CUDA_PATH`, then `PATH`; `GGRO_NO_CUDA=1` hides it. Without it the
-//! table is empty and the crate builds all the same. `GGRO_CUDA_TARGETS` overrides the list of targets, for instance
-//! `sm_90a` alone while working on one card.
+//! nvcc is looked for in `NVCC`, then `CUDA_HOME` or `CUDA_PATH`, then `PATH`. Without it the images in `build/images` are
+//! taken, if they are those of the sources. `GGRO_NO_CUDA=1` hides both, and then the table is empty. `GGRO_CUDA_TARGETS`
+//! overrides the list of targets, for instance `sm_90a` alone while working on one card. `GGRO_IMAGES_OUT` names a folder for a
+//! copy of what nvcc made, which `scripts/store-images.py` stores.
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
 #[path = "build/nvtx.rs"]
 mod nvtx;
+#[path = "build/stored.rs"]
+mod stored;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -24,7 +27,7 @@ fn main() {
 
 /// Compiles what has changed and writes the table.
 fn kernels() {
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "GGRO_CUDA_TARGETS", "GGRO_NO_CUDA"] {
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "GGRO_CUDA_TARGETS", "GGRO_NO_CUDA", "GGRO_IMAGES_OUT"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     for watched in ["kernels", "build.rs", "build"] {
@@ -36,16 +39,30 @@ fn kernels() {
     let compiler = if hidden { None } else { nvcc::find() };
     nvtx::compile(compiler.as_deref());
     let Some(nvcc) = compiler else {
-        let why = if hidden { "GGRO_NO_CUDA is set" } else { "no nvcc in NVCC, CUDA_HOME, CUDA_PATH or PATH" };
-        println!("cargo::warning={why}: building without CUDA kernels");
-        write(&table, &nvcc::table("", &[], &[]));
+        let found = match hidden {
+            true => Err("GGRO_NO_CUDA is set".to_string()),
+            false => stored::unpack(Path::new("kernels"), &out)
+                .map_err(|why| format!("no nvcc in NVCC, CUDA_HOME, CUDA_PATH or PATH, and {why}")),
+        };
+        match found {
+            Ok(stored::Stored { version, targets, images }) => {
+                write(&table, &nvcc::table(&version, &targets, &images, true));
+            }
+            Err(why) => {
+                println!("cargo::warning={why}: building without CUDA kernels");
+                write(&table, &nvcc::table("", &[], &[], false));
+            }
+        }
         return;
     };
     let targets = std::env::var("GGRO_CUDA_TARGETS").unwrap_or_else(|_| TARGETS.to_string());
     let started = Instant::now();
     let result = nvcc::Job::new(nvcc, &targets, Path::new("kernels"), &out).and_then(|job| {
         let images = job.run()?;
-        Ok((nvcc::table(&job.version, &job.targets, &images), images))
+        if let Some(dir) = std::env::var_os("GGRO_IMAGES_OUT").filter(|dir| !dir.is_empty()) {
+            stored::write(Path::new("kernels"), Path::new(&dir), &job.version, &job.targets, &images)?;
+        }
+        Ok((nvcc::table(&job.version, &job.targets, &images, false), images))
     });
     match result {
         Ok((text, images)) => {

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-const FLAGS: [&str; 4] = ["-std=c++17", "-lineinfo", "-O3", "-Werror=all-warnings"];
+/// How sources are compiled, for every target.
+pub const FLAGS: [&str; 4] = ["-std=c++17", "-lineinfo", "-O3", "-Werror=all-warnings"];
 
 /// What ptxas reported for one kernel on one target.
 #[derive(Clone, Default)]
-struct Usage {
+pub struct Usage {
     kernel: String,
     target: String,
     registers: u32,
@@ -26,9 +27,12 @@ struct Usage {
 
 /// One compiled file.
 pub struct Image {
-    name: String,
-    path: PathBuf,
-    usage: Vec<Usage>,
+    /// Name of the source, without its extension.
+    pub name: String,
+    /// The fat binary.
+    pub path: PathBuf,
+    /// What ptxas said.
+    pub usage: Vec<Usage>,
     /// Size of the fat binary.
     pub bytes: u64,
     /// Compiled now, not taken from the cache.
@@ -187,7 +191,7 @@ impl Job {
 }
 
 /// Per kernel: `Compiling entry function 'NAME' for 'TARGET'`, then a line of stack and spills, then one of registers.
-fn parse(said: &str) -> Vec<Usage> {
+pub fn parse(said: &str) -> Vec<Usage> {
     let mut all: Vec<Usage> = Vec::new();
     for line in said.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
@@ -218,8 +222,9 @@ fn before(line: &str, words: &str) -> u32 {
 }
 
 /// Rust source of the embedded table.
-pub fn table(version: &str, targets: &[String], images: &[Image]) -> String {
+pub fn table(version: &str, targets: &[String], images: &[Image], stored: bool) -> String {
     let mut text = format!("static COMPILER: &str = {version:?};\nstatic TARGETS: &[&str] = &{targets:?};\n");
+    let _ = writeln!(text, "static STORED: bool = {stored};");
     text += "static IMAGES: &[Image] = &[\n";
     for image in images {
         let path = image.path.file_name().unwrap_or_default().to_string_lossy();
@@ -241,7 +246,8 @@ pub fn table(version: &str, targets: &[String], images: &[Image]) -> String {
     text + "];\n"
 }
 
-fn listed(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
+/// Files of a folder by extension, in order.
+pub fn listed(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
     let entries = std::fs::read_dir(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
     let mut files: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
@@ -249,7 +255,8 @@ fn listed(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
-fn read(path: &Path) -> Result<String, String> {
+/// A file as text.
+pub fn read(path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
 }
 

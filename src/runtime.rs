@@ -578,6 +578,8 @@ pub struct Kernels {
     pub targets: &'static [&'static str],
     /// The compiler's version.
     pub compiler: &'static str,
+    /// Whether they are those that are stored with the sources, because the build found no compiler.
+    pub stored: bool,
     /// Bytes of all images.
     pub bytes: usize,
 }
@@ -590,6 +592,7 @@ pub fn kernels() -> Kernels {
         count: functions.len(),
         targets: images::targets(),
         compiler: images::compiler(),
+        stored: images::stored(),
         bytes: embedded.iter().map(|image| image.bytes.len()).sum(),
     }
 }

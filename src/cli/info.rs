@@ -88,8 +88,8 @@ fn info(args: &Args, pair: &Pair) -> Value {
 
 /// The CUDA kernels of this build.
 fn kernels() -> Value {
-    let runtime::Kernels { count, targets, compiler, bytes } = runtime::kernels();
-    json!({ "count": count, "targets": targets, "nvcc": compiler, "bytes": bytes })
+    let runtime::Kernels { count, targets, compiler, stored, bytes } = runtime::kernels();
+    json!({ "count": count, "targets": targets, "nvcc": compiler, "stored": stored, "bytes": bytes })
 }
 
 /// Every CUDA device with the memory report of the pair, and why there is none.
@@ -196,11 +196,12 @@ fn text(info: &Value) -> String {
     } else {
         let targets: Vec<String> = kernels["targets"].as_array().into_iter().flatten().map(word).collect();
         out += &format!(
-            "\nkernels     {} for {}, {}, by nvcc {}\n",
+            "\nkernels     {} for {}, {}, by nvcc {}{}\n",
             word(&kernels["count"]),
             targets.join(", "),
             bytes(&kernels["bytes"]),
             word(&kernels["nvcc"]),
+            if kernels["stored"] == true { ", stored with the sources" } else { "" },
         );
     }
     for device in info["cuda"]["devices"].as_array().into_iter().flatten() {

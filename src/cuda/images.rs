@@ -38,7 +38,7 @@ struct Aligned<const N: usize>([u8; N]);
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
-/// The embedded images; empty if the build found no nvcc.
+/// The embedded images; empty if the build found neither nvcc nor stored images of its sources.
 pub fn embedded() -> &'static [Image] {
     IMAGES
 }
@@ -46,6 +46,11 @@ pub fn embedded() -> &'static [Image] {
 /// Release of the compiler, empty if there was none.
 pub fn compiler() -> &'static str {
     COMPILER
+}
+
+/// Whether the images are those that are stored with the sources, because the build found no nvcc.
+pub fn stored() -> bool {
+    STORED
 }
 
 /// Targets of the embedded images.
