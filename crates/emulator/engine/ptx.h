@@ -65,12 +65,11 @@ struct Code {
 // The kernel's code, decoded on first use.
 const Code& code_of(Kernel& kernel);
 
-// An asynchronous copy that was issued and not waited for.
-struct Copy {
-    uint32_t target;
-    const char* source;
-    uint8_t lane, bytes, source_bytes;
-    uint32_t group;
+// A cp.async that was issued and that some of its lanes have not waited for.
+struct Copies {
+    uint32_t lanes;
+    uint32_t target[kWarp], group[kWarp], bytes[kWarp];  // so many of the source, then zeros
+    const char* source[kWarp];
     Site site;
 };
 
@@ -81,11 +80,12 @@ struct Warp {
     uint32_t live = 0;       // not exited
     uint32_t parked = 0;     // waiting for other lanes of the warp
     uint32_t arrived = 0;    // waiting at the block's barrier
+    uint32_t predicates = 0;  // brought to the block's barrier
     uint32_t wanted[kWarp];  // the lanes that a parked lane waits for
     // The lanes that execute together now, where they are, and where they would meet others.
     uint32_t mask = 0, now = 0, limit = 0;
     uint32_t groups[kWarp];  // cp.async groups that each lane committed
-    std::vector<Copy> copies;
+    std::vector<Copies> copies;
 
     template <class T>
     T* lanes(uint16_t slot) const {

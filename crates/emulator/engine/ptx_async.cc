@@ -24,40 +24,68 @@ struct BulkCopy {
 };
 std::deque<BulkCopy> bulk_copies;
 
-void perform(const Copy& c) {
-    char* target = reinterpret_cast<char*>(uintptr_t(c.target));
-    memcpy(target, c.source, c.source_bytes);
-    memset(target + c.source_bytes, 0, size_t(c.bytes - c.source_bytes));
+constexpr uint32_t kCopyBytes = 16;
+
+void perform(const Copies& c, uint32_t mask) {
+    each_lane(mask, [&](uint32_t i) {
+        char* target = reinterpret_cast<char*>(uintptr_t(c.target[i]));
+        if (c.bytes[i] == kCopyBytes) {
+            memcpy(target, c.source[i], kCopyBytes);
+        } else {
+            memset(target, 0, kCopyBytes);
+            memcpy(target, c.source[i], c.bytes[i]);
+        }
+    });
 }
 
-// The source counts as read at issue, and from then on nobody may touch the target.
-Flow copy_async(Warp& w, const Instruction& in, uint32_t mask, const uint32_t* source_bytes) {
-    const uint32_t* targets = w.lanes<uint32_t>(in.slot[0]);
-    const uint64_t* sources = w.lanes<uint64_t>(in.slot[1]);
-    constexpr uint32_t bytes = 16;
+void check_source(Warp& w, const Instruction& in, uint32_t lane, uint64_t source, uint32_t bytes) {
+    if (bytes == kCopyBytes) return check_global(w, in, lane, source, bytes);
+    select(w, lane);
+    if (bytes > kCopyBytes) fatal(719, "undefined copy", in.site(), "%u bytes of a copy of 16", bytes);
+    if (!bytes) return;
+    if (source % kCopyBytes)
+        fatal(716, "misaligned access", in.site(), "cp.async from %#lx, not a multiple of 16", source);
+    check_access(reinterpret_cast<void*>(source), bytes, kRead | kNoTraffic | kUnaligned, in.site());
+}
+
+// What the checker is told: the source counts as read at issue, and from then on nobody may touch the target.
+void observe(Warp& w, const Copies& c, uint32_t mask) {
     uint64_t read[kWarp] = {};
     uint32_t readers = 0;
     each_lane(mask, [&](uint32_t i) {
-        const uint32_t count = source_bytes ? source_bytes[i] : bytes;
-        char* target = shared_at(w, in, i, targets[i], bytes);
         select(w, i);
-        if (count > bytes) fatal(719, "undefined copy", in.site(), "%u bytes of a copy of %u", count, bytes);
-        if (count) {
-            if (sources[i] % bytes)
-                fatal(716, "misaligned access", in.site(), "cp.async from %#lx, not a multiple of 16", sources[i]);
-            if (count == bytes) check_global(w, in, i, sources[i], bytes);
-            if (run.checked || count < bytes)
-                check_access(reinterpret_cast<void*>(sources[i]), count, kRead | kNoTraffic | kUnaligned, in.site());
-            readers |= 1u << i;
-            read[i] = sources[i];
-        }
-        checker_async_issue(target, bytes, in.site());
-        const Copy copy{targets[i], reinterpret_cast<const char*>(sources[i]), uint8_t(i), uint8_t(bytes),
-                        uint8_t(count), w.groups[i], in.site()};
-        if (!config.late_copies) perform(copy);
-        if (config.late_copies || run.checked) w.copies.push_back(copy);
+        read[i] = reinterpret_cast<uint64_t>(c.source[i]);
+        if (c.bytes[i]) readers |= 1u << i;
+        if (c.bytes[i] == kCopyBytes) check_access(c.source[i], kCopyBytes, kRead | kNoTraffic, c.site);
+        checker_async_issue(reinterpret_cast<char*>(uintptr_t(c.target[i])), kCopyBytes, c.site);
     });
-    if (run.checked && readers) traffic_warp(read, readers, bytes, false, false);
+    if (readers) traffic_warp(read, readers, kCopyBytes, false, false);
+}
+
+Flow copy_async(Warp& w, const Instruction& in, uint32_t mask, const uint32_t* source_bytes) {
+    const uint32_t* targets = w.lanes<uint32_t>(in.slot[0]);
+    const uint64_t* sources = w.lanes<uint64_t>(in.slot[1]);
+    w.copies.emplace_back();
+    Copies& c = w.copies.back();
+    c.lanes = mask;
+    c.site = in.site();
+    memcpy(c.target, targets, sizeof c.target);
+    memcpy(c.group, w.groups, sizeof c.group);
+    memcpy(c.source, sources, sizeof c.source);
+    if (source_bytes) {
+        memcpy(c.bytes, source_bytes, sizeof c.bytes);
+    } else {
+        std::fill(c.bytes, c.bytes + kWarp, kCopyBytes);
+    }
+    each_lane(mask, [&](uint32_t i) {
+        shared_at(w, in, i, targets[i], kCopyBytes);
+        check_source(w, in, i, sources[i], c.bytes[i]);
+    });
+    if (run.checked) observe(w, c, mask);
+    if (!config.late_copies) {
+        perform(c, mask);
+        if (!run.checked) w.copies.pop_back();
+    }
     return Flow::next;
 }
 
@@ -72,22 +100,29 @@ Flow commit_group(Warp& w, const Instruction&, uint32_t mask) {
 }
 
 // All but the latest groups of each lane are waited for; what a lane has not committed is in none.
-void wait_for(Warp& w, uint32_t mask, int64_t pending, bool everything) {
+void wait_for(Warp& w, uint32_t mask, uint32_t pending, bool everything) {
     size_t kept = 0;
-    for (const Copy& c : w.copies) {
-        const bool done = has(mask, c.lane) && (everything || int64_t(c.group) < int64_t(w.groups[c.lane]) - pending);
-        if (!done) {
-            w.copies[kept++] = c;
-            continue;
+    for (Copies& c : w.copies) {
+        uint32_t done = 0;
+        for (uint32_t i = 0; i < kWarp; ++i)
+            done |= uint32_t(everything || int64_t(c.group[i]) + pending < int64_t(w.groups[i])) << i;
+        done &= mask & c.lanes;
+        if (done && config.late_copies) perform(c, done);
+        if (run.checked) {
+            each_lane(done, [&](uint32_t i) {
+                select(w, i);
+                checker_async_done(reinterpret_cast<char*>(uintptr_t(c.target[i])), kCopyBytes, *self, self->order);
+            });
         }
-        if (config.late_copies) perform(c);
-        select(w, c.lane);
-        checker_async_done(reinterpret_cast<char*>(uintptr_t(c.target)), c.bytes, *self, self->order);
+        c.lanes &= ~done;
+        if (!c.lanes) continue;
+        if (&w.copies[kept] != &c) w.copies[kept] = c;
+        ++kept;
     }
     w.copies.resize(kept);
 }
 Flow wait_group(Warp& w, const Instruction& in, uint32_t mask) {
-    wait_for(w, mask, in.immediate, false);
+    wait_for(w, mask, uint32_t(in.immediate), false);
     return Flow::next;
 }
 Flow wait_all(Warp& w, const Instruction&, uint32_t mask) {

@@ -155,6 +155,8 @@ void enter_conversions(Table& table) {
     enter(table, "cvt.rn.f32.u64", form<To<float>, float, u64>());
     enter(table, "cvt.rn.f64.s32", form<To<double>, double, i32>());
     enter(table, "cvt.rn.f64.u32", form<To<double>, double, u32>());
+    enter(table, "cvt.rn.f64.u16", form<To<double>, double, u16>());
+    enter(table, "cvt.rn.f32.u16", form<To<float>, float, u16>());
     enter(table, "cvt.rn.f64.s64", form<To<double>, double, i64>());
     enter(table, "cvt.rn.f64.u64", form<To<double>, double, u64>());
     enter(table, "cvt.rzi.s32.f32", form<Truncate<i32, false>, i32, float>());

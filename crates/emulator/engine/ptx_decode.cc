@@ -384,7 +384,7 @@ class Decoder {
         for (const Parameter& p : kernel_.parameters) {
             if (p.name != name) continue;
             now_.immediate = p.offset + offset;
-            now_.run = parameter_handler(kind_of_type(type));
+            now_.run = parameter_handler(type);
             return write(0, s.operands[0], kind_of_type(type));
         }
         fail("there is no parameter " + name);

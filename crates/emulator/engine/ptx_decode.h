@@ -40,8 +40,8 @@ struct Access {
     uint32_t count = 1;      // elements of the vector
     bool acquire = false, release = false;
 };
-Handler access_handler(const Access& access);     // ptx_memory.cc; null when there is none
-Handler parameter_handler(char kind);             // ld.param
+Handler access_handler(const Access& access);        // ptx_memory.cc; null when there is none
+Handler parameter_handler(const std::string& type);  // ld.param
 struct Atomic {
     std::string operation, type;
     bool shared = false;

@@ -132,12 +132,12 @@ Flow store_release(Warp& w, const Instruction& in, uint32_t mask) {
     return Flow::next;
 }
 
-template <class R>
+template <class T, class R>
 Flow load_parameter(Warp& w, const Instruction& in, uint32_t mask) {
-    R value;
+    T value;
     memcpy(&value, block.parameters + in.immediate, sizeof value);
     R* d = w.lanes<R>(in.slot[0]);
-    for (int i = 0; i < kWarp; ++i) d[i] = mask >> i & 1 ? value : d[i];
+    for (int i = 0; i < kWarp; ++i) d[i] = mask >> i & 1 ? R(value) : d[i];
     return Flow::next;
 }
 
@@ -286,11 +286,18 @@ Handler access_handler(const Access& a) {
     return a.shared ? by_type<true>(a) : by_type<false>(a);
 }
 
-Handler parameter_handler(char kind) {
-    return kind == 'h'   ? load_parameter<uint16_t>
-           : kind == 'w' ? load_parameter<uint32_t>
-           : kind == 'd' ? load_parameter<uint64_t>
-                         : nullptr;
+Handler parameter_handler(const std::string& type) {
+    static const std::map<std::string, Handler> known = {
+        {"u8", load_parameter<uint8_t, uint16_t>},   {"b8", load_parameter<uint8_t, uint16_t>},
+        {"s8", load_parameter<int8_t, int16_t>},     {"u16", load_parameter<uint16_t, uint16_t>},
+        {"b16", load_parameter<uint16_t, uint16_t>}, {"s16", load_parameter<uint16_t, uint16_t>},
+        {"u32", load_parameter<uint32_t, uint32_t>}, {"b32", load_parameter<uint32_t, uint32_t>},
+        {"s32", load_parameter<uint32_t, uint32_t>}, {"f32", load_parameter<uint32_t, uint32_t>},
+        {"u64", load_parameter<uint64_t, uint64_t>}, {"b64", load_parameter<uint64_t, uint64_t>},
+        {"s64", load_parameter<uint64_t, uint64_t>}, {"f64", load_parameter<uint64_t, uint64_t>},
+    };
+    auto found = known.find(type);
+    return found == known.end() ? nullptr : found->second;
 }
 
 Handler atomic_handler(const Atomic& a) { return a.shared ? atomic_of<true>(a) : atomic_of<false>(a); }

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <set>
+#include <tuple>
 
 namespace emu::ptx {
 namespace {
@@ -15,8 +16,12 @@ bool is_name(char c) { return isalnum(static_cast<unsigned char>(c)) || c == '_'
 std::string without_comments(const std::string& text) {
     std::string out;
     out.reserve(text.size());
+    bool quoted = false;  // a path may have two slashes
     for (size_t i = 0; i < text.size(); ++i) {
-        if (text[i] == '/' && i + 1 < text.size() && text[i + 1] == '/') {
+        if (text[i] == '"' || text[i] == '\n') quoted = text[i] == '"' && !quoted;
+        if (quoted) {
+            out += text[i];
+        } else if (text[i] == '/' && i + 1 < text.size() && text[i + 1] == '/') {
             while (i < text.size() && text[i] != '\n') ++i;
             out += '\n';
         } else if (text[i] == '/' && i + 1 < text.size() && text[i + 1] == '*') {
@@ -228,12 +233,44 @@ class BodyReader {
         return out;
     }
 
+    struct Place {
+        unsigned file = 0, line = 0, column = 0;
+        bool operator<(const Place& o) const {
+            return std::tie(file, line, column) < std::tie(o.file, o.line, o.column);
+        }
+    };
+
+    const char* file_name(unsigned number) const {
+        return number < module_.files.size() ? module_.files[number] : nullptr;
+    }
+
+    // The wrappers around single instructions and the toolkit's own headers say less than who called them.
+    bool is_wrapper(unsigned number) const {
+        const char* name = file_name(number);
+        if (!name) return false;
+        const char* slash = strrchr(name, '/');
+        return strcmp(slash ? slash + 1 : name, "ptx.cuh") == 0 || strstr(name, "/include/") || strncmp(name, "cuda/", 5) == 0;
+    }
+
+    // `.loc 2 59 13, function_name $L__info_string2, inlined_at 2 80 13`.
     void read_location() {
-        unsigned file = 0, line = 0;
-        sscanf(text_.c_str() + at_ + 4, " %u %u", &file, &line);
-        file_ = file < module_.files.size() ? module_.files[file] : nullptr;
-        line_ = int(line);
-        at_ = std::min(text_.find('\n', at_), text_.size());
+        const size_t end = std::min(text_.find('\n', at_), text_.size());
+        const std::string text = text_.substr(at_ + 4, end - at_ - 4);
+        at_ = end;
+        Place place;
+        sscanf(text.c_str(), " %u %u %u", &place.file, &place.line, &place.column);
+        const size_t inlined = text.find("inlined_at");
+        if (inlined != std::string::npos) {
+            Place caller;
+            sscanf(text.c_str() + inlined + 10, " %u %u %u", &caller.file, &caller.line, &caller.column);
+            callers_[place] = caller;
+        } else {
+            callers_.erase(place);
+        }
+        for (int depth = 0; depth < 8 && is_wrapper(place.file) && callers_.count(place); ++depth)
+            place = callers_[place];
+        file_ = file_name(place.file);
+        line_ = int(place.line);
     }
 
     bool read_label() {
@@ -306,6 +343,7 @@ class BodyReader {
     Body& body_;
     std::string& error_;
     size_t at_ = 0;
+    std::map<Place, Place> callers_;  // of what was inlined, as last said
     std::vector<Names> scopes_;
     int scope_ = 0;
     const char* file_ = nullptr;

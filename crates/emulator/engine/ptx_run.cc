@@ -49,9 +49,9 @@ Flow leave(Warp& w, const Instruction&, uint32_t mask) {
     pass_by(w, mask);
     w.live &= ~mask;
     emu::warps[w.index].live = w.live;
-    for (const Copy& c : w.copies) {
-        if (!run.checked || !has(mask, c.lane)) continue;
-        select(w, c.lane);
+    for (const Copies& c : w.copies) {
+        if (!run.checked || !(mask & c.lanes)) continue;
+        select(w, uint32_t(__builtin_ctz(mask & c.lanes)));
         fault("asynchronous copy never waited for", c.site, "the thread exits with copies in flight");
         break;
     }
@@ -65,6 +65,7 @@ Flow trap(Warp& w, const Instruction& in, uint32_t mask) {
 
 void arrive(Warp& w, const Instruction& in, uint32_t mask) {
     select(w, uint32_t(__builtin_ctz(mask)));
+    if (in.immediate) fatal(719, "unsupported code", in.site(), "the named barrier %ld", long(in.immediate));
     const bool first =
         std::all_of(block.warps.begin(), block.warps.end(), [](const Warp& other) { return !other.arrived; });
     if (first) {
@@ -84,6 +85,40 @@ Flow block_barrier(Warp& w, const Instruction& in, uint32_t mask) {
     return Flow::stop;
 }
 
+// bar.red: the result is written when the barrier is complete.
+template <int REDUCTION>
+Flow block_reduction(Warp& w, const Instruction& in, uint32_t mask) {
+    mask = gather(w, mask, kAll);
+    if (!mask) return Flow::stop;
+    const uint32_t given = w.predicate(in.slot[2]);
+    w.predicates = (w.predicates & ~mask) | ((in.flags & 8 ? ~given : given) & mask);
+    each_lane(w.mask, [&](uint32_t i) { w.at[i] = w.now + 1; });
+    arrive(w, in, mask);
+    return Flow::stop;
+}
+
+void write_reduction(Warp& w, const Instruction& in, uint32_t mask, uint32_t yes, uint32_t all) {
+    const bool result = in.run == block_reduction<EMU_BARRIER_AND> ? yes == all : yes != 0;
+    if (in.run == block_reduction<EMU_BARRIER_COUNT>) {
+        each_lane(mask, [&](uint32_t i) { w.lanes<uint32_t>(in.slot[0])[i] = yes; });
+    } else if (in.run != block_barrier) {
+        uint32_t& p = w.predicate(in.slot[0]);
+        p = result ? p | mask : p & ~mask;
+    }
+}
+
+void write_reductions() {
+    uint32_t yes = 0, all = 0;
+    for (const Warp& w : block.warps) {
+        yes += uint32_t(__builtin_popcount(w.predicates & w.arrived));
+        all += uint32_t(__builtin_popcount(w.arrived));
+    }
+    for (Warp& w : block.warps) {
+        each_lane(w.arrived,
+                  [&](uint32_t i) { write_reduction(w, block.code->instructions[w.at[i] - 1], 1u << i, yes, all); });
+    }
+}
+
 Flow fence(Warp& w, const Instruction&, uint32_t mask) {
     if (!run.checked) return Flow::next;
     each_lane(mask, [&](uint32_t i) {
@@ -93,12 +128,17 @@ Flow fence(Warp& w, const Instruction&, uint32_t mask) {
     return Flow::next;
 }
 
+Flow sleep(Warp& w, const Instruction&, uint32_t) { return give_way(w); }
 Flow nothing(Warp&, const Instruction&, uint32_t) { return Flow::next; }
 
 // ---- lanes that wait for one another
 
 const Instruction& instruction_of(const Warp& w, uint32_t lane) { return block.code->instructions[w.at[lane]]; }
-bool waits_at_barrier(const Warp& w, uint32_t lane) { return instruction_of(w, lane).run == block_barrier; }
+bool waits_at_barrier(const Warp& w, uint32_t lane) {
+    const Handler handler = instruction_of(w, lane).run;
+    return handler == block_barrier || handler == block_reduction<EMU_BARRIER_AND> ||
+           handler == block_reduction<EMU_BARRIER_OR> || handler == block_reduction<EMU_BARRIER_COUNT>;
+}
 
 // The lanes parked with this one.
 uint32_t parked_with(const Warp& w, uint32_t lane) {
@@ -258,6 +298,7 @@ void release_barrier() {
             break;
         }
     }
+    write_reductions();
     for (Warp& w : block.warps) {
         w.arrived = 0;
         if (run.checked) traffic_flush(emu::warps[w.index]);
@@ -492,6 +533,10 @@ void enter_control(Table& table) {
     enter(table, "ret exit", {leave, ""});
     enter(table, "bra.uni", {branch, ""});
     enter(table, "bar.sync barrier.sync.aligned", {block_barrier, "i"});
+    enter(table, "bar.red.and.pred", {block_reduction<EMU_BARRIER_AND>, "Pin"});
+    enter(table, "bar.red.or.pred", {block_reduction<EMU_BARRIER_OR>, "Pin"});
+    enter(table, "bar.red.popc.u32", {block_reduction<EMU_BARRIER_COUNT>, "Win"});
+    enter(table, "nanosleep.u32", {sleep, "w"});
     enter(table, "trap", {trap, ""});
     enter(table, "membar.gl membar.cta membar.sys", {fence, ""});
     enter(table, "fence.acq_rel.gpu fence.sc.gpu fence.acq_rel.cta fence.sc.cta fence.acq_rel.sys fence.sc.sys",

@@ -2,6 +2,10 @@
 // 9.7.13 (vote, bar.warp.sync), 9.7.14 (matrix instructions).
 #include <cmath>
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 #include "emu_half.h"
 #include "ptx_decode.h"
 
@@ -150,8 +154,14 @@ struct Operands {
 };
 
 template <bool BF16>
-float widened(uint16_t x) {
-    return BF16 ? emu_bf16_to_float(x) : emu_f16_to_float(x);
+void widen_eight(const uint16_t* from, float* to) {
+#ifdef __F16C__
+    if (!BF16) {
+        _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+        return;
+    }
+#endif
+    for (int k = 0; k < 8; ++k) to[k] = BF16 ? emu_bf16_to_float(from[k]) : emu_f16_to_float(from[k]);
 }
 
 template <bool BF16>
@@ -159,14 +169,15 @@ void read_operands(const Warp& w, const Instruction& in, Operands& m) {
     for (int part = 0; part < 4; ++part) {
         const uint16_t* h = w.lanes<uint16_t>(in.slot[4 + part]);
         for (int g = 0; g < 8; ++g) {
-            float* to = &m.a[8 * (part & 1) + g][8 * (part >> 1)];
-            for (int k = 0; k < 8; ++k) to[k] = widened<BF16>(h[8 * g + k]);
+            widen_eight<BF16>(h + 8 * g, &m.a[8 * (part & 1) + g][8 * (part >> 1)]);
         }
     }
     for (int part = 0; part < 2; ++part) {
         const uint16_t* h = w.lanes<uint16_t>(in.slot[8 + part]);
         for (int n = 0; n < kN; ++n) {
-            for (int k = 0; k < 8; ++k) m.b[8 * part + k][n] = widened<BF16>(h[8 * n + k]);
+            float column[8];
+            widen_eight<BF16>(h + 8 * n, column);
+            for (int k = 0; k < 8; ++k) m.b[8 * part + k][n] = column[k];
         }
     }
     for (int part = 0; part < 4; ++part) {

@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::Deserialize;
 
-pub use compile::{Paths, build, build_checked, build_plain};
+pub use compile::{Paths, build, build_checked, build_plain, build_ptx, nvcc};
 
 /// An image for `cuModuleLoadData` where no compiler made a real one: it contains every kernel that the sources
 /// register, and turns off the launch checks that need a real image.
