@@ -17,7 +17,9 @@ fn configs(checked: bool) -> Vec<Config> {
 /// launch must fail with this error.
 fn caught(kind: &str, error: CUresult, kernel: &str, file: &str, launch: impl Fn(&Bench)) -> Fault {
     let mut first = None;
-    for (runs, config) in both().into_iter().flat_map(|runs| configs(true).into_iter().map(move |config| (runs, config))) {
+    for (runs, config) in
+        both().into_iter().flat_map(|runs| configs(true).into_iter().map(move |config| (runs, config)))
+    {
         let b = Bench::that_runs(runs, config);
         launch(&b);
         let faults = b.device.faults();
