@@ -233,47 +233,98 @@ void multiply_in_double(const Operands& m, float (&d)[kM][kN]) {
 // A binary exponent as the adder sees it: subnormal numbers have the lowest one and no leading one, zeros none at all.
 constexpr int kNoExponent = -100000;
 int exponent_of(float x, int lowest) {
-    if (x == 0.0f) return kNoExponent;
     const int e = int(emu_float_to_bits(x) >> 23 & 255) - 127;
-    return e < lowest ? lowest : e;
+    return x == 0.0f ? kNoExponent : e < lowest ? lowest : e;
 }
+
+double power_of_two(int exponent) { return __builtin_bit_cast(double, uint64_t(exponent + 1023) << 52); }
+
+float cut_to_float(double x) {
+    const float nearest = float(x);
+    return std::fabs(double(nearest)) > std::fabs(x) ? std::nextafterf(nearest, 0.0f) : nearest;
+}
+
+struct Exponents {
+    int a[kM][kK], b[kK][kN];
+};
 
 // As a tensor core adds (the behaviour that measurements of A100 and H100 show): in groups of 8 or 16 products, every
 // term of a group and the accumulator are aligned to the largest exponent, cut below one or two bits more than the 24 of
-// f32, added exactly, and the sum is cut to f32.
+// f32, added exactly, and the sum is cut to f32. One row of the result at a time; all terms are finite.
 template <int GROUP>
-float truncated_sum(const float* a, const float (&b)[kK][kN], int n, float c, int lowest) {
+void add_cut(const float* a, const int* a_exponents, const Operands& m, const Exponents& e, float* c) {
     constexpr int extra = GROUP == 16 ? 2 : 1;
     for (int first = 0; first < kK; first += GROUP) {
-        int largest = exponent_of(c, -126);
-        bool finite = std::isfinite(c);
+        int largest[kN];
+        double scale[kN], sum[kN];
+        for (int n = 0; n < kN; ++n) largest[n] = exponent_of(c[n], -126);
         for (int k = first; k < first + GROUP; ++k) {
-            finite &= std::isfinite(a[k]) & std::isfinite(b[k][n]);
-            largest = std::max(largest, exponent_of(a[k], lowest) + exponent_of(b[k][n], lowest));
+            for (int n = 0; n < kN; ++n) largest[n] = std::max(largest[n], a_exponents[k] + e.b[k][n]);
         }
-        if (!finite) {
-            double sum = c;
-            for (int k = first; k < first + GROUP; ++k) sum += double(a[k]) * double(b[k][n]);
-            c = float(sum);
-            continue;
+        for (int n = 0; n < kN; ++n) {
+            const bool zeros = largest[n] < kNoExponent / 2;
+            scale[n] = power_of_two(zeros ? 0 : 23 + extra - largest[n]);
+            sum[n] = __builtin_trunc(double(c[n]) * scale[n]);
         }
-        if (largest < kNoExponent / 2) continue;  // zeros only
-        const int quantum = largest - 23 - extra;
-        double sum = std::trunc(std::ldexp(double(c), -quantum));
-        for (int k = first; k < first + GROUP; ++k)
-            sum += std::trunc(std::ldexp(double(a[k]) * double(b[k][n]), -quantum));
-        const double exact = std::ldexp(sum, quantum);
-        c = float(exact);
-        if (std::fabs(double(c)) > std::fabs(exact)) c = std::nextafterf(c, 0.0f);
-        if (sum == 0.0) c = 0.0f;
+        for (int k = first; k < first + GROUP; ++k) {
+            for (int n = 0; n < kN; ++n) sum[n] += __builtin_trunc(double(a[k]) * double(m.b[k][n]) * scale[n]);
+        }
+        // A sum of nothing but zeros keeps the sign of the accumulator.
+        for (int n = 0; n < kN; ++n) {
+            if (largest[n] >= kNoExponent / 2) c[n] = sum[n] == 0.0 ? 0.0f : cut_to_float(sum[n] / scale[n]);
+        }
     }
-    return c;
+}
+
+// What has an infinite term or one that is not a number is added in double: its value is clear.
+void add_special(const Operands& m, int i, float* c) {
+    for (int n = 0; n < kN; ++n) {
+        bool finite = std::isfinite(m.c[i][n]);
+        double sum = m.c[i][n];
+        for (int k = 0; k < kK; ++k) {
+            finite &= std::isfinite(m.a[i][k]) && std::isfinite(m.b[k][n]);
+            sum += double(m.a[i][k]) * double(m.b[k][n]);
+        }
+        if (!finite) c[n] = float(sum);
+    }
 }
 
 template <int GROUP>
 void multiply_truncated(const Operands& m, int lowest, float (&d)[kM][kN]) {
+    Exponents e;
+    bool finite = true;
+    for (int k = 0; k < kK; ++k) {
+        for (int n = 0; n < kN; ++n) {
+            e.b[k][n] = exponent_of(m.b[k][n], lowest);
+            finite &= std::isfinite(m.b[k][n]) && std::isfinite(m.c[k][n]);
+        }
+    }
     for (int i = 0; i < kM; ++i) {
-        for (int n = 0; n < kN; ++n) d[i][n] = truncated_sum<GROUP>(m.a[i], m.b, n, m.c[i][n], lowest);
+        for (int k = 0; k < kK; ++k) {
+            e.a[i][k] = exponent_of(m.a[i][k], lowest);
+            finite &= std::isfinite(m.a[i][k]);
+        }
+    }
+    for (int i = 0; i < kM; ++i) {
+        memcpy(d[i], m.c[i], sizeof d[i]);
+        if (finite) {
+            add_cut<GROUP>(m.a[i], e.a[i], m, e, d[i]);
+            continue;
+        }
+        // Zeros in place of what is special, whose results are then replaced.
+        Operands safe = m;
+        Exponents safe_exponents = e;
+        for (int k = 0; k < kK; ++k) {
+            if (!std::isfinite(safe.a[i][k])) safe.a[i][k] = 0.0f, safe_exponents.a[i][k] = kNoExponent;
+            for (int n = 0; n < kN; ++n) {
+                if (!std::isfinite(safe.b[k][n])) safe.b[k][n] = 0.0f, safe_exponents.b[k][n] = kNoExponent;
+            }
+        }
+        for (int n = 0; n < kN; ++n) {
+            if (!std::isfinite(d[i][n])) d[i][n] = 0.0f;
+        }
+        add_cut<GROUP>(safe.a[i], safe_exponents.a[i], safe, safe_exponents, d[i]);
+        add_special(m, i, d[i]);
     }
 }
 
