@@ -8,6 +8,7 @@ namespace emu {
 
 Function* function_of(void* handle);
 ptx::Kernel* ptx_kernel(const Function& function);
+const EmuKernel* compiled_source(const std::string& name);
 
 namespace {
 
@@ -91,6 +92,9 @@ int read_parameters(const Function& f, const std::vector<EmuParameter>& paramete
 int expected_parameters(const Function& f, std::vector<EmuParameter>& expected) {
     if (const ptx::Kernel* kernel = ptx_kernel(f)) {
         for (const ptx::Parameter& p : kernel->parameters) expected.push_back({p.size, p.align, false});
+        const EmuKernel* source = compiled_source(f.name);
+        if (!source || source->parameter_count != expected.size()) return 0;
+        for (uint32_t i = 0; i < source->parameter_count; ++i) expected[i].pointer = source->parameters[i].pointer;
         return 0;
     }
     Library* library = current_library();

@@ -53,6 +53,16 @@ bool library_contains(const Library& library, const void* address) {
 
 void select_library(const char* path) { selected = path; }
 
+Library* current_library();
+
+// The kernel of the selected library, if one is selected.
+const EmuKernel* compiled_source(const std::string& name) {
+    if (selected.empty()) return nullptr;
+    Library* library = current_library();
+    auto found = library ? library->kernels.find(name) : std::map<std::string, const EmuKernel*>::iterator();
+    return library && found != library->kernels.end() ? found->second : nullptr;
+}
+
 Library* current_library() {
     auto& library = libraries[selected];
     if (library) return library.get();
