@@ -20,6 +20,18 @@ impl Emulated {
         Emulated { device: open(), machine }
     }
 
+    /// The same with the PTX that nvcc makes of the kernels in place of their sources; none where there is no nvcc.
+    pub fn on_ptx(config: Config) -> Option<Self> {
+        let Some(nvcc) = ggro_emulator::nvcc() else {
+            eprintln!("not tested: PTX, there is no nvcc (NVCC or PATH)");
+            return None;
+        };
+        let emulated = Self::new(config);
+        let folder = ggro_emulator::build_ptx(&nvcc, &[KERNELS], "compute_80").unwrap().remove(0);
+        emulated.machine.configure(&format!("ptx={}", folder.display()));
+        Some(emulated)
+    }
+
     /// No access was wrong, and no launch.
     pub fn assert_clean(&self) {
         let faults = self.machine.faults();
@@ -51,8 +63,11 @@ pub fn alone(test: &str, body: impl FnOnce()) {
         return body();
     }
     let program = std::env::current_exe().unwrap();
-    let run =
-        std::process::Command::new(program).args([test, "--exact", "--nocapture"]).env(ALONE, "1").output().unwrap();
+    let run = std::process::Command::new(program)
+        .args([test, "--exact", "--nocapture", "--include-ignored"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
     let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     print!("{out}");
     eprint!("{err}");

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// What the cases wrote, by op and case.
-type Digests = BTreeMap<String, String>;
+pub type Digests = BTreeMap<String, String>;
 
 /// Runs cases, all of which must pass, and says what took how long.
-fn run(emulated: &Emulated, what: &str, cases: impl Iterator<Item = Case>) -> Digests {
+pub fn run(emulated: &Emulated, what: &str, cases: impl Iterator<Item = Case>) -> Digests {
     let (mut worst, mut slowest, started) = (0.0f64, (0.0, String::new()), Instant::now());
     let mut wrong: Vec<Finding> = Vec::new();
     let mut digests = Digests::new();
@@ -43,7 +43,7 @@ fn run(emulated: &Emulated, what: &str, cases: impl Iterator<Item = Case>) -> Di
 }
 
 /// The cases of at most this much work.
-fn up_to(work: u64) -> impl Iterator<Item = Case> {
+pub fn up_to(work: u64) -> impl Iterator<Item = Case> {
     kernel_check::cases().into_iter().filter(move |case| case.work <= work)
 }
 

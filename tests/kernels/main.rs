@@ -11,6 +11,7 @@ mod harness;
 mod lost;
 mod model;
 mod mutations;
+mod ptx;
 mod serve;
 mod shared_pages;
 mod sources;

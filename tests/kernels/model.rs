@@ -26,14 +26,24 @@ fn options() -> CudaOptions {
 
 /// Opens a pair on an emulated device and runs `work` there; no access of it may be wrong.
 fn on_device(config: Config, name: &str, open: impl FnOnce(Device) -> ModelPair, work: impl FnOnce(&mut ModelPair)) {
-    let Emulated { device, machine } = Emulated::new(config);
+    on(Emulated::new(config), &format!("{config:?}"), name, open, work);
+}
+
+fn on(
+    emulated: Emulated,
+    what: &str,
+    name: &str,
+    open: impl FnOnce(Device) -> ModelPair,
+    work: impl FnOnce(&mut ModelPair),
+) {
+    let Emulated { device, machine } = emulated;
     let began = Instant::now();
     // What a kernel did wrong says more than the error of the launch behind it.
     let outcome = catch_unwind(AssertUnwindSafe(|| work(&mut open(device))));
     let faults = machine.faults();
     assert!(faults.is_empty(), "{name}: {faults:#?}");
     outcome.unwrap_or_else(|panic| resume_unwind(panic));
-    println!("{name}, {config:?}: {:.1} s", began.elapsed().as_secs_f64());
+    println!("{name}, {what}: {:.1} s", began.elapsed().as_secs_f64());
 }
 
 fn open(name: &str, storage: HalfType) -> impl FnOnce(Device) -> ModelPair {
@@ -46,8 +56,12 @@ fn open(name: &str, storage: HalfType) -> impl FnOnce(Device) -> ModelPair {
 }
 
 fn golden(config: Config, name: &'static str) {
+    golden_on(Emulated::new(config), &format!("{config:?}"), name);
+}
+
+pub fn golden_on(emulated: Emulated, what: &str, name: &'static str) {
     let golden = Golden::read(name);
-    on_device(config, name, open(name, golden.storage), |cuda| golden.must_pass(cuda, true));
+    on(emulated, what, name, open(name, golden.storage), |cuda| golden.must_pass(cuda, true));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! A test of the tests: kernels with one planted mistake each must turn the harness red.
 
 use crate::emulated::{Emulated, KERNELS, alone};
-use ggro::lab::kernel_check;
-use ggro_emulator::{Config, build, build_checked};
+use ggro::lab::kernel_check::{self, Finding};
+use ggro_emulator::{Config, build, build_checked, build_ptx};
 use std::path::{Path, PathBuf};
 
 struct Mutation {
@@ -612,6 +612,18 @@ fn mutated(mutation: &Mutation) -> PathBuf {
     directory
 }
 
+/// The first case that fails.
+fn find(mutation: &Mutation, emulated: &Emulated) -> Option<Finding> {
+    let mut cases = kernel_check::cases();
+    cases.retain(|case| case.op == mutation.op);
+    for (_, _, names) in NARROWED.iter().filter(|(op, ..)| *op == mutation.op) {
+        cases.retain(|case| names.iter().all(|name| case.name.contains(name)));
+    }
+    // Small cases find most mistakes, and soon.
+    cases.sort_by_key(|case| case.work);
+    cases.iter().map(|case| case.run(&emulated.device)).find(|finding| !finding.passed())
+}
+
 #[test]
 fn every_planted_mistake_is_found() {
     alone("mutations::every_planted_mistake_is_found", || {
@@ -624,18 +636,38 @@ fn every_planted_mistake_is_found() {
             // The kernels are resolved; from here on the broken ones run in their place.
             emulated.machine.configure(&format!("kernels={}", library.display()));
             emulated.machine.reset();
-            let mut cases = kernel_check::cases();
-            cases.retain(|case| case.op == mutation.op);
-            for (_, _, names) in NARROWED.iter().filter(|(op, ..)| *op == mutation.op) {
-                cases.retain(|case| names.iter().all(|name| case.name.contains(name)));
-            }
-            // Small cases find most mistakes, and soon.
-            cases.sort_by_key(|case| case.work);
-            let found = cases.iter().map(|case| case.run(&emulated.device)).find(|finding| !finding.passed());
+            let found = find(mutation, &emulated);
             let kernels = emulated.machine.report().kernels;
             assert!(kernels.values().any(|counters| counters.checked_launches > 0), "{} never ran", mutation.name);
             let found = found.unwrap_or_else(|| panic!("{} went unnoticed", mutation.name));
             println!("{}: {} {}: {}", mutation.name, found.op, found.case, found.failures[0]);
         }
+    });
+}
+
+/// The same mistakes, compiled by nvcc and executed as PTX: a proof that this way of running kernels sees as much. It takes
+/// minutes, most of them nvcc's: `cargo test --release --test kernels mutations::as_ptx -- --ignored --nocapture`.
+#[test]
+#[ignore = "minutes of nvcc"]
+fn as_ptx() {
+    alone("mutations::as_ptx", || {
+        let Some(nvcc) = ggro_emulator::nvcc() else { return eprintln!("not tested: PTX, there is no nvcc") };
+        build(KERNELS).unwrap();
+        let directories: Vec<PathBuf> = MUTATIONS.iter().map(mutated).collect();
+        let folders = build_ptx(&nvcc, &directories, "compute_80").unwrap();
+        let mut unnoticed = Vec::new();
+        for (mutation, folder) in MUTATIONS.iter().zip(folders) {
+            let emulated = Emulated::new(Config { checked: true, ..Config::default() });
+            emulated.machine.configure(&format!("ptx={}", folder.display()));
+            emulated.machine.reset();
+            let found = find(mutation, &emulated);
+            let kernels = emulated.machine.report().kernels;
+            assert!(kernels.values().any(|counters| counters.instructions > 0), "{} never ran", mutation.name);
+            match found {
+                Some(found) => println!("{}: {} {}: {}", mutation.name, found.op, found.case, found.failures[0]),
+                None => unnoticed.push(mutation.name),
+            }
+        }
+        assert!(unnoticed.is_empty(), "unnoticed: {unnoticed:?}");
     });
 }

@@ -7,6 +7,7 @@
 
 #include "engine.h"
 #include "image.h"
+#include "ptx_library.h"
 
 namespace emu {
 
@@ -81,10 +82,13 @@ struct Function {
     bool known;  // from a real image
     int max_dynamic_shared;
     int carveout = -1;
+    ptx::Kernel* ptx = nullptr;  // in the module's image
+    bool only_ptx = false;       // which is all there is
 };
 
 struct Module {
     Image image;
+    ptx::Module ptx;
     std::map<std::string, std::unique_ptr<Function>> functions;
 };
 

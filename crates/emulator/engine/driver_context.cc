@@ -45,6 +45,17 @@ bool configure(const std::string& setting) {
         run_all_streams();
         return choose("eager", "lazy", config.lazy_streams);
     }
+    if (key == "lanes") return choose("together", "apart", config.lanes_apart);
+    if (key == "accesses") return choose("plain", "observed", config.observe);
+    if (key == "mma") {
+        if (value != "exact" && value != "8" && value != "16") return false;
+        config.matrix_sums = value == "exact" ? 0 : atoi(value.c_str());
+        return true;
+    }
+    if (key == "ptx") {
+        config.ptx = value == "off" ? "" : value;
+        return true;
+    }
     if (key == "exits") return choose("report", "allow", config.allow_exits);
     if (key == "faults") return choose("report", "fail", config.faults_fail);
     if (key == "watchdog") return (config.watchdog_seconds = atoi(value.c_str())) > 0;
@@ -65,7 +76,9 @@ struct FromEnvironment {
     FromEnvironment() {
         const char* const names[][2] = {{"GGRO_EMU_KERNELS", "kernels"}, {"GGRO_EMU_SCHEDULE", "schedule"},
                                         {"GGRO_EMU_COPIES", "copies"},   {"GGRO_EMU_STREAMS", "streams"},
-                                        {"GGRO_EMU_REPORT", "report"},   {"GGRO_EMU_ARCH", "arch"}};
+                                        {"GGRO_EMU_REPORT", "report"},   {"GGRO_EMU_ARCH", "arch"},
+                                        {"GGRO_EMU_PTX", "ptx"},         {"GGRO_EMU_LANES", "lanes"},
+                                        {"GGRO_EMU_MMA", "mma"},         {"GGRO_EMU_ACCESSES", "accesses"}};
         for (auto& [variable, key] : names) {
             const char* value = getenv(variable);
             if (value && !configure(std::string(key) + "=" + value)) {

@@ -7,7 +7,8 @@
 namespace emu {
 
 Function* function_of(void* handle);
-int static_shared(const Function& function);
+ptx::Kernel* ptx_kernel(const Function& function);
+const EmuKernel* compiled_source(const std::string& name);
 
 namespace {
 
@@ -45,7 +46,8 @@ int wrong_parameters(const Function& f, uint32_t i, const char* what, uint64_t v
 }
 
 // Copies the parameters, from a list of pointers or from one packed buffer (`extra`).
-int read_parameters(const Function& f, const EmuKernel& kernel, void** list, void** extra, Launch& launch) {
+int read_parameters(const Function& f, const std::vector<EmuParameter>& parameters, void** list, void** extra,
+                    Launch& launch) {
     const char* packed = nullptr;
     size_t packed_bytes = 0, offset = 0;
     if (extra) {
@@ -54,8 +56,8 @@ int read_parameters(const Function& f, const EmuKernel& kernel, void** list, voi
             if (*extra == reinterpret_cast<void*>(2)) packed_bytes = *static_cast<size_t*>(extra[1]);
         }
     }
-    for (uint32_t i = 0; i < kernel.parameter_count; ++i) {
-        const EmuParameter& p = kernel.parameters[i];
+    for (uint32_t i = 0; i < parameters.size(); ++i) {
+        const EmuParameter& p = parameters[i];
         offset = (offset + p.align - 1) / p.align * p.align;
         const size_t at = launch.storage.size();
         launch.offsets.push_back(at * 8);
@@ -81,8 +83,26 @@ int read_parameters(const Function& f, const EmuKernel& kernel, void** list, voi
         }
     }
     if (packed && offset != packed_bytes)
-        return wrong_parameters(f, kernel.parameter_count, "the packed buffer is longer than the parameters",
+        return wrong_parameters(f, uint32_t(parameters.size()), "the packed buffer is longer than the parameters",
                                 packed_bytes);
+    return 0;
+}
+
+// PTX does not say which parameters are pointers; the compiled sources do, where there are any.
+int expected_parameters(const Function& f, std::vector<EmuParameter>& expected) {
+    if (const ptx::Kernel* kernel = ptx_kernel(f)) {
+        for (const ptx::Parameter& p : kernel->parameters) expected.push_back({p.size, p.align, false});
+        const EmuKernel* source = compiled_source(f.name);
+        if (!source || source->parameter_count != expected.size()) return 0;
+        for (uint32_t i = 0; i < source->parameter_count; ++i) expected[i].pointer = source->parameters[i].pointer;
+        return 0;
+    }
+    Library* library = current_library();
+    if (!library) return kNotFound;
+    auto kernel = library->kernels.find(f.name);
+    if (kernel == library->kernels.end()) return kNotFound;
+    const EmuKernel& k = *kernel->second;
+    expected.assign(k.parameters, k.parameters + k.parameter_count);
     return 0;
 }
 
@@ -93,17 +113,18 @@ int launch_kernel(void* function, const uint32_t* grid, const uint32_t* block, u
     if (!f || !stream) return kInvalidHandle;
     if (const int error = check_shape(*f, grid, block, shared)) return error;
     if (parameters && extra) return kInvalidValue;
-    Library* library = current_library();
-    if (!library) return kNotFound;
-    auto kernel = library->kernels.find(f->name);
-    if (kernel == library->kernels.end()) return kNotFound;
+    std::vector<EmuParameter> expected;
+    if (const int error = expected_parameters(*f, expected)) return error;
     auto launch = std::make_shared<Launch>();
     launch->name = f->name;
     memcpy(launch->grid, grid, sizeof launch->grid);
     memcpy(launch->block, block, sizeof launch->block);
     launch->shared_bytes = shared;
-    if (const int error = read_parameters(*f, *kernel->second, parameters, extra, *launch)) return error;
-    return submit(stream, [launch] {
+    if (const int error = read_parameters(*f, expected, parameters, extra, *launch)) return error;
+    // What runs is decided when it runs: kernels are exchanged under loaded modules.
+    return submit(stream, [launch, f] {
+        ptx::Kernel* kernel = function_of(const_cast<Function*>(f)) ? ptx_kernel(*f) : nullptr;
+        if (kernel) return ptx::run_kernel(*launch, *kernel);
         Library* now = current_library();
         if (!now || !now->kernels.count(launch->name)) return int(kNotFound);
         return run_kernel(*launch, *now);

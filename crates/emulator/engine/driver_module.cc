@@ -11,6 +11,9 @@
 #include "driver.h"
 
 namespace emu {
+
+int static_shared(const Function& function);
+
 namespace {
 
 std::map<std::string, std::unique_ptr<Library>> libraries;
@@ -49,6 +52,16 @@ bool library_contains(const Library& library, const void* address) {
 }
 
 void select_library(const char* path) { selected = path; }
+
+Library* current_library();
+
+// The kernel of the selected library, if one is selected.
+const EmuKernel* compiled_source(const std::string& name) {
+    if (selected.empty()) return nullptr;
+    Library* library = current_library();
+    auto found = library ? library->kernels.find(name) : std::map<std::string, const EmuKernel*>::iterator();
+    return library && found != library->kernels.end() ? found->second : nullptr;
+}
 
 Library* current_library() {
     auto& library = libraries[selected];
@@ -106,7 +119,43 @@ int blocks_per_multiprocessor(const Function& f, int threads, size_t dynamic) {
     return std::min(blocks, int(size_t(limits.shared_per_multiprocessor) / shared));
 }
 
+// What a module's function would run as PTX, whether that is asked for now or not.
+ptx::Kernel* ptx_of(Module& m, const std::string& name) {
+    if (!config.ptx.empty() && config.ptx != "image") {
+        if (ptx::Kernel* kernel = ptx::find_in_folder(config.ptx, name)) return kernel;
+    }
+    auto found = m.ptx.kernels.find(name);
+    return found != m.ptx.kernels.end() && (m.image.only_ptx || config.ptx == "image") ? &found->second : nullptr;
+}
+
+// What the launch checks need comes from the machine code where there is some, else from the PTX.
+std::unique_ptr<Function> from_ptx(const Module& m, ptx::Kernel& kernel) {
+    auto f = std::make_unique<Function>();
+    f->name = kernel.name;
+    f->known = true;
+    f->only_ptx = m.image.only_ptx;
+    auto own = m.ptx.kernels.find(kernel.name);
+    f->ptx = own == m.ptx.kernels.end() ? nullptr : const_cast<ptx::Kernel*>(&own->second);
+    auto compiled = m.image.kernels.find(kernel.name);
+    if (compiled != m.image.kernels.end()) {
+        f->image = compiled->second;
+    } else {
+        // On sm_90 the system keeps 1 KiB, and counts it.
+        f->image.shared_bytes = int(ptx::static_bytes(kernel)) + (config.arch >= 90 ? 1024 : 0);
+        f->image.max_threads = int(kernel.max_threads);
+        memcpy(f->image.required, kernel.required, sizeof kernel.required);
+    }
+    f->max_dynamic_shared = device_limits().shared_per_block - static_shared(*f);
+    return f;
+}
+
 }  // namespace
+
+// The PTX that runs when this function is launched now; null when its source does.
+ptx::Kernel* ptx_kernel(const Function& f) {
+    if (!config.ptx.empty() && config.ptx != "image") return ptx::find_in_folder(config.ptx, f.name);
+    return f.only_ptx || config.ptx == "image" ? f.ptx : nullptr;
+}
 
 Function* function_of(void* handle) {
     Function* f = static_cast<Function*>(handle);
@@ -131,6 +180,11 @@ EMU_API cuModuleLoadData(void** module, const void* data) {
     if (!data) return kInvalidValue;
     auto m = std::make_unique<Module>();
     if (const int error = read_image(data, config.arch, m->image)) return error;
+    std::string problem;
+    if (!m->image.ptx.empty() && !ptx::parse_module(m->image.ptx, m->ptx, problem)) {
+        fault_outside_kernel("unsupported code", "", "%s", problem.c_str());
+        return 218;  // CUDA_ERROR_INVALID_PTX
+    }
     modules.insert(m.get());
     return *module = m.release(), 0;
 }
@@ -168,6 +222,13 @@ EMU_API cuModuleGetFunction(void** function, void* handle, const char* name) {
     std::unique_ptr<Function>& f = m->functions[name];
     if (!f) {
         auto image = m->image.kernels.find(name);
+        if (ptx::Kernel* kernel = ptx_of(*m, name)) {
+            auto fresh = from_ptx(*m, *kernel);
+            functions.insert(fresh.get());
+            f = std::move(fresh);
+            return *function = f.get(), 0;
+        }
+        if (m->image.only_ptx && !m->ptx.kernels.empty()) return kNotFound;
         Library* library = current_library();
         if (!library || (!m->image.stub && image == m->image.kernels.end())) return kNotFound;
         auto kernel = library->kernels.find(name);

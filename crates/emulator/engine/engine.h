@@ -4,6 +4,7 @@
 // driver's lock. State is therefore global and unsynchronised below the driver calls.
 #pragma once
 
+#include <csetjmp>
 #include <cstdarg>
 #include <cstdint>
 #include <cstring>
@@ -105,6 +106,7 @@ struct Counters {
     uint64_t sectors_read = 0, sectors_written = 0;            // distinct 32-byte sectors per warp access
     uint64_t shared_wavefronts = 0, bank_conflicts = 0;        // conflicts = wavefronts beyond the ideal
     uint64_t matrix_flops = 0;                                 // of mma, two per product
+    uint64_t instructions = 0;                                 // of PTX, once per thread
 };
 
 struct Launch {
@@ -121,12 +123,18 @@ struct Config {
     int watchdog_seconds = 60;
     int arch = 90;
     size_t memory = size_t(16) << 30;
+    // Of PTX only.
+    std::string ptx;            // empty: not run; "image": what modules contain; else a folder of *.ptx
+    bool observe = false;       // every access, as the checked build does
+    bool lanes_apart = false;   // lanes of a warp run by themselves until they must wait for one another
+    int matrix_sums = 0;        // exact, or cut as a tensor core cuts groups of 8 or 16 products
     std::string report;
 };
 extern Config config;
 
 // The kernel that runs now.
 struct Running {
+    jmp_buf* interpreter = nullptr;  // where PTX is left after a fatal fault; null when fibers run
     bool active = false;  // a fiber is executing
     bool checked = false;
     const Launch* launch = nullptr;
@@ -163,12 +171,15 @@ void make_ready_in_order(const std::vector<Thread*>& list);
 void yield_here(Site site);  // polling: lets the others go first
 void yield_to_ready();       // the caller is on the ready list already
 uint64_t random_below(uint64_t n);
+void shuffle_order(std::vector<uint32_t>& order, uint32_t n);    // 0 to n - 1 at random
+Counters& count_launch(const Launch& launch, bool checked);      // and starts the random numbers anew
 
 // ---- warp.cc
 void warp_lane_exited(Warp& warp);
 
 // ---- shared.cc
 void shared_begin_block(uint32_t dynamic_bytes);
+uint32_t shared_place(uint32_t dynamic_bytes);  // the 32-bit address that they get
 char* shared_pointer(uint32_t address, uint32_t bytes, Site site);
 bool shared_contains(const void* address);
 const void* shared_window();
@@ -182,6 +193,7 @@ void* memory_allocate(size_t bytes);  // null when out of memory
 bool memory_free(void* pointer);
 bool memory_is_device(const void* pointer, size_t bytes);  // wholly inside one allocation
 bool memory_is_pinned(const void* pointer, size_t bytes);
+bool memory_extent(const void* pointer, char*& begin, char*& end);  // of the allocation, device or pinned, around it
 void memory_pin(void* pointer, size_t bytes);
 size_t memory_unpin(void* pointer);
 size_t memory_in_use();
@@ -215,6 +227,8 @@ uint32_t checker_next_order();
 
 // ---- traffic.cc
 void traffic_access(const void* address, size_t bytes, bool write, bool shared, Site site);
+// One access of a warp whose lanes are known to be at it together.
+void traffic_warp(const uint64_t* addresses, uint32_t lanes, size_t bytes, bool write, bool shared);
 void traffic_matrix_rows(const uint32_t* addresses, int rows);
 void traffic_flush(Warp& warp);
 void traffic_forget();

@@ -195,6 +195,7 @@ void fatal(int error, const char* kind, Site site, const char* format, ...) {
     record(kind, site, format, arguments);
     va_end(arguments);
     launch_error = error;
+    if (run.interpreter) longjmp(*run.interpreter, 1);
     fiber_abandon();
 }
 
@@ -266,10 +267,10 @@ std::string report_json() {
                  "%s%s:{\"launches\":%lu,\"checked_launches\":%lu,\"blocks\":%lu,\"threads\":%lu,\"bytes_read\":%lu,"
                  "\"bytes_written\":%lu,"
                  "\"unique_bytes_read\":%lu,\"unique_bytes_written\":%lu,\"sectors_read\":%lu,\"sectors_written\":%lu,"
-                 "\"shared_wavefronts\":%lu,\"bank_conflicts\":%lu,\"matrix_flops\":%lu}",
+                 "\"shared_wavefronts\":%lu,\"bank_conflicts\":%lu,\"matrix_flops\":%lu,\"instructions\":%lu}",
                  first ? "" : ",", quoted(name).c_str(), c.launches, c.checked_launches, c.blocks, c.threads,
                  c.bytes_read, c.bytes_written, c.unique_bytes_read, c.unique_bytes_written, c.sectors_read,
-                 c.sectors_written, c.shared_wavefronts, c.bank_conflicts, c.matrix_flops);
+                 c.sectors_written, c.shared_wavefronts, c.bank_conflicts, c.matrix_flops, c.instructions);
         json += text;
         first = false;
     }

@@ -3,7 +3,8 @@
 // A cubin is an ELF file. Per kernel, .nv.info.<name> lists attributes (format byte, attribute byte, 16-bit value or
 // size): 0x17 one parameter each, 0x05 the launch bound, 0x10 a required block shape; .nv.info holds register counts
 // (0x2f) and stack sizes (0x11, 0x23) by symbol; .nv.shared.<name> is static shared memory, on sm_90 with the 1 KiB
-// that the system keeps. A stub is any text that starts with "ggro stub"; PTX is taken like a stub.
+// that the system keeps. PTX is a text, alone or in a fatbin, where it is usually compressed and then not read. A stub is
+// any text that starts with "ggro stub".
 #include "image.h"
 
 #include <elf.h>
@@ -99,6 +100,11 @@ int read_cubin(const char* p, Image& image) {
     return 0;
 }
 
+bool is_ptx(const char* p) {
+    const size_t space = strspn(p, " \t\r\n");
+    return strncmp(p + space, "//", 2) == 0 || strncmp(p + space, ".version", 8) == 0;
+}
+
 bool runs_on(int arch, int device) { return arch / 10 == device / 10 && arch <= device; }
 
 }  // namespace
@@ -112,7 +118,7 @@ int read_image(const void* data, int device_arch, Image& image) {
     if (at<uint32_t>(p) == kFatbinMagic) {
         const size_t header = at<uint16_t>(p, 6), bytes = at<uint64_t>(p, 8);
         const char* best = nullptr;
-        bool readable = true;
+        bool readable = true, text = false;
         for (size_t i = header; i + 24 <= header + bytes;) {
             const char* entry = p + i;
             const size_t head = at<uint32_t>(entry, 4), payload = at<uint64_t>(entry, 8);
@@ -124,14 +130,21 @@ int read_image(const void* data, int device_arch, Image& image) {
                     best = entry + head;
                 }
             }
+            if (at<uint16_t>(entry) == 1 && arch <= device_arch) {
+                text = true;
+                if (is_ptx(entry + head)) image.ptx.assign(entry + head, strnlen(entry + head, payload));
+            }
             i += head + payload;
         }
         if (best) return read_cubin(best, image);
-        if (readable) return 209;
+        if (readable && !text) return 209;
         image.stub = true;
+        image.only_ptx = !image.ptx.empty();
         return 0;
     }
-    if (strncmp(p, "ggro stub", 9) == 0 || strncmp(p, "//", 2) == 0 || strncmp(p, ".version", 8) == 0) {
+    if (strncmp(p, "ggro stub", 9) == 0 || is_ptx(p)) {
+        if (is_ptx(p)) image.ptx = p;
+        image.only_ptx = is_ptx(p);
         image.stub = true;
         return 0;
     }

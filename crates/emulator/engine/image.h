@@ -21,6 +21,8 @@ struct Image {
     bool stub = false;  // nothing is known but that g++ compiled the sources
     int arch = 0;       // 80, 90, ...
     std::map<std::string, KernelImage> kernels;
+    std::string ptx;    // the text, when the image has one that is not compressed
+    bool only_ptx = false;
 };
 
 // 0 or a CUresult.

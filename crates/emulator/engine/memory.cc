@@ -98,6 +98,21 @@ bool memory_is_device(const void* pointer, size_t bytes) {
     return it != allocations.end() && static_cast<const char*>(pointer) + bytes <= it->first + it->second.bytes;
 }
 
+bool memory_extent(const void* pointer, char*& begin, char*& end) {
+    auto it = containing(pointer);
+    if (it != allocations.end()) {
+        begin = it->first;
+        end = it->first + it->second.bytes;
+        return true;
+    }
+    auto host = pinned.upper_bound(static_cast<char*>(const_cast<void*>(pointer)));
+    if (host == pinned.begin()) return false;
+    --host;
+    begin = host->first;
+    end = host->first + host->second;
+    return pointer < end;
+}
+
 bool memory_in_arena(const void* pointer) {
     return arena && size_t(static_cast<const char*>(pointer) - arena) < kArenaBytes;
 }

@@ -244,31 +244,38 @@ void yield_to_ready() {
     fiber_switch(me, *next);
 }
 
+void shuffle_order(std::vector<uint32_t>& order, uint32_t n) {
+    order.resize(n);
+    for (uint32_t i = 0; i < n; ++i) order[i] = i;
+    for (uint64_t i = n; i > 1; --i) std::swap(order[i - 1], order[random_below(i)]);
+}
+
+Counters& count_launch(const Launch& launch, bool checked) {
+    const uint64_t blocks = uint64_t(launch.grid[0]) * launch.grid[1] * launch.grid[2];
+    Counters& c = counters[launch.name];
+    ++c.launches;
+    c.checked_launches += checked;
+    c.blocks += blocks;
+    c.threads += blocks * run.threads;
+    random_state = config.seed * 0x9e3779b97f4a7c15ull + 0x1234567;
+    return c;
+}
+
 int run_kernel(const Launch& launch, Library& library) {
     run = Running();
     run.launch = &launch;
     run.library = &library;
     run.kernel = library.kernels.at(launch.name);
     run.checked = library.checked;
-    run.counters = &counters[launch.name];
     run.threads = launch.block[0] * launch.block[1] * launch.block[2];
     for (size_t offset : launch.offsets) {
         run.parameters.push_back(reinterpret_cast<char*>(const_cast<uint64_t*>(launch.storage.data())) + offset);
     }
     const uint64_t blocks = uint64_t(launch.grid[0]) * launch.grid[1] * launch.grid[2];
-    Counters& c = *run.counters;
-    ++c.launches;
-    c.checked_launches += run.checked;
-    c.blocks += blocks;
-    c.threads += blocks * run.threads;
-    random_state = config.seed * 0x9e3779b97f4a7c15ull + 0x1234567;
+    run.counters = &count_launch(launch, run.checked);
 
     std::vector<uint32_t> shuffled;
-    if (config.schedule == Config::shuffle && blocks <= (1u << 24)) {
-        shuffled.resize(blocks);
-        for (uint32_t i = 0; i < blocks; ++i) shuffled[i] = i;
-        for (uint64_t i = blocks; i > 1; --i) std::swap(shuffled[i - 1], shuffled[random_below(i)]);
-    }
+    if (config.schedule == Config::shuffle && blocks <= (1u << 24)) shuffle_order(shuffled, uint32_t(blocks));
     if (run.checked) checker_begin_launch();
     guard_begin();
     for (uint64_t i = 0; i < blocks; ++i) {

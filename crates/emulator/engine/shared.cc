@@ -95,10 +95,15 @@ void perform(const BulkCopy& c) {
 
 const void* shared_window() { return window; }
 
+uint32_t shared_place(uint32_t bytes) {
+    if (!window) open_window();
+    return uint32_t(reinterpret_cast<uintptr_t>(window)) + kWindow - (bytes + 127) / 128 * 128;
+}
+
 void shared_begin_block(uint32_t bytes) {
     if (!window) open_window();
     Library& library = *run.library;
-    memset(library.shared_begin, 0xff, size_t(library.shared_end - library.shared_begin));
+    std::fill(library.shared_begin, library.shared_end, char(0xff));
     run.shared_end = window + kWindow;
     run.shared = run.shared_end - (bytes + 127) / 128 * 128;
     memset(run.shared, 0xff, size_t(run.shared_end - run.shared));

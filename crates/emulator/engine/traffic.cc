@@ -111,6 +111,18 @@ void traffic_access(const void* address, size_t bytes, bool write, bool shared, 
     }
 }
 
+void traffic_warp(const uint64_t* addresses, uint32_t lanes, size_t bytes, bool write, bool shared) {
+    Group g;
+    g.lanes = lanes;
+    g.bytes = uint8_t(bytes);
+    g.write = write;
+    g.shared = shared;
+    const uint64_t base = reinterpret_cast<uint64_t>(memory_base());
+    for (int l = 0; l < kWarp; ++l)
+        g.unit[l] = shared ? uint32_t(addresses[l] / 4) : uint32_t((addresses[l] - base) / 32);
+    count(g);
+}
+
 // ldmatrix moves one 8x8 matrix per phase.
 void traffic_matrix_rows(const uint32_t* addresses, int rows) {
     for (int first = 0; first < rows; first += 8) {

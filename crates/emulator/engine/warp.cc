@@ -54,7 +54,7 @@ void load_matrices(Warp& warp) {
     const Request& first = *lane_of(warp, 0)->request;
     const int matrices = first.mode;
     uint16_t rows[32][8];
-    uint32_t addresses[32];
+    uint32_t addresses[32] = {};
     Thread* const caller = self;
     for (int i = 0; i < 8 * matrices; ++i) {
         self = lane_of(warp, i);

@@ -1,5 +1,5 @@
 // For the emulator's own test kernels: the macros that kernels/common.cuh has, without the rest of it, and the wrappers
-// of emu_ptx.h. Under nvcc only the kernels without wrappers compile (launch.cu).
+// of emu_ptx.h. nvcc takes those of the project's kernels, whose text is executed then.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,6 +10,7 @@
 #ifdef GGRO_EMU
 #include "emu_ptx.h"
 #else
+#include "../../../kernels/ptx.cuh"
 #define EMU_KERNEL(name)
 #define SHARED(T, name, dims) __shared__ T name dims
 #define EXTERN_SHARED(name)                                                                                            \

@@ -23,7 +23,8 @@ pub struct Paths {
     pub checked: PathBuf,
 }
 
-const ENGINE_FLAGS: &[&str] = &["-std=c++17", "-O2", "-g1", "-fPIC", "-Wall", "-Wextra", "-fno-exceptions"];
+/// `-O3` for the loops over the lanes of a warp, which become vector instructions.
+const ENGINE_FLAGS: &[&str] = &["-std=c++17", "-O3", "-g1", "-fPIC", "-Wall", "-Wextra", "-fno-exceptions"];
 
 /// `-ffp-contract=off`: a product and a sum round separately unless the kernel says fma. `-fno-gnu-unique`: statics of
 /// templates stay apart in the two libraries.
@@ -44,6 +45,9 @@ const KERNEL_FLAGS: &[&str] = &[
     "-Wno-psabi",
     "-Wno-unknown-pragmas",
 ];
+
+/// As in build/nvcc.rs, but that warnings are none of a test's business.
+const NVCC_FLAGS: &[&str] = &["-std=c++17", "-lineinfo", "-O3"];
 
 /// The compiler puts a call before every access; the engine has the functions it calls, libtsan is not linked. Without
 /// `-fno-tree-sra` a vector access would be taken apart into scalars, with its alignment and its width.
@@ -81,6 +85,39 @@ fn build_variant(directories: &[impl AsRef<Path>], variant: &Variant) -> io::Res
     }
     workshop.run(&jobs)?;
     libraries.iter().map(|library| workshop.link(library)).collect()
+}
+
+/// The nvcc that `NVCC` names, or the one on the path; none with `GGRO_NO_CUDA=1`, as for the build of the product.
+pub fn nvcc() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if set("GGRO_NO_CUDA").is_some_and(|value| value != "0") {
+        return None;
+    }
+    let path = set("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|folder| folder.join("nvcc"));
+    set("NVCC").map(PathBuf::from).into_iter().chain(on_path).find(|candidate| candidate.is_file())
+}
+
+/// The PTX that nvcc makes of all `*.cu` of each directory for a virtual architecture such as `compute_80`: folders for the
+/// setting `ptx`, in the order of the directories. nvcc says what is wrong with a file.
+pub fn build_ptx(nvcc: &Path, directories: &[impl AsRef<Path>], arch: &str) -> io::Result<Vec<PathBuf>> {
+    let workshop = Workshop::new()?;
+    let version = run(Command::new(nvcc).arg("--version"))?;
+    let (mut jobs, mut folders) = (Vec::new(), Vec::new());
+    for directory in directories {
+        let directory = directory.as_ref().canonicalize()?;
+        let inputs = hash_files(&files(&directory, "cuh")?)?;
+        let folder = workshop.output.join(format!("{:016x}", hash_of(&directory))).join(arch);
+        fs::create_dir_all(&folder)?;
+        for source in files(&directory, "cu")? {
+            let object = folder.join(source.file_name().unwrap_or_default()).with_extension("ptx");
+            let flags = [to_strings(NVCC_FLAGS), vec![format!("-arch={arch}")]].concat();
+            jobs.push(Job { source, object, flags, inputs, phase: "-ptx" });
+        }
+        folders.push(folder);
+    }
+    run_all(&nvcc.display().to_string(), &version, &jobs)?;
+    Ok(folders)
 }
 
 /// How kernels are compiled.
@@ -134,7 +171,7 @@ impl Workshop {
             let object = self.output.join(source.file_name().unwrap_or_default()).with_extension("o");
             let flags = [to_strings(ENGINE_FLAGS), self.common.clone()].concat();
             objects.push(object.clone());
-            jobs.push(Job { source, object, flags, inputs });
+            jobs.push(Job { source, object, flags, inputs, phase: "-c" });
         }
         let extra = to_strings(&["-Wl,-soname,libcuda.so", "-ldl", "-lrt", "-lpthread"]);
         Ok((jobs, Library { path: self.libcuda(), objects, extra }))
@@ -153,7 +190,7 @@ impl Workshop {
             flags.push(format!("-I{}", directory.display()));
             flags.extend(["-include".to_owned(), "emu.h".to_owned()]);
             objects.push(object.clone());
-            jobs.push(Job { source, object, flags, inputs });
+            jobs.push(Job { source, object, flags, inputs, phase: "-c" });
         }
         let extra = vec![
             "-Wl,-Bsymbolic".to_owned(),
@@ -192,6 +229,8 @@ struct Job {
     object: PathBuf,
     flags: Vec<String>,
     inputs: u64,
+    /// What is made of the source: `-c`, an object.
+    phase: &'static str,
 }
 
 fn run_all(compiler: &str, version: &str, jobs: &[Job]) -> io::Result<()> {
@@ -217,7 +256,7 @@ fn compile(compiler: &str, version: &str, job: &Job) -> io::Result<()> {
     if is_current(&job.object, &key) {
         return Ok(());
     }
-    run(Command::new(compiler).args(&job.flags).arg("-c").arg(&job.source).arg("-o").arg(&job.object))?;
+    run(Command::new(compiler).args(&job.flags).arg(job.phase).arg(&job.source).arg("-o").arg(&job.object))?;
     fs::write(key_file(&job.object), key)
 }
 

@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::Deserialize;
 
-pub use compile::{Paths, build, build_checked, build_plain};
+pub use compile::{Paths, build, build_checked, build_plain, build_ptx, nvcc};
 
 /// An image for `cuModuleLoadData` where no compiler made a real one: it contains every kernel that the sources
 /// register, and turns off the launch checks that need a real image.
@@ -113,6 +113,8 @@ pub struct Counters {
     pub bank_conflicts: u64,
     /// Operations of matrix instructions, two per product; counted in both builds.
     pub matrix_flops: u64,
+    /// Instructions of PTX, once per thread that was at them; 0 where the sources run.
+    pub instructions: u64,
 }
 
 /// Something that a kernel or a launch did wrong.
@@ -178,7 +180,16 @@ impl Device {
         let engine = ENGINE.get_or_init(|| Engine::load(paths)).as_ref().map_err(|e| io::Error::other(e.clone()))?;
         let device = Device { engine, paths: paths.clone(), _turn: turn };
         // Settings that single tests change.
-        for default in ["arch=90", "exits=report", "faults=fail", "memory=17179869184", "watchdog=60"] {
+        for default in [
+            "arch=90",
+            "exits=report",
+            "faults=fail",
+            "memory=17179869184",
+            "watchdog=60",
+            "ptx=off",
+            "lanes=together",
+            "mma=exact",
+        ] {
             device.configure(default);
         }
         device.set(config);
@@ -190,6 +201,7 @@ impl Device {
     pub fn set(&self, config: Config) {
         let kernels = if config.checked { &self.paths.checked } else { &self.paths.plain };
         self.configure(&format!("kernels={}", kernels.display()));
+        self.configure(if config.checked { "accesses=observed" } else { "accesses=plain" });
         self.configure(&match config.schedule {
             Schedule::Forward => "schedule=forward".to_owned(),
             Schedule::Reverse => "schedule=reverse".to_owned(),

@@ -1,7 +1,7 @@
 //! A device, its module and a stream, and launches by kernel name.
 
 use std::ffi::{CString, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{self, CUresult};
@@ -14,6 +14,33 @@ pub fn paths() -> &'static Paths {
         let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
         ggro_emulator::build(kernels).unwrap_or_else(|e| panic!("{e}"))
     })
+}
+
+/// The PTX that nvcc makes of the same kernels; none where there is no nvcc.
+pub fn ptx() -> Option<&'static Path> {
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let Some(nvcc) = ggro_emulator::nvcc() else {
+            eprintln!("not tested: PTX, there is no nvcc (NVCC or PATH)");
+            return None;
+        };
+        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+        paths();
+        Some(ggro_emulator::build_ptx(&nvcc, &[kernels], "compute_90a").unwrap_or_else(|e| panic!("{e}")).remove(0))
+    });
+    folder.as_deref()
+}
+
+/// What runs: the sources, or what nvcc made of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runs {
+    Sources,
+    Ptx,
+}
+
+/// Both, where there is an nvcc.
+pub fn both() -> Vec<Runs> {
+    if ptx().is_some() { vec![Runs::Sources, Runs::Ptx] } else { vec![Runs::Sources] }
 }
 
 /// One kernel argument, held by value.
@@ -59,6 +86,14 @@ impl Shape {
 impl Bench {
     pub fn new(config: Config) -> Bench {
         Self::with_image(config, STUB_IMAGE.to_bytes_with_nul())
+    }
+
+    pub fn that_runs(runs: Runs, config: Config) -> Bench {
+        let bench = Self::new(config);
+        if let (Runs::Ptx, Some(folder)) = (runs, ptx()) {
+            bench.device.configure(&format!("ptx={}", folder.display()));
+        }
+        bench
     }
 
     pub fn with_image(config: Config, image: &[u8]) -> Bench {

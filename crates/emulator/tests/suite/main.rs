@@ -5,3 +5,4 @@ mod bugs;
 mod driver;
 mod harness;
 mod kernels;
+mod ptx;

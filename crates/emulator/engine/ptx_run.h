@@ -1,0 +1,11 @@
+// What the driver asks of the interpreter.
+#pragma once
+
+#include "ptx.h"
+
+namespace emu::ptx {
+
+int run_kernel(const Launch& launch, Kernel& kernel);  // 0 or a CUresult
+uint32_t static_bytes(Kernel& kernel);                 // of shared memory
+
+}  // namespace emu::ptx

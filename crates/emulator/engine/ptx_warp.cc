@@ -1,0 +1,374 @@
+// What the lanes of a warp do together: shuffles, votes, __syncwarp, ldmatrix, mma. PTX ISA, sections 9.7.9.6 (shfl),
+// 9.7.13 (vote, bar.warp.sync), 9.7.14 (matrix instructions).
+#include <cmath>
+
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+#include "emu_half.h"
+#include "ptx_decode.h"
+
+namespace emu::ptx {
+namespace {
+
+// The member mask, which all lanes must agree on and be in.
+uint32_t members(Warp& w, const Instruction& in, uint32_t mask, uint16_t slot) {
+    const uint32_t* given = w.lanes<uint32_t>(slot);
+    const uint32_t first = given[__builtin_ctz(mask)];
+    each_lane(mask, [&](uint32_t i) {
+        if (given[i] == first && has(first, i)) return;
+        select(w, i);
+        if (!has(given[i], i))
+            fatal(719, "warp mask", in.site(), "the mask %#x does not name its own lane %u", given[i], i);
+        fatal(719, "warp mask", in.site(), "lanes that execute together give the masks %#x and %#x", first, given[i]);
+    });
+    return first;
+}
+
+enum class Shuffle { up, down, butterfly, index };
+
+template <Shuffle S>
+Flow shuffle(Warp& w, const Instruction& in, uint32_t mask) {
+    mask = gather(w, mask, members(w, in, mask, in.slot[4]));
+    if (!mask) return Flow::stop;
+    uint32_t from[kWarp], valid = 0;
+    memcpy(from, w.lanes<uint32_t>(in.slot[1]), sizeof from);
+    uint32_t* d = w.lanes<uint32_t>(in.slot[0]);
+    const uint32_t *amounts = w.lanes<uint32_t>(in.slot[2]), *clamps = w.lanes<uint32_t>(in.slot[3]);
+    each_lane(mask, [&](uint32_t lane) {
+        const uint32_t amount = amounts[lane] & 31, clamp = clamps[lane] & 31, segment = clamps[lane] >> 8 & 31;
+        const uint32_t most = (lane & segment) | (clamp & ~segment), least = lane & segment;
+        uint32_t source = lane;
+        bool inside = false;
+        switch (S) {
+            case Shuffle::up:
+                source = lane - amount;
+                inside = int32_t(source) >= int32_t(most);
+                break;
+            case Shuffle::down:
+                source = lane + amount;
+                inside = source <= most;
+                break;
+            case Shuffle::butterfly:
+                source = lane ^ amount;
+                inside = source <= most;
+                break;
+            case Shuffle::index:
+                source = least | (amount & ~segment);
+                inside = source <= most;
+                break;
+        }
+        if (inside) {
+            valid |= 1u << lane;
+        } else {
+            source = lane;
+        }
+        if (!has(mask, source)) {
+            select(w, lane);
+            fault("undefined shuffle", in.site(), "lane %u reads lane %u, which takes no part", lane, source);
+        }
+        d[lane] = has(mask, source) ? from[source] : ~0u;
+    });
+    if (in.flags & kFirst) {
+        uint32_t& p = w.predicate(in.slot[5]);
+        p = (p & ~mask) | valid;
+    }
+    return Flow::next;
+}
+
+enum class Vote { all, any, uniform, ballot };
+
+template <Vote V>
+Flow vote(Warp& w, const Instruction& in, uint32_t mask) {
+    mask = gather(w, mask, members(w, in, mask, in.slot[2]));
+    if (!mask) return Flow::stop;
+    const uint32_t given = w.predicate(in.slot[1]), yes = (in.flags & 4 ? ~given : given) & mask;
+    if (V == Vote::ballot) {
+        uint32_t* d = w.lanes<uint32_t>(in.slot[0]);
+        each_lane(mask, [&](uint32_t i) { d[i] = yes; });
+        return Flow::next;
+    }
+    const bool result = V == Vote::all ? yes == mask : V == Vote::any ? yes != 0 : yes == 0 || yes == mask;
+    uint32_t& p = w.predicate(in.slot[0]);
+    p = result ? p | mask : p & ~mask;
+    return Flow::next;
+}
+
+Flow synchronise(Warp& w, const Instruction& in, uint32_t mask) {
+    mask = gather(w, mask, members(w, in, mask, in.slot[0]));
+    if (!mask) return Flow::stop;
+    if (run.checked) checker_warp_sync(emu::warps[w.index], mask);
+    return Flow::next;
+}
+
+// Matrix instructions need the whole warp.
+uint32_t whole_warp(Warp& w, const Instruction& in, uint32_t mask) {
+    if (w.live != kAll) {
+        select(w, uint32_t(__builtin_ctz(mask)));
+        fatal(719, "warp mask", in.site(), "a matrix instruction needs all 32 lanes, %d are there",
+              __builtin_popcount(w.live));
+    }
+    return gather(w, mask, kAll);
+}
+
+// Lane 8 m + r gives the address of row r of matrix m; register m of lane l receives elements 2 (l % 4) and the next of
+// row l / 4, or of that column.
+template <int MATRICES, bool TRANSPOSED>
+Flow load_matrices(Warp& w, const Instruction& in, uint32_t mask) {
+    if (!whole_warp(w, in, mask)) return Flow::stop;
+    const uint32_t* base = w.lanes<uint32_t>(in.slot[4]);
+    uint32_t addresses[kWarp];
+    const uint16_t* rows[kWarp];
+    for (uint32_t i = 0; i < 8 * MATRICES; ++i) {
+        addresses[i] = base[i] + uint32_t(in.immediate);
+        rows[i] = reinterpret_cast<const uint16_t*>(shared_at(w, in, i, addresses[i], 16));
+    }
+    if (run.checked) {
+        for (uint32_t i = 0; i < 8 * MATRICES; ++i) {
+            select(w, i);
+            check_access(rows[i], 16, kRead | kNoTraffic, in.site());
+        }
+        traffic_matrix_rows(addresses, 8 * MATRICES);
+    }
+    for (int m = 0; m < MATRICES; ++m) {
+        uint32_t* d = w.lanes<uint32_t>(in.slot[m]);
+        const uint16_t** r = rows + 8 * m;
+        for (int l = 0; l < kWarp; ++l) {
+            const int i = l / 4, j = 2 * (l % 4);
+            const uint32_t low = TRANSPOSED ? r[j][i] : r[i][j], high = TRANSPOSED ? r[j + 1][i] : r[i][j + 1];
+            d[l] = high << 16 | low;
+        }
+    }
+    return Flow::next;
+}
+
+// ---- mma.m16n8k16. A register of 32 lanes, read as halves, is an 8 x 8 matrix by rows: lane 4 g + t holds elements
+// (g, 2 t) and (g, 2 t + 1). The four of a are rows 0-7 and 8-15 of k 0-7, then the same of k 8-15; the two of b are k
+// 0-7 and 8-15, with the columns of b as rows. c and d hold (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
+
+constexpr int kM = 16, kN = 8, kK = 16;
+
+struct Operands {
+    alignas(32) float a[kM][kK], b[kK][kN], c[kM][kN];
+};
+
+template <bool BF16>
+void widen_eight(const uint16_t* from, float* to) {
+#ifdef __F16C__
+    if (!BF16) {
+        _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+        return;
+    }
+#endif
+    for (int k = 0; k < 8; ++k) to[k] = BF16 ? emu_bf16_to_float(from[k]) : emu_f16_to_float(from[k]);
+}
+
+template <bool BF16>
+void read_operands(const Warp& w, const Instruction& in, Operands& m) {
+    for (int part = 0; part < 4; ++part) {
+        const uint16_t* h = w.lanes<uint16_t>(in.slot[4 + part]);
+        for (int g = 0; g < 8; ++g) {
+            widen_eight<BF16>(h + 8 * g, &m.a[8 * (part & 1) + g][8 * (part >> 1)]);
+        }
+    }
+    for (int part = 0; part < 2; ++part) {
+        const uint16_t* h = w.lanes<uint16_t>(in.slot[8 + part]);
+        for (int n = 0; n < kN; ++n) {
+            float column[8];
+            widen_eight<BF16>(h + 8 * n, column);
+            for (int k = 0; k < 8; ++k) m.b[8 * part + k][n] = column[k];
+        }
+    }
+    for (int part = 0; part < 4; ++part) {
+        const float* c = w.lanes<float>(in.slot[10 + part]);
+        for (int l = 0; l < kWarp; ++l) m.c[8 * (part >> 1) + l / 4][2 * (l % 4) + (part & 1)] = c[l];
+    }
+}
+
+void write_result(const Warp& w, const Instruction& in, const float (&d)[kM][kN]) {
+    for (int part = 0; part < 4; ++part) {
+        float* to = w.lanes<float>(in.slot[part]);
+        for (int l = 0; l < kWarp; ++l) {
+            const float x = d[8 * (part >> 1) + l / 4][2 * (l % 4) + (part & 1)];
+            to[l] = x == x ? x : emu_bits_to_float(0x7fffffffu);
+        }
+    }
+}
+
+// Products of 16-bit elements are exact in double. They are added to the accumulator in ascending k in double and
+// rounded once, as in the emulated instruction of the sources.
+void multiply_in_double(const Operands& m, float (&d)[kM][kN]) {
+    alignas(32) double b[kK][kN];
+    for (int k = 0; k < kK; ++k) {
+        for (int n = 0; n < kN; ++n) b[k][n] = m.b[k][n];
+    }
+    for (int i = 0; i < kM; i += 4) {
+        typedef double Four __attribute__((vector_size(32)));
+        Four sum[4][2];
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+            const float* c = m.c[i + r];
+            sum[r][0] = Four{c[0], c[1], c[2], c[3]};
+            sum[r][1] = Four{c[4], c[5], c[6], c[7]};
+        }
+        for (int k = 0; k < kK; ++k) {
+            Four left, right;
+            memcpy(&left, &b[k][0], sizeof left);
+            memcpy(&right, &b[k][4], sizeof right);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; ++r) {
+                const double x = m.a[i + r][k];
+                sum[r][0] += Four{x, x, x, x} * left;
+                sum[r][1] += Four{x, x, x, x} * right;
+            }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+            for (int n = 0; n < kN; ++n) d[i + r][n] = float(sum[r][n / 4][n % 4]);
+        }
+    }
+}
+
+// A binary exponent as the adder sees it: subnormal numbers have the lowest one and no leading one, zeros none at all.
+constexpr int kNoExponent = -100000;
+int exponent_of(float x, int lowest) {
+    const int e = int(emu_float_to_bits(x) >> 23 & 255) - 127;
+    return x == 0.0f ? kNoExponent : e < lowest ? lowest : e;
+}
+
+double power_of_two(int exponent) { return __builtin_bit_cast(double, uint64_t(exponent + 1023) << 52); }
+
+float cut_to_float(double x) {
+    const float nearest = float(x);
+    return std::fabs(double(nearest)) > std::fabs(x) ? std::nextafterf(nearest, 0.0f) : nearest;
+}
+
+struct Exponents {
+    int a[kM][kK], b[kK][kN];
+};
+
+// As a tensor core adds (the behaviour that measurements of A100 and H100 show): in groups of 8 or 16 products, every
+// term of a group and the accumulator are aligned to the largest exponent, cut below one or two bits more than the 24 of
+// f32, added exactly, and the sum is cut to f32. One row of the result at a time; all terms are finite.
+template <int GROUP>
+void add_cut(const float* a, const int* a_exponents, const Operands& m, const Exponents& e, float* c) {
+    constexpr int extra = GROUP == 16 ? 2 : 1;
+    for (int first = 0; first < kK; first += GROUP) {
+        int largest[kN];
+        double scale[kN], sum[kN];
+        for (int n = 0; n < kN; ++n) largest[n] = exponent_of(c[n], -126);
+        for (int k = first; k < first + GROUP; ++k) {
+            for (int n = 0; n < kN; ++n) largest[n] = std::max(largest[n], a_exponents[k] + e.b[k][n]);
+        }
+        for (int n = 0; n < kN; ++n) {
+            const bool zeros = largest[n] < kNoExponent / 2;
+            scale[n] = power_of_two(zeros ? 0 : 23 + extra - largest[n]);
+            sum[n] = __builtin_trunc(double(c[n]) * scale[n]);
+        }
+        for (int k = first; k < first + GROUP; ++k) {
+            for (int n = 0; n < kN; ++n) sum[n] += __builtin_trunc(double(a[k]) * double(m.b[k][n]) * scale[n]);
+        }
+        // A sum of nothing but zeros keeps the sign of the accumulator.
+        for (int n = 0; n < kN; ++n) {
+            if (largest[n] >= kNoExponent / 2) c[n] = sum[n] == 0.0 ? 0.0f : cut_to_float(sum[n] / scale[n]);
+        }
+    }
+}
+
+// What has an infinite term or one that is not a number is added in double: its value is clear.
+void add_special(const Operands& m, int i, float* c) {
+    for (int n = 0; n < kN; ++n) {
+        bool finite = std::isfinite(m.c[i][n]);
+        double sum = m.c[i][n];
+        for (int k = 0; k < kK; ++k) {
+            finite &= std::isfinite(m.a[i][k]) && std::isfinite(m.b[k][n]);
+            sum += double(m.a[i][k]) * double(m.b[k][n]);
+        }
+        if (!finite) c[n] = float(sum);
+    }
+}
+
+template <int GROUP>
+void multiply_truncated(const Operands& m, int lowest, float (&d)[kM][kN]) {
+    Exponents e;
+    bool finite = true;
+    for (int k = 0; k < kK; ++k) {
+        for (int n = 0; n < kN; ++n) {
+            e.b[k][n] = exponent_of(m.b[k][n], lowest);
+            finite &= std::isfinite(m.b[k][n]) && std::isfinite(m.c[k][n]);
+        }
+    }
+    for (int i = 0; i < kM; ++i) {
+        for (int k = 0; k < kK; ++k) {
+            e.a[i][k] = exponent_of(m.a[i][k], lowest);
+            finite &= std::isfinite(m.a[i][k]);
+        }
+    }
+    for (int i = 0; i < kM; ++i) {
+        memcpy(d[i], m.c[i], sizeof d[i]);
+        if (finite) {
+            add_cut<GROUP>(m.a[i], e.a[i], m, e, d[i]);
+            continue;
+        }
+        // Zeros in place of what is special, whose results are then replaced.
+        Operands safe = m;
+        Exponents safe_exponents = e;
+        for (int k = 0; k < kK; ++k) {
+            if (!std::isfinite(safe.a[i][k])) safe.a[i][k] = 0.0f, safe_exponents.a[i][k] = kNoExponent;
+            for (int n = 0; n < kN; ++n) {
+                if (!std::isfinite(safe.b[k][n])) safe.b[k][n] = 0.0f, safe_exponents.b[k][n] = kNoExponent;
+            }
+        }
+        for (int n = 0; n < kN; ++n) {
+            if (!std::isfinite(d[i][n])) d[i][n] = 0.0f;
+        }
+        add_cut<GROUP>(safe.a[i], safe_exponents.a[i], safe, safe_exponents, d[i]);
+        add_special(m, i, d[i]);
+    }
+}
+
+template <bool BF16>
+Flow multiply(Warp& w, const Instruction& in, uint32_t mask) {
+    if (!whole_warp(w, in, mask)) return Flow::stop;
+    run.counters->matrix_flops += 2 * kM * kN * kK;
+    Operands m;
+    float d[kM][kN];
+    read_operands<BF16>(w, in, m);
+    if (config.matrix_sums == 0) {
+        multiply_in_double(m, d);
+    } else if (config.matrix_sums == 8) {
+        multiply_truncated<8>(m, BF16 ? -126 : -14, d);
+    } else {
+        multiply_truncated<16>(m, BF16 ? -126 : -14, d);
+    }
+    write_result(w, in, d);
+    return Flow::next;
+}
+
+}  // namespace
+
+void enter_collectives(Table& table) {
+    enter(table, "shfl.sync.up.b32", {shuffle<Shuffle::up>, "Wwwww"});
+    enter(table, "shfl.sync.down.b32", {shuffle<Shuffle::down>, "Wwwww"});
+    enter(table, "shfl.sync.bfly.b32", {shuffle<Shuffle::butterfly>, "Wwwww"});
+    enter(table, "shfl.sync.idx.b32", {shuffle<Shuffle::index>, "Wwwww"});
+    enter(table, "vote.sync.all.pred", {vote<Vote::all>, "Pnw"});
+    enter(table, "vote.sync.any.pred", {vote<Vote::any>, "Pnw"});
+    enter(table, "vote.sync.uni.pred", {vote<Vote::uniform>, "Pnw"});
+    enter(table, "vote.sync.ballot.b32", {vote<Vote::ballot>, "Wnw"});
+    enter(table, "bar.warp.sync", {synchronise, "w"});
+}
+
+Handler matrix_load_handler(uint32_t matrices, bool transposed) {
+    switch (matrices) {
+        case 1: return transposed ? load_matrices<1, true> : load_matrices<1, false>;
+        case 2: return transposed ? load_matrices<2, true> : load_matrices<2, false>;
+        case 4: return transposed ? load_matrices<4, true> : load_matrices<4, false>;
+    }
+    return nullptr;
+}
+
+Handler matrix_multiply_handler(bool bf16) { return bf16 ? multiply<true> : multiply<false>; }
+
+}  // namespace emu::ptx
