@@ -112,8 +112,9 @@ impl Job {
         // The report is written last: where it is, the image is whole.
         let fresh = !report.is_file();
         if fresh {
-            for old in listed(&self.out, "fatbin")?.into_iter().chain(listed(&self.out, "ptxas")?) {
-                let of = old.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let kinds = ["fatbin", "ptxas", "ptx"].map(|kind| listed(&self.out, kind));
+            for old in kinds.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
+                let of = old.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 if of.rsplit_once('-').is_some_and(|(of, _)| of == name) {
                     let _ = std::fs::remove_file(old);
                 }
@@ -157,6 +158,11 @@ impl Job {
             fatbinary.arg(format!("--image3=kind=elf,sm={number},file={}", code.display()));
         }
         run(&mut fatbinary)?;
+        // The text, for tests that execute it: in the fat binary it is packed.
+        for target in self.targets.iter().filter_map(|target| target.strip_prefix("compute_")) {
+            let kept = image.with_extension(format!("{target}.ptx"));
+            std::fs::rename(&ptx[target], &kept).map_err(|e| format!("{}: {e}", kept.display()))?;
+        }
         let _ = std::fs::remove_dir_all(&work);
         Ok(said)
     }

@@ -67,6 +67,10 @@ pub fn write(kernels: &Path, dir: &Path, version: &str, targets: &[String], imag
     }
     for image in images {
         std::fs::copy(&image.path, dir.join(format!("{}.fatbin", image.name))).map_err(fail)?;
+        for target in targets.iter().filter_map(|target| target.strip_prefix("compute_")) {
+            let text = image.path.with_extension(format!("{target}.ptx"));
+            std::fs::copy(&text, dir.join(format!("{}.{target}.ptx", image.name))).map_err(fail)?;
+        }
         // How long it took is another time each time.
         let report = read(&image.path.with_extension("ptxas"))?;
         let lines = report.lines().filter(|line| !line.contains("Compile time")).map(|line| format!("{line}\n"));

@@ -54,7 +54,7 @@ def store(made):
         # A file whose content is the same stays as it is, so that history grows by what has changed.
         if before.get(name) == content:
             continue
-        if name.endswith(".fatbin"):
+        if name.endswith((".fatbin", ".ptx")):
             (STORED / f"{name}.zst").write_bytes(zstandard.compress(content, level=22))
         else:
             (STORED / name).write_bytes(content)

@@ -2,6 +2,8 @@
 
 use ggro::cuda::{Device, Image, images, specs};
 use ggro_emulator::{Config, STUB_IMAGE};
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 /// Where the kernels are.
 pub const KERNELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
@@ -20,14 +22,18 @@ impl Emulated {
         Emulated { device: open(), machine }
     }
 
-    /// The same with the PTX that nvcc makes of the kernels in place of their sources; none where there is no nvcc.
+    /// The same with the PTX that nvcc makes of the kernels in place of their sources: what is stored with them, or what an nvcc
+    /// makes now. None where there is neither.
     pub fn on_ptx(config: Config) -> Option<Self> {
-        let Some(nvcc) = ggro_emulator::nvcc() else {
-            eprintln!("not tested: PTX, there is no nvcc (NVCC or PATH)");
-            return None;
-        };
         let emulated = Self::new(config);
-        let folder = ggro_emulator::build_ptx(&nvcc, &[KERNELS], "compute_80").unwrap().remove(0);
+        let folder = match (images::stored(), ggro_emulator::nvcc()) {
+            (true, _) => stored_ptx(),
+            (false, Some(nvcc)) => ggro_emulator::build_ptx(&nvcc, &[KERNELS], "compute_80").unwrap().remove(0),
+            (false, None) => {
+                eprintln!("not tested: PTX, there is no nvcc (NVCC or PATH), and stored images are of other sources");
+                return None;
+            }
+        };
         emulated.machine.configure(&format!("ptx={}", folder.display()));
         Some(emulated)
     }
@@ -51,6 +57,25 @@ fn open() -> Device {
         }
     }
     Device::open_with(0, &stubs, &["sm_90"]).unwrap()
+}
+
+/// The PTX that is stored with the sources, unpacked into a folder. The build has found that it is of these sources.
+fn stored_ptx() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ptx");
+    std::fs::create_dir_all(&folder).unwrap();
+    for entry in std::fs::read_dir("build/images").unwrap() {
+        let packed = entry.unwrap().path();
+        let name = packed.file_name().unwrap().to_string_lossy().into_owned();
+        let Some(name) = name.strip_suffix(".80.ptx.zst") else { continue };
+        let mut text = Vec::new();
+        let file = std::fs::File::open(&packed).unwrap();
+        ruzstd::decoding::StreamingDecoder::new(file).unwrap().read_to_end(&mut text).unwrap();
+        // Tests in processes of their own unpack at the same time: a file is there as a whole, or not yet.
+        let part = folder.join(format!("{name}.{}", std::process::id()));
+        std::fs::write(&part, text).unwrap();
+        std::fs::rename(&part, folder.join(format!("{name}.ptx"))).unwrap();
+    }
+    folder
 }
 
 /// Set in a process that runs one test.

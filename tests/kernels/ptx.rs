@@ -1,4 +1,5 @@
-//! The kernels as nvcc compiles them: their PTX, executed. Without an nvcc these tests check nothing and say so.
+//! The kernels as nvcc compiles them: their PTX, executed. Where there is neither stored PTX of these sources nor an nvcc, these
+//! tests check nothing and say so.
 
 use crate::emulated::{Emulated, alone};
 use crate::harness::{Digests, run, up_to};
