@@ -45,7 +45,7 @@ const ABOUT: &str = "Gradient-guided reward optimisation: decodes a frozen langu
 uncertain tokens, with the gradient of a frozen reward model";
 
 const AFTER_HELP: &str = "Every flag can also be set as GGRO_<FLAG>, e.g. GGRO_ENTROPY_THRESHOLD=2.0; the command line wins, and an \
-empty variable counts as unset.\n\
+empty variable counts as unset (but not one of a key).\n\
 Exit codes: 0 done; 1 internal failure, or a check that failed; 2 unusable input; 3 a number that is not finite; 4 the device was lost while \
 serving; 130 a run was interrupted.";
 
@@ -125,7 +125,8 @@ fn with_variables(command: clap::Command) -> clap::Command {
         let variable = variable(long);
         // An empty one is what is left of a setting that was taken out. A key that came out empty is another matter: it is the
         // server's to refuse.
-        let is_unset = long != "api-key" && std::env::var_os(&variable).is_some_and(|value| value.is_empty());
+        let is_unset =
+            !long.starts_with("api-key") && std::env::var_os(&variable).is_some_and(|value| value.is_empty());
         // clap wants names that live as long as the process.
         let arg = if is_unset { arg } else { arg.env(&*variable.leak()) };
         let arg = arg.hide_env(true).hide_env_values(true);

@@ -1,7 +1,7 @@
 //! Output files that are complete or absent, and never an input.
 
 use super::say;
-use crate::batch::output::Rows;
+use crate::batch::output::{Rows, recorded};
 use crate::files::place::{behind_links, is_same_file, replace};
 use crate::{Error, Result};
 use std::fs::{File, OpenOptions};
@@ -55,6 +55,9 @@ impl Paths {
                     "{flag} -: expected a file, found -, which stands for no file here; ./- is a file of that name"
                 )));
             }
+            if *flag == "--trace-events" {
+                no_rows(path)?;
+            }
             if let Some(input) = inputs.iter().find(|input| is_same_file(input, path)) {
                 let same = if input == path { String::new() } else { format!(" ({})", input.display()) };
                 return Err(Error::invalid(format!(
@@ -78,6 +81,15 @@ fn files_of(path: PathBuf) -> Vec<PathBuf> {
     match std::fs::read_dir(&path) {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).filter(read).collect(),
         Err(_) => vec![path],
+    }
+}
+
+/// Checks that a file which is to be written over holds no rows of a run.
+fn no_rows(path: &Path) -> Result<()> {
+    let of_run = recorded(path).is_some_and(|options| options.contains_key("ggro"));
+    match of_run && path.exists() {
+        true => Err(Error::file(path, "holds rows of a run, which would be written over; name another file")),
+        false => Ok(()),
     }
 }
 
@@ -105,6 +117,7 @@ impl Output {
     /// Checks that `path` can be written, so that a long run does not fail at its end because of a misspelt path. Leaves
     /// nothing behind and does not touch an existing file.
     pub(super) fn check(path: &Path) -> Result<Self> {
+        no_rows(path)?;
         let mut output = Output { path: behind_links(path), in_place: None };
         let error = |e| Error::io(path, e);
         if let Ok(found) = std::fs::metadata(&output.path) {

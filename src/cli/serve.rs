@@ -5,6 +5,7 @@ use super::models::{DeviceArgs, PairArgs, TemplateArgs};
 use super::output::Paths;
 use super::{say, say_to};
 use crate::engine::Engine;
+use crate::files::checkpoint::read_whole_text;
 use crate::files::generation::SamplingDefaults;
 use crate::files::pair::Pair;
 use crate::profile::Watch;
@@ -220,7 +221,8 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (log, thread) = log_to_stderr(args.address.log_format)?;
-    let ended = serve_until_stopped(args, &log);
+    // An error is a line of the log as well.
+    let ended = serve_until_stopped(args, &log).or_else(|error| Ok(super::report(&error)));
     say_to(None);
     thread.finish(LAST_LINES);
     ended
@@ -257,6 +259,8 @@ fn serve_until_stopped(args: &Args, log: &Log) -> anyhow::Result<ExitCode> {
     let app = Arc::new(AppState::new(config, pair.clone(), context));
     let ended = runtime.block_on(async {
         let stop = signals()?;
+        // A log that has reached the limit of file sizes would end the process; with a handler, writing to it only fails.
+        let _too_large = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?;
         let missing = missing(&args.address, &pair);
         if pair.chat().is_none() {
             let message = "the model has no chat template (chat_template.jinja, or `chat_template` in tokenizer_config.json): \
@@ -285,7 +289,8 @@ fn serve_until_stopped(args: &Args, log: &Log) -> anyhow::Result<ExitCode> {
     match ended? {
         Ended::Stopped(0) => Ok(ExitCode::SUCCESS),
         Ended::Stopped(left) => {
-            say(&format!("note: {left} requests were ended before they were answered"));
+            let (requests, they) = if left == 1 { ("request was", "it was") } else { ("requests were", "they were") };
+            say(&format!("note: {left} {requests} ended before {they} answered"));
             Ok(ExitCode::SUCCESS)
         }
         Ended::Lost => {
@@ -365,7 +370,7 @@ fn config(args: &Args, pair_files: &Pair) -> Result<Config> {
         return Err(Error::invalid(message));
     }
     if let Some(file) = &address.api_key_file {
-        let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
+        let text = read_whole_text(file, std::fs::File::open(file).map_err(|e| Error::io(file, e))?)?;
         keys.extend(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_string));
         if text.trim().is_empty() {
             return Err(Error::file(file, "expected keys, one per line, found none"));

@@ -23,6 +23,8 @@ impl Fields {
     /// # Errors
     /// It is not JSON, or not an object.
     pub fn parse(body: &[u8]) -> Read<Fields> {
+        // Some editors put a byte order mark in front of what they save.
+        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         let value: Value =
             serde_json::from_slice(body).map_err(|e| ApiError::invalid(format!("the body is not JSON: {e}")))?;
         match value {
@@ -40,6 +42,11 @@ impl Fields {
     pub fn take(&mut self, name: &'static str) -> Option<Value> {
         self.known.insert(name);
         self.map.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// A field, which stays; `None` if it is `null` or absent.
+    pub fn peek(&self, name: &str) -> Option<&Value> {
+        self.map.get(name).filter(|value| !value.is_null())
     }
 
     /// Whether there is a field of this name.

@@ -166,7 +166,9 @@ impl Run {
         // The sampler tells the log-probabilities of its prompt itself.
         let apart = request.echo && request.logprobs.is_some() && !matches!(request.method, Method::Sampled(_));
         let longest = request.max_new_tokens.iter().copied().max().unwrap_or(0);
-        permit.widen(request.prompts.len() * (each + usize::from(apart)), request.entries().saturating_sub(longest))?;
+        permit
+            .widen(request.prompts.len() * (each + usize::from(apart)), request.entries().saturating_sub(longest))
+            .map_err(|error| if error.status == 400 { error.about("n") } else { error })?;
         let (mut tickets, mut writers) = (Vec::new(), Vec::new());
         for (index, prompt) in request.prompts.iter().enumerate() {
             let answers = if apart && request.max_new_tokens[index] == 0 { 0 } else { each };

@@ -86,6 +86,9 @@ impl MethodSettings {
             .collect();
         let own = fields.object("ggro")?;
         let given = own.as_ref().map(|_| "ggro").or((!flat.is_empty()).then_some("vllm_xargs"));
+        if !flat.is_empty() && own.as_ref().is_some_and(|own| !own.is_empty()) {
+            return Err(ApiError::field("vllm_xargs", "and `ggro` are two ways to say the same; send one of them"));
+        }
         let mut settings = MethodSettings { given, ..MethodSettings::default() };
         settings.take(Fields::of(flat, "vllm_xargs.ggro_"))?;
         settings.take(Fields::of(own.unwrap_or_default(), "ggro."))?;

@@ -211,10 +211,16 @@ impl Permit {
                  fewer texts, answers, tokens or log-probabilities",
                 limits.entries
             );
-            return Err(ApiError::invalid(message).about("n"));
+            return Err(ApiError::invalid(message));
         }
         let more = places.saturating_sub(self.places);
         let limit = limits.running + limits.queue;
+        if places > limit {
+            // Trying again later would not help.
+            let message =
+                format!("the request asks for {places} things at once, and this server runs and queues {limit}");
+            return Err(ApiError::invalid(message));
+        }
         take(&self.app.places, more, limit).map_err(|()| ApiError::busy(limit))?;
         self.places += more;
         take(&self.app.entries, entries, limits.entries).map_err(|()| ApiError::no_room())?;

@@ -11,30 +11,32 @@ use serde_json::{Map, Value};
 #[derive(Clone, Copy, Debug)]
 pub struct Length {
     /// A longer text is refused before all of it is encoded.
-    most: usize,
+    pub most: usize,
     /// Only so many last tokens are kept.
     kept: Option<usize>,
 }
 
 impl Length {
-    /// Up to the context's length; with `truncate_prompt_tokens` any, of which the last tokens are kept (-1: the context's).
+    /// Up to the context's length; with `truncate_prompt_tokens` any, of which the last tokens are kept (-1: this many).
     ///
     /// # Errors
     /// The field has another type or value.
-    pub fn read(fields: &mut Fields, context: usize) -> Result<Length, ApiError> {
+    pub fn read(fields: &mut Fields, context: usize, most_kept: usize) -> Result<Length, ApiError> {
         let kept =
             fields.get("truncate_prompt_tokens", "a whole number, 1 or more, or -1", |value| match value.as_i64() {
-                Some(-1) => Some(context),
+                Some(-1) => Some(most_kept),
                 _ => super::fields::whole(value).filter(|&kept| kept > 0),
             })?;
         Ok(Length { most: if kept.is_some() { usize::MAX } else { context }, kept })
     }
 
-    /// Of any length.
-    pub const ANY: Length = Length { most: usize::MAX, kept: None };
+    /// Of any length: nothing but a count is wanted.
+    pub fn counted(self) -> Length {
+        Length { most: usize::MAX, ..self }
+    }
 
     /// The prompt's last tokens, if it is too long and may be cut.
-    fn cut(self, mut prompt: Prompt) -> Prompt {
+    pub fn cut(self, mut prompt: Prompt) -> Prompt {
         let cut = self.kept.map_or(0, |kept| prompt.ids.len().saturating_sub(kept));
         prompt.ids.drain(..cut);
         prompt.text = prompt.text.take().filter(|_| cut == 0);

@@ -134,7 +134,10 @@ impl ApiRequest {
             return Err(ApiError::field(field, message));
         }
 
-        let length = Length::read(&mut fields, app.context)?;
+        // What is cut to the context's length has room for its answer.
+        let asked = ["max_completion_tokens", "max_tokens"].into_iter().find_map(|name| fields.peek(name));
+        let asked = asked.and_then(super::fields::whole).unwrap_or(1).max(1);
+        let length = Length::read(&mut fields, app.context, app.context.saturating_sub(asked).max(1))?;
         let prompts = match route {
             Route::Chat => {
                 let chat = Chat::read(&mut fields, limits.messages)?;

@@ -17,6 +17,10 @@ use crate::scoring::{MOST_POSITIONS, RewardQuery, scorer};
 use crate::text::{Prompt, PromptLayout};
 use axum::Json;
 use axum::extract::{Request, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
@@ -39,8 +43,10 @@ struct Common {
 enum Texts {
     /// `input` or `messages`.
     Given,
-    /// Questions and answers, under the names of vLLM's `/score` or of a reranker.
+    /// Questions and answers, under the names of vLLM's `/score`.
     Pairs,
+    /// A question and answers, under the names of a reranker.
+    Ranked,
     /// `query`, as a trainer of OpenRLHF sends it: texts as the model reads them.
     Read,
 }
@@ -55,11 +61,12 @@ impl Common {
         }
         let activation = fields.flag("use_activation")?;
         let activation = activation.or(fields.flag("activation")?).unwrap_or(true);
-        let length = Length::read(&mut fields, app.context)?;
+        let length = Length::read(&mut fields, app.context, app.context)?;
         let mut answers = Vec::new();
         let (texts, field) = match kind {
             Texts::Given => given(app, &mut fields, length)?,
-            Texts::Pairs => paired(app, &mut fields, length, &mut answers)?,
+            Texts::Pairs => paired(app, &mut fields, length, [QUESTIONS, ANSWERS], &mut answers)?,
+            Texts::Ranked => paired(app, &mut fields, length, [&["query"], &["documents"]], &mut answers)?,
             Texts::Read => (read_as_they_are(app, &mut fields, length)?, "query"),
         };
         let vocab = app.pair.reward()?.config.vocab_size;
@@ -112,7 +119,8 @@ fn given(app: &AppState, fields: &mut Fields, length: Length) -> Result<(Vec<Pro
     };
     for name in CONVERSATION {
         if fields.has(name) {
-            return Err(ApiError::field(name, "is for `messages`, which `input` excludes"));
+            let message = if name == "messages" { "and `input` exclude each other" } else { "is for `messages`" };
+            return Err(ApiError::field(name, message));
         }
     }
     let special_tokens = special_tokens_of_texts(fields)?;
@@ -145,15 +153,20 @@ fn conversation(app: &AppState, fields: &mut Fields, length: Length) -> Result<P
     Chat::read(&mut Fields::of(map, ""), app.config.limits.messages)?.lay_out(&app.pair, PromptLayout::Chat, length)
 }
 
+/// The names that the two sides of pairs have had in vLLM.
+const QUESTIONS: &[&str] = &["text_1", "queries", "data_1", "query"];
+const ANSWERS: &[&str] = &["text_2", "documents", "data_2", "items"];
+
 /// Questions with answers: each pair is a conversation of two messages. The name is that of the answers' field.
 fn paired(
     app: &AppState,
     fields: &mut Fields,
     length: Length,
+    names: [&[&'static str]; 2],
     words: &mut Vec<String>,
 ) -> Result<(Vec<Prompt>, &'static str), ApiError> {
-    let mut side = |names: [&'static str; 4]| -> Result<(Vec<String>, &'static str), ApiError> {
-        let mut given = names.into_iter().filter(|name| fields.has(name));
+    let mut side = |names: &[&'static str]| -> Result<(Vec<String>, &'static str), ApiError> {
+        let mut given = names.iter().copied().filter(|name| fields.has(name));
         let (name, other) = (given.next().unwrap_or(names[0]), given.next());
         if let Some(other) = other {
             return Err(ApiError::field(other, format!("is another name of `{name}`, which is given too")));
@@ -169,8 +182,8 @@ fn paired(
         let list = list.ok_or_else(|| fields.wrong(name, "a string or a list of strings", &value))?;
         Ok((list, name))
     };
-    let (questions, first) = side(["text_1", "queries", "data_1", "query"])?;
-    let (answers, second) = side(["text_2", "documents", "data_2", "items"])?;
+    let (questions, first) = side(names[0])?;
+    let (answers, second) = side(names[1])?;
     let most = app.config.limits.prompts;
     if answers.is_empty() || answers.len() > most {
         return Err(ApiError::field(second, format!("must hold 1 to {most} texts, not {}", answers.len())));
@@ -235,11 +248,11 @@ fn read_as_they_are(app: &AppState, fields: &mut Fields, length: Length) -> Resu
 async fn ask(
     app: &Arc<AppState>,
     questions: Vec<RewardQuery>,
-    mut permit: Permit,
+    permit: &mut Permit,
     (submitter, field): (Submitter, &str),
 ) -> Result<(Vec<RewardReport>, Vec<RequestStats>), ApiError> {
     let engine = app.engine()?;
-    permit.widen(questions.len(), 0)?;
+    permit.widen(questions.len(), 0).map_err(|error| if error.status == 400 { error.about(field) } else { error })?;
     let pad = app.pair.reward_pad_id();
     let mut tickets = Vec::new();
     for question in questions {
@@ -299,9 +312,9 @@ fn whole(texts: &[Prompt]) -> Vec<RewardQuery> {
 
 /// `/classify`: the reward as the probability of the only class.
 pub(super) async fn classify(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&app, request, Texts::Given, "classify").await?;
+    let (mut common, mut permit) = common(&app, request, Texts::Given, "classify").await?;
     report(&app, "/classify", &mut common.fields)?;
-    let (appraisals, accounts) = ask(&app, whole(&common.texts), permit, common.source()).await?;
+    let (appraisals, accounts) = ask(&app, whole(&common.texts), &mut permit, common.source()).await?;
     let data = appraisals.iter().enumerate().map(|(index, appraisal)| {
         let probs = [common.activate(appraisal.reward)];
         json!({ "index": index, "label": "LABEL_0", "probs": probs, "num_classes": 1 })
@@ -311,7 +324,7 @@ pub(super) async fn classify(State(app): State<Arc<AppState>>, request: Request)
 
 /// `/pooling`: the reward of a text, or of each of its prefixes.
 pub(super) async fn pooling(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&app, request, Texts::Given, "pool").await?;
+    let (mut common, mut permit) = common(&app, request, Texts::Given, "pool").await?;
     let every = common.fields.get("task", "\"classify\" or \"token_classify\"", |value| match value.as_str()? {
         "classify" => Some(false),
         "token_classify" => Some(true),
@@ -320,7 +333,7 @@ pub(super) async fn pooling(State(app): State<Arc<AppState>>, request: Request) 
     let every = every.unwrap_or(false);
     report(&app, "/pooling", &mut common.fields)?;
     let questions = whole(&common.texts).into_iter().map(|question| RewardQuery { every, ..question }).collect();
-    let (appraisals, accounts) = ask(&app, questions, permit, common.source()).await?;
+    let (appraisals, accounts) = ask(&app, questions, &mut permit, common.source()).await?;
     let data = appraisals.iter().enumerate().map(|(index, appraisal)| {
         let data: Value = match every {
             true => appraisal.every.iter().map(|&reward| json!([common.activate(reward)])).collect(),
@@ -333,9 +346,9 @@ pub(super) async fn pooling(State(app): State<Arc<AppState>>, request: Request) 
 
 /// `/score`: rewards of answers to questions.
 pub(super) async fn score(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&app, request, Texts::Pairs, "score").await?;
+    let (mut common, mut permit) = common(&app, request, Texts::Pairs, "score").await?;
     report(&app, "/score", &mut common.fields)?;
-    let (appraisals, accounts) = ask(&app, whole(&common.texts), permit, common.source()).await?;
+    let (appraisals, accounts) = ask(&app, whole(&common.texts), &mut permit, common.source()).await?;
     let data = appraisals.iter().enumerate().map(
         |(index, appraisal)| json!({ "index": index, "object": "score", "score": common.activate(appraisal.reward) }),
     );
@@ -344,14 +357,14 @@ pub(super) async fn score(State(app): State<Arc<AppState>>, request: Request) ->
 
 /// `/rerank`: the documents of a query, best first, by the reward of the document as an answer.
 pub(super) async fn rerank(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&app, request, Texts::Pairs, "rerank").await?;
+    let (mut common, mut permit) = common(&app, request, Texts::Ranked, "rerank").await?;
     let top = common.fields.count("top_n", 0, usize::MAX)?;
     let returned = common.fields.flag("return_documents")?.unwrap_or(true);
     for name in ["max_tokens_per_doc", "rank_fields", "max_chunks_per_doc"] {
         common.fields.take(name);
     }
     report(&app, "/rerank", &mut common.fields)?;
-    let (appraisals, accounts) = ask(&app, whole(&common.texts), permit, common.source()).await?;
+    let (appraisals, accounts) = ask(&app, whole(&common.texts), &mut permit, common.source()).await?;
     let mut order: Vec<usize> = (0..appraisals.len()).collect();
     // A stable sort: equal rewards stay in the order of the request.
     order.sort_by(|&a, &b| appraisals[b].reward.total_cmp(&appraisals[a].reward));
@@ -378,9 +391,9 @@ pub(super) async fn rerank(State(app): State<Arc<AppState>>, request: Request) -
 
 /// `/get_reward`, as OpenRLHF asks a remote reward model: the rewards themselves.
 pub(super) async fn get_reward(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&app, request, Texts::Read, "reward").await?;
+    let (mut common, mut permit) = common(&app, request, Texts::Read, "reward").await?;
     report(&app, "/get_reward", &mut common.fields)?;
-    let (appraisals, _) = ask(&app, whole(&common.texts), permit, common.source()).await?;
+    let (appraisals, _) = ask(&app, whole(&common.texts), &mut permit, common.source()).await?;
     let rewards: Vec<f32> = appraisals.iter().map(|appraisal| appraisal.reward).collect();
     Ok(Json(json!({ "rewards": rewards, "scores": rewards, "extra_logs": {} })))
 }
@@ -391,8 +404,8 @@ const MOST_NUMBERS: usize = 1 << 24;
 const MOST_CANDIDATES: usize = 4096;
 
 /// `/v1/gradients`: reward, gradient and first-order scores.
-pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, permit) = common(&app, request, Texts::Given, "grad").await?;
+pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
+    let (mut common, mut permit) = common(&app, request, Texts::Given, "grad").await?;
     let fields = &mut common.fields;
     let start = fields.count("start", 0, usize::MAX)?.unwrap_or(0);
     let scores = candidates(fields)?;
@@ -416,46 +429,90 @@ pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request
         scores: scores.clone(),
         ..question
     });
-    let (appraisals, accounts) = ask(&app, questions.collect(), permit, common.source()).await?;
+    // A number in JSON takes as much memory as some tokens of an answer.
+    let entries = if wanted { numbers.saturating_mul(2) } else { 0 };
+    permit.widen(1, entries).map_err(|error| if error.status == 400 { error.about(common.field) } else { error })?;
+    let (appraisals, accounts) = ask(&app, questions.collect(), &mut permit, common.source()).await?;
     // Writing millions of numbers takes long: not on a thread of the server's.
-    body::aside(move || {
-        let data = appraisals.iter().enumerate().map(|(index, appraisal)| {
+    let write = move || {
+        let mut data = Vec::with_capacity(appraisals.len());
+        for (index, appraisal) in appraisals.into_iter().enumerate() {
             let found = scores
                 .iter()
                 .zip(&appraisal.scores)
                 .map(|((position, ids), scores)| json!({ "position": position, "token_ids": ids, "scores": scores }));
-            let mut object = json!({
-                "index": index,
-                "object": "gradient",
-                "reward": appraisal.reward,
-                "pooled_at": appraisal.pooled_at,
-                "token_ids": common.texts[index].ids,
-                "candidates": found.collect::<Vec<Value>>(),
-            });
-            if wanted {
-                object["gradient"] = gradient(&appraisal.gradient, start, hidden, base64);
-            }
-            object
-        });
-        let data = data.collect();
-        Ok(common.answer("list", data, &accounts))
-    })
-    .await
+            let object = TextGradient {
+                index,
+                object: "gradient",
+                reward: appraisal.reward,
+                pooled_at: appraisal.pooled_at,
+                token_ids: &common.texts[index].ids,
+                candidates: found.collect(),
+                gradient: wanted.then(|| gradient(&appraisal.gradient, start, hidden, base64)),
+            };
+            data.push(serde_json::value::to_raw_value(&object)?);
+        }
+        let Json(head) = common.answer("list", Vec::new(), &accounts);
+        let [id, object, created, model, usage] = ["id", "object", "created", "model", "usage"].map(|name| &head[name]);
+        serde_json::to_string(&Gradients { id, object, created, model, data, usage })
+    };
+    let text = body::aside(move || write().map_err(|error| ApiError::internal(error.to_string()))).await?;
+    drop(permit);
+    Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }
 
-/// A gradient as JSON: its rows, the position of the first one, and their norms.
-fn gradient(rows: &[f32], start: usize, hidden: usize, base64: bool) -> Value {
+/// The response of `/v1/gradients`, whose numbers are written at once: as JSON values they would take many times the memory.
+#[derive(Serialize)]
+struct Gradients<'a> {
+    id: &'a Value,
+    object: &'a Value,
+    created: &'a Value,
+    model: &'a Value,
+    data: Vec<Box<RawValue>>,
+    usage: &'a Value,
+}
+
+/// What is said of one text.
+#[derive(Serialize)]
+struct TextGradient<'a> {
+    index: usize,
+    object: &'static str,
+    reward: f32,
+    pooled_at: usize,
+    token_ids: &'a [u32],
+    candidates: Vec<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gradient: Option<Rows<'a>>,
+}
+
+/// Rows of a gradient, the position of the first one, and their norms.
+#[derive(Serialize)]
+struct Rows<'a> {
+    start: usize,
+    shape: [usize; 2],
+    norms: Vec<f64>,
+    data: Numbers<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Numbers<'a> {
+    Rows(Vec<&'a [f32]>),
+    Base64(String),
+}
+
+fn gradient(rows: &[f32], start: usize, hidden: usize, base64: bool) -> Rows<'_> {
     let row_norm = |row: &[f32]| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     let norms: Vec<f64> = rows.chunks(hidden).map(row_norm).collect();
     let data = match base64 {
         true => {
             use base64::Engine;
             let bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
-            json!(base64::engine::general_purpose::STANDARD.encode(bytes))
+            Numbers::Base64(base64::engine::general_purpose::STANDARD.encode(bytes))
         }
-        false => json!(rows.chunks(hidden).collect::<Vec<&[f32]>>()),
+        false => Numbers::Rows(rows.chunks(hidden).collect()),
     };
-    json!({ "start": start, "shape": [norms.len(), hidden], "norms": norms, "data": data })
+    Rows { start, shape: [norms.len(), hidden], norms, data }
 }
 
 /// `[{"position": p, "token_ids": [...]}, ...]`

@@ -21,11 +21,18 @@ pub(super) async fn tokenize(State(app): State<Arc<AppState>>, request: Request)
             app.check_model(&name)?;
         }
         let strings = fields.flag("return_token_strs")?.unwrap_or(false);
+        let length = Length::read(&mut fields, app.context, app.context)?.counted();
+        if fields.has("prompt") && fields.has("messages") {
+            return Err(ApiError::field("messages", "and `prompt` exclude each other"));
+        }
         let ids = match fields.text("prompt")? {
-            Some(text) => Prompt::of_text(&app.pair, &text, special_tokens_of_texts(&mut fields)?, usize::MAX)?.ids,
+            Some(text) => {
+                let special_tokens = special_tokens_of_texts(&mut fields)?;
+                length.cut(Prompt::of_text(&app.pair, &text, special_tokens, length.most)?).ids
+            }
             None => {
                 let chat = Chat::read(&mut fields, app.config.limits.messages)?;
-                chat.lay_out(&app.pair, PromptLayout::Chat, Length::ANY)?.ids
+                chat.lay_out(&app.pair, PromptLayout::Chat, length)?.ids
             }
         };
         let spelled = |id: &u32| app.pair.tokenizer.token(*id);

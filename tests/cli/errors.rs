@@ -112,6 +112,17 @@ fn outputs_are_never_inputs() {
     }
     assert_eq!(std::fs::read_to_string(&input).expect("the input"), row);
     assert!(std::fs::metadata(&traces).expect("traces").len() > 1000 && !Path::new(&at("o")).exists());
+    // Rows of a run that is no input of the command: a page, say, that a pattern of the shell named.
+    std::fs::write(at("other.jsonl"), &row).expect("written");
+    std::fs::write(at("in.jsonl.config.json"), json!({ "ggro": "0.1.0" }).to_string()).expect("written");
+    for args in [
+        &["report", &at("other.jsonl"), "--html", &input][..],
+        &["generate", "--trace", &input, "hi"],
+        &["score", "--output", &input, "hi"],
+        &["generate", "--trace-events", &input, "hi"],
+    ] {
+        refused(args, &["holds rows of a run"]);
+    }
 }
 
 /// A value that comes from a variable is named by it, and an empty variable is none.

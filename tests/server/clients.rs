@@ -48,6 +48,11 @@ fn a_prompt_may_be_cut_on_every_route() {
     server
         .complete(&json!({ "prompt": "w", "truncate_prompt_tokens": 0 }))
         .refused(400, Some("truncate_prompt_tokens"));
+    // -1 leaves room for the answer.
+    let most = json!({ "prompt": "w ".repeat(800), "truncate_prompt_tokens": -1, "max_tokens": 3 });
+    assert_eq!(server.complete(&most).ok()["usage"]["total_tokens"], 512);
+    let count = json!({ "prompt": "w ".repeat(800), "truncate_prompt_tokens": 5 });
+    assert_eq!(server.post("/tokenize", &count).ok()["count"], 5);
 }
 
 #[test]
@@ -113,6 +118,10 @@ fn what_cannot_be_honoured_is_refused() {
         merge(&mut body, more);
         server.post("/classify", &body).refused(400, Some(param));
     };
+    let twice = json!({ "prompt": "w", "ggro": { "nudge_top_k": 2 }, "vllm_xargs": { "ggro_nudge_top_k": 3 } });
+    server.complete(&twice).refused(400, Some("vllm_xargs"));
+    let both = json!({ "prompt": "w", "messages": [{ "role": "user", "content": "x" }] });
+    server.post("/tokenize", &both).refused(400, Some("messages"));
     classify(json!({ "messages": [{ "role": "user", "content": "x" }] }), "messages");
     classify(json!({ "chat_template": "x" }), "chat_template");
     classify(json!({ "chat_template_kwargs": { "a": 1 } }), "chat_template_kwargs");
@@ -122,7 +131,7 @@ fn what_cannot_be_honoured_is_refused() {
     server.post("/score", &json!({ "text_1": "a", "queries": "b", "text_2": "c" })).refused(400, Some("queries"));
     // Every refusal is counted, whoever found the fault.
     let failures = server.metric("request_failure_total{status=\"400\"}");
-    assert_eq!(failures, server.metric("http_requests_total{route=\"/v1/chat/completions\",status=\"400\"}") + 8.0);
+    assert_eq!(failures, server.metric("http_requests_total{route=\"/v1/chat/completions\",status=\"400\"}") + 10.0);
 }
 
 #[test]
@@ -172,6 +181,8 @@ fn documents_are_ranked_by_their_rewards() {
     let body = json!({ "query": "q", "documents": [{ "text": "a" }, "b"], "return_documents": false });
     let bare = server.post("/rerank", &body).ok();
     assert!(bare["results"][0]["document"].is_null() && bare["results"].as_array().unwrap().len() == 2);
+    server.post("/rerank", &json!({ "documents": ["a"] })).refused(400, Some("query"));
+    server.post("/rerank", &json!({ "query": "a" })).refused(400, Some("documents"));
     server.post("/rerank", &json!({ "query": "q", "documents": [] })).refused(400, Some("documents"));
     server.post("/rerank", &json!({ "query": "q", "documents": [{ "title": "a" }] })).refused(400, Some("documents"));
 }

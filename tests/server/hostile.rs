@@ -108,6 +108,8 @@ fn bodies_that_are_no_requests() {
     ] {
         server.send("/v1/chat/completions", &[], body).refused(400, None);
     }
+    let marked = [&b"\xef\xbb\xbf"[..], story("demo", json!({ "max_tokens": 2 })).to_string().as_bytes()].concat();
+    server.send("/v1/chat/completions", &[], &marked).ok();
     // Deep where depth is allowed: within a message, tool or template argument.
     let deep = format!("{}1{}", "[".repeat(120), "]".repeat(120));
     let body = format!(

@@ -70,11 +70,14 @@ fn what_one_request_asks_for_is_bounded() {
     let texts = json!({ "prompt": vec!["a b"; 16], "n": 16, "max_tokens": 5 });
     assert!(server.complete(&texts).refused(400, Some("prompt")).contains("runs and queues"));
     let texts = json!({ "input": vec!["a b"; 16] });
-    server.post("/classify", &texts).refused(429, None);
+    assert!(server.post("/classify", &texts).refused(400, Some("input")).contains("16 things"));
     // 8 texts, 10 answers of 20 tokens, 20 likely tokens beside each: 33,600 tokens.
     let tokens = json!({ "prompt": vec!["a b"; 8], "n": 10, "max_tokens": 20, "logprobs": 20 });
     let message = server.complete(&tokens).refused(400, Some("n"));
     assert!(message.contains("33580") && message.contains("4000"), "{message}");
+    // 10 tokens of 256 numbers, each of which counts twice.
+    let gradients = json!({ "input": "a b c d e f g h i j", "return_gradient": true });
+    assert!(server.post("/v1/gradients", &gradients).refused(400, Some("input")).contains("4000"));
     // One answer is never too long for this limit.
     server.complete(&json!({ "prompt": "a b", "max_tokens": 400 })).ok();
 }

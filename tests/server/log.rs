@@ -95,6 +95,19 @@ fn a_log_in_json_has_no_other_lines() {
 }
 
 #[test]
+fn a_log_that_reaches_the_limit_of_file_sizes_ends_nothing() {
+    let (port, dir) = (port(), tempfile::tempdir().unwrap());
+    let log = std::fs::File::create(dir.path().join("log")).unwrap();
+    let mut child = Command::new("bash")
+        .args(["-c", "ulimit -f 8; exec \"$0\" serve --device cpu --port \"$1\""])
+        .args([env!("CARGO_BIN_EXE_ggro"), &port])
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    assert_eq!(asked_and_stopped(&mut child, &port, 60), Some(0));
+}
+
+#[test]
 fn a_refused_body_is_named_in_the_log() {
     let server = Server::start(&[]);
     let mut connection = std::net::TcpStream::connect(server.address()).unwrap();
