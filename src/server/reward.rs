@@ -444,7 +444,7 @@ pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request
             let object = TextGradient {
                 index,
                 object: "gradient",
-                reward: appraisal.reward,
+                reward: f64::from(appraisal.reward),
                 pooled_at: appraisal.pooled_at,
                 token_ids: &common.texts[index].ids,
                 candidates: found.collect(),
@@ -477,7 +477,7 @@ struct Gradients<'a> {
 struct TextGradient<'a> {
     index: usize,
     object: &'static str,
-    reward: f32,
+    reward: f64,
     pooled_at: usize,
     token_ids: &'a [u32],
     candidates: Vec<Value>,
@@ -497,8 +497,17 @@ struct Rows<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Numbers<'a> {
-    Rows(Vec<&'a [f32]>),
+    Rows(Vec<Row<'a>>),
     Base64(String),
+}
+
+/// A row of numbers, each written as the f64 that it is.
+struct Row<'a>(&'a [f32]);
+
+impl Serialize for Row<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|&x| f64::from(x)))
+    }
 }
 
 fn gradient(rows: &[f32], start: usize, hidden: usize, base64: bool) -> Rows<'_> {
@@ -510,7 +519,7 @@ fn gradient(rows: &[f32], start: usize, hidden: usize, base64: bool) -> Rows<'_>
             let bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
             Numbers::Base64(base64::engine::general_purpose::STANDARD.encode(bytes))
         }
-        false => Numbers::Rows(rows.chunks(hidden).collect()),
+        false => Numbers::Rows(rows.chunks(hidden).map(Row).collect()),
     };
     Rows { start, shape: [norms.len(), hidden], norms, data }
 }

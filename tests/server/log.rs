@@ -83,7 +83,7 @@ fn a_log_in_json_has_no_other_lines() {
         assert_eq!(request.join().unwrap().status, 503);
     });
     assert_eq!(server.ended(), Some(0));
-    server.logged("were ended before they were answered");
+    server.logged("1 request was ended before it was answered");
     let mut events = Vec::new();
     for line in server.log().lines() {
         let line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
