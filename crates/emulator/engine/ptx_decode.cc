@@ -353,6 +353,7 @@ class Decoder {
             } else if (!modifier(parts[i], access)) {
                 return fail("unknown instruction");
             }
+            if (parts[i] == "nc") now_.flags |= kFirst;  // constant while the kernel runs
             space |= parts[i] == "global" || parts[i].compare(0, 6, "shared") == 0;
         }
         if (!space) return fail("unknown instruction");  // generic addresses
