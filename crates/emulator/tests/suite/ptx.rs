@@ -135,6 +135,8 @@ const INTEGERS: &[(&str, Expected)] = &[
     ("mov.b64 {x32, o32}, a64", |a, _, _| a >> 32),
     ("mov.b64 o64, {a32, b32}", |a, b, _| a & 0xffff_ffff | b << 32),
     ("cvt.s64.s32 o64, a32", |a, _, _| i64::from(sign(a)) as u64),
+    ("cvt.s64.s32 o64, a64", |a, _, _| i64::from(sign(a)) as u64),
+    ("cvt.s16.s32 o32, a64", |a, _, _| u64::from(i32::from(a as u16 as i16) as u32)),
     ("cvt.s32.s16 o32, a16", |a, _, _| u64::from(i32::from(a as u16 as i16) as u32)),
     ("selp.b32 o32, a32, b32, cp", |a, b, c| if c & 1 == 1 { a & 0xffff_ffff } else { b & 0xffff_ffff }),
     ("setp.lt.s32 op, a32, b32", |a, b, _| u64::from(sign(a) < sign(b))),
