@@ -99,10 +99,32 @@ std::string actor_text(uint32_t tag, bool global) {
 size_t check_cells(Cell* cell, size_t count, unsigned access, bool global, const void* address, Site site) {
     const uint32_t mine = self->order << 12 | self->index;
     const bool write = access & kWrite, atomic = access & kAtomic;
+    // Tags below this one are ordered before everything here: of earlier launches, or of before the last barrier.
+    const uint32_t old = (global ? launch_first : barrier_order) << 12;
+    // What several readers of this warp, or of several warps or blocks, have left already stays as it is.
+    const uint32_t lanes = self->order << 12 | (kSeveralLanes + self->warp->index),
+                   several = self->order << 12 | (global ? kSeveralBlocks : kSeveralWarps);
     size_t fresh = 0;
+    // ld.global.nc goes past the order of memory: what it reads must not be written while the kernel runs.
+    if (access & kReadOnly && order_of(cell->writer) >= launch_first)
+        fault("read-only data written", site, "a read that promises constant data, of %s, which this launch has written",
+              memory_describe(address).c_str());
     for (size_t i = 0; i < count; ++i) {
         Cell& c = cell[i];
         const uint32_t written = c.writer, read = c.reader;
+        if (!atomic && (written < old || written == mine)) {
+            const bool read_before = read >= old && read != mine;
+            if (write && !read_before) {
+                fresh += global ? written < old : order_of(written) < block_first;
+                c = {mine, 0};
+                continue;
+            }
+            if (!write && (!read_before || read == lanes || read == several)) {
+                fresh += written < old && order_of(read) < launch_first;
+                if (!read_before) c.reader = mine;
+                continue;
+            }
+        }
         if (order_of(written) >= block_first || (global && order_of(written) >= launch_first)) {
             if (written != mine && !(atomic && (written & kAtomicTag)) && !ordered(written & ~kAtomicTag)) {
                 fault(global ? "global memory race" : "shared memory race", site,
@@ -149,6 +171,24 @@ Cell* shared_cells(const void* address) {
     const char* p = static_cast<const char*>(address);
     const size_t offset = size_t(p - static_cast<const char*>(shared_window()));
     return offset < kWindow ? &dynamic_cells[offset] : &static_cells[size_t(p - run.library->shared_begin)];
+}
+
+// The common answer, from one or two words.
+bool all_initialised(const uint8_t* states, size_t bytes) {
+    constexpr uint64_t kAllInitialised = 0x0101010101010101ull * kInitialised;
+    uint64_t low = kAllInitialised, high = kAllInitialised;
+    switch (bytes) {
+        case 1: return *states == kInitialised;
+        case 2: memcpy(&low, states, 2); break;
+        case 4: memcpy(&low, states, 4); break;
+        case 8: memcpy(&low, states, 8); break;
+        case 16:
+            memcpy(&low, states, 8);
+            memcpy(&high, states + 8, 8);
+            break;
+        default: return false;
+    }
+    return low == kAllInitialised && high == kAllInitialised;
 }
 
 [[noreturn]] void out_of_bounds(const void* address, size_t bytes, bool write, const char* space, Site site,
@@ -307,9 +347,10 @@ void check_access(const void* address, size_t bytes, unsigned access, Site site)
         if (end > (dynamic ? window_end : run.library->shared_end))
             out_of_bounds(address, bytes, write, "shared", site, "past the end");
     }
-    uint8_t lowest = kPending, highest = 0;
+    const bool common = all_initialised(states, bytes);
+    uint8_t lowest = common ? uint8_t(kInitialised) : uint8_t(kPending), highest = common ? uint8_t(kInitialised) : 0;
     bool unknown = false;
-    for (size_t i = 0; i < bytes; ++i) {
+    for (size_t i = 0; !common && i < bytes; ++i) {
         lowest = std::min(lowest, states[i]);
         highest = std::max(highest, states[i]);
         unknown |= states[i] == kUninitialised;
@@ -328,7 +369,7 @@ void check_access(const void* address, size_t bytes, unsigned access, Site site)
         fault("uninitialised read", site, "%zu bytes of %s memory%s%s", bytes, global ? "global" : "shared",
               global ? ": " : "", global ? memory_describe(address).c_str() : "");
     }
-    if (write) memset(states, kInitialised, bytes);
+    if (write && lowest != kInitialised) memset(states, kInitialised, bytes);
     if (global) {
         const size_t offset = size_t(static_cast<const char*>(address) - memory_base());
         size_t fresh = 0;

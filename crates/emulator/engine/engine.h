@@ -207,7 +207,7 @@ char* memory_base();
 constexpr size_t kArenaBytes = size_t(64) << 30;
 
 // ---- checker.cc
-enum Access : unsigned { kRead = 0, kWrite = 1, kAtomic = 2, kNoTraffic = 4, kUnaligned = 8 };
+enum Access : unsigned { kRead = 0, kWrite = 1, kAtomic = 2, kNoTraffic = 4, kUnaligned = 8, kReadOnly = 16 };
 void check_access(const void* address, size_t bytes, unsigned access, Site site);
 void checker_begin_launch();
 void checker_begin_block();

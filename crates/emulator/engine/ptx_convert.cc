@@ -138,7 +138,9 @@ void enter_conversions(Table& table) {
     enter(table, "cvt.s32.s16", form<To<i32>, i32, i16>());
     enter(table, "cvt.u16.u32 cvt.s16.s32", form<To<u16>, u16, u32>());
     enter(table, "cvt.u64.u16", form<To<u64>, u64, u16>());
-    enter(table, "cvt.s64.s16", form<To<i64>, i64, i16>());
+    enter(table, "cvt.u32.s16", form<To<u32>, u32, i16>());
+    enter(table, "cvt.u64.s32", form<To<u64>, u64, i32>());
+    enter(table, "cvt.s64.s16 cvt.u64.s16", form<To<i64>, i64, i16>());
     enter(table, "cvt.u16.u64", form<To<u16>, u16, u64>());
 
     enter(table, "cvt.rn.bf16.f32", form<RoundBf16, u16, float>());

@@ -83,10 +83,12 @@ class Decoder {
         place_shared();
         for (const Statement& s : body_.statements) {
             statement_ = &s;
+            starts_.push_back(uint32_t(code_.instructions.size()));
             decode(s);
             if (!code_.error.empty()) return;
         }
         // Falling off the end is leaving.
+        starts_.push_back(uint32_t(code_.instructions.size()));
         statement_ = nullptr;
         begin({});
         now_.run = exit_handler();
@@ -247,10 +249,51 @@ class Decoder {
         all_ids_.insert(all_ids_.end(), ids_, ids_ + kOperands);
     }
 
-    void decode(const Statement& s) {
+    void emit(const Statement& s, const std::string& opcode, const std::vector<std::string>& operands) {
         begin(s);
+        decode_form(opcode, operands);
+        finish(s.text);
+    }
+
+    // A register of its own for a step between.
+    std::string temporary(char kind) {
+        const std::string name = "between@" + std::to_string(values_.size());
+        registers_[name] = value(kind, false);
+        return name;
+    }
+
+    char register_kind(const std::string& name) const {
+        auto found = registers_.find(name);
+        return found == registers_.end() ? 0 : values_[found->second].kind;
+    }
+
+    // The registers of a conversion between integers may be wider than its types (section 9.4.1): the upper part of a
+    // source is left out, and a result is extended by its type's sign.
+    bool decode_wide_conversion(const Statement& s, const std::vector<std::string>& parts) {
+        if (parts.size() != 3 || s.operands.size() != 2 || !strchr("us", parts[1][0]) || !strchr("us", parts[2][0]))
+            return false;
+        const char to = kind_of_type(parts[1]), from = kind_of_type(parts[2]);
+        const char target = register_kind(s.operands[0]), given = register_kind(s.operands[1]);
+        const bool narrow = given && slots_of(given) > slots_of(from), widen = target && slots_of(target) > slots_of(to);
+        if (!narrow && !widen) return false;
+        auto bits = [](char kind) { return std::to_string(kind == 'd' ? 64 : kind == 'w' ? 32 : 16); };
+        std::string source = s.operands[1], result = s.operands[0];
+        if (narrow) {
+            source = temporary(from);
+            emit(s, "cvt.u" + bits(from) + ".u" + bits(given), {source, s.operands[1]});
+        }
+        if (widen) result = temporary(to);
+        emit(s, to == from ? "mov.b" + bits(to) : s.opcode, {result, source});
+        const std::string sign(1, parts[1][0]);
+        if (widen) emit(s, "cvt." + sign + bits(target) + "." + sign + bits(to), {s.operands[0], result});
+        return true;
+    }
+
+    void decode(const Statement& s) {
         const std::vector<std::string> parts = split_list(s.opcode, '.');
         const std::string& name = parts[0];
+        if (name == "cvt" && decode_wide_conversion(s, parts)) return;
+        begin(s);
         if (name == "bra") {
             branches_.push_back({uint32_t(code_.instructions.size()), s.operands.empty() ? "" : s.operands[0]});
             now_.run = branch_handler();
@@ -353,6 +396,7 @@ class Decoder {
             } else if (!modifier(parts[i], access)) {
                 return fail("unknown instruction");
             }
+            if (parts[i] == "nc") now_.flags |= kFirst;  // constant while the kernel runs
             space |= parts[i] == "global" || parts[i].compare(0, 6, "shared") == 0;
         }
         if (!space) return fail("unknown instruction");  // generic addresses
@@ -458,7 +502,7 @@ class Decoder {
         for (const auto& [at, label] : branches_) {
             auto found = body_.labels.find(label);
             if (found == body_.labels.end()) return fail("there is no label " + label);
-            code_.instructions[at].target = found->second;
+            code_.instructions[at].target = starts_[found->second];
         }
     }
 
@@ -601,6 +645,7 @@ class Decoder {
     Bound bound_;
     uint32_t ids_[kOperands], guard_ = kNone;
     std::vector<Bound> bounds_;
+    std::vector<uint32_t> starts_;  // of the statements among the instructions
     std::vector<uint32_t> guards_, all_ids_;
 };
 

@@ -79,7 +79,7 @@ void check(Warp& w, const Instruction& in, uint32_t mask, const Addresses& a, ui
 template <class T, class R, uint32_t N, bool SHARED>
 Flow load(Warp& w, const Instruction& in, uint32_t mask) {
     const Addresses a = addresses<SHARED>(w, in, mask, in.slot[4]);
-    check<SHARED>(w, in, mask, a, sizeof(T) * N, kRead);
+    check<SHARED>(w, in, mask, a, sizeof(T) * N, in.flags & kFirst ? kRead | kReadOnly : kRead);
     R* d[N];
     for (uint32_t k = 0; k < N; ++k) d[k] = w.lanes<R>(in.slot[k]);
     each_lane(mask, [&](uint32_t i) {

@@ -253,7 +253,7 @@ bool choose_group(Warp& w) {
 
 void take_turn(Warp& w, uint64_t turn) {
     const Instruction* code = block.code->instructions.data();
-    uint64_t steps = 0, lanes = 0;
+    uint64_t steps = 0;
     gave_way = false;
     while (steps < turn && !gave_way && choose_group(w)) {
         for (;;) {
@@ -264,7 +264,7 @@ void take_turn(Warp& w, uint64_t turn) {
                 mask &= in.guarded == Instruction::when ? p : ~p;
             }
             ++steps;
-            lanes += uint64_t(__builtin_popcount(w.mask));
+            executed += uint64_t(__builtin_popcount(w.mask));
             if (mask) {
                 const Flow flow = in.run(w, in, mask);
                 if (flow == Flow::stop) break;
@@ -278,7 +278,6 @@ void take_turn(Warp& w, uint64_t turn) {
             }
         }
     }
-    executed += lanes;
 }
 
 // ---- a block

@@ -2,7 +2,7 @@
 // 9.7.13 (vote, bar.warp.sync), 9.7.14 (matrix instructions).
 #include <cmath>
 
-#ifdef __F16C__
+#if defined(__F16C__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -161,6 +161,13 @@ void widen_eight(const uint16_t* from, float* to) {
         return;
     }
 #endif
+#ifdef __AVX2__
+    if (BF16) {
+        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_slli_epi32(wide, 16));
+        return;
+    }
+#endif
     for (int k = 0; k < 8; ++k) to[k] = BF16 ? emu_bf16_to_float(from[k]) : emu_f16_to_float(from[k]);
 }
 
@@ -197,36 +204,78 @@ void write_result(const Warp& w, const Instruction& in, const float (&d)[kM][kN]
 }
 
 // Products of 16-bit elements are exact in double. They are added to the accumulator in ascending k in double and
-// rounded once, as in the emulated instruction of the sources.
-void multiply_in_double(const Operands& m, float (&d)[kM][kN]) {
-    alignas(32) double b[kK][kN];
-    for (int k = 0; k < kK; ++k) {
-        for (int n = 0; n < kN; ++n) b[k][n] = m.b[k][n];
+// rounded once, as in the emulated instruction of the sources. The even columns of a row lie in one register and the odd
+// ones in the next, four lanes each: so they are kept apart, and a row is two vectors that are loaded and stored whole.
+typedef double Four __attribute__((vector_size(32)));
+typedef float FourFloats __attribute__((vector_size(16)));
+
+template <class V>
+V loaded(const void* from) {
+    V v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+void store_row(float* to, Four sum) {
+    FourFloats rounded = __builtin_convertvector(sum, FourFloats);
+    const FourFloats none = FourFloats{} + emu_bits_to_float(0x7fffffffu);
+    rounded = rounded == rounded ? rounded : none;
+    memcpy(to, &rounded, sizeof rounded);
+}
+
+template <bool BF16>
+void multiply_in_double(const Warp& w, const Instruction& in) {
+    alignas(32) double a[kM][kK], b[kK][kN];
+    alignas(32) float eight[8];
+    for (int part = 0; part < 4; ++part) {
+        const uint16_t* h = w.lanes<uint16_t>(in.slot[4 + part]);
+        for (int g = 0; g < 8; ++g) {
+            widen_eight<BF16>(h + 8 * g, eight);
+            double* to = &a[8 * (part & 1) + g][8 * (part >> 1)];
+            for (int k = 0; k < 8; ++k) to[k] = eight[k];
+        }
     }
+    for (int part = 0; part < 2; ++part) {
+        const uint16_t* h = w.lanes<uint16_t>(in.slot[8 + part]);
+        for (int n = 0; n < kN; ++n) {
+            widen_eight<BF16>(h + 8 * n, eight);
+            for (int k = 0; k < 8; ++k) b[8 * part + k][n / 2 + 4 * (n & 1)] = eight[k];
+        }
+    }
+    const float* c[4];
+    float* d[4];
+    for (int part = 0; part < 4; ++part) {
+        c[part] = w.lanes<float>(in.slot[10 + part]);
+        d[part] = w.lanes<float>(in.slot[part]);
+    }
+    alignas(32) Four sums[kM][2];
     for (int i = 0; i < kM; i += 4) {
-        typedef double Four __attribute__((vector_size(32)));
-        Four sum[4][2];
+        const int half = 2 * (i / 8), row = i % 8;
+        Four even[4], odd[4];
 #pragma GCC unroll 4
         for (int r = 0; r < 4; ++r) {
-            const float* c = m.c[i + r];
-            sum[r][0] = Four{c[0], c[1], c[2], c[3]};
-            sum[r][1] = Four{c[4], c[5], c[6], c[7]};
+            even[r] = __builtin_convertvector(loaded<FourFloats>(c[half] + 4 * (row + r)), Four);
+            odd[r] = __builtin_convertvector(loaded<FourFloats>(c[half + 1] + 4 * (row + r)), Four);
         }
         for (int k = 0; k < kK; ++k) {
-            Four left, right;
-            memcpy(&left, &b[k][0], sizeof left);
-            memcpy(&right, &b[k][4], sizeof right);
+            const Four left = loaded<Four>(&b[k][0]), right = loaded<Four>(&b[k][4]);
 #pragma GCC unroll 4
             for (int r = 0; r < 4; ++r) {
-                const double x = m.a[i + r][k];
-                sum[r][0] += Four{x, x, x, x} * left;
-                sum[r][1] += Four{x, x, x, x} * right;
+                const double x = a[i + r][k];
+                even[r] += Four{x, x, x, x} * left;
+                odd[r] += Four{x, x, x, x} * right;
             }
         }
 #pragma GCC unroll 4
         for (int r = 0; r < 4; ++r) {
-            for (int n = 0; n < kN; ++n) d[i + r][n] = float(sum[r][n / 4][n % 4]);
+            sums[i + r][0] = even[r];
+            sums[i + r][1] = odd[r];
         }
+    }
+    // The result may lie where the accumulator is.
+    for (int i = 0; i < kM; ++i) {
+        store_row(d[2 * (i / 8)] + 4 * (i % 8), sums[i][0]);
+        store_row(d[2 * (i / 8) + 1] + 4 * (i % 8), sums[i][1]);
     }
 }
 
@@ -332,12 +381,14 @@ template <bool BF16>
 Flow multiply(Warp& w, const Instruction& in, uint32_t mask) {
     if (!whole_warp(w, in, mask)) return Flow::stop;
     run.counters->matrix_flops += 2 * kM * kN * kK;
+    if (config.matrix_sums == 0) {
+        multiply_in_double<BF16>(w, in);
+        return Flow::next;
+    }
     Operands m;
     float d[kM][kN];
     read_operands<BF16>(w, in, m);
-    if (config.matrix_sums == 0) {
-        multiply_in_double(m, d);
-    } else if (config.matrix_sums == 8) {
+    if (config.matrix_sums == 8) {
         multiply_truncated<8>(m, BF16 ? -126 : -14, d);
     } else {
         multiply_truncated<16>(m, BF16 ? -126 : -14, d);

@@ -34,11 +34,14 @@ Log logs[kWarp];
 // fall on one of the 32 banks.
 void count_phase(const uint32_t* words, int accesses, int words_each) {
     uint32_t distinct[kWarp * 4];
+    uint32_t first[32];  // that fell on each bank
     int n = 0, bank_load[32] = {}, most = 0;
     for (int i = 0; i < accesses; ++i) {
         for (int w = 0; w < words_each; ++w) {
-            const uint32_t word = words[i] + uint32_t(w);
-            if (std::find(distinct, distinct + n, word) != distinct + n) continue;
+            const uint32_t word = words[i] + uint32_t(w), bank = word % 32;
+            if (bank_load[bank] && (first[bank] == word || std::find(distinct, distinct + n, word) != distinct + n))
+                continue;
+            if (!bank_load[bank]) first[bank] = word;
             distinct[n++] = word;
             most = std::max(most, ++bank_load[word % 32]);
         }

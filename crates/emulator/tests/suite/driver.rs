@@ -314,6 +314,32 @@ fn real_images() {
         assert_eq!(code(b.function("matmul")), CUresult::CUDA_ERROR_NOT_FOUND);
         b.assert_clean();
     }
+    // Nothing but PTX, in a fatbin and as text: that is what runs. With machine code beside it, when it is asked for.
+    let text = compile(&["-arch=compute_90a", "-ptx"], "90.ptx").unwrap();
+    let only =
+        compile(&["-gencode=arch=compute_90a,code=compute_90a", "-fatbin", "--no-compress"], "90.fatbin").unwrap();
+    let beside = ["-gencode=arch=compute_90a,code=[sm_90a,compute_90a]", "-fatbin", "--no-compress"];
+    let beside = compile(&beside, "beside.fatbin").unwrap();
+    for (image, settings) in
+        [(&[text, vec![0]].concat(), &["ptx=off"][..]), (&only, &["ptx=off"]), (&beside, &["ptx=image", "ptx=off"])]
+    {
+        let mut b = Bench::new(Config::default());
+        b.device.configure(settings[0]);
+        let x = noise(1024, 1);
+        // SAFETY: a whole image, with a zero behind the text.
+        b.module = unsafe { result::module::load_data(image.as_ptr().cast()) }.unwrap();
+        for setting in settings {
+            b.device.configure(setting);
+            b.device.reset();
+            let (input, output) = (b.up(&x), b.raw::<f32>(1024));
+            let args = [b.pointer(&output), b.pointer(&input), Arg::I32(1024), Arg::F32(3.0)];
+            b.launch("copy", shape(4, 256), &args).unwrap();
+            assert!(x.iter().zip(b.down(&output)).all(|(x, y)| x * 3.0 == y));
+            let expected = *setting == "ptx=image" || settings.len() == 1;
+            assert_eq!(b.device.report().kernels["copy"].instructions > 0, expected, "{setting}");
+            b.assert_clean();
+        }
+    }
     let load = |image: &[u8]| {
         // SAFETY: a whole cubin; modules that do load are left to the process.
         code(unsafe { result::module::load_data(image.as_ptr().cast()) })

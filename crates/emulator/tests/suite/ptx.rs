@@ -135,6 +135,8 @@ const INTEGERS: &[(&str, Expected)] = &[
     ("mov.b64 {x32, o32}, a64", |a, _, _| a >> 32),
     ("mov.b64 o64, {a32, b32}", |a, b, _| a & 0xffff_ffff | b << 32),
     ("cvt.s64.s32 o64, a32", |a, _, _| i64::from(sign(a)) as u64),
+    ("cvt.s64.s32 o64, a64", |a, _, _| i64::from(sign(a)) as u64),
+    ("cvt.s16.s32 o32, a64", |a, _, _| u64::from(i32::from(a as u16 as i16) as u32)),
     ("cvt.s32.s16 o32, a16", |a, _, _| u64::from(i32::from(a as u16 as i16) as u32)),
     ("selp.b32 o32, a32, b32, cp", |a, b, c| if c & 1 == 1 { a & 0xffff_ffff } else { b & 0xffff_ffff }),
     ("setp.lt.s32 op, a32, b32", |a, b, _| u64::from(sign(a) < sign(b))),
@@ -482,6 +484,16 @@ fn mistakes() {
     assert!(f.message.contains("0 bytes past the end of an allocation of 256"), "{f:?}");
     let (f, error) = wrong("ld.param.u64 %rd2, [t_a];\nld.global.u64 o64, [%rd2+4];");
     assert_eq!((f.kind.as_str(), error), ("misaligned access", Some(CUresult::CUDA_ERROR_MISALIGNED_ADDRESS)));
+    // What is read as constant must not be written by the launch.
+    let text = HEAD.to_owned()
+        + &kernel("t", "ld.param.u64 %rd2, [t_out];\nst.global.u64 [%rd2], a64;\nld.global.nc.u64 o64, [%rd2];");
+    let b = bench(observed, &text);
+    let (a, out) = (b.up(&inputs[..1]), b.zeros::<u64>(1));
+    let p = b.pointer(&a);
+    b.launch("t", shape(1, 1), &[b.pointer(&out), p, p, p]).unwrap();
+    assert_eq!(fault(&b, failed).kind, "read-only data written");
+    drop((a, out));
+    drop(b);
     let (f, error) = wrong(".shared .align 8 .b8 s[64];\nmov.u32 x32, s;\nld.shared.u64 o64, [x32+64];");
     assert_eq!((f.kind.as_str(), error), ("out of bounds", illegal));
     let (f, _) = wrong("shfl.sync.idx.b32 o32, a32, 0, 31, 0xff;");
