@@ -7,6 +7,9 @@ use crate::answer::{FinishReason, Margins, Response};
 use crate::method::{Options, Selection};
 use crate::{Error, Result};
 
+/// Ids of the text of ids; the flag says that the reward model reads it.
+pub type Respell<'a> = dyn Fn(&[u32], bool) -> Result<Vec<u32>> + 'a;
+
 /// Decodes a response, tokenised again after every segment. `respell` decodes ids and encodes the text, that of the prompt if
 /// the flag is false, and else one that the reward model reads; `run` decodes a response; `score` gives the reward of a text, which is needed where the last segment is spelled otherwise.
 ///
@@ -18,7 +21,7 @@ use crate::{Error, Result};
 pub fn decode_retokenized(
     prompt: &[u32],
     options: &Options,
-    respell: &dyn Fn(&[u32], bool) -> Result<Vec<u32>>,
+    respell: &Respell<'_>,
     run: &mut dyn FnMut(&[u32], &Options) -> Result<Response>,
     score: &mut dyn FnMut(&[u32]) -> Result<f32>,
 ) -> Result<Response> {
