@@ -95,6 +95,30 @@ std::string actor_text(uint32_t tag, bool global) {
     return global && order_of(tag) < block_first ? "another block's " + text : text;
 }
 
+// The common case, in loops that become vector instructions: all that is written in the cells is `old`, or of this thread,
+// and so is all that is read, or it is left by readers in whose place this one changes nothing.
+bool quiet(const Cell* cell, size_t count, uint32_t old, uint32_t mine, uint32_t lanes, uint32_t several) {
+    uint32_t loud = 0;
+    for (size_t i = 0; i < count; ++i) {
+        const uint32_t written = cell[i].writer, read = cell[i].reader;
+        loud |= uint32_t(written >= old && written != mine);
+        loud |= uint32_t(read >= old && read != mine && read != lanes && read != several);
+    }
+    return !loud;
+}
+
+size_t take_quietly(Cell* cell, size_t count, uint32_t old, uint32_t mine, bool write) {
+    uint32_t fresh = 0;
+    const uint32_t launch = launch_first << 12;
+    for (size_t i = 0; i < count; ++i) {
+        const uint32_t written = cell[i].writer, read = cell[i].reader;
+        fresh += uint32_t(written < launch && (write || read < launch));
+        cell[i].writer = write ? mine : written;
+        cell[i].reader = write ? 0 : read < old ? mine : read;
+    }
+    return fresh;
+}
+
 // The cells cover the accessed bytes; returns how many were seen for the first time in this launch by such an access.
 size_t check_cells(Cell* cell, size_t count, unsigned access, bool global, const void* address, Site site) {
     const uint32_t mine = self->order << 12 | self->index;
@@ -104,27 +128,17 @@ size_t check_cells(Cell* cell, size_t count, unsigned access, bool global, const
     // What several readers of this warp, or of several warps or blocks, have left already stays as it is.
     const uint32_t lanes = self->order << 12 | (kSeveralLanes + self->warp->index),
                    several = self->order << 12 | (global ? kSeveralBlocks : kSeveralWarps);
+    const bool broken_promise = access & kReadOnly && order_of(cell->writer) >= launch_first;
+    if (!atomic && !broken_promise && quiet(cell, count, old, mine, write ? mine : lanes, write ? mine : several))
+        return take_quietly(cell, count, old, mine, write);
     size_t fresh = 0;
     // ld.global.nc goes past the order of memory: what it reads must not be written while the kernel runs.
-    if (access & kReadOnly && order_of(cell->writer) >= launch_first)
+    if (broken_promise)
         fault("read-only data written", site, "a read that promises constant data, of %s, which this launch has written",
               memory_describe(address).c_str());
     for (size_t i = 0; i < count; ++i) {
         Cell& c = cell[i];
         const uint32_t written = c.writer, read = c.reader;
-        if (!atomic && (written < old || written == mine)) {
-            const bool read_before = read >= old && read != mine;
-            if (write && !read_before) {
-                fresh += global ? written < old : order_of(written) < block_first;
-                c = {mine, 0};
-                continue;
-            }
-            if (!write && (!read_before || read == lanes || read == several)) {
-                fresh += written < old && order_of(read) < launch_first;
-                if (!read_before) c.reader = mine;
-                continue;
-            }
-        }
         if (order_of(written) >= block_first || (global && order_of(written) >= launch_first)) {
             if (written != mine && !(atomic && (written & kAtomicTag)) && !ordered(written & ~kAtomicTag)) {
                 fault(global ? "global memory race" : "shared memory race", site,
@@ -288,12 +302,8 @@ void checker_pass(const Clock& clock) {
 void checker_async_issue(char* target, size_t bytes, Site site) {
     if (!run.checked) return;
     uint8_t* states = shared_states(target);
-    for (size_t i = 0; i < bytes; ++i) {
-        if (states[i] == kPending) {
-            fault("asynchronous copy race", site, "its target is already the target of a copy in flight");
-            break;
-        }
-    }
+    if (memchr(states, kPending, bytes))
+        fault("asynchronous copy race", site, "its target is already the target of a copy in flight");
     check_cells(shared_cells(target), bytes, kWrite, false, target, site);
     memset(states, kPending, bytes);
 }

@@ -106,7 +106,7 @@ extern Block block;
 
 // ---- ptx_run.cc
 // Makes `lane` the running thread, in whose name accesses are checked and faults recorded.
-void select(const Warp& warp, uint32_t lane);
+inline void select(const Warp& warp, uint32_t lane) { self = &threads[warp.index * kWarp + lane]; }
 // Brings the lanes that an instruction needs together: the mask to go on with, or 0 when `mask` was parked.
 uint32_t gather(Warp& warp, uint32_t mask, uint32_t needed);
 // Ends the warp's turn behind this instruction: it polls for something that others do.

@@ -452,8 +452,6 @@ void run_blocks(const Launch& launch) {
 
 }  // namespace
 
-void select(const Warp& w, uint32_t lane) { self = &threads[w.index * kWarp + lane]; }
-
 uint32_t gather(Warp& w, uint32_t mask, uint32_t needed) {
     uint32_t here = mask;
     each_lane(w.parked & w.live, [&](uint32_t i) {

@@ -120,9 +120,15 @@ Flow load_matrices(Warp& w, const Instruction& in, uint32_t mask) {
     const uint32_t* base = w.lanes<uint32_t>(in.slot[4]);
     uint32_t addresses[kWarp];
     const uint16_t* rows[kWarp];
+    uint32_t farthest = 0, bits = 0;
     for (uint32_t i = 0; i < 8 * MATRICES; ++i) {
         addresses[i] = base[i] + uint32_t(in.immediate);
-        rows[i] = reinterpret_cast<const uint16_t*>(shared_at(w, in, i, addresses[i], 16));
+        rows[i] = reinterpret_cast<const uint16_t*>(uintptr_t(addresses[i]));
+        farthest = std::max(farthest, addresses[i] - block.shared_low);
+        bits |= addresses[i];
+    }
+    if (bits % 16 || uint64_t(farthest) + 16 > block.shared_bytes) {
+        for (uint32_t i = 0; i < 8 * MATRICES; ++i) shared_at(w, in, i, addresses[i], 16);
     }
     if (run.checked) {
         for (uint32_t i = 0; i < 8 * MATRICES; ++i) {
@@ -134,10 +140,13 @@ Flow load_matrices(Warp& w, const Instruction& in, uint32_t mask) {
     for (int m = 0; m < MATRICES; ++m) {
         uint32_t* d = w.lanes<uint32_t>(in.slot[m]);
         const uint16_t** r = rows + 8 * m;
+        if (!TRANSPOSED) {
+            for (int i = 0; i < 8; ++i) memcpy(d + 4 * i, r[i], 16);
+            continue;
+        }
         for (int l = 0; l < kWarp; ++l) {
             const int i = l / 4, j = 2 * (l % 4);
-            const uint32_t low = TRANSPOSED ? r[j][i] : r[i][j], high = TRANSPOSED ? r[j + 1][i] : r[i][j + 1];
-            d[l] = high << 16 | low;
+            d[l] = uint32_t(r[j + 1][i]) << 16 | r[j][i];
         }
     }
     return Flow::next;

@@ -55,6 +55,9 @@ fn f(x: u64) -> f32 {
 fn g(x: u64) -> f64 {
     f64::from_bits(x)
 }
+fn unordered(x: f32, y: f32) -> bool {
+    x.is_nan() || y.is_nan()
+}
 /// The bits of an f32 result: there is one that is not a number.
 fn bits(x: f32) -> u64 {
     u64::from(if x.is_nan() { 0x7fff_ffff } else { x.to_bits() })
@@ -71,9 +74,9 @@ const INTEGERS: &[(&str, Expected)] = &[
     ("sub.s16 o16, a16, b16", |a, b, _| u64::from((a as u16).wrapping_sub(b as u16))),
     ("mul.lo.s32 o32, a32, b32", |a, b, _| u64::from((a as u32).wrapping_mul(b as u32))),
     ("mul.lo.s64 o64, a64, b64", |a, b, _| a.wrapping_mul(b)),
-    ("mul.hi.s32 o32, a32, b32", |a, b, _| (i64::from(sign(a)) * i64::from(sign(b)) >> 32) as u64 & 0xffff_ffff),
-    ("mul.hi.u32 o32, a32, b32", |a, b, _| (a & 0xffff_ffff) * (b & 0xffff_ffff) >> 32),
-    ("mul.hi.u64 o64, a64, b64", |a, b, _| (u128::from(a) * u128::from(b) >> 64) as u64),
+    ("mul.hi.s32 o32, a32, b32", |a, b, _| ((i64::from(sign(a)) * i64::from(sign(b))) >> 32) as u64 & 0xffff_ffff),
+    ("mul.hi.u32 o32, a32, b32", |a, b, _| ((a & 0xffff_ffff) * (b & 0xffff_ffff)) >> 32),
+    ("mul.hi.u64 o64, a64, b64", |a, b, _| ((u128::from(a) * u128::from(b)) >> 64) as u64),
     ("mul.wide.s32 o64, a32, b32", |a, b, _| (i64::from(sign(a)) * i64::from(sign(b))) as u64),
     ("mul.wide.u32 o64, a32, b32", |a, b, _| (a & 0xffff_ffff) * (b & 0xffff_ffff)),
     ("mad.lo.s32 o32, a32, b32, c32", |a, b, c| u64::from((a as u32).wrapping_mul(b as u32).wrapping_add(c as u32))),
@@ -205,13 +208,13 @@ const FLOATS: &[(&str, Expected)] = &[
         x => x.to_bits(),
     }),
     ("setp.lt.f32 op, a32, b32", |a, b, _| u64::from(f(a) < f(b))),
-    ("setp.gtu.f32 op, a32, b32", |a, b, _| u64::from(!(f(a) <= f(b)))),
-    ("setp.geu.f32 op, a32, b32", |a, b, _| u64::from(!(f(a) < f(b)))),
+    ("setp.gtu.f32 op, a32, b32", |a, b, _| u64::from(f(a) > f(b) || unordered(f(a), f(b)))),
+    ("setp.geu.f32 op, a32, b32", |a, b, _| u64::from(f(a) >= f(b) || unordered(f(a), f(b)))),
     ("setp.neu.f32 op, a32, b32", |a, b, _| u64::from(f(a) != f(b))),
     ("setp.ne.f32 op, a32, b32", |a, b, _| u64::from(f(a) < f(b) || f(a) > f(b))),
     ("setp.num.f32 op, a32, b32", |a, b, _| u64::from(!f(a).is_nan() && !f(b).is_nan())),
     ("setp.nan.f32 op, a32, b32", |a, b, _| u64::from(f(a).is_nan() || f(b).is_nan())),
-    ("setp.leu.f64 op, a64, b64", |a, b, _| u64::from(!(g(a) > g(b)))),
+    ("setp.leu.f64 op, a64, b64", |a, b, _| u64::from(g(a) <= g(b) || g(a).is_nan() || g(b).is_nan())),
 ];
 
 /// No expectation.
@@ -289,7 +292,8 @@ fn floats() {
 
 #[test]
 fn approximations() {
-    let cases: [(&str, fn(f64) -> f64); 4] = [
+    type Exact = fn(f64) -> f64;
+    let cases: [(&str, Exact); 4] = [
         ("ex2.approx.f32", f64::exp2),
         ("lg2.approx.f32", f64::log2),
         ("rsqrt.approx.f32", |x| 1.0 / x.sqrt()),
@@ -334,7 +338,8 @@ fn memory_of_every_width() {
 
 #[test]
 fn warps_together() {
-    let cases: &[(&str, fn(&[u64], usize) -> u64)] = &[
+    type OfThread = fn(&[u64], usize) -> u64;
+    let cases: &[(&str, OfThread)] = &[
         ("shfl.sync.bfly.b32 o32, a32, 5, 31, -1", |a, t| a[t ^ 5]),
         (
             "shfl.sync.up.b32 o32|op, a32, 3, 0, -1;\nselp.b32 o32, o32, 77, op",
