@@ -75,7 +75,7 @@ pub async fn read(app: &Arc<AppState>, request: axum::extract::Request) -> Resul
 
 /// Bodies from this size on wait until there is room to encode their texts, which takes some 170 bytes of memory for each byte.
 const LARGE: usize = 1 << 16;
-/// Bytes of large bodies whose texts are encoded at the same time, in units of [`UNIT`].
+/// Bytes of large bodies whose texts are encoded at the same time, in units of half a MiB.
 pub const ENCODED: usize = 8;
 const UNIT: usize = 1 << 19;
 
