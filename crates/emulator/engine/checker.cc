@@ -95,8 +95,8 @@ std::string actor_text(uint32_t tag, bool global) {
     return global && order_of(tag) < block_first ? "another block's " + text : text;
 }
 
-// The common case, in loops that become vector instructions: all that is written in the cells is `old`, or of this thread,
-// and so is all that is read, or it is left by readers in whose place this one changes nothing.
+// The common case, in loops that become vector instructions: what was written is `old` or of this thread, and so is
+// what was read, or it was left by several readers to whom this one adds nothing.
 bool quiet(const Cell* cell, size_t count, uint32_t old, uint32_t mine, uint32_t lanes, uint32_t several) {
     uint32_t loud = 0;
     for (size_t i = 0; i < count; ++i) {
@@ -134,7 +134,7 @@ size_t check_cells(Cell* cell, size_t count, unsigned access, bool global, const
     size_t fresh = 0;
     // ld.global.nc goes past the order of memory: what it reads must not be written while the kernel runs.
     if (broken_promise)
-        fault("read-only data written", site, "a read that promises constant data, of %s, which this launch has written",
+        fault("read-only data written", site, "this launch has written what is read as constant here: %s",
               memory_describe(address).c_str());
     for (size_t i = 0; i < count; ++i) {
         Cell& c = cell[i];

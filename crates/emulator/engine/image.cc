@@ -3,8 +3,8 @@
 // A cubin is an ELF file. Per kernel, .nv.info.<name> lists attributes (format byte, attribute byte, 16-bit value or
 // size): 0x17 one parameter each, 0x05 the launch bound, 0x10 a required block shape; .nv.info holds register counts
 // (0x2f) and stack sizes (0x11, 0x23) by symbol; .nv.shared.<name> is static shared memory, on sm_90 with the 1 KiB
-// that the system keeps. PTX is a text, alone or in a fatbin, where it is usually compressed and then not read. A stub is
-// any text that starts with "ggro stub".
+// that the system keeps. PTX is a text, alone or in a fatbin, where it is usually compressed and then not read. A stub
+// is any text that starts with "ggro stub".
 #include "image.h"
 
 #include <elf.h>

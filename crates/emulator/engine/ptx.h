@@ -19,8 +19,7 @@ using Handler = Flow (*)(Warp& warp, const Instruction& in, uint32_t mask);
 
 constexpr int kOperands = 14;   // of mma: 4 + 4 + 2 + 4
 constexpr size_t kSlot = 64;    // bytes; 16-bit registers take one slot, 32-bit ones two, 64-bit ones four
-constexpr uint8_t kFirst = 1;   // flags: what they mean is up to the instruction
-constexpr uint8_t kSecond = 2;
+constexpr uint8_t kFirst = 1;   // a flag: what it means is up to the instruction
 
 struct Instruction {
     Handler run = nullptr;

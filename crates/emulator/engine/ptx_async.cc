@@ -238,7 +238,9 @@ void begin_block_copies() {
 bool bulk_progress() {
     if (bulk_copies.empty()) return false;
     const size_t n = bulk_copies.size();
-    const size_t i = config.schedule == Config::shuffle ? random_below(n) : config.schedule == Config::reverse ? n - 1 : 0;
+    const size_t i = config.schedule == Config::shuffle   ? random_below(n)
+                     : config.schedule == Config::reverse ? n - 1
+                                                          : 0;
     const BulkCopy copy = bulk_copies[i];
     bulk_copies.erase(bulk_copies.begin() + long(i));
     perform(copy);

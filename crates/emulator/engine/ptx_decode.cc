@@ -146,9 +146,9 @@ class Decoder {
     }
 
     uint32_t special(const std::string& name) {
-        static const std::map<std::string, Special> known = {{"%tid", Special::tid},       {"%ntid", Special::ntid},
-                                                             {"%ctaid", Special::ctaid},   {"%nctaid", Special::nctaid},
-                                                             {"%laneid", Special::laneid}, {"%warpid", Special::warpid}};
+        static const std::map<std::string, Special> known = {
+            {"%tid", Special::tid},       {"%ntid", Special::ntid},     {"%ctaid", Special::ctaid},
+            {"%nctaid", Special::nctaid}, {"%laneid", Special::laneid}, {"%warpid", Special::warpid}};
         const size_t dot = name.find('.');
         auto found = known.find(name.substr(0, dot));
         if (found == known.end()) return kNone;
@@ -274,7 +274,8 @@ class Decoder {
             return false;
         const char to = kind_of_type(parts[1]), from = kind_of_type(parts[2]);
         const char target = register_kind(s.operands[0]), given = register_kind(s.operands[1]);
-        const bool narrow = given && slots_of(given) > slots_of(from), widen = target && slots_of(target) > slots_of(to);
+        const bool narrow = given && slots_of(given) > slots_of(from);
+        const bool widen = target && slots_of(target) > slots_of(to);
         if (!narrow && !widen) return false;
         auto bits = [](char kind) { return std::to_string(kind == 'd' ? 64 : kind == 'w' ? 32 : 16); };
         std::string source = s.operands[1], result = s.operands[0];
@@ -368,8 +369,8 @@ class Decoder {
         }
     }
 
-    // Says what the modifiers of a load, store or atomic mean; false for one that is not known. Cache hints mean nothing
-    // here, and everything is coherent at once.
+    // Says what the modifiers of a load, store or atomic mean; false for one that is not known. Cache hints mean
+    // nothing here, and everything is coherent at once.
     bool modifier(const std::string& m, Access& access) {
         static const char* const ignored[] = {"global", "nc",  "ca",  "cg",   "cs",      "cv", "lu", "wb", "wt", "weak",
                                               "relaxed", "gpu", "sys", "cta", "cluster", "volatile"};

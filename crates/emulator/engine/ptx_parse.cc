@@ -249,7 +249,8 @@ class BodyReader {
         const char* name = file_name(number);
         if (!name) return false;
         const char* slash = strrchr(name, '/');
-        return strcmp(slash ? slash + 1 : name, "ptx.cuh") == 0 || strstr(name, "/include/") || strncmp(name, "cuda/", 5) == 0;
+        return strcmp(slash ? slash + 1 : name, "ptx.cuh") == 0 || strstr(name, "/include/") ||
+               strncmp(name, "cuda/", 5) == 0;
     }
 
     // `.loc 2 59 13, function_name $L__info_string2, inlined_at 2 80 13`.

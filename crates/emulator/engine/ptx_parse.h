@@ -1,7 +1,7 @@
 // The text of a PTX module, taken apart as far as names and scopes go.
 //
-// A module is read in two steps: its kernels with their parameters and bounds at once, the statements of a kernel when it
-// is first launched. Names that an inner block declares are made unique, so that a kernel has one flat set of names.
+// A module is read in two steps: its kernels with their parameters and bounds at once, the statements of a kernel when
+// it is first launched. Names that an inner block declares are made unique, so a kernel has one flat set of names.
 #pragma once
 
 #include <cstdint>

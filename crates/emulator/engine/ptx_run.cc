@@ -1,9 +1,9 @@
 // Runs a kernel's PTX: blocks one after another, each warp until it must wait for others.
 //
-// Branches: see ptx.h. Barriers and collectives may need lanes that are elsewhere: those that are there are parked until
-// the others come. When no lane of a warp can go on, either an exit has made a parked group complete, or the lanes wait
-// for one another and that is a fault. Nothing here runs on a fiber, and a fatal fault leaves through longjmp: locals of
-// handlers must not own memory.
+// Branches: see ptx.h. Barriers and collectives may need lanes that are elsewhere: those that are there are parked
+// until the others come. When no lane of a warp can go on, either an exit has made a parked group complete, or the
+// lanes wait for one another and that is a fault. Nothing here runs on a fiber, and a fatal fault leaves through longjmp:
+// locals of handlers must not own memory.
 #include "ptx_run.h"
 
 #include <algorithm>

@@ -213,8 +213,8 @@ void write_result(const Warp& w, const Instruction& in, const float (&d)[kM][kN]
 }
 
 // Products of 16-bit elements are exact in double. They are added to the accumulator in ascending k in double and
-// rounded once, as in the emulated instruction of the sources. The even columns of a row lie in one register and the odd
-// ones in the next, four lanes each: so they are kept apart, and a row is two vectors that are loaded and stored whole.
+// rounded once, as in the emulated instruction of the sources. The even columns of a row lie in one register and the
+// odd ones in the next, four lanes each: so they are kept apart, and a row is two vectors, loaded and stored whole.
 typedef double Four __attribute__((vector_size(32)));
 typedef float FourFloats __attribute__((vector_size(16)));
 
@@ -307,8 +307,8 @@ struct Exponents {
 };
 
 // As a tensor core adds (the behaviour that measurements of A100 and H100 show): in groups of 8 or 16 products, every
-// term of a group and the accumulator are aligned to the largest exponent, cut below one or two bits more than the 24 of
-// f32, added exactly, and the sum is cut to f32. One row of the result at a time; all terms are finite.
+// term of a group and the accumulator are aligned to the largest exponent, cut below one or two bits more than the 24
+// of f32, added exactly, and the sum is cut to f32. One row of the result at a time; all terms are finite.
 template <int GROUP>
 void add_cut(const float* a, const int* a_exponents, const Operands& m, const Exponents& e, float* c) {
     constexpr int extra = GROUP == 16 ? 2 : 1;

@@ -1,5 +1,5 @@
-//! The emulated device: a libcuda stand-in that runs the kernels on the CPU, thread by thread, and checks every memory
-//! access. Tests build it with [`build`], put it in place with [`Device::install`] before the first driver call, and
+//! The emulated device: a libcuda stand-in that runs the kernels on the CPU, their sources thread by thread or the PTX that
+//! nvcc makes of them warp by warp, and checks every memory access. Tests build it with [`build`], put it in place with [`Device::install`] before the first driver call, and
 //! then use the driver as they would on a GPU. See the README beside this crate for what it models and what it cannot.
 //!
 //! There is one device in a process. [`Device`] is a guard on it: tests that run in parallel threads take turns.
@@ -53,7 +53,7 @@ pub enum Streams {
 /// How the device behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Run the build that observes every load and store.
+    /// Run the build that observes every load and store; of PTX, observe them too.
     pub checked: bool,
     /// The order of threads and blocks.
     pub schedule: Schedule,
