@@ -43,8 +43,7 @@ pub fn decode_retokenized(
             respelled.pop_if(|last| *last == options.finish_id);
         }
         // A segment that filled the budget may be spelled with fewer ids, and then there is room for another.
-        let goes_on =
-            !finished && !segment.segments.is_empty() && respelled.len() < end && respelled != ids;
+        let goes_on = !finished && !segment.segments.is_empty() && respelled.len() < end && respelled != ids;
         let boundary = respelled.len() - usize::from(finished && !respelled.is_empty());
         let mut sum = match whole.take() {
             None => Response { segment_boundaries: Vec::new(), segments: Vec::new(), ..segment.clone() },
