@@ -140,7 +140,8 @@ impl Job {
             if !ptx.contains_key(number) {
                 let text = work.join(format!("{number}.ptx"));
                 let mut nvcc = Command::new(&self.nvcc);
-                nvcc.args(FLAGS).arg("-ptx").arg(format!("-arch=compute_{number}")).arg("-o").arg(&text).arg(file);
+                // Otherwise names of internal symbols depend on where the sources are.
+                nvcc.args(FLAGS).arg(format!("--frandom-seed={name}")).arg("-ptx").arg(format!("-arch=compute_{number}")).arg("-o").arg(&text).arg(file);
                 run(&mut nvcc)?;
                 let scrubbed = self.scrub(&read(&text)?);
                 std::fs::write(&text, scrubbed).map_err(|e| format!("{}: {e}", text.display()))?;
