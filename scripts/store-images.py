@@ -12,26 +12,27 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import zstandard
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STORED = ROOT / "build" / "images"
-MADE = ROOT / "target" / "images"
 
 
 def make():
     """What nvcc makes now: files by name."""
     nvcc = os.environ.get("NVCC") or subprocess.check_output([ROOT / "scripts/install-nvcc.sh"], text=True).strip()
-    if MADE.is_dir():
-        for old in MADE.iterdir():
-            old.unlink()
-    environment = {**os.environ, "NVCC": nvcc, "GGRO_IMAGES_OUT": str(MADE)}
+    (ROOT / "target").mkdir(exist_ok=True)
+    # A new folder each time: cargo runs the build script again.
+    made = tempfile.TemporaryDirectory(prefix="images-", dir=ROOT / "target")
+    environment = {**os.environ, "NVCC": nvcc, "GGRO_IMAGES_OUT": made.name}
     for variable in ("GGRO_NO_CUDA", "GGRO_CUDA_TARGETS"):
         environment.pop(variable, None)
     # The build script alone does the work, and the library is only checked.
     subprocess.run(["cargo", "check", "--release", "--quiet"], cwd=ROOT, env=environment, check=True)
-    return {path.name: path.read_bytes() for path in sorted(MADE.iterdir())}
+    with made:
+        return {path.name: path.read_bytes() for path in sorted(pathlib.Path(made.name).iterdir())}
 
 
 def stored():
