@@ -140,8 +140,7 @@ impl Job {
             if !ptx.contains_key(number) {
                 let text = work.join(format!("{number}.ptx"));
                 let mut nvcc = Command::new(&self.nvcc);
-                // Otherwise names of internal symbols depend on where the sources are.
-                nvcc.args(FLAGS).arg(format!("--frandom-seed={name}")).arg("-ptx").arg(format!("-arch=compute_{number}")).arg("-o").arg(&text).arg(file);
+                nvcc.args(FLAGS).arg("-ptx").arg(format!("-arch=compute_{number}")).arg("-o").arg(&text).arg(file);
                 run(&mut nvcc)?;
                 let scrubbed = self.scrub(&read(&text)?);
                 std::fs::write(&text, scrubbed).map_err(|e| format!("{}: {e}", text.display()))?;
@@ -184,7 +183,10 @@ impl Job {
                     };
                     let _ = writeln!(text, ".file{number}\"{short}\"");
                 }
-                None => text.push_str(&format!("{line}\n")),
+                None => {
+                    text.push_str(&without_path_hash(line));
+                    text.push('\n');
+                }
             }
         }
         text
@@ -195,6 +197,27 @@ impl Job {
         let places = [&self.nvcc, &real].map(|nvcc| nvcc.with_file_name(tool));
         places.into_iter().find(|place| place.is_file()).unwrap_or_else(|| PathBuf::from(tool))
     }
+}
+
+/// A line without the eight digits in names of internal symbols that nvcc makes of the path of the source: `_INTERNAL_1a2b3c4d_`,
+/// as text or as bytes of debug information.
+fn without_path_hash(line: &str) -> String {
+    const TEXT: &str = "_INTERNAL_";
+    const BYTES: &str = "95,73,78,84,69,82,78,65,76,95,";
+    let mut done = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((at, marker)) = [TEXT, BYTES].into_iter().filter_map(|m| Some((rest.find(m)?, m))).min() {
+        let end = at + marker.len();
+        done += &rest[..end];
+        rest = &rest[end..];
+        let (zeros, length) = match marker {
+            TEXT => ("00000000".to_string(), rest.len().min(8)),
+            _ => ("48,".repeat(8), rest.match_indices(',').nth(7).map_or(rest.len(), |(comma, _)| comma + 1)),
+        };
+        done += &zeros;
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    done + rest
 }
 
 /// Per kernel: `Compiling entry function 'NAME' for 'TARGET'`, then a line of stack and spills, then one of registers.
