@@ -153,6 +153,8 @@ impl Job {
             }
             let code = work.join(format!("{number}.cubin"));
             let mut ptxas = Command::new(self.beside("ptxas"));
+            // Where it finds a source by the name in the PTX, the line table gets the time at which that was changed.
+            ptxas.current_dir(&work);
             ptxas.arg(format!("-arch=sm_{number}")).args(["-v", "--generate-line-info"]).arg("-o").arg(&code).arg(text);
             said += &run(&mut ptxas)?;
             fatbinary.arg(format!("--image3=kind=elf,sm={number},file={}", code.display()));
@@ -195,7 +197,9 @@ impl Job {
     fn beside(&self, tool: &str) -> PathBuf {
         let real = std::fs::canonicalize(&self.nvcc).unwrap_or_else(|_| self.nvcc.clone());
         let places = [&self.nvcc, &real].map(|nvcc| nvcc.with_file_name(tool));
-        places.into_iter().find(|place| place.is_file()).unwrap_or_else(|| PathBuf::from(tool))
+        let found = places.into_iter().find(|place| place.is_file());
+        // Absolute, because it may be run elsewhere.
+        found.map_or_else(|| PathBuf::from(tool), |place| std::path::absolute(&place).unwrap_or(place))
     }
 }
 
