@@ -98,11 +98,6 @@ const HARMLESS: [&str; 14] = [
 ];
 
 impl ApiRequest {
-    /// Answers of the request: prompts times `n`.
-    pub fn answers(&self) -> usize {
-        self.prompts.len().saturating_mul(self.n)
-    }
-
     /// Tokens that its response may have, each counted with the likely tokens that are reported beside it.
     pub fn entries(&self) -> usize {
         let each = 1 + self.logprobs.unwrap_or(0);
