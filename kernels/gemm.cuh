@@ -257,11 +257,14 @@ struct Gemm {
     }                                                                                                                \
     EMU_KERNEL(NAME)
 
-// The host's table of tiles (src/cuda/ops/gemm.rs) repeats these numbers.
-#define GEMM_CLASSES(NAME, SUFFIX, T, BY_COLUMNS)                         \
-    GEMM(NAME##_stream8_##SUFFIX, T, 1, 1, 4, 1, 6, false, BY_COLUMNS)    \
-    GEMM(NAME##_stream16_##SUFFIX, T, 1, 2, 4, 1, 5, false, BY_COLUMNS)   \
-    GEMM(NAME##_stream32_##SUFFIX, T, 2, 4, 4, 1, 5, false, BY_COLUMNS)   \
-    GEMM(NAME##_stream64_##SUFFIX, T, 2, 8, 4, 1, 4, false, BY_COLUMNS)   \
-    GEMM(NAME##_tile_##SUFFIX, T, 4, 4, 2, 4, 3, false, BY_COLUMNS)       \
-    GEMM(NAME##_tile_fold_##SUFFIX, T, 4, 4, 2, 4, 4, true, BY_COLUMNS)
+// The host's table of tiles (src/cuda/ops/gemm.rs) repeats these numbers. What ends in 99k does the same sums in shorter
+// rings: for cards whose blocks have 99 KiB of shared memory, too little for the kernel of the name before it.
+#define GEMM_CLASSES(NAME, SUFFIX, T, BY_COLUMNS)                              \
+    GEMM(NAME##_stream8_##SUFFIX, T, 1, 1, 4, 1, 6, false, BY_COLUMNS)         \
+    GEMM(NAME##_stream16_##SUFFIX, T, 1, 2, 4, 1, 5, false, BY_COLUMNS)        \
+    GEMM(NAME##_stream32_##SUFFIX, T, 2, 4, 4, 1, 5, false, BY_COLUMNS)        \
+    GEMM(NAME##_stream32_99k_##SUFFIX, T, 2, 4, 4, 1, 4, false, BY_COLUMNS)    \
+    GEMM(NAME##_stream64_##SUFFIX, T, 2, 8, 4, 1, 4, false, BY_COLUMNS)        \
+    GEMM(NAME##_tile_##SUFFIX, T, 4, 4, 2, 4, 3, false, BY_COLUMNS)            \
+    GEMM(NAME##_tile_fold_##SUFFIX, T, 4, 4, 2, 4, 4, true, BY_COLUMNS)        \
+    GEMM(NAME##_tile_fold_99k_##SUFFIX, T, 4, 4, 2, 4, 3, true, BY_COLUMNS)

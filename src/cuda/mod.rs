@@ -6,6 +6,7 @@
 
 mod buffer;
 mod device;
+pub mod driver;
 pub mod images;
 pub mod instruments;
 mod kernels;
@@ -18,5 +19,5 @@ pub use buffer::{Buffer, Element, View, ViewMut};
 pub(crate) use device::Graph;
 pub use device::{Device, Event};
 pub use images::{Capability, Image, Usage};
-pub use kernels::Spec;
+pub use kernels::{Smaller, Spec};
 pub use open::specs;

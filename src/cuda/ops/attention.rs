@@ -19,7 +19,7 @@ const OP: &str = "attention";
 pub(in crate::cuda) struct Kernels;
 
 fn specs_of(storage: HalfType) -> [Spec; KERNELS.len()] {
-    KERNELS.map(|class| Spec::new(OP, class.kernels[storage as usize], class.threads, class.shared))
+    KERNELS.map(|class| class.spec(OP, storage))
 }
 
 impl KernelSet for Kernels {
@@ -133,9 +133,9 @@ pub fn attention(
         if count == 0 {
             continue;
         }
-        let kernel = &KERNELS[of_head + class];
+        let kernel = &kernels[of_head + class];
         let grid = (side(OP, "items", count, i32::MAX as u32)?, by_head, 1);
-        let launch = Launch { grid, threads: kernel.threads, shared: kernel.shared };
+        let launch = Launch { grid, threads: KERNELS[of_head + class].threads, shared: kernel.shared };
         // SAFETY: parameters are (void* out, float* lse, const void* q, const void* pool, const uint4* items, const uint4*
         // tokens, const uint4* pages, float* partials, float* states, unsigned* tickets, unsigned long long block, int
         // heads, int kv_heads, int out_width, float scale). The work list, as the plan made it, names rows of q below
@@ -145,7 +145,7 @@ pub fn attention(
         // to us alone.
         unsafe {
             device.launch(
-                &kernels[of_head + class],
+                kernel,
                 launch,
                 args![
                     output.out.address,
