@@ -156,7 +156,11 @@ impl Job {
             // Where it finds a source by the name in the PTX, the line table gets the time at which that was changed.
             ptxas.current_dir(&work);
             ptxas.arg(format!("-arch=sm_{number}")).args(["-v", "--generate-line-info"]).arg("-o").arg(&code).arg(text);
-            said += &run(&mut ptxas)?;
+            let report = run(&mut ptxas)?;
+            if let Some(line) = serialised(&report) {
+                return Err(format!("{name}.cu for {target}: {line}"));
+            }
+            said += &report;
             fatbinary.arg(format!("--image3=kind=elf,sm={number},file={}", code.display()));
         }
         run(&mut fatbinary)?;
@@ -222,6 +226,16 @@ fn without_path_hash(line: &str) -> String {
         rest = rest.get(length..).unwrap_or_default();
     }
     done + rest
+}
+
+/// The line, if there is one, in which ptxas says that it made asynchronous matrix instructions wait for each other. That is right
+/// and several times slower, and it says so as information: the codes C7510 to C7520 and their neighbours.
+pub fn serialised(said: &str) -> Option<&str> {
+    let coded = |line: &&str| {
+        let code = line.split_once("(C75").and_then(|(_, rest)| rest.split_once(')'));
+        code.is_some_and(|(number, _)| number.len() == 2 && number.bytes().all(|digit| digit.is_ascii_digit()))
+    };
+    said.lines().find(coded)
 }
 
 /// Per kernel: `Compiling entry function 'NAME' for 'TARGET'`, then a line of stack and spills, then one of registers.
