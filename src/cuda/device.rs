@@ -148,6 +148,11 @@ impl Device {
         Ok(Event(self.stream.record_event(flags).map_err(|e| self.fault("cannot record an event", e))?))
     }
 
+    /// Moves such a point to what has been queued so far.
+    pub(super) fn mark_again(&self, event: &Event) -> Result<()> {
+        event.0.record(&self.stream).map_err(|e| self.fault("cannot record an event", e))
+    }
+
     /// Waits until everything queued before the event is done.
     pub(super) fn wait(&self, event: &Event) -> Result<()> {
         event.0.synchronize().map_err(|e| self.fault("a copy or a kernel failed", e))
@@ -197,6 +202,16 @@ impl Device {
         &self.stream
     }
 
+    /// The stream, for calls of the driver's own on this thread: they take the context that is bound to it.
+    ///
+    /// # Errors
+    /// The device is lost.
+    pub(super) fn bound(&self) -> Result<&Arc<CudaStream>> {
+        self.alive()?;
+        self.context.bind_to_thread().map_err(|e| self.fault("cannot bind the context", e))?;
+        Ok(&self.stream)
+    }
+
     /// Records what `launches` queues instead of running it. Nothing may be allocated, copied from or to the host, or waited
     /// for meanwhile.
     ///
@@ -214,6 +229,12 @@ impl Device {
             Some(graph) => Ok(Graph(graph)),
             None => Err(Error::Backend(format!("{}: nothing was recorded", self.name))),
         }
+    }
+
+    /// Brings a graph to the device, so that its first launch does not have to.
+    pub(crate) fn upload(&self, graph: &Graph) -> Result<()> {
+        self.alive()?;
+        graph.0.upload().map_err(|e| self.fault("a graph cannot be brought to the device", e))
     }
 
     /// Queues everything that a graph recorded.
@@ -243,13 +264,10 @@ impl Device {
     /// `args` points to the kernel's parameters, in their order and of their types; every address among them is valid
     /// for what the kernel reads and writes in this shape of launch, and memory that it writes is not lent elsewhere.
     pub(super) unsafe fn launch(&self, kernel: &Kernel, launch: Launch, args: &mut [*mut c_void]) -> Result<()> {
-        self.alive()?;
-        self.context.bind_to_thread().map_err(|e| self.fault("cannot bind the context", e))?;
+        let stream = self.bound()?.cu_stream();
         let Launch { grid, threads, shared } = launch;
         // SAFETY: the function belongs to this context, and the caller vouches for the arguments.
-        let queued = unsafe {
-            result::launch_kernel(kernel.function, grid, (threads, 1, 1), shared, self.stream.cu_stream(), args)
-        };
+        let queued = unsafe { result::launch_kernel(kernel.function, grid, (threads, 1, 1), shared, stream, args) };
         queued.map_err(|e| self.fault(kernel.name, e))
     }
 }

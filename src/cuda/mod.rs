@@ -13,6 +13,7 @@ mod kernels;
 mod launch;
 mod open;
 pub mod ops;
+mod pinned;
 pub mod staging;
 
 pub use buffer::{Buffer, Element, View, ViewMut};
@@ -21,3 +22,4 @@ pub use device::{Device, Event};
 pub use images::{Capability, Image, Usage};
 pub use kernels::{Smaller, Spec};
 pub use open::specs;
+pub use pinned::Packets;

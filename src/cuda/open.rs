@@ -59,7 +59,8 @@ mod tests {
     fn every_kernel_has_a_version_for_the_smallest_card() {
         let usages = || images::embedded().iter().flat_map(|image| image.usage);
         for spec in sets().flat_map(|set| (set.specs)()) {
-            let fixed = |name| usages().filter(|usage| usage.kernel == name).map(|usage| usage.shared).max().unwrap_or(0);
+            let fixed =
+                |name| usages().filter(|usage| usage.kernel == name).map(|usage| usage.shared).max().unwrap_or(0);
             let needed: Vec<u32> = spec.all().map(|spec| spec.shared + fixed(spec.name)).collect();
             assert!(needed.iter().any(|&bytes| bytes <= LEAST), "{spec:?} needs {needed:?} bytes");
             assert!(needed.len() == 1 || needed[0] > LEAST, "{spec:?}: the smaller version is never taken");

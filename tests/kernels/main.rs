@@ -1,7 +1,9 @@
 //! The kernels and their launch path on the emulated device: every case of the conformance harness, plain and checked, in
 //! every schedule; the golden rows; bytes moved; and that broken kernels are noticed.
 
+mod cards;
 mod cli;
+mod copies;
 mod damaged;
 mod emulated;
 mod engine;
