@@ -1,6 +1,7 @@
 //! From final hidden states to the policy's rows: logits, their statistics, their largest.
 
 use super::decoder::{Decoder, Linear};
+use super::graphs::Place;
 use super::inputs::{Slice, StepInputs};
 use crate::cuda::ops::copy_rows::copy_rows;
 use crate::cuda::ops::logits::{chosen_logits, log_probabilities};
@@ -114,8 +115,8 @@ impl Head {
     }
 
     /// Where hidden states are kept.
-    pub fn kept(&self) -> u64 {
-        self.kept.address()
+    pub fn kept(&self) -> Place {
+        Place { address: self.kept.address(), len: self.kept.len() }
     }
 
     /// Length of the lists that some rows ask for.
