@@ -182,6 +182,9 @@ impl Plan {
     }
 }
 
+/// Tokens for whose chunk sums there is room. With more there are blocks enough in most products without a block for each chunk.
+const ROOM: usize = 512;
+
 /// Chunk sums and tickets of products, sized once.
 #[derive(Debug)]
 pub struct Scratch {
@@ -191,18 +194,30 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for what any of the shapes `(n, k)` needs in up to 64 tokens, and at least `workspace` elements. A gradient's
+    /// Room for what any of the shapes `(n, k)` needs in up to 512 tokens: what a model and its benchmarks have. A gradient's
     /// shape is the transposed one.
-    pub fn new(device: &Device, shapes: &[(usize, usize)], workspace: usize) -> Result<Self> {
-        let mut room = (workspace, 0);
+    pub fn new(device: &Device, shapes: &[(usize, usize)]) -> Result<Self> {
+        let (workspace, tickets) = Self::room(shapes);
+        Self::with_room(device, workspace, tickets)
+    }
+
+    /// Bytes of what [`new`](Self::new) makes.
+    pub fn bytes(shapes: &[(usize, usize)]) -> u64 {
+        let (workspace, tickets) = Self::room(shapes);
+        4 * (workspace as u64 + tickets as u64)
+    }
+
+    fn room(shapes: &[(usize, usize)]) -> (usize, usize) {
+        let mut room = (0, 0);
         for &(n, k) in shapes {
             for (index, tile) in TILES.iter().enumerate() {
-                let plan = Plan::with_tile(Shape { tokens: tile.tokens.min(64), n, k }, index);
+                let tokens = if index < MANY { tile.tokens } else { ROOM };
+                let plan = Plan::with_tile(Shape { tokens, n, k }, index);
                 room = (room.0.max(plan.workspace), room.1.max(plan.tickets));
             }
         }
         // Larger batches have more token tiles; with few outputs that stays far below this.
-        Self::with_room(device, room.0, room.1.max(4096))
+        (room.0, room.1.max(4096))
     }
 
     /// Exactly this much room.
@@ -385,6 +400,24 @@ mod tests {
         assert_eq!(plan(2048, 28_672, 4096).tile, MANY, "one chunk needs no folding");
         assert_eq!(Plan::new(Shape { tokens: 128, n: 4096, k: 4096 }, 132, 0).tile, MANY_FOLDED, "no workspace");
         assert_eq!(plan(33, 100, 1024).grid, (2, 1, 1));
+    }
+
+    /// Chunks have blocks of their own where tokens and outputs alone do not fill the card, up to the tokens that have room.
+    #[test]
+    fn a_model_of_8b_fills_the_card_with_any_number_of_tokens() {
+        let layer = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336)];
+        let products = [layer, layer.map(|(n, k)| (k, n))].concat();
+        let (workspace, _) = Scratch::room(&products);
+        assert!(workspace <= 64 << 18, "{workspace} elements are 64 MiB at most");
+        for multiprocessors in [108, 132] {
+            for (n, k) in &products {
+                for tokens in 1..=ROOM {
+                    let plan = Plan::new(Shape { tokens, n: *n, k: *k }, multiprocessors, workspace);
+                    let blocks = plan.grid.0 * plan.grid.1 * plan.grid.2;
+                    assert!(blocks as f64 >= 0.9 * f64::from(multiprocessors), "{tokens} {n} {k}: {plan:?}");
+                }
+            }
+        }
     }
 
     #[test]
