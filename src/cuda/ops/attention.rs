@@ -40,12 +40,22 @@ pub struct Scratch {
 impl Scratch {
     /// Room for `partials` parts of queries of any of the shapes. A query has one per 256 positions that it sees.
     pub fn new(device: &Device, shapes: &[Shape], partials: usize) -> Result<Self> {
+        let (elements, tickets) = Self::room(shapes, partials)?;
+        Ok(Scratch { partials: Buffer::uninitialised(device, elements)?, tickets: Buffer::zeros(device, tickets)? })
+    }
+
+    /// Bytes of what [`new`](Self::new) makes.
+    pub fn bytes(shapes: &[Shape], partials: usize) -> u64 {
+        Self::room(shapes, partials).map_or(u64::MAX, |(elements, tickets)| 4 * (elements as u64 + tickets as u64))
+    }
+
+    fn room(shapes: &[Shape], partials: usize) -> Result<(usize, usize)> {
         let (mut elements, mut tickets) = (0, 0);
         for shape in shapes {
             elements = elements.max(product(OP, partials, shape.heads * (shape.head + 2))?);
             tickets = tickets.max(product(OP, partials.div_ceil(2), shape.kv_heads)?);
         }
-        Ok(Scratch { partials: Buffer::uninitialised(device, elements)?, tickets: Buffer::zeros(device, tickets)? })
+        Ok((elements, tickets))
     }
 
     /// What a plan for this device and scratch may use.

@@ -109,12 +109,25 @@ impl<K: PartialEq, V> Recent<K, V> {
     }
 }
 
+/// What is set aside for a graph and for each of its launches: some kilobytes of parameters and of what the driver keeps to
+/// start them. A guess on the safe side, not measured yet.
+const GRAPH: u64 = 64 << 10;
+const LAUNCH: u64 = 4 << 10;
+/// Launches of a layer, at most, and of everything behind the layers: embedding, norm, head and lists.
+const LAUNCHES: [u64; 2] = [13, 12];
+
 /// Rows of the smallest graph that holds `rows`: a power of two, and beyond 64, where rows begin to cost, a multiple of 32.
 pub(super) fn padded_rows(rows: usize) -> usize {
     if rows <= 64 { rows.next_power_of_two() } else { rows.next_multiple_of(32) }
 }
 
 impl Graphs {
+    /// Bytes that are set aside for as many graphs as are kept, of a model of so many layers.
+    pub fn bytes(layers: usize) -> u64 {
+        let [each, others] = LAUNCHES;
+        KEPT as u64 * (GRAPH + LAUNCH * (each * layers as u64 + others))
+    }
+
     /// Launches the graph of a shape; if there is none yet, records what `launches` queues.
     ///
     /// # Safety

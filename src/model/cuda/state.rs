@@ -98,6 +98,12 @@ impl State {
         })
     }
 
+    /// Bytes of the scratch of products and attention.
+    pub fn scratch_bytes(sizes: &Sizes) -> u64 {
+        let attention = attention::Scratch::bytes(&[attention_shape(sizes, None)], PARTS);
+        gemm::Scratch::bytes(&products(sizes)).saturating_add(attention)
+    }
+
     /// Bytes for `rows` rows, without the scratch.
     pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
         let (d, f) = (sizes.hidden_padded, sizes.mlp_padded);
