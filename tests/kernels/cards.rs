@@ -236,7 +236,13 @@ fn two_layers_of_3b_agree_on_a_small_card() {
 /// `.ci/full`.
 #[test]
 #[ignore = "minutes: the whole matrix"]
-fn two_layers_of_3b_and_8b_agree_on_every_card() {
+fn two_layers_of_3b_agree_on_every_card() {
     agrees("llama-3.2-3b", &CARDS);
+}
+
+/// `.ci/full`.
+#[test]
+#[ignore = "minutes: the whole matrix, and 6 GB"]
+fn two_layers_of_8b_agree_on_every_card() {
     agrees("llama-3.1-8b", &CARDS);
 }

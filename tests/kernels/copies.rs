@@ -4,6 +4,11 @@ use crate::emulated::Emulated;
 use ggro::cuda::{Buffer, Packets};
 use ggro_emulator::{Config, Streams};
 
+/// Runs something in a thread of its own.
+fn elsewhere<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap())
+}
+
 /// A thread that has made no call before has no context, and the driver's calls take that of the thread.
 #[test]
 fn a_new_thread_may_copy_and_clear() {
@@ -11,12 +16,10 @@ fn a_new_thread_may_copy_and_clear() {
     let device = &emulated.device;
     let from = Buffer::from_slice(device, &[1u32, 2, 3, 4]).unwrap();
     let mut to = Buffer::<u32>::zeros(device, 4).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| to.view_mut().copy_from(device, from.view()).unwrap()).join().unwrap();
-        scope.spawn(|| to.view_mut().slice(1..2).zero(device).unwrap()).join().unwrap();
-        scope.spawn(|| assert_eq!(to.view().download(device).unwrap(), [1, 0, 3, 4])).join().unwrap();
-        scope.spawn(|| assert!(device.memory().unwrap().0 > 0)).join().unwrap();
-    });
+    elsewhere(|| to.view_mut().copy_from(device, from.view()).unwrap());
+    elsewhere(|| to.view_mut().slice(1..2).zero(device).unwrap());
+    assert_eq!(elsewhere(|| to.view().download(device).unwrap()), [1, 0, 3, 4]);
+    assert!(elsewhere(|| device.memory().unwrap()).0 > 0);
     emulated.assert_clean();
 }
 
