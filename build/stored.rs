@@ -3,28 +3,18 @@
 //! `manifest` says which compiler, flags and targets made them and has a hash of every source, so that images of other sources
 //! are never taken. `scripts/store-images.py` refreshes them, and says in CI whether they are what nvcc makes today.
 
-use crate::nvcc::{FLAGS, Image, listed, parse, read};
+use crate::nvcc::{FLAGS, Image, Made, listed, parse, read};
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::Path;
 
 const MANIFEST: &str = "manifest";
 
-/// Stored images, unpacked.
-pub struct Stored {
-    /// Release of the compiler, as in `13.0`.
-    pub version: String,
-    /// What they were compiled for.
-    pub targets: Vec<String>,
-    /// One per source.
-    pub images: Vec<Image>,
-}
-
 /// Unpacks the images into `out`, if they are those of the sources in `kernels`.
 ///
 /// # Errors
 /// In words: there are none, they are of other sources, or they cannot be read.
-pub fn unpack(kernels: &Path, out: &Path) -> Result<Stored, String> {
+pub fn unpack(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> {
     let dir = Path::new("build/images");
     let manifest = read(&dir.join(MANIFEST))?;
     let field = |name: &str| {
@@ -32,47 +22,73 @@ pub fn unpack(kernels: &Path, out: &Path) -> Result<Stored, String> {
         lines.find(|(key, _)| *key == name).map(|(_, value)| value.to_string())
     };
     let expected = hashes(kernels)?;
+    let targets: Vec<String> = field("targets").unwrap_or_default().split(',').map(str::to_string).collect();
     let mut images = Vec::new();
     for (name, hash) in &expected {
         if field(name).as_deref() != Some(hash) {
             return Err(format!("the stored images are of other sources: kernels/{name}.cu, or a header, has changed"));
         }
-        let packed = dir.join(format!("{name}.fatbin.zst"));
-        let file = std::fs::File::open(&packed).map_err(|e| format!("{}: {e}", packed.display()))?;
-        let mut bytes = Vec::new();
-        let unpacked = ruzstd::decoding::StreamingDecoder::new(std::io::BufReader::new(file));
-        unpacked
-            .map_err(|e| e.to_string())
-            .and_then(|mut unpacked| unpacked.read_to_end(&mut bytes).map_err(|e| e.to_string()))
-            .map_err(|e| format!("{}: {e}", packed.display()))?;
-        let path = out.join(format!("{name}-stored.fatbin"));
-        std::fs::write(&path, &bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+        let packed = dir.join(format!("{name}.zst"));
+        let all = unpacked(&packed).map_err(|e| format!("{}: {e}", packed.display()))?;
+        let mut code = Vec::new();
+        for (target, bytes) in targets.iter().zip(parts(&all, targets.len())?) {
+            let path = out.join(format!("{name}-stored.{target}"));
+            std::fs::write(&path, bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+            code.push(path);
+        }
         let usage = parse(&read(&dir.join(format!("{name}.ptxas")))?);
-        images.push(Image { name: name.clone(), path, usage, bytes: bytes.len() as u64, fresh: false });
+        images.push(Image { name: name.clone(), code, usage, bytes: all.len() as u64, fresh: false });
     }
-    let targets = field("targets").unwrap_or_default().split(',').map(str::to_string).collect();
-    Ok(Stored { version: field("nvcc").unwrap_or_default(), targets, images })
+    let [nvcc, ptxas] = ["nvcc", "ptxas"].map(|tool| field(tool).unwrap_or_default());
+    Ok((Made { nvcc, ptxas, targets }, images))
+}
+
+fn unpacked(path: &Path) -> Result<Vec<u8>, String> {
+    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    let mut bytes = Vec::new();
+    let mut decoder = ruzstd::decoding::StreamingDecoder::new(std::io::BufReader::new(file)).map_err(|e| e.to_string())?;
+    decoder.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    Ok(bytes)
+}
+
+/// The code of the targets in a file that has one after the other, behind a line with their lengths: together they pack better,
+/// because they are much alike.
+fn parts(all: &[u8], count: usize) -> Result<Vec<&[u8]>, String> {
+    let wrong = || "a stored image is not what scripts/store-images.py writes".to_string();
+    let end = all.iter().position(|&byte| byte == b'\n').ok_or_else(wrong)?;
+    let lengths = std::str::from_utf8(&all[..end]).map_err(|_| wrong())?;
+    let mut rest = &all[end + 1..];
+    let mut parts = Vec::new();
+    for length in lengths.split(' ') {
+        let length = length.parse().map_err(|_| wrong())?;
+        let (part, behind) = rest.split_at_checked(length).ok_or_else(wrong)?;
+        parts.push(part);
+        rest = behind;
+    }
+    if parts.len() == count && rest.is_empty() { Ok(parts) } else { Err(wrong()) }
 }
 
 /// Writes images as the script stores them, but not packed.
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn write(kernels: &Path, dir: &Path, version: &str, targets: &[String], images: &[Image]) -> Result<(), String> {
+pub fn write(kernels: &Path, dir: &Path, made: &Made, images: &[Image]) -> Result<(), String> {
     let fail = |e: std::io::Error| format!("{}: {e}", dir.display());
     std::fs::create_dir_all(dir).map_err(fail)?;
-    let mut manifest = format!("nvcc {version}\nflags {}\ntargets {}\n", FLAGS.join(" "), targets.join(","));
+    let Made { nvcc, ptxas, targets } = made;
+    let mut manifest =
+        format!("nvcc {nvcc}\nptxas {ptxas}\nflags {}\ntargets {}\n", FLAGS.join(" "), targets.join(","));
     for (name, hash) in hashes(kernels)? {
         let _ = writeln!(manifest, "{name} {hash}");
     }
     for image in images {
-        std::fs::copy(&image.path, dir.join(format!("{}.fatbin", image.name))).map_err(fail)?;
-        for target in targets.iter().filter_map(|target| target.strip_prefix("compute_")) {
-            let text = image.path.with_extension(format!("{target}.ptx"));
-            std::fs::copy(&text, dir.join(format!("{}.{target}.ptx", image.name))).map_err(fail)?;
-        }
+        let code = image.code.iter().map(std::fs::read).collect::<std::io::Result<Vec<_>>>().map_err(fail)?;
+        let lengths: Vec<String> = code.iter().map(|code| code.len().to_string()).collect();
+        let all = [vec![(lengths.join(" ") + "\n").into_bytes()], code].concat().concat();
+        std::fs::write(dir.join(format!("{}.code", image.name)), all).map_err(fail)?;
         // How long it took is another time each time.
-        let report = read(&image.path.with_extension("ptxas"))?;
+        let report = image.code.first().map(|path| path.with_extension("ptxas")).unwrap_or_default();
+        let report = read(&report)?;
         let lines = report.lines().filter(|line| !line.contains("Compile time")).map(|line| format!("{line}\n"));
         std::fs::write(dir.join(format!("{}.ptxas", image.name)), lines.collect::<String>()).map_err(fail)?;
     }

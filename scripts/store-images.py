@@ -4,7 +4,8 @@
     python3 scripts/store-images.py            # compile and store
     python3 scripts/store-images.py --check    # compile and compare; exit code 1 if anything differs
 
-The compiler is that of NVCC, or the one that scripts/install-nvcc.sh installs. Needs the Python package zstandard.
+The compiler and the assembler are those of NVCC and PTXAS, or those that scripts/install-nvcc.sh installs. Needs the Python
+package zstandard. A file of code is kept packed, as NAME.zst; build/stored.rs says what is in it.
 """
 
 import argparse
@@ -22,11 +23,14 @@ STORED = ROOT / "build" / "images"
 
 def make():
     """What nvcc makes now: files by name."""
-    nvcc = os.environ.get("NVCC") or subprocess.check_output([ROOT / "scripts/install-nvcc.sh"], text=True).strip()
+    nvcc, ptxas = os.environ.get("NVCC"), os.environ.get("PTXAS")
+    if not (nvcc and ptxas):
+        nvcc = subprocess.check_output([ROOT / "scripts/install-nvcc.sh"], text=True).strip()
+        ptxas = pathlib.Path(nvcc).parent / "older" / "ptxas"
     (ROOT / "target").mkdir(exist_ok=True)
     # A new folder each time: cargo runs the build script again.
     made = tempfile.TemporaryDirectory(prefix="images-", dir=ROOT / "target")
-    environment = {**os.environ, "NVCC": nvcc, "GGRO_IMAGES_OUT": made.name}
+    environment = {**os.environ, "NVCC": nvcc, "PTXAS": str(ptxas), "GGRO_IMAGES_OUT": made.name}
     for variable in ("GGRO_NO_CUDA", "GGRO_CUDA_TARGETS"):
         environment.pop(variable, None)
     # The build script alone does the work, and the library is only checked.
@@ -41,7 +45,7 @@ def stored():
     for path in sorted(STORED.iterdir()) if STORED.is_dir() else []:
         packed = path.suffix == ".zst"
         content = path.read_bytes()
-        files[path.stem if packed else path.name] = zstandard.decompress(content) if packed else content
+        files[path.stem + ".code" if packed else path.name] = zstandard.decompress(content) if packed else content
     return files
 
 
@@ -49,14 +53,14 @@ def store(made):
     STORED.mkdir(exist_ok=True)
     before = stored()
     for old in STORED.iterdir():
-        if old.name.removesuffix(".zst") not in made:
+        if (old.stem + ".code" if old.suffix == ".zst" else old.name) not in made:
             old.unlink()
     for name, content in made.items():
         # A file whose content is the same stays as it is, so that history grows by what has changed.
         if before.get(name) == content:
             continue
-        if name.endswith((".fatbin", ".ptx")):
-            (STORED / f"{name}.zst").write_bytes(zstandard.compress(content, level=22))
+        if name.endswith(".code"):
+            (STORED / f"{name.removesuffix('.code')}.zst").write_bytes(zstandard.compress(content, level=22))
         else:
             (STORED / name).write_bytes(content)
     size = sum(path.stat().st_size for path in STORED.iterdir())

@@ -576,8 +576,10 @@ pub struct Kernels {
     pub count: usize,
     /// Architectures that they were compiled for.
     pub targets: &'static [&'static str],
-    /// The compiler's version.
+    /// The compiler's release.
     pub compiler: &'static str,
+    /// The assembler's.
+    pub assembler: &'static str,
     /// Whether they are those that are stored with the sources, because the build found no compiler.
     pub stored: bool,
     /// Bytes of all images.
@@ -592,8 +594,9 @@ pub fn kernels() -> Kernels {
         count: functions.len(),
         targets: images::targets(),
         compiler: images::compiler(),
+        assembler: images::assembler(),
         stored: images::stored(),
-        bytes: embedded.iter().map(|image| image.bytes.len()).sum(),
+        bytes: embedded.iter().flat_map(|image| image.code).map(|code| code.bytes.len()).sum(),
     }
 }
 

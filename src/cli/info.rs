@@ -88,8 +88,15 @@ fn info(args: &Args, pair: &Pair) -> Value {
 
 /// The CUDA kernels of this build.
 fn kernels() -> Value {
-    let runtime::Kernels { count, targets, compiler, stored, bytes } = runtime::kernels();
-    json!({ "count": count, "targets": targets, "nvcc": compiler, "stored": stored, "bytes": bytes })
+    let runtime::Kernels { count, targets, compiler, assembler, stored, bytes } = runtime::kernels();
+    json!({
+        "count": count,
+        "targets": targets,
+        "nvcc": compiler,
+        "ptxas": assembler,
+        "stored": stored,
+        "bytes": bytes,
+    })
 }
 
 /// Every CUDA device with the memory report of the pair, and why there is none.

@@ -49,11 +49,11 @@ impl Device {
         let stream = context.new_stream().map_err(failed("no stream"))?;
         let (major, minor) = context.compute_capability().map_err(failed("no compute capability"))?;
         let capability = Capability(major.unsigned_abs(), minor.unsigned_abs());
-        images::target_for(targets, capability)?;
+        let target = images::target_for(targets, capability)?;
         let name = context.name().map_err(failed("no name"))?;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(failed("no multiprocessor count"))?;
-        let kernels = Arc::new(Kernels::load(images, sets)?);
+        let kernels = Arc::new(Kernels::load(images, target, sets)?);
         crate::profile::collects_with(collect);
         Ok(Device {
             kernels,

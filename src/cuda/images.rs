@@ -7,10 +7,26 @@ use crate::{Error, Result};
 pub struct Image {
     /// Name of the file without its extension.
     pub name: &'static str,
-    /// What `cuModuleLoadData` takes.
-    pub bytes: &'static [u8],
+    /// One per target.
+    pub code: &'static [Code],
     /// What the assembler reported per kernel and target.
     pub usage: &'static [Usage],
+}
+
+/// Machine code, or PTX, which the driver compiles while loading.
+#[derive(Clone, Copy, Debug)]
+pub struct Code {
+    /// For instance `sm_90a`, or `compute_80` for PTX.
+    pub target: &'static str,
+    /// What `cuModuleLoadData` takes: machine code, or text that ends with a zero.
+    pub bytes: &'static [u8],
+}
+
+impl Image {
+    /// The code for a target, if there is any.
+    pub(super) fn code_for(&self, target: &str) -> Option<&'static [u8]> {
+        self.code.iter().find(|code| code.target == target).map(|code| code.bytes)
+    }
 }
 
 /// Resources of one kernel on one target.
@@ -46,6 +62,18 @@ pub fn embedded() -> &'static [Image] {
 /// Release of the compiler, empty if there was none.
 pub fn compiler() -> &'static str {
     COMPILER
+}
+
+/// Release of the assembler, empty if there was none.
+pub fn assembler() -> &'static str {
+    ASSEMBLER
+}
+
+/// The oldest driver that loads the machine code, as CUDA counts (12000 is CUDA 12.0): any of the assembler's major release.
+/// None if there are no images.
+pub fn driver_needed() -> Option<i32> {
+    let major: i32 = ASSEMBLER.split('.').next()?.parse().ok()?;
+    Some(major * 1000)
 }
 
 /// Whether the images are those that are stored with the sources, because the build found no nvcc.
@@ -111,15 +139,17 @@ mod tests {
 
     #[test]
     fn the_best_target_is_chosen() {
-        let default = ["sm_80", "sm_90a", "compute_80"];
+        let default = ["sm_80", "sm_90a", "sm_100", "sm_120", "compute_80"];
         let cases = [
             (Capability(7, 5), None),
             (Capability(8, 0), Some("sm_80")),
             (Capability(8, 6), Some("sm_80")),
             (Capability(8, 9), Some("sm_80")),
             (Capability(9, 0), Some("sm_90a")),
-            (Capability(10, 0), Some("compute_80")),
-            (Capability(12, 0), Some("compute_80")),
+            (Capability(10, 0), Some("sm_100")),
+            (Capability(10, 3), Some("sm_100")),
+            (Capability(11, 0), Some("compute_80")),
+            (Capability(12, 1), Some("sm_120")),
         ];
         for (device, expected) in cases {
             assert_eq!(target_for(&default, device).ok(), expected, "{device}");
@@ -138,12 +168,17 @@ mod tests {
     #[test]
     fn no_embedded_kernel_uses_local_memory() {
         for image in embedded() {
-            assert!(image.bytes.as_ptr().addr().is_multiple_of(16), "{}", image.name);
+            assert!(image.code.iter().map(|code| code.target).eq(targets().iter().copied()), "{}", image.name);
+            for Code { target, bytes } in image.code {
+                assert!(bytes.as_ptr().addr().is_multiple_of(16), "{} for {target}", image.name);
+                assert!(target.starts_with("sm_") || bytes.ends_with(&[0]), "{} for {target}", image.name);
+            }
             for usage in image.usage {
                 assert_eq!((usage.stack, usage.spill_stores, usage.spill_loads), (0, 0, 0), "{usage:?}");
                 assert!(usage.registers > 0, "{usage:?}");
             }
         }
         assert_eq!(embedded().is_empty(), compiler().is_empty());
+        assert_eq!(embedded().is_empty(), driver_needed().is_none());
     }
 }

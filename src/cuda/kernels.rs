@@ -68,14 +68,18 @@ impl Registration {
 pub(super) struct Kernels(Vec<(TypeId, Vec<Kernel>)>);
 
 impl Kernels {
-    /// Loads every image into the current context and finds every kernel of the sets in them. Modules stay loaded as long as
-    /// the process lives.
-    pub fn load<'a>(images: &[Image], sets: impl Iterator<Item = &'a Registration>) -> Result<Self> {
+    /// Loads every image's code for the target into the current context and finds every kernel of the sets in them. Modules stay
+    /// loaded as long as the process lives.
+    pub fn load<'a>(images: &[Image], target: &str, sets: impl Iterator<Item = &'a Registration>) -> Result<Self> {
         let mut modules = Vec::new();
         for image in images {
-            // SAFETY: the bytes are a whole fat binary made by the build, or what a stand-in driver takes in its place.
-            let module = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) }
-                .map_err(|e| Error::Backend(format!("kernel image {}: cannot be loaded: {e}", image.name)))?;
+            let name = image.name;
+            let code = image.code_for(target);
+            let code = code.ok_or_else(|| Error::Backend(format!("kernel image {name}: nothing for {target}")))?;
+            // SAFETY: the bytes are whole machine code, or PTX that ends with a zero, made by the build; or what a stand-in driver
+            // takes in their place.
+            let module = unsafe { result::module::load_data(code.as_ptr().cast()) }
+                .map_err(|e| Error::Backend(format!("kernel image {name} for {target}: cannot be loaded: {e}")))?;
             modules.push((image.name, module));
         }
         let all = |set: &Registration| -> Result<_> {

@@ -17,6 +17,6 @@ pub mod staging;
 pub use buffer::{Buffer, Element, View, ViewMut};
 pub(crate) use device::Graph;
 pub use device::{Device, Event};
-pub use images::{Capability, Image, Usage};
+pub use images::{Capability, Code, Image, Usage};
 pub use kernels::Spec;
 pub use open::specs;

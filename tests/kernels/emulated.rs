@@ -1,6 +1,6 @@
 //! The emulated device with the project's kernels, opened through the ordinary launch path.
 
-use ggro::cuda::{Device, Image, images, specs};
+use ggro::cuda::{Code, Device, Image, images, specs};
 use ggro_emulator::{Config, STUB_IMAGE};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,8 @@ impl Emulated {
     }
 }
 
+const STUB: [Code; 1] = [Code { target: "sm_90", bytes: STUB_IMAGE.to_bytes_with_nul() }];
+
 /// Opens the device with what nvcc made of the kernels, so that launches are checked against it, or with stubs.
 fn open() -> Device {
     if !images::embedded().is_empty() {
@@ -53,10 +55,10 @@ fn open() -> Device {
     let mut stubs: Vec<Image> = Vec::new();
     for spec in specs() {
         if stubs.iter().all(|stub| stub.name != spec.image) {
-            stubs.push(Image { name: spec.image, bytes: STUB_IMAGE.to_bytes_with_nul(), usage: &[] });
+            stubs.push(Image { name: spec.image, code: &STUB, usage: &[] });
         }
     }
-    Device::open_with(0, &stubs, &["sm_90"]).unwrap()
+    Device::open_with(0, &stubs, &[STUB[0].target]).unwrap()
 }
 
 /// The PTX that is stored with the sources, unpacked into a folder. The build has found that it is of these sources.

@@ -172,7 +172,8 @@ fn list(json: bool) -> anyhow::Result<ExitCode> {
     } else if listed.is_empty() {
         writeln!(out, "this ggro was built without CUDA kernels: no nvcc was found")?;
     } else {
-        writeln!(out, "nvcc {}, targets {}", images::compiler(), images::targets().join(", "))?;
+        let (nvcc, ptxas) = (images::compiler(), images::assembler());
+        writeln!(out, "nvcc {nvcc}, ptxas {ptxas}, targets {}", images::targets().join(", "))?;
         writeln!(
             out,
             "{:<28} {:<7} {:>7} {:>9} {:>7} {:>7} {:>6} {:>7} {:>10}",
