@@ -28,7 +28,9 @@ fn main() {
 
 /// Compiles what has changed and writes the table.
 fn kernels() {
-    for variable in ["NVCC", "PTXAS", "CUDA_HOME", "CUDA_PATH", "PATH", "GGRO_CUDA_TARGETS", "GGRO_NO_CUDA", "GGRO_IMAGES_OUT"] {
+    for variable in
+        ["NVCC", "PTXAS", "CUDA_HOME", "CUDA_PATH", "PATH", "GGRO_CUDA_TARGETS", "GGRO_NO_CUDA", "GGRO_IMAGES_OUT"]
+    {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     for watched in ["kernels", "build.rs", "build"] {

@@ -89,8 +89,7 @@ impl Job {
     ) -> Result<Self, String> {
         let named = std::env::var_os("PTXAS").filter(|v| !v.is_empty());
         let ptxas = named.map_or_else(|| beside(&nvcc, "ptxas"), absolute);
-        let identity =
-            [run(Command::new(&nvcc).arg("--version"))?, run(Command::new(&ptxas).arg("--version"))?];
+        let identity = [run(Command::new(&nvcc).arg("--version"))?, run(Command::new(&ptxas).arg("--version"))?];
         let release = |said: &str| said.split("release ").nth(1)?.split(',').next().map(str::to_string);
         let [nvcc_release, ptxas_release] = [(&nvcc, &identity[0]), (&ptxas, &identity[1])]
             .map(|(tool, said)| release(said).ok_or_else(|| format!("{}: no release in --version", tool.display())));

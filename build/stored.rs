@@ -46,7 +46,8 @@ pub fn unpack(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> 
 fn unpacked(path: &Path) -> Result<Vec<u8>, String> {
     let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
     let mut bytes = Vec::new();
-    let mut decoder = ruzstd::decoding::StreamingDecoder::new(std::io::BufReader::new(file)).map_err(|e| e.to_string())?;
+    let mut decoder =
+        ruzstd::decoding::StreamingDecoder::new(std::io::BufReader::new(file)).map_err(|e| e.to_string())?;
     decoder.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     Ok(bytes)
 }

@@ -1,8 +1,9 @@
 //! How fast the kernels are, against what the card itself can do.
 //!
 //! The denominators are measured first, on the same card in the same run: a large copy on the device, a kernel that only
-//! reads, and products from registers. Each op runs over several sets of buffers in turn, larger together than any cache, so
-//! that every run finds its data in memory.
+//! reads, and products that need no memory: of `mma.sync`, and on Hopper of `wgmma`, which alone reaches the peak there.
+//! Each op runs over several sets of buffers in turn, larger together than any cache, so that every run finds its data in
+//! memory.
 //!
 //! A sample is the time between two events with many runs between them, divided by their number. In front of the first event
 //! the device has a copy to do, meanwhile the host queues the runs: a launch takes the host longer than a small kernel takes
@@ -12,6 +13,7 @@
 use super::numbers::{Random, Values, stored};
 use crate::cuda::instruments::mma_peak::mma_peak;
 use crate::cuda::instruments::read_peak::read_peak;
+use crate::cuda::instruments::wgmma_peak::{self, wgmma_peak};
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use crate::{Error, Result};
@@ -46,14 +48,16 @@ const MOST_RUNS: usize = 32;
 const DELAY: usize = 256 << 20;
 
 /// What a card can do, measured: bytes a second, the more of reading alone and of copying (each byte read and written), and
-/// operations a second of products from registers.
+/// operations a second of products that need no memory.
 ///
 /// # Errors
 /// The device fails.
 pub fn limits(device: &Device, quick: bool) -> Result<(f64, f64)> {
     let device = &Bench::new(device, quick)?;
-    let (copy, read, peak) = (copy_rate(device)?, read_rate(device)?, matrix_peak(device)?);
-    Ok(((copy.1 / copy.0).max(read.1 / read.0), peak.1 / peak.0))
+    let (copy, read) = (copy_rate(device)?, read_rate(device)?);
+    let (mma, wgmma) = (mma_rate(device)?, wgmma_rate(device)?);
+    let peak = wgmma.map_or(0.0, |(seconds, flops)| flops / seconds).max(mma.1 / mma.0);
+    Ok(((copy.1 / copy.0).max(read.1 / read.0), peak))
 }
 
 /// Times the copy, the matrix peak and what is asked for; `done` sees each timing as it comes.
@@ -73,9 +77,14 @@ pub(super) fn run(
     push(timing("copy", format!("2 x {} MB", copy.1 as usize / 2_000_000), copy.0, copy.1, 0.0, 1.0));
     let read = read_rate(device)?;
     push(timing("read", format!("{} MB", read.1 as usize / 1_000_000), read.0, read.1, 0.0, 1.0));
-    let peak = matrix_peak(device)?;
-    push(timing("peak_mma", "registers only".into(), peak.0, 0.0, peak.1, 1.0));
-    let limits = Limits { bytes: (copy.1 / copy.0).max(read.1 / read.0), flops: peak.1 / peak.0 };
+    let mma = mma_rate(device)?;
+    push(timing("peak_mma", "from registers".into(), mma.0, 0.0, mma.1, 1.0));
+    let mut flops = mma.1 / mma.0;
+    if let Some(wgmma) = wgmma_rate(device)? {
+        push(timing("peak_wgmma", "from shared memory".into(), wgmma.0, 0.0, wgmma.1, 1.0));
+        flops = flops.max(wgmma.1 / wgmma.0);
+    }
+    let limits = Limits { bytes: (copy.1 / copy.0).max(read.1 / read.0), flops };
     for Timed { op, case, measure } in timed {
         let Measured { seconds, bytes, flops } = measure(device)?;
         let floor = (bytes / limits.bytes).max(flops / limits.flops);
@@ -226,13 +235,30 @@ fn read_rate(device: &Bench<'_>) -> Result<(f64, f64)> {
     Ok((seconds, from.len() as f64 * 4.0))
 }
 
-fn matrix_peak(device: &Bench<'_>) -> Result<(f64, f64)> {
+/// Seconds and operations of `mma.sync`.
+fn mma_rate(device: &Bench<'_>) -> Result<(f64, f64)> {
     let (blocks, rounds) = if device.quick { (1, 1) } else { (device.multiprocessors() as usize * 8, 4096) };
     let mut out = Buffer::<f32>::uninitialised(device, blocks * 256)?;
     let mut flops = 0.0;
-    let seconds = device.median(&mut [()], |_| {
+    let seconds = device.median(&mut [()], |()| {
         flops = mma_peak(device, &mut out.view_mut(), blocks, rounds)?;
         Ok(())
     })?;
     Ok((seconds, flops))
+}
+
+/// Seconds and operations of `wgmma`; none where the loaded code has none.
+fn wgmma_rate(device: &Bench<'_>) -> Result<Option<(f64, f64)>> {
+    let (blocks, rounds) = if device.quick { (1, 1) } else { (device.multiprocessors() as usize * 2, 2048) };
+    let mut out = Buffer::<f32>::zeros(device, blocks * wgmma_peak::THREADS as usize)?;
+    wgmma_peak(device, &mut out.view_mut(), blocks, 1)?;
+    if out.download(device)?.iter().all(|&sum| sum == 0.0) {
+        return Ok(None);
+    }
+    let mut flops = 0.0;
+    let seconds = device.median(&mut [()], |()| {
+        flops = wgmma_peak(device, &mut out.view_mut(), blocks, rounds)?;
+        Ok(())
+    })?;
+    Ok(Some((seconds, flops)))
 }
