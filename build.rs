@@ -44,7 +44,7 @@ fn kernels() {
     let Some(nvcc) = compiler else {
         let found = match hidden {
             true => Err("GGRO_NO_CUDA is set".to_string()),
-            false => stored::unpack(Path::new("kernels"), &out)
+            false => stored::copy(Path::new("kernels"), &out)
                 .map_err(|why| format!("no nvcc in NVCC, CUDA_HOME, CUDA_PATH or PATH, and {why}")),
         };
         match found {

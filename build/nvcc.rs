@@ -1,9 +1,11 @@
-//! Driving nvcc: PTX per virtual architecture, machine code or text per target and file, and what ptxas said.
+//! Driving nvcc: PTX per virtual architecture, machine code or text per target, both in one packed image per file, and what
+//! ptxas said.
 //!
 //! The steps are taken one by one because the PTX is rewritten in between. Its line table would carry the absolute paths of
 //! this machine, and its version would ask for a driver as new as the compiler, though it uses nothing that is new. Machine
 //! code is loaded by every driver of the assembler's major release: `PTXAS` may name an older one than nvcc's.
 
+use ruzstd::encoding::CompressionLevel;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -30,11 +32,12 @@ pub struct Usage {
 pub struct Image {
     /// Name of the source, without its extension.
     pub name: String,
-    /// A file of machine code or PTX per target, in the order of the targets.
-    pub code: Vec<PathBuf>,
+    /// A file with the code of all targets: a line with their lengths, and then one after the other, in zstd's format. They are
+    /// much alike, so they pack well together. What is wanted most is in front.
+    pub packed: PathBuf,
     /// What ptxas said.
     pub usage: Vec<Usage>,
-    /// Size of all code.
+    /// Size of that file.
     pub bytes: u64,
     /// Compiled now, not taken from the cache.
     pub fresh: bool,
@@ -141,8 +144,7 @@ impl Job {
         let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         (&name, read(file)?).hash(&mut hasher);
         let stem = format!("{name}-{:016x}", hasher.finish());
-        let code: Vec<PathBuf> =
-            self.made.targets.iter().map(|target| self.out.join(format!("{stem}.{target}"))).collect();
+        let packed = self.out.join(format!("{stem}.zst"));
         let report = self.out.join(format!("{stem}.ptxas"));
         // The report is written last: where it is, the image is whole.
         let fresh = !report.is_file();
@@ -154,22 +156,23 @@ impl Job {
                     let _ = std::fs::remove_file(old);
                 }
             }
-            let said = self.compile(&name, file, &code)?;
+            let (code, said) = self.compile(&name, file)?;
+            let all = ruzstd::encoding::compress_to_vec(joined(&code).as_slice(), CompressionLevel::Fastest);
+            std::fs::write(&packed, all).map_err(|e| format!("{}: {e}", packed.display()))?;
             std::fs::write(&report, said).map_err(|e| format!("{}: {e}", report.display()))?;
         }
         let usage = parse(&read(&report)?);
-        let sizes = code.iter().map(|path| Ok(std::fs::metadata(path)?.len()));
-        let bytes = sizes.sum::<std::io::Result<u64>>().map_err(|e| format!("{stem}: {e}"))?;
-        Ok(Image { name, code, usage, bytes, fresh })
+        let bytes = std::fs::metadata(&packed).map_err(|e| format!("{}: {e}", packed.display()))?.len();
+        Ok(Image { name, packed, usage, bytes, fresh })
     }
 
-    /// Writes the code of each target and returns what ptxas said.
-    fn compile(&self, name: &str, file: &Path, code: &[PathBuf]) -> Result<String, String> {
+    /// The code of each target, and what ptxas said.
+    fn compile(&self, name: &str, file: &Path) -> Result<(Vec<Vec<u8>>, String), String> {
         let work = self.out.join(format!("{name}.work"));
         std::fs::create_dir_all(&work).map_err(|e| format!("{}: {e}", work.display()))?;
         let mut ptx: BTreeMap<&str, String> = BTreeMap::new();
-        let mut said = String::new();
-        for (target, path) in self.made.targets.iter().zip(code) {
+        let (mut code, mut said) = (Vec::new(), String::new());
+        for target in &self.made.targets {
             let (machine, number) = target.split_once('_').map_or((true, ""), |(kind, n)| (kind == "sm", n));
             let (arch, version) = source_of(number);
             if !ptx.contains_key(arch) {
@@ -182,7 +185,7 @@ impl Job {
             let text = with_version(&ptx[arch], version);
             if !machine {
                 // The driver reads to the first zero.
-                std::fs::write(path, text + "\0").map_err(|e| format!("{}: {e}", path.display()))?;
+                code.push((text + "\0").into_bytes());
                 continue;
             }
             let input = work.join(format!("{target}.ptx"));
@@ -190,11 +193,18 @@ impl Job {
             let mut ptxas = Command::new(&self.ptxas);
             // Where it finds a source by the name in the PTX, the line table gets the time at which that was changed.
             ptxas.current_dir(&work);
-            ptxas.arg(format!("-arch={target}")).args(["-v", "--generate-line-info"]).arg("-o").arg(path).arg(&input);
+            let output = work.join(format!("{target}.cubin"));
+            ptxas
+                .arg(format!("-arch={target}"))
+                .args(["-v", "--generate-line-info"])
+                .arg("-o")
+                .arg(&output)
+                .arg(&input);
             said += &run(&mut ptxas)?;
+            code.push(std::fs::read(&output).map_err(|e| format!("{}: {e}", output.display()))?);
         }
         let _ = std::fs::remove_dir_all(&work);
-        Ok(said)
+        Ok((code, said))
     }
 
     /// The same PTX with file names that are the same on every machine.
@@ -326,13 +336,12 @@ pub fn table(made: &Made, images: &[Image], stored: bool) -> String {
     let _ = writeln!(text, "static TARGETS: &[&str] = &{targets:?};\nstatic STORED: bool = {stored};");
     text += "static IMAGES: &[Image] = &[\n";
     for image in images {
-        let _ = writeln!(text, "Image {{ name: {:?}, code: &[", image.name);
-        for (target, path) in targets.iter().zip(&image.code) {
-            let file = path.file_name().unwrap_or_default().to_string_lossy();
-            let bytes = format!("Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{file}\")))");
-            let _ = writeln!(text, "Code {{ target: {target:?}, bytes: &{bytes}.0 }},");
-        }
-        text += "], usage: &[\n";
+        let file = image.packed.file_name().unwrap_or_default().to_string_lossy();
+        let _ = writeln!(
+            text,
+            "Image {{ name: {:?}, code: Code::Packed(include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{file}\"))), usage: &[",
+            image.name
+        );
         for u in &image.usage {
             let _ = writeln!(
                 text,
@@ -344,6 +353,14 @@ pub fn table(made: &Made, images: &[Image], stored: bool) -> String {
         text += "] },\n";
     }
     text + "];\n"
+}
+
+/// Code of all targets in one piece.
+fn joined(code: &[Vec<u8>]) -> Vec<u8> {
+    let lengths: Vec<String> = code.iter().map(|code| code.len().to_string()).collect();
+    let mut all = (lengths.join(" ") + "\n").into_bytes();
+    all.extend(code.iter().flatten());
+    all
 }
 
 /// Files of a folder by extension, in order.

@@ -10,11 +10,11 @@ use std::path::Path;
 
 const MANIFEST: &str = "manifest";
 
-/// Unpacks the images into `out`, if they are those of the sources in `kernels`.
+/// Copies the images into `out`, if they are those of the sources in `kernels`.
 ///
 /// # Errors
 /// In words: there are none, they are of other sources, or they cannot be read.
-pub fn unpack(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> {
+pub fn copy(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> {
     let dir = Path::new("build/images");
     let manifest = read(&dir.join(MANIFEST))?;
     let field = |name: &str| {
@@ -28,16 +28,11 @@ pub fn unpack(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> 
         if field(name).as_deref() != Some(hash) {
             return Err(format!("the stored images are of other sources: kernels/{name}.cu, or a header, has changed"));
         }
-        let packed = dir.join(format!("{name}.zst"));
-        let all = unpacked(&packed).map_err(|e| format!("{}: {e}", packed.display()))?;
-        let mut code = Vec::new();
-        for (target, bytes) in targets.iter().zip(parts(&all, targets.len())?) {
-            let path = out.join(format!("{name}-stored.{target}"));
-            std::fs::write(&path, bytes).map_err(|e| format!("{}: {e}", path.display()))?;
-            code.push(path);
-        }
+        let stored = dir.join(format!("{name}.zst"));
+        let packed = out.join(format!("{name}-stored.zst"));
+        let bytes = std::fs::copy(&stored, &packed).map_err(|e| format!("{}: {e}", stored.display()))?;
         let usage = parse(&read(&dir.join(format!("{name}.ptxas")))?);
-        images.push(Image { name: name.clone(), code, usage, bytes: all.len() as u64, fresh: false });
+        images.push(Image { name: name.clone(), packed, usage, bytes, fresh: false });
     }
     let [nvcc, ptxas] = ["nvcc", "ptxas"].map(|tool| field(tool).unwrap_or_default());
     Ok((Made { nvcc, ptxas, targets }, images))
@@ -50,23 +45,6 @@ fn unpacked(path: &Path) -> Result<Vec<u8>, String> {
         ruzstd::decoding::StreamingDecoder::new(std::io::BufReader::new(file)).map_err(|e| e.to_string())?;
     decoder.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     Ok(bytes)
-}
-
-/// The code of the targets in a file that has one after the other, behind a line with their lengths: together they pack better,
-/// because they are much alike.
-fn parts(all: &[u8], count: usize) -> Result<Vec<&[u8]>, String> {
-    let wrong = || "a stored image is not what scripts/store-images.py writes".to_string();
-    let end = all.iter().position(|&byte| byte == b'\n').ok_or_else(wrong)?;
-    let lengths = std::str::from_utf8(&all[..end]).map_err(|_| wrong())?;
-    let mut rest = &all[end + 1..];
-    let mut parts = Vec::new();
-    for length in lengths.split(' ') {
-        let length = length.parse().map_err(|_| wrong())?;
-        let (part, behind) = rest.split_at_checked(length).ok_or_else(wrong)?;
-        parts.push(part);
-        rest = behind;
-    }
-    if parts.len() == count && rest.is_empty() { Ok(parts) } else { Err(wrong()) }
 }
 
 /// Writes images as the script stores them, but not packed.
@@ -83,13 +61,10 @@ pub fn write(kernels: &Path, dir: &Path, made: &Made, images: &[Image]) -> Resul
         let _ = writeln!(manifest, "{name} {hash}");
     }
     for image in images {
-        let code = image.code.iter().map(std::fs::read).collect::<std::io::Result<Vec<_>>>().map_err(fail)?;
-        let lengths: Vec<String> = code.iter().map(|code| code.len().to_string()).collect();
-        let all = [vec![(lengths.join(" ") + "\n").into_bytes()], code].concat().concat();
+        let all = unpacked(&image.packed).map_err(|e| format!("{}: {e}", image.packed.display()))?;
         std::fs::write(dir.join(format!("{}.code", image.name)), all).map_err(fail)?;
         // How long it took is another time each time.
-        let report = image.code.first().map(|path| path.with_extension("ptxas")).unwrap_or_default();
-        let report = read(&report)?;
+        let report = read(&image.packed.with_extension("ptxas"))?;
         let lines = report.lines().filter(|line| !line.contains("Compile time")).map(|line| format!("{line}\n"));
         std::fs::write(dir.join(format!("{}.ptxas", image.name)), lines.collect::<String>()).map_err(fail)?;
     }

@@ -582,7 +582,7 @@ pub struct Kernels {
     pub assembler: &'static str,
     /// Whether they are those that are stored with the sources, because the build found no compiler.
     pub stored: bool,
-    /// Bytes of all images.
+    /// Bytes of all images, as they are packed.
     pub bytes: usize,
 }
 
@@ -596,7 +596,7 @@ pub fn kernels() -> Kernels {
         compiler: images::compiler(),
         assembler: images::assembler(),
         stored: images::stored(),
-        bytes: embedded.iter().flat_map(|image| image.code).map(|code| code.bytes.len()).sum(),
+        bytes: embedded.iter().map(|image| image.code.bytes().len()).sum(),
     }
 }
 

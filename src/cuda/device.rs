@@ -50,6 +50,7 @@ impl Device {
         let (major, minor) = context.compute_capability().map_err(failed("no compute capability"))?;
         let capability = Capability(major.unsigned_abs(), minor.unsigned_abs());
         let target = images::target_for(targets, capability)?;
+        let target = targets.iter().position(|&known| known == target).unwrap_or_default();
         let name = context.name().map_err(failed("no name"))?;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(failed("no multiprocessor count"))?;

@@ -1,32 +1,70 @@
 //! Kernel images embedded by the build, and which devices they run on.
 
 use crate::{Error, Result};
+use std::borrow::Cow;
+use std::fmt;
+use std::io::{BufRead, Read};
 
 /// The code of one `.cu` file for all targets.
 #[derive(Clone, Copy, Debug)]
 pub struct Image {
     /// Name of the file without its extension.
     pub name: &'static str,
-    /// One per target.
-    pub code: &'static [Code],
+    /// Its code.
+    pub code: Code,
     /// What the assembler reported per kernel and target.
     pub usage: &'static [Usage],
 }
 
 /// Machine code, or PTX, which the driver compiles while loading.
-#[derive(Clone, Copy, Debug)]
-pub struct Code {
-    /// For instance `sm_90a`, or `compute_80` for PTX.
-    pub target: &'static str,
-    /// What `cuModuleLoadData` takes: machine code, or text that ends with a zero.
-    pub bytes: &'static [u8],
+#[derive(Clone, Copy)]
+pub enum Code {
+    /// That of all [`targets`], as `build/nvcc.rs` packs it.
+    Packed(&'static [u8]),
+    /// What `cuModuleLoadData` takes, whatever the target: a stand-in's.
+    Plain(&'static [u8]),
+}
+
+impl Code {
+    /// As it is kept.
+    pub fn bytes(&self) -> &'static [u8] {
+        let (Code::Packed(bytes) | Code::Plain(bytes)) = self;
+        bytes
+    }
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.bytes().len())
+    }
 }
 
 impl Image {
-    /// The code for a target, if there is any.
-    pub(super) fn code_for(&self, target: &str) -> Option<&'static [u8]> {
-        self.code.iter().find(|code| code.target == target).map(|code| code.bytes)
+    /// What `cuModuleLoadData` takes for the target at `index` of the list that the build made: machine code, or text that ends
+    /// with a zero.
+    pub fn code_for(&self, index: usize) -> Result<Cow<'static, [u8]>> {
+        match self.code {
+            Code::Plain(bytes) => Ok(Cow::Borrowed(bytes)),
+            Code::Packed(bytes) => unpacked(bytes, index)
+                .map(Cow::Owned)
+                .map_err(|e| Error::Backend(format!("kernel image {} cannot be unpacked: {e}", self.name))),
+        }
     }
+}
+
+/// The piece at `index`: the lengths of all are in the first line, and they lie one after the other.
+fn unpacked(packed: &[u8], index: usize) -> std::result::Result<Vec<u8>, String> {
+    let words = |e: std::io::Error| e.to_string();
+    let decoder = ruzstd::decoding::StreamingDecoder::new(packed).map_err(|e| e.to_string())?;
+    let mut decoder = std::io::BufReader::with_capacity(1 << 16, decoder);
+    let mut line = String::new();
+    decoder.read_line(&mut line).map_err(words)?;
+    let lengths: Vec<u64> = line.split_whitespace().filter_map(|length| length.parse().ok()).collect();
+    let length = lengths.get(index).ok_or_else(|| format!("it has code for {} targets", lengths.len()))?;
+    std::io::copy(&mut decoder.by_ref().take(lengths[..index].iter().sum()), &mut std::io::sink()).map_err(words)?;
+    let mut code = Vec::new();
+    decoder.take(*length).read_to_end(&mut code).map_err(words)?;
+    if code.len() as u64 == *length { Ok(code) } else { Err("it ends early".to_string()) }
 }
 
 /// Resources of one kernel on one target.
@@ -47,10 +85,6 @@ pub struct Usage {
     /// Bytes loaded back.
     pub spill_loads: u32,
 }
-
-#[allow(dead_code, reason = "unused where there is no compiler")]
-#[repr(C, align(16))]
-struct Aligned<const N: usize>([u8; N]);
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
@@ -168,11 +202,12 @@ mod tests {
     #[test]
     fn no_embedded_kernel_uses_local_memory() {
         for image in embedded() {
-            assert!(image.code.iter().map(|code| code.target).eq(targets().iter().copied()), "{}", image.name);
-            for Code { target, bytes } in image.code {
-                assert!(bytes.as_ptr().addr().is_multiple_of(16), "{} for {target}", image.name);
-                assert!(target.starts_with("sm_") || bytes.ends_with(&[0]), "{} for {target}", image.name);
+            for (index, target) in targets().iter().enumerate() {
+                let code = image.code_for(index).unwrap();
+                let text = code.ends_with(&[0]) && code.starts_with(b"//");
+                assert_eq!(text, target.starts_with("compute_"), "{} for {target}", image.name);
             }
+            assert!(image.code_for(targets().len()).is_err());
             for usage in image.usage {
                 assert_eq!((usage.stack, usage.spill_stores, usage.spill_loads), (0, 0, 0), "{usage:?}");
                 assert!(usage.registers > 0, "{usage:?}");

@@ -68,18 +68,16 @@ impl Registration {
 pub(super) struct Kernels(Vec<(TypeId, Vec<Kernel>)>);
 
 impl Kernels {
-    /// Loads every image's code for the target into the current context and finds every kernel of the sets in them. Modules stay
-    /// loaded as long as the process lives.
-    pub fn load<'a>(images: &[Image], target: &str, sets: impl Iterator<Item = &'a Registration>) -> Result<Self> {
+    /// Loads every image's code for a target, by its index in the list that the build made, into the current context and finds
+    /// every kernel of the sets in them. Modules stay loaded as long as the process lives.
+    pub fn load<'a>(images: &[Image], target: usize, sets: impl Iterator<Item = &'a Registration>) -> Result<Self> {
         let mut modules = Vec::new();
         for image in images {
-            let name = image.name;
-            let code = image.code_for(target);
-            let code = code.ok_or_else(|| Error::Backend(format!("kernel image {name}: nothing for {target}")))?;
+            let code = image.code_for(target)?;
             // SAFETY: the bytes are whole machine code, or PTX that ends with a zero, made by the build; or what a stand-in driver
-            // takes in their place.
+            // takes in their place. The driver does not keep them.
             let module = unsafe { result::module::load_data(code.as_ptr().cast()) }
-                .map_err(|e| Error::Backend(format!("kernel image {name} for {target}: cannot be loaded: {e}")))?;
+                .map_err(|e| Error::Backend(format!("kernel image {}: cannot be loaded: {e}", image.name)))?;
             modules.push((image.name, module));
         }
         let all = |set: &Registration| -> Result<_> {

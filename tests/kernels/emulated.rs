@@ -45,8 +45,6 @@ impl Emulated {
     }
 }
 
-const STUB: [Code; 1] = [Code { target: "sm_90", bytes: STUB_IMAGE.to_bytes_with_nul() }];
-
 /// Opens the device with what nvcc made of the kernels, so that launches are checked against it, or with stubs.
 fn open() -> Device {
     if !images::embedded().is_empty() {
@@ -55,10 +53,10 @@ fn open() -> Device {
     let mut stubs: Vec<Image> = Vec::new();
     for spec in specs() {
         if stubs.iter().all(|stub| stub.name != spec.image) {
-            stubs.push(Image { name: spec.image, code: &STUB, usage: &[] });
+            stubs.push(Image { name: spec.image, code: Code::Plain(STUB_IMAGE.to_bytes_with_nul()), usage: &[] });
         }
     }
-    Device::open_with(0, &stubs, &[STUB[0].target]).unwrap()
+    Device::open_with(0, &stubs, &["sm_90"]).unwrap()
 }
 
 /// The PTX that is stored with the sources, unpacked into a folder. The build has found that it is of these sources.
