@@ -167,9 +167,9 @@ struct Queries {
 
     static __device__ __forceinline__ void run(const QueriesArgs& args) {
         EXTERN_SHARED(shared);
-        SHARED(uint4, tokens, [2 * kRows]);
-        SHARED(float2, normals, [kRows]);  // lse log2(e), delta
-        SHARED(unsigned, arrived, [kRows]);
+        __shared__ uint4 tokens[2 * kRows];
+        __shared__ float2 normals[kRows];  // lse log2(e), delta
+        __shared__ unsigned arrived[kRows];
         const uint32_t queries = ptx::smem_address(shared);
         const uint32_t gradients = queries + kQueryBytes;
         const uint32_t ring = gradients + kQueryBytes;
@@ -469,7 +469,7 @@ struct Keys {
 
     static __device__ __forceinline__ void run(const KeysArgs& args) {
         EXTERN_SHARED(shared);
-        SHARED(Row, rows, [2 * kQueryRows]);
+        __shared__ Row rows[2 * kQueryRows];
         const uint32_t keys = ptx::smem_address(shared), values = keys + kTileBytes, ring = values + kTileBytes;
         const uint4 of = __ldg(args.items + 2 * blockIdx.x), at = __ldg(args.items + 2 * blockIdx.x + 1);
         const Item item = {args.tokens + of.x,         args.tiles + of.w,           static_cast<int>(of.y),
@@ -596,8 +596,7 @@ struct Keys {
              unsigned* tickets, unsigned long long block, int heads, int kv_heads, int out_width, float scale) {      \
         ggro::Queries<T, EP, WM, WN, STAGES>::run({dq, deltas, q, pool, out, lse, d_out, items, tokens, pages,        \
                                                    partials, tickets, block, heads, kv_heads, out_width, scale});     \
-    }                                                                                                                 \
-    EMU_KERNEL(NAME)
+    }
 
 // Grid: (items, kv_heads). Block: 128. Dynamic shared memory: kSharedBytes.
 #define KEYS(NAME, T, EP, STEP)                                                                                       \
@@ -608,8 +607,7 @@ struct Keys {
              float scale) {                                                                                           \
         ggro::Keys<T, EP, STEP>::run({dk, dv, q, pool, lse, deltas, d_out, items, tokens, tiles, blocks, block,       \
                                       heads, kv_heads, out_width, window, scale});                                    \
-    }                                                                                                                 \
-    EMU_KERNEL(NAME)
+    }
 
 // The host's table (src/cuda/ops/attention_backward.rs) repeats these numbers.
 #define ATTENTION_BACKWARD(EP, SUFFIX, T, WARPS, STEP)                   \

@@ -159,7 +159,7 @@ struct Gemm {
 
     static __device__ __forceinline__ void run(const GemmArgs& args) {
         EXTERN_SHARED(shared);
-        SHARED(unsigned, last, [1]);
+        __shared__ unsigned last[1];
         const uint32_t ring = ptx::smem_address(shared);
         const int splits = gridDim.x;
         const int first_token = blockIdx.y * kTokens, first_output = blockIdx.z * kOutputs;
@@ -254,8 +254,7 @@ struct Gemm {
              int tokens, int n, int k, int chunk_tiles, int output) {                                                \
         ggro::Gemm<T, MI, NI, WN, WT, STAGES, FOLD, BY_COLUMNS>::run(                                                \
             {y, x, w, bias, workspace, tickets, tokens, n, k, chunk_tiles, output});                                 \
-    }                                                                                                                \
-    EMU_KERNEL(NAME)
+    }
 
 // The host's table of tiles (src/cuda/ops/gemm.rs) repeats these numbers.
 #define GEMM_CLASSES(NAME, SUFFIX, T, BY_COLUMNS)                         \

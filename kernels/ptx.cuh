@@ -1,11 +1,7 @@
 // The only place with inline PTX: one typed function per instruction, so that kernels read as prose.
 //
-// Shared-memory addresses are 32-bit (`smem_address`). The emulated device defines the same functions in emu_ptx.h.
+// Shared-memory addresses are 32-bit (`smem_address`).
 #pragma once
-
-#ifdef GGRO_EMU
-#include "emu_ptx.h"
-#else
 
 #include <cstdint>
 
@@ -81,7 +77,7 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], c
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// A register tile at once: one collective for the emulated device, unrolled here.
+// A register tile at once.
 template <int MI, int NI>
 __device__ __forceinline__ void mma_tile_bf16(float (&d)[MI][NI][4], const uint32_t (&a)[MI][4],
                                               const uint32_t (&b)[NI][2]) {
@@ -237,5 +233,3 @@ __device__ __forceinline__ void wgmma_m64n128_bf16(float (&d)[64], uint64_t a, u
 #endif
 
 }  // namespace ptx
-
-#endif

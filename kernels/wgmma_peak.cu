@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(ggro::kWgmmaThreads) wgmma_peak_bf1
     constexpr int kCoresA = 64 / 8, kCoresB = 128 / 8;
     // Two core matrices along the sum per step, each for all rows.
     constexpr int kWords = kSteps * 2 * (kCoresA + kCoresB) * kCore / 4;
-    SHARED(uint4, operands, [kWords / 4]);
+    __shared__ uint4 operands[kWords / 4];
     // Small numbers that differ: 2^-7 in bf16 with a few low bits.
     for (int i = threadIdx.x; i < kWords / 4; i += kWgmmaThreads) {
         const uint32_t word = 0x3c003c00u + i % 8;
@@ -52,4 +52,3 @@ extern "C" __global__ void __launch_bounds__(ggro::kWgmmaThreads) wgmma_peak_bf1
     out[static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x] = all;
 #endif
 }
-EMU_KERNEL(wgmma_peak_bf16)

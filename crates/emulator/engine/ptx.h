@@ -55,6 +55,7 @@ struct Code {
     std::vector<Constant> constants;
     std::vector<SpecialRegister> specials;
     uint32_t slots = 0;  // that a warp's registers take
+    std::vector<uint32_t> pointers;  // offsets of parameters that are used as addresses
     uint32_t static_shared = 0;
     bool uses_dynamic = false;
     uint32_t dynamic_at = 0;  // from the start of shared memory
@@ -79,6 +80,7 @@ struct Warp {
     uint32_t live = 0;       // not exited
     uint32_t parked = 0;     // waiting for other lanes of the warp
     uint32_t arrived = 0;    // waiting at the block's barrier
+    uint32_t polled = 0;     // gave way to the others
     uint32_t predicates = 0;  // brought to the block's barrier
     uint32_t wanted[kWarp];  // the lanes that a parked lane waits for
     // The lanes that execute together now, where they are, and where they would meet others.
@@ -100,21 +102,29 @@ struct Block {
     const char* parameters = nullptr;
     std::vector<Warp> warps;
     uint32_t shared_low = 0, shared_bytes = 0;
+    Site barrier_site;  // of the first to arrive
 };
 extern Block block;
 
 // ---- ptx_run.cc
+uint64_t random_below(uint64_t n);
 // Makes `lane` the running thread, in whose name accesses are checked and faults recorded.
 inline void select(const Warp& warp, uint32_t lane) { self = &threads[warp.index * kWarp + lane]; }
 // Brings the lanes that an instruction needs together: the mask to go on with, or 0 when `mask` was parked.
 uint32_t gather(Warp& warp, uint32_t mask, uint32_t needed);
+// Something happened that a warp may have polled for.
+void note_progress();
 // Ends the warp's turn behind this instruction: it polls for something that others do.
 Flow give_way(Warp& warp);
 
 // ---- ptx_memory.cc
 void forget_allocation();
-char* shared_at(Warp& warp, const Instruction& in, uint32_t lane, uint32_t address, uint32_t bytes);
-void check_global(Warp& warp, const Instruction& in, uint32_t lane, uint64_t address, uint32_t bytes);
+// Bounds and alignment of one lane's access (engine.h has what it may be); they do not return when it is wrong.
+char* shared_at(Warp& warp, const Instruction& in, uint32_t lane, uint32_t address, uint32_t bytes, unsigned access);
+void check_global(Warp& warp, const Instruction& in, uint32_t lane, uint64_t address, uint32_t bytes, unsigned access);
+// Of any size, bounds only.
+void check_global_range(Warp& warp, const Instruction& in, uint32_t lane, uint64_t address, uint32_t bytes,
+                        unsigned access);
 
 // ---- ptx_async.cc
 void begin_block_copies();

@@ -39,13 +39,13 @@ void perform(const Copies& c, uint32_t mask) {
 }
 
 void check_source(Warp& w, const Instruction& in, uint32_t lane, uint64_t source, uint32_t bytes) {
-    if (bytes == kCopyBytes) return check_global(w, in, lane, source, bytes);
+    if (bytes == kCopyBytes) return check_global(w, in, lane, source, bytes, kRead);
     select(w, lane);
     if (bytes > kCopyBytes) fatal(719, "undefined copy", in.site(), "%u bytes of a copy of 16", bytes);
     if (!bytes) return;
     if (source % kCopyBytes)
         fatal(716, "misaligned access", in.site(), "cp.async from %#lx, not a multiple of 16", source);
-    check_access(reinterpret_cast<void*>(source), bytes, kRead | kNoTraffic | kUnaligned, in.site());
+    check_global_range(w, in, lane, source, bytes, kRead);
 }
 
 // What the checker is told: the source counts as read at issue, and from then on nobody may touch the target.
@@ -56,7 +56,7 @@ void observe(Warp& w, const Copies& c, uint32_t mask) {
         select(w, i);
         read[i] = reinterpret_cast<uint64_t>(c.source[i]);
         if (c.bytes[i]) readers |= 1u << i;
-        if (c.bytes[i] == kCopyBytes) check_access(c.source[i], kCopyBytes, kRead | kNoTraffic, c.site);
+        if (c.bytes[i]) check_access(c.source[i], c.bytes[i], kRead, c.site);
         checker_async_issue(reinterpret_cast<char*>(uintptr_t(c.target[i])), kCopyBytes, c.site);
     });
     if (readers) traffic_warp(read, readers, kCopyBytes, false, false);
@@ -78,7 +78,7 @@ Flow copy_async(Warp& w, const Instruction& in, uint32_t mask, const uint32_t* s
         std::fill(c.bytes, c.bytes + kWarp, kCopyBytes);
     }
     each_lane(mask, [&](uint32_t i) {
-        shared_at(w, in, i, targets[i], kCopyBytes);
+        shared_at(w, in, i, targets[i], kCopyBytes, kWrite);
         check_source(w, in, i, sources[i], c.bytes[i]);
     });
     if (run.checked) observe(w, c, mask);
@@ -140,6 +140,7 @@ Mbarrier& mbarrier_at(const Instruction& in, uint32_t address) {
 }
 
 void complete_phase(Mbarrier& m) {
+    note_progress();
     if (m.pending != 0 || m.bytes != 0) return;
     m.pending = m.count;
     ++m.phase;
@@ -149,7 +150,7 @@ void complete_phase(Mbarrier& m) {
 Flow initialise(Warp& w, const Instruction& in, uint32_t mask) {
     const uint32_t *at = w.lanes<uint32_t>(in.slot[0]), *counts = w.lanes<uint32_t>(in.slot[1]);
     each_lane(mask, [&](uint32_t i) {
-        shared_at(w, in, i, at[i] + uint32_t(in.immediate), 8);
+        shared_at(w, in, i, at[i] + uint32_t(in.immediate), 8, kWrite);
         select(w, i);
         if (!counts[i]) fatal(719, "mbarrier", in.site(), "an expected count of 0");
         Mbarrier m;
@@ -164,7 +165,9 @@ Flow arrive_with(Warp& w, const Instruction& in, uint32_t mask, const uint32_t* 
     each_lane(mask, [&](uint32_t i) {
         select(w, i);
         Mbarrier& m = mbarrier_at(in, at[i] + uint32_t(in.immediate));
-        checker_arrive(m.clock);
+        if (!m.pending)
+            fatal(719, "mbarrier", in.site(), "more arrivals than the expected %u in one phase", m.count);
+        if (run.checked) checker_arrive(m.clock);
         if (announced) m.bytes += announced[i];
         --m.pending;
         complete_phase(m);
@@ -186,7 +189,7 @@ Flow try_wait(Warp& w, const Instruction& in, uint32_t mask) {
         const Mbarrier& m = mbarrier_at(in, at[i] + uint32_t(in.immediate));
         if ((m.phase & 1) == (parities[i] & 1)) return;
         done |= 1u << i;
-        checker_pass(m.completed);
+        if (run.checked) checker_pass(m.completed);
     });
     p = (p & ~mask) | done;
     return done == mask ? Flow::next : give_way(w);
@@ -195,9 +198,11 @@ Flow try_wait(Warp& w, const Instruction& in, uint32_t mask) {
 void perform(const BulkCopy& c) {
     char* target = reinterpret_cast<char*>(uintptr_t(c.target));
     memcpy(target, c.source, c.bytes);
-    checker_async_done(target, c.bytes, *c.issuer, c.order);
     Mbarrier& m = mbarriers.at(c.mbarrier);
-    if (run.checked) checker_note(m.clock, *c.issuer, c.order);
+    if (run.checked) {
+        checker_async_done(target, c.bytes, *c.issuer, c.order);
+        checker_note(m.clock, *c.issuer, c.order);
+    }
     m.bytes -= c.bytes;
     complete_phase(m);
 }
@@ -212,12 +217,14 @@ Flow copy_bulk(Warp& w, const Instruction& in, uint32_t mask) {
             fatal(716, "misaligned access", in.site(), "bulk copy: addresses and size must be multiples of 16");
         if (!sizes[i]) return;
         mbarrier_at(in, at[i]);
-        char* target = shared_at(w, in, i, targets[i], 16);
-        shared_at(w, in, i, targets[i] + sizes[i] - 16, 16);
-        check_global(w, in, i, sources[i], 16);
-        check_global(w, in, i, sources[i] + sizes[i] - 16, 16);
-        check_access(reinterpret_cast<void*>(sources[i]), sizes[i], kRead, in.site());
-        checker_async_issue(target, sizes[i], in.site());
+        const char* target = shared_at(w, in, i, targets[i], 16, kWrite);
+        shared_at(w, in, i, targets[i] + sizes[i] - 16, 16, kWrite);
+        check_global_range(w, in, i, sources[i], sizes[i], kRead);
+        if (run.checked) {
+            check_access(reinterpret_cast<void*>(sources[i]), sizes[i], kRead, in.site());
+            checker_async_issue(target, sizes[i], in.site());
+            traffic_bulk_read(sources[i], sizes[i]);
+        }
         const BulkCopy copy{targets[i], sizes[i], at[i], reinterpret_cast<const char*>(sources[i]), self, self->order};
         if (config.late_copies) {
             bulk_copies.push_back(copy);

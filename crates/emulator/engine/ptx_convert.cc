@@ -5,7 +5,7 @@
 #include <immintrin.h>
 #endif
 
-#include "emu_half.h"
+#include "half.h"
 #include "ptx_decode.h"
 
 namespace emu::ptx {

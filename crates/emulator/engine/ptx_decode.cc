@@ -103,7 +103,7 @@ class Decoder {
         code_.error = why;
         if (!statement_) return;
         code_.error += ": `" + statement_->text + "`";
-        if (statement_->file) code_.error += " at " + Site{statement_->file, statement_->line, nullptr}.text();
+        if (statement_->file) code_.error += " at " + Site{statement_->file, statement_->line}.text();
     }
 
     uint32_t value(char kind, bool kept) {
@@ -192,6 +192,7 @@ class Decoder {
 
     void write(int operand, const std::string& text, char kind) {
         uint32_t id = 0;
+        loaded_.erase(text);
         auto found = registers_.find(text);
         if (text == "_") {
             id = value(kind, false);
@@ -218,6 +219,7 @@ class Decoder {
             set_immediate(strtoll(base.c_str() + plus + 1, nullptr, 0));
             base = trimmed(base.substr(0, plus));
         }
+        if (kind == 'd') note_pointer(base);
         read(operand, base, kind);
     }
 
@@ -317,7 +319,16 @@ class Decoder {
         finish(s.text);
     }
 
+    // A parameter that is used as an address is a pointer; PTX does not say so where it declares it.
+    void note_pointer(const std::string& name) {
+        auto found = loaded_.find(name);
+        if (found == loaded_.end()) return;
+        code_.pointers.push_back(found->second);
+        loaded_.erase(found);
+    }
+
     void decode_form(const std::string& opcode, const std::vector<std::string>& operands) {
+        if (opcode == "cvta.to.global.u64" && operands.size() == 2) note_pointer(operands[1]);
         auto found = table().find(opcode);
         if (found == table().end()) return fail("unknown instruction");
         const char* letters = found->second.operands;
@@ -430,7 +441,9 @@ class Decoder {
             if (p.name != name) continue;
             now_.immediate = p.offset + offset;
             now_.run = parameter_handler(type);
-            return write(0, s.operands[0], kind_of_type(type));
+            write(0, s.operands[0], kind_of_type(type));
+            if (type == "u64" || type == "b64") loaded_[s.operands[0]] = uint32_t(now_.immediate);
+            return;
         }
         fail("there is no parameter " + name);
     }
@@ -451,7 +464,7 @@ class Decoder {
         }
         atomic.type = parts.back();
         atomic.shared = access.shared;
-        const int order = (access.acquire ? EMU_ACQUIRE : 0) | (access.release ? EMU_RELEASE : 0);
+        const int order = (access.acquire ? kAcquire : 0) | (access.release ? kRelease : 0);
         now_.flags = uint8_t(order << 4);
         const char kind = kind_of_type(atomic.type);
         const size_t first = returns ? 1 : 0, sources = atomic.operation == "cas" ? 2 : 1;
@@ -637,6 +650,7 @@ class Decoder {
     const Statement* statement_ = nullptr;
     std::vector<Value> values_;
     std::unordered_map<std::string, uint32_t> registers_;
+    std::unordered_map<std::string, uint32_t> loaded_;  // registers with the parameter of this offset
     std::map<std::string, uint32_t> shared_, specials_;
     std::map<std::tuple<char, uint64_t, bool>, uint32_t> constants_;
     std::vector<std::tuple<Special, int, uint32_t>> special_list_;

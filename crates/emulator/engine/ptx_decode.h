@@ -46,7 +46,7 @@ struct Atomic {
     std::string operation, type;
     bool shared = false;
 };
-// The memory order (EmuOrder) is in the upper half of the instruction's flags.
+// The memory order (Order) is in the upper half of the instruction's flags.
 Handler atomic_handler(const Atomic& atomic);
 Handler matrix_load_handler(uint32_t matrices, bool transposed);  // ptx_warp.cc
 Handler matrix_multiply_handler(bool bf16);

@@ -7,7 +7,7 @@
 
 #include <cfenv>
 
-#include "emu_half.h"
+#include "half.h"
 #include "ptx_decode.h"
 
 namespace emu::ptx {

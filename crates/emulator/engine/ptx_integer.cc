@@ -62,7 +62,7 @@ struct MultiplyAddWide {
     static uint64_t f(uint32_t a, uint32_t b, uint64_t c) { return uint64_t(a) * b + c; }
     static uint64_t f(int32_t a, int32_t b, uint64_t c) { return uint64_t(int64_t(a) * b) + c; }
 };
-// Division by zero yields a value that is not specified: all ones here, where the host would trap.
+// Division by zero yields a value that is not specified: all ones here, where the host would trap, and a fault.
 struct Divide {
     template <class T>
     static T f(T a, T b) {
@@ -195,6 +195,22 @@ struct Permute {
         return out;
     }
 };
+
+template <class Op, class T>
+Flow divide(Warp& w, const Instruction& in, uint32_t mask) {
+    const T* b = w.lanes<T>(in.slot[2]);
+    each_lane(mask, [&](uint32_t i) {
+        if (b[i]) return;
+        select(w, i);
+        fault("division by zero", in.site(), "an integer division by zero, whose result is not specified");
+    });
+    return binary<Op, T, T, T>(w, in, mask);
+}
+
+template <class Op, class T>
+Form division() {
+    return {divide<Op, T>, Letters<T, T, T>::text};
+}
 
 template <class T>
 Flow insert_field(Warp& w, const Instruction& in, uint32_t mask) {
@@ -402,14 +418,14 @@ void enter_integers(Table& table) {
     enter(table, "mad.lo.s64 mad.lo.u64", form<MultiplyAdd, u64, u64, u64, u64>());
     enter(table, "mad.wide.s32", form<MultiplyAddWide, u64, i32, i32, u64>());
     enter(table, "mad.wide.u32", form<MultiplyAddWide, u64, u32, u32, u64>());
-    enter(table, "div.s32", form<Divide, i32, i32, i32>());
-    enter(table, "div.u32", form<Divide, u32, u32, u32>());
-    enter(table, "div.s64", form<Divide, i64, i64, i64>());
-    enter(table, "div.u64", form<Divide, u64, u64, u64>());
-    enter(table, "rem.s32", form<Remainder, i32, i32, i32>());
-    enter(table, "rem.u32", form<Remainder, u32, u32, u32>());
-    enter(table, "rem.s64", form<Remainder, i64, i64, i64>());
-    enter(table, "rem.u64", form<Remainder, u64, u64, u64>());
+    enter(table, "div.s32", division<Divide, i32>());
+    enter(table, "div.u32", division<Divide, u32>());
+    enter(table, "div.s64", division<Divide, i64>());
+    enter(table, "div.u64", division<Divide, u64>());
+    enter(table, "rem.s32", division<Remainder, i32>());
+    enter(table, "rem.u32", division<Remainder, u32>());
+    enter(table, "rem.s64", division<Remainder, i64>());
+    enter(table, "rem.u64", division<Remainder, u64>());
     enter(table, "min.s32", form<Least, i32, i32, i32>());
     enter(table, "min.u32", form<Least, u32, u32, u32>());
     enter(table, "min.s64", form<Least, i64, i64, i64>());

@@ -46,7 +46,7 @@ Folder& open_folder(const std::string& path) {
     folder = std::make_unique<Folder>();
     DIR* directory = opendir(path.c_str());
     if (!directory) {
-        fault_outside_kernel("kernel library", "", "%s is no folder of PTX", path.c_str());
+        fault_outside_kernel("no code", "", "%s is no folder of PTX", path.c_str());
         return *folder;
     }
     while (const dirent* entry = readdir(directory)) {

@@ -47,17 +47,20 @@ bool inside(const Addresses& a, uint64_t low, uint64_t high, uint32_t bytes) {
     return least >= low && most + bytes <= high && most < high && !(bits & (bytes - 1));
 }
 
-void check_alignment(const Instruction& in, const char* space, uint64_t address, uint32_t bytes) {
+const char* verb(unsigned access) { return access & kAtomic ? "atomic" : access & kWrite ? "write" : "read"; }
+
+void check_alignment(const Instruction& in, const char* space, uint64_t address, uint32_t bytes, unsigned access) {
     if (address & (bytes - 1))
-        fatal(716, "misaligned access", in.site(), "access of %u bytes of %s memory at %#lx", bytes, space, address);
+        fatal(716, "misaligned access", in.site(), "%s of %u bytes of %s memory at %#lx", verb(access), bytes, space,
+              address);
 }
 
 template <bool SHARED>
-void check_one(Warp& w, const Instruction& in, uint32_t lane, uint64_t address, uint32_t bytes) {
+void check_one(Warp& w, const Instruction& in, uint32_t lane, uint64_t address, uint32_t bytes, unsigned access) {
     if (SHARED) {
-        shared_at(w, in, lane, uint32_t(address), bytes);
+        shared_at(w, in, lane, uint32_t(address), bytes, access);
     } else {
-        check_global(w, in, lane, address, bytes);
+        check_global(w, in, lane, address, bytes, access);
     }
 }
 
@@ -66,11 +69,11 @@ template <bool SHARED>
 void check(Warp& w, const Instruction& in, uint32_t mask, const Addresses& a, uint32_t bytes, unsigned access) {
     const bool fast = SHARED ? inside(a, block.shared_low, uint64_t(block.shared_low) + block.shared_bytes, bytes)
                              : inside(a, last.low, last.high, bytes);
-    if (!fast) each_lane(mask, [&](uint32_t i) { check_one<SHARED>(w, in, i, a.of[i], bytes); });
+    if (!fast) each_lane(mask, [&](uint32_t i) { check_one<SHARED>(w, in, i, a.of[i], bytes, access); });
     if (!run.checked) return;
     each_lane(mask, [&](uint32_t i) {
         select(w, i);
-        check_access(reinterpret_cast<void*>(a.of[i]), bytes, access | kNoTraffic, in.site());
+        check_access(reinterpret_cast<void*>(a.of[i]), bytes, access, in.site());
     });
     traffic_warp(a.of, mask, bytes, access & kWrite, SHARED);
 }
@@ -107,28 +110,30 @@ Flow store(Warp& w, const Instruction& in, uint32_t mask) {
 
 // A flag that other threads publish through. Whoever polls one lets the others go on.
 Flow load_acquire(Warp& w, const Instruction& in, uint32_t mask) {
-    const uint64_t* base = w.lanes<uint64_t>(in.slot[4]);
+    const Addresses a = addresses<false>(w, in, mask, in.slot[4]);
     uint32_t* d = w.lanes<uint32_t>(in.slot[0]);
-    each_lane(mask, [&](uint32_t i) {
-        const uint64_t at = base[i] + uint64_t(in.immediate);
-        check_global(w, in, i, at, 4);
-        select(w, i);
-        checker_acquire(reinterpret_cast<void*>(at));
-        check_access(reinterpret_cast<void*>(at), 4, kRead | kAtomic, in.site());
-        memcpy(d + i, reinterpret_cast<const void*>(at), 4);
-    });
+    if (run.checked) {
+        each_lane(mask, [&](uint32_t i) {
+            select(w, i);
+            checker_acquire(reinterpret_cast<void*>(a.of[i]));
+        });
+    }
+    check<false>(w, in, mask, a, 4, kRead | kAtomic);
+    each_lane(mask, [&](uint32_t i) { memcpy(d + i, reinterpret_cast<const void*>(a.of[i]), 4); });
     return give_way(w);
 }
 
 Flow store_release(Warp& w, const Instruction& in, uint32_t mask) {
-    const uint64_t* base = w.lanes<uint64_t>(in.slot[4]);
+    const Addresses a = addresses<false>(w, in, mask, in.slot[4]);
     const uint32_t* s = w.lanes<uint32_t>(in.slot[0]);
-    each_lane(mask, [&](uint32_t i) {
-        const uint64_t at = base[i] + uint64_t(in.immediate);
-        check_global(w, in, i, at, 4);
-        select(w, i);
-        emu_store_release(reinterpret_cast<uint32_t*>(at), s[i], in.site().file, in.line);
-    });
+    if (run.checked) {
+        each_lane(mask, [&](uint32_t i) {
+            select(w, i);
+            checker_release(reinterpret_cast<void*>(a.of[i]));
+        });
+    }
+    check<false>(w, in, mask, a, 4, kWrite | kAtomic);
+    each_lane(mask, [&](uint32_t i) { memcpy(reinterpret_cast<void*>(a.of[i]), s + i, 4); });
     return Flow::next;
 }
 
@@ -179,37 +184,72 @@ Handler by_type(const Access& a) {
 
 // ---- atomics: lane after lane
 
-template <int OPERATION, class T, bool SHARED>
-Flow atomic_integer(Warp& w, const Instruction& in, uint32_t mask) {
+struct Add {
+    template <class T>
+    static T f(T before, T value, T) {
+        return T(before + value);
+    }
+};
+struct Least {
+    template <class T>
+    static T f(T before, T value, T) {
+        return value < before ? value : before;
+    }
+};
+struct Greatest {
+    template <class T>
+    static T f(T before, T value, T) {
+        return value > before ? value : before;
+    }
+};
+struct And {
+    template <class T>
+    static T f(T before, T value, T) {
+        return before & value;
+    }
+};
+struct Or {
+    template <class T>
+    static T f(T before, T value, T) {
+        return before | value;
+    }
+};
+struct ExclusiveOr {
+    template <class T>
+    static T f(T before, T value, T) {
+        return before ^ value;
+    }
+};
+struct Exchange {
+    template <class T>
+    static T f(T, T value, T) {
+        return value;
+    }
+};
+// The first operand is what is compared with, the second what is stored.
+struct CompareAndSwap {
+    template <class T>
+    static T f(T before, T compared, T stored) {
+        return before == compared ? stored : before;
+    }
+};
+
+template <class Op, class T, bool SHARED>
+Flow atomic(Warp& w, const Instruction& in, uint32_t mask) {
     const Addresses a = addresses<SHARED>(w, in, mask, in.slot[1]);
     const T *value = w.lanes<T>(in.slot[2]), *second = w.lanes<T>(in.slot[3]);
     T* d = w.lanes<T>(in.slot[0]);
-    const int order = in.flags >> 4;
+    if (run.checked && !SHARED) {
+        each_lane(mask, [&](uint32_t i) {
+            select(w, i);
+            checker_order(reinterpret_cast<void*>(a.of[i]), in.flags >> 4);
+        });
+    }
+    check<SHARED>(w, in, mask, a, sizeof(T), kWrite | kAtomic);
     each_lane(mask, [&](uint32_t i) {
-        check_one<SHARED>(w, in, i, a.of[i], sizeof(T));
-        select(w, i);
-        // Of cas, the first operand is what is compared with, the second what is stored.
-        const bool swap = OPERATION == EMU_COMPARE_AND_SWAP;
-        const uint64_t stored = swap ? second[i] : value[i], compared = swap ? value[i] : 0;
-        const uint64_t before = emu_atomic(OPERATION, sizeof(T), reinterpret_cast<void*>(a.of[i]), stored, compared,
-                                           order, in.site().file, in.line);
-        if (in.flags & kFirst) d[i] = T(before);
-    });
-    return Flow::next;
-}
-
-template <class T, bool SHARED>
-Flow atomic_add(Warp& w, const Instruction& in, uint32_t mask) {
-    const Addresses a = addresses<SHARED>(w, in, mask, in.slot[1]);
-    const T* value = w.lanes<T>(in.slot[2]);
-    T* d = w.lanes<T>(in.slot[0]);
-    each_lane(mask, [&](uint32_t i) {
-        check_one<SHARED>(w, in, i, a.of[i], sizeof(T));
-        select(w, i);
-        check_access(reinterpret_cast<void*>(a.of[i]), sizeof(T), kWrite | kAtomic, in.site());
         T before;
         memcpy(&before, reinterpret_cast<void*>(a.of[i]), sizeof before);
-        const T after = before + value[i];
+        const T after = Op::f(before, value[i], second[i]);
         memcpy(reinterpret_cast<void*>(a.of[i]), &after, sizeof after);
         if (in.flags & kFirst) d[i] = before;
     });
@@ -218,28 +258,18 @@ Flow atomic_add(Warp& w, const Instruction& in, uint32_t mask) {
 
 template <bool SHARED>
 Handler atomic_of(const Atomic& a) {
-    const std::string key = a.operation + "." + a.type;
-    if (key == "add.f32") return atomic_add<float, SHARED>;
-    if (key == "add.f64") return atomic_add<double, SHARED>;
     static const std::map<std::string, Handler> known = {
-        {"add.u32", atomic_integer<EMU_ADD, uint32_t, SHARED>},
-        {"add.s32", atomic_integer<EMU_ADD, uint32_t, SHARED>},
-        {"add.u64", atomic_integer<EMU_ADD, uint64_t, SHARED>},
-        {"min.u32", atomic_integer<EMU_MIN_UNSIGNED, uint32_t, SHARED>},
-        {"min.s32", atomic_integer<EMU_MIN_SIGNED, uint32_t, SHARED>},
-        {"max.u32", atomic_integer<EMU_MAX_UNSIGNED, uint32_t, SHARED>},
-        {"max.s32", atomic_integer<EMU_MAX_SIGNED, uint32_t, SHARED>},
-        {"max.u64", atomic_integer<EMU_MAX_UNSIGNED, uint64_t, SHARED>},
-        {"min.u64", atomic_integer<EMU_MIN_UNSIGNED, uint64_t, SHARED>},
-        {"and.b32", atomic_integer<EMU_AND, uint32_t, SHARED>},
-        {"or.b32", atomic_integer<EMU_OR, uint32_t, SHARED>},
-        {"xor.b32", atomic_integer<EMU_XOR, uint32_t, SHARED>},
-        {"exch.b32", atomic_integer<EMU_EXCHANGE, uint32_t, SHARED>},
-        {"exch.b64", atomic_integer<EMU_EXCHANGE, uint64_t, SHARED>},
-        {"cas.b32", atomic_integer<EMU_COMPARE_AND_SWAP, uint32_t, SHARED>},
-        {"cas.b64", atomic_integer<EMU_COMPARE_AND_SWAP, uint64_t, SHARED>},
+        {"add.u32", atomic<Add, uint32_t, SHARED>},          {"add.s32", atomic<Add, uint32_t, SHARED>},
+        {"add.u64", atomic<Add, uint64_t, SHARED>},          {"add.f32", atomic<Add, float, SHARED>},
+        {"add.f64", atomic<Add, double, SHARED>},            {"min.u32", atomic<Least, uint32_t, SHARED>},
+        {"min.s32", atomic<Least, int32_t, SHARED>},         {"min.u64", atomic<Least, uint64_t, SHARED>},
+        {"max.u32", atomic<Greatest, uint32_t, SHARED>},     {"max.s32", atomic<Greatest, int32_t, SHARED>},
+        {"max.u64", atomic<Greatest, uint64_t, SHARED>},     {"and.b32", atomic<And, uint32_t, SHARED>},
+        {"or.b32", atomic<Or, uint32_t, SHARED>},            {"xor.b32", atomic<ExclusiveOr, uint32_t, SHARED>},
+        {"exch.b32", atomic<Exchange, uint32_t, SHARED>},    {"exch.b64", atomic<Exchange, uint64_t, SHARED>},
+        {"cas.b32", atomic<CompareAndSwap, uint32_t, SHARED>}, {"cas.b64", atomic<CompareAndSwap, uint64_t, SHARED>},
     };
-    auto found = known.find(key);
+    auto found = known.find(a.operation + "." + a.type);
     return found == known.end() ? nullptr : found->second;
 }
 
@@ -247,33 +277,37 @@ Handler atomic_of(const Atomic& a) {
 
 void forget_allocation() { last = Extent(); }
 
-void check_global(Warp& w, const Instruction& in, uint32_t lane, uint64_t address, uint32_t bytes) {
-    if (address < last.low || address + bytes > last.high) {
-        char *low = nullptr, *high = nullptr;
-        const void* p = reinterpret_cast<const void*>(address);
-        select(w, lane);
-        if (!memory_extent(p, low, high) || reinterpret_cast<char*>(address) + bytes > high) {
-            fatal(700, "out of bounds", in.site(), "access of %u bytes of global memory at %p: %s", bytes, p,
-                  memory_in_arena(p) ? memory_describe(p).c_str() : "not device memory");
-        }
-        last = {reinterpret_cast<uint64_t>(low), reinterpret_cast<uint64_t>(high)};
-    }
+void check_global(Warp& w, const Instruction& in, uint32_t lane, uint64_t address, uint32_t bytes, unsigned access) {
+    check_global_range(w, in, lane, address, bytes, access);
     if (address & (bytes - 1)) {
         select(w, lane);
-        check_alignment(in, "global", address, bytes);
+        check_alignment(in, "global", address, bytes, access);
     }
 }
 
-char* shared_at(Warp& w, const Instruction& in, uint32_t lane, uint32_t address, uint32_t bytes) {
+void check_global_range(Warp& w, const Instruction& in, uint32_t lane, uint64_t address, uint32_t bytes,
+                        unsigned access) {
+    if (address >= last.low && address + bytes <= last.high) return;
+    char *low = nullptr, *high = nullptr;
+    const void* p = reinterpret_cast<const void*>(address);
+    select(w, lane);
+    if (!memory_extent(p, low, high) || reinterpret_cast<char*>(address) + bytes > high) {
+        fatal(700, "out of bounds", in.site(), "%s of %u bytes of global memory at %p: %s", verb(access), bytes, p,
+              memory_in_arena(p) ? memory_describe(p).c_str() : "not device memory");
+    }
+    last = {reinterpret_cast<uint64_t>(low), reinterpret_cast<uint64_t>(high)};
+}
+
+char* shared_at(Warp& w, const Instruction& in, uint32_t lane, uint32_t address, uint32_t bytes, unsigned access) {
     const uint32_t offset = address - block.shared_low;
     if (offset >= block.shared_bytes || bytes > block.shared_bytes - offset) {
         select(w, lane);
-        fatal(700, "out of bounds", in.site(), "access of %u bytes of shared memory at byte %d of %u", bytes,
+        fatal(700, "out of bounds", in.site(), "%s of %u bytes of shared memory at byte %d of %u", verb(access), bytes,
               int(offset), block.shared_bytes);
     }
     if (address & (bytes - 1)) {
         select(w, lane);
-        check_alignment(in, "shared", address, bytes);
+        check_alignment(in, "shared", address, bytes, access);
     }
     return reinterpret_cast<char*>(uintptr_t(address));
 }

@@ -2,8 +2,8 @@
 //
 // Branches: see ptx.h. Barriers and collectives may need lanes that are elsewhere: those that are there are parked
 // until the others come. When no lane of a warp can go on, either an exit has made a parked group complete, or the
-// lanes wait for one another and that is a fault. Nothing here runs on a fiber, and a fatal fault leaves through longjmp:
-// locals of handlers must not own memory.
+// lanes wait for one another and that is a fault. A fatal fault leaves through longjmp: locals of handlers must not own
+// memory.
 #include "ptx_run.h"
 
 #include <algorithm>
@@ -11,23 +11,38 @@
 
 #include "ptx_decode.h"
 
-namespace emu::ptx {
+namespace emu {
+
+Running run;
+Thread* self = nullptr;
+std::vector<Thread> threads(kMaxThreads);
+
+namespace ptx {
 
 Block block;
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using Time = std::chrono::steady_clock;
 
 // A warp's turn: long enough to be cheap, short enough that a warp that polls does not keep the others from running.
 constexpr uint64_t kTurn = 1 << 20;
 
-Library no_library;  // kernels of PTX have their static shared memory in the window
 std::vector<char> register_memory;
-Clock::time_point last_progress;
-bool gave_way;        // the warp in turn polls
+Time::time_point last_progress;
+bool gave_way;         // the warp in turn polls
+uint64_t idle_polls;   // since something happened that others may wait for
+constexpr uint64_t kMostPolls = 1 << 19;
 uint64_t executed;    // instructions, once per thread
 jmp_buf way_out;
+uint64_t random_state = 1;
+
+// 0 to n - 1, at random.
+void shuffle_order(std::vector<uint32_t>& order, uint32_t n) {
+    order.resize(n);
+    for (uint32_t i = 0; i < n; ++i) order[i] = i;
+    for (uint64_t i = n; i > 1; --i) std::swap(order[i - 1], order[random_below(i)]);
+}
 
 // ---- control
 
@@ -48,7 +63,6 @@ void pass_by(Warp& w, uint32_t mask) {
 Flow leave(Warp& w, const Instruction&, uint32_t mask) {
     pass_by(w, mask);
     w.live &= ~mask;
-    emu::warps[w.index].live = w.live;
     for (const Copies& c : w.copies) {
         if (!run.checked || !(mask & c.lanes)) continue;
         select(w, uint32_t(__builtin_ctz(mask & c.lanes)));
@@ -69,9 +83,10 @@ void arrive(Warp& w, const Instruction& in, uint32_t mask) {
     const bool first =
         std::all_of(block.warps.begin(), block.warps.end(), [](const Warp& other) { return !other.arrived; });
     if (first) {
-        run.barrier_site = in.site();
-    } else if (!run.barrier_site.same_place(in.site())) {
-        fault("divergent barrier", in.site(), "other threads of the block wait at %s", run.barrier_site.text().c_str());
+        block.barrier_site = in.site();
+    } else if (!block.barrier_site.same_place(in.site())) {
+        fault("divergent barrier", in.site(), "other threads of the block wait at %s",
+              block.barrier_site.text().c_str());
     }
     w.arrived |= mask;
 }
@@ -86,7 +101,9 @@ Flow block_barrier(Warp& w, const Instruction& in, uint32_t mask) {
 }
 
 // bar.red: the result is written when the barrier is complete.
-template <int REDUCTION>
+enum class Reduction { conjunction, disjunction, count };
+
+template <Reduction R>
 Flow block_reduction(Warp& w, const Instruction& in, uint32_t mask) {
     mask = gather(w, mask, kAll);
     if (!mask) return Flow::stop;
@@ -98,8 +115,8 @@ Flow block_reduction(Warp& w, const Instruction& in, uint32_t mask) {
 }
 
 void write_reduction(Warp& w, const Instruction& in, uint32_t mask, uint32_t yes, uint32_t all) {
-    const bool result = in.run == block_reduction<EMU_BARRIER_AND> ? yes == all : yes != 0;
-    if (in.run == block_reduction<EMU_BARRIER_COUNT>) {
+    const bool result = in.run == block_reduction<Reduction::conjunction> ? yes == all : yes != 0;
+    if (in.run == block_reduction<Reduction::count>) {
         each_lane(mask, [&](uint32_t i) { w.lanes<uint32_t>(in.slot[0])[i] = yes; });
     } else if (in.run != block_barrier) {
         uint32_t& p = w.predicate(in.slot[0]);
@@ -123,7 +140,7 @@ Flow fence(Warp& w, const Instruction&, uint32_t mask) {
     if (!run.checked) return Flow::next;
     each_lane(mask, [&](uint32_t i) {
         select(w, i);
-        emu_fence();
+        checker_fence();
     });
     return Flow::next;
 }
@@ -136,8 +153,8 @@ Flow nothing(Warp&, const Instruction&, uint32_t) { return Flow::next; }
 const Instruction& instruction_of(const Warp& w, uint32_t lane) { return block.code->instructions[w.at[lane]]; }
 bool waits_at_barrier(const Warp& w, uint32_t lane) {
     const Handler handler = instruction_of(w, lane).run;
-    return handler == block_barrier || handler == block_reduction<EMU_BARRIER_AND> ||
-           handler == block_reduction<EMU_BARRIER_OR> || handler == block_reduction<EMU_BARRIER_COUNT>;
+    return handler == block_barrier || handler == block_reduction<Reduction::conjunction> ||
+           handler == block_reduction<Reduction::disjunction> || handler == block_reduction<Reduction::count>;
 }
 
 // The lanes parked with this one.
@@ -162,7 +179,7 @@ bool meet_at_warp_barriers(Warp& w) {
         if (w.wanted[lane] & w.live & ~group) return;
         each_lane(group, [&](uint32_t i) { ++w.at[i]; });
         w.parked &= ~group;
-        if (run.checked) checker_warp_sync(emu::warps[w.index], group);
+        if (run.checked) checker_warp_sync(w, group);
         any = true;
     });
     return any;
@@ -219,8 +236,12 @@ void release_parked(Warp& w) {
 // Chooses the lanes that execute together; false when none can.
 bool choose_group(Warp& w) {
     for (;;) {
-        const uint32_t able = w.live & ~w.parked & ~w.arrived;
+        uint32_t able = w.live & ~w.parked & ~w.arrived;
         if (able) {
+            // Lanes that poll let the others of their warp go first, too.
+            w.polled &= able;
+            if (w.polled == able) w.polled = 0;
+            able &= ~w.polled;
             if (config.lanes_apart) {
                 uint32_t lane = config.schedule == Config::reverse ? 31 - uint32_t(__builtin_clz(able))
                                                                    : uint32_t(__builtin_ctz(able));
@@ -292,16 +313,13 @@ void release_barrier() {
         for (const Warp& w : block.warps) {
             if (!w.arrived) continue;
             select(w, uint32_t(__builtin_ctz(w.arrived)));
-            fault("divergent barrier", run.barrier_site, "%u of %u threads exited without reaching it", exited,
+            fault("divergent barrier", block.barrier_site, "%u of %u threads exited without reaching it", exited,
                   run.threads);
             break;
         }
     }
     write_reductions();
-    for (Warp& w : block.warps) {
-        w.arrived = 0;
-        if (run.checked) traffic_flush(emu::warps[w.index]);
-    }
+    for (Warp& w : block.warps) w.arrived = 0;
     if (run.checked) checker_block_barrier();
 }
 
@@ -310,43 +328,42 @@ void begin_block() {
     for (Warp& w : block.warps) {
         const uint32_t threads_here = std::min(uint32_t(kWarp), run.threads - w.index * kWarp);
         w.live = threads_here == kWarp ? kAll : (1u << threads_here) - 1;
-        w.parked = w.arrived = 0;
+        w.parked = w.arrived = w.polled = 0;
         std::fill(w.at, w.at + kWarp, 0);
         std::fill(w.groups, w.groups + kWarp, 0);
         w.copies.clear();
-        emu::warps[w.index].live = w.live;
         for (const SpecialRegister& s : block.code->specials) {
             if (s.what == Special::ctaid) std::fill_n(w.lanes<uint32_t>(s.slot), kWarp, run.block[s.axis]);
         }
     }
     begin_block_copies();
-    if (!run.checked) return;
-    for (uint32_t i = 0; i < run.threads; ++i) {
-        threads[i].fenced = false;
-        threads[i].observed.clear();
-    }
-    checker_begin_block();
+    if (run.checked) checker_begin_block();
 }
 
-// A turn that ended because the warp would go on for ever, or polls.
+// The warp polls, or goes on for ever.
 void check_patience(const Warp& w) {
-    if (Clock::now() - last_progress < std::chrono::seconds(config.watchdog_seconds)) return;
-    const uint32_t lane = uint32_t(__builtin_ctz(w.live));
+    const uint32_t lane = uint32_t(__builtin_ctz(w.live & ~w.arrived));
+    const Instruction& in = instruction_of(w, lane);
+    if (gave_way && idle_polls > kMostPolls) {
+        select(w, lane);
+        fatal(719, "endless wait", in.site(),
+              "polls for something that no thread of the block does and no copy in flight; blocks run one after another");
+    }
+    if (Time::now() - last_progress < std::chrono::seconds(config.watchdog_seconds)) return;
     select(w, lane);
-    fatal(719, gave_way ? "endless wait" : "endless loop", instruction_of(w, lane).site(),
-          "no synchronisation or exit for %d s", config.watchdog_seconds);
+    fatal(719, gave_way ? "endless wait" : "endless loop", in.site(), "no synchronisation or exit for %d s",
+          config.watchdog_seconds);
 }
 
 void give_turn(Warp& w) {
-    const uint64_t turn = config.schedule == Config::shuffle ? 1 + random_below(random_below(4) ? 400 : 20) : kTurn;
-    take_turn(w, turn);
-    if (is_able(w) && (gave_way || turn == kTurn)) {
-        if (gave_way) bulk_progress();
-        check_patience(w);
-    } else {
-        if (!w.live && run.checked) traffic_flush(emu::warps[w.index]);
-        last_progress = Clock::now();
+    const uint32_t able = w.live & ~w.arrived;
+    take_turn(w, config.schedule == Config::shuffle ? 1 + random_below(random_below(4) ? 400 : 20) : kTurn);
+    if ((w.live & ~w.arrived) != able) return note_progress();
+    if (gave_way) {
+        ++idle_polls;
+        bulk_progress();
     }
+    check_patience(w);
 }
 
 void run_block() {
@@ -402,37 +419,38 @@ void fill_constants(const Warp& w) {
     }
 }
 
-void begin_threads() {
-    const uint32_t* dim = run.launch->block;
-    const uint32_t rounded = (run.threads + kWarp - 1) / kWarp * kWarp;
-    for (uint32_t i = 0; i < rounded; ++i) {
-        Thread& t = threads[i];
-        t.at[0] = i % dim[0];
-        t.at[1] = i / dim[0] % dim[1];
-        t.at[2] = i / dim[0] / dim[1];
-        t.index = i;
-        t.lane = i % kWarp;
-        t.warp = &emu::warps[i / kWarp];
-        t.warp->index = i / kWarp;
-        t.fenced = false;
-        t.observed.clear();
-        t.copies.clear();
-        t.group_ends.clear();
-    }
-}
-
 void begin_warps() {
     constexpr size_t kLine = 64;
     const size_t each = size_t(block.code->slots) * kSlot, warps = (run.threads + kWarp - 1) / kWarp;
     register_memory.assign(each * warps + kLine, char(0xa5));  // what no register should be read as
     const uintptr_t base = (reinterpret_cast<uintptr_t>(register_memory.data()) + kLine - 1) & ~uintptr_t(kLine - 1);
     block.warps.resize(warps);
+    const uint32_t* dim = run.launch->block;
+    for (uint32_t i = 0; i < warps * kWarp; ++i) {
+        Thread& t = threads[i];
+        t.at[0] = i % dim[0];
+        t.at[1] = i / dim[0] % dim[1];
+        t.at[2] = i / dim[0] / dim[1];
+        t.index = i;
+        t.lane = i % kWarp;
+        t.warp = &block.warps[i / kWarp];
+    }
     for (size_t i = 0; i < warps; ++i) {
         Warp& w = block.warps[i];
         w.registers = reinterpret_cast<char*>(base + each * i);
         w.index = uint32_t(i);
         fill_constants(w);
     }
+}
+
+Counters& count_launch(const Launch& launch) {
+    const uint64_t blocks = uint64_t(launch.grid[0]) * launch.grid[1] * launch.grid[2];
+    Counters& c = counters[launch.name];
+    ++c.launches;
+    c.checked_launches += run.checked;
+    c.blocks += blocks;
+    c.threads += blocks * run.threads;
+    return c;
 }
 
 void run_blocks(const Launch& launch) {
@@ -451,6 +469,13 @@ void run_blocks(const Launch& launch) {
 }
 
 }  // namespace
+
+uint64_t random_below(uint64_t n) {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return random_state % n;
+}
 
 uint32_t gather(Warp& w, uint32_t mask, uint32_t needed) {
     uint32_t here = mask;
@@ -471,13 +496,20 @@ uint32_t gather(Warp& w, uint32_t mask, uint32_t needed) {
     return 0;
 }
 
+void note_progress() {
+    idle_polls = 0;
+    last_progress = Time::now();
+}
+
 Flow give_way(Warp& w) {
     each_lane(w.mask, [&](uint32_t i) { w.at[i] = w.now + 1; });
+    w.polled |= w.mask;
     gave_way = true;
     return Flow::stop;
 }
 
 uint32_t static_bytes(Kernel& kernel) { return code_of(kernel).static_shared; }
+const std::vector<uint32_t>& pointers(Kernel& kernel) { return code_of(kernel).pointers; }
 
 int run_kernel(const Launch& given, Kernel& kernel) {
     const Code& code = code_of(kernel);
@@ -496,28 +528,26 @@ int run_kernel(const Launch& given, Kernel& kernel) {
     }
     run = Running();
     run.launch = &launch;
-    run.library = &no_library;
     run.checked = config.observe;
     run.threads = launch.block[0] * launch.block[1] * launch.block[2];
-    run.counters = &count_launch(launch, run.checked);
+    run.counters = &count_launch(launch);
+    random_state = config.seed * 0x9e3779b97f4a7c15ull + 0x1234567;
     block.kernel = &kernel;
     block.code = &code;
     block.parameters = parameters.data();
     block.shared_bytes = code.uses_dynamic ? code.dynamic_at + launch.shared_bytes : code.static_shared;
-    launch.shared_bytes = block.shared_bytes;
     block.shared_low = shared_place(block.shared_bytes);
     executed = 0;
-    last_progress = Clock::now();
+    note_progress();
     forget_allocation();
-    begin_threads();
     begin_warps();
-    run.interpreter = &way_out;
+    run.way_out = &way_out;
     if (!setjmp(way_out)) {
         if (run.checked) checker_begin_launch();
         run_blocks(launch);
     }
     run.counters->instructions += executed;
-    run.interpreter = nullptr;
+    run.way_out = nullptr;
     run.launch = nullptr;
     self = nullptr;
     return take_error();
@@ -530,9 +560,9 @@ void enter_control(Table& table) {
     enter(table, "ret exit", {leave, ""});
     enter(table, "bra.uni", {branch, ""});
     enter(table, "bar.sync barrier.sync.aligned", {block_barrier, "i"});
-    enter(table, "bar.red.and.pred", {block_reduction<EMU_BARRIER_AND>, "Pin"});
-    enter(table, "bar.red.or.pred", {block_reduction<EMU_BARRIER_OR>, "Pin"});
-    enter(table, "bar.red.popc.u32", {block_reduction<EMU_BARRIER_COUNT>, "Win"});
+    enter(table, "bar.red.and.pred", {block_reduction<Reduction::conjunction>, "Pin"});
+    enter(table, "bar.red.or.pred", {block_reduction<Reduction::disjunction>, "Pin"});
+    enter(table, "bar.red.popc.u32", {block_reduction<Reduction::count>, "Win"});
     enter(table, "nanosleep.u32", {sleep, "w"});
     enter(table, "trap", {trap, ""});
     enter(table, "membar.gl membar.cta membar.sys", {fence, ""});
@@ -543,4 +573,5 @@ void enter_control(Table& table) {
     enter(table, "createpolicy.fractional.L2::evict_first.b64", {nothing, "D_"});
 }
 
-}  // namespace emu::ptx
+}  // namespace ptx
+}  // namespace emu

@@ -6,7 +6,7 @@
 #include <immintrin.h>
 #endif
 
-#include "emu_half.h"
+#include "half.h"
 #include "ptx_decode.h"
 
 namespace emu::ptx {
@@ -98,7 +98,7 @@ Flow vote(Warp& w, const Instruction& in, uint32_t mask) {
 Flow synchronise(Warp& w, const Instruction& in, uint32_t mask) {
     mask = gather(w, mask, members(w, in, mask, in.slot[0]));
     if (!mask) return Flow::stop;
-    if (run.checked) checker_warp_sync(emu::warps[w.index], mask);
+    if (run.checked) checker_warp_sync(w, mask);
     return Flow::next;
 }
 
@@ -128,12 +128,12 @@ Flow load_matrices(Warp& w, const Instruction& in, uint32_t mask) {
         bits |= addresses[i];
     }
     if (bits % 16 || uint64_t(farthest) + 16 > block.shared_bytes) {
-        for (uint32_t i = 0; i < 8 * MATRICES; ++i) shared_at(w, in, i, addresses[i], 16);
+        for (uint32_t i = 0; i < 8 * MATRICES; ++i) shared_at(w, in, i, addresses[i], 16, kRead);
     }
     if (run.checked) {
         for (uint32_t i = 0; i < 8 * MATRICES; ++i) {
             select(w, i);
-            check_access(rows[i], 16, kRead | kNoTraffic, in.site());
+            check_access(rows[i], 16, kRead, in.site());
         }
         traffic_matrix_rows(addresses, 8 * MATRICES);
     }

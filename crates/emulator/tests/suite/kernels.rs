@@ -2,20 +2,20 @@
 
 use ggro_emulator::{Config, Schedule};
 
-use crate::harness::{Arg, Bench, Runs, bf16, both, from_bf16, noise, shape};
+use crate::harness::{Arg, Bench, bf16, from_bf16, noise, shape};
 
 fn everywhere(test: impl Fn(&Bench)) {
-    for runs in both() {
-        for config in Config::matrix() {
-            let bench = Bench::that_runs(runs, config);
+    for config in Config::matrix() {
+        let bench = Bench::new(config);
+        for lanes in ["lanes=together", "lanes=apart"] {
+            bench.device.configure(lanes);
             test(&bench);
-            bench.assert_clean();
-            let kernels = bench.device.report().kernels;
-            assert!(!kernels.is_empty(), "no kernel ran");
-            let checked: u64 = kernels.values().map(|c| c.checked_launches).sum();
-            assert_eq!(checked > 0, config.checked, "{config:?}");
-            assert_eq!(kernels.values().all(|c| c.instructions > 0), runs == Runs::Ptx, "{config:?}");
         }
+        bench.assert_clean();
+        let kernels = bench.device.report().kernels;
+        assert!(!kernels.is_empty() && kernels.values().all(|c| c.instructions > 0), "no kernel ran");
+        let checked: u64 = kernels.values().map(|c| c.checked_launches).sum();
+        assert_eq!(checked > 0, config.checked, "{config:?}");
     }
 }
 
@@ -230,12 +230,7 @@ fn order_is_kept_by_syncwarp() {
 
 #[test]
 fn counters() {
-    for runs in both() {
-        count(&Bench::that_runs(runs, Config { checked: true, ..Config::default() }));
-    }
-}
-
-fn count(b: &Bench) {
+    let b = &Bench::new(Config { checked: true, ..Config::default() });
     let x = noise(2048, 8);
     let (input, output) = (b.up(&x), b.raw::<f32>(2048));
     b.launch("copy", shape(8, 256), &[b.pointer(&output), b.pointer(&input), Arg::I32(2000), Arg::F32(1.0)]).unwrap();

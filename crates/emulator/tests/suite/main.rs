@@ -6,3 +6,4 @@ mod driver;
 mod harness;
 mod kernels;
 mod ptx;
+mod stored;

@@ -81,14 +81,13 @@ const INTEGERS: &[(&str, Expected)] = &[
     ("mul.wide.u32 o64, a32, b32", |a, b, _| (a & 0xffff_ffff) * (b & 0xffff_ffff)),
     ("mad.lo.s32 o32, a32, b32, c32", |a, b, c| u64::from((a as u32).wrapping_mul(b as u32).wrapping_add(c as u32))),
     ("mad.wide.s32 o64, a32, b32, c64", |a, b, c| ((i64::from(sign(a)) * i64::from(sign(b))) as u64).wrapping_add(c)),
-    ("div.s32 o32, a32, b32", |a, b, _| match sign(b) {
-        0 => 0xffff_ffff,
-        b => u64::from(sign(a).wrapping_div(b) as u32),
+    // (Never by zero: that is a mistake.)
+    ("max.u32 x32, b32, 1;\ndiv.s32 o32, a32, x32", |a, b, _| {
+        u64::from(sign(a).wrapping_div(sign(b) | i32::from(sign(b) == 0)) as u32)
     }),
-    ("div.u64 o64, a64, b64", |a, b, _| a.checked_div(b).unwrap_or(u64::MAX)),
-    ("rem.s32 o32, a32, b32", |a, b, _| match sign(b) {
-        0 => a & 0xffff_ffff,
-        b => u64::from(sign(a).wrapping_rem(b) as u32),
+    ("max.u64 x64, b64, 1;\ndiv.u64 o64, a64, x64", |a, b, _| a / b.max(1)),
+    ("max.u32 x32, b32, 1;\nrem.s32 o32, a32, x32", |a, b, _| {
+        u64::from(sign(a).wrapping_rem(sign(b) | i32::from(sign(b) == 0)) as u32)
     }),
     ("min.s32 o32, a32, b32", |a, b, _| u64::from(sign(a).min(sign(b)) as u32)),
     ("max.u32 o32, a32, b32", |a, b, _| u64::from((a as u32).max(b as u32))),
@@ -510,6 +509,13 @@ fn mistakes() {
     let (f, _) = wrong("setp.gt.u32 q, %r0, 15;\n@q bra two;\nbar.sync 0;\nbra end;\ntwo:\nbar.warp.sync -1;\nend:");
     assert_eq!(f.kind, "deadlock");
     assert!(f.message.contains("16 thread(s) wait for bar.sync 0"), "{f:?}");
+    let (f, _) = wrong("div.s32 o32, a32, %r0;");
+    assert_eq!((f.kind.as_str(), f.thread), ("division by zero", Some([0, 0, 0])));
+    let (f, _) = wrong(
+        ".shared .align 16 .b8 s[64];\nmov.u32 x32, s;\nmov.u32 y32, 17;\nld.param.u64 %rd2, [t_a];\n\
+         cp.async.cg.shared.global [x32], [%rd2], 16, y32;",
+    );
+    assert_eq!(f.kind, "undefined copy");
     let (f, _) = wrong("setp.gt.u32 q, %r0, 15;\n@q trap;");
     assert_eq!((f.kind.as_str(), f.thread), ("trap", Some([16, 0, 0])));
 }
