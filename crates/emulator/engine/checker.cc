@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "ptx.h"
+#include "execute.h"
 
 namespace emu {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "engine.h"
 #include "image.h"
-#include "ptx_library.h"
+#include "library.h"
 
 namespace emu {
 

@@ -1,7 +1,7 @@
 // Where the PTX of a kernel comes from.
 #pragma once
 
-#include "ptx_run.h"
+#include "run.h"
 
 namespace emu::ptx {
 

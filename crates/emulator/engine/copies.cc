@@ -4,7 +4,7 @@
 // that are filled while they are still read.
 #include <deque>
 
-#include "ptx_decode.h"
+#include "decode.h"
 
 namespace emu::ptx {
 namespace {

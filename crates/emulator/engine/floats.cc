@@ -8,12 +8,12 @@
 #include <cfenv>
 
 #include "half.h"
-#include "ptx_decode.h"
+#include "decode.h"
 
 namespace emu::ptx {
 namespace {
 
-float canonical(float x) { return x == x ? x : emu_bits_to_float(0x7fffffffu); }
+float canonical(float x) { return x == x ? x : bits_to_float(0x7fffffffu); }
 double canonical(double x) { return x; }
 
 template <class T>

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "engine.h"
-#include "ptx_parse.h"
+#include "parse.h"
 
 namespace emu::ptx {
 
@@ -36,7 +36,7 @@ struct Instruction {
 
 struct Constant {
     uint16_t slot;
-    char kind;  // p, h, w, d: see ptx_decode.h
+    char kind;  // p, h, w, d: see decode.h
     uint64_t value;
     bool address;  // counts from the start of shared memory
 };
@@ -106,7 +106,7 @@ struct Block {
 };
 extern Block block;
 
-// ---- ptx_run.cc
+// ---- run.cc
 uint64_t random_below(uint64_t n);
 // Makes `lane` the running thread, in whose name accesses are checked and faults recorded.
 inline void select(const Warp& warp, uint32_t lane) { self = &threads[warp.index * kWarp + lane]; }
@@ -117,7 +117,7 @@ void note_progress();
 // Ends the warp's turn behind this instruction: it polls for something that others do.
 Flow give_way(Warp& warp);
 
-// ---- ptx_memory.cc
+// ---- accesses.cc
 void forget_allocation();
 // Bounds and alignment of one lane's access (engine.h has what it may be); they do not return when it is wrong.
 char* shared_at(Warp& warp, const Instruction& in, uint32_t lane, uint32_t address, uint32_t bytes, unsigned access);
@@ -126,7 +126,7 @@ void check_global(Warp& warp, const Instruction& in, uint32_t lane, uint64_t add
 void check_global_range(Warp& warp, const Instruction& in, uint32_t lane, uint64_t address, uint32_t bytes,
                         unsigned access);
 
-// ---- ptx_async.cc
+// ---- copies.cc
 void begin_block_copies();
 bool bulk_progress();
 

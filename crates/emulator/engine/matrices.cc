@@ -1,106 +1,16 @@
-// What the lanes of a warp do together: shuffles, votes, __syncwarp, ldmatrix, mma. PTX ISA, sections 9.7.9.6 (shfl),
-// 9.7.13 (vote, bar.warp.sync), 9.7.14 (matrix instructions).
+// Matrix instructions of a warp: ldmatrix, mma. PTX ISA, section 9.7.14.
+#include <algorithm>
 #include <cmath>
 
 #if defined(__F16C__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
+#include "decode.h"
 #include "half.h"
-#include "ptx_decode.h"
 
 namespace emu::ptx {
 namespace {
-
-// The member mask, which all lanes must agree on and be in.
-uint32_t members(Warp& w, const Instruction& in, uint32_t mask, uint16_t slot) {
-    const uint32_t* given = w.lanes<uint32_t>(slot);
-    const uint32_t first = given[__builtin_ctz(mask)];
-    each_lane(mask, [&](uint32_t i) {
-        if (given[i] == first && has(first, i)) return;
-        select(w, i);
-        if (!has(given[i], i))
-            fatal(719, "warp mask", in.site(), "the mask %#x does not name its own lane %u", given[i], i);
-        fatal(719, "warp mask", in.site(), "lanes that execute together give the masks %#x and %#x", first, given[i]);
-    });
-    return first;
-}
-
-enum class Shuffle { up, down, butterfly, index };
-
-template <Shuffle S>
-Flow shuffle(Warp& w, const Instruction& in, uint32_t mask) {
-    mask = gather(w, mask, members(w, in, mask, in.slot[4]));
-    if (!mask) return Flow::stop;
-    uint32_t from[kWarp], valid = 0;
-    memcpy(from, w.lanes<uint32_t>(in.slot[1]), sizeof from);
-    uint32_t* d = w.lanes<uint32_t>(in.slot[0]);
-    const uint32_t *amounts = w.lanes<uint32_t>(in.slot[2]), *clamps = w.lanes<uint32_t>(in.slot[3]);
-    each_lane(mask, [&](uint32_t lane) {
-        const uint32_t amount = amounts[lane] & 31, clamp = clamps[lane] & 31, segment = clamps[lane] >> 8 & 31;
-        const uint32_t most = (lane & segment) | (clamp & ~segment), least = lane & segment;
-        uint32_t source = lane;
-        bool inside = false;
-        switch (S) {
-            case Shuffle::up:
-                source = lane - amount;
-                inside = int32_t(source) >= int32_t(most);
-                break;
-            case Shuffle::down:
-                source = lane + amount;
-                inside = source <= most;
-                break;
-            case Shuffle::butterfly:
-                source = lane ^ amount;
-                inside = source <= most;
-                break;
-            case Shuffle::index:
-                source = least | (amount & ~segment);
-                inside = source <= most;
-                break;
-        }
-        if (inside) {
-            valid |= 1u << lane;
-        } else {
-            source = lane;
-        }
-        if (!has(mask, source)) {
-            select(w, lane);
-            fault("undefined shuffle", in.site(), "lane %u reads lane %u, which takes no part", lane, source);
-        }
-        d[lane] = has(mask, source) ? from[source] : ~0u;
-    });
-    if (in.flags & kFirst) {
-        uint32_t& p = w.predicate(in.slot[5]);
-        p = (p & ~mask) | valid;
-    }
-    return Flow::next;
-}
-
-enum class Vote { all, any, uniform, ballot };
-
-template <Vote V>
-Flow vote(Warp& w, const Instruction& in, uint32_t mask) {
-    mask = gather(w, mask, members(w, in, mask, in.slot[2]));
-    if (!mask) return Flow::stop;
-    const uint32_t given = w.predicate(in.slot[1]), yes = (in.flags & 4 ? ~given : given) & mask;
-    if (V == Vote::ballot) {
-        uint32_t* d = w.lanes<uint32_t>(in.slot[0]);
-        each_lane(mask, [&](uint32_t i) { d[i] = yes; });
-        return Flow::next;
-    }
-    const bool result = V == Vote::all ? yes == mask : V == Vote::any ? yes != 0 : yes == 0 || yes == mask;
-    uint32_t& p = w.predicate(in.slot[0]);
-    p = result ? p | mask : p & ~mask;
-    return Flow::next;
-}
-
-Flow synchronise(Warp& w, const Instruction& in, uint32_t mask) {
-    mask = gather(w, mask, members(w, in, mask, in.slot[0]));
-    if (!mask) return Flow::stop;
-    if (run.checked) checker_warp_sync(w, mask);
-    return Flow::next;
-}
 
 // Matrix instructions need the whole warp.
 uint32_t whole_warp(Warp& w, const Instruction& in, uint32_t mask) {
@@ -177,7 +87,7 @@ void widen_eight(const uint16_t* from, float* to) {
         return;
     }
 #endif
-    for (int k = 0; k < 8; ++k) to[k] = BF16 ? emu_bf16_to_float(from[k]) : emu_f16_to_float(from[k]);
+    for (int k = 0; k < 8; ++k) to[k] = BF16 ? bf16_to_float(from[k]) : f16_to_float(from[k]);
 }
 
 template <bool BF16>
@@ -207,14 +117,14 @@ void write_result(const Warp& w, const Instruction& in, const float (&d)[kM][kN]
         float* to = w.lanes<float>(in.slot[part]);
         for (int l = 0; l < kWarp; ++l) {
             const float x = d[8 * (part >> 1) + l / 4][2 * (l % 4) + (part & 1)];
-            to[l] = x == x ? x : emu_bits_to_float(0x7fffffffu);
+            to[l] = x == x ? x : bits_to_float(0x7fffffffu);
         }
     }
 }
 
 // Products of 16-bit elements are exact in double. They are added to the accumulator in ascending k in double and
-// rounded once, as in the emulated instruction of the sources. The even columns of a row lie in one register and the
-// odd ones in the next, four lanes each: so they are kept apart, and a row is two vectors, loaded and stored whole.
+// rounded once. The even columns of a row lie in one register and the odd ones in the next, four lanes each: so they are
+// kept apart, and a row is two vectors, loaded and stored whole.
 typedef double Four __attribute__((vector_size(32)));
 typedef float FourFloats __attribute__((vector_size(16)));
 
@@ -227,7 +137,7 @@ V loaded(const void* from) {
 
 void store_row(float* to, Four sum) {
     FourFloats rounded = __builtin_convertvector(sum, FourFloats);
-    const FourFloats none = FourFloats{} + emu_bits_to_float(0x7fffffffu);
+    const FourFloats none = FourFloats{} + bits_to_float(0x7fffffffu);
     rounded = rounded == rounded ? rounded : none;
     memcpy(to, &rounded, sizeof rounded);
 }
@@ -291,7 +201,7 @@ void multiply_in_double(const Warp& w, const Instruction& in) {
 // A binary exponent as the adder sees it: subnormal numbers have the lowest one and no leading one, zeros none at all.
 constexpr int kNoExponent = -100000;
 int exponent_of(float x, int lowest) {
-    const int e = int(emu_float_to_bits(x) >> 23 & 255) - 127;
+    const int e = int(float_to_bits(x) >> 23 & 255) - 127;
     return x == 0.0f ? kNoExponent : e < lowest ? lowest : e;
 }
 
@@ -407,18 +317,6 @@ Flow multiply(Warp& w, const Instruction& in, uint32_t mask) {
 }
 
 }  // namespace
-
-void enter_collectives(Table& table) {
-    enter(table, "shfl.sync.up.b32", {shuffle<Shuffle::up>, "Wwwww"});
-    enter(table, "shfl.sync.down.b32", {shuffle<Shuffle::down>, "Wwwww"});
-    enter(table, "shfl.sync.bfly.b32", {shuffle<Shuffle::butterfly>, "Wwwww"});
-    enter(table, "shfl.sync.idx.b32", {shuffle<Shuffle::index>, "Wwwww"});
-    enter(table, "vote.sync.all.pred", {vote<Vote::all>, "Pnw"});
-    enter(table, "vote.sync.any.pred", {vote<Vote::any>, "Pnw"});
-    enter(table, "vote.sync.uni.pred", {vote<Vote::uniform>, "Pnw"});
-    enter(table, "vote.sync.ballot.b32", {vote<Vote::ballot>, "Wnw"});
-    enter(table, "bar.warp.sync", {synchronise, "w"});
-}
 
 Handler matrix_load_handler(uint32_t matrices, bool transposed) {
     switch (matrices) {

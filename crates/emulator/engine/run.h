@@ -1,7 +1,7 @@
 // What the driver asks of the interpreter.
 #pragma once
 
-#include "ptx.h"
+#include "execute.h"
 
 namespace emu::ptx {
 

@@ -1,5 +1,5 @@
 // Folders of PTX files: one for each file of kernels, as nvcc writes them.
-#include "ptx_library.h"
+#include "library.h"
 
 #include <dirent.h>
 

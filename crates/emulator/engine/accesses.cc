@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "ptx_decode.h"
+#include "decode.h"
 
 namespace emu::ptx {
 namespace {

@@ -1,7 +1,7 @@
 // From statements to instructions: the table of opcodes, and what each family contributes to it.
 #pragma once
 
-#include "ptx.h"
+#include "execute.h"
 
 namespace emu::ptx {
 
@@ -25,12 +25,12 @@ void enter(Table& table, const char* names, Form form);
 
 Handler table_entry(const char* name);  // null when there is none
 
-void enter_integers(Table& table);     // ptx_integer.cc
-void enter_floats(Table& table);       // ptx_float.cc
-void enter_conversions(Table& table);  // ptx_convert.cc
-void enter_collectives(Table& table);  // ptx_warp.cc
-void enter_copies(Table& table);       // ptx_async.cc
-void enter_control(Table& table);      // ptx_run.cc
+void enter_integers(Table& table);     // integers.cc
+void enter_floats(Table& table);       // floats.cc
+void enter_conversions(Table& table);  // conversions.cc
+void enter_collectives(Table& table);  // collectives.cc
+void enter_copies(Table& table);       // copies.cc
+void enter_control(Table& table);      // run.cc
 
 // Loads, stores and atomics are too many combinations for a table.
 struct Access {
@@ -40,7 +40,7 @@ struct Access {
     uint32_t count = 1;      // elements of the vector
     bool acquire = false, release = false;
 };
-Handler access_handler(const Access& access);        // ptx_memory.cc; null when there is none
+Handler access_handler(const Access& access);        // accesses.cc; null when there is none
 Handler parameter_handler(const std::string& type);  // ld.param
 struct Atomic {
     std::string operation, type;
@@ -48,9 +48,9 @@ struct Atomic {
 };
 // The memory order (Order) is in the upper half of the instruction's flags.
 Handler atomic_handler(const Atomic& atomic);
-Handler matrix_load_handler(uint32_t matrices, bool transposed);  // ptx_warp.cc
+Handler matrix_load_handler(uint32_t matrices, bool transposed);  // matrices.cc
 Handler matrix_multiply_handler(bool bf16);
-Handler branch_handler();  // ptx_run.cc
+Handler branch_handler();  // run.cc
 Handler exit_handler();
 
 template <class T>

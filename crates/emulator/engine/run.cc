@@ -1,15 +1,15 @@
 // Runs a kernel's PTX: blocks one after another, each warp until it must wait for others.
 //
-// Branches: see ptx.h. Barriers and collectives may need lanes that are elsewhere: those that are there are parked
+// Branches: see execute.h. Barriers and collectives may need lanes that are elsewhere: those that are there are parked
 // until the others come. When no lane of a warp can go on, either an exit has made a parked group complete, or the
 // lanes wait for one another and that is a fault. A fatal fault leaves through longjmp: locals of handlers must not own
 // memory.
-#include "ptx_run.h"
+#include "run.h"
 
 #include <algorithm>
 #include <chrono>
 
-#include "ptx_decode.h"
+#include "decode.h"
 
 namespace emu {
 

@@ -4,7 +4,7 @@
 // So registers whose values are never needed at the same time share a slot (liveness over the control flow, then one
 // scan over intervals). Lanes that diverge are no obstacle: a slot holds one value for each lane, and each lane follows
 // the control flow.
-#include "ptx_decode.h"
+#include "decode.h"
 
 #include <algorithm>
 #include <cstdlib>

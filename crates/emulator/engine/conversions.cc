@@ -6,7 +6,7 @@
 #endif
 
 #include "half.h"
-#include "ptx_decode.h"
+#include "decode.h"
 
 namespace emu::ptx {
 namespace {
@@ -29,7 +29,7 @@ uint16_t to_f16(float x) {
 #ifdef __F16C__
     return uint16_t(_cvtss_sh(x, 0));
 #else
-    return emu_float_to_f16(x);
+    return float_to_f16(x);
 #endif
 }
 
@@ -51,7 +51,7 @@ struct WidenF16 {
 #ifdef __F16C__
         return _cvtsh_ss(a);
 #else
-        return emu_f16_to_float(a);
+        return f16_to_float(a);
 #endif
     }
 };

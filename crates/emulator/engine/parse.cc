@@ -1,6 +1,6 @@
 // Reads what nvcc writes, not all of PTX: no functions, no module-level data but shared memory. PTX ISA, sections 4
 // (syntax) and 5 (state spaces), 11 (directives).
-#include "ptx_parse.h"
+#include "parse.h"
 
 #include <cstdlib>
 #include <cstring>

@@ -6,7 +6,7 @@
 #include <immintrin.h>
 #endif
 
-#include "ptx_decode.h"
+#include "decode.h"
 
 namespace emu::ptx {
 namespace {
