@@ -488,6 +488,19 @@ fn mistakes() {
     assert!(f.message.contains("0 bytes past the end of an allocation of 256"), "{f:?}");
     let (f, error) = wrong("ld.param.u64 %rd2, [t_a];\nld.global.u64 o64, [%rd2+4];");
     assert_eq!((f.kind.as_str(), error), ("misaligned access", Some(CUresult::CUDA_ERROR_MISALIGNED_ADDRESS)));
+    let forgotten = HEAD.to_owned()
+        + &kernel(
+            "t",
+            ".shared .align 16 .b8 s[64];\nmov.u32 x32, s;\nld.param.u64 %rd2, [t_a];\n\
+             cp.async.cg.shared.global [x32], [%rd2], 16;\ncp.async.commit_group;",
+        );
+    let b = bench(observed, &forgotten);
+    let (a, out) = (b.up(&inputs[..2]), b.zeros::<u64>(1));
+    let p = b.pointer(&a);
+    b.launch("t", shape(1, 1), &[b.pointer(&out), p, p, p]).unwrap();
+    assert_eq!(fault(&b, failed).kind, "asynchronous copy never waited for");
+    drop((a, out));
+    drop(b);
     // What is read as constant must not be written by the launch.
     let text = HEAD.to_owned()
         + &kernel("t", "ld.param.u64 %rd2, [t_out];\nst.global.u64 [%rd2], a64;\nld.global.nc.u64 o64, [%rd2];");
