@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 use std::io::Read;
 use std::path::Path;
 
+/// Where they are, seen from the package.
+const DIR: &str = "build/images";
 const MANIFEST: &str = "manifest";
 
 /// Stored images, unpacked.
@@ -25,33 +27,65 @@ pub struct Stored {
 /// # Errors
 /// In words: there are none, they are of other sources, or they cannot be read.
 pub fn unpack(kernels: &Path, out: &Path) -> Result<Stored, String> {
-    let dir = Path::new("build/images");
-    let manifest = read(&dir.join(MANIFEST))?;
-    let field = |name: &str| {
-        let mut lines = manifest.lines().filter_map(|line| line.split_once(' '));
-        lines.find(|(key, _)| *key == name).map(|(_, value)| value.to_string())
-    };
-    let expected = hashes(kernels)?;
+    let manifest = Manifest::of(kernels)?;
     let mut images = Vec::new();
-    for (name, hash) in &expected {
-        if field(name).as_deref() != Some(hash) {
-            return Err(format!("the stored images are of other sources: kernels/{name}.cu, or a header, has changed"));
-        }
-        let packed = dir.join(format!("{name}.fatbin.zst"));
-        let file = std::fs::File::open(&packed).map_err(|e| format!("{}: {e}", packed.display()))?;
-        let mut bytes = Vec::new();
-        let unpacked = ruzstd::decoding::StreamingDecoder::new(std::io::BufReader::new(file));
-        unpacked
-            .map_err(|e| e.to_string())
-            .and_then(|mut unpacked| unpacked.read_to_end(&mut bytes).map_err(|e| e.to_string()))
-            .map_err(|e| format!("{}: {e}", packed.display()))?;
+    for name in &manifest.names {
+        let bytes = unpacked(&format!("{name}.fatbin"))?;
         let path = out.join(format!("{name}-stored.fatbin"));
         std::fs::write(&path, &bytes).map_err(|e| format!("{}: {e}", path.display()))?;
-        let usage = parse(&read(&dir.join(format!("{name}.ptxas")))?);
+        let usage = parse(&read(&Path::new(DIR).join(format!("{name}.ptxas")))?);
         images.push(Image { name: name.clone(), path, usage, bytes: bytes.len() as u64, fresh: false });
     }
-    let targets = field("targets").unwrap_or_default().split(',').map(str::to_string).collect();
-    Ok(Stored { version: field("nvcc").unwrap_or_default(), targets, images })
+    let targets = manifest.field("targets").unwrap_or_default().split(',').map(str::to_string).collect();
+    Ok(Stored { version: manifest.field("nvcc").unwrap_or_default(), targets, images })
+}
+
+/// The PTX for `compute_80` by name of the source, if it is that of the sources in `kernels`.
+///
+/// # Errors
+/// As [`unpack`].
+#[allow(dead_code, reason = "tests execute it; the build script has no use for it")]
+pub fn ptx(kernels: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
+    let names = Manifest::of(kernels)?.names;
+    names.into_iter().map(|name| Ok((name.clone(), unpacked(&format!("{name}.80.ptx"))?))).collect()
+}
+
+/// What says of which sources the images are, once it has said that they are of these.
+struct Manifest {
+    text: String,
+    /// Of the sources, without extension.
+    names: Vec<String>,
+}
+
+impl Manifest {
+    fn of(kernels: &Path) -> Result<Self, String> {
+        let mut manifest = Manifest { text: read(&Path::new(DIR).join(MANIFEST))?, names: Vec::new() };
+        for (name, hash) in hashes(kernels)? {
+            if manifest.field(&name) != Some(hash) {
+                return Err(format!(
+                    "the stored images are of other sources: kernels/{name}.cu, or a header, has changed"
+                ));
+            }
+            manifest.names.push(name);
+        }
+        Ok(manifest)
+    }
+
+    fn field(&self, name: &str) -> Option<String> {
+        let mut lines = self.text.lines().filter_map(|line| line.split_once(' '));
+        lines.find(|(key, _)| *key == name).map(|(_, value)| value.to_string())
+    }
+}
+
+/// A stored file, unpacked.
+fn unpacked(name: &str) -> Result<Vec<u8>, String> {
+    let packed = Path::new(DIR).join(format!("{name}.zst"));
+    let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", packed.display());
+    let file = std::fs::File::open(&packed).map_err(|e| fail(&e))?;
+    let mut bytes = Vec::new();
+    let mut decoder = ruzstd::decoding::StreamingDecoder::new(std::io::BufReader::new(file)).map_err(|e| fail(&e))?;
+    decoder.read_to_end(&mut bytes).map_err(|e| fail(&e))?;
+    Ok(bytes)
 }
 
 /// Writes images as the script stores them, but not packed.
