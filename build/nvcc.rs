@@ -200,7 +200,11 @@ impl Job {
                 .arg("-o")
                 .arg(&output)
                 .arg(&input);
-            said += &run(&mut ptxas)?;
+            let report = run(&mut ptxas)?;
+            if let Some(line) = serialised(&report) {
+                return Err(format!("{name}.cu for {target}: {line}"));
+            }
+            said += &report;
             code.push(std::fs::read(&output).map_err(|e| format!("{}: {e}", output.display()))?);
         }
         let _ = std::fs::remove_dir_all(&work);
@@ -296,6 +300,16 @@ fn without_path_hash(line: &str) -> String {
         rest = rest.get(length..).unwrap_or_default();
     }
     done + rest
+}
+
+/// The line, if there is one, in which ptxas says that it made asynchronous matrix instructions wait for each other. That is right
+/// and several times slower, and it says so as information: the codes C7510 to C7520 and their neighbours.
+pub fn serialised(said: &str) -> Option<&str> {
+    let coded = |line: &&str| {
+        let code = line.split_once("(C75").and_then(|(_, rest)| rest.split_once(')'));
+        code.is_some_and(|(number, _)| number.len() == 2 && number.bytes().all(|digit| digit.is_ascii_digit()))
+    };
+    said.lines().find(coded)
 }
 
 /// Per kernel: `Compiling entry function 'NAME' for 'TARGET'`, then a line of stack and spills, then one of registers.

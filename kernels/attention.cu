@@ -459,10 +459,13 @@ struct Attention {
     ATTENTION(attention_some_##EP##_##SUFFIX, T, EP, 2, 2, 2)        \
     ATTENTION(attention_many_##EP##_##SUFFIX, T, EP, 4, WARPS, STAGES)
 
-#define ATTENTION_HEADS(SUFFIX, T)            \
-    ATTENTION_CLASSES(32, SUFFIX, T, 1, 2)    \
-    ATTENTION_CLASSES(64, SUFFIX, T, 1, 2)    \
-    ATTENTION_CLASSES(128, SUFFIX, T, 2, 3)
+// The last two do the same sums with one page less in flight: for cards whose blocks have 99 KiB of shared memory.
+#define ATTENTION_HEADS(SUFFIX, T)                              \
+    ATTENTION_CLASSES(32, SUFFIX, T, 1, 2)                      \
+    ATTENTION_CLASSES(64, SUFFIX, T, 1, 2)                      \
+    ATTENTION_CLASSES(128, SUFFIX, T, 2, 3)                     \
+    ATTENTION(attention_few_128_99k_##SUFFIX, T, 128, 1, 4, 2)  \
+    ATTENTION(attention_many_128_99k_##SUFFIX, T, 128, 4, 2, 2)
 
 ATTENTION_HEADS(bf16, __nv_bfloat16)
 ATTENTION_HEADS(f16, __half)

@@ -116,8 +116,9 @@ constexpr unsigned kShared = 1u << 16;
 // In a page's number of positions: the last page of its chunk.
 constexpr unsigned kChunkEnds = 1u << 16;
 
-// WM warps share the rows, 16 each, and WN warps the keys of the scores and the elements of dq.
-template <typename T, int EP, int WM, int WN, int STAGES>
+// WM warps share the rows, 16 each, and WN warps the keys of the scores and the elements of dq. With OVER_VALUES the warps
+// of a row exchange score gradients in the place of the page's values, which takes a barrier more and 128 bytes a row less.
+template <typename T, int EP, int WM, int WN, int STAGES, bool OVER_VALUES>
 struct Queries {
     static constexpr int kThreads = WM * WN * kWarp;
     static constexpr int kRows = WM * 16;
@@ -132,11 +133,12 @@ struct Queries {
     static constexpr int kQueryBytes = kRows * kLine;
     // With several warps per row: score gradients in the storage type.
     static constexpr int kTableLine = kKeys * 2;
-    static constexpr int kTableBytes = WN > 1 ? kRows * kTableLine : 0;
+    static constexpr int kTableBytes = WN > 1 && !OVER_VALUES ? kRows * kTableLine : 0;
     static constexpr int kSharedBytes = 2 * kQueryBytes + STAGES * kStageBytes + kTableBytes;
     using Pages = ggro::Pages<T, EP, kThreads>;
     static_assert(kRows * kChunks % kWarp == 0, "whole warps add up delta");
     static_assert(NO % kSlice == 0 && kSpan >= 16, "whole slices, and at least 16 keys per warp");
+    static_assert(!OVER_VALUES || (WN > 1 && kRows * kTableLine <= kTileBytes), "the table fits into a tile of values");
 
     // dq of rows that see the page += gradients of 16 scores by 16 keys. What other tokens' pages hold, be it NaN, does not
     // touch a row.
@@ -173,7 +175,6 @@ struct Queries {
         const uint32_t queries = ptx::smem_address(shared);
         const uint32_t gradients = queries + kQueryBytes;
         const uint32_t ring = gradients + kQueryBytes;
-        const uint32_t table = ring + STAGES * kStageBytes;
 
         const uint4 item = __ldg(args.items + blockIdx.x);
         const int count = item.y & 0xffff, pages = item.w;
@@ -244,6 +245,7 @@ struct Queries {
             }
             ptx::cp_async_commit();
             const uint32_t keys = ring + read * kStageBytes, values = keys + kTileBytes;
+            const uint32_t table = OVER_VALUES ? values : ring + STAGES * kStageBytes;
             refill = read;
             read = read + 1 == STAGES ? 0 : read + 1;
 
@@ -263,11 +265,18 @@ struct Queries {
             // The rows of a warp that works alone may see nothing of the page; warps that share rows stay together.
             const bool skip = WN == 1 && !__any_sync(kAllLanes, sees[0] || sees[1]);
             if (!skip) {
+                // Rounded score gradients of 8 keys by the lane's rows, and where they go.
+                uint32_t rounded[OVER_VALUES ? kWarpKeys / 8 : 1][2];
+                const auto put = [&](int j, int r, uint32_t pair) {
+                    const uint32_t at = swizzled<kTableLine>(line[r], wn * kWarpKeys / 8 + j) + 4 * t;
+                    *reinterpret_cast<uint32_t*>(shared + (table - queries) + at) = pair;
+                };
 #pragma unroll
                 for (int span = 0; span < kWarpKeys; span += kSpan) {
                     const int first_key = wn * kWarpKeys + span;
                     float s[1][kSpan / 8][4] = {}, dp[1][kSpan / 8][4] = {};
-#pragma unroll
+                    // Unrolled as a whole, with the table in registers, it spills for sm_120.
+#pragma unroll(OVER_VALUES ? 4 : EP / 16)
                     for (int step = 0; step < EP / 16; ++step) {
                         uint32_t a[1][4], b[kSpan / 8][2];
                         load_left<kLine>(a, queries, wm * 16, step);
@@ -293,19 +302,29 @@ struct Queries {
                         for (int g = 0; g < kSpan / 16; ++g) round_left<T>(ds[g], s, g);
                         add(o, ds, keys, first_key, 0, sees);
                     } else {
-                        unsigned char* const rounded = shared + (table - queries);
 #pragma unroll
                         for (int j = 0; j < kSpan / 8; ++j) {
 #pragma unroll
                             for (int r = 0; r < 2; ++r) {
-                                const uint32_t at = swizzled<kTableLine>(line[r], first_key / 8 + j) + 4 * t;
-                                *reinterpret_cast<uint32_t*>(rounded + at) =
-                                    Mma<T>::pack(s[0][j][2 * r], s[0][j][2 * r + 1]);
+                                const uint32_t pair = Mma<T>::pack(s[0][j][2 * r], s[0][j][2 * r + 1]);
+                                if constexpr (OVER_VALUES) {
+                                    rounded[span / 8 + j][r] = pair;
+                                } else {
+                                    put(span / 8 + j, r, pair);
+                                }
                             }
                         }
                     }
                 }
                 if constexpr (WN > 1) {
+                    if constexpr (OVER_VALUES) {
+                        __syncthreads();  // all warps have read the values
+#pragma unroll
+                        for (int j = 0; j < kWarpKeys / 8; ++j) {
+                            put(j, 0, rounded[j][0]);
+                            put(j, 1, rounded[j][1]);
+                        }
+                    }
                     __syncthreads();  // the table of score gradients is complete
                     uint32_t ds[kKeys / 16][1][4];
 #pragma unroll
@@ -589,13 +608,14 @@ struct Keys {
 // Grid: (items, kv_heads). Block: 32 WM WN. Dynamic shared memory: kSharedBytes. Tickets: one per token of several parts
 // and key/value head, zero before and after. The second launch bound keeps the compiler from spilling a register or two
 // for the sake of occupancy, which shared memory limits anyway.
-#define QUERIES(NAME, T, EP, WM, WN, STAGES)                                                                          \
+#define QUERIES(NAME, T, EP, WM, WN, STAGES, OVER_VALUES)                                                             \
     extern "C" __global__ void __launch_bounds__(WM * WN * 32, 1)                                                     \
         NAME(float* dq, float* deltas, const void* q, const void* pool, const void* out, const float* lse,            \
              const void* d_out, const uint4* items, const uint4* tokens, const uint4* pages, float* partials,         \
              unsigned* tickets, unsigned long long block, int heads, int kv_heads, int out_width, float scale) {      \
-        ggro::Queries<T, EP, WM, WN, STAGES>::run({dq, deltas, q, pool, out, lse, d_out, items, tokens, pages,        \
-                                                   partials, tickets, block, heads, kv_heads, out_width, scale});     \
+        ggro::Queries<T, EP, WM, WN, STAGES, OVER_VALUES>::run({dq, deltas, q, pool, out, lse, d_out, items, tokens,  \
+                                                                pages, partials, tickets, block, heads, kv_heads,     \
+                                                                out_width, scale});                                   \
     }
 
 // Grid: (items, kv_heads). Block: 128. Dynamic shared memory: kSharedBytes.
@@ -609,17 +629,21 @@ struct Keys {
                                       heads, kv_heads, out_width, window, scale});                                    \
     }
 
-// The host's table (src/cuda/ops/attention_backward.rs) repeats these numbers.
-#define ATTENTION_BACKWARD(EP, SUFFIX, T, WARPS, STEP)                   \
-    QUERIES(attention_backward_few_##EP##_##SUFFIX, T, EP, 1, 4, 3)      \
-    QUERIES(attention_backward_some_##EP##_##SUFFIX, T, EP, 2, 2, 2)     \
-    QUERIES(attention_backward_many_##EP##_##SUFFIX, T, EP, 4, WARPS, 2) \
+// The host's table (src/cuda/ops/attention_backward/plan.rs) repeats these numbers.
+#define ATTENTION_BACKWARD(EP, SUFFIX, T, WARPS, STEP)                          \
+    QUERIES(attention_backward_few_##EP##_##SUFFIX, T, EP, 1, 4, 3, false)      \
+    QUERIES(attention_backward_some_##EP##_##SUFFIX, T, EP, 2, 2, 2, false)     \
+    QUERIES(attention_backward_many_##EP##_##SUFFIX, T, EP, 4, WARPS, 2, false) \
     KEYS(attention_backward_keys_##EP##_##SUFFIX, T, EP, STEP)
 
-#define ATTENTION_BACKWARD_HEADS(SUFFIX, T)   \
-    ATTENTION_BACKWARD(32, SUFFIX, T, 1, 32)  \
-    ATTENTION_BACKWARD(64, SUFFIX, T, 1, 32)  \
-    ATTENTION_BACKWARD(128, SUFFIX, T, 2, 16)
+// The last two do the same sums in less memory, with one page less in flight, or without a table of its own: for cards
+// whose blocks have 99 KiB of shared memory.
+#define ATTENTION_BACKWARD_HEADS(SUFFIX, T)                                   \
+    ATTENTION_BACKWARD(32, SUFFIX, T, 1, 32)                                  \
+    ATTENTION_BACKWARD(64, SUFFIX, T, 1, 32)                                  \
+    ATTENTION_BACKWARD(128, SUFFIX, T, 2, 16)                                 \
+    QUERIES(attention_backward_few_128_99k_##SUFFIX, T, 128, 1, 4, 2, false)  \
+    QUERIES(attention_backward_many_128_99k_##SUFFIX, T, 128, 4, 2, 2, true)
 
 ATTENTION_BACKWARD_HEADS(bf16, __nv_bfloat16)
 ATTENTION_BACKWARD_HEADS(f16, __half)

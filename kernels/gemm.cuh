@@ -248,19 +248,24 @@ struct Gemm {
 // Grid: (chunks, or 1 with FOLD; token tiles; output tiles). Block: 32 WN WT. Dynamic shared memory: STAGES stages of
 // 128 bytes per output and token of the tile. Tickets: one per (token tile, output tile), zero before and after.
 // Workspace: [chunks, tokens, n] f32 if there are several chunks per element and not FOLD.
+// Registers are for two blocks a multiprocessor, which shared memory has room for but where chunks are folded: without the number
+// ptxas has its own opinion, and spills for sm_120.
 #define GEMM(NAME, T, MI, NI, WN, WT, STAGES, FOLD, BY_COLUMNS)                                                      \
-    extern "C" __global__ void __launch_bounds__(WN * WT * 32)                                                       \
+    extern "C" __global__ void __launch_bounds__(WN * WT * 32, FOLD ? 1 : 2)                                         \
         NAME(void* y, const void* x, const void* w, const void* bias, float* workspace, unsigned* tickets,           \
              int tokens, int n, int k, int chunk_tiles, int output) {                                                \
         ggro::Gemm<T, MI, NI, WN, WT, STAGES, FOLD, BY_COLUMNS>::run(                                                \
             {y, x, w, bias, workspace, tickets, tokens, n, k, chunk_tiles, output});                                 \
     }
 
-// The host's table of tiles (src/cuda/ops/gemm.rs) repeats these numbers.
-#define GEMM_CLASSES(NAME, SUFFIX, T, BY_COLUMNS)                         \
-    GEMM(NAME##_stream8_##SUFFIX, T, 1, 1, 4, 1, 6, false, BY_COLUMNS)    \
-    GEMM(NAME##_stream16_##SUFFIX, T, 1, 2, 4, 1, 5, false, BY_COLUMNS)   \
-    GEMM(NAME##_stream32_##SUFFIX, T, 2, 4, 4, 1, 5, false, BY_COLUMNS)   \
-    GEMM(NAME##_stream64_##SUFFIX, T, 2, 8, 4, 1, 4, false, BY_COLUMNS)   \
-    GEMM(NAME##_tile_##SUFFIX, T, 4, 4, 2, 4, 3, false, BY_COLUMNS)       \
-    GEMM(NAME##_tile_fold_##SUFFIX, T, 4, 4, 2, 4, 4, true, BY_COLUMNS)
+// The host's table of tiles (src/cuda/ops/gemm.rs) repeats these numbers. What ends in 99k does the same sums in shorter
+// rings: for cards whose blocks have 99 KiB of shared memory, too little for the kernel of the name before it.
+#define GEMM_CLASSES(NAME, SUFFIX, T, BY_COLUMNS)                              \
+    GEMM(NAME##_stream8_##SUFFIX, T, 1, 1, 4, 1, 6, false, BY_COLUMNS)         \
+    GEMM(NAME##_stream16_##SUFFIX, T, 1, 2, 4, 1, 5, false, BY_COLUMNS)        \
+    GEMM(NAME##_stream32_##SUFFIX, T, 2, 4, 4, 1, 5, false, BY_COLUMNS)        \
+    GEMM(NAME##_stream32_99k_##SUFFIX, T, 2, 4, 4, 1, 4, false, BY_COLUMNS)    \
+    GEMM(NAME##_stream64_##SUFFIX, T, 2, 8, 4, 1, 4, false, BY_COLUMNS)        \
+    GEMM(NAME##_tile_##SUFFIX, T, 4, 4, 2, 4, 3, false, BY_COLUMNS)            \
+    GEMM(NAME##_tile_fold_##SUFFIX, T, 4, 4, 2, 4, 4, true, BY_COLUMNS)        \
+    GEMM(NAME##_tile_fold_99k_##SUFFIX, T, 4, 4, 2, 4, 3, true, BY_COLUMNS)

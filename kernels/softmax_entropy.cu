@@ -426,7 +426,7 @@ extern "C" __global__ void __launch_bounds__(ggro::kSoftmaxThreads)
 }
 
 // Grid: (splits of below, rows). Block: 256. Tickets as above; ids and values are [rows, stride], stride <= 64.
-extern "C" __global__ void __launch_bounds__(ggro::kSoftmaxThreads)
+extern "C" __global__ void __launch_bounds__(ggro::kSoftmaxThreads, 1)
     top_k_f32(unsigned* ids, float* values, unsigned* found, unsigned long long* candidates, unsigned* tickets,
               const float* logits, const ggro::RowStats* stats, const ggro::TopKWish* wishes, unsigned v, unsigned below,
               unsigned stride) {

@@ -645,8 +645,7 @@ pub fn cuda_devices(
 
 fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result::Result<CudaDevice, NoCuda> {
     let device = cuda::Device::open(index).map_err(|why| NoCuda::from(&why))?;
-    let memory =
-        device.memory().ok().map(|(free, total)| memory::DeviceMemory { free: free as u64, total: total as u64 });
+    let memory = memory::DeviceMemory::of(&device).ok();
     let budget = Prepared::new(pair.parts(), &options.cuda()).and_then(|prepared| {
         let memory =
             memory.ok_or_else(|| Error::Backend("the device does not say how much memory is free".to_string()))?;

@@ -100,7 +100,7 @@ impl<T: Element> Buffer<T> {
         self.view_mut().slice_owned(0..len)
     }
 
-    /// Overwrites the whole buffer.
+    /// Overwrites the whole buffer. Returns when `data` has been read.
     pub fn upload(&mut self, device: &Device, data: &[T]) -> Result<()> {
         if data.len() != self.len {
             return Err(Error::Backend(format!("upload of {} elements into {}", data.len(), self.len)));
@@ -109,20 +109,10 @@ impl<T: Element> Buffer<T> {
             return Ok(());
         }
         let copied = device.stream().memcpy_htod(bytemuck::cast_slice::<T, u8>(data), &mut self.memory);
-        copied.map_err(|e| device.fault("cannot copy to the device", e))
-    }
-
-    /// Overwrites the first elements.
-    pub fn upload_first(&mut self, device: &Device, data: &[T]) -> Result<()> {
-        if data.len() > self.len {
-            return Err(Error::Backend(format!("upload of {} elements into {}", data.len(), self.len)));
-        }
-        if data.is_empty() {
-            return Ok(());
-        }
-        let mut part = self.memory.slice_mut(..size_of_val(data));
-        let copied = device.stream().memcpy_htod(bytemuck::cast_slice::<T, u8>(data), &mut part);
-        copied.map_err(|e| device.fault("cannot copy to the device", e))
+        // Ordinary memory may be read later, and belongs to the caller.
+        let done = device.synchronize();
+        copied.map_err(|e| device.fault("cannot copy to the device", e))?;
+        done
     }
 
     /// Waits for the stream and copies everything back.
@@ -170,11 +160,11 @@ impl<'a, T: Element> View<'a, T> {
     pub fn download(&self, device: &Device) -> Result<Vec<T>> {
         let mut data = vec![T::zeroed(); self.len];
         if self.len > 0 {
-            device.alive()?;
+            let stream = device.bound()?.cu_stream();
             let bytes = bytemuck::cast_slice_mut::<T, u8>(&mut data);
             // SAFETY: the view lies in a live allocation of this many bytes, and `data` outlives the copy: the stream is
             // waited for below, whatever the copy's result.
-            let copied = unsafe { result::memcpy_dtoh_async(bytes, self.address, device.stream().cu_stream()) };
+            let copied = unsafe { result::memcpy_dtoh_async(bytes, self.address, stream) };
             let done = device.synchronize();
             copied.map_err(|e| device.fault("cannot copy from the device", e))?;
             done?;
@@ -195,11 +185,11 @@ impl<'a, T: Element> ViewMut<'a, T> {
         if self.len == 0 {
             return Ok(());
         }
-        device.alive()?;
+        let stream = device.bound()?.cu_stream();
         let bytes = self.len * size_of::<T>();
         // SAFETY: the view lies in a live allocation of this many bytes and is lent to us alone; zero bytes are a value of any
         // plain type; and all work is ordered by the one stream.
-        let cleared = unsafe { result::memset_d8_async(self.address, 0, bytes, device.stream().cu_stream()) };
+        let cleared = unsafe { result::memset_d8_async(self.address, 0, bytes, stream) };
         cleared.map_err(|e| device.fault("cannot clear device memory", e))
     }
 
@@ -211,12 +201,11 @@ impl<'a, T: Element> ViewMut<'a, T> {
         if self.len == 0 {
             return Ok(());
         }
-        device.alive()?;
+        let stream = device.bound()?.cu_stream();
         let bytes = self.len * size_of::<T>();
         // SAFETY: both views lie in live allocations of at least this many bytes; the target is lent to us alone, so they
         // do not overlap; and all work is ordered by the one stream.
-        let copied =
-            unsafe { result::memcpy_dtod_async(self.address, from.address, bytes, device.stream().cu_stream()) };
+        let copied = unsafe { result::memcpy_dtod_async(self.address, from.address, bytes, stream) };
         copied.map_err(|e| device.fault("cannot copy on the device", e))
     }
 }

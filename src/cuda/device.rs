@@ -1,5 +1,6 @@
 //! One device, its stream and its kernels.
 
+use super::driver::{self, is_sticky, words};
 use super::images::{self, Capability, Image};
 use super::kernels::{Kernel, KernelSet, Kernels, Registration};
 use super::launch::Launch;
@@ -17,6 +18,7 @@ pub struct Device {
     name: String,
     capability: Capability,
     multiprocessors: u32,
+    code: u64,
     /// Set by the first error after which the driver answers nothing else, on any stream.
     dead: Arc<OnceLock<String>>,
 }
@@ -37,7 +39,7 @@ impl Device {
         if targets.is_empty() {
             images::target_for(targets, Capability(0, 0))?;
         }
-        driver()?;
+        driver::start()?;
         let failed = |what: &str| {
             let what = what.to_string();
             move |e: DriverError| Error::Backend(format!("CUDA device {ordinal}: {what}: {}", words(&e)))
@@ -50,11 +52,17 @@ impl Device {
         let (major, minor) = context.compute_capability().map_err(failed("no compute capability"))?;
         let capability = Capability(major.unsigned_abs(), minor.unsigned_abs());
         let target = images::target_for(targets, capability)?;
+        driver::takes(target)?;
         let target = targets.iter().position(|&known| known == target).unwrap_or_default();
         let name = context.name().map_err(failed("no name"))?;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(failed("no multiprocessor count"))?;
-        let kernels = Arc::new(Kernels::load(images, target, sets)?);
+        let most = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared = context.attribute(most).map_err(failed("no shared memory"))?;
+        let free = || context.mem_get_info().map(|(free, _)| free as u64).map_err(failed("no free memory"));
+        let before = free()?;
+        let kernels = Arc::new(Kernels::load(images, target, sets, shared.unsigned_abs())?);
+        let code = before.saturating_sub(free()?);
         crate::profile::collects_with(collect);
         Ok(Device {
             kernels,
@@ -63,6 +71,7 @@ impl Device {
             name,
             capability,
             multiprocessors: multiprocessors.unsigned_abs(),
+            code,
             dead: Arc::new(OnceLock::new()),
         })
     }
@@ -90,7 +99,7 @@ impl Device {
     /// # Errors
     /// There is no driver, or it does not start.
     pub fn count() -> Result<usize> {
-        driver()?;
+        driver::start()?;
         let count = result::device::get_count();
         let count =
             count.map_err(|e| Error::Backend(format!("the CUDA driver does not count devices: {}", words(&e))))?;
@@ -110,6 +119,11 @@ impl Device {
     /// Number of multiprocessors.
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    /// Bytes of its memory that loading the kernels took.
+    pub fn code(&self) -> u64 {
+        self.code
     }
 
     /// Free and total memory in bytes.
@@ -136,6 +150,11 @@ impl Device {
         Ok(Event(self.stream.record_event(flags).map_err(|e| self.fault("cannot record an event", e))?))
     }
 
+    /// Moves such a point to what has been queued so far.
+    pub(super) fn mark_again(&self, event: &Event) -> Result<()> {
+        event.0.record(&self.stream).map_err(|e| self.fault("cannot record an event", e))
+    }
+
     /// Waits until everything queued before the event is done.
     pub(super) fn wait(&self, event: &Event) -> Result<()> {
         event.0.synchronize().map_err(|e| self.fault("a copy or a kernel failed", e))
@@ -154,10 +173,7 @@ impl Device {
 
     /// Version of CUDA that the driver speaks, as in `13.0`; `None` if it does not say.
     pub fn driver_version(&self) -> Option<String> {
-        let mut version = 0;
-        // SAFETY: the driver was loaded to open this device, and writes one number to the place it is given.
-        let code = unsafe { sys::cuDriverGetVersion(&mut version) };
-        (code == sys::CUresult::CUDA_SUCCESS).then(|| format!("{}.{}", version / 1000, version % 1000 / 10))
+        driver::version().ok().map(|version| version.to_string())
     }
 
     /// Largest clocks in MHz, of multiprocessors and memory; `None` if it does not say.
@@ -188,6 +204,16 @@ impl Device {
         &self.stream
     }
 
+    /// The stream, for calls of the driver's own on this thread: they take the context that is bound to it.
+    ///
+    /// # Errors
+    /// The device is lost.
+    pub(super) fn bound(&self) -> Result<&Arc<CudaStream>> {
+        self.alive()?;
+        self.context.bind_to_thread().map_err(|e| self.fault("cannot bind the context", e))?;
+        Ok(&self.stream)
+    }
+
     /// Records what `launches` queues instead of running it. Nothing may be allocated, copied from or to the host, or waited
     /// for meanwhile.
     ///
@@ -205,6 +231,12 @@ impl Device {
             Some(graph) => Ok(Graph(graph)),
             None => Err(Error::Backend(format!("{}: nothing was recorded", self.name))),
         }
+    }
+
+    /// Brings a graph to the device, so that its first launch does not have to.
+    pub(crate) fn upload(&self, graph: &Graph) -> Result<()> {
+        self.alive()?;
+        graph.0.upload().map_err(|e| self.fault("a graph cannot be brought to the device", e))
     }
 
     /// Queues everything that a graph recorded.
@@ -234,13 +266,10 @@ impl Device {
     /// `args` points to the kernel's parameters, in their order and of their types; every address among them is valid
     /// for what the kernel reads and writes in this shape of launch, and memory that it writes is not lent elsewhere.
     pub(super) unsafe fn launch(&self, kernel: &Kernel, launch: Launch, args: &mut [*mut c_void]) -> Result<()> {
-        self.alive()?;
-        self.context.bind_to_thread().map_err(|e| self.fault("cannot bind the context", e))?;
+        let stream = self.bound()?.cu_stream();
         let Launch { grid, threads, shared } = launch;
         // SAFETY: the function belongs to this context, and the caller vouches for the arguments.
-        let queued = unsafe {
-            result::launch_kernel(kernel.function, grid, (threads, 1, 1), shared, self.stream.cu_stream(), args)
-        };
+        let queued = unsafe { result::launch_kernel(kernel.function, grid, (threads, 1, 1), shared, stream, args) };
         queued.map_err(|e| self.fault(kernel.name, e))
     }
 }
@@ -255,54 +284,3 @@ unsafe impl Send for Graph {}
 /// A point on a stream's clock.
 #[derive(Debug)]
 pub struct Event(CudaEvent);
-
-/// Loads and starts the driver.
-fn driver() -> Result<()> {
-    // SAFETY: only asks the loader whether the library can be opened; called before any other driver call, because
-    // those panic if it cannot.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(Error::Backend("no CUDA driver: libcuda.so.1 cannot be loaded".to_string()));
-    }
-    result::init().map_err(|e| Error::Backend(format!("the CUDA driver does not start: {}", words(&e))))
-}
-
-/// Name and words of the driver for an error.
-fn words(error: &DriverError) -> String {
-    let text = |found: std::result::Result<&std::ffi::CStr, DriverError>| {
-        found.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
-    };
-    let (name, meaning) = (text(error.error_name()), text(error.error_string()));
-    if name.is_empty() { format!("error {:?}", error.0) } else { format!("{name} ({meaning})") }
-}
-
-/// Whether every later call on the context fails too.
-fn is_sticky(error: sys::CUresult) -> bool {
-    use sys::CUresult as E;
-    matches!(
-        error,
-        E::CUDA_ERROR_ECC_UNCORRECTABLE
-            | E::CUDA_ERROR_ILLEGAL_ADDRESS
-            | E::CUDA_ERROR_LAUNCH_TIMEOUT
-            | E::CUDA_ERROR_CONTEXT_IS_DESTROYED
-            | E::CUDA_ERROR_ASSERT
-            | E::CUDA_ERROR_HARDWARE_STACK_ERROR
-            | E::CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | E::CUDA_ERROR_MISALIGNED_ADDRESS
-            | E::CUDA_ERROR_INVALID_ADDRESS_SPACE
-            | E::CUDA_ERROR_INVALID_PC
-            | E::CUDA_ERROR_LAUNCH_FAILED
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_errors_of_a_running_kernel_are_sticky() {
-        assert!(is_sticky(sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
-        assert!(is_sticky(sys::CUresult::CUDA_ERROR_LAUNCH_FAILED));
-        assert!(!is_sticky(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY));
-        assert!(!is_sticky(sys::CUresult::CUDA_ERROR_INVALID_VALUE));
-    }
-}

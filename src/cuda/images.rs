@@ -103,13 +103,6 @@ pub fn assembler() -> &'static str {
     ASSEMBLER
 }
 
-/// The oldest driver that loads the machine code, as CUDA counts (12000 is CUDA 12.0): any of the assembler's major release.
-/// None if there are no images.
-pub fn driver_needed() -> Option<i32> {
-    let major: i32 = ASSEMBLER.split('.').next()?.parse().ok()?;
-    Some(major * 1000)
-}
-
 /// Whether the images are those that are stored with the sources, because the build found no nvcc.
 pub fn stored() -> bool {
     STORED
@@ -214,6 +207,6 @@ mod tests {
             }
         }
         assert_eq!(embedded().is_empty(), compiler().is_empty());
-        assert_eq!(embedded().is_empty(), driver_needed().is_none());
+        assert_eq!(embedded().is_empty(), assembler().is_empty());
     }
 }

@@ -20,11 +20,33 @@ pub struct Spec {
     pub threads: u32,
     /// Dynamic shared memory in bytes, at most.
     pub shared: u32,
+    /// Takes its place on cards whose blocks have too little shared memory for it.
+    pub smaller: Option<Smaller>,
+}
+
+/// A kernel that does the same sums as another one, in the same blocks, with less shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Smaller {
+    /// Its name.
+    pub name: &'static str,
+    /// Dynamic shared memory in bytes, at most.
+    pub shared: u32,
 }
 
 impl Spec {
     pub(super) const fn new(image: &'static str, name: &'static str, threads: u32, shared: u32) -> Self {
-        Spec { image, name, threads, shared }
+        Spec { image, name, threads, shared, smaller: None }
+    }
+
+    /// The same with a smaller kernel that may take its place, if there is one.
+    pub(super) const fn or(self, smaller: Option<Smaller>) -> Self {
+        Spec { smaller, ..self }
+    }
+
+    /// The kernel, and the smaller one that may take its place.
+    pub(super) fn all(self) -> impl Iterator<Item = Spec> {
+        let smaller = self.smaller.map(|Smaller { name, shared }| Spec { name, shared, smaller: None, ..self });
+        std::iter::once(Spec { smaller: None, ..self }).chain(smaller)
     }
 
     /// One kernel for each storage type, in the order of [`HalfType`](crate::dtype::HalfType): bf16, then f16.
@@ -38,6 +60,8 @@ impl Spec {
 pub(super) struct Kernel {
     pub(super) function: sys::CUfunction,
     pub(super) name: &'static str,
+    /// Dynamic shared memory in bytes, at most.
+    pub(super) shared: u32,
 }
 
 // SAFETY: a handle that any thread with the context current may launch; launching does not change it.
@@ -69,8 +93,14 @@ pub(super) struct Kernels(Vec<(TypeId, Vec<Kernel>)>);
 
 impl Kernels {
     /// Loads every image's code for a target, by its index in the list that the build made, into the current context and finds
-    /// every kernel of the sets in them. Modules stay loaded as long as the process lives.
-    pub fn load<'a>(images: &[Image], target: usize, sets: impl Iterator<Item = &'a Registration>) -> Result<Self> {
+    /// every kernel of the sets in them, each in the largest version that a block with `limit` bytes of shared memory can run.
+    /// Modules stay loaded as long as the process lives.
+    pub fn load<'a>(
+        images: &[Image],
+        target: usize,
+        sets: impl Iterator<Item = &'a Registration>,
+        limit: u32,
+    ) -> Result<Self> {
         let mut modules = Vec::new();
         for image in images {
             let code = image.code_for(target)?;
@@ -81,7 +111,7 @@ impl Kernels {
             modules.push((image.name, module));
         }
         let all = |set: &Registration| -> Result<_> {
-            Ok((set.id, (set.specs)().iter().map(|spec| find(&modules, spec)).collect::<Result<_>>()?))
+            Ok((set.id, (set.specs)().iter().map(|spec| find(&modules, spec, limit)).collect::<Result<_>>()?))
         };
         Ok(Kernels(sets.map(all).collect::<Result<_>>()?))
     }
@@ -94,21 +124,46 @@ impl Kernels {
     }
 }
 
-/// A kernel in the loaded images.
-fn find(modules: &[(&'static str, sys::CUmodule)], spec: &Spec) -> Result<Kernel> {
-    let &Spec { image, name, shared, .. } = spec;
-    let module = modules.iter().find(|(loaded, _)| *loaded == image);
-    let (_, module) = module.ok_or_else(|| Error::Backend(format!("no kernel image {image}")))?;
-    let c_name = CString::new(name).map_err(|e| Error::Backend(e.to_string()))?;
-    // SAFETY: the module is loaded and is never unloaded.
-    let function = unsafe { result::module::get_function(*module, c_name) }
-        .map_err(|e| Error::Backend(format!("kernel {name} is missing from its image: {e}")))?;
-    // Without asking a block gets 48 KiB, of which its static shared memory is a part.
-    if shared > 0 {
-        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: the function is valid, and the attribute is an integer in the range the driver checks.
-        unsafe { result::function::set_function_attribute(function, attribute, shared as i32) }
-            .map_err(|e| Error::Backend(format!("kernel {name}: {shared} bytes of shared memory: {e}")))?;
+/// A kernel in the loaded images, or the smaller one in its place. This is where the choice is made: plans and launches do not
+/// know which of the two they have.
+fn find(modules: &[(&'static str, sys::CUmodule)], spec: &Spec, limit: u32) -> Result<Kernel> {
+    let module = modules.iter().find(|(loaded, _)| *loaded == spec.image);
+    let (_, module) = module.ok_or_else(|| Error::Backend(format!("no kernel image {}", spec.image)))?;
+    for Spec { name, shared, .. } in spec.all() {
+        let c_name = CString::new(name).map_err(|e| Error::Backend(e.to_string()))?;
+        // SAFETY: the module is loaded and is never unloaded.
+        let function = unsafe { result::module::get_function(*module, c_name) }
+            .map_err(|e| Error::Backend(format!("kernel {name} is missing from its image: {e}")))?;
+        if shared + fixed(function, name)? > limit {
+            continue;
+        }
+        if shared > 0 {
+            use sys::CUfunction_attribute as Attribute;
+            // Without asking a block gets 48 KiB, of which its static shared memory is a part.
+            set(function, name, Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)?;
+            // All that a multiprocessor has, in percent: two blocks and more of most of these kernels are meant to be there at
+            // once, what they copy asynchronously does not go through L1, and one division for all of them spares changing it
+            // between two kernels. A hint.
+            set(function, name, Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)?;
+        }
+        return Ok(Kernel { function, name, shared });
     }
-    Ok(Kernel { function, name })
+    Err(Error::Backend(format!(
+        "kernel {} needs more than the {limit} bytes of shared memory that a block of this device can have",
+        spec.name
+    )))
+}
+
+/// Static shared memory of a kernel in bytes.
+fn fixed(function: sys::CUfunction, name: &str) -> Result<u32> {
+    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+    // SAFETY: the function is valid.
+    let bytes = unsafe { result::function::get_function_attribute(function, attribute) };
+    bytes.map(i32::unsigned_abs).map_err(|e| Error::Backend(format!("kernel {name}: static shared memory: {e}")))
+}
+
+fn set(function: sys::CUfunction, name: &str, attribute: sys::CUfunction_attribute, value: u32) -> Result<()> {
+    // SAFETY: the function is valid, and the attribute is an integer in the range the driver checks.
+    unsafe { result::function::set_function_attribute(function, attribute, value as i32) }
+        .map_err(|e| Error::Backend(format!("kernel {name}: {attribute:?} of {value}: {e}")))
 }

@@ -6,17 +6,20 @@
 
 mod buffer;
 mod device;
+pub mod driver;
 pub mod images;
 pub mod instruments;
 mod kernels;
 mod launch;
 mod open;
 pub mod ops;
+mod pinned;
 pub mod staging;
 
 pub use buffer::{Buffer, Element, View, ViewMut};
 pub(crate) use device::Graph;
 pub use device::{Device, Event};
 pub use images::{Capability, Code, Image, Usage};
-pub use kernels::Spec;
+pub use kernels::{Smaller, Spec};
 pub use open::specs;
+pub use pinned::Packets;

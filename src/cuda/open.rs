@@ -10,9 +10,9 @@ fn sets() -> impl Iterator<Item = &'static Registration> {
     ops::ALL.iter().chain(&instruments::ALL)
 }
 
-/// Every kernel of every image.
+/// Every kernel of every image, smaller versions behind the kernels that they stand for.
 pub fn specs() -> Vec<Spec> {
-    sets().flat_map(|set| (set.specs)()).collect()
+    sets().flat_map(|set| (set.specs)()).flat_map(Spec::all).collect()
 }
 
 impl Device {
@@ -49,6 +49,21 @@ mod tests {
         for spec in specs.iter().filter(|_| !images::embedded().is_empty()) {
             let mut usages = images::embedded().iter().flat_map(|image| image.usage);
             assert!(usages.any(|usage| usage.kernel == spec.name), "{} is in no image", spec.name);
+        }
+    }
+
+    /// What a card with compute capability 8.6, 8.9 or 12.x gives a block.
+    const LEAST: u32 = 99 * 1024;
+
+    #[test]
+    fn every_kernel_has_a_version_for_the_smallest_card() {
+        let usages = || images::embedded().iter().flat_map(|image| image.usage);
+        for spec in sets().flat_map(|set| (set.specs)()) {
+            let fixed =
+                |name| usages().filter(|usage| usage.kernel == name).map(|usage| usage.shared).max().unwrap_or(0);
+            let needed: Vec<u32> = spec.all().map(|spec| spec.shared + fixed(spec.name)).collect();
+            assert!(needed.iter().any(|&bytes| bytes <= LEAST), "{spec:?} needs {needed:?} bytes");
+            assert!(needed.len() == 1 || needed[0] > LEAST, "{spec:?}: the smaller version is never taken");
         }
     }
 

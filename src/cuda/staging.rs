@@ -7,13 +7,13 @@
 
 use super::buffer::ViewMut;
 use super::device::{Device, Event};
+use super::pinned::Pinned;
 use crate::{Error, Result};
-use cudarc::driver::{CudaContext, result};
+use cudarc::driver::result;
 use std::collections::VecDeque;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, TryRecvError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// Bytes of a slot: large enough that a copy's fixed cost vanishes, small enough to fill the ring early.
 pub const SLOT: usize = 16 << 20;
@@ -21,51 +21,6 @@ pub const SLOT: usize = 16 << 20;
 const SLOTS: usize = 8;
 /// Threads that fill slots, at most.
 const THREADS: usize = 8;
-
-/// Page-locked host memory.
-#[derive(Debug)]
-struct Pinned {
-    address: NonNull<u8>,
-    len: usize,
-    context: Arc<CudaContext>,
-}
-
-// SAFETY: the memory belongs to this value alone and may be read, written and released by any thread.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    fn new(device: &Device, len: usize) -> Result<Self> {
-        let context = device.stream().context().clone();
-        context.bind_to_thread().map_err(|e| device.fault("cannot bind the context", e))?;
-        let what = "cannot allocate pinned host memory";
-        // SAFETY: an allocation of at least one byte without flags; it is released by `drop`.
-        let memory = unsafe { result::malloc_host(len.max(1), 0) }.map_err(|e| device.fault(what, e))?;
-        let address = NonNull::new(memory.cast::<u8>()).ok_or_else(|| Error::Backend(what.to_string()))?;
-        // SAFETY: the allocation has `len` bytes. Written once, so that they may be lent as a slice.
-        unsafe { address.write_bytes(0, len) };
-        Ok(Pinned { address, len, context })
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: `len` initialised bytes that live as long as `self`. The device only reads them.
-        unsafe { std::slice::from_raw_parts(self.address.as_ptr(), self.len) }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and `self` is borrowed alone. No copy still reads them, because a slot goes
-        // to a thread only after the event that follows its copy.
-        unsafe { std::slice::from_raw_parts_mut(self.address.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // Nothing can be done about a driver that refuses; the memory is then lost until the process ends.
-        let _ = self.context.bind_to_thread();
-        // SAFETY: allocated by `malloc_host`, released once; the ring has waited for the last copy.
-        let _ = unsafe { result::free_host(self.address.as_ptr().cast()) };
-    }
-}
 
 /// A filled slot: the bytes of one piece.
 #[derive(Debug)]
@@ -93,10 +48,7 @@ impl Filled<'_> {
         if self.bytes.is_empty() {
             return Ok(());
         }
-        self.device.alive()?;
-        let stream = self.device.stream();
-        let bound = stream.context().bind_to_thread();
-        bound.map_err(|e| self.device.fault("cannot bind the context", e))?;
+        let stream = self.device.bound()?;
         // SAFETY: the destination has as many bytes and is lent to us alone; what is queued later on the one stream comes
         // after the copy. The source is a slot, which `stream` neither fills nor releases before the copy is done.
         let queued = unsafe { result::memcpy_htod_async(to.address, self.bytes, stream.cu_stream()) };

@@ -26,6 +26,13 @@ impl Emulated {
         Emulated { device: open(), machine }
     }
 
+    /// The device opened anew, as what the machine looks like now.
+    pub fn opened_again(self) -> Self {
+        let Emulated { device, machine } = self;
+        drop(device);
+        Emulated { device: open(), machine }
+    }
+
     /// From here on, these kernels run in place of those of the same names.
     pub fn replace(&self, folder: &Path) {
         self.machine.configure(&format!("ptx={}", folder.display()));

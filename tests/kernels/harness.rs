@@ -55,10 +55,15 @@ pub fn up_to(work: u64) -> impl Iterator<Item = Case> {
 
 /// Runs the cases of at most this much work on a device, all of which must pass, and says what took how long.
 pub fn run(emulated: &Emulated, mode: Mode, work: u64) -> Digests {
+    run_cases(emulated, mode, up_to(work))
+}
+
+/// The same of any cases.
+pub fn run_cases(emulated: &Emulated, mode: Mode, cases: impl Iterator<Item = Case>) -> Digests {
     let (mut worst, mut slowest, started) = (0.0f64, (0.0, String::new()), Instant::now());
     let mut wrong: Vec<Finding> = Vec::new();
     let mut digests = Digests::new();
-    for case in up_to(work) {
+    for case in cases {
         let began = Instant::now();
         let finding = case.run(&emulated.device);
         let took = began.elapsed().as_secs_f64();

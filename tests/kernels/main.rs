@@ -2,7 +2,9 @@
 //! and with every access observed, in several orders and modes; the golden rows; models, the engine, commands and the server;
 //! bytes moved; and that broken kernels are noticed.
 
+mod cards;
 mod cli;
+mod copies;
 mod damaged;
 mod emulated;
 mod engine;

@@ -26,14 +26,19 @@ fn options() -> CudaOptions {
 
 /// Opens a pair on an emulated device and runs `work` there; no access of it may be wrong.
 fn on_device(config: Config, name: &str, open: impl FnOnce(Device) -> ModelPair, work: impl FnOnce(&mut ModelPair)) {
-    let Emulated { device, machine } = Emulated::new(config);
+    on_this(Emulated::new(config), &format!("{name}, {config:?}"), open, work);
+}
+
+/// The same on a device that is there.
+fn on_this(emulated: Emulated, what: &str, open: impl FnOnce(Device) -> ModelPair, work: impl FnOnce(&mut ModelPair)) {
+    let Emulated { device, machine } = emulated;
     let began = Instant::now();
     // What a kernel did wrong says more than the error of the launch behind it.
     let outcome = catch_unwind(AssertUnwindSafe(|| work(&mut open(device))));
     let faults = machine.faults();
-    assert!(faults.is_empty(), "{name}: {faults:#?}");
+    assert!(faults.is_empty(), "{what}: {faults:#?}");
     outcome.unwrap_or_else(|panic| resume_unwind(panic));
-    println!("{name}, {config:?}: {:.1} s", began.elapsed().as_secs_f64());
+    println!("{what}: {:.1} s", began.elapsed().as_secs_f64());
 }
 
 fn open(name: &str, storage: HalfType) -> impl FnOnce(Device) -> ModelPair {
@@ -46,8 +51,13 @@ fn open(name: &str, storage: HalfType) -> impl FnOnce(Device) -> ModelPair {
 }
 
 fn golden(config: Config, name: &'static str) {
+    golden_on(Emulated::new(config), &format!("{config:?}"), name);
+}
+
+/// The traces of a fixture on a device, teacher-forced.
+pub fn golden_on(emulated: Emulated, what: &str, name: &'static str) {
     let golden = Golden::read(name);
-    on_device(config, name, open(name, golden.storage), |cuda| golden.must_pass(cuda, true));
+    on_this(emulated, &format!("{name}, {what}"), open(name, golden.storage), |cuda| golden.must_pass(cuda, true));
 }
 
 #[test]

@@ -112,7 +112,7 @@ fn bytes_over_the_floor() {
         let x = Buffer::from_slice(device, &vec![0x3f80u16; tokens * k]).unwrap();
         let w = Buffer::from_slice(device, &vec![0x3c00u16; n * k]).unwrap();
         let mut y = Buffer::<u16>::uninitialised(device, tokens * n).unwrap();
-        let mut scratch = gemm::Scratch::new(device, &[(n, k)], 0).unwrap();
+        let mut scratch = gemm::Scratch::new(device, &[(n, k)]).unwrap();
         emulated.machine.reset();
         let operands = Operands { storage: HalfType::Bf16, x: x.view(), w: w.view(), bias: None };
         let y = &mut Output::Half(y.view_mut());
@@ -133,7 +133,7 @@ fn bytes_over_the_floor() {
         let dy = Buffer::from_slice(device, &vec![0x3f80u16; tokens * n]).unwrap();
         let w = Buffer::from_slice(device, &vec![0x3c00u16; n * k]).unwrap();
         let mut dx = Buffer::<f32>::uninitialised(device, tokens * k).unwrap();
-        let mut scratch = gemm::Scratch::new(device, &[(k, n)], 0).unwrap();
+        let mut scratch = gemm::Scratch::new(device, &[(k, n)]).unwrap();
         emulated.machine.reset();
         let gradients = gemm_backward::Gradients { storage: HalfType::Bf16, dy: dy.view(), w: w.view() };
         let dx = &mut Output::F32(dx.view_mut());

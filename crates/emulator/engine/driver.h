@@ -104,10 +104,15 @@ int forbid_during_capture();  // an error when a capture forbids calls like this
 void write_report();
 
 struct Limits {
-    int multiprocessors, shared_per_block, shared_optin, shared_per_multiprocessor, registers = 65536,
-                                                                                    threads_per_multiprocessor = 2048;
+    int arch, multiprocessors;
+    int shared_optin, shared_per_multiprocessor;  // bytes
+    int threads_per_multiprocessor, blocks_per_multiprocessor;
+    int l2;  // bytes
+    int shared_per_block = 48 << 10, registers = 65536;
 };
-Limits device_limits();
+Limits device_limits();  // of the card that the device looks like
+
+bool context_is_current();  // on the calling thread
 
 // At the head of every call: the lock, then what a broken context answers.
 #define EMU_API extern "C" __attribute__((visibility("default"))) int
@@ -115,6 +120,7 @@ Limits device_limits();
 #define EMU_ENTER                                                                                                      \
     EMU_ENTER_ANY;                                                                                                     \
     if (!initialised) return kNotInitialized;                                                                          \
+    if (!context_is_current()) return kInvalidContext;                                                                 \
     if (sticky_error) return sticky_error
 
 }  // namespace emu

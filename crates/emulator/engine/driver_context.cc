@@ -16,6 +16,27 @@ namespace {
 thread_local void* current_context = nullptr;
 char primary_context, memory_pool;
 int context_flags = 0;
+int driver_version = 13000;
+
+// Data sheets, and the programming guide's table of technical specifications per compute capability.
+constexpr Limits kCards[] = {
+    {80, 108, 163 << 10, 164 << 10, 2048, 32, 40 << 20},   // A100
+    {86, 82, 99 << 10, 100 << 10, 1536, 16, 6 << 20},      // RTX 3090
+    {89, 142, 99 << 10, 100 << 10, 1536, 24, 96 << 20},    // L40S
+    {90, 132, 227 << 10, 228 << 10, 2048, 32, 50 << 20},   // H100
+    {100, 148, 227 << 10, 228 << 10, 2048, 32, 126 << 20}, // B200
+    {120, 170, 99 << 10, 100 << 10, 1536, 24, 96 << 20},   // RTX 5090
+    // Cards that kernels for 8.0 and newer do not run on.
+    {61, 28, 48 << 10, 96 << 10, 2048, 32, 2816 << 10},    // GTX 1080 Ti
+    {75, 40, 64 << 10, 64 << 10, 1024, 16, 4 << 20},       // T4
+};
+
+const Limits* card_of(int arch) {
+    for (const Limits& card : kCards) {
+        if (card.arch == arch) return &card;
+    }
+    return nullptr;
+}
 
 bool configure(const std::string& setting) {
     const size_t equals = setting.find('=');
@@ -59,7 +80,12 @@ bool configure(const std::string& setting) {
     if (key == "faults") return choose("report", "fail", config.faults_fail);
     if (key == "watchdog") return (config.watchdog_seconds = atoi(value.c_str())) > 0;
     if (key == "memory") return (config.memory = strtoull(value.c_str(), nullptr, 10)) > 0;
-    if (key == "arch") return (config.arch = atoi(value.c_str())) == 80 || config.arch == 90;
+    if (key == "arch") {
+        const Limits* card = card_of(atoi(value.c_str()));
+        if (card) config.arch = card->arch;
+        return card != nullptr;
+    }
+    if (key == "driver") return (driver_version = atoi(value.c_str())) > 0;
     if (key == "report") {
         config.report = value;
         return true;
@@ -73,7 +99,7 @@ struct FromEnvironment {
                                         {"GGRO_EMU_LANES", "lanes"},     {"GGRO_EMU_MMA", "mma"},
                                         {"GGRO_EMU_SCHEDULE", "schedule"}, {"GGRO_EMU_COPIES", "copies"},
                                         {"GGRO_EMU_STREAMS", "streams"}, {"GGRO_EMU_ARCH", "arch"},
-                                        {"GGRO_EMU_REPORT", "report"}};
+                                        {"GGRO_EMU_REPORT", "report"},   {"GGRO_EMU_DRIVER", "driver"}};
         for (auto& [variable, key] : names) {
             const char* value = getenv(variable);
             if (value && !configure(std::string(key) + "=" + value)) {
@@ -83,6 +109,8 @@ struct FromEnvironment {
         }
     }
 };
+
+void read_environment() { static const FromEnvironment once; }
 
 const std::map<int, std::pair<const char*, const char*>>& error_names() {
     static const std::map<int, std::pair<const char*, const char*>> names = {
@@ -119,10 +147,9 @@ const std::map<int, std::pair<const char*, const char*>>& error_names() {
 
 }  // namespace
 
-Limits device_limits() {
-    if (config.arch == 80) return {108, 49152, 166912, 167936};
-    return {132, 49152, 232448, 233472};
-}
+Limits device_limits() { return *card_of(config.arch); }
+
+bool context_is_current() { return current_context != nullptr; }
 
 void write_report() {
     if (config.report.empty()) return;
@@ -169,7 +196,7 @@ extern "C" __attribute__((visibility("default"))) size_t ggro_emu_counters_json(
 
 EMU_API cuInit(unsigned flags) {
     EMU_ENTER_ANY;
-    static FromEnvironment environment;
+    read_environment();
     // Registered this late, it runs before any of the engine's globals are destroyed.
     static const int at_exit = atexit(write_report);
     (void)at_exit;
@@ -178,7 +205,12 @@ EMU_API cuInit(unsigned flags) {
     return 0;
 }
 
-EMU_API cuDriverGetVersion(int* version) { return *version = 13000, 0; }
+// Before cuInit too.
+EMU_API cuDriverGetVersion(int* version) {
+    EMU_ENTER_ANY;
+    read_environment();
+    return *version = driver_version, 0;
+}
 EMU_API cuDeviceGetCount(int* count) { return *count = 1, initialised ? 0 : kNotInitialized; }
 
 EMU_API cuDeviceGet(int* device, int ordinal) {
@@ -213,7 +245,7 @@ EMU_API cuDeviceGetAttribute(int* value, int attribute, int device) {
         case 31: *value = 1; break;
         case 36: *value = 2619000; break;   // kHz
         case 37: *value = 5120; break;      // bits
-        case 38: *value = 50 << 20; break;  // L2
+        case 38: *value = limits.l2; break;
         case 39: *value = limits.threads_per_multiprocessor; break;
         case 40: *value = 3; break;
         case 41: *value = 1; break;
@@ -224,7 +256,7 @@ EMU_API cuDeviceGetAttribute(int* value, int attribute, int device) {
         case 82: *value = limits.registers; break;
         case 95: *value = 1; break;
         case 97: *value = limits.shared_optin; break;
-        case 106: *value = 32; break;
+        case 106: *value = limits.blocks_per_multiprocessor; break;
         case 111: *value = 1024; break;
         case 115: *value = 1; break;
         default: *value = 0;

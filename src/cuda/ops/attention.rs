@@ -19,7 +19,7 @@ const OP: &str = "attention";
 pub(in crate::cuda) struct Kernels;
 
 fn specs_of(storage: HalfType) -> [Spec; KERNELS.len()] {
-    KERNELS.map(|class| Spec::new(OP, class.kernels[storage as usize], class.threads, class.shared))
+    KERNELS.map(|class| class.spec(OP, storage))
 }
 
 impl KernelSet for Kernels {
@@ -40,12 +40,22 @@ pub struct Scratch {
 impl Scratch {
     /// Room for `partials` parts of queries of any of the shapes. A query has one per 256 positions that it sees.
     pub fn new(device: &Device, shapes: &[Shape], partials: usize) -> Result<Self> {
+        let (elements, tickets) = Self::room(shapes, partials)?;
+        Ok(Scratch { partials: Buffer::uninitialised(device, elements)?, tickets: Buffer::zeros(device, tickets)? })
+    }
+
+    /// Bytes of what [`new`](Self::new) makes.
+    pub fn bytes(shapes: &[Shape], partials: usize) -> u64 {
+        Self::room(shapes, partials).map_or(u64::MAX, |(elements, tickets)| 4 * (elements as u64 + tickets as u64))
+    }
+
+    fn room(shapes: &[Shape], partials: usize) -> Result<(usize, usize)> {
         let (mut elements, mut tickets) = (0, 0);
         for shape in shapes {
             elements = elements.max(product(OP, partials, shape.heads * (shape.head + 2))?);
             tickets = tickets.max(product(OP, partials.div_ceil(2), shape.kv_heads)?);
         }
-        Ok(Scratch { partials: Buffer::uninitialised(device, elements)?, tickets: Buffer::zeros(device, tickets)? })
+        Ok((elements, tickets))
     }
 
     /// What a plan for this device and scratch may use.
@@ -133,9 +143,9 @@ pub fn attention(
         if count == 0 {
             continue;
         }
-        let kernel = &KERNELS[of_head + class];
+        let kernel = &kernels[of_head + class];
         let grid = (side(OP, "items", count, i32::MAX as u32)?, by_head, 1);
-        let launch = Launch { grid, threads: kernel.threads, shared: kernel.shared };
+        let launch = Launch { grid, threads: KERNELS[of_head + class].threads, shared: kernel.shared };
         // SAFETY: parameters are (void* out, float* lse, const void* q, const void* pool, const uint4* items, const uint4*
         // tokens, const uint4* pages, float* partials, float* states, unsigned* tickets, unsigned long long block, int
         // heads, int kv_heads, int out_width, float scale). The work list, as the plan made it, names rows of q below
@@ -145,7 +155,7 @@ pub fn attention(
         // to us alone.
         unsafe {
             device.launch(
-                &kernels[of_head + class],
+                kernel,
                 launch,
                 args![
                     output.out.address,

@@ -19,7 +19,7 @@ const OP: &str = "attention_backward";
 pub(in crate::cuda) struct Kernels;
 
 fn specs_of(storage: HalfType) -> [Spec; KERNELS.len()] {
-    KERNELS.map(|class| Spec::new(OP, class.kernels[storage as usize], class.threads, class.shared))
+    KERNELS.map(|class| class.spec(storage))
 }
 
 impl KernelSet for Kernels {
@@ -159,9 +159,9 @@ pub fn attention_backward(
         if count == 0 {
             continue;
         }
-        let kernel = &KERNELS[of_head + class];
+        let kernel = &kernels[of_head + class];
         let grid = (side(OP, "items", count, i32::MAX as u32)?, by_head, 1);
-        let launch = Launch { grid, threads: kernel.threads, shared: kernel.shared };
+        let launch = Launch { grid, threads: KERNELS[of_head + class].threads, shared: kernel.shared };
         // SAFETY: parameters are (float* dq, float* deltas, const void* q, const void* pool, const void* out, const float*
         // lse, const void* d_out, const uint4* items, const uint4* tokens, const uint4* pages, float* partials, unsigned*
         // tickets, unsigned long long block, int heads, int kv_heads, int out_width, float scale). The work list, as the
@@ -171,7 +171,7 @@ pub fn attention_backward(
         // tickets are zero, and the output are lent to us alone.
         unsafe {
             device.launch(
-                &kernels[of_head + class],
+                kernel,
                 launch,
                 args![
                     output.q.address,
@@ -202,9 +202,9 @@ pub fn attention_backward(
     let from = |words: usize| work.keys.1.address + 4 * words as u64;
     let (items, tokens, tiles, blocks) = (from(0), from(keys.tokens_at), from(keys.tiles_at), from(keys.blocks_at));
     debug_assert_eq!(keys.tokens_at, ITEM_WORDS * keys.items);
-    let kernel = &KERNELS[of_head + KEYS];
+    let kernel = &kernels[of_head + KEYS];
     let grid = (side(OP, "tiles of keys", keys.items, i32::MAX as u32)?, by_head, 1);
-    let launch = Launch { grid, threads: kernel.threads, shared: kernel.shared };
+    let launch = Launch { grid, threads: KERNELS[of_head + KEYS].threads, shared: kernel.shared };
     // SAFETY: parameters are (float* dk, float* dv, const void* q, const void* pool, const float* lse, const float* deltas,
     // const void* d_out, const uint4* items, const uint2* tokens, const unsigned* tiles, const unsigned* blocks, unsigned
     // long long block, int heads, int kv_heads, int out_width, int window, float scale). The work list, as the plan made
@@ -214,7 +214,7 @@ pub fn attention_backward(
     // us alone.
     unsafe {
         device.launch(
-            &kernels[of_head + KEYS],
+            kernel,
             launch,
             args![
                 output.k.address,

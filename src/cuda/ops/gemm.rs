@@ -2,7 +2,7 @@
 
 use crate::cuda::buffer::{Buffer, View, ViewMut};
 use crate::cuda::device::Device;
-use crate::cuda::kernels::{Kernel, KernelSet, Spec};
+use crate::cuda::kernels::{Kernel, KernelSet, Smaller, Spec};
 use crate::cuda::launch::{Launch, args, check_len, check_room, int, product, side};
 use crate::dtype::HalfType;
 use crate::{Error, Result};
@@ -26,6 +26,8 @@ pub struct Tile {
     pub threads: u32,
     /// Stages of the pipeline.
     pub stages: u32,
+    /// Kernels with so many stages, and their names, forward and backward, for cards with less shared memory.
+    pub smaller: Option<(u32, [[&'static str; 2]; 2])>,
     /// The block adds up all chunks of `k` itself.
     pub folds: bool,
 }
@@ -33,7 +35,11 @@ pub struct Tile {
 impl Tile {
     /// Dynamic shared memory in bytes: a line of 128 bytes per output and token and stage.
     pub const fn shared(&self) -> u32 {
-        self.stages * (self.outputs + self.tokens) as u32 * 128
+        self.shared_of(self.stages)
+    }
+
+    const fn shared_of(&self, stages: u32) -> u32 {
+        stages * (self.outputs + self.tokens) as u32 * 128
     }
 }
 
@@ -51,10 +57,10 @@ macro_rules! names {
 pub const TILES: [Tile; 6] = [
     tile(names!("stream8"), 64, 8, 128, 6, false),
     tile(names!("stream16"), 64, 16, 128, 5, false),
-    tile(names!("stream32"), 128, 32, 128, 5, false),
+    Tile { smaller: Some((4, names!("stream32_99k"))), ..tile(names!("stream32"), 128, 32, 128, 5, false) },
     tile(names!("stream64"), 128, 64, 128, 4, false),
     tile(names!("tile"), 128, 128, 256, 3, false),
-    tile(names!("tile_fold"), 128, 128, 256, 4, true),
+    Tile { smaller: Some((3, names!("tile_fold_99k"))), ..tile(names!("tile_fold"), 128, 128, 256, 4, true) },
 ];
 
 /// Indices into [`TILES`] of the classes for many tokens.
@@ -69,21 +75,27 @@ const fn tile(
     stages: u32,
     folds: bool,
 ) -> Tile {
-    Tile { kernels, backward, outputs, tokens, threads, stages, folds }
+    Tile { kernels, backward, outputs, tokens, threads, stages, smaller: None, folds }
 }
 
 pub(in crate::cuda) struct Kernels;
 
 impl KernelSet for Kernels {
     fn specs() -> Vec<Spec> {
-        specs("gemm", |tile| tile.kernels)
+        specs("gemm", 0)
     }
 }
 
-/// The kernels of one direction: every tile for bf16, then for f16.
-pub(super) fn specs(image: &'static str, names: fn(&Tile) -> [&'static str; 2]) -> Vec<Spec> {
-    let spec =
-        |storage: HalfType, tile: &Tile| Spec::new(image, names(tile)[storage as usize], tile.threads, tile.shared());
+/// The kernels of one direction, forward or backward: every tile for bf16, then for f16.
+pub(super) fn specs(image: &'static str, direction: usize) -> Vec<Spec> {
+    let spec = |storage: HalfType, tile: &Tile| {
+        let name = [tile.kernels, tile.backward][direction][storage as usize];
+        let smaller = tile.smaller.map(|(stages, names)| Smaller {
+            name: names[direction][storage as usize],
+            shared: tile.shared_of(stages),
+        });
+        Spec::new(image, name, tile.threads, tile.shared()).or(smaller)
+    };
     HalfType::ALL.iter().flat_map(|&storage| TILES.iter().map(move |tile| spec(storage, tile))).collect()
 }
 
@@ -170,6 +182,9 @@ impl Plan {
     }
 }
 
+/// Tokens for whose chunk sums there is room. With more there are blocks enough in most products without a block for each chunk.
+const ROOM: usize = 512;
+
 /// Chunk sums and tickets of products, sized once.
 #[derive(Debug)]
 pub struct Scratch {
@@ -179,18 +194,30 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for what any of the shapes `(n, k)` needs in up to 64 tokens, and at least `workspace` elements. A gradient's
+    /// Room for what any of the shapes `(n, k)` needs in up to 512 tokens: what a model and its benchmarks have. A gradient's
     /// shape is the transposed one.
-    pub fn new(device: &Device, shapes: &[(usize, usize)], workspace: usize) -> Result<Self> {
-        let mut room = (workspace, 0);
+    pub fn new(device: &Device, shapes: &[(usize, usize)]) -> Result<Self> {
+        let (workspace, tickets) = Self::room(shapes);
+        Self::with_room(device, workspace, tickets)
+    }
+
+    /// Bytes of what [`new`](Self::new) makes.
+    pub fn bytes(shapes: &[(usize, usize)]) -> u64 {
+        let (workspace, tickets) = Self::room(shapes);
+        4 * (workspace as u64 + tickets as u64)
+    }
+
+    fn room(shapes: &[(usize, usize)]) -> (usize, usize) {
+        let mut room = (0, 0);
         for &(n, k) in shapes {
             for (index, tile) in TILES.iter().enumerate() {
-                let plan = Plan::with_tile(Shape { tokens: tile.tokens.min(64), n, k }, index);
+                let tokens = if index < MANY { tile.tokens } else { ROOM };
+                let plan = Plan::with_tile(Shape { tokens, n, k }, index);
                 room = (room.0.max(plan.workspace), room.1.max(plan.tickets));
             }
         }
         // Larger batches have more token tiles; with few outputs that stays far below this.
-        Self::with_room(device, room.0, room.1.max(4096))
+        (room.0, room.1.max(4096))
     }
 
     /// Exactly this much room.
@@ -322,7 +349,7 @@ pub(super) unsafe fn launch(
         side(op, "token tiles", plan.grid.1, 65_535)?,
         side(op, "output tiles", plan.grid.2, 65_535)?,
     );
-    let launch = Launch { grid, threads: tile.threads, shared: tile.shared() };
+    let launch = Launch { grid, threads: tile.threads, shared: kernel.shared };
     let (tokens, n, k) = (int(op, "tokens", tokens)?, int(op, "n", n)?, int(op, "k", k)?);
     let chunk_tiles = int(op, "chunk", plan.chunks.tiles)?;
     let bias = bias.map_or(0, |bias| bias.address);
@@ -375,11 +402,29 @@ mod tests {
         assert_eq!(plan(33, 100, 1024).grid, (2, 1, 1));
     }
 
+    /// Chunks have blocks of their own where tokens and outputs alone do not fill the card, up to the tokens that have room.
     #[test]
-    fn shared_memory_fits_the_smallest_card() {
+    fn a_model_of_8b_fills_the_card_with_any_number_of_tokens() {
+        let layer = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336)];
+        let products = [layer, layer.map(|(n, k)| (k, n))].concat();
+        let (workspace, _) = Scratch::room(&products);
+        assert!(workspace <= 64 << 18, "{workspace} elements are 64 MiB at most");
+        for multiprocessors in [108, 132] {
+            for (n, k) in &products {
+                for tokens in 1..=ROOM {
+                    let plan = Plan::new(Shape { tokens, n: *n, k: *k }, multiprocessors, workspace);
+                    let blocks = plan.grid.0 * plan.grid.1 * plan.grid.2;
+                    assert!(blocks as f64 >= 0.9 * f64::from(multiprocessors), "{tokens} {n} {k}: {plan:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_finished_tile_fits_the_ring() {
         for tile in TILES {
-            assert!(tile.shared() <= 163 * 1024, "{tile:?}");
-            assert!(tile.shared() as usize >= tile.tokens * (tile.outputs + 4) * 4, "the finished tile fits");
+            let least = tile.smaller.map_or(tile.stages, |(stages, _)| stages);
+            assert!(tile.shared_of(least) as usize >= tile.tokens * (tile.outputs + 4) * 4, "{tile:?}");
         }
     }
 }

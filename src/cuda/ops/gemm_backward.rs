@@ -13,7 +13,7 @@ pub(in crate::cuda) struct Kernels;
 
 impl KernelSet for Kernels {
     fn specs() -> Vec<Spec> {
-        specs(OP, |tile| tile.backward)
+        specs(OP, 1)
     }
 }
 

@@ -123,6 +123,11 @@ impl Scratch {
             tickets: Buffer::zeros(device, rows)?,
         })
     }
+
+    /// Bytes of what [`new`](Self::new) makes.
+    pub fn bytes(rows: usize, v: usize) -> u64 {
+        (rows * (v.div_ceil(SPLIT) * (5 + 3 + MAX_K) * 8 + 4)) as u64
+    }
 }
 
 /// Statistics of each row of `logits[rows, v]` with its own probability floor; 0 means none.

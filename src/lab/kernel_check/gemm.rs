@@ -162,7 +162,7 @@ impl Problem {
         });
         let mut scratch = match plan {
             Some(plan) => Scratch::with_room(device, plan.workspace, plan.tickets)?,
-            None => Scratch::new(device, &[(outputs, terms)], 32 * elements)?,
+            None => Scratch::new(device, &[(outputs, terms)])?,
         };
         let operands = Operands { storage, x: x.view(), w: w.view(), bias: bias.as_ref().map(|bias| bias.view()) };
         let gradients = Gradients { storage, dy: x.view(), w: w.view() };
@@ -295,7 +295,7 @@ fn time(device: &Bench<'_>, direction: Direction, shape: Shape) -> Result<Measur
     let weights: Vec<u16> = drawn.iter().copied().cycle().take(n * k).collect();
     let x = device.random(&mut random, tokens * terms, Values::Normal(1.0))?;
     let (storage, elements) = (HalfType::Bf16, tokens * outputs);
-    let mut scratch = Scratch::new(device, &[(outputs, terms)], 32 * 128 * outputs.min(8192))?;
+    let mut scratch = Scratch::new(device, &[(outputs, terms)])?;
     let mut sets = device.sets(2 * n * k, |_| Buffer::from_slice(device, &weights))?;
     // A gradient is stored in f32.
     let (seconds, stored) = if direction == Direction::Forward {

@@ -87,7 +87,15 @@ impl Step {
     }
 }
 
+/// Bytes of inputs per row that there is room for at first.
+const INPUTS: usize = 64;
+
 impl Decoder {
+    /// Bytes of the table of rotations, and of the inputs as they are at first.
+    pub fn bytes(sizes: &Sizes, rows: usize, positions: usize) -> u64 {
+        (positions * sizes.head / 2 * 8 + INPUTS * rows) as u64
+    }
+
     pub fn new(
         device: &Device,
         config: &ModelConfig,
@@ -115,7 +123,7 @@ impl Decoder {
             rotation: Buffer::from_slice(device, &rotation)?,
             copies: Vec::new(),
             inputs: StepInputs::default(),
-            device_inputs: DeviceInputs::new(device, 64 * rows)?,
+            device_inputs: DeviceInputs::new(device, INPUTS * rows)?,
             next_step: None,
             planned_ahead: 0,
             sizes,

@@ -1,7 +1,9 @@
 //! From final hidden states to the policy's rows: logits, their statistics, their largest.
 
 use super::decoder::{Decoder, Linear};
+use super::graphs::Place;
 use super::inputs::{Slice, StepInputs};
+use super::sizes::Sizes;
 use crate::cuda::ops::copy_rows::copy_rows;
 use crate::cuda::ops::logits::{chosen_logits, log_probabilities};
 use crate::cuda::ops::softmax_entropy::{
@@ -62,6 +64,10 @@ impl HeadInputs {
 
 /// Words of a row's statistics.
 const STATS: usize = size_of::<RowStatsOut>() / 8;
+/// Words of everything that goes back of a row, at most.
+const RESULTS: usize = STATS + 1 + MAX_K;
+/// Hidden states that there is room for at first.
+const KEPT: usize = 64;
 
 impl Head {
     pub fn new(device: &Device, decoder: &Decoder) -> Result<Self> {
@@ -71,9 +77,9 @@ impl Head {
             rows,
             ids_below: vocab,
             logits: Buffer::uninitialised(device, rows * vocab)?,
-            results: Buffer::uninitialised(device, rows * (STATS + 1 + MAX_K))?,
+            results: Buffer::uninitialised(device, rows * RESULTS)?,
             scratch: Scratch::new(device, rows, vocab)?,
-            kept: Buffer::uninitialised(device, 64 * decoder.sizes.hidden_padded)?,
+            kept: Buffer::uninitialised(device, KEPT * decoder.sizes.hidden_padded)?,
             asked: Buffer::uninitialised(device, 0)?,
             exact: Buffer::zeros(device, 1)?,
         })
@@ -83,9 +89,16 @@ impl Head {
         (LOGITS / 4 / vocab).clamp(8, 256).min(rows).max(1)
     }
 
-    /// Bytes of the buffers, without the small ones.
-    pub fn bytes(vocab: usize, rows: usize) -> u64 {
-        (Self::rows_at_once(vocab, rows) * vocab * 4) as u64
+    /// Bytes of the buffers, without the scratch. Those that grow with what is asked are counted as they are at first, but for
+    /// the row that log-probabilities take.
+    pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
+        let at_once = Self::rows_at_once(sizes.vocab, rows);
+        (at_once * (4 * sizes.vocab + 8 * RESULTS) + 2 * KEPT * sizes.hidden_padded + 4 * sizes.vocab) as u64
+    }
+
+    /// Bytes of the scratch.
+    pub fn scratch_bytes(sizes: &Sizes, rows: usize) -> u64 {
+        Scratch::bytes(Self::rows_at_once(sizes.vocab, rows), sizes.vocab)
     }
 
     /// Rows for the normed hidden states at the start of `decoder.state.normed`, one for each of `asked`, whose inputs went
@@ -114,8 +127,8 @@ impl Head {
     }
 
     /// Where hidden states are kept.
-    pub fn kept(&self) -> u64 {
-        self.kept.address()
+    pub fn kept(&self) -> Place {
+        Place { address: self.kept.address(), len: self.kept.len() }
     }
 
     /// Length of the lists that some rows ask for.

@@ -1,7 +1,8 @@
 //! What a step needs from the host, sent to the device in one copy.
 
+use super::graphs::Place;
 use crate::Result;
-use crate::cuda::{Buffer, Device, Element, View};
+use crate::cuda::{Buffer, Device, Element, Packets, View};
 use std::marker::PhantomData;
 
 /// Slices start at multiples of this many bytes.
@@ -40,26 +41,27 @@ impl StepInputs {
 #[derive(Debug)]
 pub(super) struct DeviceInputs {
     buffer: Buffer<u8>,
+    packets: Packets,
 }
 
 impl DeviceInputs {
     /// Room for inputs of some bytes.
     pub fn new(device: &Device, bytes: usize) -> Result<Self> {
-        Ok(DeviceInputs { buffer: Buffer::uninitialised(device, bytes)? })
+        Ok(DeviceInputs { buffer: Buffer::uninitialised(device, bytes)?, packets: Packets::new(device) })
     }
 
-    /// Sends the inputs of a step. More than there were ever before make the buffer grow, to twice the size: work lists follow the
+    /// Sends the inputs of a step, which may be changed as soon as this returns. More than there were ever before make the buffer grow, to twice the size: work lists follow the
     /// lengths of contexts, which have no small bound.
     pub fn receive(&mut self, device: &Device, inputs: &StepInputs) -> Result<()> {
         if inputs.bytes.len() > self.buffer.len() {
             self.buffer = Buffer::uninitialised(device, 2 * inputs.bytes.len())?;
         }
-        self.buffer.upload_first(device, &inputs.bytes)
+        self.packets.send(&inputs.bytes, self.buffer.first_mut(inputs.bytes.len()))
     }
 
     /// Where it is.
-    pub fn address(&self) -> u64 {
-        self.buffer.address()
+    pub fn place(&self) -> Place {
+        Place { address: self.buffer.address(), len: self.buffer.len() }
     }
 
     /// Elements of the inputs received last, which must be those that the slice is of.

@@ -1,7 +1,8 @@
 //! What models need of a device's memory, before anything is loaded: weights, workspace, and what is left for keys and
-//! values. Plain arithmetic; nothing here asks a device.
+//! values. Plain arithmetic. What the kernels themselves take is measured when they are loaded, and is not free any more.
 
 use super::sizes::Sizes;
+use crate::cuda::Device;
 use crate::error::{Error, Remedy, Result};
 use crate::kv::BLOCK;
 use std::fmt::Write as _;
@@ -32,8 +33,12 @@ pub struct Needs {
     pub policy: Option<ModelNeeds>,
     /// The reward model.
     pub reward: Option<ModelNeeds>,
-    /// Bytes of activations, logits and scratch.
+    /// Bytes of activations and logits.
     pub workspace: u64,
+    /// Bytes of what kernels leave to others: chunk sums and parts of rows.
+    pub scratch: u64,
+    /// Bytes that are set aside for recorded steps.
+    pub graphs: u64,
     /// Bytes of what the reward gradient keeps.
     pub gradient: u64,
     /// Longest sequence, in tokens.
@@ -51,6 +56,19 @@ pub struct DeviceMemory {
     pub free: u64,
     /// All bytes.
     pub total: u64,
+    /// Bytes that loading the kernels took, of those that are not free.
+    pub kernels: u64,
+}
+
+impl DeviceMemory {
+    /// As the device says now.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub fn of(device: &Device) -> Result<Self> {
+        let (free, total) = device.memory()?;
+        Ok(DeviceMemory { free: free as u64, total: total as u64, kernels: device.code() })
+    }
 }
 
 /// How a device's memory is divided.
@@ -82,7 +100,7 @@ impl Needs {
     /// Bytes besides keys and values.
     fn fixed(&self) -> u64 {
         let weights = self.models().map(|(_, model)| model.weights);
-        weights.chain([self.workspace, self.gradient]).fold(0, u64::saturating_add)
+        weights.chain([self.workspace, self.scratch, self.graphs, self.gradient]).fold(0, u64::saturating_add)
     }
 
     /// Divides a device's memory.
@@ -108,11 +126,13 @@ impl Needs {
         let weights: Vec<String> =
             self.models().map(|(name, model)| format!("{} {}", named(name), bytes(model.weights))).collect();
         let mut text = format!(
-            "the {what} does not fit the device: {} are needed ({}, workspace {}, gradient {}, keys and \
-             values of one sequence of {} tokens {}), {} of {} are free, and a share of {} leaves {} of them",
+            "the {what} does not fit the device: {} are needed ({}, workspace {}, scratch {}, graphs {}, gradient {}, \
+             keys and values of one sequence of {} tokens {}), {} of {} are free, and a share of {} leaves {} of them",
             bytes(needed),
             weights.join(", "),
             bytes(self.workspace),
+            bytes(self.scratch),
+            bytes(self.graphs),
             bytes(self.gradient),
             self.max_len,
             bytes(kv),
@@ -171,6 +191,8 @@ impl Budget {
         let mut parts: Vec<_> = self.needs.models().map(|(name, model)| (named(name), model.weights)).collect();
         parts.extend([
             ("workspace", self.needs.workspace),
+            ("scratch", self.needs.scratch),
+            ("graphs", self.needs.graphs),
             ("gradient", self.needs.gradient),
             ("keys and values", self.kv()),
             ("left", self.left()),
@@ -187,14 +209,18 @@ impl std::fmt::Display for Budget {
         let each: Vec<String> = needs.models().map(|(_, model)| bytes(model.kv_per_token)).collect();
         write!(
             f,
-            "{} weights, {} workspace, {} gradient; {} keys and values ({tokens} tokens, {} each), {} left of {} free",
+            "{} weights, {} workspace, {} scratch, {} graphs, {} gradient; {} keys and values ({tokens} tokens, {} each), \
+             {} left of {} free, with {} of kernels loaded",
             weights.join(" + "),
             bytes(needs.workspace),
+            bytes(needs.scratch),
+            bytes(needs.graphs),
             bytes(needs.gradient),
             bytes(self.kv()),
             each.join(" + "),
             bytes(self.left()),
             bytes(self.device.free),
+            bytes(self.device.kernels),
         )
     }
 }
@@ -215,13 +241,19 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
+    fn memory(free: u64, total: u64) -> DeviceMemory {
+        DeviceMemory { free, total, kernels: GIB / 64 }
+    }
+
     fn needs() -> Needs {
         let model = ModelNeeds { weights: 16 * GIB, kv_per_token: 128 << 10 };
-        let (workspace, gradient) = (GIB, 2 * GIB);
+        let (workspace, scratch, graphs, gradient) = (GIB / 2, GIB / 4, GIB / 4, 2 * GIB);
         Needs {
             policy: Some(model),
             reward: Some(model),
             workspace,
+            scratch,
+            graphs,
             gradient,
             max_len: 8192,
             utilization: 0.9,
@@ -231,7 +263,7 @@ mod tests {
 
     #[test]
     fn what_is_left_goes_to_keys_and_values() {
-        let device = DeviceMemory { free: 79 * GIB, total: 80 * GIB };
+        let device = memory(79 * GIB, 80 * GIB);
         let budget = needs().divide(device).unwrap();
         // 0.9 x 80 - 1 in use - 35 fixed = 36 GiB in blocks of 16 MiB.
         assert_eq!(budget.blocks, 36 * 64);
@@ -243,15 +275,14 @@ mod tests {
 
     #[test]
     fn no_more_than_can_be_used_is_taken() {
-        let device = DeviceMemory { free: 79 * GIB, total: 80 * GIB };
+        let device = memory(79 * GIB, 80 * GIB);
         let budget = Needs { sequences: 2, max_len: 100, ..needs() }.divide(device).unwrap();
         assert_eq!(budget.blocks, 2 * 3);
     }
 
     #[test]
     fn a_pair_that_does_not_fit_is_refused_with_what_would_help() {
-        let refused =
-            |needs: Needs, free: u64| needs.divide(DeviceMemory { free, total: 80 * GIB }).unwrap_err().to_string();
+        let refused = |needs: Needs, free: u64| needs.divide(memory(free, 80 * GIB)).unwrap_err().to_string();
         let text = refused(Needs { max_len: 1 << 20, ..needs() }, 80 * GIB);
         assert!(text.contains("sequences of at most 151488 tokens") && text.contains("needed"), "{text}");
         let text = refused(Needs { utilization: 0.4, ..needs() }, 80 * GIB);
@@ -268,7 +299,7 @@ mod tests {
 
     #[test]
     fn one_model_has_the_device_to_itself() {
-        let device = DeviceMemory { free: 79 * GIB, total: 80 * GIB };
+        let device = memory(79 * GIB, 80 * GIB);
         let policy = Needs { reward: None, gradient: 0, ..needs() };
         let budget = policy.divide(device).unwrap();
         // 0.9 x 80 - 1 in use - 17 fixed = 54 GiB in blocks of 8 MiB.
@@ -276,13 +307,13 @@ mod tests {
         assert_eq!(budget.parts().iter().map(|(_, bytes)| bytes).sum::<u64>(), device.free);
         let text = budget.to_string();
         assert!(text.starts_with("16.00 GiB policy weights, ") && text.contains("tokens, 128.0 KiB each"), "{text}");
-        let text = policy.divide(DeviceMemory { free: GIB, total: 2 * GIB }).unwrap_err().to_string();
+        let text = policy.divide(memory(GIB, 2 * GIB)).unwrap_err().to_string();
         assert!(text.contains("the model does not fit") && !text.contains("reward"), "{text}");
     }
 
     #[test]
     fn the_longest_sequence_that_is_offered_fits() {
-        let device = DeviceMemory { free: 80 * GIB, total: 80 * GIB };
+        let device = memory(80 * GIB, 80 * GIB);
         assert!(Needs { max_len: 151_488, ..needs() }.divide(device).is_ok());
     }
 }

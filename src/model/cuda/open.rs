@@ -7,6 +7,7 @@ use super::head::Head;
 use super::memory::{self, Budget, Needs};
 use super::policy::PolicyModel;
 use super::reward::RewardModel;
+use super::sizes::Sizes;
 use super::state::State;
 use super::weights::{LoadReport, Plan, Source, Weights};
 use crate::cuda::{Buffer, Device};
@@ -139,13 +140,19 @@ impl Prepared {
         let rows = self.rows();
         let model = |plan: &Plan| memory::ModelNeeds::new(plan.sizes(), plan.device_bytes());
         let plans = self.policy.iter().chain(&self.reward);
-        let states: u64 = plans.map(|plan| State::bytes(plan.sizes(), rows)).sum();
-        let head = self.policy.as_ref().map_or(0, |plan| Head::bytes(plan.sizes().vocab, rows));
+        let sizes: Vec<_> = plans.map(Plan::sizes).collect();
+        let state = |sizes: &&Sizes| State::bytes(sizes, rows) + Decoder::bytes(sizes, rows, self.max_len);
+        let of_policy =
+            |bytes: fn(&Sizes, usize) -> u64| self.policy.as_ref().map_or(0, |plan| bytes(plan.sizes(), rows));
+        let scratch = sizes.iter().map(|sizes| State::scratch_bytes(sizes)).fold(0, u64::saturating_add);
+        let graphs = |plan: &Plan| Graphs::bytes(plan.sizes().layers);
         let gradient = |plan: &Plan| GradientPass::bytes(plan.sizes(), self.gradient_rows());
         Needs {
             policy: self.policy.as_ref().map(model),
             reward: self.reward.as_ref().map(model),
-            workspace: states + head,
+            workspace: sizes.iter().map(state).sum::<u64>() + of_policy(Head::bytes),
+            scratch: scratch.saturating_add(of_policy(Head::scratch_bytes)),
+            graphs: self.policy.as_ref().filter(|_| self.options.graphs).map_or(0, graphs),
             gradient: self.reward.as_ref().map_or(0, gradient),
             max_len: self.max_len,
             utilization: self.options.memory_utilization,
@@ -182,8 +189,7 @@ pub fn open<'a>(
 ) -> Result<(ModelPair, Opened)> {
     let models = models.into();
     let prepared = Prepared::new(models, options)?;
-    let (free, total) = device.memory()?;
-    let budget = prepared.needs().divide(memory::DeviceMemory { free: free as u64, total: total as u64 })?;
+    let budget = prepared.needs().divide(memory::DeviceMemory::of(&device)?)?;
     progress(Loading::Planned(&budget));
 
     let launches = Arc::new(Launches::new(options.graphs));

@@ -82,7 +82,7 @@ fn decode(
     let push = |inputs: &mut StepInputs| HeadInputs::push(inputs, asked, padded);
     let (row_inputs, step) = policy.send(device, batch, Some(padded), false, push)?;
     let stride = head.padded_stride(asked);
-    let places = [policy.device_inputs.address(), head.kept()];
+    let places = [policy.device_inputs.place(), head.kept()];
     let shape = graphs::Shape { rows: padded, stride, ids_below: head.ids_below, frames: step.frames(), places };
     let queue = || {
         policy.layers(device, &step, None)?;

@@ -85,10 +85,7 @@ impl Tape {
 
 impl State {
     pub fn new(device: &Device, sizes: &Sizes, rows: usize) -> Result<Self> {
-        let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention_padded: a, vocab, .. } = *sizes;
-        let layer = [(qkv, d), (d, a), (2 * f, d), (d, f)];
-        let gradients = layer.map(|(n, k)| (k, n));
-        let products = [&layer[..], &gradients, &[(vocab, d), (1, d)]].concat();
+        let Sizes { hidden_padded: d, mlp_padded: f, .. } = *sizes;
         Ok(State {
             rows,
             residual: Buffer::uninitialised(device, rows * d)?,
@@ -96,14 +93,28 @@ impl State {
             normed: Buffer::uninitialised(device, rows * d)?,
             act: Buffer::uninitialised(device, rows * f)?,
             layer: Activations::new(device, sizes, rows)?,
-            scratch: gemm::Scratch::new(device, &products, 0)?,
+            scratch: gemm::Scratch::new(device, &products(sizes))?,
             attention: attention::Scratch::new(device, &[attention_shape(sizes, None)], PARTS)?,
         })
     }
 
-    /// Bytes for `rows` rows, without the scratch of products and attention.
+    /// Bytes of the scratch of products and attention.
+    pub fn scratch_bytes(sizes: &Sizes) -> u64 {
+        let attention = attention::Scratch::bytes(&[attention_shape(sizes, None)], PARTS);
+        gemm::Scratch::bytes(&products(sizes)).saturating_add(attention)
+    }
+
+    /// Bytes for `rows` rows, without the scratch.
     pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
         let (d, f) = (sizes.hidden_padded, sizes.mlp_padded);
         (rows * (2 * 4 * d + 2 * d + 2 * f)) as u64 + Activations::bytes(sizes, rows)
     }
+}
+
+/// Outputs and terms of every product of a model, forward and backward.
+fn products(sizes: &Sizes) -> Vec<(usize, usize)> {
+    let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention_padded: a, vocab, .. } = *sizes;
+    let layer = [(qkv, d), (d, a), (2 * f, d), (d, f)];
+    let gradients = layer.map(|(n, k)| (k, n));
+    [&layer[..], &gradients, &[(vocab, d), (1, d)]].concat()
 }

@@ -3,7 +3,9 @@
 //! Tiles of both kinds are counted from the segment's own start, so that what a position's gradient is added up from, and in
 //! which order, depends on its segment alone. The pass over queries takes the forward plan.
 
+use crate::cuda::kernels::{Smaller, Spec};
 use crate::cuda::ops::attention::{Query, Shape};
+use crate::dtype::HalfType;
 use crate::kv::{BLOCK, BlockId};
 use crate::{Error, Result};
 
@@ -28,6 +30,17 @@ pub struct Class {
     pub threads: u32,
     /// Dynamic shared memory in bytes.
     pub shared: u32,
+    /// The same sums in less memory, for cards that have less: names and bytes.
+    pub smaller: Option<([&'static str; 2], u32)>,
+}
+
+impl Class {
+    /// The kernel for a storage type, before any device is there.
+    pub(super) fn spec(&self, storage: HalfType) -> Spec {
+        let named = |(names, shared): ([&'static str; 2], u32)| Smaller { name: names[storage as usize], shared };
+        let name = self.kernels[storage as usize];
+        Spec::new(OP, name, self.threads, self.shared).or(self.smaller.map(named))
+    }
 }
 
 /// Every kernel: for heads of 32, 64 and 128 elements, the pass over few, some and many queries, and the one over keys.
@@ -40,9 +53,22 @@ pub const KERNELS: [Class; 12] = [
     queries(["attention_backward_some_64_bf16", "attention_backward_some_64_f16"], 64, 2, 2, 2),
     queries(["attention_backward_many_64_bf16", "attention_backward_many_64_f16"], 64, 4, 1, 2),
     keys(["attention_backward_keys_64_bf16", "attention_backward_keys_64_f16"], 64),
-    queries(["attention_backward_few_128_bf16", "attention_backward_few_128_f16"], 128, 1, 4, 3),
+    Class {
+        smaller: Some((
+            ["attention_backward_few_128_99k_bf16", "attention_backward_few_128_99k_f16"],
+            shared(128, 1, 2) + table(1),
+        )),
+        ..queries(["attention_backward_few_128_bf16", "attention_backward_few_128_f16"], 128, 1, 4, 3)
+    },
     queries(["attention_backward_some_128_bf16", "attention_backward_some_128_f16"], 128, 2, 2, 2),
-    queries(["attention_backward_many_128_bf16", "attention_backward_many_128_f16"], 128, 4, 2, 2),
+    // The smaller one has its table in the place of the values.
+    Class {
+        smaller: Some((
+            ["attention_backward_many_128_99k_bf16", "attention_backward_many_128_99k_f16"],
+            shared(128, 4, 2),
+        )),
+        ..queries(["attention_backward_many_128_bf16", "attention_backward_many_128_f16"], 128, 4, 2, 2)
+    },
     keys(["attention_backward_keys_128_bf16", "attention_backward_keys_128_f16"], 128),
 ];
 
@@ -50,15 +76,23 @@ pub const KERNELS: [Class; 12] = [
 pub(super) const KEYS: usize = 3;
 
 const fn queries(kernels: [&'static str; 2], head: usize, by_rows: usize, by_keys: usize, stages: usize) -> Class {
-    let (rows, line) = (by_rows * 16, head * 2);
-    let exchange = if by_keys > 1 { rows * 2 * BLOCK } else { 0 };
-    let shared = 2 * (rows + stages * BLOCK) * line + exchange;
-    Class { kernels, head, threads: (by_rows * by_keys * 32) as u32, shared: shared as u32 }
+    let shared = shared(head, by_rows, stages) + if by_keys > 1 { table(by_rows) } else { 0 };
+    Class { kernels, head, threads: (by_rows * by_keys * 32) as u32, shared, smaller: None }
+}
+
+/// Queries and their gradients, and stages of keys and values.
+const fn shared(head: usize, by_rows: usize, stages: usize) -> u32 {
+    (2 * (by_rows * 16 + stages * BLOCK) * head * 2) as u32
+}
+
+/// Score gradients that warps of one row exchange.
+const fn table(by_rows: usize) -> u32 {
+    (by_rows * 16 * 2 * BLOCK) as u32
 }
 
 const fn keys(kernels: [&'static str; 2], head: usize) -> Class {
     let shared = 2 * (TILE + 2 * QUERY_ROWS) * head * 2;
-    Class { kernels, head, threads: (TILE / 16 * 32) as u32, shared: shared as u32 }
+    Class { kernels, head, threads: (TILE / 16 * 32) as u32, shared: shared as u32, smaller: None }
 }
 
 /// Consecutive positions of one sequence, whose queries, keys and values are differentiated.

@@ -1,0 +1,32 @@
+//! What the build script makes of the compiler's words.
+
+#[allow(dead_code, reason = "the build script uses the rest")]
+#[path = "../../build/nvcc.rs"]
+mod nvcc;
+
+const REPORT: &str = "\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'product_bf16' for 'sm_90a'
+ptxas info    : Function properties for product_bf16
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 168 registers, used 5 barriers, 128 bytes smem
+";
+
+#[test]
+fn a_kernel_whose_matrix_instructions_wait_for_each_other_fails_the_build() {
+    assert_eq!(nvcc::serialised(REPORT), None);
+    for line in [
+        "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to \
+         insufficient register resources for the wgmma pipeline in the function 'product_bf16'",
+        "ptxas info    : (C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized due to \
+         non wgmma instructions defining accumulator registers in function 'product_bf16'",
+        "ptxas info    : (C7519) Potential Performance Loss: wgmma.mma_async instructions are serialized due to \
+         ill formed pipeline stage in the function 'product_bf16'",
+    ] {
+        let said = format!("{REPORT}{line}\nptxas info    : Compile time = 9.8 ms\n");
+        assert_eq!(nvcc::serialised(&said), Some(line));
+    }
+    for other in ["(C7600)", "(C750)", "(C75x9)", "C7519", "(C75"] {
+        assert_eq!(nvcc::serialised(&format!("ptxas info    : {other} said otherwise")), None, "{other}");
+    }
+}
