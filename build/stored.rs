@@ -38,6 +38,26 @@ pub fn copy(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> {
     Ok((Made { nvcc, ptxas, targets }, images))
 }
 
+/// The PTX of each source by its name, if it is that of the sources in `kernels`. `out` is for files on the way.
+///
+/// # Errors
+/// As [`copy`], and that there is none for `target`.
+#[allow(dead_code, reason = "tests execute it; the build script has no use for it")]
+pub fn ptx(kernels: &Path, target: &str, out: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
+    let (Made { targets, .. }, images) = copy(kernels, out)?;
+    let index = targets.iter().position(|t| t == target).ok_or_else(|| format!("nothing is stored for {target}"))?;
+    let text = |image: Image| {
+        let all = unpacked(&image.packed)?;
+        let (first, code) = all.split_at(all.iter().position(|&byte| byte == b'\n').map_or(0, |end| end + 1));
+        let lengths = String::from_utf8_lossy(first);
+        let lengths: Vec<usize> = lengths.split_whitespace().filter_map(|length| length.parse().ok()).collect();
+        let start: usize = lengths.iter().take(index).sum();
+        let piece = lengths.get(index).and_then(|length| code.get(start..start + length));
+        Ok((image.name.clone(), piece.ok_or_else(|| format!("{}: it ends early", image.name))?.to_vec()))
+    };
+    images.into_iter().map(text).collect()
+}
+
 fn unpacked(path: &Path) -> Result<Vec<u8>, String> {
     let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
     let mut bytes = Vec::new();
