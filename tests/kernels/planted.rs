@@ -28,7 +28,12 @@ const PLANTED: &[(&str, &str, &str, Mistake)] = &[
     ("rmsnorm", "rmsnorm", "rmsnorm_bf16", Without("bar.sync")),
     ("softmax_entropy", "softmax_entropy", "softmax_entropy_f32", Without("bar.sync")),
     ("softmax_entropy", "softmax_entropy", "softmax_entropy_f32", Instead("setp.gt.f32", "setp.ge.f32")),
-    ("softmax_entropy", "softmax_entropy", "softmax_entropy_splits", Without("membar.gl")),
+    (
+        "softmax_entropy",
+        "softmax_entropy",
+        "softmax_entropy_f32",
+        Instead("atom.add.acq_rel.gpu", "atom.add.relaxed.gpu"),
+    ),
     ("softmax_entropy", "softmax_entropy", "top_k", Instead("atom.shared.add.u32", "atom.shared.max.u32")),
     ("gemm", "gemm", "gemm_", Scaled),
     ("gemm", "gemm", "gemm_", Impatient),
