@@ -111,7 +111,7 @@ void wait_for(Warp& w, uint32_t mask, uint32_t pending, bool everything) {
         if (run.checked) {
             each_lane(done, [&](uint32_t i) {
                 select(w, i);
-                checker_async_done(reinterpret_cast<char*>(uintptr_t(c.target[i])), kCopyBytes, *self, self->order);
+                checker_async_done(reinterpret_cast<char*>(uintptr_t(c.target[i])), kCopyBytes, *self, self->order, true);
             });
         }
         c.lanes &= ~done;
@@ -200,7 +200,7 @@ void perform(const BulkCopy& c) {
     memcpy(target, c.source, c.bytes);
     Mbarrier& m = mbarriers.at(c.mbarrier);
     if (run.checked) {
-        checker_async_done(target, c.bytes, *c.issuer, c.order);
+        checker_async_done(target, c.bytes, *c.issuer, c.order, false);
         checker_note(m.clock, *c.issuer, c.order);
     }
     m.bytes -= c.bytes;

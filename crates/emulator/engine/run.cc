@@ -69,6 +69,10 @@ Flow leave(Warp& w, const Instruction&, uint32_t mask) {
         fault("asynchronous copy never waited for", c.site, "the thread exits with copies in flight");
         break;
     }
+    if (!w.live && !w.products.empty()) {
+        select(w, 0);
+        fault("product never waited for", w.products[0].in->site(), "the warp exits with products in flight");
+    }
     return Flow::stop;
 }
 
@@ -141,6 +145,15 @@ Flow fence(Warp& w, const Instruction&, uint32_t mask) {
     each_lane(mask, [&](uint32_t i) {
         select(w, i);
         checker_fence();
+    });
+    return Flow::next;
+}
+
+Flow proxy_fence(Warp& w, const Instruction&, uint32_t mask) {
+    if (!run.checked) return Flow::next;
+    each_lane(mask, [&](uint32_t i) {
+        select(w, i);
+        checker_proxy_fence();
     });
     return Flow::next;
 }
@@ -332,10 +345,14 @@ void begin_block() {
         std::fill(w.at, w.at + kWarp, 0);
         std::fill(w.groups, w.groups + kWarp, 0);
         w.copies.clear();
+        w.products.clear();
+        w.product_groups = w.products_issued = 0;
+        w.products_fenced = false;
         for (const SpecialRegister& s : block.code->specials) {
             if (s.what == Special::ctaid) std::fill_n(w.lanes<uint32_t>(s.slot), kWarp, run.block[s.axis]);
         }
     }
+    block.products.clear();
     begin_block_copies();
     if (run.checked) checker_begin_block();
 }
@@ -568,8 +585,9 @@ void enter_control(Table& table) {
     enter(table, "membar.gl membar.cta membar.sys", {fence, ""});
     enter(table, "fence.acq_rel.gpu fence.sc.gpu fence.acq_rel.cta fence.sc.cta fence.acq_rel.sys fence.sc.sys",
           {fence, ""});
-    // Order between kinds of access that have no order of their own here.
-    enter(table, "fence.mbarrier_init.release.cluster fence.proxy.async.shared::cta fence.proxy.async", {nothing, ""});
+    // What it orders has no order of its own here.
+    enter(table, "fence.mbarrier_init.release.cluster", {nothing, ""});
+    enter(table, "fence.proxy.async.shared::cta fence.proxy.async", {proxy_fence, ""});
     enter(table, "createpolicy.fractional.L2::evict_first.b64", {nothing, "D_"});
 }
 
