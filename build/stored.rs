@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 use std::io::Read;
 use std::path::Path;
 
+/// Where they are, seen from the package.
+const DIR: &str = "build/images";
 const MANIFEST: &str = "manifest";
 
 /// Copies the images into `out`, if they are those of the sources in `kernels`.
@@ -15,35 +17,90 @@ const MANIFEST: &str = "manifest";
 /// # Errors
 /// In words: there are none, they are of other sources, or they cannot be read.
 pub fn copy(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> {
-    let dir = Path::new("build/images");
-    let manifest = read(&dir.join(MANIFEST))?;
-    let field = |name: &str| {
-        let mut lines = manifest.lines().filter_map(|line| line.split_once(' '));
-        lines.find(|(key, _)| *key == name).map(|(_, value)| value.to_string())
-    };
-    let expected = hashes(kernels)?;
-    let targets: Vec<String> = field("targets").unwrap_or_default().split(',').map(str::to_string).collect();
+    let manifest = Manifest::of(kernels)?;
     let mut images = Vec::new();
-    for (name, hash) in &expected {
-        if field(name).as_deref() != Some(hash) {
-            return Err(format!("the stored images are of other sources: kernels/{name}.cu, or a header, has changed"));
-        }
-        let stored = dir.join(format!("{name}.zst"));
+    for name in &manifest.names {
+        let stored = Path::new(DIR).join(format!("{name}.zst"));
         let packed = out.join(format!("{name}-stored.zst"));
         let bytes = std::fs::copy(&stored, &packed).map_err(|e| format!("{}: {e}", stored.display()))?;
-        let usage = parse(&read(&dir.join(format!("{name}.ptxas")))?);
+        let usage = parse(&read(&Path::new(DIR).join(format!("{name}.ptxas")))?);
         images.push(Image { name: name.clone(), packed, usage, bytes, fresh: false });
     }
-    let [nvcc, ptxas] = ["nvcc", "ptxas"].map(|tool| field(tool).unwrap_or_default());
-    Ok((Made { nvcc, ptxas, targets }, images))
+    Ok((manifest.made(), images))
 }
 
-fn unpacked(path: &Path) -> Result<Vec<u8>, String> {
-    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+/// The PTX for `compute_80` by name of the source, if it is that of the sources in `kernels`.
+///
+/// # Errors
+/// As [`copy`].
+#[allow(dead_code, reason = "tests execute it; the build script has no use for it")]
+pub fn ptx(kernels: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
+    let manifest = Manifest::of(kernels)?;
+    let targets = manifest.made().targets;
+    let index = targets.iter().position(|target| target == "compute_80").ok_or("no PTX for compute_80 is stored")?;
+    let piece = |name: String| {
+        let packed = Path::new(DIR).join(format!("{name}.zst"));
+        let all = unpacked(&packed)?;
+        let text = pieces(&all).and_then(|pieces| pieces.get(index).copied());
+        let text = text.ok_or_else(|| format!("{}: not what scripts/store-images.py writes", packed.display()))?;
+        Ok((name, text.to_vec()))
+    };
+    manifest.names.into_iter().map(piece).collect()
+}
+
+/// What says of which sources the images are, once it has said that they are of these.
+struct Manifest {
+    text: String,
+    /// Of the sources, without extension.
+    names: Vec<String>,
+}
+
+impl Manifest {
+    fn of(kernels: &Path) -> Result<Self, String> {
+        let mut manifest = Manifest { text: read(&Path::new(DIR).join(MANIFEST))?, names: Vec::new() };
+        for (name, hash) in hashes(kernels)? {
+            if manifest.field(&name) != Some(&hash) {
+                return Err(format!(
+                    "the stored images are of other sources: kernels/{name}.cu, or a header, has changed"
+                ));
+            }
+            manifest.names.push(name);
+        }
+        Ok(manifest)
+    }
+
+    fn field(&self, name: &str) -> Option<&str> {
+        let mut lines = self.text.lines().filter_map(|line| line.split_once(' '));
+        lines.find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+
+    fn made(&self) -> Made {
+        let [nvcc, ptxas] = ["nvcc", "ptxas"].map(|tool| self.field(tool).unwrap_or_default().to_string());
+        let targets = self.field("targets").unwrap_or_default().split(',').map(str::to_string).collect();
+        Made { nvcc, ptxas, targets }
+    }
+}
+
+/// The code of each target in a file as `build/nvcc.rs` makes it.
+fn pieces(all: &[u8]) -> Option<Vec<&[u8]>> {
+    let end = all.iter().position(|&byte| byte == b'\n')?;
+    let mut rest = &all[end + 1..];
+    let mut pieces = Vec::new();
+    for length in std::str::from_utf8(&all[..end]).ok()?.split(' ') {
+        let (piece, behind) = rest.split_at_checked(length.parse().ok()?)?;
+        pieces.push(piece);
+        rest = behind;
+    }
+    Some(pieces)
+}
+
+/// A packed file.
+fn unpacked(packed: &Path) -> Result<Vec<u8>, String> {
+    let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", packed.display());
+    let file = std::fs::File::open(packed).map_err(|e| fail(&e))?;
     let mut bytes = Vec::new();
-    let mut decoder =
-        ruzstd::decoding::StreamingDecoder::new(std::io::BufReader::new(file)).map_err(|e| e.to_string())?;
-    decoder.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    let mut decoder = ruzstd::decoding::StreamingDecoder::new(std::io::BufReader::new(file)).map_err(|e| fail(&e))?;
+    decoder.read_to_end(&mut bytes).map_err(|e| fail(&e))?;
     Ok(bytes)
 }
 
@@ -61,7 +118,7 @@ pub fn write(kernels: &Path, dir: &Path, made: &Made, images: &[Image]) -> Resul
         let _ = writeln!(manifest, "{name} {hash}");
     }
     for image in images {
-        let all = unpacked(&image.packed).map_err(|e| format!("{}: {e}", image.packed.display()))?;
+        let all = unpacked(&image.packed)?;
         std::fs::write(dir.join(format!("{}.code", image.name)), all).map_err(fail)?;
         // How long it took is another time each time.
         let report = read(&image.packed.with_extension("ptxas"))?;

@@ -8,6 +8,7 @@
 //!
 //! An op's file has its cases, its evaluation in f64 (the oracle), the simulation, and its timings; `OPS` names it.
 
+mod adder;
 mod attention;
 mod attention_backward;
 mod candidate_scores;
