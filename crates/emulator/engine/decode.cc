@@ -315,6 +315,10 @@ class Decoder {
             decode_vector_move(s);
         } else if (s.opcode.compare(0, 11, "cp.async.cg") == 0 && s.operands.size() == 3) {
             decode_form(s.opcode + ".whole", s.operands);
+        } else if (s.opcode == "bar.sync" || s.opcode == "barrier.sync.aligned") {
+            decode_form(s.operands.size() == 2 ? s.opcode + ".counted" : s.opcode, s.operands);
+        } else if (name == "mbarrier" && s.operands.size() == (parts[1] == "arrive" ? 3u : 4u)) {
+            decode_form(table().count(s.opcode + ".more") ? s.opcode + ".more" : s.opcode, s.operands);
         } else {
             decode_form(s.opcode, s.operands);
         }

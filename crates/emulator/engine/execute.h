@@ -102,6 +102,8 @@ struct Warp {
     uint32_t live = 0;       // not exited
     uint32_t parked = 0;     // waiting for other lanes of the warp
     uint32_t arrived = 0;    // waiting at the block's barrier
+    uint32_t named = 0;      // waiting at a named barrier
+    uint32_t named_barrier = 0;
     uint32_t polled = 0;     // gave way to the others
     uint32_t predicates = 0;  // brought to the block's barrier
     uint32_t wanted[kWarp];  // the lanes that a parked lane waits for
@@ -120,6 +122,12 @@ struct Warp {
     uint32_t& predicate(uint16_t slot) const { return *lanes<uint32_t>(slot); }
 };
 
+constexpr uint32_t kNamedBarriers = 16;
+struct NamedBarrier {
+    uint32_t threads = 0, arrived = 0;
+    Clock clock;
+};
+
 // What all warps of the running block share.
 struct Block {
     const Kernel* kernel = nullptr;
@@ -128,6 +136,7 @@ struct Block {
     std::vector<Warp> warps;
     uint32_t shared_low = 0, shared_bytes = 0;
     Site barrier_site;  // of the first to arrive
+    NamedBarrier named[kNamedBarriers];
     std::vector<std::vector<IssuedProduct>> products;  // by warpgroup
 };
 extern Block block;
@@ -155,6 +164,9 @@ void check_global_range(Warp& warp, const Instruction& in, uint32_t lane, uint64
 // ---- copies.cc
 void begin_block_copies();
 bool bulk_progress();
+
+// The lanes that wait at barriers.
+inline uint32_t waiting(const Warp& w) { return w.arrived | w.named; }
 
 inline bool has(uint32_t mask, uint32_t lane) { return mask >> lane & 1; }
 
