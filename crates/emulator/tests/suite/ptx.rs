@@ -617,6 +617,15 @@ fn mistakes() {
 
 #[test]
 fn what_is_not_known_is_named() {
+    for directive in [".local .align 4 .b8 stack[16]", ".const .b32 one"] {
+        let b = bench(Config::default(), &(HEAD.to_owned() + &kernel("t", &format!("{directive};"))));
+        let x = b.zeros::<u64>(32);
+        let p = b.pointer(&x);
+        b.launch("t", shape(1, 32), &[p, p, p, p]).unwrap();
+        assert_eq!(b.error(), Some(CUresult::CUDA_ERROR_INVALID_PTX));
+        assert!(b.device.faults()[0].message.contains(directive), "{:?}", b.device.faults());
+        b.device.reset();
+    }
     let b = bench(Config::default(), &(HEAD.to_owned() + &kernel("t", "sin.approx.f32 o32, a32;")));
     let x = b.zeros::<u64>(32);
     let p = b.pointer(&x);
