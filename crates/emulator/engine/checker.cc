@@ -23,6 +23,7 @@ constexpr uint32_t kMaxOrder = (1u << 20) - 2;
 
 Cell* global_cells = nullptr;  // of two bytes each
 std::vector<Cell> shared_cells(kSharedWindow);
+std::vector<uint32_t> generic_writes(kSharedWindow);  // tags; 0 of what the async proxy wrote, or nobody
 
 uint32_t order_now = 0;
 uint32_t launch_first, block_first, barrier_order;
@@ -180,6 +181,10 @@ Cell* shared_cells_of(const void* address) {
     return &shared_cells[size_t(static_cast<const char*>(address) - shared_window())];
 }
 
+uint32_t* generic_writes_of(const void* address) {
+    return &generic_writes[size_t(static_cast<const char*>(address) - shared_window())];
+}
+
 // The common answer, from one or two words.
 bool all_initialised(const uint8_t* states, size_t bytes) {
     constexpr uint64_t kAllInitialised = 0x0101010101010101ull * kInitialised;
@@ -203,12 +208,13 @@ uint32_t next_order() {
         // Start over; what lies before is forgotten, which can only hide a race.
         madvise(global_cells, kArenaBytes / 2 * sizeof(Cell), MADV_DONTNEED);
         std::fill(shared_cells.begin(), shared_cells.end(), Cell());
+        std::fill(generic_writes.begin(), generic_writes.end(), 0u);
         order_now = launch_first = block_first = barrier_order = 1;
         block_firsts.assign(1, 1);
         acquired.clear();
         releases.clear();
         for (Clock& c : warp_clocks) c = Clock();
-        for (Thread& t : threads) t.order = t.sync_order = 1;
+        for (Thread& t : threads) t.order = t.sync_order = t.proxy_order = 1;
     }
     return order_now;
 }
@@ -238,7 +244,7 @@ void checker_begin_block() {
     mbarriers_used = false;
     for (uint32_t w = 0; w * kWarp < run.threads; ++w) warp_clocks[w] = Clock();
     for (uint32_t i = 0; i < run.threads; ++i) {
-        threads[i].order = threads[i].sync_order = block_first;
+        threads[i].order = threads[i].sync_order = threads[i].proxy_order = block_first;
         threads[i].sync_mask = 0;
         threads[i].fenced = false;
         threads[i].observed.clear();
@@ -290,8 +296,9 @@ void checker_async_issue(const char* target, size_t bytes, Site site) {
     memset(states, kPending, bytes);
 }
 
-void checker_async_done(const char* target, size_t bytes, const Thread& owner, uint32_t order) {
+void checker_async_done(const char* target, size_t bytes, const Thread& owner, uint32_t order, bool generic) {
     memset(shared_states(target), kInitialised, bytes);
+    std::fill_n(generic_writes_of(target), bytes, generic ? order << 12 | owner.index : 0u);
     Cell* cells = shared_cells_of(target);
     for (size_t i = 0; i < bytes; ++i) cells[i] = {order << 12 | owner.index, 0};
 }
@@ -300,6 +307,20 @@ void checker_release(const void* address) {
     releases[address].push_back({block_first, barrier_order, self->order, self->index});
     self->order = next_order();
 }
+
+// Between the write and the read there is a fence of the writer, or of the reader.
+void checker_async_read(const char* address, size_t bytes, Site site) {
+    const uint32_t* writes = generic_writes_of(address);
+    for (size_t i = 0; i < bytes; ++i) {
+        const uint32_t order = order_of(writes[i]), writer = actor_of(writes[i]);
+        if (order < block_first || order < threads[writer].proxy_order || order < self->proxy_order) continue;
+        fault("missing fence", site, "reads what %s wrote, with no fence.proxy.async in between",
+              thread_name(threads[writer]).c_str());
+        return;
+    }
+}
+
+void checker_proxy_fence() { self->order = self->proxy_order = next_order(); }
 
 void checker_acquire(const void* address) {
     auto it = releases.find(address);
@@ -343,6 +364,7 @@ void check_access(const void* address, size_t bytes, unsigned access, Site site)
         if (write) memset(states, kInitialised, bytes);
     }
     if (!global) {
+        if (write) std::fill_n(generic_writes_of(address), bytes, self->order << 12 | self->index);
         check_cells(shared_cells_of(address), bytes, access, false, address, site);
         return;
     }

@@ -95,6 +95,18 @@ Flow synchronise(Warp& w, const Instruction& in, uint32_t mask) {
     return Flow::next;
 }
 
+// One lane is chosen, always the same: here the lowest.
+Flow elect(Warp& w, const Instruction& in, uint32_t mask) {
+    mask = gather(w, mask, members(w, in, mask, in.slot[1]));
+    if (!mask) return Flow::stop;
+    const uint32_t leader = uint32_t(__builtin_ctz(mask));
+    uint32_t* d = w.lanes<uint32_t>(in.slot[0]);
+    each_lane(mask, [&](uint32_t i) { d[i] = leader; });
+    uint32_t& p = w.predicate(in.slot[2]);
+    p = (p & ~mask) | 1u << leader;
+    return Flow::next;
+}
+
 }  // namespace
 
 void enter_collectives(Table& table) {
@@ -107,6 +119,7 @@ void enter_collectives(Table& table) {
     enter(table, "vote.sync.uni.pred", {vote<Vote::uniform>, "Pnw"});
     enter(table, "vote.sync.ballot.b32", {vote<Vote::ballot>, "Wnw"});
     enter(table, "bar.warp.sync", {synchronise, "w"});
+    enter(table, "elect.sync", {elect, "Ww"});
 }
 
 }  // namespace emu::ptx

@@ -111,7 +111,7 @@ void wait_for(Warp& w, uint32_t mask, uint32_t pending, bool everything) {
         if (run.checked) {
             each_lane(done, [&](uint32_t i) {
                 select(w, i);
-                checker_async_done(reinterpret_cast<char*>(uintptr_t(c.target[i])), kCopyBytes, *self, self->order);
+                checker_async_done(reinterpret_cast<char*>(uintptr_t(c.target[i])), kCopyBytes, *self, self->order, true);
             });
         }
         c.lanes &= ~done;
@@ -160,23 +160,56 @@ Flow initialise(Warp& w, const Instruction& in, uint32_t mask) {
     return Flow::next;
 }
 
-Flow arrive_with(Warp& w, const Instruction& in, uint32_t mask, const uint32_t* announced) {
+// ISA 9.7.13.15: the transaction count lies within 2^20 - 1 of zero.
+constexpr int64_t kMostBytes = (1 << 20) - 1;
+
+void announce(const Instruction& in, Mbarrier& m, uint32_t bytes) {
+    m.bytes += bytes;
+    if (m.bytes > kMostBytes) fatal(719, "mbarrier", in.site(), "%ld bytes are announced", long(m.bytes));
+}
+
+Flow arrive_with(Warp& w, const Instruction& in, uint32_t mask, const uint32_t* counts, const uint32_t* announced) {
     const uint32_t* at = w.lanes<uint32_t>(in.slot[1]);
     each_lane(mask, [&](uint32_t i) {
         select(w, i);
         Mbarrier& m = mbarrier_at(in, at[i] + uint32_t(in.immediate));
-        if (!m.pending)
+        const uint32_t count = counts ? counts[i] : 1;
+        if (!count) fatal(719, "mbarrier", in.site(), "an arrival of nobody");
+        if (m.pending < count)
             fatal(719, "mbarrier", in.site(), "more arrivals than the expected %u in one phase", m.count);
         if (run.checked) checker_arrive(m.clock);
-        if (announced) m.bytes += announced[i];
-        --m.pending;
+        if (announced) announce(in, m, announced[i]);
+        m.pending -= count;
         complete_phase(m);
     });
     return Flow::next;
 }
-Flow arrive(Warp& w, const Instruction& in, uint32_t mask) { return arrive_with(w, in, mask, nullptr); }
+Flow arrive(Warp& w, const Instruction& in, uint32_t mask) { return arrive_with(w, in, mask, nullptr, nullptr); }
+Flow arrive_several(Warp& w, const Instruction& in, uint32_t mask) {
+    return arrive_with(w, in, mask, w.lanes<uint32_t>(in.slot[2]), nullptr);
+}
 Flow arrive_announcing(Warp& w, const Instruction& in, uint32_t mask) {
-    return arrive_with(w, in, mask, w.lanes<uint32_t>(in.slot[2]));
+    return arrive_with(w, in, mask, nullptr, w.lanes<uint32_t>(in.slot[2]));
+}
+
+// Bytes alone, without an arrival.
+Flow announce_bytes(Warp& w, const Instruction& in, uint32_t mask) {
+    const uint32_t *at = w.lanes<uint32_t>(in.slot[0]), *bytes = w.lanes<uint32_t>(in.slot[1]);
+    each_lane(mask, [&](uint32_t i) {
+        select(w, i);
+        announce(in, mbarrier_at(in, at[i] + uint32_t(in.immediate)), bytes[i]);
+    });
+    return Flow::next;
+}
+
+Flow invalidate(Warp& w, const Instruction& in, uint32_t mask) {
+    const uint32_t* at = w.lanes<uint32_t>(in.slot[0]);
+    each_lane(mask, [&](uint32_t i) {
+        select(w, i);
+        mbarrier_at(in, at[i] + uint32_t(in.immediate));
+        mbarriers.erase(at[i] + uint32_t(in.immediate));
+    });
+    return Flow::next;
 }
 
 // True once the phase of this parity has completed. A warp that must ask again lets others go first.
@@ -198,9 +231,11 @@ Flow try_wait(Warp& w, const Instruction& in, uint32_t mask) {
 void perform(const BulkCopy& c) {
     char* target = reinterpret_cast<char*>(uintptr_t(c.target));
     memcpy(target, c.source, c.bytes);
-    Mbarrier& m = mbarriers.at(c.mbarrier);
+    auto found = mbarriers.find(c.mbarrier);
+    if (found == mbarriers.end()) return;  // invalidated meanwhile
+    Mbarrier& m = found->second;
     if (run.checked) {
-        checker_async_done(target, c.bytes, *c.issuer, c.order);
+        checker_async_done(target, c.bytes, *c.issuer, c.order, false);
         checker_note(m.clock, *c.issuer, c.order);
     }
     m.bytes -= c.bytes;
@@ -265,9 +300,22 @@ void enter_copies(Table& table) {
     enter(table, "cp.async.wait_group", {wait_group, "i"});
     enter(table, "cp.async.wait_all", {wait_all, ""});
     enter(table, "mbarrier.init.shared::cta.b64", {initialise, "aw"});
-    enter(table, "mbarrier.arrive.shared::cta.b64", {arrive, "_a"});
-    enter(table, "mbarrier.arrive.expect_tx.shared::cta.b64", {arrive_announcing, "_aw"});
-    enter(table, "mbarrier.try_wait.parity.shared::cta.b64", {try_wait, "Paw"});
+    for (const char* order : {"", ".release.cta"}) {
+        const std::string arrival = "mbarrier.arrive" + std::string(order) + ".shared::cta.b64";
+        table[arrival] = {arrive, "_a"};
+        table[arrival + ".more"] = {arrive_several, "_aw"};
+        table["mbarrier.arrive.expect_tx" + std::string(order) + ".shared::cta.b64"] = {arrive_announcing, "_aw"};
+    }
+    enter(table, "mbarrier.expect_tx.relaxed.cta.shared::cta.b64", {announce_bytes, "aw"});
+    enter(table, "mbarrier.inval.shared::cta.b64", {invalidate, "a"});
+    // Both ask once; the hint is how long one of them may take.
+    for (const char* wait : {"mbarrier.try_wait.parity", "mbarrier.test_wait.parity"}) {
+        for (const char* order : {"", ".acquire.cta"}) {
+            const std::string name = std::string(wait) + order + ".shared::cta.b64";
+            table[name] = {try_wait, "Paw"};
+            table[name + ".more"] = {try_wait, "Paw_"};
+        }
+    }
     enter(table, "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes", {copy_bulk, "agwa"});
 }
 

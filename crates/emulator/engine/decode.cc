@@ -21,6 +21,7 @@ const Table& table() {
         enter_floats(t);
         enter_conversions(t);
         enter_collectives(t);
+        enter_products(t);
         enter_copies(t);
         enter_control(t);
         return t;
@@ -308,10 +309,16 @@ class Decoder {
             decode_matrix_load(s);
         } else if (name == "mma") {
             decode_matrix_multiply(s);
+        } else if (name == "wgmma" && parts.size() > 1 && parts[1] == "mma_async") {
+            decode_product(s, parts);
         } else if (name == "mov" && s.operands.size() == 2 && (s.operands[0][0] == '{' || s.operands[1][0] == '{')) {
             decode_vector_move(s);
         } else if (s.opcode.compare(0, 11, "cp.async.cg") == 0 && s.operands.size() == 3) {
             decode_form(s.opcode + ".whole", s.operands);
+        } else if (s.opcode == "bar.sync" || s.opcode == "barrier.sync.aligned") {
+            decode_form(s.operands.size() == 2 ? s.opcode + ".counted" : s.opcode, s.operands);
+        } else if (name == "mbarrier" && s.operands.size() == (parts[1] == "arrive" ? 3u : 4u)) {
+            decode_form(table().count(s.opcode + ".more") ? s.opcode + ".more" : s.opcode, s.operands);
         } else {
             decode_form(s.opcode, s.operands);
         }
@@ -512,6 +519,54 @@ class Decoder {
         now_.run = matrix_multiply_handler(bf16);
     }
 
+    // A register of a product is written or read later than its instruction, so its slot is nobody else's.
+    uint32_t kept_register(const std::string& name) {
+        auto found = registers_.find(name);
+        if (found == registers_.end() || values_[found->second].kind != 'w') return fail(name + " is no register"), 0;
+        values_[found->second].kept = true;
+        return found->second;
+    }
+
+    bool decode_flag(const std::string& operand, const char* off, const char* on) {
+        if (operand != off && operand != on) fail(operand + " is no flag");
+        return operand == on;
+    }
+
+    // `wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {d...}, a, b, scale-d, scale-a, scale-b[, trans-a], trans-b`.
+    void decode_product(const Statement& s, const std::vector<std::string>& parts) {
+        Product product;
+        unsigned columns = 0;
+        if (parts.size() != 8 || sscanf(parts[4].c_str(), "m64n%uk16", &columns) != 1 || parts[5] != "f32" ||
+            parts[6] != parts[7] || (parts[6] != "bf16" && parts[6] != "f16"))
+            return fail("unknown instruction");
+        if (columns < 8 || columns > 256 || columns % 8) return fail("no number of columns");
+        product.columns = columns;
+        product.bf16 = parts[6] == "bf16";
+        product.a_in_registers = s.operands.size() > 1 && s.operands[1][0] == '{';
+        const size_t last = product.a_in_registers ? 7 : 8;
+        if (s.operands.size() != last) return fail("another number of operands is expected");
+        std::vector<uint32_t> ids;
+        for (const std::string& element : elements(s.operands[0])) ids.push_back(kept_register(element));
+        if (ids.size() != columns / 2) return fail("the vector has another length");
+        if (product.a_in_registers) {
+            const std::vector<std::string> list = elements(s.operands[1]);
+            if (list.size() != 4) return fail("the vector has another length");
+            for (const std::string& element : list) ids.push_back(kept_register(element));
+        } else {
+            read(0, s.operands[1], 'd');
+        }
+        read(1, s.operands[2], 'd');
+        read(2, s.operands[3], 'p');
+        product.negate_a = decode_flag(s.operands[4], "1", "-1");
+        product.negate_b = decode_flag(s.operands[5], "1", "-1");
+        product.across_a = !product.a_in_registers && decode_flag(s.operands[6], "0", "1");
+        product.across_b = decode_flag(s.operands[last - 1], "0", "1");
+        now_.immediate = int64_t(code_.products.size());
+        now_.run = product_handler();
+        code_.products.push_back(product);
+        product_ids_.push_back(std::move(ids));
+    }
+
     void resolve_branches() {
         for (const auto& [at, label] : branches_) {
             auto found = body_.labels.find(label);
@@ -639,6 +694,17 @@ class Decoder {
             }
             if (guards_[i] != kNone) in.guard = values_[guards_[i]].slot;
         }
+        for (size_t i = 0; i < code_.products.size(); ++i) {
+            Product& product = code_.products[i];
+            for (size_t k = 0; k < product_ids_[i].size(); ++k) {
+                const uint16_t slot = values_[product_ids_[i][k]].slot;
+                if (k < product.columns / 2) {
+                    product.sums.push_back(slot);
+                } else {
+                    product.a[k - product.columns / 2] = slot;
+                }
+            }
+        }
         for (const auto& [key, id] : constants_)
             code_.constants.push_back({values_[id].slot, values_[id].kind, std::get<1>(key), std::get<2>(key)});
         for (const auto& [what, axis, id] : special_list_) code_.specials.push_back({what, axis, values_[id].slot});
@@ -655,6 +721,7 @@ class Decoder {
     std::map<std::tuple<char, uint64_t, bool>, uint32_t> constants_;
     std::vector<std::tuple<Special, int, uint32_t>> special_list_;
     std::vector<std::pair<uint32_t, std::string>> branches_;
+    std::vector<std::vector<uint32_t>> product_ids_;
     // Of the instruction in hand, and of all before it.
     Instruction now_;
     Bound bound_;

@@ -29,6 +29,7 @@ void enter_integers(Table& table);     // integers.cc
 void enter_floats(Table& table);       // floats.cc
 void enter_conversions(Table& table);  // conversions.cc
 void enter_collectives(Table& table);  // collectives.cc
+void enter_products(Table& table);     // products.cc
 void enter_copies(Table& table);       // copies.cc
 void enter_control(Table& table);      // run.cc
 
@@ -50,6 +51,7 @@ struct Atomic {
 Handler atomic_handler(const Atomic& atomic);
 Handler matrix_load_handler(uint32_t matrices, bool transposed);  // matrices.cc
 Handler matrix_multiply_handler(bool bf16);
+Handler product_handler();  // products.cc
 Handler branch_handler();  // run.cc
 Handler exit_handler();
 

@@ -42,6 +42,7 @@ struct Thread {
     const ptx::Warp* warp;
     // Race checking (checker.cc).
     uint32_t order, sync_order, sync_mask;
+    uint32_t proxy_order;  // what the thread wrote before, the async proxy sees
     bool fenced;
     std::vector<const void*> observed;  // addresses of relaxed atomics since the last fence
 };
@@ -125,7 +126,11 @@ void checker_begin_block();
 void checker_block_barrier();
 void checker_warp_sync(const ptx::Warp& warp, uint32_t mask);
 void checker_async_issue(const char* target, size_t bytes, Site site);
-void checker_async_done(const char* target, size_t bytes, const Thread& owner, uint32_t order);
+// `generic`: written like the threads' own stores.
+void checker_async_done(const char* target, size_t bytes, const Thread& owner, uint32_t order, bool generic);
+// Shared memory, read by the async proxy: what threads wrote must have been fenced.
+void checker_async_read(const char* address, size_t bytes, Site site);
+void checker_proxy_fence();
 // Order between blocks: what a release publishes, an acquire of the same address learns.
 enum Order : int { kRelaxed = 0, kAcquire = 1, kRelease = 2, kAcquireRelease = 3 };
 void checker_acquire(const void* address);

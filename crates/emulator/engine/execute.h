@@ -49,11 +49,20 @@ struct SpecialRegister {
     uint16_t slot;
 };
 
+// A product of a warpgroup, wgmma: more operands than an instruction holds. Its registers keep their slots.
+struct Product {
+    uint32_t columns = 0;
+    bool bf16 = false, a_in_registers = false, across_a = false, across_b = false, negate_a = false, negate_b = false;
+    std::vector<uint16_t> sums;
+    uint16_t a[4] = {};
+};
+
 struct Code {
     std::vector<Instruction> instructions;
     std::vector<std::string> texts;  // of the instructions
     std::vector<Constant> constants;
     std::vector<SpecialRegister> specials;
+    std::vector<Product> products;
     uint32_t slots = 0;  // that a warp's registers take
     std::vector<uint32_t> pointers;  // offsets of parameters that are used as addresses
     uint32_t static_shared = 0;
@@ -73,6 +82,19 @@ struct Copies {
     Site site;
 };
 
+// A product that a warp has issued and not waited for.
+struct PendingProduct {
+    const Instruction* in = nullptr;
+    uint64_t a = 0, b = 0;  // descriptors of matrices
+    uint32_t group = 0;
+    bool adds = false, done = false;
+    std::shared_ptr<std::vector<float>> sums;  // by register and lane
+};
+struct IssuedProduct {
+    const Instruction* in;
+    uint64_t a, b;
+};
+
 struct Warp {
     char* registers = nullptr;
     uint32_t index = 0;
@@ -80,6 +102,8 @@ struct Warp {
     uint32_t live = 0;       // not exited
     uint32_t parked = 0;     // waiting for other lanes of the warp
     uint32_t arrived = 0;    // waiting at the block's barrier
+    uint32_t named = 0;      // waiting at a named barrier
+    uint32_t named_barrier = 0;
     uint32_t polled = 0;     // gave way to the others
     uint32_t predicates = 0;  // brought to the block's barrier
     uint32_t wanted[kWarp];  // the lanes that a parked lane waits for
@@ -87,12 +111,21 @@ struct Warp {
     uint32_t mask = 0, now = 0, limit = 0;
     uint32_t groups[kWarp];  // cp.async groups that each lane committed
     std::vector<Copies> copies;
+    std::vector<PendingProduct> products;
+    uint32_t product_groups = 0, products_issued = 0;
+    bool products_fenced = false;
 
     template <class T>
     T* lanes(uint16_t slot) const {
         return reinterpret_cast<T*>(registers + size_t(slot) * kSlot);
     }
     uint32_t& predicate(uint16_t slot) const { return *lanes<uint32_t>(slot); }
+};
+
+constexpr uint32_t kNamedBarriers = 16;
+struct NamedBarrier {
+    uint32_t threads = 0, arrived = 0;
+    Clock clock;
 };
 
 // What all warps of the running block share.
@@ -103,6 +136,8 @@ struct Block {
     std::vector<Warp> warps;
     uint32_t shared_low = 0, shared_bytes = 0;
     Site barrier_site;  // of the first to arrive
+    NamedBarrier named[kNamedBarriers];
+    std::vector<std::vector<IssuedProduct>> products;  // by warpgroup
 };
 extern Block block;
 
@@ -129,6 +164,9 @@ void check_global_range(Warp& warp, const Instruction& in, uint32_t lane, uint64
 // ---- copies.cc
 void begin_block_copies();
 bool bulk_progress();
+
+// The lanes that wait at barriers.
+inline uint32_t waiting(const Warp& w) { return w.arrived | w.named; }
 
 inline bool has(uint32_t mask, uint32_t lane) { return mask >> lane & 1; }
 

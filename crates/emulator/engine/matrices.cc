@@ -6,21 +6,13 @@
 #include <immintrin.h>
 #endif
 
+#include "matrices.h"
+
 #include "decode.h"
 #include "half.h"
 
 namespace emu::ptx {
 namespace {
-
-// Matrix instructions need the whole warp.
-uint32_t whole_warp(Warp& w, const Instruction& in, uint32_t mask) {
-    if (w.live != kAll) {
-        select(w, uint32_t(__builtin_ctz(mask)));
-        fatal(719, "warp mask", in.site(), "a matrix instruction needs all 32 lanes, %d are there",
-              __builtin_popcount(w.live));
-    }
-    return gather(w, mask, kAll);
-}
 
 // Lane 8 m + r gives the address of row r of matrix m; register m of lane l receives elements 2 (l % 4) and the next of
 // row l / 4, or of that column.
@@ -65,12 +57,6 @@ Flow load_matrices(Warp& w, const Instruction& in, uint32_t mask) {
 // ---- mma.m16n8k16. A register of 32 lanes, read as halves, is an 8 x 8 matrix by rows: lane 4 g + t holds elements
 // (g, 2 t) and (g, 2 t + 1). The four of a are rows 0-7 and 8-15 of k 0-7, then the same of k 8-15; the two of b are k
 // 0-7 and 8-15, with the columns of b as rows. c and d hold (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
-
-constexpr int kM = 16, kN = 8, kK = 16;
-
-struct Operands {
-    alignas(32) float a[kM][kK], b[kK][kN], c[kM][kN];
-};
 
 template <bool BF16>
 void widen_eight(const uint16_t* from, float* to) {
@@ -297,6 +283,16 @@ void multiply_truncated(const Operands& m, int lowest, float (&d)[kM][kN]) {
 }
 
 template <bool BF16>
+void multiply_cut(const Operands& m, float (&d)[kM][kN]) {
+    const int lowest = BF16 ? -126 : -14;
+    if (config.matrix_sums == 8) {
+        multiply_truncated<8>(m, lowest, d);
+    } else {
+        multiply_truncated<16>(m, lowest, d);
+    }
+}
+
+template <bool BF16>
 Flow multiply(Warp& w, const Instruction& in, uint32_t mask) {
     if (!whole_warp(w, in, mask)) return Flow::stop;
     run.counters->matrix_flops += 2 * kM * kN * kK;
@@ -307,16 +303,33 @@ Flow multiply(Warp& w, const Instruction& in, uint32_t mask) {
     Operands m;
     float d[kM][kN];
     read_operands<BF16>(w, in, m);
-    if (config.matrix_sums == 8) {
-        multiply_truncated<8>(m, BF16 ? -126 : -14, d);
-    } else {
-        multiply_truncated<16>(m, BF16 ? -126 : -14, d);
-    }
+    multiply_cut<BF16>(m, d);
     write_result(w, in, d);
     return Flow::next;
 }
 
 }  // namespace
+
+uint32_t whole_warp(Warp& w, const Instruction& in, uint32_t mask) {
+    if (w.live != kAll) {
+        select(w, uint32_t(__builtin_ctz(mask)));
+        fatal(719, "warp mask", in.site(), "a matrix instruction needs all 32 lanes, %d are there",
+              __builtin_popcount(w.live));
+    }
+    return gather(w, mask, kAll);
+}
+
+void multiply_operands(const Operands& m, bool bf16, float (&d)[kM][kN]) {
+    if (config.matrix_sums) return bf16 ? multiply_cut<true>(m, d) : multiply_cut<false>(m, d);
+    for (int i = 0; i < kM; ++i) {
+        double sums[kN];
+        for (int n = 0; n < kN; ++n) sums[n] = m.c[i][n];
+        for (int k = 0; k < kK; ++k) {
+            for (int n = 0; n < kN; ++n) sums[n] += double(m.a[i][k]) * double(m.b[k][n]);
+        }
+        for (int n = 0; n < kN; ++n) d[i][n] = sums[n] == sums[n] ? float(sums[n]) : bits_to_float(0x7fffffffu);
+    }
+}
 
 Handler matrix_load_handler(uint32_t matrices, bool transposed) {
     switch (matrices) {

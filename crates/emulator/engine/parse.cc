@@ -168,7 +168,7 @@ class BodyReader {
                 if (scopes_.size() > 1) scopes_.pop_back();
             } else if (c == ';') {
                 ++at_;
-            } else if (starts_with(".loc")) {
+            } else if (starts_with(".loc") && is_space(text_[at_ + 4])) {
                 read_location();
             } else if (!read_label() && !read_statement()) {
                 return false;

@@ -69,6 +69,10 @@ Flow leave(Warp& w, const Instruction&, uint32_t mask) {
         fault("asynchronous copy never waited for", c.site, "the thread exits with copies in flight");
         break;
     }
+    if (!w.live && !w.products.empty()) {
+        select(w, 0);
+        fault("product never waited for", w.products[0].in->site(), "the warp exits with products in flight");
+    }
     return Flow::stop;
 }
 
@@ -79,7 +83,6 @@ Flow trap(Warp& w, const Instruction& in, uint32_t mask) {
 
 void arrive(Warp& w, const Instruction& in, uint32_t mask) {
     select(w, uint32_t(__builtin_ctz(mask)));
-    if (in.immediate) fatal(719, "unsupported code", in.site(), "the named barrier %ld", long(in.immediate));
     const bool first =
         std::all_of(block.warps.begin(), block.warps.end(), [](const Warp& other) { return !other.arrived; });
     if (first) {
@@ -99,6 +102,41 @@ Flow block_barrier(Warp& w, const Instruction& in, uint32_t mask) {
     arrive(w, in, mask);
     return Flow::stop;
 }
+
+// Barriers with a number of threads, which are counted by whole warps. Some wait, some only arrive.
+Flow named_barrier(Warp& w, const Instruction& in, uint32_t mask, bool waits) {
+    mask = gather(w, mask, kAll);
+    if (!mask) return Flow::stop;
+    const uint32_t lane = uint32_t(__builtin_ctz(mask)), id = w.lanes<uint32_t>(in.slot[0])[lane],
+                   threads = w.lanes<uint32_t>(in.slot[1])[lane];
+    select(w, lane);
+    if (id >= kNamedBarriers || threads % kWarp || !threads)
+        fatal(719, "named barrier", in.site(), "barrier %u for %u threads", id, threads);
+    NamedBarrier& barrier = block.named[id];
+    if (barrier.arrived && barrier.threads != threads)
+        fatal(719, "named barrier", in.site(), "barrier %u for %u threads, others came to it for %u", id, threads,
+              barrier.threads);
+    barrier.threads = threads;
+    barrier.arrived += kWarp;
+    if (run.checked) checker_arrive(barrier.clock);
+    each_lane(w.mask, [&](uint32_t i) { w.at[i] = w.now + 1; });
+    if (waits) {
+        w.named = mask;
+        w.named_barrier = id;
+    }
+    if (barrier.arrived < threads) return Flow::stop;
+    for (Warp& other : block.warps) {
+        if (!other.named || other.named_barrier != id) continue;
+        select(other, uint32_t(__builtin_ctz(other.named)));
+        if (run.checked) checker_pass(barrier.clock);
+        other.named = 0;
+    }
+    barrier.arrived = 0;
+    note_progress();
+    return Flow::stop;
+}
+Flow wait_at_named(Warp& w, const Instruction& in, uint32_t mask) { return named_barrier(w, in, mask, true); }
+Flow arrive_at_named(Warp& w, const Instruction& in, uint32_t mask) { return named_barrier(w, in, mask, false); }
 
 // bar.red: the result is written when the barrier is complete.
 enum class Reduction { conjunction, disjunction, count };
@@ -145,6 +183,24 @@ Flow fence(Warp& w, const Instruction&, uint32_t mask) {
     return Flow::next;
 }
 
+Flow proxy_fence(Warp& w, const Instruction&, uint32_t mask) {
+    if (!run.checked) return Flow::next;
+    each_lane(mask, [&](uint32_t i) {
+        select(w, i);
+        checker_proxy_fence();
+    });
+    return Flow::next;
+}
+
+// How many registers a thread has is up to ptxas.
+Flow set_registers(Warp& w, const Instruction& in, uint32_t mask) {
+    if (in.immediate % 8 || in.immediate < 24 || in.immediate > 256) {
+        select(w, uint32_t(__builtin_ctz(mask)));
+        fatal(719, "undefined registers", in.site(), "%ld registers: 24 to 256, by 8", long(in.immediate));
+    }
+    return Flow::next;
+}
+
 Flow sleep(Warp& w, const Instruction&, uint32_t) { return give_way(w); }
 Flow nothing(Warp&, const Instruction&, uint32_t) { return Flow::next; }
 
@@ -185,20 +241,30 @@ bool meet_at_warp_barriers(Warp& w) {
     return any;
 }
 
-std::string waiting_text(const Warp& w) {
-    std::map<std::string, std::pair<int, uint32_t>> places;
-    each_lane((w.parked | w.arrived) & w.live, [&](uint32_t i) {
-        const uint32_t at = has(w.arrived, i) ? w.at[i] - 1 : w.at[i];
+using Places = std::map<std::string, std::pair<int, const Thread*>>;
+
+void add_places(const Warp& w, Places& places) {
+    each_lane((w.parked | waiting(w)) & w.live, [&](uint32_t i) {
+        const uint32_t at = has(waiting(w), i) ? w.at[i] - 1 : w.at[i];
         auto& place = places[block.code->texts[at] + " at " + block.code->instructions[at].site().text()];
-        if (!place.first++) place.second = i;
+        if (!place.first++) place.second = &threads[w.index * kWarp + i];
     });
+}
+
+std::string text_of(const Places& places) {
     std::string text;
     for (const auto& [where, place] : places) {
         if (!text.empty()) text += "; ";
         text += std::to_string(place.first) + " thread(s) wait for " + where + ", the first is " +
-                thread_name(threads[w.index * kWarp + place.second]);
+                thread_name(*place.second);
     }
     return text;
+}
+
+std::string waiting_text(const Warp& w) {
+    Places places;
+    add_places(w, places);
+    return text_of(places);
 }
 
 // No lane of the warp can go on, and some wait for others of the warp. Lets go those that wait for nobody any more.
@@ -236,7 +302,7 @@ void release_parked(Warp& w) {
 // Chooses the lanes that execute together; false when none can.
 bool choose_group(Warp& w) {
     for (;;) {
-        uint32_t able = w.live & ~w.parked & ~w.arrived;
+        uint32_t able = w.live & ~w.parked & ~waiting(w);
         if (able) {
             // Lanes that poll let the others of their warp go first, too.
             w.polled &= able;
@@ -303,7 +369,7 @@ void take_turn(Warp& w, uint64_t turn) {
 
 // ---- a block
 
-bool is_able(const Warp& w) { return (w.live & ~w.arrived) != 0; }
+bool is_able(const Warp& w) { return (w.live & ~waiting(w)) != 0; }
 
 void release_barrier() {
     uint32_t exited = 0;
@@ -328,21 +394,26 @@ void begin_block() {
     for (Warp& w : block.warps) {
         const uint32_t threads_here = std::min(uint32_t(kWarp), run.threads - w.index * kWarp);
         w.live = threads_here == kWarp ? kAll : (1u << threads_here) - 1;
-        w.parked = w.arrived = w.polled = 0;
+        w.parked = w.arrived = w.named = w.polled = 0;
         std::fill(w.at, w.at + kWarp, 0);
         std::fill(w.groups, w.groups + kWarp, 0);
         w.copies.clear();
+        w.products.clear();
+        w.product_groups = w.products_issued = 0;
+        w.products_fenced = false;
         for (const SpecialRegister& s : block.code->specials) {
             if (s.what == Special::ctaid) std::fill_n(w.lanes<uint32_t>(s.slot), kWarp, run.block[s.axis]);
         }
     }
+    block.products.clear();
+    std::fill(block.named, block.named + kNamedBarriers, NamedBarrier());
     begin_block_copies();
     if (run.checked) checker_begin_block();
 }
 
 // The warp polls, or goes on for ever.
 void check_patience(const Warp& w) {
-    const uint32_t lane = uint32_t(__builtin_ctz(w.live & ~w.arrived));
+    const uint32_t lane = uint32_t(__builtin_ctz(w.live & ~waiting(w)));
     const Instruction& in = instruction_of(w, lane);
     if (gave_way && idle_polls > kMostPolls) {
         select(w, lane);
@@ -356,14 +427,30 @@ void check_patience(const Warp& w) {
 }
 
 void give_turn(Warp& w) {
-    const uint32_t able = w.live & ~w.arrived;
+    const uint32_t able = w.live & ~waiting(w);
     take_turn(w, config.schedule == Config::shuffle ? 1 + random_below(random_below(4) ? 400 : 20) : kTurn);
-    if ((w.live & ~w.arrived) != able) return note_progress();
+    if ((w.live & ~waiting(w)) != able) return note_progress();
     if (gave_way) {
         ++idle_polls;
         bulk_progress();
     }
     check_patience(w);
+}
+
+// Nobody is able to go on, and somebody waits at a barrier that others will not come to.
+void check_named_barriers() {
+    const auto waits = [](const Warp& w) { return w.named != 0; };
+    const auto warp = std::find_if(block.warps.begin(), block.warps.end(), waits);
+    if (warp == block.warps.end()) return;
+    const uint32_t lane = uint32_t(__builtin_ctz(warp->named));
+    static std::string text;
+    {
+        Places places;
+        for (const Warp& w : block.warps) add_places(w, places);
+        text = text_of(places);
+    }
+    select(*warp, lane);
+    fatal(719, "deadlock", block.code->instructions[warp->at[lane] - 1].site(), "%s", text.c_str());
 }
 
 void run_block() {
@@ -378,6 +465,7 @@ void run_block() {
         }
         if (able.empty()) {
             if (std::none_of(block.warps.begin(), block.warps.end(), [](const Warp& w) { return w.live; })) return;
+            check_named_barriers();
             release_barrier();
         } else if (config.schedule == Config::shuffle) {
             give_turn(*able[random_below(able.size())]);
@@ -560,6 +648,12 @@ void enter_control(Table& table) {
     enter(table, "ret exit", {leave, ""});
     enter(table, "bra.uni", {branch, ""});
     enter(table, "bar.sync barrier.sync.aligned", {block_barrier, "i"});
+    // The form with a number of threads.
+    enter(table, "bar.sync.counted barrier.sync.aligned.counted", {wait_at_named, "ww"});
+    enter(table, "bar.arrive barrier.arrive.aligned", {arrive_at_named, "ww"});
+    enter(table, "setmaxnreg.inc.sync.aligned.u32 setmaxnreg.dec.sync.aligned.u32", {set_registers, "i"});
+    // One launch ends before the next one begins.
+    enter(table, "griddepcontrol.launch_dependents griddepcontrol.wait", {nothing, ""});
     enter(table, "bar.red.and.pred", {block_reduction<Reduction::conjunction>, "Pin"});
     enter(table, "bar.red.or.pred", {block_reduction<Reduction::disjunction>, "Pin"});
     enter(table, "bar.red.popc.u32", {block_reduction<Reduction::count>, "Win"});
@@ -568,8 +662,9 @@ void enter_control(Table& table) {
     enter(table, "membar.gl membar.cta membar.sys", {fence, ""});
     enter(table, "fence.acq_rel.gpu fence.sc.gpu fence.acq_rel.cta fence.sc.cta fence.acq_rel.sys fence.sc.sys",
           {fence, ""});
-    // Order between kinds of access that have no order of their own here.
-    enter(table, "fence.mbarrier_init.release.cluster fence.proxy.async.shared::cta fence.proxy.async", {nothing, ""});
+    // What it orders has no order of its own here.
+    enter(table, "fence.mbarrier_init.release.cluster", {nothing, ""});
+    enter(table, "fence.proxy.async.shared::cta fence.proxy.async", {proxy_fence, ""});
     enter(table, "createpolicy.fractional.L2::evict_first.b64", {nothing, "D_"});
 }
 

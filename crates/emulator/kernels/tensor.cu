@@ -120,6 +120,35 @@ extern "C" __global__ void __launch_bounds__(64) bulk_double(float* out, const f
     }
 }
 
+// out[64, 128] = a[64, k] b[128, k]^T by one warpgroup, 16 of the sum at a time, core matrices without a swizzle.
+extern "C" __global__ void __launch_bounds__(128)
+    warpgroup_product(float* out, const __nv_bfloat16* a, const __nv_bfloat16* b, int k) {
+    __shared__ uint4 operands[64 * 2 + 128 * 2];
+    const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
+    const uint32_t first = ptx::smem_address(operands), second = first + 64 * 32;
+    float d[64] = {};
+    for (int k0 = 0; k0 < k; k0 += 16) {
+        for (int i = thread; i < 64 * 2; i += 128)
+            operands[i] = *reinterpret_cast<const uint4*>(a + size_t(i % 64) * k + k0 + i / 64 * 8);
+        for (int i = thread; i < 128 * 2; i += 128)
+            operands[128 + i] = *reinterpret_cast<const uint4*>(b + size_t(i % 128) * k + k0 + i / 128 * 8);
+#ifndef BUG_PROXY
+        ptx::fence_proxy_async();
+#endif
+        __syncthreads();
+        ptx::wgmma_fence();
+        ptx::wgmma_m64n128_bf16(d, ptx::matrix_descriptor(first, 64 * 16, 128),
+                                ptx::matrix_descriptor(second, 128 * 16, 128));
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<0>();
+        __syncthreads();
+    }
+    for (int i = 0; i < 64; ++i) {
+        const int row = warp * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        out[row * 128 + column] = d[i];
+    }
+}
+
 // The last of the grid's blocks adds the partial sums, in order; the ticket resets itself.
 extern "C" __global__ void __launch_bounds__(128)
     ticket_sum(float* out, float* partials, unsigned* ticket, const float* in, int each) {

@@ -221,6 +221,11 @@ fn pipelines_with_a_line_missing() {
         run(b, "bug_matmul_wait", shape(1, 128).shared(3 * 2 * 64 * 40 * 2), &args);
     };
     caught("asynchronous copy race", FAILED, "bug_matmul_wait", matmul);
+    caught("missing fence", FAILED, "bug_no_proxy_fence", |b: &Bench| {
+        let (x, w, out) = (b.zeros::<u16>(64 * 16), b.zeros::<u16>(128 * 16), b.raw::<f32>(64 * 128));
+        let args = [b.pointer(&out), b.pointer(&x), b.pointer(&w), Arg::I32(16)];
+        run(b, "bug_no_proxy_fence", shape(1, 128), &args);
+    });
     let bulk = |b: &Bench| {
         let x = noise(7 * 256, 7);
         let (input, output) = (b.up(&x), b.raw::<f32>(x.len()));

@@ -160,6 +160,23 @@ fn tensor_core_tile() {
 }
 
 #[test]
+fn product_of_a_warpgroup() {
+    everywhere(|b| {
+        let (m, n, k) = (64, 128, 48);
+        let x: Vec<u16> = noise(m * k, 9).iter().map(|v| bf16(*v)).collect();
+        let w: Vec<u16> = noise(n * k, 10).iter().map(|v| bf16(*v)).collect();
+        let (dx, dw, out) = (b.up(&x), b.up(&w), b.raw::<f32>(m * n));
+        let args = [b.pointer(&out), b.pointer(&dx), b.pointer(&dw), Arg::I32(k as i32)];
+        b.launch("warpgroup_product", shape(1, 128), &args).unwrap();
+        for (i, got) in b.down(&out).into_iter().enumerate() {
+            let term = |l: usize| f64::from(from_bf16(x[i / n * k + l])) * f64::from(from_bf16(w[i % n * k + l]));
+            let exact: f64 = (0..k).map(term).sum();
+            assert!((f64::from(got) - exact).abs() < 1e-5, "row {} column {}: {got} for {exact}", i / n, i % n);
+        }
+    });
+}
+
+#[test]
 fn ldmatrix_transposed_and_f16() {
     everywhere(|b| {
         // Small integers: exact in f16, and their products in f32.
