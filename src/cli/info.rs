@@ -5,6 +5,7 @@ use super::words::for_stdout;
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::{Pair, Part, Parts};
+use crate::runtime::self_check::SelfCheck;
 use crate::runtime::{self, CudaDevice, DeviceSpec, NoCuda, OpenOptions, bytes_in_words};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -122,9 +123,23 @@ fn cuda_device(index: usize, device: &CudaDevice) -> Value {
         "multiprocessors": device.multiprocessors,
         "memory_bytes": device.memory.map(|(_, total)| total),
         "free_bytes": device.memory.map(|(free, _)| free),
+        "self_check": device.self_check.as_ref().map(self_check),
         "fits": device.fit.is_ok(),
         "parts": parts,
         "report": device.fit.as_ref().map_or_else(String::clone, |fit| fit.words.clone()),
+    })
+}
+
+/// What a self-check found.
+pub(super) fn self_check(check: &SelfCheck) -> Value {
+    json!({
+        "passed": check.passed(),
+        "when": check.when,
+        "cases": check.cases,
+        "ran": check.ran,
+        "seconds": check.seconds,
+        "wrong": check.wrong,
+        "words": check.words(),
     })
 }
 
@@ -215,13 +230,17 @@ fn text(info: &Value) -> String {
         out += &match device["missing"].as_str() {
             Some(missing) => format!("device      cuda:{}: {missing}\n", word(&device["index"])),
             None => format!(
-                "device      cuda:{}: {}, compute capability {}, {} multiprocessors, {}\n            {}\n",
+                "device      cuda:{}: {}, compute capability {}, {} multiprocessors, {}\n            {}\n            {}\n",
                 word(&device["index"]),
                 word(&device["name"]),
                 word(&device["capability"]),
                 word(&device["multiprocessors"]),
                 bytes(&device["memory_bytes"]),
                 word(&device["report"]).replace("; ", "\n            "),
+                match device["self_check"]["words"].as_str() {
+                    Some(words) => format!("self-check: {words}, on {}", word(&device["self_check"]["when"])),
+                    None => "self-check: not yet made; the first use of the device makes it".to_string(),
+                },
             ),
         };
     }

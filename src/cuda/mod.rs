@@ -12,6 +12,7 @@ mod kernels;
 mod launch;
 mod open;
 pub mod ops;
+pub mod self_check;
 pub mod staging;
 
 pub use buffer::{Buffer, Element, View, ViewMut};
