@@ -4,6 +4,7 @@
 //! opens anything finds it first ([`OpenOptions::find`]) and opens on it ([`Device::open`]). A CUDA device is checked the first
 //! time it is found ([`self_check`]).
 
+pub mod examine;
 pub mod self_check;
 
 use crate::cuda::{self, images};
@@ -665,14 +666,7 @@ pub fn cuda_devices(
     pair: &Pair,
     options: &OpenOptions,
 ) -> std::result::Result<Vec<std::result::Result<CudaDevice, NoCuda>>, NoCuda> {
-    let count = match images::embedded().is_empty() {
-        true => cuda::Device::open(0).map(|_| 0),
-        false => cuda::Device::count(),
-    };
-    match count.map_err(|why| NoCuda::from(&why))? {
-        0 => Err(NoCuda::NoDevice("the driver finds no CUDA device".to_string())),
-        count => Ok((0..count).map(|index| cuda_device(pair, options, index)).collect()),
-    }
+    Ok((0..examine::count()?).map(|index| cuda_device(pair, options, index)).collect())
 }
 
 fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result::Result<CudaDevice, NoCuda> {

@@ -88,7 +88,7 @@ fn info(args: &Args, pair: &Pair) -> Value {
 }
 
 /// The CUDA kernels of this build.
-fn kernels() -> Value {
+pub(super) fn kernels() -> Value {
     let runtime::Kernels { count, targets, compiler, assembler, stored, bytes } = runtime::kernels();
     json!({
         "count": count,
@@ -177,20 +177,20 @@ fn kv_bytes(config: &ModelConfig) -> u64 {
 }
 
 /// `MemAvailable` of `/proc/meminfo`: memory that can be had without swapping, page cache included.
-fn memory_available() -> Option<u64> {
+pub(super) fn memory_available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-fn cpu_model() -> Option<String> {
+pub(super) fn cpu_model() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_string())
 }
 
 #[cfg(target_arch = "x86_64")]
-fn simd() -> Vec<&'static str> {
+pub(super) fn simd() -> Vec<&'static str> {
     let features = [
         ("avx2", is_x86_feature_detected!("avx2")),
         ("fma", is_x86_feature_detected!("fma")),
@@ -202,7 +202,7 @@ fn simd() -> Vec<&'static str> {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn simd() -> Vec<&'static str> {
+pub(super) fn simd() -> Vec<&'static str> {
     Vec::new()
 }
 
@@ -298,7 +298,7 @@ fn text(info: &Value) -> String {
     out
 }
 
-fn word(value: &Value) -> String {
+pub(super) fn word(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_string)
 }
 
@@ -310,6 +310,6 @@ fn count(n: u64) -> String {
     }
 }
 
-fn bytes(value: &Value) -> String {
+pub(super) fn bytes(value: &Value) -> String {
     bytes_in_words(value.as_u64().unwrap_or(0))
 }
