@@ -137,6 +137,7 @@ pub(super) fn self_check(check: &SelfCheck) -> Value {
         "when": check.when,
         "cases": check.cases,
         "ran": check.ran,
+        "stopped": check.stopped,
         "seconds": check.seconds,
         "wrong": check.wrong,
         "words": check.words(),

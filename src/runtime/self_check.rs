@@ -21,8 +21,10 @@ pub struct SelfCheck {
     pub when: String,
     /// Cases that there are.
     pub cases: usize,
-    /// Cases that were run before the time was over.
+    /// Cases that were run.
     pub ran: usize,
+    /// Why the others were not, if that is no fault of the device.
+    pub stopped: Option<String>,
     /// Per case that differs, which it is and where.
     pub wrong: Vec<String>,
     /// What it took.
@@ -39,10 +41,12 @@ impl SelfCheck {
 
     /// Checks a device, and remembers what was found.
     pub(super) fn run(device: &cuda::Device) -> Self {
-        let self_check::Findings { cases, ran, wrong, seconds } = self_check::run(device, LIMIT);
+        let self_check::Findings { cases, ran, stopped, wrong, seconds } = self_check::run(device, LIMIT);
         let when = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-        let check = SelfCheck { of: subject(device), when, cases, ran, wrong, seconds };
-        if let Some(path) = file(&check.of) {
+        let stopped = stopped.map(str::to_string);
+        let check = SelfCheck { of: subject(device), when, cases, ran, stopped, wrong, seconds };
+        // What could not even begin says nothing.
+        if let Some(path) = file(&check.of).filter(|_| check.ran > 0) {
             // Nobody is told: without it the next one checks again.
             let _ = check.remember(&path);
         }
@@ -66,7 +70,7 @@ impl SelfCheck {
     /// In a few words.
     pub fn words(&self) -> String {
         let SelfCheck { cases, ran, wrong, seconds, .. } = self;
-        let unfinished = if ran < cases { format!(" (of {cases}, then the time was over)") } else { String::new() };
+        let unfinished = self.stopped.as_ref().map_or(String::new(), |why| format!(" (of {cases}: {why})"));
         match wrong.split_first() {
             None => format!("{ran} cases passed in {seconds:.1} s{unfinished}"),
             Some((first, rest)) => {
@@ -124,13 +128,22 @@ mod tests {
 
     fn check(ran: usize, wrong: &[&str]) -> SelfCheck {
         let wrong = wrong.iter().map(|text| text.to_string()).collect();
-        SelfCheck { of: "a card".into(), when: "2026-11-29T16:00:00Z".into(), cases: 9, ran, wrong, seconds: 0.26 }
+        let stopped = (ran < 9).then(|| "the time was over".to_string());
+        SelfCheck {
+            of: "a card".into(),
+            when: "2026-11-29T16:00:00Z".into(),
+            cases: 9,
+            ran,
+            stopped,
+            wrong,
+            seconds: 0.26,
+        }
     }
 
     #[test]
     fn results_are_said_in_words() {
         assert_eq!(check(9, &[]).words(), "9 cases passed in 0.3 s");
-        assert_eq!(check(4, &[]).words(), "4 cases passed in 0.3 s (of 9, then the time was over)");
+        assert_eq!(check(4, &[]).words(), "4 cases passed in 0.3 s (of 9: the time was over)");
         assert_eq!(check(9, &["embed (bf16)"]).words(), "1 of 9 cases differ: embed (bf16)");
         assert_eq!(check(9, &["embed", "rope"]).words(), "2 of 9 cases differ: embed; and 1 more");
         assert!(check(4, &[]).passed() && !check(9, &["embed"]).passed());

@@ -1,10 +1,10 @@
 //! The self-check of a device: every kernel is in it, a broken one is found, and each face says so.
 
-use crate::emulated::{Emulated, KERNELS};
-use ggro::cuda::{images, self_check, specs};
-use ggro_emulator::{Config, build};
+use crate::emulated::{self, Emulated};
+use ggro::cuda::{self_check, specs};
+use ggro_emulator::Config;
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -12,54 +12,37 @@ use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// A folder of the stored PTX in which `change` has had its way with each file. None if the binary's kernels are others.
-fn ptx(change: impl Fn(&str, String) -> String) -> Option<TempDir> {
-    if !images::stored() {
-        println!("not tested: this build's kernels are not those that are stored");
-        return None;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir("build/images").unwrap() {
-        let packed = entry.unwrap().path();
-        let name = packed.file_name().unwrap().to_string_lossy().into_owned();
-        let Some(name) = name.strip_suffix(".80.ptx.zst") else { continue };
-        let mut text = String::new();
-        let file = std::fs::File::open(&packed).unwrap();
-        ruzstd::decoding::StreamingDecoder::new(file).unwrap().read_to_string(&mut text).unwrap();
-        std::fs::write(folder.path().join(format!("{name}.ptx")), change(name, text)).unwrap();
-    }
-    Some(folder)
+/// A folder of the kernels in which `change` has had its way with each file.
+fn changed(name: &str, change: fn(&str, &str) -> String) -> PathBuf {
+    let texts: Vec<_> = emulated::ptx().iter().map(|(file, text)| (file.clone(), change(file, text))).collect();
+    emulated::folder_of(name, &texts)
 }
 
 /// One kernel of the norm with its sums turned into differences.
-fn broken(file: &str, text: String) -> String {
-    if file != "rmsnorm" {
-        return text;
-    }
-    let kernel = text.find(".entry rmsnorm_bf16").unwrap();
-    let end = text[kernel + 1..].find(".entry").map_or(text.len(), |at| kernel + 1 + at);
-    [&text[..kernel], &text[kernel..end].replace("add.f32", "sub.f32"), &text[end..]].concat()
+fn broken() -> PathBuf {
+    changed("broken", |file, text| {
+        if file != "rmsnorm" {
+            return text.to_string();
+        }
+        let kernel = text.find(".entry rmsnorm_bf16").unwrap();
+        let end = text[kernel + 1..].find(".entry").map_or(text.len(), |at| kernel + 1 + at);
+        [&text[..kernel], &text[kernel..end].replace("add.f32", "sub.f32"), &text[end..]].concat()
+    })
 }
 
 /// Kernels that end before they write anything.
-fn dead(_: &str, text: String) -> String {
-    let mut out = String::new();
-    for line in text.lines() {
-        out += line;
-        out += if line == "{" { "\n\tret;\n" } else { "\n" };
-    }
-    out
+fn dead() -> PathBuf {
+    changed("dead", |_, text| {
+        let line = |line: &str| format!("{line}\n{}", if line == "{" { "\tret;\n" } else { "" });
+        text.lines().map(line).collect()
+    })
 }
 
 #[test]
 fn every_kernel_is_checked() {
-    let (Some(sound), Some(dead)) = (ptx(|_, text| text), ptx(dead)) else { return };
+    let dead = dead();
     let emulated = Emulated::new(Config::default());
-    let with = |folder: &Path| {
-        emulated.machine.configure(&format!("ptx={}", folder.display()));
-        self_check::run(&emulated.device, LIMIT)
-    };
-    let found = with(sound.path());
+    let found = self_check::run(&emulated.device, LIMIT);
     assert!(found.wrong.is_empty() && found.ran == found.cases && found.cases > 80, "{found:#?}");
     println!("{} cases in {:.2} s", found.cases, found.seconds);
     let launched = emulated.machine.report().kernels;
@@ -67,19 +50,18 @@ fn every_kernel_is_checked() {
     for spec in specs().iter().filter(|spec| !instruments.contains(&spec.image)) {
         assert!(launched.contains_key(spec.name), "{} is in no case", spec.name);
     }
-    let found = with(dead.path());
+    emulated.machine.configure(&format!("ptx={}", dead.display()));
+    let found = self_check::run(&emulated.device, LIMIT);
     assert_eq!((found.wrong.len(), found.ran), (found.cases, found.cases), "{found:#?}");
     // What has no time left is said, and is no fault.
     let found = self_check::run(&emulated.device, Duration::ZERO);
-    assert_eq!((found.ran, found.wrong.len()), (0, 0));
+    assert_eq!((found.ran, found.wrong.len(), found.stopped), (0, 0, Some("the time was over")));
     emulated.assert_clean();
 }
 
 #[test]
 fn sums_as_on_cards_are_within_the_bounds() {
-    let Some(sound) = ptx(|_, text| text) else { return };
     let emulated = Emulated::new(Config::default());
-    emulated.machine.configure(&format!("ptx={}", sound.path().display()));
     for sums in ["8", "16"] {
         emulated.machine.configure(&format!("mma={sums}"));
         let found = self_check::run(&emulated.device, LIMIT);
@@ -89,7 +71,7 @@ fn sums_as_on_cards_are_within_the_bounds() {
 
 /// The binary on the emulated device, with a cache of its own.
 struct Machine {
-    ptx: TempDir,
+    ptx: PathBuf,
     cache: TempDir,
 }
 
@@ -101,12 +83,8 @@ struct Run {
 
 impl Machine {
     fn command(&self, cache: &Path, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ggro"));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GGRO_")) {
-            command.env_remove(name);
-        }
-        command.env("LD_LIBRARY_PATH", build(KERNELS).unwrap().libcuda.with_file_name(""));
-        command.env("GGRO_EMU_PTX", self.ptx.path()).env("XDG_CACHE_HOME", cache).args(args);
+        let mut command = emulated::ggro(&self.cache.path().join("report.json"));
+        command.env("GGRO_EMU_PTX", &self.ptx).env("XDG_CACHE_HOME", cache).args(args);
         command
     }
 
@@ -149,8 +127,7 @@ const ASK: [&str; 6] = ["generate", "--json", "--no-baseline", "--max-new-tokens
 
 #[test]
 fn a_sound_device_is_checked_once() {
-    let Some(ptx) = ptx(|_, text| text) else { return };
-    let machine = Machine { ptx, cache: tempfile::tempdir().unwrap() };
+    let machine = Machine { ptx: emulated::folder().to_path_buf(), cache: tempfile::tempdir().unwrap() };
     let info = machine.run(&["info"]);
     assert!(info.out.contains("self-check: not yet made"), "{}", info.out);
     let first = machine.run(&ASK);
@@ -174,8 +151,7 @@ fn a_sound_device_is_checked_once() {
 
 #[test]
 fn a_broken_kernel_is_said_by_each_face() {
-    let Some(ptx) = ptx(broken) else { return };
-    let machine = Machine { ptx, cache: tempfile::tempdir().unwrap() };
+    let machine = Machine { ptx: broken(), cache: tempfile::tempdir().unwrap() };
     let why = "the CUDA device failed its self-check (ggro emulated device: 1 of ";
     let which = "rmsnorm (bf16 forward): ";
 

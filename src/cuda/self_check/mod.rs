@@ -31,8 +31,10 @@ use std::time::{Duration, Instant};
 pub struct Findings {
     /// How many cases there are.
     pub cases: usize,
-    /// How many were run before the time was over.
+    /// How many were run.
     pub ran: usize,
+    /// Why the others were not, if that is no fault of the kernels.
+    pub stopped: Option<&'static str>,
     /// Per case that differs, which it is and where.
     pub wrong: Vec<String>,
     /// What it took.
@@ -58,15 +60,24 @@ pub fn run(device: &Device, limit: Duration) -> Findings {
         Err(error) => findings.wrong.push(error.to_string()),
         Ok(expected) => {
             for (case, storage) in &all {
-                // What is lost answers nothing any more.
-                if run.is_over() || device.alive().is_err() {
+                if run.is_over() {
+                    findings.stopped = Some("the time was over");
                     break;
                 }
-                findings.ran += 1;
+                // What is lost answers nothing any more.
+                if device.alive().is_err() {
+                    break;
+                }
                 let wrong = match check(case, *storage, &run, &expected) {
                     Ok(wrong) => wrong,
+                    // Somebody else has it all.
+                    Err(error) if error.to_string().contains("OUT_OF_MEMORY") => {
+                        findings.stopped = Some("the device had no memory left");
+                        break;
+                    }
                     Err(error) => Some(error.to_string()),
                 };
+                findings.ran += 1;
                 let of = if case.both { format!("{} {}", storage.name(), case.name) } else { case.name.clone() };
                 findings.wrong.extend(wrong.map(|what| format!("{} ({of}): {what}", case.op)));
             }
@@ -81,7 +92,8 @@ fn check(case: &Case, storage: HalfType, run: &Run<'_>, expected: &Expected<'_>)
     for output in case.run(run, storage)? {
         let known = expected.of(&case.expected, output.name)?;
         let count = known.values.len();
-        let bounds = if case.both { &known.bounds[storage as usize * count..] } else { &known.bounds[..] };
+        let first = if case.both { storage as usize * count } else { 0 };
+        let bounds = known.bounds.get(first..).unwrap_or_default();
         // A problem with fewer rows has the first of the results.
         if output.values.len() > count || bounds.len() < count {
             return Ok(Some(format!("{} elements of {}, expected {count}", output.values.len(), output.name)));
