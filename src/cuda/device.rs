@@ -176,6 +176,21 @@ impl Device {
         driver::version().ok().map(|version| version.to_string())
     }
 
+    /// What the driver says of the device for a report: names and numbers, without those that it does not know.
+    pub fn facts(&self) -> Vec<(&'static str, u64)> {
+        use sys::CUdevice_attribute as A;
+        let facts = [
+            ("shared_memory_per_block", A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
+            ("registers_per_multiprocessor", A::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR),
+            ("l2_cache_bytes", A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE),
+            ("memory_bus_bits", A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH),
+            ("ecc", A::CU_DEVICE_ATTRIBUTE_ECC_ENABLED),
+            ("compute_mode", A::CU_DEVICE_ATTRIBUTE_COMPUTE_MODE),
+        ];
+        let of = |attribute| self.context.attribute(attribute).ok().and_then(|value| u64::try_from(value).ok());
+        facts.into_iter().filter_map(|(name, attribute)| Some((name, of(attribute)?))).collect()
+    }
+
     /// Largest clocks in MHz, of multiprocessors and memory; `None` if it does not say.
     pub fn clocks_mhz(&self) -> Option<[u32; 2]> {
         use sys::CUdevice_attribute::{CU_DEVICE_ATTRIBUTE_CLOCK_RATE, CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE};

@@ -14,6 +14,7 @@ mod launch;
 mod open;
 pub mod ops;
 mod pinned;
+pub mod self_check;
 pub mod staging;
 
 pub use buffer::{Buffer, Element, View, ViewMut};

@@ -60,6 +60,8 @@ pub fn ggro(report: &Path) -> Command {
         command.env_remove(name);
     }
     command.env("LD_LIBRARY_PATH", library.with_file_name(""));
+    // The device is checked once, and not by each command.
+    command.env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
     command.env("GGRO_EMU_PTX", folder()).env("GGRO_EMU_REPORT", report);
     command
 }

@@ -20,6 +20,7 @@ mod mutations;
 #[path = "../../build/nvcc.rs"]
 mod nvcc;
 mod planted;
+mod self_check;
 mod serve;
 mod shared_pages;
 mod sources;

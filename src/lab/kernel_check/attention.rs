@@ -331,14 +331,14 @@ impl Problem {
 }
 
 /// Attention of one query and head in f64.
-struct Exact {
-    out: Vec<f64>,
+pub(super) struct Exact {
+    pub out: Vec<f64>,
     /// Sums of absolute terms: what rounding is measured by.
-    terms: Vec<f64>,
-    lse: f64,
+    pub terms: Vec<f64>,
+    pub lse: f64,
 }
 
-fn exact(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Exact {
+pub(super) fn exact(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Exact {
     let dot =
         |k: &&[f32]| q.iter().zip(k.iter()).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * f64::from(scale);
     let scores: Vec<f64> = keys.iter().map(dot).collect();

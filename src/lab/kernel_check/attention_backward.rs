@@ -500,22 +500,22 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Attention of one query and head in f64, and what its gradients are made of, per visible position.
-struct Exact {
-    q: Vec<f32>,
-    d_out: Vec<f32>,
+pub(super) struct Exact {
+    pub q: Vec<f32>,
+    pub d_out: Vec<f32>,
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
-    lowest: usize,
+    pub lowest: usize,
     lse: f64,
     out: Vec<f64>,
-    p: Vec<f64>,
-    ds: Vec<f64>,
+    pub p: Vec<f64>,
+    pub ds: Vec<f64>,
     /// What `ds` is made of, by magnitude.
-    weight: Vec<f64>,
+    pub weight: Vec<f64>,
 }
 
 impl Exact {
-    fn new(
+    pub fn new(
         q: Vec<f32>,
         d_out: Vec<f32>,
         lowest: usize,
@@ -543,7 +543,7 @@ impl Exact {
     }
 
     /// The gradient of the query, and the magnitudes it is made of.
-    fn dq(&self, scale: f64) -> (Vec<f64>, Vec<f64>) {
+    pub fn dq(&self, scale: f64) -> (Vec<f64>, Vec<f64>) {
         let (mut dq, mut terms) = (vec![0.0; self.q.len()], vec![0.0; self.q.len()]);
         for ((ds, weight), key) in self.ds.iter().zip(&self.weight).zip(&self.keys) {
             for (d, &k) in key.iter().enumerate() {

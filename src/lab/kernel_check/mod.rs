@@ -29,6 +29,7 @@ mod random_fill;
 mod rmsnorm;
 mod rope;
 mod rows;
+pub mod self_check;
 mod softmax_entropy;
 mod swiglu;
 mod timing;
