@@ -2,8 +2,9 @@
 //! compiles the shim over NVTX where its header is; and tells the binary which commit it was built from.
 //!
 //! nvcc is looked for in `NVCC`, then `CUDA_HOME` or `CUDA_PATH`, then `PATH`. Without it the images in `build/images` are
-//! taken, if they are those of the sources. `GGRO_NO_CUDA=1` hides both, and then the table is empty. `GGRO_CUDA_TARGETS`
-//! overrides the list of targets, for instance `sm_90a` alone while working on one card. `GGRO_IMAGES_OUT` names a folder for a
+//! taken, if they are those of the sources. `GGRO_NO_CUDA=1` hides both, and then the table is empty. `PTXAS` names
+//! another assembler than nvcc's, for drivers that are older than it. `GGRO_CUDA_TARGETS` overrides the list of targets, for
+//! instance `sm_90a` alone while working on one card. `GGRO_IMAGES_OUT` names a folder for a
 //! copy of what nvcc made, which `scripts/store-images.py` stores.
 
 #[path = "build/nvcc.rs"]
@@ -17,8 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::time::Instant;
 
-/// Machine code for Ampere and Hopper, and PTX for whatever comes later.
-const TARGETS: &str = "sm_80,sm_90a,compute_80";
+/// Machine code for Ampere, Hopper and Blackwell, and PTX for whatever comes later.
+const TARGETS: [&str; 5] = ["sm_80", "sm_90a", "sm_100", "sm_120", "compute_80"];
 
 fn main() {
     commit();
@@ -27,7 +28,9 @@ fn main() {
 
 /// Compiles what has changed and writes the table.
 fn kernels() {
-    for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "GGRO_CUDA_TARGETS", "GGRO_NO_CUDA", "GGRO_IMAGES_OUT"] {
+    for variable in
+        ["NVCC", "PTXAS", "CUDA_HOME", "CUDA_PATH", "PATH", "GGRO_CUDA_TARGETS", "GGRO_NO_CUDA", "GGRO_IMAGES_OUT"]
+    {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     for watched in ["kernels", "build.rs", "build"] {
@@ -41,38 +44,38 @@ fn kernels() {
     let Some(nvcc) = compiler else {
         let found = match hidden {
             true => Err("GGRO_NO_CUDA is set".to_string()),
-            false => stored::unpack(Path::new("kernels"), &out)
+            false => stored::copy(Path::new("kernels"), &out)
                 .map_err(|why| format!("no nvcc in NVCC, CUDA_HOME, CUDA_PATH or PATH, and {why}")),
         };
         match found {
-            Ok(stored::Stored { version, targets, images }) => {
-                write(&table, &nvcc::table(&version, &targets, &images, true));
-            }
+            Ok((made, images)) => write(&table, &nvcc::table(&made, &images, true)),
             Err(why) => {
                 println!("cargo::warning={why}: building without CUDA kernels");
-                write(&table, &nvcc::table("", &[], &[], false));
+                write(&table, &nvcc::table(&nvcc::Made::default(), &[], false));
             }
         }
         return;
     };
-    let targets = std::env::var("GGRO_CUDA_TARGETS").unwrap_or_else(|_| TARGETS.to_string());
+    let targets = std::env::var("GGRO_CUDA_TARGETS").ok().filter(|list| !list.is_empty());
     let started = Instant::now();
-    let result = nvcc::Job::new(nvcc, &targets, Path::new("kernels"), &out).and_then(|job| {
+    let kernels = Path::new("kernels");
+    let result = nvcc::Job::new(nvcc, targets.as_deref(), &TARGETS, kernels, &out).and_then(|job| {
         let images = job.run()?;
         if let Some(dir) = std::env::var_os("GGRO_IMAGES_OUT").filter(|dir| !dir.is_empty()) {
-            stored::write(Path::new("kernels"), Path::new(&dir), &job.version, &job.targets, &images)?;
+            stored::write(kernels, Path::new(&dir), &job.made, &images)?;
         }
-        Ok((nvcc::table(&job.version, &job.targets, &images, false), images))
+        Ok((job.made, images))
     });
     match result {
-        Ok((text, images)) => {
-            write(&table, &text);
+        Ok((made, images)) => {
+            write(&table, &nvcc::table(&made, &images, false));
             let compiled = images.iter().filter(|image| image.fresh).count();
             let bytes: u64 = images.iter().map(|image| image.bytes).sum();
             if compiled > 0 {
                 println!(
-                    "cargo::warning=compiled {compiled} of {} kernel files for {targets} in {:.1} s: {:.1} MB",
+                    "cargo::warning=compiled {compiled} of {} kernel files for {} in {:.1} s: {:.1} MB",
                     images.len(),
+                    made.targets.join(", "),
                     started.elapsed().as_secs_f64(),
                     bytes as f64 / 1e6,
                 );

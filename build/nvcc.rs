@@ -1,8 +1,11 @@
-//! Driving nvcc: PTX per virtual architecture, machine code per target, one fat binary per file, and what ptxas said.
+//! Driving nvcc: PTX per virtual architecture, machine code or text per target, both in one packed image per file, and what
+//! ptxas said.
 //!
-//! The steps are taken one by one instead of with `nvcc -fatbin` because of the line table: it would carry the absolute
-//! paths of this machine. The PTX is rewritten in between, so that a binary names `kernels/gemm.cu` and nothing else.
+//! The steps are taken one by one because the PTX is rewritten in between. Its line table would carry the absolute paths of
+//! this machine, and its version would ask for a driver as new as the compiler, though it uses nothing that is new. Machine
+//! code is loaded by every driver of the assembler's major release: `PTXAS` may name an older one than nvcc's.
 
+use ruzstd::encoding::CompressionLevel;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -29,24 +32,40 @@ pub struct Usage {
 pub struct Image {
     /// Name of the source, without its extension.
     pub name: String,
-    /// The fat binary.
-    pub path: PathBuf,
+    /// A file with the code of all targets: a line with their lengths, and then one after the other, in zstd's format. They are
+    /// much alike, so they pack well together. What is wanted most is in front.
+    pub packed: PathBuf,
     /// What ptxas said.
     pub usage: Vec<Usage>,
-    /// Size of the fat binary.
+    /// Size of that file.
     pub bytes: u64,
     /// Compiled now, not taken from the cache.
     pub fresh: bool,
 }
 
+/// Who made the images, and for what.
+#[derive(Clone, Debug, Default)]
+pub struct Made {
+    /// Release of the compiler, as in `13.0`.
+    pub nvcc: String,
+    /// Release of the assembler.
+    pub ptxas: String,
+    /// `sm_*` for machine code, `compute_*` for PTX.
+    pub targets: Vec<String>,
+}
+
+/// The version that PTX says it is: the first with everything that the kernels use, so that an old driver takes it.
+const PTX_VERSION: &str = "8.0";
+/// The first that the assembler takes for cards after Hopper.
+const PTX_VERSION_BLACKWELL: &str = "8.7";
+
 /// The files to compile and how.
 pub struct Job {
     nvcc: PathBuf,
-    /// Release, as in `13.0`.
-    pub version: String,
-    identity: String,
-    /// `sm_*` for machine code, `compute_*` for PTX.
-    pub targets: Vec<String>,
+    ptxas: PathBuf,
+    /// The two, and the targets.
+    pub made: Made,
+    identity: [String; 2],
     sources: PathBuf,
     out: PathBuf,
 }
@@ -62,17 +81,35 @@ pub fn find() -> Option<PathBuf> {
 }
 
 impl Job {
-    /// Checks the targets and asks the compiler for its version.
-    pub fn new(nvcc: PathBuf, targets: &str, sources: &Path, out: &Path) -> Result<Self, String> {
-        let targets: Vec<String> = targets.split(',').map(|t| t.trim().to_string()).filter(|t| !t.is_empty()).collect();
+    /// Asks the compiler and the assembler for their releases. `targets` is a list with commas between; without one the job has
+    /// those of `usual` that the assembler knows.
+    pub fn new(
+        nvcc: PathBuf,
+        targets: Option<&str>,
+        usual: &[&str],
+        sources: &Path,
+        out: &Path,
+    ) -> Result<Self, String> {
+        let named = std::env::var_os("PTXAS").filter(|v| !v.is_empty());
+        let ptxas = named.map_or_else(|| beside(&nvcc, "ptxas"), absolute);
+        let identity = [run(Command::new(&nvcc).arg("--version"))?, run(Command::new(&ptxas).arg("--version"))?];
+        let release = |said: &str| said.split("release ").nth(1)?.split(',').next().map(str::to_string);
+        let [nvcc_release, ptxas_release] = [(&nvcc, &identity[0]), (&ptxas, &identity[1])]
+            .map(|(tool, said)| release(said).ok_or_else(|| format!("{}: no release in --version", tool.display())));
+        let targets: Vec<String> = match targets {
+            Some(list) => list.split(',').map(|t| t.trim().to_string()).filter(|t| !t.is_empty()).collect(),
+            None => {
+                let known = run(Command::new(&ptxas).arg("--help"))?;
+                let known = |target: &&&str| known.contains(&format!("'{}'", target.replace("sm_", "compute_")));
+                usual.iter().filter(known).map(ToString::to_string).collect()
+            }
+        };
         if targets.is_empty() || targets.iter().any(|t| !t.starts_with("sm_") && !t.starts_with("compute_")) {
             return Err("GGRO_CUDA_TARGETS: a comma-separated list of sm_* and compute_* is expected".into());
         }
-        let identity = run(Command::new(&nvcc).arg("--version"))?;
-        let release = identity.split("release ").nth(1).and_then(|rest| rest.split(',').next());
-        let version = release.ok_or_else(|| format!("{}: no release in --version", nvcc.display()))?.to_string();
+        let made = Made { nvcc: nvcc_release?, ptxas: ptxas_release?, targets };
         let sources = std::env::current_dir().map_err(|e| e.to_string())?.join(sources);
-        Ok(Job { nvcc, version, identity, targets, sources, out: out.to_path_buf() })
+        Ok(Job { nvcc, ptxas, made, identity, sources, out: out.to_path_buf() })
     }
 
     /// Compiles what has changed, on as many cores as cargo allows.
@@ -82,7 +119,7 @@ impl Job {
         for header in listed(&self.sources, "cuh")? {
             (header.file_name(), read(&header)?).hash(&mut headers);
         }
-        (&self.identity, &self.targets, FLAGS, include_str!("nvcc.rs")).hash(&mut headers);
+        (&self.identity, &self.made.targets, FLAGS, include_str!("nvcc.rs")).hash(&mut headers);
         // The largest file first: it decides how long the whole build takes.
         files.sort_by_key(|file| std::fs::metadata(file).map(|m| std::cmp::Reverse(m.len())).ok());
         let jobs: usize = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
@@ -107,70 +144,71 @@ impl Job {
         let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         (&name, read(file)?).hash(&mut hasher);
         let stem = format!("{name}-{:016x}", hasher.finish());
-        let path = self.out.join(format!("{stem}.fatbin"));
+        let packed = self.out.join(format!("{stem}.zst"));
         let report = self.out.join(format!("{stem}.ptxas"));
         // The report is written last: where it is, the image is whole.
         let fresh = !report.is_file();
         if fresh {
-            let kinds = ["fatbin", "ptxas", "ptx"].map(|kind| listed(&self.out, kind));
-            for old in kinds.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
+            let old = std::fs::read_dir(&self.out).map_err(|e| format!("{}: {e}", self.out.display()))?;
+            for old in old.filter_map(|entry| Some(entry.ok()?.path())) {
                 let of = old.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                if of.rsplit_once('-').is_some_and(|(of, _)| of == name) {
+                if old.is_file() && of.rsplit_once('-').is_some_and(|(of, _)| of == name) {
                     let _ = std::fs::remove_file(old);
                 }
             }
-            let said = self.compile(&name, file, &path)?;
+            let (code, said) = self.compile(&name, file)?;
+            let all = ruzstd::encoding::compress_to_vec(joined(&code).as_slice(), CompressionLevel::Fastest);
+            std::fs::write(&packed, all).map_err(|e| format!("{}: {e}", packed.display()))?;
             std::fs::write(&report, said).map_err(|e| format!("{}: {e}", report.display()))?;
         }
         let usage = parse(&read(&report)?);
-        let bytes = std::fs::metadata(&path).map_err(|e| format!("{}: {e}", path.display()))?.len();
-        Ok(Image { name, path, usage, bytes, fresh })
+        let bytes = std::fs::metadata(&packed).map_err(|e| format!("{}: {e}", packed.display()))?.len();
+        Ok(Image { name, packed, usage, bytes, fresh })
     }
 
-    /// Writes the fat binary and returns what ptxas said.
-    fn compile(&self, name: &str, file: &Path, image: &Path) -> Result<String, String> {
+    /// The code of each target, and what ptxas said.
+    fn compile(&self, name: &str, file: &Path) -> Result<(Vec<Vec<u8>>, String), String> {
         let work = self.out.join(format!("{name}.work"));
         std::fs::create_dir_all(&work).map_err(|e| format!("{}: {e}", work.display()))?;
-        let mut ptx: BTreeMap<&str, PathBuf> = BTreeMap::new();
-        let mut said = String::new();
-        let mut fatbinary = Command::new(self.beside("fatbinary"));
-        fatbinary.arg(format!("--create={}", image.display())).arg("-64");
-        for target in &self.targets {
-            let (kind, number) = target.split_once('_').unwrap_or(("", target));
-            if !ptx.contains_key(number) {
-                let text = work.join(format!("{number}.ptx"));
+        let mut ptx: BTreeMap<&str, String> = BTreeMap::new();
+        let (mut code, mut said) = (Vec::new(), String::new());
+        for target in &self.made.targets {
+            let (machine, number) = target.split_once('_').map_or((true, ""), |(kind, n)| (kind == "sm", n));
+            let (arch, version) = source_of(number);
+            if !ptx.contains_key(arch) {
+                let text = work.join(format!("{arch}.ptx"));
                 let mut nvcc = Command::new(&self.nvcc);
-                nvcc.args(FLAGS).arg("-ptx").arg(format!("-arch=compute_{number}")).arg("-o").arg(&text).arg(file);
+                nvcc.args(FLAGS).arg("-ptx").arg(format!("-arch=compute_{arch}")).arg("-o").arg(&text).arg(file);
                 run(&mut nvcc)?;
-                let scrubbed = self.scrub(&read(&text)?);
-                std::fs::write(&text, scrubbed).map_err(|e| format!("{}: {e}", text.display()))?;
-                ptx.insert(number, text);
+                ptx.insert(arch, self.scrub(&read(&text)?));
             }
-            let text = &ptx[number];
-            if kind == "compute" {
-                fatbinary.arg(format!("--image3=kind=ptx,sm={number},file={}", text.display()));
+            let text = with_version(&ptx[arch], version);
+            if !machine {
+                // The driver reads to the first zero.
+                code.push((text + "\0").into_bytes());
                 continue;
             }
-            let code = work.join(format!("{number}.cubin"));
-            let mut ptxas = Command::new(self.beside("ptxas"));
+            let input = work.join(format!("{target}.ptx"));
+            std::fs::write(&input, text).map_err(|e| format!("{}: {e}", input.display()))?;
+            let mut ptxas = Command::new(&self.ptxas);
             // Where it finds a source by the name in the PTX, the line table gets the time at which that was changed.
             ptxas.current_dir(&work);
-            ptxas.arg(format!("-arch=sm_{number}")).args(["-v", "--generate-line-info"]).arg("-o").arg(&code).arg(text);
+            let output = work.join(format!("{target}.cubin"));
+            ptxas
+                .arg(format!("-arch={target}"))
+                .args(["-v", "--generate-line-info"])
+                .arg("-o")
+                .arg(&output)
+                .arg(&input);
             let report = run(&mut ptxas)?;
             if let Some(line) = serialised(&report) {
                 return Err(format!("{name}.cu for {target}: {line}"));
             }
             said += &report;
-            fatbinary.arg(format!("--image3=kind=elf,sm={number},file={}", code.display()));
-        }
-        run(&mut fatbinary)?;
-        // The text, for tests that execute it: in the fat binary it is packed.
-        for target in self.targets.iter().filter_map(|target| target.strip_prefix("compute_")) {
-            let kept = image.with_extension(format!("{target}.ptx"));
-            std::fs::rename(&ptx[target], &kept).map_err(|e| format!("{}: {e}", kept.display()))?;
+            code.push(std::fs::read(&output).map_err(|e| format!("{}: {e}", output.display()))?);
         }
         let _ = std::fs::remove_dir_all(&work);
-        Ok(said)
+        Ok((code, said))
     }
 
     /// The same PTX with file names that are the same on every machine.
@@ -197,14 +235,50 @@ impl Job {
         }
         text
     }
+}
 
-    fn beside(&self, tool: &str) -> PathBuf {
-        let real = std::fs::canonicalize(&self.nvcc).unwrap_or_else(|_| self.nvcc.clone());
-        let places = [&self.nvcc, &real].map(|nvcc| nvcc.with_file_name(tool));
-        let found = places.into_iter().find(|place| place.is_file());
-        // Absolute, because it may be run elsewhere.
-        found.map_or_else(|| PathBuf::from(tool), |place| std::path::absolute(&place).unwrap_or(place))
+/// A tool of the compiler's own folder, else whatever has its name.
+fn beside(nvcc: &Path, tool: &str) -> PathBuf {
+    let real = std::fs::canonicalize(nvcc).unwrap_or_else(|_| nvcc.to_path_buf());
+    let places = [nvcc, &real].map(|nvcc| nvcc.with_file_name(tool));
+    places.into_iter().find(|place| place.is_file()).map_or_else(|| PathBuf::from(tool), absolute)
+}
+
+/// A path that is right in another folder, too: tools run elsewhere.
+fn absolute(path: impl Into<PathBuf>) -> PathBuf {
+    let path = path.into();
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+/// The virtual architecture and the version of the PTX of a target, by its number: cards after Hopper get Ampere's code, which
+/// is also what a driver compiles for a card that has no machine code.
+fn source_of(number: &str) -> (&str, &'static str) {
+    let plain: Option<u32> = number.parse().ok();
+    match plain {
+        Some(100..) => ("80", PTX_VERSION_BLACKWELL),
+        _ => (number, PTX_VERSION),
     }
+}
+
+/// The same PTX with a `.version` that is no newer than this.
+fn with_version(ptx: &str, most: &str) -> String {
+    let parts = |version: &str| -> Option<(u32, u32)> {
+        let (major, minor) = version.split_once('.')?;
+        Some((major.trim().parse().ok()?, minor.trim().parse().ok()?))
+    };
+    let mut text = String::with_capacity(ptx.len());
+    for line in ptx.lines() {
+        match line.strip_prefix(".version ") {
+            Some(version) if parts(version) > parts(most) => {
+                let _ = writeln!(text, ".version {most}");
+            }
+            _ => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+    text
 }
 
 /// A line without the eight digits in names of internal symbols that nvcc makes of the path of the source: `_INTERNAL_1a2b3c4d_`,
@@ -270,15 +344,16 @@ fn before(line: &str, words: &str) -> u32 {
 }
 
 /// Rust source of the embedded table.
-pub fn table(version: &str, targets: &[String], images: &[Image], stored: bool) -> String {
-    let mut text = format!("static COMPILER: &str = {version:?};\nstatic TARGETS: &[&str] = &{targets:?};\n");
-    let _ = writeln!(text, "static STORED: bool = {stored};");
+pub fn table(made: &Made, images: &[Image], stored: bool) -> String {
+    let Made { nvcc, ptxas, targets } = made;
+    let mut text = format!("static COMPILER: &str = {nvcc:?};\nstatic ASSEMBLER: &str = {ptxas:?};\n");
+    let _ = writeln!(text, "static TARGETS: &[&str] = &{targets:?};\nstatic STORED: bool = {stored};");
     text += "static IMAGES: &[Image] = &[\n";
     for image in images {
-        let path = image.path.file_name().unwrap_or_default().to_string_lossy();
+        let file = image.packed.file_name().unwrap_or_default().to_string_lossy();
         let _ = writeln!(
             text,
-            "Image {{ name: {:?}, bytes: &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{path}\"))).0, usage: &[",
+            "Image {{ name: {:?}, code: Code::Packed(include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{file}\"))), usage: &[",
             image.name
         );
         for u in &image.usage {
@@ -292,6 +367,14 @@ pub fn table(version: &str, targets: &[String], images: &[Image], stored: bool) 
         text += "] },\n";
     }
     text + "];\n"
+}
+
+/// Code of all targets in one piece.
+fn joined(code: &[Vec<u8>]) -> Vec<u8> {
+    let lengths: Vec<String> = code.iter().map(|code| code.len().to_string()).collect();
+    let mut all = (lengths.join(" ") + "\n").into_bytes();
+    all.extend(code.iter().flatten());
+    all
 }
 
 /// Files of a folder by extension, in order.

@@ -3,76 +3,125 @@
 //! `manifest` says which compiler, flags and targets made them and has a hash of every source, so that images of other sources
 //! are never taken. `scripts/store-images.py` refreshes them, and says in CI whether they are what nvcc makes today.
 
-use crate::nvcc::{FLAGS, Image, listed, parse, read};
+use crate::nvcc::{FLAGS, Image, Made, listed, parse, read};
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::Path;
 
+/// Where they are, seen from the package.
+const DIR: &str = "build/images";
 const MANIFEST: &str = "manifest";
 
-/// Stored images, unpacked.
-pub struct Stored {
-    /// Release of the compiler, as in `13.0`.
-    pub version: String,
-    /// What they were compiled for.
-    pub targets: Vec<String>,
-    /// One per source.
-    pub images: Vec<Image>,
-}
-
-/// Unpacks the images into `out`, if they are those of the sources in `kernels`.
+/// Copies the images into `out`, if they are those of the sources in `kernels`.
 ///
 /// # Errors
 /// In words: there are none, they are of other sources, or they cannot be read.
-pub fn unpack(kernels: &Path, out: &Path) -> Result<Stored, String> {
-    let dir = Path::new("build/images");
-    let manifest = read(&dir.join(MANIFEST))?;
-    let field = |name: &str| {
-        let mut lines = manifest.lines().filter_map(|line| line.split_once(' '));
-        lines.find(|(key, _)| *key == name).map(|(_, value)| value.to_string())
-    };
-    let expected = hashes(kernels)?;
+pub fn copy(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> {
+    let manifest = Manifest::of(kernels)?;
     let mut images = Vec::new();
-    for (name, hash) in &expected {
-        if field(name).as_deref() != Some(hash) {
-            return Err(format!("the stored images are of other sources: kernels/{name}.cu, or a header, has changed"));
-        }
-        let packed = dir.join(format!("{name}.fatbin.zst"));
-        let file = std::fs::File::open(&packed).map_err(|e| format!("{}: {e}", packed.display()))?;
-        let mut bytes = Vec::new();
-        let unpacked = ruzstd::decoding::StreamingDecoder::new(std::io::BufReader::new(file));
-        unpacked
-            .map_err(|e| e.to_string())
-            .and_then(|mut unpacked| unpacked.read_to_end(&mut bytes).map_err(|e| e.to_string()))
-            .map_err(|e| format!("{}: {e}", packed.display()))?;
-        let path = out.join(format!("{name}-stored.fatbin"));
-        std::fs::write(&path, &bytes).map_err(|e| format!("{}: {e}", path.display()))?;
-        let usage = parse(&read(&dir.join(format!("{name}.ptxas")))?);
-        images.push(Image { name: name.clone(), path, usage, bytes: bytes.len() as u64, fresh: false });
+    for name in &manifest.names {
+        let stored = Path::new(DIR).join(format!("{name}.zst"));
+        let packed = out.join(format!("{name}-stored.zst"));
+        let bytes = std::fs::copy(&stored, &packed).map_err(|e| format!("{}: {e}", stored.display()))?;
+        let usage = parse(&read(&Path::new(DIR).join(format!("{name}.ptxas")))?);
+        images.push(Image { name: name.clone(), packed, usage, bytes, fresh: false });
     }
-    let targets = field("targets").unwrap_or_default().split(',').map(str::to_string).collect();
-    Ok(Stored { version: field("nvcc").unwrap_or_default(), targets, images })
+    Ok((manifest.made(), images))
+}
+
+/// The PTX for `compute_80` by name of the source, if it is that of the sources in `kernels`.
+///
+/// # Errors
+/// As [`copy`].
+#[allow(dead_code, reason = "tests execute it; the build script has no use for it")]
+pub fn ptx(kernels: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
+    let manifest = Manifest::of(kernels)?;
+    let targets = manifest.made().targets;
+    let index = targets.iter().position(|target| target == "compute_80").ok_or("no PTX for compute_80 is stored")?;
+    let piece = |name: String| {
+        let packed = Path::new(DIR).join(format!("{name}.zst"));
+        let all = unpacked(&packed)?;
+        let text = pieces(&all).and_then(|pieces| pieces.get(index).copied());
+        let text = text.ok_or_else(|| format!("{}: not what scripts/store-images.py writes", packed.display()))?;
+        Ok((name, text.to_vec()))
+    };
+    manifest.names.into_iter().map(piece).collect()
+}
+
+/// What says of which sources the images are, once it has said that they are of these.
+struct Manifest {
+    text: String,
+    /// Of the sources, without extension.
+    names: Vec<String>,
+}
+
+impl Manifest {
+    fn of(kernels: &Path) -> Result<Self, String> {
+        let mut manifest = Manifest { text: read(&Path::new(DIR).join(MANIFEST))?, names: Vec::new() };
+        for (name, hash) in hashes(kernels)? {
+            if manifest.field(&name) != Some(&hash) {
+                return Err(format!(
+                    "the stored images are of other sources: kernels/{name}.cu, or a header, has changed"
+                ));
+            }
+            manifest.names.push(name);
+        }
+        Ok(manifest)
+    }
+
+    fn field(&self, name: &str) -> Option<&str> {
+        let mut lines = self.text.lines().filter_map(|line| line.split_once(' '));
+        lines.find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+
+    fn made(&self) -> Made {
+        let [nvcc, ptxas] = ["nvcc", "ptxas"].map(|tool| self.field(tool).unwrap_or_default().to_string());
+        let targets = self.field("targets").unwrap_or_default().split(',').map(str::to_string).collect();
+        Made { nvcc, ptxas, targets }
+    }
+}
+
+/// The code of each target in a file as `build/nvcc.rs` makes it.
+fn pieces(all: &[u8]) -> Option<Vec<&[u8]>> {
+    let end = all.iter().position(|&byte| byte == b'\n')?;
+    let mut rest = &all[end + 1..];
+    let mut pieces = Vec::new();
+    for length in std::str::from_utf8(&all[..end]).ok()?.split(' ') {
+        let (piece, behind) = rest.split_at_checked(length.parse().ok()?)?;
+        pieces.push(piece);
+        rest = behind;
+    }
+    Some(pieces)
+}
+
+/// A packed file.
+fn unpacked(packed: &Path) -> Result<Vec<u8>, String> {
+    let fail = |e: &dyn std::fmt::Display| format!("{}: {e}", packed.display());
+    let file = std::fs::File::open(packed).map_err(|e| fail(&e))?;
+    let mut bytes = Vec::new();
+    let mut decoder = ruzstd::decoding::StreamingDecoder::new(std::io::BufReader::new(file)).map_err(|e| fail(&e))?;
+    decoder.read_to_end(&mut bytes).map_err(|e| fail(&e))?;
+    Ok(bytes)
 }
 
 /// Writes images as the script stores them, but not packed.
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn write(kernels: &Path, dir: &Path, version: &str, targets: &[String], images: &[Image]) -> Result<(), String> {
+pub fn write(kernels: &Path, dir: &Path, made: &Made, images: &[Image]) -> Result<(), String> {
     let fail = |e: std::io::Error| format!("{}: {e}", dir.display());
     std::fs::create_dir_all(dir).map_err(fail)?;
-    let mut manifest = format!("nvcc {version}\nflags {}\ntargets {}\n", FLAGS.join(" "), targets.join(","));
+    let Made { nvcc, ptxas, targets } = made;
+    let mut manifest =
+        format!("nvcc {nvcc}\nptxas {ptxas}\nflags {}\ntargets {}\n", FLAGS.join(" "), targets.join(","));
     for (name, hash) in hashes(kernels)? {
         let _ = writeln!(manifest, "{name} {hash}");
     }
     for image in images {
-        std::fs::copy(&image.path, dir.join(format!("{}.fatbin", image.name))).map_err(fail)?;
-        for target in targets.iter().filter_map(|target| target.strip_prefix("compute_")) {
-            let text = image.path.with_extension(format!("{target}.ptx"));
-            std::fs::copy(&text, dir.join(format!("{}.{target}.ptx", image.name))).map_err(fail)?;
-        }
+        let all = unpacked(&image.packed)?;
+        std::fs::write(dir.join(format!("{}.code", image.name)), all).map_err(fail)?;
         // How long it took is another time each time.
-        let report = read(&image.path.with_extension("ptxas"))?;
+        let report = read(&image.packed.with_extension("ptxas"))?;
         let lines = report.lines().filter(|line| !line.contains("Compile time")).map(|line| format!("{line}\n"));
         std::fs::write(dir.join(format!("{}.ptxas", image.name)), lines.collect::<String>()).map_err(fail)?;
     }

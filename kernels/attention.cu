@@ -104,8 +104,8 @@ struct Attention {
 
     static __device__ __forceinline__ void run(const AttentionArgs& args) {
         EXTERN_SHARED(shared);
-        SHARED(uint4, tokens, [2 * kRows]);
-        SHARED(unsigned, arrived, [kRows]);
+        __shared__ uint4 tokens[2 * kRows];
+        __shared__ unsigned arrived[kRows];
         const uint32_t queries = ptx::smem_address(shared);
         const uint32_t ring = queries + kQueryBytes;
         const uint32_t exponentials = ring + STAGES * kStageBytes;
@@ -451,8 +451,7 @@ struct Attention {
              int heads, int kv_heads, int out_width, float scale) {                                                   \
         ggro::Attention<T, EP, WM, WN, STAGES>::run({out, lse, q, pool, items, tokens, pages, partials, states,       \
                                                      tickets, block, heads, kv_heads, out_width, scale});             \
-    }                                                                                                                 \
-    EMU_KERNEL(NAME)
+    }
 
 // The host's table of classes (src/cuda/ops/attention/plan.rs) repeats these numbers.
 #define ATTENTION_CLASSES(EP, SUFFIX, T, WARPS, STAGES)              \

@@ -169,9 +169,9 @@ struct Queries {
 
     static __device__ __forceinline__ void run(const QueriesArgs& args) {
         EXTERN_SHARED(shared);
-        SHARED(uint4, tokens, [2 * kRows]);
-        SHARED(float2, normals, [kRows]);  // lse log2(e), delta
-        SHARED(unsigned, arrived, [kRows]);
+        __shared__ uint4 tokens[2 * kRows];
+        __shared__ float2 normals[kRows];  // lse log2(e), delta
+        __shared__ unsigned arrived[kRows];
         const uint32_t queries = ptx::smem_address(shared);
         const uint32_t gradients = queries + kQueryBytes;
         const uint32_t ring = gradients + kQueryBytes;
@@ -265,12 +265,18 @@ struct Queries {
             // The rows of a warp that works alone may see nothing of the page; warps that share rows stay together.
             const bool skip = WN == 1 && !__any_sync(kAllLanes, sees[0] || sees[1]);
             if (!skip) {
-                uint32_t rounded[kWarpKeys / 8][2];  // score gradients of 8 keys by the lane's rows
+                // Rounded score gradients of 8 keys by the lane's rows, and where they go.
+                uint32_t rounded[OVER_VALUES ? kWarpKeys / 8 : 1][2];
+                const auto put = [&](int j, int r, uint32_t pair) {
+                    const uint32_t at = swizzled<kTableLine>(line[r], wn * kWarpKeys / 8 + j) + 4 * t;
+                    *reinterpret_cast<uint32_t*>(shared + (table - queries) + at) = pair;
+                };
 #pragma unroll
                 for (int span = 0; span < kWarpKeys; span += kSpan) {
                     const int first_key = wn * kWarpKeys + span;
                     float s[1][kSpan / 8][4] = {}, dp[1][kSpan / 8][4] = {};
-#pragma unroll
+                    // Unrolled as a whole, with the table in registers, it spills for sm_120.
+#pragma unroll(OVER_VALUES ? 4 : EP / 16)
                     for (int step = 0; step < EP / 16; ++step) {
                         uint32_t a[1][4], b[kSpan / 8][2];
                         load_left<kLine>(a, queries, wm * 16, step);
@@ -300,19 +306,23 @@ struct Queries {
                         for (int j = 0; j < kSpan / 8; ++j) {
 #pragma unroll
                             for (int r = 0; r < 2; ++r) {
-                                rounded[span / 8 + j][r] = Mma<T>::pack(s[0][j][2 * r], s[0][j][2 * r + 1]);
+                                const uint32_t pair = Mma<T>::pack(s[0][j][2 * r], s[0][j][2 * r + 1]);
+                                if constexpr (OVER_VALUES) {
+                                    rounded[span / 8 + j][r] = pair;
+                                } else {
+                                    put(span / 8 + j, r, pair);
+                                }
                             }
                         }
                     }
                 }
                 if constexpr (WN > 1) {
-                    if constexpr (OVER_VALUES) __syncthreads();  // all warps have read the values
+                    if constexpr (OVER_VALUES) {
+                        __syncthreads();  // all warps have read the values
 #pragma unroll
-                    for (int j = 0; j < kWarpKeys / 8; ++j) {
-#pragma unroll
-                        for (int r = 0; r < 2; ++r) {
-                            const uint32_t at = swizzled<kTableLine>(line[r], wn * kWarpKeys / 8 + j) + 4 * t;
-                            *reinterpret_cast<uint32_t*>(shared + (table - queries) + at) = rounded[j][r];
+                        for (int j = 0; j < kWarpKeys / 8; ++j) {
+                            put(j, 0, rounded[j][0]);
+                            put(j, 1, rounded[j][1]);
                         }
                     }
                     __syncthreads();  // the table of score gradients is complete
@@ -478,7 +488,7 @@ struct Keys {
 
     static __device__ __forceinline__ void run(const KeysArgs& args) {
         EXTERN_SHARED(shared);
-        SHARED(Row, rows, [2 * kQueryRows]);
+        __shared__ Row rows[2 * kQueryRows];
         const uint32_t keys = ptx::smem_address(shared), values = keys + kTileBytes, ring = values + kTileBytes;
         const uint4 of = __ldg(args.items + 2 * blockIdx.x), at = __ldg(args.items + 2 * blockIdx.x + 1);
         const Item item = {args.tokens + of.x,         args.tiles + of.w,           static_cast<int>(of.y),
@@ -606,8 +616,7 @@ struct Keys {
         ggro::Queries<T, EP, WM, WN, STAGES, OVER_VALUES>::run({dq, deltas, q, pool, out, lse, d_out, items, tokens,  \
                                                                 pages, partials, tickets, block, heads, kv_heads,     \
                                                                 out_width, scale});                                   \
-    }                                                                                                                 \
-    EMU_KERNEL(NAME)
+    }
 
 // Grid: (items, kv_heads). Block: 128. Dynamic shared memory: kSharedBytes.
 #define KEYS(NAME, T, EP, STEP)                                                                                       \
@@ -618,8 +627,7 @@ struct Keys {
              float scale) {                                                                                           \
         ggro::Keys<T, EP, STEP>::run({dk, dv, q, pool, lse, deltas, d_out, items, tokens, tiles, blocks, block,       \
                                       heads, kv_heads, out_width, window, scale});                                    \
-    }                                                                                                                 \
-    EMU_KERNEL(NAME)
+    }
 
 // The host's table (src/cuda/ops/attention_backward/plan.rs) repeats these numbers.
 #define ATTENTION_BACKWARD(EP, SUFFIX, T, WARPS, STEP)                          \

@@ -85,8 +85,7 @@ __device__ __forceinline__ void candidate_scores(float* __restrict__ norms, floa
              const ggro::ScoreQuery* queries, unsigned rows, unsigned vocabulary, unsigned listed, int d,           \
              float scale) {                                                                                         \
         ggro::candidate_scores<T>(norms, products, grads, table, ids, queries, rows, vocabulary, listed, d, scale); \
-    }                                                                                                               \
-    EMU_KERNEL(NAME)
+    }
 
 CANDIDATE_SCORES(candidate_scores_bf16, __nv_bfloat16)
 CANDIDATE_SCORES(candidate_scores_f16, __half)

@@ -13,16 +13,10 @@
 
 #include "ptx.cuh"
 
-#ifndef GGRO_EMU
-// Registers a kernel with the emulated device.
-#define EMU_KERNEL(name)
-// A variable in static shared memory: SHARED(float, partial, [32]).
-#define SHARED(T, name, dims) __shared__ T name dims
 // The block's dynamic shared memory as `unsigned char*`, 128-byte aligned.
 #define EXTERN_SHARED(name)                                                   \
     extern __shared__ __align__(128) unsigned char ggro_dynamic_shared[];     \
     unsigned char* const name = ggro_dynamic_shared
-#endif
 
 namespace ggro {
 

@@ -28,4 +28,3 @@ extern "C" __global__ void __launch_bounds__(ggro::kCopyThreads)
     copy_rows(uint4* dst, const uint4* src, const uint2* pairs, unsigned dst_rows, unsigned src_rows, int words) {
     ggro::copy_rows(dst, src, pairs, dst_rows, src_rows, words);
 }
-EMU_KERNEL(copy_rows)

@@ -42,8 +42,7 @@ __device__ __forceinline__ void embed(float* __restrict__ out, const T* __restri
     extern "C" __global__ void __launch_bounds__(ggro::kEmbedThreads)                              \
         NAME(float* out, const T* table, const unsigned* ids, unsigned vocabulary, int d) {        \
         ggro::embed<T>(out, table, ids, vocabulary, d);                                            \
-    }                                                                                              \
-    EMU_KERNEL(NAME)
+    }
 
 EMBED(embed_bf16, __nv_bfloat16)
 EMBED(embed_f16, __half)

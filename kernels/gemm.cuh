@@ -159,7 +159,7 @@ struct Gemm {
 
     static __device__ __forceinline__ void run(const GemmArgs& args) {
         EXTERN_SHARED(shared);
-        SHARED(unsigned, last, [1]);
+        __shared__ unsigned last[1];
         const uint32_t ring = ptx::smem_address(shared);
         const int splits = gridDim.x;
         const int first_token = blockIdx.y * kTokens, first_output = blockIdx.z * kOutputs;
@@ -248,14 +248,15 @@ struct Gemm {
 // Grid: (chunks, or 1 with FOLD; token tiles; output tiles). Block: 32 WN WT. Dynamic shared memory: STAGES stages of
 // 128 bytes per output and token of the tile. Tickets: one per (token tile, output tile), zero before and after.
 // Workspace: [chunks, tokens, n] f32 if there are several chunks per element and not FOLD.
+// Registers are for two blocks a multiprocessor, which shared memory has room for but where chunks are folded: without the number
+// ptxas has its own opinion, and spills for sm_120.
 #define GEMM(NAME, T, MI, NI, WN, WT, STAGES, FOLD, BY_COLUMNS)                                                      \
-    extern "C" __global__ void __launch_bounds__(WN * WT * 32)                                                       \
+    extern "C" __global__ void __launch_bounds__(WN * WT * 32, FOLD ? 1 : 2)                                         \
         NAME(void* y, const void* x, const void* w, const void* bias, float* workspace, unsigned* tickets,           \
              int tokens, int n, int k, int chunk_tiles, int output) {                                                \
         ggro::Gemm<T, MI, NI, WN, WT, STAGES, FOLD, BY_COLUMNS>::run(                                                \
             {y, x, w, bias, workspace, tickets, tokens, n, k, chunk_tiles, output});                                 \
-    }                                                                                                                \
-    EMU_KERNEL(NAME)
+    }
 
 // The host's table of tiles (src/cuda/ops/gemm.rs) repeats these numbers. What ends in 99k does the same sums in shorter
 // rings: for cards whose blocks have 99 KiB of shared memory, too little for the kernel of the name before it.

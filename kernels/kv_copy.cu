@@ -34,4 +34,3 @@ extern "C" __global__ void __launch_bounds__(ggro::kKvCopyThreads)
     kv_copy(uint4* pool, const unsigned* copies, unsigned blocks, unsigned planes, unsigned words) {
     ggro::kv_copy(pool, copies, blocks, planes, words);
 }
-EMU_KERNEL(kv_copy)

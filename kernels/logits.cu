@@ -54,11 +54,9 @@ extern "C" __global__ void __launch_bounds__(ggro::kLogitsThreads)
     log_probabilities_f32(float* out, const float* logits, const ggro::RowStats* stats, unsigned v) {
     ggro::log_probabilities(out, logits, stats, v);
 }
-EMU_KERNEL(log_probabilities_f32)
 
 // Grid: parts of 256 pairs. Block: 256.
 extern "C" __global__ void __launch_bounds__(ggro::kLogitsThreads)
     chosen_logits_f32(float* out, const float* logits, const uint2* pairs, unsigned n, unsigned rows, unsigned v) {
     ggro::chosen_logits(out, logits, pairs, n, rows, v);
 }
-EMU_KERNEL(chosen_logits_f32)

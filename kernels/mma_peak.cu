@@ -34,4 +34,3 @@ extern "C" __global__ void __launch_bounds__(ggro::kPeakThreads) mma_peak_bf16(f
     }
     out[static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x] = all;
 }
-EMU_KERNEL(mma_peak_bf16)

@@ -75,7 +75,7 @@ __device__ __forceinline__ void pad_convert(T* __restrict__ out, const S* __rest
 template <typename T>
 __device__ __forceinline__ void pad_convert_any(T* out, const void* stored, int kind, const Places& places,
                                                 uint64_t count, bool packs, unsigned long long* changed) {
-    SHARED(unsigned, partial, [2][kConvertThreads / kWarp]);
+    __shared__ unsigned partial[2][kConvertThreads / kWarp];
     unsigned rounded = 0, infinite = 0;
     if (kind == 0) {
         pad_convert(out, static_cast<const __nv_bfloat16*>(stored), places, count, packs, rounded, infinite);
@@ -101,8 +101,7 @@ __device__ __forceinline__ void pad_convert_any(T* out, const void* stored, int 
              int row_of, int row_to, int col_of, int col_to, int packs, unsigned long long* changed) {               \
         const ggro::Places places = {first, at, cols, width, row_of, row_to, col_of, col_to};                        \
         ggro::pad_convert_any<T>(out, stored, kind, places, count, packs != 0, changed);                             \
-    }                                                                                                                \
-    EMU_KERNEL(NAME)
+    }
 
 PAD_CONVERT(pad_convert_bf16, __nv_bfloat16)
 PAD_CONVERT(pad_convert_f16, __half)

@@ -74,7 +74,7 @@ __device__ __forceinline__ void probe_mma(uint32_t (&r)[kProbeOut], const uint32
 // Grid: cases. Block: 32.
 extern "C" __global__ void __launch_bounds__(ggro::kWarp) probe(uint32_t* out, const uint32_t* in, int which) {
     using namespace ggro;
-    SHARED(uint4, rows, [kWarp]);
+    __shared__ uint4 rows[kWarp];
     const int lane = threadIdx.x;
     in += static_cast<size_t>(blockIdx.x) * kProbeIn;
     uint32_t r[kProbeOut] = {};
@@ -125,14 +125,13 @@ extern "C" __global__ void __launch_bounds__(ggro::kWarp) probe(uint32_t* out, c
 #pragma unroll
     for (int i = 0; i < kProbeOut; ++i) to[i] = r[i];
 }
-EMU_KERNEL(probe)
 
 // 512 bytes by one bulk copy that completes on a barrier. Grid: cases. Block: 32.
 extern "C" __global__ void __launch_bounds__(ggro::kWarp) probe_bulk(uint32_t* out, const uint32_t* in) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     using namespace ggro;
-    SHARED(uint4, rows, [kWarp]);
-    SHARED(uint64_t, barrier, [1]);
+    __shared__ uint4 rows[kWarp];
+    __shared__ uint64_t barrier[1];
     const int lane = threadIdx.x;
     const uint32_t bar = ptx::smem_address(barrier);
     if (lane == 0) {
@@ -155,4 +154,3 @@ extern "C" __global__ void __launch_bounds__(ggro::kWarp) probe_bulk(uint32_t* o
     to[3] = found.w;
 #endif
 }
-EMU_KERNEL(probe_bulk)

@@ -1,11 +1,7 @@
 // The only place with inline PTX: one typed function per instruction, so that kernels read as prose.
 //
-// Shared-memory addresses are 32-bit (`smem_address`). The emulated device defines the same functions in emu_ptx.h.
+// Shared-memory addresses are 32-bit (`smem_address`).
 #pragma once
-
-#ifdef GGRO_EMU
-#include "emu_ptx.h"
-#else
 
 #include <cstdint>
 
@@ -81,7 +77,7 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], c
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// A register tile at once: one collective for the emulated device, unrolled here.
+// A register tile at once.
 template <int MI, int NI>
 __device__ __forceinline__ void mma_tile_bf16(float (&d)[MI][NI][4], const uint32_t (&a)[MI][4],
                                               const uint32_t (&b)[NI][2]) {
@@ -191,6 +187,49 @@ __device__ __forceinline__ void bulk_copy(uint32_t smem_dst, const void* gmem, u
 
 #endif
 
-}  // namespace ptx
+// ---- sm_90a alone: products of a warpgroup of four warps, from shared memory ----------------------------------------
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// A matrix in shared memory by core matrices, 8 rows of 16 bytes each, 128 bytes that lie together. `leading` is the way in
+// bytes from one to the next along the sum, `stride` the way to the next 8 rows.
+__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t smem, uint32_t leading, uint32_t stride) {
+    const auto field = [](uint32_t bytes) { return static_cast<uint64_t>(bytes >> 4 & 0x3fff); };
+    return field(smem) | field(leading) << 16 | field(stride) << 32;
+}
+
+// Before the first product, and after other instructions have written the accumulator.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most N committed groups are still pending; the accumulators of the others may be read then.
+template <int N>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+// d[64, 128] += a[64, 16] b[128, 16]^T, both with the sum's index running fastest. With g = lane / 4 and t = lane % 4 warp w
+// of the warpgroup has in d[4 j ..] the rows 16 w + g and 16 w + g + 8 of columns 8 j + 2 t and the next.
+__device__ __forceinline__ void wgmma_m64n128_bf16(float (&d)[64], uint64_t a, uint64_t b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
+        "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+        "%62, %63}, "
+        "%64, %65, 1, 1, 1, 0, 0;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+          "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+          "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+          "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "l"(a), "l"(b));
+}
 
 #endif
+
+}  // namespace ptx

@@ -65,7 +65,7 @@ __device__ __forceinline__ void rmsnorm(T* __restrict__ out, float* __restrict__
                                         const void* __restrict__ delta, int delta_kind, const T* __restrict__ weight,
                                         int d, int columns, float eps, int cached) {
     EXTERN_SHARED(shared);
-    SHARED(float, partial, [kNormThreads / kWarp]);
+    __shared__ float partial[kNormThreads / kWarp];
     float4* const cache = reinterpret_cast<float4*>(shared);
     const size_t start = static_cast<size_t>(blockIdx.x) * d;
     float* const row = residual + start;
@@ -107,7 +107,7 @@ __device__ __forceinline__ void rmsnorm_backward(float* __restrict__ grad, T* __
                                                  const T* __restrict__ weight, int d, int columns, float eps,
                                                  int cached) {
     EXTERN_SHARED(shared);
-    SHARED(float, partial, [2][kNormThreads / kWarp]);
+    __shared__ float partial[2][kNormThreads / kWarp];
     float4* const cache = reinterpret_cast<float4*>(shared);
     const size_t start = static_cast<size_t>(blockIdx.x) * d;
     const float* const row = residual + start;
@@ -159,8 +159,7 @@ __device__ __forceinline__ void rmsnorm_backward(float* __restrict__ grad, T* __
         NAME(T* out, float* residual, const void* delta, int delta_kind, const T* weight, int d, int columns,      \
              float eps, int cached) {                                                                               \
         ggro::rmsnorm<T>(out, residual, delta, delta_kind, weight, d, columns, eps, cached);                        \
-    }                                                                                                                \
-    EMU_KERNEL(NAME)
+    }
 
 // The same, with twice the shared memory. Either dy or head is null.
 #define RMSNORM_BACKWARD(NAME, T)                                                                                   \
@@ -168,8 +167,7 @@ __device__ __forceinline__ void rmsnorm_backward(float* __restrict__ grad, T* __
         NAME(float* grad, T* rounded, const float* dy, const T* head, float head_scale, const float* residual,     \
              const T* weight, int d, int columns, float eps, int cached) {                                          \
         ggro::rmsnorm_backward<T>(grad, rounded, dy, head, head_scale, residual, weight, d, columns, eps, cached);  \
-    }                                                                                                               \
-    EMU_KERNEL(NAME)
+    }
 
 RMSNORM(rmsnorm_bf16, __nv_bfloat16)
 RMSNORM(rmsnorm_f16, __half)

@@ -244,8 +244,7 @@ __device__ __forceinline__ void rope_backward(T* __restrict__ d_qkv, const float
              const T* k_weight, float eps, unsigned table_rows, int heads, int kv_heads, int half, int padded) {     \
         ggro::rope<T>(q, pool, qkv, slots, pool_slots, block_stride, layer_offset,                                   \
                       {table, positions, q_weight, k_weight, eps, table_rows, heads, kv_heads, half, padded});       \
-    }                                                                                                                \
-    EMU_KERNEL(NAME)
+    }
 
 // Grid: rows. Block: 256.
 #define ROPE_BACKWARD(NAME, T)                                                                                       \
@@ -256,8 +255,7 @@ __device__ __forceinline__ void rope_backward(T* __restrict__ d_qkv, const float
         ggro::rope_backward<T>(d_qkv, dq, dk, dv, qkv,                                                               \
                                {table, positions, q_weight, k_weight, eps, table_rows, heads, kv_heads, half,        \
                                 padded});                                                                            \
-    }                                                                                                                \
-    EMU_KERNEL(NAME)
+    }
 
 ROPE(rope_bf16, __nv_bfloat16)
 ROPE(rope_f16, __half)

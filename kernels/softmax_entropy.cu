@@ -108,8 +108,8 @@ __device__ __forceinline__ void load_split(float (&z)[kPerThread], const float* 
 
 __device__ __forceinline__ void softmax_entropy_splits(SplitSums* __restrict__ sums, const float* __restrict__ logits,
                                                        unsigned v) {
-    SHARED(Top, tops, [kSoftmaxThreads / kWarp]);
-    SHARED(double, scratch, [3][kSoftmaxThreads / kWarp]);
+    __shared__ Top tops[kSoftmaxThreads / kWarp];
+    __shared__ double scratch[3][kSoftmaxThreads / kWarp];
     const unsigned split = blockIdx.x, row = blockIdx.y;
     float z[kPerThread];
     load_split(z, logits + static_cast<size_t>(row) * v, split, v);
@@ -188,11 +188,11 @@ __device__ __forceinline__ void combine_splits(RowStats& stats, double& weight, 
 __device__ __forceinline__ void softmax_entropy(RowStats* __restrict__ stats, const float* __restrict__ logits,
                                                 const SplitSums* __restrict__ sums, FloorSums* floor_sums,
                                                 unsigned* tickets, const double* __restrict__ floors, unsigned v) {
-    SHARED(RowStats, row_stats, [1]);
-    SHARED(double, row_weight, [1]);
-    SHARED(double, scratch, [2][kSoftmaxThreads / kWarp]);
-    SHARED(unsigned, counts, [kSoftmaxThreads / kWarp]);
-    SHARED(unsigned, last, [1]);
+    __shared__ RowStats row_stats[1];
+    __shared__ double row_weight[1];
+    __shared__ double scratch[2][kSoftmaxThreads / kWarp];
+    __shared__ unsigned counts[kSoftmaxThreads / kWarp];
+    __shared__ unsigned last[1];
     const unsigned split = blockIdx.x, splits = gridDim.x, row = blockIdx.y;
     const double floor = floors[row];
     if (!(floor > 0.0) && split != 0) return;
@@ -356,9 +356,9 @@ __device__ __forceinline__ void top_k(unsigned* __restrict__ ids, float* __restr
                                       const float* __restrict__ logits, const RowStats* __restrict__ stats,
                                       const TopKWish* __restrict__ wishes, unsigned v, unsigned below,
                                       unsigned stride) {
-    SHARED(Selection, selection, [1]);
-    SHARED(unsigned long long, sorted, [kMaxK]);
-    SHARED(unsigned, last, [1]);
+    __shared__ Selection selection[1];
+    __shared__ unsigned long long sorted[kMaxK];
+    __shared__ unsigned last[1];
     const unsigned split = blockIdx.x, splits = gridDim.x, row = blockIdx.y;
     const TopKWish wish = wishes[row];
     const unsigned k = min(min(wish.k, stride), static_cast<unsigned>(kMaxK));
@@ -417,7 +417,6 @@ extern "C" __global__ void __launch_bounds__(ggro::kSoftmaxThreads)
     softmax_entropy_splits_f32(ggro::SplitSums* sums, const float* logits, unsigned v) {
     ggro::softmax_entropy_splits(sums, logits, v);
 }
-EMU_KERNEL(softmax_entropy_splits_f32)
 
 // Grid: (splits of v, rows). Block: 256. Tickets: one per row, zero before and after.
 extern "C" __global__ void __launch_bounds__(ggro::kSoftmaxThreads)
@@ -425,13 +424,11 @@ extern "C" __global__ void __launch_bounds__(ggro::kSoftmaxThreads)
                         ggro::FloorSums* floor_sums, unsigned* tickets, const double* floors, unsigned v) {
     ggro::softmax_entropy(stats, logits, sums, floor_sums, tickets, floors, v);
 }
-EMU_KERNEL(softmax_entropy_f32)
 
 // Grid: (splits of below, rows). Block: 256. Tickets as above; ids and values are [rows, stride], stride <= 64.
-extern "C" __global__ void __launch_bounds__(ggro::kSoftmaxThreads)
+extern "C" __global__ void __launch_bounds__(ggro::kSoftmaxThreads, 1)
     top_k_f32(unsigned* ids, float* values, unsigned* found, unsigned long long* candidates, unsigned* tickets,
               const float* logits, const ggro::RowStats* stats, const ggro::TopKWish* wishes, unsigned v, unsigned below,
               unsigned stride) {
     ggro::top_k(ids, values, found, candidates, tickets, logits, stats, wishes, v, below, stride);
 }
-EMU_KERNEL(top_k_f32)

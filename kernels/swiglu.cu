@@ -63,16 +63,14 @@ __device__ __forceinline__ void swiglu_backward(T* __restrict__ d_gate_up, const
 #define SWIGLU(NAME, T)                                                                                     \
     extern "C" __global__ void __launch_bounds__(ggro::kSwigluThreads) NAME(T* out, const T* gate_up, int f) { \
         ggro::swiglu<T>(out, gate_up, f);                                                                   \
-    }                                                                                                       \
-    EMU_KERNEL(NAME)
+    }
 
 // Grid: (rows, parts of a row). Block: a thread per 4 elements of a row, at most 256.
 #define SWIGLU_BACKWARD(NAME, T)                                               \
     extern "C" __global__ void __launch_bounds__(ggro::kSwigluThreads)         \
         NAME(T* d_gate_up, const float* d_act, const T* gate_up, int f) {      \
         ggro::swiglu_backward<T>(d_gate_up, d_act, gate_up, f);                \
-    }                                                                          \
-    EMU_KERNEL(NAME)
+    }
 
 SWIGLU(swiglu_bf16, __nv_bfloat16)
 SWIGLU(swiglu_f16, __half)

@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Stores what nvcc makes of kernels/*.cu in build/images, for builds without a CUDA toolkit.
+"""Stores what nvcc makes of kernels/*.cu in build/images, for builds without a CUDA toolkit, and the PTX of the emulated device's
+own kernels beside them, for its tests.
 
     python3 scripts/store-images.py            # compile and store
     python3 scripts/store-images.py --check    # compile and compare; exit code 1 if anything differs
 
-The compiler is that of NVCC, or the one that scripts/install-nvcc.sh installs. Needs the Python package zstandard.
+The compiler and the assembler are those of NVCC and PTXAS, or those that scripts/install-nvcc.sh installs. Needs the Python
+package zstandard. A file of code is kept packed, as NAME.zst; build/stored.rs says what is in it.
 """
 
 import argparse
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,13 +23,24 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 STORED = ROOT / "build" / "images"
 
 
-def make():
-    """What nvcc makes now: files by name."""
-    nvcc = os.environ.get("NVCC") or subprocess.check_output([ROOT / "scripts/install-nvcc.sh"], text=True).strip()
+EMULATOR = ROOT / "crates" / "emulator" / "kernels"
+
+
+def tools():
+    """nvcc and the assembler."""
+    nvcc, ptxas = os.environ.get("NVCC"), os.environ.get("PTXAS")
+    if not (nvcc and ptxas):
+        nvcc = subprocess.check_output([ROOT / "scripts/install-nvcc.sh"], text=True).strip()
+        ptxas = pathlib.Path(nvcc).parent / "older" / "ptxas"
+    return nvcc, ptxas
+
+
+def images(nvcc, ptxas):
+    """What they make of the project's kernels now: files by name."""
     (ROOT / "target").mkdir(exist_ok=True)
     # A new folder each time: cargo runs the build script again.
     made = tempfile.TemporaryDirectory(prefix="images-", dir=ROOT / "target")
-    environment = {**os.environ, "NVCC": nvcc, "GGRO_IMAGES_OUT": made.name}
+    environment = {**os.environ, "NVCC": nvcc, "PTXAS": str(ptxas), "GGRO_IMAGES_OUT": made.name}
     for variable in ("GGRO_NO_CUDA", "GGRO_CUDA_TARGETS"):
         environment.pop(variable, None)
     # The build script alone does the work, and the library is only checked.
@@ -35,47 +49,72 @@ def make():
         return {path.name: path.read_bytes() for path in sorted(pathlib.Path(made.name).iterdir())}
 
 
-def stored():
+def emulator(nvcc, _):
+    """The PTX of the emulated device's kernels, and the hash of their sources that its tests look at (FNV-1a)."""
+    sources = sorted([*EMULATOR.glob("*.cu"), *EMULATOR.glob("*.cuh")]) + [ROOT / "kernels" / "ptx.cuh"]
+    number = 0xCBF29CE484222325
+    for byte in b"".join(path.name.encode() + b"\0" + path.read_bytes() + b"\0" for path in sources):
+        number = (number ^ byte) * 0x100000001B3 % 2**64
+    made = {"manifest": f"{number:016x}\n".encode()}
+    for source in EMULATOR.glob("*.cu"):
+        with tempfile.TemporaryDirectory() as folder:
+            out = pathlib.Path(folder) / "kernels.ptx"
+            options = ["-std=c++17", "-lineinfo", "-O3", "-arch=compute_90a", "-ptx"]
+            subprocess.run([nvcc, *options, source, "-o", out], check=True)
+            text = out.read_text()
+        # Without debug information, and without paths of this machine or hashes of them.
+        text = text[: text.find("\t.section")]
+        text = re.sub(r'(\.file\s+\d+) "[^"]*/include/', r'\1 "cuda/', text)
+        text = re.sub(r'(\.file\s+\d+) "/[^"]*/', r'\1 "', text)
+        text = re.sub(r"_INTERNAL_[0-9a-f]{8}", "_INTERNAL_00000000", text)
+        made[f"{source.stem}.code"] = text.encode()
+    return made
+
+
+def stored(folder):
     """What is stored: files by name, unpacked."""
     files = {}
-    for path in sorted(STORED.iterdir()) if STORED.is_dir() else []:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         packed = path.suffix == ".zst"
         content = path.read_bytes()
-        files[path.stem if packed else path.name] = zstandard.decompress(content) if packed else content
+        files[path.stem + ".code" if packed else path.name] = zstandard.decompress(content) if packed else content
     return files
 
 
-def store(made):
-    STORED.mkdir(exist_ok=True)
-    before = stored()
-    for old in STORED.iterdir():
-        if old.name.removesuffix(".zst") not in made:
+def store(folder, made):
+    folder.mkdir(exist_ok=True)
+    before = stored(folder)
+    for old in folder.iterdir():
+        if (old.stem + ".code" if old.suffix == ".zst" else old.name) not in made:
             old.unlink()
     for name, content in made.items():
         # A file whose content is the same stays as it is, so that history grows by what has changed.
         if before.get(name) == content:
             continue
-        if name.endswith((".fatbin", ".ptx")):
-            (STORED / f"{name}.zst").write_bytes(zstandard.compress(content, level=22))
+        if name.endswith(".code"):
+            (folder / f"{name.removesuffix('.code')}.zst").write_bytes(zstandard.compress(content, level=22))
         else:
-            (STORED / name).write_bytes(content)
-    size = sum(path.stat().st_size for path in STORED.iterdir())
-    print(f"{STORED.relative_to(ROOT)}: {len(made)} files, {size / 1e6:.2f} MB")
+            (folder / name).write_bytes(content)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder.relative_to(ROOT)}: {len(made)} files, {size / 1e6:.2f} MB")
+
+
+def check(folder, made):
+    name, kept = folder.relative_to(ROOT), stored(folder)
+    differ = sorted(file for file in made.keys() | kept.keys() if made.get(file) != kept.get(file))
+    if differ:
+        sys.exit(f"{name} is not what nvcc makes of the sources: {', '.join(differ)}; run scripts/store-images.py")
+    print(f"{name}: all {len(made)} files are what nvcc makes of the sources")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with what is stored, and store nothing")
     arguments = parser.parse_args()
-    made = make()
-    if not arguments.check:
-        store(made)
-        return
-    kept = stored()
-    differ = sorted(name for name in made.keys() | kept.keys() if made.get(name) != kept.get(name))
-    if differ:
-        sys.exit(f"build/images is not what nvcc makes of the sources: {', '.join(differ)}; run scripts/store-images.py")
-    print(f"build/images: all {len(made)} files are what nvcc makes of the sources")
+    nvcc, ptxas = tools()
+    for folder, make in [(EMULATOR / "ptx", emulator), (STORED, images)]:
+        made = make(nvcc, ptxas)
+        (check if arguments.check else store)(folder, made)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 //! Opening models: where they are, on which device they run, and in which arithmetic.
 //!
 //! [`open`] takes the best device there is, or the one that is asked for. A program that has to know the device before it
-//! opens anything finds it first ([`OpenOptions::find`]) and opens on it ([`Device::open`]).
+//! opens anything finds it first ([`OpenOptions::find`]) and opens on it ([`Device::open`]). A CUDA device is checked the first
+//! time it is found ([`self_check`]).
+
+pub mod examine;
+pub mod self_check;
 
 use crate::cuda::{self, images};
 use crate::dtype::HalfType;
@@ -15,6 +19,7 @@ use crate::model::cuda::weights::Source;
 use crate::model::cuda::{self as cuda_model, CudaOptions, Loading, Prepared, Sources, memory};
 use crate::model::{ModelPair, PolicyRows, synthetic};
 use crate::{Error, Result};
+use self_check::SelfCheck;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
@@ -114,6 +119,8 @@ pub struct OpenOptions {
     pub eager: bool,
     /// Threads of the CPU; `None`: all cores. Results do not depend on it.
     pub threads: Option<usize>,
+    /// Check a CUDA device the first time it is opened, and refuse one that computes something else than it should.
+    pub self_check: bool,
 }
 
 impl Default for OpenOptions {
@@ -127,6 +134,7 @@ impl Default for OpenOptions {
             gradient_tokens: cuda.gradient_tokens,
             eager: false,
             threads: None,
+            self_check: true,
         }
     }
 }
@@ -139,21 +147,33 @@ impl OpenOptions {
     pub fn find(&self) -> std::result::Result<Device, Unusable> {
         let cuda = |index| match self.arithmetic {
             Arithmetic::F32 => Err(NoCuda::Arithmetic),
-            _ => cuda::Device::open(index).map_err(|why| NoCuda::from(&why)),
+            _ => self.checked(index),
         };
-        let on = |index, device| Device { place: Place::Cuda(index, Some(Box::new(device))), no_cuda: None };
+        let cpu = |no_cuda| Device { place: Place::Cpu, no_cuda, self_check: None };
         let device = match self.device {
-            DeviceSpec::Cpu => Device { place: Place::Cpu, no_cuda: None },
-            DeviceSpec::Cuda(index) => on(index, cuda(index).map_err(|why| Unusable::Cuda(index, why))?),
-            DeviceSpec::Auto => match cuda(0) {
-                Ok(device) => on(0, device),
-                Err(why) => Device { place: Place::Cpu, no_cuda: Some(why) },
-            },
+            DeviceSpec::Cpu => cpu(None),
+            DeviceSpec::Cuda(index) => cuda(index).map_err(|why| Unusable::Cuda(index, why))?,
+            DeviceSpec::Auto => cuda(0).unwrap_or_else(|why| cpu(Some(why))),
         };
         match (&device.place, self.arithmetic) {
             (Place::Cpu, Arithmetic::Bf16 | Arithmetic::F16) => Err(Unusable::Arithmetic(self.arithmetic)),
             _ => Ok(device),
         }
+    }
+
+    /// Opens a CUDA device that computes what it should.
+    fn checked(&self, index: usize) -> std::result::Result<Device, NoCuda> {
+        let device = cuda::Device::open(index).map_err(|why| NoCuda::from(&why))?;
+        let mut self_check = None;
+        if self.self_check && !SelfCheck::remembered(&device).is_some_and(|check| check.passed()) {
+            // What differed before is checked again: it may have been the machine's state.
+            let check = SelfCheck::run(&device);
+            if !check.passed() {
+                return Err(NoCuda::SelfCheck(format!("{}: {}", device.name(), check.words())));
+            }
+            self_check = Some(check);
+        }
+        Ok(Device { place: Place::Cuda(index, Some(Box::new(device))), no_cuda: None, self_check })
     }
 
     fn cpu(&self) -> LoadOptions {
@@ -187,6 +207,8 @@ pub enum NoCuda {
     NoKernels(String),
     /// The driver or the device says so, in these words.
     NoDevice(String),
+    /// Its kernels compute something else than they should; which card and where, in words.
+    SelfCheck(String),
 }
 
 impl NoCuda {
@@ -195,6 +217,7 @@ impl NoCuda {
         match self {
             NoCuda::NoKernels(_) => "; CUDA 13 and scripts/install-nvcc.sh both bring one",
             NoCuda::NoDevice(why) if why.contains("libcuda") => "; install NVIDIA's driver, release 580 or later",
+            NoCuda::SelfCheck(_) => "; `ggro doctor` says more, and --no-self-check uses the device all the same",
             _ => "",
         }
     }
@@ -205,6 +228,7 @@ impl NoCuda {
             NoCuda::Arithmetic => "f32 is the CPU's, CUDA stores bf16 or f16",
             NoCuda::NoKernels(_) => "no CUDA kernels in this build",
             NoCuda::NoDevice(why) => why,
+            NoCuda::SelfCheck(_) => "the CUDA device failed its self-check",
         }
     }
 }
@@ -223,6 +247,7 @@ impl fmt::Display for NoCuda {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             NoCuda::NoKernels(why) => write!(f, "{why}{}", self.help()),
+            NoCuda::SelfCheck(why) => write!(f, "{} ({why}){}", self.brief(), self.help()),
             _ => write!(f, "{}{}", self.brief(), self.help()),
         }
     }
@@ -260,6 +285,7 @@ impl From<Unusable> for Error {
 pub struct Device {
     place: Place,
     no_cuda: Option<NoCuda>,
+    self_check: Option<SelfCheck>,
 }
 
 enum Place {
@@ -294,6 +320,11 @@ impl Device {
     /// Why [`DeviceSpec::Auto`] took the CPU, if it did.
     pub fn no_cuda(&self) -> Option<&NoCuda> {
         self.no_cuda.as_ref()
+    }
+
+    /// The self-check that was made now, because none was remembered.
+    pub fn self_check(&self) -> Option<&SelfCheck> {
+        self.self_check.as_ref()
     }
 
     /// What rounding an answer depends on, in words.
@@ -576,11 +607,13 @@ pub struct Kernels {
     pub count: usize,
     /// Architectures that they were compiled for.
     pub targets: &'static [&'static str],
-    /// The compiler's version.
+    /// The compiler's release.
     pub compiler: &'static str,
+    /// The assembler's.
+    pub assembler: &'static str,
     /// Whether they are those that are stored with the sources, because the build found no compiler.
     pub stored: bool,
-    /// Bytes of all images.
+    /// Bytes of all images, as they are packed.
     pub bytes: usize,
 }
 
@@ -592,8 +625,9 @@ pub fn kernels() -> Kernels {
         count: functions.len(),
         targets: images::targets(),
         compiler: images::compiler(),
+        assembler: images::assembler(),
         stored: images::stored(),
-        bytes: embedded.iter().map(|image| image.bytes.len()).sum(),
+        bytes: embedded.iter().map(|image| image.code.bytes().len()).sum(),
     }
 }
 
@@ -608,6 +642,8 @@ pub struct CudaDevice {
     pub multiprocessors: u32,
     /// Bytes of its memory: free ones and all, if it says so.
     pub memory: Option<(u64, u64)>,
+    /// What its last self-check found, with this driver and this build.
+    pub self_check: Option<SelfCheck>,
     /// How a pair divides the memory: parts with their bytes, and all of it in words; or why the pair does not fit.
     pub fit: std::result::Result<Fit, String>,
 }
@@ -630,14 +666,7 @@ pub fn cuda_devices(
     pair: &Pair,
     options: &OpenOptions,
 ) -> std::result::Result<Vec<std::result::Result<CudaDevice, NoCuda>>, NoCuda> {
-    let count = match images::embedded().is_empty() {
-        true => cuda::Device::open(0).map(|_| 0),
-        false => cuda::Device::count(),
-    };
-    match count.map_err(|why| NoCuda::from(&why))? {
-        0 => Err(NoCuda::NoDevice("the driver finds no CUDA device".to_string())),
-        count => Ok((0..count).map(|index| cuda_device(pair, options, index)).collect()),
-    }
+    Ok((0..examine::count()?).map(|index| cuda_device(pair, options, index)).collect())
 }
 
 fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result::Result<CudaDevice, NoCuda> {
@@ -653,6 +682,7 @@ fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result:
         capability: device.capability().to_string(),
         multiprocessors: device.multiprocessors(),
         memory: memory.map(|memory| (memory.free, memory.total)),
+        self_check: SelfCheck::remembered(&device),
         fit: budget
             .map(|budget| Fit { parts: budget.parts(), words: budget.to_string() })
             .map_err(|error| error.to_string()),

@@ -5,6 +5,7 @@ use super::words::for_stdout;
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::{Pair, Part, Parts};
+use crate::runtime::self_check::SelfCheck;
 use crate::runtime::{self, CudaDevice, DeviceSpec, NoCuda, OpenOptions, bytes_in_words};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -87,9 +88,16 @@ fn info(args: &Args, pair: &Pair) -> Value {
 }
 
 /// The CUDA kernels of this build.
-fn kernels() -> Value {
-    let runtime::Kernels { count, targets, compiler, stored, bytes } = runtime::kernels();
-    json!({ "count": count, "targets": targets, "nvcc": compiler, "stored": stored, "bytes": bytes })
+pub(super) fn kernels() -> Value {
+    let runtime::Kernels { count, targets, compiler, assembler, stored, bytes } = runtime::kernels();
+    json!({
+        "count": count,
+        "targets": targets,
+        "nvcc": compiler,
+        "ptxas": assembler,
+        "stored": stored,
+        "bytes": bytes,
+    })
 }
 
 /// Every CUDA device with the memory report of the pair, and why there is none.
@@ -115,9 +123,24 @@ fn cuda_device(index: usize, device: &CudaDevice) -> Value {
         "multiprocessors": device.multiprocessors,
         "memory_bytes": device.memory.map(|(_, total)| total),
         "free_bytes": device.memory.map(|(free, _)| free),
+        "self_check": device.self_check.as_ref().map(self_check),
         "fits": device.fit.is_ok(),
         "parts": parts,
         "report": device.fit.as_ref().map_or_else(String::clone, |fit| fit.words.clone()),
+    })
+}
+
+/// What a self-check found.
+pub(super) fn self_check(check: &SelfCheck) -> Value {
+    json!({
+        "passed": check.passed(),
+        "when": check.when,
+        "cases": check.cases,
+        "ran": check.ran,
+        "stopped": check.stopped,
+        "seconds": check.seconds,
+        "wrong": check.wrong,
+        "words": check.words(),
     })
 }
 
@@ -155,20 +178,20 @@ fn kv_bytes(config: &ModelConfig) -> u64 {
 }
 
 /// `MemAvailable` of `/proc/meminfo`: memory that can be had without swapping, page cache included.
-fn memory_available() -> Option<u64> {
+pub(super) fn memory_available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-fn cpu_model() -> Option<String> {
+pub(super) fn cpu_model() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_string())
 }
 
 #[cfg(target_arch = "x86_64")]
-fn simd() -> Vec<&'static str> {
+pub(super) fn simd() -> Vec<&'static str> {
     let features = [
         ("avx2", is_x86_feature_detected!("avx2")),
         ("fma", is_x86_feature_detected!("fma")),
@@ -180,7 +203,7 @@ fn simd() -> Vec<&'static str> {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn simd() -> Vec<&'static str> {
+pub(super) fn simd() -> Vec<&'static str> {
     Vec::new()
 }
 
@@ -208,13 +231,17 @@ fn text(info: &Value) -> String {
         out += &match device["missing"].as_str() {
             Some(missing) => format!("device      cuda:{}: {missing}\n", word(&device["index"])),
             None => format!(
-                "device      cuda:{}: {}, compute capability {}, {} multiprocessors, {}\n            {}\n",
+                "device      cuda:{}: {}, compute capability {}, {} multiprocessors, {}\n            {}\n            {}\n",
                 word(&device["index"]),
                 word(&device["name"]),
                 word(&device["capability"]),
                 word(&device["multiprocessors"]),
                 bytes(&device["memory_bytes"]),
                 word(&device["report"]).replace("; ", "\n            "),
+                match device["self_check"]["words"].as_str() {
+                    Some(words) => format!("self-check: {words}, on {}", word(&device["self_check"]["when"])),
+                    None => "self-check: not yet made; the first use of the device makes it".to_string(),
+                },
             ),
         };
     }
@@ -272,7 +299,7 @@ fn text(info: &Value) -> String {
     out
 }
 
-fn word(value: &Value) -> String {
+pub(super) fn word(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_string)
 }
 
@@ -284,6 +311,6 @@ fn count(n: u64) -> String {
     }
 }
 
-fn bytes(value: &Value) -> String {
+pub(super) fn bytes(value: &Value) -> String {
     bytes_in_words(value.as_u64().unwrap_or(0))
 }

@@ -6,6 +6,7 @@
 
 mod args;
 mod complete;
+mod doctor;
 mod generate;
 mod guard;
 mod info;
@@ -65,6 +66,7 @@ enum Command {
     Score(Box<score::Args>),
     Verify(lab::verify::Args),
     Info(info::Args),
+    Doctor(doctor::Args),
     Kernels(lab::kernels::Args),
     Bench(lab::bench::Args),
     Serve(Box<serve::Args>),
@@ -153,6 +155,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Score(args) => score::run(&args),
         Command::Verify(args) => lab::verify::run(&args),
         Command::Info(args) => info::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Kernels(args) => lab::kernels::run(&args),
         Command::Bench(args) => lab::bench::run(&args),
         Command::Serve(args) => serve::run(&args),

@@ -431,6 +431,13 @@ pub(super) struct DeviceArgs {
     #[arg(long)]
     pub enforce_eager: bool,
 
+    /// Use a CUDA device without its self-check, or in spite of it
+    ///
+    /// The first time a device is used, with this driver and this ggro, its kernels are run on small problems with known
+    /// results. If one differs, auto takes the CPU, and cuda is an error.
+    #[arg(long)]
+    pub no_self_check: bool,
+
     /// Threads of the CPU backend [default: all cores]; results do not depend on it
     #[arg(long, value_name = "N",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
@@ -459,6 +466,7 @@ impl DeviceArgs {
             arithmetic: self.dtype,
             eager: self.enforce_eager,
             threads: self.threads,
+            self_check: !self.no_self_check,
             ..self.memory.options(max_model_len)
         }
     }
@@ -476,7 +484,15 @@ impl DeviceArgs {
         })?;
         if let Some(why) = device.no_cuda() {
             // In short, because it stands above every answer. `ggro info` says what would help.
-            say(&format!("device: cpu ({})", with_flag(why, why.brief())));
+            let words = match why {
+                // This one is not how the machine is, but a reason to look after it.
+                NoCuda::SelfCheck(_) => why.to_string(),
+                _ => with_flag(why, why.brief()),
+            };
+            say(&format!("device: cpu ({words})"));
+        }
+        if let Some(check) = device.self_check() {
+            say(&format!("self-check: {}, for the first time: {}", device.spec(), check.words()));
         }
         Ok(device)
     }

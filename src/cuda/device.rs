@@ -51,7 +51,9 @@ impl Device {
         let stream = context.new_stream().map_err(failed("no stream"))?;
         let (major, minor) = context.compute_capability().map_err(failed("no compute capability"))?;
         let capability = Capability(major.unsigned_abs(), minor.unsigned_abs());
-        driver::takes(images::target_for(targets, capability)?)?;
+        let target = images::target_for(targets, capability)?;
+        driver::takes(target)?;
+        let target = targets.iter().position(|&known| known == target).unwrap_or_default();
         let name = context.name().map_err(failed("no name"))?;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(failed("no multiprocessor count"))?;
@@ -59,7 +61,7 @@ impl Device {
         let shared = context.attribute(most).map_err(failed("no shared memory"))?;
         let free = || context.mem_get_info().map(|(free, _)| free as u64).map_err(failed("no free memory"));
         let before = free()?;
-        let kernels = Arc::new(Kernels::load(images, sets, shared.unsigned_abs())?);
+        let kernels = Arc::new(Kernels::load(images, target, sets, shared.unsigned_abs())?);
         let code = before.saturating_sub(free()?);
         crate::profile::collects_with(collect);
         Ok(Device {
@@ -172,6 +174,21 @@ impl Device {
     /// Version of CUDA that the driver speaks, as in `13.0`; `None` if it does not say.
     pub fn driver_version(&self) -> Option<String> {
         driver::version().ok().map(|version| version.to_string())
+    }
+
+    /// What the driver says of the device for a report: names and numbers, without those that it does not know.
+    pub fn facts(&self) -> Vec<(&'static str, u64)> {
+        use sys::CUdevice_attribute as A;
+        let facts = [
+            ("shared_memory_per_block", A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
+            ("registers_per_multiprocessor", A::CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR),
+            ("l2_cache_bytes", A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE),
+            ("memory_bus_bits", A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH),
+            ("ecc", A::CU_DEVICE_ATTRIBUTE_ECC_ENABLED),
+            ("compute_mode", A::CU_DEVICE_ATTRIBUTE_COMPUTE_MODE),
+        ];
+        let of = |attribute| self.context.attribute(attribute).ok().and_then(|value| u64::try_from(value).ok());
+        facts.into_iter().filter_map(|(name, attribute)| Some((name, of(attribute)?))).collect()
     }
 
     /// Largest clocks in MHz, of multiprocessors and memory; `None` if it does not say.

@@ -12,31 +12,25 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32);
 
-/// The version that brought the youngest call that is made through cudarc's bindings: `cuEventElapsedTime_v2`.
-const CALLS: Version = Version(12, 8);
+/// The version that brought the youngest call that is made, and with version 8.0 of PTX what the text among the images says.
+const CALLS: Version = Version(12, 0);
 
 impl Version {
-    /// From a compiler's release, as in `13.0`.
-    fn parse(release: &str) -> Option<Version> {
-        let (major, minor) = release.split_once('.')?;
-        Some(Version(major.parse().ok()?, minor.parse().ok()?))
-    }
-
-    /// What a driver must be for to run what a compiler made for a target. Machine code runs on every driver of the compiler's
-    /// major version; PTX is compiled by the driver, which must know the compiler's own version.
-    fn needed(compiler: &str, target: Option<&str>) -> Version {
-        let Some(Version(major, minor)) = Version::parse(compiler) else { return CALLS };
-        let ptx = target.is_some_and(|target| target.starts_with("compute_"));
-        Version(major, if ptx { minor } else { 0 }).max(CALLS)
+    /// What a driver must be for to run what an assembler made for a target. Machine code runs on every driver of the
+    /// assembler's major version; PTX is compiled by the driver, and says the version that it needs.
+    fn needed(assembler: &str, target: Option<&str>) -> Version {
+        let major = assembler.split('.').next().and_then(|major| major.parse().ok());
+        match (major, target) {
+            (Some(major), Some(target)) if target.starts_with("sm_") => Version(major, 0).max(CALLS),
+            _ => CALLS,
+        }
     }
 
     /// NVIDIA's first release of a driver for it.
     fn release(self) -> Option<u32> {
         match self {
-            Version(12, 8) => Some(570),
-            Version(12, 9) => Some(575),
+            Version(12, 0) => Some(525),
             Version(13, 0) => Some(580),
-            Version(13, 1) => Some(590),
             _ => None,
         }
     }
@@ -69,17 +63,17 @@ pub fn version() -> Result<Version> {
 
 /// Loads and starts the driver, if it is new enough for this build.
 pub(super) fn start() -> Result<()> {
-    new_enough(version()?, images::compiler(), None)?;
+    new_enough(version()?, images::assembler(), None)?;
     result::init().map_err(|e| Error::Backend(format!("the CUDA driver does not start: {}", words(&e))))
 }
 
 /// An error unless the driver takes this build's images for a target.
 pub(super) fn takes(target: &str) -> Result<()> {
-    new_enough(version()?, images::compiler(), Some(target))
+    new_enough(version()?, images::assembler(), Some(target))
 }
 
-fn new_enough(driver: Version, compiler: &str, target: Option<&str>) -> Result<()> {
-    let needed = Version::needed(compiler, target);
+fn new_enough(driver: Version, assembler: &str, target: Option<&str>) -> Result<()> {
+    let needed = Version::needed(assembler, target);
     if driver >= needed {
         return Ok(());
     }
@@ -132,20 +126,18 @@ mod tests {
 
     #[test]
     fn a_driver_that_is_too_old_is_told_which_one_is_needed() {
-        let said = |driver, compiler, target| new_enough(driver, compiler, target).err().map(|why| why.to_string());
-        let (old, today, next) = (Version(12, 4), Version(13, 0), Version(13, 1));
-        let text = said(old, "13.0", None).unwrap();
+        let said = |driver, made, target| new_enough(driver, made, target).err().map(|why| why.to_string());
+        let (old, usual, today) = (Version(11, 8), Version(12, 4), Version(13, 0));
+        let text = said(old, "12.9", None).unwrap();
+        assert!(text.contains("CUDA 11.8") && text.contains("CUDA 12.0 or later, release 525"), "{text}");
+        // Machine code of a later minor version runs, and the PTX asks for no more than 12.0.
+        assert_eq!(said(usual, "12.9", Some("sm_90a")), None);
+        assert_eq!(said(usual, "13.0", Some("compute_80")), None);
+        let text = said(usual, "13.0", Some("sm_90a")).unwrap();
         assert!(text.contains("CUDA 12.4") && text.contains("CUDA 13.0 or later, release 580"), "{text}");
-        assert_eq!(said(today, "13.0", Some("compute_80")), None);
-        // Machine code of a later minor version runs, its PTX is not understood.
         assert_eq!(said(today, "13.1", Some("sm_80")), None);
-        assert!(said(today, "13.1", Some("compute_80")).unwrap().contains("13.1 or later, release 590"));
-        assert_eq!(said(next, "13.1", Some("compute_80")), None);
-        // Images of CUDA 12 would run; the calls are not all there.
-        assert!(said(old, "12.0", None).unwrap().contains("12.8 or later, release 570"));
-        assert_eq!(said(Version(12, 8), "12.0", None), None);
-        assert!(said(old, "", None).is_some(), "stand-ins have no compiler");
-        assert!(said(today, "14.2", None).unwrap().ends_with("CUDA 14.0 or later"), "no release that is not known");
+        assert!(said(old, "", None).is_some(), "stand-ins have no assembler");
+        assert!(said(today, "14.2", Some("sm_80")).unwrap().ends_with("CUDA 14.0 or later"), "an unknown release");
     }
 
     #[test]

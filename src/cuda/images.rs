@@ -1,16 +1,70 @@
 //! Kernel images embedded by the build, and which devices they run on.
 
 use crate::{Error, Result};
+use std::borrow::Cow;
+use std::fmt;
+use std::io::{BufRead, Read};
 
 /// The code of one `.cu` file for all targets.
 #[derive(Clone, Copy, Debug)]
 pub struct Image {
     /// Name of the file without its extension.
     pub name: &'static str,
-    /// What `cuModuleLoadData` takes.
-    pub bytes: &'static [u8],
+    /// Its code.
+    pub code: Code,
     /// What the assembler reported per kernel and target.
     pub usage: &'static [Usage],
+}
+
+/// Machine code, or PTX, which the driver compiles while loading.
+#[derive(Clone, Copy)]
+pub enum Code {
+    /// That of all [`targets`], as `build/nvcc.rs` packs it.
+    Packed(&'static [u8]),
+    /// What `cuModuleLoadData` takes, whatever the target: a stand-in's.
+    Plain(&'static [u8]),
+}
+
+impl Code {
+    /// As it is kept.
+    pub fn bytes(&self) -> &'static [u8] {
+        let (Code::Packed(bytes) | Code::Plain(bytes)) = self;
+        bytes
+    }
+}
+
+impl fmt::Debug for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.bytes().len())
+    }
+}
+
+impl Image {
+    /// What `cuModuleLoadData` takes for the target at `index` of the list that the build made: machine code, or text that ends
+    /// with a zero.
+    pub fn code_for(&self, index: usize) -> Result<Cow<'static, [u8]>> {
+        match self.code {
+            Code::Plain(bytes) => Ok(Cow::Borrowed(bytes)),
+            Code::Packed(bytes) => unpacked(bytes, index)
+                .map(Cow::Owned)
+                .map_err(|e| Error::Backend(format!("kernel image {} cannot be unpacked: {e}", self.name))),
+        }
+    }
+}
+
+/// The piece at `index`: the lengths of all are in the first line, and they lie one after the other.
+fn unpacked(packed: &[u8], index: usize) -> std::result::Result<Vec<u8>, String> {
+    let words = |e: std::io::Error| e.to_string();
+    let decoder = ruzstd::decoding::StreamingDecoder::new(packed).map_err(|e| e.to_string())?;
+    let mut decoder = std::io::BufReader::with_capacity(1 << 16, decoder);
+    let mut line = String::new();
+    decoder.read_line(&mut line).map_err(words)?;
+    let lengths: Vec<u64> = line.split_whitespace().filter_map(|length| length.parse().ok()).collect();
+    let length = lengths.get(index).ok_or_else(|| format!("it has code for {} targets", lengths.len()))?;
+    std::io::copy(&mut decoder.by_ref().take(lengths[..index].iter().sum()), &mut std::io::sink()).map_err(words)?;
+    let mut code = Vec::new();
+    decoder.take(*length).read_to_end(&mut code).map_err(words)?;
+    if code.len() as u64 == *length { Ok(code) } else { Err("it ends early".to_string()) }
 }
 
 /// Resources of one kernel on one target.
@@ -32,10 +86,6 @@ pub struct Usage {
     pub spill_loads: u32,
 }
 
-#[allow(dead_code, reason = "unused where there is no compiler")]
-#[repr(C, align(16))]
-struct Aligned<const N: usize>([u8; N]);
-
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// The embedded images; empty if the build found neither nvcc nor stored images of its sources.
@@ -46,6 +96,11 @@ pub fn embedded() -> &'static [Image] {
 /// Release of the compiler, empty if there was none.
 pub fn compiler() -> &'static str {
     COMPILER
+}
+
+/// Release of the assembler, empty if there was none.
+pub fn assembler() -> &'static str {
+    ASSEMBLER
 }
 
 /// Whether the images are those that are stored with the sources, because the build found no nvcc.
@@ -111,15 +166,17 @@ mod tests {
 
     #[test]
     fn the_best_target_is_chosen() {
-        let default = ["sm_80", "sm_90a", "compute_80"];
+        let default = ["sm_80", "sm_90a", "sm_100", "sm_120", "compute_80"];
         let cases = [
             (Capability(7, 5), None),
             (Capability(8, 0), Some("sm_80")),
             (Capability(8, 6), Some("sm_80")),
             (Capability(8, 9), Some("sm_80")),
             (Capability(9, 0), Some("sm_90a")),
-            (Capability(10, 0), Some("compute_80")),
-            (Capability(12, 0), Some("compute_80")),
+            (Capability(10, 0), Some("sm_100")),
+            (Capability(10, 3), Some("sm_100")),
+            (Capability(11, 0), Some("compute_80")),
+            (Capability(12, 1), Some("sm_120")),
         ];
         for (device, expected) in cases {
             assert_eq!(target_for(&default, device).ok(), expected, "{device}");
@@ -138,12 +195,18 @@ mod tests {
     #[test]
     fn no_embedded_kernel_uses_local_memory() {
         for image in embedded() {
-            assert!(image.bytes.as_ptr().addr().is_multiple_of(16), "{}", image.name);
+            for (index, target) in targets().iter().enumerate() {
+                let code = image.code_for(index).unwrap();
+                let text = code.ends_with(&[0]) && code.starts_with(b"//");
+                assert_eq!(text, target.starts_with("compute_"), "{} for {target}", image.name);
+            }
+            assert!(image.code_for(targets().len()).is_err());
             for usage in image.usage {
                 assert_eq!((usage.stack, usage.spill_stores, usage.spill_loads), (0, 0, 0), "{usage:?}");
                 assert!(usage.registers > 0, "{usage:?}");
             }
         }
         assert_eq!(embedded().is_empty(), compiler().is_empty());
+        assert_eq!(embedded().is_empty(), assembler().is_empty());
     }
 }

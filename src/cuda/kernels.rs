@@ -92,13 +92,21 @@ impl Registration {
 pub(super) struct Kernels(Vec<(TypeId, Vec<Kernel>)>);
 
 impl Kernels {
-    /// Loads every image into the current context and finds every kernel of the sets in them, each in the largest version
-    /// that a block with `limit` bytes of shared memory can run. Modules stay loaded as long as the process lives.
-    pub fn load<'a>(images: &[Image], sets: impl Iterator<Item = &'a Registration>, limit: u32) -> Result<Self> {
+    /// Loads every image's code for a target, by its index in the list that the build made, into the current context and finds
+    /// every kernel of the sets in them, each in the largest version that a block with `limit` bytes of shared memory can run.
+    /// Modules stay loaded as long as the process lives.
+    pub fn load<'a>(
+        images: &[Image],
+        target: usize,
+        sets: impl Iterator<Item = &'a Registration>,
+        limit: u32,
+    ) -> Result<Self> {
         let mut modules = Vec::new();
         for image in images {
-            // SAFETY: the bytes are a whole fat binary made by the build, or what a stand-in driver takes in its place.
-            let module = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) }
+            let code = image.code_for(target)?;
+            // SAFETY: the bytes are whole machine code, or PTX that ends with a zero, made by the build; or what a stand-in driver
+            // takes in their place. The driver does not keep them.
+            let module = unsafe { result::module::load_data(code.as_ptr().cast()) }
                 .map_err(|e| Error::Backend(format!("kernel image {}: cannot be loaded: {e}", image.name)))?;
             modules.push((image.name, module));
         }

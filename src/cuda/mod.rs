@@ -14,12 +14,13 @@ mod launch;
 mod open;
 pub mod ops;
 mod pinned;
+pub mod self_check;
 pub mod staging;
 
 pub use buffer::{Buffer, Element, View, ViewMut};
 pub(crate) use device::Graph;
 pub use device::{Device, Event};
-pub use images::{Capability, Image, Usage};
+pub use images::{Capability, Code, Image, Usage};
 pub use kernels::{Smaller, Spec};
 pub use open::specs;
 pub use pinned::Packets;

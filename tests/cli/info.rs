@@ -54,3 +54,19 @@ fn ops_are_known_by_name_before_a_device_is_asked_for() {
         assert!(run.err.contains("no op nothing; there are ") && run.err.contains("rmsnorm"), "{}", run.err);
     }
 }
+
+#[test]
+fn the_doctor_reports() {
+    let run = ggro(&["doctor"]);
+    for part in ["built with", "kernels", "system", "memory", "device", "cache", "the demo pair gives its known answer"]
+    {
+        assert!(run.out.contains(part), "no {part:?} in {}", run.out);
+    }
+    // A machine without a device is well; one with a device may not be, and then its last line says so.
+    let is_well = run.out.lines().last().unwrap().contains("all is well");
+    assert_eq!(run.code, Some(if is_well { 0 } else { 1 }), "{}", run.out);
+    let report = ggro(&["doctor", "--json"]).json();
+    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(report["cpu"]["demo"]["ok"], true, "{report}");
+    assert!(report["environment"].is_object() && report["caches"].as_array().is_some_and(|caches| !caches.is_empty()));
+}

@@ -2,7 +2,7 @@
 //! golden decisions are right. Cards and drivers that are not promised are refused in words.
 
 use crate::emulated::{Emulated, alone};
-use crate::harness::{Digests, run, up_to};
+use crate::harness::{Digests, Mode, run_cases, up_to};
 use crate::model::golden_on;
 use ggro::cuda::{Capability, Device};
 use ggro::files::checkpoint::Checkpoint;
@@ -26,24 +26,23 @@ const CARDS: [u32; 6] = [80, 86, 89, 90, 100, 120];
 const SIZES: [u32; 3] = [80, 86, 90];
 
 /// The emulated device as one of these cards, which runs the PTX of the kernels.
-fn card(arch: u32) -> Option<Emulated> {
-    let Emulated { device, machine } = Emulated::on_ptx(Config::default())?;
-    drop(device);
-    machine.configure(&format!("arch={arch}"));
-    Some(Emulated { device: Device::open(0).unwrap(), machine })
+fn card(arch: u32) -> Emulated {
+    let emulated = Emulated::new(Config::default());
+    emulated.machine.configure(&format!("arch={arch}"));
+    emulated.opened_again()
 }
 
 #[test]
 fn every_promised_card_opens_and_no_other() {
     let mut multiprocessors = Vec::new();
     for arch in CARDS {
-        let Some(Emulated { device, machine }) = card(arch) else { return };
+        let Emulated { device, machine } = card(arch);
         assert_eq!(device.capability(), Capability(arch / 10, arch % 10));
         multiprocessors.push(device.multiprocessors());
         assert!(machine.faults().is_empty());
     }
     assert_eq!(multiprocessors, [108, 82, 142, 132, 148, 170]);
-    let Some(Emulated { device, machine }) = card(90) else { return };
+    let Emulated { device, machine } = card(90);
     drop(device);
     for (arch, capability) in [(75, "7.5"), (61, "6.1")] {
         machine.configure(&format!("arch={arch}"));
@@ -55,13 +54,13 @@ fn every_promised_card_opens_and_no_other() {
 
 #[test]
 fn a_driver_that_is_too_old_is_refused_in_words() {
-    let Some(Emulated { device, machine }) = card(90) else { return };
+    let Emulated { device, machine } = card(90);
     drop(device);
-    machine.configure("driver=12040");
+    machine.configure("driver=11080");
     let errors = [Device::open(0).map(drop), Device::count().map(drop)].map(|asked| asked.unwrap_err().to_string());
     machine.configure("driver=13000");
     for error in errors {
-        assert!(error.contains("the driver is for CUDA 12.4") && error.contains("release 580 or later"), "{error}");
+        assert!(error.contains("the driver is for CUDA 11.8") && error.contains("release 525 or later"), "{error}");
     }
     assert_eq!(Device::count().unwrap(), 1);
     assert_eq!(Device::open(0).unwrap().driver_version().as_deref(), Some("13.0"));
@@ -79,8 +78,8 @@ fn kernels_say_the_same_on_every_card() {
         let of_interest = |case: &Case| case.op.starts_with("gemm") || case.op.starts_with("attention");
         let mut expected: Option<Digests> = None;
         for arch in SIZES {
-            let Some(card) = card(arch) else { return };
-            let found = run(&card, &format!("sm_{arch}"), up_to(20_000_000).filter(of_interest));
+            let card = card(arch);
+            let found = run_cases(&card, Mode::PLAIN, up_to(20_000_000).filter(of_interest));
             // Of eight kinds in two types each.
             assert_eq!(smaller(&card), if arch == 86 { 16 } else { 0 }, "sm_{arch}");
             let expected = expected.get_or_insert_with(|| found.clone());
@@ -107,11 +106,11 @@ fn demo_on(card: Emulated, what: &str, requests: usize) {
 fn golden_decisions_are_right_on_every_card() {
     alone("cards::golden_decisions_are_right_on_every_card", || {
         for (arch, name) in CARDS.into_iter().zip(FIXTURES) {
-            let Some(card) = card(arch) else { return };
+            let card = card(arch);
             golden_on(card, &format!("sm_{arch}"), name);
         }
         for arch in [86, 120] {
-            let Some(card) = card(arch) else { return };
+            let card = card(arch);
             demo_on(card, &format!("sm_{arch}"), 3);
         }
     });
@@ -123,10 +122,10 @@ fn golden_decisions_are_right_on_every_card() {
 fn every_golden_decision_is_right_on_every_card() {
     for arch in CARDS {
         for name in FIXTURES {
-            let Some(card) = card(arch) else { return };
+            let card = card(arch);
             golden_on(card, &format!("sm_{arch}"), name);
         }
-        let Some(card) = card(arch) else { return };
+        let card = card(arch);
         demo_on(card, &format!("sm_{arch}"), 10);
     }
 }
@@ -169,14 +168,14 @@ impl Shape {
         ask(&mut cpu::open(self.parts(), &LoadOptions { simulate, ..LoadOptions::default() }).unwrap())
     }
 
-    fn on(&self, arch: u32) -> Option<Said> {
+    fn on(&self, arch: u32) -> Said {
         let began = Instant::now();
-        let Emulated { device, machine } = card(arch)?;
+        let Emulated { device, machine } = card(arch);
         let options = CudaOptions { batch_tokens: 64, gradient_tokens: 32, sequences: 2, ..CudaOptions::default() };
         let said = ask(&mut cuda::open(device, self.parts(), &options, &mut |_| ()).unwrap().0);
         assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
         println!("sm_{arch}: {:.1} s", began.elapsed().as_secs_f64());
-        Some(said)
+        said
     }
 }
 
@@ -207,7 +206,7 @@ fn agrees(preset: &'static str, cards: &[u32]) {
     let (exact, simulated) = (shape.on_cpu(None), shape.on_cpu(Some(ggro::dtype::HalfType::Bf16)));
     let mut first: Option<Vec<u32>> = None;
     for &arch in cards {
-        let Some(said) = shape.on(arch) else { return };
+        let said = shape.on(arch);
         for (what, of) in [
             ("prompt", (|said| &said.logits) as fn(&Said) -> &Vec<f32>),
             ("step", |said| &said.step),

@@ -1,12 +1,10 @@
 //! The binary itself on the emulated device, which stands where libcuda would: the kernels that nvcc made, the launch path, the
-//! commands. Without nvcc the binary has no kernels and says so, which `tests/cli` sees.
+//! commands.
 
-use crate::emulated::KERNELS;
-use ggro::cuda::images;
-use ggro_emulator::{Report, build};
+use crate::emulated;
+use ggro_emulator::Report;
 use serde_json::Value;
 use std::path::Path;
-use std::process::Command;
 
 /// What a run left behind.
 struct Run {
@@ -36,17 +34,9 @@ impl Run {
 }
 
 fn ggro(args: &[&str]) -> Run {
-    let paths = build(KERNELS).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let report = folder.path().join("report.json");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ggro"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("GGRO_") {
-            command.env_remove(name);
-        }
-    }
-    command.env("LD_LIBRARY_PATH", paths.libcuda.with_file_name("")).env("GGRO_EMU_KERNELS", &paths.plain);
-    let output = command.env("GGRO_EMU_REPORT", &report).args(args).output().unwrap();
+    let output = emulated::ggro(&report).args(args).output().unwrap();
     let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     assert!(!err.contains("panicked"), "{err}");
     // There is none if the driver was not asked for.
@@ -57,10 +47,6 @@ fn ggro(args: &[&str]) -> Run {
 
 #[test]
 fn the_commands_run_on_a_device() {
-    if images::embedded().is_empty() {
-        println!("this build has no kernels");
-        return;
-    }
     let info = ggro(&["info", "--json"]).ok().json();
     let device = &info["cuda"]["devices"][0];
     assert_eq!((device["capability"].as_str(), device["fits"].as_bool()), (Some("9.0"), Some(true)), "{device}");
@@ -141,10 +127,6 @@ fn the_commands_run_on_a_device() {
 
 #[test]
 fn verify_replays_a_fixture_on_a_device() {
-    if images::embedded().is_empty() {
-        println!("this build has no kernels");
-        return;
-    }
     let folder = Path::new("tests/goldens/llama-mha-tied");
     let verify = ggro(&["verify", "--device", "cuda", "--json", folder.to_str().unwrap()]).ok();
     let object = verify.json();

@@ -1,9 +1,12 @@
-//! The emulated device with the project's kernels, opened through the ordinary launch path.
+//! The emulated device with the project's kernels: the PTX that nvcc made of them, opened through the ordinary launch path.
 
-use ggro::cuda::{Device, Image, images, specs};
-use ggro_emulator::{Config, STUB_IMAGE};
-use std::io::Read;
+use crate::stored;
+use ggro::cuda::{Code, Device, Image, images};
+use ggro_emulator::{Config, Report};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
 
 /// Where the kernels are.
 pub const KERNELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
@@ -18,62 +21,118 @@ pub struct Emulated {
 impl Emulated {
     /// Waits for its turn and opens the device.
     pub fn new(config: Config) -> Self {
-        let machine = ggro_emulator::Device::install(&ggro_emulator::build(KERNELS).unwrap(), config).unwrap();
+        let machine = ggro_emulator::Device::install(&ggro_emulator::build().unwrap(), config).unwrap();
+        machine.configure(&format!("ptx={}", folder().display()));
         Emulated { device: open(), machine }
     }
 
-    /// The same with the PTX that nvcc makes of the kernels in place of their sources: what is stored with them, or what an nvcc
-    /// makes now. None where there is neither.
-    pub fn on_ptx(config: Config) -> Option<Self> {
-        let emulated = Self::new(config);
-        let folder = match (images::stored(), ggro_emulator::nvcc()) {
-            (true, _) => stored_ptx(),
-            (false, Some(nvcc)) => ggro_emulator::build_ptx(&nvcc, &[KERNELS], "compute_80").unwrap().remove(0),
-            (false, None) => {
-                eprintln!("not tested: PTX, there is no nvcc (NVCC or PATH), and stored images are of other sources");
-                return None;
-            }
-        };
-        emulated.machine.configure(&format!("ptx={}", folder.display()));
-        Some(emulated)
+    /// The device opened anew, as what the machine looks like now.
+    pub fn opened_again(self) -> Self {
+        let Emulated { device, machine } = self;
+        drop(device);
+        Emulated { device: open(), machine }
     }
 
-    /// No access was wrong, and no launch.
+    /// From here on, these kernels run in place of those of the same names.
+    pub fn replace(&self, folder: &Path) {
+        self.machine.configure(&format!("ptx={}", folder.display()));
+        self.machine.reset();
+    }
+
+    /// No access was wrong, and no launch; and what ran was PTX.
     pub fn assert_clean(&self) {
-        let faults = self.machine.faults();
+        let Report { kernels, faults, .. } = self.machine.report();
         assert!(faults.is_empty(), "{faults:#?}");
+        assert!(kernels.values().all(|counters| counters.instructions > 0), "not run as PTX: {kernels:#?}");
     }
 }
 
-/// Opens the device with what nvcc made of the kernels, so that launches are checked against it, or with stubs.
+/// The binary, to be run with the emulated device in place of a driver. What the device saw goes to the file `report`.
+pub fn ggro(report: &Path) -> Command {
+    assert!(
+        !images::embedded().is_empty(),
+        "this build of ggro has no kernels to run: unset GGRO_NO_CUDA, and after a change in kernels/ set NVCC to what \
+         scripts/install-nvcc.sh prints"
+    );
+    let library = ggro_emulator::build().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ggro"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GGRO_")) {
+        command.env_remove(name);
+    }
+    command.env("LD_LIBRARY_PATH", library.with_file_name(""));
+    // The device is checked once, and not by each command.
+    command.env("XDG_CACHE_HOME", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
+    command.env("GGRO_EMU_PTX", folder()).env("GGRO_EMU_REPORT", report);
+    command
+}
+
+/// Opens the device with what nvcc made of the kernels, so that launches are checked against it, or, where the build was told to
+/// have no kernels, with PTX alone.
 fn open() -> Device {
     if !images::embedded().is_empty() {
         return Device::open(0).unwrap();
     }
-    let mut stubs: Vec<Image> = Vec::new();
-    for spec in specs() {
-        if stubs.iter().all(|stub| stub.name != spec.image) {
-            stubs.push(Image { name: spec.image, bytes: STUB_IMAGE.to_bytes_with_nul(), usage: &[] });
-        }
-    }
-    Device::open_with(0, &stubs, &["sm_90"]).unwrap()
+    let image = |(name, text): &'static (String, String)| {
+        let bytes = [text.as_bytes(), b"\0"].concat().leak();
+        Image { name, code: Code::Plain(bytes), usage: &[] }
+    };
+    static IMAGES: OnceLock<Vec<Image>> = OnceLock::new();
+    let images = IMAGES.get_or_init(|| ptx().iter().map(image).collect());
+    Device::open_with(0, images, &["compute_80"]).unwrap()
 }
 
-/// The PTX that is stored with the sources, unpacked into a folder. The build has found that it is of these sources.
-fn stored_ptx() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ptx");
-    std::fs::create_dir_all(&folder).unwrap();
-    for entry in std::fs::read_dir("build/images").unwrap() {
-        let packed = entry.unwrap().path();
-        let name = packed.file_name().unwrap().to_string_lossy().into_owned();
-        let Some(name) = name.strip_suffix(".80.ptx.zst") else { continue };
-        let mut text = Vec::new();
-        let file = std::fs::File::open(&packed).unwrap();
-        ruzstd::decoding::StreamingDecoder::new(file).unwrap().read_to_end(&mut text).unwrap();
-        // Tests in processes of their own unpack at the same time: a file is there as a whole, or not yet.
-        let part = folder.join(format!("{name}.{}", std::process::id()));
-        std::fs::write(&part, text).unwrap();
-        std::fs::rename(&part, folder.join(format!("{name}.ptx"))).unwrap();
+/// The PTX of each source, by its name: that of this build, or, where it was told to have no kernels, what is stored with the
+/// sources.
+pub fn ptx() -> &'static [(String, String)] {
+    static TEXTS: OnceLock<Vec<(String, String)>> = OnceLock::new();
+    TEXTS.get_or_init(|| {
+        let text = |(name, mut bytes): (String, Vec<u8>)| {
+            bytes.pop_if(|byte| *byte == 0);
+            Ok((name, String::from_utf8(bytes).map_err(|e| e.to_string())?))
+        };
+        let found = if images::embedded().is_empty() { stored::ptx(Path::new("kernels")) } else { built() };
+        found.and_then(|found| found.into_iter().map(text).collect()).unwrap_or_else(|why| {
+            panic!(
+                "there is no PTX of the kernels to test ({why}): set NVCC to what scripts/install-nvcc.sh prints, and unset \
+                 GGRO_NO_CUDA"
+            )
+        })
+    })
+}
+
+fn built() -> Result<Vec<(String, Vec<u8>)>, String> {
+    let index = images::targets().iter().position(|&target| target == "compute_80");
+    let index = index.ok_or("GGRO_CUDA_TARGETS has no compute_80")?;
+    let code = |image: &Image| {
+        let code = image.code_for(index).map_err(|e| e.to_string())?;
+        Ok((image.name.to_string(), code.into_owned()))
+    };
+    images::embedded().iter().map(code).collect()
+}
+
+/// The same as files.
+pub fn folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| folder_of("ptx", ptx()))
+}
+
+/// A folder with these texts as files, which is written once. Its name begins with `name`, which need not be theirs alone.
+pub fn folder_of(name: &str, texts: &[(String, String)]) -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    texts.hash(&mut hasher);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{:016x}", hasher.finish()));
+    if folder.is_dir() {
+        return folder;
+    }
+    // Tests in processes of their own write at the same time: the folder is there as a whole, or not yet.
+    let part = folder.with_extension(std::process::id().to_string());
+    std::fs::create_dir_all(&part).unwrap();
+    for (name, text) in texts {
+        std::fs::write(part.join(format!("{name}.ptx")), text).unwrap();
+    }
+    if std::fs::rename(&part, &folder).is_err() {
+        assert!(folder.is_dir(), "{} cannot be written", folder.display());
+        std::fs::remove_dir_all(part).unwrap();
     }
     folder
 }
@@ -88,7 +147,7 @@ pub fn alone(test: &str, body: impl FnOnce()) {
         return body();
     }
     let program = std::env::current_exe().unwrap();
-    let run = std::process::Command::new(program)
+    let run = Command::new(program)
         .args([test, "--exact", "--nocapture", "--include-ignored"])
         .env(ALONE, "1")
         .output()

@@ -1,5 +1,6 @@
-//! The kernels and their launch path on the emulated device: every case of the conformance harness, plain and checked, in
-//! every schedule; the golden rows; bytes moved; and that broken kernels are noticed.
+//! The kernels, as nvcc compiles them, and their launch path on the emulated device: every case of the conformance harness, plain
+//! and with every access observed, in several orders and modes; the golden rows; models, the engine, commands and the server;
+//! bytes moved; and that broken kernels are noticed.
 
 mod cards;
 mod cli;
@@ -7,17 +8,26 @@ mod copies;
 mod damaged;
 mod emulated;
 mod engine;
+mod full;
 mod gradient_pages;
 mod graphs;
 mod harness;
 mod lost;
 mod model;
 mod mutations;
-mod ptx;
+// What the build script knows of nvcc and of stored images.
+#[allow(dead_code, reason = "tests make no images")]
+#[path = "../../build/nvcc.rs"]
+mod nvcc;
+mod planted;
+mod self_check;
 mod serve;
 mod shared_pages;
 mod sources;
 mod steps;
+#[allow(dead_code, reason = "tests take the PTX alone")]
+#[path = "../../build/stored.rs"]
+mod stored;
 mod traffic;
 mod vectors;
 mod weights;

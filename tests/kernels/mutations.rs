@@ -1,9 +1,16 @@
-//! A test of the tests: kernels with one planted mistake each must turn the harness red.
+//! A test of the tests: kernels with one planted mistake each must turn the harness red. nvcc compiles them anew, which takes
+//! minutes; `planted` needs none.
 
-use crate::emulated::{Emulated, KERNELS, alone};
-use ggro::lab::kernel_check::{self, Finding};
-use ggro_emulator::{Config, build, build_checked, build_ptx};
+use crate::emulated::{Emulated, KERNELS, alone, folder_of, ptx};
+use crate::harness::first_failure;
+use crate::nvcc;
+use ggro::lab::kernel_check::Case;
+use ggro_emulator::Config;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 struct Mutation {
     name: &'static str,
@@ -582,16 +589,14 @@ const NARROWED: [(&str, &[&str], &[&str]); 2] = [
     ),
 ];
 
-/// A directory with the op's file and the headers, one of them changed.
+/// A folder with the op's file and the headers, one of them changed. It is named after what is in it.
 fn mutated(mutation: &Mutation) -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutations").join(mutation.name);
-    std::fs::create_dir_all(&directory).unwrap();
     let own = format!("{}.cu", mutation.op);
     let mut changed = false;
-    for entry in std::fs::read_dir(KERNELS).unwrap() {
-        let path = entry.unwrap().path();
-        let file = path.file_name().unwrap().to_str().unwrap();
-        if file != own && path.extension().is_none_or(|extension| extension != "cuh") {
+    let mut files = Vec::new();
+    for path in ["cu", "cuh"].into_iter().flat_map(|kind| nvcc::listed(Path::new(KERNELS), kind).unwrap()) {
+        let file = path.file_name().unwrap().to_str().unwrap().to_string();
+        if file != own && !file.ends_with(".cuh") {
             continue;
         }
         let mut text = std::fs::read_to_string(&path).unwrap();
@@ -606,68 +611,88 @@ fn mutated(mutation: &Mutation) -> PathBuf {
                 text = text.replacen(line, "", 1);
             }
         }
-        std::fs::write(directory.join(file), text).unwrap();
+        files.push((file, text));
     }
     assert!(changed, "{}: there is no {}", mutation.name, mutation.file);
-    directory
-}
-
-/// The first case that fails.
-fn find(mutation: &Mutation, emulated: &Emulated) -> Option<Finding> {
-    let mut cases = kernel_check::cases();
-    cases.retain(|case| case.op == mutation.op);
-    for (_, _, names) in NARROWED.iter().filter(|(op, ..)| *op == mutation.op) {
-        cases.retain(|case| names.iter().all(|name| case.name.contains(name)));
+    let mut hasher = DefaultHasher::new();
+    (&files, nvcc::FLAGS).hash(&mut hasher);
+    let name = format!("{}-{:016x}", mutation.name, hasher.finish());
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutations").join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    for (file, text) in files {
+        std::fs::write(folder.join(file), text).unwrap();
     }
-    // Small cases find most mistakes, and soon.
-    cases.sort_by_key(|case| case.work);
-    cases.iter().map(|case| case.run(&emulated.device)).find(|finding| !finding.passed())
+    folder
 }
 
-#[test]
-fn every_planted_mistake_is_found() {
-    alone("mutations::every_planted_mistake_is_found", || {
-        // With it the engine, which the broken kernels are linked with.
-        build(KERNELS).unwrap();
-        let directories: Vec<PathBuf> = MUTATIONS.iter().map(mutated).collect();
-        let libraries = build_checked(&directories).unwrap();
-        for (mutation, library) in MUTATIONS.iter().zip(libraries) {
-            let emulated = Emulated::new(Config::default());
-            // The kernels are resolved; from here on the broken ones run in their place.
-            emulated.machine.configure(&format!("kernels={}", library.display()));
-            emulated.machine.reset();
-            let found = find(mutation, &emulated);
-            let kernels = emulated.machine.report().kernels;
-            assert!(kernels.values().any(|counters| counters.checked_launches > 0), "{} never ran", mutation.name);
-            let found = found.unwrap_or_else(|| panic!("{} went unnoticed", mutation.name));
-            println!("{}: {} {}: {}", mutation.name, found.op, found.case, found.failures[0]);
+/// What nvcc makes of the op's file in a folder. A compiled folder is not compiled again.
+fn compiled(nvcc: &Path, op: &str, folder: &Path) -> String {
+    let to = folder.join("made.ptx");
+    if !to.is_file() {
+        let part = folder.join("part.ptx");
+        let mut command = Command::new(nvcc);
+        // Mistakes may leave a variable unused.
+        command.args(nvcc::FLAGS.into_iter().filter(|flag| !flag.contains("warnings")));
+        command.args(["-w", "-ptx", "-arch=compute_80", "-o"]).arg(&part).arg(folder.join(format!("{op}.cu")));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
+        std::fs::rename(part, &to).unwrap();
+    }
+    std::fs::read_to_string(to).unwrap()
+}
+
+/// The nvcc that the script installs, or has installed.
+fn installed() -> PathBuf {
+    let output = Command::new("scripts/install-nvcc.sh").output().unwrap();
+    assert!(output.status.success(), "mistakes are compiled: {}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+/// All mistakes, compiled on all cores: texts in their order.
+fn all_compiled() -> Vec<String> {
+    let nvcc = nvcc::find().unwrap_or_else(installed);
+    let (next, began) = (AtomicUsize::new(0), Instant::now());
+    let work = || {
+        let mut texts = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(mutation) = MUTATIONS.get(index) else { return texts };
+            texts.push((index, compiled(&nvcc, mutation.op, &mutated(mutation))));
         }
+    };
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let mut texts: Vec<(usize, String)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
     });
+    texts.sort_unstable_by_key(|(index, _)| *index);
+    println!("{} mistakes compiled in {:.0} s", texts.len(), began.elapsed().as_secs_f64());
+    texts.into_iter().map(|(_, text)| text).collect()
 }
 
-/// The same mistakes, compiled by nvcc and executed as PTX: a proof that this way of running kernels sees as much. It takes
-/// minutes, most of them nvcc's: `cargo test --release --test kernels mutations::as_ptx -- --ignored --nocapture`.
 #[test]
 #[ignore = "minutes of nvcc"]
-fn as_ptx() {
-    alone("mutations::as_ptx", || {
-        let Some(nvcc) = ggro_emulator::nvcc() else { return eprintln!("not tested: PTX, there is no nvcc") };
-        build(KERNELS).unwrap();
-        let directories: Vec<PathBuf> = MUTATIONS.iter().map(mutated).collect();
-        let folders = build_ptx(&nvcc, &directories, "compute_80").unwrap();
+fn every_planted_mistake_is_found() {
+    alone("mutations::every_planted_mistake_is_found", || {
         let mut unnoticed = Vec::new();
-        for (mutation, folder) in MUTATIONS.iter().zip(folders) {
+        for (mutation, text) in MUTATIONS.iter().zip(all_compiled()) {
+            let mut texts = ptx().to_vec();
+            texts.iter_mut().find(|(name, _)| name == mutation.op).expect("a source of this name").1 = text;
+            let folder = folder_of("mutation", &texts);
             let emulated = Emulated::new(Config { checked: true, ..Config::default() });
-            emulated.machine.configure(&format!("ptx={}", folder.display()));
-            emulated.machine.reset();
-            let found = find(mutation, &emulated);
+            emulated.replace(&folder);
+            let narrowed = NARROWED.iter().find(|(op, ..)| *op == mutation.op).map_or(&[][..], |(_, _, names)| names);
+            let kept = |case: &Case| narrowed.iter().all(|name| case.name.contains(name));
+            let found = first_failure(&emulated, mutation.op, kept);
             let kernels = emulated.machine.report().kernels;
             assert!(kernels.values().any(|counters| counters.instructions > 0), "{} never ran", mutation.name);
             match found {
                 Some(found) => println!("{}: {} {}: {}", mutation.name, found.op, found.case, found.failures[0]),
                 None => unnoticed.push(mutation.name),
             }
+            std::fs::remove_dir_all(folder).unwrap();
         }
+        println!("{} of {} planted mistakes are found", MUTATIONS.len() - unnoticed.len(), MUTATIONS.len());
         assert!(unnoticed.is_empty(), "unnoticed: {unnoticed:?}");
     });
 }

@@ -1,27 +1,17 @@
 //! The server on the emulated device: chat, the method and gradients through the binary's own kernels, and a drain.
 
-use crate::emulated::KERNELS;
-use ggro::cuda::images;
-use ggro_emulator::{Report, build};
+use crate::emulated::ggro;
+use ggro_emulator::Report;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
 #[test]
 fn a_server_on_a_device() {
-    if images::embedded().is_empty() {
-        println!("this build has no kernels");
-        return;
-    }
-    let paths = build(KERNELS).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let report = folder.path().join("report.json");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ggro"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GGRO_")) {
-        command.env_remove(name);
-    }
-    command.env("LD_LIBRARY_PATH", paths.libcuda.with_file_name("")).env("GGRO_EMU_KERNELS", &paths.plain);
-    command.env("GGRO_EMU_REPORT", &report).args(["serve", "--port", "0", "--max-model-len", "128"]);
+    let mut command = ggro(&report);
+    command.args(["serve", "--port", "0", "--max-model-len", "128"]);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
     let address = |line: String| Some(line.split_once("listening on ")?.1.split('"').next()?.to_string());

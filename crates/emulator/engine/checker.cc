@@ -1,4 +1,4 @@
-// The checked build: every load and store of a kernel arrives here through the hooks of -fsanitize=thread.
+// What observed accesses tell: bounds, what was never written, races.
 //
 // Bounds and initialisation come from the state bytes. Races: a cell per byte of shared memory and per two bytes of
 // global memory holds a tag of the last write and of the reads since. A tag is a number from a counter that moves at
@@ -8,12 +8,9 @@
 
 #include <algorithm>
 
-#include "engine.h"
+#include "execute.h"
 
 namespace emu {
-
-bool library_contains(const Library& library, const void* address);  // driver_module.cc
-
 namespace {
 
 // Tag: order in the upper 20 bits, an atomic flag, and an actor of 11 bits: a thread, or several readers.
@@ -23,11 +20,10 @@ struct Cell {
 constexpr uint32_t kAtomicTag = 1u << 11, kActorMask = kAtomicTag - 1;
 constexpr uint32_t kSeveralLanes = 1024, kSeveralWarps = kSeveralLanes + kWarp, kSeveralBlocks = kSeveralWarps + 1;
 constexpr uint32_t kMaxOrder = (1u << 20) - 2;
-constexpr size_t kWindow = 256 << 10;
 
 Cell* global_cells = nullptr;  // of two bytes each
-std::vector<Cell> dynamic_cells(kWindow);
-std::vector<Cell> static_cells;
+std::vector<Cell> shared_cells(kSharedWindow);
+std::vector<uint32_t> generic_writes(kSharedWindow);  // tags; 0 of what the async proxy wrote, or nobody
 
 uint32_t order_now = 0;
 uint32_t launch_first, block_first, barrier_order;
@@ -181,10 +177,12 @@ size_t check_cells(Cell* cell, size_t count, unsigned access, bool global, const
     return fresh;
 }
 
-Cell* shared_cells(const void* address) {
-    const char* p = static_cast<const char*>(address);
-    const size_t offset = size_t(p - static_cast<const char*>(shared_window()));
-    return offset < kWindow ? &dynamic_cells[offset] : &static_cells[size_t(p - run.library->shared_begin)];
+Cell* shared_cells_of(const void* address) {
+    return &shared_cells[size_t(static_cast<const char*>(address) - shared_window())];
+}
+
+uint32_t* generic_writes_of(const void* address) {
+    return &generic_writes[size_t(static_cast<const char*>(address) - shared_window())];
 }
 
 // The common answer, from one or two words.
@@ -200,34 +198,28 @@ bool all_initialised(const uint8_t* states, size_t bytes) {
             memcpy(&low, states, 8);
             memcpy(&high, states + 8, 8);
             break;
-        default: return false;
+        default: return std::all_of(states, states + bytes, [](uint8_t state) { return state == kInitialised; });
     }
     return low == kAllInitialised && high == kAllInitialised;
 }
 
-[[noreturn]] void out_of_bounds(const void* address, size_t bytes, bool write, const char* space, Site site,
-                                const std::string& where) {
-    fatal(700, "out of bounds", site, "%s of %zu bytes of %s memory at %p: %s", write ? "write" : "read", bytes, space,
-          address, where.c_str());
-}
-
-}  // namespace
-
-uint32_t checker_next_order() {
+uint32_t next_order() {
     if (++order_now > kMaxOrder) {
         // Start over; what lies before is forgotten, which can only hide a race.
         madvise(global_cells, kArenaBytes / 2 * sizeof(Cell), MADV_DONTNEED);
-        std::fill(dynamic_cells.begin(), dynamic_cells.end(), Cell());
-        std::fill(static_cells.begin(), static_cells.end(), Cell());
+        std::fill(shared_cells.begin(), shared_cells.end(), Cell());
+        std::fill(generic_writes.begin(), generic_writes.end(), 0u);
         order_now = launch_first = block_first = barrier_order = 1;
         block_firsts.assign(1, 1);
         acquired.clear();
         releases.clear();
         for (Clock& c : warp_clocks) c = Clock();
-        for (Thread& t : threads) t.order = t.sync_order = 1;
+        for (Thread& t : threads) t.order = t.sync_order = t.proxy_order = 1;
     }
     return order_now;
 }
+
+}  // namespace
 
 void checker_begin_launch() {
     if (!global_cells) {
@@ -240,36 +232,35 @@ void checker_begin_launch() {
         global_cells = static_cast<Cell*>(p);
     }
     memory_base();
-    const size_t static_bytes = size_t(run.library->shared_end - run.library->shared_begin);
-    if (static_cells.size() < static_bytes) static_cells.resize(static_bytes);
-    traffic_forget();  // an aborted kernel leaves its records behind
-    launch_first = checker_next_order();
+    launch_first = next_order();
     block_firsts.clear();
     releases.clear();
 }
 
 void checker_begin_block() {
-    block_first = barrier_order = checker_next_order();
+    block_first = barrier_order = next_order();
     block_firsts.push_back(block_first);
     acquired.clear();
     mbarriers_used = false;
     for (uint32_t w = 0; w * kWarp < run.threads; ++w) warp_clocks[w] = Clock();
     for (uint32_t i = 0; i < run.threads; ++i) {
-        threads[i].order = threads[i].sync_order = block_first;
+        threads[i].order = threads[i].sync_order = threads[i].proxy_order = block_first;
         threads[i].sync_mask = 0;
+        threads[i].fenced = false;
+        threads[i].observed.clear();
     }
 }
 
 void checker_block_barrier() {
-    barrier_order = checker_next_order();
+    barrier_order = next_order();
     for (uint32_t i = 0; i < run.threads; ++i) {
         threads[i].order = threads[i].sync_order = barrier_order;
         threads[i].sync_mask = 0;
     }
 }
 
-void checker_warp_sync(Warp& warp, uint32_t mask) {
-    const uint32_t order = checker_next_order();
+void checker_warp_sync(const ptx::Warp& warp, uint32_t mask) {
+    const uint32_t order = next_order();
     for (int l = 0; l < kWarp; ++l) {
         if (!(mask >> l & 1)) continue;
         Thread& t = threads[warp.index * kWarp + uint32_t(l)];
@@ -285,226 +276,104 @@ void checker_note(Clock& clock, const Thread& thread, uint32_t order) {
 
 // Whoever passes the mbarrier later is ordered after what this thread (by approximation: its warp) did until now.
 void checker_arrive(Clock& clock) {
-    if (!run.checked) return;
     mbarriers_used = true;
     for (int w = 0; w < kWarp; ++w) clock.order[w] = std::max(clock.order[w], warp_clocks[self->warp->index].order[w]);
     checker_note(clock, *self, self->order);
-    self->order = checker_next_order();
+    self->order = next_order();
 }
 
 void checker_pass(const Clock& clock) {
-    if (!run.checked) return;
     Clock& mine = warp_clocks[self->warp->index];
     for (int w = 0; w < kWarp; ++w) mine.order[w] = std::max(mine.order[w], clock.order[w]);
 }
 
 // From its issue until it is waited for, nobody may touch the target of an asynchronous copy.
-void checker_async_issue(char* target, size_t bytes, Site site) {
-    if (!run.checked) return;
+void checker_async_issue(const char* target, size_t bytes, Site site) {
     uint8_t* states = shared_states(target);
     if (memchr(states, kPending, bytes))
         fault("asynchronous copy race", site, "its target is already the target of a copy in flight");
-    check_cells(shared_cells(target), bytes, kWrite, false, target, site);
+    check_cells(shared_cells_of(target), bytes, kWrite, false, target, site);
     memset(states, kPending, bytes);
 }
 
-void checker_async_done(char* target, size_t bytes, const Thread& owner, uint32_t order) {
-    if (!run.checked) return;
+void checker_async_done(const char* target, size_t bytes, const Thread& owner, uint32_t order, bool generic) {
     memset(shared_states(target), kInitialised, bytes);
-    Cell* cells = shared_cells(target);
+    std::fill_n(generic_writes_of(target), bytes, generic ? order << 12 | owner.index : 0u);
+    Cell* cells = shared_cells_of(target);
     for (size_t i = 0; i < bytes; ++i) cells[i] = {order << 12 | owner.index, 0};
 }
 
 void checker_release(const void* address) {
-    if (!run.checked) return;
     releases[address].push_back({block_first, barrier_order, self->order, self->index});
-    self->order = checker_next_order();
+    self->order = next_order();
 }
 
+// Between the write and the read there is a fence of the writer, or of the reader.
+void checker_async_read(const char* address, size_t bytes, Site site) {
+    const uint32_t* writes = generic_writes_of(address);
+    for (size_t i = 0; i < bytes; ++i) {
+        const uint32_t order = order_of(writes[i]), writer = actor_of(writes[i]);
+        if (order < block_first || order < threads[writer].proxy_order || order < self->proxy_order) continue;
+        fault("missing fence", site, "reads what %s wrote, with no fence.proxy.async in between",
+              thread_name(threads[writer]).c_str());
+        return;
+    }
+}
+
+void checker_proxy_fence() { self->order = self->proxy_order = next_order(); }
+
 void checker_acquire(const void* address) {
-    if (!run.checked) return;
     auto it = releases.find(address);
     if (it == releases.end()) return;
     for (const Release& r : it->second) {
         if (r.block_first != block_first) acquired[r.block_first].push_back({r, self->order, self->index});
     }
-    self->order = checker_next_order();
+    self->order = next_order();
 }
 
-void check_access(const void* address, size_t bytes, unsigned access, Site site) {
-    const bool write = access & kWrite;
-    if (!run.checked) {
-        // Only the engine's own instructions come here in the plain build.
-        if (memory_in_arena(address) && !memory_is_device(address, bytes))
-            out_of_bounds(address, bytes, write, "global", site, memory_describe(address));
-        return;
-    }
-    if (!(access & kUnaligned) && bytes <= 16 && (bytes & (bytes - 1)) == 0 &&
-        reinterpret_cast<uintptr_t>(address) % bytes) {
-        fatal(716, "misaligned access", site, "%s of %zu bytes at %p", write ? "write" : "read", bytes, address);
-    }
-    const bool global = memory_in_arena(address);
-    uint8_t* states = global ? memory_states(address) : shared_states(address);
-    if (!states) {
-        if (memory_is_pinned(address, bytes)) return;
-        out_of_bounds(address, bytes, write, "no device", site, "neither global nor shared memory");
-    }
-    if (!global) {
-        const char *end = static_cast<const char*>(address) + bytes,
-                   *window_end = static_cast<const char*>(shared_window()) + kWindow;
-        const bool dynamic =
-            size_t(static_cast<const char*>(address) - static_cast<const char*>(shared_window())) < kWindow;
-        if (end > (dynamic ? window_end : run.library->shared_end))
-            out_of_bounds(address, bytes, write, "shared", site, "past the end");
-    }
-    const bool common = all_initialised(states, bytes);
-    uint8_t lowest = common ? uint8_t(kInitialised) : uint8_t(kPending), highest = common ? uint8_t(kInitialised) : 0;
-    bool unknown = false;
-    for (size_t i = 0; !common && i < bytes; ++i) {
-        lowest = std::min(lowest, states[i]);
-        highest = std::max(highest, states[i]);
-        unknown |= states[i] == kUninitialised;
-    }
-    if (lowest == kOutside) {
-        if (global) out_of_bounds(address, bytes, write, "global", site, memory_describe(address));
-        char where[96];
-        snprintf(where, sizeof where, "byte %td of %u dynamic bytes", static_cast<const char*>(address) - run.shared,
-                 run.launch->shared_bytes);
-        out_of_bounds(address, bytes, write, "shared", site, where);
-    }
-    if (highest == kPending) {
-        fault("asynchronous copy race", site, "%s of shared memory that a copy in flight will write: a wait is missing",
-              write ? "write" : "read");
-    } else if (unknown && !(write && !(access & kAtomic))) {
-        fault("uninitialised read", site, "%zu bytes of %s memory%s%s", bytes, global ? "global" : "shared",
-              global ? ": " : "", global ? memory_describe(address).c_str() : "");
-    }
-    if (write && lowest != kInitialised) memset(states, kInitialised, bytes);
-    if (global) {
-        const size_t offset = size_t(static_cast<const char*>(address) - memory_base());
-        size_t fresh = 0;
-        // Single bytes are finer than the cells: neighbours would look like races.
-        if (bytes >= 2) fresh = 2 * check_cells(global_cells + offset / 2, bytes / 2, access, true, address, site);
-        (write ? run.counters->unique_bytes_written : run.counters->unique_bytes_read) += fresh;
-        (write ? run.counters->bytes_written : run.counters->bytes_read) += bytes;
-    } else {
-        check_cells(shared_cells(address), bytes, access, false, address, site);
-    }
-    if (!(access & kNoTraffic)) traffic_access(address, bytes, write, !global, site);
+void checker_order(const void* address, int order) {
+    if (order & kRelease || self->fenced) checker_release(address);
+    if (order & kAcquire) checker_acquire(address);
+    self->observed.push_back(address);
 }
 
-namespace {
-
-__attribute__((always_inline)) inline void hook(void* address, size_t bytes, unsigned access, const void* pc) {
-    if (!run.active || fiber_stack_contains(address)) return;
-    const char* p = static_cast<const char*>(address);
-    if (!memory_in_arena(p) && !shared_states(p)) {
-        // Tables and constants of the kernel library itself.
-        if (library_contains(*run.library, p)) return;
-    }
-    check_access(address, bytes, access, Site{nullptr, 0, pc});
-}
-
-uint64_t load(const void* p, int bytes) {
-    uint64_t v = 0;
-    memcpy(&v, p, size_t(bytes));
-    return v;
-}
-
-}  // namespace
-}  // namespace emu
-
-using namespace emu;
-
-#define PC __builtin_return_address(0)
-
-extern "C" {
-
-#define EMU_HOOKS(n)                                                                                                   \
-    void __tsan_read##n(void* p) { hook(p, n, kRead, PC); }                                                            \
-    void __tsan_write##n(void* p) { hook(p, n, kWrite, PC); }                                                          \
-    void __tsan_volatile_read##n(void* p) { hook(p, n, kRead, PC); }                                                   \
-    void __tsan_volatile_write##n(void* p) { hook(p, n, kWrite, PC); }
-EMU_HOOKS(1)
-EMU_HOOKS(2)
-EMU_HOOKS(4)
-EMU_HOOKS(8)
-EMU_HOOKS(16)
-
-// The compiler itself knows these to be unaligned (packed members, merged byte copies).
-#define EMU_UNALIGNED_HOOKS(n)                                                                                         \
-    void __tsan_unaligned_read##n(void* p) { hook(p, n, kRead | kUnaligned, PC); }                                     \
-    void __tsan_unaligned_write##n(void* p) { hook(p, n, kWrite | kUnaligned, PC); }
-EMU_UNALIGNED_HOOKS(2)
-EMU_UNALIGNED_HOOKS(4)
-EMU_UNALIGNED_HOOKS(8)
-EMU_UNALIGNED_HOOKS(16)
-
-void __tsan_read_range(void* p, size_t bytes) { hook(p, bytes, kRead, PC); }
-void __tsan_write_range(void* p, size_t bytes) { hook(p, bytes, kWrite, PC); }
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
-void __tsan_init() {}
-void __tsan_vptr_update(void**, void*) {}
-void __tsan_vptr_read(void**) {}
-
-uint64_t emu_atomic(int operation, int bytes, void* address, uint64_t value, uint64_t compare, int order, EMU_AT) {
-    const Site site{file, line};
-    if (reinterpret_cast<uintptr_t>(address) % uintptr_t(bytes))
-        fatal(716, "misaligned access", site, "atomic of %d bytes at %p", bytes, address);
-    const bool releases_here = order & EMU_RELEASE || self->fenced, shared = shared_contains(address);
-    if (!shared && releases_here) checker_release(address);
-    if (!shared && order & EMU_ACQUIRE) checker_acquire(address);
-    if (!shared && run.checked) self->observed.push_back(address);
-    check_access(address, size_t(bytes), kWrite | kAtomic, site);
-    const uint64_t old = load(address, bytes);
-    const int64_t signed_old = bytes == 4 ? int32_t(old) : int64_t(old),
-                  signed_value = bytes == 4 ? int32_t(value) : int64_t(value);
-    if (bytes == 4) {
-        value = uint32_t(value);
-        compare = uint32_t(compare);
-    }
-    uint64_t next = old;
-    switch (operation) {
-        case EMU_ADD: next = old + value; break;
-        case EMU_MIN_SIGNED: next = signed_value < signed_old ? value : old; break;
-        case EMU_MAX_SIGNED: next = signed_value > signed_old ? value : old; break;
-        case EMU_MIN_UNSIGNED: next = std::min(old, value); break;
-        case EMU_MAX_UNSIGNED: next = std::max(old, value); break;
-        case EMU_EXCHANGE: next = value; break;
-        case EMU_COMPARE_AND_SWAP: next = old == compare ? value : old; break;
-        case EMU_AND: next = old & value; break;
-        case EMU_OR: next = old | value; break;
-        case EMU_XOR: next = old ^ value; break;
-    }
-    memcpy(address, &next, size_t(bytes));
-    return old;
-}
-
-// Reading a flag is how a kernel polls, so it lets the other threads go first.
-unsigned emu_load_acquire(const unsigned* address, EMU_AT) {
-    const Site site{file, line};
-    if (reinterpret_cast<uintptr_t>(address) % 4)
-        fatal(716, "misaligned access", site, "acquire at %p", static_cast<const void*>(address));
-    yield_here(site);
-    checker_acquire(address);
-    check_access(address, 4, kRead | kAtomic, site);
-    return *address;
-}
-
-void emu_store_release(unsigned* address, unsigned value, EMU_AT) {
-    const Site site{file, line};
-    if (reinterpret_cast<uintptr_t>(address) % 4)
-        fatal(716, "misaligned access", site, "release at %p", static_cast<void*>(address));
-    checker_release(address);
-    check_access(address, 4, kWrite | kAtomic, site);
-    *address = value;
-}
-
-// A fence makes the relaxed atomics around it publish (those after) and learn (those before).
-void emu_fence() {
+void checker_fence() {
     self->fenced = true;
     for (const void* address : self->observed) checker_acquire(address);
     self->observed.clear();
 }
+
+// Bounds and alignment are those of allocations and of what instructions ask for, and known to be right.
+void check_access(const void* address, size_t bytes, unsigned access, Site site) {
+    const bool write = access & kWrite, global = memory_in_arena(address);
+    uint8_t* states = global ? memory_states(address) : shared_states(address);
+    if (!states) return;  // pinned memory of the host
+    if (!all_initialised(states, bytes)) {
+        bool unknown = false, pending = false;
+        for (size_t i = 0; i < bytes; ++i) {
+            unknown |= states[i] == kUninitialised;
+            pending |= states[i] == kPending;
+        }
+        if (pending) {
+            fault("asynchronous copy race", site,
+                  "%s of shared memory that a copy in flight will write: a wait is missing", write ? "write" : "read");
+        } else if (unknown && !(write && !(access & kAtomic))) {
+            fault("uninitialised read", site, "%zu bytes of %s memory%s%s", bytes, global ? "global" : "shared",
+                  global ? ": " : "", global ? memory_describe(address).c_str() : "");
+        }
+        if (write) memset(states, kInitialised, bytes);
+    }
+    if (!global) {
+        if (write) std::fill_n(generic_writes_of(address), bytes, self->order << 12 | self->index);
+        check_cells(shared_cells_of(address), bytes, access, false, address, site);
+        return;
+    }
+    const size_t offset = size_t(static_cast<const char*>(address) - memory_base());
+    size_t fresh = 0;
+    // Single bytes are finer than the cells: neighbours would look like races.
+    if (bytes >= 2) fresh = 2 * check_cells(global_cells + offset / 2, bytes / 2, access, true, address, site);
+    (write ? run.counters->unique_bytes_written : run.counters->unique_bytes_read) += fresh;
+    (write ? run.counters->bytes_written : run.counters->bytes_read) += bytes;
 }
+
+}  // namespace emu

@@ -7,7 +7,7 @@
 
 #include "engine.h"
 #include "image.h"
-#include "ptx_library.h"
+#include "library.h"
 
 namespace emu {
 
@@ -79,11 +79,9 @@ struct Stream {
 struct Function {
     std::string name;
     KernelImage image;
-    bool known;  // from a real image
     int max_dynamic_shared;
     int carveout = -1;
     ptx::Kernel* ptx = nullptr;  // in the module's image
-    bool only_ptx = false;       // which is all there is
 };
 
 struct Module {
@@ -103,7 +101,6 @@ void run_stream(Stream* stream, uint64_t up_to = UINT64_MAX);
 void run_all_streams();
 int forbid_during_capture();  // an error when a capture forbids calls like this one, and invalidates it
 
-Library* current_library();  // null, with a fault recorded, when there is none
 void write_report();
 
 struct Limits {

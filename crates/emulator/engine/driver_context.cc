@@ -10,7 +10,6 @@ Config config;
 std::recursive_mutex driver_lock;
 bool initialised = false;
 int sticky_error = 0;
-void select_library(const char* path);
 
 namespace {
 
@@ -74,7 +73,7 @@ bool configure(const std::string& setting) {
         return true;
     }
     if (key == "ptx") {
-        config.ptx = value == "off" ? "" : value;
+        config.ptx = value == "image" ? "" : value;
         return true;
     }
     if (key == "exits") return choose("report", "allow", config.allow_exits);
@@ -87,10 +86,6 @@ bool configure(const std::string& setting) {
         return card != nullptr;
     }
     if (key == "driver") return (driver_version = atoi(value.c_str())) > 0;
-    if (key == "kernels") {
-        select_library(value.c_str());
-        return true;
-    }
     if (key == "report") {
         config.report = value;
         return true;
@@ -100,12 +95,11 @@ bool configure(const std::string& setting) {
 
 struct FromEnvironment {
     FromEnvironment() {
-        const char* const names[][2] = {{"GGRO_EMU_KERNELS", "kernels"}, {"GGRO_EMU_SCHEDULE", "schedule"},
-                                        {"GGRO_EMU_COPIES", "copies"},   {"GGRO_EMU_STREAMS", "streams"},
-                                        {"GGRO_EMU_REPORT", "report"},   {"GGRO_EMU_ARCH", "arch"},
-                                        {"GGRO_EMU_PTX", "ptx"},         {"GGRO_EMU_LANES", "lanes"},
-                                        {"GGRO_EMU_MMA", "mma"},         {"GGRO_EMU_ACCESSES", "accesses"},
-                                        {"GGRO_EMU_DRIVER", "driver"}};
+        const char* const names[][2] = {{"GGRO_EMU_PTX", "ptx"},         {"GGRO_EMU_ACCESSES", "accesses"},
+                                        {"GGRO_EMU_LANES", "lanes"},     {"GGRO_EMU_MMA", "mma"},
+                                        {"GGRO_EMU_SCHEDULE", "schedule"}, {"GGRO_EMU_COPIES", "copies"},
+                                        {"GGRO_EMU_STREAMS", "streams"}, {"GGRO_EMU_ARCH", "arch"},
+                                        {"GGRO_EMU_REPORT", "report"},   {"GGRO_EMU_DRIVER", "driver"}};
         for (auto& [variable, key] : names) {
             const char* value = getenv(variable);
             if (value && !configure(std::string(key) + "=" + value)) {

@@ -8,7 +8,6 @@ namespace emu {
 
 Function* function_of(void* handle);
 ptx::Kernel* ptx_kernel(const Function& function);
-const EmuKernel* compiled_source(const std::string& name);
 
 namespace {
 
@@ -46,7 +45,7 @@ int wrong_parameters(const Function& f, uint32_t i, const char* what, uint64_t v
 }
 
 // Copies the parameters, from a list of pointers or from one packed buffer (`extra`).
-int read_parameters(const Function& f, const std::vector<EmuParameter>& parameters, void** list, void** extra,
+int read_parameters(const Function& f, const std::vector<ptx::Parameter>& parameters, void** list, void** extra,
                     Launch& launch) {
     const char* packed = nullptr;
     size_t packed_bytes = 0, offset = 0;
@@ -57,7 +56,7 @@ int read_parameters(const Function& f, const std::vector<EmuParameter>& paramete
         }
     }
     for (uint32_t i = 0; i < parameters.size(); ++i) {
-        const EmuParameter& p = parameters[i];
+        const ptx::Parameter& p = parameters[i];
         offset = (offset + p.align - 1) / p.align * p.align;
         const size_t at = launch.storage.size();
         launch.offsets.push_back(at * 8);
@@ -77,10 +76,6 @@ int read_parameters(const Function& f, const std::vector<EmuParameter>& paramete
                 return wrong_parameters(f, i, "is not aligned for its type", reinterpret_cast<uint64_t>(source));
         }
         offset += p.size;
-        if (p.pointer && !points_to_memory(reinterpret_cast<void*>(launch.storage[at]))) {
-            return wrong_parameters(f, i, "the kernel takes a pointer here, this is no device memory",
-                                    launch.storage[at]);
-        }
     }
     if (packed && offset != packed_bytes)
         return wrong_parameters(f, uint32_t(parameters.size()), "the packed buffer is longer than the parameters",
@@ -88,21 +83,20 @@ int read_parameters(const Function& f, const std::vector<EmuParameter>& paramete
     return 0;
 }
 
-// PTX does not say which parameters are pointers; the compiled sources do, where there are any.
-int expected_parameters(const Function& f, std::vector<EmuParameter>& expected) {
-    if (const ptx::Kernel* kernel = ptx_kernel(f)) {
-        for (const ptx::Parameter& p : kernel->parameters) expected.push_back({p.size, p.align, false});
-        const EmuKernel* source = compiled_source(f.name);
-        if (!source || source->parameter_count != expected.size()) return 0;
-        for (uint32_t i = 0; i < source->parameter_count; ++i) expected[i].pointer = source->parameters[i].pointer;
-        return 0;
+// Null, device memory, or pinned.
+int check_pointers(const Function& f, ptx::Kernel& kernel, const Launch& launch) {
+    for (uint32_t offset : ptx::pointers(kernel)) {
+        uint32_t i = uint32_t(kernel.parameters.size());
+        while (i && kernel.parameters[i - 1].offset > offset) --i;
+        if (!i--) continue;
+        uint64_t value = 0;
+        memcpy(&value,
+               reinterpret_cast<const char*>(launch.storage.data()) + launch.offsets[i] + offset -
+                   kernel.parameters[i].offset,
+               sizeof value);
+        if (!points_to_memory(reinterpret_cast<void*>(value)))
+            return wrong_parameters(f, i, "the kernel takes a pointer here, this is no device memory", value);
     }
-    Library* library = current_library();
-    if (!library) return kNotFound;
-    auto kernel = library->kernels.find(f.name);
-    if (kernel == library->kernels.end()) return kNotFound;
-    const EmuKernel& k = *kernel->second;
-    expected.assign(k.parameters, k.parameters + k.parameter_count);
     return 0;
 }
 
@@ -113,21 +107,19 @@ int launch_kernel(void* function, const uint32_t* grid, const uint32_t* block, u
     if (!f || !stream) return kInvalidHandle;
     if (const int error = check_shape(*f, grid, block, shared)) return error;
     if (parameters && extra) return kInvalidValue;
-    std::vector<EmuParameter> expected;
-    if (const int error = expected_parameters(*f, expected)) return error;
+    ptx::Kernel* kernel = ptx_kernel(*f);
+    if (!kernel) return kNotFound;
     auto launch = std::make_shared<Launch>();
     launch->name = f->name;
     memcpy(launch->grid, grid, sizeof launch->grid);
     memcpy(launch->block, block, sizeof launch->block);
     launch->shared_bytes = shared;
-    if (const int error = read_parameters(*f, expected, parameters, extra, *launch)) return error;
+    if (const int error = read_parameters(*f, kernel->parameters, parameters, extra, *launch)) return error;
+    if (const int error = check_pointers(*f, *kernel, *launch)) return error;
     // What runs is decided when it runs: kernels are exchanged under loaded modules.
     return submit(stream, [launch, f] {
-        ptx::Kernel* kernel = function_of(const_cast<Function*>(f)) ? ptx_kernel(*f) : nullptr;
-        if (kernel) return ptx::run_kernel(*launch, *kernel);
-        Library* now = current_library();
-        if (!now || !now->kernels.count(launch->name)) return int(kNotFound);
-        return run_kernel(*launch, *now);
+        ptx::Kernel* now = function_of(const_cast<Function*>(f)) ? ptx_kernel(*f) : nullptr;
+        return now ? ptx::run_kernel(*launch, *now) : int(kNotFound);
     });
 }
 

@@ -1,10 +1,7 @@
-// Kernel libraries, modules and functions.
+// Modules and functions.
 //
-// A module gives names and, from a real image, what the launch checks need; the code that runs comes from the selected
-// kernel library, found by name at each launch, so plain and checked builds can be exchanged under a loaded module.
-#include <dlfcn.h>
-#include <link.h>
-
+// A module gives names and, from machine code, what the launch checks need. What runs is PTX: of the folder that is
+// selected, found by name at each launch, so that kernels can be exchanged under a loaded module; else of the image.
 #include <algorithm>
 #include <cstdio>
 
@@ -16,91 +13,15 @@ int static_shared(const Function& function);
 
 namespace {
 
-std::map<std::string, std::unique_ptr<Library>> libraries;
-std::map<std::string, std::pair<const char*, const char*>> library_ranges;
-Library* loading = nullptr;
-std::string selected;
 std::set<Module*> modules;
 std::set<Function*> functions;
 
-struct RangeSearch {
-    const void* inside;
-    const char *begin, *end;
-};
-
-int find_range(dl_phdr_info* info, size_t, void* raw) {
-    RangeSearch& search = *static_cast<RangeSearch*>(raw);
-    const char *begin = nullptr, *end = nullptr;
-    for (int i = 0; i < info->dlpi_phnum; ++i) {
-        const ElfW(Phdr) & h = info->dlpi_phdr[i];
-        if (h.p_type != PT_LOAD) continue;
-        const char* from = reinterpret_cast<const char*>(info->dlpi_addr + h.p_vaddr);
-        if (!begin || from < begin) begin = from;
-        end = std::max(end, from + h.p_memsz);
-    }
-    if (search.inside < begin || search.inside >= end) return 0;
-    search.begin = begin;
-    search.end = end;
-    return 1;
-}
-
-}  // namespace
-
-bool library_contains(const Library& library, const void* address) {
-    auto it = library_ranges.find(library.path);
-    return it != library_ranges.end() && address >= it->second.first && address < it->second.second;
-}
-
-void select_library(const char* path) { selected = path; }
-
-Library* current_library();
-
-// The kernel of the selected library, if one is selected.
-const EmuKernel* compiled_source(const std::string& name) {
-    if (selected.empty()) return nullptr;
-    Library* library = current_library();
-    auto found = library ? library->kernels.find(name) : std::map<std::string, const EmuKernel*>::iterator();
-    return library && found != library->kernels.end() ? found->second : nullptr;
-}
-
-Library* current_library() {
-    auto& library = libraries[selected];
-    if (library) return library.get();
-    auto fresh = std::make_unique<Library>();
-    fresh->path = selected;
-    loading = fresh.get();
-    void* handle = selected.empty() ? nullptr : dlopen(selected.c_str(), RTLD_NOW | RTLD_LOCAL);
-    loading = nullptr;
-    if (!handle || fresh->kernels.empty()) {
-        const char* why = selected.empty() ? "none is selected (GGRO_EMU_KERNELS)"
-                          : handle         ? "it registers no kernels"
-                                           : dlerror();
-        fault_outside_kernel("kernel library", "", "%s", why);
-        return nullptr;
-    }
-    const EmuKernel* any = fresh->kernels.begin()->second;
-    fresh->checked = any->checked;
-    fresh->shared_begin = any->shared_begin;
-    fresh->shared_end = any->shared_end;
-    fresh->shared_state.resize(size_t(any->shared_end - any->shared_begin));
-    RangeSearch search{any, nullptr, nullptr};
-    dl_iterate_phdr(find_range, &search);
-    library_ranges[selected] = {search.begin, search.end};
-    library = std::move(fresh);
-    return library.get();
-}
-
-namespace {
-
-// Do nvcc and g++ agree on where each parameter lies?
-bool same_layout(const KernelImage& image, const EmuKernel& kernel) {
-    if (image.parameters.size() != kernel.parameter_count) return false;
-    uint32_t offset = 0;
-    for (uint32_t i = 0; i < kernel.parameter_count; ++i) {
-        const EmuParameter& p = kernel.parameters[i];
-        offset = (offset + p.align - 1) / p.align * p.align;
-        if (image.parameters[i].offset != offset || image.parameters[i].size != p.size) return false;
-        offset += p.size;
+// Was the machine code made of the same parameters?
+bool same_layout(const KernelImage& image, const ptx::Kernel& kernel) {
+    if (image.parameters.size() != kernel.parameters.size()) return false;
+    for (size_t i = 0; i < image.parameters.size(); ++i) {
+        const ptx::Parameter& p = kernel.parameters[i];
+        if (image.parameters[i].offset != p.offset || image.parameters[i].size != p.size) return false;
     }
     return true;
 }
@@ -114,28 +35,21 @@ int blocks_per_multiprocessor(const Function& f, int threads, size_t dynamic) {
         const int per_warp = (f.image.registers * kWarp + 255) / 256 * 256;
         blocks = std::min(blocks, limits.registers / per_warp / warps);
     }
-    size_t shared = dynamic + size_t(f.image.shared_bytes) + (config.arch >= 90 && f.known ? 0 : 1024);
+    size_t shared = dynamic + size_t(f.image.shared_bytes) + (config.arch >= 90 ? 0 : 1024);
     shared = (shared + 127) / 128 * 128;
     return std::min(blocks, int(size_t(limits.shared_per_multiprocessor) / shared));
 }
 
-// What a module's function would run as PTX, whether that is asked for now or not.
-ptx::Kernel* ptx_of(Module& m, const std::string& name) {
-    if (!config.ptx.empty() && config.ptx != "image") {
-        if (ptx::Kernel* kernel = ptx::find_in_folder(config.ptx, name)) return kernel;
-    }
+ptx::Kernel* kernel_in(Module& m, const std::string& name) {
     auto found = m.ptx.kernels.find(name);
-    return found != m.ptx.kernels.end() && (m.image.only_ptx || config.ptx == "image") ? &found->second : nullptr;
+    return found == m.ptx.kernels.end() ? nullptr : &found->second;
 }
 
 // What the launch checks need comes from the machine code where there is some, else from the PTX.
-std::unique_ptr<Function> from_ptx(const Module& m, ptx::Kernel& kernel) {
+std::unique_ptr<Function> make_function(Module& m, ptx::Kernel& kernel) {
     auto f = std::make_unique<Function>();
     f->name = kernel.name;
-    f->known = true;
-    f->only_ptx = m.image.only_ptx;
-    auto own = m.ptx.kernels.find(kernel.name);
-    f->ptx = own == m.ptx.kernels.end() ? nullptr : const_cast<ptx::Kernel*>(&own->second);
+    f->ptx = kernel_in(m, kernel.name);
     auto compiled = m.image.kernels.find(kernel.name);
     if (compiled != m.image.kernels.end()) {
         f->image = compiled->second;
@@ -151,10 +65,10 @@ std::unique_ptr<Function> from_ptx(const Module& m, ptx::Kernel& kernel) {
 
 }  // namespace
 
-// The PTX that runs when this function is launched now; null when its source does.
+// The PTX that runs when this function is launched now.
 ptx::Kernel* ptx_kernel(const Function& f) {
-    if (!config.ptx.empty() && config.ptx != "image") return ptx::find_in_folder(config.ptx, f.name);
-    return f.only_ptx || config.ptx == "image" ? f.ptx : nullptr;
+    ptx::Kernel* kernel = config.ptx.empty() ? nullptr : ptx::find_in_folder(config.ptx, f.name);
+    return kernel ? kernel : f.ptx;
 }
 
 Function* function_of(void* handle) {
@@ -164,16 +78,12 @@ Function* function_of(void* handle) {
 
 // Static shared memory that the kernel itself asked for.
 int static_shared(const Function& f) {
-    return f.known && config.arch >= 90 ? std::max(0, f.image.shared_bytes - 1024) : f.image.shared_bytes;
+    return config.arch >= 90 ? std::max(0, f.image.shared_bytes - 1024) : f.image.shared_bytes;
 }
 
 }  // namespace emu
 
 using namespace emu;
-
-extern "C" void emu_register(const EmuKernel* kernel) {
-    if (loading) loading->kernels[kernel->name] = kernel;
-}
 
 EMU_API cuModuleLoadData(void** module, const void* data) {
     EMU_ENTER;
@@ -220,37 +130,24 @@ EMU_API cuModuleGetFunction(void** function, void* handle, const char* name) {
     Module* m = static_cast<Module*>(handle);
     if (!modules.count(m)) return kInvalidHandle;
     std::unique_ptr<Function>& f = m->functions[name];
-    if (!f) {
-        auto image = m->image.kernels.find(name);
-        if (ptx::Kernel* kernel = ptx_of(*m, name)) {
-            auto fresh = from_ptx(*m, *kernel);
-            functions.insert(fresh.get());
-            f = std::move(fresh);
-            return *function = f.get(), 0;
-        }
-        if (m->image.only_ptx && !m->ptx.kernels.empty()) return kNotFound;
-        Library* library = current_library();
-        if (!library || (!m->image.stub && image == m->image.kernels.end())) return kNotFound;
-        auto kernel = library->kernels.find(name);
-        if (kernel == library->kernels.end()) {
-            if (!m->image.stub)
-                fault_outside_kernel("kernel library", name,
-                                     "the image has this kernel, %s has not: EMU_KERNEL(%s) is missing",
-                                     library->path.c_str(), name);
-            return kNotFound;
-        }
-        auto fresh = std::make_unique<Function>();
-        fresh->name = name;
-        fresh->known = !m->image.stub;
-        if (fresh->known) fresh->image = image->second;
-        if (fresh->known && !same_layout(fresh->image, *kernel->second)) {
-            fault_outside_kernel("parameter layout", name, "nvcc and g++ lay out its parameters differently");
-            return kInvalidImage;
-        }
-        fresh->max_dynamic_shared = device_limits().shared_per_block - static_shared(*fresh);
-        functions.insert(fresh.get());
-        f = std::move(fresh);
+    if (f) return *function = f.get(), 0;
+    auto image = m->image.kernels.find(name);
+    if (!m->image.stub && image == m->image.kernels.end()) return kNotFound;
+    ptx::Kernel* kernel = config.ptx.empty() ? nullptr : ptx::find_in_folder(config.ptx, name);
+    if (!kernel) kernel = kernel_in(*m, name);
+    if (!kernel) {
+        if (!m->image.stub || (config.ptx.empty() && m->ptx.kernels.empty()))
+            fault_outside_kernel("no code", name, "there is no PTX of this kernel in the image%s%s",
+                                 config.ptx.empty() ? ", and no folder of PTX is selected (GGRO_EMU_PTX)" : " or in ",
+                                 config.ptx.c_str());
+        return kNotFound;
     }
+    if (image != m->image.kernels.end() && !same_layout(image->second, *kernel)) {
+        fault_outside_kernel("parameter layout", name, "the image and the PTX lay out its parameters differently");
+        return kInvalidImage;
+    }
+    f = make_function(*m, *kernel);
+    functions.insert(f.get());
     return *function = f.get(), 0;
 }
 

@@ -139,12 +139,10 @@ int read_image(const void* data, int device_arch, Image& image) {
         if (best) return read_cubin(best, image);
         if (readable && !text) return 209;
         image.stub = true;
-        image.only_ptx = !image.ptx.empty();
         return 0;
     }
     if (strncmp(p, "ggro stub", 9) == 0 || is_ptx(p)) {
         if (is_ptx(p)) image.ptx = p;
-        image.only_ptx = is_ptx(p);
         image.stub = true;
         return 0;
     }

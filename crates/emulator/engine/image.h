@@ -18,11 +18,10 @@ struct KernelImage {
 };
 
 struct Image {
-    bool stub = false;  // nothing is known but that g++ compiled the sources
+    bool stub = false;  // no machine code: nothing is known of the kernels but their PTX
     int arch = 0;       // 80, 90, ...
     std::map<std::string, KernelImage> kernels;
     std::string ptx;    // the text, when the image has one that is not compressed
-    bool only_ptx = false;
 };
 
 // 0 or a CUresult.

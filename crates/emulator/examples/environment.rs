@@ -1,21 +1,31 @@
-//! Builds the emulated device for a directory of kernels and prints the variables that put it in front of any program:
-//! `env $(cargo run -q -p ggro-emulator --example environment -- kernels checked) ggro kernels test`. With `ptx`, what nvcc
-//! makes of the kernels runs in place of their sources.
+//! Builds the emulated device, compiles a directory of kernels to PTX, and prints the variables that put both in front of any
+//! program: `env $(cargo run -q -p ggro-emulator --example environment -- kernels checked) ggro kernels test`. In place of a
+//! directory of sources, a folder that has PTX already is taken as it is.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let kernels = arguments.next().unwrap_or_else(|| "kernels".to_owned());
-    let words: Vec<String> = arguments.collect();
-    let asked = |word: &str| words.iter().any(|w| w == word);
-    let paths = ggro_emulator::build(&kernels)?;
-    println!("LD_LIBRARY_PATH={}", paths.libcuda.with_file_name("").display());
-    println!("GGRO_EMU_KERNELS={}", if asked("checked") { paths.checked } else { paths.plain }.display());
-    println!("GGRO_EMU_ACCESSES={}", if asked("checked") { "observed" } else { "plain" });
-    if asked("ptx") {
-        let nvcc = ggro_emulator::nvcc().ok_or_else(|| io::Error::other("there is no nvcc (NVCC or PATH)"))?;
-        println!("GGRO_EMU_PTX={}", ggro_emulator::build_ptx(&nvcc, &[kernels], "compute_80")?[0].display());
-    }
+    let kernels = PathBuf::from(arguments.next().unwrap_or_else(|| "kernels".to_owned()));
+    let checked = match arguments.next().as_deref() {
+        None | Some("plain") => false,
+        Some("checked") => true,
+        Some(other) => return Err(io::Error::other(format!("plain or checked, not {other}"))),
+    };
+    println!("LD_LIBRARY_PATH={}", ggro_emulator::build()?.with_file_name("").display());
+    println!("GGRO_EMU_PTX={}", ptx(&kernels)?.display());
+    println!("GGRO_EMU_ACCESSES={}", if checked { "observed" } else { "plain" });
     Ok(())
+}
+
+fn ptx(kernels: &Path) -> io::Result<PathBuf> {
+    for entry in kernels.read_dir()? {
+        if entry?.path().extension().is_some_and(|e| e == "ptx") {
+            return kernels.canonicalize();
+        }
+    }
+    let nvcc = ggro_emulator::nvcc()
+        .ok_or_else(|| io::Error::other("there is no nvcc: NVCC=$(scripts/install-nvcc.sh) names one"))?;
+    Ok(ggro_emulator::build_ptx(&nvcc, &[kernels], "compute_80")?.remove(0))
 }

@@ -6,38 +6,32 @@
 BUG(bug_read_past_end, float* out, const float* in, int n) {
     out[threadIdx.x] = in[threadIdx.x + (threadIdx.x == 63 ? n : 0)];
 }
-EMU_KERNEL(bug_read_past_end)
 
 BUG(bug_write_past_end, float* out, int n) { out[int(threadIdx.x) < n ? threadIdx.x : threadIdx.x + 1] = 1.0f; }
-EMU_KERNEL(bug_write_past_end)
 
 BUG(bug_misaligned_vector, float* out, const float* in) {
     const float4 x = *reinterpret_cast<const float4*>(in + 1);
     out[threadIdx.x] = x.x + x.w;
 }
-EMU_KERNEL(bug_misaligned_vector)
 
 BUG(bug_copy_global, float* out, const float* in) { out[threadIdx.x] = in[threadIdx.x]; }
-EMU_KERNEL(bug_copy_global)
 
 BUG(bug_uninitialised_shared, float* out) {
-    SHARED(float, x, [64]);
+    __shared__ float x[64];
     if (threadIdx.x < 63) x[threadIdx.x] = 1.0f;
     __syncthreads();
     out[threadIdx.x] = x[threadIdx.x];
 }
-EMU_KERNEL(bug_uninitialised_shared)
 
 BUG(bug_no_syncthreads, float* out) {
-    SHARED(float, x, [64]);
+    __shared__ float x[64];
     x[threadIdx.x] = float(threadIdx.x);
     out[threadIdx.x] = x[63 - threadIdx.x];
 }
-EMU_KERNEL(bug_no_syncthreads)
 
 // The second round overwrites what the first still reads.
 BUG(bug_no_second_barrier, float* out) {
-    SHARED(float, x, [64]);
+    __shared__ float x[64];
     float sum = 0.0f;
     for (int round = 0; round < 2; ++round) {
         x[threadIdx.x] = float(threadIdx.x + unsigned(round));
@@ -46,31 +40,27 @@ BUG(bug_no_second_barrier, float* out) {
     }
     out[threadIdx.x] = sum;
 }
-EMU_KERNEL(bug_no_second_barrier)
 
 BUG(bug_no_syncwarp, float* out) {
-    SHARED(float, x, [32]);
+    __shared__ float x[32];
     x[threadIdx.x] = float(threadIdx.x);
     const float y = __shfl_xor_sync(kAllLanes, float(threadIdx.x), 1);  // waits for the others, but orders no memory
     out[threadIdx.x] = x[31 - threadIdx.x] + y;
 }
-EMU_KERNEL(bug_no_syncwarp)
 
 BUG(fixed_syncwarp, float* out) {
-    SHARED(float, x, [32]);
+    __shared__ float x[32];
     x[threadIdx.x] = float(threadIdx.x);
     const float y = __shfl_xor_sync(kAllLanes, float(threadIdx.x), 1);
     __syncwarp();
     out[threadIdx.x] = x[31 - threadIdx.x] + y;
 }
-EMU_KERNEL(fixed_syncwarp)
 
 // Half of the block exits before the barrier.
 BUG(bug_barrier_after_exit, float* out) {
     if (threadIdx.x < 32) __syncthreads();
     out[threadIdx.x] = 1.0f;
 }
-EMU_KERNEL(bug_barrier_after_exit)
 
 BUG(bug_two_barriers, float* out) {
     if (threadIdx.x < 32) {
@@ -80,7 +70,6 @@ BUG(bug_two_barriers, float* out) {
     }
     out[threadIdx.x] = 1.0f;
 }
-EMU_KERNEL(bug_two_barriers)
 
 // Lane 0 waits for its warp in a shuffle, the others for the block.
 BUG(bug_barrier_deadlock, float* out) {
@@ -92,32 +81,29 @@ BUG(bug_barrier_deadlock, float* out) {
     }
     out[threadIdx.x] = x;
 }
-EMU_KERNEL(bug_barrier_deadlock)
 
 // Reads the copy's target before waiting for it.
 BUG(bug_no_copy_wait, float* out, const float* in) {
-    SHARED(float4, x, [64]);
+    __shared__ float4 x[64];
     ptx::cp_async16(ptx::smem_address(&x[threadIdx.x]), in + 4 * threadIdx.x, true);
     ptx::cp_async_commit();
     __syncthreads();
     out[threadIdx.x] = x[threadIdx.x].x;
     ptx::cp_async_wait<0>();
 }
-EMU_KERNEL(bug_no_copy_wait)
 
 // Waits for its own copies, but reads another thread's.
 BUG(bug_copy_without_barrier, float* out, const float* in) {
-    SHARED(float4, x, [64]);
+    __shared__ float4 x[64];
     ptx::cp_async16(ptx::smem_address(&x[threadIdx.x]), in + 4 * threadIdx.x, true);
     ptx::cp_async_commit();
     ptx::cp_async_wait<0>();
     out[threadIdx.x] = x[63 - threadIdx.x].x;
 }
-EMU_KERNEL(bug_copy_without_barrier)
 
 // The next copy lands in the buffer that slower threads still read.
 BUG(bug_refill_too_early, float* out, const float* in) {
-    SHARED(float4, x, [64]);
+    __shared__ float4 x[64];
     float sum = 0.0f;
     for (int round = 0; round < 3; ++round) {
         ptx::cp_async16(ptx::smem_address(&x[threadIdx.x]), in + 256 * round + 4 * threadIdx.x, true);
@@ -128,37 +114,31 @@ BUG(bug_refill_too_early, float* out, const float* in) {
     }
     out[threadIdx.x] = sum;
 }
-EMU_KERNEL(bug_refill_too_early)
 
 BUG(bug_block_race, float* out) { out[0] = float(blockIdx.x); }
-EMU_KERNEL(bug_block_race)
 
 BUG(bug_neighbour_block, float* out) {
     out[blockIdx.x * 32 + threadIdx.x] = 1.0f;
     if (blockIdx.x > 0) out[gridDim.x * 32 + blockIdx.x * 32 + threadIdx.x] = out[(blockIdx.x - 1) * 32 + threadIdx.x];
 }
-EMU_KERNEL(bug_neighbour_block)
 
 BUG(bug_global_race, float* out) {
     out[threadIdx.x] = 1.0f;
     out[64 + threadIdx.x] = out[63 - threadIdx.x];
 }
-EMU_KERNEL(bug_global_race)
 
 BUG(bug_shared_overflow, float* out, int words) {
-    EXTERN_SHARED(shared);
+    extern __shared__ __align__(128) unsigned char shared[];
     float* const x = reinterpret_cast<float*>(shared);
     for (int i = int(threadIdx.x); i < words; i += 64) x[i] = 1.0f;
     __syncthreads();
     out[threadIdx.x] = x[threadIdx.x];
 }
-EMU_KERNEL(bug_shared_overflow)
 
 BUG(bug_trap, float* out) {
     if (threadIdx.x == 5) __trap();
     out[threadIdx.x] = 1.0f;
 }
-EMU_KERNEL(bug_trap)
 
 BUG(bug_wait_for_later_block, unsigned* flag) {
     if (blockIdx.x == 0) {
@@ -167,46 +147,42 @@ BUG(bug_wait_for_later_block, unsigned* flag) {
         ptx::st_release(flag, 1);
     }
 }
-EMU_KERNEL(bug_wait_for_later_block)
 
 BUG(bug_endless_loop, const float* in) {
     const volatile float* v = in;
     while (*v == 0.0f) {
     }
 }
-EMU_KERNEL(bug_endless_loop)
 
-#ifdef GGRO_EMU  // stacks of fibers, which a card does not have
-BUG(bug_stack, float* out, int depth) {
-    struct Deep {
-        static float sum(int n) {
-            volatile float pad[512];
-            pad[n % 512] = float(n);
-            return n == 0 ? 0.0f : sum(n - 1) + pad[n % 512];
-        }
-    };
-    out[threadIdx.x] = Deep::sum(depth);
-}
-EMU_KERNEL(bug_stack)
-#endif
+BUG(bug_divide_by_zero, int* out, int by) { out[threadIdx.x] = 1000 / (int(threadIdx.x) - by); }
 
 BUG(bug_shuffle_from_nobody, int* out) {
     if (threadIdx.x >= 16) return;
     out[threadIdx.x] = __shfl_xor_sync(0xffffu, int(threadIdx.x), 16);
 }
-EMU_KERNEL(bug_shuffle_from_nobody)
 
 BUG(bug_mbarrier_never_initialised, float* out) {
-    SHARED(unsigned long long, barrier, [1]);
+    __shared__ unsigned long long barrier[1];
     ptx::mbarrier_wait(ptx::smem_address(barrier), 0);
     out[threadIdx.x] = 1.0f;
 }
-EMU_KERNEL(bug_mbarrier_never_initialised)
+
+// A second arrival in a phase that still waits for bytes.
+BUG(bug_mbarrier_two_arrivals, float* out) {
+    __shared__ unsigned long long barrier[1];
+    const uint32_t full = ptx::smem_address(barrier);
+    if (threadIdx.x == 0) {
+        ptx::mbarrier_init(full, 1);
+        ptx::mbarrier_expect_tx(full, 256);
+        ptx::mbarrier_arrive(full);
+    }
+    out[threadIdx.x] = 1.0f;
+}
 
 // Reads a stage without waiting for the bulk copy that fills it.
 BUG(bug_no_bulk_wait, float* out, const float* in) {
-    EXTERN_SHARED(shared);
-    SHARED(unsigned long long, barrier, [1]);
+    extern __shared__ __align__(128) unsigned char shared[];
+    __shared__ unsigned long long barrier[1];
     const uint32_t full = ptx::smem_address(barrier);
     if (threadIdx.x == 0) {
         ptx::mbarrier_init(full, 1);
@@ -217,4 +193,3 @@ BUG(bug_no_bulk_wait, float* out, const float* in) {
     out[threadIdx.x] = reinterpret_cast<float*>(shared)[threadIdx.x];
     ptx::mbarrier_wait(full, 0);
 }
-EMU_KERNEL(bug_no_bulk_wait)

@@ -5,11 +5,10 @@ extern "C" __global__ void __launch_bounds__(256) copy(float* out, const float* 
     const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
     if (i < n) out[i] = in[i] * scale;
 }
-EMU_KERNEL(copy)
 
 // out[b] = sum of the block's 1024 inputs: shuffles, then static shared memory.
 extern "C" __global__ void __launch_bounds__(256) block_sums(float* out, const float* in) {
-    SHARED(float, partial, [8]);
+    __shared__ float partial[8];
     const float4 x = reinterpret_cast<const float4*>(in)[blockIdx.x * 256 + threadIdx.x];
     float sum = x.x + x.y + x.z + x.w;
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
@@ -21,24 +20,21 @@ extern "C" __global__ void __launch_bounds__(256) block_sums(float* out, const f
         out[blockIdx.x] = total;
     }
 }
-EMU_KERNEL(block_sums)
 
 // Reverses `words` floats through dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(1024) reverse(float* out, const float* in, int words) {
-    EXTERN_SHARED(shared);
+    extern __shared__ __align__(128) unsigned char shared[];
     float* const buffer = reinterpret_cast<float*>(shared);
     for (int i = int(threadIdx.x); i < words; i += int(blockDim.x)) buffer[i] = in[i];
     __syncthreads();
     for (int i = int(threadIdx.x); i < words; i += int(blockDim.x)) out[i] = buffer[words - 1 - i];
 }
-EMU_KERNEL(reverse)
 
 // Parameters of every size, in an order that leaves holes.
 extern "C" __global__ void __launch_bounds__(32)
     mixed(double* out, int a, long long b, float c, unsigned char d, double e) {
     if (threadIdx.x == 0) *out = double(a) + double(b) + double(c) + double(d) + e;
 }
-EMU_KERNEL(mixed)
 
 // Votes, all shuffles, and the barrier's reductions; out[96 + ...].
 extern "C" __global__ void __launch_bounds__(64) collectives(int* out) {
@@ -55,7 +51,6 @@ extern "C" __global__ void __launch_bounds__(64) collectives(int* out) {
     mine[8] = __syncthreads_or(t == 63);
     mine[9] = __syncthreads_and(t != 63);
 }
-EMU_KERNEL(collectives)
 
 // One thread's trip through bf16 and f16.
 extern "C" __global__ void __launch_bounds__(128) round_trip(float* bf16, float* f16, const float* in, int n) {
@@ -64,4 +59,3 @@ extern "C" __global__ void __launch_bounds__(128) round_trip(float* bf16, float*
         f16[i] = __half2float(__float2half_rn(in[i]));
     }
 }
-EMU_KERNEL(round_trip)

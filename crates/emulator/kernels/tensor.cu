@@ -18,7 +18,7 @@ __device__ void fill_stage(__nv_bfloat16* stage, const __nv_bfloat16* from, int 
 // out[m, n] = a[m, k] b[n, k]^T, 4 warps, 64x64 tiles, three cp.async stages.
 extern "C" __global__ void __launch_bounds__(128)
     matmul(float* out, const __nv_bfloat16* a, const __nv_bfloat16* b, int m, int n, int k) {
-    EXTERN_SHARED(shared);
+    extern __shared__ __align__(128) unsigned char shared[];
     __nv_bfloat16* const tiles = reinterpret_cast<__nv_bfloat16*>(shared);
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
     const int row0 = int(blockIdx.y) * kTile, column0 = int(blockIdx.x) * kTile;
@@ -68,12 +68,11 @@ extern "C" __global__ void __launch_bounds__(128)
         }
     }
 }
-EMU_KERNEL(matmul)
 
 // ldmatrix, its transposed form and f16 mma against plain indexing: out = x y with x[16, 16], y[16, 8] f16.
 extern "C" __global__ void __launch_bounds__(32) small_f16(float* out, const __half* x, const __half* y) {
-    SHARED(__half, sx, [16 * 16]);
-    SHARED(__half, sy, [16 * 8]);
+    __shared__ __half sx[16 * 16];
+    __shared__ __half sy[16 * 8];
     const int lane = int(threadIdx.x);
     for (int i = lane; i < 256; i += 32) sx[i] = x[i];
     for (int i = lane; i < 128; i += 32) sy[i] = y[i];
@@ -85,12 +84,11 @@ extern "C" __global__ void __launch_bounds__(32) small_f16(float* out, const __h
     ptx::mma_f16(d, a, b);
     for (int h = 0; h < 4; ++h) out[(lane / 4 + h / 2 * 8) * 8 + lane % 4 * 2 + h % 2] = d[h];
 }
-EMU_KERNEL(small_f16)
 
 // Doubles `chunks` x 1 KiB through two shared stages: a producer thread issues bulk copies, full and empty mbarriers.
 extern "C" __global__ void __launch_bounds__(64) bulk_double(float* out, const float* in, int chunks) {
-    EXTERN_SHARED(shared);
-    SHARED(unsigned long long, barriers, [4]);
+    extern __shared__ __align__(128) unsigned char shared[];
+    __shared__ unsigned long long barriers[4];
     float* const stages = reinterpret_cast<float*>(shared);
     auto full = [&](int s) { return ptx::smem_address(&barriers[s % 2]); };
     auto empty = [&](int s) { return ptx::smem_address(&barriers[2 + s % 2]); };
@@ -121,13 +119,41 @@ extern "C" __global__ void __launch_bounds__(64) bulk_double(float* out, const f
         }
     }
 }
-EMU_KERNEL(bulk_double)
+
+// out[64, 128] = a[64, k] b[128, k]^T by one warpgroup, 16 of the sum at a time, core matrices without a swizzle.
+extern "C" __global__ void __launch_bounds__(128)
+    warpgroup_product(float* out, const __nv_bfloat16* a, const __nv_bfloat16* b, int k) {
+    __shared__ uint4 operands[64 * 2 + 128 * 2];
+    const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
+    const uint32_t first = ptx::smem_address(operands), second = first + 64 * 32;
+    float d[64] = {};
+    for (int k0 = 0; k0 < k; k0 += 16) {
+        for (int i = thread; i < 64 * 2; i += 128)
+            operands[i] = *reinterpret_cast<const uint4*>(a + size_t(i % 64) * k + k0 + i / 64 * 8);
+        for (int i = thread; i < 128 * 2; i += 128)
+            operands[128 + i] = *reinterpret_cast<const uint4*>(b + size_t(i % 128) * k + k0 + i / 128 * 8);
+#ifndef BUG_PROXY
+        ptx::fence_proxy_async();
+#endif
+        __syncthreads();
+        ptx::wgmma_fence();
+        ptx::wgmma_m64n128_bf16(d, ptx::matrix_descriptor(first, 64 * 16, 128),
+                                ptx::matrix_descriptor(second, 128 * 16, 128));
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<0>();
+        __syncthreads();
+    }
+    for (int i = 0; i < 64; ++i) {
+        const int row = warp * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        out[row * 128 + column] = d[i];
+    }
+}
 
 // The last of the grid's blocks adds the partial sums, in order; the ticket resets itself.
 extern "C" __global__ void __launch_bounds__(128)
     ticket_sum(float* out, float* partials, unsigned* ticket, const float* in, int each) {
-    SHARED(float, sums, [4]);
-    SHARED(unsigned, last, [1]);
+    __shared__ float sums[4];
+    __shared__ unsigned last[1];
     float sum = 0.0f;
     for (int i = int(threadIdx.x); i < each; i += 128) sum += in[blockIdx.x * each + i];
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
@@ -149,11 +175,10 @@ extern "C" __global__ void __launch_bounds__(128)
         *ticket = 0;
     }
 }
-EMU_KERNEL(ticket_sum)
 
 // Counts bytes: shared atomics, then global ones.
 extern "C" __global__ void __launch_bounds__(256) histogram(unsigned* counts, const unsigned* in, int n) {
-    SHARED(unsigned, bins, [64]);
+    __shared__ unsigned bins[64];
     if (threadIdx.x < 64) bins[threadIdx.x] = 0;
     __syncthreads();
     for (int i = int(blockIdx.x * 256 + threadIdx.x); i < n; i += int(gridDim.x * 256))
@@ -161,15 +186,13 @@ extern "C" __global__ void __launch_bounds__(256) histogram(unsigned* counts, co
     __syncthreads();
     if (threadIdx.x < 64) atomicAdd(&counts[threadIdx.x], bins[threadIdx.x]);
 }
-EMU_KERNEL(histogram)
 
 // Column reads of a 32x32 tile: 32-way bank conflicts without padding, none with it.
 extern "C" __global__ void __launch_bounds__(32) transpose(float* out, const float* in, int stride) {
-    EXTERN_SHARED(shared);
+    extern __shared__ __align__(128) unsigned char shared[];
     float* const tile = reinterpret_cast<float*>(shared);
     const int t = int(threadIdx.x);
     for (int i = 0; i < 32; ++i) tile[i * stride + t] = in[i * 32 + t];
     __syncwarp();
     for (int i = 0; i < 32; ++i) out[i * 32 + t] = tile[t * stride + i];
 }
-EMU_KERNEL(transpose)

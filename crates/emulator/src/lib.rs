@@ -1,6 +1,6 @@
-//! The emulated device: a libcuda stand-in that runs the kernels on the CPU, their sources thread by thread or the PTX that
-//! nvcc makes of them warp by warp, and checks every memory access. Tests build it with [`build`], put it in place with [`Device::install`] before the first driver call, and
-//! then use the driver as they would on a GPU. See the README beside this crate for what it models and what it cannot.
+//! The emulated device: a libcuda stand-in that executes the PTX that nvcc makes of the kernels on the CPU, warp by warp, and
+//! checks every memory access. Tests build it with [`build`], put it in place with [`Device::install`] before the first driver
+//! call, and then use the driver as they would on a GPU. See the README beside this crate for what it models and what it cannot.
 //!
 //! There is one device in a process. [`Device`] is a guard on it: tests that run in parallel threads take turns.
 
@@ -11,14 +11,15 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::Deserialize;
 
-pub use compile::{Paths, build, build_checked, build_plain, build_ptx, nvcc};
+pub use compile::{build, build_ptx, nvcc};
 
-/// An image for `cuModuleLoadData` where no compiler made a real one: it contains every kernel that the sources
-/// register, and turns off the launch checks that need a real image.
+/// An image for `cuModuleLoadData` where no compiler made a real one: it has every kernel of the folder of PTX that is selected,
+/// and launches are checked as far as PTX goes.
 pub const STUB_IMAGE: &CStr = c"ggro stub image";
 
 /// The order in which threads and blocks run.
@@ -53,7 +54,7 @@ pub enum Streams {
 /// How the device behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Run the build that observes every load and store; of PTX, observe them too.
+    /// Observe every load and store.
     pub checked: bool,
     /// The order of threads and blocks.
     pub schedule: Schedule,
@@ -84,12 +85,12 @@ impl Config {
     }
 }
 
-/// What a kernel did since the last reset. Bytes, sectors and bank conflicts are counted in the checked build only.
+/// What a kernel did since the last reset. Bytes, sectors and bank conflicts are counted only where accesses are observed.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 pub struct Counters {
     /// Launches.
     pub launches: u64,
-    /// Launches of the checked build.
+    /// Launches whose accesses were observed.
     pub checked_launches: u64,
     /// Blocks run.
     pub blocks: u64,
@@ -111,9 +112,9 @@ pub struct Counters {
     pub shared_wavefronts: u64,
     /// Passes beyond the first of each access.
     pub bank_conflicts: u64,
-    /// Operations of matrix instructions, two per product; counted in both builds.
+    /// Operations of matrix instructions, two per product.
     pub matrix_flops: u64,
-    /// Instructions of PTX, once per thread that was at them; 0 where the sources run.
+    /// Instructions of PTX, once per thread that was at them.
     pub instructions: u64,
 }
 
@@ -128,7 +129,7 @@ pub struct Fault {
     pub block: Option<[u32; 3]>,
     /// The first thread it was seen in.
     pub thread: Option<[u32; 3]>,
-    /// Source file and line, and the lines it was inlined into.
+    /// Source file and line.
     pub at: String,
     /// What happened.
     pub message: String,
@@ -150,7 +151,6 @@ pub struct Report {
 /// The emulated device, held by one test at a time.
 pub struct Device {
     engine: &'static Engine,
-    paths: Paths,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -167,18 +167,22 @@ static TURN: Mutex<()> = Mutex::new(());
 static ENGINE: OnceLock<Result<Engine, String>> = OnceLock::new();
 
 impl Device {
-    /// Waits for its turn, loads the engine in place of libcuda, selects the kernels and resets the device.
+    /// Waits for its turn, loads the engine (what [`build`] returned) in place of libcuda and resets the device. Which kernels
+    /// run is said next, with `configure("ptx=FOLDER")`; what is not in the folder comes from the images that are loaded.
     ///
     /// The engine's SONAME is `libcuda.so`, the first name that cudarc asks for, and a library that is loaded satisfies
     /// a search by SONAME. So this must come before the first driver call of the process.
     ///
+    /// # Errors
+    /// The library cannot be loaded.
+    ///
     /// # Panics
     /// When this thread holds a `Device` already: it would wait for itself.
-    pub fn install(paths: &Paths, config: Config) -> io::Result<Device> {
+    pub fn install(libcuda: &Path, config: Config) -> io::Result<Device> {
         assert!(!HELD.replace(true), "this thread holds the emulated device already");
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let engine = ENGINE.get_or_init(|| Engine::load(paths)).as_ref().map_err(|e| io::Error::other(e.clone()))?;
-        let device = Device { engine, paths: paths.clone(), _turn: turn };
+        let engine = ENGINE.get_or_init(|| Engine::load(libcuda)).as_ref().map_err(|e| io::Error::other(e.clone()))?;
+        let device = Device { engine, _turn: turn };
         // Settings that single tests change.
         for default in [
             "arch=90",
@@ -186,7 +190,7 @@ impl Device {
             "faults=fail",
             "memory=17179869184",
             "watchdog=60",
-            "ptx=off",
+            "ptx=image",
             "lanes=together",
             "mma=exact",
         ] {
@@ -197,10 +201,8 @@ impl Device {
         Ok(device)
     }
 
-    /// Changes the whole configuration. Loaded modules stay valid and use the newly selected build.
+    /// Changes the whole configuration. Loaded modules stay valid.
     pub fn set(&self, config: Config) {
-        let kernels = if config.checked { &self.paths.checked } else { &self.paths.plain };
-        self.configure(&format!("kernels={}", kernels.display()));
         self.configure(if config.checked { "accesses=observed" } else { "accesses=plain" });
         self.configure(&match config.schedule {
             Schedule::Forward => "schedule=forward".to_owned(),
@@ -255,8 +257,8 @@ impl Drop for Device {
 }
 
 impl Engine {
-    fn load(paths: &Paths) -> Result<Engine, String> {
-        let path = CString::new(paths.libcuda.as_os_str().as_bytes()).map_err(|e| e.to_string())?;
+    fn load(libcuda: &Path) -> Result<Engine, String> {
+        let path = CString::new(libcuda.as_os_str().as_bytes()).map_err(|e| e.to_string())?;
         // SAFETY: loading runs the constructors of our own library, which only set up its globals.
         let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         if library.is_null() {
@@ -268,7 +270,7 @@ impl Engine {
         let [configure, reset, report] =
             [c"ggro_emu_configure", c"ggro_emu_reset", c"ggro_emu_counters_json"].map(find);
         if configure.is_null() || reset.is_null() || report.is_null() {
-            return Err(format!("{} is not the emulated device", paths.libcuda.display()));
+            return Err(format!("{} is not the emulated device", libcuda.display()));
         }
         // SAFETY: driver_context.cc defines these functions with these C signatures.
         unsafe {

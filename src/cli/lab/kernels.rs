@@ -2,7 +2,7 @@
 
 use crate::cli::output::Paths;
 use crate::cuda::{Device, images};
-use crate::lab::kernel_check::{self, Finding, Listed, Timing, vectors};
+use crate::lab::kernel_check::{self, Finding, Listed, Timing, self_check, vectors};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,6 +41,13 @@ enum Action {
         #[arg(long, default_value_t = 0, value_name = "N")]
         ordinal: usize,
     },
+    /// Write the known results of the engine's self-check to FILE; needs no device
+    #[command(hide = true)]
+    RecordSelfCheck {
+        /// Output file; the engine embeds src/cuda/self_check/expected.safetensors
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Print registers, shared memory, local memory and occupancy; needs no device. Exit code 1 if a kernel spills
     List {
         /// Print JSON instead of a table
@@ -71,6 +78,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Action::Test { options, work } => test(options, *work),
         Action::Bench { options, quick } => bench(options, *quick),
         Action::Record { file, ordinal } => record(file, *ordinal),
+        Action::RecordSelfCheck { file } => {
+            Paths::default().writing("FILE", Some(file)).check()?;
+            let bytes = self_check::write(file)?;
+            writeln!(std::io::stdout(), "{}: {bytes} bytes", file.display())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Action::List { json } => list(*json),
     }
 }
@@ -172,7 +185,8 @@ fn list(json: bool) -> anyhow::Result<ExitCode> {
     } else if listed.is_empty() {
         writeln!(out, "this ggro was built without CUDA kernels: no nvcc was found")?;
     } else {
-        writeln!(out, "nvcc {}, targets {}", images::compiler(), images::targets().join(", "))?;
+        let (nvcc, ptxas) = (images::compiler(), images::assembler());
+        writeln!(out, "nvcc {nvcc}, ptxas {ptxas}, targets {}", images::targets().join(", "))?;
         writeln!(
             out,
             "{:<28} {:<7} {:>7} {:>9} {:>7} {:>7} {:>6} {:>7} {:>10}",

@@ -118,6 +118,11 @@ impl Hub {
         Hub { endpoint, cache, token, offline }
     }
 
+    /// Where models are kept.
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
     /// The directory of a model, downloaded if the cache does not have all of it. `progress` is told as bytes come.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! Cases of `attention`.
 
+use super::adder::A100;
 use super::case::{Case, Check};
 use super::errors::{Errors, SMALLEST, half_unit};
-use super::gemm::truncated_dot;
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
 use super::paged::{Branches, LAYER, Paged, Spread, TIMED, TIMED_LAYOUT};
@@ -331,14 +331,14 @@ impl Problem {
 }
 
 /// Attention of one query and head in f64.
-struct Exact {
-    out: Vec<f64>,
+pub(super) struct Exact {
+    pub out: Vec<f64>,
     /// Sums of absolute terms: what rounding is measured by.
-    terms: Vec<f64>,
-    lse: f64,
+    pub terms: Vec<f64>,
+    pub lse: f64,
 }
 
-fn exact(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Exact {
+pub(super) fn exact(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Exact {
     let dot =
         |k: &&[f32]| q.iter().zip(k.iter()).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * f64::from(scale);
     let scores: Vec<f64> = keys.iter().map(dot).collect();
@@ -355,17 +355,17 @@ fn exact(q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Exact {
     exact
 }
 
-/// The same in f32, with sums as a tensor core may cut them off at worst, and exponentials and output in the storage
+/// The same in f32, with sums as the coarser of the cards' adders makes them, and exponentials and output in the storage
 /// type; without chunks, and with the maximum known beforehand.
 fn simulated(storage: HalfType, q: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> Vec<f32> {
-    let scores: Vec<f32> = keys.iter().map(|k| truncated_dot(q, k)).collect();
+    let scores: Vec<f32> = keys.iter().map(|k| A100.dot(q, k)).collect();
     let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let p: Vec<f32> = scores.iter().map(|s| ((s - top) * scale).exp()).collect();
     let sum: f32 = p.iter().sum();
     let p: Vec<f32> = p.iter().map(|&p| storage.widen(storage.round(p))).collect();
     let of = |d: usize| {
         let column: Vec<f32> = values.iter().map(|value| value[d]).collect();
-        storage.widen(storage.round(truncated_dot(&p, &column) / sum))
+        storage.widen(storage.round(A100.dot(&p, &column) / sum))
     };
     (0..q.len()).map(of).collect()
 }

@@ -1,8 +1,8 @@
 //! Cases of `attention_backward`.
 
+use super::adder::A100;
 use super::case::{Case, Check};
 use super::errors::{Errors, SMALLEST, half_unit};
-use super::gemm::truncated_dot;
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
 use super::paged::{Branches, LAYER, Paged, Spread, TIMED, TIMED_LAYOUT};
@@ -386,10 +386,10 @@ impl Problem {
                     let scale64 = f64::from(scale);
                     let wanted = sum(&|j, one| scale64 * one.ds[j] * f64::from(one.q[d]));
                     let terms = sum(&|j, one| scale64 * one.weight[j] * f64::from(one.q[d].abs()));
-                    dk.add(found.dk[at], truncated_dot(&ds, &q) * scale, wanted, terms + SMALLEST);
+                    dk.add(found.dk[at], A100.dot(&ds, &q) * scale, wanted, terms + SMALLEST);
                     let wanted = sum(&|j, one| one.p[j] * f64::from(one.d_out[d]));
                     let terms = sum(&|j, one| one.p[j] * f64::from(one.d_out[d].abs()));
-                    dv.add(found.dv[at], truncated_dot(&p, &d_out), wanted, terms + SMALLEST);
+                    dv.add(found.dv[at], A100.dot(&p, &d_out), wanted, terms + SMALLEST);
                 }
             }
         }
@@ -500,22 +500,22 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Attention of one query and head in f64, and what its gradients are made of, per visible position.
-struct Exact {
-    q: Vec<f32>,
-    d_out: Vec<f32>,
+pub(super) struct Exact {
+    pub q: Vec<f32>,
+    pub d_out: Vec<f32>,
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
-    lowest: usize,
+    pub lowest: usize,
     lse: f64,
     out: Vec<f64>,
-    p: Vec<f64>,
-    ds: Vec<f64>,
+    pub p: Vec<f64>,
+    pub ds: Vec<f64>,
     /// What `ds` is made of, by magnitude.
-    weight: Vec<f64>,
+    pub weight: Vec<f64>,
 }
 
 impl Exact {
-    fn new(
+    pub fn new(
         q: Vec<f32>,
         d_out: Vec<f32>,
         lowest: usize,
@@ -543,7 +543,7 @@ impl Exact {
     }
 
     /// The gradient of the query, and the magnitudes it is made of.
-    fn dq(&self, scale: f64) -> (Vec<f64>, Vec<f64>) {
+    pub fn dq(&self, scale: f64) -> (Vec<f64>, Vec<f64>) {
         let (mut dq, mut terms) = (vec![0.0; self.q.len()], vec![0.0; self.q.len()]);
         for ((ds, weight), key) in self.ds.iter().zip(&self.weight).zip(&self.keys) {
             for (d, &k) in key.iter().enumerate() {
@@ -575,7 +575,7 @@ impl Exact {
     }
 }
 
-/// The same in f32, with sums as a tensor core may cut them off at worst, and with probabilities and score gradients in the
+/// The same in f32, with sums as the coarser of the cards' adders makes them, and with probabilities and score gradients in the
 /// storage type; without chunks.
 struct Rounded {
     p: Vec<f32>,
@@ -589,8 +589,8 @@ impl Rounded {
         let delta: f32 = exact.d_out.iter().zip(&out).map(|(d, out)| d * out).sum();
         let (mut p, mut ds) = (Vec::new(), Vec::new());
         for (key, value) in exact.keys.iter().zip(&exact.values) {
-            let probability = (truncated_dot(&exact.q, key) * scale - row.lse[head]).exp();
-            let gradient = probability * (truncated_dot(&exact.d_out, value) - delta);
+            let probability = (A100.dot(&exact.q, key) * scale - row.lse[head]).exp();
+            let gradient = probability * (A100.dot(&exact.d_out, value) - delta);
             p.push(storage.widen(storage.round(probability)));
             ds.push(storage.widen(storage.round(gradient)));
         }
@@ -600,7 +600,7 @@ impl Rounded {
     fn dq(&self, exact: &Exact, scale: f32) -> Vec<f32> {
         let of = |d: usize| {
             let column: Vec<f32> = exact.keys.iter().map(|key| key[d]).collect();
-            truncated_dot(&self.ds, &column) * scale
+            A100.dot(&self.ds, &column) * scale
         };
         (0..exact.q.len()).map(of).collect()
     }

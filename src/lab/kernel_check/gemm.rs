@@ -1,5 +1,6 @@
 //! Cases of `gemm`, and what they share with those of `gemm_backward`.
 
+use super::adder::{A100, H100};
 use super::case::{Case, Check};
 use super::errors::{Errors, half_unit};
 use super::guarded::Guarded;
@@ -215,11 +216,11 @@ impl Problem {
             for (o, w) in lines.iter().enumerate() {
                 let products = || x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
                 let (mut exact, mut size) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
-                let mut simulated = truncated_dot(x, w);
+                let mut sums = [A100.dot(x, w), H100.dot(x, w)];
                 let mut add = |value: f32| {
                     exact += f64::from(value);
                     size += f64::from(value.abs());
-                    simulated += value;
+                    sums = sums.map(|sum| sum + value);
                 };
                 if let Some(bias) = &bias {
                     add(bias[o]);
@@ -228,8 +229,11 @@ impl Problem {
                     add(self.before[t * outputs + o]);
                 }
                 if self.into == Into::Storage {
-                    simulated = self.storage.widen(self.storage.round(simulated));
+                    sums = sums.map(|sum| self.storage.widen(self.storage.round(sum)));
                 }
+                // One card's sum may be right by luck: few are those of both.
+                let error = |sum: f32| (f64::from(sum) - exact).abs();
+                let simulated = if error(sums[0]) > error(sums[1]) { sums[0] } else { sums[1] };
                 errors.add(y[t * outputs + o], simulated, exact, size);
             }
         }
@@ -311,31 +315,4 @@ fn time(device: &Bench<'_>, direction: Direction, shape: Shape) -> Result<Measur
     };
     let bytes = 2 * (n * k + tokens * terms + elements * stored);
     Ok(Measured::bytes(seconds, bytes).flops(2.0 * tokens as f64 * n as f64 * k as f64))
-}
-
-/// A dot product as a tensor core may compute it at worst: 16 exact products at a time, and what is added to the sum so
-/// far is cut off to f32 instead of rounded.
-pub fn truncated_dot(x: &[f32], w: &[f32]) -> f32 {
-    x.chunks(16).zip(w.chunks(16)).fold(0.0f32, |sum, (x, w)| {
-        let products: f64 = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
-        toward_zero(f64::from(sum) + products)
-    })
-}
-
-fn toward_zero(x: f64) -> f32 {
-    let near = x as f32;
-    if f64::from(near).abs() > x.abs() { near.to_bits().checked_sub(1).map_or(near, f32::from_bits) } else { near }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn truncation_goes_toward_zero() {
-        for x in [1.0 + 1e-9, 0.1, -0.1, 1.0 - 1e-9, -3.3, 0.0, 1e-30] {
-            let cut = f64::from(toward_zero(x));
-            assert!(cut.abs() <= x.abs() && (cut - x).abs() <= x.abs() * 1.2e-7, "{x}: {cut}");
-        }
-    }
 }

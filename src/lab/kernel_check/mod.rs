@@ -8,6 +8,7 @@
 //!
 //! An op's file has its cases, its evaluation in f64 (the oracle), the simulation, and its timings; `OPS` names it.
 
+mod adder;
 mod attention;
 mod attention_backward;
 mod candidate_scores;
@@ -28,6 +29,7 @@ mod random_fill;
 mod rmsnorm;
 mod rope;
 mod rows;
+pub mod self_check;
 mod softmax_entropy;
 mod swiglu;
 mod timing;

@@ -284,7 +284,7 @@ fn pairwise(x: &[f32]) -> f32 {
 }
 
 /// `1 / sqrt(sum(x^2) / columns + eps)`.
-fn inverse_norm(x: &[f64], columns: usize, eps: f32) -> f64 {
+pub(super) fn inverse_norm(x: &[f64], columns: usize, eps: f32) -> f64 {
     1.0 / (x.iter().map(|x| x * x).sum::<f64>() / columns as f64 + f64::from(eps)).sqrt()
 }
 

@@ -309,7 +309,7 @@ impl Problem {
 
 /// Turns a head's pairs (i, i + half) by their angles, forwards with a direction of 1, back with -1; per element with the
 /// magnitudes that it was added up from.
-fn turn(x: &[f64], angles: &[[f32; 2]], direction: f64) -> Vec<(f64, f64)> {
+pub(super) fn turn(x: &[f64], angles: &[[f32; 2]], direction: f64) -> Vec<(f64, f64)> {
     let half = angles.len();
     let element = |i: usize| {
         let [cos, sin] = angles[i % half].map(f64::from);

@@ -124,12 +124,12 @@ impl Problem {
 }
 
 /// `silu(gate) * up`.
-fn exact(gate: f64, up: f64) -> f64 {
+pub(super) fn exact(gate: f64, up: f64) -> f64 {
     gate / (1.0 + (-gate).exp()) * up
 }
 
 /// Its gradients with respect to gate and up, each with its magnitude.
-fn exact_backward(d: f64, gate: f64, up: f64) -> [(f64, f64); 2] {
+pub(super) fn exact_backward(d: f64, gate: f64, up: f64) -> [(f64, f64); 2] {
     let s = 1.0 / (1.0 + (-gate).exp());
     // 1 - s without cancellation.
     let rest = 1.0 / (1.0 + gate.exp());

@@ -3,7 +3,7 @@
 use cudarc::driver::sys::CUresult;
 use ggro_emulator::{Config, Copies, Fault, Schedule, Streams};
 
-use crate::harness::{Arg, Bench, Runs, Shape, both, noise, shape};
+use crate::harness::{Arg, Bench, Shape, noise, shape};
 
 const SCHEDULES: [Schedule; 4] = [Schedule::Forward, Schedule::Reverse, Schedule::Shuffle(1), Schedule::Shuffle(2)];
 
@@ -13,33 +13,32 @@ fn configs(checked: bool) -> Vec<Config> {
     all.map(|(schedule, copies)| Config { checked, schedule, copies, streams: Streams::Eager }).collect()
 }
 
-/// Runs the kernel in every checked configuration; each must report a fault of this kind at this source file, and the
+/// Runs the kernel in every checked configuration; each must report a fault of this kind in the kernel's own lines, and the
 /// launch must fail with this error.
-fn caught(kind: &str, error: CUresult, kernel: &str, file: &str, launch: impl Fn(&Bench)) -> Fault {
+fn caught(kind: &str, error: CUresult, kernel: &str, launch: impl Fn(&Bench)) -> Fault {
     let mut first = None;
-    for (runs, config) in
-        both().into_iter().flat_map(|runs| configs(true).into_iter().map(move |config| (runs, config)))
-    {
-        let b = Bench::that_runs(runs, config);
+    for config in configs(true) {
+        let b = Bench::new(config);
         launch(&b);
         let faults = b.device.faults();
         let fault = faults.iter().find(|f| f.kind == kind && f.kernel == kernel);
-        let fault = fault.unwrap_or_else(|| panic!("{kernel}, {runs:?}, {config:?}: no {kind:?} in {faults:#?}"));
-        // nvcc moves code, so a line may be another one of the kernel.
-        let place = if runs == Runs::Sources { file } else { file.split(':').next().unwrap_or(file) };
-        assert!(fault.at.starts_with(place), "{runs:?}: {fault:?}");
+        let fault = fault.unwrap_or_else(|| panic!("{kernel}, {config:?}: no {kind:?} in {faults:#?}"));
+        assert!(is_in(kernel, &fault.at), "{fault:?}");
         assert!(fault.block.is_some() && fault.thread.is_some());
-        assert_eq!(b.error(), Some(error), "{kernel}, {runs:?}, {config:?}");
+        assert_eq!(b.error(), Some(error), "{kernel}, {config:?}");
         first.get_or_insert_with(|| fault.clone());
     }
     first.expect("there are configurations")
 }
 
-/// `bugs.cu:LINE` of the first occurrence of a text.
-fn line_of(text: &str) -> String {
+/// Is `bugs.cu:LINE` one of the kernel's lines? (Of a kernel of tensor_bugs.cu, one of tensor.cu.)
+fn is_in(kernel: &str, at: &str) -> bool {
     let source = include_str!("../../kernels/bugs.cu");
-    let at = source.find(text).unwrap_or_else(|| panic!("{text:?} is not in bugs.cu"));
-    format!("bugs.cu:{}", 1 + source[..at].matches('\n').count())
+    let Some(begin) = source.find(&format!("BUG({kernel},")) else { return at.starts_with("tensor.cu:") };
+    let end = begin + source[begin..].find("\n\n").unwrap_or(source.len() - begin);
+    let line = |at: usize| 1 + source[..at].matches('\n').count();
+    let named = at.strip_prefix("bugs.cu:").and_then(|line| line.parse().ok());
+    named.is_some_and(|named: usize| (line(begin)..=line(end)).contains(&named))
 }
 
 fn run(b: &Bench, kernel: &str, shape: Shape, args: &[Arg]) {
@@ -52,7 +51,7 @@ const MISALIGNED: CUresult = CUresult::CUDA_ERROR_MISALIGNED_ADDRESS;
 
 #[test]
 fn global_out_of_bounds() {
-    let f = caught("out of bounds", ILLEGAL, "bug_read_past_end", &line_of("in[threadIdx.x + "), |b| {
+    let f = caught("out of bounds", ILLEGAL, "bug_read_past_end", |b| {
         let (out, input) = (b.raw::<f32>(64), b.zeros::<f32>(64));
         run(b, "bug_read_past_end", shape(1, 64), &[b.pointer(&out), b.pointer(&input), Arg::I32(1)]);
     });
@@ -61,7 +60,7 @@ fn global_out_of_bounds() {
         "{f:?}"
     );
     assert_eq!(f.thread, Some([63, 0, 0]));
-    let f = caught("out of bounds", ILLEGAL, "bug_write_past_end", &line_of("threadIdx.x : threadIdx.x + 1"), |b| {
+    let f = caught("out of bounds", ILLEGAL, "bug_write_past_end", |b| {
         let out = b.raw::<f32>(63);
         run(b, "bug_write_past_end", shape(1, 64), &[b.pointer(&out), Arg::I32(63)]);
     });
@@ -78,14 +77,14 @@ fn far_out_of_bounds_without_the_checker() {
         let faults = b.device.faults();
         assert_eq!((faults[0].kind.as_str(), faults[0].kernel.as_str()), ("out of bounds", "bug_read_past_end"));
         assert_eq!(faults[0].thread, Some([63, 0, 0]));
-        assert!(faults[0].at.starts_with(&line_of("in[threadIdx.x + ")), "{faults:?}");
+        assert!(is_in("bug_read_past_end", &faults[0].at), "{faults:?}");
     }
 }
 
 #[test]
 fn use_after_free() {
-    for (runs, checked) in both().into_iter().flat_map(|runs| [(runs, false), (runs, true)]) {
-        let b = Bench::that_runs(runs, Config { checked, streams: Streams::Lazy, ..Config::default() });
+    for checked in [false, true] {
+        let b = Bench::new(Config { checked, streams: Streams::Lazy, ..Config::default() });
         let (out, input) = (b.raw::<f32>(64), b.zeros::<f32>(4096));
         let args = [b.pointer(&out), b.pointer(&input)];
         run(&b, "bug_copy_global", shape(1, 64), &args);
@@ -107,26 +106,20 @@ fn misaligned_vector() {
         let (out, input) = (b.raw::<f32>(64), b.zeros::<f32>(64));
         run(b, "bug_misaligned_vector", shape(1, 64), &[b.pointer(&out), b.pointer(&input)]);
     };
-    caught("misaligned access", MISALIGNED, "bug_misaligned_vector", &line_of("float4*>(in + 1)"), launch);
+    caught("misaligned access", MISALIGNED, "bug_misaligned_vector", launch);
 }
 
 #[test]
 fn uninitialised() {
-    let f = caught("uninitialised read", FAILED, "bug_copy_global", &line_of("BUG(bug_copy_global"), |b| {
+    let f = caught("uninitialised read", FAILED, "bug_copy_global", |b| {
         let (out, input) = (b.raw::<f32>(64), b.raw::<f32>(64));
         run(b, "bug_copy_global", shape(1, 64), &[b.pointer(&out), b.pointer(&input)]);
     });
     assert_eq!(f.count, 64);
-    let f = caught(
-        "uninitialised read",
-        FAILED,
-        "bug_uninitialised_shared",
-        &line_of("out[threadIdx.x] = x[threadIdx.x];\n}\nEMU_KERNEL(bug_uninit"),
-        |b| {
-            let out = b.raw::<f32>(64);
-            run(b, "bug_uninitialised_shared", shape(1, 64), &[b.pointer(&out)]);
-        },
-    );
+    let f = caught("uninitialised read", FAILED, "bug_uninitialised_shared", |b| {
+        let out = b.raw::<f32>(64);
+        run(b, "bug_uninitialised_shared", shape(1, 64), &[b.pointer(&out)]);
+    });
     assert_eq!((f.thread, f.count), (Some([63, 0, 0]), 1));
     // The plain build answers with NaN.
     let b = Bench::new(Config::default());
@@ -140,7 +133,7 @@ fn uninitialised() {
 #[test]
 fn shared_memory_races() {
     for kernel in ["bug_no_syncthreads", "bug_no_second_barrier"] {
-        caught("shared memory race", FAILED, kernel, "bugs.cu:", |b| {
+        caught("shared memory race", FAILED, kernel, |b| {
             let out = b.raw::<f32>(64);
             run(b, kernel, shape(1, 64), &[b.pointer(&out)]);
         });
@@ -149,7 +142,7 @@ fn shared_memory_races() {
 
 #[test]
 fn missing_syncwarp() {
-    caught("shared memory race", FAILED, "bug_no_syncwarp", "bugs.cu:", |b| {
+    caught("shared memory race", FAILED, "bug_no_syncwarp", |b| {
         let out = b.raw::<f32>(32);
         run(b, "bug_no_syncwarp", shape(1, 32), &[b.pointer(&out)]);
     });
@@ -157,31 +150,27 @@ fn missing_syncwarp() {
 
 #[test]
 fn divergent_barriers() {
-    for runs in both() {
-        for config in [false, true].into_iter().flat_map(configs) {
-            let b = Bench::that_runs(runs, config);
-            for (kernel, kind) in [
-                ("bug_barrier_after_exit", "divergent barrier"),
-                ("bug_two_barriers", "divergent barrier"),
-                ("bug_barrier_deadlock", "deadlock"),
-            ] {
-                let out = b.raw::<f32>(64);
-                run(&b, kernel, shape(1, 64), &[b.pointer(&out)]);
-                let faults = b.device.faults();
-                assert_eq!((faults[0].kind.as_str(), faults[0].kernel.as_str()), (kind, kernel), "{config:?}");
-                assert!(faults[0].at.starts_with("bugs.cu:"), "{faults:?}");
-                assert_eq!(b.error(), Some(FAILED));
-                b.device.reset();
-            }
+    for config in [false, true].into_iter().flat_map(configs) {
+        let b = Bench::new(config);
+        for (kernel, kind) in [
+            ("bug_barrier_after_exit", "divergent barrier"),
+            ("bug_two_barriers", "divergent barrier"),
+            ("bug_barrier_deadlock", "deadlock"),
+        ] {
+            let out = b.raw::<f32>(64);
+            run(&b, kernel, shape(1, 64), &[b.pointer(&out)]);
+            let faults = b.device.faults();
+            assert_eq!((faults[0].kind.as_str(), faults[0].kernel.as_str()), (kind, kernel), "{config:?}");
+            assert!(is_in(kernel, &faults[0].at), "{faults:?}");
+            assert_eq!(b.error(), Some(FAILED));
+            b.device.reset();
         }
     }
-    for runs in both() {
-        let b = Bench::that_runs(runs, Config::default());
-        b.device.configure("exits=allow");
-        let out = b.raw::<f32>(64);
-        run(&b, "bug_barrier_after_exit", shape(1, 64), &[b.pointer(&out)]);
-        assert_eq!(b.error(), None);
-    }
+    let b = Bench::new(Config::default());
+    b.device.configure("exits=allow");
+    let out = b.raw::<f32>(64);
+    run(&b, "bug_barrier_after_exit", shape(1, 64), &[b.pointer(&out)]);
+    assert_eq!(b.error(), None);
 }
 
 #[test]
@@ -190,8 +179,10 @@ fn deadlock_names_every_waiting_place() {
     let out = b.raw::<f32>(64);
     run(&b, "bug_barrier_deadlock", shape(1, 64), &[b.pointer(&out)]);
     let message = b.device.faults()[0].message.clone();
-    assert!(message.contains("63 thread(s) wait for block barrier at bugs.cu:"), "{message}");
-    assert!(message.contains("1 thread(s) wait for shuffle at bugs.cu:"), "{message}");
+    let barrier =
+        ["bar.sync", "barrier.sync"].iter().any(|op| message.contains(&format!("31 thread(s) wait for {op}")));
+    assert!(barrier && message.contains("1 thread(s) wait for shfl.sync.idx"), "{message}");
+    assert!(message.matches(" at bugs.cu:").count() == 2, "{message}");
 }
 
 #[test]
@@ -202,9 +193,9 @@ fn asynchronous_copies() {
             run(b, kernel, shape(1, 64), &[b.pointer(&out), b.pointer(&input)]);
         }
     };
-    caught("asynchronous copy race", FAILED, "bug_no_copy_wait", "bugs.cu:", launch("bug_no_copy_wait"));
-    caught("shared memory race", FAILED, "bug_copy_without_barrier", "bugs.cu:", launch("bug_copy_without_barrier"));
-    caught("shared memory race", FAILED, "bug_refill_too_early", "bugs.cu:", launch("bug_refill_too_early"));
+    caught("asynchronous copy race", FAILED, "bug_no_copy_wait", launch("bug_no_copy_wait"));
+    caught("shared memory race", FAILED, "bug_copy_without_barrier", launch("bug_copy_without_barrier"));
+    caught("shared memory race", FAILED, "bug_refill_too_early", launch("bug_refill_too_early"));
 
     // Without the checker the values give the bugs away, each in its mode.
     let expected =
@@ -229,7 +220,12 @@ fn pipelines_with_a_line_missing() {
         let args = [&[b.pointer(&out), b.pointer(&x), b.pointer(&w)], &sizes[..]].concat();
         run(b, "bug_matmul_wait", shape(1, 128).shared(3 * 2 * 64 * 40 * 2), &args);
     };
-    caught("asynchronous copy race", FAILED, "bug_matmul_wait", "tensor.cu:", matmul);
+    caught("asynchronous copy race", FAILED, "bug_matmul_wait", matmul);
+    caught("missing fence", FAILED, "bug_no_proxy_fence", |b: &Bench| {
+        let (x, w, out) = (b.zeros::<u16>(64 * 16), b.zeros::<u16>(128 * 16), b.raw::<f32>(64 * 128));
+        let args = [b.pointer(&out), b.pointer(&x), b.pointer(&w), Arg::I32(16)];
+        run(b, "bug_no_proxy_fence", shape(1, 128), &args);
+    });
     let bulk = |b: &Bench| {
         let x = noise(7 * 256, 7);
         let (input, output) = (b.up(&x), b.raw::<f32>(x.len()));
@@ -250,8 +246,8 @@ fn bulk_copy_without_wait() {
         let (out, input) = (b.raw::<f32>(64), b.up(&noise(64, 1)));
         run(b, "bug_no_bulk_wait", shape(1, 64).shared(256), &[b.pointer(&out), b.pointer(&input)]);
     };
-    for (runs, config) in both().into_iter().flat_map(|runs| configs(true).into_iter().map(move |c| (runs, c))) {
-        let b = Bench::that_runs(runs, Config { copies: Copies::Late, ..config });
+    for config in configs(true) {
+        let b = Bench::new(Config { copies: Copies::Late, ..config });
         launch(&b);
         assert_eq!(b.device.faults()[0].kind, "asynchronous copy race", "{config:?}");
     }
@@ -262,26 +258,32 @@ fn bulk_copy_without_wait() {
     assert!(b.down(&out)[0].is_nan());
     drop((out, input));
     drop(b);
-    for (runs, config) in both().into_iter().flat_map(|runs| configs(false).into_iter().map(move |c| (runs, c))) {
-        let b = Bench::that_runs(runs, config);
-        run(&b, "bug_mbarrier_never_initialised", shape(1, 64), &[b.pointer(&b.raw::<f32>(64))]);
-        assert_eq!(b.device.faults()[0].kind, "mbarrier");
+    for config in configs(false) {
+        let b = Bench::new(config);
+        for kernel in ["bug_mbarrier_never_initialised", "bug_mbarrier_two_arrivals"] {
+            let out = b.raw::<f32>(64);
+            run(&b, kernel, shape(1, 64), &[b.pointer(&out)]);
+            let faults = b.device.faults();
+            assert_eq!(faults[0].kind, "mbarrier");
+            assert!(is_in(kernel, &faults[0].at), "{faults:?}");
+            b.device.reset();
+        }
     }
 }
 
 #[test]
 fn global_memory_races() {
-    caught("global memory race", FAILED, "bug_block_race", "bugs.cu:", |b| {
+    caught("global memory race", FAILED, "bug_block_race", |b| {
         run(b, "bug_block_race", shape(4, 1), &[b.pointer(&b.raw::<f32>(1))]);
     });
-    caught("global memory race", FAILED, "bug_global_race", "bugs.cu:", |b| {
+    caught("global memory race", FAILED, "bug_global_race", |b| {
         run(b, "bug_global_race", shape(1, 64), &[b.pointer(&b.raw::<f32>(128))]);
     });
-    caught("global memory race", FAILED, "bug_neighbour_block", "bugs.cu:", |b| {
+    caught("global memory race", FAILED, "bug_neighbour_block", |b| {
         run(b, "bug_neighbour_block", shape(4, 32), &[b.pointer(&b.zeros::<f32>(256))]);
     });
     // A last-arriver reduction whose ticket publishes nothing.
-    caught("global memory race", FAILED, "bug_ticket_relaxed", "tensor.cu:", |b| {
+    caught("global memory race", FAILED, "bug_ticket_relaxed", |b| {
         let (input, partials) = (b.zeros::<f32>(700), b.raw::<f32>(7));
         let (out, ticket) = (b.raw::<f32>(1), b.zeros::<u32>(1));
         let args = [b.pointer(&out), b.pointer(&partials), b.pointer(&ticket), b.pointer(&input), Arg::I32(100)];
@@ -291,12 +293,12 @@ fn global_memory_races() {
 
 #[test]
 fn dynamic_shared_overflow() {
-    let f = caught("out of bounds", ILLEGAL, "bug_shared_overflow", "bugs.cu:", |b| {
+    let f = caught("out of bounds", ILLEGAL, "bug_shared_overflow", |b| {
         let out = b.raw::<f32>(64);
         run(b, "bug_shared_overflow", shape(1, 64).shared(400), &[b.pointer(&out), Arg::I32(101)]);
     });
-    assert!(f.message.contains("byte 400 of 400 dynamic bytes"), "{f:?}");
-    // The plain build has a guard page after the next multiple of 128 bytes.
+    assert!(f.message.contains("write of 4 bytes of shared memory at byte 400 of 400"), "{f:?}");
+    // Bounds are checked always.
     let b = Bench::new(Config::default());
     let out = b.raw::<f32>(64);
     run(&b, "bug_shared_overflow", shape(1, 64).shared(512), &[b.pointer(&out), Arg::I32(129)]);
@@ -304,9 +306,9 @@ fn dynamic_shared_overflow() {
 }
 
 #[test]
-fn traps_loops_and_stacks() {
-    for (runs, checked) in both().into_iter().flat_map(|runs| [(runs, false), (runs, true)]) {
-        let b = Bench::that_runs(runs, Config { checked, ..Config::default() });
+fn traps_loops_and_divisions() {
+    for checked in [false, true] {
+        let b = Bench::new(Config { checked, ..Config::default() });
         // All memory first: cudarc keeps an error of a failing free and reports it later.
         let (out, flag, zero, ints) = (b.raw::<f32>(64), b.zeros::<u32>(1), b.zeros::<f32>(1), b.raw::<i32>(32));
         run(&b, "bug_trap", shape(1, 64), &[b.pointer(&out)]);
@@ -315,17 +317,11 @@ fn traps_loops_and_stacks() {
         assert_eq!(b.error(), Some(FAILED));
         b.device.reset();
 
-        b.device.configure("watchdog=1");
         run(&b, "bug_wait_for_later_block", shape(2, 1), &[b.pointer(&flag)]);
         assert_eq!(b.device.faults()[0].kind, "endless wait");
         b.device.reset();
 
-        if runs == Runs::Sources {
-            run(&b, "bug_stack", shape(1, 1), &[b.pointer(&out), Arg::I32(1000)]);
-            assert_eq!(b.device.faults()[0].kind, "stack overflow");
-            b.device.reset();
-        }
-
+        b.device.configure("watchdog=1");
         run(&b, "bug_endless_loop", shape(1, 1), &[b.pointer(&zero)]);
         let faults = b.device.faults();
         assert_eq!(faults[0].kind, "endless loop");
@@ -333,6 +329,13 @@ fn traps_loops_and_stacks() {
 
         run(&b, "bug_shuffle_from_nobody", shape(1, 32), &[b.pointer(&ints)]);
         assert_eq!(b.device.faults()[0].kind, "undefined shuffle");
+        b.device.reset();
+
+        run(&b, "bug_divide_by_zero", shape(1, 32), &[b.pointer(&ints), Arg::I32(7)]);
+        let faults = b.device.faults();
+        assert_eq!((faults[0].kind.as_str(), faults[0].thread), ("division by zero", Some([7, 0, 0])));
+        assert!(is_in("bug_divide_by_zero", &faults[0].at), "{faults:?}");
+        assert_eq!(b.error(), Some(FAILED));
         b.device.reset();
 
         // And the device works again.

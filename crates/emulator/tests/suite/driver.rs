@@ -7,7 +7,7 @@ use cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode_enum, CUstreamCapt
 use cudarc::driver::{CudaContext, result};
 use ggro_emulator::{Config, Streams};
 
-use crate::harness::{Arg, Bench, Shape, launch_raw, noise, paths, shape};
+use crate::harness::{Arg, Bench, Shape, launch_raw, libcuda, noise, shape};
 
 fn lazy() -> Config {
     Config { streams: Streams::Lazy, ..Config::default() }
@@ -259,33 +259,38 @@ fn memory_limits() {
 
 #[test]
 fn images_that_are_none() {
-    let _b = Bench::new(Config::default());
+    let b = Bench::new(Config::default());
     // SAFETY: the text is longer than any header that is looked at.
     let error = unsafe { result::module::load_data([7u8; 128].as_ptr().cast()) };
     assert_eq!(code(error), CUresult::CUDA_ERROR_INVALID_IMAGE);
+    // A stub has what the folder has, and nothing without one.
+    b.device.configure("ptx=image");
+    assert_eq!(code(b.function("copy")), CUresult::CUDA_ERROR_NOT_FOUND);
+    assert_eq!(b.device.faults()[0].kind, "no code");
+    b.device.reset();
+    b.device.configure("ptx=/nowhere");
+    assert_eq!(code(b.function("copy")), CUresult::CUDA_ERROR_NOT_FOUND);
+    assert_eq!(b.device.faults()[0].kind, "no code");
 }
 
 /// Where nvcc is, launches are checked against the real compiler's output.
 #[test]
 fn real_images() {
-    let nvcc = std::env::var("NVCC").unwrap_or_else(|_| "nvcc".to_owned());
-    let directory = paths().plain.with_file_name("images");
+    let Some(nvcc) = ggro_emulator::nvcc() else { return eprintln!("not tested: images of machine code, no nvcc") };
+    let directory = libcuda().with_file_name("images");
     std::fs::create_dir_all(&directory).unwrap();
     let compile = |flags: &[&str], name: &str| {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/launch.cu");
         let target = directory.join(name);
-        let output = Command::new(&nvcc).args(flags).arg(source).arg("-o").arg(&target).output().ok()?;
+        let output = Command::new(&nvcc).args(flags).arg(source).arg("-o").arg(&target).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        std::fs::read(target).ok()
+        std::fs::read(target).unwrap()
     };
-    let Some(cubin) = compile(&["-arch=sm_90a", "-cubin"], "90.cubin") else {
-        eprintln!("skipped: no nvcc (NVCC or PATH)");
-        return;
-    };
-    let older = compile(&["-arch=sm_80", "-cubin"], "80.cubin").unwrap();
+    let cubin = compile(&["-arch=sm_90a", "-cubin"], "90.cubin");
+    let older = compile(&["-arch=sm_80", "-cubin"], "80.cubin");
     let both =
         ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a", "-fatbin", "--no-compress"];
-    let fatbin = compile(&both, "both.fatbin").unwrap();
+    let fatbin = compile(&both, "both.fatbin");
 
     for image in [&cubin, &fatbin] {
         let b = Bench::with_image(Config::default(), image);
@@ -310,36 +315,41 @@ fn real_images() {
         assert!((4..64).contains(&attribute("copy", A::CU_FUNC_ATTRIBUTE_NUM_REGS)));
         // 8 floats, which the compiler rounds up.
         assert!((32..=128).contains(&attribute("block_sums", A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)));
-        // A kernel that only g++ has is not in the image.
+        // A kernel that only the folder of PTX has is not in the image.
         assert_eq!(code(b.function("matmul")), CUresult::CUDA_ERROR_NOT_FOUND);
         b.assert_clean();
     }
-    // Nothing but PTX, in a fatbin and as text: that is what runs. With machine code beside it, when it is asked for.
-    let text = compile(&["-arch=compute_90a", "-ptx"], "90.ptx").unwrap();
-    let only =
-        compile(&["-gencode=arch=compute_90a,code=compute_90a", "-fatbin", "--no-compress"], "90.fatbin").unwrap();
+    // What an image has as text runs where no folder has it: alone, in a fatbin, and beside machine code.
+    let text = compile(&["-arch=compute_90a", "-ptx"], "90.ptx");
+    let only = compile(&["-gencode=arch=compute_90a,code=compute_90a", "-fatbin", "--no-compress"], "90.fatbin");
     let beside = ["-gencode=arch=compute_90a,code=[sm_90a,compute_90a]", "-fatbin", "--no-compress"];
-    let beside = compile(&beside, "beside.fatbin").unwrap();
-    for (image, settings) in
-        [(&[text, vec![0]].concat(), &["ptx=off"][..]), (&only, &["ptx=off"]), (&beside, &["ptx=image", "ptx=off"])]
-    {
-        let mut b = Bench::new(Config::default());
-        b.device.configure(settings[0]);
+    let beside = compile(&beside, "beside.fatbin");
+    for image in [&[text, vec![0]].concat(), &only, &beside] {
+        let b = Bench::with_image(Config::default(), image);
+        b.device.configure("ptx=image");
         let x = noise(1024, 1);
-        // SAFETY: a whole image, with a zero behind the text.
-        b.module = unsafe { result::module::load_data(image.as_ptr().cast()) }.unwrap();
-        for setting in settings {
-            b.device.configure(setting);
-            b.device.reset();
-            let (input, output) = (b.up(&x), b.raw::<f32>(1024));
-            let args = [b.pointer(&output), b.pointer(&input), Arg::I32(1024), Arg::F32(3.0)];
-            b.launch("copy", shape(4, 256), &args).unwrap();
-            assert!(x.iter().zip(b.down(&output)).all(|(x, y)| x * 3.0 == y));
-            let expected = *setting == "ptx=image" || settings.len() == 1;
-            assert_eq!(b.device.report().kernels["copy"].instructions > 0, expected, "{setting}");
-            b.assert_clean();
-        }
+        let (input, output) = (b.up(&x), b.raw::<f32>(1024));
+        let args = [b.pointer(&output), b.pointer(&input), Arg::I32(1024), Arg::F32(3.0)];
+        b.launch("copy", shape(4, 256), &args).unwrap();
+        assert!(x.iter().zip(b.down(&output)).all(|(x, y)| x * 3.0 == y));
+        assert_eq!(code(b.launch("copy", shape(1, 512), &args)), CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES);
+        assert_eq!(code(b.function("matmul")), CUresult::CUDA_ERROR_NOT_FOUND);
+        b.assert_clean();
     }
+    // Machine code alone does not run, and neither does PTX of other sources.
+    let b = Bench::with_image(Config::default(), &cubin);
+    b.device.configure("ptx=image");
+    assert_eq!(code(b.function("copy")), CUresult::CUDA_ERROR_NOT_FOUND);
+    assert_eq!(b.device.faults()[0].kind, "no code");
+    b.device.reset();
+    let other = directory.join("other");
+    std::fs::create_dir_all(&other).unwrap();
+    let kernel = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry copy(.param .u32 n) { ret; }\n";
+    std::fs::write(other.join("other.ptx"), kernel).unwrap();
+    b.device.configure(&format!("ptx={}", other.display()));
+    assert_eq!(code(b.function("copy")), CUresult::CUDA_ERROR_INVALID_IMAGE);
+    assert_eq!(b.device.faults()[0].kind, "parameter layout");
+    drop(b);
     let load = |image: &[u8]| {
         // SAFETY: a whole cubin; modules that do load are left to the process.
         code(unsafe { result::module::load_data(image.as_ptr().cast()) })

@@ -6,41 +6,24 @@ use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, ValidAsZeroBits, result};
-use ggro_emulator::{Config, Device, Paths, STUB_IMAGE};
+use ggro_emulator::{Config, Device, STUB_IMAGE};
 
-pub fn paths() -> &'static Paths {
-    static PATHS: OnceLock<Paths> = OnceLock::new();
-    PATHS.get_or_init(|| {
-        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-        ggro_emulator::build(kernels).unwrap_or_else(|e| panic!("{e}"))
+use crate::stored::{self, KERNELS};
+
+pub fn libcuda() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| ggro_emulator::build().unwrap_or_else(|e| panic!("{e}")))
+}
+
+/// The folder of what nvcc makes of this crate's kernels: now, or when it was stored with them.
+pub fn ptx() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| match ggro_emulator::nvcc() {
+        Some(nvcc) => {
+            ggro_emulator::build_ptx(&nvcc, &[KERNELS], "compute_90a").unwrap_or_else(|e| panic!("{e}")).remove(0)
+        }
+        None => stored::unpack().unwrap_or_else(|e| panic!("{e}")),
     })
-}
-
-/// The PTX that nvcc makes of the same kernels; none where there is no nvcc.
-pub fn ptx() -> Option<&'static Path> {
-    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| {
-        let Some(nvcc) = ggro_emulator::nvcc() else {
-            eprintln!("not tested: PTX, there is no nvcc (NVCC or PATH)");
-            return None;
-        };
-        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-        paths();
-        Some(ggro_emulator::build_ptx(&nvcc, &[kernels], "compute_90a").unwrap_or_else(|e| panic!("{e}")).remove(0))
-    });
-    folder.as_deref()
-}
-
-/// What runs: the sources, or what nvcc made of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Runs {
-    Sources,
-    Ptx,
-}
-
-/// Both, where there is an nvcc.
-pub fn both() -> Vec<Runs> {
-    if ptx().is_some() { vec![Runs::Sources, Runs::Ptx] } else { vec![Runs::Sources] }
 }
 
 /// One kernel argument, held by value.
@@ -88,16 +71,9 @@ impl Bench {
         Self::with_image(config, STUB_IMAGE.to_bytes_with_nul())
     }
 
-    pub fn that_runs(runs: Runs, config: Config) -> Bench {
-        let bench = Self::new(config);
-        if let (Runs::Ptx, Some(folder)) = (runs, ptx()) {
-            bench.device.configure(&format!("ptx={}", folder.display()));
-        }
-        bench
-    }
-
     pub fn with_image(config: Config, image: &[u8]) -> Bench {
-        let device = Device::install(paths(), config).unwrap_or_else(|e| panic!("{e}"));
+        let device = Device::install(libcuda(), config).unwrap_or_else(|e| panic!("{e}"));
+        device.configure(&format!("ptx={}", ptx().display()));
         let ctx = CudaContext::new(0).unwrap();
         // SAFETY: every test uses one stream or orders its streams itself.
         unsafe { ctx.disable_event_tracking() };

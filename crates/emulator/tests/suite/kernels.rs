@@ -2,20 +2,20 @@
 
 use ggro_emulator::{Config, Schedule};
 
-use crate::harness::{Arg, Bench, Runs, bf16, both, from_bf16, noise, shape};
+use crate::harness::{Arg, Bench, bf16, from_bf16, noise, shape};
 
 fn everywhere(test: impl Fn(&Bench)) {
-    for runs in both() {
-        for config in Config::matrix() {
-            let bench = Bench::that_runs(runs, config);
+    for config in Config::matrix() {
+        let bench = Bench::new(config);
+        for lanes in ["lanes=together", "lanes=apart"] {
+            bench.device.configure(lanes);
             test(&bench);
-            bench.assert_clean();
-            let kernels = bench.device.report().kernels;
-            assert!(!kernels.is_empty(), "no kernel ran");
-            let checked: u64 = kernels.values().map(|c| c.checked_launches).sum();
-            assert_eq!(checked > 0, config.checked, "{config:?}");
-            assert_eq!(kernels.values().all(|c| c.instructions > 0), runs == Runs::Ptx, "{config:?}");
         }
+        bench.assert_clean();
+        let kernels = bench.device.report().kernels;
+        assert!(!kernels.is_empty() && kernels.values().all(|c| c.instructions > 0), "no kernel ran");
+        let checked: u64 = kernels.values().map(|c| c.checked_launches).sum();
+        assert_eq!(checked > 0, config.checked, "{config:?}");
     }
 }
 
@@ -160,6 +160,23 @@ fn tensor_core_tile() {
 }
 
 #[test]
+fn product_of_a_warpgroup() {
+    everywhere(|b| {
+        let (m, n, k) = (64, 128, 48);
+        let x: Vec<u16> = noise(m * k, 9).iter().map(|v| bf16(*v)).collect();
+        let w: Vec<u16> = noise(n * k, 10).iter().map(|v| bf16(*v)).collect();
+        let (dx, dw, out) = (b.up(&x), b.up(&w), b.raw::<f32>(m * n));
+        let args = [b.pointer(&out), b.pointer(&dx), b.pointer(&dw), Arg::I32(k as i32)];
+        b.launch("warpgroup_product", shape(1, 128), &args).unwrap();
+        for (i, got) in b.down(&out).into_iter().enumerate() {
+            let term = |l: usize| f64::from(from_bf16(x[i / n * k + l])) * f64::from(from_bf16(w[i % n * k + l]));
+            let exact: f64 = (0..k).map(term).sum();
+            assert!((f64::from(got) - exact).abs() < 1e-5, "row {} column {}: {got} for {exact}", i / n, i % n);
+        }
+    });
+}
+
+#[test]
 fn ldmatrix_transposed_and_f16() {
     everywhere(|b| {
         // Small integers: exact in f16, and their products in f32.
@@ -230,12 +247,7 @@ fn order_is_kept_by_syncwarp() {
 
 #[test]
 fn counters() {
-    for runs in both() {
-        count(&Bench::that_runs(runs, Config { checked: true, ..Config::default() }));
-    }
-}
-
-fn count(b: &Bench) {
+    let b = &Bench::new(Config { checked: true, ..Config::default() });
     let x = noise(2048, 8);
     let (input, output) = (b.up(&x), b.raw::<f32>(2048));
     b.launch("copy", shape(8, 256), &[b.pointer(&output), b.pointer(&input), Arg::I32(2000), Arg::F32(1.0)]).unwrap();

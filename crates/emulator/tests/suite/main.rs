@@ -5,4 +5,6 @@ mod bugs;
 mod driver;
 mod harness;
 mod kernels;
+mod products;
 mod ptx;
+mod stored;

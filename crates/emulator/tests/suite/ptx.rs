@@ -81,14 +81,13 @@ const INTEGERS: &[(&str, Expected)] = &[
     ("mul.wide.u32 o64, a32, b32", |a, b, _| (a & 0xffff_ffff) * (b & 0xffff_ffff)),
     ("mad.lo.s32 o32, a32, b32, c32", |a, b, c| u64::from((a as u32).wrapping_mul(b as u32).wrapping_add(c as u32))),
     ("mad.wide.s32 o64, a32, b32, c64", |a, b, c| ((i64::from(sign(a)) * i64::from(sign(b))) as u64).wrapping_add(c)),
-    ("div.s32 o32, a32, b32", |a, b, _| match sign(b) {
-        0 => 0xffff_ffff,
-        b => u64::from(sign(a).wrapping_div(b) as u32),
+    // (Never by zero: that is a mistake.)
+    ("max.u32 x32, b32, 1;\ndiv.s32 o32, a32, x32", |a, b, _| {
+        u64::from(sign(a).wrapping_div(sign(b) | i32::from(sign(b) == 0)) as u32)
     }),
-    ("div.u64 o64, a64, b64", |a, b, _| a.checked_div(b).unwrap_or(u64::MAX)),
-    ("rem.s32 o32, a32, b32", |a, b, _| match sign(b) {
-        0 => a & 0xffff_ffff,
-        b => u64::from(sign(a).wrapping_rem(b) as u32),
+    ("max.u64 x64, b64, 1;\ndiv.u64 o64, a64, x64", |a, b, _| a / b.max(1)),
+    ("max.u32 x32, b32, 1;\nrem.s32 o32, a32, x32", |a, b, _| {
+        u64::from(sign(a).wrapping_rem(sign(b) | i32::from(sign(b) == 0)) as u32)
     }),
     ("min.s32 o32, a32, b32", |a, b, _| u64::from(sign(a).min(sign(b)) as u32)),
     ("max.u32 o32, a32, b32", |a, b, _| u64::from((a as u32).max(b as u32))),
@@ -357,6 +356,16 @@ fn warps_together() {
                 if a[t] & 1 == 1 { 0xaaaa_aaaa } else { 0 }
             },
         ),
+        ("mov.u32 o32, 5;\nelect.sync x32|op, -1;\n@op add.s32 o32, x32, 6", |_, t| if t % 32 == 0 { 6 } else { 5 }),
+        (
+            "and.b32 x32, %r0, 16;\nsetp.ne.u32 q, x32, 0;\nmov.u32 o32, 9;\n@!q bra done;\nelect.sync o32|op, 0xffff0000;\n\
+             done:\nbar.warp.sync -1",
+            |_, t| if t % 32 >= 16 { 16 } else { 9 },
+        ),
+        (
+            "setmaxnreg.inc.sync.aligned.u32 232;\ngriddepcontrol.wait;\ngriddepcontrol.launch_dependents;\nmov.u32 o32, a32",
+            |a, t| a[t],
+        ),
         ("bar.red.popc.u32 o32, 0, ap", |a, _| a.iter().map(|x| x & 1).sum()),
         ("bar.red.or.pred op, 0, ap;\nselp.b32 o32, 1, 0, op", |_, _| 1),
     ];
@@ -452,6 +461,78 @@ fn asynchronous_copies() {
     assert!(copy(&b).iter().all(|x| *x == u64::MAX));
 }
 
+/// Thread `t` of the first warp publishes 3 t in shared memory, and one of the second reads it, with these lines in between.
+fn handed_over(first: &str, second: &str) -> String {
+    let body = format!(
+        ".shared .align 8 .b8 s[128];\n.shared .align 8 .b8 full[8];\nmov.u32 y32, full;\nsetp.ne.u32 q, %r0, 0;\n\
+         @!q mbarrier.init.shared::cta.b64 [y32], 33;\nbar.sync 0;\nand.b32 x32, %r0, 31;\nshl.b32 x32, x32, 2;\n\
+         mov.u32 %r1, s;\nadd.s32 x32, %r1, x32;\nsetp.ge.u32 q, %r0, 32;\n@q bra reader;\nmul.lo.s32 %r2, %r0, 3;\n\
+         st.shared.u32 [x32], %r2;\n{first}\nbra done;\nreader:\n{second}\nld.shared.u32 o32, [x32];\ncvt.u64.u32 o64, o32;\ndone:"
+    );
+    HEAD.to_owned() + &kernel("t", &body)
+}
+
+#[test]
+fn warps_that_hand_over() {
+    let all: Vec<u64> = (0..64).collect();
+    let right: Vec<u64> = (0..64).map(|t| if t < 32 { 0 } else { 3 * (t - 32) }).collect();
+    let poll =
+        |wait: &str, phase: u32| format!("again:\n{wait} op, [y32], {phase};\n@op bra passed;\nbra again;\npassed:");
+    let one_more = "mbarrier.arrive.shared::cta.b64 _, [y32];\nsetp.ne.u32 q, %r0, 0;\n\
+                    @!q mbarrier.arrive.release.cta.shared::cta.b64 _, [y32], 1;";
+    // A phase in which bytes were announced ends when they have come, too.
+    let bytes = ".shared .align 16 .b8 copied[32];\nmbarrier.arrive.shared::cta.b64 _, [y32];\nsetp.ne.u32 q, %r0, 0;\n@q bra done;\n\
+                 mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [y32], 16;\n\
+                 mbarrier.arrive.expect_tx.shared::cta.b64 _, [y32], 16;\nmov.u32 %r3, copied;\nld.param.u64 %rd2, [t_a];\n\
+                 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r3], [%rd2], 32, [y32];";
+    let cases = [
+        ("bar.arrive 1, 64;".to_owned(), "bar.sync 1, 64;".to_owned()),
+        ("bar.sync 3, 64;".to_owned(), "bar.sync 3, 64;".to_owned()),
+        (one_more.to_owned(), poll("mbarrier.try_wait.parity.shared::cta.b64", 0)),
+        (one_more.to_owned(), poll("mbarrier.test_wait.parity.acquire.cta.shared::cta.b64", 0)),
+        (bytes.to_owned(), poll("mbarrier.try_wait.parity.shared::cta.b64", 0)),
+        // The phase before the first counts as complete.
+        (String::new(), poll("mbarrier.try_wait.parity.shared::cta.b64", 1) + "\nbar.sync 2, 32;"),
+    ];
+    for (i, (first, second)) in cases.iter().enumerate() {
+        for (config, lanes) in Config::matrix().into_iter().flat_map(|c| [(c, "lanes=together"), (c, "lanes=apart")]) {
+            let b = bench(config, &handed_over(first, second));
+            b.device.configure(lanes);
+            b.device.configure("faults=report");
+            let got = run(&b, "t", [&all, &all, &all]);
+            let raced = b.device.faults().iter().any(|f| f.kind.contains("race") || f.kind == "uninitialised read");
+            if i == 5 {
+                assert_eq!(raced, config.checked, "{config:?}");
+            } else {
+                assert_eq!(got, right, "{first} {second} {config:?}");
+                b.assert_clean();
+            }
+        }
+    }
+    for (first, second, kind) in [
+        ("", "bar.sync 1, 64;", "deadlock"),
+        ("bar.sync 1, 64;", "bar.sync 2, 64;", "deadlock"),
+        ("bar.arrive 1, 64;", "bar.sync 1, 96;", "named barrier"),
+        ("bar.arrive 1, 33;", "", "named barrier"),
+        ("mbarrier.arrive.shared::cta.b64 _, [y32], 34;", "", "mbarrier"),
+        ("mbarrier.inval.shared::cta.b64 [y32];", "", "mbarrier"),
+        ("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [y32], 1048576;", "", "mbarrier"),
+        (
+            "mbarrier.arrive.shared::cta.b64 _, [y32];",
+            &poll("mbarrier.try_wait.parity.shared::cta.b64", 0),
+            "endless wait",
+        ),
+        ("setmaxnreg.dec.sync.aligned.u32 25;", "", "undefined registers"),
+    ] {
+        let b = bench(Config::default(), &handed_over(first, second));
+        let x = b.up(&all);
+        let p = b.pointer(&x);
+        b.launch("t", shape(1, 64), &[p, p, p, p]).unwrap();
+        assert_eq!(fault(&b, CUresult::CUDA_ERROR_LAUNCH_FAILED).kind, kind, "{first} {second}");
+        b.device.reset();
+    }
+}
+
 /// The only fault of a launch that fails with this error.
 fn fault(b: &Bench, error: CUresult) -> Fault {
     assert_eq!(b.error(), Some(error), "{:?}", b.device.faults());
@@ -489,6 +570,19 @@ fn mistakes() {
     assert!(f.message.contains("0 bytes past the end of an allocation of 256"), "{f:?}");
     let (f, error) = wrong("ld.param.u64 %rd2, [t_a];\nld.global.u64 o64, [%rd2+4];");
     assert_eq!((f.kind.as_str(), error), ("misaligned access", Some(CUresult::CUDA_ERROR_MISALIGNED_ADDRESS)));
+    let forgotten = HEAD.to_owned()
+        + &kernel(
+            "t",
+            ".shared .align 16 .b8 s[64];\nmov.u32 x32, s;\nld.param.u64 %rd2, [t_a];\n\
+             cp.async.cg.shared.global [x32], [%rd2], 16;\ncp.async.commit_group;",
+        );
+    let b = bench(observed, &forgotten);
+    let (a, out) = (b.up(&inputs[..2]), b.zeros::<u64>(1));
+    let p = b.pointer(&a);
+    b.launch("t", shape(1, 1), &[b.pointer(&out), p, p, p]).unwrap();
+    assert_eq!(fault(&b, failed).kind, "asynchronous copy never waited for");
+    drop((a, out));
+    drop(b);
     // What is read as constant must not be written by the launch.
     let text = HEAD.to_owned()
         + &kernel("t", "ld.param.u64 %rd2, [t_out];\nst.global.u64 [%rd2], a64;\nld.global.nc.u64 o64, [%rd2];");
@@ -510,12 +604,28 @@ fn mistakes() {
     let (f, _) = wrong("setp.gt.u32 q, %r0, 15;\n@q bra two;\nbar.sync 0;\nbra end;\ntwo:\nbar.warp.sync -1;\nend:");
     assert_eq!(f.kind, "deadlock");
     assert!(f.message.contains("16 thread(s) wait for bar.sync 0"), "{f:?}");
+    let (f, _) = wrong("div.s32 o32, a32, %r0;");
+    assert_eq!((f.kind.as_str(), f.thread), ("division by zero", Some([0, 0, 0])));
+    let (f, _) = wrong(
+        ".shared .align 16 .b8 s[64];\nmov.u32 x32, s;\nmov.u32 y32, 17;\nld.param.u64 %rd2, [t_a];\n\
+         cp.async.cg.shared.global [x32], [%rd2], 16, y32;",
+    );
+    assert_eq!(f.kind, "undefined copy");
     let (f, _) = wrong("setp.gt.u32 q, %r0, 15;\n@q trap;");
     assert_eq!((f.kind.as_str(), f.thread), ("trap", Some([16, 0, 0])));
 }
 
 #[test]
 fn what_is_not_known_is_named() {
+    for directive in [".local .align 4 .b8 stack[16]", ".const .b32 one"] {
+        let b = bench(Config::default(), &(HEAD.to_owned() + &kernel("t", &format!("{directive};"))));
+        let x = b.zeros::<u64>(32);
+        let p = b.pointer(&x);
+        b.launch("t", shape(1, 32), &[p, p, p, p]).unwrap();
+        assert_eq!(b.error(), Some(CUresult::CUDA_ERROR_INVALID_PTX));
+        assert!(b.device.faults()[0].message.contains(directive), "{:?}", b.device.faults());
+        b.device.reset();
+    }
     let b = bench(Config::default(), &(HEAD.to_owned() + &kernel("t", "sin.approx.f32 o32, a32;")));
     let x = b.zeros::<u64>(32);
     let p = b.pointer(&x);

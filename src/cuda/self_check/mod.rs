@@ -1,0 +1,125 @@
+//! Does this device compute what the kernels say? Small problems of every kernel of every op, whose results are known.
+//!
+//! `expected.safetensors` has the results in f64 with a bound for every element, in which sums in another order and roundings
+//! to the storage type have room; the laboratory writes it. What goes in is drawn here. It is asked before a device is used for
+//! the first time, so it has to be quick: it finds a card, a driver or an image that is broken, and is no proof of the kernels,
+//! which `ggro kernels test` is for.
+
+pub(crate) mod attention;
+mod case;
+mod expected;
+mod numbers;
+pub(crate) mod products;
+pub(crate) mod rows;
+pub(crate) mod tables;
+
+use super::device::Device;
+use super::images;
+use crate::Result;
+use crate::dtype::HalfType;
+pub(crate) use case::Case;
+use case::Run;
+use expected::Expected;
+#[cfg(all(test, feature = "lab"))]
+pub(crate) use expected::FILE;
+#[cfg(feature = "lab")]
+pub(crate) use expected::names;
+use std::time::{Duration, Instant};
+
+/// What a self-check found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Findings {
+    /// How many cases there are.
+    pub cases: usize,
+    /// How many were run.
+    pub ran: usize,
+    /// Why the others were not, if that is no fault of the kernels.
+    pub stopped: Option<&'static str>,
+    /// Per case that differs, which it is and where.
+    pub wrong: Vec<String>,
+    /// What it took.
+    pub seconds: f64,
+}
+
+/// All cases.
+pub(crate) fn cases() -> Vec<Case> {
+    [tables::cases(), rows::cases(), products::cases(), attention::cases()].into_iter().flatten().collect()
+}
+
+/// Runs the cases until the time is over. A device that fails differs.
+pub fn run(device: &Device, limit: Duration) -> Findings {
+    let run = Run { device, started: Instant::now(), limit };
+    let all = cases().into_iter().flat_map(|case| {
+        let types = if case.both { &HalfType::ALL[..] } else { &HalfType::ALL[..1] };
+        let case = std::rc::Rc::new(case);
+        types.iter().map(move |&storage| (case.clone(), storage)).collect::<Vec<_>>()
+    });
+    let all: Vec<_> = all.collect();
+    let mut findings = Findings { cases: all.len(), ..Findings::default() };
+    match Expected::embedded() {
+        Err(error) => findings.wrong.push(error.to_string()),
+        Ok(expected) => {
+            for (case, storage) in &all {
+                if run.is_over() {
+                    findings.stopped = Some("the time was over");
+                    break;
+                }
+                // What is lost answers nothing any more.
+                if device.alive().is_err() {
+                    break;
+                }
+                let wrong = match check(case, *storage, &run, &expected) {
+                    Ok(wrong) => wrong,
+                    // Somebody else has it all.
+                    Err(error) if error.to_string().contains("OUT_OF_MEMORY") => {
+                        findings.stopped = Some("the device had no memory left");
+                        break;
+                    }
+                    Err(error) => Some(error.to_string()),
+                };
+                findings.ran += 1;
+                let of = if case.both { format!("{} {}", storage.name(), case.name) } else { case.name.clone() };
+                findings.wrong.extend(wrong.map(|what| format!("{} ({of}): {what}", case.op)));
+            }
+        }
+    }
+    findings.seconds = run.started.elapsed().as_secs_f64();
+    findings
+}
+
+/// The first place where a case is not what it should be.
+fn check(case: &Case, storage: HalfType, run: &Run<'_>, expected: &Expected<'_>) -> Result<Option<String>> {
+    for output in case.run(run, storage)? {
+        let known = expected.of(&case.expected, output.name)?;
+        let count = known.values.len();
+        let first = if case.both { storage as usize * count } else { 0 };
+        let bounds = known.bounds.get(first..).unwrap_or_default();
+        // A problem with fewer rows has the first of the results.
+        if output.values.len() > count || bounds.len() < count {
+            return Ok(Some(format!("{} elements of {}, expected {count}", output.values.len(), output.name)));
+        }
+        for (at, ((found, known), &bound)) in output.values.iter().zip(known.values).zip(bounds).enumerate() {
+            // Written so that NaN is no answer.
+            let is_near = (found - known).abs() <= f64::from(bound);
+            if !is_near {
+                let what = output.name;
+                return Ok(Some(format!("{what}, element {at}, is {found}, expected {known} within {bound:.1e}")));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Tells one build's kernels and results from another's.
+pub fn fingerprint() -> u64 {
+    let images = images::embedded().iter().flat_map(|image| [image.name.as_bytes(), image.code.bytes()]);
+    images.chain([expected::FILE]).fold(0xcbf2_9ce4_8422_2325, |hash: u64, bytes| {
+        bytes.chunks(8).fold(hash, |hash, word| {
+            let mut padded = [0; 8];
+            padded[..word.len()].copy_from_slice(word);
+            let mixed = (hash ^ u64::from_le_bytes(padded)).wrapping_mul(0x0100_0000_01b3);
+            // A product only carries upwards.
+            mixed ^ (mixed >> 29)
+        })
+    })
+}

@@ -1,0 +1,62 @@
+//! What a report of a fault needs to know of the CUDA devices of this machine.
+
+use super::self_check::SelfCheck;
+use super::{NoCuda, images};
+use crate::cuda;
+
+/// A device, looked at and checked.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// The device's own name.
+    pub name: String,
+    /// Its compute capability, e.g. `9.0`.
+    pub capability: String,
+    /// Which of the build's images it runs.
+    pub image: Option<&'static str>,
+    /// Its multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of its memory: free ones and all, if it says so.
+    pub memory: Option<(u64, u64)>,
+    /// Version of CUDA that the driver speaks.
+    pub cuda: Option<String>,
+    /// Largest clocks in MHz, of multiprocessors and memory.
+    pub clocks_mhz: Option<[u32; 2]>,
+    /// Other limits, by name, as far as the driver tells.
+    pub facts: Vec<(&'static str, u64)>,
+    /// What its self-check found now.
+    pub self_check: SelfCheck,
+}
+
+/// How many CUDA devices there are.
+///
+/// # Errors
+/// Why there is none. Without kernels in this build the driver is not asked.
+pub fn count() -> Result<usize, NoCuda> {
+    let count = match images::embedded().is_empty() {
+        true => cuda::Device::open(0).map(|_| 0),
+        false => cuda::Device::count(),
+    };
+    match count.map_err(|why| NoCuda::from(&why))? {
+        0 => Err(NoCuda::NoDevice("the driver finds no CUDA device".to_string())),
+        count => Ok(count),
+    }
+}
+
+/// Opens a device, asks it what it is and runs its self-check, whatever is remembered.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn examine(index: usize) -> Result<Examined, NoCuda> {
+    let device = cuda::Device::open(index).map_err(|why| NoCuda::from(&why))?;
+    Ok(Examined {
+        name: device.name().to_string(),
+        capability: device.capability().to_string(),
+        image: images::target_for(images::targets(), device.capability()).ok(),
+        multiprocessors: device.multiprocessors(),
+        memory: device.memory().ok().map(|(free, total)| (free as u64, total as u64)),
+        cuda: device.driver_version(),
+        clocks_mhz: device.clocks_mhz(),
+        facts: device.facts(),
+        self_check: SelfCheck::run(&device),
+    })
+}

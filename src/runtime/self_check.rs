@@ -1,0 +1,163 @@
+//! Self-checks of CUDA devices, and what is remembered of them.
+//!
+//! A device is checked the first time it is opened, and again with another driver or another build. What was found is a small
+//! file in the user's cache, `ggro/self-check/` in `XDG_CACHE_HOME` or `~/.cache`. A cache that cannot be read or written never
+//! fails anything: the check is then made each time.
+
+use crate::cuda::{self, images, self_check};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What a check may take before it ends where it is.
+pub const LIMIT: Duration = Duration::from_secs(10);
+
+/// What a self-check of a device found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SelfCheck {
+    /// What was checked: card, driver and build in words.
+    pub of: String,
+    /// When, as in `2026-11-29T16:00:00Z`.
+    pub when: String,
+    /// Cases that there are.
+    pub cases: usize,
+    /// Cases that were run.
+    pub ran: usize,
+    /// Why the others were not, if that is no fault of the device.
+    pub stopped: Option<String>,
+    /// Per case that differs, which it is and where.
+    pub wrong: Vec<String>,
+    /// What it took.
+    pub seconds: f64,
+}
+
+impl SelfCheck {
+    /// What was found before, of this card with this driver and this build.
+    pub(super) fn remembered(device: &cuda::Device) -> Option<Self> {
+        let of = subject(device);
+        let text = std::fs::read_to_string(file(&of)?).ok()?;
+        serde_json::from_str(&text).ok().filter(|check: &SelfCheck| check.of == of)
+    }
+
+    /// Checks a device, and remembers what was found.
+    pub(super) fn run(device: &cuda::Device) -> Self {
+        let self_check::Findings { cases, ran, stopped, wrong, seconds } = self_check::run(device, LIMIT);
+        let when = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+        let stopped = stopped.map(str::to_string);
+        let check = SelfCheck { of: subject(device), when, cases, ran, stopped, wrong, seconds };
+        // What could not even begin says nothing.
+        if let Some(path) = file(&check.of).filter(|_| check.ran > 0) {
+            // Nobody is told: without it the next one checks again.
+            let _ = check.remember(&path);
+        }
+        check
+    }
+
+    fn remember(&self, path: &Path) -> std::io::Result<()> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder)?;
+        // Whoever reads it meanwhile sees the former file or this one.
+        let part = path.with_extension(format!("{}.part", std::process::id()));
+        std::fs::write(&part, serde_json::to_string(self)?)?;
+        std::fs::rename(&part, path).inspect_err(|_| drop(std::fs::remove_file(&part)))
+    }
+
+    /// Nothing differs, of what was run.
+    pub fn passed(&self) -> bool {
+        self.wrong.is_empty()
+    }
+
+    /// In a few words.
+    pub fn words(&self) -> String {
+        let SelfCheck { cases, ran, wrong, seconds, .. } = self;
+        let unfinished = self.stopped.as_ref().map_or(String::new(), |why| format!(" (of {cases}: {why})"));
+        match wrong.split_first() {
+            None => format!("{ran} cases passed in {seconds:.1} s{unfinished}"),
+            Some((first, rest)) => {
+                let others = if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
+                format!("{} of {ran} cases differ{unfinished}: {first}{others}", wrong.len())
+            }
+        }
+    }
+}
+
+/// Where the results are kept, if there is a place for them.
+pub fn folder() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    // As the specification of these folders has it, only absolute paths count.
+    let cache = set("XDG_CACHE_HOME").filter(|path| path.is_absolute());
+    let cache = cache.or_else(|| set("HOME").map(|home| home.join(".cache")))?;
+    Some(cache.join("ggro").join("self-check"))
+}
+
+/// The release of the driver's kernel module, as in `580.65.06`.
+pub fn driver_release() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let release = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    text.lines().next()?.split_whitespace().find(release).map(str::to_string)
+}
+
+/// Card, driver and build: what the result depends on.
+fn subject(device: &cuda::Device) -> String {
+    format!(
+        "{}, compute capability {}, CUDA {}, driver {}, ggro {} ({}), kernels {:016x} by nvcc {}",
+        device.name(),
+        device.capability(),
+        device.driver_version().as_deref().unwrap_or("unknown"),
+        driver_release().as_deref().unwrap_or("unknown"),
+        env!("CARGO_PKG_VERSION"),
+        option_env!("GGRO_BUILD_COMMIT").unwrap_or("unknown commit"),
+        self_check::fingerprint(),
+        images::compiler(),
+    )
+}
+
+/// The file of a subject: a name that a person recognises, and a number.
+fn file(of: &str) -> Option<PathBuf> {
+    let hash = of
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let name = of.split(',').next().unwrap_or_default().to_lowercase();
+    let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    Some(folder()?.join(format!("{name}-{hash:016x}.json")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(ran: usize, wrong: &[&str]) -> SelfCheck {
+        let wrong = wrong.iter().map(|text| text.to_string()).collect();
+        let stopped = (ran < 9).then(|| "the time was over".to_string());
+        SelfCheck {
+            of: "a card".into(),
+            when: "2026-11-29T16:00:00Z".into(),
+            cases: 9,
+            ran,
+            stopped,
+            wrong,
+            seconds: 0.26,
+        }
+    }
+
+    #[test]
+    fn results_are_said_in_words() {
+        assert_eq!(check(9, &[]).words(), "9 cases passed in 0.3 s");
+        assert_eq!(check(4, &[]).words(), "4 cases passed in 0.3 s (of 9: the time was over)");
+        assert_eq!(check(9, &["embed (bf16)"]).words(), "1 of 9 cases differ: embed (bf16)");
+        assert_eq!(check(9, &["embed", "rope"]).words(), "2 of 9 cases differ: embed; and 1 more");
+        assert!(check(4, &[]).passed() && !check(9, &["embed"]).passed());
+    }
+
+    #[test]
+    fn a_result_is_kept_as_a_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep").join("card.json");
+        check(9, &[]).remember(&path).unwrap();
+        let back: SelfCheck = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(back, check(9, &[]));
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        // A folder stands where the file should be.
+        assert!(check(9, &[]).remember(folder.path()).is_err());
+    }
+}
