@@ -46,7 +46,7 @@ fn ggro(args: &[&str]) -> Run {
 }
 
 #[test]
-fn the_commands_run_on_a_device() {
+fn the_laboratory_runs_on_a_device() {
     let info = ggro(&["info", "--json"]).ok().json();
     let device = &info["cuda"]["devices"][0];
     assert_eq!((device["capability"].as_str(), device["fits"].as_bool()), (Some("9.0"), Some(true)), "{device}");
@@ -71,6 +71,11 @@ fn the_commands_run_on_a_device() {
         assert!(mine.count() >= least && bench.launches(op) >= 3, "{op}: {}", bench.out);
     }
 
+    assert_eq!(test.report.profiler, [0, 0]);
+}
+
+#[test]
+fn answers_come_from_a_device() {
     // The device by default, found like any other.
     let ask = ["Write a story about a kite.", "--max-new-tokens", "10", "--entropy-threshold", "2"];
     let generate = ggro(&[&["generate", "--json"], &ask[..]].concat()).ok();
@@ -85,6 +90,17 @@ fn the_commands_run_on_a_device() {
         ggro(&["generate", "--json", "--method", "bon", "--n", "2", "--max-new-tokens", "6", "Tell me more."]).ok();
     assert_eq!(sampled.json()["device"], "cuda:0", "{}", sampled.out);
 
+    let small = ggro(&["generate", "--device", "cuda", "--gpu-memory-utilization", "0.001", "Hello."]);
+    assert_eq!(small.code, Some(2), "{}", small.err);
+    assert!(small.err.contains("the pair does not fit the device: "), "{}", small.err);
+    let absent = ggro(&["generate", "--device", "cuda:7", "Hello."]);
+    assert_eq!(absent.code, Some(2), "{}", absent.err);
+    assert!(absent.err.contains("--device cuda:7: ") && absent.err.contains("use --device cpu"), "{}", absent.err);
+}
+
+/// Whole models are timed. How fast they are, only a card can say.
+#[test]
+fn models_are_timed_on_a_device() {
     // Random models, made on the device: every pass, decode steps both ways, whole answers.
     let sizes = ["--rows", "1,3", "--context", "8", "--prefill", "16", "--candidates", "2", "--segment", "4"];
     let common = ["-o", "jsonl", "--synthetic", "demo", "--max-model-len", "256"];
@@ -94,7 +110,6 @@ fn the_commands_run_on_a_device() {
     let passes = ggro(&passes).ok();
     // Once each: a profiler that waits for it collects in the window and not outside.
     assert_eq!(passes.report.profiler, [1, 1]);
-    assert_eq!(test.report.profiler, [0, 0]);
     let rows =
         |out: &str| -> Vec<Value> { out.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect() };
     let header: Value = serde_json::from_str(passes.out.lines().next().unwrap()).unwrap();
@@ -116,13 +131,6 @@ fn the_commands_run_on_a_device() {
     let batch = ["--batch", "2", "--prompt", "5", "--tokens", "4"];
     let batch = rows(&ggro(&[&["bench", "throughput"], &batch[..], &common, &once[..5]].concat()).ok().out);
     assert_eq!(batch[0]["rows"], 2);
-
-    let small = ggro(&["generate", "--device", "cuda", "--gpu-memory-utilization", "0.001", "Hello."]);
-    assert_eq!(small.code, Some(2), "{}", small.err);
-    assert!(small.err.contains("the pair does not fit the device: "), "{}", small.err);
-    let absent = ggro(&["generate", "--device", "cuda:7", "Hello."]);
-    assert_eq!(absent.code, Some(2), "{}", absent.err);
-    assert!(absent.err.contains("--device cuda:7: ") && absent.err.contains("use --device cpu"), "{}", absent.err);
 }
 
 #[test]
