@@ -308,14 +308,14 @@ void checker_release(const void* address) {
     self->order = next_order();
 }
 
-// Between the write and the read there is a fence of the writer, or of the reader.
-void checker_async_read(const char* address, size_t bytes, Site site) {
+// Between the two there is a fence of the writer, or of who accesses.
+void checker_async_access(const char* address, size_t bytes, bool write, Site site) {
     const uint32_t* writes = generic_writes_of(address);
     for (size_t i = 0; i < bytes; ++i) {
         const uint32_t order = order_of(writes[i]), writer = actor_of(writes[i]);
         if (order < block_first || order < threads[writer].proxy_order || order < self->proxy_order) continue;
-        fault("missing fence", site, "reads what %s wrote, with no fence.proxy.async in between",
-              thread_name(threads[writer]).c_str());
+        fault("missing fence", site, "%s what %s wrote, with no fence.proxy.async in between",
+              write ? "writes over" : "reads", thread_name(threads[writer]).c_str());
         return;
     }
 }

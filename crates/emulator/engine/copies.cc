@@ -257,6 +257,7 @@ Flow copy_bulk(Warp& w, const Instruction& in, uint32_t mask) {
         check_global_range(w, in, i, sources[i], sizes[i], kRead);
         if (run.checked) {
             check_access(reinterpret_cast<void*>(sources[i]), sizes[i], kRead, in.site());
+            checker_async_access(target, sizes[i], true, in.site());
             checker_async_issue(target, sizes[i], in.site());
             traffic_bulk_read(sources[i], sizes[i]);
         }

@@ -61,6 +61,7 @@ bool is_number(const std::string& s, uint64_t& value) {
 struct Value {
     char kind;
     bool kept;  // holds its value for the whole launch
+    bool of_product = false;
     uint32_t first = kNone, last = 0;
     uint16_t slot = 0;
 };
@@ -82,6 +83,7 @@ class Decoder {
             registers_[name] = value(kind, false);
         }
         place_shared();
+        find_product_registers();
         for (const Statement& s : body_.statements) {
             statement_ = &s;
             starts_.push_back(uint32_t(code_.instructions.size()));
@@ -245,6 +247,22 @@ class Decoder {
     }
 
     void finish(const std::string& text) {
+        append(text);
+        const bool touches = std::any_of(bound_.writes, bound_.writes + bound_.write_count,
+                                         [&](uint32_t id) { return values_[id].of_product; });
+        if (!touches) return;
+        // Products that follow need a fence.
+        Instruction note;
+        note.run = touch_handler();
+        note.guarded = now_.guarded;
+        now_ = note;
+        bound_ = Bound();
+        if (guard_ != kNone) bound_.reads[bound_.read_count++] = guard_;
+        std::fill(ids_, ids_ + kOperands, kNone);
+        append(text);
+    }
+
+    void append(const std::string& text) {
         code_.instructions.push_back(now_);
         code_.texts.push_back(text);
         bounds_.push_back(bound_);
@@ -520,10 +538,23 @@ class Decoder {
     }
 
     // A register of a product is written or read later than its instruction, so its slot is nobody else's.
-    uint32_t kept_register(const std::string& name) {
+    void find_product_registers() {
+        for (const Statement& s : body_.statements) {
+            if (s.opcode.compare(0, 15, "wgmma.mma_async") != 0) continue;
+            for (size_t i = 0; i < s.operands.size() && i < 2; ++i) {
+                if (s.operands[i][0] != '{') continue;
+                for (const std::string& element : elements(s.operands[i])) {
+                    auto found = registers_.find(element);
+                    if (found != registers_.end())
+                        values_[found->second].kept = values_[found->second].of_product = true;
+                }
+            }
+        }
+    }
+
+    uint32_t product_register(const std::string& name) {
         auto found = registers_.find(name);
         if (found == registers_.end() || values_[found->second].kind != 'w') return fail(name + " is no register"), 0;
-        values_[found->second].kept = true;
         return found->second;
     }
 
@@ -546,12 +577,12 @@ class Decoder {
         const size_t last = product.a_in_registers ? 7 : 8;
         if (s.operands.size() != last) return fail("another number of operands is expected");
         std::vector<uint32_t> ids;
-        for (const std::string& element : elements(s.operands[0])) ids.push_back(kept_register(element));
+        for (const std::string& element : elements(s.operands[0])) ids.push_back(product_register(element));
         if (ids.size() != columns / 2) return fail("the vector has another length");
         if (product.a_in_registers) {
             const std::vector<std::string> list = elements(s.operands[1]);
             if (list.size() != 4) return fail("the vector has another length");
-            for (const std::string& element : list) ids.push_back(kept_register(element));
+            for (const std::string& element : list) ids.push_back(product_register(element));
         } else {
             read(0, s.operands[1], 'd');
         }

@@ -52,6 +52,7 @@ Handler atomic_handler(const Atomic& atomic);
 Handler matrix_load_handler(uint32_t matrices, bool transposed);  // matrices.cc
 Handler matrix_multiply_handler(bool bf16);
 Handler product_handler();  // products.cc
+Handler touch_handler();    // behind what writes a product's register
 Handler branch_handler();  // run.cc
 Handler exit_handler();
 

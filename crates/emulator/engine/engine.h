@@ -128,8 +128,8 @@ void checker_warp_sync(const ptx::Warp& warp, uint32_t mask);
 void checker_async_issue(const char* target, size_t bytes, Site site);
 // `generic`: written like the threads' own stores.
 void checker_async_done(const char* target, size_t bytes, const Thread& owner, uint32_t order, bool generic);
-// Shared memory, read by the async proxy: what threads wrote must have been fenced.
-void checker_async_read(const char* address, size_t bytes, Site site);
+// Shared memory, accessed by the async proxy: what threads wrote must have been fenced.
+void checker_async_access(const char* address, size_t bytes, bool write, Site site);
 void checker_proxy_fence();
 // Order between blocks: what a release publishes, an acquire of the same address learns.
 enum Order : int { kRelaxed = 0, kAcquire = 1, kRelease = 2, kAcquireRelease = 3 };

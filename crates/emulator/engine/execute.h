@@ -113,7 +113,7 @@ struct Warp {
     std::vector<Copies> copies;
     std::vector<PendingProduct> products;
     uint32_t product_groups = 0, products_issued = 0;
-    bool products_fenced = false;
+    bool products_fenced = false;  // since their registers were written
 
     template <class T>
     T* lanes(uint16_t slot) const {
@@ -137,6 +137,7 @@ struct Block {
     uint32_t shared_low = 0, shared_bytes = 0;
     Site barrier_site;  // of the first to arrive
     NamedBarrier named[kNamedBarriers];
+    uint64_t uncounted = 0;  // of what was executed, no instructions
     std::vector<std::vector<IssuedProduct>> products;  // by warpgroup
 };
 extern Block block;

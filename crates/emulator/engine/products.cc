@@ -84,7 +84,7 @@ void check_matrix(Warp& w, const Instruction& in, const Layout& l, bool across, 
         if (!run.checked) return;
         select(w, 0);
         check_access(at, kChunk, kRead, in.site());
-        checker_async_read(at, kChunk, in.site());
+        checker_async_access(at, kChunk, false, in.site());
     });
 }
 
@@ -208,7 +208,7 @@ Flow multiply(Warp& w, const Instruction& in, uint32_t mask) {
     select(w, 0);
     check_group(w, in, p.a, p.b);
     if (!w.products_fenced)
-        fault("missing fence", in.site(), "no wgmma.fence comes before the warp's first product");
+        fault("missing fence", in.site(), "no wgmma.fence since registers of products were written");
     const uint32_t scale = w.predicate(in.slot[2]);
     if (scale != 0 && scale != kAll) fatal(719, "divergent warpgroup", in.site(), "lanes differ in scale-d");
     p.adds = scale != 0;
@@ -226,6 +226,13 @@ Flow multiply(Warp& w, const Instruction& in, uint32_t mask) {
 Flow fence(Warp& w, const Instruction& in, uint32_t mask) {
     if (!whole_warp(w, in, mask)) return Flow::stop;
     w.products_fenced = true;
+    return Flow::next;
+}
+
+// No instruction of the kernel: it stands behind those that write a product's register.
+Flow touch(Warp& w, const Instruction&, uint32_t) {
+    w.products_fenced = false;
+    block.uncounted += uint64_t(__builtin_popcount(w.mask));
     return Flow::next;
 }
 
@@ -257,6 +264,7 @@ Flow wait(Warp& w, const Instruction& in, uint32_t mask) {
 }  // namespace
 
 Handler product_handler() { return multiply; }
+Handler touch_handler() { return touch; }
 
 void enter_products(Table& table) {
     enter(table, "wgmma.fence.sync.aligned", {fence, ""});

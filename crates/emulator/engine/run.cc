@@ -625,7 +625,7 @@ int run_kernel(const Launch& given, Kernel& kernel) {
     block.parameters = parameters.data();
     block.shared_bytes = code.uses_dynamic ? code.dynamic_at + launch.shared_bytes : code.static_shared;
     block.shared_low = shared_place(block.shared_bytes);
-    executed = 0;
+    executed = block.uncounted = 0;
     note_progress();
     forget_allocation();
     begin_warps();
@@ -634,7 +634,7 @@ int run_kernel(const Launch& given, Kernel& kernel) {
         if (run.checked) checker_begin_launch();
         run_blocks(launch);
     }
-    run.counters->instructions += executed;
+    run.counters->instructions += executed - block.uncounted;
     run.way_out = nullptr;
     run.launch = nullptr;
     self = nullptr;

@@ -279,6 +279,9 @@ fn mistakes() {
         assert!(found == "missing fence" && message.contains("fence.proxy.async"), "{found}: {message}");
         let (found, message) = kind(&text("fence.proxy.async;\nbar.sync 0;", WAITED), copies, 128);
         assert!(found == "missing fence" && message.contains("wgmma.fence"), "{found}: {message}");
+        let touched = "fence.proxy.async;\nbar.sync 0;\nwgmma.fence.sync.aligned;\nmov.f32 %f3, 0f00000000;";
+        let (found, message) = kind(&text(touched, WAITED), copies, 128);
+        assert!(found == "missing fence" && message.contains("wgmma.fence"), "{found}: {message}");
         let (found, _) = kind(&text("fence.proxy.async;\nwgmma.fence.sync.aligned;", WAITED), copies, 128);
         assert!(found == "shared memory race" || found == "uninitialised read", "{found}");
         let (found, _) = kind(&text(FENCED, "wgmma.commit_group.sync.aligned;"), copies, 128);

@@ -583,6 +583,22 @@ fn mistakes() {
     assert_eq!(fault(&b, failed).kind, "asynchronous copy never waited for");
     drop((a, out));
     drop(b);
+    // A bulk copy over what threads have written, without a fence for it.
+    for (fence, kind) in [("", Some("missing fence")), ("fence.proxy.async.shared::cta;", None)] {
+        let body = format!(
+            ".shared .align 16 .b8 s[16];\n.shared .align 8 .b8 full[8];\nmov.u32 x32, s;\nmov.u32 y32, full;\n\
+             st.shared.u64 [x32], a64;\nmbarrier.init.shared::cta.b64 [y32], 1;\n{fence}\n\
+             mbarrier.arrive.expect_tx.shared::cta.b64 _, [y32], 16;\nld.param.u64 %rd2, [t_a];\n\
+             cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [x32], [%rd2], 16, [y32];\n\
+             again:\nmbarrier.try_wait.parity.shared::cta.b64 op, [y32], 0;\n@op bra passed;\nbra again;\npassed:"
+        );
+        let b = bench(observed, &(HEAD.to_owned() + &kernel("t", &body)));
+        let (a, out) = (b.up(&inputs[..2]), b.zeros::<u64>(1));
+        let p = b.pointer(&a);
+        b.launch("t", shape(1, 1), &[b.pointer(&out), p, p, p]).unwrap();
+        assert_eq!(b.device.faults().first().map(|f| f.kind.as_str()), kind);
+        b.device.reset();
+    }
     // What is read as constant must not be written by the launch.
     let text = HEAD.to_owned()
         + &kernel("t", "ld.param.u64 %rd2, [t_out];\nst.global.u64 [%rd2], a64;\nld.global.nc.u64 o64, [%rd2];");
