@@ -169,7 +169,7 @@ answers() { # NAME SECONDS SHAPE FLAGS...
 }
 
 run_first() {
-    correctness 40 20 70 25
+    correctness 40 20 90 40
     if has compute-sanitizer "compute-sanitizer"; then
         # A checker slows a kernel down a hundredfold.
         sanitize memcheck 60 sanitizer-memcheck.txt "$binary" kernels test --work 20000
