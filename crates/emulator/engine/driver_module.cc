@@ -30,7 +30,7 @@ int blocks_per_multiprocessor(const Function& f, int threads, size_t dynamic) {
     const Limits limits = device_limits();
     if (threads < 1 || threads > f.image.max_threads) return 0;
     const int warps = (threads + kWarp - 1) / kWarp;
-    int blocks = std::min(32, limits.threads_per_multiprocessor / kWarp / warps);
+    int blocks = std::min(limits.blocks_per_multiprocessor, limits.threads_per_multiprocessor / kWarp / warps);
     if (f.image.registers) {
         const int per_warp = (f.image.registers * kWarp + 255) / 256 * 256;
         blocks = std::min(blocks, limits.registers / per_warp / warps);
