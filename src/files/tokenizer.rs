@@ -170,7 +170,7 @@ impl Tokenizer {
         self.cleans_up[1] = reader.cleans_up[0];
     }
 
-    /// Ids of the text of ids, as transformers would write and read it: a tokenizer that cleans up spaces takes those in front
+    /// Text of ids, and the ids of that text, as transformers would write and read it: a tokenizer that cleans up spaces takes those in front
     /// of a full stop and of `'s` away. `reader`: as the reward model's tokenizer does, not the policy's.
     ///
     /// `places` are offsets in bytes: on the way in into the text of the ids, on the way out into the text that was encoded.
@@ -178,7 +178,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// The tokenizer's own.
-    pub fn respell(&self, ids: &[u32], reader: bool, places: &mut [usize]) -> Result<Vec<u32>> {
+    pub fn respell(&self, ids: &[u32], reader: bool, places: &mut [usize]) -> Result<(String, Vec<u32>)> {
         let mut text = self.decode(ids)?;
         for place in places.iter_mut() {
             *place = text.floor_char_boundary(*place);
@@ -188,7 +188,8 @@ impl Tokenizer {
                 text = replaced(&text, from, to, places);
             }
         }
-        self.encode(&text)
+        let ids = self.encode(&text)?;
+        Ok((text, ids))
     }
 
     /// Whether the text of ids, tokenised again, gives the same ids.

@@ -62,7 +62,16 @@ impl RespelledText {
 
 impl Respell for RespelledText {
     fn respell(&mut self, ids: &[u32], reader: bool) -> Result<Vec<u32>> {
-        self.tokenizer.respell(ids, reader, &mut self.places)
+        let (text, ids) = self.tokenizer.respell(ids, reader, &mut self.places)?;
+        // A tokenizer that reads a text otherwise than it writes it, such as one that puts a blank in front of words, moves the
+        // places too.
+        if self.tokenizer.decode(&ids)? != text {
+            for place in &mut self.places {
+                *place =
+                    self.tokenizer.decode(&self.tokenizer.encode(&text[..text.floor_char_boundary(*place)])?)?.len();
+            }
+        }
+        Ok(ids)
     }
 
     fn answer(&mut self, ids: &[u32]) -> Result<RespelledAnswer> {

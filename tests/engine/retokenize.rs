@@ -7,11 +7,14 @@ use ggro::files::chat::Message;
 use ggro::files::checkpoint::Files;
 use ggro::files::demo;
 use ggro::files::pair::Pair;
+use ggro::files::tokenizer::Tokenizer;
 use ggro::method::{Options, Selection};
 use ggro::model::cpu::{self, LoadOptions};
 use ggro::rng::Uniforms;
 use ggro::text::{Next, Prompt, PromptLayout, RespelledText};
+use ggro_testkit::fixtures::goldens;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Spells ids as a function says. The prompt's length is what it is told.
 struct By<'a>(&'a dyn Fn(&[u32]) -> Vec<u32>, usize);
@@ -195,6 +198,27 @@ fn the_answer_is_the_text_behind_the_prompt_however_it_is_spelled() {
             let before = tokenizer.decode(&ids[..answer.prompt_len]).unwrap();
             assert!(tokenizer.decode(&ids).unwrap().starts_with(&before));
             assert_eq!(ids.len() > answer.prompt_len, finished || !case.added.is_empty());
+        }
+    }
+}
+
+#[test]
+fn the_answer_is_found_with_every_kind_of_tokenizer() {
+    for folder in ["llama-gqa", "llama-mha-tied", "mistral", "qwen2", "qwen3"] {
+        let tokenizer = Arc::new(Tokenizer::load(&Files::Dir(goldens().join(folder).join("policy"))).unwrap());
+        for (prompt, added, expected) in
+            [("Hi é there.", " So it is", "So it is"), ("日本 é", "é 語.", "é 語."), ("a", "", "")]
+        {
+            let prompt = Prompt::of_ids(tokenizer.with_special_tokens(tokenizer.encode(prompt).unwrap()));
+            let mut text = RespelledText::new(&tokenizer, &prompt, u32::MAX).unwrap();
+            let mut ids = text.respell(&prompt.ids, false).unwrap();
+            ids.extend(tokenizer.encode(added).unwrap());
+            for _ in 0..2 {
+                ids = text.respell(&ids, true).unwrap();
+            }
+            let answer = text.answer(&ids).unwrap();
+            assert_eq!(answer.text.trim(), expected, "{folder}");
+            assert!(answer.prompt_len <= ids.len());
         }
     }
 }
