@@ -434,7 +434,7 @@ fn a_retokenized_answer_is_what_the_text_has_behind_the_prompt() {
     let short = ["--max-new-tokens", "24", "--num-refinement-steps", "1"];
     let row = answered(prompt, &[&short[..], &pair].concat());
     let (full, response) = (row["full_text"].as_str().expect("text"), row["response"].as_str().expect("text"));
-    let (before, _) = full.split_once(" story, he said.'a story!'").expect("a prompt that was cleaned up");
+    let (before, _) = full.split_once(" story, he said. 'a story!'").expect("a prompt that was cleaned up");
     assert!(before.ends_with("Tell me a") && full.trim_end_matches("<|eot_id|>").ends_with(response), "{row}");
     assert!(row["new_tokens"].as_u64() <= Some(25), "{row}");
 
