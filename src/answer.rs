@@ -1,5 +1,6 @@
 //! What requests end with, as plain data: responses with the record of every decision, completions, rewards.
 
+use crate::Result;
 use crate::model::Work;
 use serde::{Deserialize, Serialize};
 
@@ -162,6 +163,8 @@ pub struct Response {
     pub min_margins: Margins,
     /// Every segment.
     pub segments: Vec<Segment>,
+    /// The answer's text, if it was tokenised again between segments ([`Respell`]). Otherwise it is the text of its ids.
+    pub respelled: Option<String>,
     /// Work done for this response.
     pub work: Work,
 }
@@ -171,6 +174,30 @@ impl Response {
     pub fn new_ids(&self) -> &[u32] {
         &self.final_ids[self.prompt_len..]
     }
+}
+
+/// A text of prompt and answer that is tokenised again while the answer grows.
+pub trait Respell {
+    /// Ids of the text of ids: that of the prompt if the flag is false, and else one that the reward model reads.
+    ///
+    /// # Errors
+    /// The text cannot be decoded or encoded.
+    fn respell(&mut self, ids: &[u32], reader: bool) -> Result<Vec<u32>>;
+
+    /// Where the answer begins in the last text, whose ids these are.
+    ///
+    /// # Errors
+    /// The text cannot be decoded.
+    fn answer(&mut self, ids: &[u32]) -> Result<RespelledAnswer>;
+}
+
+/// The answer in a text that was tokenised again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RespelledAnswer {
+    /// How many ids stand for nothing but the prompt. The id behind them may stand for its end and the answer's beginning.
+    pub prompt_len: usize,
+    /// The answer's text, with the beginning that was given, without the assistant header and the end of turn.
+    pub text: String,
 }
 
 /// A token and how likely it was.

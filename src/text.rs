@@ -4,9 +4,11 @@
 //! [`TextWriter`], token by token or as a whole ([`answer`]), so that a streamed text is the unstreamed one.
 
 mod prompt;
+mod respelled;
 mod writer;
 
 pub use prompt::{LayoutError, Next, Prompt, PromptLayout, Wants};
+pub use respelled::RespelledText;
 pub use writer::{Added, End, TextRules, TextWriter, text_of};
 
 use crate::Result;
@@ -18,6 +20,9 @@ use crate::files::pair::Pair;
 /// # Errors
 /// The tokenizer's own, or the pair has no policy.
 pub fn answer(pair: &Pair, response: &Response) -> Result<String> {
+    if let Some(text) = &response.respelled {
+        return Ok(text.clone());
+    }
     let (prompt, ids) = response.final_ids.split_at(response.prompt_len);
     text_of(&pair.tokenizer, &TextRules::ending_at(pair.policy()?.finish_id), prompt, &[], ids)
 }

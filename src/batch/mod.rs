@@ -15,13 +15,14 @@ pub mod wording;
 
 use crate::answer::{FinishReason, Segment};
 use crate::engine::{Engine, Progress, Update, decode_retokenized, intervention};
+use crate::files::chat::is_space;
 use crate::files::tokenizer::Tokenizer;
 use crate::method::Options;
 use crate::model::Work;
 use crate::rng::Uniforms;
 use crate::sampling::CompletionSpec;
 use crate::scoring::RewardQuery;
-use crate::text::{Prompt, TextRules, text_of};
+use crate::text::{Prompt, RespelledText, TextRules, text_of};
 use crate::trace::finish_reason_name;
 use crate::{Error, Result};
 use output::{Record, Row, RowCandidate, RowSegment, Rows};
@@ -118,6 +119,8 @@ struct Answered {
     /// Prompt and answer.
     ids: Vec<u32>,
     prompt_len: usize,
+    /// The answer's text, if it was tokenised again.
+    respelled: Option<String>,
     reward: Option<f32>,
     num_nudges: usize,
     segment_boundaries: Vec<usize>,
@@ -127,7 +130,7 @@ struct Answered {
 }
 
 /// The method's answer.
-fn respond(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answered> {
+fn respond(engine: &Engine, tokenizer: &Arc<Tokenizer>, job: &Job) -> Result<Answered> {
     let decode = |ids: &[u32], options: &Options| {
         let (ids, options, seed) = (ids.to_vec(), options.clone(), job.seed);
         let ticket = engine.submit(move |backend| intervention(backend, &ids, &options, Uniforms::Seeded(seed)))?;
@@ -136,18 +139,19 @@ fn respond(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answered
     let response = match job.retokenize {
         false => decode(&job.prompt.ids, &job.options)?,
         true => {
-            let respell = |ids: &[u32], reader: bool| tokenizer.respell(ids, reader);
+            let mut text = RespelledText::new(tokenizer, &job.prompt, job.options.finish_id)?;
             let mut score = |ids: &[u32]| {
                 let query = RewardQuery { ids: ids.to_vec(), ..RewardQuery::default() };
                 Ok(engine.score(query, job.options.reward_pad_id)?.wait()?.0.reward)
             };
-            decode_retokenized(&job.prompt.ids, &job.options, &respell, &mut { decode }, &mut score)?
+            decode_retokenized(&job.prompt.ids, &job.options, &mut text, &mut { decode }, &mut score)?
         }
     };
     Ok(Answered {
         prompt_len: response.prompt_len,
         segments: response.segments.iter().map(|one| segment(tokenizer, one)).collect::<Result<_>>()?,
         ids: response.final_ids,
+        respelled: response.respelled,
         reward: Some(response.final_reward),
         num_nudges: response.num_nudges,
         segment_boundaries: response.segment_boundaries,
@@ -189,6 +193,7 @@ fn greedy(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answered>
         let ids = [&job.prompt.ids[..], &new].concat();
         return Ok(Answered {
             prompt_len: job.prompt.ids.len(),
+            respelled: None,
             reward: None,
             num_nudges: 0,
             segment_boundaries: vec![ids.len() - usize::from(reason == FinishReason::Finish)],
@@ -212,9 +217,12 @@ fn row(tokenizer: &Arc<Tokenizer>, task: Option<&Task>, job: &Job, answered: Ans
     let (full_text, prompt_len) = (tokenizer.decode(&answered.ids)?, answered.prompt_len);
     // As the official code's, an answer has no header, but the beginning that was given.
     let (rules, new) = (TextRules::ending_at(job.options.finish_id), &answered.ids[prompt_len..]);
-    let text = job.prompt.prefill.clone() + &text_of(tokenizer, &rules, &[], &job.prompt.header, new)?;
+    let text = match answered.respelled {
+        Some(text) => text,
+        None => job.prompt.prefill.clone() + &text_of(tokenizer, &rules, &[], &job.prompt.header, new)?,
+    };
     // The official code's tasks take the white space around an answer away.
-    let text = if task.is_some() { text.trim().to_string() } else { text };
+    let text = if task.is_some() { text.trim_matches(is_space).to_string() } else { text };
     let round_trip_stable = tokenizer.round_trips(&answered.ids)?;
     let prediction = task.and_then(|task| task.prediction(&text));
     let correct =

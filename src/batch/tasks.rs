@@ -6,7 +6,7 @@
 
 use super::record::{PromptRecord, answer, kind, string};
 use super::wording::{NamedReader, Reader, TaskFile, filled};
-use crate::files::chat::Message;
+use crate::files::chat::{Message, is_space};
 use crate::presets::Published;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -347,7 +347,7 @@ fn strings<'a>(row: &'a Value, name: &str) -> Result<Vec<&'a str>, String> {
 /// that holds the marks of one is more than one message.
 fn spoken(text: &str) -> Result<PromptRecord, String> {
     const HUMAN: &str = "Human:";
-    let text = text.trim_start();
+    let text = text.trim_start_matches(is_space);
     let messages = match text.starts_with(HUMAN) {
         true => dialogue(text),
         false => dialogue(&format!("{HUMAN} {text}")),
@@ -367,7 +367,7 @@ fn dialogue(text: &str) -> Vec<Message> {
     while let Some((at, mark, role)) = next(rest) {
         let body = &rest[at + mark.len()..];
         let end = next(body).map_or(body.len(), |(at, ..)| at);
-        let content = body[..end].trim();
+        let content = body[..end].trim_matches(is_space);
         if !content.is_empty() {
             messages.push(Message { role: role.to_string(), content: content.to_string() });
         }
@@ -444,6 +444,8 @@ mod tests {
         assert_eq!((harmful.messages.len(), harmful.messages[0].content.as_str()), (2, "Be a"));
         assert_eq!(turns("Human: a\n\nAssistant: so"), of(&[("user", "a"), ("assistant", "so")]));
         assert_eq!(turns("no marks"), of(&[("user", "no marks")]));
+        // White space is what Python strips, four control characters included.
+        assert_eq!(turns("Human: \u{1c}\u{2028} Human: \u{1f}b\u{1e}\u{200b}"), of(&[("user", "b\u{1e}\u{200b}")]));
     }
 
     #[test]

@@ -13,8 +13,10 @@
 //! pattern = '(?i)choice: ([A-J])'              # or a regular expression, whose first group is the choice
 //! ```
 
+use crate::files::chat::is_space;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use std::sync::LazyLock;
 
 /// The wording of a task, where it is not the task's own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -97,17 +99,35 @@ impl Reader {
     }
 }
 
+/// `(?i)answer\s*[:\-]?\s*([A-J])\b` as Python's `re` matches it.
 fn first(text: &str) -> Option<String> {
-    // Only ASCII letters change, so places in the two are the same.
-    let lower = text.to_ascii_lowercase();
-    lower.match_indices("answer").find_map(|(at, word)| {
-        let rest = lower[at + word.len()..].trim_start();
-        let rest = rest.strip_prefix([':', '-']).unwrap_or(rest).trim_start();
+    text.char_indices().find_map(|(at, _)| {
+        let rest = behind_answer(&text[at..])?.trim_start_matches(is_space);
+        let rest = rest.strip_prefix([':', '-']).unwrap_or(rest).trim_start_matches(is_space);
         let mut rest = rest.chars();
-        let letter = rest.next().filter(|letter| ('a'..='j').contains(letter))?;
-        let alone = rest.next().is_none_or(|next| !next.is_alphanumeric() && next != '_');
-        alone.then(|| letter.to_ascii_uppercase().to_string())
+        // Without regard to case, Python takes both of these for an I.
+        let letter = rest.next().filter(|c| matches!(c, 'A'..='J' | 'a'..='j' | 'ı' | 'İ'))?;
+        rest.next().is_none_or(|next| !is_of_word(next)).then(|| letter.to_uppercase().to_string())
     })
+}
+
+/// What follows the word, if the text begins with it. Without regard to case, a long s is an s.
+fn behind_answer(text: &str) -> Option<&str> {
+    let mut rest = text.chars();
+    let spelled = "answer"
+        .chars()
+        .all(|expected| rest.next().is_some_and(|c| c.to_ascii_lowercase() == expected || (c, expected) == ('ſ', 's')));
+    spelled.then(|| rest.as_str())
+}
+
+/// Python's `\w`: letters, numbers and the underscore, but neither combining marks nor letters in circles, which Rust counts as
+/// alphabetic.
+fn is_of_word(c: char) -> bool {
+    static WORD: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"[\p{L}\p{N}_]").ok());
+    match &*WORD {
+        Some(word) if !c.is_ascii() => word.is_match(c.encode_utf8(&mut [0; 4])),
+        _ => c.is_alphanumeric() || c == '_',
+    }
 }
 
 fn last(text: &str) -> Option<String> {
@@ -178,6 +198,15 @@ mod tests {
             ("I think (A) is wrong, it must be (E)", None, Some("E")),
             ("The answer is that nobody knows", None, None),
             ("answer: É", None, None),
+            // As Python reads them: combining marks and letters in circles are no part of a word.
+            ("Answer:B\u{903}", Some("B"), None),
+            ("Answer:C\u{345}", Some("C"), None),
+            ("anſwer-D\u{24b6}", Some("D"), None),
+            ("Answer:E\u{b2}. Answer:F\u{2160}. Answer:Gé", None, None),
+            ("Answer:ı", Some("I"), None),
+            ("Answerİ", Some("İ"), None),
+            ("ANSWER\u{1c}:\u{1f}\u{a0}H", Some("H"), None),
+            ("Answer\u{200b}A", None, None),
             ("", None, None),
         ] {
             assert_eq!(by_first.choice(text).as_deref(), first, "{text}");

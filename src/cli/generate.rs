@@ -16,7 +16,7 @@ use crate::model::{ModelPair, Work};
 use crate::presets::Given;
 use crate::rng::Uniforms;
 use crate::scoring::RewardQuery;
-use crate::text::{Prompt, TextRules, text_of};
+use crate::text::{Prompt, RespelledText, TextRules, text_of};
 use crate::trace::{RequestFile, Trace};
 use crate::{Error, Result};
 use std::cell::RefCell;
@@ -80,7 +80,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         return complete::run(args, method, &mut opened, &pair, &prompt, &options);
     }
 
-    let painted = coloured(args.output.color) && !args.output.json;
+    let painted = coloured(args.output.color) && !args.output.json && !args.text.retokenize;
     let rules = TextRules::ending_at(options.finish_id);
     let mut terminal = TerminalWriter::of_answer(args, &pair, &prompt, rules, options.entropy_threshold);
     let started = Instant::now();
@@ -94,7 +94,10 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         Ok(decoded) => decoded,
         Err(error) => return Err(terminal.failed(error)),
     };
-    terminal.finish()?;
+    match &response.respelled {
+        Some(text) => terminal.whole(text),
+        None => terminal.finish()?,
+    }
     let speculative = account.speculative();
     let round_trip_stable = pair.tokenizer.round_trips(&response.final_ids)?;
     let answer = Answer { response, text: std::mem::take(&mut terminal.text), elapsed, speculative, round_trip_stable };
@@ -188,7 +191,7 @@ fn retokenized(
     let mut stats = RequestStats::default();
     // Two closures have turns with the models.
     let backend = RefCell::new(backend);
-    let respell = |ids: &[u32], reader: bool| pair.tokenizer.respell(ids, reader);
+    let mut text = RespelledText::new(&pair.tokenizer, prompt, options.finish_id)?;
     let mut run = |ids: &[u32], options: &Options| {
         let uniforms = Uniforms::Seeded(0);
         let (response, ran) = decode_with(&mut backend.borrow_mut(), settings, ids, options, uniforms, observer)?;
@@ -200,7 +203,7 @@ fn retokenized(
         let query = RewardQuery { ids: ids.to_vec(), ..RewardQuery::default() };
         Ok(score_text(&mut backend.borrow_mut(), settings, query, options.reward_pad_id)?.0.reward)
     };
-    let response = decode_retokenized(&prompt.ids, options, &respell, &mut run, &mut score)?;
+    let response = decode_retokenized(&prompt.ids, options, &mut text, &mut run, &mut score)?;
     Ok((response, stats))
 }
 

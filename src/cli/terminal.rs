@@ -74,6 +74,8 @@ pub(super) struct TerminalWriter {
     pub closed: Option<std::io::Error>,
     /// Go on decoding after standard output was closed, because a file is to be written.
     persistent: bool,
+    /// The text of a segment may change with the next one: it is printed as a whole.
+    unsettled: bool,
 }
 
 /// How an answer is printed.
@@ -88,6 +90,8 @@ pub(super) struct View<'a> {
     pub painted: bool,
     /// Go on when standard output is closed.
     pub persistent: bool,
+    /// Print nothing before the answer is known as a whole.
+    pub unsettled: bool,
 }
 
 impl TerminalWriter {
@@ -105,6 +109,7 @@ impl TerminalWriter {
             printed: !args.output.json,
             painted: coloured(args.output.color) && !args.output.json,
             persistent: args.output.trace.is_some(),
+            unsettled: args.text.retokenize,
         };
         TerminalWriter::new(TextWriter::new(pair.tokenizer.clone(), rules, &prompt.ids, &prompt.header), &view)
     }
@@ -127,9 +132,18 @@ impl TerminalWriter {
             text: String::new(),
             closed: None,
             persistent: view.persistent,
+            unsettled: view.unsettled,
         };
-        terminal.put(view.prefill, Style::Plain);
+        if !terminal.unsettled {
+            terminal.put(view.prefill, Style::Plain);
+        }
         terminal
+    }
+
+    /// Prints all of an answer and the final line break.
+    pub(super) fn whole(&mut self, text: &str) {
+        self.put(text, Style::Plain);
+        self.end();
     }
 
     /// Prints what was held back and the final line break.
@@ -206,7 +220,9 @@ impl TerminalWriter {
 
 impl Observer for TerminalWriter {
     fn segment(&mut self, segment: &Segment, committed: &[u32]) -> Result<()> {
-        self.committed(segment, committed)?;
+        if !self.unsettled {
+            self.committed(segment, committed)?;
+        }
         self.progress.segment(committed.len());
         self.proceed()
     }

@@ -3,39 +3,37 @@
 //! It decodes every kept segment to text and tokenises the whole text again before it goes on. Where another sequence of ids
 //! spells the same text, the policy then sees that one. For reproduction only: each segment is a request of its own.
 
-use crate::answer::{FinishReason, Margins, Response};
+use crate::answer::{FinishReason, Margins, Respell, Response};
 use crate::method::{Options, Selection};
 use crate::{Error, Result};
 
-/// Ids of the text of ids; the flag says that the reward model reads it.
-pub type Respell<'a> = dyn Fn(&[u32], bool) -> Result<Vec<u32>> + 'a;
-
-/// Decodes a response, tokenised again after every segment. `respell` decodes ids and encodes the text, that of the prompt if
-/// the flag is false, and else one that the reward model reads; `run` decodes a response; `score` gives the reward of a text, which is needed where the last segment is spelled otherwise.
+/// Decodes a response, tokenised again after every segment. `text` decodes ids and encodes their text; `run` decodes a
+/// response; `score` gives the reward of a text, which is needed where the last segment is spelled otherwise.
 ///
 /// Segments are recorded as they were decoded; boundaries, like the final ids, are those of the text tokenised again. The prompt
-/// is tokenised again as well, so its length may be another.
+/// is tokenised again as well, so its length may be another. The response's `prompt_len` and its text are what `text` says of
+/// the final ids.
 ///
 /// # Errors
-/// Nudges are to be drawn: the official code's numbers are not known. Otherwise those of the three functions.
+/// Nudges are to be drawn: the official code's numbers are not known. Otherwise those of `text` and the two functions.
 pub fn decode_retokenized(
     prompt: &[u32],
     options: &Options,
-    respell: &Respell<'_>,
+    text: &mut dyn Respell,
     run: &mut dyn FnMut(&[u32], &Options) -> Result<Response>,
     score: &mut dyn FnMut(&[u32]) -> Result<f32>,
 ) -> Result<Response> {
     if options.selection == Selection::Sample {
         return Err(Error::invalid("a response can be retokenized only if its nudge tokens are chosen greedily"));
     }
-    let end = prompt.len() + options.max_new_tokens;
-    let mut ids = respell(prompt, false)?;
+    let end = prompt.len().saturating_add(options.max_new_tokens);
+    let mut ids = text.respell(prompt, false)?;
     let mut whole: Option<Response> = None;
     loop {
         let first_offset = if whole.is_none() { options.first_offset } else { 0 };
         let max_new_tokens = end.saturating_sub(ids.len()).max(1);
         let segment = run(&ids, &Options { max_new_tokens, first_offset, max_segments: Some(1), ..options.clone() })?;
-        let mut respelled = respell(&segment.final_ids, true)?;
+        let mut respelled = text.respell(&segment.final_ids, true)?;
         let finished = segment.finish_reason == FinishReason::Finish;
         // The official code takes an end of turn off the text of a segment that has none: where the first segment keeps nothing,
         // that is the prompt's.
@@ -68,6 +66,9 @@ pub fn decode_retokenized(
                 sum.final_reward = score(&respelled)?;
                 sum.final_pool_position = crate::task::pool_position(&respelled, &[], options.reward_pad_id);
             }
+            let answer = text.answer(&respelled)?;
+            sum.prompt_len = answer.prompt_len.min(respelled.len());
+            sum.respelled = Some(answer.text);
             sum.final_ids = respelled;
             return Ok(sum);
         }

@@ -170,17 +170,26 @@ impl Tokenizer {
         self.cleans_up[1] = reader.cleans_up[0];
     }
 
-    /// Ids of the text of ids, as transformers would write and read it: a tokenizer that cleans up spaces takes those in front
+    /// Text of ids, and the ids of that text, as transformers would write and read it: a tokenizer that cleans up spaces takes those in front
     /// of a full stop and of `'s` away. `reader`: as the reward model's tokenizer does, not the policy's.
+    ///
+    /// `places` are offsets in bytes: on the way in into the text of the ids, on the way out into the text that was encoded.
+    /// Those beyond the text, or inside a character, are moved back.
     ///
     /// # Errors
     /// The tokenizer's own.
-    pub fn respell(&self, ids: &[u32], reader: bool) -> Result<Vec<u32>> {
-        let text = self.decode(ids)?;
-        match self.cleans_up[usize::from(reader)] {
-            true => self.encode(&CLEAN_UP.iter().fold(text, |text, (from, to)| text.replace(from, to))),
-            false => self.encode(&text),
+    pub fn respell(&self, ids: &[u32], reader: bool, places: &mut [usize]) -> Result<(String, Vec<u32>)> {
+        let mut text = self.decode(ids)?;
+        for place in places.iter_mut() {
+            *place = text.floor_char_boundary(*place);
         }
+        if self.cleans_up[usize::from(reader)] {
+            for (from, to) in CLEAN_UP {
+                text = replaced(&text, from, to, places);
+            }
+        }
+        let ids = self.encode(&text)?;
+        Ok((text, ids))
     }
 
     /// Whether the text of ids, tokenised again, gives the same ids.
@@ -266,6 +275,21 @@ const CLEAN_UP: [(&str, &str); 10] = [
     (" 've", "'ve"),
     (" 're", "'re"),
 ];
+
+/// A text with `to` for every `from`, which begins with a blank that `to` lacks. `places` in the text go with it: one inside
+/// of what is replaced stays behind the same characters.
+fn replaced(text: &str, from: &str, to: &str, places: &mut [usize]) -> String {
+    let moved = |place: usize| {
+        let mut gone = 0;
+        for (at, _) in text.match_indices(from).take_while(|(at, _)| *at < place) {
+            let inside = place - at;
+            gone += if inside < from.len() { inside - (inside - 1).min(to.len()) } else { from.len() - to.len() };
+        }
+        place - gone
+    };
+    places.iter_mut().for_each(|place| *place = moved(*place));
+    text.replace(from, to)
+}
 
 /// More ids than this do not come from cutting a text in the middle of a word.
 const CUT: usize = 64;

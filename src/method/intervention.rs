@@ -466,6 +466,7 @@ impl Intervention {
             uniforms_used: std::mem::take(&mut self.uniforms_used),
             min_margins: smallest_margins(&segments),
             segments,
+            respelled: None,
             work: self.necessary,
         };
         self.end(Ok(response));

@@ -396,3 +396,57 @@ fn a_killed_run_goes_on_where_it_was() {
     }
     println!("{kills} kills in {attempt} runs");
 }
+
+#[test]
+fn a_retokenized_answer_is_what_the_text_has_behind_the_prompt() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let answered = |prompt: &str, more: &[&str]| {
+        let (input, output) = (folder.path().join("in.jsonl"), folder.path().join(format!("{}.jsonl", prompt.len())));
+        std::fs::write(&input, format!("{}\n", json!(prompt))).expect("written");
+        let flags = ["run", "--retokenize", "--prompt-layout", "official"];
+        ggro(&[&flags[..], &["--input", utf8(&input), "--output", utf8(&output)], more].concat()).ok();
+        rows(&output).remove(0)
+    };
+    // The blank that the prompt ends with and the first word are one token of the text.
+    let begun = "Once upon a time, there was a little girl named Lily. She loved to play ";
+    let short = ["--max-new-tokens", "10", "--num-refinement-steps", "2"];
+    let row = answered("Hi", &[&short[..], &["--prefill-attack", begun]].concat());
+    let (full, response) = (row["full_text"].as_str().expect("text"), row["response"].as_str().expect("text"));
+    assert!(response.starts_with(begun) && full.contains(response), "{row}");
+    assert!(full.trim_end_matches("<|eot_id|>").ends_with(response), "{row}");
+
+    // A clean-up of spaces makes the prompt shorter than all the ids before were.
+    for kind in ["policy", "reward"] {
+        let (from, to) = (Path::new("assets/demo").join(kind), folder.path().join(kind));
+        std::fs::create_dir(&to).expect("a folder");
+        for name in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"] {
+            if let Ok(content) = std::fs::read(from.join(name)) {
+                std::fs::write(to.join(name), content).expect("written");
+            }
+        }
+        let mut config = super::read_json(&from.join("tokenizer_config.json"));
+        config["clean_up_tokenization_spaces"] = json!(kind == "reward");
+        std::fs::write(to.join("tokenizer_config.json"), config.to_string()).expect("written");
+    }
+    let (policy, reward) = (folder.path().join("policy"), folder.path().join("reward"));
+    let pair = ["--policy", utf8(&policy), "--reward", utf8(&reward)];
+    let prompt = "Tell me a story , he said . 'a story !'";
+    let short = ["--max-new-tokens", "24", "--num-refinement-steps", "1"];
+    let row = answered(prompt, &[&short[..], &pair].concat());
+    let (full, response) = (row["full_text"].as_str().expect("text"), row["response"].as_str().expect("text"));
+    let (before, _) = full.split_once(" story, he said. 'a story!'").expect("a prompt that was cleaned up");
+    assert!(before.ends_with("Tell me a") && full.trim_end_matches("<|eot_id|>").ends_with(response), "{row}");
+    assert!(row["new_tokens"].as_u64() <= Some(25), "{row}");
+
+    // `generate` gives the same text, on standard output too, and the trace's ids are cut where the prompt ends.
+    let trace = folder.path().join("trace.json");
+    let flags = ["generate", "--retokenize", "--prompt-layout", "official", "--no-baseline", prompt];
+    let flags = [&flags[..], &short, &pair].concat();
+    let object = ggro(&[&flags[..], &["--json", "--trace", utf8(&trace)]].concat()).ok().json();
+    assert_eq!(object["text"], row["response"]);
+    assert_eq!(ggro(&flags).ok().out.trim_end_matches('\n'), response.trim_end_matches('\n'));
+    let trace = super::read_json(&trace);
+    let ids = |name: &str| trace[name].as_array().expect("ids").clone();
+    assert_eq!([ids("prompt_ids"), ids("new_ids")].concat(), ids("final_ids"));
+    assert_eq!(object["prompt_tokens"], ids("prompt_ids").len());
+}

@@ -245,6 +245,7 @@ pub fn naive(model: &Model, prompt: &[u32], options: &Options, uniforms: &Unifor
         final_reward: (model.reward)(&prefix[..=pool]),
         final_pool_position: pool,
         prompt_len: prompt.len(),
+        respelled: None,
         final_ids: prefix,
         finish_reason,
         segment_boundaries: boundaries,
