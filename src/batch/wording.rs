@@ -117,7 +117,7 @@ fn behind_answer(text: &str) -> Option<&str> {
     let spelled = "answer"
         .chars()
         .all(|expected| rest.next().is_some_and(|c| c.to_ascii_lowercase() == expected || (c, expected) == ('ſ', 's')));
-    spelled.then(|| rest.as_str())
+    spelled.then_some(rest.as_str())
 }
 
 /// Python's `\w`: letters, numbers and the underscore, but neither combining marks nor letters in circles, which Rust counts as
