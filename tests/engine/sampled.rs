@@ -66,7 +66,7 @@ fn one_candidate_is_greedy_decoding() {
 /// Requests of two kinds in one scheduler.
 enum Output {
     Sampled(Completions),
-    Guided(Response),
+    Guided(Box<Response>),
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn what_runs_beside_it_changes_nothing() {
         }
         let Request { prompt, options, uniforms, .. } = &all[2];
         let request = intervention(&backend, prompt, options, uniforms.clone()).unwrap();
-        scheduler.submit(Box::new(request.map(Output::Guided)));
+        scheduler.submit(Box::new(request.map(|response| Output::Guided(Box::new(response)))));
         let mut ended = 0;
         while scheduler.step(&mut backend) {
             for event in scheduler.events() {
@@ -99,7 +99,7 @@ fn what_runs_beside_it_changes_nothing() {
                     }
                     Output::Guided(found) => {
                         assert_eq!(id as usize, expected.len());
-                        assert_eq!(found, guided);
+                        assert_eq!(*found, guided);
                     }
                 }
             }
