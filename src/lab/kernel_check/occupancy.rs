@@ -110,9 +110,14 @@ mod tests {
 
     #[test]
     fn every_embedded_kernel_fits_a_multiprocessor() {
-        for listed in list() {
+        let all = list();
+        let fits = |listed: &Listed| listed.occupancy.is_none_or(|o| o.blocks > 0);
+        for listed in &all {
             assert_eq!(listed.local, 0, "{listed:?}");
-            assert!(listed.occupancy.is_none_or(|o| o.blocks > 0), "{listed:?}");
+            // Where a block has too little shared memory for it, the smaller kernel takes its place.
+            let smaller = listed.kernel.replace("_bf16", "_99k_bf16").replace("_f16", "_99k_f16");
+            let mut instead = all.iter().filter(|other| (other.kernel, other.target) == (&smaller, listed.target));
+            assert!(fits(listed) || instead.any(fits), "{listed:?}");
         }
     }
 }
