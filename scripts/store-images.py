@@ -4,6 +4,7 @@ own kernels beside them, for its tests.
 
     python3 scripts/store-images.py            # compile and store
     python3 scripts/store-images.py --check    # compile and compare; exit code 1 if anything differs
+    python3 scripts/store-images.py --check --made FOLDER    # the same with what a build has left in GGRO_IMAGES_OUT=FOLDER
 
 The compiler and the assembler are those of NVCC and PTXAS, or those that scripts/install-nvcc.sh installs. Needs the Python
 package zstandard. A file of code is kept packed, as NAME.zst; build/stored.rs says what is in it.
@@ -21,8 +22,6 @@ import zstandard
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STORED = ROOT / "build" / "images"
-
-
 EMULATOR = ROOT / "crates" / "emulator" / "kernels"
 
 
@@ -33,6 +32,10 @@ def tools():
         nvcc = subprocess.check_output([ROOT / "scripts/install-nvcc.sh"], text=True).strip()
         ptxas = pathlib.Path(nvcc).parent / "older" / "ptxas"
     return nvcc, ptxas
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in sorted(pathlib.Path(folder).iterdir())}
 
 
 def images(nvcc, ptxas):
@@ -46,7 +49,7 @@ def images(nvcc, ptxas):
     # The build script alone does the work, and the library is only checked.
     subprocess.run(["cargo", "check", "--release", "--quiet"], cwd=ROOT, env=environment, check=True)
     with made:
-        return {path.name: path.read_bytes() for path in sorted(pathlib.Path(made.name).iterdir())}
+        return files(made.name)
 
 
 def emulator(nvcc, _):
@@ -110,10 +113,11 @@ def check(folder, made):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with what is stored, and store nothing")
+    parser.add_argument("--made", metavar="FOLDER", help="take the images from there instead of compiling them")
     arguments = parser.parse_args()
     nvcc, ptxas = tools()
     for folder, make in [(EMULATOR / "ptx", emulator), (STORED, images)]:
-        made = make(nvcc, ptxas)
+        made = files(arguments.made) if arguments.made and make is images else make(nvcc, ptxas)
         (check if arguments.check else store)(folder, made)
 
 
