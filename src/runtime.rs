@@ -216,7 +216,9 @@ impl NoCuda {
     pub fn help(&self) -> &'static str {
         match self {
             NoCuda::NoKernels(_) => "; CUDA 13 and scripts/install-nvcc.sh both bring one",
-            NoCuda::NoDevice(why) if why.contains("libcuda") => "; install NVIDIA's driver, release 580 or later",
+            NoCuda::NoDevice(why) if why.contains("libcuda") => {
+                "; install NVIDIA's driver: `ggro doctor` says which release"
+            }
             NoCuda::SelfCheck(_) => "; `ggro doctor` says more, and --no-self-check uses the device all the same",
             _ => "",
         }
