@@ -185,17 +185,50 @@ __device__ __forceinline__ void bulk_copy(uint32_t smem_dst, const void* gmem, u
                  : "memory");
 }
 
+// A box of a matrix in global memory that the map describes, to shared memory: rows from `row` on, elements from `column` on. What
+// the matrix lacks becomes zero. Completes on the barrier with all bytes of the box.
+__device__ __forceinline__ void tensor_copy(uint32_t smem_dst, const void* map, int column, int row, uint32_t mbar) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+            smem_dst),
+        "l"(map), "r"(column), "r"(row), "r"(mbar)
+        : "memory");
+}
+
 #endif
+
+// Barrier `id` of the block, for `threads` of its threads.
+__device__ __forceinline__ void named_barrier(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 // ---- sm_90a alone: products of a warpgroup of four warps, from shared memory ----------------------------------------
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// Registers of each thread from here on; all warps of the warpgroup come here.
+template <int N>
+__device__ __forceinline__ void fewer_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+template <int N>
+__device__ __forceinline__ void more_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
 
 // A matrix in shared memory by core matrices, 8 rows of 16 bytes each, 128 bytes that lie together. `leading` is the way in
 // bytes from one to the next along the sum, `stride` the way to the next 8 rows.
 __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t smem, uint32_t leading, uint32_t stride) {
     const auto field = [](uint32_t bytes) { return static_cast<uint64_t>(bytes >> 4 & 0x3fff); };
     return field(smem) | field(leading) << 16 | field(stride) << 32;
+}
+
+// A matrix in shared memory by lines of 128 bytes whose 16-byte chunks are swizzled: 8 lines are 1024 bytes, to a multiple of which
+// the matrix is aligned; the next 8 follow. Lines are rows of 64 elements along the sum, or, for a transposed operand, 64 rows at
+// one place of the sum. `smem` may be inside a line: at the next 16 elements.
+__device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem) {
+    return matrix_descriptor(smem, 16, 1024) | static_cast<uint64_t>(1) << 62;
 }
 
 // Before the first product, and after other instructions have written the accumulator.
@@ -209,26 +242,70 @@ __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-// d[64, 128] += a[64, 16] b[128, 16]^T, both with the sum's index running fastest. With g = lane / 4 and t = lane % 4 warp w
-// of the warpgroup has in d[4 j ..] the rows 16 w + g and 16 w + g + 8 of columns 8 j + 2 t and the next.
-__device__ __forceinline__ void wgmma_m64n128_bf16(float (&d)[64], uint64_t a, uint64_t b) {
-    asm volatile(
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-        "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, "
-        "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
-        "%62, %63}, "
-        "%64, %65, 1, 1, 1, 0, 0;"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
-          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
-          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
-          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
-          "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
-          "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
-          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
-          "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-        : "l"(a), "l"(b));
-}
+// d[64, N] += a[64, 16] b[N, 16]^T, with the sum's index running fastest in b, and in a unless ACROSS. With g = lane / 4 and
+// t = lane % 4 warp w of the warpgroup has in d[4 j ..] the rows 16 w + g and 16 w + g + 8 of columns 8 j + 2 t and the next.
+template <int N>
+struct Wgmma;
+
+#define WGMMA_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define WGMMA_8(i) WGMMA_4(i), WGMMA_4(i + 4)
+#define WGMMA_16(i) WGMMA_8(i), WGMMA_8(i + 8)
+#define WGMMA_32(i) WGMMA_16(i), WGMMA_16(i + 16)
+#define WGMMA_64(i) WGMMA_32(i), WGMMA_32(i + 32)
+
+// The names of registers: four, the rest of eight, and eights.
+#define WGMMA_NAMES_4 "%0, %1, %2, %3"
+#define WGMMA_NAMES_8 WGMMA_NAMES_4 ", %4, %5, %6, %7"
+#define WGMMA_NAMES_12 \
+    WGMMA_NAMES_8 ", %8, %9, %10, %11"
+#define WGMMA_NAMES_16 \
+    WGMMA_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define WGMMA_NAMES_24 \
+    WGMMA_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define WGMMA_NAMES_32 \
+    WGMMA_NAMES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define WGMMA_NAMES_48 \
+    WGMMA_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define WGMMA_NAMES_64 \
+    WGMMA_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define WGMMA_NAMES_68 \
+    WGMMA_NAMES_64 ", %64, %65, %66, %67"
+#define WGMMA_NAMES_96 \
+    WGMMA_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, " \
+    "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+
+// N columns in R registers; A, B and TRANS are the places of the operands behind them.
+#define WGMMA(N, R, A, B, TRANS, ...)                                                                                   \
+    template <>                                                                                                         \
+    struct Wgmma<N> {                                                                                                   \
+        template <bool ACROSS>                                                                                          \
+        static __device__ __forceinline__ void bf16(float (&d)[R], uint64_t a, uint64_t b) {                            \
+            asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WGMMA_NAMES_##R "}, " A ", " B    \
+                         ", 1, 1, 1, " TRANS ", 0;"                                                                     \
+                         : __VA_ARGS__                                                                                  \
+                         : "l"(a), "l"(b), "n"(ACROSS ? 1 : 0));                                                        \
+        }                                                                                                               \
+        template <bool ACROSS>                                                                                          \
+        static __device__ __forceinline__ void f16(float (&d)[R], uint64_t a, uint64_t b) {                             \
+            asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" WGMMA_NAMES_##R "}, " A ", " B      \
+                         ", 1, 1, 1, " TRANS ", 0;"                                                                     \
+                         : __VA_ARGS__                                                                                  \
+                         : "l"(a), "l"(b), "n"(ACROSS ? 1 : 0));                                                        \
+        }                                                                                                               \
+    };
+
+WGMMA(8, 4, "%4", "%5", "%6", WGMMA_4(0))
+WGMMA(16, 8, "%8", "%9", "%10", WGMMA_8(0))
+WGMMA(24, 12, "%12", "%13", "%14", WGMMA_8(0), WGMMA_4(8))
+WGMMA(32, 16, "%16", "%17", "%18", WGMMA_16(0))
+WGMMA(48, 24, "%24", "%25", "%26", WGMMA_16(0), WGMMA_8(16))
+WGMMA(64, 32, "%32", "%33", "%34", WGMMA_32(0))
+WGMMA(96, 48, "%48", "%49", "%50", WGMMA_32(0), WGMMA_16(32))
+WGMMA(128, 64, "%64", "%65", "%66", WGMMA_64(0))
+WGMMA(136, 68, "%68", "%69", "%70", WGMMA_64(0), WGMMA_4(64))
+WGMMA(192, 96, "%96", "%97", "%98", WGMMA_64(0), WGMMA_32(64))
+
+#undef WGMMA
 
 #endif
 

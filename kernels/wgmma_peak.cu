@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(ggro::kWgmmaThreads) wgmma_peak_bf1
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) {
             const int step = i % kSteps;
-            ptx::wgmma_m64n128_bf16(sums, ptx::matrix_descriptor(a + step * 2 * kCoresA * kCore, kCoresA * kCore, kCore),
+            ptx::Wgmma<128>::bf16<false>(sums, ptx::matrix_descriptor(a + step * 2 * kCoresA * kCore, kCoresA * kCore, kCore),
                                     ptx::matrix_descriptor(b + step * 2 * kCoresB * kCore, kCoresB * kCore, kCore));
         }
         ptx::wgmma_commit();

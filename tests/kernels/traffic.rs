@@ -15,6 +15,7 @@ use ggro::cuda::ops::rmsnorm::{Delta, Norm, Upstream, rmsnorm, rmsnorm_backward}
 use ggro::cuda::ops::rope::{Gradients, HeadNorms, Heads, Inputs, rope, rope_backward};
 use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKQuery, When, softmax_entropy, top_k};
 use ggro::cuda::ops::swiglu::{swiglu, swiglu_backward};
+use ggro::cuda::ops::weight_layout::WeightLayout;
 use ggro::dtype::DType;
 use ggro::dtype::HalfType;
 use ggro_emulator::{Config, Counters};
@@ -112,9 +113,9 @@ fn bytes_over_the_floor() {
         let x = Buffer::from_slice(device, &vec![0x3f80u16; tokens * k]).unwrap();
         let w = Buffer::from_slice(device, &vec![0x3c00u16; n * k]).unwrap();
         let mut y = Buffer::<u16>::uninitialised(device, tokens * n).unwrap();
-        let mut scratch = gemm::Scratch::new(device, &[(n, k)]).unwrap();
+        let mut scratch = gemm::Scratch::new(device, WeightLayout::Rows, &[(n, k)]).unwrap();
         emulated.machine.reset();
-        let operands = Operands { storage: HalfType::Bf16, x: x.view(), w: w.view(), bias: None };
+        let operands = Operands { storage: HalfType::Bf16, x: x.view(), w: w.view(), layout: WeightLayout::Rows, bias: None };
         let y = &mut Output::Half(y.view_mut());
         gemm(device, y, operands, Shape { tokens, n, k }, &mut scratch).unwrap();
         let counters = &emulated.machine.report().kernels["gemm_stream8_bf16"];
@@ -133,9 +134,9 @@ fn bytes_over_the_floor() {
         let dy = Buffer::from_slice(device, &vec![0x3f80u16; tokens * n]).unwrap();
         let w = Buffer::from_slice(device, &vec![0x3c00u16; n * k]).unwrap();
         let mut dx = Buffer::<f32>::uninitialised(device, tokens * k).unwrap();
-        let mut scratch = gemm::Scratch::new(device, &[(k, n)]).unwrap();
+        let mut scratch = gemm::Scratch::new(device, WeightLayout::Rows, &[(k, n)]).unwrap();
         emulated.machine.reset();
-        let gradients = gemm_backward::Gradients { storage: HalfType::Bf16, dy: dy.view(), w: w.view() };
+        let gradients = gemm_backward::Gradients { storage: HalfType::Bf16, dy: dy.view(), w: w.view(), layout: WeightLayout::Rows };
         let dx = &mut Output::F32(dx.view_mut());
         gemm_backward(device, dx, gradients, Shape { tokens, n, k }, &mut scratch).unwrap();
         let counters = &emulated.machine.report().kernels["gemm_backward_stream8_bf16"];

@@ -1,31 +1,23 @@
 //! Data gradients of products with stored weights: [`gemm`](super::gemm) with the weights read by columns.
 
-use super::gemm::{Output, Plan, Scratch, Shape, Work, kernel_of, launch, specs};
+use super::gemm::{Direction, Output, Plan, Problem, Scratch, Shape, launch};
+use super::weight_layout::WeightLayout;
+use crate::Result;
 use crate::cuda::buffer::View;
 use crate::cuda::device::Device;
-use crate::cuda::kernels::{KernelSet, Spec};
 use crate::dtype::HalfType;
-use crate::{Error, Result};
-
-const OP: &str = "gemm_backward";
-
-pub(in crate::cuda) struct Kernels;
-
-impl KernelSet for Kernels {
-    fn specs() -> Vec<Spec> {
-        specs(OP, 1)
-    }
-}
 
 /// Operands of a data gradient, all in one storage type.
 #[derive(Clone, Copy, Debug)]
 pub struct Gradients<'a> {
-    /// HalfType type.
+    /// Storage type.
     pub storage: HalfType,
     /// `[tokens, n]`: of the product's result.
     pub dy: View<'a, u16>,
     /// `[n, k]`, as the product took it.
     pub w: View<'a, u16>,
+    /// How `w` lies in memory.
+    pub layout: WeightLayout,
 }
 
 /// `dx[tokens, k] = dy[tokens, n] w[n, k]`, the data gradient of [`gemm`](super::gemm::gemm), whose shape this is. `n` and `k` are multiples
@@ -37,7 +29,7 @@ pub fn gemm_backward(
     shape: Shape,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let plan = Plan::new(shape.transposed(), device.multiprocessors(), scratch.workspace());
+    let plan = Plan::new(gradients.layout, shape.transposed(), device.multiprocessors(), scratch.workspace());
     gemm_backward_planned(device, dx, gradients, shape, plan, scratch)
 }
 
@@ -50,12 +42,9 @@ pub fn gemm_backward_planned(
     plan: Plan,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let Shape { n, k, .. } = shape;
-    if n == 0 || !n.is_multiple_of(8) || !k.is_multiple_of(8) {
-        return Err(Error::Backend(format!("{OP}: n = {n} and k = {k} are not multiples of 8")));
-    }
-    let kernel = &device.kernels::<Kernels>()?[kernel_of(gradients.storage, plan)?];
-    let work = Work { op: OP, kernel, bias: None, shape: shape.transposed(), plan };
-    // SAFETY: this kernel reads w as [k, n] of the transposed shape, and no bias; n and k are multiples of 8.
-    unsafe { launch(device, dx, gradients.dy, gradients.w, &work, scratch) }
+    let Gradients { storage, dy, w, layout } = gradients;
+    let shape = shape.transposed();
+    let problem =
+        Problem { op: "gemm_backward", direction: Direction::Backward, storage, shape, x: dy, w, bias: None };
+    launch(device, dx, &problem, layout, plan, scratch)
 }

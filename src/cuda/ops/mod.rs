@@ -22,18 +22,20 @@ pub mod rmsnorm;
 pub mod rope;
 pub mod softmax_entropy;
 pub mod swiglu;
+pub mod weight_layout;
 
 use crate::cuda::kernels::Registration;
 
 /// Every op.
-pub(super) const ALL: [Registration; 15] = [
+pub(super) const ALL: [Registration; 16] = [
     Registration::of::<attention::Kernels>(),
     Registration::of::<attention_backward::Kernels>(),
     Registration::of::<candidate_scores::Kernels>(),
     Registration::of::<copy_rows::Kernels>(),
     Registration::of::<embed::Kernels>(),
-    Registration::of::<gemm::Kernels>(),
-    Registration::of::<gemm_backward::Kernels>(),
+    Registration::of::<gemm::sm80::Forward>(),
+    Registration::of::<gemm::sm80::Backward>(),
+    Registration::of::<gemm::sm90::Kernels>(),
     Registration::of::<kv_copy::Kernels>(),
     Registration::of::<logits::Kernels>(),
     Registration::of::<pad_convert::Kernels>(),

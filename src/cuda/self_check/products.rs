@@ -7,6 +7,7 @@ use crate::cuda::buffer::Buffer;
 
 use crate::cuda::ops::gemm::{self, Operands, Scratch, Shape, gemm};
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward};
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::dtype::HalfType;
 
 /// Numbers of tokens: of each kernel for few of them, and of those for many, which take two problems.
@@ -89,7 +90,7 @@ impl Product {
         let (n, k) = (Self::OUTPUTS, Self::TERMS);
         let x = stored(device, storage, &self.x[..tokens * k])?;
         let (w, bias) = (stored(device, storage, &self.w)?, stored(device, storage, &self.bias)?);
-        let operands = Operands { storage, x: x.view(), w: w.view(), bias: Some(bias.view()) };
+        let operands = Operands { storage, x: x.view(), w: w.view(), layout: WeightLayout::Rows, bias: Some(bias.view()) };
         let mut scratch = Scratch::with_room(device, room, room.min(64))?;
         let mut product =
             |mut y: gemm::Output<'_>| gemm(device, &mut y, operands, Shape { tokens, n, k }, &mut scratch);
@@ -117,7 +118,7 @@ impl Product {
         let (n, k) = (Self::TERMS, Self::BACK);
         let dy = stored(device, storage, &self.x[..tokens * n])?;
         let w = stored(device, storage, &self.w)?;
-        let gradients = Gradients { storage, dy: dy.view(), w: w.view() };
+        let gradients = Gradients { storage, dy: dy.view(), w: w.view(), layout: WeightLayout::Rows };
         let mut scratch = Scratch::with_room(device, room, room.min(64))?;
         let mut dx = unwritten(device, tokens * k)?;
         let mut out = gemm::Output::F32(dx.view_mut());

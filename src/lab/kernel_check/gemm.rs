@@ -1,4 +1,4 @@
-//! Cases of `gemm`, and what they share with those of `gemm_backward`.
+//! Cases of `gemm`, and what they share with those of `gemm_backward` and of Hopper's kernels.
 
 use super::adder::{A100, H100};
 use super::case::{Case, Check};
@@ -8,17 +8,18 @@ use super::numbers::{Random, Values, stored, widened};
 use super::rows::{Rows, batches, first_of, repeated, single};
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
-use crate::cuda::ops::gemm::{Chunks, Operands, Output, Plan, Scratch, Shape, TILES, gemm, gemm_planned};
+use crate::cuda::ops::gemm::{Direction, Operands, Output, Plan, Scratch, Shape, gemm, gemm_planned, sm80, sm90};
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward, gemm_backward_planned};
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use std::ops::Range;
 
-/// Which product of the stored weights `[n, k]`: `y = x w^T`, or the gradient `dx = dy w`.
+/// Kernels of one direction for one layout of the weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Direction {
-    Forward,
-    Backward,
+pub struct Family {
+    pub direction: Direction,
+    pub layout: WeightLayout,
 }
 
 /// What becomes of the sums. Variants are named in cases, whose names seed their numbers: renaming one changes digests.
@@ -30,26 +31,26 @@ pub enum Into {
     Gradient,
 }
 
-/// The cases of a direction: its shapes with three ways of storing, and those for which rows are run alone and together.
+/// The cases of a family: its shapes with three ways of storing, and those for which rows are run alone and together.
 pub fn cases_of(
-    direction: Direction,
+    family: Family,
     shapes: &[(usize, usize, usize)],
     stored: [(Into, bool, Values); 3],
     together: [(usize, usize, usize); 3],
 ) -> Vec<Case> {
-    let op = direction.op();
+    let op = family.op();
     let mut cases = Vec::new();
     for storage in HalfType::ALL {
         for &(tokens, n, k) in shapes {
             let shape = Shape { tokens, n, k };
             for (into, bias, values) in stored {
                 // What a wide matrix shows, one way of storing it shows.
-                if direction.sizes(shape).0 > 1000 && into != Into::F32 {
+                if family.sizes(shape).0 > 1000 && into != Into::F32 {
                     continue;
                 }
                 let name = format!("{} [{tokens}, {n}, {k}] into {into:?}, {values}", storage.name());
                 cases.push(Case::seeded(op, name, tokens.next_multiple_of(8) * n * k, move |seed, device, check| {
-                    Problem::new(direction, seed, storage, shape, into, bias, values).check(device, check)
+                    Problem::new(family, seed, storage, shape, into, bias, values).check(device, check)
                 }));
             }
         }
@@ -58,13 +59,15 @@ pub fn cases_of(
             // Of which the emulated device does sixteen in the time of one element.
             cases.push(Case::new(op, name, tokens * n * k * 10 / 16, move |device, check| {
                 let (shape, values) = (Shape { tokens, n, k }, Values::Outliers);
-                Problem::new(direction, "together", storage, shape, Into::F32, false, values)
+                Problem::new(family, "together", storage, shape, Into::F32, false, values)
                     .alone_and_together(device, check)
             }));
         }
     }
     cases
 }
+
+const FORWARD: Family = Family { direction: Direction::Forward, layout: WeightLayout::Rows };
 
 pub fn cases() -> Vec<Case> {
     let shapes = [
@@ -87,19 +90,21 @@ pub fn cases() -> Vec<Case> {
         (Into::Storage, true, Values::Normal(0.05)),
         (Into::Residual, false, Values::Outliers),
     ];
-    cases_of(Direction::Forward, &shapes, stored, [(257, 40, 1088), (257, 24, 2112), (34, 36, 1088)])
+    cases_of(FORWARD, &shapes, stored, [(257, 40, 1088), (257, 24, 2112), (34, 36, 1088)])
 }
 
-impl Direction {
+impl Family {
     fn op(self) -> &'static str {
-        match self {
-            Direction::Forward => "gemm",
-            Direction::Backward => "gemm_backward",
+        match (self.layout, self.direction) {
+            (WeightLayout::Rows, Direction::Forward) => "gemm",
+            (WeightLayout::Rows, Direction::Backward) => "gemm_backward",
+            (WeightLayout::Tiles, Direction::Forward) => "gemm_sm90",
+            (WeightLayout::Tiles, Direction::Backward) => "gemm_backward_sm90",
         }
     }
 
     fn result(self) -> &'static str {
-        match self {
+        match self.direction {
             Direction::Forward => "y",
             Direction::Backward => "dx",
         }
@@ -107,16 +112,50 @@ impl Direction {
 
     /// Outputs per token, and terms per output.
     fn sizes(self, Shape { n, k, .. }: Shape) -> (usize, usize) {
-        match self {
+        match self.direction {
             Direction::Forward => (n, k),
             Direction::Backward => (k, n),
+        }
+    }
+
+    /// The chunks in which the terms of an output are added.
+    fn chunks(self, shape: Shape) -> usize {
+        let (outputs, terms) = self.sizes(shape);
+        match self.layout {
+            WeightLayout::Rows => sm80::Chunks::of(outputs, terms).count,
+            WeightLayout::Tiles => sm90::chunks(outputs, terms),
+        }
+    }
+
+    /// Every launch of a shape, with the kernel's name.
+    fn plans(self, device: &Device, storage: HalfType, shape: Shape) -> Vec<(String, Plan)> {
+        let (n, k) = self.sizes(shape);
+        let shape = Shape { tokens: shape.tokens, n, k };
+        match self.layout {
+            WeightLayout::Rows => {
+                let tiles = sm80::TILES.iter().enumerate();
+                let plan = |(index, tile): (usize, &sm80::Tile)| {
+                    (tile.name(self.direction, storage).to_string(), Plan::Sm80(sm80::Plan::with_tile(shape, index)))
+                };
+                tiles.map(plan).collect()
+            }
+            // Few multiprocessors have whole tiles and shares of others, and finish tiles that others began.
+            WeightLayout::Tiles => {
+                let cards = [device.multiprocessors(), 1, 2, 3];
+                let all = cards.iter().flat_map(|&card| (0..sm90::TOKENS.len()).map(move |index| (card, index)));
+                let plan = |(card, index)| {
+                    let name = sm90::name(index, self.direction, storage);
+                    (format!("{name} on {card}"), Plan::Sm90(sm90::Plan::with_instance(shape, index, card, usize::MAX)))
+                };
+                all.map(plan).collect()
+            }
         }
     }
 }
 
 /// One problem on the host.
 struct Problem {
-    direction: Direction,
+    family: Family,
     storage: HalfType,
     shape: Shape,
     into: Into,
@@ -130,7 +169,7 @@ struct Problem {
 
 impl Problem {
     fn new(
-        direction: Direction,
+        family: Family,
         seed: &str,
         storage: HalfType,
         shape: Shape,
@@ -139,40 +178,38 @@ impl Problem {
         values: Values,
     ) -> Self {
         let Shape { tokens, n, k } = shape;
-        let (outputs, terms) = direction.sizes(shape);
+        let (outputs, terms) = family.sizes(shape);
         let mut random = Random::named(seed);
         let x = stored(storage, &random.vector(tokens * terms, values));
         let w = stored(storage, &random.vector(n * k, Values::Normal(0.1)));
         let bias = bias.then(|| stored(storage, &random.vector(n, Values::Normal(1.0))));
         let before = random.vector(tokens * outputs, Values::Normal(1.0));
-        Problem { direction, storage, shape, into, x, w, bias, before }
+        Problem { family, storage, shape, into, x, w, bias, before }
     }
 
-    /// The result for some of the tokens, widened; by the kernel that fits, or by a particular one.
-    fn run(&self, device: &Device, check: &mut Check, tokens: Range<usize>, tile: Option<usize>) -> Result<Rows<f32>> {
-        let (storage, (outputs, terms)) = (self.storage, self.direction.sizes(self.shape));
+    /// The result for some of the tokens, widened; by the kernel that fits, or as planned.
+    fn run(&self, device: &Device, check: &mut Check, tokens: Range<usize>, plan: Option<Plan>) -> Result<Rows<f32>> {
+        let (storage, (outputs, terms)) = (self.storage, self.family.sizes(self.shape));
+        let Family { direction, layout } = self.family;
         let shape = Shape { tokens: tokens.len(), ..self.shape };
         let x = Guarded::input(device, &self.x[tokens.start * terms..tokens.end * terms])?;
-        let w = Guarded::input(device, &self.w)?;
+        let w = Guarded::input(device, &layout.arranged(&self.w, shape.n, shape.k))?;
         let bias = self.bias.as_ref().map(|bias| Guarded::input(device, bias)).transpose()?;
         let elements = shape.tokens * outputs;
-        let plan = tile.map(|tile| match self.direction {
-            Direction::Forward => Plan::with_tile(shape, tile),
-            Direction::Backward => Plan::with_tile(shape.transposed(), tile),
-        });
-        let mut scratch = match plan {
-            Some(plan) => Scratch::with_room(device, plan.workspace, plan.tickets)?,
-            None => Scratch::new(device, &[(outputs, terms)])?,
+        let mut scratch = match plan.map(|plan| plan.room()) {
+            Some((workspace, tickets)) => Scratch::with_room(device, workspace, tickets)?,
+            None => Scratch::new(device, layout, &[(outputs, terms)])?,
         };
-        let operands = Operands { storage, x: x.view(), w: w.view(), bias: bias.as_ref().map(|bias| bias.view()) };
-        let gradients = Gradients { storage, dy: x.view(), w: w.view() };
-        let mut launch = |y: &mut Output<'_>| match (self.direction, plan) {
+        let bias = bias.as_ref().map(|bias| bias.view());
+        let operands = Operands { storage, x: x.view(), w: w.view(), layout, bias };
+        let gradients = Gradients { storage, dy: x.view(), w: w.view(), layout };
+        let mut launch = |y: &mut Output<'_>| match (direction, plan) {
             (Direction::Forward, None) => gemm(device, y, operands, shape, &mut scratch),
             (Direction::Forward, Some(plan)) => gemm_planned(device, y, operands, shape, plan, &mut scratch),
             (Direction::Backward, None) => gemm_backward(device, y, gradients, shape, &mut scratch),
             (Direction::Backward, Some(plan)) => gemm_backward_planned(device, y, gradients, shape, plan, &mut scratch),
         };
-        let name = self.direction.result();
+        let name = self.family.result();
         let rows = |values| Rows { name, width: outputs, values };
         match self.into {
             // Into a fresh buffer each, so that a launch which writes nothing is seen; the tickets are back at zero.
@@ -198,7 +235,7 @@ impl Problem {
     /// What each output is multiplied with.
     fn lines(&self) -> Vec<Vec<f32>> {
         let (w, k) = (widened(self.storage, &self.w), self.shape.k);
-        match self.direction {
+        match self.family.direction {
             Direction::Forward => w.chunks_exact(k).map(<[f32]>::to_vec).collect(),
             Direction::Backward => (0..k).map(|i| w.iter().skip(i).step_by(k).copied().collect()).collect(),
         }
@@ -206,7 +243,7 @@ impl Problem {
 
     fn check(&self, device: &Device, check: &mut Check) -> Result<()> {
         let tokens = self.shape.tokens;
-        let (outputs, terms) = self.direction.sizes(self.shape);
+        let (outputs, terms) = self.family.sizes(self.shape);
         let y = self.run(device, check, 0..tokens, None)?.values;
         let (x, lines) = (widened(self.storage, &self.x), self.lines());
         let bias = self.bias.as_ref().map(|bias| widened(self.storage, bias));
@@ -238,27 +275,25 @@ impl Problem {
             }
         }
         // A few products may be exact by luck: two roundings in f32, and half a unit of the storage type, always pass.
-        let few = self.direction == Direction::Backward || tokens * outputs < 8;
+        let few = self.family.direction == Direction::Backward || tokens * outputs < 8;
         let least = match self.into {
             Into::Storage if few => half_unit(self.storage) / 2.0,
             _ => f64::from(f32::EPSILON),
         };
-        let factor = if self.direction == Direction::Forward { 2.0 } else { 3.0 };
-        errors.check(check, self.direction.result(), factor, least);
+        let factor = if self.family.direction == Direction::Forward { 2.0 } else { 3.0 };
+        errors.check(check, self.family.result(), factor, least);
         Ok(())
     }
 
     fn alone_and_together(&self, device: &Device, check: &mut Check) -> Result<()> {
         let tokens = self.shape.tokens;
-        let (outputs, terms) = self.direction.sizes(self.shape);
-        if Chunks::of(outputs, terms).count < 2 {
+        if self.family.chunks(self.shape) < 2 {
             check.fail("the case has one chunk only");
         }
         let all = self.run(device, check, 0..tokens, None)?;
-        for (index, tile) in TILES.iter().enumerate() {
-            let names = if self.direction == Direction::Forward { tile.kernels } else { tile.backward };
-            let found = self.run(device, check, 0..tokens, Some(index))?;
-            check.same(&format!("all tokens by {}", names[self.storage as usize]), &found.values, &all.values);
+        for (name, plan) in self.family.plans(device, self.storage, self.shape) {
+            let found = self.run(device, check, 0..tokens, Some(plan))?;
+            check.same(&format!("all tokens by {name}"), &found.values, &all.values);
         }
         let some = first_of(tokens).chain(single([1, tokens / 3, tokens - 1]));
         batches(check, &all, some, |check, tokens| self.run(device, check, tokens, None))
@@ -266,49 +301,49 @@ impl Problem {
 }
 
 pub fn timings() -> Vec<Timed> {
-    timings_of(Direction::Forward)
+    timings_of(FORWARD)
 }
 
 /// The matrices of an 8B model, for decoding and for a prompt.
-pub fn timings_of(direction: Direction) -> Vec<Timed> {
+pub fn timings_of(family: Family) -> Vec<Timed> {
     let mut all = Vec::new();
     for (n, k) in [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)] {
-        for tokens in [1, 8, 32, 64, 128, 512, 2048] {
+        for tokens in [1, 8, 16, 32, 64, 80, 128, 256, 400, 2048] {
             // The head's gradient is a row, not a product.
-            if n > 100_000 && (tokens > 64 || direction == Direction::Backward) {
+            if n > 100_000 && (tokens > 64 || family.direction == Direction::Backward) {
                 continue;
             }
-            let (op, name) = (direction.op(), format!("bf16 [{tokens}, {n}, {k}]"));
+            let (op, name) = (family.op(), format!("bf16 [{tokens}, {n}, {k}]"));
             let shape = Shape { tokens, n, k };
-            all.push(Timed::new(op, name, move |device| time(device, direction, shape)));
+            all.push(Timed::new(op, name, move |device| time(device, family, shape)));
         }
     }
     all
 }
 
-fn time(device: &Bench<'_>, direction: Direction, shape: Shape) -> Result<Measured> {
+fn time(device: &Bench<'_>, family: Family, shape: Shape) -> Result<Measured> {
     let Shape { tokens, n, k } = shape;
-    let (outputs, terms) = direction.sizes(shape);
+    let ((outputs, terms), layout) = (family.sizes(shape), family.layout);
     let mut random = Random::named("bench");
     // A weight matrix of random numbers, drawn once and repeated: drawing them all takes longer than the benchmark.
     let drawn = stored(HalfType::Bf16, &random.vector(64 * k, Values::Normal(0.02)));
-    let weights: Vec<u16> = drawn.iter().copied().cycle().take(n * k).collect();
+    let weights: Vec<u16> = drawn.iter().copied().cycle().take(layout.elements(n, k)).collect();
     let x = device.random(&mut random, tokens * terms, Values::Normal(1.0))?;
     let (storage, elements) = (HalfType::Bf16, tokens * outputs);
-    let mut scratch = Scratch::new(device, &[(outputs, terms)])?;
+    let mut scratch = Scratch::new(device, layout, &[(outputs, terms)])?;
     let mut sets = device.sets(2 * n * k, |_| Buffer::from_slice(device, &weights))?;
     // A gradient is stored in f32.
-    let (seconds, stored) = if direction == Direction::Forward {
+    let (seconds, stored) = if family.direction == Direction::Forward {
         let mut y = Buffer::<u16>::uninitialised(device, elements)?;
         let run = |w: &mut Buffer<u16>| {
-            let operands = Operands { storage, x: x.view(), w: w.view(), bias: None };
+            let operands = Operands { storage, x: x.view(), w: w.view(), layout, bias: None };
             gemm(device, &mut Output::Half(y.view_mut()), operands, shape, &mut scratch)
         };
         (device.median(&mut sets, run)?, 1)
     } else {
         let mut dx = Buffer::<f32>::uninitialised(device, elements)?;
         let run = |w: &mut Buffer<u16>| {
-            let gradients = Gradients { storage, dy: x.view(), w: w.view() };
+            let gradients = Gradients { storage, dy: x.view(), w: w.view(), layout };
             gemm_backward(device, &mut Output::F32(dx.view_mut()), gradients, shape, &mut scratch)
         };
         (device.median(&mut sets, run)?, 2)

@@ -1,9 +1,13 @@
 //! Cases of `gemm_backward`: the problems of `gemm`, the other way.
 
 use super::case::Case;
-use super::gemm::{Direction, Into, cases_of, timings_of};
+use super::gemm::{Family, Into, cases_of, timings_of};
 use super::numbers::Values;
 use super::timing::Timed;
+use crate::cuda::ops::gemm::Direction;
+use crate::cuda::ops::weight_layout::WeightLayout;
+
+const BACKWARD: Family = Family { direction: Direction::Backward, layout: WeightLayout::Rows };
 
 pub fn cases() -> Vec<Case> {
     let shapes = [
@@ -25,9 +29,9 @@ pub fn cases() -> Vec<Case> {
         (Into::Storage, false, Values::Normal(0.05)),
         (Into::Gradient, false, Values::Outliers),
     ];
-    cases_of(Direction::Backward, &shapes, stored, [(257, 1056, 40), (257, 2112, 24), (34, 1056, 40)])
+    cases_of(BACKWARD, &shapes, stored, [(257, 1056, 40), (257, 2112, 24), (34, 1056, 40)])
 }
 
 pub fn timings() -> Vec<Timed> {
-    timings_of(Direction::Backward)
+    timings_of(BACKWARD)
 }

@@ -18,6 +18,8 @@ mod embed;
 mod errors;
 mod gemm;
 mod gemm_backward;
+mod gemm_backward_sm90;
+mod gemm_sm90;
 mod guarded;
 mod kv_copy;
 mod logits;
@@ -53,13 +55,15 @@ macro_rules! ops {
     ($($op:ident),* $(,)?) => { [$(Op { cases: $op::cases, timings: $op::timings }),*] };
 }
 
-const OPS: [Op; 15] = ops![
+const OPS: [Op; 17] = ops![
     rmsnorm,
     softmax_entropy,
     gemm,
     attention,
     attention_backward,
     gemm_backward,
+    gemm_sm90,
+    gemm_backward_sm90,
     copy_rows,
     random_fill,
     embed,

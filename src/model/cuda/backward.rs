@@ -18,6 +18,7 @@ use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward};
 use crate::cuda::ops::rmsnorm::{Norm, Upstream, rmsnorm_backward};
 use crate::cuda::ops::rope::{self, HeadNorms, Heads, rope_backward};
 use crate::cuda::ops::swiglu::swiglu_backward;
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device, View, ViewMut};
 use crate::dtype::HalfType;
 use crate::profile;
@@ -243,7 +244,7 @@ impl Products<'_> {
     fn run(&mut self, mut dx: Output<'_>, dy: View<'_, u16>, tokens: usize, w: &Buffer<u16>) -> Result<()> {
         let n = dy.len() / tokens.max(1);
         let shape = Shape { tokens, n, k: w.len() / n.max(1) };
-        let gradients = Gradients { storage: self.storage, dy, w: w.view() };
+        let gradients = Gradients { storage: self.storage, dy, w: w.view(), layout: WeightLayout::Rows };
         gemm_backward(self.device, &mut dx, gradients, shape, self.scratch)
     }
 }

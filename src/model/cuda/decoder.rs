@@ -15,6 +15,7 @@ use crate::cuda::ops::kv_copy::kv_copy;
 use crate::cuda::ops::rmsnorm::{Delta, Norm, rmsnorm};
 use crate::cuda::ops::rope::{self, HeadNorms, Heads, rope};
 use crate::cuda::ops::swiglu::swiglu;
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device, View, ViewMut};
 use crate::dtype::HalfType;
 use crate::files::config::ModelConfig;
@@ -435,7 +436,7 @@ impl Linear<'_> {
         }
         let k = x.len() / tokens;
         let n = w.len() / k.max(1);
-        let operands = Operands { storage: self.storage, x, w, bias: bias.map(Buffer::view) };
+        let operands = Operands { storage: self.storage, x, w, layout: WeightLayout::Rows, bias: bias.map(Buffer::view) };
         gemm(self.device, &mut y, operands, Shape { tokens, n, k }, self.scratch)
     }
 }

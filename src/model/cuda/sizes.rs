@@ -4,7 +4,7 @@
 //! activations are zero too: no kernel has a ragged inner loop, and no result changes. Means divide by the real size.
 
 use crate::cuda::ops::attention;
-use crate::cuda::ops::gemm::TILE_K;
+use crate::cuda::ops::gemm::sm80::TILE_K;
 use crate::error::{Error, Remedy, Result};
 use crate::files::config::ModelConfig;
 

@@ -2,6 +2,7 @@
 
 use super::sizes::{Sizes, attention_shape};
 use crate::Result;
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::ops::{attention, gemm};
 use crate::cuda::{Buffer, Device};
 
@@ -93,7 +94,7 @@ impl State {
             normed: Buffer::uninitialised(device, rows * d)?,
             act: Buffer::uninitialised(device, rows * f)?,
             layer: Activations::new(device, sizes, rows)?,
-            scratch: gemm::Scratch::new(device, &products(sizes))?,
+            scratch: gemm::Scratch::new(device, WeightLayout::Rows, &products(sizes))?,
             attention: attention::Scratch::new(device, &[attention_shape(sizes, None)], PARTS)?,
         })
     }
@@ -101,7 +102,7 @@ impl State {
     /// Bytes of the scratch of products and attention.
     pub fn scratch_bytes(sizes: &Sizes) -> u64 {
         let attention = attention::Scratch::bytes(&[attention_shape(sizes, None)], PARTS);
-        gemm::Scratch::bytes(&products(sizes)).saturating_add(attention)
+        gemm::Scratch::bytes(WeightLayout::Rows, &products(sizes)).saturating_add(attention)
     }
 
     /// Bytes for `rows` rows, without the scratch.

@@ -1,0 +1,425 @@
+// Products with stored weights on Hopper, forward and backward, for any number of tokens:
+//
+//   gemm_sm90           y[tokens, n] = x[tokens, k] w[n, k]^T (+ bias[n])
+//   gemm_backward_sm90  dx[tokens, k] = dy[tokens, n] w[n, k]
+//
+// Both are y[t, o] = sum over i of x[t, i] A[o, i] with the terms i in tiles of 64: A is w by its rows, or by its columns.
+//
+// Contract: x, w and bias 16-bit, sums f32. Rows of x are multiples of 16 bytes. w lies in tiles of 64 x 64 elements, [n/64][k/64],
+// 128-byte lines whose 16-byte chunks are swizzled by the line's place among eight; what the matrix lacks is zero. A tile is
+// 8 KB in one piece and lies in shared memory as in global memory, so one plain bulk copy brings it, and both directions read the
+// same tile: forward lines are outputs, backward they are terms.
+//   output: 0 stores f32, 1 stores 16-bit (rounded once), 2 adds into f32 in place.
+//
+// A block has a warpgroup that copies (one thread of it) and two that multiply, each 64 outputs by N tokens: weights are operand
+// A of wgmma, tokens operand B. Copies go through a ring of stages of 64 terms; `full` and `empty` are its barriers, and the block
+// meets at no other. N is the smallest of ten that holds all tokens, so each weight is read once for up to 192 of them.
+// Blocks stay, one on each multiprocessor. The unit of work is a chunk of the terms of a tile of 128 outputs by N tokens. First all
+// blocks share the chunks of the first `split` tiles, in ranges of the same length; whoever has only some chunks of a tile
+// writes their sums to `partial`, and the last to arrive adds them. Then each block takes whole tiles. So the last wave is full.
+//
+// An output element is the ascending chain of k16 steps of each chunk, started at zero, and the chunks added in ascending
+// order. Chunks are a function of (outputs, terms) alone, so an element's bits depend on its own row of x and its own line
+// of w: not on the other tokens, N, nor who added the chunks. This rests on wgmma giving one column the same bits whatever N is,
+// which `ggro kernels test` asks the card.
+//
+// Bytes: w once per token tile, from L2 but for the first; x once per tile of outputs, from L2. Flops: 2nk per token.
+// Up to some 180 tokens the limit is one read of the weights. A multiprocessor has 7 to 12 stages of 16 KB of weights in flight,
+// several times what latency times bandwidth asks for (26 KB). Beyond, the limit is the tensor core: a stage takes it
+// 8 N cycles, and shared memory 256 + 6 N at 128 bytes a cycle (reads of both warpgroups, and the copies).
+// Aims (not measured): 90 % of the copy rate below, 85 % of the wgmma peak above.
+#include "common.cuh"
+
+namespace ggro {
+
+constexpr int kWarpgroup = 128;
+constexpr int kGemmThreads = 3 * kWarpgroup;
+// Outputs and terms of a tile of weights.
+constexpr int kTile = 64;
+constexpr uint32_t kTileBytes = kTile * kTile * 2;
+constexpr uint32_t kLineBytes = kTile * 2;
+// The ring has at most so many stages, and with its barriers fits into the 227 KB that a block can have.
+constexpr int kMostStages = 12;
+constexpr int kRingBytes = 224 * 1024;
+
+enum Output : int { kStoreF32 = 0, kStore16 = 1, kAddF32 = 2 };
+
+// `outputs` and `terms` are those of the direction.
+struct GemmArgs {
+    void* y;
+    const void* w;
+    const void* bias;
+    float* partial;     // [split][chunks][2 warpgroups][N / 8][128 threads][4]
+    unsigned* tickets;  // [split][2 warpgroups], zero before and after
+    int tokens, outputs, terms, chunks, split, output;
+};
+
+// Some chunks of a tile of outputs by tokens.
+struct Work {
+    int tile, chunk, end;
+};
+
+// The work of this block, in the same order for those who copy and those who multiply.
+class Schedule {
+   public:
+    __device__ __forceinline__ Schedule(const GemmArgs& args, int tiles)
+        : chunks_(args.chunks), tiles_(tiles), whole_(args.split + blockIdx.x) {
+        const int shared = args.split * args.chunks;
+        at_ = static_cast<int>(static_cast<int64_t>(shared) * blockIdx.x / gridDim.x);
+        end_ = static_cast<int>(static_cast<int64_t>(shared) * (blockIdx.x + 1) / gridDim.x);
+    }
+
+    // False when there is none left.
+    __device__ __forceinline__ bool next(Work& work) {
+        if (at_ < end_) {
+            work.tile = at_ / chunks_;
+            work.chunk = at_ - work.tile * chunks_;
+            work.end = min(chunks_, work.chunk + end_ - at_);
+            at_ += work.end - work.chunk;
+            return true;
+        }
+        if (whole_ >= tiles_) return false;
+        work = {whole_, 0, chunks_};
+        whole_ += gridDim.x;
+        return true;
+    }
+
+   private:
+    int chunks_, tiles_, at_, end_, whole_;
+};
+
+// The stage of a ring that is next, and the parity of its phase.
+struct Place {
+    int stage = 0;
+    uint32_t parity = 0;
+
+    template <int STAGES>
+    __device__ __forceinline__ void advance() {
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+};
+
+// N tokens. BY_COLUMNS: outputs are the columns of w and terms its rows.
+template <typename T, int N, bool BY_COLUMNS>
+struct Gemm {
+    static constexpr uint32_t kTokenBytes = N * kLineBytes;
+    static constexpr uint32_t kStageBytes = 2 * kTileBytes + kTokenBytes;
+    static constexpr int kStages = kRingBytes / kStageBytes < kMostStages ? kRingBytes / kStageBytes : kMostStages;
+    static constexpr int kSums = N / 2;  // of a thread
+    static_assert(N % 8 == 0 && kTokenBytes % 1024 == 0, "stages start at multiples of the swizzle's pattern");
+
+    struct Ring {
+        uint32_t stages, full, empty;  // addresses in shared memory
+
+        __device__ __forceinline__ uint32_t stage(int index) const { return stages + index * kStageBytes; }
+    };
+
+    // What all threads know of the problem.
+    struct Problem {
+        int term_tiles, output_tiles, token_tiles;  // of 64 terms, 64 outputs, N tokens
+        int tiles;                                  // of 128 outputs by N tokens
+
+        __device__ __forceinline__ explicit Problem(const GemmArgs& args)
+            : term_tiles((args.terms + kTile - 1) / kTile),
+              output_tiles((args.outputs + kTile - 1) / kTile),
+              token_tiles((args.tokens + N - 1) / N),
+              tiles((output_tiles + 1) / 2 * token_tiles) {}
+
+        // Neighbouring tiles have the same weights.
+        __device__ __forceinline__ int first_output_tile(const Work& work) const { return work.tile / token_tiles * 2; }
+        __device__ __forceinline__ int first_token(const Work& work) const { return work.tile % token_tiles * N; }
+        // Where a chunk begins, in tiles of terms.
+        __device__ __forceinline__ int begin(const GemmArgs& args, int chunk) const {
+            return static_cast<int>(static_cast<int64_t>(chunk) * term_tiles / args.chunks);
+        }
+    };
+
+    // One thread fills the ring with what the block's work needs, as soon as there is room.
+    static __device__ __forceinline__ void copy(const GemmArgs& args, const Problem& problem, const Ring& ring,
+                                                const void* tokens) {
+        Schedule schedule(args, problem.tiles);
+        Place place;
+        for (Work work; schedule.next(work);) {
+            const int output_tile = problem.first_output_tile(work), first_token = problem.first_token(work);
+            const bool both = output_tile + 1 < problem.output_tiles;
+            const int end = problem.begin(args, work.end);
+#pragma unroll 1
+            for (int term = problem.begin(args, work.chunk); term < end; ++term) {
+                const uint32_t stage = ring.stage(place.stage), full = ring.full + 8 * place.stage;
+                ptx::mbarrier_wait(ring.empty + 8 * place.stage, place.parity ^ 1);
+                ptx::mbarrier_expect_tx(full, (both ? 2 : 1) * kTileBytes + kTokenBytes);
+                const auto weights = [&](int output) {
+                    const size_t tile = BY_COLUMNS ? static_cast<size_t>(term) * problem.output_tiles + output
+                                                   : static_cast<size_t>(output) * problem.term_tiles + term;
+                    return static_cast<const char*>(args.w) + tile * kTileBytes;
+                };
+                if (BY_COLUMNS && both) {
+                    ptx::bulk_copy(stage, weights(output_tile), 2 * kTileBytes, full);
+                } else {
+                    ptx::bulk_copy(stage, weights(output_tile), kTileBytes, full);
+                    if (both) ptx::bulk_copy(stage + kTileBytes, weights(output_tile + 1), kTileBytes, full);
+                }
+                ptx::tensor_copy(stage + 2 * kTileBytes, tokens, term * kTile, first_token, full);
+                place.template advance<kStages>();
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void product(float (&sums)[kSums], uint64_t a, uint64_t b) {
+        if constexpr (std::is_same_v<T, __half>) {
+            ptx::Wgmma<N>::template f16<BY_COLUMNS>(sums, a, b);
+        } else {
+            ptx::Wgmma<N>::template bf16<BY_COLUMNS>(sums, a, b);
+        }
+    }
+
+    // Gives a stage back: each of the eight warps that multiply says so.
+    static __device__ __forceinline__ void release(const Ring& ring, int stage) {
+        if (threadIdx.x % kWarp == 0) ptx::mbarrier_arrive(ring.empty + 8 * stage);
+    }
+
+    // The sums of one chunk, stage after stage. A stage is given back when the products of the next are on their way.
+    static __device__ __forceinline__ void multiply(float (&sums)[kSums], const Ring& ring, Place& place, int group,
+                                                    int steps) {
+        constexpr uint32_t kStep = BY_COLUMNS ? 16 * kLineBytes : 16 * 2;  // bytes of 16 terms of the weights
+#pragma unroll
+        for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
+        int before = 0;
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+            const uint32_t stage = ring.stage(place.stage);
+            ptx::mbarrier_wait(ring.full + 8 * place.stage, place.parity);
+            const uint64_t a = ptx::swizzled_descriptor(stage + group * kTileBytes);
+            const uint64_t b = ptx::swizzled_descriptor(stage + 2 * kTileBytes);
+            ptx::wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < kTile / 16; ++k) product(sums, a + (k * kStep >> 4), b + (k * 32 >> 4));
+            ptx::wgmma_commit();
+            ptx::wgmma_wait<1>();
+            if (step > 0) release(ring, before);
+            before = place.stage;
+            place.template advance<kStages>();
+        }
+        ptx::wgmma_wait<0>();
+        if (steps > 0) release(ring, before);
+    }
+
+    // Goes through the stages of a tile whose outputs do not exist for this warpgroup.
+    static __device__ __forceinline__ void skip(const Ring& ring, Place& place, int steps) {
+        for (int step = 0; step < steps; ++step) {
+            ptx::mbarrier_wait(ring.full + 8 * place.stage, place.parity);
+            release(ring, place.stage);
+            place.template advance<kStages>();
+        }
+    }
+
+    // Adds or stores the sums. A thread has outputs g and g + 8 of its warp's 16 and tokens 2 t and 2 t + 1 of every eight. With the
+    // neighbour that has the next output it exchanges half, so that each has two outputs of one token.
+    template <int OUTPUT>
+    static __device__ __forceinline__ void store(const GemmArgs& args, const float (&sums)[kSums], int first_output,
+                                                 int first_token) {
+        constexpr int kTogether = 4;  // groups of eight tokens whose old values are read together
+        const int lane = threadIdx.x % kWarp, g = lane / 4, odd = g % 2;
+        const int output = first_output + threadIdx.x % kWarpgroup / kWarp * 16 + g - odd;
+        const int token = first_token + lane % 4 * 2 + odd;
+        const bool pairs = args.outputs % 2 == 0 && aligned(args.y, 8);
+        float bias[2][2] = {};
+        if (args.bias != nullptr) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int o = output + i / 2 * 8 + i % 2;
+                if (o < args.outputs) bias[i / 2][i % 2] = to_float(static_cast<const T*>(args.bias)[o]);
+            }
+        }
+#pragma unroll
+        for (int first = 0; first < N / 8; first += kTogether) {
+            float2 before[kTogether][2];
+            if constexpr (OUTPUT == kAddF32) {
+#pragma unroll
+                for (int i = 0; i < kTogether * 2; ++i) {
+                    const int j = first + i / 2, o = output + i % 2 * 8, t = token + 8 * j;
+                    float2& old = before[i / 2][i % 2];
+                    old = make_float2(0.0f, 0.0f);
+                    if (j >= N / 8 || t >= args.tokens || o >= args.outputs) continue;
+                    const float* const at = static_cast<const float*>(args.y) + static_cast<size_t>(t) * args.outputs + o;
+                    if (pairs) {
+                        old = *reinterpret_cast<const float2*>(at);
+                    } else {
+                        old.x = at[0];
+                        if (o + 1 < args.outputs) old.y = at[1];
+                    }
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < kTogether * 2; ++i) {
+                const int j = first + i / 2, row = i % 2;
+                if (j >= N / 8) continue;
+                const float even_token = sums[4 * j + 2 * row], odd_token = sums[4 * j + 2 * row + 1];
+                const float theirs = __shfl_xor_sync(kAllLanes, odd ? even_token : odd_token, 4);
+                float low = (odd ? theirs : even_token) + bias[row][0];
+                float high = (odd ? odd_token : theirs) + bias[row][1];
+                const int o = output + row * 8, t = token + 8 * j;
+                if (t >= args.tokens || o >= args.outputs) continue;
+                const size_t at = static_cast<size_t>(t) * args.outputs + o;
+                if constexpr (OUTPUT == kStore16) {
+                    T* const to = static_cast<T*>(args.y) + at;
+                    if (pairs) {
+                        *reinterpret_cast<uint32_t*>(to) = Mma<T>::pack(low, high);
+                    } else {
+                        to[0] = from_float<T>(low);
+                        if (o + 1 < args.outputs) to[1] = from_float<T>(high);
+                    }
+                } else {
+                    float* const to = static_cast<float*>(args.y) + at;
+                    if constexpr (OUTPUT == kAddF32) low = before[i / 2][row].x + low, high = before[i / 2][row].y + high;
+                    if (pairs) {
+                        *reinterpret_cast<float2*>(to) = make_float2(low, high);
+                    } else {
+                        to[0] = low;
+                        if (o + 1 < args.outputs) to[1] = high;
+                    }
+                }
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void finish(const GemmArgs& args, const float (&sums)[kSums], int first_output,
+                                                  int first_token) {
+        if (args.output == kStore16) {
+            store<kStore16>(args, sums, first_output, first_token);
+        } else if (args.output == kStoreF32) {
+            store<kStoreF32>(args, sums, first_output, first_token);
+        } else {
+            store<kAddF32>(args, sums, first_output, first_token);
+        }
+    }
+
+    // Where a warpgroup's sums of a chunk of a split tile lie; this thread's first four.
+    static __device__ __forceinline__ float4* partial(const GemmArgs& args, int tile, int chunk, int group) {
+        const size_t slot = (static_cast<size_t>(tile) * args.chunks + chunk) * 2 + group;
+        return reinterpret_cast<float4*>(args.partial) + slot * (N / 8 * kWarpgroup) + threadIdx.x % kWarpgroup;
+    }
+
+    // True in the warpgroup that brings the last of a split tile's chunks.
+    static __device__ __forceinline__ bool arrive(const GemmArgs& args, const Work& work, int group, unsigned* flags) {
+        __threadfence();  // each thread's own sums, before its warpgroup's arrival
+        ptx::named_barrier(1 + group, kWarpgroup);
+        if (threadIdx.x % kWarpgroup == 0) {
+            unsigned* const ticket = args.tickets + work.tile * 2 + group;
+            const unsigned count = work.end - work.chunk;
+            const bool last = ptx::atom_add_acq_rel(ticket, count) + count == args.chunks;
+            if (last) *ticket = 0;
+            flags[group] = last;
+        }
+        ptx::named_barrier(1 + group, kWarpgroup);  // the flag is written
+        const bool last = flags[group] != 0;
+        if (last) __threadfence();
+        return last;
+    }
+
+    // A warpgroup multiplies what the ring brings, 64 of the 128 outputs.
+    static __device__ __forceinline__ void compute(const GemmArgs& args, const Problem& problem, const Ring& ring,
+                                                   int group, unsigned* flags) {
+        Schedule schedule(args, problem.tiles);
+        Place place;
+        for (Work work; schedule.next(work);) {
+            const int output_tile = problem.first_output_tile(work) + group, first_token = problem.first_token(work);
+            if (output_tile >= problem.output_tiles) {
+                skip(ring, place, problem.begin(args, work.end) - problem.begin(args, work.chunk));
+                continue;
+            }
+            float sums[kSums], total[kSums];
+            const bool whole = work.end - work.chunk == args.chunks;
+#pragma unroll 1
+            for (int chunk = work.chunk; chunk < work.end; ++chunk) {
+                multiply(sums, ring, place, group, problem.begin(args, chunk + 1) - problem.begin(args, chunk));
+                if (whole) {
+#pragma unroll
+                    for (int i = 0; i < kSums; ++i) total[i] = chunk == 0 ? sums[i] : total[i] + sums[i];
+                } else {
+                    float4* const to = partial(args, work.tile, chunk, group);
+#pragma unroll
+                    for (int i = 0; i < N / 8; ++i) {
+                        to[i * kWarpgroup] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+                    }
+                }
+            }
+            if (!whole) {
+                if (!arrive(args, work, group, flags)) continue;
+#pragma unroll 1
+                for (int chunk = 0; chunk < args.chunks; ++chunk) {
+                    const float4* const from = partial(args, work.tile, chunk, group);
+#pragma unroll
+                    for (int i = 0; i < N / 8; ++i) {
+                        const float4 four = __ldcg(from + i * kWarpgroup);
+                        const float more[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+                        for (int r = 0; r < 4; ++r) total[4 * i + r] = chunk == 0 ? more[r] : total[4 * i + r] + more[r];
+                    }
+                }
+            }
+            finish(args, total, output_tile * kTile, first_token);
+        }
+    }
+
+    static __device__ __forceinline__ void run(const GemmArgs& args, const void* tokens) {
+        EXTERN_SHARED(shared);
+        __shared__ uint64_t barriers[2 * kStages];
+        __shared__ unsigned flags[2];
+        const uint32_t full = ptx::smem_address(barriers);
+        // The swizzle's pattern repeats after 1024 bytes.
+        const Ring ring = {(ptx::smem_address(shared) + 1023) & ~1023u, full, full + 8 * kStages};
+        const Problem problem(args);
+        if (threadIdx.x == 0) {
+            for (int i = 0; i < kStages; ++i) {
+                ptx::mbarrier_init(ring.full + 8 * i, 1);
+                ptx::mbarrier_init(ring.empty + 8 * i, 2 * kWarpgroup / kWarp);
+            }
+            ptx::fence_barrier_init();
+        }
+        __syncthreads();  // the barriers are there
+        const int warpgroup = threadIdx.x / kWarpgroup;
+        if (warpgroup == 0) {
+            ptx::fewer_registers<40>();
+            if (threadIdx.x == 0) copy(args, problem, ring, tokens);
+        } else {
+            ptx::more_registers<232>();
+            compute(args, problem, ring, warpgroup - 1, flags);
+        }
+    }
+};
+
+// An address and a shape of x, as cuTensorMapEncodeTiled writes them: a box is N rows of 64 elements, lines swizzled.
+struct alignas(64) TensorMap {
+    uint64_t words[16];
+};
+
+}  // namespace ggro
+
+// Grid: a block for each multiprocessor at most. Block: 384. Dynamic shared memory: the stages of the ring, 16 KB and 128 bytes a
+// token each, and 1 KB.
+#define GEMM(NAME, T, N, BY_COLUMNS)                                                                                  \
+    extern "C" __global__ void __launch_bounds__(ggro::kGemmThreads, 1)                                               \
+        NAME(const __grid_constant__ ggro::TensorMap x, void* y, const void* w, const void* bias, float* partial,     \
+             unsigned* tickets, int tokens, int outputs, int terms, int chunks, int split, int output) {              \
+        ggro::Gemm<T, N, BY_COLUMNS>::run(                                                                            \
+            {y, w, bias, partial, tickets, tokens, outputs, terms, chunks, split, output}, &x);                       \
+    }
+
+#define GEMM_ALL(NAME, SUFFIX, T, BY_COLUMNS)         \
+    GEMM(NAME##_8_##SUFFIX, T, 8, BY_COLUMNS)         \
+    GEMM(NAME##_16_##SUFFIX, T, 16, BY_COLUMNS)       \
+    GEMM(NAME##_24_##SUFFIX, T, 24, BY_COLUMNS)       \
+    GEMM(NAME##_32_##SUFFIX, T, 32, BY_COLUMNS)       \
+    GEMM(NAME##_48_##SUFFIX, T, 48, BY_COLUMNS)       \
+    GEMM(NAME##_64_##SUFFIX, T, 64, BY_COLUMNS)       \
+    GEMM(NAME##_96_##SUFFIX, T, 96, BY_COLUMNS)       \
+    GEMM(NAME##_128_##SUFFIX, T, 128, BY_COLUMNS)     \
+    GEMM(NAME##_136_##SUFFIX, T, 136, BY_COLUMNS)     \
+    GEMM(NAME##_192_##SUFFIX, T, 192, BY_COLUMNS)
+
+// The host's list (src/cuda/ops/gemm/sm90.rs) repeats these numbers.
+GEMM_ALL(gemm_sm90, bf16, __nv_bfloat16, false)
+GEMM_ALL(gemm_sm90, f16, __half, false)
+GEMM_ALL(gemm_backward_sm90, bf16, __nv_bfloat16, true)
+GEMM_ALL(gemm_backward_sm90, f16, __half, true)

@@ -1,0 +1,329 @@
+//! The products of Hopper: kernels/gemm_sm90.cu, by wgmma, for weights in tiles.
+
+use super::{Direction, Output, Problem, Scratch, Shape};
+use crate::cuda::buffer::View;
+use crate::cuda::device::Device;
+use crate::cuda::kernels::{KernelSet, Spec};
+use crate::cuda::launch::{Launch, args, check_len, check_room, int};
+use crate::cuda::ops::weight_layout::WeightLayout;
+use crate::dtype::HalfType;
+use crate::{Error, Result};
+use cudarc::driver::sys;
+
+/// Tokens of a tile, per kernel.
+pub const TOKENS: [usize; 10] = [8, 16, 24, 32, 48, 64, 96, 128, 136, 192];
+/// Outputs of a tile: 64 for each of two warpgroups.
+const OUTPUTS: usize = 128;
+/// Outputs and terms of a tile of weights.
+const TILE: usize = 64;
+/// Threads of a block.
+const THREADS: u32 = 384;
+
+/// Kernels of one number of tokens: forward, then backward, each for bf16 and f16.
+macro_rules! names {
+    ($tokens:literal) => {
+        [
+            [concat!("gemm_sm90_", $tokens, "_bf16"), concat!("gemm_sm90_", $tokens, "_f16")],
+            [concat!("gemm_backward_sm90_", $tokens, "_bf16"), concat!("gemm_backward_sm90_", $tokens, "_f16")],
+        ]
+    };
+}
+
+const NAMES: [[[&str; 2]; 2]; TOKENS.len()] = [
+    names!("8"),
+    names!("16"),
+    names!("24"),
+    names!("32"),
+    names!("48"),
+    names!("64"),
+    names!("96"),
+    names!("128"),
+    names!("136"),
+    names!("192"),
+];
+
+pub(in crate::cuda) struct Kernels;
+
+impl KernelSet for Kernels {
+    fn specs() -> Vec<Spec> {
+        let of = |(index, names): (usize, &[[&'static str; 2]; 2])| {
+            let shared = shared(TOKENS[index]);
+            names.concat().into_iter().map(move |name| Spec::new("gemm_sm90", name, THREADS, shared)).collect::<Vec<_>>()
+        };
+        NAMES.iter().enumerate().flat_map(of).collect()
+    }
+}
+
+/// Name of a kernel.
+pub fn name(instance: usize, direction: Direction, storage: HalfType) -> &'static str {
+    NAMES[instance][direction as usize][storage as usize]
+}
+
+/// Bytes of a stage: two tiles of weights and one of tokens, 64 terms each.
+const fn stage(tokens: usize) -> usize {
+    2 * TILE * TILE * 2 + tokens * TILE * 2
+}
+
+/// Stages of the ring, as in the kernel.
+pub const fn stages(tokens: usize) -> usize {
+    let most = 224 * 1024 / stage(tokens);
+    if most < 12 { most } else { 12 }
+}
+
+/// Dynamic shared memory in bytes: the ring, and what brings it to a multiple of 1024.
+const fn shared(tokens: usize) -> u32 {
+    (stages(tokens) * stage(tokens) + 1024) as u32
+}
+
+/// Multiprocessors of the cards that chunks are chosen for.
+const CARD: usize = 132;
+/// Chunks of a tile, at most: their sums are added by one warpgroup.
+const MOST_CHUNKS: usize = 8;
+/// Terms of a chunk, at least, in tiles of 64: filling the pipeline must not cost more than running it.
+const LEAST_CHUNK: usize = 8;
+
+/// In how many chunks the terms of an output are added: a function of the two sizes alone, the same for every number of tokens
+/// and every card, because it decides the order of the sum. It is the number with which one tile of tokens keeps the
+/// multiprocessors of an H100 busy most evenly.
+pub fn chunks(outputs: usize, terms: usize) -> usize {
+    let (tiles, steps) = (outputs.div_ceil(OUTPUTS).max(1), terms.div_ceil(TILE).max(1));
+    let cost = |&chunks: &usize| {
+        let (whole, rest) = (tiles / CARD, tiles % CARD);
+        // Writing chunk sums, finding out who is last, and adding them, in steps.
+        let adding = if chunks > 1 { 6 + chunks } else { 0 };
+        2 * (whole * steps + (rest * chunks).div_ceil(CARD) * steps.div_ceil(chunks)) + adding
+    };
+    let some = (1..=MOST_CHUNKS).filter(|&chunks| chunks == 1 || steps / chunks >= LEAST_CHUNK);
+    some.min_by_key(cost).unwrap_or(1)
+}
+
+/// Which kernel runs, in how many blocks, and what they share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Index into [`TOKENS`].
+    pub instance: usize,
+    /// Tiles of 128 outputs by the tokens of the instance.
+    pub tiles: usize,
+    /// Chunks of the terms of each tile.
+    pub chunks: usize,
+    /// Tiles whose chunks are shared by all blocks.
+    pub split: usize,
+    /// Blocks.
+    pub blocks: usize,
+}
+
+impl Plan {
+    /// The kernel for a shape. Up to 192 tokens are one tile; more are the tiles that keep the multiprocessors busy most evenly.
+    pub fn new(shape: Shape, multiprocessors: u32, workspace: usize) -> Self {
+        let plan = |instance| Self::with_instance(shape, instance, multiprocessors, workspace);
+        if let Some(one) = TOKENS.iter().position(|&tokens| shape.tokens <= tokens) {
+            return plan(one);
+        }
+        let last = TOKENS.len() - 1;
+        let many = (TOKENS.iter().position(|&tokens| tokens >= 96).unwrap_or(last)..=last).rev();
+        many.map(plan).min_by_key(|plan| plan.cycles(shape.k)).unwrap_or_else(|| plan(last))
+    }
+
+    /// The launch of one particular kernel; every one gives the same bits.
+    pub fn with_instance(shape: Shape, instance: usize, multiprocessors: u32, workspace: usize) -> Self {
+        let multiprocessors = (multiprocessors as usize).clamp(1, MOST_MULTIPROCESSORS);
+        let tiles = shape.n.div_ceil(OUTPUTS) * shape.tokens.div_ceil(TOKENS[instance]);
+        let chunks = chunks(shape.n, shape.k);
+        let rest = tiles % multiprocessors;
+        let plan = Plan { instance, tiles, chunks, split: rest, blocks: multiprocessors };
+        // Sharing must save something, and needs room.
+        let shares = (rest * chunks).div_ceil(multiprocessors) < chunks && plan.workspace() <= workspace;
+        let split = if shares { rest } else { 0 };
+        let work = if tiles == split { split * chunks } else { tiles - split };
+        Plan { split, blocks: multiprocessors.min(work), ..plan }
+    }
+
+    /// Elements of workspace: the sums of every chunk of the shared tiles.
+    pub fn workspace(&self) -> usize {
+        self.split * self.chunks * OUTPUTS * TOKENS[self.instance]
+    }
+
+    /// Tickets: one for each warpgroup of a shared tile.
+    pub fn tickets(&self) -> usize {
+        2 * self.split
+    }
+
+    /// What the busiest block takes if nothing but arithmetic counts, in cycles of a multiprocessor.
+    fn cycles(&self, terms: usize) -> usize {
+        let tokens = TOKENS[self.instance];
+        let rest = self.tiles - self.split;
+        let shared = (self.split * self.chunks).div_ceil(self.blocks.max(1));
+        let chunks = rest.div_ceil(self.blocks.max(1)) * self.chunks + shared;
+        // A step of 64 terms: the tensor core's cycles, or those of shared memory.
+        let step = (8 * tokens).max(256 + 6 * tokens);
+        let adding = if self.split > 0 { self.chunks * tokens * 8 } else { 0 };
+        chunks * terms.div_ceil(TILE) * step / self.chunks + adding
+    }
+}
+
+/// Tokens for which there is room for every plan.
+const ROOM: usize = 512;
+/// Of any card; fewer tiles are shared than there are multiprocessors.
+const MOST_MULTIPROCESSORS: usize = 256;
+/// Elements of workspace, at most: 64 MiB.
+const MOST_ROOM: usize = 16 << 20;
+
+/// Elements of workspace and tickets that any of the products needs, by outputs and terms.
+pub(super) fn room(products: &[(usize, usize)]) -> (usize, usize) {
+    let sizes = products.iter().flat_map(|&(n, k)| (1..=ROOM).map(move |tokens| Shape { tokens, n, k }));
+    let plans = sizes.map(|shape| Plan::new(shape, CARD as u32, MOST_ROOM));
+    let workspace = plans.map(|plan| plan.workspace()).max().unwrap_or(0);
+    (workspace, 2 * MOST_MULTIPROCESSORS)
+}
+
+/// Queues a product.
+pub(super) fn launch(
+    device: &Device,
+    y: &mut Output<'_>,
+    problem: &Problem<'_>,
+    plan: Plan,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let Problem { op, direction, storage, shape, x, w, bias } = *problem;
+    let Shape { tokens, n, k } = shape;
+    let (rows, columns) = match direction {
+        Direction::Forward => (n, k),
+        Direction::Backward => (k, n),
+    };
+    check_len(op, "w", w.len(), WeightLayout::Tiles.elements(rows, columns))?;
+    if k == 0 || !k.is_multiple_of(8) {
+        return Err(Error::Backend(format!("{op}: {k} terms are no multiple of 8")));
+    }
+    if tokens == 0 || n == 0 {
+        return Ok(());
+    }
+    let Some(&width) = TOKENS.get(plan.instance) else {
+        return Err(Error::Backend(format!("{op}: kernel {} of {}", plan.instance, TOKENS.len())));
+    };
+    let tiles = n.div_ceil(OUTPUTS) * tokens.div_ceil(width);
+    if plan.tiles != tiles || plan.chunks != chunks(n, k) || plan.split > tiles || plan.blocks == 0 {
+        return Err(Error::Backend(format!("{op}: the plan is for another shape")));
+    }
+    check_room(op, "workspace", scratch.workspace.len(), plan.workspace())?;
+    check_room(op, "tickets", scratch.tickets.len(), plan.tickets())?;
+    let kernel = &device.kernels::<Kernels>()?[plan.instance * 4 + direction as usize * 2 + storage as usize];
+    let map = token_map(op, storage, x, (tokens, k), width)?;
+    let blocks = int(op, "blocks", plan.blocks)?.unsigned_abs();
+    let launch = Launch { grid: (blocks, 1, 1), threads: THREADS, shared: kernel.shared };
+    // Chunks are counted in 32 bits.
+    int(op, "chunks", plan.tiles * plan.chunks)?;
+    let (tokens, outputs, terms) = (int(op, "tokens", tokens)?, int(op, "outputs", n)?, int(op, "terms", k)?);
+    let (chunks, split) = (int(op, "chunks", plan.chunks)?, int(op, "split tiles", plan.split)?);
+    let (kind, address) = (y.kind(), y.address());
+    let bias = bias.map_or(0, |bias| bias.address);
+    let workspace = scratch.workspace.view_mut().address;
+    let tickets = scratch.tickets.view_mut().address;
+    // SAFETY: parameters are (TensorMap x, void* y, const void* w, const void* bias, float* partial, unsigned* tickets, int tokens,
+    // int outputs, int terms, int chunks, int split, int output). The map is of x, [tokens, terms]; w has every tile of outputs by
+    // terms, each 8 KB from a multiple of 16 bytes on; bias, unless null, has `outputs` elements. The kernel writes y inside [tokens, outputs] in the type
+    // that `output` names, [split, chunks, 128, N] of the workspace, and two tickets per split tile, zero before and after. y and the
+    // scratch are lent to us alone.
+    unsafe {
+        device.launch(
+            kernel,
+            launch,
+            args![
+                map, address, w.address, bias, workspace, tickets, tokens, outputs, terms, chunks, split, kind
+            ],
+        )
+    }
+}
+
+/// `x[tokens, terms]` as the kernel copies it: boxes of `width` rows of 64 elements, with swizzled lines.
+fn token_map(
+    op: &str,
+    storage: HalfType,
+    x: View<'_, u16>,
+    (tokens, terms): (usize, usize),
+    width: usize,
+) -> Result<sys::CUtensorMap> {
+    let kind = match storage {
+        HalfType::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        HalfType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+    };
+    let mut map = std::mem::MaybeUninit::<sys::CUtensorMap>::zeroed();
+    let (sizes, strides) = ([terms as u64, tokens as u64], [terms as u64 * 2]);
+    let (side, steps) = ([TILE as u32, width as u32], [1, 1]);
+    // SAFETY: the arrays have an element for each of two dimensions, the strides one less; the driver writes the map and reads nothing of x.
+    let done = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            map.as_mut_ptr(),
+            kind,
+            2,
+            x.address as *mut std::ffi::c_void,
+            sizes.as_ptr(),
+            strides.as_ptr(),
+            side.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    done.result().map_err(|e| {
+        Error::Backend(format!("{op}: x, {tokens} rows of {terms} elements, has no tensor map: {e}"))
+    })?;
+    // SAFETY: the driver has written all of it; and zero bytes are a value of this type.
+    Ok(unsafe { map.assume_init() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Outputs and terms of every product of a layer of the 1B, 3B and 8B shapes, forward and backward.
+    fn products() -> Vec<(usize, usize)> {
+        let forward = [
+            [(3072, 2048), (2048, 2048), (16_384, 2048), (2048, 8192)],
+            [(5120, 3072), (3072, 3072), (16_384, 3072), (3072, 8192)],
+            [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336)],
+        ];
+        forward.concat().into_iter().flat_map(|(n, k)| [(n, k), (k, n)]).collect()
+    }
+
+    /// What the busiest block does, over the mean of all multiprocessors, in chunks of equal length.
+    fn imbalance(plan: &Plan, multiprocessors: usize) -> f64 {
+        let shared = (plan.split * plan.chunks).div_ceil(plan.blocks);
+        let most = shared + (plan.tiles - plan.split).div_ceil(plan.blocks) * plan.chunks;
+        (most * multiprocessors) as f64 / (plan.tiles * plan.chunks) as f64
+    }
+
+    #[test]
+    fn chunks_are_long_and_even() {
+        for (n, k) in products() {
+            let count = chunks(n, k);
+            assert!(count == 1 || k.div_ceil(TILE) / count >= LEAST_CHUNK, "{n} {k}");
+        }
+        let some = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096), (1, 4096), (576, 192)];
+        assert_eq!(some.map(|(n, k)| chunks(n, k)), [8, 4, 4, 4, 5, 8, 1]);
+    }
+
+    #[test]
+    fn one_tile_holds_up_to_192_tokens() {
+        let tokens = |tokens| TOKENS[Plan::new(Shape { tokens, n: 4096, k: 4096 }, 132, MOST_ROOM).instance];
+        assert_eq!([1, 8, 9, 25, 33, 64, 65, 128, 129, 137, 192].map(tokens), [8, 8, 16, 32, 48, 64, 96, 128, 136, 192, 192]);
+        assert_eq!([256, 400, 2048].map(tokens), [128, 136, 192]);
+    }
+
+    /// The room is what 512 tokens take, and less than 64 MiB.
+    #[test]
+    fn every_number_of_tokens_fills_the_card() {
+        for products in products().chunks(8) {
+            let (workspace, _) = room(products);
+            assert!(workspace <= MOST_ROOM);
+            for &(n, k) in products {
+                for tokens in 1..=2048 {
+                    let plan = Plan::new(Shape { tokens, n, k }, 132, workspace);
+                    let work = plan.tiles * plan.chunks;
+                    assert!(plan.blocks * 10 >= 132 * 9 || work < 132, "{tokens} {n} {k}: {plan:?}");
+                }
+            }
+        }
+    }
+}

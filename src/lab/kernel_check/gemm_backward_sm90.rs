@@ -1,0 +1,38 @@
+//! Cases of Hopper's data gradients: the problems of `gemm_backward` with weights in tiles.
+
+use super::case::Case;
+use super::gemm::{Family, Into, cases_of, timings_of};
+use super::numbers::Values;
+use super::timing::Timed;
+use crate::cuda::ops::gemm::Direction;
+use crate::cuda::ops::weight_layout::WeightLayout;
+
+const BACKWARD: Family = Family { direction: Direction::Backward, layout: WeightLayout::Tiles };
+
+pub fn cases() -> Vec<Case> {
+    let shapes = [
+        (1, 8, 8),
+        (1, 1160, 136),
+        (2, 96, 24),
+        (9, 2304, 64),
+        (17, 64, 33),
+        (25, 1024, 112),
+        (33, 200, 136),
+        (49, 2304, 40),
+        (65, 1096, 104),
+        (97, 160, 136),
+        (129, 1120, 264),
+        (193, 64, 129),
+        (1, 72, 32_000),
+    ];
+    let stored = [
+        (Into::F32, false, Values::Normal(1.0)),
+        (Into::Storage, false, Values::Normal(0.05)),
+        (Into::Gradient, false, Values::Outliers),
+    ];
+    cases_of(BACKWARD, &shapes, stored, [(257, 1056, 40), (97, 2112, 136), (34, 1056, 40)])
+}
+
+pub fn timings() -> Vec<Timed> {
+    timings_of(BACKWARD)
+}

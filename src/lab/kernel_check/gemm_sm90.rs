@@ -1,0 +1,40 @@
+//! Cases of Hopper's products: the problems of `gemm` with weights in tiles.
+
+use super::case::Case;
+use super::gemm::{Family, Into, cases_of, timings_of};
+use super::numbers::Values;
+use super::timing::Timed;
+use crate::cuda::ops::gemm::Direction;
+use crate::cuda::ops::weight_layout::WeightLayout;
+
+const FORWARD: Family = Family { direction: Direction::Forward, layout: WeightLayout::Tiles };
+
+pub fn cases() -> Vec<Case> {
+    let shapes = [
+        (1, 1, 64),
+        (1, 130, 1152),
+        (2, 31, 128),
+        (9, 64, 2304),
+        (17, 33, 8),
+        (25, 111, 1024),
+        (33, 129, 200),
+        (49, 40, 2304),
+        (65, 100, 1088),
+        (97, 131, 192),
+        (129, 257, 1152),
+        (137, 64, 128),
+        (193, 129, 64),
+        (2048, 8, 64),
+        (1, 32_000, 128),
+    ];
+    let stored = [
+        (Into::F32, false, Values::Normal(1.0)),
+        (Into::Storage, true, Values::Normal(0.05)),
+        (Into::Residual, false, Values::Outliers),
+    ];
+    cases_of(FORWARD, &shapes, stored, [(257, 40, 1088), (97, 136, 2112), (34, 36, 1088)])
+}
+
+pub fn timings() -> Vec<Timed> {
+    timings_of(FORWARD)
+}
