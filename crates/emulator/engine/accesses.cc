@@ -20,10 +20,10 @@ struct Addresses {
     uint64_t of[kWarp];  // lanes that take no part have the address of one that does
 };
 
-template <bool SHARED>
+template <Space SPACE>
 Addresses addresses(const Warp& w, const Instruction& in, uint32_t mask, uint16_t slot) {
     Addresses a;
-    if (SHARED) {
+    if (SPACE == Space::shared) {
         const uint32_t* base = w.lanes<uint32_t>(slot);
         for (int i = 0; i < kWarp; ++i) a.of[i] = uint32_t(base[i] + uint32_t(in.immediate));
     } else {
@@ -55,34 +55,52 @@ void check_alignment(const Instruction& in, const char* space, uint64_t address,
               address);
 }
 
-template <bool SHARED>
+template <Space SPACE>
 void check_one(Warp& w, const Instruction& in, uint32_t lane, uint64_t address, uint32_t bytes, unsigned access) {
-    if (SHARED) {
+    if (SPACE == Space::shared) {
         shared_at(w, in, lane, uint32_t(address), bytes, access);
     } else {
         check_global(w, in, lane, address, bytes, access);
     }
 }
 
+// Parameters have addresses of their own, generic ones too.
+void check_parameters(Warp& w, const Instruction& in, uint32_t mask, const Addresses& a, uint32_t bytes) {
+    each_lane(mask, [&](uint32_t i) {
+        if (parameter_offset(a.of[i], bytes) < 0) {
+            select(w, i);
+            fatal(700, "out of bounds", in.site(),
+                  "read of %u bytes at %#lx: no parameter lies there, and other generic addresses are not emulated",
+                  bytes, a.of[i]);
+        }
+        if (a.of[i] & (bytes - 1)) {
+            select(w, i);
+            check_alignment(in, "parameter", a.of[i], bytes, kRead);
+        }
+    });
+}
+
 // Everything that is to be said about one access of the lanes.
-template <bool SHARED>
+template <Space SPACE>
 void check(Warp& w, const Instruction& in, uint32_t mask, const Addresses& a, uint32_t bytes, unsigned access) {
-    const bool fast = SHARED ? inside(a, block.shared_low, uint64_t(block.shared_low) + block.shared_bytes, bytes)
-                             : inside(a, last.low, last.high, bytes);
-    if (!fast) each_lane(mask, [&](uint32_t i) { check_one<SHARED>(w, in, i, a.of[i], bytes, access); });
+    if (SPACE == Space::parameter) return check_parameters(w, in, mask, a, bytes);
+    const bool fast = SPACE == Space::shared
+                          ? inside(a, block.shared_low, uint64_t(block.shared_low) + block.shared_bytes, bytes)
+                          : inside(a, last.low, last.high, bytes);
+    if (!fast) each_lane(mask, [&](uint32_t i) { check_one<SPACE>(w, in, i, a.of[i], bytes, access); });
     if (!run.checked) return;
     each_lane(mask, [&](uint32_t i) {
         select(w, i);
         check_access(reinterpret_cast<void*>(a.of[i]), bytes, access, in.site());
     });
-    traffic_warp(a.of, mask, bytes, access & kWrite, SHARED);
+    traffic_warp(a.of, mask, bytes, access & kWrite, SPACE == Space::shared);
 }
 
 // T is what memory holds, R what a register holds.
-template <class T, class R, uint32_t N, bool SHARED>
+template <class T, class R, uint32_t N, Space SPACE>
 Flow load(Warp& w, const Instruction& in, uint32_t mask) {
-    const Addresses a = addresses<SHARED>(w, in, mask, in.slot[4]);
-    check<SHARED>(w, in, mask, a, sizeof(T) * N, in.flags & kFirst ? kRead | kReadOnly : kRead);
+    const Addresses a = addresses<SPACE>(w, in, mask, in.slot[4]);
+    check<SPACE>(w, in, mask, a, sizeof(T) * N, in.flags & kFirst ? kRead | kReadOnly : kRead);
     R* d[N];
     for (uint32_t k = 0; k < N; ++k) d[k] = w.lanes<R>(in.slot[k]);
     each_lane(mask, [&](uint32_t i) {
@@ -94,10 +112,10 @@ Flow load(Warp& w, const Instruction& in, uint32_t mask) {
 }
 
 // Lanes that write the same place: the last one wins, as it may on a card.
-template <class T, class R, uint32_t N, bool SHARED>
+template <class T, class R, uint32_t N, Space SPACE>
 Flow store(Warp& w, const Instruction& in, uint32_t mask) {
-    const Addresses a = addresses<SHARED>(w, in, mask, in.slot[4]);
-    check<SHARED>(w, in, mask, a, sizeof(T) * N, kWrite);
+    const Addresses a = addresses<SPACE>(w, in, mask, in.slot[4]);
+    check<SPACE>(w, in, mask, a, sizeof(T) * N, kWrite);
     const R* s[N];
     for (uint32_t k = 0; k < N; ++k) s[k] = w.lanes<R>(in.slot[k]);
     each_lane(mask, [&](uint32_t i) {
@@ -110,7 +128,7 @@ Flow store(Warp& w, const Instruction& in, uint32_t mask) {
 
 // A flag that other threads publish through. Whoever polls one lets the others go on.
 Flow load_acquire(Warp& w, const Instruction& in, uint32_t mask) {
-    const Addresses a = addresses<false>(w, in, mask, in.slot[4]);
+    const Addresses a = addresses<Space::global>(w, in, mask, in.slot[4]);
     uint32_t* d = w.lanes<uint32_t>(in.slot[0]);
     if (run.checked) {
         each_lane(mask, [&](uint32_t i) {
@@ -118,13 +136,13 @@ Flow load_acquire(Warp& w, const Instruction& in, uint32_t mask) {
             checker_acquire(reinterpret_cast<void*>(a.of[i]));
         });
     }
-    check<false>(w, in, mask, a, 4, kRead | kAtomic);
+    check<Space::global>(w, in, mask, a, 4, kRead | kAtomic);
     each_lane(mask, [&](uint32_t i) { memcpy(d + i, reinterpret_cast<const void*>(a.of[i]), 4); });
     return give_way(w);
 }
 
 Flow store_release(Warp& w, const Instruction& in, uint32_t mask) {
-    const Addresses a = addresses<false>(w, in, mask, in.slot[4]);
+    const Addresses a = addresses<Space::global>(w, in, mask, in.slot[4]);
     const uint32_t* s = w.lanes<uint32_t>(in.slot[0]);
     if (run.checked) {
         each_lane(mask, [&](uint32_t i) {
@@ -132,7 +150,7 @@ Flow store_release(Warp& w, const Instruction& in, uint32_t mask) {
             checker_release(reinterpret_cast<void*>(a.of[i]));
         });
     }
-    check<false>(w, in, mask, a, 4, kWrite | kAtomic);
+    check<Space::global>(w, in, mask, a, 4, kWrite | kAtomic);
     each_lane(mask, [&](uint32_t i) { memcpy(reinterpret_cast<void*>(a.of[i]), s + i, 4); });
     return Flow::next;
 }
@@ -146,38 +164,38 @@ Flow load_parameter(Warp& w, const Instruction& in, uint32_t mask) {
     return Flow::next;
 }
 
-template <class T, class R, bool SHARED>
+template <class T, class R, Space SPACE>
 Handler by_count(const Access& a) {
     switch (a.count) {
-        case 1: return a.store ? store<T, R, 1, SHARED> : load<T, R, 1, SHARED>;
-        case 2: return a.store ? store<T, R, 2, SHARED> : load<T, R, 2, SHARED>;
+        case 1: return a.store ? store<T, R, 1, SPACE> : load<T, R, 1, SPACE>;
+        case 2: return a.store ? store<T, R, 2, SPACE> : load<T, R, 2, SPACE>;
         case 4:
-            if constexpr (sizeof(T) <= 4) return a.store ? store<T, R, 4, SHARED> : load<T, R, 4, SHARED>;
+            if constexpr (sizeof(T) <= 4) return a.store ? store<T, R, 4, SPACE> : load<T, R, 4, SPACE>;
     }
     return nullptr;
 }
 
-template <class T, bool SHARED>
+template <class T, Space SPACE>
 Handler by_register(const Access& a) {
     using Same = std::conditional_t<std::is_signed_v<T>, int16_t, uint16_t>;
     using Wide = std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>;
     using Widest = std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>;
     if constexpr (sizeof(T) <= 2) {
-        if (a.kind == 'h') return by_count<T, Same, SHARED>(a);
+        if (a.kind == 'h') return by_count<T, Same, SPACE>(a);
     }
     if constexpr (sizeof(T) <= 4) {
-        if (a.kind == 'w') return by_count<T, Wide, SHARED>(a);
+        if (a.kind == 'w') return by_count<T, Wide, SPACE>(a);
     }
-    return a.kind == 'd' ? by_count<T, Widest, SHARED>(a) : nullptr;
+    return a.kind == 'd' ? by_count<T, Widest, SPACE>(a) : nullptr;
 }
 
-template <bool SHARED>
+template <Space SPACE>
 Handler by_type(const Access& a) {
     switch (a.bytes) {
-        case 1: return a.is_signed ? by_register<int8_t, SHARED>(a) : by_register<uint8_t, SHARED>(a);
-        case 2: return a.is_signed ? by_register<int16_t, SHARED>(a) : by_register<uint16_t, SHARED>(a);
-        case 4: return a.is_signed ? by_register<int32_t, SHARED>(a) : by_register<uint32_t, SHARED>(a);
-        case 8: return by_register<uint64_t, SHARED>(a);
+        case 1: return a.is_signed ? by_register<int8_t, SPACE>(a) : by_register<uint8_t, SPACE>(a);
+        case 2: return a.is_signed ? by_register<int16_t, SPACE>(a) : by_register<uint16_t, SPACE>(a);
+        case 4: return a.is_signed ? by_register<int32_t, SPACE>(a) : by_register<uint32_t, SPACE>(a);
+        case 8: return by_register<uint64_t, SPACE>(a);
     }
     return nullptr;
 }
@@ -234,18 +252,18 @@ struct CompareAndSwap {
     }
 };
 
-template <class Op, class T, bool SHARED>
+template <class Op, class T, Space SPACE>
 Flow atomic(Warp& w, const Instruction& in, uint32_t mask) {
-    const Addresses a = addresses<SHARED>(w, in, mask, in.slot[1]);
+    const Addresses a = addresses<SPACE>(w, in, mask, in.slot[1]);
     const T *value = w.lanes<T>(in.slot[2]), *second = w.lanes<T>(in.slot[3]);
     T* d = w.lanes<T>(in.slot[0]);
-    if (run.checked && !SHARED) {
+    if (run.checked && SPACE == Space::global) {
         each_lane(mask, [&](uint32_t i) {
             select(w, i);
             checker_order(reinterpret_cast<void*>(a.of[i]), in.flags >> 4);
         });
     }
-    check<SHARED>(w, in, mask, a, sizeof(T), kWrite | kAtomic);
+    check<SPACE>(w, in, mask, a, sizeof(T), kWrite | kAtomic);
     each_lane(mask, [&](uint32_t i) {
         T before;
         memcpy(&before, reinterpret_cast<void*>(a.of[i]), sizeof before);
@@ -256,18 +274,18 @@ Flow atomic(Warp& w, const Instruction& in, uint32_t mask) {
     return Flow::next;
 }
 
-template <bool SHARED>
+template <Space SPACE>
 Handler atomic_of(const Atomic& a) {
     static const std::map<std::string, Handler> known = {
-        {"add.u32", atomic<Add, uint32_t, SHARED>},          {"add.s32", atomic<Add, uint32_t, SHARED>},
-        {"add.u64", atomic<Add, uint64_t, SHARED>},          {"add.f32", atomic<Add, float, SHARED>},
-        {"add.f64", atomic<Add, double, SHARED>},            {"min.u32", atomic<Least, uint32_t, SHARED>},
-        {"min.s32", atomic<Least, int32_t, SHARED>},         {"min.u64", atomic<Least, uint64_t, SHARED>},
-        {"max.u32", atomic<Greatest, uint32_t, SHARED>},     {"max.s32", atomic<Greatest, int32_t, SHARED>},
-        {"max.u64", atomic<Greatest, uint64_t, SHARED>},     {"and.b32", atomic<And, uint32_t, SHARED>},
-        {"or.b32", atomic<Or, uint32_t, SHARED>},            {"xor.b32", atomic<ExclusiveOr, uint32_t, SHARED>},
-        {"exch.b32", atomic<Exchange, uint32_t, SHARED>},    {"exch.b64", atomic<Exchange, uint64_t, SHARED>},
-        {"cas.b32", atomic<CompareAndSwap, uint32_t, SHARED>}, {"cas.b64", atomic<CompareAndSwap, uint64_t, SHARED>},
+        {"add.u32", atomic<Add, uint32_t, SPACE>},          {"add.s32", atomic<Add, uint32_t, SPACE>},
+        {"add.u64", atomic<Add, uint64_t, SPACE>},          {"add.f32", atomic<Add, float, SPACE>},
+        {"add.f64", atomic<Add, double, SPACE>},            {"min.u32", atomic<Least, uint32_t, SPACE>},
+        {"min.s32", atomic<Least, int32_t, SPACE>},         {"min.u64", atomic<Least, uint64_t, SPACE>},
+        {"max.u32", atomic<Greatest, uint32_t, SPACE>},     {"max.s32", atomic<Greatest, int32_t, SPACE>},
+        {"max.u64", atomic<Greatest, uint64_t, SPACE>},     {"and.b32", atomic<And, uint32_t, SPACE>},
+        {"or.b32", atomic<Or, uint32_t, SPACE>},            {"xor.b32", atomic<ExclusiveOr, uint32_t, SPACE>},
+        {"exch.b32", atomic<Exchange, uint32_t, SPACE>},    {"exch.b64", atomic<Exchange, uint64_t, SPACE>},
+        {"cas.b32", atomic<CompareAndSwap, uint32_t, SPACE>}, {"cas.b64", atomic<CompareAndSwap, uint64_t, SPACE>},
     };
     auto found = known.find(a.operation + "." + a.type);
     return found == known.end() ? nullptr : found->second;
@@ -314,10 +332,16 @@ char* shared_at(Warp& w, const Instruction& in, uint32_t lane, uint32_t address,
 
 Handler access_handler(const Access& a) {
     if (a.acquire || a.release) {
-        const bool known = a.kind == 'w' && a.bytes == 4 && a.count == 1 && !a.shared && a.store == a.release;
+        const bool known =
+            a.kind == 'w' && a.bytes == 4 && a.count == 1 && a.space == Space::global && a.store == a.release;
         return !known ? nullptr : a.store ? store_release : load_acquire;
     }
-    return a.shared ? by_type<true>(a) : by_type<false>(a);
+    switch (a.space) {
+        case Space::global: return by_type<Space::global>(a);
+        case Space::shared: return by_type<Space::shared>(a);
+        case Space::parameter: return a.store ? nullptr : by_type<Space::parameter>(a);
+    }
+    return nullptr;
 }
 
 Handler parameter_handler(const std::string& type) {
@@ -334,6 +358,8 @@ Handler parameter_handler(const std::string& type) {
     return found == known.end() ? nullptr : found->second;
 }
 
-Handler atomic_handler(const Atomic& a) { return a.shared ? atomic_of<true>(a) : atomic_of<false>(a); }
+Handler atomic_handler(const Atomic& a) {
+    return a.space == Space::shared ? atomic_of<Space::shared>(a) : atomic_of<Space::global>(a);
+}
 
 }  // namespace emu::ptx

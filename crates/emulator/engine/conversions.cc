@@ -125,7 +125,9 @@ void enter_conversions(Table& table) {
     enter(table, "mov.b16 mov.s16 mov.u16", form<Copy1, u16, u16>());
     enter(table, "mov.b32 mov.s32 mov.u32 mov.f32", form<Copy1, u32, u32>());
     enter(table, "mov.b64 mov.s64 mov.u64 mov.f64", form<Copy1, u64, u64>());
-    enter(table, "cvta.to.global.u64", form<Copy1, u64, u64>());  // one address space for both
+    // One address space for all, and parameters lie in it, too.
+    enter(table, "cvta.to.global.u64 cvta.param.u64 cvta.param::entry.u64 cvta.to.param.u64 cvta.to.param::entry.u64",
+          form<Copy1, u64, u64>());
     enter(table, "mov.b32.pack", {pack<u32, u16>, "Whh"});
     enter(table, "mov.b64.pack", {pack<u64, u32>, "Dww"});
     enter(table, "mov.b32.unpack", {unpack<u32, u16>, "HHw"});

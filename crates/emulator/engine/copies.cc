@@ -1,10 +1,12 @@
-// Asynchronous copies: cp.async with its groups, mbarriers, bulk copies. PTX ISA, sections 9.7.9.25 and 9.7.13.15.
+// Asynchronous copies: cp.async with its groups, mbarriers, bulk copies, of tensors too. PTX ISA, sections 9.7.9.25,
+// 9.7.9.27 and 9.7.13.15.
 //
 // `late` copies happen when they are waited for, which shows missing waits; `early` ones at issue, which shows buffers
 // that are filled while they are still read.
 #include <deque>
 
 #include "decode.h"
+#include "tensors.h"
 
 namespace emu::ptx {
 namespace {
@@ -18,7 +20,8 @@ std::unordered_map<uint32_t, Mbarrier> mbarriers;
 
 struct BulkCopy {
     uint32_t target, bytes, mbarrier;
-    const char* source;
+    const char* source;  // null when a box of a tensor is copied
+    TensorBox box;
     Thread* issuer;
     uint32_t order;
 };
@@ -228,9 +231,27 @@ Flow try_wait(Warp& w, const Instruction& in, uint32_t mask) {
     return done == mask ? Flow::next : give_way(w);
 }
 
+// The rows of a box, one behind the other; chunks of 16 bytes lie where the swizzle wants them.
+void copy_box(const BulkCopy& c) {
+    constexpr uint32_t kMostBytes = 256 * 8;
+    const uint32_t row = c.box.row_bytes();
+    uint32_t at = c.target;
+    each_row(c.box, [&](uint32_t zeros, uint64_t source, uint32_t bytes) {
+        char line[kMostBytes];
+        if (bytes < row) memset(line, 0, row);
+        memcpy(line + zeros, reinterpret_cast<const void*>(source), bytes);
+        for (uint32_t i = 0; i < row; i += kCopyBytes, at += kCopyBytes)
+            memcpy(reinterpret_cast<char*>(uintptr_t(swizzled(at, c.box.map.width))), line + i, kCopyBytes);
+    });
+}
+
 void perform(const BulkCopy& c) {
     char* target = reinterpret_cast<char*>(uintptr_t(c.target));
-    memcpy(target, c.source, c.bytes);
+    if (c.source) {
+        memcpy(target, c.source, c.bytes);
+    } else {
+        copy_box(c);
+    }
     auto found = mbarriers.find(c.mbarrier);
     if (found == mbarriers.end()) return;  // invalidated meanwhile
     Mbarrier& m = found->second;
@@ -242,6 +263,29 @@ void perform(const BulkCopy& c) {
     complete_phase(m);
 }
 
+// What bulk copies have in common, once their sources are known to be right.
+void issue(Warp& w, const Instruction& in, uint32_t lane, const BulkCopy& copy) {
+    mbarrier_at(in, copy.mbarrier);
+    const char* target = shared_at(w, in, lane, copy.target, kCopyBytes, kWrite);
+    shared_at(w, in, lane, copy.target + copy.bytes - kCopyBytes, kCopyBytes, kWrite);
+    if (run.checked) {
+        checker_async_access(target, copy.bytes, true, in.site());
+        checker_async_issue(target, copy.bytes, in.site());
+    }
+    if (config.late_copies) {
+        bulk_copies.push_back(copy);
+    } else {
+        perform(copy);
+    }
+}
+
+void read_source(Warp& w, const Instruction& in, uint32_t lane, uint64_t source, uint32_t bytes) {
+    check_global_range(w, in, lane, source, bytes, kRead);
+    if (!run.checked) return;
+    check_access(reinterpret_cast<void*>(source), bytes, kRead, in.site());
+    traffic_bulk_read(source, bytes);
+}
+
 Flow copy_bulk(Warp& w, const Instruction& in, uint32_t mask) {
     const uint32_t *targets = w.lanes<uint32_t>(in.slot[0]), *sizes = w.lanes<uint32_t>(in.slot[2]),
                    *at = w.lanes<uint32_t>(in.slot[3]);
@@ -251,23 +295,73 @@ Flow copy_bulk(Warp& w, const Instruction& in, uint32_t mask) {
         if (targets[i] % 16 || sizes[i] % 16 || sources[i] % 16)
             fatal(716, "misaligned access", in.site(), "bulk copy: addresses and size must be multiples of 16");
         if (!sizes[i]) return;
-        mbarrier_at(in, at[i]);
-        const char* target = shared_at(w, in, i, targets[i], 16, kWrite);
-        shared_at(w, in, i, targets[i] + sizes[i] - 16, 16, kWrite);
-        check_global_range(w, in, i, sources[i], sizes[i], kRead);
-        if (run.checked) {
-            check_access(reinterpret_cast<void*>(sources[i]), sizes[i], kRead, in.site());
-            checker_async_access(target, sizes[i], true, in.site());
-            checker_async_issue(target, sizes[i], in.site());
-            traffic_bulk_read(sources[i], sizes[i]);
-        }
-        const BulkCopy copy{targets[i], sizes[i], at[i], reinterpret_cast<const char*>(sources[i]), self, self->order};
-        if (config.late_copies) {
-            bulk_copies.push_back(copy);
-        } else {
-            perform(copy);
-        }
+        read_source(w, in, i, sources[i], sizes[i]);
+        issue(w, in, i,
+              {targets[i], sizes[i], at[i], reinterpret_cast<const char*>(sources[i]), {}, self, self->order});
     });
+    return Flow::next;
+}
+
+// The map at a generic address: of a parameter, or in global memory.
+TensorMap map_at(Warp& w, const Instruction& in, uint32_t lane, uint64_t address) {
+    select(w, lane);
+    if (address % 64)
+        fatal(716, "misaligned access", in.site(), "a tensor map at %#lx, not a multiple of 64", address);
+    if (parameter_offset(address, sizeof(TensorMap)) < 0) {
+        check_global_range(w, in, lane, address, sizeof(TensorMap), kRead);
+        if (run.checked) check_access(reinterpret_cast<void*>(address), sizeof(TensorMap), kRead, in.site());
+    }
+    TensorMap map;
+    memcpy(&map, reinterpret_cast<const void*>(address), sizeof map);
+    if (!is_map(map))
+        fatal(719, "tensor map", in.site(), "cuTensorMapEncodeTiled did not make what is at %#lx", address);
+    return map;
+}
+
+// Swizzled lines must begin where the pattern does, which repeats after eight of the width.
+void check_target(const Instruction& in, const TensorMap& map, uint32_t target) {
+    constexpr uint32_t kAlign = 128;
+    if (target % kAlign)
+        fatal(716, "misaligned access", in.site(), "a tensor copy to shared memory at %#x, not a multiple of 128",
+              target);
+    if (map.width && target % (8 * map.width))
+        fatal(716, "misaligned access", in.site(),
+              "a tensor copy to shared memory at %#x: the swizzle of %u bytes repeats after %u", target, map.width,
+              8u * map.width);
+}
+
+// Slots: target, map, up to five coordinates, mbarrier.
+Flow copy_tensor(Warp& w, const Instruction& in, uint32_t mask) {
+    const uint32_t *targets = w.lanes<uint32_t>(in.slot[0]), *mbarriers_at = w.lanes<uint32_t>(in.slot[7]);
+    const uint64_t* maps = w.lanes<uint64_t>(in.slot[1]);
+    const uint32_t dimensions = uint32_t(in.immediate);
+    each_lane(mask, [&](uint32_t i) {
+        BulkCopy copy = {};
+        copy.box.map = map_at(w, in, i, maps[i]);
+        const TensorMap& map = copy.box.map;
+        if (map.dimensions != dimensions)
+            fatal(719, "tensor map", in.site(), "the map has %u dimensions, the copy %u", map.dimensions, dimensions);
+        for (uint32_t d = 0; d < dimensions; ++d) copy.box.at[d] = w.lanes<int32_t>(in.slot[2 + d])[i];
+        check_target(in, map, targets[i]);
+        if (copy.box.bytes() > block.shared_bytes)
+            fatal(700, "out of bounds", in.site(), "a box of %lu bytes, the block has %u of shared memory",
+                  (unsigned long)copy.box.bytes(), block.shared_bytes);
+        each_row(copy.box, [&](uint32_t, uint64_t source, uint32_t bytes) {
+            if (bytes) read_source(w, in, i, source, bytes);
+        });
+        copy.target = targets[i];
+        copy.bytes = uint32_t(copy.box.bytes());
+        copy.mbarrier = mbarriers_at[i];
+        copy.issuer = self;
+        copy.order = self->order;
+        issue(w, in, i, copy);
+    });
+    return Flow::next;
+}
+
+Flow prefetch_map(Warp& w, const Instruction& in, uint32_t mask) {
+    const uint64_t* maps = w.lanes<uint64_t>(in.slot[0]);
+    each_lane(mask, [&](uint32_t i) { map_at(w, in, i, maps[i] + uint64_t(in.immediate)); });
     return Flow::next;
 }
 
@@ -289,6 +383,8 @@ bool bulk_progress() {
     perform(copy);
     return true;
 }
+
+Handler tensor_copy_handler() { return copy_tensor; }
 
 void enter_copies(Table& table) {
     // .cg copies 16 bytes; the name ending in .whole is of the form without a size of the source.
@@ -317,7 +413,13 @@ void enter_copies(Table& table) {
             table[name + ".more"] = {try_wait, "Paw_"};
         }
     }
-    enter(table, "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes", {copy_bulk, "agwa"});
+    // A hint to the cache, with its policy, changes nothing.
+    const std::string ending = ".global.mbarrier::complete_tx::bytes";
+    for (const char* target : {"cp.async.bulk.shared::cluster", "cp.async.bulk.shared::cta"}) {
+        table[target + ending] = {copy_bulk, "agwa"};
+        table[target + ending + ".L2::cache_hint"] = {copy_bulk, "agwad"};
+    }
+    enter(table, "prefetch.tensormap prefetch.param.tensormap", {prefetch_map, "g"});
 }
 
 }  // namespace emu::ptx

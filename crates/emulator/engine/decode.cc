@@ -119,6 +119,7 @@ class Decoder {
     void place(const SharedArray& array) {
         uint32_t& at = code_.static_shared;
         at = (at + array.align - 1) / array.align * array.align;
+        code_.shared_align = std::max(code_.shared_align, array.align);
         shared_[array.name] = at;
         at += array.bytes;
     }
@@ -141,11 +142,18 @@ class Decoder {
 
     // ---- operands
 
-    uint32_t constant(char kind, uint64_t bits, bool address) {
-        const auto key = std::make_tuple(kind, bits, address);
+    uint32_t constant(char kind, uint64_t bits, Base base) {
+        const auto key = std::make_tuple(kind, bits, base);
         auto found = constants_.find(key);
         if (found != constants_.end()) return found->second;
         return constants_[key] = value(kind, true);
+    }
+
+    const Parameter* parameter(const std::string& name) const {
+        for (const Parameter& p : kernel_.parameters) {
+            if (p.name == name) return &p;
+        }
+        return nullptr;
     }
 
     uint32_t special(const std::string& name) {
@@ -175,14 +183,16 @@ class Decoder {
             if (kind == 'p') bits = bits ? kAll : 0;
             if (kind == 'h') bits &= 0xffff;
             if (kind == 'w') bits &= kAll;
-            return constant(kind, bits, false);
+            return constant(kind, bits, Base::none);
         }
         if (text[0] == '%' && kind == 'w') {
             const uint32_t id = special(text);
             if (id != kNone) return id;
         }
         auto array = shared_.find(text);
-        if (array != shared_.end() && kind != 'h' && kind != 'p') return constant(kind, array->second, true);
+        if (array != shared_.end() && kind != 'h' && kind != 'p') return constant(kind, array->second, Base::shared);
+        const Parameter* p = parameter(text);
+        if (p && kind == 'd') return constant(kind, p->offset, Base::parameters);
         fail("the operand " + text + " is not known");
         return 0;
     }
@@ -319,7 +329,7 @@ class Decoder {
         if (name == "bra") {
             branches_.push_back({uint32_t(code_.instructions.size()), s.operands.empty() ? "" : s.operands[0]});
             now_.run = branch_handler();
-        } else if ((name == "ld" || name == "st") && parts.size() > 2) {
+        } else if ((name == "ld" || name == "st") && parts.size() > 1) {
             decode_access(s, parts);
         } else if (name == "atom" || name == "red") {
             decode_atomic(s, parts);
@@ -333,6 +343,8 @@ class Decoder {
             decode_vector_move(s);
         } else if (s.opcode.compare(0, 11, "cp.async.cg") == 0 && s.operands.size() == 3) {
             decode_form(s.opcode + ".whole", s.operands);
+        } else if (s.opcode.compare(0, 21, "cp.async.bulk.tensor.") == 0) {
+            decode_tensor_copy(s, parts);
         } else if (s.opcode == "bar.sync" || s.opcode == "barrier.sync.aligned") {
             decode_form(s.operands.size() == 2 ? s.opcode + ".counted" : s.opcode, s.operands);
         } else if (name == "mbarrier" && s.operands.size() == (parts[1] == "arrive" ? 3u : 4u)) {
@@ -361,6 +373,7 @@ class Decoder {
         if (int(operands.size()) != count) return fail("another number of operands is expected");
         now_.run = found->second.run;
         for (int i = 0; i < count; ++i) bind(i, letters[i], operands[size_t(i)], count);
+        if (opcode.compare(0, 13, "cp.async.bulk") == 0 && now_.immediate) fail("an offset is not supported here");
     }
 
     void bind(int i, char letter, const std::string& operand, int count) {
@@ -413,7 +426,8 @@ class Decoder {
         for (const char* known : ignored) {
             if (m == known) return true;
         }
-        if (m == "shared" || m == "shared::cta") return access.shared = true;
+        if (m == "param" || m == "param::entry") return access.space = Space::parameter, true;
+        if (m == "shared" || m == "shared::cta") return access.space = Space::shared, true;
         if (m == "acquire") return access.acquire = true;
         if (m == "release") return access.release = true;
         if (m == "acq_rel") return access.acquire = access.release = true;
@@ -425,7 +439,7 @@ class Decoder {
         access.store = parts[0] == "st";
         const std::string& type = parts.back();
         if (s.operands.size() < 2) return fail("another number of operands is expected");
-        if (parts[1] == "param" && parts.size() == 3 && !access.store) return decode_parameter(s, type);
+        if (parts[1] == "param" && parts.size() == 3 && !access.store && decode_parameter(s, type)) return;
         bool space = false;
         for (size_t i = 1; i + 1 < parts.size(); ++i) {
             if (parts[i] == "v2" || parts[i] == "v4") {
@@ -434,9 +448,9 @@ class Decoder {
                 return fail("unknown instruction");
             }
             if (parts[i] == "nc") now_.flags |= kFirst;  // constant while the kernel runs
-            space |= parts[i] == "global" || parts[i].compare(0, 6, "shared") == 0;
+            space |= parts[i] == "global" || access.space != Space::global;
         }
-        if (!space) return fail("unknown instruction");  // generic addresses
+        if (!space) access.space = Space::parameter;  // the only one with generic addresses
         access.is_signed = type[0] == 's';
         access.bytes = uint32_t(atoi(type.c_str() + 1)) / 8;
         const std::vector<std::string> list = elements(s.operands[access.store ? 1 : 0]);
@@ -453,24 +467,65 @@ class Decoder {
                 write(int(i), list[i], access.kind);
             }
         }
-        address(4, s.operands[access.store ? 0 : 1], access.shared ? 'w' : 'd');
+        const std::string& at = s.operands[access.store ? 0 : 1];
+        address(4, at, access.space == Space::shared ? 'w' : 'd');
         now_.run = access_handler(access);
+        if (access.space == Space::parameter && access.bytes == 8) note_loaded(list, at);
     }
 
-    void decode_parameter(const Statement& s, const std::string& type) {
-        std::string name = trimmed(s.operands[1].substr(1, s.operands[1].size() - 2));
-        const size_t plus = name.find('+');
-        const int64_t offset = plus == std::string::npos ? 0 : strtoll(name.c_str() + plus + 1, nullptr, 0);
-        name = trimmed(name.substr(0, plus));
-        for (const Parameter& p : kernel_.parameters) {
-            if (p.name != name) continue;
-            now_.immediate = p.offset + offset;
-            now_.run = parameter_handler(type);
-            write(0, s.operands[0], kind_of_type(type));
-            if (type == "u64" || type == "b64") loaded_[s.operands[0]] = uint32_t(now_.immediate);
-            return;
+    // Registers that now hold a parameter, or its parts: pointers, when they are used as addresses.
+    void note_loaded(const std::vector<std::string>& list, const std::string& at) {
+        const Parameter* p = parameter(base_of(at));
+        if (!p) return;
+        for (size_t i = 0; i < list.size(); ++i)
+            loaded_[list[i]] = p->offset + uint32_t(now_.immediate) + uint32_t(8 * i);
+    }
+
+    static std::string base_of(const std::string& address) {
+        return trimmed(address.substr(1, address.find_first_of("+]") - 1));
+    }
+
+    // One value at a place that is known; false when the address is a register's.
+    bool decode_parameter(const Statement& s, const std::string& type) {
+        const std::string name = base_of(s.operands[1]);
+        const size_t plus = s.operands[1].find('+');
+        const int64_t offset = plus == std::string::npos ? 0 : strtoll(s.operands[1].c_str() + plus + 1, nullptr, 0);
+        const Parameter* p = parameter(name);
+        if (!p) {
+            if (!registers_.count(name)) fail("there is no parameter " + name);
+            return registers_.count(name) == 0;
         }
-        fail("there is no parameter " + name);
+        now_.immediate = p->offset + offset;
+        now_.run = parameter_handler(type);
+        write(0, s.operands[0], kind_of_type(type));
+        if (type == "u64" || type == "b64") loaded_[s.operands[0]] = uint32_t(now_.immediate);
+        return true;
+    }
+
+    // `cp.async.bulk.tensor.2d.shared::cluster.global[.tile].mbarrier::complete_tx::bytes[.L2::cache_hint] [target],
+    // [map, {coordinates}], [mbarrier][, policy]`.
+    void decode_tensor_copy(const Statement& s, std::vector<std::string> parts) {
+        const bool hint = parts.back() == "L2::cache_hint";
+        if (hint) parts.pop_back();
+        if (parts.size() == 9 && parts[7] == "tile") parts.erase(parts.begin() + 7);
+        const bool to_shared = parts.size() == 8 && (parts[5] == "shared::cluster" || parts[5] == "shared::cta");
+        if (!to_shared || parts[6] != "global" || parts[7] != "mbarrier::complete_tx::bytes" || parts[4].size() != 2 ||
+            parts[4][0] < '1' || parts[4][0] > '5' || parts[4][1] != 'd')
+            return fail("unknown instruction");
+        if (s.operands.size() != (hint ? 4u : 3u)) return fail("another number of operands is expected");
+        const std::string& source = s.operands[1];
+        const std::vector<std::string> tensor = split_list(source.substr(1, source.size() - 2), ',');
+        const size_t dimensions = size_t(parts[4][0] - '0');
+        if (source[0] != '[' || tensor.size() != 2 || elements(tensor[1]).size() != dimensions)
+            return fail("another number of coordinates is expected");
+        address(0, s.operands[0], 'w');
+        address(1, "[" + tensor[0] + "]", 'd');
+        for (size_t d = 0; d < dimensions; ++d) read(2 + int(d), elements(tensor[1])[d], 'w');
+        address(7, s.operands[2], 'w');
+        if (hint) read(8, s.operands[3], 'd');
+        if (now_.immediate) return fail("an offset is not supported here");
+        now_.immediate = int64_t(dimensions);
+        now_.run = tensor_copy_handler();
     }
 
     void decode_atomic(const Statement& s, const std::vector<std::string>& parts) {
@@ -488,7 +543,8 @@ class Decoder {
             }
         }
         atomic.type = parts.back();
-        atomic.shared = access.shared;
+        atomic.space = access.space;
+        if (atomic.space == Space::parameter) return fail("unknown instruction");
         const int order = (access.acquire ? kAcquire : 0) | (access.release ? kRelease : 0);
         now_.flags = uint8_t(order << 4);
         const char kind = kind_of_type(atomic.type);
@@ -498,7 +554,7 @@ class Decoder {
             write(0, s.operands[0], kind);
             now_.flags |= kFirst;
         }
-        address(1, s.operands[first], atomic.shared ? 'w' : 'd');
+        address(1, s.operands[first], atomic.space == Space::shared ? 'w' : 'd');
         for (size_t i = 0; i < sources; ++i) read(2 + int(i), s.operands[first + 1 + i], kind);
         now_.run = atomic_handler(atomic);
     }
@@ -749,7 +805,7 @@ class Decoder {
     std::unordered_map<std::string, uint32_t> registers_;
     std::unordered_map<std::string, uint32_t> loaded_;  // registers with the parameter of this offset
     std::map<std::string, uint32_t> shared_, specials_;
-    std::map<std::tuple<char, uint64_t, bool>, uint32_t> constants_;
+    std::map<std::tuple<char, uint64_t, Base>, uint32_t> constants_;
     std::vector<std::tuple<Special, int, uint32_t>> special_list_;
     std::vector<std::pair<uint32_t, std::string>> branches_;
     std::vector<std::vector<uint32_t>> product_ids_;

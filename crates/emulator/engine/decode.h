@@ -33,9 +33,11 @@ void enter_products(Table& table);     // products.cc
 void enter_copies(Table& table);       // copies.cc
 void enter_control(Table& table);      // run.cc
 
-// Loads, stores and atomics are too many combinations for a table.
+// Loads, stores and atomics are too many combinations for a table. What is read at a generic address is a parameter.
+enum class Space { global, shared, parameter };
 struct Access {
-    bool store = false, shared = false, is_signed = false;
+    bool store = false, is_signed = false;
+    Space space = Space::global;
     uint32_t bytes = 0;      // of an element in memory
     char kind = 0;           // of the registers
     uint32_t count = 1;      // elements of the vector
@@ -45,7 +47,7 @@ Handler access_handler(const Access& access);        // accesses.cc; null when t
 Handler parameter_handler(const std::string& type);  // ld.param
 struct Atomic {
     std::string operation, type;
-    bool shared = false;
+    Space space = Space::global;
 };
 // The memory order (Order) is in the upper half of the instruction's flags.
 Handler atomic_handler(const Atomic& atomic);
@@ -53,6 +55,7 @@ Handler matrix_load_handler(uint32_t matrices, bool transposed);  // matrices.cc
 Handler matrix_multiply_handler(bool bf16);
 Handler product_handler();  // products.cc
 Handler touch_handler();    // behind what writes a product's register
+Handler tensor_copy_handler();  // copies.cc
 Handler branch_handler();  // run.cc
 Handler exit_handler();
 

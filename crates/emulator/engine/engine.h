@@ -94,7 +94,7 @@ extern std::vector<Thread> threads;
 // ---- shared.cc
 constexpr size_t kSharedWindow = 256 << 10;
 void shared_begin_block(uint32_t bytes);
-uint32_t shared_place(uint32_t bytes);  // the 32-bit address that they get
+uint32_t shared_place(uint32_t bytes, uint32_t align);  // the 32-bit address that they get
 bool shared_contains(const void* address);
 const char* shared_window();
 uint8_t* shared_states(const void* address);  // null when not shared memory

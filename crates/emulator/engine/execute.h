@@ -34,11 +34,14 @@ struct Instruction {
     Site site() const { return {file ? file : "ptx", line}; }
 };
 
+// What a constant counts from: nothing, the start of shared memory, or that of the kernel's parameters.
+enum class Base : uint8_t { none, shared, parameters };
+
 struct Constant {
     uint16_t slot;
     char kind;  // p, h, w, d: see decode.h
     uint64_t value;
-    bool address;  // counts from the start of shared memory
+    Base base;
 };
 
 // Special registers, by the value they have.
@@ -65,7 +68,7 @@ struct Code {
     std::vector<Product> products;
     uint32_t slots = 0;  // that a warp's registers take
     std::vector<uint32_t> pointers;  // offsets of parameters that are used as addresses
-    uint32_t static_shared = 0;
+    uint32_t static_shared = 0, shared_align = 0;
     bool uses_dynamic = false;
     uint32_t dynamic_at = 0;  // from the start of shared memory
     std::string error;        // why it cannot run
@@ -114,6 +117,8 @@ struct Warp {
     std::vector<PendingProduct> products;
     uint32_t product_groups = 0, products_issued = 0;
     bool products_fenced = false;  // since their registers were written
+    uint32_t register_count = 0;   // of each thread; 0 when it is not known
+    uint32_t register_changes = 0;  // setmaxnreg
 
     template <class T>
     T* lanes(uint16_t slot) const {
@@ -139,10 +144,14 @@ struct Block {
     NamedBarrier named[kNamedBarriers];
     uint64_t uncounted = 0;  // of what was executed, no instructions
     std::vector<std::vector<IssuedProduct>> products;  // by warpgroup
+    std::vector<std::vector<const Instruction*>> register_changes;  // by warpgroup
+    int64_t free_registers = 0;  // where the warps' register counts are known
 };
 extern Block block;
 
 // ---- run.cc
+// The parameters of the running kernel: their offset where the address lies in them, else -1.
+int64_t parameter_offset(uint64_t address, uint32_t bytes);
 uint64_t random_below(uint64_t n);
 // Makes `lane` the running thread, in whose name accesses are checked and faults recorded.
 inline void select(const Warp& warp, uint32_t lane) { self = &threads[warp.index * kWarp + lane]; }
@@ -165,6 +174,13 @@ void check_global_range(Warp& warp, const Instruction& in, uint32_t lane, uint64
 // ---- copies.cc
 void begin_block_copies();
 bool bulk_progress();
+
+// Lines of `width` bytes (32, 64, 128) have their chunks of 16 exchanged by where the line lies; 0 is no swizzle.
+inline uint32_t swizzled(uint32_t address, uint32_t width) {
+    return width ? address ^ (address >> 3 & (width - 1) & ~15u) : address;
+}
+
+constexpr uint32_t kGroupWarps = 4;  // of a warpgroup
 
 // The lanes that wait at barriers.
 inline uint32_t waiting(const Warp& w) { return w.arrived | w.named; }

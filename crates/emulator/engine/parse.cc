@@ -136,9 +136,21 @@ void read_bounds(const std::string& text, Kernel& kernel) {
         sscanf(text.c_str() + at + strlen(directive), " %u , %u , %u", to, to + 1, to + 2);
         return true;
     };
-    uint32_t most[3];
-    if (three(".maxntid", most) || three(".reqntid", most)) kernel.max_threads = most[0] * most[1] * most[2];
+    uint32_t most[3], blocks[3] = {1, 1, 1};
+    const bool bounded = three(".maxntid", most) || three(".reqntid", most);
+    if (bounded) kernel.max_threads = most[0] * most[1] * most[2];
     three(".reqntid", kernel.required);
+    // An assembler that sees setmaxnreg gives a thread all that the bounds leave it. It gives 255 at most, and then how
+    // many it gives is not known.
+    three(".minnctapersm", blocks);
+    uint32_t given[3];
+    constexpr uint32_t kRegisters = 65536, kUnit = 8, kMost = 256;
+    if (three(".maxnreg", given)) {
+        kernel.registers = (given[0] + kUnit - 1) / kUnit * kUnit;
+    } else if (bounded && kernel.max_threads && blocks[0]) {
+        const uint32_t share = kRegisters / kernel.max_threads / blocks[0] / kUnit * kUnit;
+        kernel.registers = share < kMost ? share : 0;
+    }
 }
 
 size_t closing_brace(const std::string& text, size_t open) {

@@ -50,6 +50,7 @@ struct Kernel {
     const Module* module = nullptr;
     std::vector<Parameter> parameters;
     uint32_t parameter_bytes = 0, max_threads = 1024, required[3] = {0, 0, 0};
+    uint32_t registers = 0;      // of each thread at its entry; 0 when they are up to the assembler
     std::string text;            // between the braces of its body
     std::shared_ptr<Code> code;  // once decoded
 };

@@ -11,7 +11,7 @@
 namespace emu::ptx {
 namespace {
 
-constexpr uint32_t kGroupWarps = 4, kRows = 16, kInner = 16, kChunk = 16;  // bytes of a chunk
+constexpr uint32_t kRows = 16, kInner = 16, kChunk = 16;  // bytes of a chunk
 
 // ---- matrices in shared memory
 
@@ -31,10 +31,6 @@ Layout layout_of(Warp& w, const Instruction& in, uint64_t descriptor) {
         fatal(719, "unsupported code", in.site(), "a matrix descriptor with a base offset");
     }
     return {start, field(16), field(32), widths[descriptor >> 62]};
-}
-
-uint32_t swizzled(uint32_t address, uint32_t width) {
-    return width ? address ^ (address >> 3 & (width - 1) & ~15u) : address;
 }
 
 // The chunk of eight elements along the sum, of one row or column.

@@ -44,6 +44,14 @@ void shuffle_order(std::vector<uint32_t>& order, uint32_t n) {
     for (uint64_t i = n; i > 1; --i) std::swap(order[i - 1], order[random_below(i)]);
 }
 
+// Ends the warp's turn at this instruction, which it executes again.
+Flow ask_again(Warp& w) {
+    each_lane(w.mask, [&](uint32_t i) { w.at[i] = w.now; });
+    w.polled |= w.mask;
+    gave_way = true;
+    return Flow::stop;
+}
+
 // ---- control
 
 Flow branch(Warp& w, const Instruction& in, uint32_t mask) {
@@ -192,14 +200,36 @@ Flow proxy_fence(Warp& w, const Instruction&, uint32_t mask) {
     return Flow::next;
 }
 
-// How many registers a thread has is up to ptxas.
-Flow set_registers(Warp& w, const Instruction& in, uint32_t mask) {
-    if (in.immediate % 8 || in.immediate < 24 || in.immediate > 256) {
-        select(w, uint32_t(__builtin_ctz(mask)));
+// setmaxnreg. The registers of a block's warps are one pool: `dec` gives to it, `inc` waits until it has enough.
+Flow set_registers(Warp& w, const Instruction& in, uint32_t mask, bool more) {
+    mask = gather(w, mask, kAll);
+    if (!mask) return Flow::stop;
+    select(w, uint32_t(__builtin_ctz(mask)));
+    const uint32_t count = uint32_t(in.immediate), group = w.index / kGroupWarps;
+    if (in.immediate % 8 || in.immediate < 24 || in.immediate > 256)
         fatal(719, "undefined registers", in.site(), "%ld registers: 24 to 256, by 8", long(in.immediate));
-    }
+    if (w.register_count && (more ? count < w.register_count : count > w.register_count))
+        fatal(719, "undefined registers", in.site(), "the warp has %u registers, it cannot %s %u", w.register_count,
+              more ? "ask for" : "keep", count);
+    if ((group + 1) * kGroupWarps > block.warps.size())
+        fatal(719, "divergent warpgroup", in.site(), "a warpgroup has four warps, %zu are there",
+              block.warps.size() - group * kGroupWarps);
+    const int64_t taken = w.register_count ? (int64_t(count) - int64_t(w.register_count)) * kWarp : 0;
+    if (taken > block.free_registers) return ask_again(w);
+    if (block.register_changes.size() <= group) block.register_changes.resize(group + 1);
+    std::vector<const Instruction*>& list = block.register_changes[group];
+    if (list.size() == w.register_changes) list.push_back(&in);
+    const Instruction* first = list[w.register_changes++];
+    if (first != &in)
+        fault("divergent warpgroup", in.site(), "another warp of the group sets its registers at %s in its place",
+              first->site().text().c_str());
+    if (taken) note_progress();
+    block.free_registers -= taken;
+    if (block.kernel->registers) w.register_count = count;
     return Flow::next;
 }
+Flow get_registers(Warp& w, const Instruction& in, uint32_t mask) { return set_registers(w, in, mask, true); }
+Flow give_registers(Warp& w, const Instruction& in, uint32_t mask) { return set_registers(w, in, mask, false); }
 
 Flow sleep(Warp& w, const Instruction&, uint32_t) { return give_way(w); }
 Flow nothing(Warp&, const Instruction&, uint32_t) { return Flow::next; }
@@ -401,11 +431,15 @@ void begin_block() {
         w.products.clear();
         w.product_groups = w.products_issued = 0;
         w.products_fenced = false;
+        w.register_count = block.kernel->registers;
+        w.register_changes = 0;
         for (const SpecialRegister& s : block.code->specials) {
             if (s.what == Special::ctaid) std::fill_n(w.lanes<uint32_t>(s.slot), kWarp, run.block[s.axis]);
         }
     }
     block.products.clear();
+    block.register_changes.clear();
+    block.free_registers = 0;
     std::fill(block.named, block.named + kNamedBarriers, NamedBarrier());
     begin_block_copies();
     if (run.checked) checker_begin_block();
@@ -453,6 +487,19 @@ void check_named_barriers() {
     fatal(719, "deadlock", block.code->instructions[warp->at[lane] - 1].site(), "%s", text.c_str());
 }
 
+// All have exited: each warp has set its registers as often as the others of its group.
+void check_register_changes() {
+    for (const Warp& w : block.warps) {
+        const uint32_t group = w.index / kGroupWarps;
+        if (group >= block.register_changes.size()) return;
+        const std::vector<const Instruction*>& list = block.register_changes[group];
+        if (w.register_changes == list.size()) continue;
+        select(w, 0);
+        fault("divergent warpgroup", list[w.register_changes]->site(),
+              "other warps of the group set their registers here, this one has exited without");
+    }
+}
+
 void run_block() {
     begin_block();
     const size_t n = block.warps.size();
@@ -464,7 +511,8 @@ void run_block() {
             if (is_able(w)) able.push_back(&w);
         }
         if (able.empty()) {
-            if (std::none_of(block.warps.begin(), block.warps.end(), [](const Warp& w) { return w.live; })) return;
+            if (std::none_of(block.warps.begin(), block.warps.end(), [](const Warp& w) { return w.live; }))
+                return check_register_changes();
             check_named_barriers();
             release_barrier();
         } else if (config.schedule == Config::shuffle) {
@@ -484,7 +532,9 @@ void fill(const Warp& w, uint16_t slot, T value) {
 
 void fill_constants(const Warp& w) {
     for (const Constant& c : block.code->constants) {
-        const uint64_t value = c.value + (c.address ? block.shared_low : 0);
+        const uint64_t value = c.value + (c.base == Base::shared       ? block.shared_low
+                                          : c.base == Base::parameters ? reinterpret_cast<uint64_t>(block.parameters)
+                                                                       : 0);
         switch (c.kind) {
             case 'p': w.predicate(c.slot) = uint32_t(value); break;
             case 'h': fill(w, c.slot, uint16_t(value)); break;
@@ -590,10 +640,14 @@ void note_progress() {
 }
 
 Flow give_way(Warp& w) {
-    each_lane(w.mask, [&](uint32_t i) { w.at[i] = w.now + 1; });
-    w.polled |= w.mask;
-    gave_way = true;
-    return Flow::stop;
+    ++w.now;
+    return ask_again(w);
+}
+
+int64_t parameter_offset(uint64_t address, uint32_t bytes) {
+    const uint64_t offset = address - reinterpret_cast<uint64_t>(block.parameters);
+    const uint64_t all = block.kernel->parameter_bytes;
+    return offset <= all && bytes <= all - offset ? int64_t(offset) : -1;
 }
 
 uint32_t static_bytes(Kernel& kernel) { return code_of(kernel).static_shared; }
@@ -607,11 +661,15 @@ int run_kernel(const Launch& given, Kernel& kernel) {
     }
     static Launch launch;
     launch = given;
-    static std::vector<char> parameters;
-    parameters.assign(kernel.parameter_bytes + 8, 0);
+    // A cache line's alignment is more than any parameter asks for.
+    constexpr uintptr_t kLine = 128;
+    static std::vector<char> storage;
+    storage.assign(kernel.parameter_bytes + 8 + kLine, 0);
+    const uintptr_t start = (reinterpret_cast<uintptr_t>(storage.data()) + kLine - 1) & ~(kLine - 1);
+    char* parameters = reinterpret_cast<char*>(start);
     for (size_t i = 0; i < kernel.parameters.size(); ++i) {
         const Parameter& p = kernel.parameters[i];
-        memcpy(parameters.data() + p.offset, reinterpret_cast<const char*>(launch.storage.data()) + launch.offsets[i],
+        memcpy(parameters + p.offset, reinterpret_cast<const char*>(launch.storage.data()) + launch.offsets[i],
                p.size);
     }
     run = Running();
@@ -622,9 +680,9 @@ int run_kernel(const Launch& given, Kernel& kernel) {
     random_state = config.seed * 0x9e3779b97f4a7c15ull + 0x1234567;
     block.kernel = &kernel;
     block.code = &code;
-    block.parameters = parameters.data();
+    block.parameters = parameters;
     block.shared_bytes = code.uses_dynamic ? code.dynamic_at + launch.shared_bytes : code.static_shared;
-    block.shared_low = shared_place(block.shared_bytes);
+    block.shared_low = shared_place(block.shared_bytes, code.shared_align);
     executed = block.uncounted = 0;
     note_progress();
     forget_allocation();
@@ -651,7 +709,8 @@ void enter_control(Table& table) {
     // The form with a number of threads.
     enter(table, "bar.sync.counted barrier.sync.aligned.counted", {wait_at_named, "ww"});
     enter(table, "bar.arrive barrier.arrive.aligned", {arrive_at_named, "ww"});
-    enter(table, "setmaxnreg.inc.sync.aligned.u32 setmaxnreg.dec.sync.aligned.u32", {set_registers, "i"});
+    enter(table, "setmaxnreg.inc.sync.aligned.u32", {get_registers, "i"});
+    enter(table, "setmaxnreg.dec.sync.aligned.u32", {give_registers, "i"});
     // One launch ends before the next one begins.
     enter(table, "griddepcontrol.launch_dependents griddepcontrol.wait", {nothing, ""});
     enter(table, "bar.red.and.pred", {block_reduction<Reduction::conjunction>, "Pin"});
@@ -665,7 +724,8 @@ void enter_control(Table& table) {
     // What it orders has no order of its own here.
     enter(table, "fence.mbarrier_init.release.cluster", {nothing, ""});
     enter(table, "fence.proxy.async.shared::cta fence.proxy.async", {proxy_fence, ""});
-    enter(table, "createpolicy.fractional.L2::evict_first.b64", {nothing, "D_"});
+    for (const char* kind : {"first", "last"})
+        table["createpolicy.fractional.L2::evict_" + std::string(kind) + ".b64"] = {nothing, "D_"};
 }
 
 }  // namespace ptx

@@ -1,6 +1,6 @@
 // Shared memory: a window below 2 GiB, so that its 32-bit addresses are pointers.
 //
-// A block's shared memory is 128-byte aligned and no more, is 0xff before each block, and ends at a guard page.
+// A block's shared memory is aligned to 128 bytes, or to what a static array asks for. It is 0xff before each block.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -13,6 +13,7 @@ namespace {
 constexpr size_t kPage = 4096, kAlign = 128;
 
 char* window = nullptr;
+size_t place = 0;  // of the running kernel's blocks in the window
 std::vector<uint8_t> states(kSharedWindow);
 
 void open_window() {
@@ -26,20 +27,19 @@ void open_window() {
     mprotect(window, kSharedWindow, PROT_READ | PROT_WRITE);
 }
 
-size_t rounded(uint32_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-
 }  // namespace
 
 const char* shared_window() { return window; }
 
-uint32_t shared_place(uint32_t bytes) {
+uint32_t shared_place(uint32_t bytes, uint32_t align) {
     if (!window) open_window();
-    return uint32_t(reinterpret_cast<uintptr_t>(window) + kSharedWindow - rounded(bytes));
+    const size_t unit = std::max(size_t(align), kAlign);
+    place = kSharedWindow - (bytes + unit - 1) / unit * unit;
+    return uint32_t(reinterpret_cast<uintptr_t>(window) + place);
 }
 
 void shared_begin_block(uint32_t bytes) {
-    const size_t place = kSharedWindow - rounded(bytes);
-    memset(window + place, 0xff, rounded(bytes));
+    memset(window + place, 0xff, kSharedWindow - place);
     if (run.checked) std::fill_n(states.begin() + long(place), bytes, uint8_t(kUninitialised));
 }
 

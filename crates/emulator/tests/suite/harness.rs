@@ -35,6 +35,7 @@ pub enum Arg {
     U8(u8),
     F32(f32),
     F64(f64),
+    Map(sys::CUtensorMap),
 }
 
 // Field order is drop order: the device guard goes last.
@@ -159,6 +160,7 @@ pub fn launch_raw(
             Arg::U8(v) => std::ptr::from_ref(v) as *mut c_void,
             Arg::F32(v) => std::ptr::from_ref(v) as *mut c_void,
             Arg::F64(v) => std::ptr::from_ref(v) as *mut c_void,
+            Arg::Map(v) => std::ptr::from_ref(v) as *mut c_void,
         })
         .collect();
     // The list ends with a null pointer, where the driver's interface has no length at all.

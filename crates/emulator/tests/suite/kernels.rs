@@ -3,6 +3,7 @@
 use ggro_emulator::{Config, Schedule};
 
 use crate::harness::{Arg, Bench, bf16, from_bf16, noise, shape};
+use crate::tensors::{Tensor, address};
 
 fn everywhere(test: impl Fn(&Bench)) {
     for config in Config::matrix() {
@@ -172,6 +173,35 @@ fn product_of_a_warpgroup() {
             let term = |l: usize| f64::from(from_bf16(x[i / n * k + l])) * f64::from(from_bf16(w[i % n * k + l]));
             let exact: f64 = (0..k).map(term).sum();
             assert!((f64::from(got) - exact).abs() < 1e-5, "row {} column {}: {got} for {exact}", i / n, i % n);
+        }
+    });
+}
+
+/// Runs a kernel of pipeline.cu: a[m, k] b[n, k]^T.
+pub fn tensor_product(b: &Bench, kernel: &str, [m, n, k]: [usize; 3]) -> (Vec<f32>, Vec<f32>) {
+    let x: Vec<u16> = noise(m * k, 11).iter().map(|v| bf16(*v)).collect();
+    let w: Vec<u16> = noise(n * k, 12).iter().map(|v| bf16(*v)).collect();
+    let (dx, dw, out) = (b.up(&x), b.up(&w), b.zeros::<f32>(m * n));
+    let map = |slice, rows: usize, height| {
+        let sizes = [k as u64, rows as u64];
+        Arg::Map(Tensor::matrix(address(b, slice), sizes, 2 * k as u64, [64, height], 3).map().unwrap())
+    };
+    let sizes = [m, n, k].map(|size| Arg::I32(size as i32));
+    let args = [&[b.pointer(&out), map(&dx, m, 128), map(&dw, n, 64)], &sizes[..]].concat();
+    b.launch(kernel, shape(2, 384).shared(3 * 192 * 128 + 1024), &args).unwrap();
+    let got = b.stream.clone_dtoh(&out).unwrap_or_default();
+    let value = |list: &[u16], i: usize| f64::from(from_bf16(list[i]));
+    let exact =
+        (0..m * n).map(|i| (0..k).map(|l| value(&x, i / n * k + l) * value(&w, i % n * k + l)).sum::<f64>() as f32);
+    (got, exact.collect())
+}
+
+#[test]
+fn product_of_tensors() {
+    everywhere(|b| {
+        let (got, exact) = tensor_product(b, "tensor_product", [200, 100, 328]);
+        for (i, (x, y)) in got.iter().zip(exact).enumerate() {
+            assert!((x - y).abs() < 2e-5, "row {} column {}: {x} for {y}", i / 100, i % 100);
         }
     });
 }

@@ -8,3 +8,4 @@ mod kernels;
 mod products;
 mod ptx;
 mod stored;
+mod tensors;

@@ -80,6 +80,14 @@ struct Text {
     before: &'static str,
     /// Between the products and the stores of the sums.
     after: &'static str,
+    /// Whether a product adds to its sums is in a predicate register, or a number.
+    scale: Scale,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Scale {
+    Number,
+    Predicate,
 }
 
 const FENCED: &str = "fence.proxy.async.shared::cta;\nbar.sync 0;\nwgmma.fence.sync.aligned;";
@@ -99,7 +107,7 @@ impl Text {
         let registers = |stem: &str, n: usize| (0..n).map(|i| format!("{stem}{i}")).collect::<Vec<_>>().join(", ");
         let mut text = format!(
             ".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry t(.param .u64 out, .param .u64 in, .param .u64 fragments) {{\n\
-             .reg .b64 %rd<8>;\n.reg .b32 %r<8>;\n.reg .f32 %f<{sums}>;\n.reg .b32 %a<8>;\n.reg .pred q;\n\
+             .reg .b64 %rd<8>;\n.reg .b32 %r<8>;\n.reg .f32 %f<{sums}>;\n.reg .b32 %a<8>;\n.reg .pred q, adds;\n\
              .shared .align 1024 .b8 s[{}];\nmov.u32 %r0, %tid.x;\nld.param.u64 %rd0, [in];\nmov.u32 %r1, s;\nmov.u32 %r2, %r0;\n\
              next:\nsetp.ge.u32 q, %r2, {};\n@q bra stored;\nmul.wide.u32 %rd1, %r2, 4;\nadd.s64 %rd1, %rd0, %rd1;\n\
              ld.global.u32 %r3, [%rd1];\nshl.b32 %r4, %r2, 2;\nadd.s32 %r4, %r1, %r4;\nst.shared.u32 [%r4], %r3;\n\
@@ -137,9 +145,11 @@ impl Text {
                 ),
             };
             // The first one does not add to what the registers hold.
+            let scale = if self.scale == Scale::Number { step.to_string() } else { "adds".to_owned() };
             let _ = writeln!(
                 text,
-                "wgmma.mma_async.sync.aligned.m64n{}k16.f32.{kind}.{kind} {{{}}}, {a}, %rd3, {step}, 1, 1, {across}{};",
+                "setp.ne.b32 adds, {step}, 0;\n\
+                 wgmma.mma_async.sync.aligned.m64n{}k16.f32.{kind}.{kind} {{{}}}, {a}, %rd3, {scale}, 1, 1, {across}{};",
                 self.b.lines,
                 registers("%f", sums),
                 u8::from(self.b.across),
@@ -220,6 +230,36 @@ fn check(b: &Bench, text: &Text) {
     }
 }
 
+/// With the layouts of the project's kernels: lines of 128 bytes.
+fn swizzled(columns: usize, kind: &'static str, across: bool) -> Text {
+    Text {
+        a: Some(Layout { lines: 64, width: 128, across }),
+        b: Layout { lines: columns, width: 128, across: false },
+        kind,
+        before: FENCED,
+        after: WAITED,
+        scale: Scale::Predicate,
+    }
+}
+
+#[test]
+fn every_number_of_columns() {
+    for columns in (8..=256).step_by(8) {
+        for (i, kind) in ["bf16", "f16"].into_iter().enumerate() {
+            for across in [false, true] {
+                // Modes take turns; every one meets every kind and layout.
+                let (turn, across_b) = (columns / 8 + i, columns % 64 == 0 && i == 1);
+                let mut text = swizzled(columns, kind, across);
+                text.b.across = across_b;
+                let copies = if turn % 2 == 0 { Copies::Late } else { Copies::Early };
+                let b = bench(Config { checked: turn % 8 == 0, copies, ..Config::default() }, &text);
+                b.device.configure(["mma=exact", "mma=8", "mma=16"][turn % 3]);
+                check(&b, &text);
+            }
+        }
+    }
+}
+
 #[test]
 fn every_layout() {
     let all = [0, 32, 64, 128].into_iter().flat_map(|width| [false, true].map(|across| (width, across)));
@@ -233,6 +273,7 @@ fn every_layout() {
                 kind: ["bf16", "f16"][(i + j) % 2],
                 before: FENCED,
                 after: WAITED,
+                scale: Scale::Number,
             };
             for copies in [Copies::Late, Copies::Early] {
                 let schedule = if j == 0 { Schedule::Shuffle(3) } else { Schedule::Forward };
@@ -243,13 +284,7 @@ fn every_layout() {
         }
     }
     // The fewest columns, and sums as tensor cores make them.
-    let few = Text {
-        a: Some(Layout { lines: 64, width: 128, across: false }),
-        b: Layout { lines: 8, width: 128, across: false },
-        kind: "bf16",
-        before: FENCED,
-        after: WAITED,
-    };
+    let few = swizzled(8, "bf16", false);
     let b = bench(Config::default(), &few);
     for sums in ["mma=exact", "mma=16", "lanes=apart"] {
         b.device.configure(sums);
@@ -259,8 +294,7 @@ fn every_layout() {
 
 #[test]
 fn mistakes() {
-    let line = |lines, width| Layout { lines, width, across: false };
-    let text = |before, after| Text { a: Some(line(64, 128)), b: line(64, 128), kind: "bf16", before, after };
+    let text = |before, after| Text { before, after, ..swizzled(64, "bf16", false) };
     let faults_of = |text: &Text, copies, threads| {
         let b = bench(Config { checked: true, copies, ..Config::default() }, text);
         run(&b, text, threads);

@@ -362,10 +362,7 @@ fn warps_together() {
              done:\nbar.warp.sync -1",
             |_, t| if t % 32 >= 16 { 16 } else { 9 },
         ),
-        (
-            "setmaxnreg.inc.sync.aligned.u32 232;\ngriddepcontrol.wait;\ngriddepcontrol.launch_dependents;\nmov.u32 o32, a32",
-            |a, t| a[t],
-        ),
+        ("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;\nmov.u32 o32, a32", |a, t| a[t]),
         ("bar.red.popc.u32 o32, 0, ap", |a, _| a.iter().map(|x| x & 1).sum()),
         ("bar.red.or.pred op, 0, ap;\nselp.b32 o32, 1, 0, op", |_, _| 1),
     ];
@@ -386,6 +383,61 @@ fn warps_together() {
             }
         }
         b.assert_clean();
+    }
+}
+
+/// Three warpgroups under these bounds, of which the first runs one text and the others another.
+fn registers(bounds: &str, first: &str, others: &str) -> String {
+    let body = format!(
+        "setp.ge.u32 q, %r0, 128;\n@q bra others;\n{first}\nbra end;\nothers:\n{others}\nend:\nmov.u64 o64, 1;"
+    );
+    HEAD.to_owned() + &kernel("t", &body).replacen(") {", &format!(") {bounds} {{"), 1)
+}
+
+#[test]
+fn registers_of_warpgroups() {
+    let (dec, inc) = ("setmaxnreg.dec.sync.aligned.u32", "setmaxnreg.inc.sync.aligned.u32");
+    let all = vec![0u64; 384];
+    let launch = |config: Config, text: &str| {
+        let b = bench(config, text);
+        let (x, out) = (b.up(&all), b.zeros::<u64>(384));
+        let p = b.pointer(&x);
+        b.launch("t", shape(1, 384), &[b.pointer(&out), p, p, p]).unwrap();
+        let faults = b.device.faults();
+        b.device.reset();
+        faults
+    };
+    // 384 threads have 168 registers each at entry: what 128 of them give is enough for the rest.
+    let right = registers(".maxntid 384, 1, 1", &format!("{dec} 40;"), &format!("{inc} 232;"));
+    for config in Config::matrix() {
+        assert_eq!(launch(config, &right), [], "{config:?}");
+    }
+    let unknown = registers("", &format!("{dec} 24;\n{inc} 256;"), "");
+    assert_eq!(launch(Config::default(), &unknown), []);
+    let one_warp = "setp.ge.u32 q, %r0, 96;\n@q bra end;\n";
+    for (bounds, first, others, kind, message) in [
+        // (Not one of the four.)
+        (".maxntid 384, 1, 1", format!("{one_warp}{dec} 40;"), String::new(), "divergent warpgroup", "exited without"),
+        (
+            ".maxntid 384, 1, 1",
+            format!("setp.ge.u32 q, %r0, 96;\n@q {dec} 40;\n@!q {dec} 48;"),
+            String::new(),
+            "divergent warpgroup",
+            "in its place",
+        ),
+        (".maxntid 384, 1, 1", format!("{dec} 176;"), String::new(), "undefined registers", "has 168 registers"),
+        (".maxntid 384, 1, 1", format!("{inc} 160;"), String::new(), "undefined registers", "has 168 registers"),
+        (".maxnreg 128", format!("{dec} 136;"), String::new(), "undefined registers", "has 128 registers"),
+        // Two blocks of a multiprocessor share its registers.
+        (".maxntid 384, 1, 1 .minnctapersm 2", format!("{dec} 88;"), String::new(), "undefined registers", "has 80"),
+        // What the others want is not there.
+        (".maxntid 384, 1, 1", format!("{dec} 48;"), format!("{inc} 232;"), "endless wait", ""),
+        ("", format!("{dec} 25;"), String::new(), "undefined registers", "by 8"),
+        ("", format!("{dec} 16;"), String::new(), "undefined registers", "24 to 256"),
+    ] {
+        let faults = launch(Config::default(), &registers(bounds, &first, &others));
+        let found = faults.first().map(|f| (f.kind.as_str(), f.message.contains(message)));
+        assert_eq!(found, Some((kind, true)), "{bounds} {first} {others}: {faults:?}");
     }
 }
 
