@@ -4,8 +4,8 @@
 //! nvcc is looked for in `NVCC`, then `CUDA_HOME` or `CUDA_PATH`, then `PATH`. Without it the images in `build/images` are
 //! taken, if they are those of the sources. `GGRO_NO_CUDA=1` hides both, and then the table is empty. `PTXAS` names
 //! another assembler than nvcc's, for drivers that are older than it. `GGRO_CUDA_TARGETS` overrides the list of targets, for
-//! instance `sm_90a` alone while working on one card. `GGRO_IMAGES_OUT` names a folder for a
-//! copy of what nvcc made, which `scripts/store-images.py` stores.
+//! instance `sm_90a` alone while working on one card; files for Hopper alone (`*_sm90.cu`) have those of it that are
+//! Hopper's. `GGRO_IMAGES_OUT` names a folder for a copy of what nvcc made, which `scripts/store-images.py` stores.
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::time::Instant;
 
-/// Machine code for Ampere, Hopper and Blackwell, and PTX for whatever comes later.
-const TARGETS: [&str; 5] = ["sm_80", "sm_90a", "sm_100", "sm_120", "compute_80"];
+/// Machine code for Ampere, Hopper and Blackwell, and PTX for whatever comes later. The last is the PTX of files for Hopper
+/// alone, which debuggers and the emulated device execute.
+const TARGETS: [&str; 6] = ["sm_80", "sm_90a", "sm_100", "sm_120", "compute_80", "compute_90a"];
 
 fn main() {
     commit();

@@ -1,5 +1,5 @@
 //! Driving nvcc: PTX per virtual architecture, machine code or text per target, both in one packed image per file, and what
-//! ptxas said.
+//! ptxas said. The name of a file says which targets it is for.
 //!
 //! The steps are taken one by one because the PTX is rewritten in between. Its line table would carry the absolute paths of
 //! this machine, and its version would ask for a driver as new as the compiler, though it uses nothing that is new. Machine
@@ -15,6 +15,26 @@ use std::sync::Mutex;
 
 /// How sources are compiled, for every target.
 pub const FLAGS: [&str; 4] = ["-std=c++17", "-lineinfo", "-O3", "-Werror=all-warnings"];
+
+/// The targets of files for Hopper alone: instructions of `sm_90a` are in no later card's code, and neither is the text.
+const HOPPER: [&str; 2] = ["sm_90a", "compute_90a"];
+
+/// Whether a file is for Hopper alone, by its name without the extension.
+pub fn is_for_hopper(name: &str) -> bool {
+    name.ends_with("_sm90")
+}
+
+/// Those of a build's targets that a file is compiled for. Text for Hopper alone is made of no other file: what is for all cards
+/// has machine code there, or text that any card takes.
+pub fn targets_of(name: &str, all: &[String]) -> Vec<String> {
+    let takes = |target: &str| if is_for_hopper(name) { HOPPER.contains(&target) } else { target != HOPPER[1] };
+    all.iter().filter(|target| takes(target)).cloned().collect()
+}
+
+/// The target whose text the emulated device executes of a file.
+pub fn text_target(name: &str) -> &'static str {
+    if is_for_hopper(name) { HOPPER[1] } else { "compute_80" }
+}
 
 /// What ptxas reported for one kernel on one target.
 #[derive(Clone, Default)]
@@ -32,6 +52,8 @@ pub struct Usage {
 pub struct Image {
     /// Name of the source, without its extension.
     pub name: String,
+    /// Its targets, in the order of its code; none where the build has none of those that it is for.
+    pub targets: Vec<String>,
     /// A file with the code of all targets: a line with their lengths, and then one after the other, in zstd's format. They are
     /// much alike, so they pack well together. What is wanted most is in front.
     pub packed: PathBuf,
@@ -50,7 +72,7 @@ pub struct Made {
     pub nvcc: String,
     /// Release of the assembler.
     pub ptxas: String,
-    /// `sm_*` for machine code, `compute_*` for PTX.
+    /// `sm_*` for machine code, `compute_*` for PTX. A file is compiled for some of them: see [`targets_of`].
     pub targets: Vec<String>,
 }
 
@@ -107,6 +129,9 @@ impl Job {
         if targets.is_empty() || targets.iter().any(|t| !t.starts_with("sm_") && !t.starts_with("compute_")) {
             return Err("GGRO_CUDA_TARGETS: a comma-separated list of sm_* and compute_* is expected".into());
         }
+        if targets_of("", &targets).is_empty() {
+            return Err(format!("GGRO_CUDA_TARGETS: most kernels have no code for {} alone", targets.join(", ")));
+        }
         let made = Made { nvcc: nvcc_release?, ptxas: ptxas_release?, targets };
         let sources = std::env::current_dir().map_err(|e| e.to_string())?.join(sources);
         Ok(Job { nvcc, ptxas, made, identity, sources, out: out.to_path_buf() })
@@ -142,6 +167,7 @@ impl Job {
 
     fn image(&self, file: &Path, mut hasher: DefaultHasher) -> Result<Image, String> {
         let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let targets = targets_of(&name, &self.made.targets);
         (&name, read(file)?).hash(&mut hasher);
         let stem = format!("{name}-{:016x}", hasher.finish());
         let packed = self.out.join(format!("{stem}.zst"));
@@ -156,23 +182,23 @@ impl Job {
                     let _ = std::fs::remove_file(old);
                 }
             }
-            let (code, said) = self.compile(&name, file)?;
+            let (code, said) = self.compile(&name, &targets, file)?;
             let all = ruzstd::encoding::compress_to_vec(joined(&code).as_slice(), CompressionLevel::Fastest);
             std::fs::write(&packed, all).map_err(|e| format!("{}: {e}", packed.display()))?;
             std::fs::write(&report, said).map_err(|e| format!("{}: {e}", report.display()))?;
         }
         let usage = parse(&read(&report)?);
         let bytes = std::fs::metadata(&packed).map_err(|e| format!("{}: {e}", packed.display()))?.len();
-        Ok(Image { name, packed, usage, bytes, fresh })
+        Ok(Image { name, targets, packed, usage, bytes, fresh })
     }
 
     /// The code of each target, and what ptxas said.
-    fn compile(&self, name: &str, file: &Path) -> Result<(Vec<Vec<u8>>, String), String> {
+    fn compile(&self, name: &str, targets: &[String], file: &Path) -> Result<(Vec<Vec<u8>>, String), String> {
         let work = self.out.join(format!("{name}.work"));
         std::fs::create_dir_all(&work).map_err(|e| format!("{}: {e}", work.display()))?;
         let mut ptx: BTreeMap<&str, String> = BTreeMap::new();
         let (mut code, mut said) = (Vec::new(), String::new());
-        for target in &self.made.targets {
+        for target in targets {
             let (machine, number) = target.split_once('_').map_or((true, ""), |(kind, n)| (kind == "sm", n));
             let (arch, version) = source_of(number);
             if !ptx.contains_key(arch) {
@@ -346,15 +372,17 @@ fn before(line: &str, words: &str) -> u32 {
 /// Rust source of the embedded table.
 pub fn table(made: &Made, images: &[Image], stored: bool) -> String {
     let Made { nvcc, ptxas, targets } = made;
+    let usual = targets_of("", targets);
     let mut text = format!("static COMPILER: &str = {nvcc:?};\nstatic ASSEMBLER: &str = {ptxas:?};\n");
-    let _ = writeln!(text, "static TARGETS: &[&str] = &{targets:?};\nstatic STORED: bool = {stored};");
+    let _ = writeln!(text, "static TARGETS: &[&str] = &{usual:?};\nstatic STORED: bool = {stored};");
     text += "static IMAGES: &[Image] = &[\n";
     for image in images {
         let file = image.packed.file_name().unwrap_or_default().to_string_lossy();
         let _ = writeln!(
             text,
-            "Image {{ name: {:?}, code: Code::Packed(include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{file}\"))), usage: &[",
-            image.name
+            "Image {{ name: {:?}, targets: &{:?}, \
+             code: Code::Packed(include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{file}\"))), usage: &[",
+            image.name, image.targets
         );
         for u in &image.usage {
             let _ = writeln!(

@@ -3,7 +3,7 @@
 //! `manifest` says which compiler, flags and targets made them and has a hash of every source, so that images of other sources
 //! are never taken. `scripts/store-images.py` refreshes them, and says in CI whether they are what nvcc makes today.
 
-use crate::nvcc::{FLAGS, Image, Made, listed, parse, read};
+use crate::nvcc::{FLAGS, Image, Made, listed, parse, read, targets_of, text_target};
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::Path;
@@ -18,18 +18,20 @@ const MANIFEST: &str = "manifest";
 /// In words: there are none, they are of other sources, or they cannot be read.
 pub fn copy(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> {
     let manifest = Manifest::of(kernels)?;
+    let made = manifest.made();
     let mut images = Vec::new();
     for name in &manifest.names {
         let stored = Path::new(DIR).join(format!("{name}.zst"));
         let packed = out.join(format!("{name}-stored.zst"));
         let bytes = std::fs::copy(&stored, &packed).map_err(|e| format!("{}: {e}", stored.display()))?;
         let usage = parse(&read(&Path::new(DIR).join(format!("{name}.ptxas")))?);
-        images.push(Image { name: name.clone(), packed, usage, bytes, fresh: false });
+        let targets = targets_of(name, &made.targets);
+        images.push(Image { name: name.clone(), targets, packed, usage, bytes, fresh: false });
     }
-    Ok((manifest.made(), images))
+    Ok((made, images))
 }
 
-/// The PTX for `compute_80` by name of the source, if it is that of the sources in `kernels`.
+/// The PTX that the emulated device executes by name of the source, if it is that of the sources in `kernels`.
 ///
 /// # Errors
 /// As [`copy`].
@@ -37,8 +39,10 @@ pub fn copy(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> {
 pub fn ptx(kernels: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
     let manifest = Manifest::of(kernels)?;
     let targets = manifest.made().targets;
-    let index = targets.iter().position(|target| target == "compute_80").ok_or("no PTX for compute_80 is stored")?;
     let piece = |name: String| {
+        let target = text_target(&name);
+        let index = targets_of(&name, &targets).iter().position(|known| known == target);
+        let index = index.ok_or_else(|| format!("no PTX for {target} is stored"))?;
         let packed = Path::new(DIR).join(format!("{name}.zst"));
         let all = unpacked(&packed)?;
         let text = pieces(&all).and_then(|pieces| pieces.get(index).copied());

@@ -607,7 +607,9 @@ pub fn context(pair: &Pair) -> usize {
 pub struct Kernels {
     /// How many there are.
     pub count: usize,
-    /// Architectures that they were compiled for.
+    /// How many of them are for Hopper alone.
+    pub hopper: usize,
+    /// Architectures that the others were compiled for.
     pub targets: &'static [&'static str],
     /// The compiler's release.
     pub compiler: &'static str,
@@ -622,9 +624,13 @@ pub struct Kernels {
 /// The CUDA kernels of this build.
 pub fn kernels() -> Kernels {
     let embedded = images::embedded();
-    let functions: BTreeSet<_> = embedded.iter().flat_map(|image| image.usage).map(|usage| usage.kernel).collect();
+    let count = |kept: &dyn Fn(&cuda::Image) -> bool| {
+        let usages = embedded.iter().filter(|image| kept(image)).flat_map(|image| image.usage);
+        usages.map(|usage| usage.kernel).collect::<BTreeSet<_>>().len()
+    };
     Kernels {
-        count: functions.len(),
+        count: count(&|_| true),
+        hopper: count(&|image| images::is_for_hopper(image.name)),
         targets: images::targets(),
         compiler: images::compiler(),
         assembler: images::assembler(),

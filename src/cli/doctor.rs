@@ -1,6 +1,6 @@
 //! `ggro doctor`: everything that a report of a fault needs, and whether all is well.
 
-use super::info::{self, bytes, cpu_model, memory_available, simd, word};
+use super::info::{self, bytes, cpu_model, for_hopper, memory_available, simd, word};
 use super::words::{counted, for_stdout};
 use crate::Result;
 use crate::engine::decode;
@@ -289,7 +289,8 @@ fn in_words(report: &Value) -> String {
         let stored = if kernels["stored"] == true { ", stored with the sources" } else { "" };
         let (count, targets, size) = (word(&kernels["count"]), list(&kernels["targets"]), bytes(&kernels["bytes"]));
         let by = format!("nvcc {} and ptxas {}", word(&kernels["nvcc"]), word(&kernels["ptxas"]));
-        line(&mut out, "kernels", &format!("{count} for {targets}, {size}, by {by}{stored}"));
+        let hopper = for_hopper(kernels);
+        line(&mut out, "kernels", &format!("{count} for {targets}{hopper}, {size}, by {by}{stored}"));
     }
     if let Some(needed) = report["kernels_need"].as_str() {
         line(&mut out, "", &format!("they need {needed}"));

@@ -89,9 +89,10 @@ fn info(args: &Args, pair: &Pair) -> Value {
 
 /// The CUDA kernels of this build.
 pub(super) fn kernels() -> Value {
-    let runtime::Kernels { count, targets, compiler, assembler, stored, bytes } = runtime::kernels();
+    let runtime::Kernels { count, hopper, targets, compiler, assembler, stored, bytes } = runtime::kernels();
     json!({
         "count": count,
+        "hopper": hopper,
         "targets": targets,
         "nvcc": compiler,
         "ptxas": assembler,
@@ -207,6 +208,14 @@ pub(super) fn simd() -> Vec<&'static str> {
     Vec::new()
 }
 
+/// How many kernels are not for all of the targets.
+pub(super) fn for_hopper(kernels: &Value) -> String {
+    match kernels["hopper"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(count) => format!(" ({count} for Hopper alone)"),
+    }
+}
+
 /// The object as text.
 fn text(info: &Value) -> String {
     let mut out = format!("ggro {}", word(&info["version"]));
@@ -219,9 +228,10 @@ fn text(info: &Value) -> String {
     } else {
         let targets: Vec<String> = kernels["targets"].as_array().into_iter().flatten().map(word).collect();
         out += &format!(
-            "\nkernels     {} for {}, {}, by nvcc {}{}\n",
+            "\nkernels     {} for {}{}, {}, by nvcc {}{}\n",
             word(&kernels["count"]),
             targets.join(", "),
+            for_hopper(kernels),
             bytes(&kernels["bytes"]),
             word(&kernels["nvcc"]),
             if kernels["stored"] == true { ", stored with the sources" } else { "" },

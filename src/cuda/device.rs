@@ -6,6 +6,7 @@ use super::kernels::{Kernel, KernelSet, Kernels, Registration};
 use super::launch::Launch;
 use crate::{Error, Result};
 use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result, sys};
+use std::collections::BTreeSet;
 use std::ffi::c_void;
 use std::sync::{Arc, OnceLock};
 
@@ -29,15 +30,14 @@ fn collect(on: bool) {
 }
 
 impl Device {
-    /// Opens a device and finds the kernels of these sets in the images, which were built for `targets`.
+    /// Opens a device and finds the kernels of these sets in the images.
     pub(super) fn start<'a>(
         ordinal: usize,
         images: &[Image],
-        targets: &[&str],
         sets: impl Iterator<Item = &'a Registration>,
     ) -> Result<Self> {
-        if targets.is_empty() {
-            images::target_for(targets, Capability(0, 0))?;
+        if images.is_empty() {
+            images::target_for(&[], Capability(0, 0))?;
         }
         driver::start()?;
         let failed = |what: &str| {
@@ -51,9 +51,10 @@ impl Device {
         let stream = context.new_stream().map_err(failed("no stream"))?;
         let (major, minor) = context.compute_capability().map_err(failed("no compute capability"))?;
         let capability = Capability(major.unsigned_abs(), minor.unsigned_abs());
-        let target = images::target_for(targets, capability)?;
-        driver::takes(target)?;
-        let target = targets.iter().position(|&known| known == target).unwrap_or_default();
+        let of_device = |image| Image::target_for(image, capability).map(|target| (image, target));
+        let images: Vec<(&Image, Option<&str>)> = images.iter().map(of_device).collect::<Result<_>>()?;
+        let targets: BTreeSet<&str> = images.iter().filter_map(|(_, target)| *target).collect();
+        targets.into_iter().try_for_each(driver::takes)?;
         let name = context.name().map_err(failed("no name"))?;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(failed("no multiprocessor count"))?;
@@ -61,7 +62,7 @@ impl Device {
         let shared = context.attribute(most).map_err(failed("no shared memory"))?;
         let free = || context.mem_get_info().map(|(free, _)| free as u64).map_err(failed("no free memory"));
         let before = free()?;
-        let kernels = Arc::new(Kernels::load(images, target, sets, shared.unsigned_abs())?);
+        let kernels = Arc::new(Kernels::load(&images, sets, shared.unsigned_abs())?);
         let code = before.saturating_sub(free()?);
         crate::profile::collects_with(collect);
         Ok(Device {
@@ -211,8 +212,16 @@ impl Device {
     }
 
     /// The kernels of one op, in the order of its specs.
+    ///
+    /// # Errors
+    /// They are for other devices: see [`has`](Self::has).
     pub(super) fn kernels<K: KernelSet>(&self) -> Result<&[Kernel]> {
         self.kernels.of::<K>()
+    }
+
+    /// Whether the device has the kernels of one op. Only those for Hopper alone can be absent.
+    pub(super) fn has<K: KernelSet>(&self) -> bool {
+        self.kernels.has::<K>()
     }
 
     pub(super) fn stream(&self) -> &Arc<CudaStream> {

@@ -5,11 +5,13 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{BufRead, Read};
 
-/// The code of one `.cu` file for all targets.
+/// The code of one `.cu` file for all of its targets.
 #[derive(Clone, Copy, Debug)]
 pub struct Image {
     /// Name of the file without its extension.
     pub name: &'static str,
+    /// What it was compiled for, in the order of its code.
+    pub targets: &'static [&'static str],
     /// Its code.
     pub code: Code,
     /// What the assembler reported per kernel and target.
@@ -19,7 +21,7 @@ pub struct Image {
 /// Machine code, or PTX, which the driver compiles while loading.
 #[derive(Clone, Copy)]
 pub enum Code {
-    /// That of all [`targets`], as `build/nvcc.rs` packs it.
+    /// That of all targets, as `build/nvcc.rs` packs it.
     Packed(&'static [u8]),
     /// What `cuModuleLoadData` takes, whatever the target: a stand-in's.
     Plain(&'static [u8]),
@@ -40,9 +42,14 @@ impl fmt::Debug for Code {
 }
 
 impl Image {
-    /// What `cuModuleLoadData` takes for the target at `index` of the list that the build made: machine code, or text that ends
-    /// with a zero.
-    pub fn code_for(&self, index: usize) -> Result<Cow<'static, [u8]>> {
+    /// What `cuModuleLoadData` takes for one of its targets: machine code, or text that ends with a zero.
+    ///
+    /// # Errors
+    /// It has no code for the target, or is damaged.
+    pub fn code_for(&self, target: &str) -> Result<Cow<'static, [u8]>> {
+        let index = self.targets.iter().position(|&known| known == target);
+        let index =
+            index.ok_or_else(|| Error::Backend(format!("kernel image {} has no code for {target}", self.name)))?;
         match self.code {
             Code::Plain(bytes) => Ok(Cow::Borrowed(bytes)),
             Code::Packed(bytes) => unpacked(bytes, index)
@@ -50,6 +57,22 @@ impl Image {
                 .map_err(|e| Error::Backend(format!("kernel image {} cannot be unpacked: {e}", self.name))),
         }
     }
+
+    /// Which of its targets a device takes; none of one for Hopper alone, if the device or the build is not for Hopper.
+    ///
+    /// # Errors
+    /// It is for all cards, and was not built for this one.
+    pub fn target_for(&self, device: Capability) -> Result<Option<&'static str>> {
+        match target_for(self.targets, device) {
+            Err(_) if is_for_hopper(self.name) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+}
+
+/// Whether the kernels of an image are for Hopper alone, by its name, as in `build/nvcc.rs`.
+pub fn is_for_hopper(image: &str) -> bool {
+    image.ends_with("_sm90")
 }
 
 /// The piece at `index`: the lengths of all are in the first line, and they lie one after the other.
@@ -108,7 +131,7 @@ pub fn stored() -> bool {
     STORED
 }
 
-/// Targets of the embedded images.
+/// Targets of the embedded images that are for all cards.
 pub fn targets() -> &'static [&'static str] {
     TARGETS
 }
@@ -193,14 +216,41 @@ mod tests {
     }
 
     #[test]
+    fn what_is_for_hopper_alone_is_left_out_elsewhere() {
+        let image = |name, targets| Image { name, targets, code: Code::Plain(b""), usage: &[] };
+        let usual = image("product", &["sm_80", "sm_90a", "compute_80"]);
+        let hopper = image("product_sm90", &["sm_90a", "compute_90a"]);
+        let cases = [
+            (Capability(8, 6), Some("sm_80"), None),
+            (Capability(9, 0), Some("sm_90a"), Some("sm_90a")),
+            (Capability(10, 0), Some("compute_80"), None),
+            (Capability(12, 0), Some("compute_80"), None),
+        ];
+        for (device, expected, alone) in cases {
+            assert_eq!(usual.target_for(device).unwrap(), expected, "{device}");
+            assert_eq!(hopper.target_for(device).unwrap(), alone, "{device}");
+        }
+        assert!(usual.target_for(Capability(7, 5)).is_err());
+        assert_eq!(hopper.target_for(Capability(7, 5)).unwrap(), None);
+        // As the emulated device has it, and where the build was told of other targets.
+        assert_eq!(image("a_sm90", &["compute_90a"]).target_for(Capability(9, 0)).unwrap(), Some("compute_90a"));
+        assert_eq!(image("a_sm90", &[]).target_for(Capability(9, 0)).unwrap(), None);
+    }
+
+    #[test]
     fn no_embedded_kernel_uses_local_memory() {
         for image in embedded() {
-            for (index, target) in targets().iter().enumerate() {
-                let code = image.code_for(index).unwrap();
+            for target in image.targets {
+                let code = image.code_for(target).unwrap();
                 let text = code.ends_with(&[0]) && code.starts_with(b"//");
                 assert_eq!(text, target.starts_with("compute_"), "{} for {target}", image.name);
             }
-            assert!(image.code_for(targets().len()).is_err());
+            let error = image.code_for("sm_20").unwrap_err().to_string();
+            assert!(error.contains(image.name) && error.contains("sm_20"), "{error}");
+            match is_for_hopper(image.name) {
+                true => assert!(image.targets.iter().all(|target| target.ends_with("_90a")), "{image:?}"),
+                false => assert_eq!(image.targets, targets(), "{}", image.name),
+            }
             for usage in image.usage {
                 assert_eq!((usage.stack, usage.spill_stores, usage.spill_loads), (0, 0, 0), "{usage:?}");
                 assert!(usage.registers > 0, "{usage:?}");

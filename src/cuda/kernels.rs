@@ -3,7 +3,7 @@
 //! Each op declares its own kernels: a type that is a [`KernelSet`]. Opening a device resolves the sets of all ops once, so a
 //! missing or mismatched kernel is an error there and not in the middle of an answer.
 
-use super::images::Image;
+use super::images::{self, Image};
 use crate::{Error, Result};
 use cudarc::driver::{result, sys};
 use std::any::TypeId;
@@ -85,24 +85,29 @@ impl Registration {
     pub const fn of<K: KernelSet>() -> Self {
         Registration { id: TypeId::of::<K>(), specs: K::specs }
     }
+
+    /// Whether all of its kernels are for Hopper alone: then other devices do without the set.
+    pub fn is_for_hopper(&self) -> bool {
+        (self.specs)().iter().all(|spec| images::is_for_hopper(spec.image))
+    }
 }
 
-/// The kernels of all ops.
+/// The kernels of all ops, and none of those that are for other devices.
 #[derive(Debug)]
-pub(super) struct Kernels(Vec<(TypeId, Vec<Kernel>)>);
+pub(super) struct Kernels(Vec<(TypeId, Option<Vec<Kernel>>)>);
 
 impl Kernels {
-    /// Loads every image's code for a target, by its index in the list that the build made, into the current context and finds
-    /// every kernel of the sets in them, each in the largest version that a block with `limit` bytes of shared memory can run.
-    /// Modules stay loaded as long as the process lives.
+    /// Loads every image's code for its target into the current context and finds every kernel of the sets in them, each in the
+    /// largest version that a block with `limit` bytes of shared memory can run. A set for Hopper alone whose image has no
+    /// target here is absent. Modules stay loaded as long as the process lives.
     pub fn load<'a>(
-        images: &[Image],
-        target: usize,
+        images: &[(&Image, Option<&str>)],
         sets: impl Iterator<Item = &'a Registration>,
         limit: u32,
     ) -> Result<Self> {
         let mut modules = Vec::new();
-        for image in images {
+        for (image, target) in images {
+            let Some(target) = target else { continue };
             let code = image.code_for(target)?;
             // SAFETY: the bytes are whole machine code, or PTX that ends with a zero, made by the build; or what a stand-in driver
             // takes in their place. The driver does not keep them.
@@ -110,8 +115,13 @@ impl Kernels {
                 .map_err(|e| Error::Backend(format!("kernel image {}: cannot be loaded: {e}", image.name)))?;
             modules.push((image.name, module));
         }
+        let left_out = |spec: &Spec| images.iter().any(|(image, target)| image.name == spec.image && target.is_none());
         let all = |set: &Registration| -> Result<_> {
-            Ok((set.id, (set.specs)().iter().map(|spec| find(&modules, spec, limit)).collect::<Result<_>>()?))
+            let specs = (set.specs)();
+            if set.is_for_hopper() && specs.iter().any(left_out) {
+                return Ok((set.id, None));
+            }
+            Ok((set.id, Some(specs.iter().map(|spec| find(&modules, spec, limit)).collect::<Result<_>>()?)))
         };
         Ok(Kernels(sets.map(all).collect::<Result<_>>()?))
     }
@@ -119,8 +129,19 @@ impl Kernels {
     /// The kernels of one op, in the order of its specs.
     pub fn of<K: KernelSet>(&self) -> Result<&[Kernel]> {
         let found = self.0.iter().find(|(id, _)| *id == TypeId::of::<K>());
-        let found = found.map(|(_, kernels)| kernels.as_slice());
-        found.ok_or_else(|| Error::Backend(format!("{} were not loaded", std::any::type_name::<K>())))
+        let (_, kernels) =
+            found.ok_or_else(|| Error::Backend(format!("{} were not loaded", std::any::type_name::<K>())))?;
+        kernels.as_deref().ok_or_else(|| {
+            let image = K::specs().first().map_or("", |spec| spec.image);
+            Error::Backend(format!(
+                "the kernels of {image} are for Hopper alone (compute capability 9.0), and were not loaded for this device"
+            ))
+        })
+    }
+
+    /// Whether the device has the kernels of one op.
+    pub fn has<K: KernelSet>(&self) -> bool {
+        self.0.iter().any(|(id, kernels)| *id == TypeId::of::<K>() && kernels.is_some())
     }
 }
 

@@ -21,15 +21,15 @@ impl Device {
     /// # Errors
     /// This build has no kernels, or none for the device; there is no driver or no such device; a kernel cannot be loaded.
     pub fn open(ordinal: usize) -> Result<Self> {
-        Self::open_with(ordinal, images::embedded(), images::targets())
+        Self::open_with(ordinal, images::embedded())
     }
 
-    /// Opens a device with other images, for instance a stand-in's, built for `targets`.
+    /// Opens a device with other images, for instance a stand-in's.
     ///
     /// # Errors
     /// Those of [`open`](Self::open).
-    pub fn open_with(ordinal: usize, images: &[Image], targets: &[&str]) -> Result<Self> {
-        Self::start(ordinal, images, targets, sets())
+    pub fn open_with(ordinal: usize, images: &[Image]) -> Result<Self> {
+        Self::start(ordinal, images, sets())
     }
 }
 
@@ -47,29 +47,52 @@ mod tests {
             }
         }
         for spec in specs.iter().filter(|_| !images::embedded().is_empty()) {
-            let mut usages = images::embedded().iter().flat_map(|image| image.usage);
-            assert!(usages.any(|usage| usage.kernel == spec.name), "{} is in no image", spec.name);
+            let image = images::embedded().iter().find(|image| image.name == spec.image);
+            let image = image.unwrap_or_else(|| panic!("there is no image {}", spec.image));
+            // Usage is known of machine code, which a build may have none of for a file.
+            for target in image.targets.iter().filter(|target| target.starts_with("sm_")) {
+                let mut usages = image.usage.iter().filter(|usage| usage.target == *target);
+                assert!(
+                    usages.any(|usage| usage.kernel == spec.name),
+                    "{} has no {} for {target}",
+                    image.name,
+                    spec.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_set_is_for_all_cards_or_for_hopper_alone() {
+        for set in sets() {
+            let for_hopper = |spec: &Spec| images::is_for_hopper(spec.image);
+            assert_eq!((set.specs)().iter().any(for_hopper), set.is_for_hopper(), "{:?}", (set.specs)());
         }
     }
 
     /// What a card with compute capability 8.6, 8.9 or 12.x gives a block.
     const LEAST: u32 = 99 * 1024;
+    /// What Hopper does.
+    const HOPPER: u32 = 227 * 1024;
 
     #[test]
     fn every_kernel_has_a_version_for_the_smallest_card() {
         let usages = || images::embedded().iter().flat_map(|image| image.usage);
-        for spec in sets().flat_map(|set| (set.specs)()) {
-            let fixed =
-                |name| usages().filter(|usage| usage.kernel == name).map(|usage| usage.shared).max().unwrap_or(0);
-            let needed: Vec<u32> = spec.all().map(|spec| spec.shared + fixed(spec.name)).collect();
-            assert!(needed.iter().any(|&bytes| bytes <= LEAST), "{spec:?} needs {needed:?} bytes");
-            assert!(needed.len() == 1 || needed[0] > LEAST, "{spec:?}: the smaller version is never taken");
+        for set in sets() {
+            let least = if set.is_for_hopper() { HOPPER } else { LEAST };
+            for spec in (set.specs)() {
+                let fixed =
+                    |name| usages().filter(|usage| usage.kernel == name).map(|usage| usage.shared).max().unwrap_or(0);
+                let needed: Vec<u32> = spec.all().map(|spec| spec.shared + fixed(spec.name)).collect();
+                assert!(needed.iter().any(|&bytes| bytes <= least), "{spec:?} needs {needed:?} bytes");
+                assert!(needed.len() == 1 || needed[0] > least, "{spec:?}: the smaller version is never taken");
+            }
         }
     }
 
     #[test]
     fn without_kernels_or_driver_opening_is_an_error_in_words() {
-        let error = Device::open_with(0, &[], &[]).unwrap_err().to_string();
+        let error = Device::open_with(0, &[]).unwrap_err().to_string();
         assert!(error.contains("without CUDA kernels"), "{error}");
     }
 }

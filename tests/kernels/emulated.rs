@@ -1,6 +1,6 @@
 //! The emulated device with the project's kernels: the PTX that nvcc made of them, opened through the ordinary launch path.
 
-use crate::stored;
+use crate::{nvcc, stored};
 use ggro::cuda::{Code, Device, Image, images};
 use ggro_emulator::{Config, Report};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -74,11 +74,11 @@ fn open() -> Device {
     }
     let image = |(name, text): &'static (String, String)| {
         let bytes = [text.as_bytes(), b"\0"].concat().leak();
-        Image { name, code: Code::Plain(bytes), usage: &[] }
+        Image { name, targets: vec![nvcc::text_target(name)].leak(), code: Code::Plain(bytes), usage: &[] }
     };
     static IMAGES: OnceLock<Vec<Image>> = OnceLock::new();
     let images = IMAGES.get_or_init(|| ptx().iter().map(image).collect());
-    Device::open_with(0, images, &["compute_80"]).unwrap()
+    Device::open_with(0, images).unwrap()
 }
 
 /// The PTX of each source, by its name: that of this build, or, where it was told to have no kernels, what is stored with the
@@ -101,13 +101,13 @@ pub fn ptx() -> &'static [(String, String)] {
 }
 
 fn built() -> Result<Vec<(String, Vec<u8>)>, String> {
-    let index = images::targets().iter().position(|&target| target == "compute_80");
-    let index = index.ok_or("GGRO_CUDA_TARGETS has no compute_80")?;
     let code = |image: &Image| {
-        let code = image.code_for(index).map_err(|e| e.to_string())?;
+        let target = nvcc::text_target(image.name);
+        let code = image.code_for(target).map_err(|e| format!("{e}: is it in GGRO_CUDA_TARGETS?"))?;
         Ok((image.name.to_string(), code.into_owned()))
     };
-    images::embedded().iter().map(code).collect()
+    // A build for other cards has no code of what is for Hopper alone.
+    images::embedded().iter().filter(|image| !image.targets.is_empty()).map(code).collect()
 }
 
 /// The same as files.

@@ -12,6 +12,7 @@ mod full;
 mod gradient_pages;
 mod graphs;
 mod harness;
+mod hopper;
 mod lost;
 mod model;
 mod mutations;

@@ -633,7 +633,8 @@ fn compiled(nvcc: &Path, op: &str, folder: &Path) -> String {
         let mut command = Command::new(nvcc);
         // Mistakes may leave a variable unused.
         command.args(nvcc::FLAGS.into_iter().filter(|flag| !flag.contains("warnings")));
-        command.args(["-w", "-ptx", "-arch=compute_80", "-o"]).arg(&part).arg(folder.join(format!("{op}.cu")));
+        let arch = format!("-arch={}", nvcc::text_target(op));
+        command.args(["-w", "-ptx", &arch, "-o"]).arg(&part).arg(folder.join(format!("{op}.cu")));
         let output = command.output().unwrap();
         assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
         std::fs::rename(part, &to).unwrap();

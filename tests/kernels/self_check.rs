@@ -12,7 +12,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// Images of what measures a card, and is part of no model.
-const INSTRUMENTS: [&str; 4] = ["mma_peak", "probe", "read_peak", "wgmma_peak"];
+const INSTRUMENTS: [&str; 4] = ["mma_peak", "probe", "read_peak", "wgmma_peak_sm90"];
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// A folder of the kernels in which `change` has had its way with each file.

@@ -66,7 +66,8 @@ pub fn nvcc() -> Option<PathBuf> {
 }
 
 /// The PTX that nvcc makes of all `*.cu` of each directory for a virtual architecture such as `compute_80`: folders for the
-/// setting `ptx`, in the order of the directories.
+/// setting `ptx`, in the order of the directories. Files for Hopper alone (`*_sm90.cu`) are made for `compute_90a` in any case:
+/// there is no other code of them, and no other device is asked to run it.
 ///
 /// # Errors
 /// nvcc's own words, when it does not start or refuses a source.
@@ -79,11 +80,17 @@ pub fn build_ptx(nvcc: &Path, directories: &[impl AsRef<Path>], arch: &str) -> i
         let inputs = hash_files(&files(&directory, "cuh")?)?;
         let folder = output.folder.join(format!("{:016x}", hash_of(&directory))).join(arch);
         fs::create_dir_all(&folder)?;
+        let mut stale = files(&folder, "ptx")?;
         for source in files(&directory, "cu")? {
             let object = folder.join(source.file_name().unwrap_or_default()).with_extension("ptx");
+            let for_hopper = source.file_stem().is_some_and(|name| name.to_string_lossy().ends_with("_sm90"));
+            let arch = if for_hopper { "compute_90a" } else { arch };
             let flags = [to_strings(NVCC_FLAGS), vec![format!("-arch={arch}")]].concat();
+            stale.retain(|made| *made != object);
             jobs.push(Job { source, object, flags, inputs, phase: "-ptx" });
         }
+        // Of a source that is gone: its kernels may be in another one by now.
+        stale.into_iter().try_for_each(fs::remove_file)?;
         folders.push(folder);
     }
     run_all(&nvcc.display().to_string(), &version, &jobs)?;

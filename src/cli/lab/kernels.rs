@@ -186,7 +186,13 @@ fn list(json: bool) -> anyhow::Result<ExitCode> {
         writeln!(out, "this ggro was built without CUDA kernels: no nvcc was found")?;
     } else {
         let (nvcc, ptxas) = (images::compiler(), images::assembler());
-        writeln!(out, "nvcc {nvcc}, ptxas {ptxas}, targets {}", images::targets().join(", "))?;
+        let mut targets = images::targets().to_vec();
+        for target in images::embedded().iter().flat_map(|image| image.targets) {
+            if !targets.contains(target) {
+                targets.push(target);
+            }
+        }
+        writeln!(out, "nvcc {nvcc}, ptxas {ptxas}, targets {}", targets.join(", "))?;
         writeln!(
             out,
             "{:<28} {:<7} {:>7} {:>9} {:>7} {:>7} {:>6} {:>7} {:>10}",

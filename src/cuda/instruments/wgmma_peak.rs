@@ -1,4 +1,4 @@
-//! Hopper's tensor core with nothing in its way, for the benchmark's percentages.
+//! Hopper's tensor core with nothing in its way, for the benchmark's percentages. Other devices do not have the kernel.
 
 use crate::Result;
 use crate::cuda::buffer::ViewMut;
@@ -15,12 +15,19 @@ pub(in crate::cuda) struct Kernels;
 
 impl KernelSet for Kernels {
     fn specs() -> Vec<Spec> {
-        vec![Spec::new("wgmma_peak", "wgmma_peak_bf16", THREADS, 0)]
+        vec![Spec::new("wgmma_peak_sm90", "wgmma_peak_bf16", THREADS, 0)]
     }
 }
 
-/// Runs `rounds` rounds of products in both warpgroups of `blocks` blocks and returns the floating-point operations done. Code
-/// that is not for `sm_90a` does nothing: then `out` is as it was.
+/// Whether the device has the kernel.
+pub fn runs_on(device: &Device) -> bool {
+    device.has::<Kernels>()
+}
+
+/// Runs `rounds` rounds of products in both warpgroups of `blocks` blocks and returns the floating-point operations done.
+///
+/// # Errors
+/// The device does not have the kernel, or fails.
 pub fn wgmma_peak(device: &Device, out: &mut ViewMut<'_, f32>, blocks: usize, rounds: usize) -> Result<f64> {
     const OP: &str = "wgmma_peak";
     check_len(OP, "out", out.len(), product(OP, blocks, THREADS as usize)?)?;

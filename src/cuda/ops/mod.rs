@@ -1,10 +1,10 @@
 //! One safe function per kernel, in a file of the kernel's name: lengths are checked, the launch shape is computed, and
 //! everything that is written is lent as `&mut`.
 //!
-//! A new op `OP` has its kernels in `kernels/OP.cu` and touches four files besides: `cuda/ops/OP.rs` declares the kernels
-//! and launches them, `cuda/ops/mod.rs` names it in the list below, `lab/kernel_check/OP.rs` has its cases, its oracle and its
-//! timings, and `lab/kernel_check/mod.rs` names those. A mistake planted in `tests/kernels/mutations.rs` then shows that the
-//! cases notice one.
+//! A new op `OP` has its kernels in `kernels/OP.cu`, those for Hopper alone in `kernels/OP_sm90.cu` as a set of their own, and
+//! touches four files besides: `cuda/ops/OP.rs` declares the kernels and launches them, `cuda/ops/mod.rs` names it in the list
+//! below, `lab/kernel_check/OP.rs` has its cases, its oracle and its timings, and `lab/kernel_check/mod.rs` names those. A
+//! mistake planted in `tests/kernels/mutations.rs` then shows that the cases notice one.
 
 pub mod attention;
 pub mod attention_backward;

@@ -1,7 +1,7 @@
 // What the tensor core of Hopper does when nothing else limits it: products of whole warpgroups from shared memory, which
 // mma.sync does not reach there. See mma_peak.cu for the latter.
 //
-//   out[threads of the grid] f32: a sum that depends on every product; untouched by code that is not for sm_90a
+//   out[threads of the grid] f32: a sum that depends on every product
 //
 // Contract: only for `ggro kernels bench`. A block has two warpgroups. Each keeps one accumulator of 64 x 128 in registers and
 // runs `rounds` rounds of 16 m64n128k16, which are one group. While one warpgroup waits for its group, the others have theirs.
@@ -16,7 +16,6 @@ constexpr int kWgmmaThreads = 256;
 
 // Grid: any. Block: 256.
 extern "C" __global__ void __launch_bounds__(ggro::kWgmmaThreads) wgmma_peak_bf16(float* out, int rounds) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
     using namespace ggro;
     constexpr int kSteps = 4;   // of 16 along the sum, which a group goes over again and again
     constexpr int kGroup = 16;  // products of a group
@@ -50,5 +49,4 @@ extern "C" __global__ void __launch_bounds__(ggro::kWgmmaThreads) wgmma_peak_bf1
 #pragma unroll
     for (int i = 0; i < 64; ++i) all += sums[i];
     out[static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x] = all;
-#endif
 }
