@@ -2,7 +2,8 @@
 //! more than its keys and values.
 
 use crate::emulated::Emulated;
-use ggro::cuda::ops::gemm::{Plan as Product, Shape, TILES};
+use ggro::cuda::ops::gemm::Shape;
+use ggro::cuda::ops::gemm::sm80::{Plan as Product, TILES};
 use ggro::dtype::HalfType;
 use ggro::files::checkpoint::Files;
 use ggro::files::demo;

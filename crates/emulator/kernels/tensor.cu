@@ -137,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(128)
 #endif
         __syncthreads();
         ptx::wgmma_fence();
-        ptx::wgmma_m64n128_bf16(d, ptx::matrix_descriptor(first, 64 * 16, 128),
+        ptx::Wgmma<128>::bf16<false>(d, ptx::matrix_descriptor(first, 64 * 16, 128),
                                 ptx::matrix_descriptor(second, 128 * 16, 128));
         ptx::wgmma_commit();
         ptx::wgmma_wait<0>();

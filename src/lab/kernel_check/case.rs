@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::cuda::Device;
+use crate::cuda::ops::gemm::sm90;
 
 type Run = Box<dyn Fn(&Device, &mut Check) -> Result<()> + Send + Sync>;
 
@@ -37,6 +38,11 @@ impl Case {
         Case::new(op, name, work, move |device, check| run(&seed, device, check))
     }
 
+    /// Whether the device has the op's kernels.
+    pub fn runs_on(&self, device: &Device) -> bool {
+        runs_on(self.op, device)
+    }
+
     /// Runs the case. A device that fails is a failure like any other.
     pub fn run(&self, device: &Device) -> Finding {
         let mut check = Check::default();
@@ -45,6 +51,11 @@ impl Case {
         }
         Finding::new(self.op, self.name.clone(), check)
     }
+}
+
+/// Whether a device has the kernels of an op: those for Hopper alone are on no other.
+pub(super) fn runs_on(op: &str, device: &Device) -> bool {
+    !op.ends_with("_sm90") || sm90::runs_on(device)
 }
 
 impl std::fmt::Debug for Case {

@@ -99,13 +99,15 @@ pub fn timed() -> Vec<&'static str> {
 /// # Errors
 /// The device fails.
 pub fn bench(device: &Device, op: Option<&str>, quick: bool, done: impl FnMut(&Timing)) -> Result<Vec<Timing>> {
-    let chosen = timings().filter(|timed| op.is_none_or(|op| op == timed.op));
+    let chosen = timings().filter(|timed| case::runs_on(timed.op, device) && op.is_none_or(|op| op == timed.op));
     timing::run(device, chosen.collect(), quick, done)
 }
 
 /// Runs the cases of an op, or of all, that are at most `work` large; `done` sees each finding as it comes.
 pub fn test(device: &Device, op: Option<&str>, work: Option<u64>, mut done: impl FnMut(&Finding)) -> Vec<Finding> {
-    let chosen = |case: &Case| op.is_none_or(|op| case.op == op) && work.is_none_or(|work| case.work <= work);
+    let chosen = |case: &Case| {
+        case.runs_on(device) && op.is_none_or(|op| case.op == op) && work.is_none_or(|work| case.work <= work)
+    };
     let chosen = cases().into_iter().filter(chosen);
     let findings = chosen.map(|case| {
         let finding = case.run(device);

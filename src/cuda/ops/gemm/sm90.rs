@@ -54,6 +54,11 @@ impl KernelSet for Kernels {
     }
 }
 
+/// Whether the device has these kernels.
+pub fn runs_on(device: &Device) -> bool {
+    device.has::<Kernels>()
+}
+
 /// Name of a kernel.
 pub fn name(instance: usize, direction: Direction, storage: HalfType) -> &'static str {
     NAMES[instance][direction as usize][storage as usize]
