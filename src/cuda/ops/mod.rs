@@ -22,6 +22,7 @@ pub mod rmsnorm;
 pub mod rope;
 pub mod softmax_entropy;
 pub mod swiglu;
+pub mod weight_layout;
 
 use crate::cuda::kernels::Registration;
 

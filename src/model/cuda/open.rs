@@ -10,6 +10,7 @@ use super::reward::RewardModel;
 use super::sizes::Sizes;
 use super::state::State;
 use super::weights::{LoadReport, Plan, Source, Weights};
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use crate::files::config::ModelConfig;
@@ -99,7 +100,7 @@ impl<'a> From<Parts<'a>> for Sources<'a> {
     }
 }
 
-/// What is known of the models before a device is asked for anything.
+/// What is known of the models before a device is asked for memory.
 pub struct Prepared {
     policy: Option<Plan>,
     reward: Option<Plan>,
@@ -108,19 +109,20 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Looks all tensors up and works the sizes out.
+    /// Looks all tensors up and works the sizes out, for a device whose products read weights in `layout`
+    /// ([`Device::weight_layout`]).
     ///
     /// # Errors
     /// A tensor is missing or has another shape or type, the kernels cannot do the sizes, `max_model_len` is zero or beyond
     /// a model, or no model is given.
-    pub fn new<'a>(models: impl Into<Sources<'a>>, options: &CudaOptions) -> Result<Self> {
+    pub fn new<'a>(models: impl Into<Sources<'a>>, options: &CudaOptions, layout: WeightLayout) -> Result<Self> {
         let Sources { policy, reward } = models.into();
         let max_len = spans::longest(policy.map(|of| of.0), reward.map(|of| of.0), options.max_model_len)?;
         if options.batch_tokens == 0 {
             return Err(Error::invalid("batch-tokens is 0; expected at least 1"));
         }
         let plan = |of: Option<(&ModelConfig, Source<'_>)>| {
-            of.map(|(config, source)| Plan::of(config, source, options.dtype)).transpose()
+            of.map(|(config, source)| Plan::of(config, source, options.dtype, layout)).transpose()
         };
         Ok(Prepared { policy: plan(policy)?, reward: plan(reward)?, max_len, options: *options })
     }
@@ -188,7 +190,7 @@ pub fn open<'a>(
     progress: &mut dyn FnMut(Loading<'_>),
 ) -> Result<(ModelPair, Opened)> {
     let models = models.into();
-    let prepared = Prepared::new(models, options)?;
+    let prepared = Prepared::new(models, options, device.weight_layout())?;
     let budget = prepared.needs().divide(memory::DeviceMemory::of(&device)?)?;
     progress(Loading::Planned(&budget));
 
