@@ -7,6 +7,8 @@
 // candidate in two queries. `scale` undoes a factor that kept a 16-bit backward pass in range. A query that names no row, no
 // candidates, too many or some outside the list: its norm is NaN and its products are not written. An id without a row:
 // its product is NaN.
+// The table is row after row on every card. It is the reward model's embedding, and that model has a head of its own, so no
+// product reads this matrix, and it is never in the tiles of products.
 // Products and norm are f32 chains of 8 elements per lane and round, then a tree over the lanes: an order fixed by d, so
 // they are the same bits in any batch. What is chosen by them is up to the host (src/method/nudge.rs).
 //

@@ -192,4 +192,11 @@ __device__ __forceinline__ uint32_t swizzled(int line, int chunk) {
     return static_cast<uint32_t>(line * LINE + ((chunk ^ turn) << 4));
 }
 
+// Index of an element of a matrix of weights with `width` columns in tiles of 64 x 64 elements, each as lines of 128 bytes
+// lie in shared memory. Eight elements from a multiple of 8 on stay together. `WeightLayout::Tiles` on the host.
+__device__ __forceinline__ uint64_t tile_index(unsigned width, unsigned row, unsigned col) {
+    const uint64_t tile = static_cast<uint64_t>(row / 64) * ((width + 63) / 64) + col / 64;
+    return tile * 4096 + swizzled<128>(row % 64, col % 64 / 8) / 2 + col % 8;
+}
+
 }  // namespace ggro

@@ -1,14 +1,16 @@
 // A stored matrix into its place in a padded or fused one, converted to the storage type.
 //
 //   out[place(i)] 16-bit = round(stored[i - first]),  i = first .. first + count, an element of a stored [rows, cols]
-//   place(r cols + c)    = at + spread(r, row_of, row_to) width + spread(c, col_of, col_to)
+//   place(r cols + c)    = index(first_row + spread(r, row_of, row_to), spread(c, col_of, col_to))
 //   spread(x, of, to)    = x / of * to + x % of
+//   index(row, col)      = row width + col, or, of an out in tiles, tile_index(width, row, col) of common.cuh
 //   changed[0]          += elements that became another number;  changed[1] += numbers that became infinite
 //
 // `stored` holds bf16, f16 or f32 (kind 0, 1, 2); rounding is to nearest even. Elements of out that have no i are not
 // touched: the host has zeroed them.
-// Contract: with `packs`, cols, width, the column groups, first and count are multiples of 8 and both addresses of 16;
-// otherwise any size and natural alignment. `changed` grows by integer atomics, once per block that has something to add.
+// Contract: with `packs`, cols, width, the column groups, first and count are multiples of 8 and both addresses of 16, so that
+// 8 elements stay together, in tiles too; otherwise any size and natural alignment. `changed` grows by integer atomics, once
+// per block that has something to add.
 // Bytes: read 2 or 4, write 2 per element, each once. Flops: none. The limit is memory; it runs while weights are loaded,
 // which the host link bounds at a twentieth of that, so half of the copy rate is enough.
 #include "common.cuh"
@@ -18,8 +20,9 @@ namespace ggro {
 constexpr int kConvertThreads = 256;
 
 struct Places {
-    uint64_t first, at;
-    int cols, width, row_of, row_to, col_of, col_to;
+    uint64_t first;
+    int cols, width, first_row, row_of, row_to, col_of, col_to;
+    bool tiled;
 };
 
 __device__ __forceinline__ int spread(int x, int of, int to) { return x / of * to + x % of; }
@@ -27,8 +30,10 @@ __device__ __forceinline__ int spread(int x, int of, int to) { return x / of * t
 __device__ __forceinline__ uint64_t place_of(const Places& places, uint64_t index) {
     const uint64_t i = places.first + index;
     const int row = static_cast<int>(i / places.cols), col = static_cast<int>(i % places.cols);
-    return places.at + static_cast<uint64_t>(spread(row, places.row_of, places.row_to)) * places.width +
-           spread(col, places.col_of, places.col_to);
+    const int to_row = places.first_row + spread(row, places.row_of, places.row_to);
+    const int to_col = spread(col, places.col_of, places.col_to);
+    const uint64_t in_rows = static_cast<uint64_t>(to_row) * places.width + to_col;
+    return places.tiled ? tile_index(places.width, to_row, to_col) : in_rows;
 }
 
 // Finite numbers at most: the largest float of any type here, and not NaN.
@@ -68,7 +73,8 @@ __device__ __forceinline__ void pad_convert(T* __restrict__ out, const S* __rest
         Pack<T, kPack> pack;
 #pragma unroll
         for (int j = 0; j < kPack; ++j) pack.at[j] = converted<T>(in.at[j], rounded, infinite);
-        store_pack<kPack>(out + place_of(places, i), pack);
+        // A multiple of kPack as it is. Said so, the compiler stores the pack at once; in tiles it would not see that.
+        store_pack<kPack>(out + place_of(places, i) / kPack * kPack, pack);
     }
 }
 
@@ -95,12 +101,12 @@ __device__ __forceinline__ void pad_convert_any(T* out, const void* stored, int 
 }  // namespace ggro
 
 // Grid: any number of blocks, which share the elements. Block: 256.
-#define PAD_CONVERT(NAME, T)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(ggro::kConvertThreads)                                              \
-        NAME(T* out, const void* stored, int kind, uint64_t first, uint64_t count, uint64_t at, int cols, int width, \
-             int row_of, int row_to, int col_of, int col_to, int packs, unsigned long long* changed) {               \
-        const ggro::Places places = {first, at, cols, width, row_of, row_to, col_of, col_to};                        \
-        ggro::pad_convert_any<T>(out, stored, kind, places, count, packs != 0, changed);                             \
+#define PAD_CONVERT(NAME, T)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(ggro::kConvertThreads)                                                \
+        NAME(T* out, const void* stored, int kind, uint64_t first, uint64_t count, int cols, int width, int tiled,     \
+             int first_row, int row_of, int row_to, int col_of, int col_to, int packs, unsigned long long* changed) {  \
+        const ggro::Places places = {first, cols, width, first_row, row_of, row_to, col_of, col_to, tiled != 0};       \
+        ggro::pad_convert_any<T>(out, stored, kind, places, count, packs != 0, changed);                               \
     }
 
 PAD_CONVERT(pad_convert_bf16, __nv_bfloat16)

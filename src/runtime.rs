@@ -388,7 +388,7 @@ impl Device {
                 let options = options.cuda();
                 let [policy, reward] = parts.map(|part| part.map(|(config, weights)| (config, weights.on_cuda())));
                 let sources = Sources { policy, reward };
-                let bytes = Prepared::new(sources, &options)?.source_bytes();
+                let bytes = Prepared::new(sources, &options, device.weight_layout())?.source_bytes();
                 let (models, opened) = cuda_model::open(device, sources, &options, &mut |loading| match loading {
                     Loading::Planned(budget) => progress(Opening::Planned { memory: budget.to_string(), bytes }),
                     Loading::Read(bytes) => progress(Opening::Read(bytes)),
@@ -680,7 +680,7 @@ pub fn cuda_devices(
 fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result::Result<CudaDevice, NoCuda> {
     let device = cuda::Device::open(index).map_err(|why| NoCuda::from(&why))?;
     let memory = memory::DeviceMemory::of(&device).ok();
-    let budget = Prepared::new(pair.parts(), &options.cuda()).and_then(|prepared| {
+    let budget = Prepared::new(pair.parts(), &options.cuda(), device.weight_layout()).and_then(|prepared| {
         let memory =
             memory.ok_or_else(|| Error::Backend("the device does not say how much memory is free".to_string()))?;
         prepared.needs().divide(memory)

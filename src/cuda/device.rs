@@ -20,6 +20,8 @@ pub struct Device {
     capability: Capability,
     multiprocessors: u32,
     code: u64,
+    /// Whether products read weights in tiles: see [`weight_layout`](super::ops::weight_layout).
+    pub(super) tiled_weights: bool,
     /// Set by the first error after which the driver answers nothing else, on any stream.
     dead: Arc<OnceLock<String>>,
 }
@@ -73,6 +75,7 @@ impl Device {
             capability,
             multiprocessors: multiprocessors.unsigned_abs(),
             code,
+            tiled_weights: false,
             dead: Arc::new(OnceLock::new()),
         })
     }

@@ -3,6 +3,7 @@
 use super::device::Device;
 use super::images::{self, Image};
 use super::kernels::{Registration, Spec};
+use super::ops::weight_layout::WeightLayout;
 use super::{instruments, ops};
 use crate::Result;
 
@@ -29,7 +30,8 @@ impl Device {
     /// # Errors
     /// Those of [`open`](Self::open).
     pub fn open_with(ordinal: usize, images: &[Image]) -> Result<Self> {
-        Self::start(ordinal, images, sets())
+        // The products of every card read rows.
+        Ok(Self::start(ordinal, images, sets())?.with_weight_layout(WeightLayout::Rows))
     }
 }
 

@@ -150,6 +150,13 @@ const MUTATIONS: &[Mutation] = &[
         to: "to_float(pack.at[i % 2])",
     },
     Mutation {
+        name: "tiles-read-as-rows",
+        op: "embed",
+        file: "embed.cu",
+        from: "tiled ? tile_index",
+        to: "false ? tile_index",
+    },
+    Mutation {
         name: "embedding-without-its-tail",
         op: "embed",
         file: "embed.cu",
@@ -287,8 +294,22 @@ const MUTATIONS: &[Mutation] = &[
         name: "rows-without-an-origin",
         op: "pad_convert",
         file: "pad_convert.cu",
-        from: "return places.at + static_cast",
-        to: "return static_cast",
+        from: "places.first_row + spread",
+        to: "spread",
+    },
+    Mutation {
+        name: "tiles-without-the-cut-one",
+        op: "pad_convert",
+        file: "common.cuh",
+        from: "((width + 63) / 64)",
+        to: "(width / 64)",
+    },
+    Mutation {
+        name: "tiles-with-their-chunks-in-order",
+        op: "pad_convert",
+        file: "common.cuh",
+        from: "line * LINE + ((chunk ^ turn) << 4)",
+        to: "line * LINE + (chunk << 4)",
     },
     Mutation {
         name: "infinite-taken-for-rounded",

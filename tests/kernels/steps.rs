@@ -4,6 +4,7 @@
 use crate::emulated::Emulated;
 use ggro::cuda::ops::gemm::Shape;
 use ggro::cuda::ops::gemm::sm80::{Plan as Product, TILES};
+use ggro::cuda::ops::weight_layout::WeightLayout;
 use ggro::dtype::HalfType;
 use ggro::files::checkpoint::Files;
 use ggro::files::demo;
@@ -55,7 +56,8 @@ fn demo_pair() -> Pair {
 #[test]
 fn a_decode_step_reads_each_weight_once() {
     let pair = demo_pair();
-    let plan = Plan::new(&pair.policy().unwrap().config, &pair.policy().unwrap().weights, None).unwrap();
+    let plan =
+        Plan::new(&pair.policy().unwrap().config, &pair.policy().unwrap().weights, None, WeightLayout::Rows).unwrap();
     assert_eq!(plan.storage(), HalfType::Bf16);
     let (mut cuda, machine) = open(&pair);
     let ids: Vec<u32> = (10..40).collect();
@@ -203,7 +205,8 @@ fn behind_a_long_prefix_only_attention_reads_more() {
     // With heads this small, the parts of rows that chunks leave to each other are half as much again.
     assert!((1.0..1.7).contains(&ratio), "{ratio}");
     // Every weight is read twice in all: once forward, once backward.
-    let weights = Plan::new(&pair.reward().unwrap().config, &pair.reward().unwrap().weights, None).unwrap();
+    let weights =
+        Plan::new(&pair.reward().unwrap().config, &pair.reward().unwrap().weights, None, WeightLayout::Rows).unwrap();
     let matrices = weights.device_bytes() as usize - 2 * config.vocab_size * config.hidden_size;
     let read = sum(&reports[1], "gemm", |c| c.unique_bytes_read) as f64 / matrices as f64;
     println!("products read {read:.3} of the matrices' bytes, forward and backward");

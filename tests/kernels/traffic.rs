@@ -4,7 +4,7 @@ use crate::emulated::Emulated;
 use ggro::cuda::Buffer;
 use ggro::cuda::ops::candidate_scores::{self, ScoreQuery, candidate_scores};
 use ggro::cuda::ops::copy_rows::copy_rows;
-use ggro::cuda::ops::embed::embed;
+use ggro::cuda::ops::embed::{Table, embed};
 use ggro::cuda::ops::gemm::{self, Operands, Output, Shape, gemm};
 use ggro::cuda::ops::gemm_backward::{self, gemm_backward};
 use ggro::cuda::ops::kv::{KvLayout, KvRows};
@@ -70,14 +70,18 @@ fn bytes_over_the_floor() {
     over_floor("swiglu, sectors", sectors(counters), 6 * rows * f, 1.0);
 
     let (rows, d, v) = (8, 4096, 100);
-    let table = Buffer::from_slice(device, &vec![0x3f80u16; v * d]).unwrap();
     let ids = Buffer::from_slice(device, &[3u32, 1, 4, 15, 9, 2, 6, 53]).unwrap();
     let mut out = Buffer::<f32>::uninitialised(device, rows * d).unwrap();
-    embed(device, HalfType::Bf16, &mut out.view_mut(), table.view(), ids.view(), d).unwrap();
-    let counters = &emulated.machine.report().kernels["embed_bf16"];
-    over_floor("embed, each byte once", once(counters), 6 * rows * d + 4 * rows, 1.0);
-    // Each warp asks for its row's id.
-    over_floor("embed, sectors", sectors(counters), 6 * rows * d, 1.05);
+    for layout in [WeightLayout::Rows, WeightLayout::Tiles] {
+        let elements = Buffer::from_slice(device, &vec![0x3f80u16; layout.elements(v, d)]).unwrap();
+        let table = Table { elements: elements.view(), vocabulary: v, layout };
+        emulated.machine.reset();
+        embed(device, HalfType::Bf16, &mut out.view_mut(), table, ids.view(), d).unwrap();
+        let counters = &emulated.machine.report().kernels["embed_bf16"];
+        over_floor(&format!("embed of {layout:?}, each byte once"), once(counters), 6 * rows * d + 4 * rows, 1.0);
+        // Each warp asks for its row's id.
+        over_floor(&format!("embed of {layout:?}, sectors"), sectors(counters), 6 * rows * d, 1.05);
+    }
 
     let heads = Heads { heads: 32, kv_heads: 8, head: 128, padded: 128 };
     let qkv = Buffer::from_slice(device, &vec![0x3f80u16; rows * heads.qkv()]).unwrap();
@@ -113,9 +117,10 @@ fn bytes_over_the_floor() {
         let x = Buffer::from_slice(device, &vec![0x3f80u16; tokens * k]).unwrap();
         let w = Buffer::from_slice(device, &vec![0x3c00u16; n * k]).unwrap();
         let mut y = Buffer::<u16>::uninitialised(device, tokens * n).unwrap();
-        let mut scratch = gemm::Scratch::new(device, WeightLayout::Rows, &[(n, k)]).unwrap();
+        let mut scratch = gemm::Scratch::new(device, gemm::Room::of(WeightLayout::Rows, &[(n, k)])).unwrap();
         emulated.machine.reset();
-        let operands = Operands { storage: HalfType::Bf16, x: x.view(), w: w.view(), layout: WeightLayout::Rows, bias: None };
+        let operands =
+            Operands { storage: HalfType::Bf16, x: x.view(), w: w.view(), layout: WeightLayout::Rows, bias: None };
         let y = &mut Output::Half(y.view_mut());
         gemm(device, y, operands, Shape { tokens, n, k }, &mut scratch).unwrap();
         let counters = &emulated.machine.report().kernels["gemm_stream8_bf16"];
@@ -134,9 +139,14 @@ fn bytes_over_the_floor() {
         let dy = Buffer::from_slice(device, &vec![0x3f80u16; tokens * n]).unwrap();
         let w = Buffer::from_slice(device, &vec![0x3c00u16; n * k]).unwrap();
         let mut dx = Buffer::<f32>::uninitialised(device, tokens * k).unwrap();
-        let mut scratch = gemm::Scratch::new(device, WeightLayout::Rows, &[(k, n)]).unwrap();
+        let mut scratch = gemm::Scratch::new(device, gemm::Room::of(WeightLayout::Rows, &[(k, n)])).unwrap();
         emulated.machine.reset();
-        let gradients = gemm_backward::Gradients { storage: HalfType::Bf16, dy: dy.view(), w: w.view(), layout: WeightLayout::Rows };
+        let gradients = gemm_backward::Gradients {
+            storage: HalfType::Bf16,
+            dy: dy.view(),
+            w: w.view(),
+            layout: WeightLayout::Rows,
+        };
         let dx = &mut Output::F32(dx.view_mut());
         gemm_backward(device, dx, gradients, Shape { tokens, n, k }, &mut scratch).unwrap();
         let counters = &emulated.machine.report().kernels["gemm_backward_stream8_bf16"];
@@ -269,18 +279,21 @@ fn weights_are_converted_without_detours() {
     let emulated = Emulated::new(Config { checked: true, ..Config::default() });
     let device = &emulated.device;
     let (rows, cols, width) = (64, 960, 1024);
-    for (dtype, size) in [(DType::Bf16, 2), (DType::F32, 4)] {
-        let stored = Buffer::<u8>::zeros(device, rows * cols * size).unwrap();
-        let mut out = Buffer::<u16>::uninitialised(device, rows * width).unwrap();
-        let mut changed = Buffer::<Changed>::zeros(device, 1).unwrap();
-        let stored = Stored { bytes: stored.view(), dtype, first: 0 };
-        let layout = Layout::corner(rows, cols, width);
-        emulated.machine.reset();
-        pad_convert(device, HalfType::F16, &mut out.view_mut(), stored, &layout, &mut changed.view_mut()).unwrap();
-        let counters = &emulated.machine.report().kernels["pad_convert_f16"];
-        let floor = rows * cols * (size + 2);
-        over_floor(&format!("pad_convert from {}, all bytes", dtype.name()), all(counters), floor, 1.0);
-        over_floor(&format!("pad_convert from {}, sectors", dtype.name()), sectors(counters), floor, 1.0);
+    for destination in [WeightLayout::Rows, WeightLayout::Tiles] {
+        for (dtype, size) in [(DType::Bf16, 2), (DType::F32, 4)] {
+            let stored = Buffer::<u8>::zeros(device, rows * cols * size).unwrap();
+            let mut out = Buffer::<u16>::uninitialised(device, destination.elements(rows, width)).unwrap();
+            let mut changed = Buffer::<Changed>::zeros(device, 1).unwrap();
+            let stored = Stored { bytes: stored.view(), dtype, first: 0 };
+            let layout = Layout { destination, ..Layout::corner(rows, cols, width) };
+            emulated.machine.reset();
+            pad_convert(device, HalfType::F16, &mut out.view_mut(), stored, &layout, &mut changed.view_mut()).unwrap();
+            let counters = &emulated.machine.report().kernels["pad_convert_f16"];
+            let (floor, what) =
+                (rows * cols * (size + 2), format!("pad_convert from {} to {destination:?}", dtype.name()));
+            over_floor(&format!("{what}, all bytes"), all(counters), floor, 1.0);
+            over_floor(&format!("{what}, sectors"), sectors(counters), floor, 1.0);
+        }
     }
     emulated.assert_clean();
 }

@@ -1,6 +1,8 @@
 //! Weights on their way to the device: the ring, the places, and what becomes of the numbers.
 
 use crate::emulated::Emulated;
+use ggro::cuda::ops::embed::{Table, embed};
+use ggro::cuda::ops::weight_layout::WeightLayout::{self, Rows, Tiles};
 use ggro::cuda::{Buffer, Device, staging};
 use ggro::dtype::DType;
 use ggro::dtype::HalfType;
@@ -9,7 +11,7 @@ use ggro::files::config::{ModelConfig, ModelKind};
 use ggro::files::demo;
 use ggro::files::pair::Parts;
 use ggro::model::cuda::sizes::Sizes;
-use ggro::model::cuda::weights::{Head, LoadReport, Plan, Weights};
+use ggro::model::cuda::weights::{Head, Layer, LoadReport, Plan, Source, Weights};
 use ggro::model::cuda::{self, CudaOptions, Sources};
 use ggro::model::{GradientSpan, RewardSpan, Role, RowStats, Span, synthetic};
 use ggro_emulator::{Config, Streams};
@@ -111,12 +113,13 @@ impl Compared<'_> {
         self.matrix(&weights.final_norm, 1, &[("model.norm.weight", &[d], &same)], &same);
         assert_eq!(weights.final_norm.len(), dp);
         match (&weights.head, config.kind) {
-            (Head::Own(head), ModelKind::Reward) => self.matrix(head, dp, &[("score.weight", &[1, d], &same)], &same),
+            (Head::Score(head), ModelKind::Reward) => self.matrix(head, dp, &[("score.weight", &[1, d], &same)], &same),
             (Head::Own(head), ModelKind::CausalLm) => {
                 assert!(!config.tie_word_embeddings);
                 self.matrix(head, dp, &[("lm_head.weight", &[s.vocab, d], &same)], &same);
             }
             (Head::Tied, task) => assert!(config.tie_word_embeddings && task == ModelKind::CausalLm),
+            (head, task) => panic!("{head:?} of a {task:?}"),
         }
         assert_eq!(weights.layers.len(), s.layers);
         for (i, layer) in weights.layers.iter().enumerate() {
@@ -176,7 +179,7 @@ impl Compared<'_> {
 fn load(device: &Device, files: &Files, asked: Option<HalfType>) -> ggro::Result<LoadReport> {
     let config = ModelConfig::load(files)?;
     let checkpoint = Checkpoint::open(files)?;
-    let plan = Plan::new(&config, &checkpoint, asked)?;
+    let plan = Plan::new(&config, &checkpoint, asked, Rows)?;
     let mut told = Vec::new();
     let (weights, report) = Weights::load(device, &plan, &mut |bytes| told.push(bytes))?;
     assert!(told.is_sorted() && told.last() == Some(&plan.source_bytes()), "{told:?}");
@@ -202,7 +205,7 @@ fn every_model_lies_where_the_kernels_look_for_it() {
     both_streams(|emulated| {
         for files in models() {
             let config = ModelConfig::load(&files).unwrap();
-            let native = Plan::new(&config, &Checkpoint::open(&files).unwrap(), None).unwrap().storage();
+            let native = Plan::new(&config, &Checkpoint::open(&files).unwrap(), None, Rows).unwrap().storage();
             let small = matches!(files, Files::Dir(_));
             for asked in [None, Some(HalfType::Bf16), Some(HalfType::F16)].into_iter().take(if small { 3 } else { 1 }) {
                 match (load(&emulated.device, &files, asked), asked) {
@@ -213,6 +216,110 @@ fn every_model_lies_where_the_kernels_look_for_it() {
                     }
                     (Err(error), asked) => panic!("{files:?} {asked:?}: {error}"),
                 }
+            }
+        }
+    });
+}
+
+/// The same weights in rows and in tiles.
+struct BothLayouts<'a> {
+    device: &'a Device,
+    /// Bytes of the buffers in tiles that were compared.
+    bytes: u64,
+}
+
+impl BothLayouts<'_> {
+    /// Loads a model in either layout and compares everything.
+    fn compare(device: &Device, config: &ModelConfig, source: Source<'_>, asked: Option<HalfType>) {
+        let load = |layout| {
+            let plan = Plan::of(config, source, asked, layout).unwrap();
+            let (weights, report) = Weights::load(device, &plan, &mut |_| ()).unwrap();
+            (weights, LoadReport { seconds: 0.0, ..report }, plan)
+        };
+        let ((rows, report, _), (tiles, report_of_tiles, plan)) = (load(Rows), load(Tiles));
+        assert_eq!(report, report_of_tiles);
+        assert_eq!((rows.layout, tiles.layout), (Rows, Tiles));
+        let s = Sizes::new(config).unwrap();
+        let (vocab, d) = (s.vocab, s.hidden_padded);
+        let tied = matches!(tiles.head, Head::Tied);
+        assert_eq!(tiles.embedding_layout(), if tied { Tiles } else { Rows });
+        assert_eq!(tiles.head_layout(), if config.kind == ModelKind::Reward { Rows } else { Tiles });
+
+        let mut both = BothLayouts { device, bytes: 0 };
+        both.same(&rows.embedding, &tiles.embedding, (vocab, d), tiles.embedding_layout());
+        both.same(&rows.final_norm, &tiles.final_norm, (1, d), Rows);
+        match (&rows.head, &tiles.head) {
+            (Head::Tied, Head::Tied) => {}
+            (Head::Own(a), Head::Own(b)) => both.same(a, b, (vocab, d), Tiles),
+            (Head::Score(a), Head::Score(b)) => both.same(a, b, (1, d), Rows),
+            (a, b) => panic!("{a:?} and {b:?}"),
+        }
+        assert_eq!(rows.layers.len(), tiles.layers.len());
+        rows.layers.iter().zip(&tiles.layers).for_each(|(a, b)| both.layer(&s, a, b));
+        assert_eq!(both.bytes, plan.device_bytes());
+        both.gathered(&rows, &tiles, plan.storage(), (vocab, d));
+    }
+
+    /// `b` is the `[n, k]` that `a` is, arranged.
+    fn same(&mut self, a: &Buffer<u16>, b: &Buffer<u16>, (n, k): (usize, usize), layout: WeightLayout) {
+        let (rows, found) = (a.download(self.device).unwrap(), b.download(self.device).unwrap());
+        assert_eq!(rows.len(), n * k);
+        assert!(found == layout.arranged(&rows, n, k), "[{n}, {k}] in {layout:?}");
+        self.bytes += 2 * b.len() as u64;
+    }
+
+    fn layer(&mut self, s: &Sizes, a: &Layer, b: &Layer) {
+        let (d, f, heads) = (s.hidden_padded, s.mlp_padded, s.attention_padded);
+        self.same(&a.qkv, &b.qkv, (s.qkv, d), Tiles);
+        self.same(&a.o, &b.o, (d, heads), Tiles);
+        self.same(&a.gate_up, &b.gate_up, (2 * f, d), Tiles);
+        self.same(&a.down, &b.down, (d, f), Tiles);
+        self.same(&a.attention_norm, &b.attention_norm, (1, d), Rows);
+        self.same(&a.mlp_norm, &b.mlp_norm, (1, d), Rows);
+        let vectors = |layer: &Layer| {
+            let biases = [&layer.qkv_bias, &layer.o_bias, &layer.gate_up_bias, &layer.down_bias];
+            let norms = layer.head_norms.as_ref().map(|(q, k)| [q, k]);
+            let all = biases.into_iter().flatten().chain(norms.into_iter().flatten());
+            all.map(|vector| vector.download(self.device).unwrap()).collect::<Vec<_>>()
+        };
+        let found = vectors(b);
+        assert_eq!(vectors(a), found);
+        self.bytes += found.iter().map(|vector| 2 * vector.len() as u64).sum::<u64>();
+    }
+
+    /// The embeddings of some ids, the last without a row, are the same.
+    fn gathered(&self, rows: &Weights, tiles: &Weights, storage: HalfType, (vocabulary, d): (usize, usize)) {
+        let ids = [0, vocabulary as u32 - 1, 1, 7, 66, vocabulary as u32];
+        let ids = Buffer::from_slice(self.device, &ids).unwrap();
+        let [from_rows, from_tiles] = [rows, tiles].map(|weights| {
+            let (elements, layout) = (weights.embedding.view(), weights.embedding_layout());
+            let mut out = Buffer::<f32>::zeros(self.device, ids.len() * d).unwrap();
+            let table = Table { elements, vocabulary, layout };
+            embed(self.device, storage, &mut out.view_mut(), table, ids.view(), d).unwrap();
+            out.download(self.device).unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        });
+        assert!(from_rows == from_tiles);
+        let (known, unknown) = from_tiles.split_at((ids.len() - 1) * d);
+        assert!(known.iter().all(|&bits| f32::from_bits(bits).is_finite()) && known.iter().any(|&bits| bits != 0));
+        assert!(unknown.iter().all(|&bits| f32::from_bits(bits).is_nan()), "an id without a row");
+    }
+}
+
+/// Tied, with padding everywhere, with biases; as they are stored, converted, and drawn.
+#[test]
+fn tiles_hold_the_weights_that_rows_hold() {
+    both_streams(|emulated| {
+        let device = &emulated.device;
+        for name in ["llama-mha-tied", "llama-gqa", "qwen2"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
+            for role in ["policy", "reward"] {
+                let files = Files::Dir(folder.join(role));
+                let config = ModelConfig::load(&files).unwrap();
+                let checkpoint = Checkpoint::open(&files).unwrap();
+                for asked in [None, Some(HalfType::F16)] {
+                    BothLayouts::compare(device, &config, Source::Stored(&checkpoint), asked);
+                }
+                BothLayouts::compare(device, &config, Source::Drawn(3), None);
             }
         }
     });
@@ -311,7 +418,7 @@ fn numbers_change_only_when_asked() {
     let folder = made_up(66, 100, ("F16", &bytes));
     let (config, checkpoint) =
         (ModelConfig::load(&files(&folder)).unwrap(), Checkpoint::open(&files(&folder)).unwrap());
-    assert_eq!(Plan::new(&config, &checkpoint, None).unwrap().storage(), HalfType::F16);
+    assert_eq!(Plan::new(&config, &checkpoint, None, Rows).unwrap().storage(), HalfType::F16);
     let report = load(device, &files(&folder), None).unwrap();
     assert!(report.converted > 0 && report.inexact == 0, "{report:?}");
     emulated.assert_clean();

@@ -19,9 +19,13 @@ std::set<Function*> functions;
 // Was the machine code made of the same parameters?
 bool same_layout(const KernelImage& image, const ptx::Kernel& kernel) {
     if (image.parameters.size() != kernel.parameters.size()) return false;
+    // Parameters are aligned in the constant bank, where others stand before them.
+    uint32_t at = image.parameter_base;
     for (size_t i = 0; i < image.parameters.size(); ++i) {
         const ptx::Parameter& p = kernel.parameters[i];
-        if (image.parameters[i].offset != p.offset || image.parameters[i].size != p.size) return false;
+        at = (at + p.align - 1) / p.align * p.align;
+        if (image.parameters[i].offset != at - image.parameter_base || image.parameters[i].size != p.size) return false;
+        at += p.size;
     }
     return true;
 }

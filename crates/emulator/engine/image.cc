@@ -1,7 +1,7 @@
 // Reads the images that a module may be loaded from: a cubin, a fatbin of uncompressed cubins, PTX or a stub.
 //
 // A cubin is an ELF file. Per kernel, .nv.info.<name> lists attributes (format byte, attribute byte, 16-bit value or
-// size): 0x17 one parameter each, 0x05 the launch bound, 0x10 a required block shape; .nv.info holds register counts
+// size): 0x17 one parameter each, 0x0a their place in the constant bank, 0x05 the launch bound, 0x10 a required block shape; .nv.info holds register counts
 // (0x2f) and stack sizes (0x11, 0x23) by symbol; .nv.shared.<name> is static shared memory, on sm_90 with the 1 KiB
 // that the system keeps. PTX is a text, alone or in a fatbin, where it is usually compressed and then not read. A stub
 // is any text that starts with "ggro stub".
@@ -80,6 +80,8 @@ int read_cubin(const char* p, Image& image) {
                     k->parameters[ordinal] = {at<uint16_t>(v, 6), at<uint32_t>(v, 8) >> 18};
                 } else if (attribute == 0x05 && size >= 12) {
                     k->max_threads = int(at<uint32_t>(v, 0) * at<uint32_t>(v, 4) * at<uint32_t>(v, 8));
+                } else if (attribute == 0x0a && size >= 6) {
+                    k->parameter_base = at<uint16_t>(v, 4);
                 } else if (attribute == 0x10 && size >= 12) {
                     memcpy(k->required, v, 12);
                 }

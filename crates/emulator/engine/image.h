@@ -13,6 +13,7 @@ struct KernelImage {
         uint32_t offset, size;
     };
     std::vector<Parameter> parameters;
+    uint32_t parameter_base = 0;  // their place in the constant bank
     int registers = 0, max_threads = 1024, shared_bytes = 0, local_bytes = 0;
     uint32_t required[3] = {0, 0, 0};
 };

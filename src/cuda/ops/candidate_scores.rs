@@ -43,7 +43,7 @@ unsafe impl bytemuck::Pod for ScoreQuery {}
 pub struct Inputs<'a> {
     /// `[rows, d]`: gradients of rewards with respect to input embeddings.
     pub grads: View<'a, f32>,
-    /// `[vocabulary, d]`: the reward model's embeddings.
+    /// `[vocabulary, d]`, row after row: the reward model's embeddings, which no product reads.
     pub table: View<'a, u16>,
     /// Candidates of all queries.
     pub ids: View<'a, u32>,

@@ -4,7 +4,8 @@ use crate::Result;
 use crate::cuda::buffer::{View, ViewMut};
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{KernelSet, Spec};
-use crate::cuda::launch::{Launch, args, check_len, int, product, rows_of, side, vectors};
+use crate::cuda::launch::{Launch, args, check_len, int, product, side, vectors};
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::dtype::HalfType;
 
 /// Threads of a block, at most.
@@ -18,20 +19,35 @@ impl KernelSet for Kernels {
     }
 }
 
+/// The matrix `[vocabulary, d]` that rows are taken of.
+#[derive(Clone, Copy, Debug)]
+pub struct Table<'a> {
+    /// Its elements.
+    pub elements: View<'a, u16>,
+    /// Its rows, without the zero rows that fill tiles up.
+    pub vocabulary: usize,
+    /// How it lies.
+    pub layout: WeightLayout,
+}
+
 /// `out[i] = table[ids[i]]`, widened: `out` is `[ids, d]` and `table` `[vocabulary, d]`, `d` a multiple of 8. An id without
 /// a row gives NaN.
+///
+/// # Errors
+/// A size or an address is not as it must be; the launch fails.
 pub fn embed(
     device: &Device,
     storage: HalfType,
     out: &mut ViewMut<'_, f32>,
-    table: View<'_, u16>,
+    table: Table<'_>,
     ids: View<'_, u32>,
     d: usize,
 ) -> Result<()> {
     const OP: &str = "embed";
-    let vocabulary = rows_of(OP, "table", table.len(), d)?;
+    let Table { elements, vocabulary, layout } = table;
+    check_len(OP, "table", elements.len(), layout.elements(vocabulary, d))?;
     check_len(OP, "out", out.len(), product(OP, ids.len(), d)?)?;
-    vectors(OP, "d", d, out.address | table.address)?;
+    vectors(OP, "d", d, out.address | elements.address)?;
     if out.is_empty() {
         return Ok(());
     }
@@ -42,11 +58,17 @@ pub fn embed(
     };
     let vocabulary = side(OP, "rows of the table", vocabulary, u32::MAX)?;
     let d = int(OP, "d", d)?;
+    let tiled = i32::from(layout == WeightLayout::Tiles);
     let kernels = device.kernels::<Kernels>()?;
-    // SAFETY: parameters are (float* out, const T* table, const unsigned* ids, unsigned vocabulary, int d). Block i reads
-    // ids[i], and row ids[i] of the table if that is below vocabulary, the rows that it has; it writes row i of out, which
-    // has as many rows as there are ids and is lent to us alone. Accesses of 16 bytes are aligned: the addresses and rows are.
+    // SAFETY: parameters are (float* out, const T* table, const unsigned* ids, unsigned vocabulary, int d, int tiled). Block i
+    // reads ids[i], and row ids[i] of the table if that is below vocabulary, the rows that it has in the layout that `tiled`
+    // names; it writes row i of out, which has as many rows as there are ids and is lent to us alone. Accesses of 16 bytes are
+    // aligned: the addresses and rows are, and so are chunks of 8 elements in tiles.
     unsafe {
-        device.launch(&kernels[storage as usize], launch, args![out.address, table.address, ids.address, vocabulary, d])
+        device.launch(
+            &kernels[storage as usize],
+            launch,
+            args![out.address, elements.address, ids.address, vocabulary, d, tiled],
+        )
     }
 }

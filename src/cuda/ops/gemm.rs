@@ -58,12 +58,41 @@ impl Plan {
         }
     }
 
-    /// Elements of workspace, and tickets.
-    pub fn room(&self) -> (usize, usize) {
+    /// What it needs beside the operands.
+    pub fn room(&self) -> Room {
         match self {
-            Plan::Sm80(plan) => (plan.workspace, plan.tickets),
-            Plan::Sm90(plan) => (plan.workspace(), plan.tickets()),
+            Plan::Sm80(plan) => Room { workspace: plan.workspace, tickets: plan.tickets },
+            Plan::Sm90(plan) => Room { workspace: plan.workspace(), tickets: plan.tickets() },
         }
+    }
+}
+
+/// What products need beside their operands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Elements for chunk sums.
+    pub workspace: usize,
+    /// Tickets.
+    pub tickets: usize,
+}
+
+impl Room {
+    /// For any of the products, by outputs and terms: what a model and its benchmarks have. A gradient's shape is the transposed one.
+    pub fn of(layout: WeightLayout, products: &[(usize, usize)]) -> Self {
+        match layout {
+            WeightLayout::Rows => sm80::room(products),
+            WeightLayout::Tiles => sm90::room(products),
+        }
+    }
+
+    /// For both.
+    pub fn and(self, other: Room) -> Self {
+        Room { workspace: self.workspace.max(other.workspace), tickets: self.tickets.max(other.tickets) }
+    }
+
+    /// Bytes of a scratch with this much room.
+    pub fn bytes(&self) -> u64 {
+        4 * (self.workspace as u64 + self.tickets as u64)
     }
 }
 
@@ -76,28 +105,9 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for what any of the products needs, by outputs and terms: what a model and its benchmarks have. A gradient's shape is the
-    /// transposed one.
-    pub fn new(device: &Device, layout: WeightLayout, products: &[(usize, usize)]) -> Result<Self> {
-        let (workspace, tickets) = Self::room(layout, products);
-        Self::with_room(device, workspace, tickets)
-    }
-
-    /// Bytes of what [`new`](Self::new) makes.
-    pub fn bytes(layout: WeightLayout, products: &[(usize, usize)]) -> u64 {
-        let (workspace, tickets) = Self::room(layout, products);
-        4 * (workspace as u64 + tickets as u64)
-    }
-
-    fn room(layout: WeightLayout, products: &[(usize, usize)]) -> (usize, usize) {
-        match layout {
-            WeightLayout::Rows => sm80::room(products),
-            WeightLayout::Tiles => sm90::room(products),
-        }
-    }
-
     /// Exactly this much room.
-    pub fn with_room(device: &Device, workspace: usize, tickets: usize) -> Result<Self> {
+    pub fn new(device: &Device, room: Room) -> Result<Self> {
+        let Room { workspace, tickets } = room;
         Ok(Scratch { workspace: Buffer::uninitialised(device, workspace)?, tickets: Buffer::zeros(device, tickets)? })
     }
 
@@ -128,6 +138,11 @@ impl Output<'_> {
         }
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     fn address(&self) -> u64 {
         match self {
             Output::F32(y) | Output::Add(y) => y.address,
@@ -135,7 +150,8 @@ impl Output<'_> {
         }
     }
 
-    fn len(&self) -> usize {
+    /// Elements.
+    pub fn len(&self) -> usize {
         match self {
             Output::F32(y) | Output::Add(y) => y.len(),
             Output::Half(y) => y.len(),

@@ -44,7 +44,6 @@ pub fn gemm_backward_planned(
 ) -> Result<()> {
     let Gradients { storage, dy, w, layout } = gradients;
     let shape = shape.transposed();
-    let problem =
-        Problem { op: "gemm_backward", direction: Direction::Backward, storage, shape, x: dy, w, bias: None };
+    let problem = Problem { op: "gemm_backward", direction: Direction::Backward, storage, shape, x: dy, w, bias: None };
     launch(device, dx, &problem, layout, plan, scratch)
 }

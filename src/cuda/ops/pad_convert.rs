@@ -3,7 +3,8 @@
 use crate::cuda::buffer::{View, ViewMut};
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{KernelSet, Spec};
-use crate::cuda::launch::{Launch, args, check_len, int, product, side};
+use crate::cuda::launch::{Launch, args, check_len, int, side};
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::dtype::DType;
 use crate::dtype::HalfType;
 use crate::{Error, Result};
@@ -55,15 +56,17 @@ impl Groups {
     }
 }
 
-/// Where a stored `[rows, cols]` goes in a destination with rows of `width`.
+/// Where a stored `[rows, cols]` goes in a destination with `width` columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Stored rows.
     pub rows: usize,
     /// Stored columns.
     pub cols: usize,
-    /// Columns of the destination.
+    /// Columns of the destination, padding included; of one in tiles those of the matrix, not of its tiles.
     pub width: usize,
+    /// How the destination lies.
+    pub destination: WeightLayout,
     /// Row of the destination that takes stored row 0.
     pub first_row: usize,
     /// How rows are spread.
@@ -73,25 +76,34 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// A matrix in the upper left corner of one with wider rows.
+    /// A matrix in the upper left corner of one with wider rows, row after row.
     pub fn corner(rows: usize, cols: usize, width: usize) -> Self {
         let (row_groups, col_groups) = (Groups::plain(rows), Groups::plain(cols));
-        Layout { rows, cols, width, first_row: 0, row_groups, col_groups }
+        Layout { rows, cols, width, destination: WeightLayout::Rows, first_row: 0, row_groups, col_groups }
     }
 
     /// The element of the destination that takes stored element `index`.
     pub fn place(&self, index: usize) -> usize {
         let (row, col) = (index / self.cols, index % self.cols);
-        (self.first_row + self.row_groups.place(row)) * self.width + self.col_groups.place(col)
+        let (row, col) = (self.first_row + self.row_groups.place(row), self.col_groups.place(col));
+        self.destination.index(self.width, row, col)
     }
 
-    /// Where a stored matrix lies as a whole, if nothing comes between its elements.
+    /// Where a stored matrix lies as a whole, if nothing comes between its elements. In tiles, no matrix does.
     pub fn contiguous(&self) -> Option<std::ops::Range<usize>> {
+        if self.destination == WeightLayout::Tiles {
+            return None;
+        }
         let together = |groups: Groups, count: usize| groups.of == groups.to || count <= groups.of;
         let whole = self.cols == self.width || self.rows == 1;
         let start = self.first_row * self.width;
         (whole && together(self.row_groups, self.rows) && together(self.col_groups, self.cols))
             .then_some(start..start + self.rows * self.cols)
+    }
+
+    /// One more than the last row of the destination that takes a stored one.
+    fn last_row(&self) -> usize {
+        self.first_row.saturating_add(self.row_groups.end(self.rows))
     }
 
     /// Checks that every element has a place of its own among `len`.
@@ -105,7 +117,7 @@ impl Layout {
         if self.rows == 0 || self.cols == 0 || self.col_groups.end(self.cols) > self.width {
             return wrong("no room for the columns");
         }
-        if product(OP, self.first_row + self.row_groups.end(self.rows), self.width)? > len {
+        if self.destination.elements(self.last_row(), self.width) > len {
             return wrong("no room for the rows");
         }
         Ok(())
@@ -141,7 +153,7 @@ unsafe impl bytemuck::Zeroable for Changed {}
 unsafe impl bytemuck::Pod for Changed {}
 
 /// Writes consecutive elements of a stored matrix to their places in `out`, converted to the storage type (rounded to
-/// nearest even), and counts those that changed. Other elements of `out` are not touched.
+/// nearest even), and counts those that changed. Other elements of `out`, the padding of tiles among them, are not touched.
 pub fn pad_convert(
     device: &Device,
     storage: HalfType,
@@ -164,7 +176,7 @@ pub fn pad_convert(
     if count == 0 {
         return Ok(());
     }
-    // Whole packs that stay together on both sides.
+    // Whole packs that stay together on both sides, in the chunks of tiles too.
     let packs = [layout.cols, layout.width, stored.first, count]
         .iter()
         .chain([&layout.col_groups.of, &layout.col_groups.to])
@@ -180,17 +192,19 @@ pub fn pad_convert(
     let blocks = items.div_ceil(THREADS as usize).min(BLOCKS);
     let launch = Launch { grid: (side(OP, "blocks", blocks, i32::MAX as u32)?, 1, 1), threads: THREADS, shared: 0 };
     let (first, count) = (stored.first as u64, count as u64);
-    let at = layout.first_row as u64 * layout.width as u64;
     let (cols, width) = (int(OP, "columns", layout.cols)?, int(OP, "width", layout.width)?);
+    let tiled = i32::from(layout.destination == WeightLayout::Tiles);
+    let first_row = int(OP, "first row", layout.first_row)?;
     let rows = (int(OP, "row group", layout.row_groups.of)?, int(OP, "row group", layout.row_groups.to)?);
     let columns = (int(OP, "column group", layout.col_groups.of)?, int(OP, "column group", layout.col_groups.to)?);
-    int(OP, "rows", layout.rows)?;
+    int(OP, "rows", layout.last_row())?;
     let packs = i32::from(packs);
     let kernels = device.kernels::<Kernels>()?;
-    // SAFETY: parameters are (T* out, const void* stored, int kind, u64 first, u64 count, u64 at, int cols, int width, int
-    // row_of, int row_to, int col_of, int col_to, int packs, u64* changed). `stored` has `count` elements of `kind`, which are
-    // elements `first ..` of a [rows, cols] matrix; `check` holds the place of each of them inside `out`. Both that and
-    // `changed`, two words, are lent to us alone. With `packs` all indices are multiples of 8 and addresses of 16.
+    // SAFETY: parameters are (T* out, const void* stored, int kind, u64 first, u64 count, int cols, int width, int tiled, int
+    // first_row, int row_of, int row_to, int col_of, int col_to, int packs, u64* changed). `stored` has `count` elements of
+    // `kind`, which are elements `first ..` of a [rows, cols] matrix; `check` holds the place of each of them inside `out`, in
+    // the layout that `tiled` names, and its row and column fit an int. Both that and `changed`, two words, are lent to us
+    // alone. With `packs` all indices are multiples of 8 and addresses of 16.
     unsafe {
         device.launch(
             &kernels[storage as usize],
@@ -201,9 +215,10 @@ pub fn pad_convert(
                 kind,
                 first,
                 count,
-                at,
                 cols,
                 width,
+                tiled,
+                first_row,
                 rows.0,
                 rows.1,
                 columns.0,
@@ -238,6 +253,8 @@ mod tests {
         assert_eq!(Layout { row_groups: Groups::new(2, 3), ..plain }.contiguous(), None);
         assert_eq!(Layout { row_groups: Groups::new(4, 9), ..plain }.contiguous(), Some(0..32));
         assert_eq!(Layout { rows: 1, row_groups: Groups::plain(1), width: 16, ..plain }.contiguous(), Some(0..8));
+        let whole_tiles = Layout { destination: WeightLayout::Tiles, ..Layout::corner(64, 64, 64) };
+        assert_eq!(whole_tiles.contiguous(), None);
     }
 
     #[test]
@@ -248,5 +265,11 @@ mod tests {
         assert!(Layout { col_groups: Groups::new(4, 16), ..layout }.check(80).is_err());
         assert!(Layout { row_groups: Groups::new(2, 1), ..layout }.check(80).is_err());
         assert!(Layout { row_groups: Groups::new(0, 1), ..layout }.check(80).is_err());
+        assert!(Layout { first_row: usize::MAX, ..layout }.check(80).is_err());
+        let tiles = Layout { first_row: 62, destination: WeightLayout::Tiles, ..layout };
+        assert!(tiles.check(2 * 4096).is_ok());
+        assert!(tiles.check(2 * 4096 - 1).is_err(), "row 64 takes a tile of its own");
+        assert!(Layout { first_row: 60, ..tiles }.check(4096).is_ok());
+        assert!(Layout { width: 65, ..tiles }.check(2 * 4096).is_err(), "column 64 takes a tile of its own");
     }
 }

@@ -5,7 +5,7 @@ use super::numbers::{halves, singles, stored, unwritten, wide, widened};
 use crate::Result;
 use crate::cuda::buffer::Buffer;
 
-use crate::cuda::ops::gemm::{self, Operands, Scratch, Shape, gemm};
+use crate::cuda::ops::gemm::{self, Operands, Room, Scratch, Shape, gemm};
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::dtype::HalfType;
@@ -90,8 +90,9 @@ impl Product {
         let (n, k) = (Self::OUTPUTS, Self::TERMS);
         let x = stored(device, storage, &self.x[..tokens * k])?;
         let (w, bias) = (stored(device, storage, &self.w)?, stored(device, storage, &self.bias)?);
-        let operands = Operands { storage, x: x.view(), w: w.view(), layout: WeightLayout::Rows, bias: Some(bias.view()) };
-        let mut scratch = Scratch::with_room(device, room, room.min(64))?;
+        let operands =
+            Operands { storage, x: x.view(), w: w.view(), layout: WeightLayout::Rows, bias: Some(bias.view()) };
+        let mut scratch = Scratch::new(device, Room { workspace: room, tickets: room.min(64) })?;
         let mut product =
             |mut y: gemm::Output<'_>| gemm(device, &mut y, operands, Shape { tokens, n, k }, &mut scratch);
         let values = match into {
@@ -119,7 +120,7 @@ impl Product {
         let dy = stored(device, storage, &self.x[..tokens * n])?;
         let w = stored(device, storage, &self.w)?;
         let gradients = Gradients { storage, dy: dy.view(), w: w.view(), layout: WeightLayout::Rows };
-        let mut scratch = Scratch::with_room(device, room, room.min(64))?;
+        let mut scratch = Scratch::new(device, Room { workspace: room, tickets: room.min(64) })?;
         let mut dx = unwritten(device, tokens * k)?;
         let mut out = gemm::Output::F32(dx.view_mut());
         gemm_backward(device, &mut out, gradients, Shape { tokens, n, k }, &mut scratch)?;

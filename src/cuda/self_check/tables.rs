@@ -7,13 +7,14 @@ use crate::cuda::buffer::Buffer;
 
 use crate::cuda::ops::candidate_scores::{self, ScoreQuery, candidate_scores};
 use crate::cuda::ops::copy_rows::copy_rows;
-use crate::cuda::ops::embed::embed;
+use crate::cuda::ops::embed::{Table, embed};
 use crate::cuda::ops::kv::KvLayout;
 use crate::cuda::ops::kv_copy::kv_copy;
 use crate::cuda::ops::logits::{chosen_logits, log_probabilities};
 use crate::cuda::ops::pad_convert::{Changed, Groups, Layout, Stored, pad_convert};
 use crate::cuda::ops::random_fill::random_fill;
 use crate::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKQuery, When, softmax_entropy, top_k};
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::dtype::{DType, HalfType};
 use crate::kv::BLOCK;
 use crate::rng::RandomFill;
@@ -38,22 +39,24 @@ pub(super) fn cases() -> Vec<Case> {
 
 /// Rows of a table.
 pub(crate) struct Embedding {
-    /// `[5, WIDTH]`.
+    /// `[ROWS, WIDTH]`.
     pub table: Vec<f32>,
     pub ids: [u32; 3],
 }
 
 impl Embedding {
+    pub const ROWS: usize = 5;
     pub const WIDTH: usize = 24;
 
     pub fn new() -> Self {
-        Embedding { table: halves("embedding", 5 * Self::WIDTH, 1.0), ids: [4, 0, 2] }
+        Embedding { table: halves("embedding", Self::ROWS * Self::WIDTH, 1.0), ids: [4, 0, 2] }
     }
 
     fn run(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
         let (table, ids) = (stored(device, storage, &self.table)?, Buffer::from_slice(device, &self.ids)?);
         let mut out = unwritten(device, self.ids.len() * Self::WIDTH)?;
-        embed(device, storage, &mut out.view_mut(), table.view(), ids.view(), Self::WIDTH)?;
+        let table = Table { elements: table.view(), vocabulary: Self::ROWS, layout: WeightLayout::Rows };
+        embed(device, storage, &mut out.view_mut(), table, ids.view(), Self::WIDTH)?;
         Ok(vec![Output::new("out", wide(&device.finished(&out)?))])
     }
 }

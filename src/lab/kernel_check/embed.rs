@@ -6,7 +6,8 @@ use super::numbers::{Random, Values, stored, widened};
 use super::rows::{ROWS, Rows, batches, repeated};
 use super::timing::{Bench, COLD, Measured, Timed};
 use crate::Result;
-use crate::cuda::ops::embed::embed;
+use crate::cuda::ops::embed::{Table, embed};
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use std::ops::Range;
@@ -15,13 +16,15 @@ const OP: &str = "embed";
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for storage in HalfType::ALL {
+    let layouts = [(WeightLayout::Rows, "rows"), (WeightLayout::Tiles, "rows in tiles")];
+    for (storage, (layout, rows)) in HalfType::ALL.into_iter().flat_map(|storage| layouts.map(|of| (storage, of))) {
         for (n, v, d) in
             [(1usize, 1usize, 8usize), (7, 31, 64), (33, 111, 264), (3, 40, 4096), (2, 9, 4104), (300, 7, 64)]
         {
-            let name = format!("{} [{n}, {d}] of {v} rows", storage.name());
-            let run =
-                move |seed: &str, device: &Device, check: &mut Check| run(seed, device, check, storage, (n, v, d));
+            let name = format!("{} [{n}, {d}] of {v} {rows}", storage.name());
+            let run = move |seed: &str, device: &Device, check: &mut Check| {
+                run(seed, device, check, (storage, layout), (n, v, d))
+            };
             cases.push(Case::seeded(OP, name, n * d, run));
         }
     }
@@ -32,7 +35,7 @@ fn run(
     seed: &str,
     device: &Device,
     check: &mut Check,
-    storage: HalfType,
+    (storage, layout): (HalfType, WeightLayout),
     (n, v, d): (usize, usize, usize),
 ) -> Result<()> {
     let mut random = Random::named(seed);
@@ -44,11 +47,12 @@ fn run(
             ids[at] = id;
         }
     }
-    let device_table = Guarded::input(device, &table)?;
+    let device_table = Guarded::input(device, &layout.arranged(&table, v, d))?;
     let embedded = |check: &mut Check, rows: Range<usize>| {
         let device_ids = Guarded::input(device, &ids[rows.clone()])?;
         let mut out = Guarded::output(device, rows.len() * d, 0)?;
-        embed(device, storage, &mut out.view_mut(), device_table.view(), device_ids.view(), d)?;
+        let table = Table { elements: device_table.view(), vocabulary: v, layout };
+        embed(device, storage, &mut out.view_mut(), table, device_ids.view(), d)?;
         Ok(Rows { name: "out", width: d, values: out.read(device, check, "out")? })
     };
     let all: Rows<f32> = repeated(check, n, embedded)?;
@@ -77,7 +81,8 @@ fn time(device: &Bench<'_>, rows: usize) -> Result<Measured> {
     let ids: Vec<u32> = (0..rows).map(|row| (row * 7919 % vocabulary) as u32).collect();
     let ids = Buffer::from_slice(device, &ids)?;
     let mut sets = device.sets(bytes, |_| Buffer::<f32>::uninitialised(device, rows * d))?;
-    let seconds = device
-        .median(&mut sets, |out| embed(device, HalfType::Bf16, &mut out.view_mut(), table.view(), ids.view(), d))?;
+    let table = Table { elements: table.view(), vocabulary, layout: WeightLayout::Rows };
+    let seconds =
+        device.median(&mut sets, |out| embed(device, HalfType::Bf16, &mut out.view_mut(), table, ids.view(), d))?;
     Ok(Measured::bytes(seconds, bytes))
 }

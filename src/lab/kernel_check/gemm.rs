@@ -8,7 +8,7 @@ use super::numbers::{Random, Values, stored, widened};
 use super::rows::{Rows, batches, first_of, repeated, single};
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
-use crate::cuda::ops::gemm::{Direction, Operands, Output, Plan, Scratch, Shape, gemm, gemm_planned, sm80, sm90};
+use crate::cuda::ops::gemm::{Direction, Operands, Output, Plan, Room, Scratch, Shape, gemm, gemm_planned, sm80, sm90};
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward, gemm_backward_planned};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device};
@@ -196,10 +196,8 @@ impl Problem {
         let w = Guarded::input(device, &layout.arranged(&self.w, shape.n, shape.k))?;
         let bias = self.bias.as_ref().map(|bias| Guarded::input(device, bias)).transpose()?;
         let elements = shape.tokens * outputs;
-        let mut scratch = match plan.map(|plan| plan.room()) {
-            Some((workspace, tickets)) => Scratch::with_room(device, workspace, tickets)?,
-            None => Scratch::new(device, layout, &[(outputs, terms)])?,
-        };
+        let room = plan.map_or_else(|| Room::of(layout, &[(outputs, terms)]), |plan| plan.room());
+        let mut scratch = Scratch::new(device, room)?;
         let bias = bias.as_ref().map(|bias| bias.view());
         let operands = Operands { storage, x: x.view(), w: w.view(), layout, bias };
         let gradients = Gradients { storage, dy: x.view(), w: w.view(), layout };
@@ -330,7 +328,7 @@ fn time(device: &Bench<'_>, family: Family, shape: Shape) -> Result<Measured> {
     let weights: Vec<u16> = drawn.iter().copied().cycle().take(layout.elements(n, k)).collect();
     let x = device.random(&mut random, tokens * terms, Values::Normal(1.0))?;
     let (storage, elements) = (HalfType::Bf16, tokens * outputs);
-    let mut scratch = Scratch::new(device, layout, &[(outputs, terms)])?;
+    let mut scratch = Scratch::new(device, Room::of(layout, &[(outputs, terms)]))?;
     let mut sets = device.sets(2 * n * k, |_| Buffer::from_slice(device, &weights))?;
     // A gradient is stored in f32.
     let (seconds, stored) = if family.direction == Direction::Forward {

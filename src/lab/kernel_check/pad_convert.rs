@@ -6,6 +6,7 @@ use super::numbers::{Random, Values};
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::pad_convert::{Changed, Groups, Layout, Stored, pad_convert};
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::staging::SLOT;
 use crate::cuda::{Buffer, Device};
 use crate::dtype::{DType, HalfType};
@@ -17,33 +18,53 @@ struct Problem {
     storage: HalfType,
     dtype: DType,
     layout: Layout,
-    /// Elements of the destination.
-    len: usize,
+    /// Rows of the destination.
+    n: usize,
     /// Raw elements of the whole stored matrix.
     bytes: Vec<u8>,
 }
 
 pub fn cases() -> Vec<Case> {
+    let tiles = |layout| Layout { destination: WeightLayout::Tiles, ..layout };
+    // With the rows of the destination.
     let layouts = [
         // Padded columns; packs, and a ragged width that has none.
-        ("corner", Layout::corner(5, 72, 128), 5 * 128),
-        ("odd corner", Layout::corner(7, 33, 64), 8 * 64),
+        ("corner", Layout::corner(5, 72, 128), 5),
+        ("odd corner", Layout::corner(7, 33, 64), 8),
         // The second of three fused matrices, with padded heads.
-        (
-            "heads in rows",
-            Layout { first_row: 64, row_groups: Groups::new(24, 32), ..Layout::corner(72, 40, 64) },
-            224 * 64,
-        ),
-        ("heads in columns", Layout { col_groups: Groups::new(24, 32), ..Layout::corner(19, 72, 128) }, 19 * 128),
-        ("odd heads in columns", Layout { col_groups: Groups::new(6, 32), ..Layout::corner(19, 18, 128) }, 19 * 128),
+        ("heads in rows", Layout { first_row: 64, row_groups: Groups::new(24, 32), ..Layout::corner(72, 40, 64) }, 224),
+        ("heads in columns", Layout { col_groups: Groups::new(24, 32), ..Layout::corner(19, 72, 128) }, 19),
+        ("odd heads in columns", Layout { col_groups: Groups::new(6, 32), ..Layout::corner(19, 18, 128) }, 19),
         ("bias of heads", Layout { first_row: 96, row_groups: Groups::new(20, 32), ..Layout::corner(60, 1, 1) }, 192),
-        ("as it is", Layout::corner(3, 4096, 4096), 3 * 4096),
+        ("as it is", Layout::corner(3, 4096, 4096), 3),
         ("one element", Layout::corner(1, 1, 1), 1),
+        // In tiles: whole and cut ones, with and without packs.
+        ("whole tiles", tiles(Layout::corner(64, 128, 128)), 64),
+        ("cut tiles", tiles(Layout::corner(70, 136, 192)), 70),
+        ("odd corner in tiles", tiles(Layout::corner(7, 33, 64)), 8),
+        ("a width of no whole tiles", tiles(Layout::corner(66, 72, 72)), 66),
+        // The second of three, which begins and ends inside a tile.
+        (
+            "heads in rows in tiles",
+            tiles(Layout { first_row: 96, row_groups: Groups::new(24, 32), ..Layout::corner(72, 40, 64) }),
+            288,
+        ),
+        (
+            "heads in columns in tiles",
+            tiles(Layout { col_groups: Groups::new(24, 32), ..Layout::corner(19, 72, 128) }),
+            19,
+        ),
+        (
+            "odd heads in columns in tiles",
+            tiles(Layout { col_groups: Groups::new(6, 32), ..Layout::corner(19, 18, 128) }),
+            19,
+        ),
+        ("one element of a tile", tiles(Layout::corner(1, 1, 1)), 1),
     ];
     let mut cases = Vec::new();
     for storage in HalfType::ALL {
         for dtype in [DType::Bf16, DType::F16, DType::F32] {
-            for (what, layout, len) in layouts {
+            for (what, layout, n) in layouts {
                 let name = format!(
                     "{} from {}: {what} [{}, {}] in rows of {}",
                     storage.name(),
@@ -53,7 +74,7 @@ pub fn cases() -> Vec<Case> {
                     layout.width
                 );
                 cases.push(Case::seeded(OP, name, 4 * layout.rows * layout.cols, move |seed, device, check| {
-                    Problem::new(seed, storage, dtype, layout, len).check(device, check)
+                    Problem::new(seed, storage, dtype, layout, n).check(device, check)
                 }));
             }
         }
@@ -63,7 +84,7 @@ pub fn cases() -> Vec<Case> {
 
 impl Problem {
     /// Numbers of all kinds: ordinary ones, those between two numbers of the storage type, subnormal, too large, NaN.
-    fn new(seed: &str, storage: HalfType, dtype: DType, layout: Layout, len: usize) -> Self {
+    fn new(seed: &str, storage: HalfType, dtype: DType, layout: Layout, n: usize) -> Self {
         let mut random = Random::named(seed);
         let mut bytes = Vec::new();
         for value in random.vector(layout.rows * layout.cols, Values::Normal(1.0)) {
@@ -87,7 +108,12 @@ impl Problem {
                 DType::F32 => bytes.extend(value.to_le_bytes()),
             }
         }
-        Problem { storage, dtype, layout, len, bytes }
+        Problem { storage, dtype, layout, n, bytes }
+    }
+
+    /// Elements of the destination.
+    fn len(&self) -> usize {
+        self.layout.destination.elements(self.n, self.layout.width)
     }
 
     fn element(&self, index: usize) -> f32 {
@@ -107,7 +133,7 @@ impl Problem {
         cuts: &[usize],
         shift: usize,
     ) -> Result<(Vec<u16>, Vec<Changed>)> {
-        let mut out = Guarded::output(device, self.len, shift)?;
+        let mut out = Guarded::output(device, self.len(), shift)?;
         // The kernel adds to what is there.
         let mut changed = Guarded::input(device, &[Changed { rounded: 3, infinite: 5 }])?;
         for cut in cuts.windows(2) {
@@ -124,7 +150,7 @@ impl Problem {
     fn check(&self, device: &Device, check: &mut Check) -> Result<()> {
         let count = self.layout.rows * self.layout.cols;
         // What is not filled keeps the NaN that an output starts with.
-        let mut expected = vec![0xffffu16; self.len];
+        let mut expected = vec![0xffffu16; self.len()];
         let (mut rounded, mut infinite) = (0, 0);
         for index in 0..count {
             let value = self.element(index);

@@ -123,9 +123,9 @@ impl Backward {
         let eps = config.rms_norm_eps as f32;
         let norm = |weight| Norm { weight: Buffer::view(weight), columns: sizes.hidden, eps };
         let heads = Heads { heads: sizes.heads, kv_heads: sizes.kv_heads, head: sizes.head, padded: sizes.head_padded };
-        let mut products = Products { device, storage: st, scratch: &mut state.scratch };
+        let mut products = Products { device, storage: st, layout: weights.layout, scratch: &mut state.scratch };
 
-        // The head, and the final norm.
+        // The head, a vector in rows in whatever layout the matrices are, and the final norm.
         let score = Upstream::Head(weights.head(), self.factor);
         let (grad, rounded) = (&mut self.grad.first_mut(m * d), &mut self.rounded.first_mut(m * d));
         rmsnorm_backward(device, st, grad, Some(rounded), score, state.live.first(m * d), norm(&weights.final_norm))?;
@@ -214,7 +214,8 @@ impl Backward {
     }
 }
 
-/// The power of two that brings the largest element of the head, as the final norm weighs it, to about 1.
+/// The power of two that brings the largest element of the head, as the final norm weighs it, to about 1. The head of a reward
+/// model is a row on the device, element by element beside the norm's weights.
 fn factor(device: &Device, decoder: &Decoder) -> Result<f32> {
     let (head, norm) = (decoder.weights.head().download(device)?, decoder.weights.final_norm.download(device)?);
     let widen = |bits: u16| decoder.storage.widen(bits);
@@ -227,6 +228,8 @@ fn factor(device: &Device, decoder: &Decoder) -> Result<f32> {
 struct Products<'a> {
     device: &'a Device,
     storage: HalfType,
+    /// How the weights lie.
+    layout: WeightLayout,
     scratch: &'a mut gemm::Scratch,
 }
 
@@ -242,9 +245,10 @@ impl Products<'_> {
     }
 
     fn run(&mut self, mut dx: Output<'_>, dy: View<'_, u16>, tokens: usize, w: &Buffer<u16>) -> Result<()> {
-        let n = dy.len() / tokens.max(1);
-        let shape = Shape { tokens, n, k: w.len() / n.max(1) };
-        let gradients = Gradients { storage: self.storage, dy, w: w.view(), layout: WeightLayout::Rows };
+        // Not from the weights, which may have padding.
+        let (n, k) = (dy.len() / tokens.max(1), dx.len() / tokens.max(1));
+        let shape = Shape { tokens, n, k };
+        let gradients = Gradients { storage: self.storage, dy, w: w.view(), layout: self.layout };
         gemm_backward(self.device, &mut dx, gradients, shape, self.scratch)
     }
 }

@@ -8,7 +8,7 @@ use super::weights::Weights;
 use crate::cuda::ops::attention::{self, Query, Sequence, attention};
 use crate::cuda::ops::attention_backward::{self, Segment};
 use crate::cuda::ops::copy_rows::copy_rows;
-use crate::cuda::ops::embed::embed;
+use crate::cuda::ops::embed::{Table, embed};
 use crate::cuda::ops::gemm::{self, Operands, Output, Shape, gemm};
 use crate::cuda::ops::kv::{KvLayout, KvRows};
 use crate::cuda::ops::kv_copy::kv_copy;
@@ -319,13 +319,15 @@ impl Decoder {
         let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = self.sizes;
         let Decoder { config, sizes, storage, weights, state, layout, keys_values, rotation, device_inputs, .. } = self;
         let State { residual, live, normed, act, layer: shared, scratch, attention: attention_scratch, .. } = state;
-        let mut linear = Linear { device, storage: *storage, scratch };
+        let mut linear = Linear { device, storage: *storage, layout: weights.layout, scratch };
         let st = *storage;
         let eps = config.rms_norm_eps as f32;
         let norm = |weight| Norm { weight: Buffer::view(weight), columns: sizes.hidden, eps };
         let heads = Heads { heads: sizes.heads, kv_heads: sizes.kv_heads, head: sizes.head, padded: sizes.head_padded };
 
-        embed(device, st, &mut residual.first_mut(n * d), weights.embedding.view(), device_inputs.view(step.ids), d)?;
+        let elements = weights.embedding.view();
+        let table = Table { elements, vocabulary: sizes.vocab, layout: weights.embedding_layout() };
+        embed(device, st, &mut residual.first_mut(n * d), table, device_inputs.view(step.ids), d)?;
         for (index, layer) in weights.layers.iter().enumerate() {
             let _range = profile::layer(index);
             let kept = tape.as_deref_mut().map(|tape| &mut tape.layers[index]);
@@ -390,6 +392,8 @@ impl Decoder {
 pub(super) struct Linear<'a> {
     pub device: &'a Device,
     pub storage: HalfType,
+    /// How the weights lie.
+    pub layout: WeightLayout,
     pub scratch: &'a mut gemm::Scratch,
 }
 
@@ -434,9 +438,9 @@ impl Linear<'_> {
         if tokens == 0 {
             return Ok(());
         }
-        let k = x.len() / tokens;
-        let n = w.len() / k.max(1);
-        let operands = Operands { storage: self.storage, x, w, layout: WeightLayout::Rows, bias: bias.map(Buffer::view) };
+        // Not from the weights, which may have padding.
+        let (n, k) = (y.len() / tokens, x.len() / tokens);
+        let operands = Operands { storage: self.storage, x, w, layout: self.layout, bias: bias.map(Buffer::view) };
         gemm(self.device, &mut y, operands, Shape { tokens, n, k }, self.scratch)
     }
 }

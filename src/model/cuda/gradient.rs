@@ -108,13 +108,15 @@ impl GradientPass {
         let rewards = &mut self.products;
         grow(device, rewards, live.len() + queries.listed)?;
         grow(device, &mut self.norms, queries.count)?;
-        let mut linear = Linear { device, storage: reward.storage, scratch: &mut reward.state.scratch };
+        let layout = reward.weights.head_layout();
+        let mut linear = Linear { device, storage: reward.storage, layout, scratch: &mut reward.state.scratch };
         let hidden = reward.state.normed.first(live.len() * d);
         linear.run_f32(rewards.first_mut(live.len()), hidden, live.len(), reward.weights.head())?;
         self.backward.run(device, reward, &self.tape, &step, &asked)?;
 
         let inputs = candidate_scores::Inputs {
             grads: self.backward.grad.first(wanted.len() * d),
+            // In rows: a reward model's embedding is no product's matrix.
             table: reward.weights.embedding.view(),
             ids: reward.device_inputs.view(queries.ids),
             queries: reward.device_inputs.view(queries.queries),

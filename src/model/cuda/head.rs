@@ -172,7 +172,8 @@ impl Head {
     ) -> Result<()> {
         let (d, v, first, rows) = (decoder.sizes.hidden_padded, decoder.sizes.vocab, range.start, range.len());
         let hidden = decoder.state.normed.view().slice(first * d..(first + rows) * d);
-        let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
+        let layout = decoder.weights.head_layout();
+        let mut linear = Linear { device, storage: decoder.storage, layout, scratch: &mut decoder.state.scratch };
         linear.run_f32(self.logits.first_mut(rows * v), hidden, rows, decoder.weights.head())?;
 
         // One buffer for everything that goes back: statistics, then per row a count, then ids, then logits.
@@ -281,7 +282,8 @@ impl Head {
         if at + d > self.kept.len() {
             return Err(Error::Backend(format!("no hidden state was kept at {kept}")));
         }
-        let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
+        let layout = decoder.weights.head_layout();
+        let mut linear = Linear { device, storage: decoder.storage, layout, scratch: &mut decoder.state.scratch };
         linear.run_f32(self.logits.first_mut(v), self.kept.view().slice(at..at + d), 1, decoder.weights.head())
     }
 
@@ -292,7 +294,8 @@ impl Head {
         for first in (0..rows).step_by(self.rows) {
             let count = self.rows.min(rows - first);
             let hidden = decoder.state.normed.view().slice(first * d..(first + count) * d);
-            let mut linear = Linear { device, storage: decoder.storage, scratch: &mut decoder.state.scratch };
+            let layout = decoder.weights.head_layout();
+            let mut linear = Linear { device, storage: decoder.storage, layout, scratch: &mut decoder.state.scratch };
             linear.run_f32(self.logits.first_mut(count * v), hidden, count, decoder.weights.head())?;
             out.extend(self.logits.download_first(device, count * v)?);
         }

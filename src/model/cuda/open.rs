@@ -10,6 +10,7 @@ use super::reward::RewardModel;
 use super::sizes::Sizes;
 use super::state::State;
 use super::weights::{LoadReport, Plan, Source, Weights};
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use crate::files::config::ModelConfig;
@@ -99,30 +100,32 @@ impl<'a> From<Parts<'a>> for Sources<'a> {
     }
 }
 
-/// What is known of the models before a device is asked for anything.
+/// What is known of the models before a device is asked for memory.
 pub struct Prepared {
     policy: Option<Plan>,
     reward: Option<Plan>,
     max_len: usize,
     options: CudaOptions,
+    layout: WeightLayout,
 }
 
 impl Prepared {
-    /// Looks all tensors up and works the sizes out.
+    /// Looks all tensors up and works the sizes out, for a device whose products read weights in `layout`
+    /// ([`Device::weight_layout`]).
     ///
     /// # Errors
     /// A tensor is missing or has another shape or type, the kernels cannot do the sizes, `max_model_len` is zero or beyond
     /// a model, or no model is given.
-    pub fn new<'a>(models: impl Into<Sources<'a>>, options: &CudaOptions) -> Result<Self> {
+    pub fn new<'a>(models: impl Into<Sources<'a>>, options: &CudaOptions, layout: WeightLayout) -> Result<Self> {
         let Sources { policy, reward } = models.into();
         let max_len = spans::longest(policy.map(|of| of.0), reward.map(|of| of.0), options.max_model_len)?;
         if options.batch_tokens == 0 {
             return Err(Error::invalid("batch-tokens is 0; expected at least 1"));
         }
         let plan = |of: Option<(&ModelConfig, Source<'_>)>| {
-            of.map(|(config, source)| Plan::of(config, source, options.dtype)).transpose()
+            of.map(|(config, source)| Plan::of(config, source, options.dtype, layout)).transpose()
         };
-        Ok(Prepared { policy: plan(policy)?, reward: plan(reward)?, max_len, options: *options })
+        Ok(Prepared { policy: plan(policy)?, reward: plan(reward)?, max_len, options: *options, layout })
     }
 
     /// Rows that go through the layers together, at most.
@@ -144,7 +147,7 @@ impl Prepared {
         let state = |sizes: &&Sizes| State::bytes(sizes, rows) + Decoder::bytes(sizes, rows, self.max_len);
         let of_policy =
             |bytes: fn(&Sizes, usize) -> u64| self.policy.as_ref().map_or(0, |plan| bytes(plan.sizes(), rows));
-        let scratch = sizes.iter().map(|sizes| State::scratch_bytes(sizes)).fold(0, u64::saturating_add);
+        let scratch = sizes.iter().map(|sizes| State::scratch_bytes(sizes, self.layout)).fold(0, u64::saturating_add);
         let graphs = |plan: &Plan| Graphs::bytes(plan.sizes().layers);
         let gradient = |plan: &Plan| GradientPass::bytes(plan.sizes(), self.gradient_rows());
         Needs {
@@ -188,7 +191,7 @@ pub fn open<'a>(
     progress: &mut dyn FnMut(Loading<'_>),
 ) -> Result<(ModelPair, Opened)> {
     let models = models.into();
-    let prepared = Prepared::new(models, options)?;
+    let prepared = Prepared::new(models, options, device.weight_layout())?;
     let budget = prepared.needs().divide(memory::DeviceMemory::of(&device)?)?;
     progress(Loading::Planned(&budget));
 

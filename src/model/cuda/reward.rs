@@ -57,7 +57,8 @@ impl Compute for RewardModel {
                 continue;
             }
             reward.norm(device, rows)?;
-            let mut linear = Linear { device, storage: reward.storage, scratch: &mut reward.state.scratch };
+            let layout = reward.weights.head_layout();
+            let mut linear = Linear { device, storage: reward.storage, layout, scratch: &mut reward.state.scratch };
             linear.run_f32(
                 rewards.first_mut(rows),
                 reward.state.normed.first(rows * d),

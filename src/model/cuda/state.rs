@@ -94,15 +94,15 @@ impl State {
             normed: Buffer::uninitialised(device, rows * d)?,
             act: Buffer::uninitialised(device, rows * f)?,
             layer: Activations::new(device, sizes, rows)?,
-            scratch: gemm::Scratch::new(device, WeightLayout::Rows, &products(sizes))?,
+            scratch: gemm::Scratch::new(device, room(sizes, device.weight_layout()))?,
             attention: attention::Scratch::new(device, &[attention_shape(sizes, None)], PARTS)?,
         })
     }
 
     /// Bytes of the scratch of products and attention.
-    pub fn scratch_bytes(sizes: &Sizes) -> u64 {
+    pub fn scratch_bytes(sizes: &Sizes, layout: WeightLayout) -> u64 {
         let attention = attention::Scratch::bytes(&[attention_shape(sizes, None)], PARTS);
-        gemm::Scratch::bytes(WeightLayout::Rows, &products(sizes)).saturating_add(attention)
+        room(sizes, layout).bytes().saturating_add(attention)
     }
 
     /// Bytes for `rows` rows, without the scratch.
@@ -112,10 +112,12 @@ impl State {
     }
 }
 
-/// Outputs and terms of every product of a model, forward and backward.
-fn products(sizes: &Sizes) -> Vec<(usize, usize)> {
+/// What the products of a model need, forward and backward.
+fn room(sizes: &Sizes, layout: WeightLayout) -> gemm::Room {
     let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention_padded: a, vocab, .. } = *sizes;
     let layer = [(qkv, d), (d, a), (2 * f, d), (d, f)];
     let gradients = layer.map(|(n, k)| (k, n));
-    [&layer[..], &gradients, &[(vocab, d), (1, d)]].concat()
+    let products = [&layer[..], &gradients, &[(vocab, d)]].concat();
+    // The head of a reward model lies in rows, whatever the others do.
+    gemm::Room::of(layout, &products).and(gemm::Room::of(WeightLayout::Rows, &[(1, d)]))
 }

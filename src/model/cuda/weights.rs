@@ -2,7 +2,15 @@
 //!
 //! [`Plan`] looks every tensor up by its Hugging Face name and decides where it goes, without a device; [`Weights::load`]
 //! brings the bytes there. What has the storage type and no padding inside is copied from the pinned ring straight to its
-//! place, the rest goes through a staging area and the `place` kernel.
+//! place, the rest goes through a staging area and the `pad_convert` kernel.
+//!
+//! # Layouts
+//!
+//! Matrices that products read lie as the device's products want them, in rows or in tiles ([`WeightLayout`]): those of the
+//! layers, the head of a language model, and the embedding where it is this head. Everything else is in rows: vectors; an
+//! embedding that is only gathered from, which is every reward model's; and the head of a reward model, a single row that its
+//! gradient reads as a vector. Nothing is stored twice. No tensor in tiles has the order of its file, so all of them go
+//! through the staging area.
 //!
 //! # HalfType type
 //!
@@ -13,6 +21,7 @@
 use super::sizes::Sizes;
 use crate::cuda::ops::pad_convert::{Changed, Groups, Layout, Stored, pad_convert};
 use crate::cuda::ops::random_fill::random_fill;
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device, View, staging};
 use crate::dtype::DType;
 use crate::dtype::HalfType;
@@ -27,7 +36,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 /// One decoder layer, in the storage type. Names of sizes are those of [`Sizes`]: `d` hidden, `h` and `g` heads, `e` their
-/// size, `f` MLP width; `p` for padded, `ap` for the padded attention output.
+/// size, `f` MLP width; `p` for padded, `ap` for the padded attention output. Matrices are in the [`Weights`]' layout.
 #[derive(Debug)]
 pub struct Layer<B = Buffer<u16>> {
     /// `[dp]`.
@@ -57,16 +66,21 @@ pub struct Layer<B = Buffer<u16>> {
 /// What stands on top of the decoder.
 #[derive(Debug)]
 pub enum Head<B = Buffer<u16>> {
-    /// The embedding.
+    /// The embedding of a language model.
     Tied,
-    /// `[vocab, dp]` of a language model, `[1, dp]` of a reward model.
+    /// `[vocab, dp]` of a language model, in the [`Weights`]' layout.
     Own(B),
+    /// `[1, dp]` of a reward model, a row in every layout of the others: where its gradient begins it is read as a vector.
+    /// In tiles it would take 64 rows.
+    Score(B),
 }
 
 /// A decoder with its head, in the storage type.
 #[derive(Debug)]
 pub struct Weights<B = Buffer<u16>> {
-    /// `[vocab, dp]`.
+    /// How the matrices of products lie.
+    pub layout: WeightLayout,
+    /// `[vocab, dp]`, in the [`embedding_layout`](Self::embedding_layout).
     pub embedding: B,
     /// The layers.
     pub layers: Vec<Layer<B>>,
@@ -127,7 +141,7 @@ pub struct Plan {
 #[derive(Debug)]
 struct Slab {
     len: usize,
-    /// Elements that some tensor fills.
+    /// Elements that some tensor fills. The others, the padding of widths, heads and tiles, are zero.
     filled: usize,
 }
 
@@ -166,21 +180,26 @@ impl Content {
 }
 
 impl Plan {
-    /// Looks all tensors up and checks their shapes and types.
+    /// Looks all tensors up and checks their shapes and types. Matrices of products will lie in `layout`.
     ///
     /// # Errors
     /// The kernels cannot do the model's sizes; a tensor is missing, or has another shape or type.
-    pub fn new(config: &ModelConfig, checkpoint: &Checkpoint, asked: Option<HalfType>) -> Result<Self> {
-        Self::of(config, Source::Stored(checkpoint), asked)
+    pub fn new(
+        config: &ModelConfig,
+        checkpoint: &Checkpoint,
+        asked: Option<HalfType>,
+        layout: WeightLayout,
+    ) -> Result<Self> {
+        Self::of(config, Source::Stored(checkpoint), asked, layout)
     }
 
     /// The same for numbers from anywhere. Those that are drawn are bf16 unless another type is asked for.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn of(config: &ModelConfig, source: Source<'_>, asked: Option<HalfType>) -> Result<Self> {
+    pub fn of(config: &ModelConfig, source: Source<'_>, asked: Option<HalfType>, layout: WeightLayout) -> Result<Self> {
         let sizes = Sizes::new(config)?;
-        let mut builder = Builder { config, source, slabs: Vec::new(), tensors: Vec::new() };
+        let mut builder = Builder { config, source, layout, slabs: Vec::new(), tensors: Vec::new() };
         let weights = builder.decoder(&sizes)?;
         let Builder { slabs, tensors, .. } = builder;
         let path = match source {
@@ -208,7 +227,7 @@ impl Plan {
         self.tensors.iter().map(|tensor| tensor.content.bytes().len() as u64).sum()
     }
 
-    /// Bytes that the weights take on the device, padding included.
+    /// Bytes that the weights take on the device, padding and that of tiles included.
     pub fn device_bytes(&self) -> u64 {
         self.slabs.iter().map(|slab| slab.len as u64 * 2).sum()
     }
@@ -260,16 +279,32 @@ impl Weights {
         Ok((weights, report))
     }
 
-    /// The matrix of the head, `[vocab, dp]` or `[1, dp]`.
+    /// The matrix of the head, `[vocab, dp]` or `[1, dp]`, in the [`head_layout`](Self::head_layout).
     pub fn head(&self) -> View<'_, u16> {
         match &self.head {
             Head::Tied => self.embedding.view(),
-            Head::Own(head) => head.view(),
+            Head::Own(head) | Head::Score(head) => head.view(),
         }
     }
 }
 
 impl<B> Weights<B> {
+    /// How the embedding lies: as a product reads it where it is the head too.
+    pub fn embedding_layout(&self) -> WeightLayout {
+        match self.head {
+            Head::Tied => self.layout,
+            Head::Own(_) | Head::Score(_) => WeightLayout::Rows,
+        }
+    }
+
+    /// How the matrix of the head lies: a reward model's single row as a vector.
+    pub fn head_layout(&self) -> WeightLayout {
+        match self.head {
+            Head::Tied | Head::Own(_) => self.layout,
+            Head::Score(_) => WeightLayout::Rows,
+        }
+    }
+
     fn map<C>(&self, each: &mut impl FnMut(&B) -> Result<C>) -> Result<Weights<C>> {
         let embedding = each(&self.embedding)?;
         let layers = self.layers.iter().map(|layer| layer.map(each)).collect::<Result<Vec<_>>>()?;
@@ -277,8 +312,9 @@ impl<B> Weights<B> {
         let head = match &self.head {
             Head::Tied => Head::Tied,
             Head::Own(head) => Head::Own(each(head)?),
+            Head::Score(head) => Head::Score(each(head)?),
         };
-        Ok(Weights { embedding, layers, final_norm, head })
+        Ok(Weights { layout: self.layout, embedding, layers, final_norm, head })
     }
 }
 
@@ -326,6 +362,8 @@ impl Tensor {
 struct Builder<'a> {
     config: &'a ModelConfig,
     source: Source<'a>,
+    /// Of the matrices of products.
+    layout: WeightLayout,
     slabs: Vec<Slab>,
     tensors: Vec<Tensor>,
 }
@@ -353,15 +391,17 @@ impl Builder<'_> {
     fn decoder(&mut self, sizes: &Sizes) -> Result<Weights<usize>> {
         let config = self.config;
         let Sizes { hidden: d, hidden_padded: dp, vocab, .. } = *sizes;
-        let embedding = self.matrix(EMBEDDING, vocab, d, dp)?;
+        let (rows, layout) = (WeightLayout::Rows, self.layout);
+        let tied = config.kind == ModelKind::CausalLm && config.tie_word_embeddings;
+        let embedding = self.matrix(EMBEDDING, [vocab, d], dp, if tied { layout } else { rows })?;
         let layers = (0..sizes.layers).map(|i| self.layer(sizes, i)).collect::<Result<Vec<_>>>()?;
         let final_norm = self.vector("model.norm.weight", d, dp)?;
         let head = match config.kind {
-            ModelKind::Reward => Head::Own(self.matrix(SCORE, 1, d, dp)?),
-            ModelKind::CausalLm if config.tie_word_embeddings => Head::Tied,
-            ModelKind::CausalLm => Head::Own(self.matrix(LM_HEAD, vocab, d, dp)?),
+            ModelKind::Reward => Head::Score(self.matrix(SCORE, [1, d], dp, rows)?),
+            ModelKind::CausalLm if tied => Head::Tied,
+            ModelKind::CausalLm => Head::Own(self.matrix(LM_HEAD, [vocab, d], dp, layout)?),
         };
-        Ok(Weights { embedding, layers, final_norm, head })
+        Ok(Weights { layout, embedding, layers, final_norm, head })
     }
 
     fn layer(&mut self, sizes: &Sizes, index: usize) -> Result<Layer<usize>> {
@@ -414,12 +454,13 @@ impl Builder<'_> {
 
     /// Weight `[rows, width]` and bias `[rows]` of a fused layer.
     fn linear(&mut self, parts: &[Part], fused: Fused) -> Result<(usize, Option<usize>)> {
-        let weight = self.slab(fused.rows * fused.width);
+        let weight = self.slab(self.layout.elements(fused.rows, fused.width));
         for part in parts {
             let layout = Layout {
                 rows: part.rows,
                 cols: fused.cols,
                 width: fused.width,
+                destination: self.layout,
                 first_row: part.first,
                 row_groups: part.groups,
                 col_groups: fused.col_groups,
@@ -437,9 +478,17 @@ impl Builder<'_> {
         Ok((weight, Some(bias)))
     }
 
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize, width: usize) -> Result<usize> {
-        let slab = self.slab(rows * width);
-        self.put(slab, name.to_string(), &[rows, cols], Layout::corner(rows, cols, width))?;
+    /// A stored `[rows, cols]` with rows padded to `width`.
+    fn matrix(
+        &mut self,
+        name: &str,
+        [rows, cols]: [usize; 2],
+        width: usize,
+        destination: WeightLayout,
+    ) -> Result<usize> {
+        let slab = self.slab(destination.elements(rows, width));
+        let layout = Layout { destination, ..Layout::corner(rows, cols, width) };
+        self.put(slab, name.to_string(), &[rows, cols], layout)?;
         Ok(slab)
     }
 
@@ -476,7 +525,7 @@ struct Loader<'a> {
     device: &'a Device,
     plan: &'a Plan,
     slabs: Vec<Buffer<u16>>,
-    /// Pieces that the `place` kernel moves on, one at a time: the stream runs copy and kernel in turn.
+    /// Pieces that the `pad_convert` kernel moves on, one at a time: the stream runs copy and kernel in turn.
     staged: Buffer<u8>,
     /// Per tensor.
     changed: Buffer<Changed>,

@@ -1,6 +1,6 @@
 //! The products of Ampere and of every card without wgmma: kernels/gemm.cu and gemm_backward.cu, by mma.sync.
 
-use super::{Direction, Output, Problem, Scratch, Shape};
+use super::{Direction, Output, Problem, Room, Scratch, Shape};
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{Kernel, KernelSet, Smaller, Spec};
 use crate::cuda::launch::{Launch, args, check_len, check_room, int, side};
@@ -182,18 +182,18 @@ impl Plan {
 /// Tokens for whose chunk sums there is room. With more there are blocks enough in most products without a block for each chunk.
 const ROOM: usize = 512;
 
-/// Elements of workspace and tickets that any of the products needs, by outputs and terms.
-pub(super) fn room(products: &[(usize, usize)]) -> (usize, usize) {
-    let mut room = (0, 0);
+/// What any of the products needs, by outputs and terms.
+pub(super) fn room(products: &[(usize, usize)]) -> Room {
+    let mut room = Room::default();
     for &(n, k) in products {
         for (index, tile) in TILES.iter().enumerate() {
             let tokens = if index < MANY { tile.tokens } else { ROOM };
             let plan = Plan::with_tile(Shape { tokens, n, k }, index);
-            room = (room.0.max(plan.workspace), room.1.max(plan.tickets));
+            room = room.and(Room { workspace: plan.workspace, tickets: plan.tickets });
         }
     }
     // Larger batches have more token tiles; with few outputs that stays far below this.
-    (room.0, room.1.max(4096))
+    room.and(Room { workspace: 0, tickets: 4096 })
 }
 
 /// Queues a product.
@@ -208,7 +208,9 @@ pub(super) fn launch(
     check_len(op, "w", w.len(), n * k)?;
     // What the kernels read in pieces of 16 bytes: forward lines of 64 terms, backward lines of outputs.
     let wrong = match direction {
-        Direction::Forward => (k == 0 || !k.is_multiple_of(TILE_K)).then(|| format!("{k} terms are no multiple of {TILE_K}")),
+        Direction::Forward => {
+            (k == 0 || !k.is_multiple_of(TILE_K)).then(|| format!("{k} terms are no multiple of {TILE_K}"))
+        }
         Direction::Backward => (k == 0 || !k.is_multiple_of(8) || !n.is_multiple_of(8))
             .then(|| format!("{k} terms and {n} outputs are no multiples of 8")),
     };
@@ -295,7 +297,7 @@ mod tests {
     fn a_model_of_8b_fills_the_card_with_any_number_of_tokens() {
         let layer = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336)];
         let products = [layer, layer.map(|(n, k)| (k, n))].concat();
-        let (workspace, _) = room(&products);
+        let Room { workspace, .. } = room(&products);
         assert!(workspace <= 64 << 18, "{workspace} elements are 64 MiB at most");
         for multiprocessors in [108, 132] {
             for (n, k) in &products {

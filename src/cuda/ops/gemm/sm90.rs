@@ -1,6 +1,6 @@
 //! The products of Hopper: kernels/gemm_sm90.cu, by wgmma, for weights in tiles.
 
-use super::{Direction, Output, Problem, Scratch, Shape};
+use super::{Direction, Output, Problem, Room, Scratch, Shape};
 use crate::cuda::buffer::View;
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{KernelSet, Spec};
@@ -48,7 +48,11 @@ impl KernelSet for Kernels {
     fn specs() -> Vec<Spec> {
         let of = |(index, names): (usize, &[[&'static str; 2]; 2])| {
             let shared = shared(TOKENS[index]);
-            names.concat().into_iter().map(move |name| Spec::new("gemm_sm90", name, THREADS, shared)).collect::<Vec<_>>()
+            names
+                .concat()
+                .into_iter()
+                .map(move |name| Spec::new("gemm_sm90", name, THREADS, shared))
+                .collect::<Vec<_>>()
         };
         NAMES.iter().enumerate().flat_map(of).collect()
     }
@@ -173,12 +177,12 @@ const MOST_MULTIPROCESSORS: usize = 256;
 /// Elements of workspace, at most: 96 MiB.
 const MOST_ROOM: usize = 24 << 20;
 
-/// Elements of workspace and tickets that any of the products needs, by outputs and terms.
-pub(super) fn room(products: &[(usize, usize)]) -> (usize, usize) {
+/// What any of the products needs, by outputs and terms.
+pub(super) fn room(products: &[(usize, usize)]) -> Room {
     let sizes = products.iter().flat_map(|&(n, k)| (1..=ROOM).map(move |tokens| Shape { tokens, n, k }));
     let plans = sizes.map(|shape| Plan::new(shape, CARD as u32, MOST_ROOM));
     let workspace = plans.map(|plan| plan.workspace()).max().unwrap_or(0);
-    (workspace, 2 * MOST_MULTIPROCESSORS)
+    Room { workspace, tickets: 2 * MOST_MULTIPROCESSORS }
 }
 
 /// Queues a product.
@@ -232,9 +236,7 @@ pub(super) fn launch(
         device.launch(
             kernel,
             launch,
-            args![
-                map, address, w.address, bias, workspace, tickets, tokens, outputs, terms, chunks, split, kind
-            ],
+            args![map, address, w.address, bias, workspace, tickets, tokens, outputs, terms, chunks, split, kind],
         )
     }
 }
@@ -271,9 +273,8 @@ fn token_map(
             sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     };
-    done.result().map_err(|e| {
-        Error::Backend(format!("{op}: x, {tokens} rows of {terms} elements, has no tensor map: {e}"))
-    })?;
+    done.result()
+        .map_err(|e| Error::Backend(format!("{op}: x, {tokens} rows of {terms} elements, has no tensor map: {e}")))?;
     // SAFETY: the driver has written all of it; and zero bytes are a value of this type.
     Ok(unsafe { map.assume_init() })
 }
@@ -305,7 +306,10 @@ mod tests {
     #[test]
     fn one_tile_holds_up_to_192_tokens() {
         let tokens = |tokens| TOKENS[Plan::new(Shape { tokens, n: 4096, k: 4096 }, 132, MOST_ROOM).instance];
-        assert_eq!([1, 8, 9, 25, 33, 64, 65, 128, 129, 137, 192].map(tokens), [8, 8, 16, 32, 48, 64, 96, 128, 136, 192, 192]);
+        assert_eq!(
+            [1, 8, 9, 25, 33, 64, 65, 128, 129, 137, 192].map(tokens),
+            [8, 8, 16, 32, 48, 64, 96, 128, 136, 192, 192]
+        );
         assert_eq!([256, 400, 2048].map(tokens), [128, 136, 192]);
     }
 
@@ -313,7 +317,7 @@ mod tests {
     fn every_number_of_tokens_fills_the_card() {
         // Of one model each: its scratch is what its own products need.
         for products in products().chunks(8) {
-            let (workspace, _) = room(products);
+            let Room { workspace, .. } = room(products);
             assert!(workspace <= MOST_ROOM);
             for &(n, k) in products {
                 for tokens in 1..=2048 {
