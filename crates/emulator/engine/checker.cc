@@ -34,6 +34,7 @@ Clock warp_clocks[kWarp];  // what each warp has been ordered after, through mba
 // What a block published at an address, and what this block has learned of it.
 struct Release {
     uint32_t block_first, barrier_order, order, thread;
+    Clock before;  // of its warp
 };
 std::unordered_map<const void*, std::vector<Release>> releases;
 struct Acquired {
@@ -51,9 +52,12 @@ bool ordered_through_memory(uint32_t order, uint32_t actor) {
     auto known = acquired.find(*std::prev(block));
     if (known == acquired.end()) return false;
     for (const Acquired& a : known->second) {
-        const bool published =
-            order < a.release.barrier_order || (actor == a.release.thread && order <= a.release.order);
-        const bool learned = self->index == a.thread || barrier_order > a.order;
+        const uint32_t warp = actor < kSeveralLanes ? actor / kWarp : actor - kSeveralLanes;
+        const bool published = order < a.release.barrier_order ||
+                               (actor == a.release.thread && order <= a.release.order) ||
+                               (actor < kSeveralWarps && order <= a.release.before.order[warp]);
+        const bool learned = self->index == a.thread || barrier_order > a.order ||
+                             warp_clocks[self->warp->index].order[a.thread / kWarp] >= a.order;
         if (published && learned) return true;
     }
     return false;
@@ -282,6 +286,17 @@ void checker_arrive(Clock& clock) {
     self->order = next_order();
 }
 
+void checker_arrive_together(Clock& clock, const ptx::Warp& warp, uint32_t mask) {
+    checker_arrive(clock);
+    const uint32_t order = self->order;
+    for (uint32_t l = 0; l < kWarp; ++l) {
+        if (!(mask >> l & 1)) continue;
+        Thread& thread = threads[warp.index * kWarp + l];
+        checker_note(clock, thread, thread.order < order ? thread.order : 0);
+        thread.order = order;
+    }
+}
+
 void checker_pass(const Clock& clock) {
     Clock& mine = warp_clocks[self->warp->index];
     for (int w = 0; w < kWarp; ++w) mine.order[w] = std::max(mine.order[w], clock.order[w]);
@@ -304,7 +319,8 @@ void checker_async_done(const char* target, size_t bytes, const Thread& owner, u
 }
 
 void checker_release(const void* address) {
-    releases[address].push_back({block_first, barrier_order, self->order, self->index});
+    releases[address].push_back(
+        {block_first, barrier_order, self->order, self->index, warp_clocks[self->warp->index]});
     self->order = next_order();
 }
 

@@ -142,6 +142,7 @@ struct Clock {
     uint32_t order[kWarp] = {};
 };
 void checker_arrive(Clock& clock);
+void checker_arrive_together(Clock& clock, const ptx::Warp& warp, uint32_t lanes);
 void checker_pass(const Clock& clock);
 void checker_note(Clock& clock, const Thread& thread, uint32_t order);
 

@@ -126,7 +126,7 @@ Flow named_barrier(Warp& w, const Instruction& in, uint32_t mask, bool waits) {
               barrier.threads);
     barrier.threads = threads;
     barrier.arrived += kWarp;
-    if (run.checked) checker_arrive(barrier.clock);
+    if (run.checked) checker_arrive_together(barrier.clock, w, mask);
     each_lane(w.mask, [&](uint32_t i) { w.at[i] = w.now + 1; });
     if (waits) {
         w.named = mask;
