@@ -26,7 +26,8 @@
 // Bytes: w once per token tile, from L2 but for the first; x once per tile of outputs, from L2. Flops: 2nk per token.
 // Up to some 180 tokens the limit is one read of the weights. A multiprocessor has 7 to 12 stages of 16 KB of weights in flight,
 // several times what latency times bandwidth asks for (26 KB). Beyond, the limit is the tensor core: a stage takes it
-// 8 N cycles, and shared memory 256 + 6 N at 128 bytes a cycle (reads of both warpgroups, and the copies).
+// 8 N cycles, shared memory 256 + 3 N at 128 bytes a cycle (reads of both warpgroups, and the copies), and L2 about 585 + 4.6 N at
+// 28 bytes a cycle for each multiprocessor: with 128 tokens and fewer L2 is the limit.
 // Aims (not measured): 90 % of the copy rate below, 85 % of the wgmma peak above.
 #include "common.cuh"
 
@@ -213,84 +214,114 @@ struct Gemm {
         }
     }
 
-    // Adds or stores the sums. A thread has outputs g and g + 8 of its warp's 16 and tokens 2 t and 2 t + 1 of every eight. With the
-    // neighbour that has the next output it exchanges half, so that each has two outputs of one token.
-    template <int OUTPUT>
-    static __device__ __forceinline__ void store(const GemmArgs& args, const float (&sums)[kSums], int first_output,
-                                                 int first_token) {
-        constexpr int kTogether = 4;  // groups of eight tokens whose old values are read together
-        const int lane = threadIdx.x % kWarp, g = lane / 4, odd = g % 2;
-        const int output = first_output + threadIdx.x % kWarpgroup / kWarp * 16 + g - odd;
-        const int token = first_token + lane % 4 * 2 + odd;
-        const bool pairs = args.outputs % 2 == 0 && aligned(args.y, 8);
-        float bias[2][2] = {};
-        if (args.bias != nullptr) {
+    // A thread has outputs g and g + 8 of its warp's 16 and tokens 2 t and 2 t + 1 of every eight. With the neighbour that has the
+    // next output it exchanges half, so that each has two outputs of one token.
+    static __device__ __forceinline__ void pair_up(float (&sums)[kSums]) {
+        const bool odd = threadIdx.x / 4 % 2 != 0;
+#pragma unroll
+        for (int i = 0; i < kSums; i += 2) {
+            const float theirs = __shfl_xor_sync(kAllLanes, odd ? sums[i] : sums[i + 1], 4);
+            sums[i] = odd ? theirs : sums[i];
+            sums[i + 1] = odd ? sums[i + 1] : theirs;
+        }
+    }
+
+    // What a thread finishes: pairs of neighbouring outputs, the second pair eight further, of every eighth token.
+    struct Corner {
+        int output, tokens;  // of the first pair, and how many tokens there are from its own on
+        size_t at;           // of its first element in y
+        float bias[2][2];
+
+        __device__ __forceinline__ Corner(const GemmArgs& args, int first_output, int first_token) {
+            const int lane = threadIdx.x % kWarp, odd = lane / 4 % 2;
+            const int token = first_token + lane % 4 * 2 + odd;
+            output = first_output + threadIdx.x % kWarpgroup / kWarp * 16 + lane / 4 - odd;
+            tokens = args.tokens - token;
+            at = static_cast<size_t>(token) * args.outputs + output;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const int o = output + i / 2 * 8 + i % 2;
-                if (o < args.outputs) bias[i / 2][i % 2] = to_float(static_cast<const T*>(args.bias)[o]);
+                const bool added = args.bias != nullptr && o < args.outputs;
+                bias[i / 2][i % 2] = added ? to_float(static_cast<const T*>(args.bias)[o]) : 0.0f;
             }
         }
+    };
+
+    // Adds or stores pairs that are aligned, and so are there as a whole or not at all.
+    template <int OUTPUT>
+    static __device__ __forceinline__ void store_pairs(const GemmArgs& args, const float (&sums)[kSums],
+                                                       const Corner& corner) {
+        using Y = std::conditional_t<OUTPUT == kStore16, T, float>;
+        constexpr int kTogether = 4;  // groups of eight tokens whose old values are read together
+        const size_t step = static_cast<size_t>(8) * args.outputs;
 #pragma unroll
-        for (int first = 0; first < N / 8; first += kTogether) {
-            float2 before[kTogether][2];
-            if constexpr (OUTPUT == kAddF32) {
+        for (int row = 0; row < 2; ++row) {
+            Y* at = static_cast<Y*>(args.y) + corner.at + 8 * row;
+            const int tokens = corner.output + 8 * row < args.outputs ? corner.tokens : 0;
 #pragma unroll
-                for (int i = 0; i < kTogether * 2; ++i) {
-                    const int j = first + i / 2, o = output + i % 2 * 8, t = token + 8 * j;
-                    float2& old = before[i / 2][i % 2];
-                    old = make_float2(0.0f, 0.0f);
-                    if (j >= N / 8 || t >= args.tokens || o >= args.outputs) continue;
-                    const float* const at = static_cast<const float*>(args.y) + static_cast<size_t>(t) * args.outputs + o;
-                    if (pairs) {
-                        old = *reinterpret_cast<const float2*>(at);
-                    } else {
-                        old.x = at[0];
-                        if (o + 1 < args.outputs) old.y = at[1];
+            for (int first = 0; first < N / 8; first += kTogether) {
+                float2 before[kTogether];
+                if constexpr (OUTPUT == kAddF32) {
+                    const Y* old = at;
+#pragma unroll
+                    for (int i = 0; i < kTogether; ++i, old += step) {
+                        if (first + i < N / 8 && 8 * (first + i) < tokens) before[i] = *reinterpret_cast<const float2*>(old);
                     }
                 }
-            }
 #pragma unroll
-            for (int i = 0; i < kTogether * 2; ++i) {
-                const int j = first + i / 2, row = i % 2;
-                if (j >= N / 8) continue;
-                const float even_token = sums[4 * j + 2 * row], odd_token = sums[4 * j + 2 * row + 1];
-                const float theirs = __shfl_xor_sync(kAllLanes, odd ? even_token : odd_token, 4);
-                float low = (odd ? theirs : even_token) + bias[row][0];
-                float high = (odd ? odd_token : theirs) + bias[row][1];
-                const int o = output + row * 8, t = token + 8 * j;
-                if (t >= args.tokens || o >= args.outputs) continue;
-                const size_t at = static_cast<size_t>(t) * args.outputs + o;
-                if constexpr (OUTPUT == kStore16) {
-                    T* const to = static_cast<T*>(args.y) + at;
-                    if (pairs) {
-                        *reinterpret_cast<uint32_t*>(to) = Mma<T>::pack(low, high);
+                for (int i = 0; i < kTogether; ++i, at += step) {
+                    const int j = first + i;
+                    if (j >= N / 8 || 8 * j >= tokens) continue;
+                    float low = sums[4 * j + 2 * row] + corner.bias[row][0];
+                    float high = sums[4 * j + 2 * row + 1] + corner.bias[row][1];
+                    if constexpr (OUTPUT == kStore16) {
+                        *reinterpret_cast<uint32_t*>(at) = Mma<T>::pack(low, high);
                     } else {
-                        to[0] = from_float<T>(low);
-                        if (o + 1 < args.outputs) to[1] = from_float<T>(high);
-                    }
-                } else {
-                    float* const to = static_cast<float*>(args.y) + at;
-                    if constexpr (OUTPUT == kAddF32) low = before[i / 2][row].x + low, high = before[i / 2][row].y + high;
-                    if (pairs) {
-                        *reinterpret_cast<float2*>(to) = make_float2(low, high);
-                    } else {
-                        to[0] = low;
-                        if (o + 1 < args.outputs) to[1] = high;
+                        if constexpr (OUTPUT == kAddF32) low = before[i].x + low, high = before[i].y + high;
+                        *reinterpret_cast<float2*>(at) = make_float2(low, high);
                     }
                 }
             }
         }
     }
 
-    static __device__ __forceinline__ void finish(const GemmArgs& args, const float (&sums)[kSums], int first_output,
+    // The same one by one, for rows of y that are no whole pairs: a head with an odd number of outputs.
+    static __device__ __forceinline__ void store_singles(const GemmArgs& args, const float (&sums)[kSums],
+                                                         const Corner& corner) {
+        const int size = args.output == kStore16 ? sizeof(T) : sizeof(float);
+        char* at = static_cast<char*>(args.y) + corner.at * size;
+        const size_t step = static_cast<size_t>(8) * args.outputs * size;
+#pragma unroll
+        for (int j = 0; j < N / 8; ++j, at += step) {
+            if (8 * j >= corner.tokens) continue;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (corner.output + i / 2 * 8 + i % 2 >= args.outputs) continue;
+                char* const to = at + (i / 2 * 8 + i % 2) * size;
+                const float value = sums[4 * j + i] + corner.bias[i / 2][i % 2];
+                if (args.output == kStore16) {
+                    *reinterpret_cast<T*>(to) = from_float<T>(value);
+                } else if (args.output == kStoreF32) {
+                    *reinterpret_cast<float*>(to) = value;
+                } else {
+                    *reinterpret_cast<float*>(to) += value;
+                }
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void finish(const GemmArgs& args, float (&sums)[kSums], int first_output,
                                                   int first_token) {
-        if (args.output == kStore16) {
-            store<kStore16>(args, sums, first_output, first_token);
+        pair_up(sums);
+        const Corner corner(args, first_output, first_token);
+        if (args.outputs % 2 != 0 || !aligned(args.y, 8)) {
+            store_singles(args, sums, corner);
+        } else if (args.output == kStore16) {
+            store_pairs<kStore16>(args, sums, corner);
         } else if (args.output == kStoreF32) {
-            store<kStoreF32>(args, sums, first_output, first_token);
+            store_pairs<kStoreF32>(args, sums, corner);
         } else {
-            store<kAddF32>(args, sums, first_output, first_token);
+            store_pairs<kAddF32>(args, sums, corner);
         }
     }
 

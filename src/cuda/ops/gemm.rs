@@ -67,6 +67,14 @@ impl Plan {
     }
 }
 
+/// Outputs and terms of the products of a layer of Llama 3's 1B, 3B and 8B models.
+#[cfg(test)]
+const MODELS: [[(usize, usize); 4]; 3] = [
+    [(3072, 2048), (2048, 2048), (16_384, 2048), (2048, 8192)],
+    [(5120, 3072), (3072, 3072), (16_384, 3072), (3072, 8192)],
+    [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336)],
+];
+
 /// What products need beside their operands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Room {

@@ -181,6 +181,8 @@ impl Plan {
 
 /// Tokens for whose chunk sums there is room. With more there are blocks enough in most products without a block for each chunk.
 const ROOM: usize = 512;
+/// Elements of workspace for more tokens than that, at most: 64 MiB.
+const MOST_ROOM: usize = 16 << 20;
 
 /// What any of the products needs, by outputs and terms.
 pub(super) fn room(products: &[(usize, usize)]) -> Room {
@@ -262,6 +264,7 @@ pub(super) fn launch(
 
 #[cfg(test)]
 mod tests {
+    use super::super::MODELS;
     use super::*;
 
     #[test]
@@ -292,19 +295,22 @@ mod tests {
         assert_eq!(plan(33, 100, 1024).grid, (2, 1, 1));
     }
 
-    /// Chunks have blocks of their own where tokens and outputs alone do not fill the card, up to the tokens that have room.
+    /// Chunks have blocks of their own where tokens and outputs alone do not fill the card.
     #[test]
-    fn a_model_of_8b_fills_the_card_with_any_number_of_tokens() {
-        let layer = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336)];
-        let products = [layer, layer.map(|(n, k)| (k, n))].concat();
-        let Room { workspace, .. } = room(&products);
-        assert!(workspace <= 64 << 18, "{workspace} elements are 64 MiB at most");
-        for multiprocessors in [108, 132] {
-            for (n, k) in &products {
-                for tokens in 1..=ROOM {
-                    let plan = Plan::new(Shape { tokens, n: *n, k: *k }, multiprocessors, workspace);
-                    let blocks = plan.grid.0 * plan.grid.1 * plan.grid.2;
-                    assert!(blocks as f64 >= 0.9 * f64::from(multiprocessors), "{tokens} {n} {k}: {plan:?}");
+    fn every_number_of_tokens_fills_the_card() {
+        for model in MODELS {
+            let products: Vec<_> = model.into_iter().flat_map(|(n, k)| [(n, k), (k, n)]).collect();
+            let Room { workspace, .. } = room(&products);
+            assert!(workspace <= MOST_ROOM, "{workspace} elements");
+            for multiprocessors in [108, 132] {
+                for &(n, k) in &products {
+                    for tokens in 1..=2048 {
+                        let plan = Plan::new(Shape { tokens, n, k }, multiprocessors, workspace);
+                        let blocks = plan.grid.0 * plan.grid.1 * plan.grid.2;
+                        let most = plan.chunks.count * plan.grid.1 * plan.grid.2;
+                        let full = 0.9 * f64::from(multiprocessors);
+                        assert!(blocks as f64 >= full || most == blocks, "{tokens} {n} {k}: {plan:?}");
+                    }
                 }
             }
         }

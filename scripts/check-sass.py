@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Looks at the machine code of the kernels for Hopper: what their inner loops are made of, which no test sees that only looks at
+results.
+
+    python3 scripts/check-sass.py --made FOLDER    # FOLDER is what a build with nvcc has left in GGRO_IMAGES_OUT
+
+Prints a line per kernel; exit code 1 if one is not what it should be. Needs cuobjdump and nvdisasm, which the Python packages
+nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm have.
+"""
+
+import argparse
+import collections
+import pathlib
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+
+INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)\s*([^;]*);")
+
+
+def cuobjdump():
+    """The tool in this Python's packages, else the one on the path."""
+    for tool in sorted(pathlib.Path(sysconfig.get_paths()["purelib"]).glob("nvidia/cu*/bin/cuobjdump")):
+        # The wheels of some releases lose the executable bits.
+        for name in ("cuobjdump", "nvdisasm"):
+            tool.with_name(name).chmod(0o755)
+        return str(tool)
+    return "cuobjdump"
+
+
+def machine_code(path):
+    """The first target's code of a packed image: sm_90a of a file for Hopper alone."""
+    content = path.read_bytes()
+    line, rest = content.split(b"\n", 1)
+    return rest[: int(line.split()[0])]
+
+
+def kernels(path):
+    """Lists of (address, name, operands) by kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = pathlib.Path(folder) / "kernels.cubin"
+        cubin.write_bytes(machine_code(path))
+        tool = cuobjdump()
+        done = subprocess.run([tool, "-sass", cubin], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            sys.exit(f"{tool}: {done.stderr}")
+    found, current = {}, None
+    for line in done.stdout.splitlines():
+        if "Function :" in line:
+            current = found.setdefault(line.split(":", 1)[1].strip(), [])
+        elif (match := INSTRUCTION.match(line)) and current is not None:
+            current.append((int(match[1], 16), match[2], match[3].strip()))
+    return found
+
+
+def inner_loop(code, name):
+    """The shortest loop that has such an instruction."""
+    loops = []
+    for address, opcode, operands in code:
+        target = re.search(r"0x([0-9a-f]+)$", operands)
+        if opcode.split(".")[0] == "BRA" and target and int(target[1], 16) <= address:
+            body = [entry for entry in code if int(target[1], 16) <= entry[0] <= address]
+            if any(opcode.startswith(name) for _, opcode, _ in body):
+                loops.append(body)
+    return min(loops, key=len, default=[])
+
+
+def check_product(name, code):
+    """A product by wgmma: what is wrong, and what there is."""
+    tokens = int(re.search(r"sm90_(\d+)_", name)[1])
+    loop = inner_loop(code, "HGMMA")
+    all_of = collections.Counter(opcode.split(".")[0] for _, opcode, _ in code)
+    products = [(opcode, operands) for _, opcode, operands in loop if opcode.startswith("HGMMA")]
+    wrong = []
+
+    def expect(right, words):
+        if not right:
+            wrong.append(words)
+
+    expect(len(products) == 4, f"{len(products)} products in the loop over tiles of 64 terms, expected 4")
+    shape = f"HGMMA.64x{tokens}x16"
+    expect(all(opcode.startswith(shape) for opcode, _ in products), f"products are not {shape}")
+    across = "backward" in name
+    expect(all(("tnspA" in opcode + operands) == across for opcode, operands in products), "the weights' layout")
+    waits = [operands for _, opcode, operands in loop if opcode.startswith("WARPGROUP.DEPBAR")]
+    expect(waits == ["gsb0, 0x1"], f"waits in the loop: {waits}, expected one that leaves a group on its way")
+    for opcode in ("LDSM", "LDS", "STS", "LDG", "STG", "BAR"):
+        expect(not any(entry[1].split(".")[0] == opcode for entry in loop), f"{opcode} in the loop")
+    for opcode in ("LDL", "STL", "LDSM"):
+        expect(all_of[opcode] == 0, f"{opcode}")
+    for opcode, count in (("UTMALDG", 1), ("UBLKCP", 1), ("USETMAXREG", 2)):
+        expect(all_of[opcode] >= count, f"{all_of[opcode]} {opcode}, expected {count} at least")
+    # Both warpgroups issue the loop while the tensor core has 8 N cycles of work: for few tokens it waits for memory anyway.
+    expect(len(loop) <= 128, f"{len(loop)} instructions in the loop")
+    # Cycles of a step of 64 terms: shared memory moves 128 bytes in one, the tensor core multiplies 1024 numbers.
+    weights, lines = 2 * 64 * 64 * 2, tokens * 64 * 2
+    reads = weights + 2 * lines
+    shared, tensor = (reads + weights + lines) / 128, 2 * 64 * tokens * 64 / 1024
+    if tokens >= 128:
+        expect(shared <= tensor, f"shared memory needs {shared / tensor:.2f} of the tensor core's cycles")
+    said = f"{len(loop):4} instructions a step, shared memory {shared:5.0f} cycles, tensor core {tensor:5.0f}"
+    return wrong, said
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--made", metavar="FOLDER", type=pathlib.Path, required=True)
+    folder = parser.parse_args().made
+    failed, count = False, 0
+    for name, code in sorted(kernels(folder / "gemm_sm90.code").items()):
+        wrong, said = check_product(name, code)
+        failed |= bool(wrong)
+        count += 1
+        print(f"{name:28} {said}  {'; '.join(wrong) or 'ok'}")
+    if count != 40:
+        sys.exit(f"{count} kernels in gemm_sm90, expected 40")
+    if failed:
+        sys.exit("machine code is not what it should be")
+
+
+if __name__ == "__main__":
+    main()
