@@ -13,7 +13,7 @@
 //
 // A block has a warpgroup that copies (one thread of it) and two that multiply, each 64 outputs by N tokens: weights are operand
 // A of wgmma, tokens operand B. Copies go through a ring of stages of 64 terms; `full` and `empty` are its barriers, and the block
-// meets at no other. N is the smallest of ten that holds all tokens, so each weight is read once for up to 192 of them.
+// meets at no other. N is the smallest of ten that holds all tokens, so each weight is read once for up to 200 of them.
 // Blocks stay, one on each multiprocessor. The unit of work is a chunk of the terms of a tile of 128 outputs by N tokens. First all
 // blocks share the chunks of the first `split` tiles, in ranges of the same length; whoever has only some chunks of a tile
 // writes their sums to `partial`, and the last to arrive adds them. Then each block takes whole tiles. So the last wave is full.
@@ -24,10 +24,10 @@
 // which `ggro kernels test` asks the card.
 //
 // Bytes: w once per token tile, from L2 but for the first; x once per tile of outputs, from L2. Flops: 2nk per token.
-// Up to some 180 tokens the limit is one read of the weights. A multiprocessor has 7 to 12 stages of 16 KB of weights in flight,
-// several times what latency times bandwidth asks for (26 KB). Beyond, the limit is the tensor core: a stage takes it
-// 8 N cycles, shared memory 256 + 3 N at 128 bytes a cycle (reads of both warpgroups, and the copies), and L2 about 585 + 4.6 N at
-// 28 bytes a cycle for each multiprocessor: with 128 tokens and fewer L2 is the limit.
+// Up to some 180 tokens the limit is one read of the weights. A multiprocessor has 5 to 12 stages of 16 KB of weights in flight,
+// several times what latency times bandwidth asks for (26 KB). Beyond, a step of 64 terms takes the tensor core 4 N cycles, and
+// shared memory 256 + 3 N at 128 bytes a cycle: 32 KB of weights are copied and read, and tokens copied once and read twice. So
+// shared memory is the limit, at 80 % of the tensor core with 128 tokens and 93 % with 200: tiles are as wide as registers allow.
 // Aims (not measured): 90 % of the copy rate below, 85 % of the wgmma peak above.
 #include "common.cuh"
 
@@ -63,30 +63,29 @@ struct Work {
 // The work of this block, in the same order for those who copy and those who multiply.
 class Schedule {
    public:
-    __device__ __forceinline__ Schedule(const GemmArgs& args, int tiles)
-        : chunks_(args.chunks), tiles_(tiles), whole_(args.split + blockIdx.x) {
-        const int shared = args.split * args.chunks;
-        at_ = static_cast<int>(static_cast<int64_t>(shared) * blockIdx.x / gridDim.x);
-        end_ = static_cast<int>(static_cast<int64_t>(shared) * (blockIdx.x + 1) / gridDim.x);
+    __device__ __forceinline__ explicit Schedule(const GemmArgs& args) : whole_(args.split + blockIdx.x) {
+        const int64_t shared = args.split * args.chunks;
+        at_ = static_cast<int>(shared * blockIdx.x / gridDim.x);
+        end_ = static_cast<int>(shared * (blockIdx.x + 1) / gridDim.x);
     }
 
-    // False when there is none left.
-    __device__ __forceinline__ bool next(Work& work) {
+    // False when there is none left of the launch's tiles.
+    __device__ __forceinline__ bool next(Work& work, const GemmArgs& args, int tiles) {
         if (at_ < end_) {
-            work.tile = at_ / chunks_;
-            work.chunk = at_ - work.tile * chunks_;
-            work.end = min(chunks_, work.chunk + end_ - at_);
+            work.tile = at_ / args.chunks;
+            work.chunk = at_ - work.tile * args.chunks;
+            work.end = min(args.chunks, work.chunk + end_ - at_);
             at_ += work.end - work.chunk;
             return true;
         }
-        if (whole_ >= tiles_) return false;
-        work = {whole_, 0, chunks_};
+        if (whole_ >= tiles) return false;
+        work = {whole_, 0, args.chunks};
         whole_ += gridDim.x;
         return true;
     }
 
    private:
-    int chunks_, tiles_, at_, end_, whole_;
+    int at_, end_, whole_;
 };
 
 // The stage of a ring that is next, and the parity of its phase.
@@ -97,6 +96,12 @@ struct Place {
     template <int STAGES>
     __device__ __forceinline__ void advance() {
         if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+
+    // The stage before.
+    template <int STAGES>
+    __device__ __forceinline__ int last() const {
+        return stage == 0 ? STAGES - 1 : stage - 1;
     }
 };
 
@@ -115,43 +120,41 @@ struct Gemm {
         __device__ __forceinline__ uint32_t stage(int index) const { return stages + index * kStageBytes; }
     };
 
-    // What all threads know of the problem.
+    // How the problem is cut. Worked out where it is asked for: sums leave no registers to keep it in.
     struct Problem {
-        int term_tiles, output_tiles, token_tiles;  // of 64 terms, 64 outputs, N tokens
-        int tiles;                                  // of 128 outputs by N tokens
+        const GemmArgs& args;
 
-        __device__ __forceinline__ explicit Problem(const GemmArgs& args)
-            : term_tiles((args.terms + kTile - 1) / kTile),
-              output_tiles((args.outputs + kTile - 1) / kTile),
-              token_tiles((args.tokens + N - 1) / N),
-              tiles((output_tiles + 1) / 2 * token_tiles) {}
-
+        __device__ __forceinline__ int term_tiles() const { return (args.terms + kTile - 1) / kTile; }
+        __device__ __forceinline__ int output_tiles() const { return (args.outputs + kTile - 1) / kTile; }
+        __device__ __forceinline__ int token_tiles() const { return (args.tokens + N - 1) / N; }
+        // Tiles of 128 outputs by N tokens.
+        __device__ __forceinline__ int tiles() const { return (output_tiles() + 1) / 2 * token_tiles(); }
         // Neighbouring tiles have the same weights.
-        __device__ __forceinline__ int first_output_tile(const Work& work) const { return work.tile / token_tiles * 2; }
-        __device__ __forceinline__ int first_token(const Work& work) const { return work.tile % token_tiles * N; }
+        __device__ __forceinline__ int first_output_tile(const Work& work) const { return work.tile / token_tiles() * 2; }
+        __device__ __forceinline__ int first_token(const Work& work) const { return work.tile % token_tiles() * N; }
         // Where a chunk begins, in tiles of terms.
-        __device__ __forceinline__ int begin(const GemmArgs& args, int chunk) const {
-            return static_cast<int>(static_cast<int64_t>(chunk) * term_tiles / args.chunks);
+        __device__ __forceinline__ int begin(int chunk) const {
+            return static_cast<int>(static_cast<int64_t>(chunk) * term_tiles() / args.chunks);
         }
     };
 
     // One thread fills the ring with what the block's work needs, as soon as there is room.
     static __device__ __forceinline__ void copy(const GemmArgs& args, const Problem& problem, const Ring& ring,
                                                 const void* tokens) {
-        Schedule schedule(args, problem.tiles);
+        Schedule schedule(args);
         Place place;
-        for (Work work; schedule.next(work);) {
+        for (Work work; schedule.next(work, args, problem.tiles());) {
             const int output_tile = problem.first_output_tile(work), first_token = problem.first_token(work);
-            const bool both = output_tile + 1 < problem.output_tiles;
-            const int end = problem.begin(args, work.end);
+            const bool both = output_tile + 1 < problem.output_tiles();
+            const int end = problem.begin(work.end);
 #pragma unroll 1
-            for (int term = problem.begin(args, work.chunk); term < end; ++term) {
+            for (int term = problem.begin(work.chunk); term < end; ++term) {
                 const uint32_t stage = ring.stage(place.stage), full = ring.full + 8 * place.stage;
                 ptx::mbarrier_wait(ring.empty + 8 * place.stage, place.parity ^ 1);
                 ptx::mbarrier_expect_tx(full, (both ? 2 : 1) * kTileBytes + kTokenBytes);
                 const auto weights = [&](int output) {
-                    const size_t tile = BY_COLUMNS ? static_cast<size_t>(term) * problem.output_tiles + output
-                                                   : static_cast<size_t>(output) * problem.term_tiles + term;
+                    const size_t tile = BY_COLUMNS ? static_cast<size_t>(term) * problem.output_tiles() + output
+                                                   : static_cast<size_t>(output) * problem.term_tiles() + term;
                     return static_cast<const char*>(args.w) + tile * kTileBytes;
                 };
                 if (BY_COLUMNS && both) {
@@ -185,7 +188,6 @@ struct Gemm {
         constexpr uint32_t kStep = BY_COLUMNS ? 16 * kLineBytes : 16 * 2;  // bytes of 16 terms of the weights
 #pragma unroll
         for (int i = 0; i < kSums; ++i) sums[i] = 0.0f;
-        int before = 0;
 #pragma unroll 1
         for (int step = 0; step < steps; ++step) {
             const uint32_t stage = ring.stage(place.stage);
@@ -197,12 +199,11 @@ struct Gemm {
             for (int k = 0; k < kTile / 16; ++k) product(sums, a + (k * kStep >> 4), b + (k * 32 >> 4));
             ptx::wgmma_commit();
             ptx::wgmma_wait<1>();
-            if (step > 0) release(ring, before);
-            before = place.stage;
+            if (step > 0) release(ring, place.template last<kStages>());
             place.template advance<kStages>();
         }
         ptx::wgmma_wait<0>();
-        if (steps > 0) release(ring, before);
+        if (steps > 0) release(ring, place.template last<kStages>());
     }
 
     // Goes through the stages of a tile whose outputs do not exist for this warpgroup.
@@ -351,19 +352,19 @@ struct Gemm {
     // A warpgroup multiplies what the ring brings, 64 of the 128 outputs.
     static __device__ __forceinline__ void compute(const GemmArgs& args, const Problem& problem, const Ring& ring,
                                                    int group, unsigned* flags) {
-        Schedule schedule(args, problem.tiles);
+        Schedule schedule(args);
         Place place;
-        for (Work work; schedule.next(work);) {
+        for (Work work; schedule.next(work, args, problem.tiles());) {
             const int output_tile = problem.first_output_tile(work) + group, first_token = problem.first_token(work);
-            if (output_tile >= problem.output_tiles) {
-                skip(ring, place, problem.begin(args, work.end) - problem.begin(args, work.chunk));
+            if (output_tile >= problem.output_tiles()) {
+                skip(ring, place, problem.begin(work.end) - problem.begin(work.chunk));
                 continue;
             }
             float sums[kSums], total[kSums];
             const bool whole = work.end - work.chunk == args.chunks;
 #pragma unroll 1
             for (int chunk = work.chunk; chunk < work.end; ++chunk) {
-                multiply(sums, ring, place, group, problem.begin(args, chunk + 1) - problem.begin(args, chunk));
+                multiply(sums, ring, place, group, problem.begin(chunk + 1) - problem.begin(chunk));
                 if (whole) {
 #pragma unroll
                     for (int i = 0; i < kSums; ++i) total[i] = chunk == 0 ? sums[i] : total[i] + sums[i];
@@ -400,7 +401,7 @@ struct Gemm {
         const uint32_t full = ptx::smem_address(barriers);
         // The swizzle's pattern repeats after 1024 bytes.
         const Ring ring = {(ptx::smem_address(shared) + 1023) & ~1023u, full, full + 8 * kStages};
-        const Problem problem(args);
+        const Problem problem = {args};
         if (threadIdx.x == 0) {
             for (int i = 0; i < kStages; ++i) {
                 ptx::mbarrier_init(ring.full + 8 * i, 1);
@@ -446,8 +447,8 @@ struct alignas(64) TensorMap {
     GEMM(NAME##_64_##SUFFIX, T, 64, BY_COLUMNS)       \
     GEMM(NAME##_96_##SUFFIX, T, 96, BY_COLUMNS)       \
     GEMM(NAME##_128_##SUFFIX, T, 128, BY_COLUMNS)     \
-    GEMM(NAME##_136_##SUFFIX, T, 136, BY_COLUMNS)     \
-    GEMM(NAME##_192_##SUFFIX, T, 192, BY_COLUMNS)
+    GEMM(NAME##_192_##SUFFIX, T, 192, BY_COLUMNS)     \
+    GEMM(NAME##_200_##SUFFIX, T, 200, BY_COLUMNS)
 
 // The host's list (src/cuda/ops/gemm/sm90.rs) repeats these numbers.
 GEMM_ALL(gemm_sm90, bf16, __nv_bfloat16, false)

@@ -268,11 +268,11 @@ struct Wgmma;
     WGMMA_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define WGMMA_NAMES_64 \
     WGMMA_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define WGMMA_NAMES_68 \
-    WGMMA_NAMES_64 ", %64, %65, %66, %67"
 #define WGMMA_NAMES_96 \
     WGMMA_NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, " \
     "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define WGMMA_NAMES_100 \
+    WGMMA_NAMES_96 ", %96, %97, %98, %99"
 
 // N columns in R registers; A, B and TRANS are the places of the operands behind them.
 #define WGMMA(N, R, A, B, TRANS, ...)                                                                                   \
@@ -302,8 +302,8 @@ WGMMA(48, 24, "%24", "%25", "%26", WGMMA_16(0), WGMMA_8(16))
 WGMMA(64, 32, "%32", "%33", "%34", WGMMA_32(0))
 WGMMA(96, 48, "%48", "%49", "%50", WGMMA_32(0), WGMMA_16(32))
 WGMMA(128, 64, "%64", "%65", "%66", WGMMA_64(0))
-WGMMA(136, 68, "%68", "%69", "%70", WGMMA_64(0), WGMMA_4(64))
 WGMMA(192, 96, "%96", "%97", "%98", WGMMA_64(0), WGMMA_32(64))
+WGMMA(200, 100, "%100", "%101", "%102", WGMMA_64(0), WGMMA_32(64), WGMMA_4(96))
 
 #undef WGMMA
 

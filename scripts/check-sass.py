@@ -92,14 +92,13 @@ def check_product(name, code):
         expect(all_of[opcode] == 0, f"{opcode}")
     for opcode, count in (("UTMALDG", 1), ("UBLKCP", 1), ("USETMAXREG", 2)):
         expect(all_of[opcode] >= count, f"{all_of[opcode]} {opcode}, expected {count} at least")
-    # Both warpgroups issue the loop while the tensor core has 8 N cycles of work: for few tokens it waits for memory anyway.
+    # Both warpgroups issue the loop while the tensor core has 4 N cycles of work: for few tokens it waits for memory anyway.
     expect(len(loop) <= 128, f"{len(loop)} instructions in the loop")
-    # Cycles of a step of 64 terms: shared memory moves 128 bytes in one, the tensor core multiplies 1024 numbers.
+    # Cycles of a step of 64 terms: shared memory moves 128 bytes in one, the tensor core adds 2048 products.
     weights, lines = 2 * 64 * 64 * 2, tokens * 64 * 2
     reads = weights + 2 * lines
-    shared, tensor = (reads + weights + lines) / 128, 2 * 64 * tokens * 64 / 1024
-    if tokens >= 128:
-        expect(shared <= tensor, f"shared memory needs {shared / tensor:.2f} of the tensor core's cycles")
+    shared, tensor = (reads + weights + lines) / 128, 2 * 64 * tokens * 64 / 2048
+    expect(tokens < 192 or shared <= 1.1 * tensor, f"shared memory needs {shared / tensor:.2f} of the tensor core's cycles")
     said = f"{len(loop):4} instructions a step, shared memory {shared:5.0f} cycles, tensor core {tensor:5.0f}"
     return wrong, said
 

@@ -12,6 +12,7 @@ use crate::cuda::device::Device;
 use crate::cuda::launch::{check_len, product};
 use crate::dtype::HalfType;
 use crate::{Error, Result};
+use std::ops::Range;
 
 /// Which product of the stored weights `[n, k]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +159,15 @@ impl Output<'_> {
         }
     }
 
+    /// Some of the elements.
+    fn slice(&mut self, range: Range<usize>) -> Output<'_> {
+        match self {
+            Output::F32(y) => Output::F32(y.slice(range)),
+            Output::Half(y) => Output::Half(y.slice(range)),
+            Output::Add(y) => Output::Add(y.slice(range)),
+        }
+    }
+
     /// Elements.
     pub fn len(&self) -> usize {
         match self {
@@ -190,8 +200,9 @@ pub fn gemm(
     shape: Shape,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let plan = Plan::new(operands.layout, shape, device.multiprocessors(), scratch.workspace());
-    gemm_planned(device, y, operands, shape, plan, scratch)
+    let Operands { storage, x, w, layout, bias } = operands;
+    let problem = Problem { op: "gemm", direction: Direction::Forward, storage, shape, x, w, bias };
+    launch_all(device, y, &problem, layout, scratch)
 }
 
 /// [`gemm`] with a chosen kernel.
@@ -217,6 +228,33 @@ pub(super) struct Problem<'a> {
     pub x: View<'a, u16>,
     pub w: View<'a, u16>,
     pub bias: Option<View<'a, u16>>,
+}
+
+/// Plans and launches. What would leave multiprocessors idle for want of workspace goes in several launches, each of some of the
+/// tokens: the bits are the same.
+pub(super) fn launch_all(
+    device: &Device,
+    y: &mut Output<'_>,
+    problem: &Problem<'_>,
+    layout: WeightLayout,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let &Problem { op, shape: Shape { tokens, n, k }, x, .. } = problem;
+    check_len(op, "x", x.len(), product(op, tokens, k)?)?;
+    check_len(op, "y", y.len(), product(op, tokens, n)?)?;
+    let multiprocessors = device.multiprocessors();
+    let most = match layout {
+        WeightLayout::Rows => sm80::tokens_at_once(problem.shape, multiprocessors, scratch.workspace()),
+        WeightLayout::Tiles => tokens,
+    };
+    for first in (0..tokens).step_by(most.max(1)) {
+        let rows = first..tokens.min(first + most);
+        let shape = Shape { tokens: rows.len(), n, k };
+        let plan = Plan::new(layout, shape, multiprocessors, scratch.workspace());
+        let part = Problem { shape, x: x.slice(rows.start * k..rows.end * k), ..*problem };
+        launch(device, &mut y.slice(rows.start * n..rows.end * n), &part, layout, plan, scratch)?;
+    }
+    Ok(())
 }
 
 /// Checks what both directions and both families ask for, and launches.

@@ -1,6 +1,6 @@
 //! Data gradients of products with stored weights: [`gemm`](super::gemm) with the weights read by columns.
 
-use super::gemm::{Direction, Output, Plan, Problem, Scratch, Shape, launch};
+use super::gemm::{Direction, Output, Plan, Problem, Scratch, Shape, launch, launch_all};
 use super::weight_layout::WeightLayout;
 use crate::Result;
 use crate::cuda::buffer::View;
@@ -29,8 +29,7 @@ pub fn gemm_backward(
     shape: Shape,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let plan = Plan::new(gradients.layout, shape.transposed(), device.multiprocessors(), scratch.workspace());
-    gemm_backward_planned(device, dx, gradients, shape, plan, scratch)
+    launch_all(device, dx, &problem(gradients, shape), gradients.layout, scratch)
 }
 
 /// [`gemm_backward`] with a chosen kernel; the plan is for the transposed shape.
@@ -42,8 +41,11 @@ pub fn gemm_backward_planned(
     plan: Plan,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let Gradients { storage, dy, w, layout } = gradients;
+    launch(device, dx, &problem(gradients, shape), gradients.layout, plan, scratch)
+}
+
+fn problem<'a>(gradients: Gradients<'a>, shape: Shape) -> Problem<'a> {
+    let Gradients { storage, dy: x, w, .. } = gradients;
     let shape = shape.transposed();
-    let problem = Problem { op: "gemm_backward", direction: Direction::Backward, storage, shape, x: dy, w, bias: None };
-    launch(device, dx, &problem, layout, plan, scratch)
+    Problem { op: "gemm_backward", direction: Direction::Backward, storage, shape, x, w, bias: None }
 }

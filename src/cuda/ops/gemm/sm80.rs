@@ -179,10 +179,20 @@ impl Plan {
     }
 }
 
+/// How many tokens go into one launch: all, but where the workspace has no room for their chunk sums and their blocks alone would
+/// leave multiprocessors idle.
+pub(super) fn tokens_at_once(shape: Shape, multiprocessors: u32, workspace: usize) -> usize {
+    let plan = Plan::new(shape, multiprocessors, workspace);
+    let blocks = plan.grid.1 * plan.grid.2;
+    let per_token = (plan.chunks.count * shape.n).max(1);
+    let tile = TILES[MANY].tokens;
+    let fits = workspace / per_token / tile * tile;
+    let idle = plan.tile == MANY_FOLDED && 10 * blocks < 9 * multiprocessors as usize;
+    if idle && fits > 0 { fits } else { shape.tokens }
+}
+
 /// Tokens for whose chunk sums there is room. With more there are blocks enough in most products without a block for each chunk.
 const ROOM: usize = 512;
-/// Elements of workspace for more tokens than that, at most: 64 MiB.
-const MOST_ROOM: usize = 16 << 20;
 
 /// What any of the products needs, by outputs and terms.
 pub(super) fn room(products: &[(usize, usize)]) -> Room {
@@ -301,11 +311,13 @@ mod tests {
         for model in MODELS {
             let products: Vec<_> = model.into_iter().flat_map(|(n, k)| [(n, k), (k, n)]).collect();
             let Room { workspace, .. } = room(&products);
-            assert!(workspace <= MOST_ROOM, "{workspace} elements");
+            assert!(workspace <= 16 << 20, "{workspace} elements are 64 MiB at most");
             for multiprocessors in [108, 132] {
                 for &(n, k) in &products {
                     for tokens in 1..=2048 {
-                        let plan = Plan::new(Shape { tokens, n, k }, multiprocessors, workspace);
+                        let shape = Shape { tokens, n, k };
+                        let tokens = tokens_at_once(shape, multiprocessors, workspace).min(tokens);
+                        let plan = Plan::new(Shape { tokens, ..shape }, multiprocessors, workspace);
                         let blocks = plan.grid.0 * plan.grid.1 * plan.grid.2;
                         let most = plan.chunks.count * plan.grid.1 * plan.grid.2;
                         let full = 0.9 * f64::from(multiprocessors);

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 use cudarc::driver::sys;
 
 /// Tokens of a tile, per kernel.
-pub const TOKENS: [usize; 10] = [8, 16, 24, 32, 48, 64, 96, 128, 136, 192];
+pub const TOKENS: [usize; 10] = [8, 16, 24, 32, 48, 64, 96, 128, 192, 200];
 /// Outputs of a tile: 64 for each of two warpgroups.
 const OUTPUTS: usize = 128;
 /// Outputs and terms of a tile of weights.
@@ -38,8 +38,8 @@ const NAMES: [[[&str; 2]; 2]; TOKENS.len()] = [
     names!("64"),
     names!("96"),
     names!("128"),
-    names!("136"),
     names!("192"),
+    names!("200"),
 ];
 
 pub(in crate::cuda) struct Kernels;
@@ -98,8 +98,9 @@ pub fn chunks(outputs: usize, terms: usize) -> usize {
     let (tiles, steps) = (outputs.div_ceil(OUTPUTS).max(1), terms.div_ceil(TILE).max(1));
     let cost = |&chunks: &usize| {
         let (whole, rest) = (tiles / CARD, tiles % CARD);
-        // Writing chunk sums, finding out who is last, and adding them, in steps.
-        let adding = if chunks > 1 { 6 + chunks } else { 0 };
+        // Writing chunk sums, finding out who is last, and adding them, in half steps: with 128 tokens a step's time writes one
+        // chunk's sums or reads them.
+        let adding = if chunks > 1 { 4 + 2 * chunks } else { 0 };
         2 * (whole * steps + (rest * chunks).div_ceil(CARD) * steps.div_ceil(chunks)) + adding
     };
     let some = (1..=MOST_CHUNKS).filter(|&chunks| chunks == 1 || steps / chunks >= LEAST_CHUNK);
@@ -122,7 +123,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The kernel for a shape. Up to 192 tokens are one tile; more are the tiles that keep the multiprocessors busy most evenly.
+    /// The kernel for a shape. Up to 200 tokens are one tile; more are the tiles that keep the multiprocessors busy most evenly.
     pub fn new(shape: Shape, multiprocessors: u32, workspace: usize) -> Self {
         let plan = |instance| Self::with_instance(shape, instance, multiprocessors, workspace);
         if let Some(one) = TOKENS.iter().position(|&tokens| shape.tokens <= tokens) {
@@ -163,9 +164,8 @@ impl Plan {
         let rest = self.tiles - self.split;
         let shared = (self.split * self.chunks).div_ceil(self.blocks.max(1));
         let chunks = rest.div_ceil(self.blocks.max(1)) * self.chunks + shared;
-        // A step of 64 terms: the tensor core's cycles, or those of L2 at 28 bytes a cycle, which published measurements of an H100
-        // show for each multiprocessor.
-        let step = (8 * tokens).max(stage(tokens) / 28);
+        // A step of 64 terms: the tensor core's cycles, or those of shared memory.
+        let step = (4 * tokens).max(256 + 3 * tokens);
         let adding = if self.split > 0 { self.chunks * tokens * 8 } else { 0 };
         chunks * terms.div_ceil(TILE) * step / self.chunks + adding
     }
@@ -297,17 +297,14 @@ mod tests {
             assert!(count == 1 || k.div_ceil(TILE) / count >= LEAST_CHUNK, "{n} {k}");
         }
         let some = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096), (1, 4096), (576, 192)];
-        assert_eq!(some.map(|(n, k)| chunks(n, k)), [8, 4, 4, 4, 5, 8, 1]);
+        assert_eq!(some.map(|(n, k)| chunks(n, k)), [5, 4, 4, 4, 5, 8, 1]);
     }
 
     #[test]
-    fn one_tile_holds_up_to_192_tokens() {
+    fn one_tile_holds_up_to_200_tokens() {
         let tokens = |tokens| TOKENS[Plan::new(Shape { tokens, n: 4096, k: 4096 }, 132, MOST_ROOM).instance];
-        assert_eq!(
-            [1, 8, 9, 25, 33, 64, 65, 128, 129, 137, 192].map(tokens),
-            [8, 8, 16, 32, 48, 64, 96, 128, 136, 192, 192]
-        );
-        assert_eq!([256, 400, 2048].map(tokens), [128, 136, 192]);
+        assert_eq!([1, 8, 9, 25, 33, 64, 65, 128, 129, 200].map(tokens), [8, 8, 16, 32, 48, 64, 96, 128, 192, 200]);
+        assert_eq!([256, 400, 2048].map(tokens), [128, 200, 192]);
     }
 
     #[test]
