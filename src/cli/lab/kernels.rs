@@ -3,6 +3,8 @@
 use crate::cli::output::Paths;
 use crate::cuda::{Device, images};
 use crate::lab::kernel_check::{self, Finding, Listed, Timing, self_check, vectors};
+use crate::lab::time_model;
+use crate::model::synthetic;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -54,6 +56,8 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+    /// Print what passes and products of Llama-3.1-8B take on Hopper: computed from their launches, not measured; needs no device
+    Model,
 }
 
 #[derive(Debug, clap::Args)]
@@ -85,6 +89,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Action::List { json } => list(*json),
+        Action::Model => {
+            write!(std::io::stdout(), "{}", time_model::table(&synthetic::pair(time_model::MODEL)?))?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

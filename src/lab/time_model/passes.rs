@@ -1,0 +1,245 @@
+//! What a pass of a model takes: its launches, in the order of `model::cuda::decoder` and `model::cuda::backward`.
+
+use super::card::{ATTENTION, ATTENTION_OPERATIONS, ATTENTION_STREAM, Card, HOST, LAUNCH, NORM, ROPE, SMALL, SWIGLU};
+use super::products::{Family, Product, Products, products};
+use crate::files::config::ModelConfig;
+use crate::lab::bench::cost::{self, Cost};
+
+/// What a pass takes, by what takes it, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Time {
+    /// Products with weights.
+    pub products: f64,
+    /// Attention.
+    pub attention: f64,
+    /// Small kernels and the host.
+    pub rest: f64,
+}
+
+impl Time {
+    fn products(time: f64) -> Self {
+        Time { products: time, ..Time::default() }
+    }
+
+    fn attention(time: f64) -> Self {
+        Time { attention: time, ..Time::default() }
+    }
+
+    fn rest(time: f64) -> Self {
+        Time { rest: time, ..Time::default() }
+    }
+
+    fn times(self, count: usize) -> Self {
+        let count = count as f64;
+        Time { products: count * self.products, attention: count * self.attention, rest: count * self.rest }
+    }
+
+    /// Microseconds.
+    pub fn sum(&self) -> f64 {
+        self.products + self.attention + self.rest
+    }
+}
+
+impl std::ops::Add for Time {
+    type Output = Time;
+
+    fn add(self, other: Time) -> Time {
+        Time {
+            products: self.products + other.products,
+            attention: self.attention + other.attention,
+            rest: self.rest + other.rest,
+        }
+    }
+}
+
+/// A pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// A token of each of `rows` sequences that share nothing.
+    Decode {
+        /// Sequences.
+        rows: usize,
+        /// Positions of each.
+        context: usize,
+    },
+    /// A prompt of so many tokens.
+    Prefill(usize),
+    /// Segments behind a prefix that they share, scored and differentiated.
+    Gradient {
+        /// Segments.
+        segments: usize,
+        /// Tokens of each.
+        tokens: usize,
+        /// Positions before them.
+        prefix: usize,
+    },
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Phase::Decode { rows: 1, context } => write!(f, "decode, 1 row, {context} before it"),
+            Phase::Decode { rows, context } => write!(f, "decode, {rows} rows, {context} before each"),
+            Phase::Prefill(tokens) => write!(f, "prefill {tokens}"),
+            Phase::Gradient { segments, tokens, prefix } => {
+                write!(f, "reward with gradient, {segments} x {tokens} behind {prefix}")
+            }
+        }
+    }
+}
+
+impl Phase {
+    /// What it moves and computes at least.
+    pub fn cost(&self, pair: &[ModelConfig; 2]) -> Cost {
+        match *self {
+            Phase::Decode { rows, context } => cost::decode(&pair[0], rows, context, 0),
+            Phase::Prefill(tokens) => cost::prefill(&pair[0], tokens),
+            Phase::Gradient { segments, tokens, prefix } => cost::gradient(&pair[1], segments, tokens, prefix),
+        }
+    }
+
+    /// The least that it takes on a card, in microseconds.
+    pub fn limit(&self, card: Card, pair: &[ModelConfig; 2]) -> f64 {
+        card.limits().seconds(self.cost(pair)) * 1e6
+    }
+
+    /// What it takes with one family of products.
+    pub fn time(&self, family: Family, card: Card, pair: &[ModelConfig; 2]) -> Time {
+        match *self {
+            Phase::Decode { rows, context } => Pass::new(family, card, &pair[0], true).decode(rows, context),
+            Phase::Prefill(tokens) => Pass::new(family, card, &pair[0], false).prefill(tokens),
+            Phase::Gradient { segments, tokens, prefix } => {
+                Pass::new(family, card, &pair[1], false).gradient(segments, tokens, prefix)
+            }
+        }
+    }
+}
+
+/// A pass of a model with a family of products on a card.
+struct Pass<'a> {
+    card: Card,
+    config: &'a ModelConfig,
+    products: Products,
+    /// What every launch costs beyond what it costs in a graph.
+    launch: f64,
+}
+
+/// Bytes and operations of a launch of attention.
+#[derive(Clone, Copy)]
+struct Attention {
+    /// Positions whose keys and values come from memory.
+    positions: f64,
+    /// Pairs of a query and a key.
+    pairs: f64,
+}
+
+impl<'a> Pass<'a> {
+    fn new(family: Family, card: Card, config: &'a ModelConfig, graph: bool) -> Self {
+        let launch = if graph { 0.0 } else { LAUNCH };
+        Pass { card, config, products: Products::new(family, card, config), launch }
+    }
+
+    /// A small kernel that moves so many bytes for each of so many rows.
+    fn small(&self, least: f64, rows: usize, bytes: usize) -> Time {
+        Time::rest(self.launch + least + (rows * bytes) as f64 / self.card.copy)
+    }
+
+    fn product(&self, product: &Product, rows: usize) -> Time {
+        Time::products(self.launch + self.products.time(product, rows))
+    }
+
+    /// Bytes of the keys and values of a position in a layer.
+    fn kv(&self) -> f64 {
+        cost::kv_bytes(self.config) / self.config.num_layers as f64
+    }
+
+    /// Operations of a query and a key in a layer, of the two products of the forward pass.
+    fn pair(&self) -> f64 {
+        (4 * self.config.num_heads * self.config.head_dim) as f64
+    }
+
+    fn attention(&self, work: Attention) -> Time {
+        let bytes = work.positions * self.kv() / (self.card.copy * ATTENTION_STREAM);
+        Time::attention(self.launch + ATTENTION + bytes.max(work.pairs * self.pair() / ATTENTION_OPERATIONS))
+    }
+
+    /// A layer of `rows` rows, of which `live` go on beyond keys and values.
+    fn layer(&self, rows: usize, live: usize, attention: Attention) -> Time {
+        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
+        let ([qkv, o, gate_up, down], ..) = products(self.config);
+        self.small(NORM, rows, 6 * d)
+            + self.product(&qkv, rows)
+            + self.small(ROPE, rows, 4 * qkv.n)
+            + self.attention(attention)
+            + self.product(&o, live)
+            + self.small(NORM, live, 6 * d)
+            + self.product(&gate_up, live)
+            + self.small(SWIGLU, live, 6 * f)
+            + self.product(&down, live)
+    }
+
+    /// All layers, from the embeddings to the final norm of the live rows.
+    fn layers(&self, rows: usize, live: usize, attention: Attention) -> Time {
+        let d = self.config.hidden_size;
+        let last = Attention { pairs: attention.pairs * live as f64 / rows as f64, ..attention };
+        self.small(SMALL, rows, 6 * d)
+            + self.layer(rows, rows, attention).times(self.config.num_layers - 1)
+            + self.layer(rows, live, last)
+            + self.small(SMALL, live, 8 * d)
+            + self.small(NORM, live, 6 * d)
+    }
+
+    /// Logits, their statistics, and the hidden states that are kept.
+    fn head(&self, rows: usize) -> Time {
+        let (.., head) = products(self.config);
+        self.small(SMALL, rows, 4 * self.config.hidden_size)
+            + self.product(&head, rows)
+            + self.small(SMALL, rows, 4 * self.config.vocab_size)
+            + self.small(SMALL, rows, 0)
+    }
+
+    fn decode(&self, rows: usize, context: usize) -> Time {
+        let seen = (rows * context) as f64;
+        Time::rest(HOST) + self.layers(rows, rows, Attention { positions: seen, pairs: seen }) + self.head(rows)
+    }
+
+    fn prefill(&self, tokens: usize) -> Time {
+        let n = tokens as f64;
+        Time::rest(HOST) + self.layers(tokens, 1, Attention { positions: n, pairs: n * (n + 1.0) / 2.0 }) + self.head(1)
+    }
+
+    /// Scored is the last row of every segment, and the gradient of its first row is wanted.
+    fn gradient(&self, segments: usize, tokens: usize, prefix: usize) -> Time {
+        let rows = segments * tokens;
+        let (before, own) = ((rows * prefix) as f64, rows as f64 * (tokens as f64 + 1.0) / 2.0);
+        let attention = Attention { positions: (prefix + rows) as f64, pairs: before + own };
+        let (d, layers) = (self.config.hidden_size, self.config.num_layers);
+        // The residual stream of both norms goes to the tape.
+        let taped = self.small(SMALL, rows, 8 * d).times(2 * layers);
+        let score = self.product(&Product { name: "score", n: 1, k: d, output: 4 }, segments);
+        let backward = self.layer_backward([rows; 3], before, own).times(layers - 2)
+            + self.layer_backward([rows, segments, rows], before / tokens as f64, own / tokens as f64)
+            + self.layer_backward([rows, rows, segments], before, own);
+        // The final norm; rows copied and set to zero at the top and at the bottom; candidates' scores.
+        let ends = self.small(NORM, segments, 18 * d) + self.small(SMALL, rows, 4 * d).times(10);
+        Time::rest(HOST) + self.layers(rows, segments, attention) + taped + score + backward + ends
+    }
+
+    /// A layer backward: rows of the batch, those that have a gradient above, and those whose gradient goes on below.
+    fn layer_backward(&self, [rows, above, below]: [usize; 3], before: f64, own: f64) -> Time {
+        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
+        let (_, [down, gate_up, o, qkv], _) = products(self.config);
+        // Scores, dp and dq against all keys; dk and dv against the segment's own.
+        let operations = |pairs: f64| pairs * self.pair() / ATTENTION_OPERATIONS;
+        let attention = 2.0 * (self.launch + ATTENTION) + operations(1.5 * (before + own)) + operations(2.0 * own);
+        self.product(&down, above)
+            + self.small(SWIGLU, above, 12 * f)
+            + self.product(&gate_up, above)
+            + self.small(NORM, above, 18 * d)
+            + self.product(&o, above)
+            + Time::attention(attention)
+            + self.small(ROPE, rows, 6 * qkv.k)
+            + self.product(&qkv, below)
+            + self.small(NORM, below, 18 * d)
+    }
+}
