@@ -49,8 +49,6 @@ pub const L2: f64 = 50e6;
 
 /// Read: of a product, the time in which nothing streams: launch in a graph, first byte, epilogue, ticket.
 pub const DEAD: f64 = 2.8;
-/// Assumed: what the last to arrive at a shared tile waits for, besides bytes: sums written, ticket, sums read.
-pub const TICKET: f64 = 1.0;
 /// Fitted by 1 x 16 tokens with gradient: what a launch costs beyond that where no graph starts it.
 pub const LAUNCH: f64 = 0.7;
 /// Read: the host's part of a step of decoding: copy back, scheduler, copy in, start of the graph. Taken for every pass.

@@ -1,10 +1,9 @@
 //! What a product with weights takes, from the launch that its plan makes.
 
 use super::card::{
-    CLOCK, Card, DEAD, FOLD_FILL, FOLD_STEP, L2, L2_RATE, MULTIPROCESSORS, OPERATIONS, SHARED_OVERHEAD, TICKET,
-    TILE_STEP,
+    CLOCK, Card, DEAD, FOLD_FILL, FOLD_STEP, L2, L2_RATE, MULTIPROCESSORS, OPERATIONS, SHARED_OVERHEAD, TILE_STEP,
 };
-use crate::cuda::ops::gemm::{Scratch, Shape, sm80, sm90};
+use crate::cuda::ops::gemm::{Room, Shape, sm80, sm90};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::files::config::ModelConfig;
 
@@ -101,7 +100,7 @@ impl Products {
         let sizes: Vec<(usize, usize)> =
             forward.iter().chain(&backward).chain([&head]).map(|product| (product.n, product.k)).collect();
         // The scratch is tickets too: some KB, too little to let another plan in.
-        let whole = |layout| (Scratch::bytes(layout, &sizes) / 4) as usize;
+        let whole = |layout| Room::of(layout, &sizes).workspace;
         let workspace = match family {
             Family::OfReference => {
                 let streaming = sm80::TILES.iter().enumerate().filter(|(_, tile)| tile.tokens <= 64);
@@ -184,7 +183,7 @@ fn sm80_time(plan: &sm80::Plan, product: &Product, tokens: usize, streaming: f64
         1 => 0.0,
         // Of these kernels the dead time has the ticket.
         chunks if tile.tokens <= 64 => through_l2(4 * elements * (rounds + chunks)),
-        chunks => through_l2(4 * elements * (rounds + chunks)) + TICKET,
+        chunks => through_l2(4 * elements * (rounds + chunks)),
     };
     streaming.max(arithmetic) + adding
 }
@@ -277,7 +276,7 @@ fn sm90_time(plan: &sm90::Plan, product: &Product, streaming: f64) -> f64 {
                 false => {
                     progress.products += work.chunks as f64 * sums;
                     let adds = last[work.tile].1 == block;
-                    if adds { TICKET + plan.chunks as f64 * sums + epilogue } else { 0.0 }
+                    if adds { plan.chunks as f64 * sums + epilogue } else { 0.0 }
                 }
             };
         }
