@@ -159,15 +159,17 @@ float cut_to_float(double x) {
     return bits_to_float(float_to_bits(nearest) - uint32_t(std::fabs(double(nearest)) > std::fabs(x)));
 }
 
+// What all rows of the result have in common.
 struct Exponents {
     int a[kM][kK], b[kK][kN];
+    double factor[kK][kN];  // b
 };
 
 // As a tensor core adds (the behaviour that measurements of A100 and H100 show): in groups of 8 or 16 products, every
 // term of a group and the accumulator are aligned to the largest exponent, cut below one or two bits more than the 24
 // of f32, added exactly, and the sum is cut to f32. One row of the result at a time; all terms are finite.
 template <int GROUP>
-void add_cut(const float* a, const int* a_exponents, const Operands& m, const Exponents& e, float* c) {
+void add_cut(const float* a, const int* a_exponents, const Exponents& e, float* c) {
     constexpr int extra = GROUP == 16 ? 2 : 1;
     for (int first = 0; first < kK; first += GROUP) {
         int largest[kN];
@@ -183,7 +185,7 @@ void add_cut(const float* a, const int* a_exponents, const Operands& m, const Ex
             sum[n] = __builtin_trunc(double(c[n]) * scale[n]);
         }
         for (int k = first; k < first + GROUP; ++k) {
-            for (int n = 0; n < kN; ++n) sum[n] += __builtin_trunc(double(a[k]) * double(m.b[k][n]) * scale[n]);
+            for (int n = 0; n < kN; ++n) sum[n] += __builtin_trunc(double(a[k]) * e.factor[k][n] * scale[n]);
         }
         // A sum of nothing but zeros keeps the sign of the accumulator.
         for (int n = 0; n < kN; ++n) {
@@ -213,6 +215,7 @@ void multiply_truncated(const Operands& m, int lowest, float (&d)[kM][kN]) {
     for (int k = 0; k < kK; ++k) {
         for (int n = 0; n < kN; ++n) {
             e.b[k][n] = exponent_of(m.b[k][n], lowest);
+            e.factor[k][n] = m.b[k][n];
             finite &= std::isfinite(m.b[k][n]) && std::isfinite(m.c[k][n]);
         }
     }
@@ -225,7 +228,7 @@ void multiply_truncated(const Operands& m, int lowest, float (&d)[kM][kN]) {
     for (int i = 0; i < kM; ++i) {
         memcpy(d[i], m.c[i], sizeof d[i]);
         if (finite) {
-            add_cut<GROUP>(m.a[i], e.a[i], m, e, d[i]);
+            add_cut<GROUP>(m.a[i], e.a[i], e, d[i]);
             continue;
         }
         // Zeros in place of what is special, whose results are then replaced.
@@ -234,13 +237,13 @@ void multiply_truncated(const Operands& m, int lowest, float (&d)[kM][kN]) {
         for (int k = 0; k < kK; ++k) {
             if (!std::isfinite(safe.a[i][k])) safe.a[i][k] = 0.0f, safe_exponents.a[i][k] = kNoExponent;
             for (int n = 0; n < kN; ++n) {
-                if (!std::isfinite(safe.b[k][n])) safe.b[k][n] = 0.0f, safe_exponents.b[k][n] = kNoExponent;
+                if (!std::isfinite(safe.b[k][n])) safe_exponents.factor[k][n] = 0.0, safe_exponents.b[k][n] = kNoExponent;
             }
         }
         for (int n = 0; n < kN; ++n) {
             if (!std::isfinite(d[i][n])) d[i][n] = 0.0f;
         }
-        add_cut<GROUP>(safe.a[i], safe_exponents.a[i], safe, safe_exponents, d[i]);
+        add_cut<GROUP>(safe.a[i], safe_exponents.a[i], safe_exponents, d[i]);
         add_special(m, i, d[i]);
     }
 }
