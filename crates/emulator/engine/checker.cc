@@ -131,6 +131,23 @@ size_t check_cells(Cell* cell, size_t count, unsigned access, bool global, const
     const bool broken_promise = access & kReadOnly && order_of(cell->writer) >= launch_first;
     if (!atomic && !broken_promise && quiet(cell, count, old, mine, write ? mine : lanes, write ? mine : several))
         return take_quietly(cell, count, old, mine, write);
+    // Where all cells are alike, and nothing is wrong, what is so of the first is so of all.
+    const auto alike = [&] {
+        uint64_t first, different = 0;
+        memcpy(&first, cell, sizeof first);
+        for (size_t i = 1; i < count; ++i) {
+            uint64_t other;
+            memcpy(&other, cell + i, sizeof other);
+            different |= first ^ other;
+        }
+        return !different;
+    };
+    if (!write && !atomic && !global && !broken_promise && count > 1 && alike() &&
+        (order_of(cell->writer) < block_first || ordered(cell->writer & ~kAtomicTag))) {
+        const size_t fresh = check_cells(cell, 1, access, global, address, site);
+        std::fill(cell + 1, cell + count, *cell);
+        return fresh * count;
+    }
     size_t fresh = 0;
     // ld.global.nc goes past the order of memory: what it reads must not be written while the kernel runs.
     if (broken_promise)
@@ -202,6 +219,13 @@ bool all_initialised(const uint8_t* states, size_t bytes) {
             memcpy(&low, states, 8);
             memcpy(&high, states + 8, 8);
             break;
+        case 32: {
+            uint64_t words[4];
+            memcpy(words, states, sizeof words);
+            low = words[0] & words[1];
+            high = words[2] & words[3];
+            return (low & high) == kAllInitialised && (words[0] | words[1] | words[2] | words[3]) == kAllInitialised;
+        }
         default: return std::all_of(states, states + bytes, [](uint8_t state) { return state == kInitialised; });
     }
     return low == kAllInitialised && high == kAllInitialised;
@@ -218,7 +242,7 @@ uint32_t next_order() {
         acquired.clear();
         releases.clear();
         for (Clock& c : warp_clocks) c = Clock();
-        for (Thread& t : threads) t.order = t.sync_order = t.proxy_order = 1;
+        for (Thread& t : threads) t.order = t.sync_order = t.proxy_order = t.init_order = 1;
     }
     return order_now;
 }
@@ -248,7 +272,7 @@ void checker_begin_block() {
     mbarriers_used = false;
     for (uint32_t w = 0; w * kWarp < run.threads; ++w) warp_clocks[w] = Clock();
     for (uint32_t i = 0; i < run.threads; ++i) {
-        threads[i].order = threads[i].sync_order = threads[i].proxy_order = block_first;
+        threads[i].order = threads[i].sync_order = threads[i].proxy_order = threads[i].init_order = block_first;
         threads[i].sync_mask = 0;
         threads[i].fenced = false;
         threads[i].observed.clear();
@@ -327,6 +351,9 @@ void checker_release(const void* address) {
 // Between the two there is a fence of the writer, or of who accesses.
 void checker_async_access(const char* address, size_t bytes, bool write, Site site) {
     const uint32_t* writes = generic_writes_of(address);
+    uint32_t latest = 0;
+    for (size_t i = 0; i < bytes; ++i) latest = std::max(latest, writes[i]);
+    if (order_of(latest) < block_first) return;
     for (size_t i = 0; i < bytes; ++i) {
         const uint32_t order = order_of(writes[i]), writer = actor_of(writes[i]);
         if (order < block_first || order < threads[writer].proxy_order || order < self->proxy_order) continue;
@@ -337,6 +364,12 @@ void checker_async_access(const char* address, size_t bytes, bool write, Site si
 }
 
 void checker_proxy_fence() { self->order = self->proxy_order = next_order(); }
+void checker_init_fence() { self->order = self->init_order = next_order(); }
+
+bool checker_knows(const Thread& thread, uint32_t order) { return ordered(order << 12 | thread.index); }
+bool checker_proxy_knows(const Thread& thread, uint32_t order) {
+    return order < thread.proxy_order || order < thread.init_order || order < self->proxy_order;
+}
 
 void checker_acquire(const void* address) {
     auto it = releases.find(address);

@@ -14,6 +14,8 @@ namespace {
 struct Mbarrier {
     uint32_t count = 0, pending = 0, phase = 0;
     int64_t bytes = 0;  // announced minus arrived
+    const Thread* maker = nullptr;
+    uint32_t made = 0;  // the maker's order
     Clock clock, completed;
 };
 std::unordered_map<uint32_t, Mbarrier> mbarriers;
@@ -139,6 +141,10 @@ Mbarrier& mbarrier_at(const Instruction& in, uint32_t address) {
     auto found = mbarriers.find(address);
     if (found == mbarriers.end())
         fatal(719, "mbarrier", in.site(), "no mbarrier was initialised at shared address %#x", address);
+    const Mbarrier& m = found->second;
+    if (run.checked && !checker_knows(*m.maker, m.made))
+        fault("shared memory race", in.site(), "%s initialised the mbarrier without synchronisation in between",
+              thread_name(*m.maker).c_str());
     return found->second;
 }
 
@@ -158,6 +164,8 @@ Flow initialise(Warp& w, const Instruction& in, uint32_t mask) {
         if (!counts[i]) fatal(719, "mbarrier", in.site(), "an expected count of 0");
         Mbarrier m;
         m.count = m.pending = counts[i];
+        m.maker = self;
+        m.made = self->order;
         mbarriers[at[i] + uint32_t(in.immediate)] = m;
     });
     return Flow::next;
@@ -265,7 +273,10 @@ void perform(const BulkCopy& c) {
 
 // What bulk copies have in common, once their sources are known to be right.
 void issue(Warp& w, const Instruction& in, uint32_t lane, const BulkCopy& copy) {
-    mbarrier_at(in, copy.mbarrier);
+    const Mbarrier& m = mbarrier_at(in, copy.mbarrier);
+    if (run.checked && !checker_proxy_knows(*m.maker, m.made))
+        fault("missing fence", in.site(), "no fence.mbarrier_init since %s initialised the mbarrier",
+              thread_name(*m.maker).c_str());
     const char* target = shared_at(w, in, lane, copy.target, kCopyBytes, kWrite);
     shared_at(w, in, lane, copy.target + copy.bytes - kCopyBytes, kCopyBytes, kWrite);
     if (run.checked) {

@@ -43,6 +43,7 @@ struct Thread {
     // Race checking (checker.cc).
     uint32_t order, sync_order, sync_mask;
     uint32_t proxy_order;  // what the thread wrote before, the async proxy sees
+    uint32_t init_order;   // the same of mbarriers that it initialised
     bool fenced;
     std::vector<const void*> observed;  // addresses of relaxed atomics since the last fence
 };
@@ -94,7 +95,8 @@ extern std::vector<Thread> threads;
 // ---- shared.cc
 constexpr size_t kSharedWindow = 256 << 10;
 void shared_begin_block(uint32_t bytes);
-uint32_t shared_place(uint32_t bytes, uint32_t align);  // the 32-bit address that they get
+// The 32-bit address that they get. `dynamic_at` of them are not dynamic, or all where the block has no dynamic memory.
+uint32_t shared_place(uint32_t bytes, uint32_t align, uint32_t dynamic_at);
 bool shared_contains(const void* address);
 const char* shared_window();
 uint8_t* shared_states(const void* address);  // null when not shared memory
@@ -131,6 +133,11 @@ void checker_async_done(const char* target, size_t bytes, const Thread& owner, u
 // Shared memory, accessed by the async proxy: what threads wrote must have been fenced.
 void checker_async_access(const char* address, size_t bytes, bool write, Site site);
 void checker_proxy_fence();
+// What a thread did at an order of its own: whether the running thread is ordered after it; and whether, as an mbarrier's
+// initialisation, the async proxy sees it.
+bool checker_knows(const Thread& thread, uint32_t order);
+bool checker_proxy_knows(const Thread& thread, uint32_t order);
+void checker_init_fence();
 // Order between blocks: what a release publishes, an acquire of the same address learns.
 enum Order : int { kRelaxed = 0, kAcquire = 1, kRelease = 2, kAcquireRelease = 3 };
 void checker_acquire(const void* address);

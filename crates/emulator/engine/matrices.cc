@@ -2,14 +2,9 @@
 #include <algorithm>
 #include <cmath>
 
-#if defined(__F16C__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "matrices.h"
 
 #include "decode.h"
-#include "half.h"
 
 namespace emu::ptx {
 namespace {
@@ -59,24 +54,6 @@ Flow load_matrices(Warp& w, const Instruction& in, uint32_t mask) {
 // 0-7 and 8-15, with the columns of b as rows. c and d hold (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
 
 template <bool BF16>
-void widen_eight(const uint16_t* from, float* to) {
-#ifdef __F16C__
-    if (!BF16) {
-        _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-        return;
-    }
-#endif
-#ifdef __AVX2__
-    if (BF16) {
-        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_slli_epi32(wide, 16));
-        return;
-    }
-#endif
-    for (int k = 0; k < 8; ++k) to[k] = BF16 ? bf16_to_float(from[k]) : f16_to_float(from[k]);
-}
-
-template <bool BF16>
 void read_operands(const Warp& w, const Instruction& in, Operands& m) {
     for (int part = 0; part < 4; ++part) {
         const uint16_t* h = w.lanes<uint16_t>(in.slot[4 + part]);
@@ -111,23 +88,6 @@ void write_result(const Warp& w, const Instruction& in, const float (&d)[kM][kN]
 // Products of 16-bit elements are exact in double. They are added to the accumulator in ascending k in double and
 // rounded once. The even columns of a row lie in one register and the odd ones in the next, four lanes each: so they are
 // kept apart, and a row is two vectors, loaded and stored whole.
-typedef double Four __attribute__((vector_size(32)));
-typedef float FourFloats __attribute__((vector_size(16)));
-
-template <class V>
-V loaded(const void* from) {
-    V v;
-    memcpy(&v, from, sizeof v);
-    return v;
-}
-
-void store_row(float* to, Four sum) {
-    FourFloats rounded = __builtin_convertvector(sum, FourFloats);
-    const FourFloats none = FourFloats{} + bits_to_float(0x7fffffffu);
-    rounded = rounded == rounded ? rounded : none;
-    memcpy(to, &rounded, sizeof rounded);
-}
-
 template <bool BF16>
 void multiply_in_double(const Warp& w, const Instruction& in) {
     alignas(32) double a[kM][kK], b[kK][kN];
@@ -193,24 +153,27 @@ int exponent_of(float x, int lowest) {
 
 double power_of_two(int exponent) { return __builtin_bit_cast(double, uint64_t(exponent + 1023) << 52); }
 
+// Towards zero: the number before the nearest where that is too large.
 float cut_to_float(double x) {
     const float nearest = float(x);
-    return std::fabs(double(nearest)) > std::fabs(x) ? std::nextafterf(nearest, 0.0f) : nearest;
+    return bits_to_float(float_to_bits(nearest) - uint32_t(std::fabs(double(nearest)) > std::fabs(x)));
 }
 
+// What all rows of the result have in common.
 struct Exponents {
     int a[kM][kK], b[kK][kN];
+    double factor[kK][kN];  // b
 };
 
 // As a tensor core adds (the behaviour that measurements of A100 and H100 show): in groups of 8 or 16 products, every
 // term of a group and the accumulator are aligned to the largest exponent, cut below one or two bits more than the 24
 // of f32, added exactly, and the sum is cut to f32. One row of the result at a time; all terms are finite.
 template <int GROUP>
-void add_cut(const float* a, const int* a_exponents, const Operands& m, const Exponents& e, float* c) {
+void add_cut(const float* a, const int* a_exponents, const Exponents& e, float* c) {
     constexpr int extra = GROUP == 16 ? 2 : 1;
     for (int first = 0; first < kK; first += GROUP) {
         int largest[kN];
-        double scale[kN], sum[kN];
+        double scale[kN], back[kN], sum[kN];
         for (int n = 0; n < kN; ++n) largest[n] = exponent_of(c[n], -126);
         for (int k = first; k < first + GROUP; ++k) {
             for (int n = 0; n < kN; ++n) largest[n] = std::max(largest[n], a_exponents[k] + e.b[k][n]);
@@ -218,14 +181,16 @@ void add_cut(const float* a, const int* a_exponents, const Operands& m, const Ex
         for (int n = 0; n < kN; ++n) {
             const bool zeros = largest[n] < kNoExponent / 2;
             scale[n] = power_of_two(zeros ? 0 : 23 + extra - largest[n]);
+            back[n] = power_of_two(zeros ? 0 : largest[n] - 23 - extra);
             sum[n] = __builtin_trunc(double(c[n]) * scale[n]);
         }
         for (int k = first; k < first + GROUP; ++k) {
-            for (int n = 0; n < kN; ++n) sum[n] += __builtin_trunc(double(a[k]) * double(m.b[k][n]) * scale[n]);
+            for (int n = 0; n < kN; ++n) sum[n] += __builtin_trunc(double(a[k]) * e.factor[k][n] * scale[n]);
         }
         // A sum of nothing but zeros keeps the sign of the accumulator.
         for (int n = 0; n < kN; ++n) {
-            if (largest[n] >= kNoExponent / 2) c[n] = sum[n] == 0.0 ? 0.0f : cut_to_float(sum[n] / scale[n]);
+            const float cut = sum[n] == 0.0 ? 0.0f : cut_to_float(sum[n] * back[n]);
+            c[n] = largest[n] >= kNoExponent / 2 ? cut : c[n];
         }
     }
 }
@@ -250,6 +215,7 @@ void multiply_truncated(const Operands& m, int lowest, float (&d)[kM][kN]) {
     for (int k = 0; k < kK; ++k) {
         for (int n = 0; n < kN; ++n) {
             e.b[k][n] = exponent_of(m.b[k][n], lowest);
+            e.factor[k][n] = m.b[k][n];
             finite &= std::isfinite(m.b[k][n]) && std::isfinite(m.c[k][n]);
         }
     }
@@ -262,7 +228,7 @@ void multiply_truncated(const Operands& m, int lowest, float (&d)[kM][kN]) {
     for (int i = 0; i < kM; ++i) {
         memcpy(d[i], m.c[i], sizeof d[i]);
         if (finite) {
-            add_cut<GROUP>(m.a[i], e.a[i], m, e, d[i]);
+            add_cut<GROUP>(m.a[i], e.a[i], e, d[i]);
             continue;
         }
         // Zeros in place of what is special, whose results are then replaced.
@@ -271,13 +237,13 @@ void multiply_truncated(const Operands& m, int lowest, float (&d)[kM][kN]) {
         for (int k = 0; k < kK; ++k) {
             if (!std::isfinite(safe.a[i][k])) safe.a[i][k] = 0.0f, safe_exponents.a[i][k] = kNoExponent;
             for (int n = 0; n < kN; ++n) {
-                if (!std::isfinite(safe.b[k][n])) safe.b[k][n] = 0.0f, safe_exponents.b[k][n] = kNoExponent;
+                if (!std::isfinite(safe.b[k][n])) safe_exponents.factor[k][n] = 0.0, safe_exponents.b[k][n] = kNoExponent;
             }
         }
         for (int n = 0; n < kN; ++n) {
             if (!std::isfinite(d[i][n])) d[i][n] = 0.0f;
         }
-        add_cut<GROUP>(safe.a[i], safe_exponents.a[i], safe, safe_exponents, d[i]);
+        add_cut<GROUP>(safe.a[i], safe_exponents.a[i], safe_exponents, d[i]);
         add_special(m, i, d[i]);
     }
 }
@@ -319,16 +285,8 @@ uint32_t whole_warp(Warp& w, const Instruction& in, uint32_t mask) {
     return gather(w, mask, kAll);
 }
 
-void multiply_operands(const Operands& m, bool bf16, float (&d)[kM][kN]) {
-    if (config.matrix_sums) return bf16 ? multiply_cut<true>(m, d) : multiply_cut<false>(m, d);
-    for (int i = 0; i < kM; ++i) {
-        double sums[kN];
-        for (int n = 0; n < kN; ++n) sums[n] = m.c[i][n];
-        for (int k = 0; k < kK; ++k) {
-            for (int n = 0; n < kN; ++n) sums[n] += double(m.a[i][k]) * double(m.b[k][n]);
-        }
-        for (int n = 0; n < kN; ++n) d[i][n] = sums[n] == sums[n] ? float(sums[n]) : bits_to_float(0x7fffffffu);
-    }
+void multiply_cut_operands(const Operands& m, bool bf16, float (&d)[kM][kN]) {
+    return bf16 ? multiply_cut<true>(m, d) : multiply_cut<false>(m, d);
 }
 
 Handler matrix_load_handler(uint32_t matrices, bool transposed) {

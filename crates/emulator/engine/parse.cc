@@ -87,8 +87,9 @@ SharedArray shared_array(const std::string& text) {
     return {v.name, v.align, v.open ? 0 : v.bytes, v.open};
 }
 
+// Never destroyed: faults and instructions hold what it returns, also while the process ends.
 const char* interned(const std::string& name) {
-    static std::set<std::string> names;
+    static std::set<std::string>& names = *new std::set<std::string>;
     return names.insert(name).first->c_str();
 }
 

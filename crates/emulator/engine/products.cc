@@ -61,27 +61,80 @@ void each_chunk(const Layout& l, bool across, uint32_t first, uint32_t lines, F 
     }
 }
 
-// lines x 16 numbers.
-void read_matrix(const Layout& l, bool across, uint32_t first, uint32_t lines, bool bf16, float* to) {
+// 16-bit numbers as they lie in a chunk: lines x 16 of them, or, where lines run fastest, 16 x lines.
+void read_chunks(const Layout& l, bool across, uint32_t first, uint32_t lines, uint16_t* to) {
     each_chunk(l, across, first, lines, [&](uint32_t line, uint32_t k, uint32_t address) {
-        uint16_t eight[8];
-        memcpy(eight, reinterpret_cast<const void*>(uintptr_t(address)), sizeof eight);
-        for (uint32_t i = 0; i < 8; ++i) {
-            const float x = bf16 ? bf16_to_float(eight[i]) : f16_to_float(eight[i]);
-            to[across ? (line + i) * kInner + k : line * kInner + k + i] = x;
-        }
+        memcpy(to + (across ? k * lines + line : line * kInner + k), reinterpret_cast<const void*>(uintptr_t(address)),
+               kChunk);
     });
+}
+
+// rows x columns, both multiples of 8, as columns x rows.
+void transpose(const uint16_t* from, uint32_t rows, uint32_t columns, uint16_t* to) {
+    typedef uint16_t Eight __attribute__((vector_size(16)));
+    for (uint32_t i = 0; i < rows; i += 8) {
+        for (uint32_t j = 0; j < columns; j += 8) {
+            Eight v[8], next[8];
+            for (uint32_t r = 0; r < 8; ++r) v[r] = loaded<Eight>(from + (i + r) * columns + j);
+            // Three times, rows r and r + 4 become one row whose elements take turns.
+            for (int round = 0; round < 3; ++round) {
+                for (int r = 0; r < 4; ++r) {
+                    next[2 * r] = __builtin_shuffle(v[r], v[r + 4], Eight{0, 8, 1, 9, 2, 10, 3, 11});
+                    next[2 * r + 1] = __builtin_shuffle(v[r], v[r + 4], Eight{4, 12, 5, 13, 6, 14, 7, 15});
+                }
+                memcpy(v, next, sizeof v);
+            }
+            for (uint32_t c = 0; c < 8; ++c) memcpy(to + (j + c) * rows + i, &v[c], sizeof v[c]);
+        }
+    }
+}
+
+// As doubles, in which products are exact.
+void widen(const uint16_t* from, uint32_t count, bool bf16, double* to) {
+    for (uint32_t i = 0; i < count; i += 8) {
+        alignas(32) float eight[8];
+        if (bf16) {
+            widen_eight<true>(from + i, eight);
+        } else {
+            widen_eight<false>(from + i, eight);
+        }
+        for (uint32_t k = 0; k < 8; ++k) to[i + k] = eight[k];
+    }
+}
+
+// Where a matrix may lie, from the first byte to the last: chunks are exchanged within eight lines.
+bool surely_inside(const Layout& l, bool across, uint32_t first, uint32_t lines) {
+    const uint32_t pattern = l.width ? 8 * l.width : kChunk, end = first + lines;
+    const auto part = [](uint64_t count, uint64_t way) { return count * way; };
+    const uint64_t farthest = across ? (l.width ? part((end / 8 - 1) / (l.width / kChunk), l.leading) + l.stride
+                                                : part(end / 8 - 1, l.stride) + l.leading)
+                                     : part(end / 8 - 1, l.stride) + (l.width ? 0 : l.leading);
+    const uint64_t low = l.start / pattern * pattern, high = (l.start + farthest) / pattern * pattern + 2 * pattern;
+    // Without a swizzle, eight rows of a chunk each lie behind it.
+    return low >= block.shared_low && high + 8 * kChunk <= uint64_t(block.shared_low) + block.shared_bytes;
 }
 
 // In the name of the warp's first lane. A product reads between its issue and the wait for it: both are looked at.
 void check_matrix(Warp& w, const Instruction& in, const Layout& l, bool across, uint32_t first, uint32_t lines) {
-    each_chunk(l, across, first, lines, [&](uint32_t, uint32_t, uint32_t address) {
-        const char* at = shared_at(w, in, 0, address, kChunk, kRead);
+    if (surely_inside(l, across, first, lines)) {
         if (!run.checked) return;
-        select(w, 0);
-        check_access(at, kChunk, kRead, in.site());
-        checker_async_access(at, kChunk, false, in.site());
-    });
+    } else {
+        each_chunk(l, across, first, lines,
+                   [&](uint32_t, uint32_t, uint32_t address) { shared_at(w, in, 0, address, kChunk, kRead); });
+    }
+    if (!run.checked) return;
+    select(w, 0);
+    const auto check = [&](uint32_t address, uint32_t bytes) {
+        const char* at = reinterpret_cast<const char*>(uintptr_t(address));
+        check_access(at, bytes, kRead, in.site());
+        checker_async_access(at, bytes, false, in.site());
+    };
+    // Both chunks of a line lie together, whichever comes first.
+    if (!across && l.width && l.start % (2 * kChunk) == 0) {
+        for (uint32_t i = 0; i < lines; ++i) check(chunk_along(l, first + i, 0) & ~(2 * kChunk - 1), 2 * kChunk);
+        return;
+    }
+    each_chunk(l, across, first, lines, [&](uint32_t, uint32_t, uint32_t address) { check(address, kChunk); });
 }
 
 // ---- products
@@ -95,55 +148,99 @@ void check_operands(Warp& w, const PendingProduct& p) {
     check_matrix(w, *p.in, layout_of(w, *p.in, p.b), product.across_b, 0, product.columns);
 }
 
-// Row and column of a register's element, as in mma.m16n8k16, tile after tile of eight columns.
-uint32_t row_of(uint32_t part, uint32_t lane) { return 8 * (part >> 1 & 1) + lane / 4; }
-uint32_t column_of(uint32_t part, uint32_t lane) { return 2 * (lane % 4) + (part & 1); }
+// The numbers of a product. Of a, rows run fastest, and of b the places along the sum.
+struct Numbers {
+    alignas(32) double a[kInner][kRows], b[256][kInner];
+};
 
-void read_registers(const Warp& w, const Product& product, float (&a)[kRows][kInner]) {
+// Registers of a: rows g and g + 8, then the same 8 further along the sum, two places each.
+void read_registers(const Warp& w, const Product& product, uint16_t* a) {
     for (uint32_t part = 0; part < 4; ++part) {
-        const uint32_t* pairs = w.lanes<uint32_t>(product.a[part]);
-        for (uint32_t lane = 0; lane < kWarp; ++lane) {
-            const uint32_t row = 8 * (part & 1) + lane / 4, k = 8 * (part >> 1) + 2 * (lane % 4);
-            for (uint32_t h = 0; h < 2; ++h) {
-                const uint16_t bits = uint16_t(pairs[lane] >> 16 * h);
-                a[row][k + h] = product.bf16 ? bf16_to_float(bits) : f16_to_float(bits);
+        const uint16_t* halves = w.lanes<uint16_t>(product.a[part]);
+        for (uint32_t g = 0; g < 8; ++g) memcpy(a + (8 * (part & 1) + g) * kInner + 8 * (part >> 1), halves + 8 * g, kChunk);
+    }
+}
+
+void read_numbers(Warp& w, const PendingProduct& p, const Product& product, Numbers& n) {
+    uint16_t read[256 * kInner], turned[256 * kInner];
+    const uint32_t row = w.index % kGroupWarps * kRows;
+    if (product.a_in_registers) {
+        read_registers(w, product, read);
+    } else {
+        read_chunks(layout_of(w, *p.in, p.a), product.across_a, row, kRows, read);
+    }
+    const bool turn_a = product.a_in_registers || !product.across_a;
+    if (turn_a) transpose(read, kRows, kInner, turned);
+    widen(turn_a ? turned : read, kRows * kInner, product.bf16, &n.a[0][0]);
+    if (product.negate_a != product.negate_b) {
+        for (auto& rows : n.a) {
+            for (double& x : rows) x = -x;
+        }
+    }
+    read_chunks(layout_of(w, *p.in, p.b), product.across_b, 0, product.columns, read);
+    if (product.across_b) transpose(read, kInner, product.columns, turned);
+    widen(product.across_b ? turned : read, product.columns * kInner, product.bf16, &n.b[0][0]);
+}
+
+// Sums are added in ascending order in double and rounded once. Columns are few enough at a time for the registers.
+void multiply_exactly(const Numbers& n, uint32_t columns, bool adds, float* sums) {
+    constexpr uint32_t kTogether = 2, kParts = kRows / 4;
+    for (uint32_t first = 0; first < columns; first += kTogether) {
+        Four s[kTogether][kParts] = {};
+        float* to = sums + first * kRows;
+        if (adds) {
+            for (uint32_t i = 0; i < kTogether * kParts; ++i)
+                s[i / kParts][i % kParts] = __builtin_convertvector(loaded<FourFloats>(to + 4 * i), Four);
+        }
+        for (uint32_t k = 0; k < kInner; ++k) {
+            const Four* a = reinterpret_cast<const Four*>(n.a[k]);
+#pragma GCC unroll 2
+            for (uint32_t c = 0; c < kTogether; ++c) {
+                const double x = n.b[first + c][k];
+#pragma GCC unroll 4
+                for (uint32_t i = 0; i < kParts; ++i) s[c][i] += Four{x, x, x, x} * a[i];
             }
+        }
+        for (uint32_t i = 0; i < kTogether * kParts; ++i) store_row(to + 4 * i, s[i / kParts][i % kParts]);
+    }
+}
+
+// Sums as tensor cores cut them, eight columns at a time.
+void multiply_cut(const Numbers& n, const Product& product, bool adds, float* sums) {
+    Operands m;
+    for (uint32_t i = 0; i < kRows; ++i) {
+        for (uint32_t k = 0; k < kInner; ++k) m.a[i][k] = float(n.a[k][i]);
+    }
+    for (uint32_t first = 0; first < product.columns; first += kN) {
+        float* to = sums + first * kRows;
+        for (uint32_t c = 0; c < kN; ++c) {
+            for (uint32_t k = 0; k < kInner; ++k) m.b[k][c] = float(n.b[first + c][k]);
+            for (uint32_t i = 0; i < kRows; ++i) m.c[i][c] = adds ? to[c * kRows + i] : 0.0f;
+        }
+        float d[kM][kN];
+        multiply_cut_operands(m, product.bf16, d);
+        for (uint32_t c = 0; c < kN; ++c) {
+            for (uint32_t i = 0; i < kRows; ++i) to[c * kRows + i] = d[i][c];
         }
     }
 }
 
 void perform(Warp& w, const PendingProduct& p) {
     const Product& product = product_of(*p.in);
-    Operands m;
-    if (product.a_in_registers) {
-        read_registers(w, product, m.a);
+    static Numbers numbers;
+    read_numbers(w, p, product, numbers);
+    if (config.matrix_sums) {
+        multiply_cut(numbers, product, p.adds, p.sums->data());
     } else {
-        const uint32_t row = w.index % kGroupWarps * kRows;
-        read_matrix(layout_of(w, *p.in, p.a), product.across_a, row, kRows, product.bf16, &m.a[0][0]);
+        multiply_exactly(numbers, product.columns, p.adds, p.sums->data());
     }
-    static float b[256][kInner];
-    read_matrix(layout_of(w, *p.in, p.b), product.across_b, 0, product.columns, product.bf16, &b[0][0]);
-    if (product.negate_a != product.negate_b) {
-        for (auto& row : m.a) {
-            for (float& x : row) x = -x;
-        }
-    }
-    for (uint32_t tile = 0; tile < product.columns / 8; ++tile) {
-        float* sums = p.sums->data() + size_t(tile) * 4 * kWarp;
-        for (uint32_t n = 0; n < 8; ++n) {
-            for (uint32_t k = 0; k < kInner; ++k) m.b[k][n] = b[8 * tile + n][k];
-        }
-        for (uint32_t part = 0; part < 4; ++part) {
-            for (uint32_t lane = 0; lane < kWarp; ++lane)
-                m.c[row_of(part, lane)][column_of(part, lane)] = p.adds ? sums[part * kWarp + lane] : 0.0f;
-        }
-        float d[kRows][8];
-        multiply_operands(m, product.bf16, d);
-        for (uint32_t part = 0; part < 4; ++part) {
-            for (uint32_t lane = 0; lane < kWarp; ++lane)
-                sums[part * kWarp + lane] = d[row_of(part, lane)][column_of(part, lane)];
-        }
-    }
+}
+
+// Place of a register's element among the sums, which lie column after column. Registers are as in mma.m16n8k16, four for
+// eight columns.
+size_t place_of(size_t part, uint32_t lane) {
+    const size_t row = 8 * (part >> 1 & 1) + lane / 4, column = part / 4 * 8 + 2 * (lane % 4) + (part & 1);
+    return column * kRows + row;
 }
 
 // The sums live beside their registers while products are in flight.
@@ -152,9 +249,9 @@ std::shared_ptr<std::vector<float>> take_sums(Warp& w, const Product& product) {
         if (product_of(*p.in).sums == product.sums) return p.sums;
     }
     auto sums = std::make_shared<std::vector<float>>(product.sums.size() * kWarp);
-    for (size_t i = 0; i < product.sums.size(); ++i) {
-        float* lanes = w.lanes<float>(product.sums[i]);
-        memcpy(sums->data() + i * kWarp, lanes, kWarp * sizeof(float));
+    for (size_t part = 0; part < product.sums.size(); ++part) {
+        float* lanes = w.lanes<float>(product.sums[part]);
+        for (uint32_t lane = 0; lane < kWarp; ++lane) (*sums)[place_of(part, lane)] = lanes[lane];
         std::fill_n(lanes, kWarp, bits_to_float(0x7fffffffu));
     }
     return sums;
@@ -162,8 +259,10 @@ std::shared_ptr<std::vector<float>> take_sums(Warp& w, const Product& product) {
 
 void give_sums(Warp& w, const PendingProduct& p) {
     const Product& product = product_of(*p.in);
-    for (size_t i = 0; i < product.sums.size(); ++i)
-        memcpy(w.lanes<float>(product.sums[i]), p.sums->data() + i * kWarp, kWarp * sizeof(float));
+    for (size_t part = 0; part < product.sums.size(); ++part) {
+        float* lanes = w.lanes<float>(product.sums[part]);
+        for (uint32_t lane = 0; lane < kWarp; ++lane) lanes[lane] = (*p.sums)[place_of(part, lane)];
+    }
 }
 
 // All lanes of the warp, and the value that they agree on.
@@ -244,7 +343,7 @@ Flow wait(Warp& w, const Instruction& in, uint32_t mask) {
     size_t done = 0;
     while (done < w.products.size() && int64_t(w.products[done].group) + in.immediate < int64_t(w.product_groups)) {
         PendingProduct& p = w.products[done++];
-        check_operands(w, p);
+        if (run.checked) check_operands(w, p);
         if (!p.done) perform(w, p);
     }
     // Sums that later products go on with stay where they are.

@@ -200,6 +200,15 @@ Flow proxy_fence(Warp& w, const Instruction&, uint32_t mask) {
     return Flow::next;
 }
 
+Flow init_fence(Warp& w, const Instruction&, uint32_t mask) {
+    if (!run.checked) return Flow::next;
+    each_lane(mask, [&](uint32_t i) {
+        select(w, i);
+        checker_init_fence();
+    });
+    return Flow::next;
+}
+
 // setmaxnreg. The registers of a block's warps are one pool: `dec` gives to it, `inc` waits until it has enough.
 Flow set_registers(Warp& w, const Instruction& in, uint32_t mask, bool more) {
     mask = gather(w, mask, kAll);
@@ -445,14 +454,48 @@ void begin_block() {
     if (run.checked) checker_begin_block();
 }
 
+// Numbers in ascending order: `4-7, 9`.
+std::string ranges(const std::vector<uint32_t>& numbers) {
+    std::string text;
+    for (size_t i = 0; i < numbers.size();) {
+        size_t end = i + 1;
+        while (end < numbers.size() && numbers[end] == numbers[end - 1] + 1) ++end;
+        text += (text.empty() ? "" : ", ") + std::to_string(numbers[i]);
+        if (end - i > 1) text += "-" + std::to_string(numbers[end - 1]);
+        i = end;
+    }
+    return text;
+}
+
+// Where the block's warps are, by place: few words for many warps.
+std::string places_of_warps() {
+    std::map<std::string, std::vector<uint32_t>> warps;
+    for (const Warp& w : block.warps) {
+        each_lane(w.live, [&](uint32_t lane) {
+            const bool waits = has(waiting(w), lane);
+            const Instruction& in = block.code->instructions[w.at[lane] - (waits ? 1 : 0)];
+            std::vector<uint32_t>& here = warps[(waits ? "at the barrier of " : "at ") + in.site().text()];
+            if (here.empty() || here.back() != w.index) here.push_back(w.index);
+        });
+    }
+    std::string text;
+    for (const auto& [place, which] : warps)
+        text += (text.empty() ? "" : "; ") + ("warp" + std::string(which.size() > 1 ? "s " : " ")) + ranges(which) + " " + place;
+    return text;
+}
+
 // The warp polls, or goes on for ever.
 void check_patience(const Warp& w) {
     const uint32_t lane = uint32_t(__builtin_ctz(w.live & ~waiting(w)));
     const Instruction& in = instruction_of(w, lane);
     if (gave_way && idle_polls > kMostPolls) {
         select(w, lane);
+        // As of a deadlock: it outlives the way out.
+        static std::string places;
+        places = places_of_warps();
         fatal(719, "endless wait", in.site(),
-              "polls for something that no thread of the block does and no copy in flight; blocks run one after another");
+              "polls for something that no thread of the block does and no copy in flight (blocks run one after another): %s",
+              places.c_str());
     }
     if (Time::now() - last_progress < std::chrono::seconds(config.watchdog_seconds)) return;
     select(w, lane);
@@ -682,7 +725,8 @@ int run_kernel(const Launch& given, Kernel& kernel) {
     block.code = &code;
     block.parameters = parameters;
     block.shared_bytes = code.uses_dynamic ? code.dynamic_at + launch.shared_bytes : code.static_shared;
-    block.shared_low = shared_place(block.shared_bytes, code.shared_align);
+    block.shared_low =
+        shared_place(block.shared_bytes, code.shared_align, code.uses_dynamic ? code.dynamic_at : block.shared_bytes);
     executed = block.uncounted = 0;
     note_progress();
     forget_allocation();
@@ -721,8 +765,7 @@ void enter_control(Table& table) {
     enter(table, "membar.gl membar.cta membar.sys", {fence, ""});
     enter(table, "fence.acq_rel.gpu fence.sc.gpu fence.acq_rel.cta fence.sc.cta fence.acq_rel.sys fence.sc.sys",
           {fence, ""});
-    // What it orders has no order of its own here.
-    enter(table, "fence.mbarrier_init.release.cluster", {nothing, ""});
+    enter(table, "fence.mbarrier_init.release.cluster", {init_fence, ""});
     enter(table, "fence.proxy.async.shared::cta fence.proxy.async", {proxy_fence, ""});
     for (const char* kind : {"first", "last"})
         table["createpolicy.fractional.L2::evict_" + std::string(kind) + ".b64"] = {nothing, "D_"};

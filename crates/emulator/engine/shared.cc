@@ -1,6 +1,7 @@
 // Shared memory: a window below 2 GiB, so that its 32-bit addresses are pointers.
 //
-// A block's shared memory is aligned to 128 bytes, or to what a static array asks for. It is 0xff before each block.
+// A block's shared memory is aligned to 128 bytes, or to what a static array asks for, and its dynamic part to no more where
+// that can be had. It is 0xff before each block.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -31,10 +32,12 @@ void open_window() {
 
 const char* shared_window() { return window; }
 
-uint32_t shared_place(uint32_t bytes, uint32_t align) {
+uint32_t shared_place(uint32_t bytes, uint32_t align, uint32_t dynamic_at) {
     if (!window) open_window();
     const size_t unit = std::max(size_t(align), kAlign);
     place = kSharedWindow - (bytes + unit - 1) / unit * unit;
+    // What dynamic memory has by luck, a kernel must not rely on.
+    if (unit == kAlign && dynamic_at < bytes && (place + dynamic_at) % (2 * kAlign) == 0) place -= kAlign;
     return uint32_t(reinterpret_cast<uintptr_t>(window) + place);
 }
 

@@ -186,6 +186,7 @@ BUG(bug_no_bulk_wait, float* out, const float* in) {
     const uint32_t full = ptx::smem_address(barrier);
     if (threadIdx.x == 0) {
         ptx::mbarrier_init(full, 1);
+        ptx::fence_barrier_init();
         ptx::mbarrier_expect_tx(full, 256);
         ptx::bulk_copy(ptx::smem_address(shared), in, 256, full);
     }

@@ -1,11 +1,12 @@
 //! The driver's side: launch checks, sticky errors, streams, events, graphs, memory, images.
 
 use std::ffi::c_void;
+use std::path::Path;
 use std::process::Command;
 
 use cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode_enum, CUstreamCaptureStatus_enum};
 use cudarc::driver::{CudaContext, result};
-use ggro_emulator::{Config, Streams};
+use ggro_emulator::{Config, Report, Streams};
 
 use crate::harness::{Arg, Bench, Shape, launch_raw, libcuda, noise, shape};
 
@@ -118,6 +119,37 @@ fn errors_are_sticky() {
         CUresult::CUDA_ERROR_INVALID_VALUE
     );
     assert_eq!(code(b.ctx.synchronize()), CUresult::CUDA_SUCCESS);
+}
+
+/// What a process saw is in its report when it has ended, names that are no UTF-8 too, and a kernel with a long name.
+#[test]
+fn a_report_at_exit() {
+    const INNER: &str = "GGRO_TEST_REPORT_AT_EXIT";
+    let name = "k".repeat(1500);
+    if std::env::var_os(INNER).is_some() {
+        let mut text = b".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry ".to_vec();
+        text.extend(name.as_bytes());
+        text.extend(b"() {\n.loc 1 7 1\ntrap;\n}\n.file 1 \"/\xc3\xbc/a\xe9 \xf8\x90\x80\x80\xe2\x82\xac.cu\"\n\0");
+        let b = Bench::with_image(Config::default(), &text);
+        b.launch(&name, shape(1, 32), &[]).unwrap();
+        assert_eq!(code(b.stream.synchronize()), CUresult::CUDA_ERROR_LAUNCH_FAILED);
+        // Without the reset of a bench that is dropped.
+        return std::mem::forget(b);
+    }
+    let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("at-exit-{}.json", std::process::id()));
+    let run = Command::new(std::env::current_exe().unwrap())
+        .args(["driver::a_report_at_exit", "--exact"])
+        .env(INNER, "1")
+        .env("GGRO_EMU_REPORT", &report)
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stdout));
+    let found: Report = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    std::fs::remove_file(report).unwrap();
+    assert_eq!(found.kernels[&name].launches, 1);
+    let fault = &found.faults[0];
+    assert_eq!((fault.kind.as_str(), &fault.kernel), ("trap", &name));
+    assert_eq!(fault.at, "a\u{fffd} \u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{20ac}.cu:7");
 }
 
 #[test]

@@ -517,7 +517,7 @@ fn asynchronous_copies() {
 fn handed_over(first: &str, second: &str) -> String {
     let body = format!(
         ".shared .align 8 .b8 s[128];\n.shared .align 8 .b8 full[8];\nmov.u32 y32, full;\nsetp.ne.u32 q, %r0, 0;\n\
-         @!q mbarrier.init.shared::cta.b64 [y32], 33;\nbar.sync 0;\nand.b32 x32, %r0, 31;\nshl.b32 x32, x32, 2;\n\
+         @!q mbarrier.init.shared::cta.b64 [y32], 33;\nfence.mbarrier_init.release.cluster;\nbar.sync 0;\nand.b32 x32, %r0, 31;\nshl.b32 x32, x32, 2;\n\
          mov.u32 %r1, s;\nadd.s32 x32, %r1, x32;\nsetp.ge.u32 q, %r0, 32;\n@q bra reader;\nmul.lo.s32 %r2, %r0, 3;\n\
          st.shared.u32 [x32], %r2;\n{first}\nbra done;\nreader:\n{second}\nld.shared.u32 o32, [x32];\ncvt.u64.u32 o64, o32;\ndone:"
     );
@@ -580,7 +580,57 @@ fn warps_that_hand_over() {
         let x = b.up(&all);
         let p = b.pointer(&x);
         b.launch("t", shape(1, 64), &[p, p, p, p]).unwrap();
-        assert_eq!(fault(&b, CUresult::CUDA_ERROR_LAUNCH_FAILED).kind, kind, "{first} {second}");
+        let found = fault(&b, CUresult::CUDA_ERROR_LAUNCH_FAILED);
+        assert_eq!(found.kind, kind, "{first} {second}");
+        // Nobody goes on: who is where.
+        assert!(kind != "endless wait" || found.message.ends_with(": warp 1 at ptx:0"), "{found:?}");
+        b.device.reset();
+    }
+    // All know of the mbarrier before they use it, and so do copies.
+    let first = |text: String| {
+        let b = bench(Config { checked: true, ..Config::default() }, &text);
+        let (x, out) = (b.up(&all), b.zeros::<u64>(64));
+        let p = b.pointer(&x);
+        b.launch("t", shape(1, 64), &[b.pointer(&out), p, p, p]).unwrap();
+        let first = b.device.faults().into_iter().next();
+        b.device.reset();
+        first.map(|fault| fault.kind + ": " + &fault.message).unwrap_or_default()
+    };
+    let copied = handed_over(bytes, &poll("mbarrier.try_wait.parity.shared::cta.b64", 0));
+    assert_eq!(first(copied.clone()), "");
+    let found = first(copied.replacen("bar.sync 0;", "", 1));
+    assert!(found.starts_with("shared memory race: thread (0,0,0) initialised the mbarrier"), "{found}");
+    let fence = "fence.mbarrier_init.release.cluster;";
+    let found = first(copied.replacen(fence, "", 1));
+    assert!(found.starts_with("missing fence: no fence.mbarrier_init since thread (0,0,0)"), "{found}");
+    assert_eq!(first(copied.replacen(fence, "fence.proxy.async;", 1)), "");
+}
+
+/// Eight warps and the one that would feed them, each waiting for the other: the fault says where all of them are.
+#[test]
+fn waits_without_an_end() {
+    let wait = |name: &str, at: u32| {
+        format!(
+            "mbarrier.try_wait.parity.shared::cta.b64 op, [y32+{at}], 0;\n@op bra {name};\nbra again_{name};\n{name}:"
+        )
+    };
+    let body = format!(
+        ".shared .align 8 .b8 s[16];\nmov.u32 y32, s;\nsetp.ne.u32 q, %r0, 0;\n@q bra made;\n\
+         mbarrier.init.shared::cta.b64 [y32], 1;\nmbarrier.init.shared::cta.b64 [y32+8], 1;\nmade:\nbar.sync 0;\n\
+         setp.lt.u32 q, %r0, 32;\n@q bra first;\nsetp.lt.u32 q, %r0, 64;\n@q bra second;\n.loc 1 30 1\nagain_others:\n{}\n\
+         bra end;\nfirst:\n.loc 1 10 1\nagain_one:\n{}\nbra end;\nsecond:\n.loc 1 20 1\nbar.sync 0;\nend:",
+        wait("others", 8),
+        wait("one", 0)
+    );
+    let text = HEAD.to_owned() + &kernel("t", &body) + ".file 1 \"ring.cu\"\n";
+    for config in Config::matrix() {
+        let b = bench(config, &text);
+        let x = b.up(&vec![0u64; 288]);
+        let p = b.pointer(&x);
+        b.launch("t", shape(1, 288), &[p, p, p, p]).unwrap();
+        let found = b.device.faults().into_iter().find(|f| f.kind == "endless wait").expect("an end in words");
+        let places = "warp 0 at ring.cu:10; warps 2-8 at ring.cu:30; warp 1 at the barrier of ring.cu:20";
+        assert!(found.message.ends_with(places), "{found:?}");
         b.device.reset();
     }
 }
@@ -639,7 +689,8 @@ fn mistakes() {
     for (fence, kind) in [("", Some("missing fence")), ("fence.proxy.async.shared::cta;", None)] {
         let body = format!(
             ".shared .align 16 .b8 s[16];\n.shared .align 8 .b8 full[8];\nmov.u32 x32, s;\nmov.u32 y32, full;\n\
-             st.shared.u64 [x32], a64;\nmbarrier.init.shared::cta.b64 [y32], 1;\n{fence}\n\
+             st.shared.u64 [x32], a64;\nmbarrier.init.shared::cta.b64 [y32], 1;\n\
+             fence.mbarrier_init.release.cluster;\n{fence}\n\
              mbarrier.arrive.expect_tx.shared::cta.b64 _, [y32], 16;\nld.param.u64 %rd2, [t_a];\n\
              cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [x32], [%rd2], 16, [y32];\n\
              again:\nmbarrier.try_wait.parity.shared::cta.b64 op, [y32], 0;\n@op bra passed;\nbra again;\npassed:"

@@ -126,6 +126,7 @@ impl Text<'_> {
              mov.u32 %r0, %tid.x;\nmov.u32 %r1, s;\nmov.u32 %r2, full;\nld.param.u32 %r3, [c0];\nld.param.u32 %r4, [c1];\n\
              ld.param.u32 %r5, [c2];\nmov.b64 %rd0, map;\ncvta.param.u64 %rd1, %rd0;\n{before}\n\
              setp.ne.u32 q, %r0, 0;\n@q bra others;\nmbarrier.init.shared::cta.b64 [%r2], 1;\n\
+             fence.mbarrier_init.release.cluster;\n\
              mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r2], {announced};\n{copy}\nothers:\nbar.sync 0;\n{after}\n\
              ld.param.u64 %rd3, [out];\nmov.u32 %r6, %r0;\nnext:\nsetp.ge.u32 q, %r6, {};\n@q bra end;\nshl.b32 %r7, %r6, 2;\n\
              add.s32 %r8, %r1, %r7;\nld.shared.u32 %r9, [%r8];\nmul.wide.u32 %rd2, %r6, 4;\nadd.s64 %rd2, %rd3, %rd2;\n\
