@@ -585,11 +585,284 @@ const MUTATIONS: &[Mutation] = &[
         from: "if (last) *ticket = 0;",
         to: "",
     },
+    Mutation {
+        name: "descriptor-a-pattern-further",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "swizzled_descriptor(stage + 2 * kTileBytes)",
+        to: "swizzled_descriptor(stage + 2 * kTileBytes + 1024)",
+    },
+    Mutation {
+        name: "eight-lines-too-near",
+        op: "gemm_sm90",
+        file: "ptx.cuh",
+        from: "matrix_descriptor(smem, 16, 1024)",
+        to: "matrix_descriptor(smem, 16, 512)",
+    },
+    Mutation {
+        name: "half-a-step-of-terms",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "(k * 32 >> 4)",
+        to: "(k * 16 >> 4)",
+    },
+    Mutation {
+        name: "wrong-phase-of-full",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "ring.full + 8 * place.stage, place.parity)",
+        to: "ring.full + 8 * place.stage, place.parity ^ 1)",
+    },
+    Mutation {
+        name: "wrong-phase-of-empty",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "place.parity ^ 1)",
+        to: "place.parity)",
+    },
+    Mutation {
+        name: "stage-filled-while-in-use",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "ptx::mbarrier_wait(ring.empty + 8 * place.stage, place.parity ^ 1);",
+        to: "",
+    },
+    Mutation {
+        name: "stage-given-back-before-its-products",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "ptx::wgmma_wait<1>();",
+        to: "ptx::wgmma_wait<2>();",
+    },
+    Mutation {
+        name: "stage-given-back-too-soon",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "if (step > 0) release(ring, before);\n            before = place.stage;",
+        to: "before = place.stage;\n            if (step > 0) release(ring, before);",
+    },
+    Mutation {
+        name: "half-the-warps-give-back",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "2 * kWarpgroup / kWarp)",
+        to: "kWarpgroup / kWarp)",
+    },
+    Mutation {
+        name: "stage-read-before-it-is-full",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "ptx::mbarrier_wait(ring.full + 8 * place.stage, place.parity);\n            const uint64_t a",
+        to: "const uint64_t a",
+    },
+    Mutation {
+        name: "sums-without-their-wait",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "ptx::wgmma_wait<0>();",
+        to: "",
+    },
+    Mutation {
+        name: "products-without-their-fence",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "ptx::wgmma_fence();",
+        to: "",
+    },
+    Mutation {
+        name: "chunk-sums-in-descending-order",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "const float4* const from = partial(args, work.tile, chunk, group)",
+        to: "const float4* const from = partial(args, work.tile, args.chunks - 1 - chunk, group)",
+    },
+    Mutation {
+        name: "own-chunk-sums-first",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "const float4* const from = partial(args, work.tile, chunk, group)",
+        to: "const float4* const from = partial(args, work.tile, (chunk + work.chunk) % args.chunks, group)",
+    },
+    Mutation {
+        name: "last-chunk-missing",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "for (int chunk = 0; chunk < args.chunks;",
+        to: "for (int chunk = 0; chunk + 1 < args.chunks;",
+    },
+    Mutation {
+        name: "chunk-ticket-not-reset",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "if (last) *ticket = 0;",
+        to: "",
+    },
+    Mutation {
+        name: "chunk-ticket-not-atomic",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "ptx::atom_add_acq_rel(ticket, count) + count",
+        to: "(*ticket += count)",
+    },
+    Mutation {
+        name: "chunk-sums-without-their-barrier",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "ptx::named_barrier(1 + group, kWarpgroup);\n        if",
+        to: "if",
+    },
+    Mutation {
+        name: "flag-without-its-barrier",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "ptx::named_barrier(1 + group, kWarpgroup);  // the flag is written",
+        to: "",
+    },
+    Mutation {
+        name: "too-many-bytes-announced",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "(both ? 2 : 1) * kTileBytes",
+        to: "2 * kTileBytes",
+    },
+    Mutation {
+        name: "too-few-bytes-announced",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "kTileBytes + kTokenBytes);",
+        to: "kTileBytes);",
+    },
+    Mutation {
+        name: "one-tile-of-weights-for-two",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "stage + group * kTileBytes",
+        to: "stage",
+    },
+    Mutation {
+        name: "first-tokens-for-all",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "term * kTile, first_token, full",
+        to: "term * kTile, 0, full",
+    },
+    Mutation {
+        name: "tokens-behind-the-last",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "if (t >= args.tokens || o >= args.outputs) continue;",
+        to: "if (o >= args.outputs) continue;",
+    },
+    Mutation {
+        name: "outputs-behind-the-last",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "if (t >= args.tokens || o >= args.outputs) continue;",
+        to: "if (t >= args.tokens) continue;",
+    },
+    Mutation {
+        name: "pairs-of-an-odd-number",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "args.outputs % 2 == 0 && aligned(args.y, 8)",
+        to: "aligned(args.y, 8)",
+    },
+    Mutation {
+        name: "bias-of-the-other-row",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "int o = output + i / 2 * 8 + i % 2;",
+        to: "int o = output + i % 2;",
+    },
+    Mutation {
+        name: "whole-tiles-left-out",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "if (whole_ >= tiles_) return false;",
+        to: "return false;",
+    },
+    Mutation {
+        name: "missing-tile-not-given-back",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "release(ring, place.stage);",
+        to: "",
+    },
+    Mutation {
+        name: "ring-not-aligned",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "(ptx::smem_address(shared) + 1023) & ~1023u",
+        to: "ptx::smem_address(shared)",
+    },
+    Mutation {
+        name: "registers-kept",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "fewer_registers<40>",
+        to: "fewer_registers<56>",
+    },
+    Mutation {
+        name: "barriers-without-their-barrier",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "__syncthreads();  // the barriers are there",
+        to: "",
+    },
+    Mutation {
+        name: "barriers-without-their-fence",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "ptx::fence_barrier_init();",
+        to: "",
+    },
+    Mutation {
+        name: "neighbours-exchange-the-wrong-half",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "odd ? even_token : odd_token, 4",
+        to: "odd ? odd_token : even_token, 4",
+    },
+    Mutation {
+        name: "forward-tiles-as-neighbours",
+        op: "gemm_sm90",
+        file: "gemm_sm90.cu",
+        from: "if (BY_COLUMNS && both)",
+        to: "if (both)",
+    },
+    Mutation {
+        name: "lines-not-transposed",
+        op: "gemm_backward_sm90",
+        file: "gemm_sm90.cu",
+        from: "template bf16<BY_COLUMNS>",
+        to: "template bf16<false>",
+    },
+    Mutation {
+        name: "terms-step-along-lines",
+        op: "gemm_backward_sm90",
+        file: "gemm_sm90.cu",
+        from: "BY_COLUMNS ? 16 * kLineBytes :",
+        to: "BY_COLUMNS ? 16 * 2 :",
+    },
+    Mutation {
+        name: "tiles-in-forward-order",
+        op: "gemm_backward_sm90",
+        file: "gemm_sm90.cu",
+        from: "static_cast<size_t>(term) * problem.output_tiles + output",
+        to: "static_cast<size_t>(output) * problem.term_tiles + term",
+    },
+    Mutation {
+        name: "gradient-added-to-nothing",
+        op: "gemm_backward_sm90",
+        file: "gemm_sm90.cu",
+        from: "low = before[i / 2][row].x + low",
+        to: "low += 0.0f",
+    },
 ];
 
 /// Ops with many instances of one template: lines without which a broken one compiles sooner, and what the names of cases
 /// that need none of them contain.
-const NARROWED: [(&str, &[&str], &[&str]); 2] = [
+const NARROWED: [(&str, &[&str], &[&str]); 4] = [
     (
         "attention",
         &[
@@ -608,11 +881,34 @@ const NARROWED: [(&str, &[&str], &[&str]); 2] = [
         ],
         &["bf16", "heads of 32"],
     ),
+    (
+        "gemm_sm90",
+        &[
+            "GEMM_ALL(gemm_sm90, f16, __half, false)",
+            "GEMM_ALL(gemm_backward_sm90, bf16, __nv_bfloat16, true)",
+            "GEMM_ALL(gemm_backward_sm90, f16, __half, true)",
+        ],
+        &["bf16"],
+    ),
+    (
+        "gemm_backward_sm90",
+        &[
+            "GEMM_ALL(gemm_sm90, bf16, __nv_bfloat16, false)",
+            "GEMM_ALL(gemm_sm90, f16, __half, false)",
+            "GEMM_ALL(gemm_backward_sm90, f16, __half, true)",
+        ],
+        &["bf16"],
+    ),
 ];
+
+/// The file of an op's kernels.
+fn source_of(op: &str) -> &str {
+    if op == "gemm_backward_sm90" { "gemm_sm90" } else { op }
+}
 
 /// A folder with the op's file and the headers, one of them changed. It is named after what is in it.
 fn mutated(mutation: &Mutation) -> PathBuf {
-    let own = format!("{}.cu", mutation.op);
+    let own = format!("{}.cu", source_of(mutation.op));
     let mut changed = false;
     let mut files = Vec::new();
     for path in ["cu", "cuh"].into_iter().flat_map(|kind| nvcc::listed(Path::new(KERNELS), kind).unwrap()) {
@@ -626,7 +922,7 @@ fn mutated(mutation: &Mutation) -> PathBuf {
             text = text.replacen(mutation.from, mutation.to, 1);
             changed = true;
         }
-        for (_, dropped, _) in NARROWED.iter().filter(|(op, ..)| file == format!("{op}.cu")) {
+        for (_, dropped, _) in NARROWED.iter().filter(|(op, ..)| file == own && *op == mutation.op) {
             for line in *dropped {
                 assert!(text.contains(line), "{line} is not in {file}");
                 text = text.replacen(line, "", 1);
@@ -679,7 +975,7 @@ fn all_compiled() -> Vec<String> {
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(mutation) = MUTATIONS.get(index) else { return texts };
-            texts.push((index, compiled(&nvcc, mutation.op, &mutated(mutation))));
+            texts.push((index, compiled(&nvcc, source_of(mutation.op), &mutated(mutation))));
         }
     };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
@@ -699,7 +995,7 @@ fn every_planted_mistake_is_found() {
         let mut unnoticed = Vec::new();
         for (mutation, text) in MUTATIONS.iter().zip(all_compiled()) {
             let mut texts = ptx().to_vec();
-            texts.iter_mut().find(|(name, _)| name == mutation.op).expect("a source of this name").1 = text;
+            texts.iter_mut().find(|(name, _)| name == source_of(mutation.op)).expect("a source of this name").1 = text;
             let folder = folder_of("mutation", &texts);
             let emulated = Emulated::new(Config { checked: true, ..Config::default() });
             emulated.replace(&folder);

@@ -151,18 +151,41 @@ int exponent_of(float x, int lowest) {
     return x == 0.0f ? kNoExponent : e < lowest ? lowest : e;
 }
 
-double power_of_two(int exponent) { return __builtin_bit_cast(double, uint64_t(exponent + 1023) << 52); }
+// The same of eight numbers, and what follows of four: without a branch, in vectors.
+typedef int32_t EightInts __attribute__((vector_size(32)));
+typedef int32_t FourInts __attribute__((vector_size(16)));
+typedef int64_t FourLongs __attribute__((vector_size(32)));
 
-// Towards zero: the number before the nearest where that is too large.
-float cut_to_float(double x) {
-    const float nearest = float(x);
-    return bits_to_float(float_to_bits(nearest) - uint32_t(std::fabs(double(nearest)) > std::fabs(x)));
+EightInts exponents_of_sums(const float* sums) {
+    const EightInts bits = loaded<EightInts>(sums), e = (bits >> 23 & 255) - 127;
+    return (bits & 0x7fffffff) == 0 ? EightInts{} + kNoExponent : e < -126 ? EightInts{} - 126 : e;
+}
+
+Four powers_of_two(FourInts exponents) { return Four((__builtin_convertvector(exponents, FourLongs) + 1023) << 52); }
+
+// Towards zero: the number before the nearest where that is too large. Zeros have no sign.
+FourFloats cut_to_floats(Four x) {
+    const FourFloats nearest = __builtin_convertvector(x, FourFloats);
+    const Four back = __builtin_convertvector(nearest, Four);
+    constexpr int64_t magnitude = INT64_MAX;
+    const FourLongs larger = Four(FourLongs(back) & magnitude) > Four(FourLongs(x) & magnitude);
+    const FourInts cut = FourInts(nearest) + __builtin_convertvector(larger, FourInts);
+    return FourFloats(cut & __builtin_convertvector(x != 0.0, FourInts));
+}
+
+Four without_fraction(Four x) {
+#ifdef __AVX__
+    return Four(_mm256_round_pd(__m256d(x), _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC));
+#else
+    for (int i = 0; i < 4; ++i) x[i] = __builtin_trunc(x[i]);
+    return x;
+#endif
 }
 
 // What all rows of the result have in common.
 struct Exponents {
     int a[kM][kK], b[kK][kN];
-    double factor[kK][kN];  // b
+    alignas(32) double factor[kK][kN];  // b
 };
 
 // As a tensor core adds (the behaviour that measurements of A100 and H100 show): in groups of 8 or 16 products, every
@@ -172,25 +195,25 @@ template <int GROUP>
 void add_cut(const float* a, const int* a_exponents, const Exponents& e, float* c) {
     constexpr int extra = GROUP == 16 ? 2 : 1;
     for (int first = 0; first < kK; first += GROUP) {
-        int largest[kN];
-        double scale[kN], back[kN], sum[kN];
-        for (int n = 0; n < kN; ++n) largest[n] = exponent_of(c[n], -126);
+        EightInts largest = exponents_of_sums(c);
         for (int k = first; k < first + GROUP; ++k) {
-            for (int n = 0; n < kN; ++n) largest[n] = std::max(largest[n], a_exponents[k] + e.b[k][n]);
+            const EightInts product = loaded<EightInts>(e.b[k]) + a_exponents[k];
+            largest = product > largest ? product : largest;
         }
-        for (int n = 0; n < kN; ++n) {
-            const bool zeros = largest[n] < kNoExponent / 2;
-            scale[n] = power_of_two(zeros ? 0 : 23 + extra - largest[n]);
-            back[n] = power_of_two(zeros ? 0 : largest[n] - 23 - extra);
-            sum[n] = __builtin_trunc(double(c[n]) * scale[n]);
-        }
-        for (int k = first; k < first + GROUP; ++k) {
-            for (int n = 0; n < kN; ++n) sum[n] += __builtin_trunc(double(a[k]) * e.factor[k][n] * scale[n]);
-        }
-        // A sum of nothing but zeros keeps the sign of the accumulator.
-        for (int n = 0; n < kN; ++n) {
-            const float cut = sum[n] == 0.0 ? 0.0f : cut_to_float(sum[n] * back[n]);
-            c[n] = largest[n] >= kNoExponent / 2 ? cut : c[n];
+        for (int half = 0; half < kN; half += 4) {
+            FourInts most;
+            memcpy(&most, reinterpret_cast<const int*>(&largest) + half, sizeof most);
+            const FourInts zeros = most < kNoExponent / 2, shift = zeros ? FourInts{} : 23 + extra - most;
+            const Four scale = powers_of_two(shift);
+            const FourFloats before = loaded<FourFloats>(c + half);
+            Four sum = without_fraction(__builtin_convertvector(before, Four) * scale);
+            for (int k = first; k < first + GROUP; ++k) {
+                const double x = a[k];
+                sum += without_fraction(Four{x, x, x, x} * loaded<Four>(&e.factor[k][half]) * scale);
+            }
+            // A sum of nothing but zeros keeps the sign of the accumulator.
+            const FourFloats cut = cut_to_floats(sum * powers_of_two(-shift)), after = zeros ? before : cut;
+            memcpy(c + half, &after, sizeof after);
         }
     }
 }
