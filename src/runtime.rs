@@ -5,6 +5,7 @@
 //! time it is found ([`self_check`]).
 
 pub mod examine;
+pub mod family;
 pub mod self_check;
 
 use crate::cuda::{self, images};
@@ -19,13 +20,16 @@ use crate::model::cuda::weights::Source;
 use crate::model::cuda::{self as cuda_model, CudaOptions, Loading, Prepared, Sources, memory};
 use crate::model::{ModelPair, PolicyRows, synthetic};
 use crate::{Error, Result};
-use self_check::SelfCheck;
+use family::{Chosen, FamilySpec};
+use self_check::{FamilyCheck, SelfCheck};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
+pub use crate::cuda::Family;
 pub use crate::model::cuda::memory::bytes as bytes_in_words;
 
 /// Which device is asked for. As text: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -121,6 +125,8 @@ pub struct OpenOptions {
     pub threads: Option<usize>,
     /// Check a CUDA device the first time it is opened, and refuse one that computes something else than it should.
     pub self_check: bool,
+    /// The family of kernels that multiplies with stored weights on a CUDA device.
+    pub kernels: FamilySpec,
 }
 
 impl Default for OpenOptions {
@@ -135,6 +141,7 @@ impl Default for OpenOptions {
             eager: false,
             threads: None,
             self_check: true,
+            kernels: FamilySpec::Auto,
         }
     }
 }
@@ -143,20 +150,35 @@ impl OpenOptions {
     /// Finds the device that is asked for.
     ///
     /// # Errors
-    /// It is not there, or does not compute in the arithmetic that is asked for.
+    /// It is not there, does not compute in the arithmetic that is asked for, or does not have the kernels.
     pub fn find(&self) -> std::result::Result<Device, Unusable> {
         let cuda = |index| match self.arithmetic {
             Arithmetic::F32 => Err(NoCuda::Arithmetic),
             _ => self.checked(index),
         };
-        let cpu = |no_cuda| Device { place: Place::Cpu, no_cuda, self_check: None };
+        let cpu = |no_cuda| Device { place: Place::Cpu, no_cuda, self_check: None, sm90_check: None };
+        let lacks = |why: NoCuda| match why {
+            NoCuda::Kernels(family, why) => Err(Unusable::Kernels(family, why)),
+            why => Ok(why),
+        };
         let device = match self.device {
             DeviceSpec::Cpu => cpu(None),
-            DeviceSpec::Cuda(index) => cuda(index).map_err(|why| Unusable::Cuda(index, why))?,
-            DeviceSpec::Auto => cuda(0).unwrap_or_else(|why| cpu(Some(why))),
+            DeviceSpec::Cuda(index) => match cuda(index) {
+                Ok(device) => device,
+                Err(why) => return Err(Unusable::Cuda(index, lacks(why)?)),
+            },
+            DeviceSpec::Auto => match cuda(0) {
+                Ok(device) => device,
+                Err(why) => cpu(Some(lacks(why)?)),
+            },
         };
-        match (&device.place, self.arithmetic) {
-            (Place::Cpu, Arithmetic::Bf16 | Arithmetic::F16) => Err(Unusable::Arithmetic(self.arithmetic)),
+        match (&device.place, self.arithmetic, self.kernels) {
+            (Place::Cpu, Arithmetic::Bf16 | Arithmetic::F16, _) => Err(Unusable::Arithmetic(self.arithmetic)),
+            (Place::Cpu, _, FamilySpec::Only(family)) => {
+                let because = device.no_cuda.as_ref().map_or(String::new(), |why| format!(" ({why})"));
+                let why = format!("the device would be the CPU, which has no CUDA kernels{because}; use auto");
+                Err(Unusable::Kernels(family, why))
+            }
             _ => Ok(device),
         }
     }
@@ -164,16 +186,47 @@ impl OpenOptions {
     /// Opens a CUDA device that computes what it should.
     fn checked(&self, index: usize) -> std::result::Result<Device, NoCuda> {
         let device = cuda::Device::open(index).map_err(|why| NoCuda::from(&why))?;
-        let mut self_check = None;
-        if self.self_check && !SelfCheck::remembered(&device).is_some_and(|check| check.passed()) {
-            // What differed before is checked again: it may have been the machine's state.
-            let check = SelfCheck::run(&device);
-            if !check.passed() {
-                return Err(NoCuda::SelfCheck(format!("{}: {}", device.name(), check.words())));
-            }
-            self_check = Some(check);
+        if let FamilySpec::Only(family) = self.kernels {
+            Chosen::new(&device, self.kernels, None).map_err(|why| NoCuda::Kernels(family, why))?;
         }
-        Ok(Device { place: Place::Cuda(index, Some(Box::new(device))), no_cuda: None, self_check })
+        let mut known = SelfCheck::remembered(&device);
+        let (mut self_check, mut sm90_check) = (None, None);
+        if self.self_check {
+            let mut left = self_check::LIMIT;
+            let mut check = match known.take().filter(SelfCheck::passed) {
+                Some(check) => check,
+                None => {
+                    // What differed before is checked again: it may have been the machine's state.
+                    let check = SelfCheck::run(&device);
+                    if !check.passed() {
+                        let why = format!("{}: {}", device.name(), check.words());
+                        let_go(device);
+                        return Err(NoCuda::SelfCheck(why));
+                    }
+                    left = left.saturating_sub(Duration::try_from_secs_f64(check.seconds).unwrap_or(left));
+                    self_check = Some(check.clone());
+                    check
+                }
+            };
+            if self.kernels.asks_for_check() && Family::Sm90.runs_on(&device) && check.lacks_sm90() {
+                check.run_sm90(&device, left);
+                sm90_check = check.sm90.clone();
+                if device.alive().is_err() {
+                    let words = check.sm90.as_ref().map(FamilyCheck::words).unwrap_or_default();
+                    let why = format!("{}: {words}", device.name());
+                    let_go(device);
+                    return Err(NoCuda::Lost(why));
+                }
+            }
+            known = Some(check);
+        }
+        let failed = |why: String| NoCuda::NoDevice(why);
+        let chosen = Chosen::new(&device, self.kernels, known.as_ref()).map_err(failed)?;
+        let capability = device.capability();
+        let device = device.with_family(chosen.family).map_err(|why| failed(why.to_string()))?;
+        let opened = Some(Box::new(device));
+        let place = Place::Cuda(Cuda { index, capability, chosen, opened });
+        Ok(Device { place, no_cuda: None, self_check, sm90_check })
     }
 
     fn cpu(&self) -> LoadOptions {
@@ -209,6 +262,10 @@ pub enum NoCuda {
     NoDevice(String),
     /// Its kernels compute something else than they should; which card and where, in words.
     SelfCheck(String),
+    /// A self-check of the kernels for Hopper alone took the device from this process; which card and how, in words.
+    Lost(String),
+    /// It does not have the kernels that are asked for; why, in words.
+    Kernels(Family, String),
 }
 
 impl NoCuda {
@@ -220,6 +277,7 @@ impl NoCuda {
                 "; install NVIDIA's driver: `ggro doctor` says which release"
             }
             NoCuda::SelfCheck(_) => "; `ggro doctor` says more, and --no-self-check uses the device all the same",
+            NoCuda::Lost(_) => "; --kernels sm80 uses the device without these kernels",
             _ => "",
         }
     }
@@ -229,8 +287,9 @@ impl NoCuda {
         match self {
             NoCuda::Arithmetic => "f32 is the CPU's, CUDA stores bf16 or f16",
             NoCuda::NoKernels(_) => "no CUDA kernels in this build",
-            NoCuda::NoDevice(why) => why,
+            NoCuda::NoDevice(why) | NoCuda::Kernels(_, why) => why,
             NoCuda::SelfCheck(_) => "the CUDA device failed its self-check",
+            NoCuda::Lost(_) => "the self-check of the kernels of sm90 lost the CUDA device",
         }
     }
 }
@@ -249,7 +308,7 @@ impl fmt::Display for NoCuda {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             NoCuda::NoKernels(why) => write!(f, "{why}{}", self.help()),
-            NoCuda::SelfCheck(why) => write!(f, "{} ({why}){}", self.brief(), self.help()),
+            NoCuda::SelfCheck(why) | NoCuda::Lost(why) => write!(f, "{} ({why}){}", self.brief(), self.help()),
             _ => write!(f, "{}{}", self.brief(), self.help()),
         }
     }
@@ -262,12 +321,15 @@ pub enum Unusable {
     Cuda(usize, NoCuda),
     /// The CPU does not compute in this arithmetic.
     Arithmetic(Arithmetic),
+    /// It does not have the kernels that are asked for; why, in words.
+    Kernels(Family, String),
 }
 
 impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Unusable::Cuda(index, why) => write!(f, "cuda:{index}: {why}"),
+            Unusable::Kernels(family, why) => write!(f, "{}: {why}", family.name()),
             Unusable::Arithmetic(arithmetic) => write!(
                 f,
                 "{}: the CPU backend computes in f32 from the stored weights, whatever their type; use auto or f32",
@@ -288,12 +350,37 @@ pub struct Device {
     place: Place,
     no_cuda: Option<NoCuda>,
     self_check: Option<SelfCheck>,
+    sm90_check: Option<FamilyCheck>,
 }
 
 enum Place {
     Cpu,
-    /// With the device that was opened to see whether it is there, until a pair is opened on it.
-    Cuda(usize, Option<Box<cuda::Device>>),
+    Cuda(Cuda),
+}
+
+/// A CUDA device, and the kernels that it runs.
+struct Cuda {
+    index: usize,
+    capability: cuda::Capability,
+    chosen: Chosen,
+    /// The device that was opened to see whether it is there, until a pair is opened on it.
+    opened: Option<Box<cuda::Device>>,
+}
+
+impl Cuda {
+    fn take(&mut self) -> Result<cuda::Device> {
+        match self.opened.take() {
+            Some(device) => Ok(*device),
+            None => cuda::Device::open(self.index)?.with_family(self.chosen.family),
+        }
+    }
+}
+
+/// Closes a device, unless it is lost: a driver that still has a kernel to wait for would never return.
+fn let_go(device: cuda::Device) {
+    if device.alive().is_err() {
+        std::mem::forget(device);
+    }
 }
 
 /// How far opening has come.
@@ -315,7 +402,24 @@ impl Device {
     pub fn spec(&self) -> DeviceSpec {
         match &self.place {
             Place::Cpu => DeviceSpec::Cpu,
-            Place::Cuda(index, _) => DeviceSpec::Cuda(*index),
+            Place::Cuda(cuda) => DeviceSpec::Cuda(cuda.index),
+        }
+    }
+
+    /// What kind of device it is: `cpu`, or `cuda` with the compute capability, as in `cuda 9.0`. The last bits of results
+    /// depend on it.
+    pub fn class(&self) -> String {
+        match &self.place {
+            Place::Cpu => "cpu".to_string(),
+            Place::Cuda(cuda) => format!("cuda {}", cuda.capability),
+        }
+    }
+
+    /// The kernels that multiply with stored weights, and why these; `None` on the CPU.
+    pub fn kernels(&self) -> Option<&Chosen> {
+        match &self.place {
+            Place::Cpu => None,
+            Place::Cuda(cuda) => Some(&cuda.chosen),
         }
     }
 
@@ -327,6 +431,11 @@ impl Device {
     /// The self-check that was made now, because none was remembered.
     pub fn self_check(&self) -> Option<&SelfCheck> {
         self.self_check.as_ref()
+    }
+
+    /// The self-check of the kernels for Hopper alone that was made now.
+    pub fn sm90_check(&self) -> Option<&FamilyCheck> {
+        self.sm90_check.as_ref()
     }
 
     /// What rounding an answer depends on, in words.
@@ -383,8 +492,8 @@ impl Device {
                 let models = cpu::open(Parts { policy: part(0), reward: part(1) }, &options.cpu())?;
                 Ok(Opened { models, cuda: None })
             }
-            Place::Cuda(index, device) => {
-                let device = device.take().map_or_else(|| cuda::Device::open(*index), |device| Ok(*device))?;
+            Place::Cuda(cuda) => {
+                let (device, index) = (cuda.take()?, cuda.index);
                 let options = options.cuda();
                 let [policy, reward] = parts.map(|part| part.map(|(config, weights)| (config, weights.on_cuda())));
                 let sources = Sources { policy, reward };
@@ -393,7 +502,7 @@ impl Device {
                     Loading::Planned(budget) => progress(Opening::Planned { memory: budget.to_string(), bytes }),
                     Loading::Read(bytes) => progress(Opening::Read(bytes)),
                 })?;
-                Ok(Opened { models, cuda: Some(OnCuda { index: *index, opened, bytes }) })
+                Ok(Opened { models, cuda: Some(OnCuda { index, opened, bytes }) })
             }
         }
     }
@@ -652,6 +761,8 @@ pub struct CudaDevice {
     pub memory: Option<(u64, u64)>,
     /// What its last self-check found, with this driver and this build.
     pub self_check: Option<SelfCheck>,
+    /// The family of kernels that it runs, and why; no family if a self-check has still to decide.
+    pub kernels: (Option<Family>, String),
     /// How a pair divides the memory: parts with their bytes, and all of it in words; or why the pair does not fit.
     pub fit: std::result::Result<Fit, String>,
 }
@@ -680,6 +791,17 @@ pub fn cuda_devices(
 fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result::Result<CudaDevice, NoCuda> {
     let device = cuda::Device::open(index).map_err(|why| NoCuda::from(&why))?;
     let memory = memory::DeviceMemory::of(&device).ok();
+    let self_check = SelfCheck::remembered(&device);
+    let chosen = Chosen::new(&device, FamilySpec::Auto, self_check.as_ref()).map_err(NoCuda::NoDevice)?;
+    let is_open = Family::Sm90.runs_on(&device) && self_check.as_ref().is_none_or(SelfCheck::lacks_sm90);
+    let (kernels, family) = match is_open {
+        true => {
+            let why = "the first use of the device checks those of sm90, and takes them if they pass".to_string();
+            ((None, why), Family::Sm90)
+        }
+        false => ((Some(chosen.family), chosen.why), chosen.family),
+    };
+    let device = device.with_family(family).map_err(|why| NoCuda::from(&why))?;
     let budget = Prepared::new(pair.parts(), &options.cuda(), device.weight_layout()).and_then(|prepared| {
         let memory =
             memory.ok_or_else(|| Error::Backend("the device does not say how much memory is free".to_string()))?;
@@ -690,7 +812,8 @@ fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result:
         capability: device.capability().to_string(),
         multiprocessors: device.multiprocessors(),
         memory: memory.map(|memory| (memory.free, memory.total)),
-        self_check: SelfCheck::remembered(&device),
+        self_check,
+        kernels,
         fit: budget
             .map(|budget| Fit { parts: budget.parts(), words: budget.to_string() })
             .map_err(|error| error.to_string()),

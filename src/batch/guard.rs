@@ -30,6 +30,12 @@ pub struct Verdict {
     /// Of the answer that was judged, so that one that has changed since is noticed: FNV-1a in hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer_hash: Option<String>,
+    /// The kind of device that it was made on, as [`MadeOn::device`](super::output::MadeOn::device).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The kernels that it was made by, as [`MadeOn::kernels`](super::output::MadeOn::kernels).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<String>,
     /// Why there is no verdict, if the answer was passed over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
@@ -81,6 +87,8 @@ impl Guard<'_> {
             categories,
             text,
             answer_hash: Some(hash_of(&row.response)),
+            device: None,
+            kernels: None,
             skipped: None,
         };
         let room = self.context.saturating_sub(MOST_TOKENS);

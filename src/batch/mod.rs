@@ -25,7 +25,7 @@ use crate::scoring::RewardQuery;
 use crate::text::{Prompt, RespelledText, TextRules, text_of};
 use crate::trace::finish_reason_name;
 use crate::{Error, Result};
-use output::{Record, Row, RowCandidate, RowSegment, Rows};
+use output::{MadeOn, Record, Row, RowCandidate, RowSegment, Rows};
 use record::PromptRecord;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -51,7 +51,16 @@ pub struct Job {
     pub retokenize: bool,
 }
 
-/// Answers all jobs that have no row yet, `concurrency` at a time, and adds a row for each. `done` is called with each row.
+/// What is the same for all prompts of a run, besides their options.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// Prompts that are answered at the same time, at most.
+    pub concurrency: usize,
+    /// On what.
+    pub made_on: MadeOn,
+}
+
+/// Answers all jobs that have no row yet and adds a row for each. `done` is called with each row.
 ///
 /// # Errors
 /// As [`each`].
@@ -60,13 +69,17 @@ pub fn run(
     tokenizer: &Arc<Tokenizer>,
     task: Option<&Task>,
     jobs: &[Job],
-    concurrency: usize,
+    setting: &Setting,
     rows: &mut Rows,
     done: &(dyn Fn(&Row) + Sync),
 ) -> Result<()> {
     let jobs: Vec<&Job> = jobs.iter().filter(|job| !rows.has(job.index)).collect();
-    let make = |job: &&Job| Ok(Row { concurrency: Some(concurrency), ..answer(engine, tokenizer, task, job)? });
-    each(&jobs, concurrency, rows, &make, done)
+    let Setting { concurrency, made_on: MadeOn { device, kernels } } = setting;
+    let make = |job: &&Job| {
+        let (device, kernels) = (Some(device.clone()), kernels.clone());
+        Ok(Row { concurrency: Some(*concurrency), device, kernels, ..answer(engine, tokenizer, task, job)? })
+    };
+    each(&jobs, *concurrency, rows, &make, done)
 }
 
 /// Makes a record of each thing, `concurrency` at a time, and adds it to the file. `done` is called with each record.
@@ -247,6 +260,8 @@ fn row(tokenizer: &Arc<Tokenizer>, task: Option<&Task>, job: &Job, answered: Ans
         segments: Some(answered.segments),
         round_trip_stable: Some(round_trip_stable),
         concurrency: None,
+        device: None,
+        kernels: None,
         skipped: None,
     })
 }

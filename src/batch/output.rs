@@ -15,6 +15,7 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -69,9 +70,53 @@ pub struct Row {
     /// Prompts that were answered at the same time, at most: `elapsed_seconds` is a time among so many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<usize>,
+    /// The kind of device that it was made on, as [`MadeOn::device`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The kernels that it was made by, as [`MadeOn::kernels`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<String>,
     /// Why the prompt was not answered, if it was passed over. There is no answer then, and `response` is empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
+}
+
+/// On what answers are made. The last bits of all numbers depend on it, and so may answers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MadeOn {
+    /// The kind of device: `cpu`, or `cuda 9.0` with the compute capability.
+    pub device: String,
+    /// The family of kernels that multiplies with weights, as in `sm90`; none on the CPU.
+    pub kernels: Option<String>,
+}
+
+/// In words.
+impl fmt::Display for MadeOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kernels {
+            Some(kernels) => write!(f, "{} with kernels {kernels}", self.device),
+            None => f.write_str(&self.device),
+        }
+    }
+}
+
+impl MadeOn {
+    /// What an object says, an options file or a row; `None` if it does not.
+    fn of(options: &Map<String, Value>) -> Option<Self> {
+        let text = |name: &str| options.get(name).and_then(Value::as_str).map(str::to_string);
+        Some(MadeOn { device: text("device")?, kernels: text("kernels") })
+    }
+
+    /// Writes it into the options of a run.
+    pub fn record(&self, config: &mut Map<String, Value>) {
+        config.insert("device".to_string(), Value::from(self.device.as_str()));
+        config.insert("kernels".to_string(), self.kernels.as_deref().map_or(Value::Null, Value::from));
+    }
+
+    /// Whether it is the CPU or CUDA, of whatever kind.
+    fn backend(&self) -> &str {
+        self.device.split(' ').next().unwrap_or_default()
+    }
 }
 
 impl Row {
@@ -97,6 +142,8 @@ impl Row {
             segments: None,
             round_trip_stable: None,
             concurrency: None,
+            device: None,
+            kernels: None,
             skipped: Some(why),
         }
     }
@@ -156,8 +203,9 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Opens a file, or creates it. `config` holds all that an answer depends on besides its prompt; `fits` says what is wrong with
-    /// a row beside the input, as the end of a sentence that begins with the row.
+    /// Opens a file, or creates it. `config` holds all that an answer depends on besides its prompt; with `mix_devices` its rows
+    /// may have been made on another kind of device. `fits` says what is wrong with a row beside the input, as the end of a
+    /// sentence that begins with the row.
     ///
     /// # Errors
     /// The file cannot be read or written, another process has it open, its rows were made with another configuration, a line is
@@ -165,6 +213,7 @@ impl Rows {
     pub fn open<R: Record>(
         name: &Path,
         config: &Map<String, Value>,
+        mix_devices: bool,
         fits: &dyn Fn(&R) -> std::result::Result<(), String>,
     ) -> Result<Self> {
         let (path, failed) = (behind_links(name), |e| Error::io(name, e));
@@ -190,7 +239,8 @@ impl Rows {
         if ends {
             text.extend(&rest);
         }
-        check_config(name, config, !text.is_empty(), !rest.is_empty())?;
+        let state = State { has_rows: !text.is_empty(), is_begun: !rest.is_empty() };
+        check_config(name, config, state, mix_devices)?;
         let mut there = BTreeSet::new();
         for (number, line) in text.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
             let wrong = |what: String| Error::file(name, format!("line {}: {what}", number + 1));
@@ -354,18 +404,24 @@ fn options_of(path: &Path) -> Result<Map<String, Value>> {
     serde_json::from_str(&text).map_err(|e| Error::file(&beside, format!("expected the options of a run: {e}")))
 }
 
-/// Compares the configuration with the one that the rows were made with, or writes it if there are no rows. `begun`: the first
-/// one was not written to its end.
-fn check_config(path: &Path, config: &Map<String, Value>, rows: bool, begun: bool) -> Result<()> {
+/// How far a file has come.
+struct State {
+    has_rows: bool,
+    /// The last row was not written to its end.
+    is_begun: bool,
+}
+
+/// Compares the configuration with the one that the rows were made with, or writes it if there are no rows.
+fn check_config(path: &Path, config: &Map<String, Value>, state: State, mix_devices: bool) -> Result<()> {
     let beside = config_path(path);
     let found = match options_of(path) {
-        Err(Error::Io { source, .. }) if rows || begun => {
+        Err(Error::Io { source, .. }) if state.has_rows || state.is_begun => {
             return Err(Error::file(&beside, format!("{source}; without it nothing says how the rows came about")));
         }
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Map::new(),
         found => found?,
     };
-    if !rows {
+    if !state.has_rows {
         if !found.is_empty() && !found.contains_key("ggro") {
             return Err(Error::file(&beside, "expected the options of a run, found something else; it would be lost"));
         }
@@ -377,8 +433,15 @@ fn check_config(path: &Path, config: &Map<String, Value>, rows: bool, begun: boo
     if of(&found) != of(config) {
         return Err(Error::file(path, format!("holds rows of {}; use another output file", of(&found))));
     }
+    let (before, now) = (MadeOn::of(&found), MadeOn::of(config));
+    // What follows from the device alone is no difference of its own. Rows of versions that did not say are on any.
+    let of_device = |name: &str| match name {
+        "device" | "kernels" => true,
+        "arithmetic" => before.as_ref().zip(now.as_ref()).is_some_and(|(a, b)| a.backend() != b.backend()),
+        _ => false,
+    };
     let names: BTreeSet<&String> = found.keys().chain(config.keys()).collect();
-    let differs = names.into_iter().filter(|name| found.get(*name) != config.get(*name));
+    let differs = names.into_iter().filter(|name| !of_device(name) && found.get(*name) != config.get(*name));
     let differs: Vec<String> = differs
         .map(|name| {
             let word = |map: &Map<String, Value>| map.get(name).map_or_else(|| "nothing".to_string(), Value::to_string);
@@ -386,7 +449,16 @@ fn check_config(path: &Path, config: &Map<String, Value>, rows: bool, begun: boo
         })
         .collect();
     if differs.is_empty() {
-        return Ok(());
+        return match (before, now) {
+            (Some(before), Some(now)) if before != now && !mix_devices => Err(Error::file(
+                path,
+                format!(
+                    "its rows were made on {before}, the others would be made on {now}, where answers may differ; use the \
+                     same (--device, --kernels), another output file, or --mix-devices, which goes on all the same"
+                ),
+            )),
+            _ => Ok(()),
+        };
     }
     Err(Error::file(
         path,
@@ -423,6 +495,8 @@ mod tests {
             segments: Some(Vec::new()),
             round_trip_stable: None,
             concurrency: Some(1),
+            device: None,
+            kernels: None,
             skipped: None,
         }
     }
@@ -436,7 +510,7 @@ mod tests {
 
     /// Rows of these prompts.
     fn open(path: &Path, config: &Map<String, Value>, prompts: &[String]) -> Result<Rows> {
-        Rows::open(path, config, &|row: &Row| match prompts.get(row.index) {
+        Rows::open(path, config, false, &|row: &Row| match prompts.get(row.index) {
             Some(prompt) if *prompt == row.prompt => Ok(()),
             _ => Err("is another one".to_string()),
         })
@@ -477,6 +551,44 @@ mod tests {
         }
         std::fs::remove_file(config_path(&path)).unwrap();
         assert!(open(&path, &config(1.5), &prompts).is_err());
+    }
+
+    #[test]
+    fn rows_of_several_devices_are_mixed_if_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl");
+        let on = |device: &str, kernels: Option<&str>, arithmetic: &str| {
+            let mut config = config(1.5);
+            config.insert("arithmetic".to_string(), json!(arithmetic));
+            MadeOn { device: device.to_string(), kernels: kernels.map(str::to_string) }.record(&mut config);
+            config
+        };
+        let open = |config: &Map<String, Value>, mix| Rows::open::<Row>(&path, config, mix, &|_| Ok(()));
+        let first = on("cuda 9.0", Some("sm90"), "auto on CUDA");
+        open(&first, false).unwrap().add(&row(0)).unwrap();
+        for (other, named) in [
+            (on("cuda 9.0", Some("sm80"), "auto on CUDA"), "made on cuda 9.0 with kernels sm80"),
+            (on("cuda 8.0", Some("sm80"), "auto on CUDA"), "made on cuda 8.0 with kernels sm80"),
+            (on("cpu", None, "f32 on the CPU"), "made on cpu, where"),
+        ] {
+            let message = open(&other, false).unwrap_err().to_string();
+            for part in ["its rows were made on cuda 9.0 with kernels sm90", named, "--mix-devices"] {
+                assert!(message.contains(part), "no {part:?} in {message}");
+            }
+            assert_eq!(open(&other, true).unwrap().len(), 1);
+        }
+        // What was asked for is another option, on whatever device.
+        for mix in [false, true] {
+            let message = open(&on("cuda 8.0", Some("sm80"), "f16 on CUDA"), mix).unwrap_err().to_string();
+            assert!(message.contains("`arithmetic` was \"auto on CUDA\", is \"f16 on CUDA\""), "{message}");
+        }
+        open(&first, false).unwrap();
+        // Rows of before, which say nothing of it.
+        let mut before = first.clone();
+        before.retain(|name, _| name != "device" && name != "kernels");
+        std::fs::write(config_path(&path), json!(before).to_string()).unwrap();
+        assert_eq!(open(&on("cuda 8.0", Some("sm80"), "auto on CUDA"), false).unwrap().len(), 1);
+        assert!(open(&on("cpu", None, "f32 on the CPU"), false).unwrap_err().to_string().contains("`arithmetic` was"));
     }
 
     /// Nothing that a run did not write is cut off or replaced.

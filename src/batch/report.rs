@@ -4,7 +4,7 @@ mod page;
 
 pub use page::page;
 
-use crate::batch::output::Row;
+use crate::batch::output::{MadeOn, Row};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -62,6 +62,47 @@ pub struct Summary {
     pub round_trip_stable: Option<Mean>,
     /// Wording of a task's prompts, where the run recorded it.
     pub wording: Option<String>,
+    /// On what the answers were made, with how many on each; empty if no row says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub made_on: Vec<Share>,
+}
+
+/// Answers that were made on one kind of device by the same kernels.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Share {
+    /// The kind of device; `None` if the rows do not say.
+    pub device: Option<String>,
+    /// The kernels; `None` on the CPU, and if the rows do not say.
+    pub kernels: Option<String>,
+    /// How many answers.
+    pub rows: usize,
+}
+
+impl Share {
+    /// On what, in words.
+    pub fn words(&self) -> String {
+        match &self.device {
+            Some(device) => MadeOn { device: device.clone(), kernels: self.kernels.clone() }.to_string(),
+            None => "not recorded".to_string(),
+        }
+    }
+}
+
+/// How many rows there are of each kind of device and kernels.
+fn shares(rows: &[&Row]) -> Vec<Share> {
+    let mut counts: BTreeMap<(Option<&str>, Option<&str>), usize> = BTreeMap::new();
+    for row in rows {
+        *counts.entry((row.device.as_deref(), row.kernels.as_deref())).or_default() += 1;
+    }
+    if counts.keys().all(|(device, _)| device.is_none()) {
+        return Vec::new();
+    }
+    let share = |((device, kernels), rows): ((Option<&str>, Option<&str>), usize)| Share {
+        device: device.map(str::to_string),
+        kernels: kernels.map(str::to_string),
+        rows,
+    };
+    counts.into_iter().map(share).collect()
 }
 
 /// The least and the most of the rows' numbers of prompts at the same time.
@@ -106,6 +147,7 @@ impl Summary {
             }),
             round_trip_stable: of(&|row| row.round_trip_stable.map(|stable| f64::from(u8::from(stable)))),
             wording: None,
+            made_on: shares(&rows),
         }
     }
 
@@ -210,6 +252,31 @@ mod tests {
         assert_eq!(remark(&[more.clone(), sixteen]), ", 1 to 16 at a time");
         assert_eq!(remark(&[more, some[1].clone()]), "");
         assert_eq!(paired(&some, &[row(0, Some(3.0)), row(1, Some(9.0))]).unwrap().mean, 1.0);
+    }
+
+    #[test]
+    fn rows_are_counted_by_what_they_were_made_on() {
+        let row = |index: usize, device: Option<&str>, kernels: Option<&str>| -> Row {
+            serde_json::from_value(serde_json::json!({
+                "index": index, "prompt": "", "answer": null, "metadata": null, "full_text": "", "response": "", "reward": null,
+                "num_nudges": 0, "segment_boundaries": [], "elapsed_seconds": 0.1, "device": device, "kernels": kernels,
+            }))
+            .unwrap()
+        };
+        let old = [row(0, None, None), row(1, None, None)];
+        assert_eq!(Summary::new("", &old).made_on, []);
+        let mixed = [
+            row(0, Some("cuda 9.0"), Some("sm90")),
+            row(1, Some("cpu"), None),
+            row(2, Some("cuda 9.0"), Some("sm80")),
+            row(3, Some("cuda 9.0"), Some("sm90")),
+            row(4, None, None),
+        ];
+        let made_on = Summary::new("", &mixed).made_on;
+        let said: Vec<(String, usize)> = made_on.iter().map(|share| (share.words(), share.rows)).collect();
+        let expected =
+            [("not recorded", 1), ("cpu", 1), ("cuda 9.0 with kernels sm80", 1), ("cuda 9.0 with kernels sm90", 2)];
+        assert_eq!(said, expected.map(|(words, rows)| (words.to_string(), rows)));
     }
 
     #[test]

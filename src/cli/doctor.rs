@@ -10,6 +10,7 @@ use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::rng::Uniforms;
 use crate::runtime::examine::{self, Examined};
+use crate::runtime::family::FamilySpec;
 use crate::runtime::self_check;
 use crate::runtime::{self, DeviceSpec, OpenOptions};
 use crate::text::{self, Prompt};
@@ -57,7 +58,8 @@ fn report() -> Value {
             missing = Some(why.to_string());
         }
     }
-    let cpu = demo_on(DeviceSpec::Cpu).inspect_err(|why| problems.push(format!("cpu: the demo pair {why}")));
+    let cpu = demo_on(DeviceSpec::Cpu, FamilySpec::Auto)
+        .inspect_err(|why| problems.push(format!("cpu: the demo pair {why}")));
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "commit": option_env!("GGRO_BUILD_COMMIT"),
@@ -132,13 +134,23 @@ fn device(index: usize, problems: &mut Vec<String>) -> Value {
             return json!({ "index": index, "missing": why.to_string() });
         }
     };
-    let Examined { name, capability, image, multiprocessors, memory, cuda, clocks_mhz, facts, self_check } = examined;
+    let Examined { name, capability, image, multiprocessors, memory, cuda, clocks_mhz, facts, .. } = examined;
+    let (self_check, kernels, lost) = (examined.self_check, examined.kernels, examined.lost);
     if !self_check.passed() {
         wrong(format!("the self-check failed: {}", self_check.words()));
     } else if self_check.stopped.is_some() {
         wrong(format!("the self-check did not end: {}", self_check.words()));
     }
-    let demo = demo_on(DeviceSpec::Cuda(index)).inspect_err(|why| wrong(format!("the demo pair {why}")));
+    if let Some(sm90) = self_check.sm90.as_ref().filter(|check| !check.passed()) {
+        let what = if sm90.failed() { "failed" } else { "did not end" };
+        wrong(format!("the self-check of the kernels of sm90 {what}: {}", sm90.words()));
+    }
+    let demo = match lost {
+        // Whatever is asked of it now may never come back.
+        Some(why) => Err(format!("was not asked: {why}")),
+        None => demo_on(DeviceSpec::Cuda(index), FamilySpec::Only(kernels.family)),
+    };
+    let demo = demo.inspect_err(|why| wrong(format!("the demo pair {why}")));
     json!({
         "index": index,
         "name": name,
@@ -151,6 +163,7 @@ fn device(index: usize, problems: &mut Vec<String>) -> Value {
         "clocks_mhz": clocks_mhz,
         "limits": facts.into_iter().collect::<BTreeMap<_, _>>(),
         "self_check": info::self_check(&self_check),
+        "kernels": info::family(Some(kernels.family), &kernels.why),
         "demo": demo_words(&demo),
     })
 }
@@ -164,9 +177,9 @@ const REWARD: f32 = 1.9756;
 const NEAR: f32 = 0.05;
 
 /// Seconds that the known answer took on a device, or what is wrong.
-fn demo_on(device: DeviceSpec) -> std::result::Result<f64, String> {
+fn demo_on(device: DeviceSpec, kernels: FamilySpec) -> std::result::Result<f64, String> {
     let started = Instant::now();
-    let answer = answer_on(device).map_err(|error| format!("gives no answer: {error}"))?;
+    let answer = answer_on(device, kernels).map_err(|error| format!("gives no answer: {error}"))?;
     let (text, reward, nudges) = &answer;
     if text == ANSWER && (reward - REWARD).abs() < NEAR && *nudges == 1 {
         return Ok(started.elapsed().as_secs_f64());
@@ -176,9 +189,10 @@ fn demo_on(device: DeviceSpec) -> std::result::Result<f64, String> {
     ))
 }
 
-fn answer_on(device: DeviceSpec) -> Result<(String, f32, usize)> {
+fn answer_on(device: DeviceSpec, kernels: FamilySpec) -> Result<(String, f32, usize)> {
     let pair = Pair::load(&demo::policy(), &demo::reward())?;
-    let options = OpenOptions { device, max_model_len: Some(128), self_check: false, ..OpenOptions::default() };
+    let (max_model_len, self_check) = (Some(128), false);
+    let options = OpenOptions { device, kernels, max_model_len, self_check, ..OpenOptions::default() };
     let mut opened = runtime::open(&pair, &options, &mut |_| ())?;
     let (message, entropy_threshold, max_new_tokens) = ASKED;
     let prompt = Prompt::of_message(&pair, message)?;
@@ -380,6 +394,14 @@ fn device_in_words(out: &mut String, device: &Value) {
     for wrong in device["self_check"]["wrong"].as_array().into_iter().flatten() {
         line(out, "", &format!("  {}", word(wrong)));
     }
+    let sm90 = &device["self_check"]["sm90"];
+    if sm90.is_object() {
+        line(out, "", &format!("self-check of sm90: {}", word(&sm90["words"])));
+    }
+    for wrong in sm90["wrong"].as_array().into_iter().flatten() {
+        line(out, "", &format!("  {}", word(wrong)));
+    }
+    line(out, "", &info::family_in_words(&device["kernels"]));
     line(out, "", &word(&device["demo"]["words"]));
 }
 

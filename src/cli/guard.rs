@@ -1,13 +1,13 @@
 //! `ggro guard`.
 
-use super::models::{DeviceArgs, TemplateArgs, counting, files, noted};
+use super::models::{DeviceArgs, TemplateArgs, counting, files, made_on, noted};
 use super::output::{Paths, put_in_order};
 use super::say;
 use super::words::{counted, for_stdout};
 use crate::Error;
 use crate::batch::each;
 use crate::batch::guard::{Guard, Verdict, hash_of};
-use crate::batch::output::{Row, Rows, config_path, part_path, read};
+use crate::batch::output::{MadeOn, Row, Rows, config_path, part_path, read};
 use crate::batch::report::{Mean, mean};
 use crate::engine::{Engine, Settings};
 use crate::files::pair::{LanguageModel, Pair};
@@ -54,6 +54,10 @@ pub(super) struct Args {
     #[arg(long)]
     skip_too_long: bool,
 
+    /// Go on with a file whose verdicts were made on another kind of device, or by other kernels
+    #[arg(long)]
+    mix_devices: bool,
+
     #[command(flatten)]
     template: TemplateArgs,
 
@@ -87,6 +91,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let context = guard.config.max_position_embeddings.min(args.max_model_len.unwrap_or(4096));
     let mut device = args.device.find()?;
     let mut config = config(args, guard, context, &device);
+    let made_on = made_on(&device);
+    made_on.record(&mut config);
     template.record(&pair, recorded, &mut config);
     let fits = |verdict: &Verdict| match by_index.get(&verdict.index) {
         Some(row) if row.prompt != verdict.prompt => Err("judges an answer to another prompt".to_string()),
@@ -96,7 +102,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(_) => Ok(()),
         None => Err("judges an answer that is not in the input".to_string()),
     };
-    let mut out = Rows::open::<Verdict>(&output, &config, &fits)?;
+    let mut out = Rows::open::<Verdict>(&output, &config, args.mix_devices, &fits)?;
     let left: Vec<&Row> = by_index.values().copied().filter(|row| !out.has(row.index)).collect();
     let nothing_left = left.is_empty();
     if !nothing_left {
@@ -115,7 +121,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         };
         let count = counting(left.len(), 0, "verdict");
         count.goes_on(&output);
-        let verdicts = each(&left, args.max_concurrency, &mut out, &|row: &&Row| guard.ask(row), &|_: &Verdict| {
+        let ask = |row: &&Row| {
+            let MadeOn { device, kernels } = made_on.clone();
+            Ok(Verdict { device: Some(device), kernels, ..guard.ask(row)? })
+        };
+        let verdicts = each(&left, args.max_concurrency, &mut out, &ask, &|_: &Verdict| {
             count.bar.inc(1);
         });
         count.bar.finish_and_clear();

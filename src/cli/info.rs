@@ -5,8 +5,8 @@ use super::words::for_stdout;
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::{Pair, Part, Parts};
-use crate::runtime::self_check::SelfCheck;
-use crate::runtime::{self, CudaDevice, DeviceSpec, NoCuda, OpenOptions, bytes_in_words};
+use crate::runtime::self_check::{FamilyCheck, SelfCheck};
+use crate::runtime::{self, CudaDevice, DeviceSpec, Family, NoCuda, OpenOptions, bytes_in_words};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::ExitCode;
@@ -125,6 +125,7 @@ fn cuda_device(index: usize, device: &CudaDevice) -> Value {
         "memory_bytes": device.memory.map(|(_, total)| total),
         "free_bytes": device.memory.map(|(free, _)| free),
         "self_check": device.self_check.as_ref().map(self_check),
+        "kernels": family(device.kernels.0, &device.kernels.1),
         "fits": device.fit.is_ok(),
         "parts": parts,
         "report": device.fit.as_ref().map_or_else(String::clone, |fit| fit.words.clone()),
@@ -142,7 +143,33 @@ pub(super) fn self_check(check: &SelfCheck) -> Value {
         "seconds": check.seconds,
         "wrong": check.wrong,
         "words": check.words(),
+        "sm90": check.sm90.as_ref().map(family_check),
     })
+}
+
+/// What a self-check of the kernels for Hopper alone found.
+fn family_check(check: &FamilyCheck) -> Value {
+    json!({
+        "passed": check.passed(),
+        "when": check.when,
+        "ended": check.ended,
+        "cases": check.cases,
+        "ran": check.ran,
+        "stopped": check.stopped,
+        "seconds": check.seconds,
+        "wrong": check.wrong,
+        "words": check.words(),
+    })
+}
+
+/// The kernels that a device runs; no family if that is still to be decided.
+pub(super) fn family(family: Option<Family>, why: &str) -> Value {
+    json!({ "family": family.map(Family::name), "why": why })
+}
+
+/// The same in words.
+pub(super) fn family_in_words(kernels: &Value) -> String {
+    format!("runs kernels {}: {}", kernels["family"].as_str().unwrap_or("not yet chosen"), word(&kernels["why"]))
 }
 
 fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {
@@ -241,7 +268,7 @@ fn text(info: &Value) -> String {
         out += &match device["missing"].as_str() {
             Some(missing) => format!("device      cuda:{}: {missing}\n", word(&device["index"])),
             None => format!(
-                "device      cuda:{}: {}, compute capability {}, {} multiprocessors, {}\n            {}\n            {}\n",
+                "device      cuda:{}: {}, compute capability {}, {} multiprocessors, {}\n            {}\n            {}\n            {}\n",
                 word(&device["index"]),
                 word(&device["name"]),
                 word(&device["capability"]),
@@ -252,6 +279,7 @@ fn text(info: &Value) -> String {
                     Some(words) => format!("self-check: {words}, on {}", word(&device["self_check"]["when"])),
                     None => "self-check: not yet made; the first use of the device makes it".to_string(),
                 },
+                family_in_words(&device["kernels"]),
             ),
         };
     }

@@ -2,7 +2,7 @@
 
 use super::say;
 use super::words::{Counting, is_dumb, visible};
-use crate::batch::output;
+use crate::batch::output::{self, MadeOn};
 use crate::files::chat::{Date, check_variable};
 use crate::files::checkpoint::Files;
 use crate::files::demo;
@@ -10,6 +10,7 @@ use crate::files::pair::{Pair, RewardModel};
 use crate::model::Role;
 use crate::presets::Preset;
 use crate::profile::{self, Level, Steps, Watch};
+use crate::runtime::family::{Chosen, FamilySpec};
 use crate::runtime::{self, Arithmetic, Device, DeviceSpec, NoCuda, OnCuda, OpenOptions, Opened, Opening, Unusable};
 use crate::{Error, Result};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
@@ -438,6 +439,14 @@ pub(super) struct DeviceArgs {
     #[arg(long)]
     pub no_self_check: bool,
 
+    /// CUDA kernels of products with weights: auto, sm80 or sm90; for comparison
+    ///
+    /// sm80 are those of every card, sm90 those of Hopper alone. auto takes sm90 on a Hopper where their own self-check has
+    /// passed, else sm80, and says why. sm90 runs them whatever the self-check found. The last bits of results differ between
+    /// the two, and so may answers.
+    #[arg(long, value_name = "FAMILY", default_value = "auto", value_parser = family())]
+    pub kernels: FamilySpec,
+
     /// Threads of the CPU backend [default: all cores]; results do not depend on it
     #[arg(long, value_name = "N",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
@@ -467,6 +476,7 @@ impl DeviceArgs {
             eager: self.enforce_eager,
             threads: self.threads,
             self_check: !self.no_self_check,
+            kernels: self.kernels,
             ..self.memory.options(max_model_len)
         }
     }
@@ -480,19 +490,26 @@ impl DeviceArgs {
                     format!("--device {}: {}; or use --device cpu", self.device, with_flag(&why, &why.to_string()))
                 }
                 Unusable::Arithmetic(_) => format!("--dtype {unusable}"),
+                Unusable::Kernels(..) => format!("--kernels {unusable}"),
             })
         })?;
         if let Some(why) = device.no_cuda() {
             // In short, because it stands above every answer. `ggro info` says what would help.
             let words = match why {
                 // This one is not how the machine is, but a reason to look after it.
-                NoCuda::SelfCheck(_) => why.to_string(),
+                NoCuda::SelfCheck(_) | NoCuda::Lost(_) => why.to_string(),
                 _ => with_flag(why, why.brief()),
             };
             say(&format!("device: cpu ({words})"));
         }
         if let Some(check) = device.self_check() {
             say(&format!("self-check: {}, for the first time: {}", device.spec(), check.words()));
+        }
+        if let Some(check) = device.sm90_check().filter(|check| check.passed()) {
+            say(&format!("self-check: {}, kernels of sm90, for the first time: {}", device.spec(), check.words()));
+        }
+        if let Some(notice) = device.kernels().and_then(Chosen::notice) {
+            say(&notice);
         }
         Ok(device)
     }
@@ -542,6 +559,12 @@ impl DeviceArgs {
     }
 }
 
+/// On what a device's answers are made, for their rows.
+pub(super) fn made_on(device: &Device) -> MadeOn {
+    let kernels = device.kernels().map(|kernels| kernels.family.name().to_string());
+    MadeOn { device: device.class(), kernels }
+}
+
 /// The reason, with the flag's name in front where it is about `--dtype`.
 fn with_flag(why: &NoCuda, words: &str) -> String {
     let flag = if *why == NoCuda::Arithmetic { "--dtype " } else { "" };
@@ -569,8 +592,9 @@ fn report(device: DeviceSpec, cuda: &OnCuda) {
     let mut types: Vec<&str> = models.iter().map(|model| model.storage.name()).collect();
     types.dedup();
     let (types, seconds, bytes) = (types.join(" and "), cuda.seconds(), cuda.bytes);
+    let family = cuda.opened.device.family().name();
     say(&format!(
-        "device: {device} ({}, {types}); loaded {} in {seconds:.2} s, {:.1} GB/s",
+        "device: {device} ({}, {types}, kernels {family}); loaded {} in {seconds:.2} s, {:.1} GB/s",
         cuda.opened.device.name(),
         runtime::bytes_in_words(bytes),
         bytes as f64 / seconds.max(1e-9) / 1e9,
@@ -582,6 +606,10 @@ fn share(text: &str) -> std::result::Result<f64, String> {
         Ok(x) if x > 0.0 && x <= 1.0 => Ok(x),
         _ => Err("expected a share above 0 and at most 1".to_string()),
     }
+}
+
+fn family() -> impl TypedValueParser<Value = FamilySpec> {
+    PossibleValuesParser::new(FamilySpec::ALL.map(FamilySpec::name)).try_map(|name| name.parse::<FamilySpec>())
 }
 
 fn arithmetic() -> impl TypedValueParser<Value = Arithmetic> {

@@ -4,10 +4,11 @@ use super::output::{Output, Paths};
 use super::say;
 use super::words::for_stdout;
 use crate::batch::output::{Row, config_path, read, recorded};
-use crate::batch::report::{Mean, Summary, page, paired};
+use crate::batch::report::{Mean, Share, Summary, page, paired};
 use crate::runtime::bytes_in_words;
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -93,6 +94,16 @@ fn table(summaries: &[Summary], differences: &[Option<Mean>]) -> String {
     if summaries.iter().any(|summary| summary.wording.is_some()) {
         let words = summaries.iter().map(|summary| summary.wording.clone().unwrap_or_else(|| "-".to_string()));
         lines.push(["wording".to_string()].into_iter().chain(words).collect());
+    }
+    if summaries.iter().any(|summary| summary.made_on.len() > 1) {
+        let kinds: BTreeSet<String> = summaries.iter().flat_map(|summary| &summary.made_on).map(Share::words).collect();
+        for kind in kinds {
+            let counts = summaries.iter().map(|summary| {
+                let share = summary.made_on.iter().find(|share| share.words() == kind);
+                share.map_or_else(|| "-".to_string(), |share| share.rows.to_string())
+            });
+            lines.push([format!("answers on {kind}")].into_iter().chain(counts).collect());
+        }
     }
     if !differences.is_empty() {
         let words =

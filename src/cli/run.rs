@@ -2,7 +2,7 @@
 
 use super::args::{EngineArgs, Method, MethodArgs, layout, room};
 use super::generate::check_retokenize;
-use super::models::{Count, DeviceArgs, PairArgs, TemplateArgs, counting, note_without_template};
+use super::models::{Count, DeviceArgs, PairArgs, TemplateArgs, counting, made_on, note_without_template};
 use super::output::{Paths, put_in_order};
 use super::prompt::with_flags;
 use super::say;
@@ -12,7 +12,7 @@ use crate::batch::output::{Row, Rows, config_path, part_path};
 use crate::batch::record::{PromptRecord, lay_out};
 use crate::batch::tasks::{Dataset, Task};
 use crate::batch::wording::TaskFile;
-use crate::batch::{Job, run as answer_all};
+use crate::batch::{Job, Setting, run as answer_all};
 use crate::engine::Engine;
 use crate::files::checkpoint::read_whole_text;
 use crate::files::pair::Pair;
@@ -95,6 +95,12 @@ pub(super) struct Args {
     #[arg(long)]
     retokenize: bool,
 
+    /// Go on with a file whose rows were made on another kind of device, or by other kernels
+    ///
+    /// Answers may differ between them. Each row says what it was made on, and ggro report counts them.
+    #[arg(long)]
+    mix_devices: bool,
+
     #[command(flatten)]
     pair: PairArgs,
 
@@ -134,9 +140,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut device = args.device.find()?;
     let parameters = parameters(args, task, &pair)?;
     let Chosen { jobs, too_long } = jobs(args, &asked, method, &parameters, &pair, &records)?;
+    let made_on = made_on(&device);
     let mut config = config(args, &asked, method, &parameters, &pair, &device)?;
     template.record(&pair, recorded, &mut config);
-    let mut rows = Rows::open::<Row>(&args.output, &config, &|row| fits(row, &records, &jobs, &pair))?;
+    let mut rows =
+        Rows::open::<Row>(&args.output, &config, args.mix_devices, &|row| fits(row, &records, &jobs, &pair))?;
     for (index, why) in &too_long {
         if !rows.has(*index) {
             rows.add(&Row::skipped(*index, &records[*index], why.clone()))?;
@@ -154,7 +162,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Engine::start(settings, move || Ok(flags.open(&mut device, &for_engine, max_len)?.into_backend()))?;
         let progress = BatchProgress::new(jobs.len(), there);
         progress.count.goes_on(&args.output);
-        let ran = answer_all(&engine, &pair.tokenizer, task, &jobs, args.max_concurrency, &mut rows, &|row| {
+        let setting = Setting { concurrency: args.max_concurrency, made_on };
+        let ran = answer_all(&engine, &pair.tokenizer, task, &jobs, &setting, &mut rows, &|row| {
             progress.row(row);
         });
         progress.count.bar.finish_and_clear();
@@ -353,6 +362,8 @@ fn config(
     set("policy", json!(model(policy, policy_weights)));
     set("reward", json!(model(reward, reward_weights)));
     set("arithmetic", json!(device.arithmetic(args.device.dtype)));
+    made_on(device).record(&mut config);
+    let mut set = |name: &str, value: Value| drop(config.insert(name.to_string(), value));
     set("task", json!(asked.task.as_ref().map(|task| task.dataset.name())));
     set("method", json!(if method == Method::Greedy { "greedy" } else { "ggro" }));
     for (name, value) in json!(parameters).as_object().into_iter().flatten() {

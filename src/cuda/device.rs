@@ -75,6 +75,7 @@ impl Device {
             capability,
             multiprocessors: multiprocessors.unsigned_abs(),
             code,
+            // As the products of every card read them.
             tiled_weights: false,
             dead: Arc::new(OnceLock::new()),
         })
@@ -212,6 +213,13 @@ impl Device {
             None => Ok(()),
             Some(why) => Err(Error::DeviceLost(format!("the CUDA device is lost after an earlier error: {why}"))),
         }
+    }
+
+    /// Gives the device up for this process, because a kernel does not end: nothing behind it would ever run.
+    pub(super) fn give_up(&self, why: &str) -> Error {
+        let message = format!("{}: {why}", self.name);
+        let _ = self.dead.set(message.clone());
+        Error::DeviceLost(format!("{message}; the device is lost to this process"))
     }
 
     /// The kernels of one op, in the order of its specs.

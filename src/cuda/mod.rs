@@ -7,6 +7,7 @@
 mod buffer;
 mod device;
 pub mod driver;
+mod family;
 pub mod images;
 pub mod instruments;
 mod kernels;
@@ -20,6 +21,7 @@ pub mod staging;
 pub use buffer::{Buffer, Element, View, ViewMut};
 pub(crate) use device::Graph;
 pub use device::{Device, Event};
+pub use family::Family;
 pub use images::{Capability, Code, Image, Usage};
 pub use kernels::{Smaller, Spec};
 pub use open::specs;

@@ -3,7 +3,6 @@
 use super::device::Device;
 use super::images::{self, Image};
 use super::kernels::{Registration, Spec};
-use super::ops::weight_layout::WeightLayout;
 use super::{instruments, ops};
 use crate::Result;
 
@@ -17,7 +16,8 @@ pub fn specs() -> Vec<Spec> {
 }
 
 impl Device {
-    /// Opens a device with the embedded kernels.
+    /// Opens a device with the embedded kernels. Its products run those of every card: see
+    /// [`with_family`](Self::with_family).
     ///
     /// # Errors
     /// This build has no kernels, or none for the device; there is no driver or no such device; a kernel cannot be loaded.
@@ -30,8 +30,7 @@ impl Device {
     /// # Errors
     /// Those of [`open`](Self::open).
     pub fn open_with(ordinal: usize, images: &[Image]) -> Result<Self> {
-        // The products of every card read rows.
-        Ok(Self::start(ordinal, images, sets())?.with_weight_layout(WeightLayout::Rows))
+        Self::start(ordinal, images, sets())
     }
 }
 

@@ -1,8 +1,9 @@
 //! What a report of a fault needs to know of the CUDA devices of this machine.
 
-use super::self_check::SelfCheck;
+use super::family::{Chosen, FamilySpec};
+use super::self_check::{self, SelfCheck};
 use super::{NoCuda, images};
-use crate::cuda;
+use crate::cuda::{self, Family};
 
 /// A device, looked at and checked.
 #[derive(Clone, Debug)]
@@ -25,6 +26,10 @@ pub struct Examined {
     pub facts: Vec<(&'static str, u64)>,
     /// What its self-check found now.
     pub self_check: SelfCheck,
+    /// The family of kernels that it runs from now on.
+    pub kernels: Chosen,
+    /// Why nothing else can be run on it in this process, if that is so.
+    pub lost: Option<String>,
 }
 
 /// How many CUDA devices there are.
@@ -42,13 +47,20 @@ pub fn count() -> Result<usize, NoCuda> {
     }
 }
 
-/// Opens a device, asks it what it is and runs its self-check, whatever is remembered.
+/// Opens a device, asks it what it is and runs its self-check, whatever is remembered; the kernels for Hopper alone after the
+/// others, if nothing was wrong with those.
 ///
 /// # Errors
 /// It cannot be opened.
 pub fn examine(index: usize) -> Result<Examined, NoCuda> {
     let device = cuda::Device::open(index).map_err(|why| NoCuda::from(&why))?;
-    Ok(Examined {
+    let mut self_check = SelfCheck::run(&device);
+    if self_check.passed() && Family::Sm90.runs_on(&device) {
+        self_check.run_sm90(&device, self_check::LIMIT);
+    }
+    let kernels = Chosen::new(&device, FamilySpec::Auto, Some(&self_check)).map_err(NoCuda::NoDevice)?;
+    let lost = device.alive().err().map(|why| why.to_string());
+    let examined = Examined {
         name: device.name().to_string(),
         capability: device.capability().to_string(),
         image: images::target_for(images::targets(), device.capability()).ok(),
@@ -57,6 +69,10 @@ pub fn examine(index: usize) -> Result<Examined, NoCuda> {
         cuda: device.driver_version(),
         clocks_mhz: device.clocks_mhz(),
         facts: device.facts(),
-        self_check: SelfCheck::run(&device),
-    })
+        self_check,
+        kernels,
+        lost,
+    };
+    super::let_go(device);
+    Ok(examined)
 }

@@ -3,6 +3,9 @@
 //! A device is checked the first time it is opened, and again with another driver or another build. What was found is a small
 //! file in the user's cache, `ggro/self-check/` in `XDG_CACHE_HOME` or `~/.cache`. A cache that cannot be read or written never
 //! fails anything: the check is then made each time.
+//!
+//! The kernels for Hopper alone are checked apart ([`FamilyCheck`]), because a device can do without them. One of them that
+//! never ends takes the device from the process, or the process itself; so the file says that they are tried before they are.
 
 use crate::cuda::{self, images, self_check};
 use serde::{Deserialize, Serialize};
@@ -29,6 +32,53 @@ pub struct SelfCheck {
     pub wrong: Vec<String>,
     /// What it took.
     pub seconds: f64,
+    /// The check of the kernels for Hopper alone, if it was made.
+    #[serde(default)]
+    pub sm90: Option<FamilyCheck>,
+}
+
+/// What a self-check of the kernels for Hopper alone found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FamilyCheck {
+    /// When it began.
+    pub when: String,
+    /// Whether it came to an end; else the process that made it did not survive it.
+    pub ended: bool,
+    /// As [`SelfCheck::cases`].
+    pub cases: usize,
+    /// As [`SelfCheck::ran`].
+    pub ran: usize,
+    /// As [`SelfCheck::stopped`].
+    pub stopped: Option<String>,
+    /// As [`SelfCheck::wrong`].
+    pub wrong: Vec<String>,
+    /// As [`SelfCheck::seconds`].
+    pub seconds: f64,
+}
+
+impl FamilyCheck {
+    /// One that has begun.
+    fn begun() -> Self {
+        FamilyCheck { when: now(), ended: false, cases: 0, ran: 0, stopped: None, wrong: Vec::new(), seconds: 0.0 }
+    }
+
+    /// Every case was run, and nothing differs.
+    pub fn passed(&self) -> bool {
+        self.ended && self.wrong.is_empty() && self.ran == self.cases
+    }
+
+    /// Something differs, or it did not come to an end. That stays so until the check is made anew.
+    pub fn failed(&self) -> bool {
+        !self.ended || !self.wrong.is_empty()
+    }
+
+    /// In a few words.
+    pub fn words(&self) -> String {
+        match self.ended {
+            true => words(self.cases, self.ran, self.stopped.as_deref(), &self.wrong, self.seconds),
+            false => format!("it did not end the last time ({})", self.when),
+        }
+    }
 }
 
 impl SelfCheck {
@@ -39,18 +89,41 @@ impl SelfCheck {
         serde_json::from_str(&text).ok().filter(|check: &SelfCheck| check.of == of)
     }
 
-    /// Checks a device, and remembers what was found.
+    /// Checks the kernels of a device that every card needs, and remembers what was found. What is known of the others stays.
     pub(super) fn run(device: &cuda::Device) -> Self {
+        let sm90 = Self::remembered(device).and_then(|check| check.sm90);
         let self_check::Findings { cases, ran, stopped, wrong, seconds } = self_check::run(device, LIMIT);
-        let when = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-        let stopped = stopped.map(str::to_string);
-        let check = SelfCheck { of: subject(device), when, cases, ran, stopped, wrong, seconds };
-        // What could not even begin says nothing.
-        if let Some(path) = file(&check.of).filter(|_| check.ran > 0) {
-            // Nobody is told: without it the next one checks again.
-            let _ = check.remember(&path);
-        }
+        let (when, stopped) = (now(), stopped.map(str::to_string));
+        let check = SelfCheck { of: subject(device), when, cases, ran, stopped, wrong, seconds, sm90 };
+        check.keep();
         check
+    }
+
+    /// Checks the kernels for Hopper alone, which the device has, and remembers what was found. A kernel that never ends leaves
+    /// the device lost.
+    pub(super) fn run_sm90(&mut self, device: &cuda::Device, limit: Duration) {
+        let begun = FamilyCheck::begun();
+        let when = begun.when.clone();
+        self.sm90 = Some(begun);
+        self.keep();
+        let self_check::Findings { cases, ran, stopped, wrong, seconds } = self_check::run_sm90(device, limit);
+        let stopped = stopped.map(str::to_string);
+        self.sm90 = Some(FamilyCheck { when, ended: true, cases, ran, stopped, wrong, seconds });
+        self.keep();
+    }
+
+    /// Whether the check of the kernels for Hopper alone has to be made: it never was, or found nothing wrong and did not get
+    /// to its end.
+    pub(super) fn lacks_sm90(&self) -> bool {
+        !self.sm90.as_ref().is_some_and(|check| check.passed() || check.failed())
+    }
+
+    fn keep(&self) {
+        // What could not even begin says nothing.
+        if let Some(path) = file(&self.of).filter(|_| self.ran > 0) {
+            // Nobody is told: without it the next one checks again.
+            let _ = self.remember(&path);
+        }
     }
 
     fn remember(&self, path: &Path) -> std::io::Result<()> {
@@ -69,16 +142,23 @@ impl SelfCheck {
 
     /// In a few words.
     pub fn words(&self) -> String {
-        let SelfCheck { cases, ran, wrong, seconds, .. } = self;
-        let unfinished = self.stopped.as_ref().map_or(String::new(), |why| format!(" (of {cases}: {why})"));
-        match wrong.split_first() {
-            None => format!("{ran} cases passed in {seconds:.1} s{unfinished}"),
-            Some((first, rest)) => {
-                let others = if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
-                format!("{} of {ran} cases differ{unfinished}: {first}{others}", wrong.len())
-            }
+        words(self.cases, self.ran, self.stopped.as_deref(), &self.wrong, self.seconds)
+    }
+}
+
+fn words(cases: usize, ran: usize, stopped: Option<&str>, wrong: &[String], seconds: f64) -> String {
+    let unfinished = stopped.map_or(String::new(), |why| format!(" (of {cases}: {why})"));
+    match wrong.split_first() {
+        None => format!("{ran} cases passed in {seconds:.1} s{unfinished}"),
+        Some((first, rest)) => {
+            let others = if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
+            format!("{} of {ran} cases differ{unfinished}: {first}{others}", wrong.len())
         }
     }
+}
+
+fn now() -> String {
+    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
 }
 
 /// Where the results are kept, if there is a place for them.
@@ -137,7 +217,30 @@ mod tests {
             stopped,
             wrong,
             seconds: 0.26,
+            sm90: None,
         }
+    }
+
+    #[test]
+    fn what_was_begun_and_never_ended_has_failed() {
+        let of = |ran: usize, wrong: &[&str]| {
+            let wrong = wrong.iter().map(|text| text.to_string()).collect();
+            let stopped = (ran < 9).then(|| "the time was over".to_string());
+            FamilyCheck { ended: true, cases: 9, ran, stopped, wrong, ..FamilyCheck::begun() }
+        };
+        let begun = FamilyCheck::begun();
+        assert!(begun.failed() && !begun.passed() && begun.words().starts_with("it did not end the last time (20"));
+        assert!(of(9, &[]).passed() && !of(9, &[]).failed());
+        assert!(of(9, &["gemm_sm90"]).failed() && of(2, &["gemm_sm90"]).failed());
+        // Only what says nothing yet is made again by itself.
+        assert!(!of(4, &[]).passed() && !of(4, &[]).failed());
+        let lacks = |sm90| SelfCheck { sm90, ..check(9, &[]) }.lacks_sm90();
+        assert!(lacks(None) && lacks(Some(of(4, &[]))));
+        assert!(!lacks(Some(begun)) && !lacks(Some(of(9, &[]))) && !lacks(Some(of(9, &["gemm_sm90"]))));
+        // A file of before has no such check.
+        let mut old = serde_json::to_value(check(9, &[])).unwrap();
+        old.as_object_mut().unwrap().remove("sm90");
+        assert_eq!(serde_json::from_value::<SelfCheck>(old).unwrap(), check(9, &[]));
     }
 
     #[test]

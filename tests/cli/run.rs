@@ -1,6 +1,6 @@
 //! `ggro run`: rows for prompts, whatever happens to the process.
 
-use super::{Run, command, finish, ggro, utf8};
+use super::{Run, command, finish, ggro, read_json, utf8};
 use ggro_testkit::random::XorShift;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -449,4 +449,76 @@ fn a_retokenized_answer_is_what_the_text_has_behind_the_prompt() {
     let ids = |name: &str| trace[name].as_array().expect("ids").clone();
     assert_eq!([ids("prompt_ids"), ids("new_ids")].concat(), ids("final_ids"));
     assert_eq!(object["prompt_tokens"], ids("prompt_ids").len());
+}
+
+/// Rows and options say on what they were made; a file that was begun elsewhere goes on if that is asked for.
+#[test]
+fn rows_of_other_devices_are_mixed_if_asked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (input, output) = (prompts(folder.path(), 4), folder.path().join("out.jsonl"));
+    let beside = folder.path().join("out.jsonl.config.json");
+    let args = arguments(&input, &output);
+    ggro(&[&args[..], &["--num-prompts", "2"]].concat()).ok();
+    let config = read_json(&beside);
+    assert_eq!((&config["device"], &config["kernels"]), (&json!("cpu"), &Value::Null), "{config}");
+    assert_eq!(config["arithmetic"], "f32 on the CPU");
+    assert!(rows(&output).iter().all(|row| row["device"] == "cpu" && row.get("kernels").is_none()));
+    let table = ggro(&["report", utf8(&output)]).ok().out;
+    assert!(!table.contains("answers on"), "{table}");
+
+    // As a GPU would have left it.
+    let elsewhere = |config: &mut Value| {
+        for (name, value) in [("device", "cuda 9.0"), ("kernels", "sm90"), ("arithmetic", "auto on CUDA")] {
+            config[name] = json!(value);
+        }
+    };
+    let mut there = config.clone();
+    elsewhere(&mut there);
+    std::fs::write(&beside, there.to_string()).expect("written");
+    let text: String = rows(&output)
+        .into_iter()
+        .map(|mut row| {
+            row["device"] = json!("cuda 9.0");
+            row["kernels"] = json!("sm90");
+            format!("{row}\n")
+        })
+        .collect();
+    std::fs::write(&output, text).expect("written");
+    let refused = ggro(&args);
+    assert_eq!(refused.code, Some(2), "{}", refused.err);
+    let why =
+        "its rows were made on cuda 9.0 with kernels sm90, the others would be made on cpu, where answers may differ";
+    assert!(refused.err.contains(why) && refused.err.contains("--mix-devices"), "{}", refused.err);
+    // Other options are refused all the same.
+    let seed = ggro(&[&args[..], &["--mix-devices", "--seed", "5"]].concat());
+    assert!(seed.code == Some(2) && seed.err.contains("`seed` was 0, is 5"), "{}", seed.err);
+    ggro(&[&args[..], &["--mix-devices"]].concat()).ok();
+    let made_on: Vec<Value> = rows(&output).iter().map(|row| row["device"].clone()).collect();
+    assert_eq!(made_on, ["cuda 9.0", "cuda 9.0", "cpu", "cpu"]);
+    let html = folder.path().join("page.html");
+    let table = ggro(&["report", utf8(&output), "--html", utf8(&html)]).ok().out;
+    for line in ["answers on cpu                         2\n", "answers on cuda 9.0 with kernels sm90  2\n"] {
+        assert!(table.contains(line), "no {line:?} in {table}");
+    }
+    let page = std::fs::read_to_string(&html).expect("a page");
+    assert!(page.contains(r#"["answers on cpu","2"],["answers on cuda 9.0 with kernels sm90","2"]"#));
+    let object = ggro(&["report", "--json", utf8(&output)]).ok().json();
+    let made_on =
+        json!([{"device": "cpu", "kernels": null, "rows": 2}, {"device": "cuda 9.0", "kernels": "sm90", "rows": 2}]);
+    assert_eq!(object["files"][0]["made_on"], made_on);
+
+    // Files of versions that did not say are gone on with, and reported, as they were.
+    let mut old = config.clone();
+    old.as_object_mut().expect("an object").retain(|name, _| !["device", "kernels"].contains(&&**name));
+    std::fs::write(&beside, old.to_string()).expect("written");
+    let first = rows(&output).into_iter().take(2).map(|mut row| {
+        row.as_object_mut().expect("an object").retain(|name, _| !["device", "kernels"].contains(&&**name));
+        format!("{row}\n")
+    });
+    std::fs::write(&output, first.collect::<String>()).expect("written");
+    let object = ggro(&["report", "--json", utf8(&output)]).ok().json();
+    assert!(object["files"][0].get("made_on").is_none(), "{object}");
+    ggro(&args).ok();
+    assert_eq!(rows(&output).len(), 4);
+    assert_eq!(read_json(&beside), old);
 }

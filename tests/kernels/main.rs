@@ -8,6 +8,7 @@ mod copies;
 mod damaged;
 mod emulated;
 mod engine;
+mod family;
 mod full;
 mod gradient_pages;
 mod graphs;

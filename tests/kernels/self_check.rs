@@ -1,7 +1,7 @@
 //! The self-check of a device: every kernel is in it, a broken one is found, and each face says so.
 
 use crate::emulated::{self, Emulated};
-use ggro::cuda::{self_check, specs};
+use ggro::cuda::{Family, self_check, specs};
 use ggro_emulator::Config;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ const INSTRUMENTS: [&str; 4] = ["mma_peak", "probe", "read_peak", "wgmma_peak_sm
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// A folder of the kernels in which `change` has had its way with each file.
-fn changed(name: &str, change: fn(&str, &str) -> String) -> PathBuf {
+pub fn changed(name: &str, change: fn(&str, &str) -> String) -> PathBuf {
     let texts: Vec<_> = emulated::ptx().iter().map(|(file, text)| (file.clone(), change(file, text))).collect();
     emulated::folder_of(name, &texts)
 }
@@ -52,6 +52,11 @@ fn every_kernel_is_checked() {
         let found = self_check::run(&emulated.device, LIMIT);
         assert!(found.wrong.is_empty() && found.ran == found.cases && found.cases > 80, "{arch}: {found:#?}");
         println!("{arch}: {} cases in {:.2} s", found.cases, found.seconds);
+        if Family::Sm90.runs_on(&emulated.device) {
+            let found = self_check::run_sm90(&emulated.device, LIMIT);
+            assert!(found.wrong.is_empty() && found.ran == found.cases && found.cases > 60, "{arch}: {found:#?}");
+            println!("{arch}: {} cases of sm90 in {:.2} s", found.cases, found.seconds);
+        }
         launched.extend(emulated.machine.report().kernels.into_keys());
         emulated.assert_clean();
     }
@@ -84,36 +89,44 @@ fn sums_as_on_cards_are_within_the_bounds() {
 }
 
 /// The binary on the emulated device, with a cache of its own.
-struct Machine {
-    ptx: PathBuf,
-    cache: TempDir,
+pub struct Machine {
+    pub ptx: PathBuf,
+    pub cache: TempDir,
 }
 
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
+/// What a run left behind.
+pub struct Run {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Run {
+    pub fn of(command: &mut Command) -> Self {
+        let output = command.output().unwrap();
+        let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        assert!(!err.contains("panicked"), "{err}");
+        Run { code: output.status.code(), out, err }
+    }
 }
 
 impl Machine {
-    fn command(&self, cache: &Path, args: &[&str]) -> Command {
+    pub fn command(&self, cache: &Path, args: &[&str]) -> Command {
         let mut command = emulated::ggro(&self.cache.path().join("report.json"));
         command.env("GGRO_EMU_PTX", &self.ptx).env("XDG_CACHE_HOME", cache).args(args);
         command
     }
 
     fn run_in(&self, cache: &Path, args: &[&str]) -> Run {
-        let output = self.command(cache, args).output().unwrap();
-        let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-        assert!(!err.contains("panicked"), "{err}");
-        Run { code: output.status.code(), out, err }
+        Run::of(&mut self.command(cache, args))
     }
 
-    fn run(&self, args: &[&str]) -> Run {
+    pub fn run(&self, args: &[&str]) -> Run {
         self.run_in(self.cache.path(), args)
     }
 
-    fn remembered(&self) -> Vec<PathBuf> {
+    /// Files of results.
+    pub fn remembered(&self) -> Vec<PathBuf> {
         let folder = std::fs::read_dir(self.cache.path().join("ggro/self-check"));
         folder.map_or_else(|_| Vec::new(), |entries| entries.map(|entry| entry.unwrap().path()).collect())
     }

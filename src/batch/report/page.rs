@@ -29,8 +29,12 @@ fn file(name: &str, rows: &[Row], base: &[Row], options: Option<&Map<String, Val
         options.into_iter().flatten().filter(|(name, value)| !value.is_null() && !NOT_LISTED.contains(&&***name));
     let words = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
     let text = |name: &str| options.and_then(|options| options.get(name)).and_then(Value::as_str);
+    let listed = listed.map(|(name, value)| json!([name.replace('_', " "), words(value)]));
+    // Of one kind the options say it.
+    let several = summary.made_on.iter().filter(|_| summary.made_on.len() > 1);
+    let several = several.map(|share| json!([format!("answers on {}", share.words()), share.rows.to_string()]));
     json!({
-        "options": listed.map(|(name, value)| json!([name.replace('_', " "), words(value)])).collect::<Vec<_>>(),
+        "options": listed.chain(several).collect::<Vec<_>>(),
         "prefill": text("prefill_attack"),
         "system": text("system"),
         "skipped": summary.skipped,

@@ -1,9 +1,9 @@
 //! One op on one small problem, and what its kernels wrote.
 
+use crate::Result;
 use crate::cuda::buffer::{Buffer, Element};
 use crate::cuda::device::Device;
 use crate::dtype::HalfType;
-use crate::{Error, Result};
 use std::time::{Duration, Instant};
 
 type Launch = Box<dyn Fn(&Run<'_>, HalfType) -> Result<Vec<Output>>>;
@@ -89,12 +89,12 @@ impl Run<'_> {
     }
 
     /// What a buffer holds after everything that was launched, if that ends in time. A kernel that never ends would
-    /// otherwise be waited for in the driver, which nobody can interrupt.
+    /// otherwise be waited for in the driver, which nobody can interrupt; the device is then lost to this process.
     pub fn finished<T: Element>(&self, buffer: &Buffer<T>) -> Result<Vec<T>> {
         let end = self.device.mark()?;
         while !self.device.reached(&end)? {
             if self.is_over() {
-                return Err(Error::Backend(format!("a kernel did not end within {} s", self.limit.as_secs())));
+                return Err(self.device.give_up(&format!("a kernel did not end within {} s", self.limit.as_secs())));
             }
             std::thread::sleep(Duration::from_micros(20));
         }

@@ -41,15 +41,29 @@ pub struct Findings {
     pub seconds: f64,
 }
 
-/// All cases.
+/// The cases of the kernels that every device needs.
 pub(crate) fn cases() -> Vec<Case> {
     [tables::cases(), rows::cases(), products::cases(), attention::cases()].into_iter().flatten().collect()
 }
 
-/// Runs the cases until the time is over. A device that fails differs.
+/// The cases of the kernels for Hopper alone. They are a group of their own, because a device can do without these kernels.
+fn sm90_cases() -> Vec<Case> {
+    [products::sm90_cases(), tables::tiled_cases()].into_iter().flatten().collect()
+}
+
+/// Runs the cases of the kernels that every device needs, until the time is over. A device that fails differs.
 pub fn run(device: &Device, limit: Duration) -> Findings {
+    run_cases(device, cases(), limit)
+}
+
+/// The same for the family [`Sm90`](super::Family::Sm90): its products, and what reads and writes weights in tiles.
+pub fn run_sm90(device: &Device, limit: Duration) -> Findings {
+    run_cases(device, sm90_cases(), limit)
+}
+
+fn run_cases(device: &Device, cases: Vec<Case>, limit: Duration) -> Findings {
     let run = Run { device, started: Instant::now(), limit };
-    let all = cases().into_iter().flat_map(|case| {
+    let all = cases.into_iter().flat_map(|case| {
         let types = if case.both { &HalfType::ALL[..] } else { &HalfType::ALL[..1] };
         let case = std::rc::Rc::new(case);
         types.iter().map(move |&storage| (case.clone(), storage)).collect::<Vec<_>>()

@@ -5,8 +5,9 @@ use super::numbers::{halves, singles, stored, unwritten, wide, widened};
 use crate::Result;
 use crate::cuda::buffer::Buffer;
 
-use crate::cuda::ops::gemm::{self, Operands, Room, Scratch, Shape, gemm};
-use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward};
+use crate::cuda::device::Device;
+use crate::cuda::ops::gemm::{self, Operands, Plan, Scratch, Shape, gemm_planned, sm80, sm90};
+use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward_planned};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::dtype::HalfType;
 
@@ -18,26 +19,98 @@ pub(super) fn cases() -> Vec<Case> {
     for tokens in TOKENS {
         let name = format!("{tokens} tokens");
         cases.push(Case::of_both("gemm", &name, "gemm", move |device, storage| {
-            Product::forward().run(device, storage, tokens, Product::ROOM, Into::F32)
+            Product::forward().run(device, storage, tokens, Way::SM80, Into::F32)
         }));
         cases.push(Case::of_both("gemm_backward", &name, "gemm_backward", move |device, storage| {
-            Product::backward().run_backward(device, storage, tokens, Product::ROOM)
+            Product::backward().run_backward(device, storage, tokens, Way::SM80)
         }));
     }
     // Without a workspace, a block adds up all of `k`.
     cases.push(Case::of_both("gemm", "67 tokens, folded", "gemm", |device, storage| {
-        Product::forward().run(device, storage, 67, 0, Into::F32)
+        Product::forward().run(device, storage, 67, Way::Sm80 { room: 0 }, Into::F32)
     }));
     cases.push(Case::of_both("gemm_backward", "67 tokens, folded", "gemm_backward", |device, storage| {
-        Product::backward().run_backward(device, storage, 67, 0)
+        Product::backward().run_backward(device, storage, 67, Way::Sm80 { room: 0 })
     }));
     cases.push(Case::of_both("gemm", "5 tokens, rounded", "gemm_rounded", |device, storage| {
-        Product::forward().run(device, storage, 5, Product::ROOM, Into::Half)
+        Product::forward().run(device, storage, 5, Way::SM80, Into::Half)
     }));
     cases.push(Case::of_both("gemm", "5 tokens, added", "gemm_added", |device, storage| {
-        Product::forward().run(device, storage, 5, Product::ROOM, Into::Add)
+        Product::forward().run(device, storage, 5, Way::SM80, Into::Add)
     }));
     cases
+}
+
+/// The same problems for the kernels of Hopper, each of them in both directions.
+pub(super) fn sm90_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut both = |tokens: usize, instance: usize, shares: bool| {
+        let (way, width) = (Way::Sm90 { instance, shares }, sm90::TOKENS[instance]);
+        let name = format!("{tokens} tokens in tiles of {width}, {}", if shares { "shared" } else { "whole" });
+        cases.push(Case::of_both("gemm_sm90", &name, "gemm", move |device, storage| {
+            Product::forward().run(device, storage, tokens, way, Into::F32)
+        }));
+        cases.push(Case::of_both("gemm_backward_sm90", &name, "gemm_backward", move |device, storage| {
+            Product::backward().run_backward(device, storage, tokens, way)
+        }));
+    };
+    // One tile that is not full, whose chunks two blocks share: 5, 13, 21, 29, 45, 61 and 67 tokens.
+    for (instance, &width) in sm90::TOKENS.iter().enumerate() {
+        both(67.min(width - 3), instance, true);
+    }
+    // Nine tiles of which two blocks share one; and tiles of which a block adds up all of `k`.
+    both(67, 0, true);
+    for (tokens, instance) in [(13, 1), (67, 2), (67, sm90::TOKENS.len() - 1)] {
+        both(tokens, instance, false);
+    }
+    for (name, expected, into) in [("rounded", "gemm_rounded", Into::Half), ("added", "gemm_added", Into::Add)] {
+        for shares in [true, false] {
+            let way = Way::Sm90 { instance: 0, shares };
+            let name = format!("5 tokens, {name}, {}", if shares { "shared" } else { "whole" });
+            cases.push(Case::of_both("gemm_sm90", &name, expected, move |device, storage| {
+                Product::forward().run(device, storage, 5, way, into)
+            }));
+        }
+    }
+    cases
+}
+
+/// Which kernel multiplies.
+#[derive(Clone, Copy)]
+enum Way {
+    /// The one of every card that fits the shape, with so many elements of workspace.
+    Sm80 { room: usize },
+    /// One of Hopper's, by its index, on two multiprocessors, which share tiles that are left over or do not.
+    Sm90 { instance: usize, shares: bool },
+}
+
+impl Way {
+    /// With room for all chunks of all tokens.
+    const SM80: Way = Way::Sm80 { room: 1 << 14 };
+
+    fn layout(self) -> WeightLayout {
+        match self {
+            Way::Sm80 { .. } => WeightLayout::Rows,
+            Way::Sm90 { .. } => WeightLayout::Tiles,
+        }
+    }
+
+    /// For a shape whose outputs are `n` and whose terms are `k`.
+    fn plan(self, device: &Device, shape: Shape) -> Plan {
+        match self {
+            Way::Sm80 { room } => Plan::Sm80(sm80::Plan::new(shape, device.multiprocessors(), room)),
+            Way::Sm90 { instance, shares } => {
+                let room = if shares { usize::MAX } else { 0 };
+                Plan::Sm90(sm90::Plan::with_instance(shape, instance, 2, room))
+            }
+        }
+    }
+
+    /// Rows `[n, k]` on the device, as the kernel reads them.
+    fn weights(self, device: &Device, storage: HalfType, rows: &[f32], n: usize, k: usize) -> Result<Buffer<u16>> {
+        let bits: Vec<u16> = rows.iter().map(|&x| storage.round(x)).collect();
+        Buffer::from_slice(device, &self.layout().arranged(&bits, n, k))
+    }
 }
 
 /// What becomes of the sums.
@@ -65,8 +138,6 @@ impl Product {
     pub const OUTPUTS: usize = 21;
     /// Of the backward pass.
     pub const BACK: usize = 24;
-    /// Elements of workspace: all chunks of all tokens.
-    const ROOM: usize = 1 << 14;
 
     pub fn forward() -> Self {
         Product::of("product", Self::OUTPUTS)
@@ -86,15 +157,15 @@ impl Product {
         }
     }
 
-    fn run(&self, device: &Run<'_>, storage: HalfType, tokens: usize, room: usize, into: Into) -> Result<Vec<Output>> {
+    fn run(&self, device: &Run<'_>, storage: HalfType, tokens: usize, way: Way, into: Into) -> Result<Vec<Output>> {
         let (n, k) = (Self::OUTPUTS, Self::TERMS);
         let x = stored(device, storage, &self.x[..tokens * k])?;
-        let (w, bias) = (stored(device, storage, &self.w)?, stored(device, storage, &self.bias)?);
-        let operands =
-            Operands { storage, x: x.view(), w: w.view(), layout: WeightLayout::Rows, bias: Some(bias.view()) };
-        let mut scratch = Scratch::new(device, Room { workspace: room, tickets: room.min(64) })?;
-        let mut product =
-            |mut y: gemm::Output<'_>| gemm(device, &mut y, operands, Shape { tokens, n, k }, &mut scratch);
+        let (w, bias) = (way.weights(device, storage, &self.w, n, k)?, stored(device, storage, &self.bias)?);
+        let operands = Operands { storage, x: x.view(), w: w.view(), layout: way.layout(), bias: Some(bias.view()) };
+        let shape = Shape { tokens, n, k };
+        let plan = way.plan(device, shape);
+        let mut scratch = Scratch::new(device, plan.room())?;
+        let mut product = |mut y: gemm::Output<'_>| gemm_planned(device, &mut y, operands, shape, plan, &mut scratch);
         let values = match into {
             Into::F32 => {
                 let mut y = unwritten(device, tokens * n)?;
@@ -115,15 +186,17 @@ impl Product {
         Ok(vec![Output::new("y", values)])
     }
 
-    fn run_backward(&self, device: &Run<'_>, storage: HalfType, tokens: usize, room: usize) -> Result<Vec<Output>> {
+    fn run_backward(&self, device: &Run<'_>, storage: HalfType, tokens: usize, way: Way) -> Result<Vec<Output>> {
         let (n, k) = (Self::TERMS, Self::BACK);
         let dy = stored(device, storage, &self.x[..tokens * n])?;
-        let w = stored(device, storage, &self.w)?;
-        let gradients = Gradients { storage, dy: dy.view(), w: w.view(), layout: WeightLayout::Rows };
-        let mut scratch = Scratch::new(device, Room { workspace: room, tickets: room.min(64) })?;
+        let w = way.weights(device, storage, &self.w, n, k)?;
+        let gradients = Gradients { storage, dy: dy.view(), w: w.view(), layout: way.layout() };
+        let shape = Shape { tokens, n, k };
+        let plan = way.plan(device, shape.transposed());
+        let mut scratch = Scratch::new(device, plan.room())?;
         let mut dx = unwritten(device, tokens * k)?;
         let mut out = gemm::Output::F32(dx.view_mut());
-        gemm_backward(device, &mut out, gradients, Shape { tokens, n, k }, &mut scratch)?;
+        gemm_backward_planned(device, &mut out, gradients, shape, plan, &mut scratch)?;
         Ok(vec![Output::new("dx", wide(&device.finished(&dx)?))])
     }
 }

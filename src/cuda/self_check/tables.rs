@@ -21,11 +21,13 @@ use crate::rng::RandomFill;
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
-        Case::of_both("embed", "3 ids", "embed", |device, storage| Embedding::new().run(device, storage)),
+        Case::of_both("embed", "3 ids", "embed", |device, storage| {
+            Embedding::new().run(device, storage, WeightLayout::Rows)
+        }),
         Case::of_one("copy_rows", "3 rows", "copy_rows", |device| Rows::new().run(device)),
         Case::of_one("kv_copy", "one block", "kv_copy", |device| Block::new().run(device)),
         Case::of_both("pad_convert", "f32 heads of 5 in 8", "pad_convert", |device, storage| {
-            Padded::new().run(device, storage)
+            Padded::new().run(device, storage, WeightLayout::Rows)
         }),
         Case::of_both("random_fill", "40 elements", "random_fill", drawn),
         Case::of_both("candidate_scores", "2 queries", "candidate_scores", |device, storage| {
@@ -34,6 +36,18 @@ pub(super) fn cases() -> Vec<Case> {
         Case::of_one("softmax_entropy", "2 rows", "softmax_entropy", |device| Logits::long().statistics(device)),
         Case::of_one("softmax_entropy", "largest of 2 rows", "top_k", |device| Logits::long().largest(device)),
         Case::of_one("logits", "2 rows", "logits", |device| Logits::short().asked(device)),
+    ]
+}
+
+/// What reads and writes weights in tiles, beside the products.
+pub(super) fn tiled_cases() -> Vec<Case> {
+    vec![
+        Case::of_both("embed", "3 ids, tiles", "embed", |device, storage| {
+            Embedding::new().run(device, storage, WeightLayout::Tiles)
+        }),
+        Case::of_both("pad_convert", "f32 heads of 5 in 8, tiles", "pad_convert", |device, storage| {
+            Padded::new().run(device, storage, WeightLayout::Tiles)
+        }),
     ]
 }
 
@@ -52,10 +66,12 @@ impl Embedding {
         Embedding { table: halves("embedding", Self::ROWS * Self::WIDTH, 1.0), ids: [4, 0, 2] }
     }
 
-    fn run(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
-        let (table, ids) = (stored(device, storage, &self.table)?, Buffer::from_slice(device, &self.ids)?);
+    fn run(&self, device: &Run<'_>, storage: HalfType, layout: WeightLayout) -> Result<Vec<Output>> {
+        let rows: Vec<u16> = self.table.iter().map(|&x| storage.round(x)).collect();
+        let table = Buffer::from_slice(device, &layout.arranged(&rows, Self::ROWS, Self::WIDTH))?;
+        let ids = Buffer::from_slice(device, &self.ids)?;
         let mut out = unwritten(device, self.ids.len() * Self::WIDTH)?;
-        let table = Table { elements: table.view(), vocabulary: Self::ROWS, layout: WeightLayout::Rows };
+        let table = Table { elements: table.view(), vocabulary: Self::ROWS, layout };
         embed(device, storage, &mut out.view_mut(), table, ids.view(), Self::WIDTH)?;
         Ok(vec![Output::new("out", wide(&device.finished(&out)?))])
     }
@@ -120,21 +136,30 @@ pub(crate) struct Padded {
 }
 
 impl Padded {
+    /// Rows of the destination, and their width.
+    const ROWS: usize = 5;
+    const WIDTH: usize = 16;
     /// Elements of the destination.
-    pub const LEN: usize = 5 * 16;
+    pub const LEN: usize = Self::ROWS * Self::WIDTH;
 
     pub fn new() -> Self {
-        let layout = Layout { first_row: 1, col_groups: Groups::new(5, 8), ..Layout::corner(3, 10, 16) };
+        let layout = Layout { first_row: 1, col_groups: Groups::new(5, 8), ..Layout::corner(3, 10, Self::WIDTH) };
         Padded { stored: singles("padded", 30, 1.0), layout }
     }
 
-    fn run(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+    fn run(&self, device: &Run<'_>, storage: HalfType, destination: WeightLayout) -> Result<Vec<Output>> {
+        let (rows, width) = (Self::ROWS, Self::WIDTH);
         let bytes = Buffer::<u8>::from_slice(device, bytemuck::cast_slice(&self.stored))?;
-        let mut out = Buffer::<u16>::zeros(device, Self::LEN)?;
+        let mut out = Buffer::<u16>::zeros(device, destination.elements(rows, width))?;
         let mut changed = Buffer::<Changed>::zeros(device, 1)?;
         let stored = Stored { bytes: bytes.view(), dtype: DType::F32, first: 0 };
-        pad_convert(device, storage, &mut out.view_mut(), stored, &self.layout, &mut changed.view_mut())?;
-        Ok(vec![Output::new("out", widened(storage, &device.finished(&out)?))])
+        let layout = Layout { destination, ..self.layout };
+        pad_convert(device, storage, &mut out.view_mut(), stored, &layout, &mut changed.view_mut())?;
+        let found = device.finished(&out)?;
+        // In the order of rows, in which the results are.
+        let found: Vec<u16> =
+            (0..Self::LEN).map(|at| found[destination.index(width, at / width, at % width)]).collect();
+        Ok(vec![Output::new("out", widened(storage, &found))])
     }
 }
 

@@ -1,0 +1,67 @@
+//! The two families of kernels for products with stored weights, and which of them a device runs.
+
+use super::device::Device;
+use super::ops::gemm::sm90;
+use super::ops::weight_layout::WeightLayout;
+use crate::{Error, Result};
+
+/// A family of kernels for products with stored weights. Each reads weights in a layout of its own and adds in an order of its
+/// own, so the results of two families differ in their last bits. The head of a reward model, of one row, is multiplied by the
+/// kernels of every card in either case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Those of every card, by mma.
+    Sm80,
+    /// Those of Hopper alone, by wgmma.
+    Sm90,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Family; 2] = [Family::Sm80, Family::Sm90];
+
+    /// As text: `sm80` or `sm90`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Sm80 => "sm80",
+            Family::Sm90 => "sm90",
+        }
+    }
+
+    /// How its weights lie in memory.
+    pub fn weight_layout(self) -> WeightLayout {
+        match self {
+            Family::Sm80 => WeightLayout::Rows,
+            Family::Sm90 => WeightLayout::Tiles,
+        }
+    }
+
+    /// Whether a device has its kernels.
+    pub fn runs_on(self, device: &Device) -> bool {
+        match self {
+            Family::Sm80 => true,
+            Family::Sm90 => sm90::runs_on(device),
+        }
+    }
+}
+
+impl Device {
+    /// The family that multiplies with stored weights.
+    pub fn family(&self) -> Family {
+        match self.weight_layout() {
+            WeightLayout::Rows => Family::Sm80,
+            WeightLayout::Tiles => Family::Sm90,
+        }
+    }
+
+    /// The same device with another family, chosen before a model is loaded: its weights lie as the family reads them.
+    ///
+    /// # Errors
+    /// The device does not have the family's kernels.
+    pub fn with_family(self, family: Family) -> Result<Self> {
+        if !family.runs_on(&self) {
+            return Err(Error::Backend(format!("{} has no kernels of {}", self.name(), family.name())));
+        }
+        Ok(self.with_weight_layout(family.weight_layout()))
+    }
+}
