@@ -1,7 +1,7 @@
 //! The emulated device with the project's kernels: the PTX that nvcc made of them, opened through the ordinary launch path.
 
 use crate::{nvcc, stored};
-use ggro::cuda::{Code, Device, Image, images};
+use ggro::cuda::{Code, Device, Family, Image, images};
 use ggro_emulator::{Config, Report};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -31,6 +31,12 @@ impl Emulated {
         let Emulated { device, machine } = self;
         drop(device);
         Emulated { device: open(), machine }
+    }
+
+    /// The device with another family of kernels for products.
+    pub fn with_family(self, family: Family) -> Self {
+        let Emulated { device, machine } = self;
+        Emulated { device: device.with_family(family).unwrap(), machine }
     }
 
     /// From here on, these kernels run in place of those of the same names.
