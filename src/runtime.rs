@@ -189,7 +189,10 @@ impl OpenOptions {
         if let FamilySpec::Only(family) = self.kernels {
             Chosen::new(&device, self.kernels, None).map_err(|why| NoCuda::Kernels(family, why))?;
         }
-        let mut known = SelfCheck::remembered(&device);
+        let mut known = match self.kernels.asks_for_check() {
+            true => SelfCheck::settled(&device),
+            false => SelfCheck::remembered(&device),
+        };
         let (mut self_check, mut sm90_check) = (None, None);
         if self.self_check {
             let mut left = self_check::LIMIT;

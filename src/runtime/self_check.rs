@@ -8,12 +8,18 @@
 //! never ends takes the device from the process, or the process itself; so the file says that they are tried before they are.
 
 use crate::cuda::{self, images, self_check};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What a check may take before it ends where it is.
 pub const LIMIT: Duration = Duration::from_secs(10);
+
+/// What another process may need beside its check's limit until it has written what it found.
+const GRACE: Duration = Duration::from_secs(2);
+/// Between two looks at a file that another process is about to write.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What a self-check of a device found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,6 +78,13 @@ impl FamilyCheck {
         !self.ended || !self.wrong.is_empty()
     }
 
+    /// Whether another process may be making it just now.
+    fn may_be_running(&self, now: DateTime<Utc>) -> bool {
+        let begun = DateTime::parse_from_rfc3339(&self.when).map(|when| now.signed_duration_since(when));
+        let age = begun.ok().and_then(|age| age.to_std().ok());
+        !self.ended && age.is_some_and(|age| age < LIMIT + GRACE)
+    }
+
     /// In a few words.
     pub fn words(&self) -> String {
         match self.ended {
@@ -87,6 +100,18 @@ impl SelfCheck {
         let of = subject(device);
         let text = std::fs::read_to_string(file(&of)?).ok()?;
         serde_json::from_str(&text).ok().filter(|check: &SelfCheck| check.of == of)
+    }
+
+    /// As [`remembered`](Self::remembered), once no other process may be checking the kernels for Hopper alone: several servers
+    /// of a machine that start together are to come to the same end.
+    pub(super) fn settled(device: &cuda::Device) -> Option<Self> {
+        loop {
+            let check = Self::remembered(device)?;
+            match &check.sm90 {
+                Some(sm90) if sm90.may_be_running(Utc::now()) => std::thread::sleep(PAUSE),
+                _ => return Some(check),
+            }
+        }
     }
 
     /// Checks the kernels of a device that every card needs, and remembers what was found. What is known of the others stays.
@@ -158,7 +183,7 @@ fn words(cases: usize, ran: usize, stopped: Option<&str>, wrong: &[String], seco
 }
 
 fn now() -> String {
-    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
+    Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
 }
 
 /// Where the results are kept, if there is a place for them.
@@ -237,6 +262,12 @@ mod tests {
         let lacks = |sm90| SelfCheck { sm90, ..check(9, &[]) }.lacks_sm90();
         assert!(lacks(None) && lacks(Some(of(4, &[]))));
         assert!(!lacks(Some(begun)) && !lacks(Some(of(9, &[]))) && !lacks(Some(of(9, &["gemm_sm90"]))));
+        // Another process may be at it, for as long as one may take.
+        let (now, secs) = (Utc::now(), chrono::TimeDelta::seconds);
+        assert!(FamilyCheck::begun().may_be_running(now) && !of(9, &[]).may_be_running(now));
+        for far in [secs(-60), secs(60)] {
+            assert!(!FamilyCheck::begun().may_be_running(now + far), "{far}");
+        }
         // A file of before has no such check.
         let mut old = serde_json::to_value(check(9, &[])).unwrap();
         old.as_object_mut().unwrap().remove("sm90");
