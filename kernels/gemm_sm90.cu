@@ -210,6 +210,7 @@ struct Gemm {
     static __device__ __forceinline__ void skip(const Ring& ring, Place& place, int steps) {
         for (int step = 0; step < steps; ++step) {
             ptx::mbarrier_wait(ring.full + 8 * place.stage, place.parity);
+            __syncwarp();  // all lanes have seen this phase before it can pass
             release(ring, place.stage);
             place.template advance<kStages>();
         }
@@ -332,10 +333,10 @@ struct Gemm {
         return reinterpret_cast<float4*>(args.partial) + slot * (N / 8 * kWarpgroup) + threadIdx.x % kWarpgroup;
     }
 
-    // True in the warpgroup that brings the last of a split tile's chunks.
+    // True in the warpgroup that brings the last of a split tile's chunks. What the others wrote before is visible then: barriers
+    // order it with the ticket on either side.
     static __device__ __forceinline__ bool arrive(const GemmArgs& args, const Work& work, int group, unsigned* flags) {
-        __threadfence();  // each thread's own sums, before its warpgroup's arrival
-        ptx::named_barrier(1 + group, kWarpgroup);
+        ptx::named_barrier(1 + group, kWarpgroup);  // the warpgroup's sums are written
         if (threadIdx.x % kWarpgroup == 0) {
             unsigned* const ticket = args.tickets + work.tile * 2 + group;
             const unsigned count = work.end - work.chunk;
@@ -344,9 +345,7 @@ struct Gemm {
             flags[group] = last;
         }
         ptx::named_barrier(1 + group, kWarpgroup);  // the flag is written
-        const bool last = flags[group] != 0;
-        if (last) __threadfence();
-        return last;
+        return flags[group] != 0;
     }
 
     // A warpgroup multiplies what the ring brings, 64 of the 128 outputs.
