@@ -439,7 +439,7 @@ pub(super) struct DeviceArgs {
     #[arg(long)]
     pub no_self_check: bool,
 
-    /// CUDA kernels of products with weights: auto, sm80 or sm90; for comparison
+    /// CUDA kernels of products with weights: auto, sm80, sm90 or sm90-wide; for comparison
     ///
     /// sm80 are those of every card, sm90 those of Hopper alone. auto takes sm90 on a Hopper where their own self-check has
     /// passed, else sm80, and says why. sm90 runs them whatever the self-check found. The last bits of results differ between

@@ -22,6 +22,8 @@ pub struct Device {
     code: u64,
     /// Whether products read weights in tiles: see [`weight_layout`](super::ops::weight_layout).
     pub(super) tiled_weights: bool,
+    /// Products of few tokens run in the kernel for most.
+    pub(super) widest_products: bool,
     /// Set by the first error after which the driver answers nothing else, on any stream.
     dead: Arc<OnceLock<String>>,
 }
@@ -77,6 +79,7 @@ impl Device {
             code,
             // As the products of every card read them.
             tiled_weights: false,
+            widest_products: false,
             dead: Arc::new(OnceLock::new()),
         })
     }

@@ -14,17 +14,21 @@ pub enum Family {
     Sm80,
     /// Those of Hopper alone, by wgmma.
     Sm90,
+    /// The same, but always with the widest of them, whatever the number of tokens. A row's bits depend on its company if wgmma gives
+    /// a column other bits in a product of another width, which `ggro kernels test` finds out: then this is the family to run.
+    Sm90Wide,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Family; 2] = [Family::Sm80, Family::Sm90];
+    pub const ALL: [Family; 3] = [Family::Sm80, Family::Sm90, Family::Sm90Wide];
 
-    /// As text: `sm80` or `sm90`.
+    /// As text: `sm80`, `sm90` or `sm90-wide`.
     pub fn name(self) -> &'static str {
         match self {
             Family::Sm80 => "sm80",
             Family::Sm90 => "sm90",
+            Family::Sm90Wide => "sm90-wide",
         }
     }
 
@@ -32,7 +36,7 @@ impl Family {
     pub fn weight_layout(self) -> WeightLayout {
         match self {
             Family::Sm80 => WeightLayout::Rows,
-            Family::Sm90 => WeightLayout::Tiles,
+            Family::Sm90 | Family::Sm90Wide => WeightLayout::Tiles,
         }
     }
 
@@ -40,7 +44,7 @@ impl Family {
     pub fn runs_on(self, device: &Device) -> bool {
         match self {
             Family::Sm80 => true,
-            Family::Sm90 => sm90::runs_on(device),
+            Family::Sm90 | Family::Sm90Wide => sm90::runs_on(device),
         }
     }
 }
@@ -48,9 +52,10 @@ impl Family {
 impl Device {
     /// The family that multiplies with stored weights.
     pub fn family(&self) -> Family {
-        match self.weight_layout() {
-            WeightLayout::Rows => Family::Sm80,
-            WeightLayout::Tiles => Family::Sm90,
+        match (self.weight_layout(), self.widest_products) {
+            (WeightLayout::Rows, _) => Family::Sm80,
+            (WeightLayout::Tiles, false) => Family::Sm90,
+            (WeightLayout::Tiles, true) => Family::Sm90Wide,
         }
     }
 
@@ -58,10 +63,11 @@ impl Device {
     ///
     /// # Errors
     /// The device does not have the family's kernels.
-    pub fn with_family(self, family: Family) -> Result<Self> {
+    pub fn with_family(mut self, family: Family) -> Result<Self> {
         if !family.runs_on(&self) {
             return Err(Error::Backend(format!("{} has no kernels of {}", self.name(), family.name())));
         }
+        self.widest_products = family == Family::Sm90Wide;
         Ok(self.with_weight_layout(family.weight_layout()))
     }
 }

@@ -5,7 +5,7 @@ use crate::cuda::{self, Family};
 use std::fmt;
 use std::str::FromStr;
 
-/// Which family of kernels is asked for. As text: `auto`, `sm80` or `sm90`.
+/// Which family of kernels is asked for. As text: `auto`, `sm80`, `sm90` or `sm90-wide`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FamilySpec {
     /// That of Hopper where the device has it and its self-check has passed there, else that of every card.
@@ -17,7 +17,12 @@ pub enum FamilySpec {
 
 impl FamilySpec {
     /// All of them.
-    pub const ALL: [FamilySpec; 3] = [FamilySpec::Auto, FamilySpec::Only(Family::Sm80), FamilySpec::Only(Family::Sm90)];
+    pub const ALL: [FamilySpec; 4] = [
+        FamilySpec::Auto,
+        FamilySpec::Only(Family::Sm80),
+        FamilySpec::Only(Family::Sm90),
+        FamilySpec::Only(Family::Sm90Wide),
+    ];
 
     /// As text.
     pub fn name(self) -> &'static str {
@@ -37,7 +42,7 @@ impl FromStr for FamilySpec {
     type Err = String;
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let found = FamilySpec::ALL.into_iter().find(|spec| spec.name() == text);
-        found.ok_or_else(|| "expected auto, sm80 or sm90".to_string())
+        found.ok_or_else(|| "expected auto, sm80, sm90 or sm90-wide".to_string())
     }
 }
 
@@ -70,7 +75,7 @@ impl Chosen {
     ) -> std::result::Result<Self, String> {
         let is_there = Family::Sm90.runs_on(device);
         match spec {
-            FamilySpec::Only(Family::Sm90) if !is_there => Err(missing(device)),
+            FamilySpec::Only(family) if !family.runs_on(device) => Err(missing(device)),
             _ => Ok(Self::of(spec, is_there.then(|| check.and_then(|check| check.sm90.as_ref())), device)),
         }
     }
@@ -89,9 +94,9 @@ impl Chosen {
             (FamilySpec::Only(Family::Sm80), _) => {
                 Chosen { family: Family::Sm80, why: asked(Family::Sm80), is_notable: false }
             }
-            (FamilySpec::Only(Family::Sm90), _) => {
+            (FamilySpec::Only(family), _) => {
                 let but = if passed { String::new() } else { format!(", although {}", known()) };
-                Chosen { family: Family::Sm90, why: asked(Family::Sm90) + &but, is_notable: !passed }
+                Chosen { family, why: asked(family) + &but, is_notable: !passed }
             }
             (FamilySpec::Auto, None) => Chosen { family: Family::Sm80, why: missing(device), is_notable: false },
             (FamilySpec::Auto, Some(_)) if passed => Chosen { family: Family::Sm90, why: known(), is_notable: false },
@@ -109,7 +114,7 @@ impl Chosen {
     pub fn notice(&self) -> Option<String> {
         let label = match self.family {
             Family::Sm80 => "kernels",
-            Family::Sm90 => "warning: kernels",
+            Family::Sm90 | Family::Sm90Wide => "warning: kernels",
         };
         self.is_notable.then(|| format!("{label}: {} ({})", self.family.name(), self.why))
     }
@@ -133,7 +138,7 @@ mod tests {
         for spec in FamilySpec::ALL {
             assert_eq!(spec.to_string().parse(), Ok(spec));
         }
-        assert_eq!("sm_90".parse::<FamilySpec>(), Err("expected auto, sm80 or sm90".to_string()));
+        assert_eq!("sm_90".parse::<FamilySpec>(), Err("expected auto, sm80, sm90 or sm90-wide".to_string()));
         assert_eq!(FamilySpec::default(), FamilySpec::Auto);
     }
 }

@@ -4,6 +4,7 @@ use crate::emulated::Emulated;
 use ggro::cuda::Buffer;
 use ggro::cuda::instruments::wgmma_peak::{self, wgmma_peak};
 use ggro::lab::kernel_check;
+use ggro::lab::kernel_check::wgmma::{Wgmma, wgmma};
 use ggro_emulator::{Config, Copies, Schedule};
 
 /// Its launch is refused in words elsewhere, and the benchmark does without it.
@@ -29,6 +30,19 @@ fn they_are_on_no_other_card() {
         let all = ["copy", "read", "peak_mma", "peak_wgmma"];
         assert_eq!(names, all[..if arch == 90 { 4 } else { 3 }], "{arch}");
         emulated.assert_clean();
+    }
+}
+
+/// `kernels record` asks a card; sums that are exact, or cut in groups, do not depend on the width.
+#[test]
+fn widths_of_products_agree() {
+    for mma in ["mma=exact", "mma=16"] {
+        let emulated = Emulated::new(Config::default());
+        emulated.machine.configure(mma);
+        let answer = wgmma(&emulated.device).unwrap();
+        assert_eq!(answer, Some(Wgmma { widths_agree: true, agrees_with_mma: true }), "{mma}");
+        emulated.machine.configure("arch=80");
+        assert_eq!(wgmma(&emulated.opened_again().device).unwrap(), None);
     }
 }
 

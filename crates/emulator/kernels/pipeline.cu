@@ -1,7 +1,8 @@
 // A product as Hopper's kernels make it: one warpgroup brings boxes of tensors to shared memory, two multiply them.
 #include "common.cuh"
 
-namespace {
+// Named: names in an anonymous namespace are made of the path of the file.
+namespace pipeline {
 
 constexpr int kRows = 128, kColumns = 64, kDepth = 64, kRing = 3;
 constexpr uint32_t kBytesA = kRows * kDepth * 2, kBytesB = kColumns * kDepth * 2, kStage = kBytesA + kBytesB;
@@ -52,7 +53,9 @@ __device__ __forceinline__ void multiply(float (&d)[32], unsigned long long a, u
         : "l"(a), "l"(b), "r"(int(adds)));
 }
 
-}  // namespace
+}  // namespace pipeline
+
+using namespace pipeline;
 
 // out[m, n] = a[m, k] b[n, k]^T: blocks take tiles of 128 x 64 in turn. Boxes are 64 x 128 of a and 64 x 64 of b.
 extern "C" __global__ void __launch_bounds__(384, 1)

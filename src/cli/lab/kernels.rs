@@ -2,6 +2,7 @@
 
 use crate::cli::output::Paths;
 use crate::cuda::{Device, images};
+use crate::lab::kernel_check::wgmma::{Wgmma, wgmma};
 use crate::lab::kernel_check::{self, Finding, Listed, Timing, self_check, vectors};
 use crate::lab::time_model;
 use crate::model::synthetic;
@@ -156,8 +157,20 @@ fn bench(options: &Options, quick: bool) -> anyhow::Result<ExitCode> {
 fn record(file: &Path, ordinal: usize) -> anyhow::Result<ExitCode> {
     Paths::default().writing("FILE", Some(file)).check()?;
     let device = Device::open(ordinal)?;
+    let wgmma = wgmma(&device)?;
+    if let Some(Wgmma { widths_agree, agrees_with_mma }) = wgmma {
+        let yes = |is: bool| if is { "yes" } else { "no" };
+        writeln!(
+            std::io::stdout(),
+            "wgmma gives a column the same bits in a product of any width: {}",
+            yes(widths_agree)
+        )?;
+        writeln!(std::io::stdout(), "wgmma gives the bits of mma.sync: {}", yes(agrees_with_mma))?;
+    }
     let vectors = vectors::record(&device)?;
+    let wgmma = wgmma.map_or("none".to_string(), |wgmma| format!("{wgmma:?}"));
     let about = [
+        ("wgmma", wgmma),
         ("device", device.name().to_string()),
         ("capability", device.capability().to_string()),
         ("version", env!("CARGO_PKG_VERSION").to_string()),

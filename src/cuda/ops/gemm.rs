@@ -250,7 +250,10 @@ pub(super) fn launch_all(
     for first in (0..tokens).step_by(most.max(1)) {
         let rows = first..tokens.min(first + most);
         let shape = Shape { tokens: rows.len(), n, k };
-        let plan = Plan::new(layout, shape, multiprocessors, scratch.workspace());
+        let plan = match (layout, device.widest_products) {
+            (WeightLayout::Tiles, true) => Plan::Sm90(sm90::Plan::widest(shape, multiprocessors, scratch.workspace())),
+            _ => Plan::new(layout, shape, multiprocessors, scratch.workspace()),
+        };
         let part = Problem { shape, x: x.slice(rows.start * k..rows.end * k), ..*problem };
         launch(device, &mut y.slice(rows.start * n..rows.end * n), &part, layout, plan, scratch)?;
     }

@@ -36,6 +36,7 @@ mod softmax_entropy;
 mod swiglu;
 mod timing;
 pub mod vectors;
+pub mod wgmma;
 
 pub use case::{Case, Finding};
 pub use occupancy::{Listed, Occupancy, list, occupancy};

@@ -134,6 +134,11 @@ impl Plan {
         many.map(plan).min_by_key(|plan| plan.cycles(shape.k)).unwrap_or_else(|| plan(last))
     }
 
+    /// The widest kernel, whatever the number of tokens.
+    pub fn widest(shape: Shape, multiprocessors: u32, workspace: usize) -> Self {
+        Self::with_instance(shape, TOKENS.len() - 1, multiprocessors, workspace)
+    }
+
     /// The launch of one particular kernel; every one gives the same bits.
     pub fn with_instance(shape: Shape, instance: usize, multiprocessors: u32, workspace: usize) -> Self {
         let multiprocessors = (multiprocessors as usize).clamp(1, MOST_MULTIPROCESSORS);
