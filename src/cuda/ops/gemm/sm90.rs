@@ -233,11 +233,11 @@ pub(super) fn launch(
     let bias = bias.map_or(0, |bias| bias.address);
     let workspace = scratch.workspace.view_mut().address;
     let tickets = scratch.tickets.view_mut().address;
-    // SAFETY: parameters are (TensorMap x, void* y, const void* w, const void* bias, float* partial, unsigned* tickets, int tokens,
-    // int outputs, int terms, int chunks, int split, int output). The map is of x, [tokens, terms]; w has every tile of outputs by
-    // terms, each 8 KB from a multiple of 16 bytes on; bias, unless null, has `outputs` elements. The kernel writes y inside [tokens, outputs] in the type
-    // that `output` names, [split, chunks, 128, N] of the workspace, and two tickets per split tile, zero before and after. y and the
-    // scratch are lent to us alone.
+    // SAFETY: parameters are (TensorMap x, void* y, const void* w, const void* bias, float* partial, unsigned* tickets, int
+    // tokens, int outputs, int terms, int chunks, int split, int output). The map is of x, [tokens, terms]; w has every tile
+    // of outputs by terms, each 8 KB from a multiple of 16 bytes on; bias, unless null, has `outputs` elements. The kernel
+    // writes y inside [tokens, outputs] in the type that `output` names, [split, chunks, 128, N] of the workspace, and two
+    // tickets per split tile, zero before and after. y and the scratch are lent to us alone.
     unsafe {
         device.launch(
             kernel,
