@@ -31,54 +31,9 @@
 // Many: the limit is shared memory. 16 rows per warp read one fragment of keys or values per two products, which keeps
 // shared memory busy twice as long as the tensor core. Aim: 45 % of the mma.sync peak (not measured). Prefill spends 3 %
 // of its flops here.
-#include "attention.cuh"
+#include "attention_forward.cuh"
 
 namespace ggro {
-
-constexpr float kNothing = -INFINITY;
-
-// How the state (m, l) of the chunks so far takes in that of the next one: o becomes fma(o, before, next x here). With
-// `keep` the next one has nothing to add, with `take` there was nothing before; neither changes a bit.
-struct Fold {
-    float before, here;
-    bool keep, take;
-
-    __device__ __forceinline__ Fold(float& m, float& l, float next_m, float next_l, float log2_scale) {
-        keep = next_l == 0.0f, take = l == 0.0f;
-        const float top = fmaxf(m, next_m);
-        before = exp2f((m - top) * log2_scale), here = exp2f((next_m - top) * log2_scale);
-        const float sum = __fmaf_rn(l, before, __fmul_rn(next_l, here));
-        l = keep ? l : take ? next_l : sum;
-        m = keep ? m : take ? next_m : top;
-    }
-
-    __device__ __forceinline__ float operator()(float o, float next) const {
-        const float sum = __fmaf_rn(o, before, __fmul_rn(next, here));
-        return keep ? o : take ? next : sum;
-    }
-};
-
-struct AttentionArgs {
-    void* out;
-    float* lse;          // or null
-    const void* q;
-    const void* pool;    // the layer's keys of block 0
-    const uint4* items;  // first token, tokens | kShared, first page, pages
-    const uint4* tokens; // two words each: (row of q, row of out, position, lowest visible position),
-                         // (first partial, parts, which of them this is, ticket)
-    const uint4* pages;  // block, first position, first token | end << 16, valid positions | kChunkEnds
-    float* partials;     // [partials, heads, EP]
-    float* states;       // [partials, heads, 2]: m, l
-    unsigned* tickets;   // [tickets, kv_heads]
-    unsigned long long block;  // elements from one block of the pool to the next
-    int heads, kv_heads, out_width;
-    float scale;
-};
-
-// In an item's number of tokens: some of its tokens have parts in other items.
-constexpr unsigned kShared = 1u << 16;
-// In a page's number of positions: the last page of its chunk.
-constexpr unsigned kChunkEnds = 1u << 16;
 
 template <typename T, int EP, int WM, int WN, int STAGES>
 struct Attention {
@@ -108,7 +63,7 @@ struct Attention {
         __shared__ unsigned arrived[kRows];
         const uint32_t queries = ptx::smem_address(shared);
         const uint32_t ring = queries + kQueryBytes;
-        const uint32_t exponentials = ring + STAGES * kStageBytes;
+        const uint32_t probabilities = ring + STAGES * kStageBytes;
         float* const maxima = reinterpret_cast<float*>(shared + kQueryBytes + STAGES * kStageBytes + kProbabilityBytes);
         float* const sums = maxima + kMaximaBytes / 4;
 
@@ -196,29 +151,10 @@ struct Attention {
                     }
                     Mma<T>::tile(s, a, b);
                 }
-                if (!unmasked) {
-#pragma unroll
-                    for (int j = 0; j < NS; ++j) {
-#pragma unroll
-                        for (int i = 0; i < 4; ++i) {
-                            const int key = first + wn * kWarpKeys + j * 8 + 2 * t + i % 2;
-                            const bool visible = key >= lowest[i / 2] && key <= highest[i / 2];
-                            s[0][j][i] = visible ? s[0][j][i] : kNothing;
-                        }
-                    }
-                }
+                if (!unmasked) hide(s[0], first + wn * kWarpKeys, lowest, highest);
 
-                float top[2] = {kNothing, kNothing};
-#pragma unroll
-                for (int j = 0; j < NS; ++j) {
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) top[i / 2] = fmaxf(top[i / 2], s[0][j][i]);
-                }
-#pragma unroll
-                for (int r = 0; r < 2; ++r) {
-                    top[r] = fmaxf(top[r], __shfl_xor_sync(kAllLanes, top[r], 1));
-                    top[r] = fmaxf(top[r], __shfl_xor_sync(kAllLanes, top[r], 2));
-                }
+                float top[2];
+                row_maxima(s[0], top);
                 if constexpr (WN > 1) {
                     if (t == 0) maxima[wn * kRows + line[0]] = top[0], maxima[wn * kRows + line[1]] = top[1];
                     __syncthreads();  // the maxima are complete
@@ -230,41 +166,15 @@ struct Attention {
                 }
 
                 float shrink[2];
-#pragma unroll
-                for (int r = 0; r < 2; ++r) {
-                    const float before = m[r];
-                    m[r] = fmaxf(before, top[r]);
-                    // A row that has seen nothing yet: its exponentials are those of minus infinity.
-                    top[r] = m[r] == kNothing ? 0.0f : m[r];
-                    shrink[r] = exp2f((before - top[r]) * log2_scale);
-                }
-#pragma unroll
-                for (int j = 0; j < NS; ++j) {
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) s[0][j][i] = exp2f((s[0][j][i] - top[i / 2]) * log2_scale);
-                }
-#pragma unroll
-                for (int g = 0; g < kGroups; ++g) {
-#pragma unroll
-                    for (int r = 0; r < 2; ++r) {
-                        const float low = s[0][2 * g][2 * r] + s[0][2 * g][2 * r + 1];
-                        const float high = s[0][2 * g + 1][2 * r] + s[0][2 * g + 1][2 * r + 1];
-                        l[r][g] = __fmaf_rn(l[r][g], shrink[r], low + high);
-                    }
-                }
+                exponentials(s[0], m, l, top, shrink, log2_scale);
 
                 // Exponentials as the left operand: 16 rows by 4 steps of 16 keys.
                 uint32_t p[kKeys / 16][1][4];
                 if constexpr (WN == 1) {
 #pragma unroll
-                    for (int g = 0; g < kKeys / 16; ++g) {
-                        p[g][0][0] = Mma<T>::pack(s[0][2 * g][0], s[0][2 * g][1]);
-                        p[g][0][1] = Mma<T>::pack(s[0][2 * g][2], s[0][2 * g][3]);
-                        p[g][0][2] = Mma<T>::pack(s[0][2 * g + 1][0], s[0][2 * g + 1][1]);
-                        p[g][0][3] = Mma<T>::pack(s[0][2 * g + 1][2], s[0][2 * g + 1][3]);
-                    }
+                    for (int g = 0; g < kKeys / 16; ++g) round_left<T>(p[g][0], s[0], g);
                 } else {
-                    unsigned char* const table = shared + (exponentials - queries);
+                    unsigned char* const table = shared + (probabilities - queries);
 #pragma unroll
                     for (int j = 0; j < NS; ++j) {
 #pragma unroll
@@ -277,7 +187,7 @@ struct Attention {
 #pragma unroll
                     for (int g = 0; g < kKeys / 16; ++g) {
                         const uint32_t at = swizzled<kProbabilityLine>(wm * 16 + lane % 16, 2 * g + lane / 16);
-                        ptx::ldmatrix_x4(p[g][0], exponentials + at);
+                        ptx::ldmatrix_x4(p[g][0], probabilities + at);
                     }
                 }
 
@@ -320,7 +230,7 @@ struct Attention {
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
                     if constexpr (WN == 1) {
-                        sum[r] = ((l[r][0] + l[r][1]) + l[r][2]) + l[r][3];
+                        sum[r] = row_sum(l[r][0], l[r][1], l[r][2], l[r][3]);
                     } else {
 #pragma unroll
                         for (int g = 0; g < kGroups; ++g) {
@@ -333,13 +243,11 @@ struct Attention {
 #pragma unroll
                     for (int r = 0; r < 2; ++r) {
                         const float* const mine = sums + line[r] * 4 + t;
-                        sum[r] = ((mine[0] + mine[4 * kRows]) + mine[8 * kRows]) + mine[12 * kRows];
+                        sum[r] = row_sum(mine[0], mine[4 * kRows], mine[8 * kRows], mine[12 * kRows]);
                     }
                 }
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
-                    sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 1);
-                    sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 2);
                     const Fold fold(all_m[r], all_l[r], m[r], sum[r], log2_scale);
 #pragma unroll
                     for (int j = 0; j < NO; ++j) {
@@ -363,79 +271,17 @@ struct Attention {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             if (token[r] >= count) continue;
-            const uint4 word = tokens[2 * token[r]], part = tokens[2 * token[r] + 1];
-            const int head = first_head + line[r] - token[r] * group;
-            if (part.y == 1) {
-                const float inverse = __frcp_rn(all_l[r]);
-#pragma unroll
-                for (int j = 0; j < NO; ++j) {
-                    const float low = __fmul_rn(all_o[j][2 * r], inverse), high = __fmul_rn(all_o[j][2 * r + 1], inverse);
-                    *reinterpret_cast<uint32_t*>(shared + swizzled<kLine>(line[r], wn * NO + j) + 4 * t) =
-                        Mma<T>::pack(low, high);
-                }
-                if (args.lse != nullptr && wn == 0 && t == 0) {
-                    args.lse[static_cast<size_t>(word.y) * args.heads + head] =
-                        __fmaf_rn(all_m[r], args.scale, logf(all_l[r]));
-                }
-            } else {
-                const size_t slot = static_cast<size_t>(part.x + part.z) * args.heads + head;
-                float* const to = args.partials + slot * EP + wn * kWarpDims + 2 * t;
-#pragma unroll
-                for (int j = 0; j < NO; ++j) {
-                    *reinterpret_cast<float2*>(to + 8 * j) = make_float2(all_o[j][2 * r], all_o[j][2 * r + 1]);
-                }
-                if (wn == 0 && t == 0) {
-                    reinterpret_cast<float2*>(args.states)[slot] = make_float2(all_m[r], all_l[r]);
-                }
-            }
+            put_row<T, EP, NO>(args, shared, tokens + 2 * token[r], first_head + line[r] - token[r] * group, line[r],
+                               wn * NO, wn == 0, all_m[r], all_l[r], [&](int j) {
+                                   return make_float2(all_o[j][2 * r], all_o[j][2 * r + 1]);
+                               });
         }
         __threadfence();  // each thread's own parts, before its block's arrival
         __syncthreads();  // the finished rows are complete
-        for (int i = threadIdx.x; i < count * group * kChunks; i += kThreads) {
-            const int row = i / kChunks, chunk = i % kChunks, of = row / group;
-            if (tokens[2 * of + 1].y != 1) continue;
-            const uint4 word = *reinterpret_cast<const uint4*>(shared + swizzled<kLine>(row, chunk));
-            T* const to = static_cast<T*>(args.out) + static_cast<size_t>(tokens[2 * of].y) * args.out_width;
-            *reinterpret_cast<uint4*>(to + (first_head + row - of * group) * EP + chunk * 8) = word;
-        }
+        write_rows<T, EP, kThreads>(args, shared, tokens, count, group, first_head, threadIdx.x);
         if (!(item.y & kShared)) return;
-
-        for (int i = threadIdx.x; i < count; i += kThreads) {
-            const uint4 part = tokens[2 * i + 1];
-            bool last = false;
-            if (part.y > 1) {
-                unsigned* const ticket = args.tickets + static_cast<size_t>(part.w) * args.kv_heads + blockIdx.y;
-                last = ptx::atom_add_acq_rel(ticket, 1u) == part.y - 1;
-                if (last) *ticket = 0;
-            }
-            arrived[i] = last;
-        }
-        __syncthreads();  // it is known which tokens have all their parts
-        __threadfence();
-        for (int i = threadIdx.x; i < count * group * (EP / 4); i += kThreads) {
-            const int row = i / (EP / 4), dim = i % (EP / 4) * 4, of = row / group;
-            if (arrived[of] == 0) continue;
-            const uint4 word = tokens[2 * of], part = tokens[2 * of + 1];
-            const int head = first_head + row - of * group;
-            float at_m = kNothing, at_l = 0.0f, at_o[4] = {};
-#pragma unroll 2
-            for (unsigned k = 0; k < part.y; ++k) {
-                const size_t slot = static_cast<size_t>(part.x + k) * args.heads + head;
-                const float2 state = __ldcg(reinterpret_cast<const float2*>(args.states) + slot);
-                const float4 next = __ldcg(reinterpret_cast<const float4*>(args.partials + slot * EP + dim));
-                const Fold fold(at_m, at_l, state.x, state.y, log2_scale);
-                at_o[0] = fold(at_o[0], next.x), at_o[1] = fold(at_o[1], next.y);
-                at_o[2] = fold(at_o[2], next.z), at_o[3] = fold(at_o[3], next.w);
-            }
-            const float inverse = __frcp_rn(at_l);
-            T* const to = static_cast<T*>(args.out) + static_cast<size_t>(word.y) * args.out_width + head * EP + dim;
-            *reinterpret_cast<uint2*>(to) =
-                make_uint2(Mma<T>::pack(__fmul_rn(at_o[0], inverse), __fmul_rn(at_o[1], inverse)),
-                           Mma<T>::pack(__fmul_rn(at_o[2], inverse), __fmul_rn(at_o[3], inverse)));
-            if (args.lse != nullptr && dim == 0) {
-                args.lse[static_cast<size_t>(word.y) * args.heads + head] = __fmaf_rn(at_m, args.scale, logf(at_l));
-            }
-        }
+        fold_parts<T, EP, kThreads>(args, arrived, tokens, count, group, first_head, threadIdx.x,
+                                    [] { __syncthreads(); });
     }
 };
 

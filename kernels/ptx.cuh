@@ -116,6 +116,21 @@ __device__ __forceinline__ uint4 ld_global_stream(const void* gmem) {
     return v;
 }
 
+// Shared memory of the thread's own, whose accesses stay in this order: the compiler neither gathers loads nor delays stores.
+__device__ __forceinline__ float4 ld_shared_ordered(uint32_t smem) {
+    float4 v;
+    asm volatile("ld.volatile.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(smem)
+                 : "memory");
+    return v;
+}
+
+__device__ __forceinline__ void st_shared_ordered(uint32_t smem, float4 v) {
+    asm volatile("st.volatile.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(smem), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+}
+
 // ---- tickets: order between blocks ---------------------------------------------------------------------------------
 
 __device__ __forceinline__ unsigned ld_acquire(const unsigned* address) {
@@ -226,9 +241,9 @@ __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t smem, uint32_t le
 
 // A matrix in shared memory by lines of 128 bytes whose 16-byte chunks are swizzled: 8 lines are 1024 bytes, to a multiple of which
 // the matrix is aligned; the next 8 follow. Lines are rows of 64 elements along the sum, or, for a transposed operand, 64 rows at
-// one place of the sum. `smem` may be inside a line: at the next 16 elements.
-__device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem) {
-    return matrix_descriptor(smem, 16, 1024) | static_cast<uint64_t>(1) << 62;
+// one place of the sum, of which the next 64 follow `leading` bytes behind. `smem` may be inside a line: at the next 16 elements.
+__device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem, uint32_t leading = 16) {
+    return matrix_descriptor(smem, leading, 1024) | static_cast<uint64_t>(1) << 62;
 }
 
 // Before the first product, and after other instructions have written the accumulator.
@@ -305,6 +320,28 @@ WGMMA(128, 64, "%64", "%65", "%66", WGMMA_64(0))
 WGMMA(192, 96, "%96", "%97", "%98", WGMMA_64(0), WGMMA_32(64))
 WGMMA(200, 100, "%100", "%101", "%102", WGMMA_64(0), WGMMA_32(64), WGMMA_4(96))
 
+// The same with a in registers, those of mma_bf16 in each of the four warps; columns run fastest in b if ACROSS. What is in a stays as
+// it is until the product has been waited for.
+#define WGMMA_FROM_REGISTERS(N, R, A, B, TRANS, ...)                                                                    \
+    template <bool ACROSS>                                                                                              \
+    __device__ __forceinline__ void wgmma_bf16(float (&d)[R], const uint32_t (&a)[4], uint64_t b) {                     \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WGMMA_NAMES_##R "}, {" A "}, " B      \
+                     ", 1, 1, 1, " TRANS ";"                                                                            \
+                     : __VA_ARGS__                                                                                      \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ACROSS ? 1 : 0));                        \
+    }                                                                                                                   \
+    template <bool ACROSS>                                                                                              \
+    __device__ __forceinline__ void wgmma_f16(float (&d)[R], const uint32_t (&a)[4], uint64_t b) {                      \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" WGMMA_NAMES_##R "}, {" A "}, " B        \
+                     ", 1, 1, 1, " TRANS ";"                                                                            \
+                     : __VA_ARGS__                                                                                      \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ACROSS ? 1 : 0));                        \
+    }
+
+WGMMA_FROM_REGISTERS(64, 32, "%32, %33, %34, %35", "%36", "%37", WGMMA_32(0))
+WGMMA_FROM_REGISTERS(128, 64, "%64, %65, %66, %67", "%68", "%69", WGMMA_64(0))
+
+#undef WGMMA_FROM_REGISTERS
 #undef WGMMA
 
 #endif
