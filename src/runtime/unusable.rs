@@ -1,8 +1,8 @@
 //! Why a device cannot be used, and what would help.
 
 use super::Arithmetic;
-use crate::cuda::{Family, images};
 use crate::Error;
+use crate::cuda::{Family, images};
 use std::fmt;
 
 /// Why there is no CUDA device.
