@@ -7,6 +7,7 @@
 pub mod examine;
 pub mod family;
 pub mod self_check;
+mod unusable;
 
 use crate::cuda::{self, images};
 use crate::dtype::HalfType;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 pub use crate::cuda::Family;
 pub use crate::model::cuda::memory::bytes as bytes_in_words;
+pub use unusable::{NoCuda, Unusable};
 
 /// Which device is asked for. As text: `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -251,100 +253,6 @@ impl OpenOptions {
             graphs: !self.eager,
             ..defaults
         }
-    }
-}
-
-/// Why there is no CUDA device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NoCuda {
-    /// f32 is asked for, and CUDA stores 16 bits.
-    Arithmetic,
-    /// The build has no kernels; the reason in words.
-    NoKernels(String),
-    /// The driver or the device says so, in these words.
-    NoDevice(String),
-    /// Its kernels compute something else than they should; which card and where, in words.
-    SelfCheck(String),
-    /// A self-check of the kernels for Hopper alone took the device from this process; which card and how, in words.
-    Lost(String),
-    /// It does not have the kernels that are asked for; why, in words.
-    Kernels(Family, String),
-}
-
-impl NoCuda {
-    /// What would help, to be put behind the reason; empty if nothing is known.
-    pub fn help(&self) -> &'static str {
-        match self {
-            NoCuda::NoKernels(_) => "; CUDA 13 and scripts/install-nvcc.sh both bring one",
-            NoCuda::NoDevice(why) if why.contains("libcuda") => {
-                "; install NVIDIA's driver: `ggro doctor` says which release"
-            }
-            NoCuda::SelfCheck(_) => "; `ggro doctor` says more, and --no-self-check uses the device all the same",
-            NoCuda::Lost(_) => "; --kernels sm80 uses the device without these kernels",
-            _ => "",
-        }
-    }
-
-    /// The reason in a few words.
-    pub fn brief(&self) -> &str {
-        match self {
-            NoCuda::Arithmetic => "f32 is the CPU's, CUDA stores bf16 or f16",
-            NoCuda::NoKernels(_) => "no CUDA kernels in this build",
-            NoCuda::NoDevice(why) | NoCuda::Kernels(_, why) => why,
-            NoCuda::SelfCheck(_) => "the CUDA device failed its self-check",
-            NoCuda::Lost(_) => "the self-check of the kernels of sm90 lost the CUDA device",
-        }
-    }
-}
-
-impl From<&Error> for NoCuda {
-    fn from(why: &Error) -> NoCuda {
-        match images::embedded().is_empty() {
-            true => NoCuda::NoKernels(why.to_string()),
-            false => NoCuda::NoDevice(why.to_string()),
-        }
-    }
-}
-
-/// The reason with what would help.
-impl fmt::Display for NoCuda {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            NoCuda::NoKernels(why) => write!(f, "{why}{}", self.help()),
-            NoCuda::SelfCheck(why) | NoCuda::Lost(why) => write!(f, "{} ({why}){}", self.brief(), self.help()),
-            _ => write!(f, "{}{}", self.brief(), self.help()),
-        }
-    }
-}
-
-/// Why the device that is asked for cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Unusable {
-    /// There is no CUDA device of this number.
-    Cuda(usize, NoCuda),
-    /// The CPU does not compute in this arithmetic.
-    Arithmetic(Arithmetic),
-    /// It does not have the kernels that are asked for; why, in words.
-    Kernels(Family, String),
-}
-
-impl fmt::Display for Unusable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Unusable::Cuda(index, why) => write!(f, "cuda:{index}: {why}"),
-            Unusable::Kernels(family, why) => write!(f, "{}: {why}", family.name()),
-            Unusable::Arithmetic(arithmetic) => write!(
-                f,
-                "{}: the CPU backend computes in f32 from the stored weights, whatever their type; use auto or f32",
-                arithmetic.name()
-            ),
-        }
-    }
-}
-
-impl From<Unusable> for Error {
-    fn from(unusable: Unusable) -> Error {
-        Error::invalid(unusable.to_string())
     }
 }
 

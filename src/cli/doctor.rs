@@ -97,14 +97,9 @@ fn features() -> Vec<&'static str> {
     features.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
 }
 
-/// Which driver the machine code needs: one of the assembler's major release of CUDA.
+/// Which driver the kernels need.
 fn needed_driver() -> Option<String> {
-    let major = runtime::kernels().assembler.split('.').next()?;
-    let release = match major {
-        "13" => 580,
-        "12" => 525,
-        _ => return None,
-    };
+    let (major, release) = examine::needed_driver()?;
     Some(format!("a driver that speaks CUDA {major}: release {release} or newer"))
 }
 

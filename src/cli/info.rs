@@ -5,8 +5,9 @@ use super::words::for_stdout;
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::{Pair, Part, Parts};
-use crate::runtime::self_check::{FamilyCheck, SelfCheck};
+use crate::runtime::self_check::SelfCheck;
 use crate::runtime::{self, CudaDevice, DeviceSpec, Family, NoCuda, OpenOptions, bytes_in_words};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::ExitCode;
@@ -134,32 +135,18 @@ fn cuda_device(index: usize, device: &CudaDevice) -> Value {
 
 /// What a self-check found.
 pub(super) fn self_check(check: &SelfCheck) -> Value {
-    json!({
-        "passed": check.passed(),
-        "when": check.when,
-        "cases": check.cases,
-        "ran": check.ran,
-        "stopped": check.stopped,
-        "seconds": check.seconds,
-        "wrong": check.wrong,
-        "words": check.words(),
-        "sm90": check.sm90.as_ref().map(family_check),
-    })
+    let sm90 = check.sm90.as_ref().map(|check| checked(check, check.passed(), &check.words()));
+    let mut found = checked(check, check.passed(), &check.words());
+    found["sm90"] = json!(sm90);
+    found
 }
 
-/// What a self-check of the kernels for Hopper alone found.
-fn family_check(check: &FamilyCheck) -> Value {
-    json!({
-        "passed": check.passed(),
-        "when": check.when,
-        "ended": check.ended,
-        "cases": check.cases,
-        "ran": check.ran,
-        "stopped": check.stopped,
-        "seconds": check.seconds,
-        "wrong": check.wrong,
-        "words": check.words(),
-    })
+/// What is remembered of a check, whether it passed, and its words. Only the check of one family has `ended`.
+fn checked(check: &impl Serialize, passed: bool, words: &str) -> Value {
+    let check = json!(check);
+    let remembered = ["when", "ended", "cases", "ran", "stopped", "seconds", "wrong"];
+    let remembered = remembered.into_iter().filter_map(|key| Some((key, check.get(key)?.clone())));
+    [("passed", json!(passed))].into_iter().chain(remembered).chain([("words", json!(words))]).collect()
 }
 
 /// The kernels that a device runs; no family if that is still to be decided.

@@ -42,6 +42,17 @@ impl fmt::Display for Version {
     }
 }
 
+/// The version that a driver must be for to run this build's machine code, and NVIDIA's first release for it, if both are known.
+pub fn needed() -> Option<(Version, u32)> {
+    needed_for(images::assembler())
+}
+
+fn needed_for(assembler: &str) -> Option<(Version, u32)> {
+    // Without an assembler there is no machine code. Which target it is for makes no difference.
+    let needed = (!assembler.is_empty()).then(|| Version::needed(assembler, Some("sm_80")))?;
+    Some((needed, needed.release()?))
+}
+
 /// The version that the driver is for.
 ///
 /// # Errors
@@ -138,6 +149,13 @@ mod tests {
         assert_eq!(said(today, "13.1", Some("sm_80")), None);
         assert!(said(old, "", None).is_some(), "stand-ins have no assembler");
         assert!(said(today, "14.2", Some("sm_80")).unwrap().ends_with("CUDA 14.0 or later"), "an unknown release");
+    }
+
+    #[test]
+    fn machine_code_needs_the_first_release_of_its_major_version() {
+        assert_eq!(needed_for("13.2.78"), Some((Version(13, 0), 580)));
+        assert_eq!(needed_for("12.9"), Some((Version(12, 0), 525)));
+        assert_eq!([needed_for(""), needed_for("14.2")], [None, None]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::family::{Chosen, FamilySpec};
 use super::self_check::{self, SelfCheck};
 use super::{NoCuda, images};
-use crate::cuda::{self, Family};
+use crate::cuda::{self, Family, driver};
 
 /// A device, looked at and checked.
 #[derive(Clone, Debug)]
@@ -45,6 +45,12 @@ pub fn count() -> Result<usize, NoCuda> {
         0 => Err(NoCuda::NoDevice("the driver finds no CUDA device".to_string())),
         count => Ok(count),
     }
+}
+
+/// The major version of CUDA that a driver must speak to run this build's kernels, and NVIDIA's first release for it, if both
+/// are known.
+pub fn needed_driver() -> Option<(u32, u32)> {
+    driver::needed().map(|(version, release)| (version.0, release))
 }
 
 /// Opens a device, asks it what it is and runs its self-check, whatever is remembered; the kernels for Hopper alone after the

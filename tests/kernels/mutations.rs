@@ -1,6 +1,8 @@
 //! A test of the tests: kernels with one planted mistake each must turn the harness red. nvcc compiles them anew, which takes
 //! minutes; `planted` needs none.
 
+mod hopper;
+
 use crate::emulated::{Emulated, KERNELS, alone, folder_of, ptx};
 use crate::harness::first_failure;
 use crate::nvcc;
@@ -22,6 +24,7 @@ struct Mutation {
     to: &'static str,
 }
 
+/// The mistakes in everything but Hopper's products.
 const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "scaled-norm",
@@ -585,279 +588,6 @@ const MUTATIONS: &[Mutation] = &[
         from: "if (last) *ticket = 0;",
         to: "",
     },
-    Mutation {
-        name: "descriptor-a-pattern-further",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "swizzled_descriptor(stage + 2 * kTileBytes)",
-        to: "swizzled_descriptor(stage + 2 * kTileBytes + 1024)",
-    },
-    Mutation {
-        name: "eight-lines-too-near",
-        op: "gemm_sm90",
-        file: "ptx.cuh",
-        from: "matrix_descriptor(smem, 16, 1024)",
-        to: "matrix_descriptor(smem, 16, 512)",
-    },
-    Mutation {
-        name: "half-a-step-of-terms",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "(k * 32 >> 4)",
-        to: "(k * 16 >> 4)",
-    },
-    Mutation {
-        name: "wrong-phase-of-full",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "ring.full + 8 * place.stage, place.parity)",
-        to: "ring.full + 8 * place.stage, place.parity ^ 1)",
-    },
-    Mutation {
-        name: "wrong-phase-of-empty",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "place.parity ^ 1)",
-        to: "place.parity)",
-    },
-    Mutation {
-        name: "stage-filled-while-in-use",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "ptx::mbarrier_wait(ring.empty + 8 * place.stage, place.parity ^ 1);",
-        to: "",
-    },
-    Mutation {
-        name: "stage-given-back-before-its-products",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "ptx::wgmma_wait<1>();",
-        to: "ptx::wgmma_wait<2>();",
-    },
-    Mutation {
-        name: "stage-given-back-too-soon",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "if (step > 0) release(ring, place.template last<kStages>());",
-        to: "if (step > 0) release(ring, place.stage);",
-    },
-    Mutation {
-        name: "half-the-warps-give-back",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "2 * kWarpgroup / kWarp)",
-        to: "kWarpgroup / kWarp)",
-    },
-    Mutation {
-        name: "stage-read-before-it-is-full",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "ptx::mbarrier_wait(ring.full + 8 * place.stage, place.parity);\n            const uint64_t a",
-        to: "const uint64_t a",
-    },
-    Mutation {
-        name: "sums-without-their-wait",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "ptx::wgmma_wait<0>();",
-        to: "",
-    },
-    Mutation {
-        name: "products-without-their-fence",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "ptx::wgmma_fence();",
-        to: "",
-    },
-    Mutation {
-        name: "chunk-sums-in-descending-order",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "const float4* const from = partial(args, work.tile, chunk, group)",
-        to: "const float4* const from = partial(args, work.tile, args.chunks - 1 - chunk, group)",
-    },
-    Mutation {
-        name: "own-chunk-sums-first",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "const float4* const from = partial(args, work.tile, chunk, group)",
-        to: "const float4* const from = partial(args, work.tile, (chunk + work.chunk) % args.chunks, group)",
-    },
-    Mutation {
-        name: "last-chunk-missing",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "for (int chunk = 0; chunk < args.chunks;",
-        to: "for (int chunk = 0; chunk + 1 < args.chunks;",
-    },
-    Mutation {
-        name: "chunk-ticket-not-reset",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "if (last) *ticket = 0;",
-        to: "",
-    },
-    Mutation {
-        name: "chunk-ticket-not-atomic",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "ptx::atom_add_acq_rel(ticket, count) + count",
-        to: "(*ticket += count)",
-    },
-    Mutation {
-        name: "chunk-sums-without-their-barrier",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "ptx::named_barrier(1 + group, kWarpgroup);  // the warpgroup's sums are written",
-        to: "",
-    },
-    Mutation {
-        name: "flag-without-its-barrier",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "ptx::named_barrier(1 + group, kWarpgroup);  // the flag is written",
-        to: "",
-    },
-    Mutation {
-        name: "too-many-bytes-announced",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "(both ? 2 : 1) * kTileBytes",
-        to: "2 * kTileBytes",
-    },
-    Mutation {
-        name: "too-few-bytes-announced",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "kTileBytes + kTokenBytes);",
-        to: "kTileBytes);",
-    },
-    Mutation {
-        name: "one-tile-of-weights-for-two",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "stage + group * kTileBytes",
-        to: "stage",
-    },
-    Mutation {
-        name: "first-tokens-for-all",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "term * kTile, first_token, full",
-        to: "term * kTile, 0, full",
-    },
-    Mutation {
-        name: "tokens-behind-the-last",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "if (j >= N / 8 || 8 * j >= tokens) continue;",
-        to: "if (j >= N / 8) continue;",
-    },
-    Mutation {
-        name: "outputs-behind-the-last",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "corner.output + 8 * row < args.outputs ? corner.tokens : 0",
-        to: "corner.tokens",
-    },
-    Mutation {
-        name: "pairs-of-an-odd-number",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "args.outputs % 2 != 0 || !aligned(args.y, 8)",
-        to: "!aligned(args.y, 8)",
-    },
-    Mutation {
-        name: "bias-of-the-other-row",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "int o = output + i / 2 * 8 + i % 2;",
-        to: "int o = output + i % 2;",
-    },
-    Mutation {
-        name: "whole-tiles-left-out",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "if (whole_ >= tiles) return false;",
-        to: "return false;",
-    },
-    Mutation {
-        name: "missing-tile-not-given-back",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "release(ring, place.stage);",
-        to: "",
-    },
-    Mutation {
-        name: "ring-not-aligned",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "(ptx::smem_address(shared) + 1023) & ~1023u",
-        to: "ptx::smem_address(shared)",
-    },
-    Mutation {
-        name: "registers-kept",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "fewer_registers<40>",
-        to: "fewer_registers<56>",
-    },
-    Mutation {
-        name: "barriers-without-their-barrier",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "__syncthreads();  // the barriers are there",
-        to: "",
-    },
-    Mutation {
-        name: "barriers-without-their-fence",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "ptx::fence_barrier_init();",
-        to: "",
-    },
-    Mutation {
-        name: "neighbours-exchange-the-wrong-half",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "odd ? sums[i] : sums[i + 1], 4",
-        to: "odd ? sums[i + 1] : sums[i], 4",
-    },
-    Mutation {
-        name: "forward-tiles-as-neighbours",
-        op: "gemm_sm90",
-        file: "gemm_sm90.cu",
-        from: "if (BY_COLUMNS && both)",
-        to: "if (both)",
-    },
-    Mutation {
-        name: "lines-not-transposed",
-        op: "gemm_backward_sm90",
-        file: "gemm_sm90.cu",
-        from: "template bf16<BY_COLUMNS>",
-        to: "template bf16<false>",
-    },
-    Mutation {
-        name: "terms-step-along-lines",
-        op: "gemm_backward_sm90",
-        file: "gemm_sm90.cu",
-        from: "BY_COLUMNS ? 16 * kLineBytes :",
-        to: "BY_COLUMNS ? 16 * 2 :",
-    },
-    Mutation {
-        name: "tiles-in-forward-order",
-        op: "gemm_backward_sm90",
-        file: "gemm_sm90.cu",
-        from: "static_cast<size_t>(term) * problem.output_tiles() + output",
-        to: "static_cast<size_t>(output) * problem.term_tiles() + term",
-    },
-    Mutation {
-        name: "gradient-added-to-nothing",
-        op: "gemm_backward_sm90",
-        file: "gemm_sm90.cu",
-        from: "low = before[i].x + low",
-        to: "low += 0.0f",
-    },
 ];
 
 /// Ops with many instances of one template: lines without which a broken one compiles sooner, and what the names of cases
@@ -967,7 +697,7 @@ fn installed() -> PathBuf {
 }
 
 /// These mistakes, compiled on all cores: texts in their order.
-fn all_compiled(mutations: &[&Mutation]) -> Vec<String> {
+fn all_compiled(mutations: &[Mutation]) -> Vec<String> {
     let nvcc = nvcc::find().unwrap_or_else(installed);
     let (next, began) = (AtomicUsize::new(0), Instant::now());
     let work = || {
@@ -991,20 +721,19 @@ fn all_compiled(mutations: &[&Mutation]) -> Vec<String> {
 #[test]
 #[ignore = "minutes of nvcc"]
 fn every_planted_mistake_is_found() {
-    alone("mutations::every_planted_mistake_is_found", || found(false));
+    alone("mutations::every_planted_mistake_is_found", || found(MUTATIONS));
 }
 
 /// The same in the products of Hopper, whose many kernels take nvcc longer than all others: `.ci/full`.
 #[test]
 #[ignore = "minutes of nvcc: the whole matrix"]
 fn every_planted_mistake_of_hopper_is_found() {
-    alone("mutations::every_planted_mistake_of_hopper_is_found", || found(true));
+    alone("mutations::every_planted_mistake_of_hopper_is_found", || found(hopper::MUTATIONS));
 }
 
-fn found(of_hopper: bool) {
-    let mutations: Vec<&Mutation> = MUTATIONS.iter().filter(|m| m.op.ends_with("_sm90") == of_hopper).collect();
+fn found(mutations: &[Mutation]) {
     let mut unnoticed = Vec::new();
-    for (mutation, text) in mutations.iter().zip(all_compiled(&mutations)) {
+    for (mutation, text) in mutations.iter().zip(all_compiled(mutations)) {
         let mut texts = ptx().to_vec();
         texts.iter_mut().find(|(name, _)| name == source_of(mutation.op)).expect("a source of this name").1 = text;
         let folder = folder_of("mutation", &texts);

@@ -9,7 +9,7 @@ pub mod sm90;
 use super::weight_layout::WeightLayout;
 use crate::cuda::buffer::{Buffer, View, ViewMut};
 use crate::cuda::device::Device;
-use crate::cuda::launch::{check_len, product};
+use crate::cuda::launch::{check_len, check_room, int, product};
 use crate::dtype::HalfType;
 use crate::{Error, Result};
 use std::ops::Range;
@@ -258,6 +258,41 @@ pub(super) fn launch_all(
         launch(device, &mut y.slice(rows.start * n..rows.end * n), &part, layout, plan, scratch)?;
     }
     Ok(())
+}
+
+/// What the kernels of both families take beside `x`: where things are, 0 for a bias that is not there; sizes in 32 bits; and the
+/// number of [`Output`].
+struct Parameters {
+    y: u64,
+    w: u64,
+    bias: u64,
+    workspace: u64,
+    tickets: u64,
+    tokens: i32,
+    outputs: i32,
+    terms: i32,
+    output: i32,
+}
+
+impl Parameters {
+    /// An error unless the scratch has this much room and the sizes have 32 bits. The borrows say that `y` and the scratch are the
+    /// caller's alone.
+    fn new(y: &mut Output<'_>, problem: &Problem<'_>, room: Room, scratch: &mut Scratch) -> Result<Self> {
+        let Problem { op, shape: Shape { tokens, n, k }, w, bias, .. } = *problem;
+        check_room(op, "workspace", scratch.workspace.len(), room.workspace)?;
+        check_room(op, "tickets", scratch.tickets.len(), room.tickets)?;
+        Ok(Parameters {
+            y: y.address(),
+            w: w.address,
+            bias: bias.map_or(0, |bias| bias.address),
+            workspace: scratch.workspace.view_mut().address,
+            tickets: scratch.tickets.view_mut().address,
+            tokens: int(op, "tokens", tokens)?,
+            outputs: int(op, "outputs", n)?,
+            terms: int(op, "terms", k)?,
+            output: y.kind(),
+        })
+    }
 }
 
 /// Checks what both directions and both families ask for, and launches.

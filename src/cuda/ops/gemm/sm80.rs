@@ -1,9 +1,9 @@
 //! The products of Ampere and of every card without wgmma: kernels/gemm.cu and gemm_backward.cu, by mma.sync.
 
-use super::{Direction, Output, Problem, Room, Scratch, Shape};
+use super::{Direction, Output, Parameters, Problem, Room, Scratch, Shape};
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{Kernel, KernelSet, Smaller, Spec};
-use crate::cuda::launch::{Launch, args, check_len, check_room, int, side};
+use crate::cuda::launch::{Launch, args, check_len, int, side};
 use crate::dtype::HalfType;
 use crate::{Error, Result};
 
@@ -216,7 +216,7 @@ pub(super) fn launch(
     plan: Plan,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let Problem { op, direction, storage, shape: Shape { tokens, n, k }, x, w, bias } = *problem;
+    let Problem { op, direction, storage, shape: Shape { tokens, n, k }, x, w, .. } = *problem;
     check_len(op, "w", w.len(), n * k)?;
     // What the kernels read in pieces of 16 bytes: forward lines of 64 terms, backward lines of outputs.
     let wrong = match direction {
@@ -243,20 +243,15 @@ pub(super) fn launch(
         Direction::Backward => device.kernels::<Backward>()?,
     };
     let kernel: &Kernel = &kernels[storage as usize * TILES.len() + plan.tile];
-    check_room(op, "workspace", scratch.workspace.len(), plan.workspace)?;
-    check_room(op, "tickets", scratch.tickets.len(), plan.tickets)?;
     let grid = (
         side(op, "chunks", plan.grid.0, i32::MAX as u32)?,
         side(op, "token tiles", plan.grid.1, 65_535)?,
         side(op, "output tiles", plan.grid.2, 65_535)?,
     );
     let launch = Launch { grid, threads: tile.threads, shared: kernel.shared };
-    let (tokens, n, k) = (int(op, "tokens", tokens)?, int(op, "outputs", n)?, int(op, "terms", k)?);
+    let Parameters { y, w, bias, workspace, tickets, tokens, outputs, terms, output } =
+        Parameters::new(y, problem, super::Plan::Sm80(plan).room(), scratch)?;
     let chunk_tiles = int(op, "chunk", plan.chunks.tiles)?;
-    let (kind, address) = (y.kind(), y.address());
-    let bias = bias.map_or(0, |bias| bias.address);
-    let workspace = scratch.workspace.view_mut().address;
-    let tickets = scratch.tickets.view_mut().address;
     // SAFETY: parameters are (void* y, const void* x, const void* w, const void* bias, float* workspace, unsigned*
     // tickets, int tokens, int n, int k, int chunk_tiles, int output). The kernel reads x inside [tokens, k] and w inside
     // its n k elements in 16-byte pieces: both start at multiples of 16, and their rows, [n, k] forward and [k, n] backward, were
@@ -267,7 +262,7 @@ pub(super) fn launch(
         device.launch(
             kernel,
             launch,
-            args![address, x.address, w.address, bias, workspace, tickets, tokens, n, k, chunk_tiles, kind],
+            args![y, x.address, w, bias, workspace, tickets, tokens, outputs, terms, chunk_tiles, output],
         )
     }
 }

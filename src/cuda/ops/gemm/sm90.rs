@@ -1,10 +1,10 @@
 //! The products of Hopper: kernels/gemm_sm90.cu, by wgmma, for weights in tiles.
 
-use super::{Direction, Output, Problem, Room, Scratch, Shape};
+use super::{Direction, Output, Parameters, Problem, Room, Scratch, Shape};
 use crate::cuda::buffer::View;
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{KernelSet, Spec};
-use crate::cuda::launch::{Launch, args, check_len, check_room, int};
+use crate::cuda::launch::{Launch, args, check_len, int};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::dtype::HalfType;
 use crate::{Error, Result};
@@ -199,7 +199,7 @@ pub(super) fn launch(
     plan: Plan,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let Problem { op, direction, storage, shape, x, w, bias } = *problem;
+    let Problem { op, direction, storage, shape, x, w, .. } = *problem;
     let Shape { tokens, n, k } = shape;
     let (rows, columns) = match direction {
         Direction::Forward => (n, k),
@@ -219,20 +219,15 @@ pub(super) fn launch(
     if plan.tiles != tiles || plan.chunks != chunks(n, k) || plan.split > tiles || plan.blocks == 0 {
         return Err(Error::Backend(format!("{op}: the plan is for another shape")));
     }
-    check_room(op, "workspace", scratch.workspace.len(), plan.workspace())?;
-    check_room(op, "tickets", scratch.tickets.len(), plan.tickets())?;
     let kernel = &device.kernels::<Kernels>()?[plan.instance * 4 + direction as usize * 2 + storage as usize];
     let map = token_map(op, storage, x, (tokens, k), width)?;
     let blocks = int(op, "blocks", plan.blocks)?.unsigned_abs();
     let launch = Launch { grid: (blocks, 1, 1), threads: THREADS, shared: kernel.shared };
     // Chunks are counted in 32 bits.
     int(op, "chunks", plan.tiles * plan.chunks)?;
-    let (tokens, outputs, terms) = (int(op, "tokens", tokens)?, int(op, "outputs", n)?, int(op, "terms", k)?);
+    let Parameters { y, w, bias, workspace, tickets, tokens, outputs, terms, output } =
+        Parameters::new(y, problem, super::Plan::Sm90(plan).room(), scratch)?;
     let (chunks, split) = (int(op, "chunks", plan.chunks)?, int(op, "split tiles", plan.split)?);
-    let (kind, address) = (y.kind(), y.address());
-    let bias = bias.map_or(0, |bias| bias.address);
-    let workspace = scratch.workspace.view_mut().address;
-    let tickets = scratch.tickets.view_mut().address;
     // SAFETY: parameters are (TensorMap x, void* y, const void* w, const void* bias, float* partial, unsigned* tickets, int
     // tokens, int outputs, int terms, int chunks, int split, int output). The map is of x, [tokens, terms]; w has every tile
     // of outputs by terms, each 8 KB from a multiple of 16 bytes on; bias, unless null, has `outputs` elements. The kernel
@@ -242,7 +237,7 @@ pub(super) fn launch(
         device.launch(
             kernel,
             launch,
-            args![map, address, w.address, bias, workspace, tickets, tokens, outputs, terms, chunks, split, kind],
+            args![map, y, w, bias, workspace, tickets, tokens, outputs, terms, chunks, split, output],
         )
     }
 }
