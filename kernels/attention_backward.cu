@@ -6,7 +6,7 @@
 //   dk, dv[batch rows, kv_heads EP] f32 = scale sum over queries and heads of ds q, sum of p d_out
 //
 // Two kernels, in this order. *Queries* gives dq, and leaves delta [rows_out, heads] behind; its blocks take the items of
-// the forward plan (src/cuda/ops/attention/plan.rs). *Keys* gives dk and dv of the positions of segments, the rows that are
+// the forward plan (src/cuda/ops/attention/plan.rs), one tile of tokens each. *Keys* gives dk and dv of the positions of segments, the rows that are
 // differentiated; a block takes 64 positions of one segment and one key/value head, counted from the segment's own start,
 // and walks the segment's queries (src/cuda/ops/attention_backward/plan.rs).
 //
@@ -177,9 +177,12 @@ struct Queries {
         const uint32_t ring = gradients + kQueryBytes;
 
         const uint4 item = __ldg(args.items + blockIdx.x);
-        const int count = item.y & 0xffff, pages = item.w;
-        const uint4* const page_list = args.pages + item.z;
         const int group = args.heads / args.kv_heads, first_head = blockIdx.y * group;
+        // The block's tile of the item: as many tokens as it has rows for, after those of the tiles before.
+        const int tile_tokens = kRows / group, before = blockIdx.z * tile_tokens;
+        const int count = min(static_cast<int>(item.y & 0xffff) - before, tile_tokens), pages = item.w;
+        if (count <= 0) return;
+        const uint4* const page_list = args.pages + item.z;
 
 #pragma unroll
         for (int s = 0; s < STAGES - 1; ++s) {
@@ -189,7 +192,7 @@ struct Queries {
         // The page to be copied in the next turn: its block and positions arrive while a page is worked on.
         uint2 ahead = pages > STAGES - 1 ? Pages::block_of(page_list + STAGES - 1) : make_uint2(0, 0);
 
-        for (int i = threadIdx.x; i < 2 * count; i += kThreads) tokens[i] = __ldg(args.tokens + 2 * item.x + i);
+        for (int i = threadIdx.x; i < 2 * count; i += kThreads) tokens[i] = __ldg(args.tokens + 2 * (item.x + before) + i);
         __syncthreads();  // the list of tokens is complete
         for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
             const int line = i / kChunks, chunk = i % kChunks, token = line / group;
@@ -249,7 +252,9 @@ struct Queries {
             refill = read;
             read = read + 1 == STAGES ? 0 : read + 1;
 
-            const int first = page.y, from = page.z & 0xffff, to = page.z >> 16;
+            // Tokens from and to, counted from the tile's first. The page of another tile's tokens has none.
+            const int first = page.y, from = static_cast<int>(page.z & 0xffff) - before;
+            const int to = min(static_cast<int>(page.z >> 16) - before, count);
             // Positions that a row sees, from and to, on this page; rows of no token see nothing.
             int lowest[2], highest[2];
             float2 normal[2];
@@ -263,7 +268,7 @@ struct Queries {
                 normal[r] = normals[line[r]];
             }
             // The rows of a warp that works alone may see nothing of the page; warps that share rows stay together.
-            const bool skip = WN == 1 && !__any_sync(kAllLanes, sees[0] || sees[1]);
+            const bool skip = from >= to || (WN == 1 && !__any_sync(kAllLanes, sees[0] || sees[1]));
             if (!skip) {
                 // Rounded score gradients of 8 keys by the lane's rows, and where they go.
                 uint32_t rounded[OVER_VALUES ? kWarpKeys / 8 : 1][2];
@@ -605,8 +610,8 @@ struct Keys {
 
 }  // namespace ggro
 
-// Grid: (items, kv_heads). Block: 32 WM WN. Dynamic shared memory: kSharedBytes. Tickets: one per token of several parts
-// and key/value head, zero before and after. The second launch bound keeps the compiler from spilling a register or two
+// Grid: (items, kv_heads, tiles), two tiles for wide items. Block: 32 WM WN. Dynamic shared memory: kSharedBytes. Tickets:
+// one per token of several parts and key/value head, zero before and after. The second launch bound keeps the compiler from spilling a register or two
 // for the sake of occupancy, which shared memory limits anyway.
 #define QUERIES(NAME, T, EP, WM, WN, STAGES, OVER_VALUES)                                                             \
     extern "C" __global__ void __launch_bounds__(WM * WN * 32, 1)                                                     \

@@ -39,7 +39,7 @@ fn a_prefix_is_read_by_queries_alone() {
     let (pair, row) = (2 * kv_heads * head * 2, heads * head * 2);
     let normals = len * heads * 4;
     for apart in [false, true] {
-        let limits = Limits { blocks: 1, partials: 0 };
+        let limits = Limits { blocks: 1, partials: 0, tiles: 1 };
         let limits = if apart { parts.limits(device, &shape) } else { limits };
         let plan = attention::Plan::new(&shape, &[sequence], limits).unwrap();
         assert_eq!(plan.partials(), if apart { 3 * len } else { 0 });

@@ -582,6 +582,13 @@ const MUTATIONS: &[Mutation] = &[
         to: "static_cast<size_t>(part.x + part.y - 1 - k)",
     },
     Mutation {
+        name: "every-tile-has-the-first-tokens",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "2 * (item.x + before) + i",
+        to: "2 * item.x + i",
+    },
+    Mutation {
         name: "gradient-ticket-not-reset",
         op: "attention_backward",
         file: "attention_backward.cu",

@@ -10,7 +10,7 @@ use crate::cuda::kernels::{KernelSet, Spec};
 use crate::cuda::launch::{Launch, args, check_room, int, product, side};
 use crate::dtype::HalfType;
 use crate::{Error, Result};
-use plan::{CLASSES, KERNELS};
+use plan::{CLASSES, KERNELS, WIDE};
 pub use plan::{Frame, Limits, Plan};
 pub use shape::{Query, Sequence, Shape};
 
@@ -62,7 +62,11 @@ impl Scratch {
     pub fn limits(&self, device: &Device, shape: &Shape) -> Limits {
         let each = (shape.heads * (shape.head + 2)).max(1);
         let by_tickets = self.tickets.len() / shape.kv_heads.max(1) * 2;
-        Limits { blocks: 2 * device.multiprocessors() as usize, partials: (self.partials.len() / each).min(by_tickets) }
+        Limits {
+            blocks: 2 * device.multiprocessors() as usize,
+            partials: (self.partials.len() / each).min(by_tickets),
+            tiles: 1,
+        }
     }
 }
 
@@ -123,6 +127,9 @@ pub fn attention(
     if !(output.out.address | q.address | pool.address | work.address).is_multiple_of(16) {
         return Err(Error::Backend(format!("{OP}: out, q, pool and work start at multiples of 16 bytes")));
     }
+    if plan.items[WIDE] > 0 {
+        return Err(Error::Backend(format!("{OP}: {} items of two tiles, which no kernel takes", plan.items[WIDE])));
+    }
     let from = |words: usize| work.address + 4 * words as u64;
     let (tokens, pages) = (from(plan.tokens_at), from(plan.pages_at));
     let partials = scratch.partials.view_mut().address;
@@ -136,7 +143,7 @@ pub fn attention(
     let of_head = KERNELS.iter().position(|class| class.head == head).unwrap_or(0);
     let kernels = &device.kernels::<Kernels>()?[storage as usize * KERNELS.len()..];
     let mut first = 0;
-    for class in 0..CLASSES {
+    for class in (0..CLASSES).filter(|&class| class != WIDE) {
         let items = from(plan::ITEM_WORDS * first);
         let count = plan.items[class];
         first += count;

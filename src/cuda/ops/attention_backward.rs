@@ -2,7 +2,7 @@
 
 pub mod plan;
 
-use super::attention::plan::CLASSES;
+use super::attention::plan::{CLASSES, MANY, WIDE};
 use super::attention::{self, Shape};
 use super::kv::KvLayout;
 use crate::cuda::buffer::{Buffer, View, ViewMut};
@@ -159,9 +159,11 @@ pub fn attention_backward(
         if count == 0 {
             continue;
         }
-        let kernel = &kernels[of_head + class];
-        let grid = (side(OP, "items", count, i32::MAX as u32)?, by_head, 1);
-        let launch = Launch { grid, threads: KERNELS[of_head + class].threads, shared: kernel.shared };
+        // A wide item is two blocks of class many, each with one of its tiles.
+        let (of, tiles) = if class == WIDE { (of_head + MANY, 2) } else { (of_head + class, 1) };
+        let kernel = &kernels[of];
+        let grid = (side(OP, "items", count, i32::MAX as u32)?, by_head, tiles);
+        let launch = Launch { grid, threads: KERNELS[of].threads, shared: kernel.shared };
         // SAFETY: parameters are (float* dq, float* deltas, const void* q, const void* pool, const void* out, const float*
         // lse, const void* d_out, const uint4* items, const uint4* tokens, const uint4* pages, float* partials, unsigned*
         // tickets, unsigned long long block, int heads, int kv_heads, int out_width, float scale). The work list, as the

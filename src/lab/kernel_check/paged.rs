@@ -14,12 +14,15 @@ const LAYERS: usize = 2;
 /// The layer that is asked for; the others hold NaN.
 pub const LAYER: usize = 1;
 
-/// How work is spread: what a plan for the device may do, everything in one block per item, everything apart.
+/// How work is spread: what a plan for the device may do, everything in one block per item, everything apart, and both of
+/// these with items of two tiles.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Spread {
     Device,
     Whole,
     Apart,
+    Wide,
+    WideApart,
 }
 
 impl Spread {
@@ -27,8 +30,10 @@ impl Spread {
     pub fn limits(self, device: &Device, scratch: &Scratch, shape: &Shape, parts: usize) -> Limits {
         match self {
             Spread::Device => scratch.limits(device, shape),
-            Spread::Whole => Limits { blocks: 1, partials: 0 },
-            Spread::Apart => Limits { blocks: usize::MAX, partials: parts },
+            Spread::Whole => Limits { blocks: 1, partials: 0, tiles: 1 },
+            Spread::Apart => Limits { blocks: usize::MAX, partials: parts, tiles: 1 },
+            Spread::Wide => Limits { blocks: 1, partials: 0, tiles: 2 },
+            Spread::WideApart => Limits { blocks: usize::MAX, partials: parts, tiles: 2 },
         }
     }
 }

@@ -18,10 +18,16 @@ pub const CHUNK_PAGES: usize = 4;
 const OP: &str = "attention";
 /// Positions per chunk.
 const CHUNK: usize = CHUNK_PAGES * BLOCK;
-/// Classes of kernels by rows per block.
-pub(in crate::cuda::ops) const CLASSES: usize = 3;
-/// Rows (tokens times heads of a group) of a block, by class.
-const CLASS_ROWS: [usize; CLASSES] = [16, 32, 64];
+/// Classes of items by their rows: few, some, many and wide.
+pub(in crate::cuda::ops) const CLASSES: usize = 4;
+/// The class of one whole tile, and that of two tiles.
+pub(in crate::cuda::ops) const MANY: usize = 2;
+pub(in crate::cuda::ops) const WIDE: usize = 3;
+/// Most rows (tokens times heads of a group) of an item, by class.
+const CLASS_ROWS: [usize; CLASSES] = [16, 32, TILE_ROWS, 2 * TILE_ROWS];
+/// Rows of a tile. A token's rows are in one tile: the first tile of a wide item has as many tokens as fit into it, the other
+/// tile has the rest.
+const TILE_ROWS: usize = 64;
 /// Words of an item, of a token in an item, and of a page.
 pub(in crate::cuda::ops) const ITEM_WORDS: usize = 4;
 const TOKEN_WORDS: usize = 8;
@@ -95,6 +101,8 @@ pub struct Limits {
     pub blocks: usize,
     /// Parts of tokens that the scratch has room for.
     pub partials: usize,
+    /// Tiles of 64 rows that an item may have: 1 or 2. With 1 there are no wide items.
+    pub tiles: usize,
 }
 
 /// Work lists for one batch.
@@ -168,7 +176,10 @@ impl Plan {
     /// The shape has no kernel, positions do not ascend, or a sequence has no block for one of them.
     pub fn new(shape: &Shape, sequences: &[Sequence<'_>], limits: Limits) -> Result<Self> {
         let group = shape.group()?;
-        let capacity = CLASS_ROWS[CLASSES - 1] / group;
+        if !(1..=2).contains(&limits.tiles) {
+            return Err(Error::Backend(format!("{OP}: items of {} tiles, expected 1 or 2", limits.tiles)));
+        }
+        let capacity = limits.tiles * (TILE_ROWS / group);
         let mut plan = Plan {
             words: Vec::new(),
             items: [0; CLASSES],
@@ -370,7 +381,7 @@ fn pages(sequences: &[Sequence<'_>], tokens: &[Token], chunk: usize) -> Vec<[u32
             let last = run.iter().filter(|token| token.sees(page)).map(Token::position).max();
             if let (Some(last), Some(block)) = (last, block(&run[0])) {
                 let valid = (last + 1 - page * BLOCK).min(BLOCK);
-                // Tokens of an item and positions of a page are few: at most 64 each. Positions are below 2^31.
+                // Tokens of an item and positions of a page are few, at most 128 and 64. Positions are below 2^31.
                 pages.push([block.0, (page * BLOCK) as u32, (from | to << 16) as u32, valid as u32]);
             }
             from = to;
@@ -393,7 +404,7 @@ mod tests {
         Shape { heads, kv_heads, head: 64, scale: 0.125, window }
     }
 
-    const PLENTY: Limits = Limits { blocks: 264, partials: 1 << 20 };
+    const PLENTY: Limits = Limits { blocks: 264, partials: 1 << 20, tiles: 1 };
 
     fn queries(from: usize, count: usize, row: usize) -> Vec<Query> {
         let query = |i: usize| Query { row: (row + i) as u32, out: (row + i) as u32, position: (from + i) as u32 };
@@ -436,6 +447,10 @@ mod tests {
                 continue;
             }
             let rows = item.tokens.len() * group;
+            if item.class == WIDE {
+                let tile = TILE_ROWS / group;
+                assert!(item.tokens.len() > tile && item.tokens.len() <= 2 * tile, "two tiles, neither of them empty");
+            }
             assert!(rows > 0 && rows <= CLASS_ROWS[item.class] && !item.pages.is_empty());
             assert!(item.class == 0 || rows > CLASS_ROWS[item.class - 1], "the smallest class that fits");
             let ends = |page: &[u32; PAGE_WORDS]| page[3] & CHUNK_ENDS != 0;
@@ -512,7 +527,7 @@ mod tests {
         let plan = Plan::new(&shape, &sequences, PLENTY).unwrap();
         hold(&plan, &shape, &sequences);
         let items = read(&plan);
-        assert_eq!(plan.items, [8, 1, 0], "the shared chunk has 32 rows, the private ones 4 each");
+        assert_eq!(plan.items, [8, 1, 0, 0], "the shared chunk has 32 rows, the private ones 4 each");
         assert_eq!(items.iter().map(|item| item.pages.len()).sum::<usize>(), 4 + 8);
 
         // They part inside a chunk: the shared pages are still read once.
@@ -533,16 +548,39 @@ mod tests {
         let shape = shape(32, 8, None);
         let plan = Plan::new(&shape, &sequences, PLENTY).unwrap();
         hold(&plan, &shape, &sequences);
-        assert_eq!((plan.items, plan.partials), ([0, 0, 128], 0));
+        assert_eq!((plan.items, plan.partials), ([0, 0, 128, 0], 0));
         assert_eq!(read(&plan)[0].pages.len(), 32, "the longest item starts first");
 
         let sequences = [Sequence { blocks: &blocks, queries: &queries[1024..1040] }];
         let plan = Plan::new(&shape, &sequences, PLENTY).unwrap();
         hold(&plan, &shape, &sequences);
-        assert_eq!((plan.items, plan.partials), ([0, 0, 5], 80), "a segment is cut along its keys");
+        assert_eq!((plan.items, plan.partials), ([0, 0, 5, 0], 80), "a segment is cut along its keys");
         let plan = Plan::new(&shape, &sequences, Limits { partials: 79, ..PLENTY }).unwrap();
         hold(&plan, &shape, &sequences);
-        assert_eq!((plan.items, plan.partials), ([0, 0, 1], 0), "unless there is no room for parts");
+        assert_eq!((plan.items, plan.partials), ([0, 0, 1, 0], 0), "unless there is no room for parts");
+    }
+
+    #[test]
+    fn wide_items_have_two_tiles() {
+        let blocks = ids(0..2);
+        let queries = queries(0, 128, 0);
+        let wide = Limits { tiles: 2, ..PLENTY };
+        let items = |kv_heads: usize, group: usize, count: usize, limits: Limits| {
+            let sequences = [Sequence { blocks: &blocks, queries: &queries[..count] }];
+            let shape = shape(kv_heads * group, kv_heads, None);
+            let plan = Plan::new(&shape, &sequences, limits).unwrap();
+            hold(&plan, &shape, &sequences);
+            plan.items
+        };
+        // For groups of one, of three, whose tiles have 21 tokens each, and of 64, whose tiles have one.
+        assert_eq!(items(2, 1, 128, wide), [0, 0, 0, 1]);
+        assert_eq!(items(2, 1, 64, wide), [0, 0, 1, 0], "one tile is enough");
+        assert_eq!(items(2, 1, 128, PLENTY), [0, 0, 2, 0]);
+        assert_eq!(items(2, 3, 42, wide), [0, 0, 0, 1]);
+        assert_eq!(items(2, 3, 43, wide), [1, 0, 0, 1]);
+        assert_eq!(items(2, 3, 22, wide), [0, 0, 0, 1]);
+        assert_eq!(items(2, 3, 22, PLENTY), [1, 0, 1, 0]);
+        assert_eq!(items(1, 64, 5, wide), [0, 0, 1, 2]);
     }
 
     #[test]
@@ -563,6 +601,9 @@ mod tests {
             let sequences = [Sequence { blocks: &blocks, queries }];
             Plan::new(&shape, &sequences, PLENTY).unwrap_err().to_string()
         };
+        let tiles = |tiles| Plan::new(&shape(8, 8, None), &[], Limits { tiles, ..PLENTY }).map(|_| ());
+        assert!(tiles(2).is_ok());
+        assert!([0, 3].iter().all(|&many| tiles(many).unwrap_err().to_string().contains("expected 1 or 2")));
         let good = shape(8, 8, None);
         assert!(error(good, &queries(128, 1, 0)).contains("2 blocks hold positions below 128"));
         let mut twice = queries(3, 2, 0);
@@ -584,7 +625,9 @@ mod tests {
             window in prop::option::of(1usize..700),
             blocks in prop::sample::select(vec![1usize, 64, 100_000]),
             partials in prop::sample::select(vec![0usize, 40, 1 << 20]),
+            tiles in 1usize..3,
         ) {
+            let limits = Limits { blocks, partials, tiles };
             let shape = shape(kv_heads * group, kv_heads, window);
             let mut all: Vec<(Vec<BlockId>, Vec<Query>)> = Vec::new();
             let (mut fresh, mut row) = (0, 0);
@@ -607,14 +650,15 @@ mod tests {
             }
             let sequences: Vec<Sequence<'_>> =
                 all.iter().map(|(blocks, queries)| Sequence { blocks, queries }).collect();
-            let plan = Plan::new(&shape, &sequences, Limits { blocks, partials }).unwrap();
+            let plan = Plan::new(&shape, &sequences, limits).unwrap();
             prop_assert!(plan.partials <= partials);
+            prop_assert!(tiles == 2 || plan.items[WIDE] == 0);
             hold(&plan, &shape, &sequences);
             prop_assert_eq!(plan.rows, row);
 
-            let filled = plan.filled(Limits { blocks, partials });
+            let filled = plan.filled(limits);
             prop_assert!(filled.items.iter().all(|&items| items == 0 || items.is_power_of_two()));
-            prop_assert_eq!(filled.filled(Limits { blocks, partials }).frame(), filled.frame());
+            prop_assert_eq!(filled.filled(limits).frame(), filled.frame());
             let busy = |plan: &Plan| read(plan).into_iter().filter(|item| !item.tokens.is_empty());
             let pairs = busy(&plan).zip(busy(&filled));
             for (own, filled) in pairs {
