@@ -164,6 +164,7 @@ struct ManyAttention {
 #pragma unroll
         for (int i = 0; i < 4 * NS; ++i) sums[i] = 0.0f;
         const uint64_t b = ptx::swizzled_descriptor(keys);
+        ptx::written(sums);
         ptx::wgmma_fence();
 #pragma unroll
         for (int k = 0; k < EP / 16; ++k) {
@@ -174,8 +175,10 @@ struct ManyAttention {
 
     // Sends the product of exponentials and values, or those of one half, on its way.
     template <int SUMS>
-    static __device__ __forceinline__ void begin_output(float (&o)[SUMS], const uint32_t (&p)[kKeys / 16][4], uint32_t values) {
+    static __device__ __forceinline__ void begin_output(float (&o)[SUMS], uint32_t (&p)[kKeys / 16][4], uint32_t values) {
         const uint64_t b = ptx::swizzled_descriptor(values, kHalfBytes);
+        ptx::written(o);
+        ptx::written(p);
         ptx::wgmma_fence();
 #pragma unroll
         for (int g = 0; g < kKeys / 16; ++g) product<true>(o, p[g], b + (g * 16 * kHalf * 2 >> 4));

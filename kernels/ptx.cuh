@@ -249,6 +249,19 @@ __device__ __forceinline__ uint64_t swizzled_descriptor(uint32_t smem, uint32_t 
 // Before the first product, and after other instructions have written the accumulator.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
+// Registers of products that have just been written: the compiler does so before the fence that follows, and not behind it.
+template <int R>
+__device__ __forceinline__ void written(float (&d)[R]) {
+#pragma unroll
+    for (int i = 0; i < R; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+template <int STEPS>
+__device__ __forceinline__ void written(uint32_t (&a)[STEPS][4]) {
+#pragma unroll
+    for (int i = 0; i < 4 * STEPS; ++i) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
+}
+
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
 // Waits until at most N committed groups are still pending; the accumulators of the others may be read then.

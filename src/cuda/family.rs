@@ -1,21 +1,22 @@
-//! The two families of kernels for products with stored weights, and which of them a device runs.
+//! The two families of kernels for products with stored weights and for attention, and which of them a device runs.
 
 use super::device::Device;
-use super::ops::gemm::sm90;
 use super::ops::weight_layout::WeightLayout;
+use super::ops::{attention, gemm};
 use crate::{Error, Result};
 
-/// A family of kernels for products with stored weights. Each reads weights in a layout of its own and adds in an order of its
-/// own, so the results of two families differ in their last bits. The head of a reward model, of one row, is multiplied by the
-/// kernels of every card in either case.
+/// A family of kernels for products with stored weights and for attention. Each reads weights in a layout of its own and adds in an
+/// order of its own, so the results of two families differ in their last bits. The head of a reward model, of one row, is multiplied
+/// by the kernels of every card in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// Those of every card, by mma.
     Sm80,
     /// Those of Hopper alone, by wgmma.
     Sm90,
-    /// The same, but always with the widest of them, whatever the number of tokens. A row's bits depend on its company if wgmma gives
-    /// a column other bits in a product of another width, which `ggro kernels test` finds out: then this is the family to run.
+    /// The same, but with products of one width alone, whatever the number of tokens, and no attention by mma. A row's bits depend on
+    /// its company if wgmma gives a column other bits in a product of another width, or than mma does, which `ggro kernels test` finds
+    /// out: then this is the family to run.
     Sm90Wide,
 }
 
@@ -44,7 +45,7 @@ impl Family {
     pub fn runs_on(self, device: &Device) -> bool {
         match self {
             Family::Sm80 => true,
-            Family::Sm90 | Family::Sm90Wide => sm90::runs_on(device),
+            Family::Sm90 | Family::Sm90Wide => gemm::sm90::runs_on(device) && attention::sm90::runs_on(device),
         }
     }
 }

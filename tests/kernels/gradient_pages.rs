@@ -3,7 +3,7 @@
 use crate::emulated::Emulated;
 use crate::traffic::{over_floor, sectors};
 use ggro::cuda::Buffer;
-use ggro::cuda::ops::attention::{self, Limits, Query, Sequence};
+use ggro::cuda::ops::attention::{self, Limits, Products, Query, Sequence};
 use ggro::cuda::ops::attention_backward::{Inputs, Output, Plan, Scratch, Segment, Work, attention_backward};
 use ggro::cuda::ops::kv::KvLayout;
 use ggro::dtype::HalfType;
@@ -39,7 +39,7 @@ fn a_prefix_is_read_by_queries_alone() {
     let (pair, row) = (2 * kv_heads * head * 2, heads * head * 2);
     let normals = len * heads * 4;
     for apart in [false, true] {
-        let limits = Limits { blocks: 1, partials: 0, tiles: 1 };
+        let limits = Limits { blocks: 1, partials: 0, products: Products::Mma };
         let limits = if apart { parts.limits(device, &shape) } else { limits };
         let plan = attention::Plan::new(&shape, &[sequence], limits).unwrap();
         assert_eq!(plan.partials(), if apart { 3 * len } else { 0 });

@@ -434,6 +434,7 @@ void enter_integers(Table& table) {
     enter(table, "max.u32", form<Greatest, u32, u32, u32>());
     enter(table, "max.s64", form<Greatest, i64, i64, i64>());
     enter(table, "max.u64", form<Greatest, u64, u64, u64>());
+    enter(table, "neg.s16", form<Negate, u16, u16>());
     enter(table, "neg.s32", form<Negate, u32, u32>());
     enter(table, "neg.s64", form<Negate, u64, u64>());
     enter(table, "abs.s32", form<Absolute, i32, i32>());

@@ -2,16 +2,20 @@
 
 pub mod plan;
 mod shape;
+pub mod sm90;
 
 use super::kv::KvLayout;
+use super::tensor_map::tensor_map;
+use super::weight_layout::WeightLayout;
 use crate::cuda::buffer::{Buffer, View, ViewMut};
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{KernelSet, Spec};
 use crate::cuda::launch::{Launch, args, check_room, int, product, side};
 use crate::dtype::HalfType;
+use crate::kv::BLOCK;
 use crate::{Error, Result};
-use plan::{CLASSES, KERNELS, WIDE};
-pub use plan::{Frame, Limits, Plan};
+use plan::{CLASSES, KERNELS, MANY, WIDE};
+pub use plan::{Frame, Limits, Plan, Products};
 pub use shape::{Query, Sequence, Shape};
 
 const OP: &str = "attention";
@@ -65,7 +69,19 @@ impl Scratch {
         Limits {
             blocks: 2 * device.multiprocessors() as usize,
             partials: (self.partials.len() / each).min(by_tickets),
-            tiles: 1,
+            products: Products::of(device, shape),
+        }
+    }
+}
+
+impl Products {
+    /// Those of the family that a device runs, as far as they are for heads of this size.
+    fn of(device: &Device, shape: &Shape) -> Self {
+        match (device.weight_layout(), device.widest_products) {
+            _ if !sm90::fits(shape) => Products::Mma,
+            (WeightLayout::Rows, _) => Products::Mma,
+            (WeightLayout::Tiles, false) => Products::Both,
+            (WeightLayout::Tiles, true) => Products::Wgmma,
         }
     }
 }
@@ -127,32 +143,58 @@ pub fn attention(
     if !(output.out.address | q.address | pool.address | work.address).is_multiple_of(16) {
         return Err(Error::Backend(format!("{OP}: out, q, pool and work start at multiples of 16 bytes")));
     }
-    if plan.items[WIDE] > 0 {
-        return Err(Error::Backend(format!("{OP}: {} items of two tiles, which no kernel takes", plan.items[WIDE])));
-    }
     let from = |words: usize| work.address + 4 * words as u64;
     let (tokens, pages) = (from(plan.tokens_at), from(plan.pages_at));
     let partials = scratch.partials.view_mut().address;
     let states = partials + 4 * (states * head) as u64;
     let tickets = scratch.tickets.view_mut().address;
-    let pool = pool.address + 2 * layout.layer(layer) as u64;
+    let from_layer = pool.slice(layout.layer(layer)..pool.len());
     let block = layout.block() as u64;
     let out_width = int(OP, "width", plan.shape.width())?;
     let by_head = side(OP, "key/value heads", kv_heads, 65_535)?;
+    let by_wgmma = (0..CLASSES).any(|class| plan.items[class] > 0 && plan.products.is_wgmma(class));
+    // Rows of heads, from the layer's keys of block 0 on.
+    let map = if by_wgmma {
+        let rows = from_layer.len() / head;
+        int(OP, "rows of the pool", rows)?;
+        Some(tensor_map(OP, "the pool", storage, from_layer, (rows, head), BLOCK)?)
+    } else {
+        None
+    };
     let (heads, kv_heads) = (int(OP, "heads", heads)?, int(OP, "key/value heads", kv_heads)?);
     let of_head = KERNELS.iter().position(|class| class.head == head).unwrap_or(0);
-    let kernels = &device.kernels::<Kernels>()?[storage as usize * KERNELS.len()..];
     let mut first = 0;
-    for class in (0..CLASSES).filter(|&class| class != WIDE) {
+    for class in 0..CLASSES {
         let items = from(plan::ITEM_WORDS * first);
         let count = plan.items[class];
         first += count;
         if count == 0 {
             continue;
         }
-        let kernel = &kernels[of_head + class];
         let grid = (side(OP, "items", count, i32::MAX as u32)?, by_head, 1);
-        let launch = Launch { grid, threads: KERNELS[of_head + class].threads, shared: kernel.shared };
+        let out = output.out.address;
+        if let Some(map) = map.filter(|_| plan.products.is_wgmma(class)) {
+            let kernel = &device.kernels::<sm90::Kernels>()?[sm90::index(head, storage)];
+            let threads = sm90::threads(if class == WIDE { 2 } else { 1 });
+            let launch = Launch { grid, threads, shared: kernel.shared };
+            // SAFETY: parameters are those below with a map in front and no pool. The map is of whole rows of heads, of which a
+            // block has whole ones, so a page's keys and values are boxes of 64 rows inside of it.
+            unsafe {
+                device.launch(
+                    kernel,
+                    launch,
+                    args![
+                        map, out, lse, q.address, items, tokens, pages, partials, states, tickets, block, heads,
+                        kv_heads, out_width, scale
+                    ],
+                )?;
+            }
+            continue;
+        }
+        let class = of_head + class.min(MANY);
+        let kernel = &device.kernels::<Kernels>()?[storage as usize * KERNELS.len() + class];
+        let launch = Launch { grid, threads: KERNELS[class].threads, shared: kernel.shared };
+        let pool = from_layer.address;
         // SAFETY: parameters are (void* out, float* lse, const void* q, const void* pool, const uint4* items, const uint4*
         // tokens, const uint4* pages, float* partials, float* states, unsigned* tickets, unsigned long long block, int
         // heads, int kv_heads, int out_width, float scale). The work list, as the plan made it, names rows of q below
@@ -165,21 +207,8 @@ pub fn attention(
                 kernel,
                 launch,
                 args![
-                    output.out.address,
-                    lse,
-                    q.address,
-                    pool,
-                    items,
-                    tokens,
-                    pages,
-                    partials,
-                    states,
-                    tickets,
-                    block,
-                    heads,
-                    kv_heads,
-                    out_width,
-                    scale
+                    out, lse, q.address, pool, items, tokens, pages, partials, states, tickets, block, heads, kv_heads,
+                    out_width, scale
                 ],
             )?;
         }

@@ -22,13 +22,15 @@ pub mod rmsnorm;
 pub mod rope;
 pub mod softmax_entropy;
 pub mod swiglu;
+mod tensor_map;
 pub mod weight_layout;
 
 use crate::cuda::kernels::Registration;
 
 /// Every op.
-pub(super) const ALL: [Registration; 16] = [
+pub(super) const ALL: [Registration; 17] = [
     Registration::of::<attention::Kernels>(),
+    Registration::of::<attention::sm90::Kernels>(),
     Registration::of::<attention_backward::Kernels>(),
     Registration::of::<candidate_scores::Kernels>(),
     Registration::of::<copy_rows::Kernels>(),

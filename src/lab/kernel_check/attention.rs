@@ -1,4 +1,4 @@
-//! Cases of `attention`.
+//! Cases of `attention`, and what they share with those of Hopper's kernels.
 
 use super::adder::A100;
 use super::case::{Case, Check};
@@ -9,7 +9,7 @@ use super::paged::{Branches, LAYER, Paged, Spread, TIMED, TIMED_LAYOUT};
 use super::rows::ROWS;
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
-use crate::cuda::ops::attention::{Inputs, Output, Plan, Query, Scratch, Sequence, Shape, attention};
+use crate::cuda::ops::attention::{Inputs, Limits, Output, Plan, Products, Query, Scratch, Sequence, Shape, attention};
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
@@ -51,7 +51,18 @@ const FORKS: &[Branch] = &[
 ];
 
 pub fn cases() -> Vec<Case> {
+    cases_of(OP, Products::Mma)
+}
+
+/// The cases with one way to multiply, those of which there are kernels.
+pub fn cases_of(op: &'static str, products: Products) -> Vec<Case> {
     let mut cases = Vec::new();
+    let has = |head: usize| products == Products::Mma || head >= 64;
+    let by = match products {
+        Products::Mma => "",
+        Products::Both => ", many by wgmma",
+        Products::Wgmma => ", all by wgmma",
+    };
     let mut push = |storage: HalfType,
                     head: usize,
                     group: usize,
@@ -60,14 +71,17 @@ pub fn cases() -> Vec<Case> {
                     name: &str,
                     values: Values,
                     spread: Spread| {
+        if !has(head) {
+            return;
+        }
         // Heads of 8 share one: the rows are many enough.
         let kv_heads = if group == 8 || branches.len() == 1 { 1 } else { 2 };
         let shape = Shape { heads: kv_heads * group, kv_heads, head, scale: 1.0 / (head as f32).sqrt(), window };
         let seed = format!("{name}, {} heads of {head} over {kv_heads}", shape.heads);
         let window = window.map_or(String::new(), |window| format!(", window {window}"));
-        let case = format!("{} {seed}{window}, {values}, {spread:?}", storage.name());
-        cases.push(Case::new(OP, case, work(&shape, branches), move |device, check| {
-            Problem::new(&seed, storage, shape, branches, values).check(device, check, spread)
+        let case = format!("{} {seed}{window}, {values}, {spread:?}{by}", storage.name());
+        cases.push(Case::new(op, case, work(&shape, branches), move |device, check| {
+            Problem::new(&seed, storage, shape, branches, values, products).check(device, check, spread)
         }));
     };
     const NORMAL: Values = Values::Normal(1.0);
@@ -107,14 +121,19 @@ pub fn cases() -> Vec<Case> {
         (HalfType::Bf16, 128, 4, None),
     ] {
         let shape = Shape { heads: group, kv_heads: 1, head, scale: 1.0 / (head as f32).sqrt(), window };
-        let name = format!("{} rows alone and together, {group} heads of {head}, window {window:?}", storage.name());
+        if !has(head) {
+            continue;
+        }
+        let name =
+            format!("{} rows alone and together, {group} heads of {head}, window {window:?}{by}", storage.name());
         const TOGETHER: &[Branch] = &[alone(330, 330), alone(70, 70)];
-        cases.push(Case::new(OP, name, 6 * work(&shape, TOGETHER), move |device, check| {
-            Problem::new("together", storage, shape, TOGETHER, NORMAL).alone_and_together(device, check)
+        cases.push(Case::new(op, name, 6 * work(&shape, TOGETHER), move |device, check| {
+            Problem::new("together", storage, shape, TOGETHER, NORMAL, products).alone_and_together(device, check)
         }));
-        let name = format!("{} shared and private pages, {group} heads of {head}, window {window:?}", storage.name());
-        cases.push(Case::new(OP, name, 3 * work(&shape, FORKS), move |device, check| {
-            Problem::new("shared", storage, shape, FORKS, NORMAL).shared_and_private(device, check)
+        let name =
+            format!("{} shared and private pages, {group} heads of {head}, window {window:?}{by}", storage.name());
+        cases.push(Case::new(op, name, 3 * work(&shape, FORKS), move |device, check| {
+            Problem::new("shared", storage, shape, FORKS, NORMAL, products).shared_and_private(device, check)
         }));
     }
     cases
@@ -137,13 +156,21 @@ type At = (usize, usize);
 #[derive(Clone)]
 struct Problem {
     shape: Shape,
+    products: Products,
     paged: Paged,
     /// `[heads * head]` per query.
     queries: Vec<(At, Vec<u16>)>,
 }
 
 impl Problem {
-    fn new(seed: &str, storage: HalfType, shape: Shape, branches: &[Branch], values: Values) -> Self {
+    fn new(
+        seed: &str,
+        storage: HalfType,
+        shape: Shape,
+        branches: &[Branch],
+        values: Values,
+        products: Products,
+    ) -> Self {
         let mut random = Random::named(seed);
         let mut paged = Paged::new(storage, &shape, branches.iter().map(|branch| branch.len));
         let mut queries = Vec::new();
@@ -166,7 +193,7 @@ impl Problem {
                 queries.push(((sequence, position), q));
             }
         }
-        Problem { shape, paged, queries }
+        Problem { shape, products, paged, queries }
     }
 
     /// `[out, lse]` of some of the queries. Their rows lie in any order and with gaps between them.
@@ -199,7 +226,7 @@ impl Problem {
         let sequences: Vec<Sequence<'_>> = sequences.filter(|sequence| !sequence.queries.is_empty()).collect();
         let parts: usize = chosen.iter().map(|&c| self.queries[c].0.1 / 256 + 1).sum();
         let mut scratch = Scratch::new(device, &[self.shape], parts)?;
-        let limits = spread.limits(device, &scratch, &self.shape, parts);
+        let limits = Limits { products: self.products, ..spread.limits(device, &scratch, &self.shape, parts) };
         let plan = Plan::new(&self.shape, &sequences, limits)?;
         let work = Guarded::input(device, plan.words())?;
         let (q, pool) = (Guarded::input(device, &q)?, Guarded::input(device, &self.paged.pool)?);
@@ -371,18 +398,24 @@ fn simulated(storage: HalfType, q: &[f32], keys: &[&[f32]], values: &[&[f32]], s
 }
 
 pub fn timings() -> Vec<Timed> {
+    timings_of(OP, Products::Mma)
+}
+
+/// Timings with one way to multiply.
+pub fn timings_of(op: &'static str, products: Products) -> Vec<Timed> {
     let timed = |(branches, shared, own, queries)| {
         let work = Branches::new(branches, shared, own, queries);
-        Timed::new(OP, work.name(), move |device| time(device, &work))
+        Timed::new(op, work.name(), move |device| time(device, &work, products))
     };
     [(1, 0, 1024, 1), (8, 960, 64, 1), (25, 960, 64, 1), (64, 0, 1024, 1), (8, 960, 64, 16), (1, 0, 2048, 2048)]
         .map(timed)
         .into()
 }
 
-fn time(device: &Bench<'_>, work: &Branches) -> Result<Measured> {
+fn time(device: &Bench<'_>, work: &Branches, products: Products) -> Result<Measured> {
     let mut scratch = work.scratch(device)?;
-    let plan = Plan::new(&TIMED, &work.sequences(), scratch.limits(device, &TIMED))?;
+    let limits = Limits { products, ..scratch.limits(device, &TIMED) };
+    let plan = Plan::new(&TIMED, &work.sequences(), limits)?;
     let words = Buffer::from_slice(device, plan.words())?;
     let (q, mut pools) = (work.rows(device, "bench q")?, work.pools(device)?);
     let mut out = Buffer::<u16>::uninitialised(device, q.len())?;

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::cuda::Device;
-use crate::cuda::ops::gemm::sm90;
+use crate::cuda::Family;
 
 type Run = Box<dyn Fn(&Device, &mut Check) -> Result<()> + Send + Sync>;
 
@@ -55,7 +55,7 @@ impl Case {
 
 /// Whether a device has the kernels of an op: those for Hopper alone are on no other.
 pub(super) fn runs_on(op: &str, device: &Device) -> bool {
-    !op.ends_with("_sm90") || sm90::runs_on(device)
+    !op.ends_with("_sm90") || Family::Sm90.runs_on(device)
 }
 
 impl std::fmt::Debug for Case {

@@ -11,6 +11,7 @@
 mod adder;
 mod attention;
 mod attention_backward;
+mod attention_sm90;
 mod candidate_scores;
 mod case;
 mod copy_rows;
@@ -56,11 +57,12 @@ macro_rules! ops {
     ($($op:ident),* $(,)?) => { [$(Op { cases: $op::cases, timings: $op::timings }),*] };
 }
 
-const OPS: [Op; 17] = ops![
+const OPS: [Op; 18] = ops![
     rmsnorm,
     softmax_entropy,
     gemm,
     attention,
+    attention_sm90,
     attention_backward,
     gemm_backward,
     gemm_sm90,

@@ -3,7 +3,7 @@
 use super::numbers::{Random, Values, stored, widened};
 use super::timing::Bench;
 use crate::Result;
-use crate::cuda::ops::attention::{Limits, Query, Scratch, Sequence, Shape};
+use crate::cuda::ops::attention::{Limits, Products, Query, Scratch, Sequence, Shape, sm90};
 use crate::cuda::ops::kv::KvLayout;
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
@@ -15,7 +15,7 @@ const LAYERS: usize = 2;
 pub const LAYER: usize = 1;
 
 /// How work is spread: what a plan for the device may do, everything in one block per item, everything apart, and both of
-/// these with items of two tiles.
+/// these with items of two tiles, where there are any for the size of heads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Spread {
     Device,
@@ -28,12 +28,14 @@ pub enum Spread {
 impl Spread {
     /// What a plan of `parts` parts may use.
     pub fn limits(self, device: &Device, scratch: &Scratch, shape: &Shape, parts: usize) -> Limits {
+        let products = match self {
+            Spread::Wide | Spread::WideApart if sm90::fits(shape) => Products::Both,
+            _ => Products::Mma,
+        };
         match self {
             Spread::Device => scratch.limits(device, shape),
-            Spread::Whole => Limits { blocks: 1, partials: 0, tiles: 1 },
-            Spread::Apart => Limits { blocks: usize::MAX, partials: parts, tiles: 1 },
-            Spread::Wide => Limits { blocks: 1, partials: 0, tiles: 2 },
-            Spread::WideApart => Limits { blocks: usize::MAX, partials: parts, tiles: 2 },
+            Spread::Whole | Spread::Wide => Limits { blocks: 1, partials: 0, products },
+            Spread::Apart | Spread::WideApart => Limits { blocks: usize::MAX, partials: parts, products },
         }
     }
 }

@@ -91,6 +91,7 @@ const INTEGERS: &[(&str, Expected)] = &[
     }),
     ("min.s32 o32, a32, b32", |a, b, _| u64::from(sign(a).min(sign(b)) as u32)),
     ("max.u32 o32, a32, b32", |a, b, _| u64::from((a as u32).max(b as u32))),
+    ("neg.s16 o16, a16", |a, _, _| u64::from((a as u16).wrapping_neg())),
     ("neg.s32 o32, a32", |a, _, _| u64::from((a as u32).wrapping_neg())),
     ("abs.s32 o32, a32", |a, _, _| u64::from(sign(a).wrapping_abs() as u32)),
     ("and.b32 o32, a32, b32", |a, b, _| a & b & 0xffff_ffff),

@@ -5,6 +5,7 @@
 //! one block walks them all or each has its own.
 
 use super::shape::{Query, Sequence, Shape};
+use super::sm90;
 use crate::cuda::kernels::{Smaller, Spec};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
@@ -36,6 +37,11 @@ const PAGE_WORDS: usize = 4;
 const SHARED: u32 = 1 << 16;
 /// In a page's number of positions: the last page of its chunk.
 const CHUNK_ENDS: u32 = 1 << 16;
+/// There too, for the first tile of an item, and one bit further for its second: some row sees some of the page, every row sees some
+/// of it, every row sees all of it.
+const SEEN: u32 = 1 << 17;
+const TOGETHER: u32 = 1 << 19;
+const WHOLE: u32 = 1 << 21;
 
 /// One kernel: what a block computes and what it needs. The numbers are those of `kernels/attention.cu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +107,40 @@ pub struct Limits {
     pub blocks: usize,
     /// Parts of tokens that the scratch has room for.
     pub partials: usize,
-    /// Tiles of 64 rows that an item may have: 1 or 2. With 1 there are no wide items.
-    pub tiles: usize,
+    /// By what the kernels multiply that take the items.
+    pub products: Products,
+}
+
+/// By what the kernels multiply that take a plan's items.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Products {
+    /// By mma, on every card. There are no wide items.
+    #[default]
+    Mma,
+    /// On Hopper, by mma items of few and some rows, by wgmma the others: every sum is the same in both.
+    Both,
+    /// On Hopper, all by wgmma, and products of one width alone: the plan for a card where the sums of mma are others, or those of
+    /// another width.
+    Wgmma,
+}
+
+impl Products {
+    /// All of them.
+    pub const ALL: [Products; 3] = [Products::Mma, Products::Both, Products::Wgmma];
+
+    /// Tiles of 64 rows that an item may have.
+    fn tiles(self) -> usize {
+        if self == Products::Mma { 1 } else { 2 }
+    }
+
+    /// Whether the items of a class are multiplied by wgmma.
+    pub(super) fn is_wgmma(self, class: usize) -> bool {
+        match self {
+            Products::Mma => false,
+            Products::Both => class >= MANY,
+            Products::Wgmma => true,
+        }
+    }
 }
 
 /// Work lists for one batch.
@@ -122,6 +160,7 @@ pub struct Plan {
     pub(in crate::cuda::ops) rows_out: usize,
     pub(in crate::cuda::ops) blocks: usize,
     pub(in crate::cuda::ops) shape: Shape,
+    pub(super) products: Products,
 }
 
 /// What a launch depends on besides the words: two plans of one frame are launched alike.
@@ -132,6 +171,7 @@ pub struct Frame {
     pages_at: usize,
     words: usize,
     partials: usize,
+    products: Products,
 }
 
 /// A query token with what it sees.
@@ -176,10 +216,14 @@ impl Plan {
     /// The shape has no kernel, positions do not ascend, or a sequence has no block for one of them.
     pub fn new(shape: &Shape, sequences: &[Sequence<'_>], limits: Limits) -> Result<Self> {
         let group = shape.group()?;
-        if !(1..=2).contains(&limits.tiles) {
-            return Err(Error::Backend(format!("{OP}: items of {} tiles, expected 1 or 2", limits.tiles)));
+        if limits.products != Products::Mma && !sm90::fits(shape) {
+            return Err(Error::Backend(format!(
+                "{OP}: heads of {} elements, expected 64 or 128 for wgmma",
+                shape.head
+            )));
         }
-        let capacity = limits.tiles * (TILE_ROWS / group);
+        let tile = TILE_ROWS / group;
+        let capacity = limits.products.tiles() * tile;
         let mut plan = Plan {
             words: Vec::new(),
             items: [0; CLASSES],
@@ -191,6 +235,7 @@ impl Plan {
             rows_out: 0,
             blocks: 0,
             shape: *shape,
+            products: limits.products,
         };
         for (index, sequence) in sequences.iter().enumerate() {
             plan.check(index, sequence)?;
@@ -235,7 +280,7 @@ impl Plan {
                 let chunks = tokens.iter().map(Token::chunks);
                 let last = chunks.clone().map(|c| c.end).max().unwrap_or(0);
                 let chunks = chunks.map(|c| c.start).min().unwrap_or(0)..last;
-                let pages = chunks.flat_map(|chunk| pages(sequences, tokens, chunk)).collect();
+                let pages = chunks.flat_map(|chunk| pages(sequences, tokens, chunk, tile, limits.products)).collect();
                 items.push(Item { tokens: tokens.to_vec(), pages, chunk: None });
             }
         }
@@ -247,7 +292,7 @@ impl Plan {
             };
             tokens.sort_by(|a, b| path(a).cmp(path(b)));
             for tokens in tokens.chunks(capacity) {
-                let pages = pages(sequences, tokens, chunk);
+                let pages = pages(sequences, tokens, chunk, tile, limits.products);
                 items.push(Item { tokens: tokens.to_vec(), pages, chunk: Some(chunk) });
             }
         }
@@ -351,8 +396,8 @@ impl Plan {
 
     /// What a launch of it depends on besides the words.
     pub fn frame(&self) -> Frame {
-        let Plan { items, tokens_at, pages_at, partials, .. } = *self;
-        Frame { items, tokens_at, pages_at, words: self.words.len(), partials }
+        let Plan { items, tokens_at, pages_at, partials, products, .. } = *self;
+        Frame { items, tokens_at, pages_at, words: self.words.len(), partials, products }
     }
 
     /// Blocks that a launch has.
@@ -370,8 +415,15 @@ fn word(value: usize) -> Result<u32> {
     u32::try_from(value).map_err(|_| Error::Backend(format!("{OP}: a batch with {value} entries is too large")))
 }
 
-/// Pages of one chunk that some of the tokens see, ascending: block, first position, range of tokens, positions.
-fn pages(sequences: &[Sequence<'_>], tokens: &[Token], chunk: usize) -> Vec<[u32; PAGE_WORDS]> {
+/// Pages of one chunk that some of the tokens see, ascending: block, first position, range of tokens, positions and flags. A tile has
+/// `tile` tokens.
+fn pages(
+    sequences: &[Sequence<'_>],
+    tokens: &[Token],
+    chunk: usize,
+    tile: usize,
+    products: Products,
+) -> Vec<[u32; PAGE_WORDS]> {
     let mut pages = Vec::new();
     for page in chunk * CHUNK_PAGES..(chunk + 1) * CHUNK_PAGES {
         let block = |token: &Token| sequences[token.sequence].blocks.get(page).copied();
@@ -381,8 +433,9 @@ fn pages(sequences: &[Sequence<'_>], tokens: &[Token], chunk: usize) -> Vec<[u32
             let last = run.iter().filter(|token| token.sees(page)).map(Token::position).max();
             if let (Some(last), Some(block)) = (last, block(&run[0])) {
                 let valid = (last + 1 - page * BLOCK).min(BLOCK);
+                let flags = sight(tokens, page, from..to, tile, products);
                 // Tokens of an item and positions of a page are few, at most 128 and 64. Positions are below 2^31.
-                pages.push([block.0, (page * BLOCK) as u32, (from | to << 16) as u32, valid as u32]);
+                pages.push([block.0, (page * BLOCK) as u32, (from | to << 16) as u32, valid as u32 | flags]);
             }
             from = to;
         }
@@ -391,6 +444,23 @@ fn pages(sequences: &[Sequence<'_>], tokens: &[Token], chunk: usize) -> Vec<[u32
         last[3] |= CHUNK_ENDS;
     }
     pages
+}
+
+/// What the tiles of an item see of a page that some of the tokens have.
+fn sight(tokens: &[Token], page: usize, having: Range<usize>, tile: usize, products: Products) -> u32 {
+    let (first, last) = (page * BLOCK, (page + 1) * BLOCK - 1);
+    let mut flags = 0;
+    for (index, tokens) in tokens.chunks(tile).enumerate() {
+        let (from, to) = (index * tile, index * tile + tokens.len());
+        let inside = having.start.clamp(from, to) - from..having.end.clamp(from, to) - from;
+        let all = inside.len() == tokens.len();
+        let mut put = |flag: u32, is: bool| flags |= if is { flag << index } else { 0 };
+        put(SEEN, tokens[inside].iter().any(|token| token.sees(page)));
+        // Products of one width alone are those with a copy of the sums.
+        put(TOGETHER, products != Products::Wgmma && all && tokens.iter().all(|token| token.sees(page)));
+        put(WHOLE, all && tokens.iter().all(|token| token.position() >= last && token.lowest <= first));
+    }
+    flags
 }
 
 #[cfg(test)]
@@ -404,7 +474,7 @@ mod tests {
         Shape { heads, kv_heads, head: 64, scale: 0.125, window }
     }
 
-    const PLENTY: Limits = Limits { blocks: 264, partials: 1 << 20, tiles: 1 };
+    const PLENTY: Limits = Limits { blocks: 264, partials: 1 << 20, products: Products::Mma };
 
     fn queries(from: usize, count: usize, row: usize) -> Vec<Query> {
         let query = |i: usize| Query { row: (row + i) as u32, out: (row + i) as u32, position: (from + i) as u32 };
@@ -462,6 +532,18 @@ mod tests {
             for page in &item.pages {
                 let (from, to, valid) = (page[2] & 0xffff, page[2] >> 16, page[3] & 0xffff);
                 assert!(from < to && to as usize <= item.tokens.len() && (1..=64).contains(&valid));
+                for (index, tokens) in item.tokens.chunks(TILE_ROWS / group).enumerate() {
+                    let first = index * (TILE_ROWS / group);
+                    let has = |i: usize| (from as usize..to as usize).contains(&(first + i));
+                    let sees = |(i, t): (usize, &[u32; TOKEN_WORDS])| has(i) && t[2] >= page[1] && t[3] < page[1] + 64;
+                    let whole =
+                        |(i, t): (usize, &[u32; TOKEN_WORDS])| has(i) && t[2] >= page[1] + 63 && t[3] <= page[1];
+                    let flag = |flag: u32| page[3] & flag << index != 0;
+                    assert_eq!(flag(SEEN), tokens.iter().enumerate().any(sees));
+                    let together = tokens.iter().enumerate().all(sees);
+                    assert_eq!(flag(TOGETHER), together && plan.products != Products::Wgmma);
+                    assert_eq!(flag(WHOLE), tokens.iter().enumerate().all(whole));
+                }
                 for token in &item.tokens[from as usize..to as usize] {
                     let (position, lowest) = (token[2], token[3]);
                     if position < page[1] || lowest >= page[1] + 64 {
@@ -564,7 +646,7 @@ mod tests {
     fn wide_items_have_two_tiles() {
         let blocks = ids(0..2);
         let queries = queries(0, 128, 0);
-        let wide = Limits { tiles: 2, ..PLENTY };
+        let wide = Limits { products: Products::Both, ..PLENTY };
         let items = |kv_heads: usize, group: usize, count: usize, limits: Limits| {
             let sequences = [Sequence { blocks: &blocks, queries: &queries[..count] }];
             let shape = shape(kv_heads * group, kv_heads, None);
@@ -601,9 +683,9 @@ mod tests {
             let sequences = [Sequence { blocks: &blocks, queries }];
             Plan::new(&shape, &sequences, PLENTY).unwrap_err().to_string()
         };
-        let tiles = |tiles| Plan::new(&shape(8, 8, None), &[], Limits { tiles, ..PLENTY }).map(|_| ());
-        assert!(tiles(2).is_ok());
-        assert!([0, 3].iter().all(|&many| tiles(many).unwrap_err().to_string().contains("expected 1 or 2")));
+        let narrow = Shape { head: 32, ..shape(8, 8, None) };
+        let wgmma = Limits { products: Products::Wgmma, ..PLENTY };
+        assert!(Plan::new(&narrow, &[], wgmma).unwrap_err().to_string().contains("heads of 32 elements"));
         let good = shape(8, 8, None);
         assert!(error(good, &queries(128, 1, 0)).contains("2 blocks hold positions below 128"));
         let mut twice = queries(3, 2, 0);
@@ -625,9 +707,9 @@ mod tests {
             window in prop::option::of(1usize..700),
             blocks in prop::sample::select(vec![1usize, 64, 100_000]),
             partials in prop::sample::select(vec![0usize, 40, 1 << 20]),
-            tiles in 1usize..3,
+            products in prop::sample::select(Products::ALL.to_vec()),
         ) {
-            let limits = Limits { blocks, partials, tiles };
+            let limits = Limits { blocks, partials, products };
             let shape = shape(kv_heads * group, kv_heads, window);
             let mut all: Vec<(Vec<BlockId>, Vec<Query>)> = Vec::new();
             let (mut fresh, mut row) = (0, 0);
@@ -652,7 +734,7 @@ mod tests {
                 all.iter().map(|(blocks, queries)| Sequence { blocks, queries }).collect();
             let plan = Plan::new(&shape, &sequences, limits).unwrap();
             prop_assert!(plan.partials <= partials);
-            prop_assert!(tiles == 2 || plan.items[WIDE] == 0);
+            prop_assert!(products != Products::Mma || plan.items[WIDE] == 0);
             hold(&plan, &shape, &sequences);
             prop_assert_eq!(plan.rows, row);
 

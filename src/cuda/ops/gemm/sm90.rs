@@ -1,14 +1,13 @@
 //! The products of Hopper: kernels/gemm_sm90.cu, by wgmma, for weights in tiles.
 
 use super::{Direction, Output, Parameters, Problem, Room, Scratch, Shape};
-use crate::cuda::buffer::View;
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{KernelSet, Spec};
 use crate::cuda::launch::{Launch, args, check_len, int};
+use crate::cuda::ops::tensor_map::tensor_map;
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::dtype::HalfType;
 use crate::{Error, Result};
-use cudarc::driver::sys;
 
 /// Tokens of a tile, per kernel.
 pub const TOKENS: [usize; 10] = [8, 16, 24, 32, 48, 64, 96, 128, 192, 200];
@@ -220,7 +219,7 @@ pub(super) fn launch(
         return Err(Error::Backend(format!("{op}: the plan is for another shape")));
     }
     let kernel = &device.kernels::<Kernels>()?[plan.instance * 4 + direction as usize * 2 + storage as usize];
-    let map = token_map(op, storage, x, (tokens, k), width)?;
+    let map = tensor_map(op, "x", storage, x, (tokens, k), width)?;
     let blocks = int(op, "blocks", plan.blocks)?.unsigned_abs();
     let launch = Launch { grid: (blocks, 1, 1), threads: THREADS, shared: kernel.shared };
     // Chunks are counted in 32 bits.
@@ -240,44 +239,6 @@ pub(super) fn launch(
             args![map, y, w, bias, workspace, tickets, tokens, outputs, terms, chunks, split, output],
         )
     }
-}
-
-/// `x[tokens, terms]` as the kernel copies it: boxes of `width` rows of 64 elements, with swizzled lines.
-fn token_map(
-    op: &str,
-    storage: HalfType,
-    x: View<'_, u16>,
-    (tokens, terms): (usize, usize),
-    width: usize,
-) -> Result<sys::CUtensorMap> {
-    let kind = match storage {
-        HalfType::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        HalfType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-    };
-    let mut map = std::mem::MaybeUninit::<sys::CUtensorMap>::zeroed();
-    let (sizes, strides) = ([terms as u64, tokens as u64], [terms as u64 * 2]);
-    let (side, steps) = ([TILE as u32, width as u32], [1, 1]);
-    // SAFETY: the arrays have an element for each of two dimensions, the strides one less; the driver writes the map and reads nothing of x.
-    let done = unsafe {
-        sys::cuTensorMapEncodeTiled(
-            map.as_mut_ptr(),
-            kind,
-            2,
-            x.address as *mut std::ffi::c_void,
-            sizes.as_ptr(),
-            strides.as_ptr(),
-            side.as_ptr(),
-            steps.as_ptr(),
-            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        )
-    };
-    done.result()
-        .map_err(|e| Error::Backend(format!("{op}: x, {tokens} rows of {terms} elements, has no tensor map: {e}")))?;
-    // SAFETY: the driver has written all of it; and zero bytes are a value of this type.
-    Ok(unsafe { map.assume_init() })
 }
 
 #[cfg(test)]
