@@ -14,8 +14,8 @@ const LAYERS: usize = 2;
 /// The layer that is asked for; the others hold NaN.
 pub const LAYER: usize = 1;
 
-/// How work is spread: what a plan for the device may do, everything in one block per item, everything apart, and both of
-/// these with items of two tiles.
+/// How work is spread: what a plan for the device may do, everything in one block per item, everything apart, both of
+/// these with items of two tiles, and what a plan for a device with room for three sequences may do.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Spread {
     Device,
@@ -23,6 +23,7 @@ pub enum Spread {
     Apart,
     Wide,
     WideApart,
+    Three,
 }
 
 impl Spread {
@@ -34,6 +35,7 @@ impl Spread {
             Spread::Apart => Limits { blocks: usize::MAX, partials: parts, tiles: 1 },
             Spread::Wide => Limits { blocks: 1, partials: 0, tiles: 2 },
             Spread::WideApart => Limits { blocks: usize::MAX, partials: parts, tiles: 2 },
+            Spread::Three => Limits { blocks: 3 * shape.kv_heads, partials: parts, tiles: 1 },
         }
     }
 }
