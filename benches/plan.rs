@@ -13,7 +13,9 @@ const LIMITS: Limits = Limits { blocks: 264, partials: 2048, products: Products:
 
 fn plans(c: &mut Criterion) {
     let mut group = c.benchmark_group("plan");
-    for (rows, shared, context) in [(1usize, 0usize, 1024usize), (8, 960, 1024), (25, 960, 1024), (64, 0, 1024)] {
+    for (rows, shared, context) in
+        [(1usize, 0usize, 1024usize), (8, 960, 1024), (25, 960, 1024), (64, 0, 1024), (256, 0, 1024)]
+    {
         let common = shared / BLOCK;
         let own = context.div_ceil(BLOCK) - common;
         let blocks = |row: usize| (0..common).chain((0..own).map(move |i| common + row * own + i));

@@ -36,6 +36,9 @@ const fn fork(parent: usize, at: usize, len: usize, queries: usize) -> Branch {
 const DECODE: &[Branch] =
     &[alone(1, 1), alone(63, 1), alone(64, 1), alone(65, 1), alone(255, 1), alone(256, 1), alone(257, 1)];
 const LONG: &[Branch] = &[alone(700, 1), alone(513, 1), alone(20, 1)];
+/// Where three are walked at a time, the long one is cut along its keys and the others are not.
+const ONE_LONG: &[Branch] =
+    &[alone(300, 1), alone(300, 1), alone(1500, 1), alone(300, 1), alone(300, 1), alone(300, 1)];
 const SEGMENTS: &[Branch] = &[alone(65, 5), alone(257, 64), alone(64, 64), alone(300, 1)];
 const PREFILL: &[Branch] = &[alone(130, 130), alone(3, 3)];
 const CONTINUED: &[Branch] = &[alone(700, 130)];
@@ -129,6 +132,13 @@ pub fn cases_of(op: &'static str, products: Products) -> Vec<Case> {
         const TOGETHER: &[Branch] = &[alone(330, 330), alone(70, 70)];
         cases.push(Case::new(op, name, 6 * work(&shape, TOGETHER), move |device, check| {
             Problem::new("together", storage, shape, TOGETHER, NORMAL, products).alone_and_together(device, check)
+        }));
+        let name = format!(
+            "{} one long context, whole and cut, {group} heads of {head}, window {window:?}{by}",
+            storage.name()
+        );
+        cases.push(Case::new(op, name, 4 * work(&shape, ONE_LONG), move |device, check| {
+            Problem::new("one long", storage, shape, ONE_LONG, NORMAL, products).whole_and_cut(device, check)
         }));
         let name =
             format!("{} shared and private pages, {group} heads of {head}, window {window:?}{by}", storage.name());
@@ -332,6 +342,22 @@ impl Problem {
             }
         }
         Ok(())
+    }
+
+    /// However work is spread, and each query alone.
+    fn whole_and_cut(&self, device: &Device, check: &mut Check) -> Result<()> {
+        let whole = self.run(device, check, &self.all(), Spread::Whole)?;
+        let mut compare = |chosen: &[usize], spread: Spread| -> Result<()> {
+            let found = self.run(device, check, chosen, spread)?;
+            for (&c, (out, lse)) in chosen.iter().zip(&found) {
+                check.same(&format!("out of sequence {c} of {}, {spread:?}", chosen.len()), out, &whole[c].0);
+                check.same(&format!("lse of sequence {c} of {}, {spread:?}", chosen.len()), lse, &whole[c].1);
+            }
+            Ok(())
+        };
+        compare(&self.all(), Spread::Apart)?;
+        compare(&self.all(), Spread::Three)?;
+        self.all().into_iter().try_for_each(|one| compare(&[one], Spread::Three))
     }
 
     /// Branches that share pages, the same with private copies of all pages, and in a batch with a sequence of NaN.

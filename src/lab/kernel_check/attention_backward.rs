@@ -118,7 +118,7 @@ pub fn cases() -> Vec<Case> {
         let shape = shape(head, group, 1, window);
         let name =
             format!("{} segments alone and together, {group} heads of {head}, window {window:?}", storage.name());
-        cases.push(Case::new(OP, name, 11 * work(&shape, TOGETHER), move |device, check| {
+        cases.push(Case::new(OP, name, 12 * work(&shape, TOGETHER), move |device, check| {
             Problem::new("together", storage, shape, TOGETHER, NORMAL).alone_and_together(device, check)
         }));
     }
@@ -405,12 +405,12 @@ impl Problem {
             check.same(&format!("dv of segment {index}, {what}"), &found.dv, &together[index].dv);
         };
         let reversed: Vec<usize> = self.all().into_iter().rev().collect();
-        for spread in [Spread::Device, Spread::Apart, Spread::Wide, Spread::WideApart] {
+        for spread in [Spread::Device, Spread::Apart, Spread::Three, Spread::Wide, Spread::WideApart] {
             for (index, found) in reversed.iter().zip(self.run(device, check, &reversed, spread)?) {
                 compare(check, &found, *index, &format!("reversed, {spread:?}"));
             }
             // The longest alone is what two tiles are for.
-            let alone = if matches!(spread, Spread::Wide | Spread::WideApart) { vec![0] } else { self.all() };
+            let alone = if [Spread::Device, Spread::Apart].contains(&spread) { self.all() } else { vec![0] };
             for index in alone {
                 let found = self.run(device, check, &[index], spread)?;
                 compare(check, &found[0], index, &format!("alone, {spread:?}"));

@@ -14,8 +14,9 @@ const LAYERS: usize = 2;
 /// The layer that is asked for; the others hold NaN.
 pub const LAYER: usize = 1;
 
-/// How work is spread: what a plan for the device may do, everything in one block per item, everything apart, and both of
-/// these with items of two tiles, where there are any for the size of heads.
+/// How work is spread: what a plan for the device may do, everything in one block per item, everything apart, both of these
+/// with items of two tiles where there are any for the size of heads, and what a plan for a device with room for three sequences
+/// may do.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Spread {
     Device,
@@ -23,6 +24,7 @@ pub enum Spread {
     Apart,
     Wide,
     WideApart,
+    Three,
 }
 
 impl Spread {
@@ -36,6 +38,7 @@ impl Spread {
             Spread::Device => scratch.limits(device, shape),
             Spread::Whole | Spread::Wide => Limits { blocks: 1, partials: 0, products },
             Spread::Apart | Spread::WideApart => Limits { blocks: usize::MAX, partials: parts, products },
+            Spread::Three => Limits { blocks: 3 * shape.kv_heads, partials: parts, products },
         }
     }
 }

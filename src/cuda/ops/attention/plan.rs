@@ -10,7 +10,8 @@ use crate::cuda::kernels::{Smaller, Spec};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
 use crate::{Error, Result};
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Range;
 
 /// Pages per chunk: the stretch of positions whose state is complete in itself.
@@ -29,6 +30,9 @@ const CLASS_ROWS: [usize; CLASSES] = [16, 32, TILE_ROWS, 2 * TILE_ROWS];
 /// Rows of a tile. A token's rows are in one tile: the first tile of a wide item has as many tokens as fit into it, the other
 /// tile has the rest.
 const TILE_ROWS: usize = 64;
+/// One of so many parts of its own work is what a chunk costs more as an item of its own than as a step of a walk: half of one
+/// of its four pages, for a block that starts and states that are written and read again (not measured).
+const CUT: usize = 8;
 /// Words of an item, of a token in an item, and of a page.
 pub(in crate::cuda::ops) const ITEM_WORDS: usize = 4;
 const TOKEN_WORDS: usize = 8;
@@ -201,6 +205,20 @@ impl Token {
     }
 }
 
+/// Tokens of one sequence, as many as an item has room for, and the pages that they see.
+struct Run {
+    tokens: Vec<Token>,
+    pages: Range<usize>,
+}
+
+impl Run {
+    fn new(tokens: &[Token]) -> Self {
+        let from = tokens.iter().map(|token| token.lowest / BLOCK).min().unwrap_or(0);
+        let to = tokens.iter().map(|token| token.position() / BLOCK + 1).max().unwrap_or(from);
+        Run { tokens: tokens.to_vec(), pages: from..to }
+    }
+}
+
 /// Tokens of one block and the chunks that it walks.
 struct Item {
     tokens: Vec<Token>,
@@ -240,15 +258,7 @@ impl Plan {
         for (index, sequence) in sequences.iter().enumerate() {
             plan.check(index, sequence)?;
         }
-        // Blocks that long sequences give without being cut along their keys.
-        let whole = |sequence: &Sequence<'_>| match sequence.queries.len().div_ceil(capacity) {
-            0 | 1 => 0,
-            items => items * shape.kv_heads,
-        };
-        let enough = sequences.iter().map(whole).sum::<usize>() >= limits.blocks;
-
-        let mut items: Vec<Item> = Vec::new();
-        let mut apart: BTreeMap<(usize, u32), Vec<Token>> = BTreeMap::new();
+        let mut runs: Vec<Run> = Vec::new();
         for (index, sequence) in sequences.iter().enumerate() {
             let tokens = sequence.queries.iter().map(|&query| Token {
                 query,
@@ -258,9 +268,14 @@ impl Plan {
                 parts: 1,
                 ticket: 0,
             });
-            let mut tokens: Vec<Token> = tokens.collect();
-            let parts: usize = tokens.iter().map(|t| t.chunks().len()).filter(|&n| n > 1).sum();
-            let cut = parts == 0 || sequence.queries.len() <= capacity || !enough;
+            runs.extend(tokens.collect::<Vec<_>>().chunks(capacity).map(Run::new));
+        }
+
+        let mut items: Vec<Item> = Vec::new();
+        let mut apart: BTreeMap<(usize, u32), Vec<Token>> = BTreeMap::new();
+        let cut = cut(&runs, sequences, plan.blocks, (capacity, shape.kv_heads), limits);
+        for (Run { mut tokens, .. }, cut) in runs.into_iter().zip(cut) {
+            let parts: usize = tokens.iter().map(|token| token.chunks().len()).filter(|&n| n > 1).sum();
             if cut && plan.partials + parts <= limits.partials {
                 for token in &mut tokens {
                     token.parts = token.chunks().len();
@@ -270,19 +285,17 @@ impl Plan {
                         plan.tickets += 1;
                     }
                     for chunk in token.chunks() {
-                        let first = sequence.blocks[chunk * CHUNK_PAGES].0;
+                        let first = sequences[token.sequence].blocks[chunk * CHUNK_PAGES].0;
                         apart.entry((chunk, first)).or_default().push(*token);
                     }
                 }
                 continue;
             }
-            for tokens in tokens.chunks(capacity) {
-                let chunks = tokens.iter().map(Token::chunks);
-                let last = chunks.clone().map(|c| c.end).max().unwrap_or(0);
-                let chunks = chunks.map(|c| c.start).min().unwrap_or(0)..last;
-                let pages = chunks.flat_map(|chunk| pages(sequences, tokens, chunk, tile, limits.products)).collect();
-                items.push(Item { tokens: tokens.to_vec(), pages, chunk: None });
-            }
+            let chunks = tokens.iter().map(Token::chunks);
+            let last = chunks.clone().map(|c| c.end).max().unwrap_or(0);
+            let chunks = chunks.map(|c| c.start).min().unwrap_or(0)..last;
+            let pages = chunks.flat_map(|chunk| pages(sequences, &tokens, chunk, tile, limits.products)).collect();
+            items.push(Item { tokens, pages, chunk: None });
         }
         for ((chunk, _), mut tokens) in apart {
             // Tokens that share a block become neighbours, so that its page names them by a range.
@@ -336,7 +349,7 @@ impl Plan {
             CLASS_ROWS.iter().position(|&limit| rows <= limit).unwrap_or(CLASSES - 1)
         };
         // The longest items of a class start first.
-        items.sort_by_key(|item| (class(item), std::cmp::Reverse(item.pages.len())));
+        items.sort_by_key(|item| (class(item), Reverse(item.pages.len())));
         let (mut tokens, mut pages): (Vec<[u32; TOKEN_WORDS]>, Vec<[u32; PAGE_WORDS]>) = (Vec::new(), Vec::new());
         for item in &items {
             self.items[class(item)] += 1;
@@ -409,6 +422,64 @@ impl Plan {
     pub fn partials(&self) -> usize {
         self.partials
     }
+}
+
+/// Which runs are cut along their keys. Every chunk of theirs becomes an item of its own, which tokens of several sequences
+/// can share, and a token's states go through the scratch. A run that is not cut becomes one item, which walks all of it.
+///
+/// There is nothing between the two: kernels fold a token's chunks one by one, in ascending order, and an item that folded
+/// some of them beforehand would give other bits.
+///
+/// A chunk that is an item of its own costs an eighth more ([`CUT`]). What it is good for is that work is read once and
+/// spread evenly: the device is busy for as many waves of blocks as there are, times the longest walk in each. So
+///
+/// - all runs are cut where they are too few to fill the device;
+/// - a run is cut if more than an eighth of its pages are other runs' too: these are read once for all of them;
+/// - the others are whole, the longest first and each where there is the least work so far, if that ends within nine eighths
+///   of the time that all work takes when it is spread evenly. A run that is too long for that stays cut, as do those that
+///   would be a last and mostly idle wave: their chunks fill the gaps.
+fn cut(
+    runs: &[Run],
+    sequences: &[Sequence<'_>],
+    highest: usize,
+    (capacity, kv_heads): (usize, usize),
+    limits: Limits,
+) -> Vec<bool> {
+    let mut cut = vec![true; runs.len()];
+    if runs.len().saturating_mul(kv_heads) < limits.blocks {
+        return cut;
+    }
+    let blocks = |run: &Run| &sequences[run.tokens[0].sequence].blocks[run.pages.clone()];
+    // A run that fills more than half of an item shares none of them: no other one like it fits in.
+    let small = |run: &Run| 2 * run.tokens.len() <= capacity;
+    let mut readers = vec![0u32; highest];
+    for block in runs.iter().filter(|run| small(run)).flat_map(blocks) {
+        readers[block.0 as usize] += 1;
+    }
+    let shares = |run: &Run| {
+        let shared = || blocks(run).iter().filter(|block| readers[block.0 as usize] > 1).count();
+        small(run) && shared() * CUT > run.pages.len()
+    };
+    let (together, apart): (Vec<usize>, Vec<usize>) = (0..runs.len()).partition(|&index| shares(&runs[index]));
+    let mut once: Vec<u32> = together.iter().flat_map(|&index| blocks(&runs[index])).map(|block| block.0).collect();
+    once.sort_unstable();
+    once.dedup();
+    let work = once.len() + apart.iter().map(|&index| runs[index].pages.len()).sum::<usize>();
+    // Blocks that run at the same time, as many together as there are key/value heads: one run's.
+    let lanes = (limits.blocks / kv_heads).max(1);
+    let most = work * (CUT + 1) / (CUT * lanes);
+    let mut loads: BinaryHeap<Reverse<usize>> = (0..lanes).map(|_| Reverse(0)).collect();
+    let several = |run: &Run| run.tokens.iter().any(|token| token.chunks().len() > 1);
+    let mut whole: Vec<usize> = apart.into_iter().filter(|&index| several(&runs[index])).collect();
+    whole.sort_by_key(|&index| Reverse(runs[index].pages.len()));
+    for index in whole {
+        let Some(mut least) = loads.peek_mut() else { break };
+        let load = least.0 + runs[index].pages.len();
+        if load <= most {
+            (*least, cut[index]) = (Reverse(load), false);
+        }
+    }
+    cut
 }
 
 fn word(value: usize) -> Result<u32> {
@@ -640,6 +711,65 @@ mod tests {
         let plan = Plan::new(&shape, &sequences, Limits { partials: 79, ..PLENTY }).unwrap();
         hold(&plan, &shape, &sequences);
         assert_eq!((plan.items, plan.partials), ([0, 0, 1, 0], 0), "unless there is no room for parts");
+    }
+
+    /// One query at the end of sequences of these lengths, whose first positions are the same, on a card of 132
+    /// multiprocessors: the items of class few, their parts, and the longest item's pages.
+    fn decode(lengths: &[usize], same: usize, limits: Limits) -> (usize, usize, usize) {
+        let shape = shape(32, 8, None);
+        let mut next = 1 << 20;
+        let mut fresh = |count: usize| {
+            next += count as u32;
+            ids(next - count as u32..next)
+        };
+        let blocks = lengths.iter().map(|&length| {
+            let own = fresh(length.div_ceil(BLOCK) - same / BLOCK);
+            [ids(0..(same / BLOCK) as u32), own].concat()
+        });
+        let blocks: Vec<Vec<BlockId>> = blocks.collect();
+        let queries: Vec<Vec<Query>> = lengths.iter().enumerate().map(|(i, &len)| queries(len - 1, 1, i)).collect();
+        let sequences: Vec<Sequence<'_>> =
+            blocks.iter().zip(&queries).map(|(blocks, queries)| Sequence { blocks, queries }).collect();
+        let plan = Plan::new(&shape, &sequences, limits).unwrap();
+        hold(&plan, &shape, &sequences);
+        (plan.items[0], plan.partials, read(&plan)[0].pages.len())
+    }
+
+    #[test]
+    fn decoding_is_not_cut_where_there_are_sequences_enough() {
+        assert_eq!(decode(&[1024; 256], 0, PLENTY), (256, 0, 16));
+        assert_eq!(decode(&[4000; 64], 0, PLENTY), (64, 0, 63));
+        // Lengths that differ.
+        let lengths: Vec<usize> = (0..256).map(|i| 1024 + 13 * i).collect();
+        assert_eq!(decode(&lengths, 0, PLENTY), (256, 0, 68));
+        // 32 sequences of 8 heads are not quite two blocks a multiprocessor.
+        assert_eq!(decode(&[1024; 32], 0, PLENTY), (128, 128, 4));
+        // Of 40, 33 are a whole wave, and the others fill up what is left.
+        assert_eq!(decode(&[1024; 40], 0, PLENTY), (33 + 7 * 4, 7 * 4, 16));
+        // What is short has nothing to be cut.
+        assert_eq!(decode(&[200; 256], 0, PLENTY), (256, 0, 4));
+    }
+
+    #[test]
+    fn a_long_sequence_among_short_ones_is_cut() {
+        let mut lengths = [1024; 256];
+        lengths[100] = 65_536;
+        assert_eq!(decode(&lengths, 0, PLENTY), (255 + 256, 256, 16));
+        assert_eq!(decode(&lengths, 0, Limits { partials: 255, ..PLENTY }), (256, 0, 1024), "no room for parts");
+        lengths[100] = 4096;
+        assert_eq!(decode(&lengths, 0, PLENTY), (256, 0, 64), "less than a block's share");
+        // What the kernels' cases have, on a device with room for three sequences.
+        let few = Limits { blocks: 24, ..PLENTY };
+        assert_eq!(decode(&[300, 300, 1500, 300, 300, 300], 0, few), (5 + 6, 6, 5));
+    }
+
+    #[test]
+    fn sequences_that_share_pages_are_cut() {
+        // 16 rows of 4 heads are an item of class many, in each of the two chunks that all share.
+        let (items, partials, longest) = decode(&[1024; 256], 512, PLENTY);
+        assert_eq!((items, partials, longest), (2 * 256, 4 * 256, 4));
+        assert_eq!(decode(&[1024; 256], 128, PLENTY), (256, 0, 16), "an eighth is read again");
+        assert_eq!(decode(&[1024; 256], 192, PLENTY).1, 4 * 256);
     }
 
     #[test]
