@@ -444,14 +444,14 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "causal-mask-off-by-one",
         op: "attention",
-        file: "attention.cu",
+        file: "attention_forward.cuh",
         from: "key <= highest[i / 2]",
         to: "key <= highest[i / 2] + 1",
     },
     Mutation {
         name: "window-off-by-one",
         op: "attention",
-        file: "attention.cu",
+        file: "attention_forward.cuh",
         from: "key >= lowest[i / 2]",
         to: "key + 1 >= lowest[i / 2]",
     },
@@ -500,14 +500,14 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "last-part-dropped",
         op: "attention",
-        file: "attention.cu",
+        file: "attention_forward.cuh",
         from: "k < part.y; ++k",
         to: "k + 1 < part.y; ++k",
     },
     Mutation {
         name: "token-ticket-not-reset",
         op: "attention",
-        file: "attention.cu",
+        file: "attention_forward.cuh",
         from: "if (last) *ticket = 0;",
         to: "",
     },

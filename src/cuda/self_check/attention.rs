@@ -5,7 +5,9 @@ use super::numbers::{halves, stored, unwritten, wide, widened};
 use crate::Result;
 use crate::cuda::buffer::Buffer;
 
-use crate::cuda::ops::attention::{self, Inputs, Plan, Query, Scratch, Sequence, Shape, attention};
+use crate::cuda::ops::attention::{
+    self, Inputs, Limits, Plan, Products, Query, Scratch, Sequence, Shape, attention, sm90,
+};
 use crate::cuda::ops::attention_backward::{self as back, attention_backward};
 use crate::cuda::ops::kv::KvLayout;
 use crate::dtype::HalfType;
@@ -23,10 +25,24 @@ pub(super) fn cases() -> Vec<Case> {
             let name = format!("{queries} queries, heads of {head}");
             let (forward, backward) = (format!("attention_{head}"), Context::backward(head, queries));
             cases.push(Case::of_both("attention", &name, &forward, move |device, storage| {
-                Context::new(head).run(device, storage, queries)
+                Context::new(head).run(device, storage, queries, 1, Products::Mma)
             }));
             cases.push(Case::of_both("attention_backward", &name, &backward, move |device, storage| {
                 Context::new(head).run_backward(device, storage, queries)
+            }));
+        }
+    }
+    cases
+}
+
+/// Of Hopper's kernels: items of one tile and, where the same queries are there twice, of two.
+pub(super) fn sm90_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for head in HEADS.into_iter().filter(|&head| sm90::fits(&Context::shape(head))) {
+        for (queries, copies) in QUERIES.into_iter().map(|queries| (queries, 1)).chain([(QUERIES[2], 2)]) {
+            let name = format!("{copies} x {queries} queries, heads of {head}");
+            cases.push(Case::of_both("attention_sm90", &name, &format!("attention_{head}"), move |device, storage| {
+                Context::new(head).run(device, storage, queries, copies, Products::Wgmma)
             }));
         }
     }
@@ -58,18 +74,22 @@ impl Context {
     pub const STEP_BACK: usize = 29;
 
     pub fn new(head: usize) -> Self {
-        let heads = 2;
+        let shape = Self::shape(head);
         let named = |what: &str| format!("attention {head} {what}");
-        let most = QUERIES[2] * heads * head;
-        // A window that leaves one chunk, too.
-        let window = (head == 64).then_some(40);
+        let most = QUERIES[2] * shape.heads * head;
         Context {
-            shape: Shape { heads, kv_heads: 1, head, scale: 1.0 / (head as f32).sqrt(), window },
+            shape,
             keys: halves(&named("keys"), Self::LEN * head, 1.0),
             values: halves(&named("values"), Self::LEN * head, 1.0),
             queries: halves(&named("queries"), most, 1.5),
             d_out: halves(&named("d_out"), most, 1.0),
         }
+    }
+
+    fn shape(head: usize) -> Shape {
+        // A window that leaves one chunk, too.
+        let window = (head == 64).then_some(40);
+        Shape { heads: 2, kv_heads: 1, head, scale: 1.0 / (head as f32).sqrt(), window }
     }
 
     /// The name of the results of a backward pass, which depend on how many queries there are.
@@ -96,42 +116,62 @@ impl Context {
         Buffer::from_slice(device, &pool)
     }
 
-    /// In ascending order of positions.
-    fn asked(queries: usize) -> Vec<Query> {
-        let query = |row: u32| Query { row, out: row, position: Self::LEN as u32 - 1 - row };
+    /// In ascending order of positions; results come from row `first` on.
+    fn asked(queries: usize, first: usize) -> Vec<Query> {
+        let query = |row: u32| Query { row, out: first as u32 + row, position: Self::LEN as u32 - 1 - row };
         (0..queries as u32).rev().map(query).collect()
     }
 
-    /// The forward pass, of which the backward one takes everything.
-    fn forward(&self, device: &Run<'_>, storage: HalfType, queries: usize) -> Result<Forward> {
+    /// The forward pass, of which the backward one takes everything. The same queries so many times, as sequences that share all pages.
+    fn forward(
+        &self,
+        device: &Run<'_>,
+        storage: HalfType,
+        queries: usize,
+        copies: usize,
+        products: Products,
+    ) -> Result<Forward> {
         let width = self.shape.heads * self.shape.head;
-        let asked = Self::asked(queries);
-        let sequence = Sequence { blocks: &Self::BLOCKS, queries: &asked };
-        let mut scratch = Scratch::new(device, &[self.shape], 2 * queries)?;
-        let plan = Plan::new(&self.shape, &[sequence], scratch.limits(device, &self.shape))?;
+        let asked: Vec<Vec<Query>> = (0..copies).map(|copy| Self::asked(queries, copy * queries)).collect();
+        let sequences: Vec<Sequence<'_>> =
+            asked.iter().map(|queries| Sequence { blocks: &Self::BLOCKS, queries }).collect();
+        let mut scratch = Scratch::new(device, &[self.shape], 2 * queries * copies)?;
+        let limits = Limits { products, ..scratch.limits(device, &self.shape) };
+        let plan = Plan::new(&self.shape, &sequences, limits)?;
         let words = Buffer::from_slice(device, plan.words())?;
         let q = stored(device, storage, &self.queries[..queries * width])?;
         let pool = self.pool(device, storage)?;
-        let mut out = unwritten(device, queries * self.shape.width())?;
-        let mut lse = unwritten(device, queries * self.shape.heads)?;
+        let mut out = unwritten(device, copies * queries * self.shape.width())?;
+        let mut lse = unwritten(device, copies * queries * self.shape.heads)?;
         let mut output = attention::Output { out: out.view_mut(), lse: Some(lse.view_mut()) };
         let (layout, layer) = (self.layout(), Self::LAYER);
         let inputs = Inputs { storage, q: q.view(), pool: pool.view(), layout, layer };
         attention(device, &mut output, inputs, words.view(), &plan, &mut scratch)?;
+        let asked = asked.into_iter().next().unwrap_or_default();
         Ok(Forward { asked, scratch, plan, words, q, pool, out, lse })
     }
 
-    fn run(&self, device: &Run<'_>, storage: HalfType, queries: usize) -> Result<Vec<Output>> {
-        let Forward { out, lse, .. } = self.forward(device, storage, queries)?;
-        Ok(vec![
-            Output::new("out", widened(storage, &device.finished(&out)?)).every(Self::STEP),
-            Output::new("lse", wide(&device.finished(&lse)?)),
-        ])
+    fn run(
+        &self,
+        device: &Run<'_>,
+        storage: HalfType,
+        queries: usize,
+        copies: usize,
+        products: Products,
+    ) -> Result<Vec<Output>> {
+        let Forward { out, lse, .. } = self.forward(device, storage, queries, copies, products)?;
+        let (out, lse) = (widened(storage, &device.finished(&out)?), wide(&device.finished(&lse)?));
+        // Of each copy.
+        let out = out.chunks_exact(queries * self.shape.width());
+        let out = out.map(|out| Output::new("out", out.to_vec()).every(Self::STEP));
+        let lse = lse.chunks_exact(queries * self.shape.heads).map(|lse| Output::new("lse", lse.to_vec()));
+        Ok(out.chain(lse).collect())
     }
 
     fn run_backward(&self, device: &Run<'_>, storage: HalfType, queries: usize) -> Result<Vec<Output>> {
         let Shape { heads, head, .. } = self.shape;
-        let Forward { asked, mut scratch, plan, words, q, pool, out, lse } = self.forward(device, storage, queries)?;
+        let Forward { asked, mut scratch, plan, words, q, pool, out, lse } =
+            self.forward(device, storage, queries, 1, Products::Mma)?;
         let (start, len) = ((Self::LEN - queries) as u32, queries as u32);
         let segment = back::Segment { blocks: &Self::BLOCKS, start, len, row: 0, queries: &asked };
         let keys = back::Plan::new(&self.shape, &[segment])?;

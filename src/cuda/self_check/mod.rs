@@ -48,7 +48,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// The cases of the kernels for Hopper alone. They are a group of their own, because a device can do without these kernels.
 fn sm90_cases() -> Vec<Case> {
-    [products::sm90_cases(), tables::tiled_cases()].into_iter().flatten().collect()
+    [products::sm90_cases(), attention::sm90_cases(), tables::tiled_cases()].into_iter().flatten().collect()
 }
 
 /// Runs the cases of the kernels that every device needs, until the time is over. A device that fails differs.
@@ -56,7 +56,7 @@ pub fn run(device: &Device, limit: Duration) -> Findings {
     run_cases(device, cases(), limit)
 }
 
-/// The same for the family [`Sm90`](super::Family::Sm90): its products, and what reads and writes weights in tiles.
+/// The same for the family [`Sm90`](super::Family::Sm90): its products, its attention, and what reads and writes weights in tiles.
 pub fn run_sm90(device: &Device, limit: Duration) -> Findings {
     run_cases(device, sm90_cases(), limit)
 }

@@ -75,5 +75,12 @@ pub const SMALL: f64 = 2.3;
 pub const ATTENTION: f64 = 4.8;
 /// Read: of the copy rate, what attention reads keys and values with.
 pub const ATTENTION_STREAM: f64 = 0.80;
-/// Read: operations of attention, 190 TFLOP/s; taken for its backward pass too.
+/// Read: the same where items walk all chunks of their rows and nothing goes through the scratch.
+pub const ATTENTION_STREAM_WHOLE: f64 = 0.90;
+/// Read: operations of attention by mma, 190 TFLOP/s; taken for its backward pass too.
 pub const ATTENTION_OPERATIONS: f64 = 190e6;
+/// Read: instructions of a warp for a page of keys that all its rows see, in the machine code of attention_sm90_128, a fourth of
+/// those for the end of a chunk included.
+pub const WGMMA_PAGE: f64 = 670.0;
+/// Assumed: of what issue slots, tensor core or shared memory take alone, what two warpgroups need that wait for each other.
+pub const WGMMA_OVERLAP: f64 = 0.75;

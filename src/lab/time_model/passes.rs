@@ -1,6 +1,9 @@
 //! What a pass of a model takes: its launches, in the order of `model::cuda::decoder` and `model::cuda::backward`.
 
-use super::card::{ATTENTION, ATTENTION_OPERATIONS, ATTENTION_STREAM, Card, HOST, LAUNCH, NORM, ROPE, SMALL, SWIGLU};
+use super::card::{
+    ATTENTION, ATTENTION_OPERATIONS, ATTENTION_STREAM, ATTENTION_STREAM_WHOLE, CLOCK, Card, HOST, LAUNCH,
+    MULTIPROCESSORS, NORM, OPERATIONS, ROPE, SHARED_OVERHEAD, SMALL, SWIGLU, WGMMA_OVERLAP, WGMMA_PAGE,
+};
 use super::products::{Family, Product, Products, products};
 use crate::files::config::ModelConfig;
 use crate::lab::bench::cost::{self, Cost};
@@ -117,6 +120,7 @@ impl Phase {
 
 /// A pass of a model with a family of products on a card.
 struct Pass<'a> {
+    family: Family,
     card: Card,
     config: &'a ModelConfig,
     products: Products,
@@ -131,12 +135,30 @@ struct Attention {
     positions: f64,
     /// Pairs of a query and a key.
     pairs: f64,
+    /// Queries, of as many sequences.
+    alone: usize,
+}
+
+/// Operations a microsecond of attention by wgmma where items have two tiles of 64 rows, of heads with so many elements.
+fn wgmma_operations(head: usize) -> f64 {
+    const TILES: f64 = 2.0;
+    let (rows, keys, warps) = (64.0, 64.0, 4.0);
+    let page = TILES * 4.0 * rows * keys * head as f64;
+    let tensor = page * f64::from(MULTIPROCESSORS) / OPERATIONS;
+    // Four schedulers issue an instruction in a cycle each.
+    let issue = TILES * warps * WGMMA_PAGE / 4.0 / CLOCK;
+    // Keys and values are copied once and read by each tile; a chunk of four pages reads and writes the sums, in f32.
+    let plane = 2.0 * keys * head as f64;
+    let bytes = 2.0 * plane + TILES * (2.0 * plane + 2.0 * 4.0 * rows * head as f64 / 4.0);
+    let shared = bytes / 128.0 * SHARED_OVERHEAD / CLOCK;
+    let time = tensor.max(issue).max(shared) / WGMMA_OVERLAP;
+    page * f64::from(MULTIPROCESSORS) / time
 }
 
 impl<'a> Pass<'a> {
     fn new(family: Family, card: Card, config: &'a ModelConfig, graph: bool) -> Self {
         let launch = if graph { 0.0 } else { LAUNCH };
-        Pass { card, config, products: Products::new(family, card, config), launch }
+        Pass { family, card, config, products: Products::new(family, card, config), launch }
     }
 
     /// A small kernel that moves so many bytes for each of so many rows.
@@ -159,8 +181,15 @@ impl<'a> Pass<'a> {
     }
 
     fn attention(&self, work: Attention) -> Time {
-        let bytes = work.positions * self.kv() / (self.card.copy * ATTENTION_STREAM);
-        Time::attention(self.launch + ATTENTION + bytes.max(work.pairs * self.pair() / ATTENTION_OPERATIONS))
+        let whole =
+            self.family != Family::OfReference && work.alone * self.config.num_kv_heads >= 2 * MULTIPROCESSORS as usize;
+        let stream = if whole { ATTENTION_STREAM_WHOLE } else { ATTENTION_STREAM };
+        let bytes = work.positions * self.kv() / (self.card.copy * stream);
+        let operations = match self.family {
+            Family::Sm90 => wgmma_operations(self.config.head_dim),
+            _ => ATTENTION_OPERATIONS,
+        };
+        Time::attention(self.launch + ATTENTION + bytes.max(work.pairs * self.pair() / operations))
     }
 
     /// A layer of `rows` rows, of which `live` go on beyond keys and values.
@@ -200,19 +229,23 @@ impl<'a> Pass<'a> {
 
     fn decode(&self, rows: usize, context: usize) -> Time {
         let seen = (rows * context) as f64;
-        Time::rest(HOST) + self.layers(rows, rows, Attention { positions: seen, pairs: seen }) + self.head(rows)
+        Time::rest(HOST)
+            + self.layers(rows, rows, Attention { positions: seen, pairs: seen, alone: rows })
+            + self.head(rows)
     }
 
     fn prefill(&self, tokens: usize) -> Time {
         let n = tokens as f64;
-        Time::rest(HOST) + self.layers(tokens, 1, Attention { positions: n, pairs: n * (n + 1.0) / 2.0 }) + self.head(1)
+        Time::rest(HOST)
+            + self.layers(tokens, 1, Attention { positions: n, pairs: n * (n + 1.0) / 2.0, alone: 0 })
+            + self.head(1)
     }
 
     /// Scored is the last row of every segment, and the gradient of its first row is wanted.
     fn gradient(&self, segments: usize, tokens: usize, prefix: usize) -> Time {
         let rows = segments * tokens;
         let (before, own) = ((rows * prefix) as f64, rows as f64 * (tokens as f64 + 1.0) / 2.0);
-        let attention = Attention { positions: (prefix + rows) as f64, pairs: before + own };
+        let attention = Attention { positions: (prefix + rows) as f64, pairs: before + own, alone: 0 };
         let (d, layers) = (self.config.hidden_size, self.config.num_layers);
         // The residual stream of both norms goes to the tape.
         let taped = self.small(SMALL, rows, 8 * d).times(2 * layers);
