@@ -51,6 +51,10 @@ impl Record for Verdict {
     fn index(&self) -> usize {
         self.index
     }
+
+    fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
 }
 
 /// A guard model, ready to be asked.

@@ -113,6 +113,13 @@ impl MadeOn {
         config.insert("kernels".to_string(), self.kernels.as_deref().map_or(Value::Null, Value::from));
     }
 
+    /// As an entry of a list.
+    fn entry(&self) -> Value {
+        let mut entry = Map::new();
+        self.record(&mut entry);
+        Value::Object(entry)
+    }
+
     /// Whether it is the CPU or CUDA, of whatever kind.
     fn backend(&self) -> &str {
         self.device.split(' ').next().unwrap_or_default()
@@ -180,13 +187,24 @@ pub struct RowCandidate {
 pub trait Record: Serialize + for<'a> Deserialize<'a> {
     /// Number of the prompt.
     fn index(&self) -> usize;
+
+    /// The kind of device that it was made on, if it says so.
+    fn device(&self) -> Option<&str>;
 }
 
 impl Record for Row {
     fn index(&self) -> usize {
         self.index
     }
+
+    fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
 }
+
+/// The option that lists what a file was gone on with on, besides the device and the kernels that it was begun with: objects with
+/// `device` and `kernels`. Files that nothing was mixed into do not have it.
+pub(super) const MIXED_IN: &str = "mixed_in";
 
 /// What every row begins with.
 const BEGINNING: &[u8] = b"{\"index\":";
@@ -200,11 +218,13 @@ pub struct Rows {
     path: PathBuf,
     file: File,
     there: BTreeSet<usize>,
+    /// The options with what is mixed in now, until the first row of it is added.
+    mixed: Option<Map<String, Value>>,
 }
 
 impl Rows {
     /// Opens a file, or creates it. `config` holds all that an answer depends on besides its prompt; with `mix_devices` its rows
-    /// may have been made on another kind of device. `fits` says what is wrong with a row beside the input, as the end of a
+    /// may have been made on another kind of device; the options then list this one too, once it has a row. `fits` says what is wrong with a row beside the input, as the end of a
     /// sentence that begins with the row.
     ///
     /// # Errors
@@ -240,7 +260,7 @@ impl Rows {
             text.extend(&rest);
         }
         let state = State { has_rows: !text.is_empty(), is_begun: !rest.is_empty() };
-        check_config(name, config, state, mix_devices)?;
+        let mixed = check_config(name, config, state, mix_devices)?;
         let mut there = BTreeSet::new();
         for (number, line) in text.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
             let wrong = |what: String| Error::file(name, format!("line {}: {what}", number + 1));
@@ -258,7 +278,7 @@ impl Rows {
         } else if !rest.is_empty() {
             file.set_len(whole as u64).map_err(failed)?;
         }
-        Ok(Rows { name: name.to_path_buf(), path, file, there })
+        Ok(Rows { name: name.to_path_buf(), path, file, there, mixed })
     }
 
     /// Whether a prompt has been answered.
@@ -284,6 +304,11 @@ impl Rows {
         let failed = |e| Error::io(&self.name, e);
         let mut line = serde_json::to_vec(row).map_err(|e| Error::file(&self.name, e.to_string()))?;
         line.push(b'\n');
+        if let Some(options) = self.mixed.as_ref().filter(|_| row.device().is_some()) {
+            // Before the row: a row that the options do not know of would be worse than an entry without a row.
+            write_config(&self.path, options)?;
+            self.mixed = None;
+        }
         let before = self.file.metadata().map_err(failed)?.len();
         if let Err(error) = self.file.write_all(&line) {
             // A full disk may have taken a part of it.
@@ -411,8 +436,21 @@ struct State {
     is_begun: bool,
 }
 
-/// Compares the configuration with the one that the rows were made with, or writes it if there are no rows.
-fn check_config(path: &Path, config: &Map<String, Value>, state: State, mix_devices: bool) -> Result<()> {
+/// Writes the options of a run beside its rows.
+fn write_config(path: &Path, config: &Map<String, Value>) -> Result<()> {
+    let beside = config_path(path);
+    let text = serde_json::to_vec_pretty(config).map_err(|e| Error::file(&beside, e.to_string()))?;
+    replace(&behind_links(&beside), &part_path(&beside), &text).map_err(|e| Error::io(&beside, e))
+}
+
+/// Compares the configuration with the one that the rows were made with, or writes it if there are no rows. Gives the options to
+/// write when the first row is added, if it is of a device or of kernels that they do not list yet.
+fn check_config(
+    path: &Path,
+    config: &Map<String, Value>,
+    state: State,
+    mix_devices: bool,
+) -> Result<Option<Map<String, Value>>> {
     let beside = config_path(path);
     let found = match options_of(path) {
         Err(Error::Io { source, .. }) if state.has_rows || state.is_begun => {
@@ -425,8 +463,7 @@ fn check_config(path: &Path, config: &Map<String, Value>, state: State, mix_devi
         if !found.is_empty() && !found.contains_key("ggro") {
             return Err(Error::file(&beside, "expected the options of a run, found something else; it would be lost"));
         }
-        let text = serde_json::to_vec_pretty(config).map_err(|e| Error::file(&beside, e.to_string()))?;
-        return replace(&behind_links(&beside), &part_path(&beside), &text).map_err(|e| Error::io(&beside, e));
+        return write_config(path, config).map(|()| None);
     }
     // Rows of another command have other options altogether.
     let of = |config: &Map<String, Value>| if config.contains_key("guard") { "`ggro guard`" } else { "`ggro run`" };
@@ -436,7 +473,7 @@ fn check_config(path: &Path, config: &Map<String, Value>, state: State, mix_devi
     let (before, now) = (MadeOn::of(&found), MadeOn::of(config));
     // What follows from the device alone is no difference of its own. Rows of versions that did not say are on any.
     let of_device = |name: &str| match name {
-        "device" | "kernels" => true,
+        "device" | "kernels" | MIXED_IN => true,
         "arithmetic" => before.as_ref().zip(now.as_ref()).is_some_and(|(a, b)| a.backend() != b.backend()),
         _ => false,
     };
@@ -457,7 +494,8 @@ fn check_config(path: &Path, config: &Map<String, Value>, state: State, mix_devi
                      same (--device, --kernels), another output file, or --mix-devices, which goes on all the same"
                 ),
             )),
-            _ => Ok(()),
+            (Some(before), Some(now)) if before != now => Ok(with_mixed_in(&found, &now)),
+            _ => Ok(None),
         };
     }
     Err(Error::file(
@@ -467,6 +505,19 @@ fn check_config(path: &Path, config: &Map<String, Value>, state: State, mix_devi
             differs.join("; ")
         ),
     ))
+}
+
+/// Options that list what is mixed in now; `None` if they do so already.
+fn with_mixed_in(options: &Map<String, Value>, now: &MadeOn) -> Option<Map<String, Value>> {
+    let mut list = options.get(MIXED_IN).and_then(Value::as_array).cloned().unwrap_or_default();
+    let known = list.iter().filter_map(Value::as_object).any(|entry| MadeOn::of(entry).as_ref() == Some(now));
+    if known {
+        return None;
+    }
+    list.push(now.entry());
+    let mut options = options.clone();
+    options.insert(MIXED_IN.to_string(), Value::Array(list));
+    Some(options)
 }
 
 #[cfg(test)]
@@ -577,6 +628,27 @@ mod tests {
             }
             assert_eq!(open(&other, true).unwrap().len(), 1);
         }
+        // Nothing was added yet, so nothing was mixed in.
+        let now = || recorded(&path).unwrap();
+        assert_eq!(now(), first);
+        let sm80 = on("cuda 9.0", Some("sm80"), "auto on CUDA");
+        let entry = |device: &str, kernels: Option<&str>| json!({ "device": device, "kernels": kernels });
+        for (other, at, listed) in [
+            (&sm80, 1, vec![entry("cuda 9.0", Some("sm80"))]),
+            (&sm80, 2, vec![entry("cuda 9.0", Some("sm80"))]),
+            (&first, 3, vec![entry("cuda 9.0", Some("sm80"))]),
+            (&on("cpu", None, "f32 on the CPU"), 4, vec![entry("cuda 9.0", Some("sm80")), entry("cpu", None)]),
+        ] {
+            let mut rows = open(other, true).unwrap();
+            // A row that no device made.
+            rows.add(&row(10 * at)).unwrap();
+            rows.add(&Row { device: Some(other["device"].as_str().unwrap().to_string()), ..row(at) }).unwrap();
+            let mut expected = first.clone();
+            expected.insert(MIXED_IN.to_string(), Value::Array(listed));
+            assert_eq!(now(), expected, "the rest is what the file was begun with");
+        }
+        // What was mixed in is mixed in once more only if that is asked for.
+        assert!(open(&sm80, false).is_err());
         // What was asked for is another option, on whatever device.
         for mix in [false, true] {
             let message = open(&on("cuda 8.0", Some("sm80"), "f16 on CUDA"), mix).unwrap_err().to_string();
@@ -587,7 +659,7 @@ mod tests {
         let mut before = first.clone();
         before.retain(|name, _| name != "device" && name != "kernels");
         std::fs::write(config_path(&path), json!(before).to_string()).unwrap();
-        assert_eq!(open(&on("cuda 8.0", Some("sm80"), "auto on CUDA"), false).unwrap().len(), 1);
+        assert_eq!(open(&on("cuda 8.0", Some("sm80"), "auto on CUDA"), false).unwrap().len(), 9);
         assert!(open(&on("cpu", None, "f32 on the CPU"), false).unwrap_err().to_string().contains("`arithmetic` was"));
     }
 

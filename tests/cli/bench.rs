@@ -39,6 +39,7 @@ fn passes_of_a_random_pair() {
     for name in ["version", "commit", "device", "dtype", "config_hash", "command"] {
         assert!(header[name].as_str().is_some_and(|text| !text.is_empty()), "{name}: {header}");
     }
+    assert_eq!((&header["device_kind"], &header["kernels"]), (&json!("cpu"), &Value::Null), "{header}");
     assert!(header["command"].as_str().unwrap().starts_with("bench latency"), "{header}");
     assert!(header["models"][0].as_str().unwrap().contains("demo policy (random, seed 0)"), "{header}");
     let limits = [number(&header["limits"], "bytes"), number(&header["limits"], "flops")];
@@ -194,6 +195,7 @@ fn runs_are_compared() {
     let first = ggro(&[&args[..], &["-o", "json", "--chart", &chart]].concat()).ok();
     assert!(std::fs::read_to_string(&chart).unwrap().starts_with("<svg "));
     let mut report: Value = serde_json::from_str(&first.out).unwrap();
+    let first_ids = report["rows"][0]["ids"].clone();
     let mut against = |seconds: f64, ids: &str, name: &str| {
         report["rows"][0]["seconds"] = json!(seconds);
         if !ids.is_empty() {
@@ -208,6 +210,12 @@ fn runs_are_compared() {
     assert!(slower.code == Some(1) && slower.err.contains(", slower"), "{}", slower.err);
     let other = against(1e3, "0123456789abcdef", "other.json");
     assert!(other.code == Some(1) && other.err.contains(", other ids"), "{}", other.err);
+    // As a report of a version that did not say on what it was made.
+    report["header"].as_object_mut().unwrap().retain(|name, _| !["device_kind", "kernels"].contains(&&**name));
+    report["rows"][0]["seconds"] = json!(1e3);
+    report["rows"][0]["ids"] = first_ids;
+    std::fs::write(file("before.json"), report.to_string()).unwrap();
+    ggro(&[&args[..], &["--compare", &file("before.json")]].concat()).ok();
     // Lines are as good as one object.
     let lines = ggro(&[&args[..], &["-o", "jsonl"]].concat()).ok();
     std::fs::write(file("lines.jsonl"), &lines.out).unwrap();

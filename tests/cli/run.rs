@@ -492,7 +492,11 @@ fn rows_of_other_devices_are_mixed_if_asked() {
     // Other options are refused all the same.
     let seed = ggro(&[&args[..], &["--mix-devices", "--seed", "5"]].concat());
     assert!(seed.code == Some(2) && seed.err.contains("`seed` was 0, is 5"), "{}", seed.err);
+    assert_eq!(read_json(&beside), there, "nothing was mixed in yet");
     ggro(&[&args[..], &["--mix-devices"]].concat()).ok();
+    let mut mixed = there.clone();
+    mixed["mixed_in"] = json!([{"device": "cpu", "kernels": null}]);
+    assert_eq!(read_json(&beside), mixed, "the rest is what the file was begun with");
     let made_on: Vec<Value> = rows(&output).iter().map(|row| row["device"].clone()).collect();
     assert_eq!(made_on, ["cuda 9.0", "cuda 9.0", "cpu", "cpu"]);
     let html = folder.path().join("page.html");
@@ -502,6 +506,7 @@ fn rows_of_other_devices_are_mixed_if_asked() {
     }
     let page = std::fs::read_to_string(&html).expect("a page");
     assert!(page.contains(r#"["answers on cpu","2"],["answers on cuda 9.0 with kernels sm90","2"]"#));
+    assert!(!page.contains("mixed in"), "the page says it by those lines");
     let object = ggro(&["report", "--json", utf8(&output)]).ok().json();
     let made_on =
         json!([{"device": "cpu", "kernels": null, "rows": 2}, {"device": "cuda 9.0", "kernels": "sm90", "rows": 2}]);

@@ -114,6 +114,8 @@ fn models_are_timed_on_a_device() {
         |out: &str| -> Vec<Value> { out.lines().skip(1).map(|line| serde_json::from_str(line).unwrap()).collect() };
     let header: Value = serde_json::from_str(passes.out.lines().next().unwrap()).unwrap();
     assert_eq!(header["header"]["driver"], "13.0", "{header}");
+    assert_eq!(header["header"]["device_kind"], "cuda 9.0", "{header}");
+    assert_eq!(header["header"]["kernels"], "sm90", "{header}");
     assert_eq!(header["header"]["clocks_mhz"], serde_json::json!([1980, 2619]), "{header}");
     let phases: Vec<String> = rows(&passes.out)
         .into_iter()

@@ -3,7 +3,7 @@
 use crate::emulated;
 use crate::self_check::{Machine, Run, changed};
 use ggro_emulator::Report;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 
 const ASK: [&str; 8] =
@@ -243,4 +243,8 @@ fn rows_say_which_kernels_they_were_made_by() {
     let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let made_on = rows.iter().map(|row| (row["device"].as_str(), row["kernels"].as_str())).collect::<Vec<_>>();
     assert_eq!(made_on, [(Some("cuda 9.0"), Some("sm90")), (Some("cuda 9.0"), Some("sm80"))]);
+    let options = std::fs::read(folder.path().join("out.jsonl.config.json")).unwrap();
+    let options: Value = serde_json::from_slice(&options).unwrap();
+    assert_eq!((&options["device"], &options["kernels"]), (&json!("cuda 9.0"), &json!("sm90")));
+    assert_eq!(options["mixed_in"], json!([{ "device": "cuda 9.0", "kernels": "sm80" }]));
 }

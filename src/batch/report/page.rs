@@ -1,14 +1,14 @@
 //! The report as one self-contained page: it loads no script, style, font or image.
 
 use super::{Summary, paired};
-use crate::batch::output::Row;
+use crate::batch::output::{MIXED_IN, Row};
 use serde_json::{Map, Value, json};
 
 /// The page, with its style and script; `"DATA"` is replaced.
 const TEMPLATE: &str = include_str!("page.html");
 
 /// Options that the page says in other words, or that say nothing to a reader.
-const NOT_LISTED: [&str; 4] = ["ggro", "prefill_attack", "system", "task_file"];
+const NOT_LISTED: [&str; 5] = ["ggro", MIXED_IN, "prefill_attack", "system", "task_file"];
 
 /// A page about some files of rows, each under its name and with the options of its run, where they are known. The others are
 /// compared with the first.

@@ -20,6 +20,10 @@ pub struct Header {
     pub command: String,
     /// The processor, or the card.
     pub device: String,
+    /// Its kind, as rows of runs say it: `cpu`, or `cuda 9.0` with the compute capability. Reports of earlier versions do not say.
+    pub device_kind: Option<String>,
+    /// The family of kernels that multiplies with weights, as in `sm90`; none on the CPU, and in reports of earlier versions.
+    pub kernels: Option<String>,
     /// Threads of the processor, or multiprocessors of the card.
     pub units: usize,
     /// Version of CUDA that the driver speaks.
@@ -211,10 +215,11 @@ impl Header {
                 let clocks = self.clocks_mhz.map(|[sm, memory]| format!("at most {sm} and {memory} MHz"));
                 let memory = self.memory_bytes.map(|bytes| format!("{:.0} GiB", bytes as f64 / f64::from(1u32 << 30)));
                 let driver = self.driver.as_ref().map(|driver| format!("CUDA {driver}"));
+                let kernels = self.kernels.as_ref().map(|kernels| format!("kernels {kernels}"));
                 let [policy, reward] = &self.models;
                 let _ = writeln!(text, "ggro {} ({}), config {}", self.version, self.commit, self.config_hash);
                 let units = self.units;
-                let more = known(memory) + &known(driver) + &known(clocks);
+                let more = known(memory) + &known(driver) + &known(clocks) + &known(kernels);
                 let _ = writeln!(text, "device: {}, {units} units{more}", self.device);
                 let _ = writeln!(text, "models: {policy} and {reward}, {}", self.dtype);
                 if let Some(Limits { bytes, flops }) = self.limits {
@@ -429,6 +434,22 @@ mod tests {
         }
         assert_eq!(Report::parse(&serde_json::to_string_pretty(&report).unwrap()).unwrap(), report);
         assert!(Report::parse("{}").is_err() && Report::parse("").is_err());
+    }
+
+    /// A report says which kernels it timed, and one of before is read although it does not.
+    #[test]
+    fn kernels_are_recorded() {
+        let header = Header { device: "a card".into(), units: 132, kernels: Some("sm90".into()), ..Header::default() };
+        let text = header.text(Format::Markdown).unwrap();
+        assert!(text.contains("\ndevice: a card, 132 units, kernels sm90\n"), "{text}");
+        assert!(header.text(Format::Csv).unwrap().contains("\n# kernels: \"sm90\"\n"));
+        let report = Report { header, rows: Vec::new() };
+        let mut json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["header"]["kernels"], "sm90");
+        json["header"].as_object_mut().unwrap().retain(|name, _| !["device_kind", "kernels"].contains(&&**name));
+        let before = Report::parse(&json.to_string()).unwrap();
+        assert_eq!(before.header, Header { kernels: None, ..report.header });
+        assert!(before.header.text(Format::Markdown).unwrap().contains("132 units\n"));
     }
 
     #[test]

@@ -31,19 +31,15 @@ pub enum Into {
     Gradient,
 }
 
-/// The cases of a family: its shapes with three ways of storing, and those for which rows are run alone and together.
-pub fn cases_of(
-    family: Family,
-    shapes: &[(usize, usize, usize)],
-    stored: [(Into, bool, Values); 3],
-    together: [(usize, usize, usize); 3],
-) -> Vec<Case> {
+/// The cases of a family: its shapes with three ways of storing, and those for which rows are run alone and together. Each family
+/// has shapes of its own, because its kernels have tiles of their own.
+pub fn cases_of(family: Family, shapes: &[(usize, usize, usize)], together: [(usize, usize, usize); 3]) -> Vec<Case> {
     let op = family.op();
     let mut cases = Vec::new();
     for storage in HalfType::ALL {
         for &(tokens, n, k) in shapes {
             let shape = Shape { tokens, n, k };
-            for (into, bias, values) in stored {
+            for (into, bias, values) in family.stored() {
                 // What a wide matrix shows, one way of storing it shows.
                 if family.sizes(shape).0 > 1000 && into != Into::F32 {
                     continue;
@@ -85,12 +81,7 @@ pub fn cases() -> Vec<Case> {
         (1, 32_000, 128),
         (3, 128_256, 64),
     ];
-    let stored = [
-        (Into::F32, false, Values::Normal(1.0)),
-        (Into::Storage, true, Values::Normal(0.05)),
-        (Into::Residual, false, Values::Outliers),
-    ];
-    cases_of(FORWARD, &shapes, stored, [(257, 40, 1088), (257, 24, 2112), (34, 36, 1088)])
+    cases_of(FORWARD, &shapes, [(257, 40, 1088), (257, 24, 2112), (34, 36, 1088)])
 }
 
 impl Family {
@@ -116,6 +107,19 @@ impl Family {
             Direction::Forward => (n, k),
             Direction::Backward => (k, n),
         }
+    }
+
+    /// The ways of storing, each with whether there is a bias, and the numbers.
+    fn stored(self) -> [(Into, bool, Values); 3] {
+        let (bias, last) = match self.direction {
+            Direction::Forward => (true, Into::Residual),
+            Direction::Backward => (false, Into::Gradient),
+        };
+        [
+            (Into::F32, false, Values::Normal(1.0)),
+            (Into::Storage, bias, Values::Normal(0.05)),
+            (last, false, Values::Outliers),
+        ]
     }
 
     /// The chunks in which the terms of an output are added.

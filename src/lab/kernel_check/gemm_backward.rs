@@ -1,8 +1,7 @@
 //! Cases of `gemm_backward`: the problems of `gemm`, the other way.
 
 use super::case::Case;
-use super::gemm::{Family, Into, cases_of, timings_of};
-use super::numbers::Values;
+use super::gemm::{Family, cases_of, timings_of};
 use super::timing::Timed;
 use crate::cuda::ops::gemm::Direction;
 use crate::cuda::ops::weight_layout::WeightLayout;
@@ -24,12 +23,7 @@ pub fn cases() -> Vec<Case> {
         (129, 1120, 264),
         (1, 72, 32_000),
     ];
-    let stored = [
-        (Into::F32, false, Values::Normal(1.0)),
-        (Into::Storage, false, Values::Normal(0.05)),
-        (Into::Gradient, false, Values::Outliers),
-    ];
-    cases_of(BACKWARD, &shapes, stored, [(257, 1056, 40), (257, 2112, 24), (34, 1056, 40)])
+    cases_of(BACKWARD, &shapes, [(257, 1056, 40), (257, 2112, 24), (34, 1056, 40)])
 }
 
 pub fn timings() -> Vec<Timed> {

@@ -1,8 +1,7 @@
 //! Cases of Hopper's data gradients: the problems of `gemm_backward` with weights in tiles.
 
 use super::case::Case;
-use super::gemm::{Family, Into, cases_of, timings_of};
-use super::numbers::Values;
+use super::gemm::{Family, cases_of, timings_of};
 use super::timing::Timed;
 use crate::cuda::ops::gemm::Direction;
 use crate::cuda::ops::weight_layout::WeightLayout;
@@ -25,12 +24,7 @@ pub fn cases() -> Vec<Case> {
         (193, 64, 129),
         (1, 72, 32_000),
     ];
-    let stored = [
-        (Into::F32, false, Values::Normal(1.0)),
-        (Into::Storage, false, Values::Normal(0.05)),
-        (Into::Gradient, false, Values::Outliers),
-    ];
-    cases_of(BACKWARD, &shapes, stored, [(257, 1056, 40), (97, 2112, 136), (34, 1056, 40)])
+    cases_of(BACKWARD, &shapes, [(257, 1056, 40), (97, 2112, 136), (34, 1056, 40)])
 }
 
 pub fn timings() -> Vec<Timed> {

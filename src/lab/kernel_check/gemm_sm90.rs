@@ -1,8 +1,7 @@
 //! Cases of Hopper's products: the problems of `gemm` with weights in tiles.
 
 use super::case::Case;
-use super::gemm::{Family, Into, cases_of, timings_of};
-use super::numbers::Values;
+use super::gemm::{Family, cases_of, timings_of};
 use super::timing::Timed;
 use crate::cuda::ops::gemm::Direction;
 use crate::cuda::ops::weight_layout::WeightLayout;
@@ -27,12 +26,7 @@ pub fn cases() -> Vec<Case> {
         (2048, 8, 64),
         (1, 32_000, 128),
     ];
-    let stored = [
-        (Into::F32, false, Values::Normal(1.0)),
-        (Into::Storage, true, Values::Normal(0.05)),
-        (Into::Residual, false, Values::Outliers),
-    ];
-    cases_of(FORWARD, &shapes, stored, [(257, 40, 1088), (97, 136, 2112), (34, 36, 1088)])
+    cases_of(FORWARD, &shapes, [(257, 40, 1088), (97, 136, 2112), (34, 36, 1088)])
 }
 
 pub fn timings() -> Vec<Timed> {

@@ -23,7 +23,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let ((files, bytes), mut header) = {
         let pair = common.pair.load()?;
         let opened = common.device.open(&mut device, &pair, len)?;
-        let header = common.ready(opened, common.pair.names(), "load")?.header;
+        let header = common.ready(opened, &device, common.pair.names(), "load")?.header;
         (files_of(pair.parts()), header)
     };
     // Limits of arithmetic say nothing about disks.

@@ -7,8 +7,9 @@ mod passes;
 mod serve;
 mod sink;
 
+use crate::batch::output::MadeOn;
 use crate::cli::args::seed;
-use crate::cli::models::{DeviceArgs, PairArgs};
+use crate::cli::models::{DeviceArgs, PairArgs, made_on};
 use crate::cli::output::Paths;
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
@@ -150,10 +151,17 @@ impl Common {
                 (self.device.open(&mut device, &pair, self.pair.max_model_len)?, self.pair.names())
             }
         };
-        self.ready(opened, names, config)
+        self.ready(opened, &device, names, config)
     }
 
-    fn ready(&self, mut opened: Opened, names: [Option<String>; 2], config: &str) -> anyhow::Result<Ready> {
+    /// What was opened on a device, with its report's header.
+    fn ready(
+        &self,
+        mut opened: Opened,
+        on: &Device,
+        names: [Option<String>; 2],
+        config: &str,
+    ) -> anyhow::Result<Ready> {
         let limits = if self.runs.no_limits { None } else { Some(limits(&mut opened)?) };
         let dtype = match opened.cuda().and_then(|cuda| cuda.opened.models.first()) {
             None => "f32 from the stored weights".to_string(),
@@ -180,12 +188,15 @@ impl Common {
         let names = [named(policy, Role::Policy), named(reward, Role::Reward)];
         let decided = format!("{config} {names:?} {dtype} {}", backend.max_len());
         let hash: String = Sha256::digest(decided).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let MadeOn { device: kind, kernels } = made_on(on);
         let header = Header {
             version: env!("CARGO_PKG_VERSION").to_string(),
             commit: option_env!("GGRO_BUILD_COMMIT").unwrap_or("unknown").to_string(),
             date: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             command: std::env::args().skip(1).collect::<Vec<String>>().join(" "),
             device,
+            device_kind: Some(kind),
+            kernels,
             units,
             driver,
             clocks_mhz,
