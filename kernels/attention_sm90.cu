@@ -112,10 +112,10 @@ struct ManyAttention {
         if (threadIdx.x % kWarp == 0) ptx::mbarrier_arrive(ring.empty + 8 * stage);
     }
 
-    // Goes on to the next page that the tile sees, if there is one. What it passes may end a chunk; `page` has the flag then.
+    // Goes on to the next page before `end` that the tile sees, if there is one, and says whether a page that it passes ends a chunk.
     static __device__ __forceinline__ bool seek(Page& page, bool& chunk_ends, unsigned tile, const Ring& ring, Place& place,
-                                                unsigned char* stages, const uint4* page_list, int& at, int pages) {
-        while (at < pages) {
+                                                unsigned char* stages, const uint4* page_list, int& at, int end) {
+        while (at < end) {
             const uint4 word = __ldg(page_list + at++);
             const int stage = place.stage, valid = word.w & 0xffff;
             ptx::mbarrier_wait(ring.full + 8 * stage, place.parity);
@@ -245,22 +245,14 @@ struct ManyAttention {
 
         // The page whose scores are next, and the stage of the one whose values are.
         Place place;
-        Page page;
+        Page page = {};
         int at = 0, stage = 0;
         const uint4* const page_list = args.pages + item.z;
-        bool ends = false;
-        bool there = seek(page, ends, tile, ring, place, stages, page_list, at, item.w);
+        const int pages = item.w;
+        bool ends = false, there;
         float chunk_m[2], chunk_l[2];
-        // Goes on to the next page, with this one's exponentials as p.
-        const auto go_on = [&](uint32_t(&p)[kKeys / 16][4]) {
-#pragma unroll
-            for (int g = 0; g < kKeys / 16; ++g) round_left<T>(p[g], s, g);
-            stage = page.stage;
-            ends = (__ldg(page_list + at - 1).w & kChunkEnds) != 0;
-            // Without a next page, this one's scores are made again, for nobody.
-            there = seek(page, ends, tile, ring, place, stages, page_list, at, item.w);
-            if (!ends) return;
-            // The chunk's own state; the next page begins another one.
+        // A chunk is over: its own state is set aside, and the next page begins another one.
+        const auto end_chunk = [&] {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 chunk_m[r] = m[r], chunk_l[r] = row_sum(l[r][0], l[r][1], l[r][2], l[r][3]);
@@ -269,10 +261,19 @@ struct ManyAttention {
                 for (int g = 0; g < NS / 2; ++g) l[r][g] = 0.0f;
             }
         };
-        // With a page's output in o, gives its stage back and takes in a chunk that ends with it.
-        const auto finish = [&] {
-            release(ring, stage);
-            if (!ends) return;
+        // Goes on to the next page, with this one's exponentials as p.
+        const auto go_on = [&](uint32_t(&p)[kKeys / 16][4]) {
+#pragma unroll
+            for (int g = 0; g < kKeys / 16; ++g) round_left<T>(p[g], s, g);
+            stage = page.stage;
+            ends = (__ldg(page_list + at - 1).w & kChunkEnds) != 0;
+            // The ring has no room for pages further on while this one is in use. Without a next page, this one's scores are made
+            // again, for nobody.
+            there = seek(page, ends, tile, ring, place, stages, page_list, at, min(pages, at - 1 + STAGES));
+            if (ends) end_chunk();
+        };
+        // With a chunk's output in o.
+        const auto fold_chunk = [&] {
             const Fold first(all_m[0], all_l[0], chunk_m[0], chunk_l[0], log2_scale);
             const Fold second(all_m[1], all_l[1], chunk_m[1], chunk_l[1], log2_scale);
             constexpr int kFours = 4;  // that are read together: registers are few
@@ -294,48 +295,56 @@ struct ManyAttention {
         // The same for every lane, and known to be by the compiler.
         const auto together = [&] { return __shfl_sync(kAllLanes, there && (page.flags & kTogether), 0) != 0; };
 
-        if (there) {
+#pragma unroll 1
+        for (;;) {
+            ends = false;
+            there = seek(page, ends, tile, ring, place, stages, page_list, at, pages);
+            if (ends) end_chunk(), fold_chunk();
+            if (!__shfl_sync(kAllLanes, there, 0)) break;
             begin_scores(s, q, ring.stage(page.stage));
             ptx::wgmma_wait<0>();
             take(page);
-        }
-        while (there) {
+            while (there) {
 #pragma unroll 1
-            while (together()) {
-                uint32_t p[kKeys / 16][4];
-                go_on(p);
-                begin_scores(s, q, ring.stage(page.stage));
+                while (together()) {
+                    uint32_t p[kKeys / 16][4];
+                    go_on(p);
+                    begin_scores(s, q, ring.stage(page.stage));
 #pragma unroll
-                for (int i = 0; i < kSums; ++i) o[i] = __fmul_rn(o[i], shrink[i / 2 % 2]);
-                begin_output(o, p, ring.stage(stage) + kPlaneBytes);
-                ptx::wgmma_wait<1>();  // the scores are there
-                // In a branch, exponentials are made before the wait for the output and not behind it.
-                if (__shfl_sync(kAllLanes, there, 0)) take(page);
-                ptx::wgmma_wait<0>();  // the output is there
-                finish();
-            }
-#pragma unroll 1
-            while (there && !together()) {
-                // What other tokens' pages hold, be it NaN, does not touch a row.
-                const bool mine[2] = {sees[0], sees[1]};
-                uint32_t p[kKeys / 16][4];
-                go_on(p);
-#pragma unroll
-                for (int h = 0; h < kHalves; ++h) {
-                    float next[kHalf / 2];
-#pragma unroll
-                    for (int i = 0; i < kHalf / 2; ++i) next[i] = __fmul_rn(o[h * kHalf / 2 + i], shrink[i / 2 % 2]);
-                    begin_output(next, p, ring.stage(stage) + kPlaneBytes + h * kHalfBytes);
-                    ptx::wgmma_wait<0>();
-#pragma unroll
-                    for (int i = 0; i < kHalf / 2; ++i) {
-                        o[h * kHalf / 2 + i] = mine[i / 2 % 2] ? next[i] : o[h * kHalf / 2 + i];
-                    }
+                    for (int i = 0; i < kSums; ++i) o[i] = __fmul_rn(o[i], shrink[i / 2 % 2]);
+                    begin_output(o, p, ring.stage(stage) + kPlaneBytes);
+                    ptx::wgmma_wait<1>();  // the scores are there
+                    // In a branch, exponentials are made before the wait for the output and not behind it.
+                    if (__shfl_sync(kAllLanes, there, 0)) take(page);
+                    ptx::wgmma_wait<0>();  // the output is there
+                    release(ring, stage);
+                    if (ends) fold_chunk();
                 }
-                finish();
-                begin_scores(s, q, ring.stage(page.stage));
-                ptx::wgmma_wait<0>();
-                take(page);
+#pragma unroll 1
+                while (there && !together()) {
+                    // What other tokens' pages hold, be it NaN, does not touch a row.
+                    const bool mine[2] = {sees[0], sees[1]};
+                    uint32_t p[kKeys / 16][4];
+                    go_on(p);
+#pragma unroll
+                    for (int h = 0; h < kHalves; ++h) {
+                        float next[kHalf / 2];
+#pragma unroll
+                        for (int i = 0; i < kHalf / 2; ++i) next[i] = __fmul_rn(o[h * kHalf / 2 + i], shrink[i / 2 % 2]);
+                        begin_output(next, p, ring.stage(stage) + kPlaneBytes + h * kHalfBytes);
+                        ptx::wgmma_wait<0>();
+#pragma unroll
+                        for (int i = 0; i < kHalf / 2; ++i) {
+                            o[h * kHalf / 2 + i] = mine[i / 2 % 2] ? next[i] : o[h * kHalf / 2 + i];
+                        }
+                    }
+                    release(ring, stage);
+                    if (ends) fold_chunk();
+                    if (!__shfl_sync(kAllLanes, there, 0)) break;
+                    begin_scores(s, q, ring.stage(page.stage));
+                    ptx::wgmma_wait<0>();
+                    take(page);
+                }
             }
         }
 

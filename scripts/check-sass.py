@@ -55,8 +55,8 @@ def kernels(path):
     return found
 
 
-def inner_loop(code, name):
-    """The shortest loop that has such an instruction."""
+def loops_with(code, name):
+    """All loops that have such an instruction, the shortest first."""
     loops = []
     for address, opcode, operands in code:
         target = re.search(r"0x([0-9a-f]+)$", operands)
@@ -64,13 +64,13 @@ def inner_loop(code, name):
             body = [entry for entry in code if int(target[1], 16) <= entry[0] <= address]
             if any(opcode.startswith(name) for _, opcode, _ in body):
                 loops.append(body)
-    return min(loops, key=len, default=[])
+    return sorted(loops, key=len)
 
 
 def check_product(name, code):
     """A product by wgmma: what is wrong, and what there is."""
     tokens = int(re.search(r"sm90_(\d+)_", name)[1])
-    loop = inner_loop(code, "HGMMA")
+    loop = next(iter(loops_with(code, "HGMMA")), [])
     all_of = collections.Counter(opcode.split(".")[0] for _, opcode, _ in code)
     products = [(opcode, operands) for _, opcode, operands in loop if opcode.startswith("HGMMA")]
     wrong = []
@@ -103,18 +103,57 @@ def check_product(name, code):
     return wrong, said
 
 
+def check_attention(name, code):
+    """Attention by wgmma: what is wrong, and what there is."""
+    head = int(re.search(r"sm90_(\d+)_", name)[1])
+    # The loop over pages that all rows of a tile see.
+    output = f"HGMMA.64x{head}x16"
+    loop = next((body for body in loops_with(code, "HGMMA") if sum(op.startswith("HGMMA") for _, op, _ in body) == head // 16 + 4), [])
+    all_of = collections.Counter(opcode.split(".")[0] for _, opcode, _ in code)
+    wrong = []
+
+    def expect(right, words):
+        if not right:
+            wrong.append(words)
+
+    products = [(opcode, operands) for _, opcode, operands in loop if opcode.startswith("HGMMA")]
+    scores, outputs = products[: head // 16], products[head // 16 :]
+    expect(loop, f"no loop has {head // 16 + 4} products")
+    expect(all(opcode.startswith("HGMMA.64x64x16") and "tnsp" not in operands for opcode, operands in scores), "the scores' products")
+    expect(all(opcode.startswith(output) and "tnspB" in operands for opcode, operands in outputs), "the output's products")
+    expect(not any("gdesc" in operands.split(",")[1] for _, operands in products), "operand A is not in registers")
+    waits = [(address, operands) for address, opcode, operands in loop if opcode.startswith("WARPGROUP.DEPBAR")]
+    expect([operands for _, operands in waits] == ["gsb0, 0x1", "gsb0, 0x0"], f"waits in the loop: {waits}")
+    if len(waits) == 2:
+        between = [opcode for address, opcode, _ in loop if waits[0][0] < address < waits[1][0]]
+        made = sum(opcode.startswith("MUFU.EX2") for opcode in between)
+        # 32 of a lane, and two that rescale.
+        expect(made >= 34, f"{made} exponentials before the wait for the output, expected 34")
+    for opcode in ("LDL", "STL"):
+        expect(all_of[opcode] == 0, f"{opcode}")
+    for opcode, count in (("UTMALDG", head // 64 * 2), ("USETMAXREG", 2)):
+        expect(all_of[opcode] >= count, f"{all_of[opcode]} {opcode}, expected {count} at least")
+    # With the mask and the end of a chunk, which most pages do not need.
+    expect(len(loop) <= 1200, f"{len(loop)} instructions in the loop")
+    exponentials = 64 * 64 / 16
+    tensor, shared = 4 * 64 * 64 * head / 4096, (2 * 64 * head * 2 + 64 * head * 2 + 64 * head * 2) / 128
+    said = f"{len(loop):4} instructions a page, shared memory {shared:5.0f} cycles, tensor core {tensor:5.0f}, exponentials {exponentials:4.0f}"
+    return wrong, said
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--made", metavar="FOLDER", type=pathlib.Path, required=True)
     folder = parser.parse_args().made
-    failed, count = False, 0
-    for name, code in sorted(kernels(folder / "gemm_sm90.code").items()):
-        wrong, said = check_product(name, code)
-        failed |= bool(wrong)
-        count += 1
-        print(f"{name:28} {said}  {'; '.join(wrong) or 'ok'}")
-    if count != 40:
-        sys.exit(f"{count} kernels in gemm_sm90, expected 40")
+    failed = False
+    for image, check, expected in (("gemm_sm90", check_product, 40), ("attention_sm90", check_attention, 4)):
+        found = sorted(kernels(folder / f"{image}.code").items())
+        for name, code in found:
+            wrong, said = check(name, code)
+            failed |= bool(wrong)
+            print(f"{name:28} {said}  {'; '.join(wrong) or 'ok'}")
+        if len(found) != expected:
+            sys.exit(f"{len(found)} kernels in {image}, expected {expected}")
     if failed:
         sys.exit("machine code is not what it should be")
 

@@ -35,7 +35,8 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
-/// Of Hopper's kernels: items of one tile and, where the same queries are there twice, of two.
+/// Of Hopper's kernels: items of one tile and, where the same queries are there twice, of two. Those of every card, which take items
+/// of few rows, must give the same bits.
 pub(super) fn sm90_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for head in HEADS.into_iter().filter(|&head| sm90::fits(&Context::shape(head))) {
@@ -45,6 +46,10 @@ pub(super) fn sm90_cases() -> Vec<Case> {
                 Context::new(head).run(device, storage, queries, copies, Products::Wgmma)
             }));
         }
+        let name = format!("{} queries, heads of {head}, by mma", QUERIES[0]);
+        cases.push(Case::of_both("attention_sm90", &name, &format!("attention_{head}"), move |device, storage| {
+            Context::new(head).run(device, storage, QUERIES[0], 1, Products::Mma)
+        }));
     }
     cases
 }

@@ -24,6 +24,7 @@ use expected::Expected;
 pub(crate) use expected::FILE;
 #[cfg(feature = "lab")]
 pub(crate) use expected::names;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// What a self-check found.
@@ -69,6 +70,7 @@ fn run_cases(device: &Device, cases: Vec<Case>, limit: Duration) -> Findings {
         types.iter().map(move |&storage| (case.clone(), storage)).collect::<Vec<_>>()
     });
     let all: Vec<_> = all.collect();
+    let mut seen = Seen::default();
     let mut findings = Findings { cases: all.len(), ..Findings::default() };
     match Expected::embedded() {
         Err(error) => findings.wrong.push(error.to_string()),
@@ -82,7 +84,7 @@ fn run_cases(device: &Device, cases: Vec<Case>, limit: Duration) -> Findings {
                 if device.alive().is_err() {
                     break;
                 }
-                let wrong = match check(case, *storage, &run, &expected) {
+                let wrong = match check(case, *storage, &run, &expected, &mut seen) {
                     Ok(wrong) => wrong,
                     // Somebody else has it all.
                     Err(error) if error.to_string().contains("OUT_OF_MEMORY") => {
@@ -101,8 +103,18 @@ fn run_cases(device: &Device, cases: Vec<Case>, limit: Duration) -> Findings {
     findings
 }
 
-/// The first place where a case is not what it should be.
-fn check(case: &Case, storage: HalfType, run: &Run<'_>, expected: &Expected<'_>) -> Result<Option<String>> {
+/// What cases gave that have the same results, by those, storage type and output: the longest, and which case it was.
+type Seen = HashMap<(String, HalfType, &'static str), (String, Vec<f64>)>;
+
+/// The first place where a case is not what it should be: near the results, and, where another case has the same, of the same bits.
+/// Kernels for few and for many rows must not differ, or an answer depended on what stands beside it.
+fn check(
+    case: &Case,
+    storage: HalfType,
+    run: &Run<'_>,
+    expected: &Expected<'_>,
+    seen: &mut Seen,
+) -> Result<Option<String>> {
     for output in case.run(run, storage)? {
         let known = expected.of(&case.expected, output.name)?;
         let count = known.values.len();
@@ -112,13 +124,23 @@ fn check(case: &Case, storage: HalfType, run: &Run<'_>, expected: &Expected<'_>)
         if output.values.len() > count || bounds.len() < count {
             return Ok(Some(format!("{} elements of {}, expected {count}", output.values.len(), output.name)));
         }
+        let what = output.name;
         for (at, ((found, known), &bound)) in output.values.iter().zip(known.values).zip(bounds).enumerate() {
             // Written so that NaN is no answer.
             let is_near = (found - known).abs() <= f64::from(bound);
             if !is_near {
-                let what = output.name;
                 return Ok(Some(format!("{what}, element {at}, is {found}, expected {known} within {bound:.1e}")));
             }
+        }
+        let (other, values) = seen.entry((case.expected.clone(), storage, what)).or_default();
+        if let Some(at) = output.values.iter().zip(&*values).position(|(a, b)| a.to_bits() != b.to_bits()) {
+            let (found, there) = (output.values[at], values[at]);
+            return Ok(Some(format!(
+                "{what}, element {at}, is {found}, but {there} in {other}: a row depends on its company"
+            )));
+        }
+        if output.values.len() > values.len() {
+            (*other, *values) = (case.name.clone(), output.values);
         }
     }
     Ok(None)

@@ -53,6 +53,13 @@ const FORKS: &[Branch] = &[
     alone(330, 1),
 ];
 
+/// Branches that share one page of a chunk, each with three of its own: an item has many pages that some of its rows do not see.
+const MANY_BRANCHES: &[Branch] = &{
+    let mut branches = [fork(0, 64, 200, 5); 18];
+    branches[0] = alone(200, 5);
+    branches
+};
+
 pub fn cases() -> Vec<Case> {
     cases_of(OP, Products::Mma)
 }
@@ -107,6 +114,9 @@ pub fn cases_of(op: &'static str, products: Products) -> Vec<Case> {
             push(storage, head, group, None, FORKS, "forks", NORMAL, Spread::Device);
             push(storage, head, group, None, PREFILL, "prefill", Values::Outliers, Spread::Whole);
         }
+    }
+    for (head, group) in [(32, 2), (64, 1), (128, 4)] {
+        push(HalfType::Bf16, head, group, None, MANY_BRANCHES, "many branches", NORMAL, Spread::Device);
     }
     for (head, group) in [(32, 4), (64, 1), (128, 3)] {
         push(HalfType::Bf16, head, group, None, CONTINUED, "prefill behind a prefix", NORMAL, Spread::Whole);

@@ -343,8 +343,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         name: "page-given-back-before-its-product",
         op: "attention_sm90",
         file: "attention_sm90.cu",
-        from: "ptx::wgmma_wait<0>();  // the output is there\n                finish();",
-        to: "finish();\n                ptx::wgmma_wait<0>();",
+        from: "ptx::wgmma_wait<0>();  // the output is there\n                    release(ring, stage);",
+        to: "release(ring, stage);\n                    ptx::wgmma_wait<0>();",
     },
     Mutation {
         name: "half-the-tiles-warps-give-back",
@@ -375,7 +375,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         to: "",
     },
     Mutation {
-        name: "scores-without-their-wait",
+        name: "scores-read-before-their-wait",
         op: "attention_sm90",
         file: "attention_sm90.cu",
         from: "ptx::wgmma_wait<1>();  // the scores are there",
@@ -478,5 +478,19 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         file: "attention_sm90.cu",
         from: "const int values = keys + args.kv_heads * kKeys;",
         to: "const int values = keys;",
+    },
+    Mutation {
+        name: "pages-further-on-than-the-ring",
+        op: "attention_sm90",
+        file: "attention_sm90.cu",
+        from: "min(pages, at - 1 + STAGES)",
+        to: "pages",
+    },
+    Mutation {
+        name: "chunk-that-ends-where-nothing-is-held",
+        op: "attention_sm90",
+        file: "attention_sm90.cu",
+        from: "if (ends) end_chunk(), fold_chunk();",
+        to: "",
     },
 ];
