@@ -6,9 +6,9 @@
 //   dk, dv[batch rows, kv_heads EP] f32 = scale sum over queries and heads of ds q, sum of p d_out
 //
 // Two kernels, in this order. *Queries* gives dq, and leaves delta [rows_out, heads] behind; its blocks take the items of
-// the forward plan (src/cuda/ops/attention/plan.rs), one tile of tokens each. *Keys* gives dk and dv of the positions of segments, the rows that are
-// differentiated; a block takes 64 positions of one segment and one key/value head, counted from the segment's own start,
-// and walks the segment's queries (src/cuda/ops/attention_backward/plan.rs).
+// the forward plan (src/cuda/ops/attention/plan.rs), one tile of tokens each. *Keys* gives dk and dv of the positions of
+// segments, the rows that are differentiated; a block takes 64 positions of one segment and one key/value head, counted from
+// the segment's own start, and walks the segment's queries (src/cuda/ops/attention_backward/plan.rs).
 //
 // Contract: EP 32, 64 or 128; everything 16-byte aligned. Scores, dp, p and ds are f32; p and ds are rounded once, to the
 // storage type, where a product takes them. Every sum is f32 and has one order, and what is hidden from a row leaves its
@@ -27,46 +27,72 @@
 // values once, nothing of the prefix; q and d_out of its visible queries once per 64 positions; dk and dv once.
 // Flops: 6 EP per visible key, row and head for dq, 8 EP for dk and dv within the segment.
 // A segment of some 50 tokens behind a prefix of thousands is bound by the queries' walk over the prefix: memory if the
-// items are few, shared memory otherwise (two fragments of keys or values per two to three products). Aim: 40 % of the
-// mma.sync peak (not measured). The keys' pass is short beside it.
+// items are few, shared memory otherwise. With many queries and heads of 128, a page costs each of a block's eight warps 96
+// products, 68 matrix loads and 605 instructions on Hopper (570 on Ampere), counted in the machine code where all rows see the
+// page and no chunk ends; when a block still needed all registers of a multiprocessor, it was 96, 84 and 750 (731). So for a
+// block and page on Hopper, computed and not measured: 2176 cycles of shared memory, 1210 issue slots of each scheduler, 768
+// cycles of the tensor cores at their peak, which leaves 35 % of that peak at best. Two blocks share a multiprocessor, so that
+// one's loads go on while the other waits at a barrier or computes p. The keys' pass is short beside it.
 #include "attention.cuh"
 
 namespace ggro {
 
-// Left operand, 16 lines from `first` by 16 elements.
+// Where a lane reads fragments of an operand: bytes from a tile's start, for its first lines and the first of its steps or
+// columns. Eight lines further on is a distance in bytes whatever the swizzle, and another chunk is `beyond`, so a lane needs
+// one number per operand.
+//
+// Left operand: 16 lines by 16 elements.
 template <int LINE>
-__device__ __forceinline__ void load_left(uint32_t (&a)[1][4], uint32_t tile, int first, int step) {
+__device__ __forceinline__ uint32_t left_at(int first) {
     const int lane = threadIdx.x % kWarp;
-    ptx::ldmatrix_x4(a[0], tile + swizzled<LINE>(first + lane % 16, 2 * step + lane / 16));
+    return swizzled<LINE>(first + lane % 16, lane / 16);
+}
+// Right operand, lines as columns: 16 elements by 16 lines.
+template <int LINE>
+__device__ __forceinline__ uint32_t right_at(int first) {
+    const int lane = threadIdx.x % kWarp;
+    return swizzled<LINE>(first + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+}
+// Right operand, lines as rows: 16 lines by 16 elements from chunk `chunk` on, an even one; or, with NARROW, by 8 from any.
+template <int LINE, bool NARROW = false>
+__device__ __forceinline__ uint32_t right_rows_at(int chunk) {
+    const int lane = threadIdx.x % kWarp;
+    return swizzled<LINE>(lane % 16, NARROW ? chunk : chunk + lane / 16);
 }
 
-// Right operand, 16 elements by 8 N lines from `first`: lines are columns.
+// The address of the chunk that is `chunks` further than that at `at`, whose number is a multiple of what `chunks` is less
+// than. The swizzle turns the lowest three bits of a chunk's number, and tiles are aligned to eight chunks.
+__device__ __forceinline__ uint32_t beyond(uint32_t at, int chunks) { return (at ^ (chunks % 8 * 16)) + chunks / 8 * 128; }
+
+// `at` is the tile's address and one of the above.
+__device__ __forceinline__ void load_left(uint32_t (&a)[1][4], uint32_t at, int step) {
+    ptx::ldmatrix_x4(a[0], beyond(at, 2 * step));
+}
+
+// 8 N lines.
 template <int LINE, int N>
-__device__ __forceinline__ void load_right(uint32_t (&b)[N][2], uint32_t tile, int first, int step) {
+__device__ __forceinline__ void load_right(uint32_t (&b)[N][2], uint32_t at, int step) {
     static_assert(N % 2 == 0, "two columns of fragments at a time");
-    const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int j = 0; j < N; j += 2) {
         uint32_t pair[4];
-        const int line = first + j * 8 + lane % 8 + lane / 16 * 8;
-        ptx::ldmatrix_x4(pair, tile + swizzled<LINE>(line, 2 * step + lane / 8 % 2));
+        ptx::ldmatrix_x4(pair, beyond(at, 2 * step) + j * 8 * LINE);
         b[j][0] = pair[0], b[j][1] = pair[1];
         b[j + 1][0] = pair[2], b[j + 1][1] = pair[3];
     }
 }
 
-// Right operand, 16 lines from `first` by 8 N elements from chunk `chunk` on: lines are rows.
-template <int LINE, int N>
-__device__ __forceinline__ void load_right_rows(uint32_t (&b)[N][2], uint32_t tile, int first, int chunk) {
+// 8 N elements from chunk `chunk` on, counted from that of `at`.
+template <int N>
+__device__ __forceinline__ void load_right_rows(uint32_t (&b)[N][2], uint32_t at, int chunk) {
     static_assert(N == 1 || N % 2 == 0, "one column of fragments, or two at a time");
-    const int lane = threadIdx.x % kWarp, line = first + lane % 16;
     if constexpr (N == 1) {
-        ptx::ldmatrix_x2_trans(b[0], tile + swizzled<LINE>(line, chunk));
+        ptx::ldmatrix_x2_trans(b[0], beyond(at, chunk));
     } else {
 #pragma unroll
         for (int j = 0; j < N; j += 2) {
             uint32_t pair[4];
-            ptx::ldmatrix_x4_trans(pair, tile + swizzled<LINE>(line, chunk + j + lane / 16));
+            ptx::ldmatrix_x4_trans(pair, beyond(at, chunk + j));
             b[j][0] = pair[0], b[j][1] = pair[1];
             b[j + 1][0] = pair[2], b[j + 1][1] = pair[3];
         }
@@ -82,13 +108,12 @@ __device__ __forceinline__ void round_left(uint32_t (&a)[1][4], const float (&d)
     a[0][3] = Mma<T>::pack(d[0][2 * pair + 1][2], d[0][2 * pair + 1][3]);
 }
 
-// Of a score and dp; `lse` times log2(e).
-__device__ __forceinline__ float probability(float score, float log2_scale, float lse, bool visible) {
-    return visible ? exp2f(__fmaf_rn(score, log2_scale, -lse)) : 0.0f;
+// Of a score and dp; `lse` times log2(e). Where a position is hidden they may be anything, and are dropped afterwards: a branch
+// around them costs more.
+__device__ __forceinline__ float probability(float score, float log2_scale, float lse) {
+    return exp2f(__fmaf_rn(score, log2_scale, -lse));
 }
-__device__ __forceinline__ float score_gradient(float p, float dp, float delta, bool visible) {
-    return visible ? __fmul_rn(p, __fsub_rn(dp, delta)) : 0.0f;
-}
+__device__ __forceinline__ float score_gradient(float p, float dp, float delta) { return __fmul_rn(p, __fsub_rn(dp, delta)); }
 
 // ---- queries -------------------------------------------------------------------------------------------------------
 
@@ -116,6 +141,15 @@ constexpr unsigned kShared = 1u << 16;
 // In a page's number of positions: the last page of its chunk.
 constexpr unsigned kChunkEnds = 1u << 16;
 
+template <bool WIDE>
+struct Bits {
+    using type = uint32_t;
+};
+template <>
+struct Bits<true> {
+    using type = uint64_t;
+};
+
 // WM warps share the rows, 16 each, and WN warps the keys of the scores and the elements of dq. With OVER_VALUES the warps
 // of a row exchange score gradients in the place of the page's values, which takes a barrier more and 128 bytes a row less.
 template <typename T, int EP, int WM, int WN, int STAGES, bool OVER_VALUES>
@@ -125,10 +159,11 @@ struct Queries {
     static constexpr int kLine = EP * 2;
     static constexpr int kChunks = EP / 8;  // of 16 bytes per line
     static constexpr int kWarpKeys = kKeys / WN, kWarpDims = EP / WN;
-    // Keys whose scores are in registers.
-    static constexpr int kSpan = kWarpKeys < 32 || EP == 128 ? 16 : 32;
+    // Keys whose scores are in registers: queries and d_out are read again for each such span.
+    static constexpr int kSpan = kWarpKeys < 32 ? kWarpKeys : 32;
+    using Mask = typename Bits<(kWarpKeys > 32)>::type;  // a bit for each of a warp's keys
     static constexpr int NO = kWarpDims / 8;
-    static constexpr int kSlice = NO < 4 ? NO : 4;  // of dq, as one product
+    static constexpr int kSlice = NO < 2 ? NO : 2;  // of dq, as one product
     static constexpr int kTileBytes = kKeys * kLine, kStageBytes = 2 * kTileBytes;
     static constexpr int kQueryBytes = kRows * kLine;
     // With several warps per row: score gradients in the storage type.
@@ -137,14 +172,29 @@ struct Queries {
     static constexpr int kSharedBytes = 2 * kQueryBytes + STAGES * kStageBytes + kTableBytes;
     using Pages = ggro::Pages<T, EP, kThreads>;
     static_assert(kRows * kChunks % kWarp == 0, "whole warps add up delta");
-    static_assert(NO % kSlice == 0 && kSpan >= 16, "whole slices, and at least 16 keys per warp");
+    static_assert(NO % kSlice == 0 && kSpan % 16 == 0, "whole slices, and at least 16 keys per warp");
     static_assert(!OVER_VALUES || (WN > 1 && kRows * kTableLine <= kTileBytes), "the table fits into a tile of values");
 
-    // dq of rows that see the page += gradients of 16 scores by 16 keys. What other tokens' pages hold, be it NaN, does not
-    // touch a row.
-    template <int GROUPS>
-    static __device__ __forceinline__ void add(float (&o)[NO / kSlice][1][kSlice][4], const uint32_t (&ds)[GROUPS][1][4],
-                                               uint32_t keys, int first, int chunk, const bool (&sees)[2]) {
+    // dq += score gradients by 16 GROUPS keys; `gradients(ds, g)` brings those of keys 16 g and on, and `keys` is where the
+    // lane reads the first 16 of them. Where all of a warp's rows see the page, or belong to nobody, this is done in place.
+    // Elsewhere rows that do not see it keep what they have: what other tokens' pages hold, be it NaN, does not touch a row.
+    template <int GROUPS, typename Gradients>
+    static __device__ __forceinline__ void add(float (&o)[NO / kSlice][1][kSlice][4], const Gradients& gradients,
+                                               uint32_t keys, bool in_place, const bool (&sees)[2]) {
+        if (in_place) {
+#pragma unroll
+            for (int g = 0; g < GROUPS; ++g) {
+                uint32_t ds[1][4];
+                gradients(ds, g);
+#pragma unroll
+                for (int slice = 0; slice < NO / kSlice; ++slice) {
+                    uint32_t b[kSlice][2];
+                    load_right_rows<kSlice>(b, keys + g * 16 * kLine, slice * kSlice);
+                    Mma<T>::tile(o[slice], ds, b);
+                }
+            }
+            return;
+        }
 #pragma unroll
         for (int slice = 0; slice < NO / kSlice; ++slice) {
             float next[1][kSlice][4];
@@ -155,9 +205,10 @@ struct Queries {
             }
 #pragma unroll
             for (int g = 0; g < GROUPS; ++g) {
-                uint32_t b[kSlice][2];
-                load_right_rows<kLine, kSlice>(b, keys, first + 16 * g, chunk + slice * kSlice);
-                Mma<T>::tile(next, ds[g], b);
+                uint32_t ds[1][4], b[kSlice][2];
+                gradients(ds, g);
+                load_right_rows<kSlice>(b, keys + g * 16 * kLine, slice * kSlice);
+                Mma<T>::tile(next, ds, b);
             }
 #pragma unroll
             for (int j = 0; j < kSlice; ++j) {
@@ -167,10 +218,18 @@ struct Queries {
         }
     }
 
+    // Which positions from `first` on a row sees, a bit each.
+    static __device__ __forceinline__ Mask seen(int lowest, int highest, int first) {
+        constexpr int kLast = 8 * sizeof(Mask) - 1;
+        const int from = max(lowest - first, 0), to = min(highest - first, kLast);
+        return from <= to ? (~Mask(0) << from) & (~Mask(0) >> (kLast - to)) : Mask(0);
+    }
+
     static __device__ __forceinline__ void run(const QueriesArgs& args) {
         EXTERN_SHARED(shared);
         __shared__ uint4 tokens[2 * kRows];
         __shared__ float2 normals[kRows];  // lse log2(e), delta
+        __shared__ int token_of[kRows];    // which of the tile's tokens a row belongs to; `count` or more is nobody
         __shared__ unsigned arrived[kRows];
         const uint32_t queries = ptx::smem_address(shared);
         const uint32_t gradients = queries + kQueryBytes;
@@ -223,6 +282,7 @@ struct Queries {
                     // The first part of a token speaks for all of them.
                     if (tokens[2 * token + 1].z == 0) args.deltas[at] = delta;
                 }
+                token_of[line] = token;
                 normals[line] = make_float2(__fmul_rn(lse, kLog2E), delta);
             }
         }
@@ -233,79 +293,88 @@ struct Queries {
         const float log2_scale = args.scale * kLog2E;
         // A lane's two rows: lane / 4 of its warp's 16, and 8 further.
         const int line[2] = {wm * 16 + lane / 4, wm * 16 + lane / 4 + 8};
-        const int token[2] = {line[0] / group, line[1] / group};
+        // Where the lane reads fragments.
+        const uint32_t left = queries + left_at<kLine>(wm * 16), right = right_at<kLine>(wn * kWarpKeys);
+        const uint32_t rows = right_rows_at<kLine, NO == 1>(wn * NO);
+        [[maybe_unused]] const uint32_t table_left = left_at<kTableLine>(wm * 16);
 
         float o[NO / kSlice][1][kSlice][4] = {}, all[NO / kSlice][1][kSlice][4] = {};
-        int read = 0, refill = STAGES - 1;
+        int read = 0;
 #pragma unroll 1
         for (int tile = 0; tile < pages; ++tile) {
             const uint4 page = __ldg(page_list + tile);
             ptx::cp_async_wait<STAGES - 2>();
             __syncthreads();  // stage `read` and the queries are there, and none reads stage `refill` any more
             if (tile + STAGES - 1 < pages) {
+                const int refill = read == 0 ? STAGES - 1 : read - 1;
                 Pages::load_stage(args, ring + refill * kStageBytes, ahead);
                 if (tile + STAGES < pages) ahead = Pages::block_of(page_list + tile + STAGES);
             }
             ptx::cp_async_commit();
             const uint32_t keys = ring + read * kStageBytes, values = keys + kTileBytes;
             const uint32_t table = OVER_VALUES ? values : ring + STAGES * kStageBytes;
-            refill = read;
             read = read + 1 == STAGES ? 0 : read + 1;
 
             // Tokens from and to, counted from the tile's first. The page of another tile's tokens has none.
             const int first = page.y, from = static_cast<int>(page.z & 0xffff) - before;
             const int to = min(static_cast<int>(page.z >> 16) - before, count);
-            // Positions that a row sees, from and to, on this page; rows of no token see nothing.
-            int lowest[2], highest[2];
-            float2 normal[2];
-            bool sees[2];
+            // What a row sees of the page; rows of no token see nothing. In a row's mask the lane's first key comes first.
+            Mask mask[2];
+            bool sees[2], in_place = true;
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
-                const bool here = token[r] >= from && token[r] < to;
-                const uint4 word = here ? tokens[2 * token[r]] : make_uint4(0, 0, ~0u, 0);
-                highest[r] = word.z, lowest[r] = word.w;
-                sees[r] = highest[r] >= first && lowest[r] < first + kKeys;
-                normal[r] = normals[line[r]];
+                const int token = token_of[line[r]];
+                const bool here = token >= from && token < to;
+                const uint4 word = here ? tokens[2 * token] : make_uint4(0, 0, ~0u, 0);
+                const int highest = word.z, lowest = word.w;
+                mask[r] = seen(lowest, highest, first + wn * kWarpKeys) >> (2 * t);
+                sees[r] = highest >= first && lowest < first + kKeys;
+                in_place = in_place && (sees[r] || token >= count);
             }
+            in_place = __all_sync(kAllLanes, in_place);
             // The rows of a warp that works alone may see nothing of the page; warps that share rows stay together.
             const bool skip = from >= to || (WN == 1 && !__any_sync(kAllLanes, sees[0] || sees[1]));
             if (!skip) {
                 // Rounded score gradients of 8 keys by the lane's rows, and where they go.
                 uint32_t rounded[OVER_VALUES ? kWarpKeys / 8 : 1][2];
+                const uint32_t first_pair = table - queries + swizzled<kTableLine>(line[0], wn * kWarpKeys / 8) + 4 * t;
                 const auto put = [&](int j, int r, uint32_t pair) {
-                    const uint32_t at = swizzled<kTableLine>(line[r], wn * kWarpKeys / 8 + j) + 4 * t;
-                    *reinterpret_cast<uint32_t*>(shared + (table - queries) + at) = pair;
+                    *reinterpret_cast<uint32_t*>(shared + beyond(first_pair, j) + r * 8 * kTableLine) = pair;
                 };
-#pragma unroll
+#pragma unroll 1
                 for (int span = 0; span < kWarpKeys; span += kSpan) {
-                    const int first_key = wn * kWarpKeys + span;
                     float s[1][kSpan / 8][4] = {}, dp[1][kSpan / 8][4] = {};
-                    // Unrolled as a whole, with the table in registers, it spills for sm_120.
-#pragma unroll(OVER_VALUES ? 4 : EP / 16)
+#pragma unroll
                     for (int step = 0; step < EP / 16; ++step) {
                         uint32_t a[1][4], b[kSpan / 8][2];
-                        load_left<kLine>(a, queries, wm * 16, step);
-                        load_right<kLine, kSpan / 8>(b, keys, first_key, step);
+                        load_left(a, left, step);
+                        load_right<kLine>(b, keys + right + span * kLine, step);
                         Mma<T>::tile(s, a, b);
-                        load_left<kLine>(a, gradients, wm * 16, step);
-                        load_right<kLine, kSpan / 8>(b, values, first_key, step);
+                    }
+#pragma unroll
+                    for (int step = 0; step < EP / 16; ++step) {
+                        uint32_t a[1][4], b[kSpan / 8][2];
+                        load_left(a, left + kQueryBytes, step);
+                        load_right<kLine>(b, values + right + span * kLine, step);
                         Mma<T>::tile(dp, a, b);
                     }
 #pragma unroll
-                    for (int j = 0; j < kSpan / 8; ++j) {
+                    for (int r = 0; r < 2; ++r) {
+                        const float2 normal = normals[line[r]];
 #pragma unroll
-                        for (int i = 0; i < 4; ++i) {
-                            const int r = i / 2, key = first + first_key + j * 8 + 2 * t + i % 2;
-                            const bool visible = key >= lowest[r] && key <= highest[r];
-                            const float p = probability(s[0][j][i], log2_scale, normal[r].x, visible);
-                            s[0][j][i] = score_gradient(p, dp[0][j][i], normal[r].y, visible);
+                        for (int j = 0; j < kSpan / 8; ++j) {
+#pragma unroll
+                            for (int i = 2 * r; i < 2 * r + 2; ++i) {
+                                const float p = probability(s[0][j][i], log2_scale, normal.x);
+                                const float ds = score_gradient(p, dp[0][j][i], normal.y);
+                                s[0][j][i] = ptx::if_bit(static_cast<uint32_t>(mask[r]), 1u << (j * 8 + i % 2), ds);
+                            }
                         }
+                        if constexpr (kSpan < kWarpKeys) mask[r] >>= kSpan;
                     }
                     if constexpr (WN == 1) {
-                        uint32_t ds[kSpan / 16][1][4];
-#pragma unroll
-                        for (int g = 0; g < kSpan / 16; ++g) round_left<T>(ds[g], s, g);
-                        add(o, ds, keys, first_key, 0, sees);
+                        const auto gradients = [&](uint32_t (&ds)[1][4], int g) { round_left<T>(ds, s, g); };
+                        add<kSpan / 16>(o, gradients, keys + rows + span * kLine, in_place, sees);
                     } else {
 #pragma unroll
                         for (int j = 0; j < kSpan / 8; ++j) {
@@ -331,10 +400,8 @@ struct Queries {
                         }
                     }
                     __syncthreads();  // the table of score gradients is complete
-                    uint32_t ds[kKeys / 16][1][4];
-#pragma unroll
-                    for (int g = 0; g < kKeys / 16; ++g) load_left<kTableLine>(ds[g], table, wm * 16, g);
-                    add(o, ds, keys, 0, wn * NO, sees);
+                    const auto gradients = [&](uint32_t (&ds)[1][4], int g) { load_left(ds, table + table_left, g); };
+                    add<kKeys / 16>(o, gradients, keys + rows, in_place, sees);
                 }
             }
 
@@ -356,9 +423,10 @@ struct Queries {
 
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            if (token[r] >= count) continue;
-            const uint4 word = tokens[2 * token[r]], part = tokens[2 * token[r] + 1];
-            const int head = first_head + line[r] - token[r] * group;
+            const int token = token_of[line[r]];
+            if (token >= count) continue;
+            const uint4 word = tokens[2 * token], part = tokens[2 * token + 1];
+            const int head = first_head + line[r] - token * group;
             const bool whole = part.y == 1;
             const size_t row = whole ? word.x : part.x + part.z;
             float* const to = (whole ? args.dq : args.partials) + (row * args.heads + head) * EP + wn * kWarpDims + 2 * t;
@@ -525,6 +593,8 @@ struct Keys {
         // The warp's 16 positions and a lane's two of them, counted from the segment's first.
         const int warp_key = item.first + warp * 16;
         const int key[2] = {warp_key + lane / 4, warp_key + lane / 4 + 8};
+        // Where the lane reads fragments.
+        const uint32_t left = keys + left_at<kLine>(warp * 16), right = right_at<kLine>(0), rows_at = right_rows_at<kLine>(0);
         float dk[NO / kSlice][1][kSlice][4] = {}, dv[NO / kSlice][1][kSlice][4] = {};
 #pragma unroll 1
         for (int turn = 0; turn < item.count; ++turn) {
@@ -549,11 +619,11 @@ struct Keys {
 #pragma unroll
                 for (int k = 0; k < EP / 16; ++k) {
                     uint32_t a[1][4], b[STEP / 8][2];
-                    load_left<kLine>(a, keys, warp * 16, k);
-                    load_right<kLine, STEP / 8>(b, queries, step, k);
+                    load_left(a, left, k);
+                    load_right<kLine>(b, queries + right + step * kLine, k);
                     Mma<T>::tile(p, a, b);
-                    load_left<kLine>(a, values, warp * 16, k);
-                    load_right<kLine, STEP / 8>(b, gradients, step, k);
+                    load_left(a, left + kTileBytes, k);
+                    load_right<kLine>(b, gradients + right + step * kLine, k);
                     Mma<T>::tile(ds, a, b);
                 }
 #pragma unroll
@@ -565,8 +635,10 @@ struct Keys {
                         for (int r = 0; r < 2; ++r) {
                             const int i = 2 * r + c;
                             const bool visible = key[r] >= row.lowest && key[r] <= row.highest;
-                            p[0][j][i] = probability(p[0][j][i], log2_scale, row.lse, visible);
-                            ds[0][j][i] = score_gradient(p[0][j][i], ds[0][j][i], row.delta, visible);
+                            const float probable = probability(p[0][j][i], log2_scale, row.lse);
+                            const float gradient = score_gradient(probable, ds[0][j][i], row.delta);
+                            p[0][j][i] = visible ? probable : 0.0f;
+                            ds[0][j][i] = visible ? gradient : 0.0f;
                         }
                     }
                 }
@@ -576,13 +648,13 @@ struct Keys {
                     round_left<T>(a, p, g);
 #pragma unroll
                     for (int slice = 0; slice < NO / kSlice; ++slice) {
-                        load_right_rows<kLine, kSlice>(b, gradients, step + 16 * g, slice * kSlice);
+                        load_right_rows<kSlice>(b, gradients + rows_at + (step + 16 * g) * kLine, slice * kSlice);
                         Mma<T>::tile(dv[slice], a, b);
                     }
                     round_left<T>(a, ds, g);
 #pragma unroll
                     for (int slice = 0; slice < NO / kSlice; ++slice) {
-                        load_right_rows<kLine, kSlice>(b, queries, step + 16 * g, slice * kSlice);
+                        load_right_rows<kSlice>(b, queries + rows_at + (step + 16 * g) * kLine, slice * kSlice);
                         Mma<T>::tile(dk[slice], a, b);
                     }
                 }
@@ -611,10 +683,10 @@ struct Keys {
 }  // namespace ggro
 
 // Grid: (items, kv_heads, tiles), two tiles for wide items. Block: 32 WM WN. Dynamic shared memory: kSharedBytes. Tickets:
-// one per token of several parts and key/value head, zero before and after. The second launch bound keeps the compiler from spilling a register or two
-// for the sake of occupancy, which shared memory limits anyway.
-#define QUERIES(NAME, T, EP, WM, WN, STAGES, OVER_VALUES)                                                             \
-    extern "C" __global__ void __launch_bounds__(WM * WN * 32, 1)                                                     \
+// one per token of several parts and key/value head, zero before and after. A multiprocessor has registers for BLOCKS blocks:
+// as many as shared memory has room for on Hopper, where that needs no spill.
+#define QUERIES(NAME, T, EP, WM, WN, STAGES, OVER_VALUES, BLOCKS)                                                     \
+    extern "C" __global__ void __launch_bounds__(WM * WN * 32, BLOCKS)                                                \
         NAME(float* dq, float* deltas, const void* q, const void* pool, const void* out, const float* lse,            \
              const void* d_out, const uint4* items, const uint4* tokens, const uint4* pages, float* partials,         \
              unsigned* tickets, unsigned long long block, int heads, int kv_heads, int out_width, float scale) {      \
@@ -624,8 +696,8 @@ struct Keys {
     }
 
 // Grid: (items, kv_heads). Block: 128. Dynamic shared memory: kSharedBytes.
-#define KEYS(NAME, T, EP, STEP)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(128, 1)                                                              \
+#define KEYS(NAME, T, EP, STEP, BLOCKS)                                                                               \
+    extern "C" __global__ void __launch_bounds__(128, BLOCKS)                                                         \
         NAME(float* dk, float* dv, const void* q, const void* pool, const float* lse, const float* deltas,            \
              const void* d_out, const uint4* items, const uint2* tokens, const unsigned* tiles,                       \
              const unsigned* blocks, unsigned long long block, int heads, int kv_heads, int out_width, int window,    \
@@ -635,20 +707,20 @@ struct Keys {
     }
 
 // The host's table (src/cuda/ops/attention_backward/plan.rs) repeats these numbers.
-#define ATTENTION_BACKWARD(EP, SUFFIX, T, WARPS, STEP)                          \
-    QUERIES(attention_backward_few_##EP##_##SUFFIX, T, EP, 1, 4, 3, false)      \
-    QUERIES(attention_backward_some_##EP##_##SUFFIX, T, EP, 2, 2, 2, false)     \
-    QUERIES(attention_backward_many_##EP##_##SUFFIX, T, EP, 4, WARPS, 2, false) \
-    KEYS(attention_backward_keys_##EP##_##SUFFIX, T, EP, STEP)
+#define ATTENTION_BACKWARD(EP, SUFFIX, T, WARPS, STEP, BLOCKS, BLOCKS_OF_MANY)                  \
+    QUERIES(attention_backward_few_##EP##_##SUFFIX, T, EP, 1, 4, 3, false, BLOCKS)              \
+    QUERIES(attention_backward_some_##EP##_##SUFFIX, T, EP, 2, 2, 2, false, BLOCKS)             \
+    QUERIES(attention_backward_many_##EP##_##SUFFIX, T, EP, 4, WARPS, 2, false, BLOCKS_OF_MANY) \
+    KEYS(attention_backward_keys_##EP##_##SUFFIX, T, EP, STEP, BLOCKS)
 
 // The last two do the same sums in less memory, with one page less in flight, or without a table of its own: for cards
 // whose blocks have 99 KiB of shared memory.
-#define ATTENTION_BACKWARD_HEADS(SUFFIX, T)                                   \
-    ATTENTION_BACKWARD(32, SUFFIX, T, 1, 32)                                  \
-    ATTENTION_BACKWARD(64, SUFFIX, T, 1, 32)                                  \
-    ATTENTION_BACKWARD(128, SUFFIX, T, 2, 16)                                 \
-    QUERIES(attention_backward_few_128_99k_##SUFFIX, T, 128, 1, 4, 2, false)  \
-    QUERIES(attention_backward_many_128_99k_##SUFFIX, T, 128, 4, 2, 2, true)
+#define ATTENTION_BACKWARD_HEADS(SUFFIX, T)                                     \
+    ATTENTION_BACKWARD(32, SUFFIX, T, 1, 32, 4, 4)                              \
+    ATTENTION_BACKWARD(64, SUFFIX, T, 1, 32, 4, 3)                              \
+    ATTENTION_BACKWARD(128, SUFFIX, T, 2, 16, 2, 2)                             \
+    QUERIES(attention_backward_few_128_99k_##SUFFIX, T, 128, 1, 4, 2, false, 1) \
+    QUERIES(attention_backward_many_128_99k_##SUFFIX, T, 128, 4, 2, 2, true, 1)
 
 ATTENTION_BACKWARD_HEADS(bf16, __nv_bfloat16)
 ATTENTION_BACKWARD_HEADS(f16, __half)

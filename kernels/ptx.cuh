@@ -98,6 +98,23 @@ __device__ __forceinline__ void mma_tile_f16(float (&d)[MI][NI][4], const uint32
     }
 }
 
+// ---- selection -----------------------------------------------------------------------------------------------------
+
+// x if `bits` has the bit, else zero: one instruction for the bit and one for x, where nvcc makes two shifts and masks of it.
+__device__ __forceinline__ float if_bit(uint32_t bits, uint32_t bit, float x) {
+    float y;
+    asm("{\n\t"
+        ".reg .pred p;\n\t"
+        ".reg .b32 t;\n\t"
+        "and.b32 t, %1, %2;\n\t"
+        "setp.ne.u32 p, t, 0;\n\t"
+        "selp.f32 %0, %3, 0f00000000, p;\n\t"
+        "}"
+        : "=f"(y)
+        : "r"(bits), "r"(bit), "f"(x));
+    return y;
+}
+
 // ---- global memory -------------------------------------------------------------------------------------------------
 
 // A cache policy for data that is read once.

@@ -529,8 +529,8 @@ const MUTATIONS: &[Mutation] = &[
         name: "window-of-queries-off-by-one",
         op: "attention_backward",
         file: "attention_backward.cu",
-        from: "key >= lowest[r]",
-        to: "key + 1 >= lowest[r]",
+        from: "max(lowest - first, 0)",
+        to: "max(lowest - first - 1, 0)",
     },
     Mutation {
         name: "window-of-keys-off-by-one",
@@ -552,6 +552,13 @@ const MUTATIONS: &[Mutation] = &[
         file: "attention_backward.cu",
         from: "sees[i / 2] ? next[0][j][i] : o[slice][0][j][i]",
         to: "next[0][j][i]",
+    },
+    Mutation {
+        name: "another-branch-added-in-place",
+        op: "attention_backward",
+        file: "attention_backward.cu",
+        from: "in_place && (sees[r] || token >= count)",
+        to: "in_place",
     },
     Mutation {
         name: "gradients-without-their-barrier",
@@ -612,8 +619,8 @@ const NARROWED: [(&str, &[&str], &[&str]); 4] = [
     (
         "attention_backward",
         &[
-            "ATTENTION_BACKWARD(64, SUFFIX, T, 1, 32)",
-            "ATTENTION_BACKWARD(128, SUFFIX, T, 2, 16)",
+            "ATTENTION_BACKWARD(64, SUFFIX, T, 1, 32, 4, 3)",
+            "ATTENTION_BACKWARD(128, SUFFIX, T, 2, 16, 2, 2)",
             "ATTENTION_BACKWARD_HEADS(f16, __half)",
         ],
         &["bf16", "heads of 32"],

@@ -120,4 +120,32 @@ mod tests {
             assert!(fits(listed) || instead.any(fits), "{listed:?}");
         }
     }
+
+    #[test]
+    fn blocks_of_the_backward_pass_of_attention_share_a_multiprocessor() {
+        let all = list();
+        // Of a head's size: blocks for few, some and many queries, and for keys. On Ampere shared memory has room for fewer.
+        let least = [
+            ("sm_90a", 32, [4; 4]),
+            ("sm_90a", 64, [4, 4, 3, 4]),
+            ("sm_90a", 128, [2; 4]),
+            ("sm_80", 64, [2, 3, 3, 3]),
+        ];
+        for (target, head, blocks) in least {
+            for (class, blocks) in ["few", "some", "many", "keys"].into_iter().zip(blocks) {
+                let kernel = |dtype: &str| format!("attention_backward_{class}_{head}_{dtype}");
+                for kernel in ["bf16", "f16"].map(kernel) {
+                    // A build may be for other cards.
+                    let Some(listed) = all.iter().find(|l| l.kernel == kernel && l.target == target) else { continue };
+                    assert!(listed.occupancy.unwrap().blocks >= blocks, "{listed:?}");
+                }
+            }
+        }
+        // Two blocks of 256 threads have 128 registers each, on every card.
+        for listed in
+            all.iter().filter(|l| l.kernel.starts_with("attention_backward_many_128_") && !l.kernel.contains("99k"))
+        {
+            assert!(listed.registers <= 128 && listed.local == 0, "{listed:?}");
+        }
+    }
 }
