@@ -178,6 +178,20 @@ fn a_broken_kernel_of_hopper_leaves_the_others() {
     assert!(launches[1] > 0 && forced.err.contains("warning: kernels: sm90 ("), "{}", forced.err);
 }
 
+/// Sums that are rounded otherwise are as near as those of other kernels, but a row would have other bits beside many others.
+#[test]
+fn kernels_with_other_bits_for_many_rows_are_left_out() {
+    let machine = machine(changed("unlike-sm90", |file, text| match file {
+        "attention_sm90" => text.replace("fma.rn.f32", "fma.rm.f32"),
+        _ => text.to_string(),
+    }));
+    assert_eq!(machine.run(&ASK).code, Some(0));
+    let found = info(&machine);
+    assert_eq!(found["kernels"]["family"], "sm80", "{found}");
+    let why = found["kernels"]["why"].as_str().unwrap();
+    assert!(why.contains("attention_sm90 (") && why.contains(": a row depends on its company"), "{why}");
+}
+
 #[test]
 fn a_device_that_is_lost_in_the_check_is_not_used() {
     let machine = deadly();

@@ -25,6 +25,7 @@ mod planted;
 mod self_check;
 mod serve;
 mod shared_pages;
+mod smollm2;
 mod sources;
 mod steps;
 #[allow(dead_code, reason = "tests take the PTX alone")]

@@ -77,10 +77,13 @@ pub const ATTENTION: f64 = 4.8;
 pub const ATTENTION_STREAM: f64 = 0.80;
 /// Read: the same where items walk all chunks of their rows and nothing goes through the scratch.
 pub const ATTENTION_STREAM_WHOLE: f64 = 0.90;
-/// Read: operations of attention by mma, 190 TFLOP/s; taken for its backward pass too.
+/// Read: operations of attention by mma, 190 TFLOP/s; the study takes it for its backward pass too.
 pub const ATTENTION_OPERATIONS: f64 = 190e6;
+/// Read: cycles of shared memory for a page of keys by 64 rows of the backward pass over queries, in the machine code of
+/// attention_backward_many_128. Two of its blocks share a multiprocessor.
+pub const BACKWARD_PAGE: f64 = 2176.0;
 /// Read: instructions of a warp for a page of keys that all its rows see, in the machine code of attention_sm90_128, a fourth of
 /// those for the end of a chunk included.
 pub const WGMMA_PAGE: f64 = 670.0;
-/// Assumed: of what issue slots, tensor core or shared memory take alone, what two warpgroups need that wait for each other.
-pub const WGMMA_OVERLAP: f64 = 0.75;
+/// Assumed: of what issue slots, tensor core or shared memory allow alone, what two warpgroups or blocks reach that share them.
+pub const OVERLAP: f64 = 0.75;

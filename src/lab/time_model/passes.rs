@@ -1,8 +1,8 @@
 //! What a pass of a model takes: its launches, in the order of `model::cuda::decoder` and `model::cuda::backward`.
 
 use super::card::{
-    ATTENTION, ATTENTION_OPERATIONS, ATTENTION_STREAM, ATTENTION_STREAM_WHOLE, CLOCK, Card, HOST, LAUNCH,
-    MULTIPROCESSORS, NORM, OPERATIONS, ROPE, SHARED_OVERHEAD, SMALL, SWIGLU, WGMMA_OVERLAP, WGMMA_PAGE,
+    ATTENTION, ATTENTION_OPERATIONS, ATTENTION_STREAM, ATTENTION_STREAM_WHOLE, BACKWARD_PAGE, CLOCK, Card, HOST,
+    LAUNCH, MULTIPROCESSORS, NORM, OPERATIONS, OVERLAP, ROPE, SHARED_OVERHEAD, SMALL, SWIGLU, WGMMA_PAGE,
 };
 use super::products::{Family, Product, Products, products};
 use crate::files::config::ModelConfig;
@@ -151,7 +151,14 @@ fn wgmma_operations(head: usize) -> f64 {
     let plane = 2.0 * keys * head as f64;
     let bytes = 2.0 * plane + TILES * (2.0 * plane + 2.0 * 4.0 * rows * head as f64 / 4.0);
     let shared = bytes / 128.0 * SHARED_OVERHEAD / CLOCK;
-    let time = tensor.max(issue).max(shared) / WGMMA_OVERLAP;
+    let time = tensor.max(issue).max(shared) / OVERLAP;
+    page * f64::from(MULTIPROCESSORS) / time
+}
+
+/// Operations a microsecond of attention's backward pass over queries: three products of a page where the forward pass has two.
+fn backward_operations(head: usize) -> f64 {
+    let page = 6.0 * 64.0 * 64.0 * head as f64;
+    let time = BACKWARD_PAGE * head as f64 / 128.0 * SHARED_OVERHEAD / CLOCK / OVERLAP;
     page * f64::from(MULTIPROCESSORS) / time
 }
 
@@ -263,7 +270,11 @@ impl<'a> Pass<'a> {
         let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
         let (_, [down, gate_up, o, qkv], _) = products(self.config);
         // Scores, dp and dq against all keys; dk and dv against the segment's own.
-        let operations = |pairs: f64| pairs * self.pair() / ATTENTION_OPERATIONS;
+        let rate = match self.family {
+            Family::OfReference => ATTENTION_OPERATIONS,
+            _ => backward_operations(self.config.head_dim),
+        };
+        let operations = |pairs: f64| pairs * self.pair() / rate;
         let attention = 2.0 * (self.launch + ATTENTION) + operations(1.5 * (before + own)) + operations(2.0 * own);
         self.product(&down, above)
             + self.small(SWIGLU, above, 12 * f)
