@@ -35,6 +35,8 @@ namespace ggro {
 
 constexpr int kWarpgroup = 128;
 constexpr int kGemmThreads = 3 * kWarpgroup;
+// Warps of the warpgroup that copies but for the one whose thread does.
+constexpr int kHeralds = 3;
 // Outputs and terms of a tile of weights.
 constexpr int kTile = 64;
 constexpr uint32_t kTileBytes = kTile * kTile * 2;
@@ -51,7 +53,7 @@ struct GemmArgs {
     const void* w;
     const void* bias;
     float* partial;     // [split][chunks][2 warpgroups][N / 8][128 threads][4]
-    unsigned* tickets;  // [split][2 warpgroups], zero before and after
+    unsigned* tickets;  // [split][slices], zero before and after
     int tokens, outputs, terms, chunks, split, output;
 };
 
@@ -112,6 +114,11 @@ struct Gemm {
     static constexpr uint32_t kStageBytes = 2 * kTileBytes + kTokenBytes;
     static constexpr int kStages = kRingBytes / kStageBytes < kMostStages ? kRingBytes / kStageBytes : kMostStages;
     static constexpr int kSums = N / 2;  // of a thread
+    // The tokens are some slices, which are stored, added and finished one after the other.
+    static constexpr int kSlices = N <= 24 ? 1 : N <= 64 ? N / 16 : N % 32 == 0 ? 4 : 5;
+    static constexpr int kSlice = N / kSlices;
+    static constexpr int kSliceSums = kSlice / 2;  // of a thread
+    static_assert(kSlice % 8 == 0 && kSlice * kSlices == N, "slices are whole groups of eight tokens");
     static_assert(N % 8 == 0 && kTokenBytes % 1024 == 0, "stages start at multiples of the swizzle's pattern");
 
     struct Ring {
@@ -132,6 +139,17 @@ struct Gemm {
         // Neighbouring tiles have the same weights.
         __device__ __forceinline__ int first_output_tile(const Work& work) const { return work.tile / token_tiles() * 2; }
         __device__ __forceinline__ int first_token(const Work& work) const { return work.tile % token_tiles() * N; }
+        __device__ __forceinline__ bool whole(const Work& work) const { return work.end - work.chunk == args.chunks; }
+        // How many slices have tokens.
+        __device__ __forceinline__ int slices(const Work& work) const {
+            return kSlices == 1 ? 1 : min(kSlices, (args.tokens - first_token(work) + kSlice - 1) / kSlice);
+        }
+        // Which slice a block stores as its `i`th. Each that has chunks of a tile begins with another one, so if all store at the
+        // same time, each is the last to arrive with some.
+        __device__ __forceinline__ int slice(const Work& work, int i) const {
+            const int count = slices(work), slice = work.chunk * count / args.chunks + i;
+            return slice < count ? slice : slice - count;
+        }
         // Where a chunk begins, in tiles of terms.
         __device__ __forceinline__ int begin(int chunk) const {
             return static_cast<int>(static_cast<int64_t>(chunk) * term_tiles() / args.chunks);
@@ -217,11 +235,12 @@ struct Gemm {
     }
 
     // A thread has outputs g and g + 8 of its warp's 16 and tokens 2 t and 2 t + 1 of every eight. With the neighbour that has the
-    // next output it exchanges half, so that each has two outputs of one token.
+    // next output it exchanges half, so that each has two outputs of one token. This and all that follows takes the sums of one slice
+    // from the front.
     static __device__ __forceinline__ void pair_up(float (&sums)[kSums]) {
         const bool odd = threadIdx.x / 4 % 2 != 0;
 #pragma unroll
-        for (int i = 0; i < kSums; i += 2) {
+        for (int i = 0; i < kSliceSums; i += 2) {
             const float theirs = __shfl_xor_sync(kAllLanes, odd ? sums[i] : sums[i + 1], 4);
             sums[i] = odd ? theirs : sums[i];
             sums[i + 1] = odd ? sums[i + 1] : theirs;
@@ -247,6 +266,12 @@ struct Gemm {
                 bias[i / 2][i % 2] = added ? to_float(static_cast<const T*>(args.bias)[o]) : 0.0f;
             }
         }
+
+        // To the tokens of the next slice.
+        __device__ __forceinline__ void advance(const GemmArgs& args) {
+            tokens -= kSlice;
+            at += static_cast<size_t>(kSlice) * args.outputs;
+        }
     };
 
     // Adds or stores pairs that are aligned, and so are there as a whole or not at all.
@@ -254,34 +279,34 @@ struct Gemm {
     static __device__ __forceinline__ void store_pairs(const GemmArgs& args, const float (&sums)[kSums],
                                                        const Corner& corner) {
         using Y = std::conditional_t<OUTPUT == kStore16, T, float>;
-        constexpr int kTogether = 4;  // groups of eight tokens whose old values are read together
         const size_t step = static_cast<size_t>(8) * args.outputs;
+        Y* at = static_cast<Y*>(args.y) + corner.at;
+        const int tokens[2] = {corner.output < args.outputs ? corner.tokens : 0,
+                               corner.output + 8 < args.outputs ? corner.tokens : 0};
+        // The old values of a slice are read together. Registers that are set in some threads alone would be kept everywhere.
+        float2 before[kSlice / 8][2] = {};
+        if constexpr (OUTPUT == kAddF32) {
+            const Y* old = at;
 #pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            Y* at = static_cast<Y*>(args.y) + corner.at + 8 * row;
-            const int tokens = corner.output + 8 * row < args.outputs ? corner.tokens : 0;
+            for (int j = 0; j < kSlice / 8; ++j, old += step) {
 #pragma unroll
-            for (int first = 0; first < N / 8; first += kTogether) {
-                float2 before[kTogether];
-                if constexpr (OUTPUT == kAddF32) {
-                    const Y* old = at;
-#pragma unroll
-                    for (int i = 0; i < kTogether; ++i, old += step) {
-                        if (first + i < N / 8 && 8 * (first + i) < tokens) before[i] = *reinterpret_cast<const float2*>(old);
-                    }
+                for (int row = 0; row < 2; ++row) {
+                    if (8 * j < tokens[row]) before[j][row] = *reinterpret_cast<const float2*>(old + 8 * row);
                 }
+            }
+        }
 #pragma unroll
-                for (int i = 0; i < kTogether; ++i, at += step) {
-                    const int j = first + i;
-                    if (j >= N / 8 || 8 * j >= tokens) continue;
-                    float low = sums[4 * j + 2 * row] + corner.bias[row][0];
-                    float high = sums[4 * j + 2 * row + 1] + corner.bias[row][1];
-                    if constexpr (OUTPUT == kStore16) {
-                        *reinterpret_cast<uint32_t*>(at) = Mma<T>::pack(low, high);
-                    } else {
-                        if constexpr (OUTPUT == kAddF32) low = before[i].x + low, high = before[i].y + high;
-                        *reinterpret_cast<float2*>(at) = make_float2(low, high);
-                    }
+        for (int j = 0; j < kSlice / 8; ++j, at += step) {
+#pragma unroll
+            for (int row = 0; row < 2; ++row) {
+                if (8 * j >= tokens[row]) continue;
+                float low = sums[4 * j + 2 * row] + corner.bias[row][0];
+                float high = sums[4 * j + 2 * row + 1] + corner.bias[row][1];
+                if constexpr (OUTPUT == kStore16) {
+                    *reinterpret_cast<uint32_t*>(at + 8 * row) = Mma<T>::pack(low, high);
+                } else {
+                    if constexpr (OUTPUT == kAddF32) low = before[j][row].x + low, high = before[j][row].y + high;
+                    *reinterpret_cast<float2*>(at + 8 * row) = make_float2(low, high);
                 }
             }
         }
@@ -294,7 +319,7 @@ struct Gemm {
         char* at = static_cast<char*>(args.y) + corner.at * size;
         const size_t step = static_cast<size_t>(8) * args.outputs * size;
 #pragma unroll
-        for (int j = 0; j < N / 8; ++j, at += step) {
+        for (int j = 0; j < kSlice / 8; ++j, at += step) {
             if (8 * j >= corner.tokens) continue;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -312,10 +337,8 @@ struct Gemm {
         }
     }
 
-    static __device__ __forceinline__ void finish(const GemmArgs& args, float (&sums)[kSums], int first_output,
-                                                  int first_token) {
+    static __device__ __forceinline__ void finish(const GemmArgs& args, float (&sums)[kSums], const Corner& corner) {
         pair_up(sums);
-        const Corner corner(args, first_output, first_token);
         if (args.outputs % 2 != 0 || !aligned(args.y, 8)) {
             store_singles(args, sums, corner);
         } else if (args.output == kStore16) {
@@ -327,25 +350,97 @@ struct Gemm {
         }
     }
 
+    // Brings the sums of the next slice to the front: registers have no index at run time.
+    static __device__ __forceinline__ void shift(float (&sums)[kSums]) {
+#pragma unroll
+        for (int i = 0; i + kSliceSums < kSums; ++i) sums[i] = sums[i + kSliceSums];
+    }
+
     // Where a warpgroup's sums of a chunk of a split tile lie; this thread's first four.
     static __device__ __forceinline__ float4* partial(const GemmArgs& args, int tile, int chunk, int group) {
         const size_t slot = (static_cast<size_t>(tile) * args.chunks + chunk) * 2 + group;
         return reinterpret_cast<float4*>(args.partial) + slot * (N / 8 * kWarpgroup) + threadIdx.x % kWarpgroup;
     }
 
-    // True in the warpgroup that brings the last of a split tile's chunks. What the others wrote before is visible then: barriers
-    // order it with the ticket on either side.
-    static __device__ __forceinline__ bool arrive(const GemmArgs& args, const Work& work, int group, unsigned* flags) {
-        ptx::named_barrier(1 + group, kWarpgroup);  // the warpgroup's sums are written
-        if (threadIdx.x % kWarpgroup == 0) {
-            unsigned* const ticket = args.tickets + work.tile * 2 + group;
-            const unsigned count = work.end - work.chunk;
-            const bool last = ptx::atom_add_acq_rel(ticket, count) + count == args.chunks;
-            if (last) *ticket = 0;
-            flags[group] = last;
+    // Stores a chunk's sums of a slice.
+    static __device__ __forceinline__ void store_sums(float4* to, const float (&sums)[kSums], int slice) {
+#pragma unroll
+        for (int s = 0; s < kSlices; ++s) {
+            if (slice != s) continue;
+#pragma unroll
+            for (int i = s * kSlice / 8; i < (s + 1) * kSlice / 8; ++i) {
+                to[i * kWarpgroup] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+            }
         }
-        ptx::named_barrier(1 + group, kWarpgroup);  // the flag is written
-        return flags[group] != 0;
+    }
+
+    // Adds the sums of all chunks of a slice in ascending order.
+    static __device__ __forceinline__ void add(const GemmArgs& args, float (&total)[kSums], int tile, int slice,
+                                               int group) {
+        constexpr int kTogether = kSlice < 32 ? 4 : 2;  // chunks whose sums are on their way from L2 together, besides the first
+        const auto read = [&](float (&into)[kSliceSums], int chunk) {
+            const float4* const from = partial(args, tile, chunk, group) + slice * (kSlice / 8 * kWarpgroup);
+#pragma unroll
+            for (int i = 0; i < kSliceSums; i += 4) {
+                const float4 four = __ldcg(from + i / 4 * kWarpgroup);
+                into[i] = four.x, into[i + 1] = four.y, into[i + 2] = four.z, into[i + 3] = four.w;
+            }
+        };
+        float sums[kSliceSums];
+        read(sums, 0);
+#pragma unroll 1
+        for (int chunk = 1; chunk < args.chunks; chunk += kTogether) {
+            float more[kTogether][kSliceSums] = {};
+#pragma unroll
+            for (int i = 0; i < kTogether; ++i) {
+                if (chunk + i < args.chunks) read(more[i], chunk + i);
+            }
+#pragma unroll
+            for (int i = 0; i < kTogether; ++i) {
+                if (chunk + i >= args.chunks) continue;
+#pragma unroll
+                for (int j = 0; j < kSliceSums; ++j) sums[j] = sums[j] + more[i][j];
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kSliceSums; ++i) total[i] = sums[i];
+    }
+
+    // Both warpgroups meet when the block's last sums of its `i`th slice of a tile are stored; unless it is the last slice, with the
+    // warp that then says so.
+    static __device__ __forceinline__ void meet_stored(int i, int slices) {
+        ptx::named_barrier(1 + i, 2 * kWarpgroup + (i + 1 < slices ? kWarp : 0));
+    }
+
+    // All meet when it is known which slices this block is to finish.
+    static __device__ __forceinline__ void meet_known() {
+        ptx::named_barrier(1 + kSlices, 2 * kWarpgroup + (kSlices > 1 ? kHeralds * kWarp : 0));
+    }
+
+    // One thread, after its warp has met with those who stored a slice: was the tile waiting for nothing but these chunks? Then this
+    // block finishes the slice, and what others wrote is visible after the block has met again.
+    static __device__ __forceinline__ void arrive(const GemmArgs& args, const Work& work, int slice, unsigned* flags) {
+        unsigned* const ticket = args.tickets + work.tile * kSlices + slice;
+        const unsigned count = work.end - work.chunk;
+        const bool last = ptx::atom_add_acq_rel(ticket, count) + count == args.chunks;
+        if (last) *ticket = 0;
+        flags[slice] = last;
+    }
+
+    // Arrives with all slices but the last that the block stores of a tile: who stores goes on with the next one, and does not wait
+    // until memory has the one before.
+    static __device__ __forceinline__ void herald(const GemmArgs& args, const Problem& problem, unsigned* flags) {
+        Schedule schedule(args);
+        for (Work work; schedule.next(work, args, problem.tiles());) {
+            if (problem.whole(work)) continue;
+            const int slices = problem.slices(work);
+#pragma unroll 1
+            for (int i = threadIdx.x / kWarp - 1; i + 1 < slices; i += kHeralds) {
+                meet_stored(i, slices);
+                if (threadIdx.x % kWarp == 0) arrive(args, work, problem.slice(work, i), flags);
+            }
+            meet_known();
+        }
     }
 
     // A warpgroup multiplies what the ring brings, 64 of the 128 outputs.
@@ -354,13 +449,17 @@ struct Gemm {
         Schedule schedule(args);
         Place place;
         for (Work work; schedule.next(work, args, problem.tiles());) {
-            const int output_tile = problem.first_output_tile(work) + group, first_token = problem.first_token(work);
+            const int output_tile = problem.first_output_tile(work) + group;
+            const bool whole = problem.whole(work);
+            const int slices = problem.slices(work);
             if (output_tile >= problem.output_tiles()) {
                 skip(ring, place, problem.begin(work.end) - problem.begin(work.chunk));
+                if (whole) continue;
+                for (int i = 0; i < slices; ++i) meet_stored(i, slices);
+                meet_known();
                 continue;
             }
             float sums[kSums], total[kSums];
-            const bool whole = work.end - work.chunk == args.chunks;
 #pragma unroll 1
             for (int chunk = work.chunk; chunk < work.end; ++chunk) {
                 multiply(sums, ring, place, group, problem.begin(chunk + 1) - problem.begin(chunk));
@@ -368,35 +467,36 @@ struct Gemm {
 #pragma unroll
                     for (int i = 0; i < kSums; ++i) total[i] = chunk == 0 ? sums[i] : total[i] + sums[i];
                 } else {
-                    float4* const to = partial(args, work.tile, chunk, group);
-#pragma unroll
-                    for (int i = 0; i < N / 8; ++i) {
-                        to[i * kWarpgroup] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+#pragma unroll 1
+                    for (int i = 0; i < slices; ++i) {
+                        store_sums(partial(args, work.tile, chunk, group), sums, problem.slice(work, i));
+                        if (chunk + 1 == work.end) meet_stored(i, slices);
                     }
                 }
             }
             if (!whole) {
-                if (!arrive(args, work, group, flags)) continue;
-#pragma unroll 1
-                for (int chunk = 0; chunk < args.chunks; ++chunk) {
-                    const float4* const from = partial(args, work.tile, chunk, group);
-#pragma unroll
-                    for (int i = 0; i < N / 8; ++i) {
-                        const float4 four = __ldcg(from + i * kWarpgroup);
-                        const float more[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-                        for (int r = 0; r < 4; ++r) total[4 * i + r] = chunk == 0 ? more[r] : total[4 * i + r] + more[r];
-                    }
-                }
+                if (threadIdx.x == kWarpgroup) arrive(args, work, problem.slice(work, slices - 1), flags);
+                meet_known();
             }
-            finish(args, total, output_tile * kTile, first_token);
+            Corner corner(args, output_tile * kTile, problem.first_token(work));
+#pragma unroll 1
+            for (int slice = 0; slice < slices; ++slice) {
+                if (slice > 0) corner.advance(args);
+                if (!whole) {
+                    if (flags[slice] == 0) continue;
+                    add(args, total, work.tile, slice, group);
+                } else if (slice > 0) {
+                    shift(total);
+                }
+                finish(args, total, corner);
+            }
         }
     }
 
     static __device__ __forceinline__ void run(const GemmArgs& args, const void* tokens) {
         EXTERN_SHARED(shared);
         __shared__ uint64_t barriers[2 * kStages];
-        __shared__ unsigned flags[2];
+        __shared__ unsigned flags[kSlices];
         const uint32_t full = ptx::smem_address(barriers);
         // The swizzle's pattern repeats after 1024 bytes.
         const Ring ring = {(ptx::smem_address(shared) + 1023) & ~1023u, full, full + 8 * kStages};
@@ -413,6 +513,7 @@ struct Gemm {
         if (warpgroup == 0) {
             ptx::fewer_registers<40>();
             if (threadIdx.x == 0) copy(args, problem, ring, tokens);
+            if (kSlices > 1 && threadIdx.x >= kWarp) herald(args, problem, flags);
         } else {
             ptx::more_registers<232>();
             compute(args, problem, ring, warpgroup - 1, flags);

@@ -78,6 +78,19 @@ pub const fn stages(tokens: usize) -> usize {
     if most < 12 { most } else { 12 }
 }
 
+/// Slices of a tile's tokens, as in the kernel: its sums are stored, added and finished slice by slice.
+pub const fn slices(tokens: usize) -> usize {
+    match tokens {
+        ..=24 => 1,
+        25..=64 => tokens / 16,
+        _ if tokens.is_multiple_of(32) => 4,
+        _ => MOST_SLICES,
+    }
+}
+
+/// Of any kernel.
+const MOST_SLICES: usize = 5;
+
 /// Dynamic shared memory in bytes: the ring, and what brings it to a multiple of 1024.
 const fn shared(tokens: usize) -> u32 {
     (stages(tokens) * stage(tokens) + 1024) as u32
@@ -85,7 +98,7 @@ const fn shared(tokens: usize) -> u32 {
 
 /// Multiprocessors of the cards that chunks are chosen for.
 const CARD: usize = 132;
-/// Chunks of a tile, at most: their sums are added by one warpgroup.
+/// Chunks of a tile, at most: who arrives last adds all their sums.
 const MOST_CHUNKS: usize = 8;
 /// Terms of a chunk, at least, in tiles of 64: filling the pipeline must not cost more than running it.
 const LEAST_CHUNK: usize = 8;
@@ -98,7 +111,7 @@ pub fn chunks(outputs: usize, terms: usize) -> usize {
     let cost = |&chunks: &usize| {
         let (whole, rest) = (tiles / CARD, tiles % CARD);
         // Writing chunk sums, finding out who is last, and adding them, in half steps: with 128 tokens a step's time writes one
-        // chunk's sums or reads them.
+        // chunk's sums or reads them. This is for a block that finishes its whole tile; those that finish at the same time share it.
         let adding = if chunks > 1 { 4 + 2 * chunks } else { 0 };
         2 * (whole * steps + (rest * chunks).div_ceil(CARD) * steps.div_ceil(chunks)) + adding
     };
@@ -157,9 +170,9 @@ impl Plan {
         self.split * self.chunks * OUTPUTS * TOKENS[self.instance]
     }
 
-    /// Tickets: one for each warpgroup of a shared tile.
+    /// Tickets: one for each slice of a shared tile.
     pub fn tickets(&self) -> usize {
-        2 * self.split
+        self.split * slices(TOKENS[self.instance])
     }
 
     /// What the busiest block takes if nothing but arithmetic counts, in cycles of a multiprocessor.
@@ -170,7 +183,9 @@ impl Plan {
         let chunks = rest.div_ceil(self.blocks.max(1)) * self.chunks + shared;
         // A step of 64 terms: the tensor core's cycles, or those of shared memory.
         let step = (4 * tokens).max(256 + 3 * tokens);
-        let adding = if self.split > 0 { self.chunks * tokens * 8 } else { 0 };
+        // Who has chunks of a tile finishes some of its slices.
+        let finish = slices(tokens).min(self.chunks.div_ceil(shared.max(1)));
+        let adding = if self.split > 0 { self.chunks * tokens * 8 / finish } else { 0 };
         chunks * terms.div_ceil(TILE) * step / self.chunks + adding
     }
 }
@@ -187,7 +202,7 @@ pub(super) fn room(products: &[(usize, usize)]) -> Room {
     let sizes = products.iter().flat_map(|&(n, k)| (1..=ROOM).map(move |tokens| Shape { tokens, n, k }));
     let plans = sizes.map(|shape| Plan::new(shape, CARD as u32, MOST_ROOM));
     let workspace = plans.map(|plan| plan.workspace()).max().unwrap_or(0);
-    Room { workspace, tickets: 2 * MOST_MULTIPROCESSORS }
+    Room { workspace, tickets: MOST_SLICES * MOST_MULTIPROCESSORS }
 }
 
 /// Queues a product.
@@ -230,8 +245,8 @@ pub(super) fn launch(
     // SAFETY: parameters are (TensorMap x, void* y, const void* w, const void* bias, float* partial, unsigned* tickets, int
     // tokens, int outputs, int terms, int chunks, int split, int output). The map is of x, [tokens, terms]; w has every tile
     // of outputs by terms, each 8 KB from a multiple of 16 bytes on; bias, unless null, has `outputs` elements. The kernel
-    // writes y inside [tokens, outputs] in the type that `output` names, [split, chunks, 128, N] of the workspace, and two
-    // tickets per split tile, zero before and after. y and the scratch are lent to us alone.
+    // writes y inside [tokens, outputs] in the type that `output` names, [split, chunks, 128, N] of the workspace, and a ticket
+    // per slice of a split tile, zero before and after. y and the scratch are lent to us alone.
     unsafe {
         device.launch(
             kernel,
