@@ -1,6 +1,6 @@
 // Products with stored weights: y[tokens, n] = x[tokens, k] . w[n, k]^T (+ bias[n]), x, w, bias 16-bit, sums f32.
 //
-//   output: 0 stores f32, 1 stores 16-bit (rounded once), 2 adds into an f32 residual in place.
+//   output: 0 stores f32, 1 stores 16-bit (rounded once), 2 stores f32 on top of `before`, which may be y itself.
 //
 // Contract: k a multiple of 64 (zero-padded at load), x and w 16-byte aligned; any n, any number of tokens. Weights are
 // the A operand of mma.m16n8k16 and tokens the B operand in every kernel here. An output element is the ascending chain

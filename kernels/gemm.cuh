@@ -20,6 +20,7 @@ struct GemmArgs {
     const void* x;
     const void* w;
     const void* bias;
+    const float* before;  // [tokens, n] if it is added to, which may be y itself
     float* workspace;
     unsigned* tickets;
     int tokens, n, k, chunk_tiles, output;
@@ -129,7 +130,7 @@ struct Gemm {
         } else if (args.output == kStoreF32) {
             static_cast<float*>(args.y)[at] = value;
         } else {
-            static_cast<float*>(args.y)[at] += value;
+            static_cast<float*>(args.y)[at] = args.before[at] + value;
         }
     }
 
@@ -252,10 +253,10 @@ struct Gemm {
 // ptxas has its own opinion, and spills for sm_120.
 #define GEMM(NAME, T, MI, NI, WN, WT, STAGES, FOLD, BY_COLUMNS)                                                      \
     extern "C" __global__ void __launch_bounds__(WN * WT * 32, FOLD ? 1 : 2)                                         \
-        NAME(void* y, const void* x, const void* w, const void* bias, float* workspace, unsigned* tickets,           \
-             int tokens, int n, int k, int chunk_tiles, int output) {                                                \
+        NAME(void* y, const void* x, const void* w, const void* bias, const float* before, float* workspace,         \
+             unsigned* tickets, int tokens, int n, int k, int chunk_tiles, int output) {                             \
         ggro::Gemm<T, MI, NI, WN, WT, STAGES, FOLD, BY_COLUMNS>::run(                                                \
-            {y, x, w, bias, workspace, tickets, tokens, n, k, chunk_tiles, output});                                 \
+            {y, x, w, bias, before, workspace, tickets, tokens, n, k, chunk_tiles, output});                         \
     }
 
 // The host's table of tiles (src/cuda/ops/gemm.rs) repeats these numbers. What ends in 99k does the same sums in shorter

@@ -1,6 +1,6 @@
 // Data gradients of products with stored weights: dx[tokens, k] = dy[tokens, n] . w[n, k], dy and w 16-bit, sums f32.
 //
-//   output: 0 stores f32, 1 stores 16-bit (rounded once), 2 adds into an f32 gradient in place.
+//   output: 0 stores f32, 1 stores 16-bit (rounded once), 2 stores f32 on top of `before`, which may be y itself.
 //
 // w is the forward product's own matrix, in the forward layout: its rows are what is summed over here, so tiles of 64 of
 // its rows and 64 of its columns come in by whole lines, and ldmatrix transposes them on the way to the tensor core.

@@ -9,7 +9,7 @@
 // 128-byte lines whose 16-byte chunks are swizzled by the line's place among eight; what the matrix lacks is zero. A tile is
 // 8 KB in one piece and lies in shared memory as in global memory, so one plain bulk copy brings it, and both directions read the
 // same tile: forward lines are outputs, backward they are terms.
-//   output: 0 stores f32, 1 stores 16-bit (rounded once), 2 adds into f32 in place.
+//   output: 0 stores f32, 1 stores 16-bit (rounded once), 2 stores f32 on top of `before`, which may be y itself.
 //
 // A block has a warpgroup that copies (one thread of it) and two that multiply, each 64 outputs by N tokens: weights are operand
 // A of wgmma, tokens operand B. Copies go through a ring of stages of 64 terms; `full` and `empty` are its barriers, and the block
@@ -52,6 +52,7 @@ struct GemmArgs {
     void* y;
     const void* w;
     const void* bias;
+    const float* before;  // [tokens, outputs] if it is added to, which may be y itself
     float* partial;     // [split][chunks][2 warpgroups][N / 8][128 threads][4]
     unsigned* tickets;  // [split][slices], zero before and after
     int tokens, outputs, terms, chunks, split, output;
@@ -286,7 +287,7 @@ struct Gemm {
         // The old values of a slice are read together. Registers that are set in some threads alone would be kept everywhere.
         float2 before[kSlice / 8][2] = {};
         if constexpr (OUTPUT == kAddF32) {
-            const Y* old = at;
+            const Y* old = args.before + corner.at;
 #pragma unroll
             for (int j = 0; j < kSlice / 8; ++j, old += step) {
 #pragma unroll
@@ -331,7 +332,7 @@ struct Gemm {
                 } else if (args.output == kStoreF32) {
                     *reinterpret_cast<float*>(to) = value;
                 } else {
-                    *reinterpret_cast<float*>(to) += value;
+                    *reinterpret_cast<float*>(to) = args.before[(to - static_cast<char*>(args.y)) / sizeof(float)] + value;
                 }
             }
         }
@@ -339,7 +340,7 @@ struct Gemm {
 
     static __device__ __forceinline__ void finish(const GemmArgs& args, float (&sums)[kSums], const Corner& corner) {
         pair_up(sums);
-        if (args.outputs % 2 != 0 || !aligned(args.y, 8)) {
+        if (args.outputs % 2 != 0 || !aligned(args.y, 8) || !aligned(args.before, 8)) {
             store_singles(args, sums, corner);
         } else if (args.output == kStore16) {
             store_pairs<kStore16>(args, sums, corner);
@@ -532,10 +533,10 @@ struct alignas(64) TensorMap {
 // token each, and 1 KB.
 #define GEMM(NAME, T, N, BY_COLUMNS)                                                                                  \
     extern "C" __global__ void __launch_bounds__(ggro::kGemmThreads, 1)                                               \
-        NAME(const __grid_constant__ ggro::TensorMap x, void* y, const void* w, const void* bias, float* partial,     \
-             unsigned* tickets, int tokens, int outputs, int terms, int chunks, int split, int output) {              \
+        NAME(const __grid_constant__ ggro::TensorMap x, void* y, const void* w, const void* bias, const float* before, \
+             float* partial, unsigned* tickets, int tokens, int outputs, int terms, int chunks, int split, int output) { \
         ggro::Gemm<T, N, BY_COLUMNS>::run(                                                                            \
-            {y, w, bias, partial, tickets, tokens, outputs, terms, chunks, split, output}, &x);                       \
+            {y, w, bias, before, partial, tickets, tokens, outputs, terms, chunks, split, output}, &x);                       \
     }
 
 #define GEMM_ALL(NAME, SUFFIX, T, BY_COLUMNS)         \

@@ -135,6 +135,13 @@ pub enum Output<'a> {
     Half(ViewMut<'a, u16>),
     /// Added to what is there.
     Add(ViewMut<'a, f32>),
+    /// Stored in f32 on top of what is elsewhere: `y = before + x w^T`.
+    Sum {
+        /// Where it goes.
+        y: ViewMut<'a, f32>,
+        /// What is added to.
+        before: View<'a, f32>,
+    },
 }
 
 impl Output<'_> {
@@ -143,7 +150,7 @@ impl Output<'_> {
         match self {
             Output::F32(_) => 0,
             Output::Half(_) => 1,
-            Output::Add(_) => 2,
+            Output::Add(_) | Output::Sum { .. } => 2,
         }
     }
 
@@ -154,8 +161,17 @@ impl Output<'_> {
 
     fn address(&self) -> u64 {
         match self {
-            Output::F32(y) | Output::Add(y) => y.address,
+            Output::F32(y) | Output::Add(y) | Output::Sum { y, .. } => y.address,
             Output::Half(y) => y.address,
+        }
+    }
+
+    /// What is added to, if anything is.
+    fn before(&self) -> u64 {
+        match self {
+            Output::F32(_) | Output::Half(_) => 0,
+            Output::Add(y) => y.address,
+            Output::Sum { before, .. } => before.address,
         }
     }
 
@@ -165,13 +181,14 @@ impl Output<'_> {
             Output::F32(y) => Output::F32(y.slice(range)),
             Output::Half(y) => Output::Half(y.slice(range)),
             Output::Add(y) => Output::Add(y.slice(range)),
+            Output::Sum { y, before } => Output::Sum { y: y.slice(range.clone()), before: before.slice(range) },
         }
     }
 
     /// Elements.
     pub fn len(&self) -> usize {
         match self {
-            Output::F32(y) | Output::Add(y) => y.len(),
+            Output::F32(y) | Output::Add(y) | Output::Sum { y, .. } => y.len(),
             Output::Half(y) => y.len(),
         }
     }
@@ -266,6 +283,7 @@ struct Parameters {
     y: u64,
     w: u64,
     bias: u64,
+    before: u64,
     workspace: u64,
     tickets: u64,
     tokens: i32,
@@ -285,6 +303,7 @@ impl Parameters {
             y: y.address(),
             w: w.address,
             bias: bias.map_or(0, |bias| bias.address),
+            before: y.before(),
             workspace: scratch.workspace.view_mut().address,
             tickets: scratch.tickets.view_mut().address,
             tokens: int(op, "tokens", tokens)?,
@@ -307,6 +326,9 @@ pub(super) fn launch(
     let &Problem { op, shape: Shape { tokens, n, k }, x, w, bias, .. } = problem;
     check_len(op, "x", x.len(), product(op, tokens, k)?)?;
     check_len(op, "y", y.len(), product(op, tokens, n)?)?;
+    if let Output::Sum { before, .. } = y {
+        check_len(op, "before", before.len(), product(op, tokens, n)?)?;
+    }
     product(op, n, k)?;
     if let Some(bias) = bias {
         check_len(op, "bias", bias.len(), n)?;

@@ -229,7 +229,13 @@ impl Problem {
                 let before = &self.before[tokens.start * outputs..tokens.end * outputs];
                 let mut out = Guarded::shifted(device, before, 0)?;
                 launch(&mut Output::Add(out.view_mut()))?;
-                Ok(rows(out.read(device, check, name)?))
+                let values = out.read(device, check, name)?;
+                // Elsewhere, on top of the same.
+                let (before, mut other) = (Guarded::shifted(device, before, 0)?, Guarded::output(device, elements, 0)?);
+                launch(&mut Output::Sum { y: other.view_mut(), before: before.view() })?;
+                let mut unseen = Check::default();
+                check.same(&format!("{name} elsewhere"), &other.read(device, &mut unseen, name)?, &values);
+                Ok(rows(values))
             }
         }
     }

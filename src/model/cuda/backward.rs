@@ -9,6 +9,7 @@
 
 use super::decoder::{Decoder, Step};
 use super::inputs::{Slice, StepInputs};
+use super::residual::LayerResidual;
 use super::sizes::Sizes;
 use super::state::{Activations, LayerTape, Tape};
 use crate::cuda::ops::attention_backward::{self, attention_backward};
@@ -135,7 +136,8 @@ impl Backward {
         for (index, layer) in weights.layers.iter().enumerate().rev() {
             let _range = profile::layer(index);
             let last = index + 1 == weights.layers.len();
-            let LayerTape { input, middle, lse, activations } = &tape.layers[index];
+            let LayerResidual { input, middle } = &tape.residual[index];
+            let LayerTape { lse, activations } = &tape.layers[index];
             let Activations { qkv: projected, q, attended, gate_up } = activations;
             let rows = if last { m } else { n };
 

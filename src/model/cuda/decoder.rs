@@ -2,6 +2,7 @@
 
 use super::inputs::{DeviceInputs, Slice, StepInputs};
 use super::next_step::NextStepPlan;
+use super::residual::ResidualStream;
 use super::sizes::{Sizes, attention_shape};
 use super::state::{Activations, LayerTape, State, Tape};
 use super::weights::Weights;
@@ -327,19 +328,22 @@ impl Decoder {
 
         let elements = weights.embedding.view();
         let table = Table { elements, vocabulary: sizes.vocab, layout: weights.embedding_layout() };
-        embed(device, st, &mut residual.first_mut(n * d), table, device_inputs.view(step.ids), d)?;
+        let (kept_residual, mut kept_layers) = match tape.as_deref_mut() {
+            None => (None, None),
+            Some(Tape { residual, layers, .. }) => (Some(&mut residual[..]), Some(&mut layers[..])),
+        };
+        let mut residual =
+            ResidualStream { all: residual, live, tape: kept_residual, layers: weights.layers.len(), width: d };
+        embed(device, st, &mut residual.input(0, n), table, device_inputs.view(step.ids), d)?;
         for (index, layer) in weights.layers.iter().enumerate() {
             let _range = profile::layer(index);
-            let kept = tape.as_deref_mut().map(|tape| &mut tape.layers[index]);
-            let (Activations { qkv: projected, q, attended, gate_up }, mut kept) = match kept {
+            let kept = kept_layers.as_deref_mut().map(|layers| &mut layers[index]);
+            let (Activations { qkv: projected, q, attended, gate_up }, mut kept_lse) = match kept {
                 None => (&mut *shared, None),
-                Some(LayerTape { input, middle, lse, activations }) => {
-                    input.first_mut(n * d).copy_from(device, residual.first(n * d))?;
-                    (activations, Some((middle, lse)))
-                }
+                Some(LayerTape { lse, activations }) => (activations, Some(lse)),
             };
-            let mut x = residual.first_mut(n * d);
-            rmsnorm(device, st, &mut normed.first_mut(n * d), &mut x, Delta::None, norm(&layer.attention_norm))?;
+            let x = &mut residual.input(index, n);
+            rmsnorm(device, st, &mut normed.first_mut(n * d), x, Delta::None, norm(&layer.attention_norm))?;
             linear.run_half(projected.first_mut(n * qkv), normed.first(n * d), n, &layer.qkv, &layer.qkv_bias)?;
             let inputs = rope::Inputs {
                 qkv: projected.first(n * qkv),
@@ -356,24 +360,23 @@ impl Decoder {
             let rows = if last { m } else { n };
             let work = step.work(config.windows[index], last);
             if last {
-                let live = &mut live.first_mut(m * d);
-                copy_rows(device, live, residual.first(n * d), device_inputs.view(step.live), d)?;
+                let (mut live, all) = residual.live(m, n);
+                copy_rows(device, &mut live, all, device_inputs.view(step.live), d)?;
             }
-            let mut x = if last { live.first_mut(m * d) } else { residual.first_mut(n * d) };
-            let lse_rows = kept.as_mut().map(|(_, lse)| lse.first_mut(rows * sizes.heads));
+            let lse_rows = kept_lse.as_mut().map(|lse| lse.first_mut(rows * sizes.heads));
             let (pool, layout) = (keys_values.view(), *layout);
             let inputs = attention::Inputs { storage: st, q: q.first(n * a), pool, layout, layer: index };
             let mut output = attention::Output { out: attended.first_mut(rows * ap), lse: lse_rows };
             attention(device, &mut output, inputs, device_inputs.view(work.words), &work.plan, attention_scratch)?;
-            linear.accumulate(x.reborrow(), attended.first(rows * ap), rows, &layer.o, &layer.o_bias)?;
-            if let Some((middle, _)) = &mut kept {
-                middle.first_mut(rows * d).copy_from(device, x.view())?;
-            }
-            rmsnorm(device, st, &mut normed.first_mut(rows * d), &mut x, Delta::None, norm(&layer.mlp_norm))?;
+            let (y, x) = (residual.after_attention(index, rows), attended.first(rows * ap));
+            linear.run(y, x, rows, layer.o.view(), layer.o_bias.as_ref())?;
+            let x = &mut residual.middle(index, rows);
+            rmsnorm(device, st, &mut normed.first_mut(rows * d), x, Delta::None, norm(&layer.mlp_norm))?;
             let wide = gate_up.first_mut(rows * 2 * f);
             linear.run_half(wide, normed.first(rows * d), rows, &layer.gate_up, &layer.gate_up_bias)?;
             swiglu(device, st, &mut act.first_mut(rows * f), gate_up.first(rows * 2 * f), f)?;
-            linear.accumulate(x, act.first(rows * f), rows, &layer.down, &layer.down_bias)?;
+            let (y, x) = (residual.after_mlp(index, rows), act.first(rows * f));
+            linear.run(y, x, rows, layer.down.view(), layer.down_bias.as_ref())?;
         }
         Ok(())
     }
@@ -408,18 +411,6 @@ impl Linear<'_> {
         bias: &Option<Buffer<u16>>,
     ) -> Result<()> {
         self.run(Output::Half(y), x, rows, w.view(), bias.as_ref())
-    }
-
-    /// `y += x w^T + b`, in f32.
-    fn accumulate(
-        &mut self,
-        y: ViewMut<'_, f32>,
-        x: View<'_, u16>,
-        rows: usize,
-        w: &Buffer<u16>,
-        bias: &Option<Buffer<u16>>,
-    ) -> Result<()> {
-        self.run(Output::Add(y), x, rows, w.view(), bias.as_ref())
     }
 
     /// `y = x w^T`, in f32.

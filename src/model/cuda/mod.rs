@@ -16,6 +16,7 @@ pub mod memory;
 mod next_step;
 mod open;
 mod policy;
+mod residual;
 mod reward;
 pub mod sizes;
 mod state;

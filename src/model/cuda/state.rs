@@ -1,5 +1,6 @@
 //! What a batch leaves in device memory: the buffers of the layers, and what the backward pass needs of them.
 
+use super::residual::LayerResidual;
 use super::sizes::{Sizes, attention_shape};
 use crate::Result;
 use crate::cuda::ops::weight_layout::WeightLayout;
@@ -53,28 +54,34 @@ impl Activations {
 pub(super) struct Tape {
     /// The most rows that are differentiated together.
     pub rows: usize,
+    /// The residual stream, per layer.
+    pub residual: Vec<LayerResidual>,
     pub layers: Vec<LayerTape>,
 }
 
-/// What is kept of one layer.
+/// What is kept of one layer beside the residual stream.
 pub(super) struct LayerTape {
-    pub input: Buffer<f32>,  // [n, hidden] residual stream
-    pub middle: Buffer<f32>, // [n, hidden] residual stream between attention and MLP
-    pub lse: Buffer<f32>,    // [n, heads] attention's normalisers
+    pub lse: Buffer<f32>, // [n, heads] attention's normalisers
     pub activations: Activations,
 }
 
 impl Tape {
     pub fn new(device: &Device, sizes: &Sizes, rows: usize) -> Result<Self> {
+        let residual = || -> Result<LayerResidual> {
+            let [input, middle] = [(), ()].map(|()| Buffer::uninitialised(device, rows * sizes.hidden_padded));
+            Ok(LayerResidual { input: input?, middle: middle? })
+        };
         let kept = || -> Result<LayerTape> {
             Ok(LayerTape {
-                input: Buffer::uninitialised(device, rows * sizes.hidden_padded)?,
-                middle: Buffer::uninitialised(device, rows * sizes.hidden_padded)?,
                 lse: Buffer::uninitialised(device, rows * sizes.heads)?,
                 activations: Activations::new(device, sizes, rows)?,
             })
         };
-        Ok(Tape { rows, layers: (0..sizes.layers).map(|_| kept()).collect::<Result<Vec<_>>>()? })
+        Ok(Tape {
+            rows,
+            residual: (0..sizes.layers).map(|_| residual()).collect::<Result<_>>()?,
+            layers: (0..sizes.layers).map(|_| kept()).collect::<Result<_>>()?,
+        })
     }
 
     /// Bytes for `rows` rows.

@@ -249,20 +249,20 @@ pub(super) fn launch(
         side(op, "output tiles", plan.grid.2, 65_535)?,
     );
     let launch = Launch { grid, threads: tile.threads, shared: kernel.shared };
-    let Parameters { y, w, bias, workspace, tickets, tokens, outputs, terms, output } =
+    let Parameters { y, w, bias, before, workspace, tickets, tokens, outputs, terms, output } =
         Parameters::new(y, problem, super::Plan::Sm80(plan).room(), scratch)?;
     let chunk_tiles = int(op, "chunk", plan.chunks.tiles)?;
-    // SAFETY: parameters are (void* y, const void* x, const void* w, const void* bias, float* workspace, unsigned*
-    // tickets, int tokens, int n, int k, int chunk_tiles, int output). The kernel reads x inside [tokens, k] and w inside
+    // SAFETY: parameters are (void* y, const void* x, const void* w, const void* bias, const float* before, float*
+    // workspace, unsigned* tickets, int tokens, int n, int k, int chunk_tiles, int output). The kernel reads x inside [tokens, k] and w inside
     // its n k elements in 16-byte pieces: both start at multiples of 16, and their rows, [n, k] forward and [k, n] backward, were
-    // checked above; and bias below n unless it is null. It writes y inside [tokens, n] in the type that `output` names. With several
+    // checked above; bias below n unless it is null, and before, where it is added to, inside [tokens, n]. It writes y inside [tokens, n] in the type that `output` names. With several
     // chunks per block row it writes [chunks, tokens, n] of the workspace and one ticket per tile, zero before and after. y
     // and the scratch are lent to us alone.
     unsafe {
         device.launch(
             kernel,
             launch,
-            args![y, x.address, w, bias, workspace, tickets, tokens, outputs, terms, chunk_tiles, output],
+            args![y, x.address, w, bias, before, workspace, tickets, tokens, outputs, terms, chunk_tiles, output],
         )
     }
 }
