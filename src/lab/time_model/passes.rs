@@ -254,8 +254,9 @@ impl<'a> Pass<'a> {
         let (before, own) = ((rows * prefix) as f64, rows as f64 * (tokens as f64 + 1.0) / 2.0);
         let attention = Attention { positions: (prefix + rows) as f64, pairs: before + own, alone: 0 };
         let (d, layers) = (self.config.hidden_size, self.config.num_layers);
-        // The residual stream of both norms goes to the tape.
-        let taped = self.small(SMALL, rows, 8 * d).times(2 * layers);
+        // The kernels of the study copied the residual stream of both norms to the tape; now products leave it there.
+        let copies = if self.family == Family::OfReference { 2 * layers } else { 0 };
+        let taped = self.small(SMALL, rows, 8 * d).times(copies);
         let score = self.product(&Product { name: "score", n: 1, k: d, output: 4 }, segments);
         let backward = self.layer_backward([rows; 3], before, own).times(layers - 2)
             + self.layer_backward([rows, segments, rows], before / tokens as f64, own / tokens as f64)
