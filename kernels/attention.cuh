@@ -8,6 +8,14 @@ namespace ggro {
 constexpr int kKeys = 64;
 constexpr float kLog2E = 1.4426950408889634f;
 
+// In an item's number of tokens: some of its tokens have parts in other items.
+constexpr unsigned kShared = 1u << 16;
+// In a page's number of positions: the last page of its chunk.
+constexpr unsigned kChunkEnds = 1u << 16;
+// There too, for the item's first tile of 64 rows, and one bit further for its second: some row sees some of the page, every row sees
+// some of it, every row sees all of it.
+constexpr unsigned kSeen = 1u << 17, kTogether = 1u << 19, kWhole = 1u << 21;
+
 // How THREADS threads bring pages of keys and values with heads of EP elements into shared memory.
 template <typename T, int EP, int THREADS>
 struct Pages {
@@ -29,15 +37,16 @@ struct Pages {
     static __device__ __forceinline__ void load_stage(const Args& args, uint32_t stage, const uint2& page) {
         const int line = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
         const int valid = page.y & 0xffff;
-        const size_t values = static_cast<size_t>(args.kv_heads) * kKeys * EP;
-        const T* const base = static_cast<const T*>(args.pool) + page.x * args.block +
-                              static_cast<size_t>(blockIdx.y) * kKeys * EP + chunk * 8;
+        // A lane's line of each pass is so many lines further on: a distance in bytes, whatever the swizzle.
+        const uint32_t to = stage + swizzled<kLine>(line, chunk);
+        const T* const keys = static_cast<const T*>(args.pool) + page.x * args.block +
+                              (static_cast<size_t>(blockIdx.y) * kKeys + line) * EP + chunk * 8;
+        const T* const values = keys + static_cast<size_t>(args.kv_heads) * kKeys * EP;
 #pragma unroll
         for (int first = 0; first < kKeys; first += kLinesPerPass) {
-            const int at = first + line;
-            const bool real = at < valid;
-            ptx::cp_async16(stage + swizzled<kLine>(at, chunk), base + at * EP, real);
-            ptx::cp_async16(stage + kTileBytes + swizzled<kLine>(at, chunk), base + values + at * EP, real);
+            const bool real = first + line < valid;
+            ptx::cp_async16(to + first * kLine, keys + first * EP, real);
+            ptx::cp_async16(to + kTileBytes + first * kLine, values + first * EP, real);
         }
     }
 };

@@ -28,9 +28,9 @@
 // Flops: 6 EP per visible key, row and head for dq, 8 EP for dk and dv within the segment.
 // A segment of some 50 tokens behind a prefix of thousands is bound by the queries' walk over the prefix: memory if the
 // items are few, shared memory otherwise. With many queries and heads of 128, a page costs each of a block's eight warps 96
-// products, 68 matrix loads and 605 instructions on Hopper (570 on Ampere), counted in the machine code where all rows see the
+// products, 68 matrix loads and 582 instructions on Hopper (547 on Ampere), counted in the machine code where all rows see the
 // page and no chunk ends; when a block still needed all registers of a multiprocessor, it was 96, 84 and 750 (731). So for a
-// block and page on Hopper, computed and not measured: 2176 cycles of shared memory, 1210 issue slots of each scheduler, 768
+// block and page on Hopper, computed and not measured: 2176 cycles of shared memory, 1164 issue slots of each scheduler, 768
 // cycles of the tensor cores at their peak, which leaves 35 % of that peak at best. Two blocks share a multiprocessor, so that
 // one's loads go on while the other waits at a barrier or computes p. The keys' pass is short beside it.
 #include "attention.cuh"
@@ -135,11 +135,6 @@ struct QueriesArgs {
     int heads, kv_heads, out_width;
     float scale;
 };
-
-// In an item's number of tokens: some of its tokens have parts in other items.
-constexpr unsigned kShared = 1u << 16;
-// In a page's number of positions: the last page of its chunk.
-constexpr unsigned kChunkEnds = 1u << 16;
 
 template <bool WIDE>
 struct Bits {

@@ -28,14 +28,6 @@ struct AttentionArgs {
     float scale;
 };
 
-// In an item's number of tokens: some of its tokens have parts in other items.
-constexpr unsigned kShared = 1u << 16;
-// In a page's number of positions: the last page of its chunk.
-constexpr unsigned kChunkEnds = 1u << 16;
-// There too, for the item's first tile of 64 rows, and one bit further for its second: some row sees some of the page, every row sees
-// some of it, every row sees all of it.
-constexpr unsigned kSeen = 1u << 17, kTogether = 1u << 19, kWhole = 1u << 21;
-
 // How the state (m, l) of the chunks so far takes in that of the next one: o becomes fma(o, before, next x here). With
 // `keep` the next one has nothing to add, with `take` there was nothing before; neither changes a bit.
 struct Fold {

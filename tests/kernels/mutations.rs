@@ -473,7 +473,7 @@ const MUTATIONS: &[Mutation] = &[
         name: "unwritten-positions-read",
         op: "attention",
         file: "attention.cuh",
-        from: "const bool real = at < valid;",
+        from: "const bool real = first + line < valid;",
         to: "const bool real = true;",
     },
     Mutation {

@@ -13,8 +13,10 @@ fn main() -> io::Result<()> {
         Some("checked") => true,
         Some(other) => return Err(io::Error::other(format!("plain or checked, not {other}"))),
     };
-    println!("LD_LIBRARY_PATH={}", ggro_emulator::build()?.with_file_name("").display());
-    println!("GGRO_EMU_PTX={}", ptx(&kernels)?.display());
+    // All of it or nothing: half of it would run a program on another device.
+    let (library, ptx) = (ggro_emulator::build()?, ptx(&kernels)?);
+    println!("LD_LIBRARY_PATH={}", library.with_file_name("").display());
+    println!("GGRO_EMU_PTX={}", ptx.display());
     println!("GGRO_EMU_ACCESSES={}", if checked { "observed" } else { "plain" });
     Ok(())
 }
