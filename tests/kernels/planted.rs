@@ -56,7 +56,8 @@ const PLANTED: &[(&str, &str, &str, Mistake)] = &[
     ("gemm_sm90", "gemm_sm90", "gemm_sm90_", Without("mbarrier.arrive.shared")),
     ("gemm_sm90", "gemm_sm90", "gemm_sm90_", Without("fence.mbarrier_init")),
     ("gemm_sm90", "gemm_sm90", "gemm_sm90_", Without("setmaxnreg.dec")),
-    // All barriers of the block, and those of a warpgroup.
+    ("gemm_sm90", "gemm_sm90", "gemm_sm90_", Instead("atom.add.acq_rel.gpu", "atom.add.relaxed.gpu")),
+    // All barriers of the block, and those at which its warps meet over a shared tile.
     ("gemm_sm90", "gemm_sm90", "gemm_sm90_", Without("bar.sync")),
     ("gemm_sm90", "gemm_sm90", "gemm_sm90_", Without("bar.sync %r")),
     ("gemm_backward_sm90", "gemm_sm90", "gemm_backward_sm90_", Scaled),

@@ -135,7 +135,7 @@ impl Products {
             }
             Family::Sm90 => {
                 let plan = sm90::Plan::new(shape, MULTIPROCESSORS, self.workspace);
-                sm90_time(&plan, product, streaming)
+                sm90_time(&plan, product, tokens, streaming)
             }
         }
     }
@@ -205,6 +205,8 @@ fn sm90_step(width: usize) -> f64 {
 /// Chunks of a tile that one block computes.
 struct Work {
     tile: usize,
+    /// The first.
+    chunk: usize,
     steps: usize,
     chunks: usize,
     whole: bool,
@@ -214,17 +216,18 @@ struct Work {
 fn work_of(plan: &sm90::Plan, steps: usize, block: usize) -> Vec<Work> {
     let shared = plan.split * plan.chunks;
     let begin = |chunk: usize| chunk * steps / plan.chunks;
-    let (mut at, end) = (shared * block / plan.blocks, shared * (block + 1) / plan.blocks);
+    let each = shared.div_ceil(plan.blocks);
+    let (mut at, end) = ((each * block).min(shared), (each * (block + 1)).min(shared));
     let mut work = Vec::new();
     while at < end {
         let (tile, chunk) = (at / plan.chunks, at % plan.chunks);
         let chunks = (plan.chunks - chunk).min(end - at);
         let steps = begin(chunk + chunks) - begin(chunk);
-        work.push(Work { tile, steps, chunks, whole: chunks == plan.chunks });
+        work.push(Work { tile, chunk, steps, chunks, whole: chunks == plan.chunks });
         at += chunks;
     }
     let whole = (plan.split + block..plan.tiles).step_by(plan.blocks);
-    work.extend(whole.map(|tile| Work { tile, steps, chunks: plan.chunks, whole: true }));
+    work.extend(whole.map(|tile| Work { tile, chunk: 0, steps, chunks: plan.chunks, whole: true }));
     work
 }
 
@@ -242,8 +245,9 @@ impl Progress {
 }
 
 /// A product of Hopper without its dead time: that of the busiest block. The copies of a block run ahead of its products, so
-/// storing sums and adding them costs nothing as long as its memory is behind, but at its end.
-fn sm90_time(plan: &sm90::Plan, product: &Product, streaming: f64) -> f64 {
+/// storing sums and adding them costs nothing as long as its memory is behind, but at its end. All blocks are as fast here: on a card
+/// one that is late by more than it takes to store a tile's sums finishes all slices of its tile.
+fn sm90_time(plan: &sm90::Plan, product: &Product, tokens: usize, streaming: f64) -> f64 {
     let width = sm90::TOKENS[plan.instance];
     let steps = product.k.div_ceil(TERMS);
     let blocks: Vec<Vec<Work>> = (0..plan.blocks).map(|block| work_of(plan, steps, block)).collect();
@@ -251,32 +255,43 @@ fn sm90_time(plan: &sm90::Plan, product: &Product, streaming: f64) -> f64 {
     let memory =
         (streaming * plan.blocks as f64 / (plan.tiles * steps) as f64).max(through_l2(2 * TERMS * (OUTPUTS + width)));
     let arithmetic = sm90_step(width);
-    let sums = through_l2(4 * OUTPUTS * width);
-    let epilogue = through_l2(product.output * OUTPUTS * width);
-    // Who arrives last at each shared tile, if nobody had to add.
-    let mut last = vec![(0.0, 0); plan.split];
+    // Of a slice, and how many slices of a tile have tokens.
+    let slice = width / sm90::slices(width);
+    let (sums, epilogue) = (through_l2(4 * OUTPUTS * slice), through_l2(product.output * OUTPUTS * slice));
+    let slices = |tile: usize| {
+        let first = tile % tokens.div_ceil(width) * width;
+        (tokens - first).min(width).div_ceil(slice)
+    };
+    // Who arrives last with each slice of the shared tiles, if nobody had to add.
+    let mut last: Vec<Vec<(f64, usize)>> = (0..plan.split).map(|tile| vec![(0.0, 0); slices(tile)]).collect();
     for (block, work) in blocks.iter().enumerate() {
         let mut progress = Progress::default();
         for work in work.iter().filter(|work| !work.whole) {
+            let count = slices(work.tile);
             progress.memory += work.steps as f64 * memory;
-            progress.products += work.steps as f64 * arithmetic + work.chunks as f64 * sums;
-            if progress.at() >= last[work.tile].0 {
-                last[work.tile] = (progress.at(), block);
+            progress.products += work.steps as f64 * arithmetic + (work.chunks * count) as f64 * sums;
+            for i in 0..count {
+                let slice = (work.chunk * count / plan.chunks + i) % count;
+                let at = progress.at() - (count - 1 - i) as f64 * sums;
+                if at >= last[work.tile][slice].0 {
+                    last[work.tile][slice] = (at, block);
+                }
             }
         }
     }
     let time = |(block, work): (usize, &Vec<Work>)| {
         let (mut progress, mut end) = (Progress::default(), 0.0);
         for work in work {
+            let count = slices(work.tile);
             progress.products += end;
             progress.memory += work.steps as f64 * memory;
             progress.products += work.steps as f64 * arithmetic;
             end = match work.whole {
-                true => epilogue,
+                true => count as f64 * epilogue,
                 false => {
-                    progress.products += work.chunks as f64 * sums;
-                    let adds = last[work.tile].1 == block;
-                    if adds { plan.chunks as f64 * sums + epilogue } else { 0.0 }
+                    progress.products += (work.chunks * count) as f64 * sums;
+                    let finished = last[work.tile].iter().filter(|(_, last)| *last == block).count();
+                    finished as f64 * (plan.chunks as f64 * sums + epilogue)
                 }
             };
         }

@@ -161,7 +161,9 @@ impl Plan {
         // Sharing must save something, and needs room.
         let shares = (rest * chunks).div_ceil(multiprocessors) < chunks && plan.workspace() <= workspace;
         let split = if shares { rest } else { 0 };
-        let work = if tiles == split { split * chunks } else { tiles - split };
+        // Without whole tiles no more blocks than it takes: each has as many chunks.
+        let shared = split * chunks;
+        let work = if tiles > split { tiles - split } else { shared.div_ceil(shared.div_ceil(multiprocessors).max(1)) };
         Plan { split, blocks: multiprocessors.min(work), ..plan }
     }
 
@@ -183,8 +185,8 @@ impl Plan {
         let chunks = rest.div_ceil(self.blocks.max(1)) * self.chunks + shared;
         // A step of 64 terms: the tensor core's cycles, or those of shared memory.
         let step = (4 * tokens).max(256 + 3 * tokens);
-        // Who has chunks of a tile finishes some of its slices.
-        let finish = slices(tokens).min(self.chunks.div_ceil(shared.max(1)));
+        // Those who end with the same tile finish some of its slices each.
+        let finish = slices(tokens).min(self.chunks / shared.max(1)).max(1);
         let adding = if self.split > 0 { self.chunks * tokens * 8 / finish } else { 0 };
         chunks * terms.div_ceil(TILE) * step / self.chunks + adding
     }
@@ -274,6 +276,15 @@ mod tests {
         }
         let some = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096), (1, 4096), (576, 192)];
         assert_eq!(some.map(|(n, k)| chunks(n, k)), [5, 4, 4, 4, 5, 8, 1]);
+    }
+
+    #[test]
+    fn slices_are_whole_groups_of_eight() {
+        let sizes = TOKENS.map(|tokens| tokens / slices(tokens));
+        assert_eq!(sizes, [8, 16, 24, 16, 16, 16, 24, 32, 48, 40]);
+        for (tokens, slice) in TOKENS.into_iter().zip(sizes) {
+            assert!(slices(tokens) * slice == tokens && slices(tokens) <= MOST_SLICES, "{tokens}");
+        }
     }
 
     #[test]
