@@ -25,25 +25,14 @@
 // slots with all that belongs to them. So the tensor core and shared memory are the limit where two warpgroups take turns. Aim: 60 %
 // of the wgmma peak (not measured).
 #include "attention_forward.cuh"
+#include "hopper.cuh"
 
 namespace ggro {
 
-constexpr int kWarpgroup = 128;
 constexpr int kTileRows = 64;
 constexpr int kMostTiles = 2;
 constexpr int kHalf = 64;                           // elements of a swizzled line
 constexpr uint32_t kHalfBytes = kKeys * kHalf * 2;  // 64 lines of it
-
-// The stage of a ring that is next, and the parity of its phase.
-struct Place {
-    int stage = 0;
-    uint32_t parity = 0;
-
-    template <int STAGES>
-    __device__ __forceinline__ void advance() {
-        if (++stage == STAGES) stage = 0, parity ^= 1;
-    }
-};
 
 template <typename T, int EP, int STAGES>
 struct ManyAttention {
@@ -396,11 +385,6 @@ struct ManyAttention {
             compute(args, item, ring, shared, tokens, arrived);
         }
     }
-};
-
-// An address and a shape, as cuTensorMapEncodeTiled writes them.
-struct alignas(64) TensorMap {
-    uint64_t words[16];
 };
 
 }  // namespace ggro

@@ -33,11 +33,10 @@
 // shared memory 256 + 3 N at 128 bytes a cycle: 32 KB of weights are copied and read, and tokens copied once and read twice. So
 // shared memory is the limit, at 80 % of the tensor core with 128 tokens and 93 % with 200: tiles are as wide as registers allow.
 // Aims (not measured): 90 % of the copy rate below, 85 % of the wgmma peak above.
-#include "common.cuh"
+#include "hopper.cuh"
 
 namespace ggro {
 
-constexpr int kWarpgroup = 128;
 constexpr int kGemmThreads = 3 * kWarpgroup;
 // Warps of the warpgroup that copies, but for the one whose thread does. They arrive with slices.
 constexpr int kArrivers = 3;
@@ -94,23 +93,6 @@ class Schedule {
 
    private:
     int at_, end_, whole_;
-};
-
-// The stage of a ring that is next, and the parity of its phase.
-struct Place {
-    int stage = 0;
-    uint32_t parity = 0;
-
-    template <int STAGES>
-    __device__ __forceinline__ void advance() {
-        if (++stage == STAGES) stage = 0, parity ^= 1;
-    }
-
-    // The stage before.
-    template <int STAGES>
-    __device__ __forceinline__ int last() const {
-        return stage == 0 ? STAGES - 1 : stage - 1;
-    }
 };
 
 // N tokens. BY_COLUMNS: outputs are the columns of w and terms its rows.
@@ -337,7 +319,8 @@ struct Gemm {
                 } else if (args.output == kStoreF32) {
                     *reinterpret_cast<float*>(to) = value;
                 } else {
-                    *reinterpret_cast<float*>(to) = args.before[(to - static_cast<char*>(args.y)) / sizeof(float)] + value;
+                    const size_t index = (to - static_cast<char*>(args.y)) / sizeof(float);
+                    *reinterpret_cast<float*>(to) = args.before[index] + value;
                 }
             }
         }
@@ -526,19 +509,15 @@ struct Gemm {
     }
 };
 
-// An address and a shape of x, as cuTensorMapEncodeTiled writes them: a box is N rows of 64 elements, lines swizzled.
-struct alignas(64) TensorMap {
-    uint64_t words[16];
-};
-
 }  // namespace ggro
 
-// Grid: a block for each multiprocessor at most. Block: 384. Dynamic shared memory: the stages of the ring, 16 KB and 128 bytes a
-// token each, and 1 KB.
+// A box of x is N rows of 64 elements, lines swizzled. Grid: a block for each multiprocessor at most. Block: 384. Dynamic
+// shared memory: the stages of the ring, 16 KB and 128 bytes a token each, and 1 KB.
 #define GEMM(NAME, T, N, BY_COLUMNS)                                                                                  \
     extern "C" __global__ void __launch_bounds__(ggro::kGemmThreads, 1)                                               \
-        NAME(const __grid_constant__ ggro::TensorMap x, void* y, const void* w, const void* bias, const float* before, \
-             float* partial, unsigned* tickets, int tokens, int outputs, int terms, int chunks, int split, int output) { \
+        NAME(const __grid_constant__ ggro::TensorMap x, void* y, const void* w, const void* bias,                     \
+             const float* before, float* partial, unsigned* tickets, int tokens, int outputs, int terms, int chunks,  \
+             int split, int output) {                                                                                 \
         ggro::Gemm<T, N, BY_COLUMNS>::run(                                                                            \
             {y, w, bias, before, partial, tickets, tokens, outputs, terms, chunks, split, output}, &x);                       \
     }
