@@ -1,29 +1,31 @@
 // Causal attention over paged keys and values on Hopper, for many rows: kernels/attention.cu by wgmma.
 //
-// Operands, items, tokens and pages are those of kernels/attention.cu, and so is every sum: scores are chains of k16 steps over the
-// head's elements, a page is 64 keys, a chunk 4 pages, and what a row hides or does not see leaves its state untouched. So where a
-// card's wgmma and mma.sync give the same bits, rows have the same bits here and there, and a plan may take either; else all rows of
-// a card come here, few as they may be (`--kernels sm90-wide`). `ggro kernels test` asks the card.
+// Operands, items, tokens and pages are those of kernels/attention.cu, and so is every sum: scores are chains of k16 steps
+// over the head's elements, a page is 64 keys, a chunk 4 pages, and what a row hides or does not see leaves its state
+// untouched. So where a card's wgmma and mma.sync give the same bits, rows have the same bits here and there, and a plan may
+// take either; else all rows of a card come here, few as they may be (`--kernels sm90-wide`). `ggro kernels test` asks the
+// card.
 //
-// An item has one or two tiles of at most 64 rows, of 64 / group tokens each, and a block a warpgroup for each of them, behind one that
-// copies (one thread of it). A page comes as boxes of 64 positions by 64 elements with swizzled lines, keys and values, through a
-// ring of stages, and both tiles read it. Queries are operand A of the scores, exponentials that of the output, both from registers;
-// keys are B, and values are B whose columns run fastest. What the chunks so far add up to is in shared memory, because registers
-// hold queries, scores, exponentials and a chunk's output.
+// An item has one or two tiles of at most 64 rows, of 64 / group tokens each, and a block a warpgroup for each of them,
+// behind one that copies (one thread of it). A page comes as boxes of 64 positions by 64 elements with swizzled lines, keys
+// and values, through a ring of stages, and both tiles read it. Queries are operand A of the scores, exponentials that of the
+// output, both from registers; keys are B, and values are B whose columns run fastest. What the chunks so far add up to is in
+// shared memory, because registers hold queries, scores, exponentials and a chunk's output.
 //
-// The scores of a page are on their way while the page before is multiplied with its values, and its exponentials are made while that
-// product goes on. The other warpgroup's work fills what is left. Two loops go the two ways to the same bits: where every row of
-// the tile sees some of a page, the product adds to o in place; else to a copy, from which the rows that see it take theirs.
+// The scores of a page are on their way while the page before is multiplied with its values, and its exponentials are made
+// while that product goes on. The other warpgroup's work fills what is left. Two loops go the two ways to the same bits:
+// where every row of the tile sees some of a page, the product adds to o in place; else to a copy, from which the rows that
+// see it take theirs.
 //
-// Positions of a block that nobody has written hold anything, be it NaN. Scores of theirs are hidden; their values become zero
-// in shared memory, because zero times NaN is none.
+// Positions of a block that nobody has written hold anything, be it NaN. Scores of theirs are hidden; their values become
+// zero in shared memory, because zero times NaN is none.
 //
 // Contract: EP 64 or 128; everything 16-byte aligned.
-// Bytes: as in kernels/attention.cu; an item has up to twice the rows, so pages are read half as often. Flops: 4 EP per visible key,
-// row and head. A tile's page takes the tensor core 4 EP cycles (EP 128: 512), and shared memory 2 EP for keys and values, EP to
-// bring them for both tiles, and EP for the sums, once a chunk. Its 4096 exponentials are 256 cycles of their unit, and some 400 issue
-// slots with all that belongs to them. So the tensor core and shared memory are the limit where two warpgroups take turns. Aim: 60 %
-// of the wgmma peak (not measured).
+// Bytes: as in kernels/attention.cu; an item has up to twice the rows, so pages are read half as often. Flops: 4 EP per
+// visible key, row and head. A tile's page takes the tensor core 4 EP cycles (EP 128: 512), and shared memory 2 EP for keys
+// and values, EP to bring them for both tiles, and EP for the sums, once a chunk. Its 4096 exponentials are 256 cycles of
+// their unit, and some 400 issue slots with all that belongs to them. So the tensor core and shared memory are the limit
+// where two warpgroups take turns. Aim: 60 % of the wgmma peak (not measured).
 #include "attention_forward.cuh"
 #include "hopper.cuh"
 

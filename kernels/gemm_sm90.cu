@@ -5,34 +5,35 @@
 //
 // Both are y[t, o] = sum over i of x[t, i] A[o, i] with the terms i in tiles of 64: A is w by its rows, or by its columns.
 //
-// Contract: x, w and bias 16-bit, sums f32. Rows of x are multiples of 16 bytes. w lies in tiles of 64 x 64 elements, [n/64][k/64],
-// 128-byte lines whose 16-byte chunks are swizzled by the line's place among eight; what the matrix lacks is zero. A tile is
-// 8 KB in one piece and lies in shared memory as in global memory, so one plain bulk copy brings it, and both directions read the
-// same tile: forward lines are outputs, backward they are terms.
+// Contract: x, w and bias 16-bit, sums f32. Rows of x are multiples of 16 bytes. w lies in tiles of 64 x 64 elements,
+// [n/64][k/64], 128-byte lines whose 16-byte chunks are swizzled by the line's place among eight; what the matrix lacks is
+// zero. A tile is 8 KB in one piece and lies in shared memory as in global memory, so one plain bulk copy brings it, and both
+// directions read the same tile: forward lines are outputs, backward they are terms.
 //   output: 0 stores f32, 1 stores 16-bit (rounded once), 2 stores f32 on top of `before`, which may be y itself.
 //
-// A block has a warpgroup that copies (one thread of it) and two that multiply, each 64 outputs by N tokens: weights are operand
-// A of wgmma, tokens operand B. Copies go through a ring of stages of 64 terms; `full` and `empty` are its barriers, and the block
-// meets at others only when it shares a tile. N is the smallest of ten that holds all tokens, so each weight is read once for up to 200 of them.
-// Blocks stay, one on each multiprocessor. The unit of work is a chunk of the terms of a tile of 128 outputs by N tokens. First all
-// blocks share the chunks of the first `split` tiles, in ranges of the same length; whoever has only some chunks of a tile
-// writes their sums to `partial`, and the last to arrive adds them. Then each block takes whole tiles. So the last wave is full.
-// No block waits for another. Lest one adds alone while the others have nothing to do, a tile's tokens are up to five slices with a
-// ticket each, and blocks store them in different orders and arrive after each: of those that end at the same time each is last
-// with some. A block that is late by more than its storing takes (0.6 us with 128 tokens) is last with all. An arrival takes until
-// memory has what was stored before, so warps that have nothing to copy do it, and those that store go on.
+// A block has a warpgroup that copies (one thread of it) and two that multiply, each 64 outputs by N tokens: weights are
+// operand A of wgmma, tokens operand B. Copies go through a ring of stages of 64 terms; `full` and `empty` are its barriers,
+// and the block meets at others only when it shares a tile. N is the smallest of ten that holds all tokens, so each weight is
+// read once for up to 200 of them. Blocks stay, one on each multiprocessor. The unit of work is a chunk of the terms of a
+// tile of 128 outputs by N tokens. First all blocks share the chunks of the first `split` tiles, in ranges of the same
+// length; whoever has only some chunks of a tile writes their sums to `partial`, and the last to arrive adds them. Then each
+// block takes whole tiles. So the last wave is full. No block waits for another. Lest one adds alone while the others have
+// nothing to do, a tile's tokens are up to five slices with a ticket each, and blocks store them in different orders and
+// arrive after each: of those that end at the same time each is last with some. A block that is late by more than its storing
+// takes (0.6 us with 128 tokens) is last with all. An arrival takes until memory has what was stored before, so warps that
+// have nothing to copy do it, and those that store go on.
 //
 // An output element is the ascending chain of k16 steps of each chunk, started at zero, and the chunks added in ascending
-// order. Chunks are a function of (outputs, terms) alone, so an element's bits depend on its own row of x and its own line
-// of w: not on the other tokens, N, nor who added the chunks. This rests on wgmma giving one column the same bits whatever N is,
+// order. Chunks are a function of (outputs, terms) alone, so an element's bits depend on its own row of x and its own line of
+// w: not on the other tokens, N, nor who added the chunks. This rests on wgmma giving one column the same bits whatever N is,
 // which `ggro kernels test` asks the card.
 //
-// Bytes: w once per token tile, from L2 but for the first; x once per tile of outputs, from L2. Flops: 2nk per token.
-// Up to some 180 tokens the limit is one read of the weights. A multiprocessor has 5 to 12 stages of 16 KB of weights in flight,
-// several times what latency times bandwidth asks for (26 KB). Beyond, a step of 64 terms takes the tensor core 4 N cycles, and
-// shared memory 256 + 3 N at 128 bytes a cycle: 32 KB of weights are copied and read, and tokens copied once and read twice. So
-// shared memory is the limit, at 80 % of the tensor core with 128 tokens and 93 % with 200: tiles are as wide as registers allow.
-// Aims (not measured): 90 % of the copy rate below, 85 % of the wgmma peak above.
+// Bytes: w once per token tile, from L2 but for the first; x once per tile of outputs, from L2. Flops: 2nk per token. Up to
+// some 180 tokens the limit is one read of the weights. A multiprocessor has 5 to 12 stages of 16 KB of weights in flight,
+// several times what latency times bandwidth asks for (26 KB). Beyond, a step of 64 terms takes the tensor core 4 N cycles,
+// and shared memory 256 + 3 N at 128 bytes a cycle: 32 KB of weights are copied and read, and tokens copied once and read
+// twice. So shared memory is the limit, at 80 % of the tensor core with 128 tokens and 93 % with 200: tiles are as wide as
+// registers allow. Aims (not measured): 90 % of the copy rate below, 85 % of the wgmma peak above.
 #include "hopper.cuh"
 
 namespace ggro {
