@@ -315,7 +315,7 @@ impl Decoder {
     }
 
     /// The layers, on what was sent.
-    pub fn layers(&mut self, device: &Device, step: &Step, mut tape: Option<&mut Tape>) -> Result<()> {
+    pub fn layers(&mut self, device: &Device, step: &Step, tape: Option<&mut Tape>) -> Result<()> {
         let (n, m) = (step.rows, step.live_rows);
         let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = self.sizes;
         let Decoder { config, sizes, storage, weights, state, layout, keys_values, rotation, device_inputs, .. } = self;
@@ -328,7 +328,7 @@ impl Decoder {
 
         let elements = weights.embedding.view();
         let table = Table { elements, vocabulary: sizes.vocab, layout: weights.embedding_layout() };
-        let (kept_residual, mut kept_layers) = match tape.as_deref_mut() {
+        let (kept_residual, mut kept_layers) = match tape {
             None => (None, None),
             Some(Tape { residual, layers, .. }) => (Some(&mut residual[..]), Some(&mut layers[..])),
         };
