@@ -155,6 +155,9 @@ pub fn attention(
     let by_wgmma = (0..CLASSES).any(|class| plan.items[class] > 0 && plan.products.is_wgmma(class));
     // Rows of heads, from the layer's keys of block 0 on.
     let map = if by_wgmma {
+        if !sm90::fits(&plan.shape) {
+            return Err(Error::Backend(format!("{OP}: heads of {head} elements, expected 64 or 128 for wgmma")));
+        }
         let rows = from_layer.len() / head;
         int(OP, "rows of the pool", rows)?;
         Some(tensor_map(OP, "the pool", storage, from_layer, (rows, head), BLOCK)?)

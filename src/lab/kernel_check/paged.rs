@@ -3,7 +3,7 @@
 use super::numbers::{Random, Values, stored, widened};
 use super::timing::Bench;
 use crate::Result;
-use crate::cuda::ops::attention::{Limits, Products, Query, Scratch, Sequence, Shape, sm90};
+use crate::cuda::ops::attention::{Limits, Products, Query, Scratch, Sequence, Shape};
 use crate::cuda::ops::kv::KvLayout;
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
@@ -15,8 +15,7 @@ const LAYERS: usize = 2;
 pub const LAYER: usize = 1;
 
 /// How work is spread: what a plan for the device may do, everything in one block per item, everything apart, both of these
-/// with items of two tiles where there are any for the size of heads, and what a plan for a device with room for three sequences
-/// may do.
+/// with items of two tiles, and what a plan for a device with room for three sequences may do.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Spread {
     Device,
@@ -31,7 +30,7 @@ impl Spread {
     /// What a plan of `parts` parts may use.
     pub fn limits(self, device: &Device, scratch: &Scratch, shape: &Shape, parts: usize) -> Limits {
         let products = match self {
-            Spread::Wide | Spread::WideApart if sm90::fits(shape) => Products::Both,
+            Spread::Wide | Spread::WideApart => Products::Both,
             _ => Products::Mma,
         };
         match self {

@@ -5,7 +5,6 @@
 //! one block walks them all or each has its own.
 
 use super::shape::{Query, Sequence, Shape};
-use super::sm90;
 use crate::cuda::kernels::{Smaller, Spec};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
@@ -234,12 +233,6 @@ impl Plan {
     /// The shape has no kernel, positions do not ascend, or a sequence has no block for one of them.
     pub fn new(shape: &Shape, sequences: &[Sequence<'_>], limits: Limits) -> Result<Self> {
         let group = shape.group()?;
-        if limits.products != Products::Mma && !sm90::fits(shape) {
-            return Err(Error::Backend(format!(
-                "{OP}: heads of {} elements, expected 64 or 128 for wgmma",
-                shape.head
-            )));
-        }
         let tile = TILE_ROWS / group;
         let capacity = limits.products.tiles() * tile;
         let mut plan = Plan {
@@ -813,9 +806,6 @@ mod tests {
             let sequences = [Sequence { blocks: &blocks, queries }];
             Plan::new(&shape, &sequences, PLENTY).unwrap_err().to_string()
         };
-        let narrow = Shape { head: 32, ..shape(8, 8, None) };
-        let wgmma = Limits { products: Products::Wgmma, ..PLENTY };
-        assert!(Plan::new(&narrow, &[], wgmma).unwrap_err().to_string().contains("heads of 32 elements"));
         let good = shape(8, 8, None);
         assert!(error(good, &queries(128, 1, 0)).contains("2 blocks hold positions below 128"));
         let mut twice = queries(3, 2, 0);
