@@ -6,8 +6,8 @@
 #
 #   first   4 minutes: what the machine is, `ggro doctor`, what single instructions answer, every case of every kernel, the golden
 #           fixtures, an answer, and memcheck on the smallest cases
-#   speed   5 minutes: latency and whole answers of a model of 8 billion parameters, also within the memory of a card of 78 GiB, the
-#           products beside PyTorch's, three kernels through Nsight Compute, a timeline
+#   speed   6 minutes: latency and whole answers of a model of 8 billion parameters, also within the memory of a card of 78 GiB, the
+#           products beside PyTorch's, on Hopper both families of kernels, some kernels through Nsight Compute, a timeline
 #   all     everything, however long it takes (the default)
 #
 # BINARY is a release build with kernels (default target/release/ggro), or one compressed as .xz; FOLDER is where everything is
@@ -23,7 +23,7 @@ stage=all
 case ${1:-} in first | speed | all) stage=$1 && shift ;; esac
 case $stage in
     first) budget=${BUDGET:-230} ;;
-    speed) budget=${BUDGET:-285} ;;
+    speed) budget=${BUDGET:-340} ;;
     all) budget=${BUDGET:-0} ;;
 esac
 # What packing the results takes.
@@ -53,6 +53,8 @@ said=$(timeout -k 5 20 "$binary" info 2>/dev/null </dev/null)
 commit=$(git rev-parse --short=12 HEAD 2>/dev/null || sed -n '1s/.*(\(.*\)).*/\1/p' <<<"$said")
 card=$(query name)
 card=${card:-$(sed -n 's/^device *cuda:0: \(.*\), compute capability.*/\1/p' <<<"$said")}
+capability=$(query compute_cap)
+capability=${capability:-$(sed -n 's/^device *cuda:0: .*compute capability \([0-9.]*\).*/\1/p' <<<"$said")}
 name=$(tr '[:upper:] ' '[:lower:]-' <<<"${card:-unknown}" | sed 's/nvidia-//; s/[^a-z0-9-]//g')
 folder=${2:-bench/results/$(date -u +%F)-$name-${commit:-unknown}}
 mkdir -p "$folder" || exit 2
@@ -121,6 +123,9 @@ step() {
             ;;
     esac
 }
+
+# Where the kernels for Hopper alone are.
+hopper() { [ "${capability// /}" = 9.0 ]; }
 
 has() { command -v "$1" >/dev/null || { note "$2" "skipped: $1 is not installed" && false; }; }
 
@@ -193,12 +198,22 @@ run_speed() {
         note "on 78 GiB" "skipped: the card has ${total:-an unknown number of} MiB"
     fi
     step "kernels bench gemm" 40 gemm.jsonl "$binary" kernels bench --op gemm --json
+    local op
+    if hopper; then
+        for op in gemm_sm90 attention_sm90 attention; do
+            step "kernels bench $op" 25 "$op.jsonl" "$binary" kernels bench --op "$op" --json
+        done
+        latency llama-3.1-8b-sm80 35 llama-3.1-8b --runs 1 --kernels sm80
+    fi
     if python3 -c "import torch" 2>/dev/null; then
         step "gemm beside cuBLASLt" 40 gemm.md python3 bench/peers/gemm.py "$folder/gemm.jsonl"
     else
         note "gemm beside cuBLASLt" "skipped: there is no torch"
     fi
     if has ncu "ncu"; then
+        if hopper; then
+            profile_kernel gemm_sm90_128_bf16 gemm_sm90 25 && profile_kernel attention_sm90_128_bf16 attention_sm90 25
+        fi
         profile_kernel gemm_stream8_bf16 gemm 30 &&
             profile_kernel gemm_tile_fold_bf16 gemm 30 &&
             profile_kernel rmsnorm_bf16 rmsnorm 20
@@ -243,9 +258,12 @@ run_all() {
     fi
     if has ncu "ncu"; then
         local kernel op
-        for kernel in gemm_stream8_bf16 gemm_stream64_bf16 gemm_tile_fold_bf16 rmsnorm_bf16 softmax_entropy_splits_f32; do
+        local kernels=(gemm_stream8_bf16 gemm_stream64_bf16 gemm_tile_fold_bf16 rmsnorm_bf16 softmax_entropy_splits_f32)
+        hopper && kernels=(gemm_sm90_8_bf16 gemm_sm90_128_bf16 gemm_sm90_192_bf16 attention_sm90_128_bf16 "${kernels[@]}")
+        for kernel in "${kernels[@]}"; do
             op=${kernel%%_*}
             [ "$op" = softmax ] && op=softmax_entropy
+            [[ $kernel == *_sm90_* ]] && op=${op}_sm90
             # Where one is refused, so are the others.
             profile_kernel "$kernel" "$op" 300 || break
         done
