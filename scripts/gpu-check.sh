@@ -6,7 +6,7 @@
 #
 #   first   4 minutes: what the machine is, `ggro doctor`, what single instructions answer, every case of every kernel, the golden
 #           fixtures, an answer, and memcheck on the smallest cases
-#   speed   6 minutes: latency and whole answers of a model of 8 billion parameters, also within the memory of a card of 78 GiB, the
+#   speed   5 minutes: latency and whole answers of a model of 8 billion parameters, also within the memory of a card of 78 GiB, the
 #           products beside PyTorch's, on Hopper both families of kernels, some kernels through Nsight Compute, a timeline
 #   all     everything, however long it takes (the default)
 #
@@ -23,7 +23,7 @@ stage=all
 case ${1:-} in first | speed | all) stage=$1 && shift ;; esac
 case $stage in
     first) budget=${BUDGET:-230} ;;
-    speed) budget=${BUDGET:-340} ;;
+    speed) budget=${BUDGET:-285} ;;
     all) budget=${BUDGET:-0} ;;
 esac
 # What packing the results takes.
@@ -201,9 +201,9 @@ run_speed() {
     local op
     if hopper; then
         for op in gemm_sm90 attention_sm90 attention; do
-            step "kernels bench $op" 25 "$op.jsonl" "$binary" kernels bench --op "$op" --json
+            step "kernels bench $op" 15 "$op.jsonl" "$binary" kernels bench --op "$op" --json
         done
-        latency llama-3.1-8b-sm80 35 llama-3.1-8b --runs 1 --kernels sm80
+        latency llama-3.1-8b-sm80 25 llama-3.1-8b --runs 1 --kernels sm80
     fi
     if python3 -c "import torch" 2>/dev/null; then
         step "gemm beside cuBLASLt" 40 gemm.md python3 bench/peers/gemm.py "$folder/gemm.jsonl"
