@@ -231,19 +231,23 @@ bool all_initialised(const uint8_t* states, size_t bytes) {
     return low == kAllInitialised && high == kAllInitialised;
 }
 
+// Orders start over; what lies before is forgotten.
+void start_over() {
+    madvise(global_cells, kArenaBytes / 2 * sizeof(Cell), MADV_DONTNEED);
+    std::fill(shared_cells.begin(), shared_cells.end(), Cell());
+    std::fill(generic_writes.begin(), generic_writes.end(), 0u);
+    order_now = launch_first = block_first = barrier_order = 1;
+    block_firsts.assign(1, 1);
+    acquired.clear();
+    releases.clear();
+    for (Clock& c : warp_clocks) c = Clock();
+    for (Thread& t : threads) t.order = t.sync_order = t.proxy_order = t.init_order = 1;
+    ptx::forget_orders();
+}
+
 uint32_t next_order() {
-    if (++order_now > kMaxOrder) {
-        // Start over; what lies before is forgotten, which can only hide a race.
-        madvise(global_cells, kArenaBytes / 2 * sizeof(Cell), MADV_DONTNEED);
-        std::fill(shared_cells.begin(), shared_cells.end(), Cell());
-        std::fill(generic_writes.begin(), generic_writes.end(), 0u);
-        order_now = launch_first = block_first = barrier_order = 1;
-        block_firsts.assign(1, 1);
-        acquired.clear();
-        releases.clear();
-        for (Clock& c : warp_clocks) c = Clock();
-        for (Thread& t : threads) t.order = t.sync_order = t.proxy_order = t.init_order = 1;
-    }
+    // In the middle of a launch this can hide a race.
+    if (++order_now > kMaxOrder) start_over();
     return order_now;
 }
 
@@ -260,6 +264,8 @@ void checker_begin_launch() {
         global_cells = static_cast<Cell*>(p);
     }
     memory_base();
+    // Whatever lies before a launch is ordered before it, so here nothing is lost.
+    if (order_now > kMaxOrder / 2) start_over();
     launch_first = next_order();
     block_firsts.clear();
     releases.clear();

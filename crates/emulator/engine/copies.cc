@@ -378,6 +378,12 @@ Flow prefetch_map(Warp& w, const Instruction& in, uint32_t mask) {
 
 }  // namespace
 
+void forget_orders() {
+    for (auto& [address, m] : mbarriers) m.made = 0, m.clock = m.completed = Clock();
+    for (BulkCopy& copy : bulk_copies) copy.order = 1;
+    for (NamedBarrier& barrier : block.named) barrier.clock = Clock();
+}
+
 void begin_block_copies() {
     mbarriers.clear();
     bulk_copies.clear();

@@ -172,6 +172,8 @@ void check_global_range(Warp& warp, const Instruction& in, uint32_t lane, uint64
                         unsigned access);
 
 // ---- copies.cc
+// The checker's orders start over: what was noted of them means nothing any more.
+void forget_orders();
 void begin_block_copies();
 bool bulk_progress();
 
