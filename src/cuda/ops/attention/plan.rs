@@ -4,13 +4,16 @@
 //! a token's result is: chunk boundaries are absolute, and the kernels fold a token's chunks in ascending order whether
 //! one block walks them all or each has its own.
 
+mod cut;
+
 use super::shape::{Query, Sequence, Shape};
 use crate::cuda::kernels::{Smaller, Spec};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
 use crate::{Error, Result};
+use cut::cut;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Pages per chunk: the stretch of positions whose state is complete in itself.
@@ -29,9 +32,6 @@ const CLASS_ROWS: [usize; CLASSES] = [16, 32, TILE_ROWS, 2 * TILE_ROWS];
 /// Rows of a tile. A token's rows are in one tile: the first tile of a wide item has as many tokens as fit into it, the other
 /// tile has the rest.
 const TILE_ROWS: usize = 64;
-/// One of so many parts of its own work is what a chunk costs more as an item of its own than as a step of a walk: half of one
-/// of its four pages, for a block that starts and states that are written and read again (not measured).
-const CUT: usize = 8;
 /// Words of an item, of a token in an item, and of a page.
 pub(in crate::cuda::ops) const ITEM_WORDS: usize = 4;
 const TOKEN_WORDS: usize = 8;
@@ -415,64 +415,6 @@ impl Plan {
     pub fn partials(&self) -> usize {
         self.partials
     }
-}
-
-/// Which runs are cut along their keys. Every chunk of theirs becomes an item of its own, which tokens of several sequences
-/// can share, and a token's states go through the scratch. A run that is not cut becomes one item, which walks all of it.
-///
-/// There is nothing between the two: kernels fold a token's chunks one by one, in ascending order, and an item that folded
-/// some of them beforehand would give other bits.
-///
-/// A chunk that is an item of its own costs an eighth more ([`CUT`]). What it is good for is that work is read once and
-/// spread evenly: the device is busy for as many waves of blocks as there are, times the longest walk in each. So
-///
-/// - all runs are cut where they are too few to fill the device;
-/// - a run is cut if more than an eighth of its pages are other runs' too: these are read once for all of them;
-/// - the others are whole, the longest first and each where there is the least work so far, if that ends within nine eighths
-///   of the time that all work takes when it is spread evenly. A run that is too long for that stays cut, as do those that
-///   would be a last and mostly idle wave: their chunks fill the gaps.
-fn cut(
-    runs: &[Run],
-    sequences: &[Sequence<'_>],
-    highest: usize,
-    (capacity, kv_heads): (usize, usize),
-    limits: Limits,
-) -> Vec<bool> {
-    let mut cut = vec![true; runs.len()];
-    if runs.len().saturating_mul(kv_heads) < limits.blocks {
-        return cut;
-    }
-    let blocks = |run: &Run| &sequences[run.tokens[0].sequence].blocks[run.pages.clone()];
-    // A run that fills more than half of an item shares none of them: no other one like it fits in.
-    let small = |run: &Run| 2 * run.tokens.len() <= capacity;
-    let mut readers = vec![0u32; highest];
-    for block in runs.iter().filter(|run| small(run)).flat_map(blocks) {
-        readers[block.0 as usize] += 1;
-    }
-    let shares = |run: &Run| {
-        let shared = || blocks(run).iter().filter(|block| readers[block.0 as usize] > 1).count();
-        small(run) && shared() * CUT > run.pages.len()
-    };
-    let (together, apart): (Vec<usize>, Vec<usize>) = (0..runs.len()).partition(|&index| shares(&runs[index]));
-    let mut once: Vec<u32> = together.iter().flat_map(|&index| blocks(&runs[index])).map(|block| block.0).collect();
-    once.sort_unstable();
-    once.dedup();
-    let work = once.len() + apart.iter().map(|&index| runs[index].pages.len()).sum::<usize>();
-    // Blocks that run at the same time, as many together as there are key/value heads: one run's.
-    let lanes = (limits.blocks / kv_heads).max(1);
-    let most = work * (CUT + 1) / (CUT * lanes);
-    let mut loads: BinaryHeap<Reverse<usize>> = (0..lanes).map(|_| Reverse(0)).collect();
-    let several = |run: &Run| run.tokens.iter().any(|token| token.chunks().len() > 1);
-    let mut whole: Vec<usize> = apart.into_iter().filter(|&index| several(&runs[index])).collect();
-    whole.sort_by_key(|&index| Reverse(runs[index].pages.len()));
-    for index in whole {
-        let Some(mut least) = loads.peek_mut() else { break };
-        let load = least.0 + runs[index].pages.len();
-        if load <= most {
-            (*least, cut[index]) = (Reverse(load), false);
-        }
-    }
-    cut
 }
 
 fn word(value: usize) -> Result<u32> {
