@@ -31,6 +31,10 @@ std::vector<uint32_t> block_firsts;  // of this launch, ascending
 bool mbarriers_used;
 Clock warp_clocks[kWarp];  // what each warp has been ordered after, through mbarriers
 
+// Where several warps have read, by the order of their tag: who they are, and when each of them was the last. Of cells with the
+// same tag it is what is so of all, so some readers may be missing.
+std::unordered_map<uint32_t, Clock> readers;
+
 // What a block published at an address, and what this block has learned of it.
 struct Release {
     uint32_t block_first, barrier_order, order, thread;
@@ -63,6 +67,34 @@ bool ordered_through_memory(uint32_t order, uint32_t actor) {
     return false;
 }
 
+// A warp has read what others, whom the tag names, have read before.
+void note_readers(uint32_t tag) {
+    Clock all;
+    const uint32_t actor = actor_of(tag);
+    if (actor == kSeveralWarps) {
+        auto known = readers.find(order_of(tag));
+        if (known != readers.end()) all = known->second;
+    } else {
+        all.order[actor < kSeveralLanes ? actor / kWarp : actor - kSeveralLanes] = order_of(tag);
+    }
+    all.order[self->warp->index] = self->order;
+    auto [place, fresh] = readers.emplace(self->order, all);
+    if (fresh) return;
+    for (int w = 0; w < kWarp; ++w) place->second.order[w] = std::min(place->second.order[w], all.order[w]);
+}
+
+// Have all of several readers read before everything that the running thread does now?
+bool readers_ordered(uint32_t order) {
+    if (!mbarriers_used) return false;
+    auto known = readers.find(order);
+    if (known == readers.end()) return true;  // before there were mbarriers, or too coarse to tell
+    const uint32_t mine = self->warp->index;
+    for (uint32_t w = 0; w < kWarp; ++w) {
+        if (w != mine && known->second.order[w] > warp_clocks[mine].order[w]) return false;
+    }
+    return true;
+}
+
 // Did the tagged access happen before everything that the running thread does now?
 bool ordered(uint32_t tag) {
     const uint32_t order = order_of(tag), actor = actor_of(tag);
@@ -72,7 +104,7 @@ bool ordered(uint32_t tag) {
     if (order < barrier_order) return true;
     const Thread& me = *self;
     if (actor == me.index) return true;
-    if (actor == kSeveralWarps) return mbarriers_used;  // too coarse to tell: no false alarm
+    if (actor == kSeveralWarps) return readers_ordered(order);
     const uint32_t warp = actor < kSeveralLanes ? actor / kWarp : actor - kSeveralLanes;
     if (warp == me.warp->index) {
         const bool all =
@@ -187,6 +219,7 @@ size_t check_cells(Cell* cell, size_t count, unsigned access, bool global, const
             } else if (order >= block_first && order >= barrier_order && actor != self->index) {
                 const uint32_t warp = actor < kSeveralLanes ? actor / kWarp : actor - kSeveralLanes;
                 if (warp != self->warp->index) {
+                    if (mbarriers_used) note_readers(read);
                     next = self->order << 12 | kSeveralWarps;
                 } else if (!ordered(read)) {
                     next = self->order << 12 | (kSeveralLanes + warp);
@@ -241,6 +274,7 @@ void start_over() {
     acquired.clear();
     releases.clear();
     for (Clock& c : warp_clocks) c = Clock();
+    readers.clear();
     for (Thread& t : threads) t.order = t.sync_order = t.proxy_order = t.init_order = 1;
     ptx::forget_orders();
 }
@@ -276,6 +310,7 @@ void checker_begin_block() {
     block_firsts.push_back(block_first);
     acquired.clear();
     mbarriers_used = false;
+    if (!readers.empty()) readers.clear();
     for (uint32_t w = 0; w * kWarp < run.threads; ++w) warp_clocks[w] = Clock();
     for (uint32_t i = 0; i < run.threads; ++i) {
         threads[i].order = threads[i].sync_order = threads[i].proxy_order = threads[i].init_order = block_first;
@@ -287,6 +322,7 @@ void checker_begin_block() {
 
 void checker_block_barrier() {
     barrier_order = next_order();
+    if (!readers.empty()) readers.clear();  // whatever lies before the barrier is ordered before what follows
     for (uint32_t i = 0; i < run.threads; ++i) {
         threads[i].order = threads[i].sync_order = barrier_order;
         threads[i].sync_mask = 0;

@@ -124,6 +124,11 @@ impl Scratch {
     pub fn workspace(&self) -> usize {
         self.workspace.len()
     }
+
+    /// The tickets. Whoever changes them makes them zero again.
+    pub fn tickets(&mut self) -> &mut Buffer<u32> {
+        &mut self.tickets
+    }
 }
 
 /// Where a product goes.

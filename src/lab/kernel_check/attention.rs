@@ -60,6 +60,14 @@ const MANY_BRANCHES: &[Branch] = &{
     branches
 };
 
+/// More of them, with fewer queries: the first tile's last page is followed by more pages of the second than a kernel looks ahead,
+/// and then their chunk ends.
+const MORE_BRANCHES: &[Branch] = &{
+    let mut branches = [fork(0, 64, 200, 4); 24];
+    branches[0] = alone(200, 4);
+    branches
+};
+
 pub fn cases() -> Vec<Case> {
     cases_of(OP, Products::Mma)
 }
@@ -117,6 +125,7 @@ pub fn cases_of(op: &'static str, products: Products) -> Vec<Case> {
     }
     for (head, group) in [(32, 2), (64, 1), (128, 4)] {
         push(HalfType::Bf16, head, group, None, MANY_BRANCHES, "many branches", NORMAL, Spread::Device);
+        push(HalfType::Bf16, head, group, None, MORE_BRANCHES, "more branches", NORMAL, Spread::Device);
     }
     for (head, group) in [(32, 4), (64, 1), (128, 3)] {
         push(HalfType::Bf16, head, group, None, CONTINUED, "prefill behind a prefix", NORMAL, Spread::Whole);

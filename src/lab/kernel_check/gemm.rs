@@ -63,6 +63,22 @@ pub fn cases_of(family: Family, shapes: &[(usize, usize, usize)], together: [(us
     cases
 }
 
+/// On Hopper: a slice of a shared tile whose other sums are still to come is left to the block that stores them.
+pub fn waiting_cases(family: Family) -> impl Iterator<Item = Case> {
+    let shape = match family.direction {
+        Direction::Forward => Shape { tokens: 32, n: 40, k: 1088 },
+        Direction::Backward => Shape { tokens: 32, n: 1088, k: 40 },
+    };
+    HalfType::ALL.into_iter().map(move |storage| {
+        let name = format!("{} a slice that waits for sums", storage.name());
+        let work = shape.tokens * shape.n * shape.k;
+        Case::seeded(family.op(), name, work, move |seed, device, check| {
+            let problem = Problem::new(family, seed, storage, shape, Into::F32, false, Values::Normal(1.0));
+            problem.one_slice_waits(device, check)
+        })
+    })
+}
+
 const FORWARD: Family = Family { direction: Direction::Forward, layout: WeightLayout::Rows };
 
 pub fn cases() -> Vec<Case> {
@@ -238,6 +254,54 @@ impl Problem {
                 Ok(rows(values))
             }
         }
+    }
+
+    /// A tile of two slices, of which one has a ticket as if more sums were to come.
+    fn one_slice_waits(&self, device: &Device, check: &mut Check) -> Result<()> {
+        let Family { direction, layout } = self.family;
+        let (tokens, (outputs, terms)) = (self.shape.tokens, self.family.sizes(self.shape));
+        let instance = sm90::TOKENS.iter().position(|&width| width == tokens).unwrap_or(0);
+        let plan = sm90::Plan::with_instance(Shape { tokens, n: outputs, k: terms }, instance, 2, usize::MAX);
+        if (plan.split, plan.chunks, plan.blocks, sm90::slices(tokens)) != (1, 2, 2, 2) {
+            check.fail(format!("no tile of two slices in two blocks: {plan:?}"));
+        }
+        let plan = Plan::Sm90(plan);
+        let whole = self.run(device, check, 0..tokens, Some(plan))?.values;
+        let (x, w) = (
+            Guarded::input(device, &self.x)?,
+            Guarded::input(device, &layout.arranged(&self.w, self.shape.n, self.shape.k))?,
+        );
+        let mut scratch = Scratch::new(device, plan.room())?;
+        for waiting in 0..2 {
+            const SO_FAR: u32 = 1 << 20;
+            let mut tickets = [0; 2];
+            tickets[waiting] = SO_FAR;
+            scratch.tickets().upload(device, &tickets)?;
+            let mut out = Guarded::<f32>::output(device, tokens * outputs, 0)?;
+            let (storage, mut y) = (self.storage, Output::F32(out.view_mut()));
+            match direction {
+                Direction::Forward => {
+                    let operands = Operands { storage, x: x.view(), w: w.view(), layout, bias: None };
+                    gemm_planned(device, &mut y, operands, self.shape, plan, &mut scratch)?;
+                }
+                Direction::Backward => {
+                    let gradients = Gradients { storage, dy: x.view(), w: w.view(), layout };
+                    gemm_backward_planned(device, &mut y, gradients, self.shape, plan, &mut scratch)?;
+                }
+            }
+            let found = out.read(device, check, self.family.result())?;
+            let mut expected = whole.clone();
+            expected
+                .chunks_exact_mut(tokens / 2 * outputs)
+                .nth(waiting)
+                .into_iter()
+                .flatten()
+                .for_each(|y| *y = f32::from_bits(u32::MAX));
+            check.same(&format!("{} while slice {waiting} waits", self.family.result()), &found, &expected);
+            tickets[waiting] += 2;
+            check.same("tickets", &scratch.tickets().download(device)?, &tickets);
+        }
+        Ok(())
     }
 
     /// What each output is multiplied with.

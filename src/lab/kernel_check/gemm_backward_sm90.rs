@@ -1,7 +1,7 @@
 //! Cases of Hopper's data gradients: the problems of `gemm_backward` with weights in tiles.
 
 use super::case::Case;
-use super::gemm::{Family, cases_of, timings_of};
+use super::gemm::{Family, cases_of, timings_of, waiting_cases};
 use super::timing::Timed;
 use crate::cuda::ops::gemm::Direction;
 use crate::cuda::ops::weight_layout::WeightLayout;
@@ -24,7 +24,9 @@ pub fn cases() -> Vec<Case> {
         (193, 64, 129),
         (1, 72, 32_000),
     ];
-    cases_of(BACKWARD, &shapes, [(257, 1056, 40), (97, 2112, 136), (34, 1056, 40)])
+    let mut cases = cases_of(BACKWARD, &shapes, [(257, 1056, 40), (97, 2112, 136), (34, 1056, 40)]);
+    cases.extend(waiting_cases(BACKWARD));
+    cases
 }
 
 pub fn timings() -> Vec<Timed> {

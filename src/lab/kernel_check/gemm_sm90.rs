@@ -1,7 +1,7 @@
 //! Cases of Hopper's products: the problems of `gemm` with weights in tiles.
 
 use super::case::Case;
-use super::gemm::{Family, cases_of, timings_of};
+use super::gemm::{Family, cases_of, timings_of, waiting_cases};
 use super::timing::Timed;
 use crate::cuda::ops::gemm::Direction;
 use crate::cuda::ops::weight_layout::WeightLayout;
@@ -26,7 +26,9 @@ pub fn cases() -> Vec<Case> {
         (2048, 8, 64),
         (1, 32_000, 128),
     ];
-    cases_of(FORWARD, &shapes, [(257, 40, 1088), (97, 136, 2112), (34, 36, 1088)])
+    let mut cases = cases_of(FORWARD, &shapes, [(257, 40, 1088), (97, 136, 2112), (34, 36, 1088)]);
+    cases.extend(waiting_cases(FORWARD));
+    cases
 }
 
 pub fn timings() -> Vec<Timed> {

@@ -607,6 +607,40 @@ fn warps_that_hand_over() {
     assert_eq!(first(copied.replacen(fence, "fence.proxy.async;", 1)), "");
 }
 
+/// Two warps read the same, give it back, and the third writes over it. Each of the two may be the one that gives it back too soon.
+#[test]
+fn what_several_warps_have_read() {
+    let text = |early: [bool; 2]| {
+        let (read, arrive) = ("ld.shared.u32 o32, [x32];", "mbarrier.arrive.shared::cta.b64 _, [y32];");
+        let [first, second] = early.map(|early| if early { [arrive, read] } else { [read, arrive] }.join("\n"));
+        let body = format!(
+            ".shared .align 8 .b8 s[128];\n.shared .align 8 .b8 empty[8];\nmov.u32 y32, empty;\nand.b32 x32, %r0, 31;\n\
+             shl.b32 x32, x32, 2;\nmov.u32 %r1, s;\nadd.s32 x32, %r1, x32;\nsetp.ge.u32 q, %r0, 32;\n@q bra made;\n\
+             st.shared.u32 [x32], %r0;\nsetp.ne.u32 q, %r0, 0;\n@!q mbarrier.init.shared::cta.b64 [y32], 64;\nmade:\n\
+             bar.sync 0;\nsetp.lt.u32 q, %r0, 32;\n@q bra first;\nsetp.lt.u32 q, %r0, 64;\n@q bra second;\nagain:\n\
+             mbarrier.try_wait.parity.shared::cta.b64 op, [y32], 0;\n@!op bra again;\nst.shared.u32 [x32], %r0;\nbra end;\n\
+             first:\n{first}\nbra end;\nsecond:\n{second}\nend:"
+        );
+        HEAD.to_owned() + &kernel("t", &body)
+    };
+    let x = vec![0u64; 96];
+    for schedule in [Schedule::Forward, Schedule::Reverse, Schedule::Shuffle(1)] {
+        let config = Config { checked: true, schedule, ..Config::default() };
+        for (early, wrong) in [([false; 2], false), ([true, false], true), ([false, true], true), ([true; 2], true)] {
+            let b = bench(config, &text(early));
+            let p = b.up(&x);
+            let p = b.pointer(&p);
+            b.launch("t", shape(1, 96), &[p, p, p, p]).unwrap();
+            let found = b.device.faults().into_iter().next().map(|fault| fault.kind + ": " + &fault.message);
+            let raced = found
+                .as_ref()
+                .is_some_and(|f| f.starts_with("shared memory race: write of shared memory, read by several warps"));
+            assert_eq!(raced, wrong, "{early:?} {schedule:?}: {found:?}");
+            b.device.reset();
+        }
+    }
+}
+
 /// Eight warps and the one that would feed them, each waiting for the other: the fault says where all of them are.
 #[test]
 fn waits_without_an_end() {
