@@ -1,11 +1,12 @@
-//! Decode steps as graphs: the bits of kernels launched one by one, few recordings, and no access that is wrong.
+//! Decode steps and rewards with gradients as graphs: the bits of kernels launched one by one, few recordings, and no access that
+//! is wrong.
 
 use crate::emulated::Emulated;
 use ggro::files::pair::Parts;
 use ggro::model::cuda::{self, CudaOptions, Launches};
-use ggro::model::{ModelPair, PolicyRow, PolicySpan, Role, SeqId, Span, TopK};
+use ggro::model::{GradientSpan, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 use ggro_emulator::{Config, Streams};
-use ggro_testkit::backend::{bits, text};
+use ggro_testkit::backend::{bits, gradient_bits, text};
 use ggro_testkit::fixtures::parts;
 use std::sync::Arc;
 
@@ -119,5 +120,85 @@ fn graphs_are_clean_where_every_access_is_observed() {
     let (machine, mut cuda, launches) = open("llama-unaligned", Config { checked: true, ..Config::default() }, true);
     session(&mut cuda);
     assert!(launches.graphs().0 > 10);
+    assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
+}
+
+/// Rewards with gradients of branches behind one prefix: some branches, each of so many tokens with so many candidates; rewards
+/// that are asked for besides, and rows.
+fn differentiate(cuda: &mut ModelPair, prefix: SeqId, lens: &[usize], candidates: usize, more: bool) -> Vec<Vec<u32>> {
+    let vocab = cuda.config(Role::Reward).unwrap().vocab_size;
+    let ids: Vec<Vec<u32>> = lens.iter().enumerate().map(|(i, &len)| text(len, vocab, i as u64)).collect();
+    let listed = text(candidates, vocab, 99);
+    let start = cuda.len(prefix);
+    let seqs: Vec<SeqId> = ids.iter().map(|_| cuda.fork(prefix, start).unwrap()).collect();
+    let also: Vec<Vec<usize>> =
+        lens.iter().map(|&len| if more { (start..start + len / 2).collect() } else { Vec::new() }).collect();
+    let spans = seqs.iter().zip(&ids).zip(&also).enumerate().map(|(i, ((&seq, ids), also_at))| GradientSpan {
+        span: RewardSpan { span: Span { seq, start, ids }, also_at },
+        slot: start + if more { i % ids.len() } else { 0 },
+        candidates: &listed[..candidates.saturating_sub(i)],
+        rows: more,
+    });
+    let spans: Vec<GradientSpan<'_>> = spans.collect();
+    let gradients = cuda.reward_gradient(&spans).unwrap();
+    seqs.into_iter().for_each(|seq| cuda.release(seq));
+    gradients.iter().map(gradient_bits).collect()
+}
+
+/// Passes of several shapes, some of which come again, behind contexts that grow.
+fn gradients(cuda: &mut ModelPair) -> Vec<Vec<Vec<u32>>> {
+    let vocab = cuda.config(Role::Reward).unwrap().vocab_size;
+    let prefix = cuda.create(Role::Reward).unwrap();
+    let mut all = Vec::new();
+    for turn in 0..4 {
+        let ids = text(61, vocab, turn);
+        let span = Span { seq: prefix, start: cuda.len(prefix), ids: &ids };
+        cuda.reward_score(&[RewardSpan { span, also_at: &[] }]).unwrap();
+        for len in [9, 11, 14] {
+            all.push(differentiate(cuda, prefix, &[len], 5, false));
+            all.push(differentiate(cuda, prefix, &[len, 4, len + 1, 6, 5], 80, false));
+        }
+        all.push(differentiate(cuda, prefix, &[1, 1, 1], 3, false));
+        all.push(differentiate(cuda, prefix, &[30, 34], 1, turn % 2 == 0));
+        all.push(differentiate(cuda, prefix, &[7, 20], 66, true));
+    }
+    cuda.release(prefix);
+    all
+}
+
+#[test]
+fn graphs_change_no_bit_of_a_gradient() {
+    for name in ["llama-gqa", "mistral", "qwen3"] {
+        let (machine, mut eager, launches) = open(name, Config::default(), false);
+        let expected = gradients(&mut eager);
+        assert_eq!(launches.gradient_graphs(), (0, 0));
+        drop((eager, machine));
+        for streams in [Streams::Eager, Streams::Lazy] {
+            let (machine, mut cuda, launches) = open(name, Config { streams, ..Config::default() }, true);
+            for turn in 0..3 {
+                let found = gradients(&mut cuda);
+                for (pass, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    assert_eq!(found, expected, "{name}, turn {turn}, pass {pass}");
+                }
+                let (launched, recorded) = launches.gradient_graphs();
+                println!(
+                    "{name}, turn {turn}: {launched} of {} passes by {recorded} graphs",
+                    (turn + 1) * expected.len()
+                );
+            }
+            let before = launches.gradient_graphs();
+            gradients(&mut cuda);
+            let (launched, recorded) = launches.gradient_graphs();
+            assert_eq!((launched - before.0, recorded), (expected.len() as u64, before.1), "all shapes are known");
+            assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
+        }
+    }
+}
+
+#[test]
+fn gradient_graphs_are_clean_where_every_access_is_observed() {
+    let (machine, mut cuda, launches) = open("llama-unaligned", Config { checked: true, ..Config::default() }, true);
+    gradients(&mut cuda);
+    assert!(launches.gradient_graphs().0 > 10, "{:?}", launches.gradient_graphs());
     assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
 }

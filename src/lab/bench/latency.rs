@@ -48,8 +48,8 @@ pub(super) fn reward_case(candidates: usize, segment: usize, prefix: usize) -> S
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passes {
-    /// Decode steps alone.
-    Decode,
+    /// What a device launches as graphs where it may: decode steps, and rewards with gradients.
+    Graphs,
     /// Everything.
     All,
 }
@@ -81,9 +81,10 @@ pub fn latency(
             }
         }
     }
-    if reward_model && passes == Passes::All {
+    if reward_model {
         for &candidates in &depths.candidates {
-            for gradient in [false, true] {
+            let both: &[bool] = if passes == Passes::All { &[false, true] } else { &[true] };
+            for &gradient in both {
                 done(reward(backend, candidates, gradient, depths)?);
             }
         }

@@ -112,7 +112,8 @@ impl Phase {
             Phase::Decode { rows, context } => Pass::new(family, card, &pair[0], true).decode(rows, context),
             Phase::Prefill(tokens) => Pass::new(family, card, &pair[0], false).prefill(tokens),
             Phase::Gradient { segments, tokens, prefix } => {
-                Pass::new(family, card, &pair[1], false).gradient(segments, tokens, prefix)
+                // A graph, too, where its shape was there before. The kernels of the study were launched one by one.
+                Pass::new(family, card, &pair[1], family != Family::OfReference).gradient(segments, tokens, prefix)
             }
         }
     }

@@ -47,6 +47,9 @@ pub(super) struct Backward {
     scratch: attention_backward::Scratch,
 }
 
+/// A pair that names no row and is left out.
+const NO_ROW: [u32; 2] = [u32::MAX; 2];
+
 /// What the backward pass of one batch needs from the host.
 pub(super) struct BackwardAsk {
     /// Live rows that nothing is differentiated of: `(0, row)`.
@@ -60,17 +63,29 @@ pub(super) struct BackwardAsk {
 
 impl BackwardAsk {
     /// Adds to a inputs what is asked: `live` rows of the batch, of which the scores of those at the indices `scored` are
-    /// differentiated, with respect to the embeddings of the rows `wanted`; all ascending.
-    pub fn push(inputs: &mut StepInputs, live: &[usize], scored: &[usize], wanted: &[usize]) -> Self {
-        let idle = (0..live.len()).filter(|index| scored.binary_search(index).is_err()).map(|index| [0, index as u32]);
-        let live = live.iter().enumerate().map(|(index, &row)| [index as u32, row as u32]);
-        let places = wanted.iter().enumerate().map(|(place, &row)| [row as u32, place as u32]);
-        BackwardAsk {
-            idle: inputs.push(&idle.collect::<Vec<_>>()),
-            live: inputs.push(&live.collect::<Vec<_>>()),
-            wanted: inputs.push(&places.collect::<Vec<_>>()),
-            wanted_rows: wanted.len(),
+    /// differentiated, with respect to the embeddings of the rows `wanted`; all ascending. `filled` is how many live and wanted
+    /// rows there are in a shape that many batches have.
+    pub fn push(
+        inputs: &mut StepInputs,
+        live: &[usize],
+        scored: &[usize],
+        wanted: &[usize],
+        filled: Option<(usize, usize)>,
+    ) -> Self {
+        let (live_rows, wanted_rows) = filled.unwrap_or((live.len(), wanted.len()));
+        // Live rows that fill up have no gradient either.
+        let is_idle = |index: &u32| scored.binary_search(&(*index as usize)).is_err();
+        let mut idle: Vec<[u32; 2]> = (0..live_rows as u32).filter(is_idle).map(|index| [0, index]).collect();
+        let mut live: Vec<[u32; 2]> = live.iter().zip(0..).map(|(&row, index)| [index, row as u32]).collect();
+        if filled.is_some() {
+            idle.resize(live_rows, NO_ROW);
+            live.resize(live_rows, NO_ROW);
         }
+        // What fills up is the last one again.
+        let rows = wanted.iter().chain(wanted.last().into_iter().cycle()).take(wanted_rows);
+        let places: Vec<[u32; 2]> = rows.zip(0..).map(|(&row, place)| [row as u32, place]).collect();
+        let (idle, live, wanted) = (inputs.push(&idle), inputs.push(&live), inputs.push(&places));
+        BackwardAsk { idle, live, wanted, wanted_rows }
     }
 }
 
@@ -88,9 +103,10 @@ impl Backward {
             act: Buffer::uninitialised(device, rows * f)?,
             gate_up: Buffer::uninitialised(device, rows * 2 * f)?,
             attended: Buffer::uninitialised(device, rows * ap)?,
-            q: Buffer::uninitialised(device, rows * a)?,
-            k: Buffer::uninitialised(device, rows * kv)?,
-            v: Buffer::uninitialised(device, rows * kv)?,
+            // Rows that fill up have none of their own.
+            q: Buffer::zeros(device, rows * a)?,
+            k: Buffer::zeros(device, rows * kv)?,
+            v: Buffer::zeros(device, rows * kv)?,
             qkv: Buffer::uninitialised(device, rows * qkv)?,
             chosen: Buffer::uninitialised(device, rows * qkv)?,
             zeros: Buffer::zeros(device, d)?,

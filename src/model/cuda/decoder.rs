@@ -76,6 +76,15 @@ pub(super) struct Work {
     pub keys: Option<(attention_backward::Plan, Slice<u32>)>,
 }
 
+/// Rows that a step is filled up to, so that many batches have the same shape. Results of the others are kept nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Filled {
+    /// Of the batch, at least as many as it has.
+    pub rows: usize,
+    /// Live rows, at least as many as there are, and at most `rows`.
+    pub live: usize,
+}
+
 impl Step {
     /// Attention's work in a layer with this window.
     pub fn work(&self, window: Option<usize>, last: bool) -> &Work {
@@ -86,6 +95,11 @@ impl Step {
     /// How attention is launched, whatever is in the lists.
     pub fn frames(&self) -> Vec<attention::Frame> {
         self.works.iter().map(|work| work.plan.frame()).collect()
+    }
+
+    /// The same of its backward pass over keys.
+    pub fn key_frames(&self) -> Vec<attention_backward::Frame> {
+        self.works.iter().filter_map(|work| Some(work.keys.as_ref()?.0.frame())).collect()
     }
 }
 
@@ -160,32 +174,19 @@ impl Decoder {
         batch: &Batch<'_>,
         extra: impl FnOnce(&mut StepInputs) -> E,
     ) -> Result<E> {
-        let (extra, _) = self.record(device, batch, extra, None)?;
+        let (extra, step) = self.send(device, batch, None, false, extra)?;
+        self.layers(device, &step, None)?;
+        self.forwarded += batch.rows as u64;
         Ok(extra)
     }
 
-    /// [`forward`](Self::forward), keeping on the tape what the backward pass needs.
-    pub fn record<E>(
-        &mut self,
-        device: &Device,
-        batch: &Batch<'_>,
-        extra: impl FnOnce(&mut StepInputs) -> E,
-        tape: Option<&mut Tape>,
-    ) -> Result<(E, Step)> {
-        let (extra, step) = self.send(device, batch, None, tape.is_some(), extra)?;
-        self.layers(device, &step, tape)?;
-        self.forwarded += batch.rows as u64;
-        Ok((extra, step))
-    }
-
-    /// Appends the pieces of a batch to their sequences and sends what the layers need from the host. `padded_rows` asks for
-    /// this many rows, so that many batches have the same shape: the batch's own, all of which are live, and padding, whose
-    /// results are kept nowhere.
+    /// Appends the pieces of a batch to their sequences and sends what the layers need from the host: with `filled`, in a shape
+    /// that many batches have; with `taped`, what their backward pass needs, too.
     pub fn send<E>(
         &mut self,
         device: &Device,
         batch: &Batch<'_>,
-        padded_rows: Option<usize>,
+        filled: Option<Filled>,
         taped: bool,
         extra: impl FnOnce(&mut StepInputs) -> E,
     ) -> Result<(E, Step)> {
@@ -193,7 +194,7 @@ impl Decoder {
             let copy = self.kv.append(piece.seq, piece.ids.len())?;
             self.copy_block(device, copy)?;
         }
-        let step = self.step(device, batch, padded_rows, taped)?;
+        let step = self.step(device, batch, filled, taped)?;
         let extra = extra(&mut self.inputs);
         // Last, because their number says nothing about the step.
         let copies = self.push_copies();
@@ -202,7 +203,7 @@ impl Decoder {
         Ok((extra, step))
     }
 
-    fn step(&mut self, device: &Device, batch: &Batch<'_>, padded_rows: Option<usize>, taped: bool) -> Result<Step> {
+    fn step(&mut self, device: &Device, batch: &Batch<'_>, filled: Option<Filled>, taped: bool) -> Result<Step> {
         self.inputs.clear();
         let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         for piece in &batch.pieces {
@@ -213,16 +214,19 @@ impl Decoder {
                 slots.push(blocks[position / BLOCK].0 * BLOCK as u32 + (position % BLOCK) as u32);
             }
         }
-        let count = padded_rows.unwrap_or(batch.rows);
+        let Filled { rows: count, live: live_count } =
+            filled.unwrap_or(Filled { rows: batch.rows, live: batch.live.len() });
         ids.resize(count, 0);
         positions.resize(count, 0);
         // No slot: the keys and values of these rows are kept nowhere.
         slots.resize(count, u32::MAX);
         let live_rows: Vec<usize> = batch.live.iter().map(|&(row, _)| row).collect();
-        let live = live_rows.iter().copied().chain(batch.rows..count).enumerate();
+        // The rows that fill up, if there are enough; where a row comes from more than once, nobody minds.
+        let fills = (batch.rows..count).chain(std::iter::repeat(count.saturating_sub(1)));
+        let live = live_rows.iter().copied().chain(fills).take(live_count).enumerate();
         let live: Vec<[u32; 2]> = live.map(|(to, from)| [from as u32, to as u32]).collect();
         let every: Vec<usize> = (0..batch.rows).collect();
-        let fill = padded_rows.is_some();
+        let fill = filled.is_some();
         let mut works: Vec<Work> = Vec::new();
         let planned = self.next_step.take().filter(|_| fill);
         for (window, plan) in planned.and_then(|plan| plan.of(batch, &self.kv)).into_iter().flatten() {
@@ -306,6 +310,7 @@ impl Decoder {
             true => Some(attention_backward::Plan::new(&shape, &segments)?),
             false => None,
         };
+        let keys = if fill { keys.map(|plan| plan.filled()) } else { keys };
         let words = self.inputs.push(plan.words());
         let keys = keys.map(|plan| {
             let words = self.inputs.push(plan.words());

@@ -2,7 +2,7 @@
 
 use super::decoder::Decoder;
 use super::gradient::GradientPass;
-use super::graphs::{Graphs, Launches};
+use super::graphs::{self, Graphs, Launches};
 use super::head::Head;
 use super::memory::{self, Budget, Needs};
 use super::policy::PolicyModel;
@@ -36,7 +36,7 @@ pub struct CudaOptions {
     pub gradient_tokens: usize,
     /// Sequences of full length, at most, that keys and values are kept for.
     pub sequences: usize,
-    /// Whether decode steps are recorded and launched as CUDA graphs.
+    /// Whether decode steps and rewards with gradients are recorded and launched as CUDA graphs.
     pub graphs: bool,
 }
 
@@ -62,7 +62,7 @@ pub struct Opened {
     pub models: Vec<Loaded>,
     /// The device, on the stream of the first model.
     pub device: Device,
-    /// How the policy's decode steps are launched.
+    /// How decode steps and rewards with gradients are launched.
     pub launches: Arc<Launches>,
 }
 
@@ -148,14 +148,16 @@ impl Prepared {
         let of_policy =
             |bytes: fn(&Sizes, usize) -> u64| self.policy.as_ref().map_or(0, |plan| bytes(plan.sizes(), rows));
         let scratch = sizes.iter().map(|sizes| State::scratch_bytes(sizes, self.layout)).fold(0, u64::saturating_add);
-        let graphs = |plan: &Plan| Graphs::bytes(plan.sizes().layers);
+        let graphs = |plan: &Option<Plan>, kind: graphs::Kind| {
+            plan.as_ref().filter(|_| self.options.graphs).map_or(0, |plan| kind.bytes(plan.sizes().layers))
+        };
         let gradient = |plan: &Plan| GradientPass::bytes(plan.sizes(), self.gradient_rows());
         Needs {
             policy: self.policy.as_ref().map(model),
             reward: self.reward.as_ref().map(model),
             workspace: sizes.iter().map(state).sum::<u64>() + of_policy(Head::bytes),
             scratch: scratch.saturating_add(of_policy(Head::scratch_bytes)),
-            graphs: self.policy.as_ref().filter(|_| self.options.graphs).map_or(0, graphs),
+            graphs: graphs(&self.policy, graphs::STEPS) + graphs(&self.reward, graphs::GRADIENTS),
             gradient: self.reward.as_ref().map_or(0, gradient),
             max_len: self.max_len,
             utilization: self.options.memory_utilization,
@@ -213,7 +215,7 @@ pub fn open<'a>(
         let decoder = load(&device, Role::Policy, config, plan)?;
         let head = Head::new(&device, &decoder)?;
         let (device, launches) = (device.clone(), launches.clone());
-        let model = PolicyModel { device, decoder, head, graphs: Graphs::default(), launches, embedding };
+        let model = PolicyModel { device, decoder, head, graphs: Graphs::new(graphs::STEPS), launches, embedding };
         pair.policy = Some(paged(model, prepared.max_len));
     }
     if let Some(((config, source), plan)) = models.reward.zip(prepared.reward.as_ref()) {
@@ -226,7 +228,7 @@ pub fn open<'a>(
         let device = if pair.policy.is_some() { device.with_new_stream()? } else { device.clone() };
         let decoder = load(&device, Role::Reward, config, plan)?;
         let rewards = Buffer::uninitialised(&device, rows)?;
-        let gradient = GradientPass::new(&device, &decoder, gradient_rows)?;
+        let gradient = GradientPass::new(&device, &decoder, gradient_rows, launches.clone())?;
         let model = RewardModel { device, decoder, rewards, gradient, bias };
         pair.reward = Some(paged(model, prepared.max_len));
     }

@@ -1,12 +1,13 @@
 //! A language model on a device. A step is queued first; its results are collected later, so that the reward model's work
 //! can be queued in between.
 
-use super::decoder::Decoder;
-use super::graphs::{self, Graphs, Launches};
+use super::decoder::{Decoder, Filled};
+use super::graphs::{self, Graphs, Launches, Place};
 use super::head::{Head, HeadAsk, HeadInputs};
 use super::inputs::StepInputs;
 use crate::Result;
 use crate::cuda::Device;
+use crate::cuda::ops::attention::Frame;
 use crate::dtype::{DType, HalfType};
 use crate::files::checkpoint::Bytes;
 use crate::files::config::ModelConfig;
@@ -26,10 +27,25 @@ pub(super) struct PolicyModel {
     pub decoder: Decoder,
     pub head: Head,
     /// Decode steps that were recorded.
-    pub graphs: Graphs,
+    pub graphs: Graphs<StepShape>,
     pub launches: Arc<Launches>,
     /// The input embedding as it is stored, for [`Compute::same_embedding`]; none if it was drawn.
     pub embedding: Option<(DType, Bytes)>,
+}
+
+/// What must agree for one graph to serve two decode steps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StepShape {
+    /// Rows, padding included.
+    pub rows: usize,
+    /// Length of each row's list of largest logits.
+    pub stride: usize,
+    /// Bound of the ids in these lists.
+    pub ids_below: usize,
+    /// Of attention's work, per distinct window.
+    pub frames: Vec<Frame>,
+    /// Of the buffers that may have moved or grown since.
+    pub places: [Place; 2],
 }
 
 /// A policy step that may not be finished.
@@ -75,15 +91,15 @@ fn decode(
     device: &Device,
     policy: &mut Decoder,
     head: &mut Head,
-    (graphs, launches): (&mut Graphs, &Launches),
+    (graphs, launches): (&mut Graphs<StepShape>, &Launches),
     (batch, asked, padded): (&Batch<'_>, &[HeadAsk], usize),
 ) -> Result<usize> {
     head.room_for(device, policy, asked)?;
     let push = |inputs: &mut StepInputs| HeadInputs::push(inputs, asked, padded);
-    let (row_inputs, step) = policy.send(device, batch, Some(padded), false, push)?;
+    let (row_inputs, step) = policy.send(device, batch, Some(Filled { rows: padded, live: padded }), false, push)?;
     let stride = head.padded_stride(asked);
     let places = [policy.device_inputs.place(), head.kept()];
-    let shape = graphs::Shape { rows: padded, stride, ids_below: head.ids_below, frames: step.frames(), places };
+    let shape = StepShape { rows: padded, stride, ids_below: head.ids_below, frames: step.frames(), places };
     let queue = || {
         policy.layers(device, &step, None)?;
         policy.norm(device, padded)?;
@@ -94,7 +110,7 @@ fn decode(
     // long as the graphs; the two buffers that grow and the bound of ids are in the shape. Slices of the inputs lie where the
     // shape puts them: it fixes the length of each but the last, which the launches do not read. Policy and head are
     // borrowed mutably.
-    unsafe { graphs.run(device, shape, launches, queue)? };
+    unsafe { graphs.run(device, shape, &launches.steps, queue)? };
     policy.forwarded += batch.rows as u64;
     Ok(stride)
 }

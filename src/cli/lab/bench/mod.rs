@@ -41,8 +41,8 @@ enum Action {
     /// With --policy or --reward alone, the passes of that model.
     ///
     /// Percentages are of limits measured in the same run: a card's copy rate and its products from registers, or a
-    /// processor's read rate over as much memory as the models have and its multiply-adds. On CUDA, decode steps are timed as graphs
-    /// and launched kernel by kernel.
+    /// processor's read rate over as much memory as the models have and its multiply-adds. On CUDA, decode steps and rewards
+    /// with gradients are timed as graphs and launched kernel by kernel.
     Latency(Box<passes::Latency>),
     /// Time many requests at once: greedy answers of a fixed length through the scheduler
     Throughput(Box<passes::Throughput>),

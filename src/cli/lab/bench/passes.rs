@@ -91,8 +91,11 @@ pub(super) fn latency_of(args: &Latency) -> anyhow::Result<ExitCode> {
     let on_cuda = opened.cuda().is_some();
     let graphs = on_cuda && !common.device.enforce_eager;
     let [policy, reward] = [Role::Policy, Role::Reward].map(|role| usize::from(opened.backend().has(role)));
-    let steps = depths.rows.len() * depths.context.len() * if graphs { 2 } else { 1 };
-    let cases = policy * (depths.prefill.len() * depths.prompts.len() + steps) + reward * 2 * depths.candidates.len();
+    // By graphs and without them.
+    let ways = if graphs { 2 } else { 1 };
+    let steps =
+        policy * (depths.prefill.len() * depths.prompts.len() + ways * depths.rows.len() * depths.context.len());
+    let cases = steps + reward * (1 + ways) * depths.candidates.len();
     let mut sink = common.sink.begin(&header, before, cases)?;
     let launch = match (on_cuda, graphs) {
         (false, _) => "",
@@ -100,12 +103,12 @@ pub(super) fn latency_of(args: &Latency) -> anyhow::Result<ExitCode> {
         (true, false) => "eager",
     };
     latency(opened.backend(), &depths, Passes::All, limits, &mut |row| {
-        let launch = if row.phase == "decode" { launch } else { "" };
+        let launch = if ["decode", "gradient"].contains(&row.phase.as_str()) { launch } else { "" };
         sink.row(Row { launch: launch.to_string(), ..row });
     })?;
     if let Some(cuda) = opened.cuda().filter(|_| graphs) {
         cuda.opened.launches.use_graphs(false);
-        latency(opened.backend(), &depths, Passes::Decode, limits, &mut |row| {
+        latency(opened.backend(), &depths, Passes::Graphs, limits, &mut |row| {
             sink.row(Row { launch: "eager".to_string(), ..row });
         })?;
     }

@@ -16,6 +16,8 @@ const TILE: usize = BLOCK;
 const QUERY_ROWS: usize = 64;
 /// Words of an item.
 pub(super) const ITEM_WORDS: usize = 8;
+/// Words of a position.
+const TOKEN_WORDS: usize = 2;
 /// In place of the rows of a position that nothing is asked of.
 const NONE: u32 = u32::MAX;
 
@@ -128,6 +130,14 @@ pub struct Plan {
     pub(super) shape: Shape,
 }
 
+/// What a launch depends on besides the words: two plans of one frame are launched alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Frame {
+    items: usize,
+    /// Where lists begin, and the last one ends.
+    lists: [usize; 4],
+}
+
 impl Plan {
     /// Lists the tiles of a batch of segments.
     ///
@@ -235,6 +245,30 @@ impl Plan {
     /// The lists as the kernel reads them: items, tokens of segments, tiles of queries, blocks. To be copied to the device.
     pub fn words(&self) -> &[u32] {
         &self.words
+    }
+
+    /// The same work in a frame that many batches have: each list is filled up to a power of two. An item that fills up has no
+    /// positions, so nothing is written for it.
+    pub fn filled(&self) -> Plan {
+        let lists = [0, self.tokens_at, self.tiles_at, self.blocks_at, self.words.len()];
+        let mut plan = Plan { words: Vec::new(), ..self.clone() };
+        let mut starts = [0; 4];
+        for ((list, width), start) in lists.windows(2).zip([ITEM_WORDS, TOKEN_WORDS, 1, 1]).zip(&mut starts) {
+            let entries = (list[1] - list[0]) / width;
+            *start = plan.words.len();
+            plan.words.extend(&self.words[list[0]..list[1]]);
+            // Two at least: what follows stays aligned.
+            plan.words.resize(*start + entries.next_power_of_two().max(2) * width, 0);
+        }
+        [_, plan.tokens_at, plan.tiles_at, plan.blocks_at] = starts;
+        plan.items = if self.items == 0 { 0 } else { plan.tokens_at / ITEM_WORDS };
+        plan
+    }
+
+    /// What a launch of it depends on besides the words.
+    pub fn frame(&self) -> Frame {
+        let Plan { items, tokens_at, tiles_at, blocks_at, .. } = *self;
+        Frame { items, lists: [tokens_at, tiles_at, blocks_at, self.words.len()] }
     }
 }
 
@@ -346,6 +380,17 @@ mod tests {
             let plan = Plan::new(&shape, &segments).unwrap();
             hold(&plan, &shape, &segments);
             prop_assert_eq!(plan.batch_rows, row);
+
+            let filled = plan.filled();
+            prop_assert_eq!(filled.filled().frame(), filled.frame());
+            prop_assert!(filled.items.is_power_of_two() && filled.tokens_at.is_multiple_of(4));
+            let lists = |plan: &Plan| [0, plan.tokens_at, plan.tiles_at, plan.blocks_at, plan.words().len()];
+            for (own, filled_up) in lists(&plan).windows(2).zip(lists(&filled).windows(2)) {
+                let (own, all) = (&plan.words()[own[0]..own[1]], &filled.words()[filled_up[0]..filled_up[1]]);
+                let (same, rest) = all.split_at(own.len());
+                prop_assert_eq!(same, own);
+                prop_assert!(rest.iter().all(|&word| word == 0));
+            }
         }
     }
 }
