@@ -299,7 +299,7 @@ struct Attention {
                                                      tickets, block, heads, kv_heads, out_width, scale});             \
     }
 
-// The host's table of classes (src/cuda/ops/attention/plan.rs) repeats these numbers.
+// The host's table (src/cuda/ops/attention/classes.rs) repeats these numbers.
 #define ATTENTION_CLASSES(EP, SUFFIX, T, WARPS, STAGES)              \
     ATTENTION(attention_few_##EP##_##SUFFIX, T, EP, 1, 4, 3)         \
     ATTENTION(attention_some_##EP##_##SUFFIX, T, EP, 2, 2, 2)        \

@@ -9,7 +9,11 @@
 // [n/64][k/64], 128-byte lines whose 16-byte chunks are swizzled by the line's place among eight; what the matrix lacks is
 // zero. A tile is 8 KB in one piece and lies in shared memory as in global memory, so one plain bulk copy brings it, and both
 // directions read the same tile: forward lines are outputs, backward they are terms.
-//   output: 0 stores f32, 1 stores 16-bit (rounded once), 2 stores f32 on top of `before`, which may be y itself.
+//   output: 0 stores f32, 1 stores 16-bit (rounded once), 2 stores f32 on top of `beside`, which may be y itself;
+//   3, forward: y[tokens, n/2] 16-bit is the gated activation, where each 16 outputs are the gates of 8 units and then their
+//   ups; if `beside` is there, gates and ups are stored, too, 16-bit [tokens, n];
+//   4, backward: y[tokens, 2k] 16-bit are the gradients of gates and ups, in that order, from those of k units and from
+//   `beside`, which are the gates and ups. Both as kernels/swiglu.cu has it, of what 1 and 0 would have stored (gated.cuh).
 //
 // A block has a warpgroup that copies (one thread of it) and two that multiply, each 64 outputs by N tokens: weights are
 // operand A of wgmma, tokens operand B. Copies go through a ring of stages of 64 terms; `full` and `empty` are its barriers,
@@ -34,6 +38,7 @@
 // and shared memory 256 + 3 N at 128 bytes a cycle: 32 KB of weights are copied and read, and tokens copied once and read
 // twice. So shared memory is the limit, at 80 % of the tensor core with 128 tokens and 93 % with 200: tiles are as wide as
 // registers allow. Aims (not measured): 90 % of the copy rate below, 85 % of the wgmma peak above.
+#include "gated.cuh"
 #include "hopper.cuh"
 
 namespace ggro {
@@ -49,14 +54,14 @@ constexpr uint32_t kLineBytes = kTile * 2;
 constexpr int kMostStages = 12;
 constexpr int kRingBytes = 224 * 1024;
 
-enum Output : int { kStoreF32 = 0, kStore16 = 1, kAddF32 = 2 };
+enum Output : int { kStoreF32 = 0, kStore16 = 1, kAddF32 = 2, kGated = 3, kGatedGradients = 4 };
 
 // `outputs` and `terms` are those of the direction.
 struct GemmArgs {
     void* y;
     const void* w;
     const void* bias;
-    const float* before;  // [tokens, outputs] if it is added to, which may be y itself
+    void* beside;       // what is added to, or gates and ups
     float* partial;     // [split][chunks][2 warpgroups][N / 8][128 threads][4]
     unsigned* tickets;  // [split][slices], zero before and after
     int tokens, outputs, terms, chunks, split, output;
@@ -275,7 +280,7 @@ struct Gemm {
         // The old values of a slice are read together. Zero first: what some threads alone set would take registers in every loop.
         float2 before[kSlice / 8][2] = {};
         if constexpr (OUTPUT == kAddF32) {
-            const Y* old = args.before + corner.at;
+            const float* old = static_cast<const float*>(args.beside) + corner.at;
 #pragma unroll
             for (int j = 0; j < kSlice / 8; ++j, old += step) {
 #pragma unroll
@@ -321,15 +326,104 @@ struct Gemm {
                     *reinterpret_cast<float*>(to) = value;
                 } else {
                     const size_t index = (to - static_cast<char*>(args.y)) / sizeof(float);
-                    *reinterpret_cast<float*>(to) = args.before[index] + value;
+                    *reinterpret_cast<float*>(to) = static_cast<const float*>(args.beside)[index] + value;
                 }
             }
         }
     }
 
+    // A word of two numbers in the storage type.
+    static __device__ __forceinline__ void split(uint32_t word, T& low, T& high) {
+        T pair[2];
+        __builtin_memcpy(pair, &word, sizeof(word));
+        low = pair[0], high = pair[1];
+    }
+    static __device__ __forceinline__ uint32_t join(T low, T high) {
+        const T pair[2] = {low, high};
+        uint32_t word;
+        __builtin_memcpy(&word, pair, sizeof(word));
+        return word;
+    }
+
+    // Brings what belongs to the next eight tokens to the front. These loops are not unrolled: exponentials are much code.
+    template <int BY, typename X, int COUNT>
+    static __device__ __forceinline__ void next_tokens(X (&x)[COUNT]) {
+#pragma unroll
+        for (int i = 0; i + BY < (COUNT < kSliceSums ? COUNT : kSliceSums); ++i) x[i] = x[i + BY];
+    }
+
+    // A thread's first pair are the gates of two units, and its second one are their ups.
+    static __device__ __forceinline__ void store_gated(const GemmArgs& args, float (&sums)[kSums],
+                                                       const Corner& corner) {
+        if (corner.output >= args.outputs) return;
+        const size_t step = static_cast<size_t>(8) * args.outputs;
+        const int unit = corner.output / 16 * 8 + corner.output % 8;
+        T* at = static_cast<T*>(args.y) + (corner.at - corner.output) / 2 + unit;
+        T* both = static_cast<T*>(args.beside) + corner.at;
+#pragma unroll 1
+        for (int left = min(corner.tokens, kSlice); left > 0; left -= 8, at += step / 2, both += step) {
+            const uint32_t gates = Mma<T>::pack(sums[0] + corner.bias[0][0], sums[1] + corner.bias[0][1]);
+            const uint32_t ups = Mma<T>::pack(sums[2] + corner.bias[1][0], sums[3] + corner.bias[1][1]);
+            if (args.beside != nullptr) {
+                *reinterpret_cast<uint32_t*>(both) = gates;
+                *reinterpret_cast<uint32_t*>(both + 8) = ups;
+            }
+            T gate[2], up[2];
+            split(gates, gate[0], gate[1]);
+            split(ups, up[0], up[1]);
+            *reinterpret_cast<uint32_t*>(at) = join(gated(gate[0], up[0]), gated(gate[1], up[1]));
+            next_tokens<4>(sums);
+        }
+    }
+
+    // A thread has gradients of two units, and of two that are eight further. Gates and ups of a unit's eight are 16 numbers.
+    static __device__ __forceinline__ void store_gated_gradients(const GemmArgs& args, float (&sums)[kSums],
+                                                                 const Corner& corner) {
+        const size_t step = static_cast<size_t>(16) * args.outputs;
+        const size_t first = 2 * (corner.at - corner.output) + corner.output / 8 * 16 + corner.output % 8;
+        const bool there[2] = {corner.output < args.outputs, corner.output + 8 < args.outputs};
+        // Those of a slice are read together: gates and ups of the first two units, then of the others.
+        uint32_t words[kSliceSums] = {};
+        const T* from = static_cast<const T*>(args.beside) + first;
+#pragma unroll
+        for (int j = 0; j < kSlice / 8; ++j, from += step) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (8 * j < corner.tokens && there[i / 2]) {
+                    words[4 * j + i] = *reinterpret_cast<const uint32_t*>(from + 8 * i);
+                }
+            }
+        }
+        T* to = static_cast<T*>(args.y) + first;
+#pragma unroll 1
+        for (int left = min(corner.tokens, kSlice); left > 0; left -= 8, to += step) {
+#pragma unroll
+            for (int row = 0; row < 2; ++row) {
+                if (!there[row]) continue;
+                T gate[2], up[2], d_gate[2], d_up[2];
+                split(words[2 * row], gate[0], gate[1]);
+                split(words[2 * row + 1], up[0], up[1]);
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const float d_act = sums[2 * row + i] + corner.bias[row][i];
+                    gated_gradients(d_gate[i], d_up[i], d_act, gate[i], up[i]);
+                }
+                *reinterpret_cast<uint32_t*>(to + 16 * row) = join(d_gate[0], d_gate[1]);
+                *reinterpret_cast<uint32_t*>(to + 16 * row + 8) = join(d_up[0], d_up[1]);
+            }
+            next_tokens<4>(sums);
+            next_tokens<4>(words);
+        }
+    }
+
     static __device__ __forceinline__ void finish(const GemmArgs& args, float (&sums)[kSums], const Corner& corner) {
         pair_up(sums);
-        if (args.outputs % 2 != 0 || !aligned(args.y, 8) || !aligned(args.before, 8)) {
+        if constexpr (BY_COLUMNS) {
+            if (args.output == kGatedGradients) return store_gated_gradients(args, sums, corner);
+        } else {
+            if (args.output == kGated) return store_gated(args, sums, corner);
+        }
+        if (args.outputs % 2 != 0 || !aligned(args.y, 8) || !aligned(args.beside, 8)) {
             store_singles(args, sums, corner);
         } else if (args.output == kStore16) {
             store_pairs<kStore16>(args, sums, corner);
@@ -517,10 +611,10 @@ struct Gemm {
 #define GEMM(NAME, T, N, BY_COLUMNS)                                                                                  \
     extern "C" __global__ void __launch_bounds__(ggro::kGemmThreads, 1)                                               \
         NAME(const __grid_constant__ ggro::TensorMap x, void* y, const void* w, const void* bias,                     \
-             const float* before, float* partial, unsigned* tickets, int tokens, int outputs, int terms, int chunks,  \
+             void* beside, float* partial, unsigned* tickets, int tokens, int outputs, int terms, int chunks,         \
              int split, int output) {                                                                                 \
         ggro::Gemm<T, N, BY_COLUMNS>::run(                                                                            \
-            {y, w, bias, before, partial, tickets, tokens, outputs, terms, chunks, split, output}, &x);                       \
+            {y, w, bias, beside, partial, tickets, tokens, outputs, terms, chunks, split, output}, &x);               \
     }
 
 #define GEMM_ALL(NAME, SUFFIX, T, BY_COLUMNS)         \

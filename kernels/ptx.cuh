@@ -98,6 +98,15 @@ __device__ __forceinline__ void mma_tile_f16(float (&d)[MI][NI][4], const uint32
     }
 }
 
+// ---- arithmetic ----------------------------------------------------------------------------------------------------
+
+// 1 / x, off by one unit in the last place at most.
+__device__ __forceinline__ float rcp_approx(float x) {
+    float y;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // ---- selection -----------------------------------------------------------------------------------------------------
 
 // x if `bits` has the bit, else zero: one instruction for the bit and one for x, where nvcc makes two shifts and masks of it.

@@ -121,7 +121,16 @@ fn models_are_timed_on_a_device() {
         .into_iter()
         .map(|case| format!("{} {}", case["phase"].as_str().unwrap(), case["launch"].as_str().unwrap()))
         .collect();
-    let expected = ["prefill ", "decode graph", "decode graph", "reward ", "gradient ", "decode eager", "decode eager"];
+    let expected = [
+        "prefill ",
+        "decode graph",
+        "decode graph",
+        "reward ",
+        "gradient graph",
+        "decode eager",
+        "decode eager",
+        "gradient eager",
+    ];
     assert_eq!(phases, expected);
     assert!(passes.launches("random_fill") > 50, "the weights were made on the device");
     let short = ["--prompt", "8", "--tokens", "12", "--segment", "5", "--candidates", "3", "--speculation", "off,3"];

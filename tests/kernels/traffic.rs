@@ -14,7 +14,7 @@ use ggro::cuda::ops::pad_convert::{Changed, Layout, Stored, pad_convert};
 use ggro::cuda::ops::rmsnorm::{Delta, Norm, Upstream, rmsnorm, rmsnorm_backward};
 use ggro::cuda::ops::rope::{Gradients, HeadNorms, Heads, Inputs, rope, rope_backward};
 use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKQuery, When, softmax_entropy, top_k};
-use ggro::cuda::ops::swiglu::{swiglu, swiglu_backward};
+use ggro::cuda::ops::swiglu::{Gates, swiglu, swiglu_backward};
 use ggro::cuda::ops::weight_layout::WeightLayout;
 use ggro::dtype::DType;
 use ggro::dtype::HalfType;
@@ -64,7 +64,7 @@ fn bytes_over_the_floor() {
     let (rows, f) = (8, 14_336);
     let gate_up = Buffer::from_slice(device, &vec![0x3f80u16; rows * 2 * f]).unwrap();
     let mut act = Buffer::<u16>::uninitialised(device, rows * f).unwrap();
-    swiglu(device, HalfType::Bf16, &mut act.view_mut(), gate_up.view(), f).unwrap();
+    swiglu(device, HalfType::Bf16, &mut act.view_mut(), gate_up.view(), f, Gates::Apart).unwrap();
     let counters = &emulated.machine.report().kernels["swiglu_bf16"];
     over_floor("swiglu, all bytes", all(counters), 6 * rows * f, 1.0);
     over_floor("swiglu, sectors", sectors(counters), 6 * rows * f, 1.0);

@@ -221,6 +221,13 @@ fn every_model_lies_where_the_kernels_look_for_it() {
     });
 }
 
+/// Rows of `width` numbers, those of gates and then those of ups: 8 gates in turn with their ups.
+fn in_turns(rows: &[u16], width: usize) -> Vec<u16> {
+    let (gates, ups) = rows.split_at(rows.len() / 2);
+    let eight = |rows: &[u16], turn: usize| rows[turn * 8 * width..][..8 * width].to_vec();
+    (0..gates.len() / (8 * width)).flat_map(|turn| [eight(gates, turn), eight(ups, turn)].concat()).collect()
+}
+
 /// The same weights in rows and in tiles.
 struct BothLayouts<'a> {
     device: &'a Device,
@@ -262,9 +269,15 @@ impl BothLayouts<'_> {
 
     /// `b` is the `[n, k]` that `a` is, arranged.
     fn same(&mut self, a: &Buffer<u16>, b: &Buffer<u16>, (n, k): (usize, usize), layout: WeightLayout) {
-        let (rows, found) = (a.download(self.device).unwrap(), b.download(self.device).unwrap());
+        let rows = a.download(self.device).unwrap();
+        self.holds(&rows, b, (n, k), layout);
+    }
+
+    /// `b` is these `[n, k]`, arranged.
+    fn holds(&mut self, rows: &[u16], b: &Buffer<u16>, (n, k): (usize, usize), layout: WeightLayout) {
+        let found = b.download(self.device).unwrap();
         assert_eq!(rows.len(), n * k);
-        assert!(found == layout.arranged(&rows, n, k), "[{n}, {k}] in {layout:?}");
+        assert!(found == layout.arranged(rows, n, k), "[{n}, {k}] in {layout:?}");
         self.bytes += 2 * b.len() as u64;
     }
 
@@ -272,12 +285,16 @@ impl BothLayouts<'_> {
         let (d, f, heads) = (s.hidden_padded, s.mlp_padded, s.attention_padded);
         self.same(&a.qkv, &b.qkv, (s.qkv, d), Tiles);
         self.same(&a.o, &b.o, (d, heads), Tiles);
-        self.same(&a.gate_up, &b.gate_up, (2 * f, d), Tiles);
+        self.holds(&in_turns(&a.gate_up.download(self.device).unwrap(), d), &b.gate_up, (2 * f, d), Tiles);
         self.same(&a.down, &b.down, (d, f), Tiles);
         self.same(&a.attention_norm, &b.attention_norm, (1, d), Rows);
         self.same(&a.mlp_norm, &b.mlp_norm, (1, d), Rows);
+        if let (Some(a), Some(b)) = (&a.gate_up_bias, &b.gate_up_bias) {
+            self.holds(&in_turns(&a.download(self.device).unwrap(), 1), b, (1, 2 * f), Rows);
+        }
+        assert_eq!(a.gate_up_bias.is_some(), b.gate_up_bias.is_some());
         let vectors = |layer: &Layer| {
-            let biases = [&layer.qkv_bias, &layer.o_bias, &layer.gate_up_bias, &layer.down_bias];
+            let biases = [&layer.qkv_bias, &layer.o_bias, &layer.down_bias];
             let norms = layer.head_norms.as_ref().map(|(q, k)| [q, k]);
             let all = biases.into_iter().flatten().chain(norms.into_iter().flatten());
             all.map(|vector| vector.download(self.device).unwrap()).collect::<Vec<_>>()

@@ -1,5 +1,6 @@
 //! Causal attention over paged keys and values.
 
+pub mod classes;
 pub mod plan;
 mod shape;
 pub mod sm90;
@@ -14,7 +15,8 @@ use crate::cuda::launch::{Launch, args, check_room, int, product, side};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
 use crate::{Error, Result};
-use plan::{CLASSES, KERNELS, MANY, WIDE};
+use classes::KERNELS;
+use plan::{CLASSES, MANY, WIDE};
 pub use plan::{Frame, Limits, Plan, Products};
 pub use shape::{Query, Sequence, Shape};
 

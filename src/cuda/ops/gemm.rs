@@ -131,6 +131,10 @@ impl Scratch {
     }
 }
 
+/// Units of an MLP whose gates lie together, followed by their ups, where an epilogue takes them: in the rows of the weights and
+/// in the columns of what they give.
+pub const GATES: usize = 8;
+
 /// Where a product goes.
 #[derive(Debug)]
 pub enum Output<'a> {
@@ -147,6 +151,22 @@ pub enum Output<'a> {
         /// What is added to.
         before: View<'a, f32>,
     },
+    /// Forward, with weights in tiles: the gated activation `[tokens, n / 2]` of gates and ups in groups of [`GATES`], of what
+    /// `Half` would have stored.
+    Gated {
+        /// `silu(gate) up`.
+        act: ViewMut<'a, u16>,
+        /// Gates and ups `[tokens, n]`, if they are kept.
+        gate_up: Option<ViewMut<'a, u16>>,
+    },
+    /// Backward, with weights in tiles: gradients of gates and ups `[tokens, 2 k]` from those of the activation, which `F32`
+    /// would have stored.
+    GatedGradients {
+        /// In groups of [`GATES`].
+        d_gate_up: ViewMut<'a, u16>,
+        /// What `Gated` kept.
+        gate_up: View<'a, u16>,
+    },
 }
 
 impl Output<'_> {
@@ -156,6 +176,8 @@ impl Output<'_> {
             Output::F32(_) => 0,
             Output::Half(_) => 1,
             Output::Add(_) | Output::Sum { .. } => 2,
+            Output::Gated { .. } => 3,
+            Output::GatedGradients { .. } => 4,
         }
     }
 
@@ -167,34 +189,77 @@ impl Output<'_> {
     fn address(&self) -> u64 {
         match self {
             Output::F32(y) | Output::Add(y) | Output::Sum { y, .. } => y.address,
-            Output::Half(y) => y.address,
+            Output::Half(y) | Output::Gated { act: y, .. } | Output::GatedGradients { d_gate_up: y, .. } => y.address,
         }
     }
 
-    /// What is added to, if anything is.
-    fn before(&self) -> u64 {
+    /// What else is read or written: what is added to, or gates and ups.
+    fn beside(&self) -> u64 {
         match self {
             Output::F32(_) | Output::Half(_) => 0,
             Output::Add(y) => y.address,
             Output::Sum { before, .. } => before.address,
+            Output::Gated { gate_up, .. } => gate_up.as_ref().map_or(0, |gate_up| gate_up.address),
+            Output::GatedGradients { gate_up, .. } => gate_up.address,
         }
     }
 
-    /// Some of the elements.
+    /// Checks what goes with a product of so many outputs.
+    fn check(&self, op: &str, direction: Direction, layout: WeightLayout, shape: Shape) -> Result<()> {
+        let Shape { tokens, n, .. } = shape;
+        let gated = |of: Direction, outputs: usize| {
+            if (direction, layout) != (of, WeightLayout::Tiles) || !n.is_multiple_of(outputs) {
+                return Err(Error::Backend(format!(
+                    "{op}: {n} outputs of weights in {layout:?} have no epilogue for a gated activation"
+                )));
+            }
+            if !(self.address() | self.beside()).is_multiple_of(4) {
+                return Err(Error::Backend(format!("{op}: gates and ups start at multiples of 4 bytes")));
+            }
+            Ok(())
+        };
+        check_len(op, "y", self.len(), product(op, tokens, n)?)?;
+        match self {
+            Output::F32(_) | Output::Half(_) | Output::Add(_) => Ok(()),
+            Output::Sum { before, .. } => check_len(op, "before", before.len(), product(op, tokens, n)?),
+            Output::Gated { gate_up, .. } => {
+                if let Some(gate_up) = gate_up {
+                    check_len(op, "gate_up", gate_up.len(), product(op, tokens, n)?)?;
+                }
+                gated(Direction::Forward, 2 * GATES)
+            }
+            Output::GatedGradients { gate_up, .. } => {
+                check_len(op, "gate_up", gate_up.len(), product(op, product(op, tokens, n)?, 2)?)?;
+                gated(Direction::Backward, GATES)
+            }
+        }
+    }
+
+    /// Some of the product's elements.
     fn slice(&mut self, range: Range<usize>) -> Output<'_> {
         match self {
             Output::F32(y) => Output::F32(y.slice(range)),
             Output::Half(y) => Output::Half(y.slice(range)),
             Output::Add(y) => Output::Add(y.slice(range)),
             Output::Sum { y, before } => Output::Sum { y: y.slice(range.clone()), before: before.slice(range) },
+            Output::Gated { act, gate_up } => Output::Gated {
+                act: act.slice(range.start / 2..range.end / 2),
+                gate_up: gate_up.as_mut().map(|gate_up| gate_up.slice(range)),
+            },
+            Output::GatedGradients { d_gate_up, gate_up } => {
+                let both = 2 * range.start..2 * range.end;
+                Output::GatedGradients { d_gate_up: d_gate_up.slice(both.clone()), gate_up: gate_up.slice(both) }
+            }
         }
     }
 
-    /// Elements.
+    /// Elements of the product.
     pub fn len(&self) -> usize {
         match self {
             Output::F32(y) | Output::Add(y) | Output::Sum { y, .. } => y.len(),
             Output::Half(y) => y.len(),
+            Output::Gated { act, .. } => 2 * act.len(),
+            Output::GatedGradients { d_gate_up, .. } => d_gate_up.len() / 2,
         }
     }
 }
@@ -288,7 +353,7 @@ struct Parameters {
     y: u64,
     w: u64,
     bias: u64,
-    before: u64,
+    beside: u64,
     workspace: u64,
     tickets: u64,
     tokens: i32,
@@ -308,7 +373,7 @@ impl Parameters {
             y: y.address(),
             w: w.address,
             bias: bias.map_or(0, |bias| bias.address),
-            before: y.before(),
+            beside: y.beside(),
             workspace: scratch.workspace.view_mut().address,
             tickets: scratch.tickets.view_mut().address,
             tokens: int(op, "tokens", tokens)?,
@@ -328,12 +393,9 @@ pub(super) fn launch(
     plan: Plan,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let &Problem { op, shape: Shape { tokens, n, k }, x, w, bias, .. } = problem;
+    let &Problem { op, direction, shape: Shape { tokens, n, k }, x, w, bias, .. } = problem;
     check_len(op, "x", x.len(), product(op, tokens, k)?)?;
-    check_len(op, "y", y.len(), product(op, tokens, n)?)?;
-    if let Output::Sum { before, .. } = y {
-        check_len(op, "before", before.len(), product(op, tokens, n)?)?;
-    }
+    y.check(op, direction, layout, problem.shape)?;
     product(op, n, k)?;
     if let Some(bias) = bias {
         check_len(op, "bias", bias.len(), n)?;

@@ -23,13 +23,23 @@ impl KernelSet for Kernels {
     }
 }
 
-/// `out[n, f] = silu(gate) * up` with `gate_up` `[n, 2f]`, the gate first; `f` is a multiple of 8.
+/// How gates and ups lie in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gates {
+    /// All gates, then all ups.
+    Apart,
+    /// [`GATES`](super::gemm::GATES) gates, then their ups, again and again.
+    Grouped,
+}
+
+/// `out[n, f] = silu(gate) * up` with `gate_up` `[n, 2f]`; `f` is a multiple of 8.
 pub fn swiglu(
     device: &Device,
     storage: HalfType,
     out: &mut ViewMut<'_, u16>,
     gate_up: View<'_, u16>,
     f: usize,
+    gates: Gates,
 ) -> Result<()> {
     const OP: &str = "swiglu";
     let rows = rows_of(OP, "out", out.len(), f)?;
@@ -41,10 +51,11 @@ pub fn swiglu(
     let launch = shape(OP, rows, f, 8)?;
     let f = int(OP, "2f", product(OP, f, 2)?)? / 2;
     let kernels = device.kernels::<Kernels>()?;
-    // SAFETY: parameters are (T* out, const T* gate_up, int f). Block (r, p) reads inside row r of gate_up, 2f elements, and
+    let grouped = i32::from(gates == Gates::Grouped);
+    // SAFETY: parameters are (T* out, const T* gate_up, int f, int grouped). Block (r, p) reads inside row r of gate_up, 2f elements, and
     // writes inside row r of out, f elements, in 16-byte pieces that are aligned because addresses and f are. Both have as
     // many rows as the grid; out is lent to us alone.
-    unsafe { device.launch(&kernels[storage as usize], launch, args![out.address, gate_up.address, f]) }
+    unsafe { device.launch(&kernels[storage as usize], launch, args![out.address, gate_up.address, f, grouped]) }
 }
 
 /// Gradient of [`swiglu`]: `d_gate_up` `[n, 2f]` from `d_act` `[n, f]` and the `gate_up` that the forward pass kept.

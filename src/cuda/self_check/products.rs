@@ -2,11 +2,12 @@
 
 use super::case::{Case, Output, Run};
 use super::numbers::{halves, singles, stored, unwritten, wide, widened};
+use super::rows::Gate;
 use crate::Result;
 use crate::cuda::buffer::Buffer;
 
 use crate::cuda::device::Device;
-use crate::cuda::ops::gemm::{self, Operands, Plan, Scratch, Shape, gemm_planned, sm80, sm90};
+use crate::cuda::ops::gemm::{self, GATES, Operands, Plan, Scratch, Shape, gemm_planned, sm80, sm90};
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward_planned};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::dtype::HalfType;
@@ -72,7 +73,33 @@ pub(super) fn sm90_cases() -> Vec<Case> {
             }));
         }
     }
+    // Products that end in the gated activation: of gates and ups as they are, so its results are those of its own kernel.
+    for (instance, width) in sm90::TOKENS.iter().enumerate() {
+        let name = format!("gated activation in tiles of {width}");
+        cases
+            .push(Case::of_both("gemm_sm90", &name, "swiglu", move |device, storage| gated(device, storage, instance)));
+    }
     cases
+}
+
+/// Gates and ups by a product with the identity, whose rows are in groups.
+fn gated(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Output>> {
+    let (gate, units) = (Gate::new(), Gate::WIDTH);
+    let (tokens, n, way) = (gate.d_act.len() / units, 2 * units, Way::Sm90 { instance, shares: false });
+    let mut identity = vec![0.0; n * n];
+    for unit in 0..units {
+        let row = unit / GATES * 2 * GATES + unit % GATES;
+        (identity[row * n + unit], identity[(row + GATES) * n + units + unit]) = (1.0, 1.0);
+    }
+    let (x, w) = (stored(device, storage, &gate.gate_up)?, way.weights(device, storage, &identity, n, n)?);
+    let operands = Operands { storage, x: x.view(), w: w.view(), layout: way.layout(), bias: None };
+    let shape = Shape { tokens, n, k: n };
+    let plan = way.plan(device, shape);
+    let mut scratch = Scratch::new(device, plan.room())?;
+    let mut out = unwritten(device, tokens * units)?;
+    let mut y = gemm::Output::Gated { act: out.view_mut(), gate_up: None };
+    gemm_planned(device, &mut y, operands, shape, plan, &mut scratch)?;
+    Ok(vec![Output::new("out", widened(storage, &device.finished(&out)?))])
 }
 
 /// Which kernel multiplies.

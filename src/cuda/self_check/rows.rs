@@ -8,7 +8,7 @@ use crate::cuda::buffer::Buffer;
 use crate::cuda::ops::kv::{KvLayout, KvRows};
 use crate::cuda::ops::rmsnorm::{self, Delta, Upstream, rmsnorm, rmsnorm_backward};
 use crate::cuda::ops::rope::{Gradients, HeadNorms, Heads, Inputs, rope, rope_backward};
-use crate::cuda::ops::swiglu::{swiglu, swiglu_backward};
+use crate::cuda::ops::swiglu::{Gates, swiglu, swiglu_backward};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
 
@@ -106,7 +106,7 @@ impl Gate {
     fn run(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
         let gate_up = stored(device, storage, &self.gate_up)?;
         let mut out = unwritten(device, self.d_act.len())?;
-        swiglu(device, storage, &mut out.view_mut(), gate_up.view(), Self::WIDTH)?;
+        swiglu(device, storage, &mut out.view_mut(), gate_up.view(), Self::WIDTH, Gates::Apart)?;
         Ok(vec![Output::new("out", widened(storage, &device.finished(&out)?))])
     }
 

@@ -130,6 +130,11 @@ impl Check {
         }
     }
 
+    /// What another one has found wrong, without its digest.
+    pub fn join(&mut self, other: Check) {
+        other.failures.into_iter().for_each(|failure| self.fail(failure));
+    }
+
     /// An error against its bound. NaN is larger than any bound.
     pub fn bound(&mut self, what: impl FnOnce() -> String, error: f64, bound: f64) {
         let ratio = if error == 0.0 { 0.0 } else { error / bound };

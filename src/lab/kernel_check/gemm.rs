@@ -8,8 +8,11 @@ use super::numbers::{Random, Values, stored, widened};
 use super::rows::{Rows, batches, first_of, repeated, single};
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
-use crate::cuda::ops::gemm::{Direction, Operands, Output, Plan, Room, Scratch, Shape, gemm, gemm_planned, sm80, sm90};
+use crate::cuda::ops::gemm::{
+    Direction, GATES, Operands, Output, Plan, Room, Scratch, Shape, gemm, gemm_planned, sm80, sm90,
+};
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward, gemm_backward_planned};
+use crate::cuda::ops::swiglu::{Gates, swiglu, swiglu_backward};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
@@ -77,6 +80,43 @@ pub fn waiting_cases(family: Family) -> impl Iterator<Item = Case> {
             problem.one_slice_waits(device, check)
         })
     })
+}
+
+/// On Hopper: products that end in the gated activation, or in its gradients, give the bits of products and kernels of their own.
+/// The sizes are tokens, units and what is summed over.
+pub fn gated_cases(family: Family, sizes: &[(usize, usize, usize)]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for storage in HalfType::ALL {
+        for &(tokens, units, terms) in sizes {
+            let shape = match family.direction {
+                Direction::Forward => Shape { tokens, n: 2 * units, k: terms },
+                Direction::Backward => Shape { tokens, n: terms, k: units },
+            };
+            let name = format!("{} gated activation [{tokens}, {units}, {terms}]", storage.name());
+            let work = tokens.next_multiple_of(8) * shape.n * shape.k * 10 / 16;
+            cases.push(Case::seeded(family.op(), name, work, move |seed, device, check| {
+                let bias = family.direction == Direction::Forward;
+                let problem = Problem::new(family, seed, storage, shape, Into::Storage, bias, Values::Normal(0.1));
+                problem.gated(device, check)
+            }));
+        }
+    }
+    cases
+}
+
+/// Gates and then ups of each row, as groups of [`GATES`]; or from groups.
+pub fn grouped(rows: &[u16], units: usize, into_groups: bool) -> Vec<u16> {
+    let mut out = vec![0; rows.len()];
+    for (row, out) in rows.chunks_exact(2 * units).zip(out.chunks_exact_mut(2 * units)) {
+        for unit in 0..units {
+            for up in [0, 1] {
+                let (apart, group) = (up * units + unit, unit / GATES * 2 * GATES + up * GATES + unit % GATES);
+                let (from, to) = if into_groups { (apart, group) } else { (group, apart) };
+                out[to] = row[from];
+            }
+        }
+    }
+    out
 }
 
 const FORWARD: Family = Family { direction: Direction::Forward, layout: WeightLayout::Rows };
@@ -300,6 +340,81 @@ impl Problem {
             check.same(&format!("{} while slice {waiting} waits", self.family.result()), &found, &expected);
             tickets[waiting] += 2;
             check.same("tickets", &scratch.tickets().download(device)?, &tickets);
+        }
+        Ok(())
+    }
+
+    /// By every kernel, and with tiles that blocks share.
+    fn gated(&self, device: &Device, check: &mut Check) -> Result<()> {
+        let Problem { family: Family { direction, layout }, storage, shape, .. } = *self;
+        let (outputs, terms) = self.family.sizes(shape);
+        let elements = shape.tokens * outputs;
+        let x = Guarded::input(device, &self.x)?;
+        let w = Guarded::input(device, &layout.arranged(&self.w, shape.n, shape.k))?;
+        let bias = self.bias.as_ref().map(|bias| Guarded::input(device, bias)).transpose()?;
+        let run = |y: &mut Output<'_>, plan: Plan| {
+            let mut scratch = Scratch::new(device, plan.room())?;
+            match direction {
+                Direction::Forward => {
+                    let bias = bias.as_ref().map(|bias| bias.view());
+                    let operands = Operands { storage, x: x.view(), w: w.view(), layout, bias };
+                    gemm_planned(device, y, operands, shape, plan, &mut scratch)
+                }
+                Direction::Backward => {
+                    let gradients = Gradients { storage, dy: x.view(), w: w.view(), layout };
+                    gemm_backward_planned(device, y, gradients, shape, plan, &mut scratch)
+                }
+            }
+        };
+        let of_shape = Shape { tokens: shape.tokens, n: outputs, k: terms };
+        // What kernels of their own make of it.
+        let own = Plan::new(layout, of_shape, device.multiprocessors(), usize::MAX);
+        let plans = self.family.plans(device, storage, shape);
+        match direction {
+            Direction::Forward => {
+                let units = outputs / 2;
+                let mut both = Guarded::output(device, elements, 0)?;
+                run(&mut Output::Half(both.view_mut()), own)?;
+                let both = both.read(device, check, "gates and ups")?;
+                let apart = Guarded::input(device, &grouped(&both, units, false))?;
+                let mut act = Guarded::output(device, shape.tokens * units, 0)?;
+                swiglu(device, storage, &mut act.view_mut(), apart.view(), units, Gates::Apart)?;
+                let act = act.read(device, check, "activation")?;
+                for (name, plan) in plans {
+                    for kept in [false, true] {
+                        let mut found = Guarded::output(device, shape.tokens * units, 0)?;
+                        let mut gate_up = Guarded::output(device, elements, 0)?;
+                        let beside = kept.then(|| gate_up.view_mut());
+                        run(&mut Output::Gated { act: found.view_mut(), gate_up: beside }, plan)?;
+                        let mut unseen = Check::default();
+                        let found = found.read(device, &mut unseen, "activation")?;
+                        check.same(&format!("activation by {name}"), &found, &act);
+                        let gate_up = gate_up.read(device, &mut unseen, "gates and ups")?;
+                        let expected = if kept { both.clone() } else { vec![u16::MAX; elements] };
+                        check.same(&format!("gates and ups by {name}"), &gate_up, &expected);
+                        check.join(unseen);
+                    }
+                }
+            }
+            Direction::Backward => {
+                let units = outputs;
+                let gate_up = stored(storage, &Random::named("gates").vector(2 * elements, Values::Normal(2.0)));
+                let apart = Guarded::input(device, &grouped(&gate_up, units, false))?;
+                let gate_up = Guarded::input(device, &gate_up)?;
+                let mut d_act = Guarded::output(device, elements, 0)?;
+                run(&mut Output::F32(d_act.view_mut()), own)?;
+                let mut gradients = Guarded::output(device, 2 * elements, 0)?;
+                swiglu_backward(device, storage, &mut gradients.view_mut(), d_act.view(), apart.view(), units)?;
+                let gradients = grouped(&gradients.read(device, check, "gradients")?, units, true);
+                for (name, plan) in plans {
+                    let mut found = Guarded::output(device, 2 * elements, 0)?;
+                    run(&mut Output::GatedGradients { d_gate_up: found.view_mut(), gate_up: gate_up.view() }, plan)?;
+                    let mut unseen = Check::default();
+                    let found = found.read(device, &mut unseen, "gradients")?;
+                    check.same(&format!("gradients by {name}"), &found, &gradients);
+                    check.join(unseen);
+                }
+            }
         }
         Ok(())
     }

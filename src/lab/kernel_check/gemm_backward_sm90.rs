@@ -1,7 +1,7 @@
 //! Cases of Hopper's data gradients: the problems of `gemm_backward` with weights in tiles.
 
 use super::case::Case;
-use super::gemm::{Family, cases_of, timings_of, waiting_cases};
+use super::gemm::{Family, cases_of, gated_cases, timings_of, waiting_cases};
 use super::timing::Timed;
 use crate::cuda::ops::gemm::Direction;
 use crate::cuda::ops::weight_layout::WeightLayout;
@@ -26,6 +26,7 @@ pub fn cases() -> Vec<Case> {
     ];
     let mut cases = cases_of(BACKWARD, &shapes, [(257, 1056, 40), (97, 2112, 136), (34, 1056, 40)]);
     cases.extend(waiting_cases(BACKWARD));
+    cases.extend(gated_cases(BACKWARD, &[(1, 8, 64), (9, 72, 200), (34, 40, 1088), (129, 136, 72)]));
     cases
 }
 

@@ -2,12 +2,13 @@
 
 use super::case::{Case, Check};
 use super::errors::{Errors, SMALLEST, half_unit};
+use super::gemm::grouped;
 use super::guarded::Guarded;
 use super::numbers::{Random, Values, stored, widened};
 use super::rows::{Rows, batches, first_of, repeated, single};
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
-use crate::cuda::ops::swiglu::{swiglu, swiglu_backward};
+use crate::cuda::ops::swiglu::{Gates, swiglu, swiglu_backward};
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use std::ops::Range;
@@ -60,7 +61,7 @@ impl Problem {
     fn run(&self, device: &Device, check: &mut Check, rows: Range<usize>) -> Result<Rows<u16>> {
         let gate_up = Guarded::input(device, &self.gate_up[rows.start * 2 * self.f..rows.end * 2 * self.f])?;
         let mut out = Guarded::output(device, rows.len() * self.f, 0)?;
-        swiglu(device, self.storage, &mut out.view_mut(), gate_up.view(), self.f)?;
+        swiglu(device, self.storage, &mut out.view_mut(), gate_up.view(), self.f, Gates::Apart)?;
         Ok(Rows { name: "out", width: self.f, values: out.read(device, check, "out")? })
     }
 
@@ -75,6 +76,10 @@ impl Problem {
 
     fn check(&self, device: &Device, check: &mut Check) -> Result<()> {
         let out = repeated(check, self.rows(), |check, rows| self.run(device, check, rows))?;
+        let grouped = Guarded::input(device, &grouped(&self.gate_up, self.f, true))?;
+        let mut again = Guarded::output(device, out.values.len(), 0)?;
+        swiglu(device, self.storage, &mut again.view_mut(), grouped.view(), self.f, Gates::Grouped)?;
+        check.same("out of groups", &again.read(device, &mut Check::default(), "out")?, &out.values);
         let mut errors = Errors::default();
         let gate_up = widened(self.storage, &self.gate_up);
         for (row, out) in gate_up.chunks_exact(2 * self.f).zip(out.values.chunks_exact(self.f)) {
@@ -151,8 +156,9 @@ fn time(device: &Bench<'_>, rows: usize) -> Result<Measured> {
     let mut sets = device.sets(bytes, |_| {
         Ok((Buffer::<u16>::uninitialised(device, rows * f)?, Buffer::from_slice(device, &gate_up)?))
     })?;
-    let seconds = device
-        .median(&mut sets, |(out, gate_up)| swiglu(device, HalfType::Bf16, &mut out.view_mut(), gate_up.view(), f))?;
+    let seconds = device.median(&mut sets, |(out, gate_up)| {
+        swiglu(device, HalfType::Bf16, &mut out.view_mut(), gate_up.view(), f, Gates::Apart)
+    })?;
     Ok(Measured::bytes(seconds, bytes))
 }
 

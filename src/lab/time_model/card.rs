@@ -71,6 +71,11 @@ pub const ROPE: f64 = 2.6;
 pub const SWIGLU: f64 = 2.3;
 /// Read: the least that any small kernel takes. Copies of rows, embeddings, statistics.
 pub const SMALL: f64 = 2.3;
+/// Read: instructions of a warp for 16 outputs of 8 tokens where a product ends in the gated activation, or in its gradients, in
+/// the machine code of gemm_sm90_128 and gemm_backward_sm90_128.
+pub const GATED: f64 = 69.0;
+/// Read.
+pub const GATED_GRADIENTS: f64 = 139.0;
 /// Read: attention of one row takes 6 us, of which reading its 1024 positions is 1.2 on an H200.
 pub const ATTENTION: f64 = 4.8;
 /// Read: of the copy rate, what attention reads keys and values with.

@@ -1,12 +1,14 @@
 //! What a pass of a model takes: its launches, in the order of `model::cuda::decoder` and `model::cuda::backward`.
 
 use super::card::{
-    ATTENTION, ATTENTION_OPERATIONS, ATTENTION_STREAM, ATTENTION_STREAM_WHOLE, BACKWARD_PAGE, CLOCK, Card, HOST,
-    LAUNCH, MULTIPROCESSORS, NORM, OPERATIONS, OVERLAP, ROPE, SHARED_OVERHEAD, SMALL, SWIGLU, WGMMA_PAGE,
+    ATTENTION, ATTENTION_OPERATIONS, ATTENTION_STREAM, ATTENTION_STREAM_WHOLE, BACKWARD_PAGE, CLOCK, Card, GATED,
+    GATED_GRADIENTS, HOST, LAUNCH, MULTIPROCESSORS, NORM, OPERATIONS, OVERLAP, ROPE, SHARED_OVERHEAD, SMALL, SWIGLU,
+    WGMMA_PAGE,
 };
 use super::products::{Family, Product, Products, products};
 use crate::files::config::ModelConfig;
 use crate::lab::bench::cost::{self, Cost};
+use crate::model::cuda::GATED_ROWS;
 
 /// What a pass takes, by what takes it, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -200,9 +202,19 @@ impl<'a> Pass<'a> {
         Time::attention(self.launch + ATTENTION + bytes.max(work.pairs * self.pair() / operations))
     }
 
+    /// Gates, ups and the activation; with a tape gates and ups are kept.
+    fn gated(&self, gate_up: &Product, rows: usize, taped: bool) -> Time {
+        let f = self.config.intermediate_size;
+        if self.family == Family::Sm90 && rows <= GATED_ROWS {
+            // Of two outputs one number is stored, and both if they are kept.
+            return self.product(&Product { output: if taped { 3 } else { 1 }, finish: GATED, ..*gate_up }, rows);
+        }
+        self.product(gate_up, rows) + self.small(SWIGLU, rows, 6 * f)
+    }
+
     /// A layer of `rows` rows, of which `live` go on beyond keys and values.
-    fn layer(&self, rows: usize, live: usize, attention: Attention) -> Time {
-        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
+    fn layer(&self, rows: usize, live: usize, attention: Attention, taped: bool) -> Time {
+        let d = self.config.hidden_size;
         let ([qkv, o, gate_up, down], ..) = products(self.config);
         self.small(NORM, rows, 6 * d)
             + self.product(&qkv, rows)
@@ -210,18 +222,17 @@ impl<'a> Pass<'a> {
             + self.attention(attention)
             + self.product(&o, live)
             + self.small(NORM, live, 6 * d)
-            + self.product(&gate_up, live)
-            + self.small(SWIGLU, live, 6 * f)
+            + self.gated(&gate_up, live, taped)
             + self.product(&down, live)
     }
 
     /// All layers, from the embeddings to the final norm of the live rows.
-    fn layers(&self, rows: usize, live: usize, attention: Attention) -> Time {
+    fn layers(&self, rows: usize, live: usize, attention: Attention, taped: bool) -> Time {
         let d = self.config.hidden_size;
         let last = Attention { pairs: attention.pairs * live as f64 / rows as f64, ..attention };
         self.small(SMALL, rows, 6 * d)
-            + self.layer(rows, rows, attention).times(self.config.num_layers - 1)
-            + self.layer(rows, live, last)
+            + self.layer(rows, rows, attention, taped).times(self.config.num_layers - 1)
+            + self.layer(rows, live, last, taped)
             + self.small(SMALL, live, 8 * d)
             + self.small(NORM, live, 6 * d)
     }
@@ -238,14 +249,14 @@ impl<'a> Pass<'a> {
     fn decode(&self, rows: usize, context: usize) -> Time {
         let seen = (rows * context) as f64;
         Time::rest(HOST)
-            + self.layers(rows, rows, Attention { positions: seen, pairs: seen, alone: rows })
+            + self.layers(rows, rows, Attention { positions: seen, pairs: seen, alone: rows }, false)
             + self.head(rows)
     }
 
     fn prefill(&self, tokens: usize) -> Time {
         let n = tokens as f64;
         Time::rest(HOST)
-            + self.layers(tokens, 1, Attention { positions: n, pairs: n * (n + 1.0) / 2.0, alone: 0 })
+            + self.layers(tokens, 1, Attention { positions: n, pairs: n * (n + 1.0) / 2.0, alone: 0 }, false)
             + self.head(1)
     }
 
@@ -258,13 +269,13 @@ impl<'a> Pass<'a> {
         // The kernels of the study copied the residual stream of both norms to the tape; now products leave it there.
         let copies = if self.family == Family::OfReference { 2 * layers } else { 0 };
         let taped = self.small(SMALL, rows, 8 * d).times(copies);
-        let score = self.product(&Product { name: "score", n: 1, k: d, output: 4 }, segments);
+        let score = self.product(&Product { name: "score", n: 1, k: d, output: 4, finish: 0.0 }, segments);
         let backward = self.layer_backward([rows; 3], before, own).times(layers - 2)
             + self.layer_backward([rows, segments, rows], before / tokens as f64, own / tokens as f64)
             + self.layer_backward([rows, rows, segments], before, own);
         // The final norm; rows copied and set to zero at the top and at the bottom; candidates' scores.
         let ends = self.small(NORM, segments, 18 * d) + self.small(SMALL, rows, 4 * d).times(10);
-        Time::rest(HOST) + self.layers(rows, segments, attention) + taped + score + backward + ends
+        Time::rest(HOST) + self.layers(rows, segments, attention, true) + taped + score + backward + ends
     }
 
     /// A layer backward: rows of the batch, those that have a gradient above, and those whose gradient goes on below.
@@ -278,9 +289,12 @@ impl<'a> Pass<'a> {
         };
         let operations = |pairs: f64| pairs * self.pair() / rate;
         let attention = 2.0 * (self.launch + ATTENTION) + operations(1.5 * (before + own)) + operations(2.0 * own);
-        self.product(&down, above)
-            + self.small(SWIGLU, above, 12 * f)
-            + self.product(&gate_up, above)
+        // Gates and ups are read, and their gradients stored, 16 bits each.
+        let down = match self.family {
+            Family::Sm90 => self.product(&Product { output: 8, finish: GATED_GRADIENTS, ..down }, above),
+            _ => self.product(&down, above) + self.small(SWIGLU, above, 12 * f),
+        };
+        down + self.product(&gate_up, above)
             + self.small(NORM, above, 18 * d)
             + self.product(&o, above)
             + Time::attention(attention)

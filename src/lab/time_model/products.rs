@@ -41,11 +41,13 @@ pub struct Product {
     pub k: usize,
     /// Bytes that an output element takes: 2 if it is rounded, 4 if it is kept in f32, 8 if it is added to one.
     pub output: usize,
+    /// Instructions of a warp for 16 outputs of 8 tokens where they are finished, besides adding and storing.
+    pub finish: f64,
 }
 
 impl Product {
     const fn new(name: &'static str, n: usize, k: usize, output: usize) -> Self {
-        Product { name, n, k, output }
+        Product { name, n, k, output, finish: 0.0 }
     }
 
     /// Bytes of its weights.
@@ -257,7 +259,9 @@ fn sm90_time(plan: &sm90::Plan, product: &Product, tokens: usize, streaming: f64
     let arithmetic = sm90_step(width);
     // Of a slice, and how many slices of a tile have tokens.
     let slice = width / sm90::slices(width);
-    let (sums, epilogue) = (through_l2(4 * OUTPUTS * slice), through_l2(product.output * OUTPUTS * slice));
+    // Four schedulers issue an instruction of the eight warps in a cycle each.
+    let finish = product.finish * (slice / 8) as f64 * 8.0 / 4.0 / CLOCK;
+    let (sums, epilogue) = (through_l2(4 * OUTPUTS * slice), through_l2(product.output * OUTPUTS * slice) + finish);
     let slices = |tile: usize| {
         let first = tile % tokens.div_ceil(width) * width;
         (tokens - first).min(width).div_ceil(slice)

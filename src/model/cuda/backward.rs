@@ -159,9 +159,15 @@ impl Backward {
 
             // MLP.
             let grad = &mut self.grad.first_mut(rows * d);
-            products.run_f32(self.act.first_mut(rows * f), self.rounded.first(rows * d), rows, &layer.down)?;
             let d_gate_up = &mut self.gate_up.first_mut(rows * 2 * f);
-            swiglu_backward(device, st, d_gate_up, self.act.first(rows * f), gate_up.first(rows * 2 * f), f)?;
+            let (rounded, gate_up) = (self.rounded.first(rows * d), gate_up.first(rows * 2 * f));
+            if weights.gates_in_products() {
+                let gated = Output::GatedGradients { d_gate_up: d_gate_up.reborrow(), gate_up };
+                products.run(gated, rounded, rows, &layer.down)?;
+            } else {
+                products.run_f32(self.act.first_mut(rows * f), rounded, rows, &layer.down)?;
+                swiglu_backward(device, st, d_gate_up, self.act.first(rows * f), gate_up, f)?;
+            }
             products.run_f32(self.normed.first_mut(rows * d), d_gate_up.view(), rows, &layer.gate_up)?;
             let (behind, rounded) =
                 (Upstream::Rows(self.normed.first(rows * d)), &mut self.rounded.first_mut(rows * d));

@@ -15,7 +15,7 @@ use crate::cuda::ops::kv::{KvLayout, KvRows};
 use crate::cuda::ops::kv_copy::kv_copy;
 use crate::cuda::ops::rmsnorm::{Delta, Norm, rmsnorm};
 use crate::cuda::ops::rope::{self, HeadNorms, Heads, rope};
-use crate::cuda::ops::swiglu::swiglu;
+use crate::cuda::ops::swiglu::{Gates, swiglu};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device, View, ViewMut};
 use crate::dtype::HalfType;
@@ -103,6 +103,9 @@ impl Step {
     }
 }
 
+/// Rows of which products themselves make the gated activation, at most. With more, tensor cores wait longer for its exponentials
+/// than a kernel of its own takes, by instructions counted in the machine code (not measured). The bits are the same.
+pub const GATED_ROWS: usize = 256;
 /// Bytes of inputs per row that there is room for at first.
 const INPUTS: usize = 64;
 
@@ -331,6 +334,7 @@ impl Decoder {
         let norm = |weight| Norm { weight: Buffer::view(weight), columns: sizes.hidden, eps };
         let heads = Heads { heads: sizes.heads, kv_heads: sizes.kv_heads, head: sizes.head, padded: sizes.head_padded };
 
+        let (gates_in_products, is_taped) = (weights.gates_in_products(), tape.is_some());
         let elements = weights.embedding.view();
         let table = Table { elements, vocabulary: sizes.vocab, layout: weights.embedding_layout() };
         let (kept_residual, mut kept_layers) = match tape {
@@ -377,9 +381,16 @@ impl Decoder {
             linear.run(y, x, rows, layer.o.view(), layer.o_bias.as_ref())?;
             let x = &mut residual.middle(index, rows);
             rmsnorm(device, st, &mut normed.first_mut(rows * d), x, Delta::None, norm(&layer.mlp_norm))?;
-            let wide = gate_up.first_mut(rows * 2 * f);
-            linear.run_half(wide, normed.first(rows * d), rows, &layer.gate_up, &layer.gate_up_bias)?;
-            swiglu(device, st, &mut act.first_mut(rows * f), gate_up.first(rows * 2 * f), f)?;
+            let mut gate_up = gate_up.first_mut(rows * 2 * f);
+            let (x, bias) = (normed.first(rows * d), layer.gate_up_bias.as_ref());
+            if gates_in_products && rows <= GATED_ROWS {
+                let gated = Output::Gated { act: act.first_mut(rows * f), gate_up: is_taped.then_some(gate_up) };
+                linear.run(gated, x, rows, layer.gate_up.view(), bias)?;
+            } else {
+                linear.run(Output::Half(gate_up.reborrow()), x, rows, layer.gate_up.view(), bias)?;
+                let gates = if gates_in_products { Gates::Grouped } else { Gates::Apart };
+                swiglu(device, st, &mut act.first_mut(rows * f), gate_up.view(), f, gates)?;
+            }
             let (y, x) = (residual.after_mlp(index, rows), act.first(rows * f));
             linear.run(y, x, rows, layer.down.view(), layer.down_bias.as_ref())?;
         }

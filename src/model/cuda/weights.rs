@@ -19,6 +19,7 @@
 //! round. Numbers that it cannot hold at all are refused in any case.
 
 use super::sizes::Sizes;
+use crate::cuda::ops::gemm::GATES;
 use crate::cuda::ops::pad_convert::{Changed, Groups, Layout, Stored, pad_convert};
 use crate::cuda::ops::random_fill::random_fill;
 use crate::cuda::ops::weight_layout::WeightLayout;
@@ -53,9 +54,9 @@ pub struct Layer<B = Buffer<u16>> {
     pub o_bias: Option<B>,
     /// `[dp]`.
     pub mlp_norm: B,
-    /// `[2 fp, dp]`, gate first.
+    /// `[2 fp, dp]`: gates, then ups; in tiles, 8 gates and then their ups, again and again.
     pub gate_up: B,
-    /// `[2 fp]`.
+    /// `[2 fp]`, in the order of `gate_up`.
     pub gate_up_bias: Option<B>,
     /// `[dp, fp]`.
     pub down: B,
@@ -289,6 +290,11 @@ impl Weights {
 }
 
 impl<B> Weights<B> {
+    /// Whether products end in the gated activation and its gradients. Gates and ups lie in groups then, wherever they are kept.
+    pub fn gates_in_products(&self) -> bool {
+        self.layout == WeightLayout::Tiles
+    }
+
     /// How the embedding lies: as a product reads it where it is the head too.
     pub fn embedding_layout(&self) -> WeightLayout {
         match self.head {
@@ -433,7 +439,13 @@ impl Builder<'_> {
         let fused = Fused { rows: dp, cols: h * e, col_groups: Groups::new(e, ep), width: ap, bias: config.o_bias };
         let (o, o_bias) = self.linear(&[rows("self_attn.o_proj", d, 0)], fused)?;
         let mlp_norm = self.vector(&at("post_attention_layernorm.weight"), d, dp)?;
-        let gate_up = [rows("mlp.gate_proj", f, 0), rows("mlp.up_proj", f, fp)];
+        // In groups where an epilogue takes them.
+        let (up, groups) = match self.layout {
+            WeightLayout::Rows => (fp, Groups::plain(f)),
+            WeightLayout::Tiles => (GATES, Groups::new(GATES, 2 * GATES)),
+        };
+        let gates = |name: &str, first: usize| Part { groups, ..rows(name, f, first) };
+        let gate_up = [gates("mlp.gate_proj", 0), gates("mlp.up_proj", up)];
         let (gate_up, gate_up_bias) = self.linear(&gate_up, hidden(2 * fp, config.mlp_bias))?;
         let fused = Fused { rows: dp, cols: f, col_groups: Groups::plain(f), width: fp, bias: config.mlp_bias };
         let (down, down_bias) = self.linear(&[rows("mlp.down_proj", d, 0)], fused)?;
