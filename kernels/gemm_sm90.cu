@@ -12,8 +12,9 @@
 //   output: 0 stores f32, 1 stores 16-bit (rounded once), 2 stores f32 on top of `beside`, which may be y itself;
 //   3, forward: y[tokens, n/2] 16-bit is the gated activation, where each 16 outputs are the gates of 8 units and then their
 //   ups; if `beside` is there, gates and ups are stored, too, 16-bit [tokens, n];
-//   4, backward: y[tokens, 2k] 16-bit are the gradients of gates and ups, in that order, from those of k units and from
+//   4, backward: y[tokens, 2k] 16-bit are the gradients of gates and ups, in groups as in 3, from those of k units and from
 //   `beside`, which are the gates and ups. Both as kernels/swiglu.cu has it, of what 1 and 0 would have stored (gated.cuh).
+//   For 3, n is a multiple of 16, for 4, k of 8; y and `beside` start at multiples of 4 bytes.
 //
 // A block has a warpgroup that copies (one thread of it) and two that multiply, each 64 outputs by N tokens: weights are
 // operand A of wgmma, tokens operand B. Copies go through a ring of stages of 64 terms; `full` and `empty` are its barriers,

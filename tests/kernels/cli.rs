@@ -101,7 +101,7 @@ fn answers_come_from_a_device() {
 /// Whole models are timed. How fast they are, only a card can say.
 #[test]
 fn models_are_timed_on_a_device() {
-    // Random models, made on the device: every pass, decode steps both ways, whole answers.
+    // Random models, made on the device: every pass, decode steps and gradients both ways, whole answers.
     let sizes = ["--rows", "1,3", "--context", "8", "--prefill", "16", "--candidates", "2", "--segment", "4"];
     let common = ["-o", "jsonl", "--synthetic", "demo", "--max-model-len", "256"];
     let window = ["--profile-steps", "2-3"];

@@ -2,6 +2,7 @@
 //! is wrong.
 
 use crate::emulated::Emulated;
+use ggro::cuda::Family;
 use ggro::files::pair::Parts;
 use ggro::model::cuda::{self, CudaOptions, Launches};
 use ggro::model::{GradientSpan, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
@@ -11,8 +12,12 @@ use ggro_testkit::fixtures::parts;
 use std::sync::Arc;
 
 fn open(name: &str, config: Config, graphs: bool) -> (ggro_emulator::Device, ModelPair, Arc<Launches>) {
+    open_with(name, Emulated::new(config), graphs)
+}
+
+fn open_with(name: &str, emulated: Emulated, graphs: bool) -> (ggro_emulator::Device, ModelPair, Arc<Launches>) {
     let [policy, reward] = parts(name);
-    let Emulated { device, machine } = Emulated::new(config);
+    let Emulated { device, machine } = emulated;
     let options =
         CudaOptions { batch_tokens: 256, gradient_tokens: 64, sequences: 80, graphs, ..CudaOptions::default() };
     let parts = Parts::both((&policy.0, &policy.1), (&reward.0, &reward.1));
@@ -80,7 +85,9 @@ fn session(cuda: &mut ModelPair) -> Vec<(Vec<PolicyRow>, Vec<u32>)> {
 #[test]
 fn graphs_change_no_bit() {
     // Groups of heads; a sliding window, in f16; head norms and a padded head.
-    for name in ["llama-gqa", "mistral", "qwen3"] {
+    for (name, family) in [("llama-gqa", Family::Sm90), ("mistral", Family::Sm80), ("qwen3", Family::Sm90)] {
+        let open =
+            |name: &str, config: Config, graphs| open_with(name, Emulated::new(config).with_family(family), graphs);
         let (machine, mut eager, launches) = open(name, Config::default(), false);
         let expected = session(&mut eager);
         assert_eq!(launches.graphs(), (0, 0));
@@ -159,6 +166,8 @@ fn gradients(cuda: &mut ModelPair) -> Vec<Vec<Vec<u32>>> {
             all.push(differentiate(cuda, prefix, &[len, 4, len + 1, 6, 5], 80, false));
         }
         all.push(differentiate(cuda, prefix, &[1, 1, 1], 3, false));
+        // So many candidates that their lists grow, and move.
+        all.push(differentiate(cuda, prefix, &[5], if turn == 2 { 5000 } else { 7 }, false));
         all.push(differentiate(cuda, prefix, &[30, 34], 1, turn % 2 == 0));
         all.push(differentiate(cuda, prefix, &[7, 20], 66, true));
     }
@@ -168,7 +177,9 @@ fn gradients(cuda: &mut ModelPair) -> Vec<Vec<Vec<u32>>> {
 
 #[test]
 fn graphs_change_no_bit_of_a_gradient() {
-    for name in ["llama-gqa", "mistral", "qwen3"] {
+    for (name, family) in [("llama-gqa", Family::Sm80), ("mistral", Family::Sm90), ("qwen3", Family::Sm90)] {
+        let open =
+            |name: &str, config: Config, graphs| open_with(name, Emulated::new(config).with_family(family), graphs);
         let (machine, mut eager, launches) = open(name, Config::default(), false);
         let expected = gradients(&mut eager);
         assert_eq!(launches.gradient_graphs(), (0, 0));
@@ -197,7 +208,8 @@ fn graphs_change_no_bit_of_a_gradient() {
 
 #[test]
 fn gradient_graphs_are_clean_where_every_access_is_observed() {
-    let (machine, mut cuda, launches) = open("llama-unaligned", Config { checked: true, ..Config::default() }, true);
+    let emulated = Emulated::new(Config { checked: true, ..Config::default() }).with_family(Family::Sm90);
+    let (machine, mut cuda, launches) = open_with("llama-unaligned", emulated, true);
     gradients(&mut cuda);
     assert!(launches.gradient_graphs().0 > 10, "{:?}", launches.gradient_graphs());
     assert!(machine.faults().is_empty(), "{:#?}", machine.faults());

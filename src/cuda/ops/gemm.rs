@@ -326,9 +326,9 @@ pub(super) fn launch_all(
     layout: WeightLayout,
     scratch: &mut Scratch,
 ) -> Result<()> {
-    let &Problem { op, shape: Shape { tokens, n, k }, x, .. } = problem;
+    let &Problem { op, direction, shape: Shape { tokens, n, k }, x, .. } = problem;
     check_len(op, "x", x.len(), product(op, tokens, k)?)?;
-    check_len(op, "y", y.len(), product(op, tokens, n)?)?;
+    y.check(op, direction, layout, problem.shape)?;
     let multiprocessors = device.multiprocessors();
     let most = match layout {
         WeightLayout::Rows => sm80::tokens_at_once(problem.shape, multiprocessors, scratch.workspace()),
@@ -347,7 +347,7 @@ pub(super) fn launch_all(
     Ok(())
 }
 
-/// What the kernels of both families take beside `x`: where things are, 0 for a bias that is not there; sizes in 32 bits; and the
+/// What the kernels of both families take beside `x`: where things are, 0 for what is not there; sizes in 32 bits; and the
 /// number of [`Output`].
 struct Parameters {
     y: u64,

@@ -78,6 +78,9 @@ pub(super) fn sm90_cases() -> Vec<Case> {
         let name = format!("gated activation in tiles of {width}");
         cases
             .push(Case::of_both("gemm_sm90", &name, "swiglu", move |device, storage| gated(device, storage, instance)));
+        cases.push(Case::of_both("gemm_backward_sm90", &name, "swiglu_backward", move |device, storage| {
+            gated_gradients(device, storage, instance)
+        }));
     }
     cases
 }
@@ -87,10 +90,7 @@ fn gated(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Out
     let (gate, units) = (Gate::new(), Gate::WIDTH);
     let (tokens, n, way) = (gate.d_act.len() / units, 2 * units, Way::Sm90 { instance, shares: false });
     let mut identity = vec![0.0; n * n];
-    for unit in 0..units {
-        let row = unit / GATES * 2 * GATES + unit % GATES;
-        (identity[row * n + unit], identity[(row + GATES) * n + units + unit]) = (1.0, 1.0);
-    }
+    (0..n).for_each(|column| identity[in_groups(column, units) * n + column] = 1.0);
     let (x, w) = (stored(device, storage, &gate.gate_up)?, way.weights(device, storage, &identity, n, n)?);
     let operands = Operands { storage, x: x.view(), w: w.view(), layout: way.layout(), bias: None };
     let shape = Shape { tokens, n, k: n };
@@ -100,6 +100,52 @@ fn gated(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Out
     let mut y = gemm::Output::Gated { act: out.view_mut(), gate_up: None };
     gemm_planned(device, &mut y, operands, shape, plan, &mut scratch)?;
     Ok(vec![Output::new("out", widened(storage, &device.finished(&out)?))])
+}
+
+/// Where a gate, or a unit's up behind all gates, is in groups.
+fn in_groups(column: usize, units: usize) -> usize {
+    let (up, unit) = (column / units, column % units);
+    unit / GATES * 2 * GATES + up * GATES + unit % GATES
+}
+
+/// Gradients that come out of a product as they are: in three numbers of 16 bits each, which together have all digits of one of 32.
+fn gated_gradients(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Output>> {
+    const PARTS: i32 = 3;
+    // What one number leaves, the next one has 2^12 times as large.
+    let scale = |part: i32| (-12.0 * f64::from(part)).exp2();
+    let (gate, units) = (Gate::new(), Gate::WIDTH);
+    let (tokens, n, k, way) =
+        (gate.d_act.len() / units, PARTS as usize * units, units, Way::Sm90 { instance, shares: false });
+    let (mut dy, mut w) = (Vec::new(), Vec::new());
+    for row in gate.d_act.chunks_exact(units) {
+        let mut rest: Vec<f64> = row.iter().map(|&d| f64::from(d)).collect();
+        for part in 0..PARTS {
+            for left in &mut rest {
+                let number = storage.widen(storage.round((*left / scale(part)) as f32));
+                *left -= f64::from(number) * scale(part);
+                dy.push(number);
+            }
+        }
+    }
+    for (part, unit) in (0..PARTS).flat_map(|part| (0..units).map(move |unit| (part, unit))) {
+        w.extend((0..units).map(|output| if output == unit { scale(part) as f32 } else { 0.0 }));
+    }
+    let mut grouped = vec![0.0; gate.gate_up.len()];
+    for (row, grouped) in gate.gate_up.chunks_exact(2 * units).zip(grouped.chunks_exact_mut(2 * units)) {
+        row.iter().enumerate().for_each(|(column, &number)| grouped[in_groups(column, units)] = number);
+    }
+    let (dy, w) = (stored(device, storage, &dy)?, way.weights(device, storage, &w, n, k)?);
+    let gate_up = stored(device, storage, &grouped)?;
+    let gradients = Gradients { storage, dy: dy.view(), w: w.view(), layout: way.layout() };
+    let shape = Shape { tokens, n, k };
+    let plan = way.plan(device, shape.transposed());
+    let mut scratch = Scratch::new(device, plan.room())?;
+    let mut out = unwritten(device, 2 * tokens * units)?;
+    let mut y = gemm::Output::GatedGradients { d_gate_up: out.view_mut(), gate_up: gate_up.view() };
+    gemm_backward_planned(device, &mut y, gradients, shape, plan, &mut scratch)?;
+    let found = widened(storage, &device.finished(&out)?);
+    let apart = |row: &[f64]| (0..2 * units).map(|column| row[in_groups(column, units)]).collect::<Vec<_>>();
+    Ok(vec![Output::new("d_gate_up", found.chunks_exact(2 * units).flat_map(apart).collect())])
 }
 
 /// Which kernel multiplies.

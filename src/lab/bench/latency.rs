@@ -190,7 +190,9 @@ fn reward(backend: &mut ModelPair, candidates: usize, gradient: bool, depths: &D
             let span = Span { seq: trunk, start: 0, ids: &text };
             backend.reward_score(&[RewardSpan { span, also_at: &[] }])?;
         }
-        let seconds = timed(depths, || {
+        // A device records a gradient's shape when it is there the second time: that is not timed.
+        let warmup = if gradient { depths.warmup.max(2) } else { depths.warmup };
+        let seconds = timed(&Depths { warmup, ..depths.clone() }, || {
             with(backend, |backend, branches| {
                 for _ in 0..candidates {
                     branches.push(backend.fork(trunk, prefix)?);

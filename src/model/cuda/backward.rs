@@ -12,6 +12,7 @@ use super::inputs::{Slice, StepInputs};
 use super::residual::LayerResidual;
 use super::sizes::Sizes;
 use super::state::{Activations, LayerTape, Tape};
+use super::weights::gates_in_products;
 use crate::cuda::ops::attention_backward::{self, attention_backward};
 use crate::cuda::ops::copy_rows::copy_rows;
 use crate::cuda::ops::gemm::{self, Output, Shape};
@@ -35,7 +36,7 @@ pub(super) struct Backward {
     rounded: Buffer<u16>, // [n, hidden] as a product takes it
     normed: Buffer<f32>,  // [n, hidden] gradient of a norm's result
     wanted: Buffer<f32>,  // [n, hidden] residual stream of the wanted rows
-    act: Buffer<f32>,     // [n, mlp]
+    act: Buffer<f32>,     // [n, mlp], or nothing where products make the gradients of gates and ups
     gate_up: Buffer<u16>, // [n, 2 mlp]
     attended: Buffer<u16>, // [n, attention]
     q: Buffer<f32>,       // [n, heads head]
@@ -100,10 +101,10 @@ impl Backward {
             rounded: Buffer::uninitialised(device, rows * d)?,
             normed: Buffer::uninitialised(device, rows * d)?,
             wanted: Buffer::uninitialised(device, rows * d)?,
-            act: Buffer::uninitialised(device, rows * f)?,
+            act: Buffer::uninitialised(device, if decoder.weights.gates_in_products() { 0 } else { rows * f })?,
             gate_up: Buffer::uninitialised(device, rows * 2 * f)?,
             attended: Buffer::uninitialised(device, rows * ap)?,
-            // Rows that fill up have none of their own.
+            // Rows that fill up have none of their own: whatever is there is read, and touches no other row.
             q: Buffer::zeros(device, rows * a)?,
             k: Buffer::zeros(device, rows * kv)?,
             v: Buffer::zeros(device, rows * kv)?,
@@ -115,10 +116,11 @@ impl Backward {
     }
 
     /// Bytes for `rows` rows.
-    pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
+    pub fn bytes(sizes: &Sizes, rows: usize, layout: WeightLayout) -> u64 {
         let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = *sizes;
         let kv = sizes.kv_heads * sizes.head_padded;
-        let row = 4 * (4 * d + f + a + 2 * kv) + 2 * (d + 2 * f + ap + 2 * qkv);
+        let act = if gates_in_products(layout) { 0 } else { f };
+        let row = 4 * (4 * d + act + a + 2 * kv) + 2 * (d + 2 * f + ap + 2 * qkv);
         (row * rows) as u64 + attention_backward::Scratch::bytes(sizes.heads, rows)
     }
 
@@ -144,7 +146,9 @@ impl Backward {
 
         // The head, a vector in rows in whatever layout the matrices are, and the final norm.
         let score = Upstream::Head(weights.head(), self.factor);
-        let (grad, rounded) = (&mut self.grad.first_mut(m * d), &mut self.rounded.first_mut(m * d));
+        // They change places at the last layer and again at the first, whatever fails: only these names of theirs do.
+        let (mut all, mut spread) = (&mut self.grad, &mut self.spread);
+        let (grad, rounded) = (&mut all.first_mut(m * d), &mut self.rounded.first_mut(m * d));
         rmsnorm_backward(device, st, grad, Some(rounded), score, state.live.first(m * d), norm(&weights.final_norm))?;
         copy_rows(device, grad, self.zeros.view(), device_inputs.view(asked.idle), d)?;
         copy_rows(device, rounded, self.zeros.view().cast::<u16>().slice(0..d), device_inputs.view(asked.idle), d)?;
@@ -158,7 +162,7 @@ impl Backward {
             let rows = if last { m } else { n };
 
             // MLP.
-            let grad = &mut self.grad.first_mut(rows * d);
+            let grad = &mut all.first_mut(rows * d);
             let d_gate_up = &mut self.gate_up.first_mut(rows * 2 * f);
             let (rounded, gate_up) = (self.rounded.first(rows * d), gate_up.first(rows * 2 * f));
             if weights.gates_in_products() {
@@ -214,23 +218,23 @@ impl Backward {
 
             // The residual stream before the layer: of all rows, at the bottom of the wanted ones.
             if last {
-                self.spread.first_mut(n * d).zero(device)?;
-                copy_rows(device, &mut self.spread.first_mut(n * d), grad.view(), device_inputs.view(asked.live), d)?;
-                std::mem::swap(&mut self.grad, &mut self.spread);
+                spread.first_mut(n * d).zero(device)?;
+                copy_rows(device, &mut spread.first_mut(n * d), grad.view(), device_inputs.view(asked.live), d)?;
+                std::mem::swap(&mut all, &mut spread);
             }
             let bottom = index == 0;
             let w = if bottom { asked.wanted_rows } else { n };
             if bottom {
                 let pairs = device_inputs.view(asked.wanted);
-                copy_rows(device, &mut self.spread.first_mut(w * d), self.grad.first(n * d), pairs, d)?;
+                copy_rows(device, &mut spread.first_mut(w * d), all.first(n * d), pairs, d)?;
                 copy_rows(device, &mut self.chosen.first_mut(w * qkv), self.qkv.first(n * qkv), pairs, qkv)?;
                 copy_rows(device, &mut self.wanted.first_mut(w * d), input.first(n * d), pairs, d)?;
-                std::mem::swap(&mut self.grad, &mut self.spread);
+                std::mem::swap(&mut all, &mut spread);
             }
             let d_qkv = if bottom { self.chosen.first(w * qkv) } else { self.qkv.first(n * qkv) };
             let input = if bottom { self.wanted.first(w * d) } else { input.first(n * d) };
             products.run_f32(self.normed.first_mut(w * d), d_qkv, w, &layer.qkv)?;
-            let (behind, grad) = (Upstream::Rows(self.normed.first(w * d)), &mut self.grad.first_mut(w * d));
+            let (behind, grad) = (Upstream::Rows(self.normed.first(w * d)), &mut all.first_mut(w * d));
             let rounded = &mut self.rounded.first_mut(w * d);
             rmsnorm_backward(device, st, grad, Some(rounded), behind, input, norm(&layer.attention_norm))?;
         }

@@ -9,6 +9,7 @@ use super::state::Tape;
 use crate::cuda::ops::attention::Frame;
 use crate::cuda::ops::attention_backward;
 use crate::cuda::ops::candidate_scores::{self, MAX_CANDIDATES, ScoreQuery, candidate_scores};
+use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device};
 use crate::model::spans::{Batch, Tail, TailGradient};
 use crate::{Error, Result};
@@ -116,8 +117,8 @@ impl GradientPass {
     }
 
     /// Bytes for `rows` rows.
-    pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
-        Tape::bytes(sizes, rows) + Backward::bytes(sizes, rows)
+    pub fn bytes(sizes: &Sizes, rows: usize, layout: WeightLayout) -> u64 {
+        Tape::bytes(sizes, rows) + Backward::bytes(sizes, rows, layout)
     }
 
     /// Rows that are differentiated together, at most.

@@ -18,7 +18,7 @@ pub(super) struct Kind {
     /// Graphs that are kept, those that were launched last. A longer context doubles into new shapes; old ones are not worth their
     /// memory for ever.
     kept: usize,
-    /// How often a shape must have been seen before it is recorded.
+    /// Whether a shape must have been seen before it is recorded. As many shapes are remembered for that as graphs are kept.
     seen_before: bool,
     /// Launches of a layer, at most, and of everything before and behind the layers.
     launches: [u64; 2],
@@ -51,12 +51,12 @@ pub(super) struct Place {
 
 /// Passes that were launched as graphs, and graphs that were recorded for them.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct Tally {
     launched: AtomicU64,
     recorded: AtomicU64,
 }
 
-impl Counts {
+impl Tally {
     fn get(&self) -> (u64, u64) {
         (self.launched.load(Relaxed), self.recorded.load(Relaxed))
     }
@@ -66,8 +66,8 @@ impl Counts {
 #[derive(Debug, Default)]
 pub struct Launches {
     graphs: AtomicBool,
-    pub(super) steps: Counts,
-    pub(super) gradients: Counts,
+    pub(super) steps: Tally,
+    pub(super) gradients: Tally,
     planned_ahead: AtomicU64,
 }
 
@@ -105,10 +105,12 @@ impl Launches {
     }
 }
 
-/// Graphs by shape; none for a shape that was not seen often enough.
+/// Graphs by shape.
 pub(super) struct Graphs<S> {
     kind: Kind,
-    known: Recent<S, Option<Graph>>,
+    known: Recent<S, Graph>,
+    /// Shapes that were there once, and were not recorded.
+    seen: Recent<S, ()>,
 }
 
 /// Values by key, the one that was used longest ago first. There are few, so they are searched one by one.
@@ -121,17 +123,26 @@ impl<K, V> Default for Recent<K, V> {
 }
 
 impl<K: PartialEq, V> Recent<K, V> {
-    /// The value of a key, made now if there is none. If there are `most` already, the first gives way to it.
-    fn get(&mut self, key: K, most: usize, make: impl FnOnce() -> V) -> &mut V {
-        match self.0.iter().position(|(known, _)| *known == key) {
-            Some(at) => self.0[at..].rotate_left(1),
-            None => {
-                if self.0.len() >= most.max(1) {
-                    self.0.remove(0);
-                }
-                self.0.push((key, make()));
-            }
+    /// The value of a key, used last from now on.
+    fn get(&mut self, key: &K) -> Option<&mut V> {
+        let at = self.0.iter().position(|(known, _)| known == key)?;
+        self.0[at..].rotate_left(1);
+        self.0.last_mut().map(|(_, value)| value)
+    }
+
+    /// Forgets a key, and whether it was there.
+    fn remove(&mut self, key: &K) -> bool {
+        let before = self.0.len();
+        self.0.retain(|(known, _)| known != key);
+        self.0.len() < before
+    }
+
+    /// A new key's value. If there are `most` already, the first gives way to it.
+    fn insert(&mut self, key: K, value: V, most: usize) -> &mut V {
+        if self.0.len() >= most.max(1) {
+            self.0.remove(0);
         }
+        self.0.push((key, value));
         let last = self.0.len() - 1;
         &mut self.0[last].1
     }
@@ -145,7 +156,7 @@ pub(super) fn padded_rows(rows: usize) -> usize {
 
 impl<S: PartialEq> Graphs<S> {
     pub fn new(kind: Kind) -> Self {
-        Graphs { kind, known: Recent::default() }
+        Graphs { kind, known: Recent::default(), seen: Recent::default() }
     }
 
     /// Launches the graph of a shape; if there is none yet, records what `launches` queues, or queues it as it is.
@@ -158,27 +169,24 @@ impl<S: PartialEq> Graphs<S> {
         &mut self,
         device: &Device,
         shape: S,
-        counts: &Counts,
+        tally: &Tally,
         launches: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        let mut new = false;
-        let known = self.known.get(shape, self.kind.kept, || {
-            new = true;
-            None
-        });
-        let graph = match known {
-            Some(graph) => graph,
-            None if new && self.kind.seen_before => return launches(),
-            None => {
-                let graph = device.capture(launches)?;
-                device.upload(&graph)?;
-                counts.recorded.fetch_add(1, Relaxed);
-                known.insert(graph)
-            }
-        };
-        // SAFETY: the caller vouches for the memory.
-        unsafe { device.replay(graph)? };
-        counts.launched.fetch_add(1, Relaxed);
+        let kept = self.kind.kept;
+        if let Some(graph) = self.known.get(&shape) {
+            // SAFETY: the caller vouches for the memory.
+            unsafe { device.replay(graph)? };
+        } else if self.kind.seen_before && !self.seen.remove(&shape) {
+            self.seen.insert(shape, (), kept);
+            return launches();
+        } else {
+            let graph = device.capture(launches)?;
+            device.upload(&graph)?;
+            tally.recorded.fetch_add(1, Relaxed);
+            // SAFETY: as above.
+            unsafe { device.replay(self.known.insert(shape, graph, kept))? };
+        }
+        tally.launched.fetch_add(1, Relaxed);
         Ok(())
     }
 }
@@ -198,11 +206,11 @@ mod tests {
     fn what_was_used_longest_ago_gives_way() {
         let (mut recent, mut made) = (Recent::default(), Vec::new());
         let mut get = |key: u32| {
-            let value = recent.get(key, 3, || {
+            if recent.get(&key).is_none() {
                 made.push(key);
-                10 * key
-            });
-            assert_eq!(*value, 10 * key);
+                recent.insert(key, 10 * key, 3);
+            }
+            assert_eq!(recent.get(&key), Some(&mut (10 * key)));
         };
         [1, 2, 3, 1, 4, 1, 3, 4, 2, 3].into_iter().for_each(&mut get);
         assert_eq!(made, [1, 2, 3, 4, 2], "4 takes the place of 2, and 2 that of 1; 3 stays");
@@ -214,7 +222,10 @@ mod tests {
     fn a_graph_is_of_a_buffer_at_its_place_and_of_its_length() {
         let shape = |rows: usize| [Place { address: 256, len: 64 }, Place { address: 4096, len: 64 * rows }];
         let mut graphs = Recent::default();
-        let mut recorded = |rows| *graphs.get(shape(rows), STEPS.kept, || rows);
+        let mut recorded = |rows| match graphs.get(&shape(rows)) {
+            Some(known) => *known,
+            None => *graphs.insert(shape(rows), rows, STEPS.kept),
+        };
         assert_eq!([64, 128, 64].map(&mut recorded), [64, 128, 64]);
     }
 }

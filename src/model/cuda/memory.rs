@@ -37,7 +37,7 @@ pub struct Needs {
     pub workspace: u64,
     /// Bytes of what kernels leave to others: chunk sums and parts of rows.
     pub scratch: u64,
-    /// Bytes that are set aside for recorded steps.
+    /// Bytes that are set aside for recorded passes.
     pub graphs: u64,
     /// Bytes of what the reward gradient keeps.
     pub gradient: u64,

@@ -2,7 +2,7 @@
 //!
 //! `sizes` pads, `weights` loads, `memory` says beforehand what fits, `open` does all of it. `decoder` is the forward pass
 //! and `backward` the other one, over the buffers of `state`. `policy` is a language model: `head` turns its hidden states
-//! into rows, `graphs` records its decode steps, `next_step` plans them ahead. `reward` is a reward model: `gradient` gives
+//! into rows, `graphs` records its decode steps (and rewards with gradients), `next_step` plans them ahead. `reward` is a reward model: `gradient` gives
 //! its first-order scores. What a batch needs from the host goes to the device in one copy (`inputs`), and what it gives
 //! comes back in as few as its kinds.
 

@@ -151,7 +151,7 @@ impl Prepared {
         let graphs = |plan: &Option<Plan>, kind: graphs::Kind| {
             plan.as_ref().filter(|_| self.options.graphs).map_or(0, |plan| kind.bytes(plan.sizes().layers))
         };
-        let gradient = |plan: &Plan| GradientPass::bytes(plan.sizes(), self.gradient_rows());
+        let gradient = |plan: &Plan| GradientPass::bytes(plan.sizes(), self.gradient_rows(), self.layout);
         Needs {
             policy: self.policy.as_ref().map(model),
             reward: self.reward.as_ref().map(model),

@@ -36,7 +36,7 @@ pub struct Sizes {
     pub qkv: usize,
     /// Width of the MLP, `f`.
     pub mlp: usize,
-    /// `f` rounded up to 64. A row of gate and up has twice as many, gate first.
+    /// `f` rounded up to 64. A row of gate and up has twice as many: gates first, or in turns of 8.
     pub mlp_padded: usize,
     /// Rows of the embedding, and of the language-model head.
     pub vocab: usize,

@@ -289,10 +289,16 @@ impl Weights {
     }
 }
 
+/// Whether products with weights in this layout end in the gated activation and its gradients. Gates and ups lie in groups then,
+/// wherever they are kept.
+pub fn gates_in_products(layout: WeightLayout) -> bool {
+    layout == WeightLayout::Tiles
+}
+
 impl<B> Weights<B> {
-    /// Whether products end in the gated activation and its gradients. Gates and ups lie in groups then, wherever they are kept.
+    /// [`gates_in_products`] of this layout.
     pub fn gates_in_products(&self) -> bool {
-        self.layout == WeightLayout::Tiles
+        gates_in_products(self.layout)
     }
 
     /// How the embedding lies: as a product reads it where it is the head too.
@@ -440,9 +446,9 @@ impl Builder<'_> {
         let (o, o_bias) = self.linear(&[rows("self_attn.o_proj", d, 0)], fused)?;
         let mlp_norm = self.vector(&at("post_attention_layernorm.weight"), d, dp)?;
         // In groups where an epilogue takes them.
-        let (up, groups) = match self.layout {
-            WeightLayout::Rows => (fp, Groups::plain(f)),
-            WeightLayout::Tiles => (GATES, Groups::new(GATES, 2 * GATES)),
+        let (up, groups) = match gates_in_products(self.layout) {
+            true => (GATES, Groups::new(GATES, 2 * GATES)),
+            false => (fp, Groups::plain(f)),
         };
         let gates = |name: &str, first: usize| Part { groups, ..rows(name, f, first) };
         let gate_up = [gates("mlp.gate_proj", 0), gates("mlp.up_proj", up)];

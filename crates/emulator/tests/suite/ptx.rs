@@ -635,7 +635,7 @@ fn what_several_warps_have_read() {
             let raced = found
                 .as_ref()
                 .is_some_and(|f| f.starts_with("shared memory race: write of shared memory, read by several warps"));
-            assert_eq!(raced, wrong, "{early:?} {schedule:?}: {found:?}");
+            assert!(if wrong { raced } else { found.is_none() }, "{early:?} {schedule:?}: {found:?}");
             b.device.reset();
         }
     }
