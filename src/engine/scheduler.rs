@@ -27,6 +27,7 @@ use crate::profile::{self, Phase};
 use crate::task::{Liveness, Progress, Request, Speculation, Task};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What a request has run, in token positions. `ran + shared = necessary + speculative + recomputed`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,7 +85,7 @@ struct Entry<T> {
     request: Box<dyn Request<Output = T>>,
     submitter: Submitter,
     stats: RequestStats,
-    /// In memory only while it runs.
+    /// None is in memory while it waits.
     sequences: Sequences,
 }
 
@@ -270,8 +271,8 @@ impl<T> Scheduler<T> {
                 continue;
             }
             match self.allocate(backend, id, &task, allowed, &reserved) {
-                Allocation::Found(source, end) => match self.cut(backend, id, &task, source, end) {
-                    Ok((seq, start, ids)) => {
+                Allocation::Found(source, start, end) => match self.cut(backend, id, &task, source, start..end) {
+                    Ok((seq, ids)) => {
                         let last = end == task.len;
                         let span = TaskSpan { request: id, seq, start, ids, last, task };
                         reserved.add(backend, &span);
@@ -292,20 +293,19 @@ impl<T> Scheduler<T> {
         (step, due)
     }
 
-    /// Opens a task's sequence, counts what it will run, and cuts the span: its sequence, where it starts, and its ids.
+    /// Opens a task's sequence, counts what it will run, and cuts the span: its sequence and its ids.
     fn cut(
         &mut self,
         backend: &mut ModelPair,
         id: u64,
         task: &Task,
         source: Source,
-        end: usize,
-    ) -> Result<(SeqId, usize, Vec<u32>)> {
+        Range { start, end }: Range<usize>,
+    ) -> Result<(SeqId, Vec<u32>)> {
         let Some(entry) = self.running.get_mut(&id) else {
             return Err(Error::Backend("a request that does not run".to_string()));
         };
         let seq = self.prompts.open(backend, task.key.role, source)?;
-        let start = backend.len(seq);
         let known = entry.sequences.run(task.key, seq, task.fresh, end);
         let new = end.saturating_sub(start.max(known));
         let stats = &mut entry.stats;
@@ -316,7 +316,7 @@ impl<T> Scheduler<T> {
         stats.shared += Work::of(task.key.role, shared, 0);
         let mut ids = entry.request.ids(task, start);
         ids.truncate(end - start);
-        Ok((seq, start, ids))
+        Ok((seq, ids))
     }
 
     /// Hands the results of a step out, in the order of its spans: the policy's, then the reward model's.
@@ -325,7 +325,9 @@ impl<T> Scheduler<T> {
         let mut changed = std::mem::take(&mut self.changed);
         for (span, output) in step.policy.into_iter().chain(step.reward).zip(outputs) {
             let Some(entry) = self.running.get_mut(&span.request) else { continue };
-            changed.push(span.request);
+            if changed.last() != Some(&span.request) {
+                changed.push(span.request);
+            }
             match output {
                 SpanOutput::Policy(output) => entry.request.on_policy(&span.task, output),
                 SpanOutput::Reward(output) => entry.request.on_reward(&span.task, output),

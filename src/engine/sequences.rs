@@ -47,8 +47,8 @@ impl Sequences {
         self.0.iter().filter_map(|sequence| Some((sequence.key, sequence.held?)))
     }
 
-    /// Notes where a sequence is in memory, and that it will be run up to `end`. Positions that were run before; those below
-    /// `fresh` were.
+    /// Notes where a sequence is in memory, and that a step runs it up to `end`. Returns how many of its positions were run before:
+    /// at least `fresh`, on its parent.
     pub fn run(&mut self, key: SeqKey, seq: SeqId, fresh: usize, end: usize) -> usize {
         let place = self.place(key).unwrap_or_else(|place| {
             self.0.insert(place, Sequence { key, high: 0, held: None });

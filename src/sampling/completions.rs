@@ -9,7 +9,7 @@ use crate::answer::{Completion, Completions, StopReason, TokenLogprob};
 use crate::model::{Role, TopK, Work};
 use crate::task::{
     Ask, FullLogits, Liveness, Outcome, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task,
-    TaskOrigin,
+    TaskOrigin, cut,
 };
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -265,7 +265,7 @@ impl Request for Sampler {
             }
             TaskOrigin::Shared => &[],
         };
-        self.prompt.iter().chain(tail).copied().skip(from).take(task.len.saturating_sub(from)).collect()
+        cut([&self.prompt, tail], from, task.len)
     }
 
     fn on_policy(&mut self, task: &Task, output: PolicyOutput) {

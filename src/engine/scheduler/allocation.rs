@@ -31,8 +31,8 @@ impl StepReservations {
 
 /// Where a task can run in this step.
 pub(super) enum Allocation {
-    /// From this source up to this position.
-    Found(Source, usize),
+    /// From this source, which holds the positions before the first of these, up to the second.
+    Found(Source, usize, usize),
     /// Not in this step: others hold the blocks.
     NotNow,
     /// Never: this many blocks are needed, more than there are.
@@ -138,7 +138,7 @@ impl<T> Scheduler<T> {
             let reserve = if task.speculative { self.running.len() } else { 0 };
             let promised = reserved.blocks[role as usize];
             if backend.blocks_free(role) >= needed.saturating_add(reserve).saturating_add(promised) {
-                return Allocation::Found(source, end);
+                return Allocation::Found(source, start, end);
             }
             if self.prompts.evict(backend, role) {
                 continue;
