@@ -98,19 +98,19 @@ impl KvPool {
         let partial = len % BLOCK;
         let shared = (partial != 0).then(|| slot.blocks[held - 1]).filter(|b| self.holders[b.0 as usize] > 1);
         let more = (len + count).div_ceil(BLOCK) - held;
-        let fresh = self.allocate(more + usize::from(shared.is_some() && count > 0))?;
-        let mut fresh = fresh.into_iter();
-        let mut copy = None;
-        if let Some(from) = shared.filter(|_| count > 0)
-            && let Some(to) = fresh.next()
-        {
+        let shared = shared.filter(|_| count > 0);
+        self.check_room(more + usize::from(shared.is_some()))?;
+        let copy = shared.map(|from| {
+            let to = self.take_block();
             self.holders[from.0 as usize] -= 1;
             self.slots[seq.index as usize].blocks[held - 1] = to;
-            copy = Some(BlockCopy { from, to, positions: partial });
+            BlockCopy { from, to, positions: partial }
+        });
+        for _ in 0..more {
+            let block = self.take_block();
+            self.slots[seq.index as usize].blocks.push(block);
         }
-        let slot = &mut self.slots[seq.index as usize];
-        slot.blocks.extend(fresh);
-        slot.len = len + count;
+        self.slots[seq.index as usize].len = len + count;
         Ok(copy)
     }
 
@@ -124,18 +124,23 @@ impl KvPool {
             return Err(Error::Backend(format!("fork at position {len} of a sequence of {} positions", slot.len)));
         }
         let (full, partial) = (len / BLOCK, len % BLOCK);
-        let mut blocks = slot.blocks[..full].to_vec();
         let from = (partial != 0).then(|| slot.blocks[full]);
-        let fresh = self.allocate(usize::from(partial != 0))?;
+        self.check_room(usize::from(from.is_some()))?;
+        let child = self.create();
+        // The table of the slot's last sequence, which is empty, and its memory.
+        let mut blocks = std::mem::take(&mut self.slots[child.index as usize].blocks);
+        blocks.reserve(full + 1);
+        blocks.extend_from_slice(&self.slots[seq.index as usize].blocks[..full]);
         for block in &blocks {
             self.holders[block.0 as usize] += 1;
         }
-        blocks.extend(&fresh);
-        let copy = from.zip(fresh.first()).map(|(from, &to)| BlockCopy { from, to, positions: partial });
-        let child = self.create();
+        let copy = from.map(|from| {
+            let to = self.take_block();
+            blocks.push(to);
+            BlockCopy { from, to, positions: partial }
+        });
         let slot = &mut self.slots[child.index as usize];
-        slot.blocks = blocks;
-        slot.len = len;
+        (slot.blocks, slot.len) = (blocks, len);
         Ok((child, copy))
     }
 
@@ -150,8 +155,9 @@ impl KvPool {
         }
         let slot = &mut self.slots[seq.index as usize];
         slot.len = len;
-        let dropped = slot.blocks.split_off(len.div_ceil(BLOCK));
-        self.give_back(dropped);
+        let mut blocks = std::mem::take(&mut slot.blocks);
+        self.give_back(&mut blocks, len.div_ceil(BLOCK));
+        self.slots[seq.index as usize].blocks = blocks;
         Ok(())
     }
 
@@ -161,12 +167,13 @@ impl KvPool {
             return;
         }
         let slot = &mut self.slots[seq.index as usize];
-        let blocks = std::mem::take(&mut slot.blocks);
+        let mut blocks = std::mem::take(&mut slot.blocks);
         slot.len = 0;
         slot.live = false;
         slot.generation = slot.generation.wrapping_add(1);
         self.free_slots.push(seq.index);
-        self.give_back(blocks);
+        self.give_back(&mut blocks, 0);
+        self.slots[seq.index as usize].blocks = blocks;
     }
 
     /// The most blocks that [`append`](Self::append) takes for `count` more positions.
@@ -202,7 +209,7 @@ impl KvPool {
             .ok_or_else(|| Error::Backend(format!("sequence {} was released", seq.index)))
     }
 
-    fn allocate(&mut self, count: usize) -> Result<Vec<BlockId>> {
+    fn check_room(&self, count: usize) -> Result<()> {
         let available = self.free.len() + (self.capacity - self.holders.len());
         if count > available {
             return Err(Error::Backend(format!(
@@ -210,20 +217,22 @@ impl KvPool {
                 self.capacity
             )));
         }
-        let mut blocks = Vec::with_capacity(count);
-        for _ in 0..count {
-            let block = self.free.pop().unwrap_or_else(|| {
-                self.holders.push(0);
-                BlockId((self.holders.len() - 1) as u32)
-            });
-            self.holders[block.0 as usize] = 1;
-            blocks.push(block);
-        }
-        Ok(blocks)
+        Ok(())
     }
 
-    fn give_back(&mut self, blocks: Vec<BlockId>) {
-        for block in blocks {
+    /// A free block, for one holder. There has to be one.
+    fn take_block(&mut self) -> BlockId {
+        let block = self.free.pop().unwrap_or_else(|| {
+            self.holders.push(0);
+            BlockId((self.holders.len() - 1) as u32)
+        });
+        self.holders[block.0 as usize] = 1;
+        block
+    }
+
+    /// Takes the blocks from a place on off a table.
+    fn give_back(&mut self, blocks: &mut Vec<BlockId>, from: usize) {
+        for block in blocks.drain(from..) {
             let holders = &mut self.holders[block.0 as usize];
             *holders -= 1;
             if *holders == 0 {

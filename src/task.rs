@@ -300,6 +300,18 @@ impl<T> Outcome<T> {
     }
 }
 
+/// The ids at `from .. to` of texts that follow one another.
+pub(crate) fn cut<const N: usize>(texts: [&[u32]; N], from: usize, to: usize) -> Vec<u32> {
+    let mut ids = Vec::with_capacity(to.saturating_sub(from));
+    let mut start = 0;
+    for text in texts {
+        let within = |position: usize| position.saturating_sub(start).min(text.len());
+        ids.extend_from_slice(text.get(within(from)..within(to)).unwrap_or_default());
+        start += text.len();
+    }
+    ids
+}
+
 /// The position where the reward of `prefix` followed by `tail` is pooled: the rightmost one whose id is not `pad`, the last
 /// one without a pad id, and position 0 if all are pads (or if there are no ids, where nothing can be pooled).
 pub fn pool_position(prefix: &[u32], tail: &[u32], pad: Option<u32>) -> usize {
@@ -327,6 +339,19 @@ mod tests {
             assert_eq!(at(&[9, 9], Some(9)), 0);
             assert_eq!(at(&[], Some(9)), 0);
             assert_eq!(at(&[], None), 0);
+        }
+    }
+
+    #[test]
+    fn cuts_across_texts() {
+        let all = [1, 2, 3, 4, 5, 6];
+        for (a, b) in [(0, 0), (0, 6), (2, 2), (2, 5), (6, 6)] {
+            for from in 0..8 {
+                for to in 0..8 {
+                    let expected = all.get(from..to.min(6)).unwrap_or_default();
+                    assert_eq!(cut([&all[..a], &all[a..b], &all[b..]], from, to), expected, "{from}..{to} of {a}, {b}");
+                }
+            }
         }
     }
 

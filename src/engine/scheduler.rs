@@ -16,17 +16,18 @@ mod turns;
 
 use self::allocation::{Allocation, StepReservations};
 use self::budget::Budget;
-use super::sequences::{Sequences, Source};
+use super::sequences::{CachedPrompts, Sequences, Source};
 use super::settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};
 use super::step::{SpanOutput, Step, TaskSpan};
 use super::submitter::Submitter;
 use crate::error::Limit;
 use crate::kv::BLOCK;
-use crate::model::{ModelPair, Role, StepTime, Work};
+use crate::model::{ModelPair, Role, SeqId, StepTime, Work};
 use crate::profile::{self, Phase};
-use crate::task::{Liveness, Progress, Request, SeqKey, Speculation, Task};
+use crate::task::{Liveness, Progress, Request, Speculation, Task};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What a request has run, in token positions. `ran + shared = necessary + speculative + recomputed`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,8 +85,17 @@ struct Entry<T> {
     request: Box<dyn Request<Output = T>>,
     submitter: Submitter,
     stats: RequestStats,
-    /// Positions of each sequence that were run at least once.
-    high: BTreeMap<SeqKey, usize>,
+    /// None is in memory while it waits.
+    sequences: Sequences,
+}
+
+/// A task of a step that is being formed.
+struct PlannedTask {
+    /// Number of the request.
+    id: u64,
+    task: Task,
+    /// Tokens that it has to run; not counted for a speculative one.
+    wants: usize,
 }
 
 /// Requests, waiting and running. All of them end with a `T`; [`Request::map`] brings different kinds together.
@@ -94,7 +104,7 @@ pub struct Scheduler<T> {
     /// By order of arrival.
     waiting: BTreeMap<u64, Entry<T>>,
     running: BTreeMap<u64, Entry<T>>,
-    sequences: Sequences,
+    prompts: CachedPrompts,
     next: u64,
     /// A request was preempted, and none has ended since: one that is let in now would be the next to be preempted.
     full: bool,
@@ -103,13 +113,18 @@ pub struct Scheduler<T> {
     stats: SchedulerStats,
     seconds: StepTime,
     events: Vec<Event<T>>,
+    /// Empty between steps: their memory is used again.
+    tasks: Vec<PlannedTask>,
+    likely: Vec<PlannedTask>,
+    own: Vec<Task>,
+    changed: Vec<u64>,
 }
 
 impl<T> Scheduler<T> {
     /// Without requests.
     pub fn new(settings: Settings) -> Scheduler<T> {
         Scheduler {
-            sequences: Sequences::new(settings.cached_prompts),
+            prompts: CachedPrompts::new(settings.cached_prompts),
             settings,
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -119,6 +134,10 @@ impl<T> Scheduler<T> {
             stats: SchedulerStats::default(),
             seconds: StepTime::default(),
             events: Vec::new(),
+            tasks: Vec::new(),
+            likely: Vec::new(),
+            own: Vec::new(),
+            changed: Vec::new(),
         }
     }
 
@@ -131,17 +150,17 @@ impl<T> Scheduler<T> {
     pub fn submit_for(&mut self, submitter: Submitter, request: Box<dyn Request<Output = T>>) -> u64 {
         let id = self.next;
         self.next += 1;
-        let (stats, high) = (RequestStats::default(), BTreeMap::new());
-        self.waiting.insert(id, Entry { request, submitter, stats, high });
+        let (stats, sequences) = (RequestStats::default(), Sequences::default());
+        self.waiting.insert(id, Entry { request, submitter, stats, sequences });
         id
     }
 
     /// Forgets a request. What it has run; `None` if there is none of this number.
     pub fn cancel(&mut self, backend: &mut ModelPair, id: u64) -> Option<RequestStats> {
-        let found = self.waiting.remove(&id).or_else(|| self.running.remove(&id));
-        self.close_all(backend, id);
-        self.full &= found.is_none();
-        found.map(|entry| RequestStats { necessary: entry.request.necessary(), ..entry.stats })
+        let mut entry = self.waiting.remove(&id).or_else(|| self.running.remove(&id))?;
+        entry.sequences.close_all(backend);
+        self.full = false;
+        Some(RequestStats { necessary: entry.request.necessary(), ..entry.stats })
     }
 
     /// Requests that have not ended.
@@ -167,8 +186,10 @@ impl<T> Scheduler<T> {
     /// Gives all sequences back, kept prompts included, and forgets all requests.
     pub fn clear(&mut self, backend: &mut ModelPair) {
         self.waiting.clear();
-        self.running.clear();
-        self.sequences.clear(backend);
+        for mut entry in std::mem::take(&mut self.running).into_values() {
+            entry.sequences.close_all(backend);
+        }
+        self.prompts.clear(backend);
     }
 
     /// How far each request may run ahead of its walk, for the load there is.
@@ -209,21 +230,32 @@ impl<T> Scheduler<T> {
     /// A step, without its reward batch if that is to be held back, and whether the batch would have been needed.
     fn form(&mut self, backend: &mut ModelPair, hold: bool) -> (Step, bool) {
         self.admit(backend);
-        let mut tasks = Vec::new();
-        for (&id, entry) in &self.running {
-            let mut own = Vec::new();
-            entry.request.tasks(&mut own);
-            tasks.extend(own.into_iter().map(|task| (id, task)));
-        }
         // What is needed comes first, then what may be; within each the oldest request first.
-        tasks.sort_by_key(|(_, task)| task.speculative);
-        let (mut step, mut reserved, mut due) = (Step::default(), StepReservations::default(), false);
-        let mut budget = Budget::new(&self.settings, backend, tasks.iter().map(|(_, task)| task));
-        let turns = self.turns(backend, &tasks);
-        for (index, (id, task)) in tasks.into_iter().enumerate() {
+        let (mut tasks, mut likely) = (std::mem::take(&mut self.tasks), std::mem::take(&mut self.likely));
+        for (&id, entry) in &self.running {
+            entry.request.tasks(&mut self.own);
+            for task in self.own.drain(..) {
+                match task.speculative {
+                    true => likely.push(PlannedTask { id, task, wants: 0 }),
+                    false => {
+                        let wants = entry.wants(backend, &task);
+                        tasks.push(PlannedTask { id, task, wants });
+                    }
+                }
+            }
+        }
+        tasks.append(&mut likely);
+        self.likely = likely;
+        let policy = tasks.iter().filter(|planned| planned.task.key.role == Role::Policy).count();
+        let mut step = Step::with_room(policy, if hold { 0 } else { tasks.len() - policy });
+        let (mut reserved, mut due) = (StepReservations::default(), false);
+        let mut budget = Budget::new(&self.settings, backend, tasks.iter().map(|planned| &planned.task));
+        let turns = self.turns(&tasks);
+        let preemptions = self.stats.preemptions;
+        for (index, PlannedTask { id, task, .. }) in tasks.drain(..).enumerate() {
             let allowed = budget.allows(&task, turns.as_ref().map(|turns| turns[index]));
             // An older request may have preempted it for its blocks.
-            if !self.running.contains_key(&id) {
+            if self.stats.preemptions > preemptions && !self.running.contains_key(&id) {
                 continue;
             }
             if task.key.role == Role::Reward && hold {
@@ -239,8 +271,10 @@ impl<T> Scheduler<T> {
                 continue;
             }
             match self.allocate(backend, id, &task, allowed, &reserved) {
-                Allocation::Found(source, end) => match self.span(backend, id, &task, source, end) {
-                    Ok(span) => {
+                Allocation::Found(source, start, end) => match self.cut(backend, id, &task, source, start..end) {
+                    Ok((seq, ids)) => {
+                        let last = end == task.len;
+                        let span = TaskSpan { request: id, seq, start, ids, last, task };
                         reserved.add(backend, &span);
                         budget.spend(&span);
                         step.push(span);
@@ -255,17 +289,24 @@ impl<T> Scheduler<T> {
                 }
             }
         }
+        self.tasks = tasks;
         (step, due)
     }
 
-    /// Opens a task's sequence, counts what it will run, and cuts the span.
-    fn span(&mut self, backend: &mut ModelPair, id: u64, task: &Task, source: Source, end: usize) -> Result<TaskSpan> {
-        let seq = self.sequences.open(backend, (id, task.key), source)?;
-        let start = backend.len(seq);
+    /// Opens a task's sequence, counts what it will run, and cuts the span: its sequence and its ids.
+    fn cut(
+        &mut self,
+        backend: &mut ModelPair,
+        id: u64,
+        task: &Task,
+        source: Source,
+        Range { start, end }: Range<usize>,
+    ) -> Result<(SeqId, Vec<u32>)> {
         let Some(entry) = self.running.get_mut(&id) else {
             return Err(Error::Backend("a request that does not run".to_string()));
         };
-        let known = entry.high.get(&task.key).copied().unwrap_or(0).max(task.fresh);
+        let seq = self.prompts.open(backend, task.key.role, source)?;
+        let known = entry.sequences.run(task.key, seq, task.fresh, end);
         let new = end.saturating_sub(start.max(known));
         let stats = &mut entry.stats;
         let (ran, again, shared) = (end - start, end - start - new, start.saturating_sub(known));
@@ -273,19 +314,20 @@ impl<T> Scheduler<T> {
         stats.ran += Work::of(task.key.role, ran, backward);
         stats.recomputed += Work::of(task.key.role, again, 0);
         stats.shared += Work::of(task.key.role, shared, 0);
-        entry.high.insert(task.key, end.max(known));
         let mut ids = entry.request.ids(task, start);
         ids.truncate(end - start);
-        Ok(TaskSpan { request: id, seq, start, ids, last: end == task.len, task: task.clone() })
+        Ok((seq, ids))
     }
 
     /// Hands the results of a step out, in the order of its spans: the policy's, then the reward model's.
     pub fn deliver(&mut self, backend: &mut ModelPair, step: Step, outputs: Vec<SpanOutput>) {
         let _range = profile::range(Phase::Scheduler, outputs.len());
-        let mut changed: Vec<u64> = Vec::new();
+        let mut changed = std::mem::take(&mut self.changed);
         for (span, output) in step.policy.into_iter().chain(step.reward).zip(outputs) {
             let Some(entry) = self.running.get_mut(&span.request) else { continue };
-            changed.push(span.request);
+            if changed.last() != Some(&span.request) {
+                changed.push(span.request);
+            }
             match output {
                 SpanOutput::Policy(output) => entry.request.on_policy(&span.task, output),
                 SpanOutput::Reward(output) => entry.request.on_reward(&span.task, output),
@@ -299,48 +341,50 @@ impl<T> Scheduler<T> {
                 changed.push(id);
             }
         }
-        changed.sort_unstable();
+        // A few ascending runs, which a stable sort merges.
+        changed.sort();
         changed.dedup();
         let speculation = self.speculation(backend);
-        for id in changed {
+        for id in changed.drain(..) {
             let Some(entry) = self.running.get_mut(&id) else { continue };
             entry.request.advance(speculation, &|a, b| backend.same_embedding(a, b));
-            self.settle(backend, id);
+            self.events.extend(entry.request.progress().into_iter().map(|progress| Event::Progress(id, progress)));
+            if entry.request.ended() {
+                self.end(backend, id);
+            } else {
+                let Entry { request, sequences, .. } = entry;
+                sequences.forget(backend, |key| request.liveness(key) == Liveness::Dead);
+            }
         }
+        self.changed = changed;
     }
 
-    /// Reports a request's progress and drops what it no longer needs.
-    fn settle(&mut self, backend: &mut ModelPair, id: u64) {
-        let Some(entry) = self.running.get_mut(&id) else { return };
-        for progress in entry.request.progress() {
-            self.events.push(Event::Progress(id, progress));
-        }
-        if !entry.request.ended() {
-            let Entry { request, high, .. } = entry;
-            high.retain(|key, _| request.liveness(*key) != Liveness::Dead);
-            for key in self.sequences.of(id).into_iter().filter(|key| request.liveness(key.1) == Liveness::Dead) {
-                self.sequences.close(backend, key);
-            }
-            return;
-        }
+    /// Takes the result of a request that has ended, and its sequences.
+    fn end(&mut self, backend: &mut ModelPair, id: u64) {
         let Some(mut entry) = self.running.remove(&id) else { return };
         self.full = false;
         let outcome = entry.request.take();
         let outcome = outcome.unwrap_or_else(|| Err(Error::Backend("a request ended without a result".to_string())));
+        let Entry { request, submitter, stats, sequences } = &mut entry;
         if outcome.is_ok() {
             for role in [Role::Policy, Role::Reward] {
-                let salt = entry.submitter.cache_salt;
-                self.sequences.keep(backend, (id, entry.request.trunk(role)), salt, entry.request.prompt());
+                let (trunk, salt) = (request.trunk(role), submitter.cache_salt);
+                self.prompts.keep(backend, sequences, trunk, salt, request.prompt());
             }
         }
-        self.close_all(backend, id);
-        let stats = RequestStats { necessary: entry.request.necessary(), ..entry.stats };
+        sequences.close_all(backend);
+        let stats = RequestStats { necessary: request.necessary(), ..*stats };
         self.events.push(Event::Ended(id, outcome, stats));
     }
 
     /// What happened since the last call.
     pub fn events(&mut self) -> Vec<Event<T>> {
-        std::mem::take(&mut self.events)
+        if self.events.is_empty() {
+            return Vec::new();
+        }
+        // The next step will have about as many.
+        let room = Vec::with_capacity(self.events.len());
+        std::mem::replace(&mut self.events, room)
     }
 
     /// Plans a step, runs it and delivers it. False if there was nothing to do.

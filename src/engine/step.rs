@@ -45,6 +45,11 @@ pub struct Step {
 }
 
 impl Step {
+    /// An empty one that grows to so many spans of each model without moving them.
+    pub(super) fn with_room(policy: usize, reward: usize) -> Step {
+        Step { policy: Vec::with_capacity(policy), reward: Vec::with_capacity(reward), refused: Vec::new() }
+    }
+
     pub(super) fn push(&mut self, span: TaskSpan) {
         match span.task.key.role {
             Role::Policy => self.policy.push(span),

@@ -35,6 +35,16 @@ impl Decoding {
     }
 }
 
+/// What is known of a generated token.
+#[derive(Clone, Copy, Debug)]
+struct Token {
+    entropy: f64,
+    entropy_exact: f64,
+    signal: f64,
+    logprob: f64,
+    gap: f32,
+}
+
 /// A candidate being decoded.
 #[derive(Clone, Debug)]
 pub struct CandidateState {
@@ -43,11 +53,8 @@ pub struct CandidateState {
     /// Offset of the slot and the token placed there.
     forced: Option<(usize, u32)>,
     generated: Vec<u32>,
-    entropies: Vec<f64>,
-    entropies_exact: Vec<f64>,
-    signals: Vec<f64>,
-    logprobs: Vec<f64>,
-    gaps: Vec<f32>,
+    /// One per generated id.
+    tokens: Vec<Token>,
     stop: Option<CandidateStop>,
     drops_last: bool,
 }
@@ -60,11 +67,7 @@ impl CandidateState {
             proposed: None,
             forced: None,
             generated: Vec::new(),
-            entropies: Vec::new(),
-            entropies_exact: Vec::new(),
-            signals: Vec::new(),
-            logprobs: Vec::new(),
-            gaps: Vec::new(),
+            tokens: Vec::new(),
             stop: None,
             drops_last: false,
         }
@@ -74,19 +77,13 @@ impl CandidateState {
     /// and is taken from this one, which must have reached the slot.
     pub fn forced(&self, offset: usize, proposed: u32, placed: u32) -> CandidateState {
         debug_assert!(self.generated.len() > offset);
-        fn shared<T: Copy>(values: &[T], offset: usize) -> Vec<T> {
-            values[..offset.min(values.len())].to_vec()
-        }
+        let shared = offset.min(self.generated.len());
         CandidateState {
             start: self.start,
             proposed: Some(proposed),
             forced: Some((offset, placed)),
-            generated: shared(&self.generated, offset),
-            entropies: shared(&self.entropies, offset),
-            entropies_exact: shared(&self.entropies_exact, offset),
-            signals: shared(&self.signals, offset),
-            logprobs: shared(&self.logprobs, offset),
-            gaps: shared(&self.gaps, offset),
+            generated: self.generated[..shared].to_vec(),
+            tokens: self.tokens[..shared].to_vec(),
             stop: None,
             drops_last: false,
         }
@@ -114,11 +111,13 @@ impl CandidateState {
         let options = &decoding.options;
         let signal = options.signal.value(stats);
         self.generated.push(token);
-        self.entropies.push(stats.entropy_floored);
-        self.entropies_exact.push(stats.entropy);
-        self.signals.push(signal);
-        self.logprobs.push(if token == stats.argmax { stats.max_probability.ln() } else { f64::NEG_INFINITY });
-        self.gaps.push(stats.margin);
+        self.tokens.push(Token {
+            entropy: stats.entropy_floored,
+            entropy_exact: stats.entropy,
+            signal,
+            logprob: if token == stats.argmax { stats.max_probability.ln() } else { f64::NEG_INFINITY },
+            gap: stats.margin,
+        });
 
         let full = self.len() >= decoding.end;
         self.stop = if token == options.finish_id {
@@ -140,8 +139,8 @@ impl CandidateState {
 
     /// Says how likely the last token was, which is not the most likely one.
     pub fn likelihood(&mut self, logit: f32, stats: &RowStats) {
-        if let Some(last) = self.logprobs.last_mut() {
-            *last = f64::from(logit) - stats.log_sum_exp;
+        if let Some(last) = self.tokens.last_mut() {
+            last.logprob = f64::from(logit) - stats.log_sum_exp;
         }
     }
 
@@ -176,30 +175,31 @@ impl CandidateState {
 
     /// The record of an ended candidate. `slot` comes with the margins of its scores and of the shortlist's edge; the
     /// margins of what was decided before are added here.
-    pub fn record(self, decoding: &Decoding, reward: f32, slot: Option<Slot>, mut margins: Margins) -> Candidate {
+    pub fn record(&self, decoding: &Decoding, reward: f32, slot: Option<Slot>, mut margins: Margins) -> Candidate {
         let slot_offset = self.forced.map(|(offset, _)| offset);
-        let free = self.gaps.iter().enumerate().filter(|&(i, _)| Some(i) != slot_offset);
-        margins.argmax = smallest(free.map(|(_, &gap)| f64::from(gap)));
+        let free = self.tokens.iter().enumerate().filter(|&(i, _)| Some(i) != slot_offset);
+        margins.argmax = smallest(free.map(|(_, token)| f64::from(token.gap)));
         // Every token but the last went through all tests; the last one did if no earlier test ended the candidate.
         let stop = self.stop.unwrap_or(CandidateStop::Length);
         let last_tested = stop == CandidateStop::Entropy;
-        let tested = self.signals.len() - usize::from(!last_tested && !self.signals.is_empty());
+        let tested = self.tokens.len() - usize::from(!last_tested && !self.tokens.is_empty());
         margins.entropy = smallest(
-            self.signals[..tested]
+            self.tokens[..tested]
                 .iter()
                 .skip(decoding.options.min_generated.saturating_sub(1))
-                .map(|signal| (signal - decoding.options.entropy_threshold).abs()),
+                .map(|token| (token.signal - decoding.options.entropy_threshold).abs()),
         );
+        let each = |value: fn(&Token) -> f64| self.tokens.iter().map(value).collect();
         Candidate {
             proposed: self.proposed,
             forced: self.forced.map(|(_, placed)| placed),
             ids: self.kept().to_vec(),
             dropped: self.dropped(),
             stop,
-            entropies: self.entropies,
-            entropies_exact: self.entropies_exact,
-            signals: self.signals,
-            logprobs: self.logprobs,
+            entropies: each(|token| token.entropy),
+            entropies_exact: each(|token| token.entropy_exact),
+            signals: each(|token| token.signal),
+            logprobs: each(|token| token.logprob),
             reward,
             slot,
             margins,

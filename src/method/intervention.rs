@@ -62,7 +62,7 @@ pub struct Intervention {
     offset: usize,
     walk: Walk,
     branches: Vec<Branch>,
-    shortlist: Option<Shortlist>,
+    shortlist: Option<Arc<Shortlist>>,
     candidates: Arc<[u32]>,
     /// The branch that the walk waits for.
     current: usize,
@@ -147,16 +147,16 @@ impl Intervention {
                 break;
             }
             let proposed = shortlist.ids[place];
-            let placed = shortlist.placed(proposed, same);
-            if placed != proposed || self.branches.iter().any(|b| b.state.generated().get(self.offset) == Some(&placed))
-            {
+            // Most are there already; which token would be placed takes longer to find out.
+            let there = |branch: &Branch| branch.state.generated().get(self.offset) == Some(&proposed);
+            if self.branches.iter().any(there) || shortlist.placed(proposed, same) != proposed {
                 continue;
             }
-            tokens.push(placed);
+            tokens.push(proposed);
             waiting += 1;
         }
-        for placed in tokens {
-            self.force(placed, placed);
+        for token in tokens {
+            self.force(token, token);
         }
     }
 
@@ -164,9 +164,9 @@ impl Intervention {
     fn force(&mut self, proposed: u32, placed: u32) -> usize {
         self.numbers += 1;
         let mut branch = Branch::new(self.numbers, self.branches[0].state.forced(self.offset, proposed, placed));
-        if let Some(row) = self.branches[0].at_slot.clone() {
+        if let Some(row) = &self.branches[0].at_slot {
             self.tokens += 1;
-            self.decoding.push(&mut branch, row, self.offset);
+            self.decoding.push_forced(&mut branch, row);
         } else {
             branch.failed = Some(internal("the row at a slot"));
         }
@@ -184,7 +184,7 @@ impl Intervention {
         {
             return;
         }
-        let Some(row) = branch.last.clone() else { return };
+        let Some(row) = branch.last.take() else { return };
         let start = self.prefix.len() + branch.state.kept().len();
         let mut ahead = Branch::new(branch.number, CandidateState::unforced(start));
         self.tokens += 1;
@@ -254,7 +254,7 @@ impl Intervention {
             return Ok(false);
         }
         if self.branches[index].reward.is_none() {
-            if self.score_task(index).is_some() || self.shared_waits() {
+            if self.has_unscored(index) || self.shared_waits() {
                 return Ok(false);
             }
             // The text ends where an earlier one did, so its reward is known.
@@ -291,7 +291,7 @@ impl Intervention {
         let proposed = slot.as_ref().and_then(|slot| slot.next_proposal);
         let branch = &mut self.branches[index];
         branch.visited = true;
-        let record = branch.state.clone().record(&self.decoding, rewards.last, slot, margins);
+        let record = branch.state.record(&self.decoding, rewards.last, slot, margins);
         let loser = if self.walk.add(record) {
             self.best.replace((index, rewards)).map(|(loser, _)| loser)
         } else {
@@ -449,7 +449,7 @@ impl Intervention {
         let list = Shortlist::new(&row.row.top, self.decoding.shortlist_len);
         self.candidates = Arc::from(&list.ids[..]);
         self.proposal_order = (0..list.ids.len()).collect();
-        self.shortlist = Some(list);
+        self.shortlist = Some(Arc::new(list));
     }
 
     fn finish(&mut self, finish_reason: FinishReason, rewards: PooledReward) {

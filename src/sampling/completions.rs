@@ -9,7 +9,7 @@ use crate::answer::{Completion, Completions, StopReason, TokenLogprob};
 use crate::model::{Role, TopK, Work};
 use crate::task::{
     Ask, FullLogits, Liveness, Outcome, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task,
-    TaskOrigin,
+    TaskOrigin, cut,
 };
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -62,6 +62,7 @@ impl Default for CompletionSpec {
 struct Stream {
     ids: Vec<u32>,
     logprobs: Vec<TokenLogprob>,
+    /// Empty if there are no penalties: nothing else asks for them.
     counts: Counts,
     reason: Option<StopReason>,
     reward: Option<f32>,
@@ -89,7 +90,7 @@ pub struct Sampler {
 impl Sampler {
     /// Completions of `prompt`; both were checked. `reward_vocab` are the ids that the reward model knows.
     pub fn new(prompt: &[u32], spec: CompletionSpec, reward_vocab: usize) -> Sampler {
-        let counts = Counts::new(prompt);
+        let counts = if spec.sampling.penalises() { Counts::new(prompt) } else { Counts::default() };
         let stream = || Stream {
             ids: Vec::new(),
             logprobs: Vec::new(),
@@ -168,7 +169,9 @@ impl Sampler {
             )));
         }
         stream.ids.push(id);
-        stream.counts.push(id);
+        if self.spec.sampling.penalises() {
+            stream.counts.push(id);
+        }
         if self.spec.stream_tokens {
             self.progress.push(Progress::Token(index, chosen.clone()));
         }
@@ -262,7 +265,7 @@ impl Request for Sampler {
             }
             TaskOrigin::Shared => &[],
         };
-        self.prompt.iter().chain(tail).copied().skip(from).take(task.len.saturating_sub(from)).collect()
+        cut([&self.prompt, tail], from, task.len)
     }
 
     fn on_policy(&mut self, task: &Task, output: PolicyOutput) {
@@ -327,6 +330,7 @@ impl Request for Sampler {
         let mut progress = std::mem::take(&mut self.progress);
         match std::mem::take(&mut self.tokens) {
             0 => {}
+            count if progress.is_empty() => progress = vec![Progress::Tokens(count)],
             count => progress.insert(0, Progress::Tokens(count)),
         }
         progress

@@ -130,6 +130,11 @@ impl Sampling {
             && self.frequency_penalty == 0.0
             && self.logit_bias.is_empty()
     }
+
+    /// Whether a choice depends on the ids so far.
+    pub(crate) fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
 }
 
 /// The ids so far, counted as they come, for the penalties.

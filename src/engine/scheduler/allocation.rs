@@ -1,24 +1,24 @@
 //! Blocks of keys and values: which task gets them, and from which request they are taken back.
 
-use super::{Event, Scheduler};
+use super::{Entry, Event, Scheduler};
 use crate::engine::sequences::{Key, Source, common};
 use crate::engine::step::TaskSpan;
 use crate::kv::BLOCK;
 use crate::model::{ModelPair, Role};
 use crate::task::{Liveness, Task};
-use std::collections::HashSet;
 
 /// What the spans of a step have been given.
 #[derive(Default)]
 pub(super) struct StepReservations {
-    pub sequences: HashSet<Key>,
+    /// Looked through only where blocks are short.
+    pub sequences: Vec<Key>,
     /// Blocks of each model that they will take when they are run.
     pub blocks: [usize; 2],
 }
 
 impl StepReservations {
     pub fn add(&mut self, backend: &ModelPair, span: &TaskSpan) {
-        self.sequences.insert((span.request, span.task.key));
+        self.sequences.push((span.request, span.task.key));
         let blocks = &mut self.blocks[span.task.key.role as usize];
         *blocks = blocks.saturating_add(backend.blocks_needed(span.seq, span.ids.len()));
     }
@@ -31,8 +31,8 @@ impl StepReservations {
 
 /// Where a task can run in this step.
 pub(super) enum Allocation {
-    /// From this source up to this position.
-    Found(Source, usize),
+    /// From this source, which holds the positions before the first of these, up to the second.
+    Found(Source, usize, usize),
     /// Not in this step: others hold the blocks.
     NotNow,
     /// Never: this many blocks are needed, more than there are.
@@ -54,7 +54,7 @@ impl<T> Scheduler<T> {
                 let longest = tasks.iter().filter(|t| !t.speculative).map(|t| t.len).max().unwrap_or(0);
                 let needed = longest.div_ceil(BLOCK) + 1;
                 while !self.running.is_empty() && backend.blocks_free(role) < needed {
-                    if !self.sequences.evict(backend, role) {
+                    if !self.prompts.evict(backend, role) {
                         return;
                     }
                 }
@@ -67,35 +67,41 @@ impl<T> Scheduler<T> {
 
     /// Where a sequence that a task is about comes from.
     fn source(&self, backend: &ModelPair, id: u64, task: &Task) -> Source {
-        let key = (id, task.key);
-        if let Some(seq) = self.sequences.get(key) {
+        let Some(entry) = self.running.get(&id) else { return Source::Nothing };
+        if let Some(seq) = entry.sequences.get(task.key) {
             return Source::Held(seq);
         }
         if let Some((parent, len)) = task.parent
-            && let Some(seq) = self.sequences.get((id, parent))
+            && let Some(seq) = entry.sequences.get(parent)
             && backend.len(seq) >= len
             && len > 0
         {
             return Source::Fork(seq, len.min(task.answered_from()));
         }
-        let Some(entry) = self.running.get(&id) else { return Source::Nothing };
         // The prompt of another request, finished or running. The span has to hold every position that is asked about.
         let (prompt, submitter) = (entry.request.prompt(), entry.submitter);
+        let answered_from = task.answered_from();
         let shared = |len: usize, own: bool| match submitter.whole_blocks && !own {
-            true => len.min(task.answered_from()) / BLOCK * BLOCK,
-            false => len.min(task.answered_from()),
+            true => len.min(answered_from) / BLOCK * BLOCK,
+            false => len.min(answered_from),
         };
-        let cached = self.sequences.cached(task.key.role, submitter.cache_salt, prompt);
+        let cached = self.prompts.find(task.key.role, submitter.cache_salt, prompt);
         let mut best = cached.map(|(seq, len)| (seq, shared(len, false)));
-        for other in self.sequences.keys().filter(|other| other.1.role == task.key.role && other.0 != id) {
-            let (Some(owner), Some(seq)) = (self.running.get(&other.0), self.sequences.get(other)) else { continue };
-            if owner.submitter.cache_salt != submitter.cache_salt {
+        for (&other, owner) in &self.running {
+            if other == id || owner.submitter.cache_salt != submitter.cache_salt {
+                continue;
+            }
+            let mut held = owner.sequences.held().filter(|(key, _)| key.role == task.key.role).peekable();
+            if held.peek().is_none() {
                 continue;
             }
             let own = submitter.group.is_some() && owner.submitter.group == submitter.group;
-            let len = shared(common(owner.request.prompt(), prompt).min(backend.len(seq)), own);
-            if len >= BLOCK && best.is_none_or(|(_, most)| len > most) {
-                best = Some((seq, len));
+            let alike = common(owner.request.prompt(), prompt);
+            for (_, seq) in held {
+                let len = shared(alike.min(backend.len(seq)), own);
+                if len >= BLOCK && best.is_none_or(|(_, most)| len > most) {
+                    best = Some((seq, len));
+                }
             }
         }
         match best {
@@ -132,9 +138,9 @@ impl<T> Scheduler<T> {
             let reserve = if task.speculative { self.running.len() } else { 0 };
             let promised = reserved.blocks[role as usize];
             if backend.blocks_free(role) >= needed.saturating_add(reserve).saturating_add(promised) {
-                return Allocation::Found(source, end);
+                return Allocation::Found(source, start, end);
             }
-            if self.sequences.evict(backend, role) {
+            if self.prompts.evict(backend, role) {
                 continue;
             }
             if task.speculative {
@@ -152,12 +158,13 @@ impl<T> Scheduler<T> {
                 return Allocation::NotNow;
             }
             // Only the oldest is left: its other sequences of this model can be computed again. The parent goes last.
-            let own = self.sequences.of(id);
-            let idle =
-                own.iter().filter(|key| key.1.role == role && key.1 != task.key && !reserved.sequences.contains(key));
-            let parent = |key: &Key| task.parent.is_some_and(|(parent, _)| parent == key.1);
-            match idle.min_by_key(|key| parent(key)) {
-                Some(&key) => self.sequences.close(backend, key),
+            let Some(entry) = self.running.get_mut(&id) else { return Allocation::NotNow };
+            let held = entry.sequences.held().map(|(key, _)| key);
+            let idle = held
+                .filter(|&key| key.role == role && key != task.key && !reserved.sequences.contains(&(id, key)))
+                .min_by_key(|&key| task.parent.is_some_and(|(parent, _)| parent == key));
+            match idle {
+                Some(key) => entry.sequences.close(backend, key),
                 None => return Allocation::Never(needed),
             }
         }
@@ -171,36 +178,31 @@ impl<T> Scheduler<T> {
         role: Role,
         reserved: &StepReservations,
     ) -> bool {
-        let speculative = |key: &Key| {
-            let entry = self.running.get(&key.0);
-            entry.is_some_and(|entry| entry.request.liveness(key.1) == Liveness::Speculative)
-        };
-        let found = self
-            .sequences
-            .keys()
-            .rev()
-            .find(|key| key.1.role == role && *key != but && !reserved.sequences.contains(key) && speculative(key));
-        if let Some(key) = found {
-            self.sequences.close(backend, key);
-            self.stats.given_up += 1;
+        for (&id, entry) in self.running.iter_mut().rev() {
+            let Entry { request, sequences, .. } = entry;
+            let found = sequences.held().rev().map(|(key, _)| key).find(|&key| {
+                key.role == role
+                    && (id, key) != but
+                    && request.liveness(key) == Liveness::Speculative
+                    && !reserved.sequences.contains(&(id, key))
+            });
+            if let Some(key) = found {
+                sequences.close(backend, key);
+                self.stats.given_up += 1;
+                return true;
+            }
         }
-        found.is_some()
+        false
     }
 
     /// Takes back all blocks of a request, which waits until there are blocks again.
     pub(super) fn preempt(&mut self, backend: &mut ModelPair, id: u64) {
-        self.close_all(backend, id);
         if let Some(mut entry) = self.running.remove(&id) {
+            entry.sequences.close_all(backend);
             entry.stats.preemptions += 1;
             self.stats.preemptions += 1;
             self.full = true;
             self.waiting.insert(id, entry);
-        }
-    }
-
-    pub(super) fn close_all(&mut self, backend: &mut ModelPair, id: u64) {
-        for key in self.sequences.of(id) {
-            self.sequences.close(backend, key);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! all older groups and before every (n+1)-th one. Requests that stand by themselves, with one task at a time, are served in the
 //! order of their arrival, as if there were no groups.
 
-use super::Scheduler;
+use super::{Entry, PlannedTask, Scheduler};
 use crate::model::{ModelPair, Role};
 use crate::task::Task;
 use std::collections::BTreeMap;
@@ -16,40 +16,60 @@ enum Group {
     Single(u64),
 }
 
-impl<T> Scheduler<T> {
+impl<T> Entry<T> {
     fn group(&self, id: u64) -> Group {
-        let entry = self.running.get(&id).or_else(|| self.waiting.get(&id));
-        entry.and_then(|entry| entry.submitter.group).map_or(Group::Single(id), Group::Shared)
+        self.submitter.group.map_or(Group::Single(id), Group::Shared)
     }
 
+    /// Tokens that a task has to run, unless another request's prompt helps.
+    pub(super) fn wants(&self, backend: &ModelPair, task: &Task) -> usize {
+        let have = match self.sequences.get(task.key) {
+            Some(seq) => backend.len(seq),
+            None => match task.parent.and_then(|(parent, len)| Some((self.sequences.get(parent)?, len))) {
+                Some((parent, len)) if backend.len(parent) >= len => len,
+                _ => 0,
+            },
+        };
+        task.len.saturating_sub(have)
+    }
+}
+
+impl<T> Scheduler<T> {
     /// The request that is let in next: of the group that runs least, the oldest. A group never takes the last places.
     pub(super) fn next_waiting(&self) -> Option<u64> {
+        if self.waiting.is_empty() {
+            return None;
+        }
         let places = self.settings.max_requests.max(1);
         let most = (places - (places / 4).max(1)).max(1);
-        let mut running: BTreeMap<Group, usize> = BTreeMap::new();
-        for &id in self.running.keys() {
-            *running.entry(self.group(id)).or_default() += 1;
+        // A request without a group that waits is not among those that run.
+        let mut running: BTreeMap<u64, usize> = BTreeMap::new();
+        for group in self.running.values().filter_map(|entry| entry.submitter.group) {
+            *running.entry(group).or_default() += 1;
         }
-        let waiting = self.waiting.keys().map(|&id| (running.get(&self.group(id)).copied().unwrap_or(0), id));
+        let own = |entry: &Entry<T>| entry.submitter.group.and_then(|group| running.get(&group).copied()).unwrap_or(0);
+        let waiting = self.waiting.iter().map(|(&id, entry)| (own(entry), id));
         waiting.filter(|&(own, _)| own < most).min().map(|(_, id)| id)
     }
 
     /// The most tokens that each task may run in this step, where groups with many tasks would leave none for others; `None`
     /// if there is room for all. `tasks` are in the order of the step.
-    pub(super) fn turns(&self, backend: &ModelPair, tasks: &[(u64, Task)]) -> Option<Vec<usize>> {
+    pub(super) fn turns(&self, tasks: &[PlannedTask]) -> Option<Vec<usize>> {
         let room = self.settings.batch_tokens.max(1);
-        let wants: Vec<usize> = tasks.iter().map(|(id, task)| self.wants(backend, *id, task)).collect();
-        let needed = |role: Role| {
-            let of = tasks.iter().zip(&wants).filter(|((_, task), _)| task.key.role == role && !task.speculative);
-            of.fold(0_usize, |sum, (_, &wants)| sum.saturating_add(wants))
-        };
-        if [Role::Policy, Role::Reward].into_iter().all(|role| needed(role) <= room) {
+        let mut needed = [0_usize; 2];
+        for PlannedTask { task, wants, .. } in tasks.iter().filter(|planned| !planned.task.speculative) {
+            let needed = &mut needed[task.key.role as usize];
+            *needed = needed.saturating_add(*wants);
+        }
+        if needed.into_iter().all(|needed| needed <= room) {
             return None;
         }
         let mut order = Vec::with_capacity(tasks.len());
         let mut counts: BTreeMap<(Role, Group), usize> = BTreeMap::new();
-        for (index, (id, task)) in tasks.iter().enumerate().filter(|(_, (_, task))| !task.speculative) {
-            let count = counts.entry((task.key.role, self.group(*id))).or_default();
+        for (index, PlannedTask { id, task, .. }) in tasks.iter().enumerate().filter(|(_, each)| !each.task.speculative)
+        {
+            let group = self.running.get(id).map_or(Group::Single(*id), |entry| entry.group(*id));
+            let count = counts.entry((task.key.role, group)).or_default();
             order.push((*count, index));
             *count += 1;
         }
@@ -57,12 +77,12 @@ impl<T> Scheduler<T> {
             return None;
         }
         order.sort_unstable();
-        let mut due = order.iter().filter(|&&(_, index)| tasks[index].1.key.role == Role::Policy).count();
+        let mut due = order.iter().filter(|&&(_, index)| tasks[index].task.key.role == Role::Policy).count();
         let (mut tokens, mut scored) = (room, 0);
         let mut allowed = vec![usize::MAX; tasks.len()];
         for (_, index) in order {
-            let wants = wants[index];
-            allowed[index] = match tasks[index].1.key.role {
+            let wants = tasks[index].wants;
+            allowed[index] = match tasks[index].task.key.role {
                 Role::Policy => {
                     // A prompt is cut so that every task behind it still gets a token.
                     due -= 1;
@@ -79,17 +99,5 @@ impl<T> Scheduler<T> {
             };
         }
         Some(allowed)
-    }
-
-    /// Tokens that a task has to run, unless another request's prompt helps.
-    fn wants(&self, backend: &ModelPair, id: u64, task: &Task) -> usize {
-        let have = match self.sequences.get((id, task.key)) {
-            Some(seq) => backend.len(seq),
-            None => match task.parent.and_then(|(parent, len)| Some((self.sequences.get((id, parent))?, len))) {
-                Some((parent, len)) if backend.len(parent) >= len => len,
-                _ => 0,
-            },
-        };
-        task.len.saturating_sub(have)
     }
 }

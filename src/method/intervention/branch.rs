@@ -10,9 +10,10 @@ pub(super) struct Branch {
     /// Number of its sequences.
     pub number: u32,
     pub state: CandidateState,
-    /// The newest distribution: the one that produced the last token.
+    /// The distribution that produced the last token, once it has ended.
     pub last: Option<PolicyOutput>,
-    /// The distribution at the slot, once it was reached, if anything uses it.
+    /// The distribution at the slot, once it was reached, if anything uses it. All branches of a segment have the same one; the
+    /// unforced branch keeps it.
     pub at_slot: Option<PolicyOutput>,
     pub reward: Option<RewardOutput>,
     /// Rewards that were asked for, in the order of the answer.
@@ -75,16 +76,34 @@ impl Decoding {
         Ask::Policy { floor: self.options.probability_floor, top_k, full_logits }
     }
 
-    /// Lets a branch take its next token: the nudge at the slot, otherwise the most likely one.
+    /// Lets an unforced branch take its next token, or a forced one that has taken the token at the slot.
     pub(super) fn push(&self, branch: &mut Branch, output: PolicyOutput, offset: usize) {
+        let at_slot = branch.state.generated().len() == offset && self.nudges();
+        if !self.take_token(branch, &output) {
+            return;
+        }
+        match (at_slot, branch.ended()) {
+            (true, true) => (branch.at_slot, branch.last) = (Some(output.clone()), Some(output)),
+            (true, false) => branch.at_slot = Some(output),
+            (false, true) => branch.last = Some(output),
+            (false, false) => {}
+        }
+    }
+
+    /// Lets a forced branch take the token at the slot.
+    pub(super) fn push_forced(&self, branch: &mut Branch, at_slot: &PolicyOutput) {
+        if self.take_token(branch, at_slot) && branch.ended() {
+            branch.last = Some(at_slot.clone());
+        }
+    }
+
+    /// Lets a branch take its next token: the nudge at the slot, otherwise the most likely one. False if there is none.
+    fn take_token(&self, branch: &mut Branch, output: &PolicyOutput) -> bool {
         let stats = &output.row.stats;
         if !stats.finite {
             let position = branch.state.len().saturating_sub(1);
             branch.failed = Some(Error::NonFinite { what: "logit", model: "policy", position });
-            return;
-        }
-        if branch.state.generated().len() == offset && self.nudges() {
-            branch.at_slot = Some(output.clone());
+            return false;
         }
         let token = branch.state.next(stats);
         branch.state.push(token, stats, self);
@@ -101,6 +120,6 @@ impl Decoding {
                 self.reward_vocab
             )));
         }
-        branch.last = Some(output);
+        true
     }
 }

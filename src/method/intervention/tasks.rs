@@ -6,6 +6,7 @@ use crate::answer::Response;
 use crate::model::{Role, Work};
 use crate::task::{
     Ask, GradientAsk, Liveness, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task, TaskOrigin,
+    cut,
 };
 use crate::{Error, Result};
 
@@ -94,14 +95,19 @@ impl Intervention {
         &generated[..self.offset.min(generated.len())]
     }
 
+    /// Whether a branch has a token that its reward sequence does not hold.
+    pub(super) fn has_unscored(&self, index: usize) -> bool {
+        self.scored_from(index) != self.prefix.len() + self.branches[index].state.kept().len()
+    }
+
     /// The reward of an ended branch, in one span after what its sequence holds. `None` if no token is new.
-    pub(super) fn score_task(&self, index: usize) -> Option<Task> {
+    fn score_task(&self, index: usize) -> Option<Task> {
+        if !self.has_unscored(index) {
+            return None;
+        }
         let kept = self.branches[index].state.kept();
         let len = self.prefix.len() + kept.len();
         let start = self.scored_from(index);
-        if start == len {
-            return None;
-        }
         Some(Task {
             key: self.key_of(index, Role::Reward),
             parent: self.parent_of(index, Role::Reward),
@@ -125,13 +131,9 @@ impl Intervention {
         let kept = self.branches[index].state.kept();
         let start = self.scored_from(index);
         let last = self.prefix.len() + kept.len() - 1;
-        let mut wanted = Vec::new();
-        if let Some((a, b)) = self.before_slot(index) {
-            wanted.extend([a, b]);
-        }
-        wanted.push(self.pool(kept));
+        let before = self.before_slot(index).into_iter().flat_map(|(last, pooled)| [last, pooled]);
         let mut out: Vec<usize> = Vec::new();
-        for position in wanted {
+        for position in before.chain([self.pool(kept)]) {
             if position >= start && position != last && !out.contains(&position) {
                 out.push(position);
             }
@@ -189,7 +191,9 @@ impl Request for Intervention {
                 out.push(self.decode_task(index));
             } else if branch.ended() && branch.reward.is_none() && branch.failed.is_none() && !branch.retired {
                 let ready = if index == 0 { !self.shared_waits() } else { self.shared_is_scored() };
-                out.extend(self.score_task(index).filter(|_| ready));
+                if ready {
+                    out.extend(self.score_task(index));
+                }
             }
         }
         if self.run_ahead
@@ -210,8 +214,7 @@ impl Request for Intervention {
                 (branch.state.kept(), branch.ahead.as_ref().map_or(&[], |ahead| ahead.state.generated()))
             }
         };
-        let all = self.prefix.iter().chain(tail).chain(ahead).copied();
-        all.skip(from).take(task.len.saturating_sub(from)).collect()
+        cut([&self.prefix, tail, ahead], from, task.len)
     }
 
     fn on_policy(&mut self, task: &Task, output: PolicyOutput) {
