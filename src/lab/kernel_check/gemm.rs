@@ -502,13 +502,23 @@ pub fn timings_of(family: Family) -> Vec<Timed> {
             }
             let (op, name) = (family.op(), format!("bf16 [{tokens}, {n}, {k}]"));
             let shape = Shape { tokens, n, k };
-            all.push(Timed::new(op, name, move |device| time(device, family, shape)));
+            all.push(Timed::new(op, name, move |device| time(device, family, shape, false)));
+        }
+    }
+    if family.layout == WeightLayout::Tiles {
+        let (n, k) = if family.direction == Direction::Forward { (28_672, 4096) } else { (4096, 14_336) };
+        // Beside these, a product of its own and the kernel for the activation: where the one is faster than the other two.
+        for tokens in [1, 16, 128, 256, 400, 2048] {
+            let name = format!("bf16 [{tokens}, {n}, {k}], gated");
+            let shape = Shape { tokens, n, k };
+            all.push(Timed::new(family.op(), name, move |device| time(device, family, shape, true)));
         }
     }
     all
 }
 
-fn time(device: &Bench<'_>, family: Family, shape: Shape) -> Result<Measured> {
+/// `gated`: with the activation of gates and ups that are kept, or its gradients.
+fn time(device: &Bench<'_>, family: Family, shape: Shape, gated: bool) -> Result<Measured> {
     let Shape { tokens, n, k } = shape;
     let ((outputs, terms), layout) = (family.sizes(shape), family.layout);
     let mut random = Random::named("bench");
@@ -520,21 +530,31 @@ fn time(device: &Bench<'_>, family: Family, shape: Shape) -> Result<Measured> {
     let mut scratch = Scratch::new(device, Room::of(layout, &[(outputs, terms)]))?;
     let mut sets = device.sets(2 * n * k, |_| Buffer::from_slice(device, &weights))?;
     // A gradient is stored in f32.
+    let halves = |len: usize| Buffer::<u16>::zeros(device, len);
     let (seconds, stored) = if family.direction == Direction::Forward {
-        let mut y = Buffer::<u16>::uninitialised(device, elements)?;
+        let (mut y, mut act) = (halves(elements)?, halves(if gated { elements / 2 } else { 0 })?);
         let run = |w: &mut Buffer<u16>| {
             let operands = Operands { storage, x: x.view(), w: w.view(), layout, bias: None };
-            gemm(device, &mut Output::Half(y.view_mut()), operands, shape, &mut scratch)
+            let mut output = match gated {
+                true => Output::Gated { act: act.view_mut(), gate_up: Some(y.view_mut()) },
+                false => Output::Half(y.view_mut()),
+            };
+            gemm(device, &mut output, operands, shape, &mut scratch)
         };
-        (device.median(&mut sets, run)?, 1)
+        (device.median(&mut sets, run)?, elements + act.len())
     } else {
-        let mut dx = Buffer::<f32>::uninitialised(device, elements)?;
+        let (gate_up, mut both) = (halves(if gated { 2 * elements } else { 0 })?, halves(2 * elements)?);
         let run = |w: &mut Buffer<u16>| {
             let gradients = Gradients { storage, dy: x.view(), w: w.view(), layout };
-            gemm_backward(device, &mut Output::F32(dx.view_mut()), gradients, shape, &mut scratch)
+            let mut output = match gated {
+                true => Output::GatedGradients { d_gate_up: both.view_mut(), gate_up: gate_up.view() },
+                // A number of 32 bits is two halves.
+                false => Output::F32(both.view_mut().cast()),
+            };
+            gemm_backward(device, &mut output, gradients, shape, &mut scratch)
         };
-        (device.median(&mut sets, run)?, 2)
+        (device.median(&mut sets, run)?, 2 * elements + gate_up.len())
     };
-    let bytes = 2 * (n * k + tokens * terms + elements * stored);
+    let bytes = 2 * (n * k + tokens * terms + stored);
     Ok(Measured::bytes(seconds, bytes).flops(2.0 * tokens as f64 * n as f64 * k as f64))
 }
