@@ -11,13 +11,14 @@ use ggro_testkit::backend::{bits, gradient_bits, text};
 use ggro_testkit::fixtures::parts;
 use std::sync::Arc;
 
-fn open(name: &str, config: Config, graphs: bool) -> (ggro_emulator::Device, ModelPair, Arc<Launches>) {
-    open_with(name, Emulated::new(config), graphs)
-}
-
-fn open_with(name: &str, emulated: Emulated, graphs: bool) -> (ggro_emulator::Device, ModelPair, Arc<Launches>) {
+/// A fixture with a family of products on a device.
+fn open(
+    (name, family): (&str, Family),
+    config: Config,
+    graphs: bool,
+) -> (ggro_emulator::Device, ModelPair, Arc<Launches>) {
     let [policy, reward] = parts(name);
-    let Emulated { device, machine } = emulated;
+    let Emulated { device, machine } = Emulated::new(config).with_family(family);
     let options =
         CudaOptions { batch_tokens: 256, gradient_tokens: 64, sequences: 80, graphs, ..CudaOptions::default() };
     let parts = Parts::both((&policy.0, &policy.1), (&reward.0, &reward.1));
@@ -86,15 +87,13 @@ fn session(cuda: &mut ModelPair) -> Vec<(Vec<PolicyRow>, Vec<u32>)> {
 fn graphs_change_no_bit() {
     // Groups of heads; a sliding window, in f16; head norms and a padded head.
     for (name, family) in [("llama-gqa", Family::Sm90), ("mistral", Family::Sm80), ("qwen3", Family::Sm90)] {
-        let open =
-            |name: &str, config: Config, graphs| open_with(name, Emulated::new(config).with_family(family), graphs);
-        let (machine, mut eager, launches) = open(name, Config::default(), false);
+        let (machine, mut eager, launches) = open((name, family), Config::default(), false);
         let expected = session(&mut eager);
         assert_eq!(launches.graphs(), (0, 0));
         drop((eager, machine));
         for streams in if name == "llama-gqa" { &[Streams::Eager, Streams::Lazy][..] } else { &[Streams::Lazy] } {
             let streams = *streams;
-            let (machine, mut cuda, launches) = open(name, Config { streams, ..Config::default() }, true);
+            let (machine, mut cuda, launches) = open((name, family), Config { streams, ..Config::default() }, true);
             let found = session(&mut cuda);
             for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 assert_eq!(found, expected, "{name}, step {step}");
@@ -124,7 +123,8 @@ fn graphs_change_no_bit() {
 
 #[test]
 fn graphs_are_clean_where_every_access_is_observed() {
-    let (machine, mut cuda, launches) = open("llama-unaligned", Config { checked: true, ..Config::default() }, true);
+    let of = ("llama-unaligned", Family::Sm80);
+    let (machine, mut cuda, launches) = open(of, Config { checked: true, ..Config::default() }, true);
     session(&mut cuda);
     assert!(launches.graphs().0 > 10);
     assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
@@ -178,14 +178,12 @@ fn gradients(cuda: &mut ModelPair) -> Vec<Vec<Vec<u32>>> {
 #[test]
 fn graphs_change_no_bit_of_a_gradient() {
     for (name, family) in [("llama-gqa", Family::Sm80), ("mistral", Family::Sm90), ("qwen3", Family::Sm90)] {
-        let open =
-            |name: &str, config: Config, graphs| open_with(name, Emulated::new(config).with_family(family), graphs);
-        let (machine, mut eager, launches) = open(name, Config::default(), false);
+        let (machine, mut eager, launches) = open((name, family), Config::default(), false);
         let expected = gradients(&mut eager);
         assert_eq!(launches.gradient_graphs(), (0, 0));
         drop((eager, machine));
         for streams in [Streams::Eager, Streams::Lazy] {
-            let (machine, mut cuda, launches) = open(name, Config { streams, ..Config::default() }, true);
+            let (machine, mut cuda, launches) = open((name, family), Config { streams, ..Config::default() }, true);
             for turn in 0..3 {
                 let found = gradients(&mut cuda);
                 for (pass, (found, expected)) in found.iter().zip(&expected).enumerate() {
@@ -210,8 +208,8 @@ fn graphs_change_no_bit_of_a_gradient() {
 
 #[test]
 fn gradient_graphs_are_clean_where_every_access_is_observed() {
-    let emulated = Emulated::new(Config { checked: true, ..Config::default() }).with_family(Family::Sm90);
-    let (machine, mut cuda, launches) = open_with("llama-unaligned", emulated, true);
+    let of = ("llama-unaligned", Family::Sm90);
+    let (machine, mut cuda, launches) = open(of, Config { checked: true, ..Config::default() }, true);
     gradients(&mut cuda);
     assert!(launches.gradient_graphs().0 > 10, "{:?}", launches.gradient_graphs());
     assert!(machine.faults().is_empty(), "{:#?}", machine.faults());

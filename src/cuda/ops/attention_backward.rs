@@ -19,7 +19,7 @@ const OP: &str = "attention_backward";
 pub(in crate::cuda) struct Kernels;
 
 fn specs_of(storage: HalfType) -> [Spec; KERNELS.len()] {
-    KERNELS.map(|class| class.spec(storage))
+    KERNELS.map(|class| class.spec(OP, storage))
 }
 
 impl KernelSet for Kernels {

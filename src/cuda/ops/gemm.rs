@@ -135,6 +135,11 @@ impl Scratch {
 /// in the columns of what they give.
 pub const GATES: usize = 8;
 
+/// Where a unit's gate is among gates and ups in groups of [`GATES`], or its up.
+pub fn gate_place(unit: usize, up: bool) -> usize {
+    unit / GATES * 2 * GATES + usize::from(up) * GATES + unit % GATES
+}
+
 /// Where a product goes.
 #[derive(Debug)]
 pub enum Output<'a> {

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::cuda::buffer::Buffer;
 
 use crate::cuda::device::Device;
-use crate::cuda::ops::gemm::{self, GATES, Operands, Plan, Scratch, Shape, gemm_planned, sm80, sm90};
+use crate::cuda::ops::gemm::{self, Operands, Plan, Scratch, Shape, gate_place, gemm_planned, sm80, sm90};
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward_planned};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::dtype::HalfType;
@@ -104,8 +104,7 @@ fn gated(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Out
 
 /// Where a gate, or a unit's up behind all gates, is in groups.
 fn in_groups(column: usize, units: usize) -> usize {
-    let (up, unit) = (column / units, column % units);
-    unit / GATES * 2 * GATES + up * GATES + unit % GATES
+    gate_place(column % units, column >= units)
 }
 
 /// Gradients that come out of a product as they are: in three numbers of 16 bits each, which together have all digits of one of 32.

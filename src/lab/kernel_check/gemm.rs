@@ -9,7 +9,7 @@ use super::rows::{Rows, batches, first_of, repeated, single};
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::gemm::{
-    Direction, GATES, Operands, Output, Plan, Room, Scratch, Shape, gemm, gemm_planned, sm80, sm90,
+    Direction, Operands, Output, Plan, Room, Scratch, Shape, gate_place, gemm, gemm_planned, sm80, sm90,
 };
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward, gemm_backward_planned};
 use crate::cuda::ops::swiglu::{Gates, swiglu, swiglu_backward};
@@ -104,13 +104,13 @@ pub fn gated_cases(family: Family, sizes: &[(usize, usize, usize)]) -> Vec<Case>
     cases
 }
 
-/// Gates and then ups of each row, as groups of [`GATES`]; or from groups.
+/// Gates and then ups of each row, in groups; or from groups.
 pub fn grouped(rows: &[u16], units: usize, into_groups: bool) -> Vec<u16> {
     let mut out = vec![0; rows.len()];
     for (row, out) in rows.chunks_exact(2 * units).zip(out.chunks_exact_mut(2 * units)) {
         for unit in 0..units {
-            for up in [0, 1] {
-                let (apart, group) = (up * units + unit, unit / GATES * 2 * GATES + up * GATES + unit % GATES);
+            for up in [false, true] {
+                let (apart, group) = (usize::from(up) * units + unit, gate_place(unit, up));
                 let (from, to) = if into_groups { (apart, group) } else { (group, apart) };
                 out[to] = row[from];
             }

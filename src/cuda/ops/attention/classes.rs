@@ -1,23 +1,21 @@
-//! The kernels by mma, and what a block of each needs.
+//! What a block of a kernel of attention needs, and the forward kernels by mma.
 
 use crate::cuda::kernels::{Smaller, Spec};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
 
-/// One kernel: what a block computes and what it needs. The numbers are those of `kernels/attention.cu`.
+/// One kernel, forward or backward, and what a block of it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Class {
     /// Kernel names for bf16 and f16.
     pub kernels: [&'static str; 2],
     /// Elements of a head.
     pub head: usize,
-    /// Rows of a block.
-    pub rows: usize,
     /// Threads of a block.
     pub threads: u32,
     /// Dynamic shared memory in bytes.
     pub shared: u32,
-    /// The same with one page less in flight, for cards with less shared memory: names and bytes.
+    /// The same sums in less shared memory, for cards that have less: names and bytes.
     pub smaller: Option<([&'static str; 2], u32)>,
 }
 
@@ -30,7 +28,7 @@ impl Class {
     }
 }
 
-/// Every kernel: for heads of 32, 64 and 128 elements, few, some and many rows.
+/// Every kernel, with the numbers of `kernels/attention.cu`: for heads of 32, 64 and 128 elements, few, some and many rows.
 pub const KERNELS: [Class; 9] = [
     class(["attention_few_32_bf16", "attention_few_32_f16"], 32, 1, 4, 3),
     class(["attention_some_32_bf16", "attention_some_32_f16"], 32, 2, 2, 2),
@@ -52,7 +50,7 @@ pub const KERNELS: [Class; 9] = [
 const fn class(kernels: [&'static str; 2], head: usize, by_rows: usize, by_keys: usize, stages: usize) -> Class {
     let shared = shared(head, by_rows, by_keys, stages);
     let threads = (by_rows * by_keys * 32) as u32;
-    Class { kernels, head, rows: by_rows * 16, threads, shared, smaller: None }
+    Class { kernels, head, threads, shared, smaller: None }
 }
 
 const fn shared(head: usize, by_rows: usize, by_keys: usize, stages: usize) -> u32 {

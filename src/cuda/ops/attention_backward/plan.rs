@@ -3,9 +3,8 @@
 //! Tiles of both kinds are counted from the segment's own start, so that what a position's gradient is added up from, and in
 //! which order, depends on its segment alone. The pass over queries takes the forward plan.
 
-use crate::cuda::kernels::{Smaller, Spec};
+use crate::cuda::ops::attention::classes::Class;
 use crate::cuda::ops::attention::{Query, Shape};
-use crate::dtype::HalfType;
 use crate::kv::{BLOCK, BlockId};
 use crate::{Error, Result};
 
@@ -21,31 +20,7 @@ const TOKEN_WORDS: usize = 2;
 /// In place of the rows of a position that nothing is asked of.
 const NONE: u32 = u32::MAX;
 
-/// One kernel: what it needs. The numbers are those of `kernels/attention_backward.cu`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Class {
-    /// Kernel names for bf16 and f16.
-    pub kernels: [&'static str; 2],
-    /// Elements of a head.
-    pub head: usize,
-    /// Threads of a block.
-    pub threads: u32,
-    /// Dynamic shared memory in bytes.
-    pub shared: u32,
-    /// The same sums in less memory, for cards that have less: names and bytes.
-    pub smaller: Option<([&'static str; 2], u32)>,
-}
-
-impl Class {
-    /// The kernel for a storage type, before any device is there.
-    pub(super) fn spec(&self, storage: HalfType) -> Spec {
-        let named = |(names, shared): ([&'static str; 2], u32)| Smaller { name: names[storage as usize], shared };
-        let name = self.kernels[storage as usize];
-        Spec::new(OP, name, self.threads, self.shared).or(self.smaller.map(named))
-    }
-}
-
-/// Every kernel: for heads of 32, 64 and 128 elements, the pass over few, some and many queries, and the one over keys.
+/// Every kernel, with the numbers of `kernels/attention_backward.cu`: for heads of 32, 64 and 128 elements, the pass over few, some and many queries, and the one over keys.
 pub const KERNELS: [Class; 12] = [
     queries(["attention_backward_few_32_bf16", "attention_backward_few_32_f16"], 32, 1, 4, 3),
     queries(["attention_backward_some_32_bf16", "attention_backward_some_32_f16"], 32, 2, 2, 2),
