@@ -4,9 +4,10 @@
 //! read once for all of them. Masked scores become probability 0, and sums run over absolute positions in order: what a
 //! row yields does not depend on the tile it is in.
 
-use super::dot::{self, Rows};
 use super::elementwise;
+use super::product::{self, Left};
 use super::rounding::Rounding;
+use super::rows::Rows;
 use crate::files::config::ModelConfig;
 use crate::kv::{BLOCK, BlockCopy, BlockId};
 use rayon::prelude::*;
@@ -116,6 +117,18 @@ impl Probabilities {
     }
 }
 
+/// Calls `run` for the queries of each sequence with what goes with them, on all cores if there is enough to do.
+pub(super) fn for_each_sequence<'a, T: Send, R: Send>(
+    sequences: Vec<(Queries<'a>, T)>,
+    run: impl Fn(Queries<'a>, T) -> R + Sync + Send,
+) -> Vec<R> {
+    let work: usize = sequences.iter().map(|(queries, _)| queries.multiply_adds()).sum();
+    if work < PARALLEL_FROM {
+        return sequences.into_iter().map(|(queries, with)| run(queries, with)).collect();
+    }
+    sequences.into_par_iter().map(|(queries, with)| run(queries, with)).collect()
+}
+
 impl Queries<'_> {
     fn group(&self) -> usize {
         self.heads / self.store.kv_heads
@@ -168,9 +181,10 @@ impl Queries<'_> {
         let mut out =
             Probabilities { p: vec![0.0; rows * (last - first) * BLOCK], sums: vec![0.0; rows], first, last, end };
         let width = out.width();
+        let q = Left::new(&q, e, rows, e);
         for b in first..last {
             let keys = self.store.tile(self.blocks[b], self.layer, head, false, out.count(b));
-            dot::matmul_nt(&mut out.p[(b - first) * BLOCK..], width, &q, e, rows, keys);
+            product::matmul_nt(&mut out.p[(b - first) * BLOCK..], width, &q, keys);
         }
         for (i, row) in out.p.chunks_exact_mut(width).enumerate() {
             let position = self.positions[from + i / g];
@@ -193,7 +207,7 @@ impl Queries<'_> {
         let mut out = vec![0.0; rows * e];
         for b in p.first..p.last {
             let values = self.store.tile(self.blocks[b], self.layer, head, true, p.count(b));
-            dot::matmul_nn(&mut out, e, &p.p[(b - p.first) * BLOCK..], p.width(), rows, values);
+            product::matmul_nn(&mut out, e, &p.p[(b - p.first) * BLOCK..], p.width(), rows, values);
         }
         for (row, sum) in out.chunks_exact_mut(e).zip(&p.sums) {
             let scale = 1.0 / sum;
@@ -278,9 +292,10 @@ impl Queries<'_> {
             let o = self.gather(out, head, from, to, 1.0);
             let d_o = self.gather(d_out, head, from, to, 1.0);
             let mut ds = vec![0.0; rows * width];
+            let left = Left::new(&d_o, e, rows, e);
             for b in p.first..p.last {
                 let values = self.store.tile(self.blocks[b], self.layer, head, true, p.count(b));
-                dot::matmul_nt(&mut ds[(b - p.first) * BLOCK..], width, &d_o, e, rows, values);
+                product::matmul_nt(&mut ds[(b - p.first) * BLOCK..], width, &left, values);
             }
             for i in 0..rows {
                 let along = elementwise::dot(&o[i * e..(i + 1) * e], &d_o[i * e..(i + 1) * e]);
@@ -295,7 +310,7 @@ impl Queries<'_> {
             let dq_tile = &mut dq[from * g * e..to * g * e];
             for b in p.first..p.last {
                 let keys = self.store.tile(self.blocks[b], self.layer, head, false, p.count(b));
-                dot::matmul_nn(dq_tile, e, &ds[(b - p.first) * BLOCK..], width, rows, keys);
+                product::matmul_nn(dq_tile, e, &ds[(b - p.first) * BLOCK..], width, rows, keys);
             }
             let scale = self.scale();
             dq_tile.iter_mut().for_each(|v| *v *= scale);

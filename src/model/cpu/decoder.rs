@@ -3,8 +3,7 @@
 //! In the last layer only the rows that are asked for go beyond their key and value: queries, attention and MLP of the
 //! others would be thrown away.
 
-use super::attention::{KvStore, Queries};
-use super::elementwise;
+use super::attention::{self, KvStore, Queries};
 use super::ops::{self, Rotation};
 use super::rounding::Rounding;
 use super::weights::{Layer, Weights};
@@ -163,20 +162,23 @@ impl Decoder {
             }
             rounding.apply(&mut q);
             let mut a = vec![0.0; rows.len() * qd];
+            let row_positions: Vec<usize> = rows.iter().map(|&r| positions[r]).collect();
+            let (mut sequences, mut left) = (Vec::new(), &mut a[..]);
             for (piece, _, own) in pieces_of(pieces, rows) {
-                let at = own.start * qd..own.end * qd;
-                let row_positions: Vec<usize> = rows[own].iter().map(|&r| positions[r]).collect();
-                queries(config, store, rounding, index, piece.blocks, &row_positions, &q[at.clone()])
-                    .forward(&mut a[at]);
+                let (out, rest) = left.split_at_mut(own.len() * qd);
+                left = rest;
+                let q = &q[own.start * qd..own.end * qd];
+                sequences.push((queries(config, store, rounding, index, piece.blocks, &row_positions[own], q), out));
             }
+            attention::for_each_sequence(sequences, |queries, out| queries.forward(out));
             rounding.apply(&mut a);
             ops::add(&mut x, &ops::gemm(&a, rows.len(), &layer.o));
 
             let normed = rounding.of(ops::rmsnorm(&x, &layer.mlp_norm, eps));
-            let gate = rounding.of(ops::gemm(&normed, rows.len(), &layer.gate));
+            let mut act = rounding.of(ops::gemm(&normed, rows.len(), &layer.gate));
             let up = rounding.of(ops::gemm(&normed, rows.len(), &layer.up));
-            let mut act = vec![0.0; gate.len()];
-            elementwise::swiglu(&mut act, &gate, &up);
+            let gate = if tape.is_some() { act.clone() } else { Vec::new() };
+            ops::swiglu(&mut act, &up);
             rounding.apply(&mut act);
             if let Some(tape) = tape.as_deref_mut() {
                 tape.layers.push(LayerTape { q, a, middle: x.clone(), gate, up, ..kept });
@@ -285,7 +287,7 @@ impl LayerBackward<'_> {
         let mut d_act = vec![0.0; rows * f];
         ops::gemm_backward(&mut d_act, &rounding.copy(grad), rows, &layer.down);
         let (mut d_gate, mut d_up) = (gather(&kept.gate, f, self.taped), gather(&kept.up, f, self.taped));
-        elementwise::swiglu_backward(&mut d_gate, &mut d_up, &d_act);
+        ops::swiglu_backward(&mut d_gate, &mut d_up, &d_act);
         rounding.apply(&mut d_gate);
         rounding.apply(&mut d_up);
         let mut d_normed = vec![0.0; rows * d];
@@ -332,12 +334,18 @@ impl LayerBackward<'_> {
         let (q, a) = (gather(&kept.q, qd, self.taped), gather(&kept.a, qd, self.taped));
         let mut dq = Vec::with_capacity(q.len());
         let (mut dk, mut dv) = (vec![0.0; self.positions.len() * kvd], vec![0.0; self.positions.len() * kvd]);
-        for (piece, first_row, own) in pieces_of(self.pieces, self.active) {
+        let row_positions: Vec<usize> = self.active.iter().map(|&r| self.positions[r]).collect();
+        let owners = pieces_of(self.pieces, self.active);
+        let sequences = owners.iter().map(|(piece, _, own)| {
             let at = own.start * qd..own.end * qd;
-            let row_positions: Vec<usize> = self.active[own].iter().map(|&r| self.positions[r]).collect();
-            let part =
-                queries(config, self.store, self.rounding, self.index, piece.blocks, &row_positions, &q[at.clone()])
-                    .backward(&a[at.clone()], &d_a[at], piece.start, piece.ids.len());
+            let (store, positions) = (self.store, &row_positions[own.clone()]);
+            let of = queries(config, store, self.rounding, self.index, piece.blocks, positions, &q[at.clone()]);
+            (of, (at, *piece))
+        });
+        let parts = attention::for_each_sequence(sequences.collect(), |queries, (at, piece)| {
+            queries.backward(&a[at.clone()], &d_a[at], piece.start, piece.ids.len())
+        });
+        for ((_, first_row, _), part) in owners.iter().zip(parts) {
             dq.extend(part.0);
             let row = first_row * kvd;
             dk[row..row + part.1.len()].copy_from_slice(&part.1);

@@ -1,9 +1,9 @@
 //! Elementwise loops and short sums of the CPU backend, in plain Rust that the compiler vectorises.
 //!
-//! Sums run in 16 lanes like the products of [`dot`](super::dot). Every multiply-add is fused on every processor, so
+//! Sums run in 16 lanes like the products of [`product`](super::product). Every multiply-add is fused on every processor, so
 //! that wider instructions change no bit.
 
-use super::dot::{LANES, Level, lane_sum, level};
+use super::lanes::{LANES, Level, lane_sum, level};
 
 /// `e^x` to about one unit in the last place; 0 below -87.3, and no infinity: callers pass `x <= 0` or clamp.
 #[inline(always)]
@@ -41,9 +41,16 @@ macro_rules! vectorised {
                 fn with_avx2($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
                 }
-                if level() == Level::Avx2 {
-                    // SAFETY: `level` found AVX2 and FMA.
-                    return unsafe { with_avx2($($arg),*) };
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn with_avx512($($arg: $ty),*) $(-> $ret)? {
+                    body($($arg),*)
+                }
+                match level() {
+                    // SAFETY: `level` found these features.
+                    Level::Avx512 => return unsafe { with_avx512($($arg),*) },
+                    // SAFETY: as above.
+                    Level::Avx2 => return unsafe { with_avx2($($arg),*) },
+                    Level::Portable => {}
                 }
             }
             body($($arg),*)
@@ -71,10 +78,10 @@ vectorised! {
 }
 
 vectorised! {
-    /// `out = silu(gate) * up`.
-    pub(super) fn swiglu(out: &mut [f32], gate: &[f32], up: &[f32]) {
-        for ((o, &g), &u) in out.iter_mut().zip(gate).zip(up) {
-            *o = g / (1.0 + exp(-g)) * u;
+    /// `silu(gate) * up`, in the place of `gate`.
+    pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
+        for (g, &u) in gate.iter_mut().zip(up) {
+            *g = *g / (1.0 + exp(-*g)) * u;
         }
     }
 }
@@ -87,6 +94,24 @@ vectorised! {
             let silu = *g * sigmoid;
             let slope = sigmoid * (1.0 + *g * (1.0 - sigmoid));
             (*g, *u) = (d * *u * slope, d * silu);
+        }
+    }
+}
+
+vectorised! {
+    /// `y += x`.
+    pub(super) fn add(y: &mut [f32], x: &[f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y += x;
+        }
+    }
+}
+
+vectorised! {
+    /// `x = x * factor * weight`, in this order.
+    pub(super) fn scale(x: &mut [f32], factor: f32, weight: &[f32]) {
+        for (x, w) in x.iter_mut().zip(weight) {
+            *x = *x * factor * w;
         }
     }
 }
@@ -146,8 +171,8 @@ mod tests {
                 let expected_u = 1.5 * f(g, 1.0);
                 assert!((dg[0] as f64 - expected_g).abs() < 1e-5 * (1.0 + expected_g.abs()));
                 assert!((du[0] as f64 - expected_u).abs() < 1e-5 * (1.0 + expected_u.abs()));
-                let mut out = [0.0];
-                swiglu(&mut out, &[g as f32], &[u as f32]);
+                let mut out = [g as f32];
+                swiglu(&mut out, &[u as f32]);
                 assert!((out[0] as f64 - f(g, u)).abs() < 1e-5 * (1.0 + f(g, u).abs()));
             }
         }

@@ -1,16 +1,18 @@
 //! The CPU backend: plain Rust, f32 arithmetic straight from the mapped weights.
 //!
 //! It is the oracle of whole models on a device and the backend of machines without a GPU. Every row is computed in an
-//! order of its own (see `dot`), so a result has the same bits alone and in a batch, in one piece and in chunks, behind a
+//! order of its own (see `product`), so a result has the same bits alone and in a batch, in one piece and in chunks, behind a
 //! computed and behind a forked prefix, on one core and on all. The reward gradient runs over the positions from the slot
 //! on only.
 
 mod attention;
 mod decoder;
-mod dot;
 mod elementwise;
+mod lanes;
 mod ops;
+mod product;
 mod rounding;
+mod rows;
 mod weights;
 
 use super::paged::{Compute, Paged};

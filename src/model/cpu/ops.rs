@@ -1,9 +1,10 @@
 //! The operations of a decoder on rows of f32: each is the mathematics, spread over the cores where it pays.
 
-use super::dot::{self, Out};
 use super::elementwise;
+use super::product::{self, Left, Out};
 use super::weights::{Linear, Matrix};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Multiply-adds below which one core is faster than waking the others.
 const PARALLEL_FROM: usize = 1 << 18;
@@ -11,18 +12,43 @@ const PARALLEL_FROM: usize = 1 << 18;
 /// Columns of a result that one task computes at least.
 const MIN_COLUMNS: usize = 32;
 
-/// Calls `task(a, b)` for column ranges that cover `0 .. n`, on all cores if `work` multiply-adds are worth it. What a
-/// range computes does not depend on where the ranges are cut.
-fn split_columns(n: usize, work: usize, unit: usize, task: impl Fn(usize, usize) + Sync) {
+/// Rows of a result that one task computes at least where there are not columns enough for all cores: each task widens the
+/// weights of its columns again.
+const MIN_ROWS: usize = 96;
+
+/// Elements from which an elementwise loop is spread over the cores, in pieces of a quarter as many.
+const ELEMENTS: usize = 1 << 16;
+
+/// Calls `task(rows, columns)` for ranges that cover an `m x n` result, on all cores if `m n k` multiply-adds are worth it. What
+/// a range computes does not depend on where the ranges are cut; columns are cut at multiples of `unit`.
+///
+/// `prepare` makes of a range of rows what all tasks of these rows share.
+fn split<P: Sync + Send>(
+    (m, n, k): (usize, usize, usize),
+    unit: usize,
+    prepare: impl Fn(Range<usize>) -> P + Sync + Send,
+    task: impl Fn(&P, Range<usize>, Range<usize>) + Sync,
+) {
     let threads = rayon::current_num_threads();
+    let work = m * n * k;
     if threads == 1 || work < PARALLEL_FROM || n < 2 * MIN_COLUMNS {
-        task(0, n);
+        task(&prepare(0..m), 0..m, 0..n);
         return;
     }
     // A few ranges per core, so that a core which starts late does not hold up the others.
-    let ranges = (threads * 4).min(n / MIN_COLUMNS).min(work / (PARALLEL_FROM / 4)).max(threads);
+    let ranges = (threads * 4).min(n / MIN_COLUMNS).min(work / (PARALLEL_FROM / 4)).max(threads.min(n / MIN_COLUMNS));
     let width = n.div_ceil(ranges).next_multiple_of(unit);
-    (0..n.div_ceil(width)).into_par_iter().for_each(|i| task(i * width, ((i + 1) * width).min(n)));
+    let columns = n.div_ceil(width);
+    let height = match (2 * threads).div_ceil(columns).min(m / MIN_ROWS) {
+        0 | 1 => m,
+        pieces => m.div_ceil(pieces),
+    };
+    let rows = |piece: usize| piece * height..((piece + 1) * height).min(m);
+    let shared: Vec<P> = (0..m.div_ceil(height)).into_par_iter().map(|piece| prepare(rows(piece))).collect();
+    (0..columns * shared.len()).into_par_iter().for_each(|i| {
+        let (piece, column) = (i / columns, i % columns * width);
+        task(&shared[piece], rows(piece), column..(column + width).min(n))
+    });
 }
 
 /// `y[m, n] = x[m, k] w[n, k]^T`.
@@ -30,9 +56,11 @@ pub(super) fn matmul(y: &mut [f32], x: &[f32], m: usize, w: &Matrix) {
     let (n, k) = (w.rows, w.cols);
     let view = w.view();
     let out = Out::new(y);
-    split_columns(n, m * n * k, 12, |from, to| {
+    let pack = |rows: Range<usize>| Left::new(&x[rows.start * k..], k, rows.len(), k);
+    split((m, n, k), 16, pack, |x, rows, columns| {
+        let y = out.from(rows.start * n + columns.start);
         // SAFETY: `y` is ours, and the ranges are disjoint.
-        unsafe { dot::matmul_nt_columns(out.columns_from(from), n, x, k, m, view.slice(from, to)) }
+        unsafe { product::matmul_nt_columns(y, n, x, view.slice(columns.start, columns.end)) }
     });
 }
 
@@ -42,7 +70,7 @@ pub(super) fn gemm(x: &[f32], m: usize, layer: &Linear) -> Vec<f32> {
     matmul(&mut y, x, m, &layer.weight);
     if let Some(bias) = &layer.bias {
         for row in y.chunks_exact_mut(bias.len()) {
-            add(row, bias);
+            elementwise::add(row, bias);
         }
     }
     y
@@ -53,17 +81,45 @@ pub(super) fn gemm_backward(dx: &mut [f32], dy: &[f32], m: usize, layer: &Linear
     let (n, k) = (layer.weight.rows, layer.weight.cols);
     let view = layer.weight.view();
     let out = Out::new(dx);
-    split_columns(k, m * n * k, 32, |from, to| {
-        // SAFETY: `dx` is ours, and the ranges are disjoint.
-        unsafe { dot::matmul_nn_columns(out.columns_from(from), k, dy, n, m, view.columns(from, to)) }
-    });
+    split(
+        (m, k, n),
+        64,
+        |_| (),
+        |(), rows, columns| {
+            let (y, x) = (out.from(rows.start * k + columns.start), &dy[rows.start * n..]);
+            // SAFETY: `dx` is ours, and the ranges are disjoint.
+            unsafe { product::matmul_nn_columns(y, k, x, n, rows.len(), view.columns(columns.start, columns.end)) }
+        },
+    );
+}
+
+/// Calls `each(first row, rows)` for pieces of `values`, rows of `width`, on all cores if there are elements enough.
+fn by_rows(values: &mut [f32], width: usize, each: impl Fn(usize, &mut [f32]) + Sync) {
+    if values.len() < ELEMENTS || width == 0 || rayon::current_num_threads() == 1 {
+        return each(0, values);
+    }
+    let rows = (ELEMENTS / 4 / width).max(1);
+    values.par_chunks_mut(rows * width).enumerate().for_each(|(i, piece)| each(i * rows, piece));
 }
 
 /// `y += x`.
 pub(super) fn add(y: &mut [f32], x: &[f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y += x;
+    by_rows(y, 1, |from, y| elementwise::add(y, &x[from..from + y.len()]));
+}
+
+/// `silu(gate) * up`, in the place of `gate`.
+pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
+    by_rows(gate, 1, |from, gate| elementwise::swiglu(gate, &up[from..from + gate.len()]));
+}
+
+/// Gradients of [`swiglu`] in place: `gate` becomes `d/d gate`, `up` becomes `d/d up`, given `d/d out`.
+pub(super) fn swiglu_backward(gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
+    if gate.len() < ELEMENTS || rayon::current_num_threads() == 1 {
+        return elementwise::swiglu_backward(gate, up, grad);
     }
+    let pieces =
+        gate.par_chunks_mut(ELEMENTS / 4).zip(up.par_chunks_mut(ELEMENTS / 4)).zip(grad.par_chunks(ELEMENTS / 4));
+    pieces.for_each(|((gate, up), grad)| elementwise::swiglu_backward(gate, up, grad));
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight` for every row of `weight.len()` elements.
@@ -75,12 +131,12 @@ pub(super) fn rmsnorm(x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
 
 /// [`rmsnorm`] in place.
 pub(super) fn rmsnorm_in_place(x: &mut [f32], weight: &[f32], eps: f64) {
-    for row in x.chunks_exact_mut(weight.len()) {
-        let scale = inverse_rms(row, eps);
-        for (x, w) in row.iter_mut().zip(weight) {
-            *x = *x * scale * w;
+    by_rows(x, weight.len(), |_, rows| {
+        for row in rows.chunks_exact_mut(weight.len()) {
+            let scale = inverse_rms(row, eps);
+            elementwise::scale(row, scale, weight);
         }
-    }
+    });
 }
 
 fn inverse_rms(row: &[f32], eps: f64) -> f32 {
@@ -92,16 +148,18 @@ fn inverse_rms(row: &[f32], eps: f64) -> f32 {
 pub(super) fn rmsnorm_backward(dy: &[f32], x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
     let d = weight.len();
     let mut dx = dy.to_vec();
-    for (dx, x) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-        let scale = inverse_rms(x, eps);
-        for (g, w) in dx.iter_mut().zip(weight) {
-            *g *= w;
+    by_rows(&mut dx, d, |first, rows| {
+        for (dx, x) in rows.chunks_exact_mut(d).zip(x[first * d..].chunks_exact(d)) {
+            let scale = inverse_rms(x, eps);
+            for (g, w) in dx.iter_mut().zip(weight) {
+                *g *= w;
+            }
+            let along = elementwise::dot(dx, x) / d as f32 * scale * scale;
+            for (g, x) in dx.iter_mut().zip(x) {
+                *g = (*g - x * along) * scale;
+            }
         }
-        let along = elementwise::dot(dx, x) / d as f32 * scale * scale;
-        for (g, x) in dx.iter_mut().zip(x) {
-            *g = (*g - x * along) * scale;
-        }
-    }
+    });
     dx
 }
 

@@ -1,7 +1,7 @@
 //! A decoder's weights, looked up by their Hugging Face names and kept where they are stored.
 
-use super::dot::Rows;
 use super::rounding::Rounding;
+use super::rows::Rows;
 use crate::Result;
 use crate::dtype::DType;
 use crate::dtype::HalfType;

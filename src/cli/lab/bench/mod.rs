@@ -162,7 +162,7 @@ impl Common {
         names: [Option<String>; 2],
         config: &str,
     ) -> anyhow::Result<Ready> {
-        let limits = if self.runs.no_limits { None } else { Some(limits(&mut opened)?) };
+        let limits = if self.runs.no_limits { None } else { Some(limits(&mut opened, self.device.threads)?) };
         let dtype = match opened.cuda().and_then(|cuda| cuda.opened.models.first()) {
             None => "f32 from the stored weights".to_string(),
             Some(model) => model.storage.name().to_string(),
@@ -170,7 +170,8 @@ impl Common {
         let (device, units, memory_bytes, driver, clocks_mhz) = match opened.cuda() {
             None => {
                 let (name, memory) = machine::described();
-                (name, rayon::current_num_threads(), memory, None, None)
+                let threads = self.device.threads.unwrap_or_else(rayon::current_num_threads);
+                (name, threads, memory, None, None)
             }
             Some(cuda) => {
                 let device = &cuda.opened.device;
@@ -211,7 +212,7 @@ impl Common {
 }
 
 /// What the machine does at most, measured now.
-fn limits(opened: &mut Opened) -> anyhow::Result<Limits> {
+fn limits(opened: &mut Opened, threads: Option<usize>) -> anyhow::Result<Limits> {
     if let Some(cuda) = opened.cuda() {
         let (bytes, flops) = kernel_check::limits(&cuda.opened.device, false)?;
         return Ok(Limits { bytes, flops });
@@ -219,7 +220,7 @@ fn limits(opened: &mut Opened) -> anyhow::Result<Limits> {
     // What a decode step reads: two bytes a weight of the policy, or of the only model.
     let backend = opened.backend();
     let weights = backend.config(Role::Policy).or(backend.config(Role::Reward))?.num_parameters();
-    Ok(machine::processor(usize::try_from(2 * weights).unwrap_or(usize::MAX)))
+    Ok(machine::processor(usize::try_from(2 * weights).unwrap_or(usize::MAX), threads)?)
 }
 
 /// Shapes of a policy and a reward model with their names: of a published shape, or read.

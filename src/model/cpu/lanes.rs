@@ -1,0 +1,359 @@
+//! Sixteen f32 lanes: what every sum of the CPU backend is made of, for each kind of processor.
+//!
+//! A dot product adds element `i` to lane `i % 16`, each lane a chain of fused multiply-adds, and adds the lanes in a
+//! fixed tree at the end. AVX-512 holds the lanes in one register, AVX2 in two, and without either they are an array: slow,
+//! but equal to the last bit.
+
+use std::sync::OnceLock;
+
+/// Lanes of one dot product.
+pub(super) const LANES: usize = 16;
+
+/// What the processor offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Level {
+    /// AVX-512 (F, BW, DQ, VL), and AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// Nothing assumed.
+    Portable,
+}
+
+impl Level {
+    /// All that this processor can do, best first.
+    pub fn available() -> &'static [Level] {
+        static LEVELS: OnceLock<Vec<Level>> = OnceLock::new();
+        LEVELS.get_or_init(|| {
+            let mut levels = Vec::new();
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    levels.push(Level::Avx512);
+                }
+                levels.push(Level::Avx2);
+            }
+            levels.push(Level::Portable);
+            levels
+        })
+    }
+}
+
+/// The best level of this processor.
+#[inline]
+pub(super) fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| Level::available()[0])
+}
+
+/// Sixteen f32 lanes.
+///
+/// # Safety
+/// All functions of an implementation need the processor features it is made of; pointers must be valid for 16 elements
+/// at any alignment.
+pub(super) trait Lanes: Copy {
+    unsafe fn zero() -> Self;
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load_f32(p: *const u8) -> Self;
+    unsafe fn load_bf16(p: *const u8) -> Self;
+    unsafe fn load_f16(p: *const u8) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    /// `self + a * b`, rounded once.
+    unsafe fn fma(self, a: Self, b: Self) -> Self;
+    /// The lanes added in the tree of [`lane_sum`].
+    unsafe fn sum(self) -> f32;
+    /// [`sum`](Self::sum) of sixteen at once.
+    #[inline(always)]
+    unsafe fn sums(groups: [Self; 16]) -> [f32; 16] {
+        // SAFETY: the trait's contract.
+        groups.map(|group| unsafe { group.sum() })
+    }
+}
+
+/// The tree over 16 lanes: 8 apart, 4 apart, 2 apart, neighbours.
+#[inline(always)]
+pub(super) fn lane_sum(lanes: [f32; LANES]) -> f32 {
+    let a: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
+    let b: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
+    (b[0] + b[2]) + (b[1] + b[3])
+}
+
+/// Asks for the cache line at `p`, which need not be readable.
+#[inline(always)]
+pub(super) fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address has no effect but on the cache; SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// A stored element type.
+pub(super) trait Element {
+    const SIZE: usize;
+    /// Sixteen elements, widened exactly.
+    ///
+    /// # Safety
+    /// `p` is valid for 16 elements at any alignment; `L`'s features are present.
+    unsafe fn load<L: Lanes>(p: *const u8) -> L;
+}
+
+pub(super) struct F32;
+pub(super) struct Bf16;
+pub(super) struct F16;
+
+impl Element for F32 {
+    const SIZE: usize = 4;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const u8) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_f32(p) }
+    }
+}
+
+impl Element for Bf16 {
+    const SIZE: usize = 2;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const u8) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_bf16(p) }
+    }
+}
+
+impl Element for F16 {
+    const SIZE: usize = 2;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const u8) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_f16(p) }
+    }
+}
+
+/// Loads the `count < 16` elements at `p`, zeros behind them.
+///
+/// # Safety
+/// `p` is valid for `count` elements of `E`; `L`'s features are present.
+#[inline(always)]
+pub(super) unsafe fn load_tail<L: Lanes, E: Element>(p: *const u8, count: usize) -> L {
+    let mut padded = [0u8; LANES * 4];
+    // SAFETY: `count * SIZE` bytes are readable by the caller's promise and fit the buffer as count < 16; the buffer is
+    // then valid for a whole group.
+    unsafe {
+        std::ptr::copy_nonoverlapping(p, padded.as_mut_ptr(), count * E::SIZE);
+        E::load::<L>(padded.as_ptr())
+    }
+}
+
+/// The lanes without any processor feature: the same roundings, in software where there is no FMA.
+#[derive(Clone, Copy)]
+pub(super) struct Array([f32; LANES]);
+
+impl Lanes for Array {
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Array([0.0; LANES])
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Array([value; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load_f32(p: *const u8) -> Self {
+        // SAFETY: valid for 16 elements by the trait's contract; read_unaligned asks for no alignment.
+        Array(std::array::from_fn(|i| unsafe { p.cast::<f32>().add(i).read_unaligned() }))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u8) -> Self {
+        Array(std::array::from_fn(|i| {
+            // SAFETY: as `load_f32`.
+            half::bf16::from_bits(unsafe { p.cast::<u16>().add(i).read_unaligned() }).to_f32()
+        }))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u8) -> Self {
+        Array(std::array::from_fn(|i| {
+            // SAFETY: as `load_f32`.
+            half::f16::from_bits(unsafe { p.cast::<u16>().add(i).read_unaligned() }).to_f32()
+        }))
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: valid for 16 elements by the trait's contract.
+        unsafe { p.cast::<[f32; LANES]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn fma(self, a: Self, b: Self) -> Self {
+        Array(std::array::from_fn(|i| a.0[i].mul_add(b.0[i], self.0[i])))
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        lane_sum(self.0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86 {
+    //! The lanes in registers of AVX2 and AVX-512.
+
+    use super::{LANES, Lanes};
+    use std::arch::x86_64::*;
+
+    const _: () = assert!(LANES == 16, "two AVX2 registers, or one of AVX-512, have 16 lanes");
+
+    #[derive(Clone, Copy)]
+    pub struct Avx2(__m256, __m256);
+
+    // SAFETY of all blocks in this impl: the intrinsics need AVX2, FMA and F16C, and pointers valid for 16 elements at any
+    // alignment (the unaligned forms are used); both are the trait's contract.
+    impl Lanes for Avx2 {
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: see above.
+            unsafe { Avx2(_mm256_setzero_ps(), _mm256_setzero_ps()) }
+        }
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            // SAFETY: see above.
+            unsafe { Avx2(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load_f32(p: *const u8) -> Self {
+            // SAFETY: see above.
+            unsafe { Avx2(_mm256_loadu_ps(p.cast()), _mm256_loadu_ps(p.cast::<f32>().add(8))) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const u8) -> Self {
+            // SAFETY: see above. A bfloat16 is the upper half of the f32 of the same value.
+            unsafe {
+                let wide = |p: *const u8| {
+                    let half = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(half))
+                };
+                Avx2(wide(p), wide(p.add(16)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(p: *const u8) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let wide = |p: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(p.cast()));
+                Avx2(wide(p), wide(p.add(16)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            // SAFETY: see above.
+            unsafe {
+                _mm256_storeu_ps(p, self.0);
+                _mm256_storeu_ps(p.add(8), self.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn fma(self, a: Self, b: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { Avx2(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
+        }
+        #[inline(always)]
+        unsafe fn sum(self) -> f32 {
+            // SAFETY: see above. Same tree as `lane_sum`.
+            unsafe {
+                let eight = _mm256_add_ps(self.0, self.1);
+                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub struct Avx512(__m512);
+
+    // SAFETY of all blocks in this impl: the intrinsics need AVX-512 F and DQ, and pointers valid for 16 elements at any
+    // alignment (the unaligned forms are used); both are the trait's contract.
+    impl Lanes for Avx512 {
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: see above.
+            unsafe { Avx512(_mm512_setzero_ps()) }
+        }
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            // SAFETY: see above.
+            unsafe { Avx512(_mm512_set1_ps(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load_f32(p: *const u8) -> Self {
+            // SAFETY: see above.
+            unsafe { Avx512(_mm512_loadu_ps(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const u8) -> Self {
+            // SAFETY: see above. A bfloat16 is the upper half of the f32 of the same value.
+            unsafe {
+                let half = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+                Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(half)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(p: *const u8) -> Self {
+            // SAFETY: see above.
+            unsafe { Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            // SAFETY: see above.
+            unsafe { _mm512_storeu_ps(p, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn fma(self, a: Self, b: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { Avx512(_mm512_fmadd_ps(a.0, b.0, self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn sum(self) -> f32 {
+            // SAFETY: see above. Same tree as `lane_sum`.
+            unsafe {
+                let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
+                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+            }
+        }
+        /// Four rounds of the tree, each on two registers at a time whose sums share the result: 15 additions for 16 sums.
+        #[inline(always)]
+        unsafe fn sums(g: [Self; 16]) -> [f32; 16] {
+            // One round: the halves of two registers side by side, added.
+            macro_rules! round {
+                ($shuffle:ident, $left:literal, $right:literal, $a:expr, $b:expr) => {{
+                    let (a, b) = ($a, $b);
+                    _mm512_add_ps($shuffle::<$left>(a, b), $shuffle::<$right>(a, b))
+                }};
+            }
+            // The rounds leave the sum of register `4 u + v` at `4 v + u`, so every fourth goes into one quarter.
+            macro_rules! quarter {
+                ($i:literal) => {{
+                    let left = round!(_mm512_shuffle_f32x4, 0x44, 0xee, g[$i].0, g[$i + 4].0);
+                    let right = round!(_mm512_shuffle_f32x4, 0x44, 0xee, g[$i + 8].0, g[$i + 12].0);
+                    round!(_mm512_shuffle_f32x4, 0x88, 0xdd, left, right)
+                }};
+            }
+            // SAFETY: see above.
+            unsafe {
+                let left = round!(_mm512_shuffle_ps, 0x44, 0xee, quarter!(0), quarter!(1));
+                let right = round!(_mm512_shuffle_ps, 0x44, 0xee, quarter!(2), quarter!(3));
+                let all = round!(_mm512_shuffle_ps, 0x88, 0xdd, left, right);
+                let mut out = [0.0f32; 16];
+                _mm512_storeu_ps(out.as_mut_ptr(), all);
+                out
+            }
+        }
+    }
+}
