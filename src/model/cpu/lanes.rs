@@ -71,8 +71,12 @@ pub(super) trait Lanes: Copy {
     /// [`sum`](Self::sum) of sixteen at once.
     #[inline(always)]
     unsafe fn sums(groups: [Self; 16]) -> [f32; 16] {
-        // SAFETY: the trait's contract.
-        groups.map(|group| unsafe { group.sum() })
+        let mut out = [0.0; 16];
+        for (sum, group) in out.iter_mut().zip(groups) {
+            // SAFETY: the trait's contract.
+            *sum = unsafe { group.sum() };
+        }
+        out
     }
 }
 
@@ -270,6 +274,36 @@ pub(super) mod x86 {
                 let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
                 _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
             }
+        }
+    }
+
+    /// One of the two registers.
+    #[derive(Clone, Copy)]
+    pub struct Half(__m256);
+
+    // SAFETY of all blocks in this impl: as above, with pointers valid for 8 elements.
+    impl Half {
+        pub const LANES: usize = LANES / 2;
+
+        #[inline(always)]
+        pub unsafe fn zero() -> Self {
+            // SAFETY: see above.
+            unsafe { Half(_mm256_setzero_ps()) }
+        }
+        #[inline(always)]
+        pub unsafe fn load(p: *const f32) -> Self {
+            // SAFETY: see above.
+            unsafe { Half(_mm256_loadu_ps(p)) }
+        }
+        #[inline(always)]
+        pub unsafe fn store(self, p: *mut f32) {
+            // SAFETY: see above.
+            unsafe { _mm256_storeu_ps(p, self.0) }
+        }
+        #[inline(always)]
+        pub unsafe fn fma(self, a: Self, b: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { Half(_mm256_fmadd_ps(a.0, b.0, self.0)) }
         }
     }
 

@@ -22,11 +22,10 @@ use super::lanes::{Array, Bf16, Element, F16, F32, LANES, Lanes, Level, level};
 use super::rows::Rows;
 use crate::dtype::DType;
 use nn::{NnTile, nn, nn_tile};
+#[cfg(target_arch = "x86_64")]
+use nt::nt_tile_in_halves;
 use nt::{NtTile, nt, nt_tile};
 use std::cell::RefCell;
-
-/// Tiles of rows of x that read the weights as they are stored.
-const STORED_TILES: usize = 4;
 
 /// `y[m, n] = x[m, k] w[n, k]^T`; row `i` of `y` starts at `i * ldy`.
 pub(super) fn matmul_nt(y: &mut [f32], ldy: usize, x: &Left<'_>, w: Rows<'_>) {
@@ -221,9 +220,9 @@ impl<'a> Left<'a> {
     }
 
     fn at(level: Level, x: &'a [f32], ldx: usize, m: usize, k: usize) -> Self {
-        let most = tile_rows(level);
+        let (stored, most) = tile_rows(level);
         assert!(m == 0 || x.len() >= (m - 1) * ldx + k, "x too short");
-        if m <= STORED_TILES * most {
+        if m <= stored {
             return Left::Few { x, ldx, m };
         }
         // `[piece][group][row][lane]`, zeros behind the last term.
@@ -249,14 +248,14 @@ impl<'a> Left<'a> {
     }
 }
 
-/// Rows of x in a tile of [`matmul_nt`] at most.
-fn tile_rows(level: Level) -> usize {
+/// Rows of x that [`matmul_nt`] multiplies with weights as they are stored at most, and in a tile of packed rows.
+fn tile_rows(level: Level) -> (usize, usize) {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => Avx512::NT_ROWS,
+        Level::Avx512 => (Avx512::STORED, Avx512::NT_ROWS),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => Avx2::NT_ROWS,
-        Level::Portable => Array::NT_ROWS,
+        Level::Avx2 => (Avx2::STORED, Avx2::NT_ROWS),
+        Level::Portable => (Array::STORED, Array::NT_ROWS),
     }
 }
 
@@ -294,7 +293,9 @@ use with_rows;
 ///
 /// The loops over panels are functions of their own: inlined, they would share registers with what stands around them.
 trait Tiles: Lanes {
-    /// Rows of x in a tile of [`matmul_nt`] at most.
+    /// Rows of x that meet weights as they are stored at most.
+    const STORED: usize;
+    /// Packed rows of x in a tile at most.
     const NT_ROWS: usize;
     /// # Safety
     /// As [`nt`].
@@ -326,25 +327,28 @@ macro_rules! apart {
     };
 }
 
-/// Rows of x and of w in a tile of [`matmul_nt`], rows of y and groups of columns in one of [`matmul_nn`], and features.
+/// Of [`matmul_nt`]: how many rows of x meet stored weights in a tile and in all, the loop over a panel, and its rows of x and w.
+/// Of [`matmul_nn`]: rows of y and groups of columns. Then the features.
 macro_rules! tiles {
-    ($lanes:ty, nt: $m:literal x $n:literal, nn: $rows:literal x $columns:literal $(, $features:literal)?) => {
+    ($lanes:ty, stored: $s:literal of $stored:literal, $nt_tile:ident: $m:literal x $n:literal,
+     nn_tile: $rows:literal x $columns:literal $(, $features:literal)?) => {
         impl Tiles for $lanes {
+            const STORED: usize = $stored;
             const NT_ROWS: usize = $m;
-            apart!(fn nt [E: Element] (o: Operands<'_>) { nt::<$lanes, E, $m, $n>(o) } [E] $($features)?);
+            apart!(fn nt [E: Element] (o: Operands<'_>) { nt::<$lanes, E, $s, $m, $n>(o) } [E] $($features)?);
             apart!(fn nn [E: Element] (o: Operands<'_>) { nn::<$lanes, E, $rows, $columns>(o) } [E] $($features)?);
-            apart!(fn nt_tile [const M: usize, const N: usize] (o: NtTile) { nt_tile::<$lanes, M, N>(o) } [M, N] $($features)?);
+            apart!(fn nt_tile [const M: usize, const N: usize] (o: NtTile) { $nt_tile::<$lanes, M, N>(o) } [M, N] $($features)?);
             apart!(fn nn_tile [const M: usize, const C: usize] (o: NnTile) { nn_tile::<$lanes, M, C>(o) } [M, C] $($features)?);
         }
     };
 }
 
-// As many sums as leave registers for what is multiplied: 24 of 32, or 12 of 16 in pairs.
-tiles!(Array, nt: 2 x 2, nn: 2 x 2);
+// As many sums as leave registers for what is multiplied: 24 of 32, or 12 of 16.
+tiles!(Array, stored: 2 of 4, nt_tile: 2 x 2, nn_tile: 2 x 2);
 #[cfg(target_arch = "x86_64")]
-tiles!(Avx2, nt: 2 x 3, nn: 3 x 2, "avx2,fma,f16c");
+tiles!(Avx2, stored: 2 of 6, nt_tile_in_halves: 4 x 3, nn_tile: 6 x 1, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
-tiles!(Avx512, nt: 6 x 4, nn: 6 x 4, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
+tiles!(Avx512, stored: 6 of 24, nt_tile: 6 x 4, nn_tile: 6 x 4, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
 
 #[cfg(test)]
 mod tests {

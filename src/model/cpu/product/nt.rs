@@ -1,6 +1,8 @@
 //! `y = x w^T`: dot products in 16 lanes.
 
-use super::{LaneBuffer, Operands, SCRATCH, STORED_TILES, Tiles, parts, with_rows};
+use super::{LaneBuffer, Operands, SCRATCH, Tiles, parts, with_rows};
+#[cfg(target_arch = "x86_64")]
+use crate::model::cpu::lanes::x86::Half;
 use crate::model::cpu::lanes::{Element, F32, LANES, Lanes, load_tail, prefetch};
 
 /// Floats of a widened panel: 384 KB, so that it and the bytes of the next one fit a second-level cache of 1 MB.
@@ -116,6 +118,61 @@ pub(super) unsafe fn nt_tile<L: Lanes, const M: usize, const N: usize>(t: NtTile
     }
 }
 
+/// [`nt_tile`] where a group of lanes takes two registers: first the lower lanes of all terms, then the upper, as twelve sums of
+/// half a group leave registers for their operands.
+///
+/// # Safety
+/// As [`nt_tile`], and `lanes` has room in any case.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) unsafe fn nt_tile_in_halves<L: Lanes, const M: usize, const N: usize>(t: NtTile) {
+    // SAFETY: the ranges are the caller's promise; a half ends where its group ends.
+    unsafe {
+        for half in 0..2 {
+            let offset = half * Half::LANES;
+            let lanes = t.lanes.add(offset);
+            let mut acc = [[Half::zero(); N]; M];
+            if !t.first {
+                for m in 0..M {
+                    for n in 0..N {
+                        acc[m][n] = Half::load(lanes.add((m * N + n) * LANES));
+                    }
+                }
+            }
+            let (mut x, mut w) = (t.x.add(offset), t.w.add(offset));
+            for _ in 0..t.groups {
+                let mut wv = [Half::zero(); N];
+                for n in 0..N {
+                    wv[n] = Half::load(w.add(n * LANES));
+                }
+                for m in 0..M {
+                    let xv = Half::load(x.add(m * LANES));
+                    for n in 0..N {
+                        acc[m][n] = acc[m][n].fma(xv, wv[n]);
+                    }
+                }
+                // At the end both lie behind the operands.
+                x = x.wrapping_add(M * LANES);
+                w = w.wrapping_add(N * LANES);
+            }
+            for m in 0..M {
+                for n in 0..N {
+                    acc[m][n].store(lanes.add((m * N + n) * LANES));
+                }
+            }
+        }
+        if t.last {
+            let mut acc = [[L::zero(); N]; M];
+            for m in 0..M {
+                for n in 0..N {
+                    acc[m][n] = L::load_f32(t.lanes.add((m * N + n) * LANES).cast_const().cast());
+                }
+            }
+            store_sums(acc, t.y, t.ldy, t.columns);
+        }
+    }
+}
+
 /// The `count < 16` terms behind the last whole group of `M` rows of x and `N` rows of w.
 ///
 /// # Safety
@@ -147,12 +204,12 @@ unsafe fn nt_tail<L: Lanes, E: Element, const M: usize, const N: usize>(
 /// # Safety
 /// The operands satisfy the asserts of [`matmul_nt_at`]; `L`'s features are present.
 #[inline(always)]
-pub(super) unsafe fn nt<L: Tiles, E: Element, const M: usize, const N: usize>(o: Operands<'_>) {
+pub(super) unsafe fn nt<L: Tiles, E: Element, const S: usize, const M: usize, const N: usize>(o: Operands<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
-        if o.m <= STORED_TILES * M {
+        if o.m <= L::STORED {
             // As `Left` decides.
-            nt_stored::<L, E, M, N>(o);
+            nt_stored::<L, E, S, N>(o);
         } else {
             nt_panels::<L, E, M, N>(o);
         }
