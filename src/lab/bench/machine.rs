@@ -11,7 +11,7 @@ const PASSES: usize = 15;
 /// Bytes that are read at least, and at most.
 const READ: [usize; 2] = [1 << 20, 1 << 30];
 
-/// Limits of the processor for work that reads `bytes` of weights: those that fit into a cache are read at a cache's pace.
+/// Limits of the processor, with the threads of the pool in which this is called, for work that reads `bytes` of weights: those that fit into a cache are read at a cache's pace.
 pub fn processor(bytes: usize) -> Limits {
     Limits { bytes: read_rate(bytes.clamp(READ[0], READ[1])), flops: multiply_rate() }
 }
