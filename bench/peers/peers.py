@@ -44,7 +44,8 @@ what a caller waits. Processor time is that of all threads of the process during
 wall time. Ratios are the peer's time over ggro's: above 1 ggro is faster. Losses are bold.
 
 "Of the limit" is the least time of the case over ggro's wall time. The least is the longer one of reading all weights, keys and values
-once and of doing all multiply-adds, at the rates that `ggro bench` measures with as many threads, just before.
+once and of doing all multiply-adds, at the rates that `ggro bench` measures with as many threads, just before. "Of a core's peak" is
+the rate of multiply-adds in ggro's processor time over what one thread does at most; work of others on the machine hardly moves it.
 
 Where a peer chose other ids than ggro, the table's notes say so. In f32 that is a mistake somewhere, and the exit code is 1, but for
 random weights, whose likeliest tokens are nearly equal. In bf16 it may happen.
@@ -59,6 +60,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -227,12 +229,10 @@ class Peer:
         return self.answer()
 
     def close(self):
+        self.process.kill()
+        self.process.wait()
         self.process.stdin.close()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self.process.stdout.close()
         self.log.close()
 
 
@@ -342,7 +342,7 @@ def label_of(phase, peer, device):
     return f"transformers {peer if device == 'cpu' else 'bf16'}"
 
 
-def measured(args, model, case, threads, peer_name, peer, limits):
+def measured(args, model, case, threads, peer_name, peer, limits, peak):
     """A row: ggro and a peer in turns."""
     phase = {"greedy": "greedy_answer", "ggro": "ggro_answer"}.get(case.phase, case.phase)
     first = peer.ask(setup={"phase": phase, **case.request})
@@ -383,7 +383,7 @@ def measured(args, model, case, threads, peer_name, peer, limits):
         "peer": label_of(case.phase, peer_name, args.device), "turns": args.runs, "runs_of_a_turn": runs, **theirs, **ours,
         "ratio": theirs["peer_seconds"] / ours["seconds"],
         "processor_ratio": theirs["peer_processor_seconds"] / ours["processor_seconds"],
-        "of_limit": of_limit, "limited_by": limited_by(cost, limits), "gflops": cost and cost["flops"] / row["seconds"] / 1e9,
+        "of_limit": of_limit, "of_peak": cost and peak and cost["flops"] / row["processor_seconds"] / peak, "limited_by": limited_by(cost, limits), "gflops": cost and cost["flops"] / row["seconds"] / 1e9,
         "same_ids": same,
     }, header
 
@@ -404,7 +404,9 @@ def measure(args, report):
             note(str(failed))
             continue
         report["models"][model.name] = model.about
-        cases = [case for case in cases_of(args, model) if case.phase in args.cases]
+        cases = [case for case in cases_of(args, model) if case.phase in args.cases and args.only in f"{case.phase}, {case.name}"]
+        peak = limits_of(args, model, 1)["limits"]["flops"] if args.device == "cpu" and cases else None
+        report["peak_of_a_core"] = peak or report["peak_of_a_core"]
         for threads in args.threads:
             header = limits_of(args, model, threads)
             report["ggro"] = header
@@ -412,10 +414,10 @@ def measure(args, report):
             for peer_name in args.peers:
                 wanted = [case for case in cases if peer_name in case.peers]
                 if wanted:
-                    beside(args, report, model, threads, peer_name, wanted, header["limits"])
+                    beside(args, report, model, threads, peer_name, wanted, header["limits"], peak)
 
 
-def beside(args, report, model, threads, peer_name, cases, limits):
+def beside(args, report, model, threads, peer_name, cases, limits, peak):
     """All cases of a model beside one peer, which is the only one in memory."""
 
     def failed(why):
@@ -434,7 +436,7 @@ def beside(args, report, model, threads, peer_name, cases, limits):
             where = f"{model.name}, {threads} thread{'s' * (threads > 1)}, {case.phase}, {case.name}, {peer_name}"
             note(f"{where} ...")
             try:
-                row, _ = measured(args, model, case, threads, peer_name, peer, limits)
+                row, _ = measured(args, model, case, threads, peer_name, peer, limits, peak)
             except Failed as why:
                 failed(f"{where}: {why}")
                 if peer.process.poll() is not None:
@@ -448,7 +450,7 @@ def beside(args, report, model, threads, peer_name, cases, limits):
             if args.device == "cuda" and case.phase == "decode":
                 graph = Case(case.phase, case.name, {**case.request, "graph": True}, case.words)
                 try:
-                    row, _ = measured(args, model, graph, threads, peer_name, peer, limits)
+                    row, _ = measured(args, model, graph, threads, peer_name, peer, limits, None)
                     report["rows"].append({**row, "peer": row["peer"] + ", CUDA graph", "same_ids": None})
                 except Failed as why:
                     failed(f"{where}, CUDA graph: {why}")
@@ -496,18 +498,20 @@ def markdown(args, report):
             continue
         lines += ["", f"`{model}`: {what}.", ""]
         lines += ["| threads | case | peer | peer ms | ggro ms | peer over ggro | peer processor ms | ggro processor ms | peer over ggro "
-                  "| ggro of the limit |", "|" + "---|" * 10]
+                  "| ggro of the limit | of a core's peak |", "|" + "---|" * 11]
         order = {threads: at for at, threads in enumerate(args.threads)}
         rows.sort(key=lambda row: (order.get(row["threads"], 0), PHASES.index(row["phase"])))
         for row in rows:
-            limit = f"{100 * row['of_limit']:.0f} %" if row["of_limit"] else ""
+            limit, peak = (f"{100 * row[name]:.0f} %" if row[name] else "" for name in ("of_limit", "of_peak"))
             cells = [row["threads"], f"{row['phase']}, {row['case']}", row["peer"], ms(row["peer_seconds"]), ms(row["seconds"]),
                      ratio(row["ratio"]), ms(row["peer_processor_seconds"]), ms(row["processor_seconds"]), ratio(row["processor_ratio"]),
-                     limit]
+                     limit, peak]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         rates = [f"{limits['flops'] / 1e9:,.0f} GFLOP/s and {limits['bytes'] / 1e9:.1f} GB/s with {key.split(', ')[1]}"
                  for key, limits in report["limits"].items() if limits and key.startswith(f"{model}, ")]
-        lines += ["", f"Limits, measured in the same run, by threads: {'; '.join(rates)}."]
+        peak = report["peak_of_a_core"]
+        core = f" One core's peak: {peak / 1e9:,.0f} GFLOP/s." if peak else ""
+        lines += ["", f"Limits, measured in the same run, by threads: {'; '.join(rates)}.{core}"]
         others = [f"{row['phase']} {row['case']} of {row['peer']} on {row['threads']}" for row in rows if row["same_ids"] is False]
         if others:
             lines += ["", "Other ids than ggro's: " + "; ".join(others) + "."]
@@ -531,6 +535,7 @@ def arguments():
     parser.add_argument("--threads", default="1,all", help="numbers of threads, or all [1,all]")
     parser.add_argument("--peers", default=",".join(PEERS), help="f32, bf16, llama.cpp [all of them]")
     parser.add_argument("--cases", default=",".join(PHASES), help=f"{', '.join(PHASES)} [all of them]")
+    parser.add_argument("--only", default="", help="of the cases, those with this in their name, e.g. 'prefill, 256' or '8 x 16'")
     parser.add_argument("--runs", type=int, default=5, help="turns of each [5]")
     parser.add_argument("--turn", type=float, default=0.2, help="seconds that a turn of short runs takes [0.2]")
     parser.add_argument("--pause", type=float, default=0.25, help="seconds between turns, in which waiting threads fall asleep [0.25]")
@@ -580,8 +585,10 @@ def arguments():
 def main():
     args = arguments()
     (ROOT / "target" / "peers").mkdir(parents=True, exist_ok=True)
-    report = {"date": time.strftime("%Y-%m-%d"), "cores": args.cores, "ggro": None, "peers": {}, "models": {}, "limits": {}, "rows": [],
+    report = {"date": time.strftime("%Y-%m-%d"), "cores": args.cores, "ggro": None, "peers": {}, "models": {}, "limits": {}, "peak_of_a_core": None, "rows": [],
               "kernels": [], "notes": []}
+    # What was measured until then is still told.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         measure(args, report)
         if args.device == "cuda":
