@@ -43,6 +43,10 @@ on. A turn is one run, or several where a run takes less than --turn seconds. Ti
 what a caller waits. Processor time is that of all threads of the process during the run: on a machine that others use, it says more than
 wall time. Ratios are the peer's time over ggro's: above 1 ggro is faster. Losses are bold.
 
+Several threads want a machine with nothing else to do. Where a thread is kept waiting, the others of PyTorch and llama.cpp spin until it
+comes, so that even their processor time grows a hundredfold. One thread does not have that: there, processor times are good on a busy
+machine too. The report says when one thread was kept waiting.
+
 "Of the limit" is the least time of the case over ggro's wall time. The least is the longer one of reading all weights, keys and values
 once and of doing all multiply-adds, at the rates that `ggro bench` measures with as many threads, just before. "Of a core's peak" is
 the rate of multiply-adds in ggro's processor time over what one thread does at most; work of others on the machine hardly moves it.
@@ -512,6 +516,9 @@ def markdown(args, report):
         peak = report["peak_of_a_core"]
         core = f" One core's peak: {peak / 1e9:,.0f} GFLOP/s." if peak else ""
         lines += ["", f"Limits, measured in the same run, by threads: {'; '.join(rates)}.{core}"]
+        alone = [row["seconds"] / row["processor_seconds"] for row in rows if row["threads"] == 1]
+        if args.device == "cpu" and alone and max(alone) > 1.1:
+            lines += ["", f"The machine was not quiet: wall times of ggro on one thread are up to {max(alone):.1f} times processor times."]
         others = [f"{row['phase']} {row['case']} of {row['peer']} on {row['threads']}" for row in rows if row["same_ids"] is False]
         if others:
             lines += ["", "Other ids than ggro's: " + "; ".join(others) + "."]
