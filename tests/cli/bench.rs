@@ -2,8 +2,9 @@
 
 use super::{Run, command, finish, ggro};
 use serde_json::{Value, json};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
 
 /// Rows of JSON lines, behind the header.
 fn rows(out: &str) -> (Value, Vec<Value>) {
@@ -50,6 +51,7 @@ fn passes_of_a_random_pair() {
         let [least, most] = [0, 1].map(|i| row["spread"][i].as_f64().expect("seconds"));
         let seconds = number(row, "seconds");
         assert!(0.0 < least && least <= seconds && seconds <= most && row["runs"] == 3, "{row}");
+        assert!(number(row, "processor_seconds") > 0.0, "{row}");
         // Percentages are of the limit that was measured in the same run.
         let cost = &row["cost"];
         let least = (number(cost, "bytes") / limits[0]).max(number(cost, "flops") / limits[1]);
@@ -63,6 +65,43 @@ fn passes_of_a_random_pair() {
     let table = ggro(&bare).ok();
     assert!(table.out.starts_with("ggro ") && table.out.contains("| decode | 1 rows behind 256 |"), "{}", table.out);
     assert!(!table.out.contains('%') || !table.out.contains("limits:"), "{}", table.out);
+}
+
+#[test]
+fn passes_that_are_asked_for_with_threads_that_are_asked_for() {
+    let bare =
+        ["bench", "latency", "-o", "jsonl", "--rows", "1", "--prefill", "4", "--candidates", "1,2", "--runs", "1"];
+    let (header, found) =
+        rows(&ggro(&[&bare[..], &["--passes", "gradient,prefill", "--threads", "1"]].concat()).ok().out);
+    let phases: Vec<&str> = found.iter().filter_map(|row| row["phase"].as_str()).collect();
+    assert_eq!((phases, &header["units"]), (vec!["prefill", "gradient", "gradient"], &json!(1)));
+    let none = ggro(&[&bare[..], &["--passes", "backward"]].concat());
+    assert!(none.code == Some(2) && none.err.contains("backward"), "{}", none.err);
+}
+
+/// Another program can have its turn while this one waits, and closes the input when it has seen enough.
+#[test]
+fn turns_with_another_program() {
+    let args =
+        ["bench", "latency", "-o", "jsonl", "--no-limits", "--passes", "decode", "--rows", "1", "--context", "4"];
+    let mut command = command();
+    command.args([&args[..], &["--runs", "5", "--turns", "2"]].concat());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary runs");
+    let mut told = BufReader::new(child.stderr.take().unwrap()).lines().map(|line| line.expect("UTF-8"));
+    let mut input = child.stdin.take().unwrap();
+    for turn in 0..2 {
+        assert!(told.any(|line| line == "ready"), "turn {turn}");
+        assert_eq!(child.try_wait().unwrap(), None, "it waits for turn {turn}");
+        if turn == 0 {
+            writeln!(input).unwrap();
+        }
+    }
+    drop(input);
+    assert_eq!(told.filter(|line| line == "ready").count(), 1, "the last turn is not waited for");
+    let output = child.wait_with_output().unwrap();
+    let (_, found) = rows(&String::from_utf8(output.stdout).unwrap());
+    assert_eq!((found.len(), &found[0]["runs"]), (1, &json!(5)));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Requests through the engine, timed: what throughput and whole answers are measured with.
 
 use super::report::Phases;
+use super::{Stopwatch, Taken};
 use crate::Result;
 use crate::engine::{Settings, run_all};
 use crate::model::ModelPair;
@@ -11,7 +12,7 @@ pub(super) struct Driven<T> {
     /// In the order in which they were handed in.
     pub finished: Vec<T>,
     /// Until the last one had ended.
-    pub seconds: f64,
+    pub taken: Taken,
     /// Where they went.
     pub phases: Phases,
 }
@@ -22,11 +23,13 @@ pub(super) fn drive<T>(
     settings: &Settings,
     requests: Vec<Box<dyn Request<Output = T>>>,
 ) -> Result<Driven<T>> {
+    let watch = Stopwatch::start();
     let batch = run_all(backend, settings, requests, &mut ())?;
-    let (seconds, spent) = (batch.elapsed, batch.seconds);
+    let taken = Taken { wall: batch.elapsed, ..watch.stop() };
+    let (seconds, spent) = (taken.wall, batch.seconds);
     let percent = |part: f64| 100.0 * part / seconds.max(f64::MIN_POSITIVE);
     let (policy, reward, gradient) = (percent(spent.policy), percent(spent.score), percent(spent.gradient));
     let host = (100.0 - policy - reward - gradient).max(0.0);
     let phases = Phases { policy, reward, gradient, host };
-    Ok(Driven { finished: batch.results.into_iter().map(|(output, _)| output).collect(), seconds, phases })
+    Ok(Driven { finished: batch.results.into_iter().map(|(output, _)| output).collect(), taken, phases })
 }

@@ -2,10 +2,9 @@
 
 use super::cost::{self, Limits};
 use super::report::{Row, hash_of};
-use super::timed;
+use super::{Before, Stopwatch, timed};
 use crate::model::{GradientSpan, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 use crate::{Error, Result};
-use std::time::Instant;
 
 /// How large what is run is.
 #[derive(Clone, Debug)]
@@ -45,47 +44,70 @@ pub(super) fn reward_case(candidates: usize, segment: usize, prefix: usize) -> S
     format!("{candidates} x {segment} tokens behind {prefix}")
 }
 
-/// What is measured.
+/// A kind of pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passes {
-    /// What a device launches as graphs where it may: decode steps, and rewards with gradients.
-    Graphs,
-    /// Everything.
-    All,
+pub enum Pass {
+    /// Prompts through the policy.
+    Prefill,
+    /// Steps of the policy.
+    Decode,
+    /// Segments through the reward model.
+    Reward,
+    /// Segments through the reward model and back.
+    Gradient,
 }
 
-/// Times the passes of the models that a backend has; `done` is told of each case as it comes.
+impl Pass {
+    /// All of them.
+    pub const ALL: [Pass; 4] = [Pass::Prefill, Pass::Decode, Pass::Reward, Pass::Gradient];
+
+    /// A device launches it as a graph where it may.
+    pub fn is_graph(self) -> bool {
+        matches!(self, Pass::Decode | Pass::Gradient)
+    }
+
+    /// Whose pass it is.
+    pub fn role(self) -> Role {
+        match self {
+            Pass::Prefill | Pass::Decode => Role::Policy,
+            Pass::Reward | Pass::Gradient => Role::Reward,
+        }
+    }
+}
+
+/// Times those of the passes whose model a backend has; `done` is told of each case as it comes.
 ///
 /// # Errors
 /// The backend fails, or has no room for a case.
 pub fn latency(
     backend: &mut ModelPair,
     depths: &Depths,
-    passes: Passes,
+    passes: &[Pass],
     limits: Option<Limits>,
+    before: Before<'_>,
     done: &mut dyn FnMut(Row),
 ) -> Result<()> {
     let mut done = |row: Row| done(row.against(limits));
-    let [policy, reward_model] = [Role::Policy, Role::Reward].map(|role| backend.has(role));
-    if policy && passes == Passes::All {
+    let [prefills, decodes, rewards, gradients] =
+        Pass::ALL.map(|pass| passes.contains(&pass) && backend.has(pass.role()));
+    if prefills {
         for &tokens in &depths.prefill {
             for &prompts in &depths.prompts {
-                done(prefill(backend, prompts, tokens, depths)?);
+                done(prefill(backend, prompts, tokens, depths, before)?);
             }
         }
     }
-    if policy {
+    if decodes {
         for &context in &depths.context {
             for &rows in &depths.rows {
-                done(decode(backend, rows, context, depths)?);
+                done(decode(backend, rows, context, depths, before)?);
             }
         }
     }
-    if reward_model {
-        for &candidates in &depths.candidates {
-            let both: &[bool] = if passes == Passes::All { &[false, true] } else { &[true] };
-            for &gradient in both {
-                done(reward(backend, candidates, gradient, depths)?);
+    for &candidates in &depths.candidates {
+        for (gradient, wanted) in [(false, rewards), (true, gradients)] {
+            if wanted {
+                done(reward(backend, candidates, gradient, depths, before)?);
             }
         }
     }
@@ -118,29 +140,29 @@ fn sound(rows: &[PolicyRow]) -> Result<Vec<u32>> {
     }
 }
 
-fn prefill(backend: &mut ModelPair, prompts: usize, tokens: usize, depths: &Depths) -> Result<Row> {
+fn prefill(backend: &mut ModelPair, prompts: usize, tokens: usize, depths: &Depths, before: Before<'_>) -> Result<Row> {
     let mut chosen = Vec::new();
     let texts: Vec<Vec<u32>> =
         (0..prompts).map(|number| ids(backend, Role::Policy, tokens, 101 * number)).collect::<Result<_>>()?;
-    let seconds = timed(depths, || {
+    let taken = timed([depths.warmup, depths.runs], before, || {
         with(backend, |backend, held| {
             for _ in 0..prompts {
                 held.push(backend.create(Role::Policy)?);
             }
             let spans: Vec<PolicySpan<'_>> = held.iter().zip(&texts).map(|(&seq, ids)| plain(seq, 0, ids)).collect();
-            let started = Instant::now();
+            let watch = Stopwatch::start();
             let rows = backend.policy_step(&spans)?;
-            let seconds = started.elapsed().as_secs_f64();
+            let taken = watch.stop();
             chosen = sound(&rows)?;
-            Ok(seconds)
+            Ok(taken)
         })
     })?;
     let cost = cost::prefills(backend.config(Role::Policy)?, prompts, tokens);
-    let row = Row::new("prefill", prefill_case(prompts, tokens), seconds).costing(cost, prompts * tokens);
+    let row = Row::timed("prefill", prefill_case(prompts, tokens), &taken).costing(cost, prompts * tokens);
     Ok(Row { ids: Some(hash_of(&chosen)), ..row })
 }
 
-fn decode(backend: &mut ModelPair, rows: usize, context: usize, depths: &Depths) -> Result<Row> {
+fn decode(backend: &mut ModelPair, rows: usize, context: usize, depths: &Depths, before: Before<'_>) -> Result<Row> {
     // The steps that are not timed, and those that are, behind the context.
     let steps = depths.warmup + depths.runs;
     let longest = context + steps;
@@ -161,24 +183,30 @@ fn decode(backend: &mut ModelPair, rows: usize, context: usize, depths: &Depths)
         }
         let ids = ids(backend, Role::Policy, rows, 1)?;
         let (mut at, mut chosen) = (context, Vec::new());
-        let seconds = timed(depths, || {
+        let taken = timed([depths.warmup, depths.runs], before, || {
             let spans: Vec<PolicySpan<'_>> =
                 held.iter().zip(ids.chunks_exact(1)).map(|(&seq, id)| plain(seq, at, id)).collect();
-            let started = Instant::now();
+            let watch = Stopwatch::start();
             let rows = backend.policy_step(&spans)?;
-            let seconds = started.elapsed().as_secs_f64();
+            let taken = watch.stop();
             at += 1;
             chosen.extend(sound(&rows)?);
-            Ok(seconds)
+            Ok(taken)
         })?;
         let cost = cost::decode(backend.config(Role::Policy)?, rows, context + depths.warmup + depths.runs / 2, 0);
-        let row = Row::new("decode", decode_case(rows, context), seconds).costing(cost, rows);
+        let row = Row::timed("decode", decode_case(rows, context), &taken).costing(cost, rows);
         let (committed, ids) = (row.work_tokens_per_second, Some(hash_of(&chosen)));
         Ok(Row { rows: Some(rows), committed_tokens_per_second: committed, ids, ..row })
     })
 }
 
-fn reward(backend: &mut ModelPair, candidates: usize, gradient: bool, depths: &Depths) -> Result<Row> {
+fn reward(
+    backend: &mut ModelPair,
+    candidates: usize,
+    gradient: bool,
+    depths: &Depths,
+    before: Before<'_>,
+) -> Result<Row> {
     let &Depths { segment, prefix, .. } = depths;
     let text = ids(backend, Role::Reward, prefix, 5)?;
     let segments = ids(backend, Role::Reward, candidates * segment, 11)?;
@@ -192,7 +220,7 @@ fn reward(backend: &mut ModelPair, candidates: usize, gradient: bool, depths: &D
         }
         // A device records a gradient's shape when it is there the second time: that is not timed.
         let warmup = if gradient { depths.warmup.max(2) } else { depths.warmup };
-        let seconds = timed(&Depths { warmup, ..depths.clone() }, || {
+        let taken = timed([warmup, depths.runs], before, || {
             with(backend, |backend, branches| {
                 for _ in 0..candidates {
                     branches.push(backend.fork(trunk, prefix)?);
@@ -203,16 +231,16 @@ fn reward(backend: &mut ModelPair, candidates: usize, gradient: bool, depths: &D
                 });
                 let spans: Vec<GradientSpan<'_>> = spans.collect();
                 let scores: Vec<RewardSpan<'_>> = spans.iter().map(|span| span.span).collect();
-                let started = Instant::now();
+                let watch = Stopwatch::start();
                 let rewards: Vec<f32> = match gradient {
                     true => {
                         backend.reward_gradient(&spans)?.iter().map(|found| found.score.reward + found.norm).collect()
                     }
                     false => backend.reward_score(&scores)?.iter().map(|score| score.reward).collect(),
                 };
-                let seconds = started.elapsed().as_secs_f64();
+                let taken = watch.stop();
                 match rewards.iter().all(|reward| reward.is_finite()) {
-                    true => Ok(seconds),
+                    true => Ok(taken),
                     false => Err(Error::NonFinite { what: "reward", model: "reward", position: prefix + segment - 1 }),
                 }
             })
@@ -223,6 +251,6 @@ fn reward(backend: &mut ModelPair, candidates: usize, gradient: bool, depths: &D
             false => ("reward", cost::score(config, candidates, segment, prefix)),
         };
         let case = reward_case(candidates, segment, prefix);
-        Ok(Row::new(phase, case, seconds).costing(cost, candidates * segment))
+        Ok(Row::timed(phase, case, &taken).costing(cost, candidates * segment))
     })
 }

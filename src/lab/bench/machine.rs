@@ -2,7 +2,6 @@
 //! multiply-adds its vector units do.
 
 use super::cost::Limits;
-use crate::{Error, Result};
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
@@ -12,15 +11,9 @@ const PASSES: usize = 15;
 /// Bytes that are read at least, and at most.
 const READ: [usize; 2] = [1 << 20, 1 << 30];
 
-/// Limits of `threads` cores (all without a number) for work that reads `bytes` of weights: those that fit into a cache are read
-/// at a cache's pace.
-///
-/// # Errors
-/// The threads cannot be started.
-pub fn processor(bytes: usize, threads: Option<usize>) -> Result<Limits> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build();
-    let pool = pool.map_err(|e| Error::Backend(format!("cannot start threads: {e}")))?;
-    Ok(pool.install(|| Limits { bytes: read_rate(bytes.clamp(READ[0], READ[1])), flops: multiply_rate() }))
+/// Limits of the processor, with the threads of the pool in which this is called, for work that reads `bytes` of weights: those that fit into a cache are read at a cache's pace.
+pub fn processor(bytes: usize) -> Limits {
+    Limits { bytes: read_rate(bytes.clamp(READ[0], READ[1])), flops: multiply_rate() }
 }
 
 /// Bytes a second that all threads read together.
@@ -131,7 +124,7 @@ mod tests {
         assert_eq!(sum_of(&(0..1003).collect::<Vec<u64>>()), 1002 * 1003 / 2);
         // The fixed point of x -> 0.999 x + 0.001 is 1.
         assert!((multiply_adds(1 << 14) / LANES as f32 - 1.0).abs() < 1e-3);
-        let limits = processor(1 << 20, None).unwrap();
+        let limits = processor(1 << 20);
         assert!(limits.bytes > 1e8 && limits.flops > 1e8, "{limits:?}");
     }
 }

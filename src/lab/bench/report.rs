@@ -1,6 +1,7 @@
 //! What a benchmark prints: where it ran, a row per case, in the format that is asked for; and two of them compared.
 
 use super::cost::{Cost, Limits};
+use super::stopwatch::Taken;
 use crate::files::json::in_line;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,8 @@ pub struct Row {
     pub seconds: f64,
     /// Least and largest seconds.
     pub spread: [f64; 2],
+    /// Median seconds of processor time of a run, all threads together. Not measured for every kind of case, nor by earlier versions.
+    pub processor_seconds: Option<f64>,
     /// Timed runs.
     pub runs: usize,
     /// Tokens of answers a second.
@@ -115,6 +118,14 @@ impl Row {
         let (phase, median) = (phase.to_string(), at(seconds.len() / 2));
         let spread = [at(0), at(seconds.len().saturating_sub(1))];
         Row { phase, case, seconds: median, spread, runs: seconds.len(), ..Row::default() }
+    }
+
+    /// A case of runs with their processor time.
+    pub(super) fn timed(phase: &str, case: String, runs: &[Taken]) -> Row {
+        let row = Row::new(phase, case, runs.iter().map(|taken| taken.wall).collect());
+        let mut processor: Vec<f64> = runs.iter().map(|taken| taken.processor).collect();
+        processor.sort_by(f64::total_cmp);
+        Row { processor_seconds: processor.get(processor.len() / 2).copied(), ..row }
     }
 
     /// With what it costs at least, and so many positions through the models.
@@ -171,7 +182,7 @@ pub fn hash_of(ids: &[u32]) -> String {
     format!("{:016x}", ids.iter().fold(0xcbf2_9ce4_8422_2325, fold))
 }
 
-const COLUMNS: [&str; 18] = [
+const COLUMNS: [&str; 19] = [
     "phase",
     "case",
     "rows",
@@ -180,6 +191,7 @@ const COLUMNS: [&str; 18] = [
     "seconds",
     "least",
     "most",
+    "processor_seconds",
     "committed_tokens_per_second",
     "work_tokens_per_second",
     "gigabytes_per_second",
@@ -228,9 +240,9 @@ impl Header {
                 }
                 let _ = write!(
                     text,
-                    "\n| phase | case | launch | ms | least to most | committed/s | work/s | GB/s | TFLOP/s | of the limit | policy, reward, \
+                    "\n| phase | case | launch | ms | least to most | processor ms | committed/s | work/s | GB/s | TFLOP/s | of the limit | policy, reward, \
                      gradient, host % | over greedy | reward | ids |\n|{}\n",
-                    "---|".repeat(14)
+                    "---|".repeat(15)
                 );
                 text
             }
@@ -264,6 +276,7 @@ impl Row {
                     self.seconds.to_string(),
                     self.spread[0].to_string(),
                     self.spread[1].to_string(),
+                    exact(self.processor_seconds),
                     exact(self.committed_tokens_per_second),
                     exact(self.work_tokens_per_second),
                     exact(self.gigabytes_per_second),
@@ -285,13 +298,14 @@ impl Row {
                 });
                 let ms = [self.seconds, self.spread[0], self.spread[1]].map(|seconds| 1e3 * seconds);
                 format!(
-                    "| {} | {} | {} | {:.3} | {:.3} to {:.3} | {} | {} | {} | {} | {percent} | {phases} | {} | {} | {} |\n",
+                    "| {} | {} | {} | {:.3} | {:.3} to {:.3} | {} | {} | {} | {} | {} | {percent} | {phases} | {} | {} | {} |\n",
                     self.phase,
                     self.case,
                     self.launch,
                     ms[0],
                     ms[1],
                     ms[2],
+                    number(self.processor_seconds.map(|seconds| 1e3 * seconds), 3),
                     number(self.committed_tokens_per_second, 1),
                     number(self.work_tokens_per_second, 1),
                     number(self.gigabytes_per_second, 1),
@@ -413,6 +427,15 @@ mod tests {
         );
         // Half a second for the bytes, a tenth for the operations.
         assert_eq!(row.percent, Some(25.0));
+    }
+
+    #[test]
+    fn medians_of_wall_and_processor_time_are_their_own() {
+        let runs = [(3.0, 1.0), (1.0, 5.0), (2.0, 4.0)].map(|(wall, processor)| Taken { wall, processor });
+        let row = Row::timed("decode", "x".to_string(), &runs);
+        assert_eq!((row.seconds, row.processor_seconds, row.runs), (2.0, Some(4.0), 3));
+        assert_eq!(Row::timed("decode", "x".to_string(), &[]).processor_seconds, None);
+        assert!(row.text(Format::Markdown).unwrap().contains("| 2000.000 | 1000.000 to 3000.000 | 4000.000 |"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Whole answers: the method against plain greedy decoding and Best-of-N of the same engine, prompt and budget.
 
+use super::Before;
 use super::drive::drive;
 use super::report::{Answer, Row, hash_of};
 use crate::answer::{Completions, Response};
@@ -41,7 +42,12 @@ pub struct Asked {
 ///
 /// # Errors
 /// The backend fails, the answer does not fit it, or one depends on the speculation.
-pub fn responses(backend: &mut ModelPair, asked: &Asked, done: &mut dyn FnMut(&Row)) -> Result<Vec<Row>> {
+pub fn responses(
+    backend: &mut ModelPair,
+    asked: &Asked,
+    before: Before<'_>,
+    done: &mut dyn FnMut(&Row),
+) -> Result<Vec<Row>> {
     let vocab = backend.config(Role::Policy)?.vocab_size.min(backend.config(Role::Reward)?.vocab_size);
     let prompt: Vec<u32> = match &asked.ids {
         Some(ids) => ids.clone(),
@@ -69,7 +75,7 @@ pub fn responses(backend: &mut ModelPair, asked: &Asked, done: &mut dyn FnMut(&R
     let mut all: Vec<Row> = Vec::new();
     for (way, phase, case, width) in ways {
         let settings = Settings::single(width);
-        let (mut seconds, mut last) = (Vec::new(), None);
+        let (mut taken, mut last) = (Vec::new(), None);
         for run in 0..asked.warmup + asked.runs.max(1) {
             let request: Box<dyn Request<Output = Result<(Vec<u32>, Answer)>>> = match &way {
                 Way::Guided(options) => {
@@ -79,15 +85,18 @@ pub fn responses(backend: &mut ModelPair, asked: &Asked, done: &mut dyn FnMut(&R
                 }
                 Way::Best(n) => Box::new(sampler(backend, &prompt, best_of(*n, asked.tokens))?.map(best_answer)),
             };
+            if run >= asked.warmup {
+                before(run - asked.warmup)?;
+            }
             let driven = drive(backend, &settings, vec![request])?;
             if run >= asked.warmup {
-                seconds.push(driven.seconds);
+                taken.push(driven.taken);
             }
             last = Some(driven);
         }
         let Some(mut driven) = last else { continue };
         let (ids, mut answer) = driven.finished.remove(0)?;
-        let row = Row::new(phase, case, seconds);
+        let row = Row::timed(phase, case, &taken);
         // Greedy answers may be cut short by nothing here, so all have one length; if not, a token is what is compared.
         let base = all.first().map_or(row.seconds, |greedy| greedy.seconds);
         answer.over_greedy = row.seconds / base;

@@ -46,7 +46,7 @@ pub fn throughput(
 fn case(backend: &mut ModelPair, asked: &Batches, prompt: usize, batch: usize) -> Result<Row> {
     let settings = Settings { cached_prompts: 0, max_requests: batch, ..Settings::default() };
     let vocab = backend.config(Role::Policy)?.vocab_size;
-    let (mut seconds, mut last) = (Vec::new(), None);
+    let (mut taken, mut last) = (Vec::new(), None);
     for run in 0..asked.warmup + asked.runs.max(1) {
         let requests = (0..batch).map(|number| -> Result<Box<dyn Request<Output = Completions>>> {
             // Prompts of their own: nothing is shared.
@@ -57,7 +57,7 @@ fn case(backend: &mut ModelPair, asked: &Batches, prompt: usize, batch: usize) -
         let requests = requests.collect::<Result<Vec<_>>>()?;
         let driven = drive(backend, &settings, requests)?;
         if run >= asked.warmup {
-            seconds.push(driven.seconds);
+            taken.push(driven.taken);
         }
         last = Some(driven);
     }
@@ -75,7 +75,7 @@ fn case(backend: &mut ModelPair, asked: &Batches, prompt: usize, batch: usize) -
     // Prompts may share one reading of the weights, so the least is one reading.
     let cost = Cost { bytes: once.bytes + steps * step.bytes, flops: batch as f64 * once.flops + steps * step.flops };
     let case = format!("{batch} requests, {prompt} and {} tokens", asked.tokens);
-    let row = Row::new("throughput", case, seconds).costing(cost, batch * (prompt + asked.tokens - 1));
+    let row = Row::timed("throughput", case, &taken).costing(cost, batch * (prompt + asked.tokens - 1));
     let committed = (batch * asked.tokens) as f64 / row.seconds;
     Ok(Row { rows: Some(batch), committed_tokens_per_second: Some(committed), phases, ids: Some(hash_of(&ids)), ..row })
 }

@@ -1,6 +1,6 @@
 //! `ggro bench ggro`.
 
-use super::{Common, Ready, positive};
+use super::{Common, Ready, Turns, positive};
 use crate::cli::say;
 use crate::engine::SpeculationWidth;
 use crate::lab::bench::{Asked, responses};
@@ -43,6 +43,9 @@ pub(super) struct Args {
     best_of: usize,
 
     #[command(flatten)]
+    turns: Turns,
+
+    #[command(flatten)]
     common: Common,
 }
 
@@ -70,7 +73,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Ready { mut opened, header, .. } = common.open(&format!("ggro {asked:?}"))?;
     let cases = 1 + asked.widths.len() + usize::from(asked.best_of > 0);
     let mut sink = common.sink.begin(&header, before, cases)?;
-    let all = responses(opened.backend(), &asked, &mut |row| sink.row(row.clone()))?;
+    let all =
+        responses(opened.backend(), &asked, &mut |number| args.turns.before(number), &mut |row| sink.row(row.clone()))?;
     let code = sink.finish()?;
     // The answer never depends on the speculation; if it does, no figure means anything.
     let mut guided = all.iter().filter(|row| row.phase == "ggro").map(|row| &row.ids);

@@ -7,6 +7,7 @@ mod passes;
 mod serve;
 mod sink;
 
+use crate::Error;
 use crate::batch::output::MadeOn;
 use crate::cli::args::seed;
 use crate::cli::models::{DeviceArgs, PairArgs, made_on};
@@ -116,6 +117,28 @@ struct RunArgs {
     no_limits: bool,
 }
 
+/// Turns with another program, on a machine that is not quiet for long enough to measure one after the other.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Runs")]
+struct Turns {
+    /// Before every Nth timed run of a case, write the line `ready` to standard error and wait for a line of standard input
+    ///
+    /// Another program can then be measured in turns with this one. Nothing is waited for after the end of the input.
+    #[arg(long, value_name = "N", value_parser = positive())]
+    turns: Option<usize>,
+}
+
+impl Turns {
+    /// Waits for its turn, where a timed run of this number begins one.
+    fn before(&self, number: usize) -> crate::Result<()> {
+        if self.turns.is_some_and(|runs| number.is_multiple_of(runs)) {
+            eprintln!("ready");
+            std::io::stdin().read_line(&mut String::new()).map_err(|e| crate::Error::io("standard input", e))?;
+        }
+        Ok(())
+    }
+}
+
 fn positive() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=1 << 20)
 }
@@ -162,7 +185,9 @@ impl Common {
         names: [Option<String>; 2],
         config: &str,
     ) -> anyhow::Result<Ready> {
-        let limits = if self.runs.no_limits { None } else { Some(limits(&mut opened, self.device.threads)?) };
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(self.device.threads.unwrap_or(0));
+        let threads = threads.build().map_err(|e| Error::Backend(format!("cannot start threads: {e}")))?;
+        let limits = if self.runs.no_limits { None } else { Some(limits(&mut opened, &threads)?) };
         let dtype = match opened.cuda().and_then(|cuda| cuda.opened.models.first()) {
             None => "f32 from the stored weights".to_string(),
             Some(model) => model.storage.name().to_string(),
@@ -170,8 +195,7 @@ impl Common {
         let (device, units, memory_bytes, driver, clocks_mhz) = match opened.cuda() {
             None => {
                 let (name, memory) = machine::described();
-                let threads = self.device.threads.unwrap_or_else(rayon::current_num_threads);
-                (name, threads, memory, None, None)
+                (name, threads.current_num_threads(), memory, None, None)
             }
             Some(cuda) => {
                 let device = &cuda.opened.device;
@@ -211,8 +235,8 @@ impl Common {
     }
 }
 
-/// What the machine does at most, measured now.
-fn limits(opened: &mut Opened, threads: Option<usize>) -> anyhow::Result<Limits> {
+/// What the machine does at most, measured now; a processor with these threads.
+fn limits(opened: &mut Opened, threads: &rayon::ThreadPool) -> anyhow::Result<Limits> {
     if let Some(cuda) = opened.cuda() {
         let (bytes, flops) = kernel_check::limits(&cuda.opened.device, false)?;
         return Ok(Limits { bytes, flops });
@@ -220,7 +244,8 @@ fn limits(opened: &mut Opened, threads: Option<usize>) -> anyhow::Result<Limits>
     // What a decode step reads: two bytes a weight of the policy, or of the only model.
     let backend = opened.backend();
     let weights = backend.config(Role::Policy).or(backend.config(Role::Reward))?.num_parameters();
-    Ok(machine::processor(usize::try_from(2 * weights).unwrap_or(usize::MAX), threads)?)
+    let bytes = usize::try_from(2 * weights).unwrap_or(usize::MAX);
+    Ok(threads.install(|| machine::processor(bytes)))
 }
 
 /// Shapes of a policy and a reward model with their names: of a published shape, or read.

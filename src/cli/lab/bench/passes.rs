@@ -1,18 +1,46 @@
 //! `ggro bench latency` and `ggro bench throughput`.
 
-use super::{Common, Ready, positive};
+use super::{Common, Ready, Turns, positive};
 use crate::lab::bench::report::Row;
-use crate::lab::bench::{Batches, Depths, Passes, latency, throughput};
-use crate::model::Role;
+use crate::lab::bench::{Batches, Depths, Pass, latency, throughput};
+use clap::ValueEnum;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Latency {
+    /// Kinds of passes to time
+    #[arg(long, value_name = "PASS,...", value_delimiter = ',', default_value = "prefill,decode,reward,gradient")]
+    #[arg(value_enum, help_heading = "Cases")]
+    passes: Vec<Kind>,
+
     #[command(flatten)]
     depths: DepthArgs,
 
     #[command(flatten)]
+    turns: Turns,
+
+    #[command(flatten)]
     common: Common,
+}
+
+/// See [`Pass`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    Prefill,
+    Decode,
+    Reward,
+    Gradient,
+}
+
+impl From<Kind> for Pass {
+    fn from(kind: Kind) -> Pass {
+        match kind {
+            Kind::Prefill => Pass::Prefill,
+            Kind::Decode => Pass::Decode,
+            Kind::Reward => Pass::Reward,
+            Kind::Gradient => Pass::Gradient,
+        }
+    }
 }
 
 /// How large what is run is.
@@ -90,25 +118,33 @@ pub(super) fn latency_of(args: &Latency) -> anyhow::Result<ExitCode> {
     let Ready { mut opened, header, limits } = common.open(&format!("latency {depths:?}"))?;
     let on_cuda = opened.cuda().is_some();
     let graphs = on_cuda && !common.device.enforce_eager;
-    let [policy, reward] = [Role::Policy, Role::Reward].map(|role| usize::from(opened.backend().has(role)));
-    // By graphs and without them.
-    let ways = if graphs { 2 } else { 1 };
-    let steps =
-        policy * (depths.prefill.len() * depths.prompts.len() + ways * depths.rows.len() * depths.context.len());
-    let cases = steps + reward * (1 + ways) * depths.candidates.len();
+    let passes: Vec<Pass> = args.passes.iter().map(|&kind| kind.into()).collect();
+    let launched: Vec<Pass> = passes.iter().copied().filter(|pass| pass.is_graph()).collect();
+    let backend = opened.backend();
+    let cases = passes.iter().filter(|pass| backend.has(pass.role())).map(|&pass| {
+        let once = match pass {
+            Pass::Prefill => depths.prefill.len() * depths.prompts.len(),
+            Pass::Decode => depths.rows.len() * depths.context.len(),
+            Pass::Reward | Pass::Gradient => depths.candidates.len(),
+        };
+        // By graphs and without them.
+        if graphs && pass.is_graph() { 2 * once } else { once }
+    });
+    let cases = cases.sum();
+    let before_run = &mut |number| args.turns.before(number);
     let mut sink = common.sink.begin(&header, before, cases)?;
     let launch = match (on_cuda, graphs) {
         (false, _) => "",
         (true, true) => "graph",
         (true, false) => "eager",
     };
-    latency(opened.backend(), &depths, Passes::All, limits, &mut |row| {
+    latency(opened.backend(), &depths, &passes, limits, before_run, &mut |row| {
         let launch = if ["decode", "gradient"].contains(&row.phase.as_str()) { launch } else { "" };
         sink.row(Row { launch: launch.to_string(), ..row });
     })?;
     if let Some(cuda) = opened.cuda().filter(|_| graphs) {
         cuda.opened.launches.use_graphs(false);
-        latency(opened.backend(), &depths, Passes::Graphs, limits, &mut |row| {
+        latency(opened.backend(), &depths, &launched, limits, before_run, &mut |row| {
             sink.row(Row { launch: "eager".to_string(), ..row });
         })?;
     }
