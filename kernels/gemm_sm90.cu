@@ -151,32 +151,57 @@ struct Gemm {
         }
     };
 
+    // Asks for a stage's weights, and announces all that the stage is to hold.
+    static __device__ __forceinline__ void copy_weights(const GemmArgs& args, const Problem& problem, const Ring& ring,
+                                                        int index, int output_tile, int term) {
+        const uint32_t stage = ring.stage(index), full = ring.full + 8 * index;
+        const bool both = output_tile + 1 < problem.output_tiles();
+        ptx::mbarrier_expect_tx(full, (both ? 2 : 1) * kTileBytes + kTokenBytes);
+        const auto weights = [&](int output) {
+            const size_t tile = BY_COLUMNS ? static_cast<size_t>(term) * problem.output_tiles() + output
+                                           : static_cast<size_t>(output) * problem.term_tiles() + term;
+            return static_cast<const char*>(args.w) + tile * kTileBytes;
+        };
+        if (BY_COLUMNS && both) {
+            ptx::bulk_copy(stage, weights(output_tile), 2 * kTileBytes, full);
+        } else {
+            ptx::bulk_copy(stage, weights(output_tile), kTileBytes, full);
+            if (both) ptx::bulk_copy(stage + kTileBytes, weights(output_tile + 1), kTileBytes, full);
+        }
+    }
+
+    // Fills the ring with weights, which are there before the kernels before this one have ended. Returns for how many stages.
+    static __device__ __forceinline__ int copy_ahead(const GemmArgs& args, const Problem& problem, const Ring& ring) {
+        Schedule schedule(args);
+        int stages = 0;
+        for (Work work; stages < kStages && schedule.next(work, args, problem.tiles());) {
+            const int output_tile = problem.first_output_tile(work), end = problem.begin(work.end);
+#pragma unroll 1
+            for (int term = problem.begin(work.chunk); term < end && stages < kStages; ++term, ++stages) {
+                copy_weights(args, problem, ring, stages, output_tile, term);
+            }
+        }
+        return stages;
+    }
+
     // One thread fills the ring with what the block's work needs, as soon as there is room.
     static __device__ __forceinline__ void copy(const GemmArgs& args, const Problem& problem, const Ring& ring,
                                                 const void* tokens) {
+        int ahead = copy_ahead(args, problem, ring);
+        ptx::wait_for_predecessors();
         Schedule schedule(args);
         Place place;
         for (Work work; schedule.next(work, args, problem.tiles());) {
             const int output_tile = problem.first_output_tile(work), first_token = problem.first_token(work);
-            const bool both = output_tile + 1 < problem.output_tiles();
             const int end = problem.begin(work.end);
 #pragma unroll 1
             for (int term = problem.begin(work.chunk); term < end; ++term) {
-                const uint32_t stage = ring.stage(place.stage), full = ring.full + 8 * place.stage;
-                ptx::mbarrier_wait(ring.empty + 8 * place.stage, place.parity ^ 1);
-                ptx::mbarrier_expect_tx(full, (both ? 2 : 1) * kTileBytes + kTokenBytes);
-                const auto weights = [&](int output) {
-                    const size_t tile = BY_COLUMNS ? static_cast<size_t>(term) * problem.output_tiles() + output
-                                                   : static_cast<size_t>(output) * problem.term_tiles() + term;
-                    return static_cast<const char*>(args.w) + tile * kTileBytes;
-                };
-                if (BY_COLUMNS && both) {
-                    ptx::bulk_copy(stage, weights(output_tile), 2 * kTileBytes, full);
-                } else {
-                    ptx::bulk_copy(stage, weights(output_tile), kTileBytes, full);
-                    if (both) ptx::bulk_copy(stage + kTileBytes, weights(output_tile + 1), kTileBytes, full);
+                if (--ahead < 0) {
+                    ptx::mbarrier_wait(ring.empty + 8 * place.stage, place.parity ^ 1);
+                    copy_weights(args, problem, ring, place.stage, output_tile, term);
                 }
-                ptx::tensor_copy(stage + 2 * kTileBytes, tokens, term * kTile, first_token, full);
+                ptx::tensor_copy(ring.stage(place.stage) + 2 * kTileBytes, tokens, term * kTile, first_token,
+                                 ring.full + 8 * place.stage);
                 place.template advance<kStages>();
             }
         }
@@ -585,6 +610,7 @@ struct Gemm {
         // The swizzle's pattern repeats after 1024 bytes.
         const Ring ring = {(ptx::smem_address(shared) + 1023) & ~1023u, full, full + 8 * kStages};
         const Problem problem = {args};
+        ptx::launch_dependents();
         if (threadIdx.x == 0) {
             for (int i = 0; i < kStages; ++i) {
                 ptx::mbarrier_init(ring.full + 8 * i, 1);
@@ -597,9 +623,13 @@ struct Gemm {
         if (warpgroup == 0) {
             ptx::fewer_registers<40>();
             if (threadIdx.x == 0) copy(args, problem, ring, tokens);
-            if (kSlices > 1 && threadIdx.x >= kWarp) arrive_in_turn(args, problem, flags);
+            if (kSlices > 1 && threadIdx.x >= kWarp) {
+                ptx::wait_for_predecessors();
+                arrive_in_turn(args, problem, flags);
+            }
         } else {
             ptx::more_registers<232>();
+            ptx::wait_for_predecessors();  // sums, tickets and what is added to are theirs, too
             compute(args, problem, ring, warpgroup - 1, flags);
         }
     }

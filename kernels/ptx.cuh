@@ -179,6 +179,28 @@ __device__ __forceinline__ unsigned atom_add_acq_rel(unsigned* address, unsigned
     return before;
 }
 
+// ---- sm_90: kernels that begin before the one before them has ended --------------------------------------------------
+//
+// Elsewhere a kernel begins when the one before it has ended, and these do nothing.
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool kBeginsEarly = true;
+#else
+constexpr bool kBeginsEarly = false;
+#endif
+
+// Until all kernels before this one have ended, and what they wrote can be seen. Behind it a kernel may touch what it likes; before it,
+// nothing that they write, and it writes nothing. Every kernel waits, even if it needs nothing of theirs: whoever waits for this one
+// takes them for ended, too.
+__device__ __forceinline__ void wait_for_predecessors() {
+    if constexpr (kBeginsEarly) asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+// The next kernel may begin, as far as it gets before its wait, once all blocks have called this or exited.
+__device__ __forceinline__ void launch_dependents() {
+    if constexpr (kBeginsEarly) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 // ---- sm_90: barriers in shared memory and bulk copies --------------------------------------------------------------
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

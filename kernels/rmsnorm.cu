@@ -158,6 +158,7 @@ __device__ __forceinline__ void rmsnorm_backward(float* __restrict__ grad, T* __
     extern "C" __global__ void __launch_bounds__(ggro::kNormThreads)                                                \
         NAME(T* out, float* residual, const void* delta, int delta_kind, const T* weight, int d, int columns,      \
              float eps, int cached) {                                                                               \
+        ggro::await_turn();                                                                                         \
         ggro::rmsnorm<T>(out, residual, delta, delta_kind, weight, d, columns, eps, cached);                        \
     }
 
@@ -166,6 +167,7 @@ __device__ __forceinline__ void rmsnorm_backward(float* __restrict__ grad, T* __
     extern "C" __global__ void __launch_bounds__(ggro::kNormThreads)                                                \
         NAME(float* grad, T* rounded, const float* dy, const T* head, float head_scale, const float* residual,     \
              const T* weight, int d, int columns, float eps, int cached) {                                          \
+        ggro::await_turn();                                                                                         \
         ggro::rmsnorm_backward<T>(grad, rounded, dy, head, head_scale, residual, weight, d, columns, eps, cached);  \
     }
 
