@@ -127,6 +127,7 @@ fn cuda_device(index: usize, device: &CudaDevice) -> Value {
         "free_bytes": device.memory.map(|(free, _)| free),
         "self_check": device.self_check.as_ref().map(self_check),
         "kernels": family(device.kernels.0, &device.kernels.1),
+        "dependent_launches": device.dependent_launches,
         "fits": device.fit.is_ok(),
         "parts": parts,
         "report": device.fit.as_ref().map_or_else(String::clone, |fit| fit.words.clone()),
@@ -266,7 +267,11 @@ fn text(info: &Value) -> String {
                     Some(words) => format!("self-check: {words}, on {}", word(&device["self_check"]["when"])),
                     None => "self-check: not yet made; the first use of the device makes it".to_string(),
                 },
-                family_in_words(&device["kernels"]),
+                [
+                    family_in_words(&device["kernels"]).as_str(),
+                    if device["dependent_launches"] == true { "; they begin before the one before them has ended" } else { "" },
+                ]
+                .concat(),
             ),
         };
     }
