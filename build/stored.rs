@@ -24,7 +24,8 @@ pub fn copy(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> {
         let stored = Path::new(DIR).join(format!("{name}.zst"));
         let packed = out.join(format!("{name}-stored.zst"));
         let bytes = std::fs::copy(&stored, &packed).map_err(|e| format!("{}: {e}", stored.display()))?;
-        let usage = parse(&read(&Path::new(DIR).join(format!("{name}.ptxas")))?);
+        let report = Path::new(DIR).join(format!("{name}.ptxas.zst"));
+        let usage = parse(&String::from_utf8_lossy(&unpacked(&report)?));
         let targets = targets_of(name, &made.targets);
         images.push(Image { name: name.clone(), targets, packed, usage, bytes, fresh: false });
     }

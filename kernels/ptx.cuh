@@ -142,6 +142,9 @@ __device__ __forceinline__ uint4 ld_global_stream(const void* gmem) {
     return v;
 }
 
+// Brings the line of 128 bytes to L2, if it is not there.
+__device__ __forceinline__ void prefetch_l2(const void* gmem) { asm volatile("prefetch.global.L2 [%0];" ::"l"(gmem)); }
+
 // Shared memory of the thread's own, whose accesses stay in this order: the compiler neither gathers loads nor delays stores.
 __device__ __forceinline__ float4 ld_shared_ordered(uint32_t smem) {
     float4 v;

@@ -160,6 +160,11 @@ pub(super) fn family_in_words(kernels: &Value) -> String {
     format!("runs kernels {}: {}", kernels["family"].as_str().unwrap_or("not yet chosen"), word(&kernels["why"]))
 }
 
+/// How they are launched, where there is something to say.
+fn launches_in_words(device: &Value) -> &'static str {
+    if device["dependent_launches"] == true { "; a kernel begins before the one before it has ended" } else { "" }
+}
+
 fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {
     json!({
         "role": role,
@@ -267,11 +272,7 @@ fn text(info: &Value) -> String {
                     Some(words) => format!("self-check: {words}, on {}", word(&device["self_check"]["when"])),
                     None => "self-check: not yet made; the first use of the device makes it".to_string(),
                 },
-                [
-                    family_in_words(&device["kernels"]).as_str(),
-                    if device["dependent_launches"] == true { "; they begin before the one before them has ended" } else { "" },
-                ]
-                .concat(),
+                family_in_words(&device["kernels"]) + launches_in_words(device),
             ),
         };
     }

@@ -86,10 +86,8 @@ fn early_launches_change_no_bit() {
                 assert!(found == expected, "{name}, graphs: {graphs}");
                 let (launches, dependent) =
                     (sum(&machine, "", |c| c.launches), sum(&machine, "", |c| c.dependent_launches));
-                let [weights, others] =
-                    [["gemm", "gemm_backward"], ["rmsnorm", "attention"]].map(|of| {
-                        of.iter().map(|kernels| sum(&machine, kernels, |c| c.early_bytes_read)).sum::<u64>()
-                    });
+                let [weights, others] = [["gemm", "gemm_backward"], ["rmsnorm", "attention"]]
+                    .map(|of| of.iter().map(|kernels| sum(&machine, kernels, |c| c.early_bytes_read)).sum::<u64>());
                 println!("{name}, graphs: {graphs}: {dependent} of {launches} launches are dependent");
                 assert!(dependent * 10 > launches * 9, "{dependent} of {launches}");
                 assert!(weights > 0 && others == 0, "{weights} bytes of weights and {others} others are read early");
@@ -202,7 +200,10 @@ fn a_kernel_that_does_not_wait_is_noticed() {
             let kinds = ["early access", "missing wait"];
             match faults.first() {
                 Some(fault) if kinds.contains(&fault.kind.as_str()) && fault.kernel.starts_with(kernels) => {
-                    println!("{kernels}, {which:?}: {}: {} at {}: {}", fault.kernel, fault.kind, fault.at, fault.message);
+                    println!(
+                        "{kernels}, {which:?}: {}: {} at {}: {}",
+                        fault.kernel, fault.kind, fault.at, fault.message
+                    );
                 }
                 _ => unnoticed.push((kernels, which, faults)),
             }

@@ -17,7 +17,8 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 /// A folder of the kernels in which `change` has had its way with each file.
 pub fn changed(name: &str, change: fn(&str, &str) -> String) -> PathBuf {
-    let texts: Vec<_> = emulated::ptx().iter().map(|(file, text)| (file.clone(), change(emulated::source(file), text))).collect();
+    let texts: Vec<_> =
+        emulated::ptx().iter().map(|(file, text)| (file.clone(), change(emulated::source(file), text))).collect();
     emulated::folder_of(name, &texts)
 }
 

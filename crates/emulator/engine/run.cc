@@ -789,6 +789,8 @@ void enter_control(Table& table) {
     enter(table, "bar.red.popc.u32", {block_reduction<Reduction::count>, "Win"});
     enter(table, "nanosleep.u32", {sleep, "w"});
     enter(table, "trap", {trap, ""});
+    // A hint: it reads nothing.
+    enter(table, "prefetch.global.L2", {nothing, "g"});
     enter(table, "membar.gl membar.cta membar.sys", {fence, ""});
     enter(table, "fence.acq_rel.gpu fence.sc.gpu fence.acq_rel.cta fence.sc.cta fence.acq_rel.sys fence.sc.sys",
           {fence, ""});

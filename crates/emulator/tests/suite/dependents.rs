@@ -38,7 +38,10 @@ impl Chain {
 
     /// Adds to the first row, and to the second what the first has then, and so on.
     fn add(&self, kernel: &str) {
-        assert_eq!([(1, 0), (2, 1), (0, 2)].map(|(to, from)| self.launch(kernel, to, from)), [CUresult::CUDA_SUCCESS; 3]);
+        assert_eq!(
+            [(1, 0), (2, 1), (0, 2)].map(|(to, from)| self.launch(kernel, to, from)),
+            [CUresult::CUDA_SUCCESS; 3]
+        );
     }
 
     fn first(&self) -> [f32; 3] {
