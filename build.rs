@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::time::Instant;
 
-/// Machine code for Ampere, Hopper and Blackwell, and PTX for whatever comes later. The last is the PTX of files for Hopper
-/// alone, which debuggers and the emulated device execute.
+/// Machine code for Ampere, Hopper and Blackwell, and PTX for whatever comes later. The last is what Hopper's machine code is made
+/// of: the emulated device executes it.
 const TARGETS: [&str; 6] = ["sm_80", "sm_90a", "sm_100", "sm_120", "compute_80", "compute_90a"];
 
 fn main() {

@@ -19,21 +19,27 @@ pub const FLAGS: [&str; 4] = ["-std=c++17", "-lineinfo", "-O3", "-Werror=all-war
 /// The targets of files for Hopper alone: instructions of `sm_90a` are in no later card's code, and neither is the text.
 const HOPPER: [&str; 2] = ["sm_90a", "compute_90a"];
 
+/// Targets whose machine code has a table of source lines, in a build for the usual list. The table takes as much room as the code, and
+/// the assembler puts the PTX beside it; for Blackwell it does all of that twice.
+const WITH_LINES: [&str; 2] = ["sm_80", "sm_90a"];
+
 /// Whether a file is for Hopper alone, by its name without the extension.
 pub fn is_for_hopper(name: &str) -> bool {
     name.ends_with("_sm90")
 }
 
-/// Those of a build's targets that a file is compiled for. Text for Hopper alone is made of no other file: what is for all cards
-/// has machine code there, or text that any card takes.
+/// Those of a build's targets that a file is compiled for.
 pub fn targets_of(name: &str, all: &[String]) -> Vec<String> {
-    let takes = |target: &str| if is_for_hopper(name) { HOPPER.contains(&target) } else { target != HOPPER[1] };
-    all.iter().filter(|target| takes(target)).cloned().collect()
+    all.iter().filter(|target| !is_for_hopper(name) || HOPPER.contains(&target.as_str())).cloned().collect()
 }
 
-/// The target whose text the emulated device executes of a file.
-pub fn text_target(name: &str) -> &'static str {
-    if is_for_hopper(name) { HOPPER[1] } else { "compute_80" }
+/// The texts that the emulated device executes of a file: their targets, and what they are called in its folder. Those in the
+/// subfolder `sm_90` are for a device that looks like a Hopper: there kernels wait for those before them, and elsewhere they do not.
+pub fn texts_of(name: &str) -> Vec<(&'static str, String)> {
+    match is_for_hopper(name) {
+        true => vec![(HOPPER[1], name.to_string())],
+        false => vec![("compute_80", name.to_string()), (HOPPER[1], format!("sm_90/{name}"))],
+    }
 }
 
 /// What ptxas reported for one kernel on one target.
@@ -88,6 +94,8 @@ pub struct Job {
     /// The two, and the targets.
     pub made: Made,
     identity: [String; 2],
+    /// All machine code has a table of lines: the build was told its targets.
+    lines_everywhere: bool,
     sources: PathBuf,
     out: PathBuf,
 }
@@ -118,6 +126,7 @@ impl Job {
         let release = |said: &str| said.split("release ").nth(1)?.split(',').next().map(str::to_string);
         let [nvcc_release, ptxas_release] = [(&nvcc, &identity[0]), (&ptxas, &identity[1])]
             .map(|(tool, said)| release(said).ok_or_else(|| format!("{}: no release in --version", tool.display())));
+        let lines_everywhere = targets.is_some();
         let targets: Vec<String> = match targets {
             Some(list) => list.split(',').map(|t| t.trim().to_string()).filter(|t| !t.is_empty()).collect(),
             None => {
@@ -134,7 +143,7 @@ impl Job {
         }
         let made = Made { nvcc: nvcc_release?, ptxas: ptxas_release?, targets };
         let sources = std::env::current_dir().map_err(|e| e.to_string())?.join(sources);
-        Ok(Job { nvcc, ptxas, made, identity, sources, out: out.to_path_buf() })
+        Ok(Job { nvcc, ptxas, made, identity, lines_everywhere, sources, out: out.to_path_buf() })
     }
 
     /// Compiles what has changed, on as many cores as cargo allows.
@@ -144,7 +153,7 @@ impl Job {
         for header in listed(&self.sources, "cuh")? {
             (header.file_name(), read(&header)?).hash(&mut headers);
         }
-        (&self.identity, &self.made.targets, FLAGS, include_str!("nvcc.rs")).hash(&mut headers);
+        (&self.identity, &self.made.targets, self.lines_everywhere, FLAGS, include_str!("nvcc.rs")).hash(&mut headers);
         // The largest file first: it decides how long the whole build takes.
         files.sort_by_key(|file| std::fs::metadata(file).map(|m| std::cmp::Reverse(m.len())).ok());
         let jobs: usize = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
@@ -220,12 +229,11 @@ impl Job {
             // Where it finds a source by the name in the PTX, the line table gets the time at which that was changed.
             ptxas.current_dir(&work);
             let output = work.join(format!("{target}.cubin"));
-            ptxas
-                .arg(format!("-arch={target}"))
-                .args(["-v", "--generate-line-info"])
-                .arg("-o")
-                .arg(&output)
-                .arg(&input);
+            // Without the second it would make the table in any case, of what is in the PTX.
+            let lines = self.lines_everywhere || WITH_LINES.contains(&target.as_str());
+            let how: &[&str] = if lines { &[] } else { &["--suppress-debug-info"] };
+            ptxas.arg(format!("-arch={target}")).args(["-v", "--generate-line-info"]).args(how);
+            ptxas.arg("-o").arg(&output).arg(&input);
             let report = run(&mut ptxas)?;
             if let Some(line) = serialised(&report) {
                 return Err(format!("{name}.cu for {target}: {line}"));

@@ -3,7 +3,7 @@
 //! `manifest` says which compiler, flags and targets made them and has a hash of every source, so that images of other sources
 //! are never taken. `scripts/store-images.py` refreshes them, and says in CI whether they are what nvcc makes today.
 
-use crate::nvcc::{FLAGS, Image, Made, listed, parse, read, targets_of, text_target};
+use crate::nvcc::{FLAGS, Image, Made, listed, parse, read, targets_of, texts_of};
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::Path;
@@ -24,14 +24,15 @@ pub fn copy(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> {
         let stored = Path::new(DIR).join(format!("{name}.zst"));
         let packed = out.join(format!("{name}-stored.zst"));
         let bytes = std::fs::copy(&stored, &packed).map_err(|e| format!("{}: {e}", stored.display()))?;
-        let usage = parse(&read(&Path::new(DIR).join(format!("{name}.ptxas")))?);
+        let report = Path::new(DIR).join(format!("{name}.ptxas.zst"));
+        let usage = parse(&String::from_utf8_lossy(&unpacked(&report)?));
         let targets = targets_of(name, &made.targets);
         images.push(Image { name: name.clone(), targets, packed, usage, bytes, fresh: false });
     }
     Ok((made, images))
 }
 
-/// The PTX that the emulated device executes by name of the source, if it is that of the sources in `kernels`.
+/// The PTX that the emulated device executes, as [`texts_of`] calls it, if it is that of the sources in `kernels`.
 ///
 /// # Errors
 /// As [`copy`].
@@ -39,17 +40,20 @@ pub fn copy(kernels: &Path, out: &Path) -> Result<(Made, Vec<Image>), String> {
 pub fn ptx(kernels: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
     let manifest = Manifest::of(kernels)?;
     let targets = manifest.made().targets;
-    let piece = |name: String| {
-        let target = text_target(&name);
-        let index = targets_of(&name, &targets).iter().position(|known| known == target);
-        let index = index.ok_or_else(|| format!("no PTX for {target} is stored"))?;
+    let mut texts = Vec::new();
+    for name in manifest.names {
         let packed = Path::new(DIR).join(format!("{name}.zst"));
         let all = unpacked(&packed)?;
-        let text = pieces(&all).and_then(|pieces| pieces.get(index).copied());
-        let text = text.ok_or_else(|| format!("{}: not what scripts/store-images.py writes", packed.display()))?;
-        Ok((name, text.to_vec()))
-    };
-    manifest.names.into_iter().map(piece).collect()
+        let pieces = pieces(&all).unwrap_or_default();
+        for (target, place) in texts_of(&name) {
+            let index = targets_of(&name, &targets).iter().position(|known| known == target);
+            let index = index.ok_or_else(|| format!("no PTX for {target} is stored"))?;
+            let text = pieces.get(index);
+            let text = text.ok_or_else(|| format!("{}: not what scripts/store-images.py writes", packed.display()))?;
+            texts.push((place, text.to_vec()));
+        }
+    }
+    Ok(texts)
 }
 
 /// What says of which sources the images are, once it has said that they are of these.

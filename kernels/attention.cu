@@ -295,6 +295,7 @@ struct Attention {
         NAME(void* out, float* lse, const void* q, const void* pool, const uint4* items, const uint4* tokens,         \
              const uint4* pages, float* partials, float* states, unsigned* tickets, unsigned long long block,         \
              int heads, int kv_heads, int out_width, float scale) {                                                   \
+        ggro::await_turn();                                                                                           \
         ggro::Attention<T, EP, WM, WN, STAGES>::run({out, lse, q, pool, items, tokens, pages, partials, states,       \
                                                      tickets, block, heads, kv_heads, out_width, scale});             \
     }

@@ -685,6 +685,7 @@ struct Keys {
         NAME(float* dq, float* deltas, const void* q, const void* pool, const void* out, const float* lse,            \
              const void* d_out, const uint4* items, const uint4* tokens, const uint4* pages, float* partials,         \
              unsigned* tickets, unsigned long long block, int heads, int kv_heads, int out_width, float scale) {      \
+        ggro::await_turn();                                                                                           \
         ggro::Queries<T, EP, WM, WN, STAGES, OVER_VALUES>::run({dq, deltas, q, pool, out, lse, d_out, items, tokens,  \
                                                                 pages, partials, tickets, block, heads, kv_heads,     \
                                                                 out_width, scale});                                   \
@@ -697,6 +698,7 @@ struct Keys {
              const void* d_out, const uint4* items, const uint2* tokens, const unsigned* tiles,                       \
              const unsigned* blocks, unsigned long long block, int heads, int kv_heads, int out_width, int window,    \
              float scale) {                                                                                           \
+        ggro::await_turn();                                                                                           \
         ggro::Keys<T, EP, STEP>::run({dk, dv, q, pool, lse, deltas, d_out, items, tokens, tiles, blocks, block,       \
                                       heads, kv_heads, out_width, window, scale});                                    \
     }

@@ -363,6 +363,7 @@ struct ManyAttention {
         __shared__ uint64_t barriers[2 * STAGES];
         __shared__ uint4 tokens[kMostTiles * 2 * kTileRows];
         __shared__ unsigned arrived[kMostTiles * kTileRows];
+        await_turn();
         const uint4 item = __ldg(args.items + blockIdx.x);
         if ((item.y & 0xffff) == 0) return;  // fills up a launch
         const int warpgroup = threadIdx.x / kWarpgroup;

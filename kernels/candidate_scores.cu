@@ -86,6 +86,7 @@ __device__ __forceinline__ void candidate_scores(float* __restrict__ norms, floa
         NAME(float* norms, float* products, const float* grads, const T* table, const unsigned* ids,                \
              const ggro::ScoreQuery* queries, unsigned rows, unsigned vocabulary, unsigned listed, int d,           \
              float scale) {                                                                                         \
+        ggro::await_turn();                                                                                         \
         ggro::candidate_scores<T>(norms, products, grads, table, ids, queries, rows, vocabulary, listed, d, scale); \
     }
 

@@ -106,6 +106,14 @@ __device__ __forceinline__ bool aligned(const void* address, int bytes) {
     return (reinterpret_cast<uintptr_t>(address) & (bytes - 1)) == 0;
 }
 
+// ---- one kernel after the other ------------------------------------------------------------------------------------
+
+// What a kernel does first that has nothing to do before its turn: the next one may come, and those before have ended.
+__device__ __forceinline__ void await_turn() {
+    ptx::launch_dependents();
+    ptx::wait_for_predecessors();
+}
+
 // ---- matrix products -----------------------------------------------------------------------------------------------
 
 // Products of a storage type, and pairs of numbers as their operands.

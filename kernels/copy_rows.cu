@@ -26,5 +26,6 @@ __device__ __forceinline__ void copy_rows(uint4* __restrict__ dst, const uint4* 
 // Grid: pairs. Block: a thread per word of a row, at most 256.
 extern "C" __global__ void __launch_bounds__(ggro::kCopyThreads)
     copy_rows(uint4* dst, const uint4* src, const uint2* pairs, unsigned dst_rows, unsigned src_rows, int words) {
+    ggro::await_turn();
     ggro::copy_rows(dst, src, pairs, dst_rows, src_rows, words);
 }

@@ -44,6 +44,7 @@ __device__ __forceinline__ void embed(float* __restrict__ out, const T* __restri
 #define EMBED(NAME, T)                                                                                  \
     extern "C" __global__ void __launch_bounds__(ggro::kEmbedThreads)                                   \
         NAME(float* out, const T* table, const unsigned* ids, unsigned vocabulary, int d, int tiled) {  \
+        ggro::await_turn();                                                                             \
         ggro::embed<T>(out, table, ids, vocabulary, d, tiled != 0);                                     \
     }
 

@@ -66,10 +66,10 @@ struct Gemm {
         }
     }
 
-    // Lines of weights are outputs, or with BY_COLUMNS 64 steps along k for each panel of 64 outputs. Then come lines of
-    // tokens. `w` and `x` are the block's first output and token.
-    static __device__ __forceinline__ void load_stage(uint32_t stage, const T* w, const T* x, int w_valid, int x_valid,
-                                                      int tile, const GemmArgs& args) {
+    // A stage's lines of weights are outputs, or with BY_COLUMNS 64 steps along k for each panel of 64 outputs. `w` is the block's
+    // first output.
+    static __device__ __forceinline__ void load_weight_lines(uint32_t stage, const T* w, int w_valid, int tile,
+                                                             const GemmArgs& args) {
         const int first = tile * kTileK, left = args.k - first;
         if constexpr (BY_COLUMNS) {
             const T* const corner = w + static_cast<size_t>(first) * args.n;
@@ -80,7 +80,13 @@ struct Gemm {
         } else {
             copy_lines<kOutputs>(stage, w + first, w_valid, left, args.k);
         }
-        copy_lines<kTokens>(stage + kOutputs * kLine, x + first, x_valid, left, args.k);
+    }
+
+    // Behind them come lines of tokens. `x` is the block's first token.
+    static __device__ __forceinline__ void load_token_lines(uint32_t stage, const T* x, int x_valid, int tile,
+                                                            const GemmArgs& args) {
+        const int first = tile * kTileK;
+        copy_lines<kTokens>(stage + kOutputs * kLine, x + first, x_valid, args.k - first, args.k);
     }
 
     // The weights' fragments of one k16 step: rows 0-7 and 8-15 of the first 8 k, then of the second.
@@ -175,9 +181,20 @@ struct Gemm {
         float acc[MI][NI][4] = {};
         float sum[FOLD ? MI : 1][FOLD ? NI : 1][4] = {};
 
+        // A kernel that begins early asks for weights before its turn. They are of the first group then.
+        ptx::launch_dependents();
+        const auto load_first_weights = [&](int s) {
+            if (from + s < to) load_weight_lines(ring + s * kStageBytes, w, w_valid, from + s, args);
+        };
+        if constexpr (ptx::kBeginsEarly) {
+#pragma unroll
+            for (int s = 0; s < STAGES - 1; ++s) load_first_weights(s);
+        }
+        ptx::wait_for_predecessors();
 #pragma unroll
         for (int s = 0; s < STAGES - 1; ++s) {
-            if (from + s < to) load_stage(ring + s * kStageBytes, w, x, w_valid, x_valid, from + s, args);
+            if constexpr (!ptx::kBeginsEarly) load_first_weights(s);
+            if (from + s < to) load_token_lines(ring + s * kStageBytes, x, x_valid, from + s, args);
             ptx::cp_async_commit();
         }
         int read = 0, refill = STAGES - 1, left = args.chunk_tiles;
@@ -186,7 +203,10 @@ struct Gemm {
             ptx::cp_async_wait<STAGES - 2>();
             __syncthreads();  // stage `read` has arrived for all threads, and none reads stage `refill` any more
             const int next = tile + STAGES - 1;
-            if (next < to) load_stage(ring + refill * kStageBytes, w, x, w_valid, x_valid, next, args);
+            if (next < to) {
+                load_weight_lines(ring + refill * kStageBytes, w, w_valid, next, args);
+                load_token_lines(ring + refill * kStageBytes, x, x_valid, next, args);
+            }
             ptx::cp_async_commit();
             multiply_stage(acc, ring + read * kStageBytes, warp_n, warp_t);
             read = read + 1 == STAGES ? 0 : read + 1;

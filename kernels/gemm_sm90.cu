@@ -34,8 +34,8 @@
 // which `ggro kernels test` asks the card.
 //
 // Bytes: w once per token tile, from L2 but for the first; x once per tile of outputs, from L2. Flops: 2nk per token. Up to
-// some 180 tokens the limit is one read of the weights. A multiprocessor has 5 to 12 stages of 16 KB of weights in flight,
-// several times what latency times bandwidth asks for (26 KB). Beyond, a step of 64 terms takes the tensor core 4 N cycles,
+// some 180 tokens the limit is one read of the weights. A multiprocessor has 5 to 10 stages of 16 KB of weights in flight,
+// several times what latency times bandwidth asks for (26 KB), and with few tokens those of the next product besides. Beyond, a step of 64 terms takes the tensor core 4 N cycles,
 // and shared memory 256 + 3 N at 128 bytes a cycle: 32 KB of weights are copied and read, and tokens copied once and read
 // twice. So shared memory is the limit, at 80 % of the tensor core with 128 tokens and 93 % with 200: tiles are as wide as
 // registers allow. Aims (not measured): 90 % of the copy rate below, 85 % of the wgmma peak above.
@@ -51,9 +51,12 @@ constexpr int kArrivers = 3;
 constexpr int kTile = 64;
 constexpr uint32_t kTileBytes = kTile * kTile * 2;
 constexpr uint32_t kLineBytes = kTile * 2;
-// The ring has at most so many stages, and with its barriers fits into the 227 KB that a block can have.
+// The ring has at most so many stages, and with its barriers fits into the 227 KB that a block can have. For few tokens it takes less
+// than half of a multiprocessor, registers too, so that the next product is there and fills its ring while this one ends.
 constexpr int kMostStages = 12;
 constexpr int kRingBytes = 224 * 1024;
+constexpr int kFewTokens = 32;
+constexpr int kFewRingBytes = 108 * 1024;
 
 enum Output : int { kStoreF32 = 0, kStore16 = 1, kAddF32 = 2, kGated = 3, kGatedGradients = 4 };
 
@@ -107,7 +110,11 @@ template <typename T, int N, bool BY_COLUMNS>
 struct Gemm {
     static constexpr uint32_t kTokenBytes = N * kLineBytes;
     static constexpr uint32_t kStageBytes = 2 * kTileBytes + kTokenBytes;
-    static constexpr int kStages = kRingBytes / kStageBytes < kMostStages ? kRingBytes / kStageBytes : kMostStages;
+    static constexpr bool kFew = N <= kFewTokens;
+    static constexpr int kFits = (kFew ? kFewRingBytes : kRingBytes) / kStageBytes;
+    static constexpr int kStages = kFits < kMostStages ? kFits : kMostStages;
+    // Of a thread: at its start, by the bounds of the launch, 80 where tokens are few, and else 168.
+    static constexpr int kCopierRegisters = 40, kRegisters = kFew ? 96 : 232;
     static constexpr int kSums = N / 2;  // of a thread
     // The tokens are some slices, which are stored, added and finished one after the other.
     static constexpr int kSlices = N <= 24 ? 1 : N <= 64 ? N / 16 : N % 32 == 0 ? 4 : 5;
@@ -151,32 +158,57 @@ struct Gemm {
         }
     };
 
+    // Asks for a stage's weights, and announces all that the stage is to hold.
+    static __device__ __forceinline__ void copy_weights(const GemmArgs& args, const Problem& problem, const Ring& ring,
+                                                        int index, int output_tile, int term) {
+        const uint32_t stage = ring.stage(index), full = ring.full + 8 * index;
+        const bool both = output_tile + 1 < problem.output_tiles();
+        ptx::mbarrier_expect_tx(full, (both ? 2 : 1) * kTileBytes + kTokenBytes);
+        const auto weights = [&](int output) {
+            const size_t tile = BY_COLUMNS ? static_cast<size_t>(term) * problem.output_tiles() + output
+                                           : static_cast<size_t>(output) * problem.term_tiles() + term;
+            return static_cast<const char*>(args.w) + tile * kTileBytes;
+        };
+        if (BY_COLUMNS && both) {
+            ptx::bulk_copy(stage, weights(output_tile), 2 * kTileBytes, full);
+        } else {
+            ptx::bulk_copy(stage, weights(output_tile), kTileBytes, full);
+            if (both) ptx::bulk_copy(stage + kTileBytes, weights(output_tile + 1), kTileBytes, full);
+        }
+    }
+
+    // Fills the ring with weights, which are there before the kernels before this one have ended. Returns for how many stages.
+    static __device__ __forceinline__ int copy_ahead(const GemmArgs& args, const Problem& problem, const Ring& ring) {
+        Schedule schedule(args);
+        int stages = 0;
+        for (Work work; stages < kStages && schedule.next(work, args, problem.tiles());) {
+            const int output_tile = problem.first_output_tile(work), end = problem.begin(work.end);
+#pragma unroll 1
+            for (int term = problem.begin(work.chunk); term < end && stages < kStages; ++term, ++stages) {
+                copy_weights(args, problem, ring, stages, output_tile, term);
+            }
+        }
+        return stages;
+    }
+
     // One thread fills the ring with what the block's work needs, as soon as there is room.
     static __device__ __forceinline__ void copy(const GemmArgs& args, const Problem& problem, const Ring& ring,
                                                 const void* tokens) {
+        int ahead = copy_ahead(args, problem, ring);
+        ptx::wait_for_predecessors();
         Schedule schedule(args);
         Place place;
         for (Work work; schedule.next(work, args, problem.tiles());) {
             const int output_tile = problem.first_output_tile(work), first_token = problem.first_token(work);
-            const bool both = output_tile + 1 < problem.output_tiles();
             const int end = problem.begin(work.end);
 #pragma unroll 1
             for (int term = problem.begin(work.chunk); term < end; ++term) {
-                const uint32_t stage = ring.stage(place.stage), full = ring.full + 8 * place.stage;
-                ptx::mbarrier_wait(ring.empty + 8 * place.stage, place.parity ^ 1);
-                ptx::mbarrier_expect_tx(full, (both ? 2 : 1) * kTileBytes + kTokenBytes);
-                const auto weights = [&](int output) {
-                    const size_t tile = BY_COLUMNS ? static_cast<size_t>(term) * problem.output_tiles() + output
-                                                   : static_cast<size_t>(output) * problem.term_tiles() + term;
-                    return static_cast<const char*>(args.w) + tile * kTileBytes;
-                };
-                if (BY_COLUMNS && both) {
-                    ptx::bulk_copy(stage, weights(output_tile), 2 * kTileBytes, full);
-                } else {
-                    ptx::bulk_copy(stage, weights(output_tile), kTileBytes, full);
-                    if (both) ptx::bulk_copy(stage + kTileBytes, weights(output_tile + 1), kTileBytes, full);
+                if (--ahead < 0) {
+                    ptx::mbarrier_wait(ring.empty + 8 * place.stage, place.parity ^ 1);
+                    copy_weights(args, problem, ring, place.stage, output_tile, term);
                 }
-                ptx::tensor_copy(stage + 2 * kTileBytes, tokens, term * kTile, first_token, full);
+                ptx::tensor_copy(ring.stage(place.stage) + 2 * kTileBytes, tokens, term * kTile, first_token,
+                                 ring.full + 8 * place.stage);
                 place.template advance<kStages>();
             }
         }
@@ -585,6 +617,7 @@ struct Gemm {
         // The swizzle's pattern repeats after 1024 bytes.
         const Ring ring = {(ptx::smem_address(shared) + 1023) & ~1023u, full, full + 8 * kStages};
         const Problem problem = {args};
+        ptx::launch_dependents();
         if (threadIdx.x == 0) {
             for (int i = 0; i < kStages; ++i) {
                 ptx::mbarrier_init(ring.full + 8 * i, 1);
@@ -595,11 +628,15 @@ struct Gemm {
         __syncthreads();  // the barriers are there
         const int warpgroup = threadIdx.x / kWarpgroup;
         if (warpgroup == 0) {
-            ptx::fewer_registers<40>();
+            ptx::fewer_registers<kCopierRegisters>();
             if (threadIdx.x == 0) copy(args, problem, ring, tokens);
-            if (kSlices > 1 && threadIdx.x >= kWarp) arrive_in_turn(args, problem, flags);
+            if (kSlices > 1 && threadIdx.x >= kWarp) {
+                ptx::wait_for_predecessors();
+                arrive_in_turn(args, problem, flags);
+            }
         } else {
-            ptx::more_registers<232>();
+            ptx::more_registers<kRegisters>();
+            ptx::wait_for_predecessors();  // sums, tickets and what is added to are theirs, too
             compute(args, problem, ring, warpgroup - 1, flags);
         }
     }
@@ -610,7 +647,7 @@ struct Gemm {
 // A box of x is N rows of 64 elements, lines swizzled. Grid: a block for each multiprocessor at most. Block: 384. Dynamic
 // shared memory: the stages of the ring, 16 KB and 128 bytes a token each, and 1 KB.
 #define GEMM(NAME, T, N, BY_COLUMNS)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(ggro::kGemmThreads, 1)                                               \
+    extern "C" __global__ void __launch_bounds__(ggro::kGemmThreads, N <= ggro::kFewTokens ? 2 : 1)                      \
         NAME(const __grid_constant__ ggro::TensorMap x, void* y, const void* w, const void* bias,                     \
              void* beside, float* partial, unsigned* tickets, int tokens, int outputs, int terms, int chunks,         \
              int split, int output) {                                                                                 \

@@ -32,5 +32,6 @@ __device__ __forceinline__ void kv_copy(uint4* __restrict__ pool, const unsigned
 // Grid: (layers x 2 x heads, copies). Block: 256.
 extern "C" __global__ void __launch_bounds__(ggro::kKvCopyThreads)
     kv_copy(uint4* pool, const unsigned* copies, unsigned blocks, unsigned planes, unsigned words) {
+    ggro::await_turn();
     ggro::kv_copy(pool, copies, blocks, planes, words);
 }

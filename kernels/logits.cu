@@ -52,11 +52,13 @@ __device__ __forceinline__ void chosen_logits(float* __restrict__ out, const flo
 // Grid: (rows, parts of 1024 logits). Block: 256.
 extern "C" __global__ void __launch_bounds__(ggro::kLogitsThreads)
     log_probabilities_f32(float* out, const float* logits, const ggro::RowStats* stats, unsigned v) {
+    ggro::await_turn();
     ggro::log_probabilities(out, logits, stats, v);
 }
 
 // Grid: parts of 256 pairs. Block: 256.
 extern "C" __global__ void __launch_bounds__(ggro::kLogitsThreads)
     chosen_logits_f32(float* out, const float* logits, const uint2* pairs, unsigned n, unsigned rows, unsigned v) {
+    ggro::await_turn();
     ggro::chosen_logits(out, logits, pairs, n, rows, v);
 }

@@ -17,6 +17,7 @@ constexpr int kPeakTiles = 8;
 
 // Grid: any. Block: 256.
 extern "C" __global__ void __launch_bounds__(ggro::kPeakThreads) mma_peak_bf16(float* out, int rounds) {
+    ggro::await_turn();
     // Small numbers that differ between lanes: 1.0 in bf16 with a few low bits.
     uint32_t a[1][4], b[ggro::kPeakTiles][2];
 #pragma unroll

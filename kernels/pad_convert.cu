@@ -105,6 +105,7 @@ __device__ __forceinline__ void pad_convert_any(T* out, const void* stored, int 
     extern "C" __global__ void __launch_bounds__(ggro::kConvertThreads)                                                \
         NAME(T* out, const void* stored, int kind, uint64_t first, uint64_t count, int cols, int width, int tiled,     \
              int first_row, int row_of, int row_to, int col_of, int col_to, int packs, unsigned long long* changed) {  \
+        ggro::await_turn();                                                                                            \
         const ggro::Places places = {first, cols, width, first_row, row_of, row_to, col_of, col_to, tiled != 0};       \
         ggro::pad_convert_any<T>(out, stored, kind, places, count, packs != 0, changed);                               \
     }

@@ -74,6 +74,7 @@ __device__ __forceinline__ void probe_mma(uint32_t (&r)[kProbeOut], const uint32
 // Grid: cases. Block: 32.
 extern "C" __global__ void __launch_bounds__(ggro::kWarp) probe(uint32_t* out, const uint32_t* in, int which) {
     using namespace ggro;
+    await_turn();
     __shared__ uint4 rows[kWarp];
     const int lane = threadIdx.x;
     in += static_cast<size_t>(blockIdx.x) * kProbeIn;
@@ -130,6 +131,7 @@ extern "C" __global__ void __launch_bounds__(ggro::kWarp) probe(uint32_t* out, c
 extern "C" __global__ void __launch_bounds__(ggro::kWarp) probe_bulk(uint32_t* out, const uint32_t* in) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     using namespace ggro;
+    await_turn();
     __shared__ uint4 rows[kWarp];
     __shared__ uint64_t barrier[1];
     const int lane = threadIdx.x;

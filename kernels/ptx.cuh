@@ -142,6 +142,9 @@ __device__ __forceinline__ uint4 ld_global_stream(const void* gmem) {
     return v;
 }
 
+// Brings the line of 128 bytes to L2, if it is not there.
+__device__ __forceinline__ void prefetch_l2(const void* gmem) { asm volatile("prefetch.global.L2 [%0];" ::"l"(gmem)); }
+
 // Shared memory of the thread's own, whose accesses stay in this order: the compiler neither gathers loads nor delays stores.
 __device__ __forceinline__ float4 ld_shared_ordered(uint32_t smem) {
     float4 v;
@@ -177,6 +180,28 @@ __device__ __forceinline__ unsigned atom_add_acq_rel(unsigned* address, unsigned
                  : "l"(address), "r"(value)
                  : "memory");
     return before;
+}
+
+// ---- sm_90: kernels that begin before the one before them has ended --------------------------------------------------
+//
+// Elsewhere a kernel begins when the one before it has ended, and these do nothing.
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool kBeginsEarly = true;
+#else
+constexpr bool kBeginsEarly = false;
+#endif
+
+// Until all kernels before this one have ended, and what they wrote can be seen. Behind it a kernel may touch what it likes; before it,
+// nothing that they write, and it writes nothing. Every kernel waits, even if it needs nothing of theirs: whoever waits for this one
+// takes them for ended, too.
+__device__ __forceinline__ void wait_for_predecessors() {
+    if constexpr (kBeginsEarly) asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+// The next kernel may begin, as far as it gets before its wait, once all blocks have called this or exited.
+__device__ __forceinline__ void launch_dependents() {
+    if constexpr (kBeginsEarly) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
 // ---- sm_90: barriers in shared memory and bulk copies --------------------------------------------------------------

@@ -40,6 +40,7 @@ __device__ __forceinline__ void random_fill(T* __restrict__ out, uint64_t first,
     extern "C" __global__ void __launch_bounds__(ggro::kFillThreads)                                          \
         NAME(T* out, unsigned long long first, unsigned long long count, unsigned long long seed, float mean, \
              float scale) {                                                                                   \
+        ggro::await_turn();                                                                                   \
         ggro::random_fill<T>(out, first, count, seed, mean, scale);                                           \
     }
 

@@ -19,6 +19,7 @@ __device__ __forceinline__ unsigned folded(uint4 v) { return v.x ^ v.y ^ v.z ^ v
 extern "C" __global__ void __launch_bounds__(ggro::kReadThreads)
     read_peak(unsigned* out, const uint4* in, unsigned long long count) {
     using namespace ggro;
+    await_turn();
     __shared__ unsigned partial[kReadThreads / kWarp];
     const uint64_t step = static_cast<uint64_t>(gridDim.x) * kReadThreads;
     uint64_t at = static_cast<uint64_t>(blockIdx.x) * kReadThreads + threadIdx.x;

@@ -32,6 +32,17 @@ constexpr int kNormThreads = 512;
 
 enum DeltaKind : int { kNoDelta = 0, kDeltaF32 = 1, kDelta16 = 2 };
 
+// What a norm does before its turn: its weight comes to L2, from which everything before has driven it out.
+template <typename T>
+__device__ __forceinline__ void begin(const T* weight, int d) {
+    constexpr int kLine = 128 / sizeof(T);
+    ptx::launch_dependents();
+    if constexpr (ptx::kBeginsEarly) {
+        for (int at = threadIdx.x * kLine; at < d; at += blockDim.x * kLine) ptx::prefetch_l2(weight + at);
+    }
+    ptx::wait_for_predecessors();
+}
+
 // Elements `at .. at + 4` of a row of d; those past the end are zero.
 template <typename T>
 __device__ __forceinline__ float4 load_group(const T* row, int at, int d, bool vectors) {
@@ -158,6 +169,7 @@ __device__ __forceinline__ void rmsnorm_backward(float* __restrict__ grad, T* __
     extern "C" __global__ void __launch_bounds__(ggro::kNormThreads)                                                \
         NAME(T* out, float* residual, const void* delta, int delta_kind, const T* weight, int d, int columns,      \
              float eps, int cached) {                                                                               \
+        ggro::begin<T>(weight, d);                                                                                  \
         ggro::rmsnorm<T>(out, residual, delta, delta_kind, weight, d, columns, eps, cached);                        \
     }
 
@@ -166,6 +178,7 @@ __device__ __forceinline__ void rmsnorm_backward(float* __restrict__ grad, T* __
     extern "C" __global__ void __launch_bounds__(ggro::kNormThreads)                                                \
         NAME(float* grad, T* rounded, const float* dy, const T* head, float head_scale, const float* residual,     \
              const T* weight, int d, int columns, float eps, int cached) {                                          \
+        ggro::begin<T>(weight, d);                                                                                  \
         ggro::rmsnorm_backward<T>(grad, rounded, dy, head, head_scale, residual, weight, d, columns, eps, cached);  \
     }
 

@@ -242,6 +242,7 @@ __device__ __forceinline__ void rope_backward(T* __restrict__ d_qkv, const float
         NAME(T* q, T* pool, const T* qkv, const unsigned* slots, unsigned pool_slots, unsigned long long block_stride, \
              unsigned long long layer_offset, const float2* table, const unsigned* positions, const T* q_weight,     \
              const T* k_weight, float eps, unsigned table_rows, int heads, int kv_heads, int half, int padded) {     \
+        ggro::await_turn();                                                                                          \
         ggro::rope<T>(q, pool, qkv, slots, pool_slots, block_stride, layer_offset,                                   \
                       {table, positions, q_weight, k_weight, eps, table_rows, heads, kv_heads, half, padded});       \
     }
@@ -252,6 +253,7 @@ __device__ __forceinline__ void rope_backward(T* __restrict__ d_qkv, const float
         NAME(T* d_qkv, const float* dq, const float* dk, const float* dv, const T* qkv, const float2* table,         \
              const unsigned* positions, const T* q_weight, const T* k_weight, float eps, unsigned table_rows,        \
              int heads, int kv_heads, int half, int padded) {                                                        \
+        ggro::await_turn();                                                                                          \
         ggro::rope_backward<T>(d_qkv, dq, dk, dv, qkv,                                                               \
                                {table, positions, q_weight, k_weight, eps, table_rows, heads, kv_heads, half,        \
                                 padded});                                                                            \

@@ -415,6 +415,7 @@ __device__ __forceinline__ void top_k(unsigned* __restrict__ ids, float* __restr
 // Grid: (splits of v, rows). Block: 256.
 extern "C" __global__ void __launch_bounds__(ggro::kSoftmaxThreads)
     softmax_entropy_splits_f32(ggro::SplitSums* sums, const float* logits, unsigned v) {
+    ggro::await_turn();
     ggro::softmax_entropy_splits(sums, logits, v);
 }
 
@@ -422,6 +423,7 @@ extern "C" __global__ void __launch_bounds__(ggro::kSoftmaxThreads)
 extern "C" __global__ void __launch_bounds__(ggro::kSoftmaxThreads)
     softmax_entropy_f32(ggro::RowStats* stats, const float* logits, const ggro::SplitSums* sums,
                         ggro::FloorSums* floor_sums, unsigned* tickets, const double* floors, unsigned v) {
+    ggro::await_turn();
     ggro::softmax_entropy(stats, logits, sums, floor_sums, tickets, floors, v);
 }
 
@@ -430,5 +432,6 @@ extern "C" __global__ void __launch_bounds__(ggro::kSoftmaxThreads, 1)
     top_k_f32(unsigned* ids, float* values, unsigned* found, unsigned long long* candidates, unsigned* tickets,
               const float* logits, const ggro::RowStats* stats, const ggro::TopKWish* wishes, unsigned v, unsigned below,
               unsigned stride) {
+    ggro::await_turn();
     ggro::top_k(ids, values, found, candidates, tickets, logits, stats, wishes, v, below, stride);
 }

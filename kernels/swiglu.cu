@@ -53,6 +53,7 @@ __device__ __forceinline__ void swiglu_backward(T* __restrict__ d_gate_up, const
 #define SWIGLU(NAME, T)                                                                                     \
     extern "C" __global__ void __launch_bounds__(ggro::kSwigluThreads) NAME(T* out, const T* gate_up, int f, \
                                                                              int grouped) {                    \
+        ggro::await_turn();                                                                                 \
         ggro::swiglu<T>(out, gate_up, f, grouped != 0);                                                     \
     }
 
@@ -60,6 +61,7 @@ __device__ __forceinline__ void swiglu_backward(T* __restrict__ d_gate_up, const
 #define SWIGLU_BACKWARD(NAME, T)                                               \
     extern "C" __global__ void __launch_bounds__(ggro::kSwigluThreads)         \
         NAME(T* d_gate_up, const float* d_act, const T* gate_up, int f) {      \
+        ggro::await_turn();                                                    \
         ggro::swiglu_backward<T>(d_gate_up, d_act, gate_up, f);                \
     }
 

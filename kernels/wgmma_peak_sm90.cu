@@ -17,6 +17,7 @@ constexpr int kWgmmaThreads = 256;
 // Grid: any. Block: 256.
 extern "C" __global__ void __launch_bounds__(ggro::kWgmmaThreads) wgmma_peak_bf16(float* out, int rounds) {
     using namespace ggro;
+    await_turn();
     constexpr int kSteps = 4;   // of 16 along the sum, which a group goes over again and again
     constexpr int kGroup = 16;  // products of a group
     constexpr int kCore = 128;  // bytes of a core matrix

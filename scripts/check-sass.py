@@ -31,10 +31,11 @@ def cuobjdump():
 
 
 def machine_code(path):
-    """The first target's code of a packed image: sm_90a of a file for Hopper alone."""
-    content = path.read_bytes()
-    line, rest = content.split(b"\n", 1)
-    return rest[: int(line.split()[0])]
+    """The code for sm_90a of an image: the first target's of a file for Hopper alone, else the second's."""
+    line, rest = path.read_bytes().split(b"\n", 1)
+    lengths = [int(length) for length in line.split()]
+    index = 0 if path.stem.endswith("_sm90") else 1
+    return rest[sum(lengths[:index]) : sum(lengths[: index + 1])]
 
 
 def kernels(path):
@@ -141,6 +142,20 @@ def check_attention(name, code):
     return wrong, said
 
 
+# Instructions that touch global memory, and those by which products ask for weights before they wait.
+TOUCHES = ("LDG", "STG", "LD", "ST", "ATOM", "ATOMG", "RED", "REDG", "LDGSTS", "UBLKCP", "UTMALDG", "UTMASTG")
+WEIGHTS = {"gemm": ("LDGSTS",), "gemm_backward": ("LDGSTS",), "gemm_sm90": ("UBLKCP",)}
+
+
+def check_wait(image, code):
+    """What is wrong with a kernel's wait for the kernels before it: what the assembler has put in front of it."""
+    names = [opcode.split(".")[0] for _, opcode, _ in code]
+    if "ACQBULK" not in names or "PREEXIT" not in names:
+        return ["no wait for the kernels before this one, or it does not let the next one begin"]
+    touched = set(names[: names.index("ACQBULK")]) & set(TOUCHES) - set(WEIGHTS.get(image, ()))
+    return [f"{opcode} before the wait" for opcode in sorted(touched)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--made", metavar="FOLDER", type=pathlib.Path, required=True)
@@ -154,6 +169,15 @@ def main():
             print(f"{name:28} {said}  {'; '.join(wrong) or 'ok'}")
         if len(found) != expected:
             sys.exit(f"{len(found)} kernels in {image}, expected {expected}")
+    waits = 0
+    for path in sorted(folder.glob("*.code")):
+        for name, code in sorted(kernels(path).items()):
+            wrong = check_wait(path.stem, code)
+            failed |= bool(wrong)
+            waits += 1
+            if wrong:
+                print(f"{name:28} {'; '.join(wrong)}")
+    print(f"{waits} kernels wait for those before them")
     if failed:
         sys.exit("machine code is not what it should be")
 

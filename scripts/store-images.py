@@ -7,7 +7,8 @@ own kernels beside them, for its tests.
     python3 scripts/store-images.py --check --made FOLDER    # the same with what a build has left in GGRO_IMAGES_OUT=FOLDER
 
 The compiler and the assembler are those of NVCC and PTXAS, or those that scripts/install-nvcc.sh installs. Needs the Python
-package zstandard. A file of code is kept packed, as NAME.zst; build/stored.rs says what is in it.
+package zstandard. Files are kept packed, code as NAME.zst and what the assembler said as NAME.ptxas.zst; build/stored.rs says what is in
+them.
 """
 
 import argparse
@@ -74,13 +75,19 @@ def emulator(nvcc, _):
     return made
 
 
+def unpacked_name(path):
+    """The name that a stored file has unpacked."""
+    if path.suffix != ".zst":
+        return path.name
+    return path.stem if path.stem.endswith(".ptxas") else path.stem + ".code"
+
+
 def stored(folder):
     """What is stored: files by name, unpacked."""
     files = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        packed = path.suffix == ".zst"
         content = path.read_bytes()
-        files[path.stem + ".code" if packed else path.name] = zstandard.decompress(content) if packed else content
+        files[unpacked_name(path)] = zstandard.decompress(content) if path.suffix == ".zst" else content
     return files
 
 
@@ -88,16 +95,14 @@ def store(folder, made):
     folder.mkdir(exist_ok=True)
     before = stored(folder)
     for old in folder.iterdir():
-        if (old.stem + ".code" if old.suffix == ".zst" else old.name) not in made:
+        if unpacked_name(old) not in made or old.suffix == ".ptxas":
             old.unlink()
     for name, content in made.items():
+        packed = name.endswith((".code", ".ptxas"))
+        path = folder / (f"{name.removesuffix('.code')}.zst" if packed else name)
         # A file whose content is the same stays as it is, so that history grows by what has changed.
-        if before.get(name) == content:
-            continue
-        if name.endswith(".code"):
-            (folder / f"{name.removesuffix('.code')}.zst").write_bytes(zstandard.compress(content, level=22))
-        else:
-            (folder / name).write_bytes(content)
+        if before.get(name) != content or not path.exists():
+            path.write_bytes(zstandard.compress(content, level=22) if packed else content)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder.relative_to(ROOT)}: {len(made)} files, {size / 1e6:.2f} MB")
 

@@ -123,6 +123,8 @@ pub struct OpenOptions {
     pub gradient_tokens: usize,
     /// Launch every CUDA kernel by itself, in place of CUDA graphs.
     pub eager: bool,
+    /// Let a CUDA kernel begin before the one before it has ended, where its card can.
+    pub dependent_launches: bool,
     /// Threads of the CPU; `None`: all cores. Results do not depend on it.
     pub threads: Option<usize>,
     /// Check a CUDA device the first time it is opened, and refuse one that computes something else than it should.
@@ -141,6 +143,7 @@ impl Default for OpenOptions {
             memory_utilization: cuda.memory_utilization,
             gradient_tokens: cuda.gradient_tokens,
             eager: false,
+            dependent_launches: true,
             threads: None,
             self_check: true,
             kernels: FamilySpec::Auto,
@@ -229,9 +232,14 @@ impl OpenOptions {
         let chosen = Chosen::new(&device, self.kernels, known.as_ref()).map_err(failed)?;
         let capability = device.capability();
         let device = device.with_family(chosen.family).map_err(|why| failed(why.to_string()))?;
-        let opened = Some(Box::new(device));
+        let opened = Some(Box::new(self.launching(device)));
         let place = Place::Cuda(Cuda { index, capability, chosen, opened });
         Ok(Device { place, no_cuda: None, self_check, sm90_check })
+    }
+
+    /// A device that launches as these options say.
+    fn launching(&self, device: cuda::Device) -> cuda::Device {
+        if self.dependent_launches { device } else { device.without_dependent_launches() }
     }
 
     fn cpu(&self) -> LoadOptions {
@@ -404,7 +412,7 @@ impl Device {
                 Ok(Opened { models, cuda: None })
             }
             Place::Cuda(cuda) => {
-                let (device, index) = (cuda.take()?, cuda.index);
+                let (device, index) = (options.launching(cuda.take()?), cuda.index);
                 let options = options.cuda();
                 let [policy, reward] = parts.map(|part| part.map(|(config, weights)| (config, weights.on_cuda())));
                 let sources = Sources { policy, reward };
@@ -672,6 +680,8 @@ pub struct CudaDevice {
     pub memory: Option<(u64, u64)>,
     /// What its last self-check found, with this driver and this build.
     pub self_check: Option<SelfCheck>,
+    /// Whether a kernel may begin there before the one before it has ended.
+    pub dependent_launches: bool,
     /// The family of kernels that it runs, and why; no family if a self-check has still to decide.
     pub kernels: (Option<Family>, String),
     /// How a pair divides the memory: parts with their bytes, and all of it in words; or why the pair does not fit.
@@ -724,6 +734,7 @@ fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result:
         multiprocessors: device.multiprocessors(),
         memory: memory.map(|memory| (memory.free, memory.total)),
         self_check,
+        dependent_launches: device.has_dependent_launches(),
         kernels,
         fit: budget
             .map(|budget| Fit { parts: budget.parts(), words: budget.to_string() })

@@ -127,6 +127,7 @@ fn cuda_device(index: usize, device: &CudaDevice) -> Value {
         "free_bytes": device.memory.map(|(free, _)| free),
         "self_check": device.self_check.as_ref().map(self_check),
         "kernels": family(device.kernels.0, &device.kernels.1),
+        "dependent_launches": device.dependent_launches,
         "fits": device.fit.is_ok(),
         "parts": parts,
         "report": device.fit.as_ref().map_or_else(String::clone, |fit| fit.words.clone()),
@@ -157,6 +158,11 @@ pub(super) fn family(family: Option<Family>, why: &str) -> Value {
 /// The same in words.
 pub(super) fn family_in_words(kernels: &Value) -> String {
     format!("runs kernels {}: {}", kernels["family"].as_str().unwrap_or("not yet chosen"), word(&kernels["why"]))
+}
+
+/// How they are launched, where there is something to say.
+fn launches_in_words(device: &Value) -> &'static str {
+    if device["dependent_launches"] == true { "; a kernel begins before the one before it has ended" } else { "" }
 }
 
 fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {
@@ -266,7 +272,7 @@ fn text(info: &Value) -> String {
                     Some(words) => format!("self-check: {words}, on {}", word(&device["self_check"]["when"])),
                     None => "self-check: not yet made; the first use of the device makes it".to_string(),
                 },
-                family_in_words(&device["kernels"]),
+                family_in_words(&device["kernels"]) + launches_in_words(device),
             ),
         };
     }

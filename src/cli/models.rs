@@ -432,6 +432,12 @@ pub(super) struct DeviceArgs {
     #[arg(long)]
     pub enforce_eager: bool,
 
+    /// Begin no CUDA kernel before the one before it has ended; for comparison
+    ///
+    /// On Hopper a product asks for its weights while the kernel before it ends. The results are bit-identical.
+    #[arg(long)]
+    pub no_dependent_launches: bool,
+
     /// Use a CUDA device without its self-check, or in spite of it
     ///
     /// The first time a device is used, with this driver and this ggro, its kernels are run on small problems with known
@@ -474,6 +480,7 @@ impl DeviceArgs {
             device: self.device,
             arithmetic: self.dtype,
             eager: self.enforce_eager,
+            dependent_launches: !self.no_dependent_launches,
             threads: self.threads,
             self_check: !self.no_self_check,
             kernels: self.kernels,

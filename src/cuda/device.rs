@@ -3,12 +3,16 @@
 use super::driver::{self, is_sticky, words};
 use super::images::{self, Capability, Image};
 use super::kernels::{Kernel, KernelSet, Kernels, Registration};
-use super::launch::Launch;
+use super::launch::{self, Launch};
 use crate::{Error, Result};
 use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result, sys};
 use std::collections::BTreeSet;
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+
+/// Since then edges of graphs say that a kernel may begin early.
+const EDGES: driver::Version = driver::Version(12, 3);
 
 /// An open device, and one stream of work on it. A clone is the same stream.
 #[derive(Clone, Debug)]
@@ -24,6 +28,12 @@ pub struct Device {
     pub(super) tiled_weights: bool,
     /// Products of few tokens run in the kernel for most.
     pub(super) widest_products: bool,
+    /// A kernel may begin before the one before it in the stream has ended: its code waits for that where it has to.
+    dependent: bool,
+    /// Graphs keep that. They have edges of this kind since CUDA 12.3.
+    dependent_edges: bool,
+    /// The stream records a graph now.
+    recording: Arc<AtomicBool>,
     /// Set by the first error after which the driver answers nothing else, on any stream.
     dead: Arc<OnceLock<String>>,
 }
@@ -58,7 +68,9 @@ impl Device {
         let of_device = |image| Image::target_for(image, capability).map(|target| (image, target));
         let images: Vec<(&Image, Option<&str>)> = images.iter().map(of_device).collect::<Result<_>>()?;
         let targets: BTreeSet<&str> = images.iter().filter_map(|(_, target)| *target).collect();
-        targets.into_iter().try_for_each(driver::takes)?;
+        targets.iter().copied().try_for_each(driver::takes)?;
+        // Hopper's own code has the instruction that waits; what was made for older cards has not.
+        let dependent = targets.iter().all(|target| target.ends_with("_90a"));
         let name = context.name().map_err(failed("no name"))?;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(failed("no multiprocessor count"))?;
@@ -80,6 +92,9 @@ impl Device {
             // As the products of every card read them.
             tiled_weights: false,
             widest_products: false,
+            dependent,
+            dependent_edges: driver::version()? >= EDGES,
+            recording: Arc::default(),
             dead: Arc::new(OnceLock::new()),
         })
     }
@@ -97,9 +112,21 @@ impl Device {
             stream,
             context: self.context.clone(),
             name: self.name.clone(),
+            recording: Arc::default(),
             dead: self.dead.clone(),
             ..*self
         })
+    }
+
+    /// Whether a kernel may begin before the one before it in the stream has ended.
+    pub fn has_dependent_launches(&self) -> bool {
+        self.dependent
+    }
+
+    /// The same device, on which each kernel begins when the one before it has ended. Results are the same.
+    #[must_use]
+    pub fn without_dependent_launches(self) -> Self {
+        Device { dependent: false, ..self }
     }
 
     /// How many devices the driver finds.
@@ -261,7 +288,9 @@ impl Device {
         self.alive()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(|e| self.fault("cannot record a graph", e))?;
+        self.recording.store(true, Relaxed);
         let launched = launches();
+        self.recording.store(false, Relaxed);
         // Whatever happened, the stream has to become an ordinary one again.
         let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
         launched?;
@@ -305,9 +334,10 @@ impl Device {
     /// for what the kernel reads and writes in this shape of launch, and memory that it writes is not lent elsewhere.
     pub(super) unsafe fn launch(&self, kernel: &Kernel, launch: Launch, args: &mut [*mut c_void]) -> Result<()> {
         let stream = self.bound()?.cu_stream();
-        let Launch { grid, threads, shared } = launch;
-        // SAFETY: the function belongs to this context, and the caller vouches for the arguments.
-        let queued = unsafe { result::launch_kernel(kernel.function, grid, (threads, 1, 1), shared, stream, args) };
+        let dependent = self.dependent && (self.dependent_edges || !self.recording.load(Relaxed));
+        // SAFETY: the function belongs to this context, and the caller vouches for the arguments. A kernel that may begin early is made
+        // for Hopper, and all of those wait before they touch what the kernels before them touch.
+        let queued = unsafe { launch::queue(kernel.function, launch, dependent, stream, args) };
         queued.map_err(|e| self.fault(kernel.name, e))
     }
 }

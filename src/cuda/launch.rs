@@ -1,6 +1,8 @@
 //! What launches have in common: their shape, their argument lists, and the checks before them.
 
 use crate::{Error, Result};
+use cudarc::driver::{DriverError, sys};
+use std::ffi::c_void;
 
 /// Shape of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,45 @@ macro_rules! args {
     ($($value:expr),* $(,)?) => { &mut [$(std::ptr::from_ref(&$value).cast_mut().cast::<std::ffi::c_void>()),*] };
 }
 pub(super) use args;
+
+/// Queues a kernel. With `dependent` it may begin before the one before it in the stream has ended; if something else is before it,
+/// a copy for instance, it waits for that all the same.
+///
+/// # Safety
+///
+/// The function and the stream belong to the context that is bound to this thread. `args` points to the kernel's parameters, in their
+/// order and of their types; every address among them is valid for what the kernel reads and writes in this shape of launch. With
+/// `dependent`, threads of the kernel touch nothing that kernels before it touch, but for what all of them only read, until they have
+/// waited for those, and some thread of every block does.
+pub(super) unsafe fn queue(
+    function: sys::CUfunction,
+    launch: Launch,
+    dependent: bool,
+    stream: sys::CUstream,
+    args: &mut [*mut c_void],
+) -> std::result::Result<(), DriverError> {
+    let Launch { grid: (x, y, z), threads, shared } = launch;
+    let mut attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let config = sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shared,
+        hStream: stream,
+        attrs: &raw mut attribute,
+        numAttrs: u32::from(dependent),
+    };
+    // SAFETY: the call reads the configuration, its attribute and the parameters before it returns; every driver that this build takes
+    // has it (CUDA 11.8). The caller vouches for the rest.
+    unsafe { sys::cuLaunchKernelEx(&raw const config, function, args.as_mut_ptr(), std::ptr::null_mut()) }.result()
+}
 
 /// An error unless `found` is `expected`.
 pub(super) fn check_len(op: &str, what: &str, found: usize, expected: usize) -> Result<()> {

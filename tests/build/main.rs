@@ -16,19 +16,21 @@ ptxas info    : Used 168 registers, used 5 barriers, 128 bytes smem
 fn the_name_of_a_file_says_what_it_is_compiled_for() {
     let list = |targets: &str| -> Vec<String> { targets.split(',').map(str::to_string).collect() };
     let usual = list("sm_80,sm_90a,sm_100,sm_120,compute_80,compute_90a");
-    assert_eq!(nvcc::targets_of("product", &usual), usual[..5]);
+    assert_eq!(nvcc::targets_of("product", &usual), usual);
     assert_eq!(nvcc::targets_of("product_sm90", &usual), ["sm_90a", "compute_90a"]);
     // Lists of GGRO_CUDA_TARGETS.
     for (targets, general, hopper) in [
         ("sm_80", &["sm_80"][..], &[][..]),
         ("sm_90a", &["sm_90a"], &["sm_90a"]),
-        ("sm_90,compute_90a", &["sm_90"], &["compute_90a"]),
+        ("sm_90,compute_90a", &["sm_90", "compute_90a"], &["compute_90a"]),
     ] {
         assert_eq!(nvcc::targets_of("product", &list(targets)), general, "{targets}");
         assert_eq!(nvcc::targets_of("product_sm90", &list(targets)), hopper, "{targets}");
     }
     for name in ["product", "product_sm90"] {
-        assert!(nvcc::targets_of(name, &usual).contains(&nvcc::text_target(name).to_string()), "{name}");
+        for (target, place) in nvcc::texts_of(name) {
+            assert!(nvcc::targets_of(name, &usual).contains(&target.to_string()) && place.ends_with(name), "{name}");
+        }
     }
 }
 

@@ -71,12 +71,14 @@ fn smaller(card: &Emulated) -> usize {
     card.machine.report().kernels.keys().filter(|name| name.contains("_99k_")).count()
 }
 
-/// The ops that have kernels for small cards, with the same bits in every output.
+/// The ops that have kernels for small cards, and small cases of all others, with the same bits in every output. Hopper's text is
+/// another one than that of the other cards.
 #[test]
 fn kernels_say_the_same_on_every_card() {
     alone("cards::kernels_say_the_same_on_every_card", || {
         let of_interest = |case: &Case| {
-            (case.op.starts_with("gemm") || case.op.starts_with("attention")) && !case.op.ends_with("_sm90")
+            let has_smaller = case.op.starts_with("gemm") || case.op.starts_with("attention");
+            (has_smaller || case.work <= 500_000) && !case.op.ends_with("_sm90")
         };
         let mut expected: Option<Digests> = None;
         for arch in SIZES {

@@ -80,15 +80,21 @@ fn open() -> Device {
     }
     let image = |(name, text): &'static (String, String)| {
         let bytes = [text.as_bytes(), b"\0"].concat().leak();
-        Image { name, targets: vec![nvcc::text_target(name)].leak(), code: Code::Plain(bytes), usage: &[] }
+        let targets = nvcc::texts_of(name).into_iter().map(|(target, _)| target).collect::<Vec<_>>();
+        Image { name, targets: targets.leak(), code: Code::Plain(bytes), usage: &[] }
     };
     static IMAGES: OnceLock<Vec<Image>> = OnceLock::new();
-    let images = IMAGES.get_or_init(|| ptx().iter().map(image).collect());
+    let images = IMAGES.get_or_init(|| ptx().iter().filter(|(name, _)| source(name) == name).map(image).collect());
     Device::open_with(0, images).unwrap()
 }
 
-/// The PTX of each source, by its name: that of this build, or, where it was told to have no kernels, what is stored with the
-/// sources.
+/// The source of a text: `rmsnorm` of `sm_90/rmsnorm`, too.
+pub fn source(text: &str) -> &str {
+    text.rsplit_once('/').map_or(text, |(_, source)| source)
+}
+
+/// The PTX of each source, as `nvcc::texts_of` calls it: that of this build, or, where it was told to have no kernels, what is stored
+/// with the sources.
 pub fn ptx() -> &'static [(String, String)] {
     static TEXTS: OnceLock<Vec<(String, String)>> = OnceLock::new();
     TEXTS.get_or_init(|| {
@@ -107,13 +113,14 @@ pub fn ptx() -> &'static [(String, String)] {
 }
 
 fn built() -> Result<Vec<(String, Vec<u8>)>, String> {
-    let code = |image: &Image| {
-        let target = nvcc::text_target(image.name);
-        let code = image.code_for(target).map_err(|e| format!("{e}: is it in GGRO_CUDA_TARGETS?"))?;
-        Ok((image.name.to_string(), code.into_owned()))
-    };
     // A build for other cards has no code of what is for Hopper alone.
-    images::embedded().iter().filter(|image| !image.targets.is_empty()).map(code).collect()
+    let images = images::embedded().iter().filter(|image| !image.targets.is_empty());
+    let texts = images.flat_map(|image| nvcc::texts_of(image.name).into_iter().map(move |text| (image, text)));
+    let code = |(image, (target, place)): (&Image, (&str, String))| {
+        let code = image.code_for(target).map_err(|e| format!("{e}: is it in GGRO_CUDA_TARGETS?"))?;
+        Ok((place, code.into_owned()))
+    };
+    texts.map(code).collect()
 }
 
 /// The same as files.
@@ -132,9 +139,10 @@ pub fn folder_of(name: &str, texts: &[(String, String)]) -> PathBuf {
     }
     // Tests in processes of their own write at the same time: the folder is there as a whole, or not yet.
     let part = folder.with_extension(std::process::id().to_string());
-    std::fs::create_dir_all(&part).unwrap();
     for (name, text) in texts {
-        std::fs::write(part.join(format!("{name}.ptx")), text).unwrap();
+        let file = part.join(format!("{name}.ptx"));
+        std::fs::create_dir_all(file.with_file_name("")).unwrap();
+        std::fs::write(file, text).unwrap();
     }
     if std::fs::rename(&part, &folder).is_err() {
         assert!(folder.is_dir(), "{} cannot be written", folder.display());

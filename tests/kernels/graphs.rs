@@ -17,8 +17,13 @@ fn open(
     config: Config,
     graphs: bool,
 ) -> (ggro_emulator::Device, ModelPair, Arc<Launches>) {
+    open_on(Emulated::new(config).with_family(family), name, graphs)
+}
+
+/// The same on a device that is there.
+pub fn open_on(emulated: Emulated, name: &str, graphs: bool) -> (ggro_emulator::Device, ModelPair, Arc<Launches>) {
     let [policy, reward] = parts(name);
-    let Emulated { device, machine } = Emulated::new(config).with_family(family);
+    let Emulated { device, machine } = emulated;
     let options =
         CudaOptions { batch_tokens: 256, gradient_tokens: 64, sequences: 80, graphs, ..CudaOptions::default() };
     let parts = Parts::both((&policy.0, &policy.1), (&reward.0, &reward.1));
@@ -39,7 +44,7 @@ fn decode(cuda: &mut ModelPair, seqs: &[SeqId], step: usize) -> Vec<PolicyRow> {
 }
 
 /// Requests that come, fork, grow over the ends of blocks and chunks, and go: every row, and some of the logits.
-fn session(cuda: &mut ModelPair) -> Vec<(Vec<PolicyRow>, Vec<u32>)> {
+pub fn session(cuda: &mut ModelPair) -> Vec<(Vec<PolicyRow>, Vec<u32>)> {
     let vocab = cuda.config(Role::Policy).unwrap().vocab_size;
     let mut seqs = Vec::new();
     let mut all = Vec::new();
@@ -153,7 +158,7 @@ fn differentiate(cuda: &mut ModelPair, prefix: SeqId, lens: &[usize], candidates
 }
 
 /// Passes of several shapes, some of which come again, behind contexts that grow.
-fn gradients(cuda: &mut ModelPair) -> Vec<Vec<Vec<u32>>> {
+pub fn gradients(cuda: &mut ModelPair) -> Vec<Vec<Vec<u32>>> {
     let vocab = cuda.config(Role::Reward).unwrap().vocab_size;
     let prefix = cuda.create(Role::Reward).unwrap();
     let mut all = Vec::new();

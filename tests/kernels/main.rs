@@ -6,6 +6,7 @@ mod cards;
 mod cli;
 mod copies;
 mod damaged;
+mod dependents;
 mod emulated;
 mod engine;
 mod family;

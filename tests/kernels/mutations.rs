@@ -3,7 +3,7 @@
 
 mod hopper;
 
-use crate::emulated::{Emulated, KERNELS, alone, folder_of, ptx};
+use crate::emulated::{self, Emulated, KERNELS, alone, folder_of, ptx};
 use crate::harness::first_failure;
 use crate::nvcc;
 use ggro::lab::kernel_check::Case;
@@ -693,7 +693,7 @@ fn mutated(mutation: &Mutation) -> PathBuf {
     folder
 }
 
-/// What nvcc makes of the op's file in a folder. A compiled folder is not compiled again.
+/// What nvcc makes of the op's file in a folder, for Hopper. A compiled folder is not compiled again.
 fn compiled(nvcc: &Path, op: &str, folder: &Path) -> String {
     let to = folder.join("made.ptx");
     if !to.is_file() {
@@ -701,8 +701,7 @@ fn compiled(nvcc: &Path, op: &str, folder: &Path) -> String {
         let mut command = Command::new(nvcc);
         // Mistakes may leave a variable unused.
         command.args(nvcc::FLAGS.into_iter().filter(|flag| !flag.contains("warnings")));
-        let arch = format!("-arch={}", nvcc::text_target(op));
-        command.args(["-w", "-ptx", &arch, "-o"]).arg(&part).arg(folder.join(format!("{op}.cu")));
+        command.args(["-w", "-ptx", "-arch=compute_90a", "-o"]).arg(&part).arg(folder.join(format!("{op}.cu")));
         let output = command.output().unwrap();
         assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&output.stderr));
         std::fs::rename(part, &to).unwrap();
@@ -756,7 +755,8 @@ fn found(mutations: &[Mutation]) {
     let mut unnoticed = Vec::new();
     for (mutation, text) in mutations.iter().zip(all_compiled(mutations)) {
         let mut texts = ptx().to_vec();
-        texts.iter_mut().find(|(name, _)| name == source_of(mutation.op)).expect("a source of this name").1 = text;
+        let mine = |(name, _): &&mut (String, String)| emulated::source(name) == source_of(mutation.op);
+        texts.iter_mut().filter(mine).for_each(|(_, of_source)| of_source.clone_from(&text));
         let folder = folder_of("mutation", &texts);
         let emulated = Emulated::new(Config { checked: true, ..Config::default() });
         emulated.replace(&folder);

@@ -1,7 +1,7 @@
 //! A test of the tests that needs no compiler: a mistake planted in the PTX itself must turn the harness red. What is planted in
 //! the sources, and needs nvcc, is in `mutations`.
 
-use crate::emulated::{Emulated, alone, folder_of, ptx};
+use crate::emulated::{self, Emulated, alone, folder_of, ptx};
 use crate::harness::first_failure;
 use ggro_emulator::{Config, Counters};
 use std::path::PathBuf;
@@ -98,7 +98,17 @@ const PLANTED: &[(&str, &str, &str, Mistake)] = &[
 /// The PTX with mistakes in the kernels of a source whose names begin like this, as a folder.
 pub fn planted(source: &str, kernels: &str, mistake: Mistake) -> PathBuf {
     let mut texts = ptx().to_vec();
-    let (_, text) = texts.iter_mut().find(|(name, _)| name == source).expect("a source of this name");
+    // What runs is the last, Hopper's.
+    let mut changed = false;
+    for (_, text) in texts.iter_mut().filter(|(name, _)| emulated::source(name) == source) {
+        (*text, changed) = with_mistake(text, kernels, mistake);
+    }
+    assert!(changed, "{source}: no line of {kernels} can have the mistake");
+    folder_of("planted", &texts)
+}
+
+/// A text with the mistake, and whether it could be made.
+fn with_mistake(text: &str, kernels: &str, mistake: Mistake) -> (String, bool) {
     let (mut wrong, mut mine, mut changed) = (String::with_capacity(text.len()), false, false);
     for line in text.lines() {
         if let Some((_, name)) = line.split_once(".entry ") {
@@ -110,9 +120,7 @@ pub fn planted(source: &str, kernels: &str, mistake: Mistake) -> PathBuf {
         }
         wrong.push('\n');
     }
-    assert!(changed, "{source}: no line of {kernels} can have the mistake");
-    *text = wrong;
-    folder_of("planted", &texts)
+    (wrong, changed)
 }
 
 impl Mistake {

@@ -17,7 +17,8 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 /// A folder of the kernels in which `change` has had its way with each file.
 pub fn changed(name: &str, change: fn(&str, &str) -> String) -> PathBuf {
-    let texts: Vec<_> = emulated::ptx().iter().map(|(file, text)| (file.clone(), change(file, text))).collect();
+    let texts: Vec<_> =
+        emulated::ptx().iter().map(|(file, text)| (file.clone(), change(emulated::source(file), text))).collect();
     emulated::folder_of(name, &texts)
 }
 
@@ -36,7 +37,9 @@ fn broken() -> PathBuf {
 /// Kernels that end before they write anything.
 fn dead() -> PathBuf {
     changed("dead", |_, text| {
-        let line = |line: &str| format!("{line}\n{}", if line == "{" { "\tret;\n" } else { "" });
+        // They wait for the kernels before them all the same: without that, their launch is a fault.
+        let end = if text.contains("griddepcontrol") { "\tgriddepcontrol.wait;\n\tret;\n" } else { "\tret;\n" };
+        let line = |line: &str| format!("{line}\n{}", if line == "{" { end } else { "" });
         text.lines().map(line).collect()
     })
 }

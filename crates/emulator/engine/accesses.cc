@@ -88,6 +88,8 @@ void check(Warp& w, const Instruction& in, uint32_t mask, const Addresses& a, ui
                           ? inside(a, block.shared_low, uint64_t(block.shared_low) + block.shared_bytes, bytes)
                           : inside(a, last.low, last.high, bytes);
     if (!fast) each_lane(mask, [&](uint32_t i) { check_one<SPACE>(w, in, i, a.of[i], bytes, access); });
+    if (SPACE == Space::global && run.keeps && access & kWrite)
+        each_lane(mask, [&](uint32_t i) { chain_keep(reinterpret_cast<void*>(a.of[i]), bytes); });
     if (!run.checked) return;
     each_lane(mask, [&](uint32_t i) {
         select(w, i);
@@ -105,7 +107,9 @@ Flow load(Warp& w, const Instruction& in, uint32_t mask) {
     for (uint32_t k = 0; k < N; ++k) d[k] = w.lanes<R>(in.slot[k]);
     each_lane(mask, [&](uint32_t i) {
         T from[N];
-        memcpy(from, reinterpret_cast<const void*>(a.of[i]), sizeof from);
+        const void* source = reinterpret_cast<const void*>(a.of[i]);
+        if (SPACE == Space::global && is_stale(w, i)) source = chain_before(source);
+        memcpy(from, source, sizeof from);
         for (uint32_t k = 0; k < N; ++k) d[k][i] = R(from[k]);
     });
     return Flow::next;
@@ -137,7 +141,10 @@ Flow load_acquire(Warp& w, const Instruction& in, uint32_t mask) {
         });
     }
     check<Space::global>(w, in, mask, a, 4, kRead | kAtomic);
-    each_lane(mask, [&](uint32_t i) { memcpy(d + i, reinterpret_cast<const void*>(a.of[i]), 4); });
+    each_lane(mask, [&](uint32_t i) {
+        const void* source = reinterpret_cast<const void*>(a.of[i]);
+        memcpy(d + i, is_stale(w, i) ? chain_before(source) : source, 4);
+    });
     return give_way(w);
 }
 

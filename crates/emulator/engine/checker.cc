@@ -27,6 +27,8 @@ std::vector<uint32_t> generic_writes(kSharedWindow);  // tags; 0 of what the asy
 
 uint32_t order_now = 0;
 uint32_t launch_first, block_first, barrier_order;
+uint32_t chain_first;  // of the running launch's chain
+uint64_t era = 1;      // of orders, which start over now and then
 std::vector<uint32_t> block_firsts;  // of this launch, ascending
 bool mbarriers_used;
 Clock warp_clocks[kWarp];  // what each warp has been ordered after, through mbarriers
@@ -231,6 +233,21 @@ size_t check_cells(Cell* cell, size_t count, unsigned access, bool global, const
     return fresh;
 }
 
+// Of a thread that has not waited for the kernels before this one, which need not have ended, nor even have begun to do what they do.
+void check_early(const Cell* cell, size_t count, unsigned access, const void* address, Site site) {
+    const auto by_predecessor = [](uint32_t tag) {
+        return order_of(tag) >= chain_first && order_of(tag) < launch_first;
+    };
+    const bool write = access & kWrite;
+    for (size_t i = 0; i < count; ++i) {
+        const bool written = by_predecessor(cell[i].writer), read = write && by_predecessor(cell[i].reader);
+        if (!written && !read) continue;
+        fault("early access", site, "%s of %s before griddepcontrol.wait: a kernel that need not have ended %s it",
+              write ? "write" : "read", memory_describe(address).c_str(), written ? "writes" : "reads");
+        return;
+    }
+}
+
 Cell* shared_cells_of(const void* address) {
     return &shared_cells[size_t(static_cast<const char*>(address) - shared_window())];
 }
@@ -270,6 +287,7 @@ void start_over() {
     std::fill(shared_cells.begin(), shared_cells.end(), Cell());
     std::fill(generic_writes.begin(), generic_writes.end(), 0u);
     order_now = launch_first = block_first = barrier_order = 1;
+    ++era;
     block_firsts.assign(1, 1);
     acquired.clear();
     releases.clear();
@@ -303,6 +321,14 @@ void checker_begin_launch() {
     launch_first = next_order();
     block_firsts.clear();
     releases.clear();
+    Chain* chain = run.launch->chain.get();
+    if (!chain) return;
+    // Nothing is known of a chain whose first kernel nobody observed. Of one that began in an earlier era, all that is still known came
+    // after its beginning.
+    if (!run.dependent || !chain->era) chain->first = launch_first;
+    else if (chain->era != era) chain->first = 1;
+    chain->era = era;
+    chain_first = chain->first;
 }
 
 void checker_begin_block() {
@@ -461,6 +487,10 @@ void check_access(const void* address, size_t bytes, unsigned access, Site site)
     }
     const size_t offset = size_t(static_cast<const char*>(address) - memory_base());
     size_t fresh = 0;
+    if (run.dependent && self->early) {
+        check_early(global_cells + offset / 2, (bytes + 1) / 2, access, address, site);
+        if (!write) run.counters->early_bytes_read += bytes;
+    }
     // Single bytes are finer than the cells: neighbours would look like races.
     if (bytes >= 2) fresh = 2 * check_cells(global_cells + offset / 2, bytes / 2, access, true, address, site);
     (write ? run.counters->unique_bytes_written : run.counters->unique_bytes_read) += fresh;

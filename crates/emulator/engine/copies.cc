@@ -26,6 +26,7 @@ struct BulkCopy {
     TensorBox box;
     Thread* issuer;
     uint32_t order;
+    bool stale;  // its issuer had not waited for the kernels before this one
 };
 std::deque<BulkCopy> bulk_copies;
 
@@ -87,6 +88,11 @@ Flow copy_async(Warp& w, const Instruction& in, uint32_t mask, const uint32_t* s
         check_source(w, in, i, sources[i], c.bytes[i]);
     });
     if (run.checked) observe(w, c, mask);
+    if (run.stale) {
+        each_lane(mask, [&](uint32_t i) {
+            if (c.bytes[i] && is_stale(w, i)) c.source[i] = static_cast<const char*>(chain_before(c.source[i]));
+        });
+    }
     if (!config.late_copies) {
         perform(c, mask);
         if (!run.checked) w.copies.pop_back();
@@ -239,6 +245,14 @@ Flow try_wait(Warp& w, const Instruction& in, uint32_t mask) {
     return done == mask ? Flow::next : give_way(w);
 }
 
+void fetch(const BulkCopy& c, void* to, const void* from, uint32_t bytes) {
+    if (c.stale) {
+        chain_read(to, from, bytes);
+    } else {
+        memcpy(to, from, bytes);
+    }
+}
+
 // The rows of a box, one behind the other; chunks of 16 bytes lie where the swizzle wants them.
 void copy_box(const BulkCopy& c) {
     constexpr uint32_t kMostBytes = 256 * 8;
@@ -247,7 +261,7 @@ void copy_box(const BulkCopy& c) {
     each_row(c.box, [&](uint32_t zeros, uint64_t source, uint32_t bytes) {
         char line[kMostBytes];
         if (bytes < row) memset(line, 0, row);
-        memcpy(line + zeros, reinterpret_cast<const void*>(source), bytes);
+        fetch(c, line + zeros, reinterpret_cast<const void*>(source), bytes);
         for (uint32_t i = 0; i < row; i += kCopyBytes, at += kCopyBytes)
             memcpy(reinterpret_cast<char*>(uintptr_t(swizzled(at, c.box.map.width))), line + i, kCopyBytes);
     });
@@ -256,7 +270,7 @@ void copy_box(const BulkCopy& c) {
 void perform(const BulkCopy& c) {
     char* target = reinterpret_cast<char*>(uintptr_t(c.target));
     if (c.source) {
-        memcpy(target, c.source, c.bytes);
+        fetch(c, target, c.source, c.bytes);
     } else {
         copy_box(c);
     }
@@ -308,7 +322,8 @@ Flow copy_bulk(Warp& w, const Instruction& in, uint32_t mask) {
         if (!sizes[i]) return;
         read_source(w, in, i, sources[i], sizes[i]);
         issue(w, in, i,
-              {targets[i], sizes[i], at[i], reinterpret_cast<const char*>(sources[i]), {}, self, self->order});
+              {targets[i], sizes[i], at[i], reinterpret_cast<const char*>(sources[i]), {}, self, self->order,
+               is_stale(w, i)});
     });
     return Flow::next;
 }
@@ -365,6 +380,7 @@ Flow copy_tensor(Warp& w, const Instruction& in, uint32_t mask) {
         copy.mbarrier = mbarriers_at[i];
         copy.issuer = self;
         copy.order = self->order;
+        copy.stale = is_stale(w, i);
         issue(w, in, i, copy);
     });
     return Flow::next;

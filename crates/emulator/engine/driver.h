@@ -42,6 +42,7 @@ using Op = std::function<int()>;
 
 struct Graph {
     std::vector<Op> nodes;  // in capture order, which is one valid order
+    std::vector<std::shared_ptr<Chain>> chains;  // of its kernels
 };
 
 struct Stream;
@@ -74,6 +75,7 @@ struct Stream {
     int priority = 0;
     std::deque<std::pair<uint64_t, Op>> queue;  // lazy streams only
     std::shared_ptr<Capture> capture;
+    std::shared_ptr<Chain> chain;  // of the kernel that was submitted last, if nothing else was since
 };
 
 struct Function {
@@ -94,6 +96,7 @@ extern std::recursive_mutex driver_lock;
 extern bool initialised;
 extern int sticky_error;
 extern Stream null_stream;
+extern int driver_version;  // of CUDA, by thousands
 
 Stream* stream_of(void* handle);  // null when unknown
 int submit(Stream* stream, Op op);

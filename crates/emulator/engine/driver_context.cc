@@ -10,13 +10,13 @@ Config config;
 std::recursive_mutex driver_lock;
 bool initialised = false;
 int sticky_error = 0;
+int driver_version = 13000;
 
 namespace {
 
 thread_local void* current_context = nullptr;
 char primary_context, memory_pool;
 int context_flags = 0;
-int driver_version = 13000;
 
 // Data sheets, and the programming guide's table of technical specifications per compute capability.
 constexpr Limits kCards[] = {
@@ -65,6 +65,7 @@ bool configure(const std::string& setting) {
         run_all_streams();
         return choose("eager", "lazy", config.lazy_streams);
     }
+    if (key == "dependents") return choose("late", "early", config.early_dependents);
     if (key == "lanes") return choose("together", "apart", config.lanes_apart);
     if (key == "accesses") return choose("plain", "observed", config.observe);
     if (key == "mma") {
@@ -99,7 +100,8 @@ struct FromEnvironment {
                                         {"GGRO_EMU_LANES", "lanes"},     {"GGRO_EMU_MMA", "mma"},
                                         {"GGRO_EMU_SCHEDULE", "schedule"}, {"GGRO_EMU_COPIES", "copies"},
                                         {"GGRO_EMU_STREAMS", "streams"}, {"GGRO_EMU_ARCH", "arch"},
-                                        {"GGRO_EMU_REPORT", "report"},   {"GGRO_EMU_DRIVER", "driver"}};
+                                        {"GGRO_EMU_REPORT", "report"},   {"GGRO_EMU_DRIVER", "driver"},
+                                        {"GGRO_EMU_DEPENDENTS", "dependents"}};
         for (auto& [variable, key] : names) {
             const char* value = getenv(variable);
             if (value && !configure(std::string(key) + "=" + value)) {

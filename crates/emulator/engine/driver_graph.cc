@@ -13,7 +13,10 @@ namespace {
 std::set<Graph*> graphs, executables;
 
 void end_capture(const std::shared_ptr<Capture>& capture) {
-    for (Stream* s : capture->streams) s->capture = nullptr;
+    for (Stream* s : capture->streams) {
+        s->capture = nullptr;
+        s->chain = nullptr;
+    }
     captures.erase(capture);
 }
 
@@ -35,6 +38,7 @@ EMU_API cuStreamBeginCapture_v2(void* handle, int mode) {
     capture->mode = mode;
     captures.insert(capture);
     s->capture = capture;
+    s->chain = nullptr;
     return 0;
 }
 
@@ -82,11 +86,12 @@ EMU_API cuGraphLaunch(void* executable, void* handle) {
     Stream* s = stream_of(handle);
     if (!executables.count(g)) return kInvalidValue;
     if (!s) return kInvalidHandle;
-    const auto nodes = std::make_shared<std::vector<Op>>(g->nodes);
-    return submit(s, [nodes] {
-        for (const Op& node : *nodes) {
+    const auto what = std::make_shared<Graph>(*g);
+    return submit(s, [what] {
+        for (const Op& node : what->nodes) {
             if (const int error = node()) return error;
         }
+        for (const auto& chain : what->chains) chain_begin(*chain);
         return 0;
     });
 }

@@ -100,13 +100,17 @@ int check_pointers(const Function& f, ptx::Kernel& kernel, const Launch& launch)
     return 0;
 }
 
+// `programmatic`: it may begin before the kernel before it in the stream has ended, if that is what is before it.
 int launch_kernel(void* function, const uint32_t* grid, const uint32_t* block, uint32_t shared, void* handle,
-                  void** parameters, void** extra) {
+                  void** parameters, void** extra, bool programmatic = false) {
     const Function* f = function_of(function);
     Stream* stream = stream_of(handle);
     if (!f || !stream) return kInvalidHandle;
     if (const int error = check_shape(*f, grid, block, shared)) return error;
     if (parameters && extra) return kInvalidValue;
+    if (programmatic && config.arch < 90) return kNotSupported;
+    // Edges of graphs have had kinds since CUDA 12.3.
+    if (programmatic && stream->capture && driver_version < 12030) return kNotSupported;
     ptx::Kernel* kernel = ptx_kernel(*f);
     if (!kernel) return kNotFound;
     auto launch = std::make_shared<Launch>();
@@ -116,11 +120,16 @@ int launch_kernel(void* function, const uint32_t* grid, const uint32_t* block, u
     launch->shared_bytes = shared;
     if (const int error = read_parameters(*f, kernel->parameters, parameters, extra, *launch)) return error;
     if (const int error = check_pointers(*f, *kernel, *launch)) return error;
+    launch->dependent = programmatic && stream->chain;
+    launch->chain = launch->dependent ? stream->chain : std::make_shared<Chain>();
+    if (stream->capture && !launch->dependent) stream->capture->graph->chains.push_back(launch->chain);
     // What runs is decided when it runs: kernels are exchanged under loaded modules.
-    return submit(stream, [launch, f] {
+    const int error = submit(stream, [launch, f] {
         ptx::Kernel* now = function_of(const_cast<Function*>(f)) ? ptx_kernel(*f) : nullptr;
         return now ? ptx::run_kernel(*launch, *now) : int(kNotFound);
     });
+    if (!error) stream->chain = launch->chain;
+    return error;
 }
 
 struct LaunchConfig {
@@ -153,9 +162,11 @@ EMU_API cuLaunchCooperativeKernel(void* function, uint32_t gx, uint32_t gy, uint
 
 EMU_API cuLaunchKernelEx(const LaunchConfig* c, void* function, void** parameters, void** extra) {
     EMU_ENTER;
+    bool programmatic = false;
     for (uint32_t i = 0; i < c->count; ++i) {
         const auto& a = c->attributes[i];
+        if (a.id == 6) programmatic = a.value[0] != 0;  // programmatic stream serialization
         if (a.id == 4 && (a.value[0] > 1 || a.value[1] > 1 || a.value[2] > 1)) return kNotSupported;  // clusters
     }
-    return launch_kernel(function, c->grid, c->block, c->shared, c->stream, parameters, extra);
+    return launch_kernel(function, c->grid, c->block, c->shared, c->stream, parameters, extra, programmatic);
 }

@@ -65,6 +65,7 @@ void run_all_streams() {
 }
 
 int submit(Stream* stream, Op op) {
+    stream->chain = nullptr;  // a kernel goes on with it
     if (stream->capture) {
         Capture& c = *stream->capture;
         if (c.invalid) return kCaptureInvalidated;
@@ -162,6 +163,7 @@ EMU_API cuStreamWaitEvent(void* handle, void* event, unsigned) {
         Capture& c = *s->capture;
         if (c.invalid) return kCaptureInvalidated;
         if (!record) return 0;
+        s->chain = nullptr;  // what comes next depends on two
         if (!record->capture) {
             c.invalid = true;
             return kCaptureIsolation;
@@ -179,6 +181,7 @@ EMU_API cuStreamWaitEvent(void* handle, void* event, unsigned) {
         if (record->capture->invalid) return kCaptureInvalidated;
         if (s == &null_stream) return kCaptureImplicit;
         s->capture = record->capture;
+        s->chain = nullptr;
         s->capture->streams.insert(s);
         s->capture->unjoined.insert(s);
         return 0;

@@ -45,6 +45,7 @@ struct Thread {
     uint32_t proxy_order;  // what the thread wrote before, the async proxy sees
     uint32_t init_order;   // the same of mbarriers that it initialised
     bool fenced;
+    bool early;  // has not waited for the kernels before this one
     std::vector<const void*> observed;  // addresses of relaxed atomics since the last fence
 };
 
@@ -56,10 +57,24 @@ struct Counters {
     uint64_t shared_wavefronts = 0, bank_conflicts = 0;        // conflicts = wavefronts beyond the ideal
     uint64_t matrix_flops = 0;                                 // of mma, two per product
     uint64_t instructions = 0;                                 // of PTX, once per thread
+    uint64_t dependent_launches = 0;  // that may begin before the kernel before them has ended
+    uint64_t early_bytes_read = 0;    // by threads that have not waited for that, every access
+};
+
+// Kernels in a row of which each but the first may begin before the one before it has ended: they are behind one another in a
+// stream, with nothing between them.
+struct Chain {
+    // The checker's order at which it began, and of which of its eras that is; 0 where nobody observed it.
+    uint32_t first = 0;
+    uint64_t era = 0;
+    // Pages as they were before the chain, of those that it has written. Only where dependent launches run early.
+    std::unordered_map<uint64_t, std::unique_ptr<char[]>> pages;
 };
 
 struct Launch {
     std::string name;
+    std::shared_ptr<Chain> chain;
+    bool dependent = false;  // not the first of the chain
     uint32_t grid[3], block[3], shared_bytes;
     std::vector<uint64_t> storage;  // the parameters' bytes
     std::vector<size_t> offsets;
@@ -74,6 +89,7 @@ struct Config {
     size_t memory = size_t(16) << 30;
     std::string ptx;           // a folder of *.ptx; empty: what modules contain
     bool observe = false;      // every access
+    bool early_dependents = false;  // what comes before their wait sees memory as it was before the chain
     bool lanes_apart = false;  // lanes of a warp run by themselves until they must wait for one another
     int matrix_sums = 0;       // exact, or cut as a tensor core cuts groups of 8 or 16 products
     std::string report;
@@ -84,6 +100,9 @@ extern Config config;
 struct Running {
     const Launch* launch = nullptr;
     bool checked = false;  // every access is observed
+    bool dependent = false;  // threads begin before the kernels before this one have ended
+    bool stale = false;      // and see what was there before these
+    bool keeps = false;      // pages are kept before they are written
     Counters* counters = nullptr;
     uint32_t block[3], block_index, threads = 0;
     jmp_buf* way_out = nullptr;  // where the kernel is left after a fatal fault
@@ -152,6 +171,13 @@ void checker_arrive(Clock& clock);
 void checker_arrive_together(Clock& clock, const ptx::Warp& warp, uint32_t lanes);
 void checker_pass(const Clock& clock);
 void checker_note(Clock& clock, const Thread& thread, uint32_t order);
+
+// ---- chain.cc: dependent launches that run early
+void chain_begin(Chain& chain);
+void chain_keep(const void* address, size_t bytes);  // before it is written
+// What a thread sees that has not waited: 16 bytes at most, in one page; and any number of bytes.
+const void* chain_before(const void* address);
+void chain_read(void* to, const void* from, size_t bytes);
 
 // ---- traffic.cc: what accesses would cost. Only where accesses are observed.
 void traffic_warp(const uint64_t* addresses, uint32_t lanes, size_t bytes, bool write, bool shared);

@@ -141,6 +141,7 @@ struct Block {
     std::vector<Warp> warps;
     uint32_t shared_low = 0, shared_bytes = 0;
     Site barrier_site;  // of the first to arrive
+    bool waited = false;  // for the kernels before this one: some thread has
     NamedBarrier named[kNamedBarriers];
     uint64_t uncounted = 0;  // of what was executed, no instructions
     std::vector<std::vector<IssuedProduct>> products;  // by warpgroup
@@ -157,6 +158,8 @@ uint64_t random_below(uint64_t n);
 inline void select(const Warp& warp, uint32_t lane) { self = &threads[warp.index * kWarp + lane]; }
 // Brings the lanes that an instruction needs together: the mask to go on with, or 0 when `mask` was parked.
 uint32_t gather(Warp& warp, uint32_t mask, uint32_t needed);
+// Has a lane's thread not waited for the kernels before this one, and sees what was there before them?
+inline bool is_stale(const Warp& warp, uint32_t lane) { return run.stale && threads[warp.index * kWarp + lane].early; }
 // Something happened that a warp may have polled for.
 void note_progress();
 // Ends the warp's turn behind this instruction: it polls for something that others do.

@@ -140,10 +140,12 @@ std::string report_json() {
                  ":{\"launches\":%lu,\"checked_launches\":%lu,\"blocks\":%lu,\"threads\":%lu,\"bytes_read\":%lu,"
                  "\"bytes_written\":%lu,"
                  "\"unique_bytes_read\":%lu,\"unique_bytes_written\":%lu,\"sectors_read\":%lu,\"sectors_written\":%lu,"
-                 "\"shared_wavefronts\":%lu,\"bank_conflicts\":%lu,\"matrix_flops\":%lu,\"instructions\":%lu}",
+                 "\"shared_wavefronts\":%lu,\"bank_conflicts\":%lu,\"matrix_flops\":%lu,\"instructions\":%lu,"
+                 "\"dependent_launches\":%lu,\"early_bytes_read\":%lu}",
                  c.launches, c.checked_launches, c.blocks, c.threads,
                  c.bytes_read, c.bytes_written, c.unique_bytes_read, c.unique_bytes_written, c.sectors_read,
-                 c.sectors_written, c.shared_wavefronts, c.bank_conflicts, c.matrix_flops, c.instructions);
+                 c.sectors_written, c.shared_wavefronts, c.bank_conflicts, c.matrix_flops, c.instructions,
+                 c.dependent_launches, c.early_bytes_read);
         json += (first ? "" : ",") + quoted(name) + text;
         first = false;
     }

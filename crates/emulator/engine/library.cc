@@ -2,6 +2,7 @@
 #include "library.h"
 
 #include <dirent.h>
+#include <unistd.h>
 
 #include <cstdio>
 
@@ -40,10 +41,12 @@ void read_file(Folder& folder, const std::string& path) {
     folder.modules[path] = std::move(module);
 }
 
-Folder& open_folder(const std::string& path) {
+// One that is `optional` may be absent.
+Folder& open_folder(const std::string& path, bool optional) {
     std::unique_ptr<Folder>& folder = folders[path];
     if (folder) return *folder;
     folder = std::make_unique<Folder>();
+    if (optional && access(path.c_str(), F_OK) != 0) return *folder;
     DIR* directory = opendir(path.c_str());
     if (!directory) {
         fault_outside_kernel("no code", "", "%s is no folder of PTX", path.c_str());
@@ -59,9 +62,12 @@ Folder& open_folder(const std::string& path) {
 }  // namespace
 
 Kernel* find_in_folder(const std::string& path, const std::string& name) {
-    const Folder& folder = open_folder(path);
-    auto found = folder.kernels.find(name);
-    return found == folder.kernels.end() ? nullptr : found->second;
+    const auto find = [&](const Folder& folder) {
+        auto found = folder.kernels.find(name);
+        return found == folder.kernels.end() ? nullptr : found->second;
+    };
+    Kernel* of_card = find(open_folder(path + "/sm_" + std::to_string(config.arch), true));
+    return of_card ? of_card : find(open_folder(path, false));
 }
 
 }  // namespace emu::ptx

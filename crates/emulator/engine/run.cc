@@ -240,6 +240,13 @@ Flow set_registers(Warp& w, const Instruction& in, uint32_t mask, bool more) {
 Flow get_registers(Warp& w, const Instruction& in, uint32_t mask) { return set_registers(w, in, mask, true); }
 Flow give_registers(Warp& w, const Instruction& in, uint32_t mask) { return set_registers(w, in, mask, false); }
 
+// From here on a thread sees what the kernels before this one have done.
+Flow wait_for_predecessors(Warp& w, const Instruction&, uint32_t mask) {
+    block.waited = true;
+    each_lane(mask, [&](uint32_t i) { threads[w.index * kWarp + i].early = false; });
+    return Flow::next;
+}
+
 Flow sleep(Warp& w, const Instruction&, uint32_t) { return give_way(w); }
 Flow nothing(Warp&, const Instruction&, uint32_t) { return Flow::next; }
 
@@ -450,6 +457,8 @@ void begin_block() {
     block.register_changes.clear();
     block.free_registers = 0;
     std::fill(block.named, block.named + kNamedBarriers, NamedBarrier());
+    block.waited = false;
+    for (uint32_t i = 0; i < run.threads; ++i) threads[i].early = run.dependent;
     begin_block_copies();
     if (run.checked) checker_begin_block();
 }
@@ -543,6 +552,15 @@ void check_register_changes() {
     }
 }
 
+// All have exited. A grid that does not wait ends before the one before it may have ended; whoever waits for it then takes both for
+// ended.
+void check_waited() {
+    if (!run.dependent || block.waited) return;
+    select(block.warps[0], 0);
+    fault("missing wait", block.code->instructions[0].site(),
+          "a dependent launch, and no thread of the block has executed griddepcontrol.wait");
+}
+
 void run_block() {
     begin_block();
     const size_t n = block.warps.size();
@@ -555,7 +573,7 @@ void run_block() {
         }
         if (able.empty()) {
             if (std::none_of(block.warps.begin(), block.warps.end(), [](const Warp& w) { return w.live; }))
-                return check_register_changes();
+                return check_register_changes(), check_waited();
             check_named_barriers();
             release_barrier();
         } else if (config.schedule == Config::shuffle) {
@@ -629,6 +647,7 @@ Counters& count_launch(const Launch& launch) {
     Counters& c = counters[launch.name];
     ++c.launches;
     c.checked_launches += run.checked;
+    c.dependent_launches += launch.dependent;
     c.blocks += blocks;
     c.threads += blocks * run.threads;
     return c;
@@ -720,6 +739,13 @@ int run_kernel(const Launch& given, Kernel& kernel) {
     run.checked = config.observe;
     run.threads = launch.block[0] * launch.block[1] * launch.block[2];
     run.counters = &count_launch(launch);
+    run.dependent = launch.dependent;
+    run.stale = launch.dependent && config.early_dependents;
+    run.keeps = launch.chain && config.early_dependents;
+    if (launch.chain && !launch.dependent) {
+        chain_begin(*launch.chain);
+        launch.chain->era = 0;
+    }
     random_state = config.seed * 0x9e3779b97f4a7c15ull + 0x1234567;
     block.kernel = &kernel;
     block.code = &code;
@@ -755,13 +781,16 @@ void enter_control(Table& table) {
     enter(table, "bar.arrive barrier.arrive.aligned", {arrive_at_named, "ww"});
     enter(table, "setmaxnreg.inc.sync.aligned.u32", {get_registers, "i"});
     enter(table, "setmaxnreg.dec.sync.aligned.u32", {give_registers, "i"});
-    // One launch ends before the next one begins.
-    enter(table, "griddepcontrol.launch_dependents griddepcontrol.wait", {nothing, ""});
+    // Whether a kernel calls it changes nothing: what comes behind it may not rely on more where it does not.
+    enter(table, "griddepcontrol.launch_dependents", {nothing, ""});
+    enter(table, "griddepcontrol.wait", {wait_for_predecessors, ""});
     enter(table, "bar.red.and.pred", {block_reduction<Reduction::conjunction>, "Pin"});
     enter(table, "bar.red.or.pred", {block_reduction<Reduction::disjunction>, "Pin"});
     enter(table, "bar.red.popc.u32", {block_reduction<Reduction::count>, "Win"});
     enter(table, "nanosleep.u32", {sleep, "w"});
     enter(table, "trap", {trap, ""});
+    // A hint: it reads nothing.
+    enter(table, "prefetch.global.L2", {nothing, "g"});
     enter(table, "membar.gl membar.cta membar.sys", {fence, ""});
     enter(table, "fence.acq_rel.gpu fence.sc.gpu fence.acq_rel.cta fence.sc.cta fence.acq_rel.sys fence.sc.sys",
           {fence, ""});

@@ -29,5 +29,6 @@ fn ptx(kernels: &Path) -> io::Result<PathBuf> {
     }
     let nvcc = ggro_emulator::nvcc()
         .ok_or_else(|| io::Error::other("there is no nvcc: NVCC=$(scripts/install-nvcc.sh) names one"))?;
-    Ok(ggro_emulator::build_ptx(&nvcc, &[kernels], "compute_80")?.remove(0))
+    // As for the card that the device looks like unless it is told otherwise.
+    Ok(ggro_emulator::build_ptx(&nvcc, &[kernels], "compute_90a")?.remove(0))
 }

@@ -116,6 +116,10 @@ pub struct Counters {
     pub matrix_flops: u64,
     /// Instructions of PTX, once per thread that was at them.
     pub instructions: u64,
+    /// Launches that could begin before the kernel before them had ended.
+    pub dependent_launches: u64,
+    /// Bytes that their threads read from global memory before they waited for that.
+    pub early_bytes_read: u64,
 }
 
 /// Something that a kernel or a launch did wrong.
@@ -193,6 +197,7 @@ impl Device {
             "ptx=image",
             "lanes=together",
             "mma=exact",
+            "dependents=late",
         ] {
             device.configure(default);
         }

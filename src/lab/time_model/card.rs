@@ -49,6 +49,12 @@ pub const L2: f64 = 50e6;
 
 /// Read: of a product, the time in which nothing streams: launch in a graph, first byte, epilogue, ticket.
 pub const DEAD: f64 = 2.8;
+/// Read: of [`DEAD`] and of every small kernel, the launch in a graph. Assumed: nothing of it is left where a kernel begins before the
+/// one before it has ended.
+pub const START: f64 = 1.3;
+/// Assumed: what is left of [`DEAD`] where a product's weights are there before its turn, because the product before it leaves it
+/// room: the first bytes of activations, and the ticket.
+pub const DEAD_AHEAD: f64 = 1.0;
 /// Fitted by 1 x 16 tokens with gradient: what a launch costs beyond that where no graph starts it.
 pub const LAUNCH: f64 = 0.7;
 /// Read: the host's part of a step of decoding: copy back, scheduler, copy in, start of the graph. Taken for every pass.

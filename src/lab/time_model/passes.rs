@@ -2,8 +2,8 @@
 
 use super::card::{
     ATTENTION, ATTENTION_OPERATIONS, ATTENTION_STREAM, ATTENTION_STREAM_WHOLE, BACKWARD_PAGE, CLOCK, Card, GATED,
-    GATED_GRADIENTS, HOST, LAUNCH, MULTIPROCESSORS, NORM, OPERATIONS, OVERLAP, ROPE, SHARED_OVERHEAD, SMALL, SWIGLU,
-    WGMMA_PAGE,
+    GATED_GRADIENTS, HOST, LAUNCH, MULTIPROCESSORS, NORM, OPERATIONS, OVERLAP, ROPE, SHARED_OVERHEAD, SMALL, START,
+    SWIGLU, WGMMA_PAGE,
 };
 use super::products::{Family, Product, Products, products};
 use crate::files::config::ModelConfig;
@@ -127,7 +127,7 @@ struct Pass<'a> {
     card: Card,
     config: &'a ModelConfig,
     products: Products,
-    /// What every launch costs beyond what it costs in a graph.
+    /// What every launch costs beyond what the constants of its kernel have.
     launch: f64,
 }
 
@@ -167,7 +167,9 @@ fn backward_operations(head: usize) -> f64 {
 
 impl<'a> Pass<'a> {
     fn new(family: Family, card: Card, config: &'a ModelConfig, graph: bool) -> Self {
-        let launch = if graph { 0.0 } else { LAUNCH };
+        // Kernels that begin early begin at their turn.
+        let start = if family == Family::OfReference { 0.0 } else { START };
+        let launch = if graph { -start } else { LAUNCH - start };
         Pass { family, card, config, products: Products::new(family, card, config), launch }
     }
 
@@ -177,7 +179,16 @@ impl<'a> Pass<'a> {
     }
 
     fn product(&self, product: &Product, rows: usize) -> Time {
-        Time::products(self.launch + self.products.time(product, rows))
+        // Its own constants know of its start.
+        let start = if self.family == Family::OfReference { 0.0 } else { START };
+        Time::products(self.launch + start + self.products.time(product, rows))
+    }
+
+    /// A norm, and the product behind it, which asks for weights meanwhile.
+    fn normed(&self, rows: usize, product: Time) -> Time {
+        let norm = self.small(NORM, rows, 6 * self.config.hidden_size);
+        let ahead = self.products.ahead(rows, norm.rest);
+        norm + Time { products: product.products - ahead, ..product }
     }
 
     /// Bytes of the keys and values of a position in a layer.
@@ -214,15 +225,12 @@ impl<'a> Pass<'a> {
 
     /// A layer of `rows` rows, of which `live` go on beyond keys and values.
     fn layer(&self, rows: usize, live: usize, attention: Attention, taped: bool) -> Time {
-        let d = self.config.hidden_size;
         let ([qkv, o, gate_up, down], ..) = products(self.config);
-        self.small(NORM, rows, 6 * d)
-            + self.product(&qkv, rows)
+        self.normed(rows, self.product(&qkv, rows))
             + self.small(ROPE, rows, 4 * qkv.n)
             + self.attention(attention)
             + self.product(&o, live)
-            + self.small(NORM, live, 6 * d)
-            + self.gated(&gate_up, live, taped)
+            + self.normed(live, self.gated(&gate_up, live, taped))
             + self.product(&down, live)
     }
 

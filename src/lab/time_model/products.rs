@@ -1,7 +1,8 @@
 //! What a product with weights takes, from the launch that its plan makes.
 
 use super::card::{
-    CLOCK, Card, DEAD, FOLD_FILL, FOLD_STEP, L2, L2_RATE, MULTIPROCESSORS, OPERATIONS, SHARED_OVERHEAD, TILE_STEP,
+    CLOCK, Card, DEAD, DEAD_AHEAD, FOLD_FILL, FOLD_STEP, L2, L2_RATE, MULTIPROCESSORS, OPERATIONS, SHARED_OVERHEAD,
+    START, TILE_STEP,
 };
 use crate::cuda::ops::gemm::{Room, Shape, sm80, sm90};
 use crate::cuda::ops::weight_layout::WeightLayout;
@@ -118,9 +119,24 @@ impl Products {
         Products { family, card, workspace }
     }
 
-    /// What a product takes in microseconds, with its [`DEAD`] time.
+    /// What a product takes in microseconds, with the time in which nothing streams.
     pub fn time(&self, product: &Product, tokens: usize) -> f64 {
-        DEAD + self.alone(product, tokens)
+        let dead = match self.family {
+            Family::OfReference => DEAD,
+            Family::Sm90 if tokens <= sm90::FEW => DEAD_AHEAD,
+            Family::Sm80 | Family::Sm90 => DEAD - START,
+        };
+        dead + self.alone(product, tokens)
+    }
+
+    /// How many microseconds less a product takes because its weights come while a small kernel before it runs for so long: as many as
+    /// its ring holds, of the multiprocessors on which no row of that kernel is.
+    pub fn ahead(&self, tokens: usize, before: f64) -> f64 {
+        let instance = sm90::TOKENS.into_iter().find(|&width| tokens <= width && width <= sm90::FEW);
+        let (Family::Sm90, Some(width)) = (self.family, instance) else { return 0.0 };
+        let free = f64::from(MULTIPROCESSORS) - tokens as f64;
+        let ring = sm90::stages(width) * (sm90::stage(width) - width * TERMS * 2);
+        (free / f64::from(MULTIPROCESSORS) * before).min(free * ring as f64 / self.card.stream())
     }
 
     /// What a product takes in microseconds if the kernel before it hides its dead time.

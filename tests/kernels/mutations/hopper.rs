@@ -308,8 +308,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         name: "first-tokens-for-all",
         op: "gemm_sm90",
         file: "gemm_sm90.cu",
-        from: "term * kTile, first_token, full",
-        to: "term * kTile, 0, full",
+        from: "term * kTile, first_token,",
+        to: "term * kTile, 0,",
     },
     Mutation {
         name: "tokens-behind-the-last",
@@ -364,8 +364,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         name: "registers-kept",
         op: "gemm_sm90",
         file: "gemm_sm90.cu",
-        from: "fewer_registers<40>",
-        to: "fewer_registers<56>",
+        from: "kCopierRegisters = 40",
+        to: "kCopierRegisters = 56",
     },
     Mutation {
         name: "barriers-without-their-barrier",

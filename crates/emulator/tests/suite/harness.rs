@@ -145,26 +145,27 @@ impl Drop for Bench {
     }
 }
 
+/// Pointers to the arguments, and a null pointer behind them, where the driver's interface has no length at all.
+fn pointers_to(args: &[Arg]) -> Vec<*mut c_void> {
+    let pointer = |arg: &Arg| match arg {
+        Arg::Pointer(v) => std::ptr::from_ref(v) as *mut c_void,
+        Arg::I32(v) => std::ptr::from_ref(v) as *mut c_void,
+        Arg::I64(v) => std::ptr::from_ref(v) as *mut c_void,
+        Arg::U8(v) => std::ptr::from_ref(v) as *mut c_void,
+        Arg::F32(v) => std::ptr::from_ref(v) as *mut c_void,
+        Arg::F64(v) => std::ptr::from_ref(v) as *mut c_void,
+        Arg::Map(v) => std::ptr::from_ref(v) as *mut c_void,
+    };
+    args.iter().map(pointer).chain([std::ptr::null_mut()]).collect()
+}
+
 pub fn launch_raw(
     function: sys::CUfunction,
     stream: &CudaStream,
     shape: Shape,
     args: &[Arg],
 ) -> Result<(), DriverError> {
-    let mut pointers: Vec<*mut c_void> = args
-        .iter()
-        .map(|a| match a {
-            Arg::Pointer(v) => std::ptr::from_ref(v) as *mut c_void,
-            Arg::I32(v) => std::ptr::from_ref(v) as *mut c_void,
-            Arg::I64(v) => std::ptr::from_ref(v) as *mut c_void,
-            Arg::U8(v) => std::ptr::from_ref(v) as *mut c_void,
-            Arg::F32(v) => std::ptr::from_ref(v) as *mut c_void,
-            Arg::F64(v) => std::ptr::from_ref(v) as *mut c_void,
-            Arg::Map(v) => std::ptr::from_ref(v) as *mut c_void,
-        })
-        .collect();
-    // The list ends with a null pointer, where the driver's interface has no length at all.
-    pointers.push(std::ptr::null_mut());
+    let mut pointers = pointers_to(args);
     // SAFETY: the values outlive the call, and the driver copies them in it; what kernels do is the tests' subject.
     unsafe {
         result::launch_kernel(
@@ -176,6 +177,35 @@ pub fn launch_raw(
             &mut pointers,
         )
     }
+}
+
+/// The same of a launch that may begin before the one before it in the stream has ended.
+pub fn launch_dependent(
+    function: sys::CUfunction,
+    stream: &CudaStream,
+    shape: Shape,
+    args: &[Arg],
+) -> Result<(), DriverError> {
+    let mut attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let config = sys::CUlaunchConfig {
+        gridDimX: shape.grid.0,
+        gridDimY: shape.grid.1,
+        gridDimZ: shape.grid.2,
+        blockDimX: shape.block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shape.shared,
+        hStream: stream.cu_stream(),
+        attrs: &raw mut attribute,
+        numAttrs: 1,
+    };
+    let mut pointers = pointers_to(args);
+    // SAFETY: as in `launch_raw`; the configuration and its attribute outlive the call, too.
+    unsafe { sys::cuLaunchKernelEx(&raw const config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }.result()
 }
 
 /// Reproducible values in -1..1.

@@ -2,6 +2,7 @@
 //! the driver's behaviour.
 
 mod bugs;
+mod dependents;
 mod driver;
 mod harness;
 mod kernels;

@@ -363,7 +363,10 @@ fn warps_together() {
              done:\nbar.warp.sync -1",
             |_, t| if t % 32 >= 16 { 16 } else { 9 },
         ),
-        ("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;\nmov.u32 o32, a32", |a, t| a[t]),
+        (
+            "prefetch.global.L2 [%rd1];\ngriddepcontrol.wait;\ngriddepcontrol.launch_dependents;\nmov.u32 o32, a32",
+            |a, t| a[t],
+        ),
         ("bar.red.popc.u32 o32, 0, ap", |a, _| a.iter().map(|x| x & 1).sum()),
         ("bar.red.or.pred op, 0, ap;\nselp.b32 o32, 1, 0, op", |_, _| 1),
     ];

@@ -11,6 +11,8 @@ use crate::{Error, Result};
 
 /// Tokens of a tile, per kernel.
 pub const TOKENS: [usize; 10] = [8, 16, 24, 32, 48, 64, 96, 128, 192, 200];
+/// Up to so many tokens two blocks share a multiprocessor: one of a product, and one of the next.
+pub const FEW: usize = 32;
 /// Outputs of a tile: 64 for each of two warpgroups.
 const OUTPUTS: usize = 128;
 /// Outputs and terms of a tile of weights.
@@ -68,13 +70,14 @@ pub fn name(instance: usize, direction: Direction, storage: HalfType) -> &'stati
 }
 
 /// Bytes of a stage: two tiles of weights and one of tokens, 64 terms each.
-const fn stage(tokens: usize) -> usize {
+pub const fn stage(tokens: usize) -> usize {
     2 * TILE * TILE * 2 + tokens * TILE * 2
 }
 
 /// Stages of the ring, as in the kernel.
 pub const fn stages(tokens: usize) -> usize {
-    let most = 224 * 1024 / stage(tokens);
+    let ring = if tokens <= FEW { 108 } else { 224 };
+    let most = ring * 1024 / stage(tokens);
     if most < 12 { most } else { 12 }
 }
 
@@ -263,6 +266,7 @@ pub(super) fn launch(
 mod tests {
     use super::super::MODELS;
     use super::*;
+    use crate::cuda::images;
 
     /// Every product of some models, forward and backward.
     fn products() -> Vec<(usize, usize)> {
@@ -277,6 +281,21 @@ mod tests {
         }
         let some = [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096), (1, 4096), (576, 192)];
         assert_eq!(some.map(|(n, k)| chunks(n, k)), [5, 4, 4, 4, 5, 8, 1]);
+    }
+
+    /// One of a product, and one of the next, which fills its ring meanwhile.
+    #[test]
+    fn two_blocks_for_few_tokens_share_a_multiprocessor() {
+        let usages =
+            || images::embedded().iter().flat_map(|image| image.usage).filter(|usage| usage.target == "sm_90a");
+        for (instance, tokens) in TOKENS.into_iter().enumerate() {
+            for name in NAMES[instance].concat() {
+                let usage = usages().find(|usage| usage.kernel == name);
+                let (registers, fixed) = usage.map_or((80, 512), |usage| (usage.registers, usage.shared));
+                let few = registers * THREADS <= 32_768 && shared(tokens) + fixed <= 110 * 1024;
+                assert_eq!(few, tokens <= FEW, "{name}: {registers} registers, {} bytes", shared(tokens) + fixed);
+            }
+        }
     }
 
     #[test]
