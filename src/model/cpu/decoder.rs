@@ -124,8 +124,16 @@ impl Decoder {
             let mut kept = LayerTape::default();
 
             let normed = rounding.of(ops::rmsnorm(&x, &layer.attention_norm, eps));
-            let mut k = rounding.of(ops::gemm(&normed, positions.len(), &layer.k));
-            let v = rounding.of(ops::gemm(&normed, positions.len(), &layer.v));
+            // All queries, or those of the live rows behind the keys and values.
+            let together = rows.len() == positions.len();
+            let (q, k, v) = if together {
+                let [q, k, v] = ops::gemms(&normed, positions.len(), [&layer.q, &layer.k, &layer.v]);
+                (q, k, v)
+            } else {
+                let [k, v] = ops::gemms(&normed, positions.len(), [&layer.k, &layer.v]);
+                (Vec::new(), k, v)
+            };
+            let (mut k, v) = (rounding.of(k), rounding.of(v));
             if tape.is_some() && layer.k_norm.is_some() {
                 kept.k_raw = k.clone();
             }
@@ -150,7 +158,7 @@ impl Decoder {
             if last {
                 x = gather(&x, d, rows);
             }
-            let mut q = rounding.of(ops::gemm(&normed, rows.len(), &layer.q));
+            let mut q = rounding.of(if together { q } else { ops::gemm(&normed, rows.len(), &layer.q) });
             if tape.is_some() && layer.q_norm.is_some() {
                 kept.q_raw = q.clone();
             }
@@ -175,8 +183,8 @@ impl Decoder {
             ops::add(&mut x, &ops::gemm(&a, rows.len(), &layer.o));
 
             let normed = rounding.of(ops::rmsnorm(&x, &layer.mlp_norm, eps));
-            let mut act = rounding.of(ops::gemm(&normed, rows.len(), &layer.gate));
-            let up = rounding.of(ops::gemm(&normed, rows.len(), &layer.up));
+            let [gate, up] = ops::gemms(&normed, rows.len(), [&layer.gate, &layer.up]);
+            let (mut act, up) = (rounding.of(gate), rounding.of(up));
             let gate = if tape.is_some() { act.clone() } else { Vec::new() };
             ops::swiglu(&mut act, &up);
             rounding.apply(&mut act);

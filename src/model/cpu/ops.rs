@@ -2,6 +2,7 @@
 
 use super::elementwise;
 use super::product::{self, Left, Out};
+use super::rows::Rows;
 use super::weights::{Linear, Matrix};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -19,61 +20,92 @@ const MIN_ROWS: usize = 96;
 /// Elements from which an elementwise loop is spread over the cores, in pieces of a quarter as many.
 const ELEMENTS: usize = 1 << 16;
 
-/// Calls `task(rows, columns)` for ranges that cover an `m x n` result, on all cores if `m n k` multiply-adds are worth it. What
-/// a range computes does not depend on where the ranges are cut; columns are cut at multiples of `unit`.
-///
-/// `prepare` makes of a range of rows what all tasks of these rows share.
-fn split<P: Sync + Send>(
-    (m, n, k): (usize, usize, usize),
-    unit: usize,
-    prepare: impl Fn(Range<usize>) -> P + Sync + Send,
-    task: impl Fn(&P, Range<usize>, Range<usize>) + Sync,
-) {
+/// How results are cut into tasks.
+struct Cut {
+    rows: Vec<Range<usize>>,
+    /// Of which result, and which columns of it.
+    columns: Vec<(usize, Range<usize>)>,
+}
+
+/// Ranges of rows and of columns that cover results of `m` rows and of so many columns as `widths` says, with `k` multiply-adds for
+/// each number: a few for every core if there is enough to do. What a range computes does not depend on where it is cut; columns
+/// are cut at multiples of `unit`.
+fn split(m: usize, widths: &[usize], k: usize, unit: usize) -> Cut {
     let threads = rayon::current_num_threads();
+    let n: usize = widths.iter().sum();
     let work = m * n * k;
-    if threads == 1 || work < PARALLEL_FROM || n < 2 * MIN_COLUMNS {
-        task(&prepare(0..m), 0..m, 0..n);
-        return;
-    }
-    // A few ranges per core, so that a core which starts late does not hold up the others.
-    let ranges = (threads * 4).min(n / MIN_COLUMNS).min(work / (PARALLEL_FROM / 4)).max(threads.min(n / MIN_COLUMNS));
-    let width = n.div_ceil(ranges).next_multiple_of(unit);
-    let columns = n.div_ceil(width);
-    let height = match (2 * threads).div_ceil(columns).min(m / MIN_ROWS) {
-        0 | 1 => m,
-        pieces => m.div_ceil(pieces),
+    let most = n / MIN_COLUMNS;
+    let alone = threads == 1 || work < PARALLEL_FROM || most < 2;
+    let width = if alone {
+        usize::MAX
+    } else {
+        // A few ranges per core, so that a core which starts late does not hold up the others.
+        let ranges = (threads * 4).min(most).min(work / (PARALLEL_FROM / 4)).max(threads.min(most));
+        n.div_ceil(ranges).next_multiple_of(unit)
     };
-    let rows = |piece: usize| piece * height..((piece + 1) * height).min(m);
-    let shared: Vec<P> = (0..m.div_ceil(height)).into_par_iter().map(|piece| prepare(rows(piece))).collect();
-    (0..columns * shared.len()).into_par_iter().for_each(|i| {
-        let (piece, column) = (i / columns, i % columns * width);
-        task(&shared[piece], rows(piece), column..(column + width).min(n))
+    let mut columns = Vec::new();
+    for (which, &n) in widths.iter().enumerate() {
+        columns.extend((0..n).step_by(width).map(|from| (which, from..from.saturating_add(width).min(n))));
+    }
+    let pieces = if alone { 1 } else { (2 * threads).div_ceil(columns.len().max(1)).min(m / MIN_ROWS).max(1) };
+    let height = m.div_ceil(pieces).max(1);
+    let rows = (0..m).step_by(height).map(|from| from..(from + height).min(m)).collect();
+    Cut { rows, columns }
+}
+
+/// Calls `task` for every number below `count`, on all cores if `several` are worth it.
+fn for_each(count: usize, several: bool, task: impl Fn(usize) + Sync + Send) {
+    if several {
+        (0..count).into_par_iter().for_each(task);
+    } else {
+        (0..count).for_each(task);
+    }
+}
+
+/// `y[m, n] = x[m, k] w[n, k]^T` for several matrices and the same `x`.
+fn matmuls(x: &[f32], m: usize, k: usize, into: &mut [(&mut [f32], &Matrix)]) {
+    let widths: Vec<usize> = into.iter().map(|(_, w)| w.rows).collect();
+    let Cut { rows, columns } = split(m, &widths, k, 16);
+    let outs: Vec<Out> = into.iter_mut().map(|(y, _)| Out::new(y)).collect();
+    let views: Vec<Rows<'_>> = into.iter().map(|(_, w)| w.view()).collect();
+    let pack = |rows: &Range<usize>| Left::new(&x[rows.start * k..], k, rows.len(), k);
+    let packed: Vec<Left<'_>> =
+        if rows.len() > 1 { rows.par_iter().map(pack).collect() } else { rows.iter().map(pack).collect() };
+    // Cut where it pays, or one range for each matrix.
+    for_each(columns.len() * rows.len(), columns.len() > widths.len(), |task| {
+        let (piece, (which, columns)) = (task / columns.len(), &columns[task % columns.len()]);
+        let y = outs[*which].from(rows[piece].start * widths[*which] + columns.start);
+        let w = views[*which].slice(columns.start, columns.end);
+        // SAFETY: the results are ours, and the ranges are disjoint.
+        unsafe { product::matmul_nt_columns(y, widths[*which], &packed[piece], w) }
     });
 }
 
 /// `y[m, n] = x[m, k] w[n, k]^T`.
 pub(super) fn matmul(y: &mut [f32], x: &[f32], m: usize, w: &Matrix) {
-    let (n, k) = (w.rows, w.cols);
-    let view = w.view();
-    let out = Out::new(y);
-    let pack = |rows: Range<usize>| Left::new(&x[rows.start * k..], k, rows.len(), k);
-    split((m, n, k), 16, pack, |x, rows, columns| {
-        let y = out.from(rows.start * n + columns.start);
-        // SAFETY: `y` is ours, and the ranges are disjoint.
-        unsafe { product::matmul_nt_columns(y, n, x, view.slice(columns.start, columns.end)) }
-    });
+    matmuls(x, m, w.cols, &mut [(y, w)]);
 }
 
 /// `y = x w^T + b`.
 pub(super) fn gemm(x: &[f32], m: usize, layer: &Linear) -> Vec<f32> {
-    let mut y = vec![0.0; m * layer.weight.rows];
-    matmul(&mut y, x, m, &layer.weight);
-    if let Some(bias) = &layer.bias {
-        for row in y.chunks_exact_mut(bias.len()) {
-            elementwise::add(row, bias);
+    let [y] = gemms(x, m, [layer]);
+    y
+}
+
+/// [`gemm`] of several layers with the same input: cores are woken once.
+pub(super) fn gemms<const N: usize>(x: &[f32], m: usize, layers: [&Linear; N]) -> [Vec<f32>; N] {
+    let mut all = layers.map(|layer| vec![0.0; m * layer.weight.rows]);
+    let mut into: Vec<(&mut [f32], &Matrix)> =
+        all.iter_mut().zip(layers).map(|(y, layer)| (y.as_mut_slice(), &layer.weight)).collect();
+    matmuls(x, m, layers.first().map_or(0, |layer| layer.weight.cols), &mut into);
+    for (y, layer) in all.iter_mut().zip(layers) {
+        if let Some(bias) = &layer.bias {
+            for row in y.chunks_exact_mut(bias.len()) {
+                elementwise::add(row, bias);
+            }
         }
     }
-    y
+    all
 }
 
 /// `dx[m, in] += dy[m, out] w[out, in]`: the data gradient of [`gemm`].
@@ -81,16 +113,13 @@ pub(super) fn gemm_backward(dx: &mut [f32], dy: &[f32], m: usize, layer: &Linear
     let (n, k) = (layer.weight.rows, layer.weight.cols);
     let view = layer.weight.view();
     let out = Out::new(dx);
-    split(
-        (m, k, n),
-        64,
-        |_| (),
-        |(), rows, columns| {
-            let (y, x) = (out.from(rows.start * k + columns.start), &dy[rows.start * n..]);
-            // SAFETY: `dx` is ours, and the ranges are disjoint.
-            unsafe { product::matmul_nn_columns(y, k, x, n, rows.len(), view.columns(columns.start, columns.end)) }
-        },
-    );
+    let Cut { rows, columns } = split(m, &[k], n, 64);
+    for_each(columns.len() * rows.len(), columns.len() > 1, |task| {
+        let (rows, (_, columns)) = (&rows[task / columns.len()], &columns[task % columns.len()]);
+        let (y, x) = (out.from(rows.start * k + columns.start), &dy[rows.start * n..]);
+        // SAFETY: `dx` is ours, and the ranges are disjoint.
+        unsafe { product::matmul_nn_columns(y, k, x, n, rows.len(), view.columns(columns.start, columns.end)) }
+    });
 }
 
 /// Calls `each(first row, rows)` for pieces of `values`, rows of `width`, on all cores if there are elements enough.

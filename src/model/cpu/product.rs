@@ -90,13 +90,14 @@ unsafe fn matmul_nt_at(level: Level, y: Out, ldy: usize, left: &Left<'_>, w: Row
         return;
     }
     w.check();
+    let packed = m > tile_rows(level).0;
     let (x, ldx) = match left {
         Left::Few { x, ldx, .. } => {
-            assert!(x.len() >= (m - 1) * ldx + w.width, "nt operands too short");
+            assert!(!packed && x.len() >= (m - 1) * ldx + w.width, "nt operands too short");
             (x.as_ptr(), *ldx)
         }
         Left::Packed { x, k, .. } => {
-            assert!(*k == w.width && x.len() >= m * k.next_multiple_of(LANES), "nt operands do not match");
+            assert!(packed && *k == w.width && x.len() >= m * k.next_multiple_of(LANES), "nt operands do not match");
             (x.as_ptr(), 0)
         }
     };

@@ -1,7 +1,7 @@
 //! `y += x w`: each output a chain over the rows of `w`.
 
 use super::{LaneBuffer, Operands, SCRATCH, Tiles, parts, with_rows};
-use crate::model::cpu::lanes::{Element, F32, LANES, Lanes, load_tail, prefetch};
+use crate::model::cpu::lanes::{Element, F32, LANES, Lanes, load_tail, prefetch_l2};
 
 /// Rows of `w` between two visits of an output of [`matmul_nn`]: with four groups of columns, 32 KB.
 const NN_ROWS: usize = 128;
@@ -185,7 +185,7 @@ pub(super) unsafe fn nn_tile<L: Lanes, const M: usize, const C: usize>(t: NnTile
         }
         let (mut x, mut w, mut ahead) = (t.x, t.w, t.ahead);
         for _ in 0..t.rows {
-            prefetch(ahead);
+            prefetch_l2(ahead);
             let mut wv = [L::zero(); C];
             for c in 0..C {
                 wv[c] = L::load_f32(w.add(c * LANES).cast());

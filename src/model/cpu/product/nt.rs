@@ -3,7 +3,7 @@
 use super::{LaneBuffer, Operands, SCRATCH, Tiles, parts, with_rows};
 #[cfg(target_arch = "x86_64")]
 use crate::model::cpu::lanes::x86::Half;
-use crate::model::cpu::lanes::{Element, F32, LANES, Lanes, load_tail, prefetch};
+use crate::model::cpu::lanes::{Element, F32, LANES, Lanes, load_tail, prefetch, prefetch_l2};
 
 /// Floats of a widened panel: 384 KB, so that it and the bytes of the next one fit a second-level cache of 1 MB.
 const PANEL: usize = 96 << 10;
@@ -375,7 +375,7 @@ impl Ahead {
     fn fetch(&mut self) {
         let count = self.at_once.min(self.lines);
         for line in 0..count {
-            prefetch(self.at.wrapping_add(line * 64));
+            prefetch_l2(self.at.wrapping_add(line * 64));
         }
         self.at = self.at.wrapping_add(count * 64);
         self.lines -= count;
