@@ -204,7 +204,7 @@ run_speed() {
             step "kernels bench $op" 15 "$op.jsonl" "$binary" kernels bench --op "$op" --json
         done
         latency llama-3.1-8b-sm80 25 llama-3.1-8b --runs 1 --kernels sm80
-        latency llama-3.1-8b-apart 25 llama-3.1-8b --runs 1 --no-dependent-launches
+        latency llama-3.1-8b-dependent 25 llama-3.1-8b --runs 1 --dependent-launches
     fi
     if python3 -c "import torch" 2>/dev/null; then
         step "gemm beside cuBLASLt" 40 gemm.md python3 bench/peers/gemm.py "$folder/gemm.jsonl"
@@ -235,7 +235,7 @@ run_all() {
     local shape
     for shape in llama-3.2-1b llama-3.2-3b llama-3.1-8b; do
         latency "$shape" 1800 "$shape"
-        hopper && latency "$shape-apart" 1800 "$shape" --no-dependent-launches
+        hopper && latency "$shape-dependent" 1800 "$shape" --dependent-launches
         answers "$shape" 1800 "$shape" --tokens 256 --speculation off,2,4,8,25,auto --best-of 8 --runs 3
         step "bench throughput $shape" 1800 "throughput-$shape.json" "$binary" bench throughput --device cuda \
             --synthetic "$shape" -o json --batch 1,8,64,256 --prompt 256 --tokens 128 --runs 3

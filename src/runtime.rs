@@ -123,7 +123,7 @@ pub struct OpenOptions {
     pub gradient_tokens: usize,
     /// Launch every CUDA kernel by itself, in place of CUDA graphs.
     pub eager: bool,
-    /// Let a CUDA kernel begin before the one before it has ended, where its card can.
+    /// Let a CUDA kernel begin before the one before it has ended, where its card can: off until a card has shown that it is right.
     pub dependent_launches: bool,
     /// Threads of the CPU; `None`: all cores. Results do not depend on it.
     pub threads: Option<usize>,
@@ -143,7 +143,7 @@ impl Default for OpenOptions {
             memory_utilization: cuda.memory_utilization,
             gradient_tokens: cuda.gradient_tokens,
             eager: false,
-            dependent_launches: true,
+            dependent_launches: false,
             threads: None,
             self_check: true,
             kernels: FamilySpec::Auto,
@@ -239,7 +239,7 @@ impl OpenOptions {
 
     /// A device that launches as these options say.
     fn launching(&self, device: cuda::Device) -> cuda::Device {
-        if self.dependent_launches { device } else { device.without_dependent_launches() }
+        device.with_dependent_launches(self.dependent_launches)
     }
 
     fn cpu(&self) -> LoadOptions {
@@ -680,7 +680,7 @@ pub struct CudaDevice {
     pub memory: Option<(u64, u64)>,
     /// What its last self-check found, with this driver and this build.
     pub self_check: Option<SelfCheck>,
-    /// Whether a kernel may begin there before the one before it has ended.
+    /// Whether a kernel can begin there before the one before it has ended.
     pub dependent_launches: bool,
     /// The family of kernels that it runs, and why; no family if a self-check has still to decide.
     pub kernels: (Option<Family>, String),
@@ -734,7 +734,7 @@ fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result:
         multiprocessors: device.multiprocessors(),
         memory: memory.map(|memory| (memory.free, memory.total)),
         self_check,
-        dependent_launches: device.has_dependent_launches(),
+        dependent_launches: device.can_launch_dependents(),
         kernels,
         fit: budget
             .map(|budget| Fit { parts: budget.parts(), words: budget.to_string() })

@@ -162,7 +162,7 @@ pub(super) fn family_in_words(kernels: &Value) -> String {
 
 /// How they are launched, where there is something to say.
 fn launches_in_words(device: &Value) -> &'static str {
-    if device["dependent_launches"] == true { "; a kernel begins before the one before it has ended" } else { "" }
+    if device["dependent_launches"] == true { "; kernels can begin early (--dependent-launches)" } else { "" }
 }
 
 fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {

@@ -28,7 +28,9 @@ pub struct Device {
     pub(super) tiled_weights: bool,
     /// Products of few tokens run in the kernel for most.
     pub(super) widest_products: bool,
-    /// A kernel may begin before the one before it in the stream has ended: its code waits for that where it has to.
+    /// Kernels wait for those before them where they have to, so they may begin before these have ended.
+    waits: bool,
+    /// They do.
     dependent: bool,
     /// Graphs keep that. They have edges of this kind since CUDA 12.3.
     dependent_edges: bool,
@@ -70,7 +72,7 @@ impl Device {
         let targets: BTreeSet<&str> = images.iter().filter_map(|(_, target)| *target).collect();
         targets.iter().copied().try_for_each(driver::takes)?;
         // Hopper's own code has the instruction that waits; what was made for older cards has not.
-        let dependent = targets.iter().all(|target| target.ends_with("_90a"));
+        let waits = targets.iter().all(|target| target.ends_with("_90a"));
         let name = context.name().map_err(failed("no name"))?;
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(failed("no multiprocessor count"))?;
@@ -92,7 +94,8 @@ impl Device {
             // As the products of every card read them.
             tiled_weights: false,
             widest_products: false,
-            dependent,
+            waits,
+            dependent: false,
             dependent_edges: driver::version()? >= EDGES,
             recording: Arc::default(),
             dead: Arc::new(OnceLock::new()),
@@ -118,15 +121,15 @@ impl Device {
         })
     }
 
-    /// Whether a kernel may begin before the one before it in the stream has ended.
-    pub fn has_dependent_launches(&self) -> bool {
-        self.dependent
+    /// Whether a kernel can begin before the one before it in the stream has ended.
+    pub fn can_launch_dependents(&self) -> bool {
+        self.waits
     }
 
-    /// The same device, on which each kernel begins when the one before it has ended. Results are the same.
+    /// The same device, on which each kernel begins when the one before it has ended, or, with `on` and where it can, earlier.
     #[must_use]
-    pub fn without_dependent_launches(self) -> Self {
-        Device { dependent: false, ..self }
+    pub fn with_dependent_launches(self, on: bool) -> Self {
+        Device { dependent: on && self.waits, ..self }
     }
 
     /// How many devices the driver finds.

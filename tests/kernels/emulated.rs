@@ -76,7 +76,7 @@ pub fn ggro(report: &Path) -> Command {
 /// have no kernels, with PTX alone.
 fn open() -> Device {
     if !images::embedded().is_empty() {
-        return Device::open(0).unwrap();
+        return Device::open(0).unwrap().with_dependent_launches(true);
     }
     let image = |(name, text): &'static (String, String)| {
         let bytes = [text.as_bytes(), b"\0"].concat().leak();
@@ -85,7 +85,7 @@ fn open() -> Device {
     };
     static IMAGES: OnceLock<Vec<Image>> = OnceLock::new();
     let images = IMAGES.get_or_init(|| ptx().iter().filter(|(name, _)| source(name) == name).map(image).collect());
-    Device::open_with(0, images).unwrap()
+    Device::open_with(0, images).unwrap().with_dependent_launches(true)
 }
 
 /// The source of a text: `rmsnorm` of `sm_90/rmsnorm`, too.

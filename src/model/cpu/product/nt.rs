@@ -17,6 +17,7 @@ const NT_TERMS: usize = 1024;
 /// Sums of `M x N` groups of lanes, `[M][N]`.
 #[inline(always)]
 unsafe fn sums<L: Lanes, const M: usize, const N: usize>(acc: [[L; N]; M]) -> [[f32; N]; M] {
+    const { assert!(M * N <= 32) };
     let mut out = [[0.0; N]; M];
     // SAFETY: the features are the caller's promise.
     unsafe {
@@ -122,7 +123,7 @@ pub(super) unsafe fn nt_tile<L: Lanes, const M: usize, const N: usize>(t: NtTile
 /// half a group leave registers for their operands.
 ///
 /// # Safety
-/// As [`nt_tile`], and `lanes` has room in any case.
+/// As [`nt_tile`], with the features of AVX2, and `lanes` has room in any case.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) unsafe fn nt_tile_in_halves<L: Lanes, const M: usize, const N: usize>(t: NtTile) {
@@ -139,7 +140,7 @@ pub(super) unsafe fn nt_tile_in_halves<L: Lanes, const M: usize, const N: usize>
                     }
                 }
             }
-            let (mut x, mut w) = (t.x.add(offset), t.w.add(offset));
+            let (mut x, mut w) = (t.x.wrapping_add(offset), t.w.wrapping_add(offset));
             for _ in 0..t.groups {
                 let mut wv = [Half::zero(); N];
                 for n in 0..N {
