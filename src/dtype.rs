@@ -30,7 +30,7 @@ impl DType {
     }
 }
 
-/// HalfType type of weights and activations: both are 16 bits wide and live in `u16` buffers.
+/// The type of weights and activations on a device: 16 bits wide, in `u16` buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HalfType {
     /// bfloat16.

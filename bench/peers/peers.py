@@ -52,7 +52,7 @@ once and of doing all multiply-adds, at the rates that `ggro bench` measures wit
 the rate of multiply-adds in ggro's processor time over what one thread does at most; work of others on the machine hardly moves it.
 
 Where a peer chose other ids than ggro, the table's notes say so. In f32 that is a mistake somewhere, and the exit code is 1, but for
-random weights, whose likeliest tokens are nearly equal. In bf16 it may happen.
+random weights, whose likeliest tokens are nearly equal, and for models of your own, of which nothing is known. In bf16 it may happen.
 
 --device cuda measures on a GPU, with f32 replaced by 16 bits, decode also with a static cache in a CUDA graph, and single kernels
 (cuda_kernels.py).
@@ -153,6 +153,11 @@ def gguf_of(model):
         MODELS.mkdir(parents=True, exist_ok=True)
         run_tool(f"{model.name} as a GGUF file", [sys.executable, str(HERE / "to_gguf.py"), model.policy, str(file)])
     return file
+
+
+def words(command):
+    """A command for a report: paths are relative to the repository."""
+    return " ".join(command).replace(f"{ROOT}/", "")
 
 
 def run_tool(what, command):
@@ -264,14 +269,14 @@ class Ggro:
                 return
             self.told.append(line)
         if self.process.wait() != 0:
-            raise Failed(f"{' '.join(self.command)}: {''.join(self.told[-5:]).strip()}")
+            raise Failed(f"{words(self.command)}: {''.join(self.told[-5:]).strip()}")
 
     def turn(self):
         try:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
         except OSError:
-            raise Failed(f"{' '.join(self.command)} ended: {''.join(self.told[-5:]).strip()}") from None
+            raise Failed(f"{words(self.command)} ended: {''.join(self.told[-5:]).strip()}") from None
 
     def row(self, phase):
         """The row of a phase, and the report's header; nothing that comes after it is run."""
@@ -282,7 +287,7 @@ class Ggro:
             if found.get("phase") == phase:
                 return found, header
         self.until_ready()
-        raise Failed(f"{' '.join(self.command)}: no row of {phase}: {''.join(self.told[-5:]).strip()}")
+        raise Failed(f"{words(self.command)}: no row of {phase}: {''.join(self.told[-5:]).strip()}")
 
     def close(self):
         self.process.kill()
@@ -300,10 +305,10 @@ def limits_of(args, model, threads):
     command += ["--policy", model.policy, "--threads", str(threads), "--device", args.device]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}: {done.stderr.strip()}\nIs {args.ggro} built from this version of ggro?")
+        raise Failed(f"{words(command)}: {done.stderr.strip()}; is it built from this version of ggro?")
     header = json.loads(done.stdout)["header"]
     if threads != header["units"] and args.device == "cpu":
-        sys.exit(f"{args.ggro} ran {header['units']} threads in place of {threads}; is it built from this version of ggro?")
+        raise Failed(f"ggro ran {header['units']} threads in place of {threads}; is it built from this version of ggro?")
     return header
 
 
@@ -602,6 +607,8 @@ def main():
             kernels(args, report)
     except KeyboardInterrupt:
         report["notes"].append("broken off: not every case was measured")
+    except Failed as why:
+        report["notes"].append(f"not every case was measured: {why}")
     print(json.dumps(report, indent=1) if args.output == "json" else markdown(args, report), end="")
     exact = [row for row in report["rows"] if row["peer"] in ("transformers f32", "plain PyTorch") and row["same_ids"] is False]
     random = {model.name for model in args.model if isinstance(model, Model)} | {"1b"}

@@ -91,7 +91,7 @@ impl Products {
 /// What is read, all in one storage type.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// HalfType type.
+    /// 16-bit type.
     pub storage: HalfType,
     /// Rotated queries `[rows, heads * head]`.
     pub q: View<'a, u16>,

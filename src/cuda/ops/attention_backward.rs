@@ -50,7 +50,7 @@ impl Scratch {
 /// What is read. The 16-bit matrices are in one storage type.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// HalfType type.
+    /// 16-bit type.
     pub storage: HalfType,
     /// Rotated queries `[rows, heads * head]`, as in the forward pass.
     pub q: View<'a, u16>,

@@ -30,7 +30,7 @@ impl KvStore {
         }
     }
 
-    /// Makes room for blocks below `count`. HalfType is kept for later sequences.
+    /// Makes room for blocks below `count`. Storage is kept for later sequences.
     pub fn grow(&mut self, count: usize) {
         let size = self.layers * 2 * self.kv_heads * BLOCK * self.head_dim;
         while self.blocks.len() < count {

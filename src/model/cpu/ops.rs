@@ -232,6 +232,37 @@ impl Rotation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dtype::DType;
+
+    /// Few columns and many rows, many columns and few rows: results are cut in every way, and have the bits of one core.
+    #[test]
+    fn results_do_not_depend_on_how_many_cores_there_are() {
+        for (m, n, k) in [(1, 4096, 96), (7, 300, 500), (40, 1000, 70), (500, 64, 80), (700, 130, 33)] {
+            let value = |i: usize| ((i * 7919 % 1013) as f32 - 506.0) / 311.0;
+            let bytes: Vec<u8> = (0..n * k).flat_map(|i| half::bf16::from_f32(value(i)).to_le_bytes()).collect();
+            let weight = |rows: usize, cols: usize| Linear {
+                weight: Matrix::stored(DType::Bf16, bytes[..rows * cols * 2].to_vec(), rows, cols),
+                bias: Some((0..rows).map(value).collect()),
+            };
+            let (one, other) = (weight(n, k), weight(n / 2, k));
+            let x: Vec<f32> = (0..m * k).map(|i| value(i + 3)).collect();
+            let dy: Vec<f32> = (0..m * n).map(|i| value(i + 5)).collect();
+            let on = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| {
+                    let together = gemms(&x, m, [&one, &other]);
+                    let mut dx = vec![0.5; m * k];
+                    gemm_backward(&mut dx, &dy, m, &one);
+                    assert!(together == [gemm(&x, m, &one), gemm(&x, m, &other)]);
+                    (together, dx)
+                })
+            };
+            let alone = on(1);
+            for threads in [2, 3, 8, 64] {
+                assert!(on(threads) == alone, "{m} x {n} x {k} on {threads} cores");
+            }
+        }
+    }
 
     #[test]
     fn rmsnorm_gradient_agrees_with_finite_differences() {

@@ -49,6 +49,12 @@ impl Matrix {
         Ok(Matrix { dtype: simulated, data: Data::Rounded(data.into()), rows, cols })
     }
 
+    /// A matrix of its own bytes.
+    #[cfg(test)]
+    pub fn stored(dtype: DType, data: Vec<u8>, rows: usize, cols: usize) -> Self {
+        Matrix { dtype, data: Data::Rounded(data.into()), rows, cols }
+    }
+
     pub fn view(&self) -> Rows<'_> {
         let data: &[u8] = match &self.data {
             Data::Stored(bytes) => bytes,

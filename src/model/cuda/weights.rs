@@ -12,7 +12,7 @@
 //! gradient reads as a vector. Nothing is stored twice. No tensor in tiles has the order of its file, so all of them go
 //! through the staging area.
 //!
-//! # HalfType type
+//! # 16-bit type
 //!
 //! Unless one is asked for, it is the 16-bit type that most of the model's weights have, bf16 if none has: a model stored in
 //! f32 runs in bf16. Tensors of another type are converted, and only if no element changes; a type that was asked for may
