@@ -7,7 +7,7 @@
 #   first   4 minutes: what the machine is, `ggro doctor`, what single instructions answer, every case of every kernel, the golden
 #           fixtures, an answer, and memcheck on the smallest cases
 #   speed   5 minutes: latency and whole answers of a model of 8 billion parameters, also within the memory of a card of 78 GiB, the
-#           products beside PyTorch's, on Hopper both families of kernels, and without dependent launches, some kernels through Nsight Compute, a timeline
+#           products beside PyTorch's, on Hopper both families of kernels, and with dependent launches, some kernels through Nsight Compute, a timeline
 #   all     everything, however long it takes (the default)
 #
 # BINARY is a release build with kernels (default target/release/ggro), or one compressed as .xz; FOLDER is where everything is

@@ -91,22 +91,26 @@ pub(super) fn lane_sum(lanes: [f32; LANES]) -> f32 {
 /// Asks for the cache line at `p`, which need not be readable.
 #[inline(always)]
 pub(super) fn prefetch(p: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch of any address has no effect but on the cache; SSE is part of x86-64.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast())
-    };
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
+    prefetch_to::<0>(p);
 }
 
 /// Asks for the cache line at `p`, which need not be readable, to be in the second-level cache.
 #[inline(always)]
 pub(super) fn prefetch_l2(p: *const u8) {
+    prefetch_to::<1>(p);
+}
+
+/// To which level, counted from 0.
+#[inline(always)]
+fn prefetch_to<const LEVEL: usize>(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: as in `prefetch`.
+    // SAFETY: a prefetch of any address has no effect but on the cache; SSE is part of x86-64.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast())
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        match LEVEL {
+            0 => _mm_prefetch::<_MM_HINT_T0>(p.cast()),
+            _ => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+        }
     };
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;

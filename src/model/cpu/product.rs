@@ -8,7 +8,7 @@
 //!
 //! Few rows of `x` read the weights as they are stored. For more rows, a panel of weights is widened to f32 once, in the order
 //! in which the tiles read it, and stays in the second-level cache while all rows of `x` pass; a piece of a few rows of `x` stays
-//! in the first level. Meanwhile the next panel is fetched from memory, a line at a time between multiply-adds.
+//! in the first level. Meanwhile the next panel is fetched, a few lines at a time, unless its terms are only some of a row's.
 
 // Tiles are arrays of arrays with two or three indices in step; iterators over them would hide which term meets which.
 #![allow(clippy::needless_range_loop)]
@@ -26,6 +26,25 @@ use nn::{NnTile, nn, nn_tile};
 use nt::nt_tile_in_halves;
 use nt::{NtTile, nt, nt_tile};
 use std::cell::RefCell;
+
+/// Evaluates an expression with `$lanes`, the lanes of a level.
+macro_rules! with_lanes {
+    ($level:expr, $lanes:ident => $value:expr) => {{
+        macro_rules! of {
+            ($type:ty) => {{
+                type $lanes = $type;
+                $value
+            }};
+        }
+        match $level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => of!(Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => of!(Avx2),
+            Level::Portable => of!(Array),
+        }
+    }};
+}
 
 /// `y[m, n] = x[m, k] w[n, k]^T`; row `i` of `y` starts at `i * ldy`.
 pub(super) fn matmul_nt(y: &mut [f32], ldy: usize, x: &Left<'_>, w: Rows<'_>) {
@@ -105,15 +124,7 @@ unsafe fn matmul_nt_at(level: Level, y: Out, ldy: usize, left: &Left<'_>, w: Row
     let operands = Operands { y: y.data, ldy, x, ldx, m, w };
     // SAFETY: the asserts above bound every access of `nt` (rows `..m` of x and y, all of w's view), and the caller says that
     // the processor has the level.
-    unsafe {
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => nt_of::<Avx512>(operands),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => nt_of::<Avx2>(operands),
-            Level::Portable => nt_of::<Array>(operands),
-        }
-    }
+    unsafe { with_lanes!(level, L => nt_of::<L>(operands)) }
 }
 
 /// # Safety
@@ -126,15 +137,7 @@ unsafe fn matmul_nn_at(level: Level, y: Out, ldy: usize, x: &[f32], ldx: usize, 
     assert!(y.len >= (m - 1) * ldy + w.width && x.len() >= (m - 1) * ldx + w.rows, "nn operands too short");
     let operands = Operands { y: y.data, ldy, x: x.as_ptr(), ldx, m, w };
     // SAFETY: as in `matmul_nt_at`.
-    unsafe {
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => nn_of::<Avx512>(operands),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => nn_of::<Avx2>(operands),
-            Level::Portable => nn_of::<Array>(operands),
-        }
-    }
+    unsafe { with_lanes!(level, L => nn_of::<L>(operands)) }
 }
 
 /// # Safety
@@ -251,13 +254,7 @@ impl<'a> Left<'a> {
 
 /// Rows of x that [`matmul_nt`] multiplies with weights as they are stored at most, and in a tile of packed rows.
 fn tile_rows(level: Level) -> (usize, usize) {
-    match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => (Avx512::STORED, Avx512::NT_ROWS),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => (Avx2::STORED, Avx2::NT_ROWS),
-        Level::Portable => (Array::STORED, Array::NT_ROWS),
-    }
+    with_lanes!(level, L => (L::STORED, L::NT_ROWS))
 }
 
 /// `(from, size)` of nearly equal parts of `n`, none above `most`.
