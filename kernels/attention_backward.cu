@@ -273,7 +273,7 @@ struct Queries {
                 float lse = 0.0f;
                 if (token < count) {
                     const size_t at = static_cast<size_t>(tokens[2 * token].y) * args.heads + head;
-                    lse = __ldg(args.lse + at);
+                    lse = args.lse[at];
                     // The first part of a token speaks for all of them.
                     if (tokens[2 * token + 1].z == 0) args.deltas[at] = delta;
                 }
@@ -550,8 +550,7 @@ struct Keys {
         const uint2 token = token_of(item, group, tile, threadIdx.x, at, head);
         if (token.x == kNone) return {0, -1, 0.0f, 0.0f};
         const size_t of = static_cast<size_t>(token.y) * args.heads + blockIdx.y * group + head;
-        return {args.window > 0 ? at + 1 - args.window : 0, at, __fmul_rn(__ldg(args.lse + of), kLog2E),
-                __ldg(args.deltas + of)};
+        return {args.window > 0 ? at + 1 - args.window : 0, at, __fmul_rn(args.lse[of], kLog2E), args.deltas[of]};
     }
 
     static __device__ __forceinline__ void run(const KeysArgs& args) {

@@ -134,7 +134,7 @@ struct ManyAttention {
             if (token < count) {
                 const int head = first_head + line - token * group;
                 const size_t row = static_cast<size_t>(tokens[2 * token].x) * args.heads + head;
-                word = __ldg(reinterpret_cast<const uint4*>(static_cast<const T*>(args.q) + row * EP) + chunk);
+                word = reinterpret_cast<const uint4*>(static_cast<const T*>(args.q) + row * EP)[chunk];
             }
             *reinterpret_cast<uint4*>(to + swizzled<kLine>(line, chunk)) = word;
         }

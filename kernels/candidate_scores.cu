@@ -29,7 +29,7 @@ struct ScoreQuery {
 
 // Of two rows of d, by one warp.
 template <typename T>
-__device__ __forceinline__ float warp_dot(const T* __restrict__ a, const float* __restrict__ b, int d) {
+__device__ __forceinline__ float warp_dot(const T* GGRO_RESTRICT a, const float* GGRO_RESTRICT b, int d) {
     float sum = 0.0f;
 #pragma unroll 4
     for (int at = threadIdx.x % kWarp * 8; at < d; at += kWarp * 8) {
@@ -52,10 +52,10 @@ __device__ __forceinline__ float warp_dot(const T* __restrict__ a, const float* 
 }
 
 template <typename T>
-__device__ __forceinline__ void candidate_scores(float* __restrict__ norms, float* __restrict__ products,
-                                                 const float* __restrict__ grads, const T* __restrict__ table,
-                                                 const unsigned* __restrict__ ids,
-                                                 const ScoreQuery* __restrict__ queries, unsigned rows,
+__device__ __forceinline__ void candidate_scores(float* GGRO_RESTRICT norms, float* GGRO_RESTRICT products,
+                                                 const float* GGRO_RESTRICT grads, const T* GGRO_RESTRICT table,
+                                                 const unsigned* GGRO_RESTRICT ids,
+                                                 const ScoreQuery* GGRO_RESTRICT queries, unsigned rows,
                                                  unsigned vocabulary, unsigned listed, int d, float scale) {
     const ScoreQuery query = queries[blockIdx.x];
     const unsigned first = query.first, count = query.count;

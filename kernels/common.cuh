@@ -108,6 +108,15 @@ __device__ __forceinline__ bool aligned(const void* address, int bytes) {
 
 // ---- one kernel after the other ------------------------------------------------------------------------------------
 
+// `__restrict__` for kernels that read what others have written. With it nvcc reads by ld.global.nc, which is for data that nobody
+// writes while the kernel lives; a kernel that begins early lives while those before it write. `__ldg` is the same load: it is for
+// weights and for lists that the host has copied.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define GGRO_RESTRICT
+#else
+#define GGRO_RESTRICT __restrict__
+#endif
+
 // What a kernel does first that has nothing to do before its turn: the next one may come, and those before have ended.
 __device__ __forceinline__ void await_turn() {
     ptx::launch_dependents();

@@ -11,8 +11,8 @@ namespace ggro {
 
 constexpr int kCopyThreads = 256;
 
-__device__ __forceinline__ void copy_rows(uint4* __restrict__ dst, const uint4* __restrict__ src,
-                                          const uint2* __restrict__ pairs, unsigned dst_rows, unsigned src_rows,
+__device__ __forceinline__ void copy_rows(uint4* GGRO_RESTRICT dst, const uint4* GGRO_RESTRICT src,
+                                          const uint2* GGRO_RESTRICT pairs, unsigned dst_rows, unsigned src_rows,
                                           int words) {
     const uint2 pair = pairs[blockIdx.x];
     if (pair.x >= src_rows || pair.y >= dst_rows) return;

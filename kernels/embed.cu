@@ -15,8 +15,8 @@ namespace ggro {
 constexpr int kEmbedThreads = 512;
 
 template <typename T>
-__device__ __forceinline__ void embed(float* __restrict__ out, const T* __restrict__ table,
-                                      const unsigned* __restrict__ ids, unsigned vocabulary, int d, bool tiled) {
+__device__ __forceinline__ void embed(float* GGRO_RESTRICT out, const T* GGRO_RESTRICT table,
+                                      const unsigned* GGRO_RESTRICT ids, unsigned vocabulary, int d, bool tiled) {
     const unsigned id = ids[blockIdx.x];
     const bool known = id < vocabulary;
     float* const row = out + static_cast<size_t>(blockIdx.x) * d;

@@ -52,7 +52,7 @@ struct Gemm {
     // Copies `LINES` lines of 64 elements, `stride` apart, into shared memory; lines from `valid` on and elements from
     // `columns` on become zero.
     template <int LINES>
-    static __device__ __forceinline__ void copy_lines(uint32_t smem, const T* __restrict__ source, int valid, int columns,
+    static __device__ __forceinline__ void copy_lines(uint32_t smem, const T* source, int valid, int columns,
                                                       int stride) {
         const int line = threadIdx.x / 8, chunk = threadIdx.x % 8;
 #pragma unroll

@@ -15,7 +15,7 @@ constexpr int kKvCopyThreads = 256;
 constexpr unsigned kKvBlock = 64;
 
 // `planes` are the (layer, kv, head) of a block, each `words` 16-byte words per position.
-__device__ __forceinline__ void kv_copy(uint4* __restrict__ pool, const unsigned* __restrict__ copies, unsigned blocks,
+__device__ __forceinline__ void kv_copy(uint4* GGRO_RESTRICT pool, const unsigned* GGRO_RESTRICT copies, unsigned blocks,
                                         unsigned planes, unsigned words) {
     const unsigned* const copy = copies + 3 * static_cast<size_t>(blockIdx.y);
     const unsigned from = copy[0], to = copy[1], positions = min(copy[2], kKvBlock);

@@ -18,8 +18,8 @@ __device__ __forceinline__ float log_probability(float logit, double log_sum_exp
     return static_cast<float>(static_cast<double>(logit) - log_sum_exp);
 }
 
-__device__ __forceinline__ void log_probabilities(float* __restrict__ out, const float* __restrict__ logits,
-                                                  const RowStats* __restrict__ stats, unsigned v) {
+__device__ __forceinline__ void log_probabilities(float* GGRO_RESTRICT out, const float* GGRO_RESTRICT logits,
+                                                  const RowStats* GGRO_RESTRICT stats, unsigned v) {
     const size_t start = static_cast<size_t>(blockIdx.x) * v;
     const float* const row = logits + start;
     float* const to = out + start;
@@ -39,8 +39,8 @@ __device__ __forceinline__ void log_probabilities(float* __restrict__ out, const
     }
 }
 
-__device__ __forceinline__ void chosen_logits(float* __restrict__ out, const float* __restrict__ logits,
-                                              const uint2* __restrict__ pairs, unsigned n, unsigned rows, unsigned v) {
+__device__ __forceinline__ void chosen_logits(float* GGRO_RESTRICT out, const float* GGRO_RESTRICT logits,
+                                              const uint2* GGRO_RESTRICT pairs, unsigned n, unsigned rows, unsigned v) {
     const unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= n) return;
     const uint2 pair = pairs[at];

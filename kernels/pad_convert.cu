@@ -56,7 +56,7 @@ __device__ __forceinline__ T converted(S stored, unsigned& rounded, unsigned& in
 }
 
 template <typename T, typename S>
-__device__ __forceinline__ void pad_convert(T* __restrict__ out, const S* __restrict__ stored, const Places& places,
+__device__ __forceinline__ void pad_convert(T* GGRO_RESTRICT out, const S* GGRO_RESTRICT stored, const Places& places,
                                             uint64_t count, bool packs, unsigned& rounded, unsigned& infinite) {
     const uint64_t start = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     const uint64_t step = static_cast<uint64_t>(gridDim.x) * blockDim.x;

@@ -133,15 +133,6 @@ __device__ __forceinline__ uint64_t policy_evict_first() {
     return policy;
 }
 
-// 16 read-only bytes that are read once: past L1.
-__device__ __forceinline__ uint4 ld_global_stream(const void* gmem) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(gmem));
-    return v;
-}
-
 // Brings the line of 128 bytes to L2, if it is not there.
 __device__ __forceinline__ void prefetch_l2(const void* gmem) { asm volatile("prefetch.global.L2 [%0];" ::"l"(gmem)); }
 

@@ -22,7 +22,7 @@ __device__ __forceinline__ uint64_t mixed(uint64_t x) {
 }
 
 template <typename T>
-__device__ __forceinline__ void random_fill(T* __restrict__ out, uint64_t first, uint64_t count, uint64_t seed,
+__device__ __forceinline__ void random_fill(T* GGRO_RESTRICT out, uint64_t first, uint64_t count, uint64_t seed,
                                             float mean, float scale) {
     const uint64_t step = static_cast<uint64_t>(gridDim.x) * blockDim.x;
     for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {

@@ -72,8 +72,8 @@ __device__ __forceinline__ float4 add(float4 a, float4 b) {
 }
 
 template <typename T>
-__device__ __forceinline__ void rmsnorm(T* __restrict__ out, float* __restrict__ residual,
-                                        const void* __restrict__ delta, int delta_kind, const T* __restrict__ weight,
+__device__ __forceinline__ void rmsnorm(T* GGRO_RESTRICT out, float* GGRO_RESTRICT residual,
+                                        const void* GGRO_RESTRICT delta, int delta_kind, const T* GGRO_RESTRICT weight,
                                         int d, int columns, float eps, int cached) {
     EXTERN_SHARED(shared);
     __shared__ float partial[kNormThreads / kWarp];
@@ -112,10 +112,10 @@ __device__ __forceinline__ void rmsnorm(T* __restrict__ out, float* __restrict__
 }
 
 template <typename T>
-__device__ __forceinline__ void rmsnorm_backward(float* __restrict__ grad, T* __restrict__ rounded,
-                                                 const float* __restrict__ dy, const T* __restrict__ head,
-                                                 float head_scale, const float* __restrict__ residual,
-                                                 const T* __restrict__ weight, int d, int columns, float eps,
+__device__ __forceinline__ void rmsnorm_backward(float* GGRO_RESTRICT grad, T* GGRO_RESTRICT rounded,
+                                                 const float* GGRO_RESTRICT dy, const T* GGRO_RESTRICT head,
+                                                 float head_scale, const float* GGRO_RESTRICT residual,
+                                                 const T* GGRO_RESTRICT weight, int d, int columns, float eps,
                                                  int cached) {
     EXTERN_SHARED(shared);
     __shared__ float partial[2][kNormThreads / kWarp];

@@ -59,7 +59,7 @@ struct Pairs {
 
 // A pair that does not exist is zero.
 template <typename T>
-__device__ __forceinline__ Pairs load_pairs(const T* __restrict__ head, const Place& at) {
+__device__ __forceinline__ Pairs load_pairs(const T* GGRO_RESTRICT head, const Place& at) {
     Pairs x;
     if (at.whole()) {
         const Pack<T, kPairs> a = load_pack<kPairs>(head + at.first()), b = load_pack<kPairs>(head + at.half + at.first());
@@ -78,7 +78,7 @@ __device__ __forceinline__ Pairs load_pairs(const T* __restrict__ head, const Pl
 
 // Pairs that do not exist stand for two columns of padding each: together they are columns e .. p.
 template <typename T>
-__device__ __forceinline__ void store_pairs(T* __restrict__ head, const Place& at, const Pairs& x) {
+__device__ __forceinline__ void store_pairs(T* GGRO_RESTRICT head, const Place& at, const Pairs& x) {
     if (at.whole()) {
         Pack<T, kPairs> a, b;
 #pragma unroll
@@ -132,8 +132,8 @@ __device__ __forceinline__ float inverse_norm(const Pairs& x, const Place& at, f
 }
 
 template <typename T>
-__device__ __forceinline__ void rope(T* __restrict__ q, T* __restrict__ pool, const T* __restrict__ qkv,
-                                     const unsigned* __restrict__ slots, unsigned pool_slots, size_t block_stride,
+__device__ __forceinline__ void rope(T* GGRO_RESTRICT q, T* GGRO_RESTRICT pool, const T* GGRO_RESTRICT qkv,
+                                     const unsigned* GGRO_RESTRICT slots, unsigned pool_slots, size_t block_stride,
                                      size_t layer_offset, const RopeArgs& args) {
     const Place at(args.padded, args.half);
     const unsigned row = blockIdx.x, slot = slots[row];
@@ -180,9 +180,9 @@ __device__ __forceinline__ void rope(T* __restrict__ q, T* __restrict__ pool, co
 }
 
 template <typename T>
-__device__ __forceinline__ void rope_backward(T* __restrict__ d_qkv, const float* __restrict__ dq,
-                                              const float* __restrict__ dk, const float* __restrict__ dv,
-                                              const T* __restrict__ qkv, const RopeArgs& args) {
+__device__ __forceinline__ void rope_backward(T* GGRO_RESTRICT d_qkv, const float* GGRO_RESTRICT dq,
+                                              const float* GGRO_RESTRICT dk, const float* GGRO_RESTRICT dv,
+                                              const T* GGRO_RESTRICT qkv, const RopeArgs& args) {
     const Place at(args.padded, args.half);
     const unsigned row = blockIdx.x;
     const int heads = args.heads, kv_heads = args.kv_heads, all = heads + 2 * kv_heads;

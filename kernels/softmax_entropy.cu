@@ -89,7 +89,7 @@ __device__ __forceinline__ unsigned element_id(unsigned split, int i) {
 }
 
 // This thread's part of a split; ids from `v` on are minus infinity.
-__device__ __forceinline__ void load_split(float (&z)[kPerThread], const float* __restrict__ row, unsigned split,
+__device__ __forceinline__ void load_split(float (&z)[kPerThread], const float* GGRO_RESTRICT row, unsigned split,
                                            unsigned v) {
     const bool vectors = aligned(row, 16);
 #pragma unroll
@@ -106,7 +106,7 @@ __device__ __forceinline__ void load_split(float (&z)[kPerThread], const float* 
     }
 }
 
-__device__ __forceinline__ void softmax_entropy_splits(SplitSums* __restrict__ sums, const float* __restrict__ logits,
+__device__ __forceinline__ void softmax_entropy_splits(SplitSums* GGRO_RESTRICT sums, const float* GGRO_RESTRICT logits,
                                                        unsigned v) {
     __shared__ Top tops[kSoftmaxThreads / kWarp];
     __shared__ double scratch[3][kSoftmaxThreads / kWarp];
@@ -149,7 +149,7 @@ __device__ __forceinline__ void softmax_entropy_splits(SplitSums* __restrict__ s
 
 // The row's statistics from its splits, by the first warp. Lane l adds splits l, l + 32, ... in ascending order, then
 // the lanes are added in a tree: an order fixed by the number of splits.
-__device__ __forceinline__ void combine_splits(RowStats& stats, double& weight, const SplitSums* __restrict__ sums,
+__device__ __forceinline__ void combine_splits(RowStats& stats, double& weight, const SplitSums* GGRO_RESTRICT sums,
                                                unsigned splits) {
     const unsigned lane = threadIdx.x;
     Top top = nothing();
@@ -185,9 +185,9 @@ __device__ __forceinline__ void combine_splits(RowStats& stats, double& weight, 
     weight = w;
 }
 
-__device__ __forceinline__ void softmax_entropy(RowStats* __restrict__ stats, const float* __restrict__ logits,
-                                                const SplitSums* __restrict__ sums, FloorSums* floor_sums,
-                                                unsigned* tickets, const double* __restrict__ floors, unsigned v) {
+__device__ __forceinline__ void softmax_entropy(RowStats* GGRO_RESTRICT stats, const float* GGRO_RESTRICT logits,
+                                                const SplitSums* GGRO_RESTRICT sums, FloorSums* floor_sums,
+                                                unsigned* tickets, const double* GGRO_RESTRICT floors, unsigned v) {
     __shared__ RowStats row_stats[1];
     __shared__ double row_weight[1];
     __shared__ double scratch[2][kSoftmaxThreads / kWarp];
@@ -351,10 +351,10 @@ __device__ __forceinline__ bool wanted(const TopKWish& wish, const RowStats& sta
     return uncertainty >= wish.threshold;
 }
 
-__device__ __forceinline__ void top_k(unsigned* __restrict__ ids, float* __restrict__ values,
-                                      unsigned* __restrict__ found, unsigned long long* candidates, unsigned* tickets,
-                                      const float* __restrict__ logits, const RowStats* __restrict__ stats,
-                                      const TopKWish* __restrict__ wishes, unsigned v, unsigned below,
+__device__ __forceinline__ void top_k(unsigned* GGRO_RESTRICT ids, float* GGRO_RESTRICT values,
+                                      unsigned* GGRO_RESTRICT found, unsigned long long* candidates, unsigned* tickets,
+                                      const float* GGRO_RESTRICT logits, const RowStats* GGRO_RESTRICT stats,
+                                      const TopKWish* GGRO_RESTRICT wishes, unsigned v, unsigned below,
                                       unsigned stride) {
     __shared__ Selection selection[1];
     __shared__ unsigned long long sorted[kMaxK];

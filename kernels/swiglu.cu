@@ -19,7 +19,7 @@ namespace ggro {
 constexpr int kSwigluThreads = 256;
 
 template <typename T>
-__device__ __forceinline__ void swiglu(T* __restrict__ out, const T* __restrict__ gate_up, int f, bool grouped) {
+__device__ __forceinline__ void swiglu(T* GGRO_RESTRICT out, const T* GGRO_RESTRICT gate_up, int f, bool grouped) {
     const int at = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
     if (at >= f) return;
     const T* const row = gate_up + static_cast<size_t>(blockIdx.x) * 2 * f;
@@ -32,8 +32,8 @@ __device__ __forceinline__ void swiglu(T* __restrict__ out, const T* __restrict_
 }
 
 template <typename T>
-__device__ __forceinline__ void swiglu_backward(T* __restrict__ d_gate_up, const float* __restrict__ d_act,
-                                                const T* __restrict__ gate_up, int f) {
+__device__ __forceinline__ void swiglu_backward(T* GGRO_RESTRICT d_gate_up, const float* GGRO_RESTRICT d_act,
+                                                const T* GGRO_RESTRICT gate_up, int f) {
     // Groups of 4: neighbouring threads then read whole sectors of d_act.
     const int at = (blockIdx.y * blockDim.x + threadIdx.x) * 4;
     if (at >= f) return;

@@ -162,7 +162,12 @@ size_t check_cells(Cell* cell, size_t count, unsigned access, bool global, const
     // What several readers of this warp, or of several warps or blocks, have left already stays as it is.
     const uint32_t lanes = self->order << 12 | (kSeveralLanes + self->warp->index),
                    several = self->order << 12 | (global ? kSeveralBlocks : kSeveralWarps);
-    const bool broken_promise = access & kReadOnly && order_of(cell->writer) >= launch_first;
+    // ld.global.nc goes past the order of memory: what it reads must not be written while the kernel runs.
+    uint32_t last_written = 0;
+    if (access & kReadOnly) {
+        for (size_t i = 0; i < count; ++i) last_written = std::max(last_written, order_of(cell[i].writer));
+    }
+    const bool broken_promise = access & kReadOnly && last_written >= (run.dependent ? chain_first : launch_first);
     if (!atomic && !broken_promise && quiet(cell, count, old, mine, write ? mine : lanes, write ? mine : several))
         return take_quietly(cell, count, old, mine, write);
     // Where all cells are alike, and nothing is wrong, what is so of the first is so of all.
@@ -183,10 +188,12 @@ size_t check_cells(Cell* cell, size_t count, unsigned access, bool global, const
         return fresh * count;
     }
     size_t fresh = 0;
-    // ld.global.nc goes past the order of memory: what it reads must not be written while the kernel runs.
-    if (broken_promise)
-        fault("read-only data written", site, "this launch has written what is read as constant here: %s",
+    if (broken_promise) {
+        fault("read-only data written", site, "%s what is read as constant here: %s",
+              last_written >= launch_first ? "this launch has written"
+                                                     : "a kernel that need not have ended when this one began writes",
               memory_describe(address).c_str());
+    }
     for (size_t i = 0; i < count; ++i) {
         Cell& c = cell[i];
         const uint32_t written = c.writer, read = c.reader;

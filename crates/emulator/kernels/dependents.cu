@@ -16,7 +16,7 @@ using namespace dependents;
 extern "C" __global__ void __launch_bounds__(64) add_weights(float* out, const float* in, const float* weights) {
     ptx::launch_dependents();
     const int i = index();
-    const float weight = read(weights + i);
+    const float weight = __ldg(weights + i);
     ptx::wait_for_predecessors();
     out[i] = read(in + i) + weight;
 }
@@ -40,6 +40,12 @@ extern "C" __global__ void __launch_bounds__(64) bug_reads_early(float* out, con
     const float before = read(in + index());
     ptx::wait_for_predecessors();
     out[index()] = before + read(weights + index());
+}
+
+// Behind the wait, but by a load for what nobody writes while the kernel lives, as it does since before the wait.
+extern "C" __global__ void __launch_bounds__(64) bug_reads_constant(float* out, const float* in, const float* weights) {
+    ptx::wait_for_predecessors();
+    out[index()] = __ldg(in + index()) + read(weights + index());
 }
 
 extern "C" __global__ void __launch_bounds__(64) bug_writes_early(float* out, const float* in, const float* weights) {

@@ -155,6 +155,31 @@ fn touches_before_the_wait_are_found() {
     }
 }
 
+/// Such a load may see what was there when the kernel began: also of a kernel two earlier, and not of what is behind a copy.
+#[test]
+fn read_only_loads_of_what_the_chain_writes_are_found() {
+    for config in configs() {
+        for mode in MODES {
+            for between in [0, 2] {
+                let mut chain = Chain::new(config, mode);
+                chain.launch("add_weights", 1, 0);
+                chain.b.stream.memcpy_htod(&[5.0; N as usize], &mut chain.rows[2]).unwrap();
+                chain.launch("add_weights", 0, 2);
+                chain.launch("bug_reads_constant", 2, 1);
+                assert_eq!(chain.first(), [6.0, 1.0, 2.0], "{config:?}, {mode}");
+                chain.b.assert_clean();
+                chain.launch("add_weights", 0, 2);
+                (0..between).for_each(|_| _ = chain.launch("add_weights", 1, 1));
+                chain.launch("bug_reads_constant", 1, 0);
+                let found = chain.b.device.faults();
+                let kinds = found.iter().map(|fault| (fault.kind.as_str(), fault.kernel.as_str()));
+                let expected = [("read-only data written", "bug_reads_constant")];
+                assert_eq!(kinds.collect::<Vec<_>>(), expected[..usize::from(config.checked)], "{config:?}, {mode}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_kernel_that_never_waits_is_found() {
     for config in configs() {
