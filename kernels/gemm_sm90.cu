@@ -15,6 +15,9 @@
 //   4, backward: y[tokens, 2k] 16-bit are the gradients of gates and ups, in groups as in 3, from those of k units and from
 //   `beside`, which are the gates and ups. Both as kernels/swiglu.cu has it, of what 1 and 0 would have stored (gated.cuh).
 //   For 3, n is a multiple of 16, for 4, k of 8; y and `beside` start at multiples of 4 bytes.
+//   5, forward: outputs are query, key and value heads, the columns of queries and keys in pairs (heads.cuh). Queries and keys
+//   are turned by their positions; y[tokens, heads padded] are the queries, keys and values go to their slots of `beside`, the
+//   pool. As kernels/rope.cu has it without norms, of what 1 would have stored.
 //
 // A block has a warpgroup that copies (one thread of it) and two that multiply, each 64 outputs by N tokens: weights are
 // operand A of wgmma, tokens operand B. Copies go through a ring of stages of 64 terms; `full` and `empty` are its barriers,
@@ -40,6 +43,7 @@
 // twice. So shared memory is the limit, at 80 % of the tensor core with 128 tokens and 93 % with 200: tiles are as wide as
 // registers allow. Aims (not measured): 90 % of the copy rate below, 85 % of the wgmma peak above.
 #include "gated.cuh"
+#include "heads.cuh"
 #include "hopper.cuh"
 
 namespace ggro {
@@ -58,17 +62,18 @@ constexpr int kRingBytes = 224 * 1024;
 constexpr int kFewTokens = 32;
 constexpr int kFewRingBytes = 108 * 1024;
 
-enum Output : int { kStoreF32 = 0, kStore16 = 1, kAddF32 = 2, kGated = 3, kGatedGradients = 4 };
+enum Output : int { kStoreF32 = 0, kStore16 = 1, kAddF32 = 2, kGated = 3, kGatedGradients = 4, kHeads = 5 };
 
 // `outputs` and `terms` are those of the direction.
 struct GemmArgs {
     void* y;
     const void* w;
     const void* bias;
-    void* beside;       // what is added to, or gates and ups
+    void* beside;       // what is added to, gates and ups, or the pool of keys and values
     float* partial;     // [split][chunks][2 warpgroups][N / 8][128 threads][4]
     unsigned* tickets;  // [split][slices], zero before and after
     int tokens, outputs, terms, chunks, split, output;
+    HeadArgs heads;  // of output 5
 };
 
 // Some chunks of a tile of outputs by tokens.
@@ -449,12 +454,94 @@ struct Gemm {
         }
     }
 
+    // Cosines and sines of a pair and the next one, at a position.
+    struct Turns {
+        float cos[2], sin[2];
+
+        __device__ __forceinline__ Turns(const HeadArgs& heads, unsigned position, int pair) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const bool known = position < heads.table_rows;
+                const bool real = known && pair + i < heads.half;
+                const float2 entry = real ? __ldg(heads.table + static_cast<size_t>(position) * heads.half + pair + i)
+                                          : make_float2(known ? 1.0f : NAN, 0.0f);
+                cos[i] = entry.x, sin[i] = entry.y;
+            }
+        }
+    };
+
+    // A pair and the next one: those that do not exist stand for two columns of padding each.
+    static __device__ __forceinline__ void store_turned(T* head, int half, int pair, const T (&a)[2], const T (&b)[2]) {
+        if (half % 2 == 0 && pair < half) {
+            *reinterpret_cast<uint32_t*>(head + pair) = join(a[0], a[1]);
+            *reinterpret_cast<uint32_t*>(head + half + pair) = join(b[0], b[1]);
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            if (pair + i < half) {
+                head[pair + i] = a[i];
+                head[half + pair + i] = b[i];
+            } else {
+                head[2 * (pair + i)] = head[2 * (pair + i) + 1] = from_float<T>(0.0f);
+            }
+        }
+    }
+
+    // A thread's first pair of outputs are elements of a head's first half, and its second one are their partners; of a value head
+    // they are its elements as they come.
+    static __device__ __forceinline__ void store_heads(const GemmArgs& args, float (&sums)[kSums], const Corner& corner) {
+        if (corner.output >= args.outputs || corner.tokens <= 0) return;
+        const HeadArgs& heads = args.heads;
+        const int head = corner.output / heads.padded, column = corner.output % heads.padded;
+        const int pair = column / (2 * kPairGroup) * kPairGroup + column % kPairGroup;
+        const bool query = head < heads.heads, turned = head < heads.heads + heads.kv_heads;
+        int token = args.tokens - corner.tokens, left = min(corner.tokens, kSlice);
+        // What the next tokens need is on its way while one is finished: positions two ahead, cosines and sines one.
+        const auto position = [&](int ahead) { return turned && ahead < left ? heads.positions[token + ahead] : 0u; };
+        const auto slot = [&](int ahead) { return !query && ahead < left ? heads.slots[token + ahead] : 0u; };
+        Turns turns(heads, position(0), turned ? pair : heads.half);
+        unsigned next_position = position(8), here = slot(0);
+#pragma unroll 1
+        for (; left > 0; left -= 8, token += 8) {
+            const Turns next_turns(heads, next_position, turned ? pair : heads.half);
+            const unsigned next_slot = slot(8);
+            next_position = position(16);
+            T a[2], b[2];
+            split(Mma<T>::pack(sums[0] + corner.bias[0][0], sums[1] + corner.bias[0][1]), a[0], a[1]);
+            split(Mma<T>::pack(sums[2] + corner.bias[1][0], sums[3] + corner.bias[1][1]), b[0], b[1]);
+            T* to = nullptr;
+            if (query) {
+                to = static_cast<T*>(args.y) + (static_cast<size_t>(token) * heads.heads + head) * heads.padded;
+            } else if (here < heads.pool_slots) {
+                to = kept_head(static_cast<T*>(args.beside), here, head - heads.heads, heads.block_stride,
+                               heads.layer_offset, heads.padded);
+            }
+            if (to != nullptr && turned) {
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    float first = to_float(a[i]), second = to_float(b[i]);
+                    turn(first, second, turns.cos[i], turns.sin[i]);
+                    a[i] = from_float<T>(first), b[i] = from_float<T>(second);
+                }
+                store_turned(to, heads.half, pair, a, b);
+            } else if (to != nullptr) {
+                // Padding is zero whatever the product made of it.
+                *reinterpret_cast<uint32_t*>(to + column) = column < 2 * heads.half ? join(a[0], a[1]) : 0;
+                *reinterpret_cast<uint32_t*>(to + column + 8) = column + 8 < 2 * heads.half ? join(b[0], b[1]) : 0;
+            }
+            turns = next_turns, here = next_slot;
+            next_tokens<4>(sums);
+        }
+    }
+
     static __device__ __forceinline__ void finish(const GemmArgs& args, float (&sums)[kSums], const Corner& corner) {
         pair_up(sums);
         if constexpr (BY_COLUMNS) {
             if (args.output == kGatedGradients) return store_gated_gradients(args, sums, corner);
         } else {
             if (args.output == kGated) return store_gated(args, sums, corner);
+            if (args.output == kHeads) return store_heads(args, sums, corner);
         }
         if (args.outputs % 2 != 0 || !aligned(args.y, 8) || !aligned(args.beside, 8)) {
             store_singles(args, sums, corner);
@@ -650,9 +737,9 @@ struct Gemm {
     extern "C" __global__ void __launch_bounds__(ggro::kGemmThreads, N <= ggro::kFewTokens ? 2 : 1)                      \
         NAME(const __grid_constant__ ggro::TensorMap x, void* y, const void* w, const void* bias,                     \
              void* beside, float* partial, unsigned* tickets, int tokens, int outputs, int terms, int chunks,         \
-             int split, int output) {                                                                                 \
+             int split, int output, const __grid_constant__ ggro::HeadArgs heads) {                                   \
         ggro::Gemm<T, N, BY_COLUMNS>::run(                                                                            \
-            {y, w, bias, beside, partial, tickets, tokens, outputs, terms, chunks, split, output}, &x);               \
+            {y, w, bias, beside, partial, tickets, tokens, outputs, terms, chunks, split, output, heads}, &x);        \
     }
 
 #define GEMM_ALL(NAME, SUFFIX, T, BY_COLUMNS)         \

@@ -2,7 +2,8 @@
 //
 //   out[place(i)] 16-bit = round(stored[i - first]),  i = first .. first + count, an element of a stored [rows, cols]
 //   place(r cols + c)    = index(first_row + spread(r, row_of, row_to), spread(c, col_of, col_to))
-//   spread(x, of, to)    = x / of * to + x % of
+//   spread(x, of, to)    = x / of * to + x % of; with `paired`, rows of a group of `of` are the two halves of a head, whose elements
+//                          go to the columns of its pairs (heads.cuh)
 //   index(row, col)      = row width + col, or, of an out in tiles, tile_index(width, row, col) of common.cuh
 //   changed[0]          += elements that became another number;  changed[1] += numbers that became infinite
 //
@@ -13,7 +14,7 @@
 // per block that has something to add.
 // Bytes: read 2 or 4, write 2 per element, each once. Flops: none. The limit is memory; it runs while weights are loaded,
 // which the host link bounds at a twentieth of that, so half of the copy rate is enough.
-#include "common.cuh"
+#include "heads.cuh"
 
 namespace ggro {
 
@@ -22,15 +23,21 @@ constexpr int kConvertThreads = 256;
 struct Places {
     uint64_t first;
     int cols, width, first_row, row_of, row_to, col_of, col_to;
-    bool tiled;
+    bool paired, tiled;
 };
 
 __device__ __forceinline__ int spread(int x, int of, int to) { return x / of * to + x % of; }
 
+__device__ __forceinline__ int spread_pairs(int x, int of, int to) {
+    const int at = x % of, half = of / 2;
+    return x / of * to + pair_column(at % half) + (at < half ? 0 : kPairGroup);
+}
+
 __device__ __forceinline__ uint64_t place_of(const Places& places, uint64_t index) {
     const uint64_t i = places.first + index;
     const int row = static_cast<int>(i / places.cols), col = static_cast<int>(i % places.cols);
-    const int to_row = places.first_row + spread(row, places.row_of, places.row_to);
+    const int to_row = places.first_row + (places.paired ? spread_pairs(row, places.row_of, places.row_to)
+                                                         : spread(row, places.row_of, places.row_to));
     const int to_col = spread(col, places.col_of, places.col_to);
     const uint64_t in_rows = static_cast<uint64_t>(to_row) * places.width + to_col;
     return places.tiled ? tile_index(places.width, to_row, to_col) : in_rows;
@@ -104,9 +111,11 @@ __device__ __forceinline__ void pad_convert_any(T* out, const void* stored, int 
 #define PAD_CONVERT(NAME, T)                                                                                           \
     extern "C" __global__ void __launch_bounds__(ggro::kConvertThreads)                                                \
         NAME(T* out, const void* stored, int kind, uint64_t first, uint64_t count, int cols, int width, int tiled,     \
-             int first_row, int row_of, int row_to, int col_of, int col_to, int packs, unsigned long long* changed) {  \
+             int first_row, int row_of, int row_to, int paired, int col_of, int col_to, int packs,                     \
+             unsigned long long* changed) {                                                                            \
         ggro::await_turn();                                                                                            \
-        const ggro::Places places = {first, cols, width, first_row, row_of, row_to, col_of, col_to, tiled != 0};       \
+        const ggro::Places places = {first,  cols,   width,       first_row, row_of, row_to,                           \
+                                     col_of, col_to, paired != 0, tiled != 0};                                         \
         ggro::pad_convert_any<T>(out, stored, kind, places, count, packs != 0, changed);                               \
     }
 

@@ -2,7 +2,8 @@
 //
 //   qkv[n, (h + 2g) p] 16-bit: h query heads, g key heads, g value heads of e elements, padded to p (32, 64 or 128)
 //   with norms: x = x * r * weight[e], r = 1 / sqrt(mean(x^2) + eps) over a head, queries and keys each with their weight
-//   queries and keys: (x_i, x_{i + e/2}) turned by the angle of (position, i), from table[positions, e/2] of (cos, sin)
+//   queries and keys: (x_i, x_{i + e/2}) turned by the angle of (position, i), from table[positions, e/2] of (cos, sin);
+//   with `paired` their columns in qkv, and in d_qkv, are in the order of pairs (heads.cuh)
 //   q[n, h p] = turned queries; pool[slot of the row, this layer] = turned keys, and values as they are
 //
 // Contract: e even and at most p; qkv, q, pool and weights 16-byte aligned, the table 8-byte. Everything between load and
@@ -24,13 +25,13 @@
 // Forward keeps qkv (2 (h + 2g) p bytes a row, read only with norms); positions beyond the table turn into NaN.
 // Bytes: read 4 (h + 2g) p and, with norms, 2 (h + g) p; write 2 (h + 2g) p per row. Aim: 80 % of the copy rate (not
 // measured); a segment's rows are a matter of latency.
-#include "common.cuh"
+#include "heads.cuh"
 
 namespace ggro {
 
 constexpr int kRopeThreads = 256;
 constexpr int kPairs = 4;  // of a lane
-constexpr unsigned kKvBlock = 64;
+static_assert(kPairGroup % kPairs == 0, "a lane's pairs lie in one group");
 
 struct RopeArgs {
     const float2* table;
@@ -40,6 +41,7 @@ struct RopeArgs {
     float eps;
     unsigned table_rows;
     int heads, kv_heads, half, padded;
+    bool paired;  // queries and keys of the projection have their columns in pairs
 };
 
 // A lane's share of a head: pairs 4 lane .. 4 lane + 4, or 8 columns of padding.
@@ -57,12 +59,21 @@ struct Pairs {
     float a[kPairs], b[kPairs];
 };
 
+// Columns of a lane's first pair.
+struct Columns {
+    int a, b;
+
+    __device__ __forceinline__ Columns(const Place& at, bool paired)
+        : a(paired ? pair_column(at.first()) : at.first()), b(paired ? a + kPairGroup : at.half + a) {}
+};
+
 // A pair that does not exist is zero.
 template <typename T>
-__device__ __forceinline__ Pairs load_pairs(const T* GGRO_RESTRICT head, const Place& at) {
+__device__ __forceinline__ Pairs load_pairs(const T* GGRO_RESTRICT head, const Place& at, bool paired = false) {
     Pairs x;
+    const Columns columns(at, paired);
     if (at.whole()) {
-        const Pack<T, kPairs> a = load_pack<kPairs>(head + at.first()), b = load_pack<kPairs>(head + at.half + at.first());
+        const Pack<T, kPairs> a = load_pack<kPairs>(head + columns.a), b = load_pack<kPairs>(head + columns.b);
 #pragma unroll
         for (int i = 0; i < kPairs; ++i) x.a[i] = to_float(a.at[i]), x.b[i] = to_float(b.at[i]);
         return x;
@@ -70,29 +81,32 @@ __device__ __forceinline__ Pairs load_pairs(const T* GGRO_RESTRICT head, const P
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
         const bool real = at.first() + i < at.half;
-        x.a[i] = real ? to_float(head[at.first() + i]) : 0.0f;
-        x.b[i] = real ? to_float(head[at.half + at.first() + i]) : 0.0f;
+        x.a[i] = real ? to_float(head[columns.a + i]) : 0.0f;
+        x.b[i] = real ? to_float(head[columns.b + i]) : 0.0f;
     }
     return x;
 }
 
 // Pairs that do not exist stand for two columns of padding each: together they are columns e .. p.
 template <typename T>
-__device__ __forceinline__ void store_pairs(T* GGRO_RESTRICT head, const Place& at, const Pairs& x) {
+__device__ __forceinline__ void store_pairs(T* GGRO_RESTRICT head, const Place& at, const Pairs& x, bool paired = false) {
+    const Columns columns(at, paired);
     if (at.whole()) {
         Pack<T, kPairs> a, b;
 #pragma unroll
         for (int i = 0; i < kPairs; ++i) a.at[i] = from_float<T>(x.a[i]), b.at[i] = from_float<T>(x.b[i]);
-        store_pack<kPairs>(head + at.first(), a);
-        store_pack<kPairs>(head + at.half + at.first(), b);
+        store_pack<kPairs>(head + columns.a, a);
+        store_pack<kPairs>(head + columns.b, b);
         return;
     }
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
         const int pair = at.first() + i;
         if (pair < at.half) {
-            head[pair] = from_float<T>(x.a[i]);
-            head[at.half + pair] = from_float<T>(x.b[i]);
+            head[columns.a + i] = from_float<T>(x.a[i]);
+            head[columns.b + i] = from_float<T>(x.b[i]);
+        } else if (paired) {
+            head[columns.a + i] = head[columns.b + i] = from_float<T>(0.0f);
         } else {
             head[2 * pair] = head[2 * pair + 1] = from_float<T>(0.0f);
         }
@@ -141,16 +155,15 @@ __device__ __forceinline__ void rope(T* GGRO_RESTRICT q, T* GGRO_RESTRICT pool, 
     const bool kept = slot < pool_slots;
     const T* const from = qkv + static_cast<size_t>(row) * all * args.padded;
     T* const queries = q + static_cast<size_t>(row) * heads * args.padded;
-    T* const layer = pool + (kept ? slot / kKvBlock : 0) * block_stride + layer_offset;
-    const Turn turn(args, args.positions[row], at);
+    const Turn by(args, args.positions[row], at);
 
     const int together = kRopeThreads / at.lanes;
     // The same number of rounds for every lane of a warp: they all take part in the sums.
     for (int first = 0; first < all; first += together) {
         const int head = first + static_cast<int>(threadIdx.x) / at.lanes;
         const bool real = head < all;
-        Pairs x = load_pairs(from + static_cast<size_t>(real ? head : 0) * args.padded, at);
         const bool value = head >= heads + args.kv_heads;
+        Pairs x = load_pairs(from + static_cast<size_t>(real ? head : 0) * args.padded, at, args.paired && !value);
         if (args.q_weight != nullptr) {
             const float scale = inverse_norm(x, at, args.eps);
             const void* const weight = head < heads ? args.q_weight : args.k_weight;
@@ -162,19 +175,13 @@ __device__ __forceinline__ void rope(T* GGRO_RESTRICT q, T* GGRO_RESTRICT pool, 
         }
         if (!value) {
 #pragma unroll
-            for (int i = 0; i < kPairs; ++i) {
-                const float a = x.a[i], b = x.b[i];
-                x.a[i] = fmaf(a, turn.cos[i], -(b * turn.sin[i]));
-                x.b[i] = fmaf(b, turn.cos[i], a * turn.sin[i]);
-            }
+            for (int i = 0; i < kPairs; ++i) turn(x.a[i], x.b[i], by.cos[i], by.sin[i]);
         }
         if (!real) continue;
         if (head < heads) {
             store_pairs(queries + static_cast<size_t>(head) * args.padded, at, x);
         } else if (kept) {
-            // Keys of all heads, then values: a plane of 64 positions per head.
-            const size_t plane = static_cast<size_t>(head - heads) * kKvBlock + slot % kKvBlock;
-            store_pairs(layer + plane * args.padded, at, x);
+            store_pairs(kept_head(pool, slot, head - heads, block_stride, layer_offset, args.padded), at, x);
         }
     }
 }
@@ -187,7 +194,7 @@ __device__ __forceinline__ void rope_backward(T* GGRO_RESTRICT d_qkv, const floa
     const unsigned row = blockIdx.x;
     const int heads = args.heads, kv_heads = args.kv_heads, all = heads + 2 * kv_heads;
     const size_t start = static_cast<size_t>(row) * all;
-    const Turn turn(args, args.positions[row], at);
+    const Turn by(args, args.positions[row], at);
 
     const int together = kRopeThreads / at.lanes;
     // The same number of rounds for every lane of a warp: they all take part in the sums.
@@ -203,14 +210,10 @@ __device__ __forceinline__ void rope_backward(T* GGRO_RESTRICT d_qkv, const floa
         Pairs d = load_pairs(from + static_cast<size_t>(index) * args.padded, at);
         if (!value) {
 #pragma unroll
-            for (int i = 0; i < kPairs; ++i) {
-                const float a = d.a[i], b = d.b[i];
-                d.a[i] = fmaf(a, turn.cos[i], b * turn.sin[i]);
-                d.b[i] = fmaf(b, turn.cos[i], -(a * turn.sin[i]));
-            }
+            for (int i = 0; i < kPairs; ++i) turn_back(d.a[i], d.b[i], by.cos[i], by.sin[i]);
         }
         if (args.q_weight != nullptr) {
-            const Pairs x = value ? Pairs() : load_pairs(qkv + (start + head) * args.padded, at);
+            const Pairs x = value ? Pairs() : load_pairs(qkv + (start + head) * args.padded, at, args.paired);
             const void* const weight = head < heads ? args.q_weight : args.k_weight;
             const Pairs w = load_pairs(static_cast<const T*>(weight), at);
             Pairs g;
@@ -230,7 +233,7 @@ __device__ __forceinline__ void rope_backward(T* GGRO_RESTRICT d_qkv, const floa
                 }
             }
         }
-        if (real) store_pairs(d_qkv + (start + head) * args.padded, at, d);
+        if (real) store_pairs(d_qkv + (start + head) * args.padded, at, d, args.paired && !value);
     }
 }
 
@@ -241,10 +244,12 @@ __device__ __forceinline__ void rope_backward(T* GGRO_RESTRICT d_qkv, const floa
     extern "C" __global__ void __launch_bounds__(ggro::kRopeThreads)                                                 \
         NAME(T* q, T* pool, const T* qkv, const unsigned* slots, unsigned pool_slots, unsigned long long block_stride, \
              unsigned long long layer_offset, const float2* table, const unsigned* positions, const T* q_weight,     \
-             const T* k_weight, float eps, unsigned table_rows, int heads, int kv_heads, int half, int padded) {     \
+             const T* k_weight, float eps, unsigned table_rows, int heads, int kv_heads, int half, int padded,       \
+             int paired) {                                                                                           \
         ggro::await_turn();                                                                                          \
         ggro::rope<T>(q, pool, qkv, slots, pool_slots, block_stride, layer_offset,                                   \
-                      {table, positions, q_weight, k_weight, eps, table_rows, heads, kv_heads, half, padded});       \
+                      {table, positions, q_weight, k_weight, eps, table_rows, heads, kv_heads, half, padded,         \
+                       paired != 0});                                                                                \
     }
 
 // Grid: rows. Block: 256.
@@ -252,11 +257,11 @@ __device__ __forceinline__ void rope_backward(T* GGRO_RESTRICT d_qkv, const floa
     extern "C" __global__ void __launch_bounds__(ggro::kRopeThreads)                                                 \
         NAME(T* d_qkv, const float* dq, const float* dk, const float* dv, const T* qkv, const float2* table,         \
              const unsigned* positions, const T* q_weight, const T* k_weight, float eps, unsigned table_rows,        \
-             int heads, int kv_heads, int half, int padded) {                                                        \
+             int heads, int kv_heads, int half, int padded, int paired) {                                            \
         ggro::await_turn();                                                                                          \
         ggro::rope_backward<T>(d_qkv, dq, dk, dv, qkv,                                                               \
                                {table, positions, q_weight, k_weight, eps, table_rows, heads, kv_heads, half,        \
-                                padded});                                                                            \
+                                padded, paired != 0});                                                               \
     }
 
 ROPE(rope_bf16, __nv_bfloat16)

@@ -126,6 +126,39 @@ fn graphs_change_no_bit() {
     }
 }
 
+/// Launches of a decode step: those of a layer, and all others.
+#[test]
+fn a_decode_step_is_few_launches() {
+    // Norm, projection, attention, product, norm, gates and ups, product; rotation where heads have norms. On other cards the rotation and
+    // the activation are kernels of their own.
+    for (name, family, of_a_layer) in
+        [("llama-gqa", Family::Sm90, 7), ("qwen3", Family::Sm90, 8), ("llama-gqa", Family::Sm80, 9)]
+    {
+        let (machine, mut cuda, _) = open((name, family), Config::default(), true);
+        let layers = cuda.config(Role::Policy).unwrap().num_layers as u64;
+        let seq = cuda.create(Role::Policy).unwrap();
+        let mut step = |ids: &[u32]| {
+            let span = Span { seq, start: cuda.len(seq), ids };
+            cuda.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip }]).unwrap();
+        };
+        step(&text(20, 500, 1));
+        step(&[7]);
+        machine.reset();
+        step(&[8]);
+        let kernels = machine.report().kernels;
+        let launches = |begins: &[&str]| -> u64 {
+            let mine = kernels.iter().filter(|(name, _)| begins.iter().any(|begin| name.starts_with(begin)));
+            mine.map(|(_, counters)| counters.launches).sum()
+        };
+        // The head's product and the final norm are no layer's.
+        let in_layers = launches(&["gemm", "attention", "rmsnorm", "rope", "swiglu"]) - 2;
+        assert_eq!(in_layers, layers * of_a_layer, "{name}, {family:?}: {:?}", kernels.keys());
+        let others = launches(&[""]) - in_layers;
+        println!("{name}, {family:?}: {of_a_layer} launches a layer and {others} others");
+        assert!(others <= 8, "{name}, {family:?}: {:?}", kernels.keys());
+    }
+}
+
 #[test]
 fn graphs_are_clean_where_every_access_is_observed() {
     let of = ("llama-unaligned", Family::Sm80);

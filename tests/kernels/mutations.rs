@@ -257,7 +257,34 @@ const MUTATIONS: &[Mutation] = &[
         from: "if (at >= f)",
         to: "if (at + 8 >= f)",
     },
-    Mutation { name: "turned-back", op: "rope", file: "rope.cu", from: "-(b * turn.sin[i])", to: "b * turn.sin[i]" },
+    Mutation {
+        name: "turned-back",
+        op: "rope",
+        file: "heads.cuh",
+        from: "a = fmaf(first, cos, -(second * sin));",
+        to: "a = fmaf(first, cos, second * sin);",
+    },
+    Mutation {
+        name: "pairs-in-halves",
+        op: "rope",
+        file: "heads.cuh",
+        from: "return pair / kPairGroup * 2 * kPairGroup + pair % kPairGroup;",
+        to: "return pair;",
+    },
+    Mutation {
+        name: "padding-between-pairs-left-alone",
+        op: "rope",
+        file: "rope.cu",
+        from: "head[columns.a + i] = head[columns.b + i] = from_float<T>(0.0f);",
+        to: "",
+    },
+    Mutation {
+        name: "partners-in-the-wrong-half",
+        op: "pad_convert",
+        file: "pad_convert.cu",
+        from: "(at < half ? 0 : kPairGroup)",
+        to: "(at <= half ? 0 : kPairGroup)",
+    },
     Mutation {
         name: "head-norm-over-the-padding",
         op: "rope",
@@ -380,9 +407,9 @@ const MUTATIONS: &[Mutation] = &[
     Mutation {
         name: "turned-on-instead-of-back",
         op: "rope",
-        file: "rope.cu",
-        from: "fmaf(a, turn.cos[i], b * turn.sin[i])",
-        to: "fmaf(a, turn.cos[i], -(b * turn.sin[i]))",
+        file: "heads.cuh",
+        from: "a = fmaf(first, cos, second * sin);",
+        to: "a = fmaf(first, cos, -(second * sin));",
     },
     Mutation {
         name: "head-gradient-without-its-projection",

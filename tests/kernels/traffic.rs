@@ -12,7 +12,7 @@ use ggro::cuda::ops::kv_copy::kv_copy;
 use ggro::cuda::ops::logits::{chosen_logits, log_probabilities};
 use ggro::cuda::ops::pad_convert::{Changed, Layout, Stored, pad_convert};
 use ggro::cuda::ops::rmsnorm::{Delta, Norm, Upstream, rmsnorm, rmsnorm_backward};
-use ggro::cuda::ops::rope::{Gradients, HeadNorms, Heads, Inputs, rope, rope_backward};
+use ggro::cuda::ops::rope::{Gradients, HeadNorms, HeadOrder, Heads, Inputs, Turns, rope, rope_backward};
 use ggro::cuda::ops::softmax_entropy::{RowStatsOut, Scratch, TopKOut, TopKQuery, When, softmax_entropy, top_k};
 use ggro::cuda::ops::swiglu::{Gates, swiglu, swiglu_backward};
 use ggro::cuda::ops::weight_layout::WeightLayout;
@@ -90,7 +90,8 @@ fn bytes_over_the_floor() {
     let mut q = Buffer::<u16>::uninitialised(device, rows * 32 * 128).unwrap();
     let layout = KvLayout { layers: 1, kv_heads: 8, head: 128 };
     let mut pool = Buffer::<u16>::uninitialised(device, layout.block()).unwrap();
-    let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms: None };
+    let turns = Turns { positions: places.view(), table: table.view() };
+    let inputs = Inputs { qkv: qkv.view(), turns, norms: None, order: HeadOrder::Halves };
     let mut kv = KvRows { pool: pool.view_mut(), layout, layer: 0, slots: places.view() };
     rope(device, HalfType::Bf16, &mut q.view_mut(), &mut kv, &inputs, heads).unwrap();
     let counters = &emulated.machine.report().kernels["rope_bf16"];
@@ -195,7 +196,8 @@ fn backward_bytes(emulated: &Emulated) {
     let mut d_qkv = Buffer::<u16>::uninitialised(device, rows * heads.qkv()).unwrap();
     for normed in [false, true] {
         let norms = normed.then(|| HeadNorms { q: weight.view(), k: weight.view(), eps: 1e-6 });
-        let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms };
+        let turns = Turns { positions: places.view(), table: table.view() };
+        let inputs = Inputs { qkv: qkv.view(), turns, norms, order: HeadOrder::Halves };
         let gradients = Gradients { q: dq.view(), k: dk.view(), v: dv.view() };
         emulated.machine.reset();
         rope_backward(device, HalfType::Bf16, &mut d_qkv.view_mut(), &gradients, &inputs, heads).unwrap();

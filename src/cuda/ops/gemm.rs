@@ -6,6 +6,8 @@
 pub mod sm80;
 pub mod sm90;
 
+use super::kv::KvRows;
+use super::rope::{HeadParameters, Heads, Turns};
 use super::weight_layout::WeightLayout;
 use crate::cuda::buffer::{Buffer, View, ViewMut};
 use crate::cuda::device::Device;
@@ -172,6 +174,18 @@ pub enum Output<'a> {
         /// What `Gated` kept.
         gate_up: View<'a, u16>,
     },
+    /// Forward, with weights in tiles: what [`rope`](super::rope::rope) without norms makes of what `Half` would have stored,
+    /// whose queries and keys have their columns in the order of pairs.
+    Heads {
+        /// Queries `[tokens, heads padded]`.
+        q: ViewMut<'a, u16>,
+        /// Where keys and values go.
+        kv: KvRows<'a>,
+        /// By what queries and keys are turned.
+        turns: Turns<'a>,
+        /// What the outputs are.
+        heads: Heads,
+    },
 }
 
 impl Output<'_> {
@@ -183,6 +197,7 @@ impl Output<'_> {
             Output::Add(_) | Output::Sum { .. } => 2,
             Output::Gated { .. } => 3,
             Output::GatedGradients { .. } => 4,
+            Output::Heads { .. } => 5,
         }
     }
 
@@ -194,11 +209,14 @@ impl Output<'_> {
     fn address(&self) -> u64 {
         match self {
             Output::F32(y) | Output::Add(y) | Output::Sum { y, .. } => y.address,
-            Output::Half(y) | Output::Gated { act: y, .. } | Output::GatedGradients { d_gate_up: y, .. } => y.address,
+            Output::Half(y)
+            | Output::Gated { act: y, .. }
+            | Output::GatedGradients { d_gate_up: y, .. }
+            | Output::Heads { q: y, .. } => y.address,
         }
     }
 
-    /// What else is read or written: what is added to, or gates and ups.
+    /// What else is read or written: what is added to, gates and ups, or the pool.
     fn beside(&self) -> u64 {
         match self {
             Output::F32(_) | Output::Half(_) => 0,
@@ -206,6 +224,15 @@ impl Output<'_> {
             Output::Sum { before, .. } => before.address,
             Output::Gated { gate_up, .. } => gate_up.as_ref().map_or(0, |gate_up| gate_up.address),
             Output::GatedGradients { gate_up, .. } => gate_up.address,
+            Output::Heads { kv, .. } => kv.pool.address,
+        }
+    }
+
+    /// What the kernel has to know of heads.
+    fn heads(&self, op: &str) -> Result<HeadParameters> {
+        match self {
+            Output::Heads { q, kv, turns, heads } => HeadParameters::new(op, q, kv, turns, *heads),
+            _ => Ok(HeadParameters::default()),
         }
     }
 
@@ -237,6 +264,14 @@ impl Output<'_> {
                 check_len(op, "gate_up", gate_up.len(), product(op, product(op, tokens, n)?, 2)?)?;
                 gated(Direction::Backward, GATES)
             }
+            Output::Heads { heads, .. } => {
+                if (direction, layout) != (Direction::Forward, WeightLayout::Tiles) || heads.qkv() != n {
+                    return Err(Error::Backend(format!(
+                        "{op}: {n} outputs of weights in {layout:?} have no epilogue for {heads:?}"
+                    )));
+                }
+                self.heads(op).map(drop)
+            }
         }
     }
 
@@ -255,6 +290,16 @@ impl Output<'_> {
                 let both = 2 * range.start..2 * range.end;
                 Output::GatedGradients { d_gate_up: d_gate_up.slice(both.clone()), gate_up: gate_up.slice(both) }
             }
+            Output::Heads { q, kv, turns, heads } => {
+                let rows = range.start / heads.qkv().max(1)..range.end / heads.qkv().max(1);
+                let width = heads.heads * heads.padded;
+                Output::Heads {
+                    q: q.slice(rows.start * width..rows.end * width),
+                    kv: KvRows { pool: kv.pool.reborrow(), slots: kv.slots.slice(rows.clone()), ..*kv },
+                    turns: Turns { positions: turns.positions.slice(rows), ..*turns },
+                    heads: *heads,
+                }
+            }
         }
     }
 
@@ -265,6 +310,7 @@ impl Output<'_> {
             Output::Half(y) => y.len(),
             Output::Gated { act, .. } => 2 * act.len(),
             Output::GatedGradients { d_gate_up, .. } => d_gate_up.len() / 2,
+            Output::Heads { turns, heads, .. } => turns.positions.len() * heads.qkv(),
         }
     }
 }
@@ -365,6 +411,7 @@ struct Parameters {
     outputs: i32,
     terms: i32,
     output: i32,
+    heads: HeadParameters,
 }
 
 impl Parameters {
@@ -385,6 +432,7 @@ impl Parameters {
             outputs: int(op, "outputs", n)?,
             terms: int(op, "terms", k)?,
             output: y.kind(),
+            heads: y.heads(op)?,
         })
     }
 }

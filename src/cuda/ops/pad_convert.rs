@@ -4,6 +4,7 @@ use crate::cuda::buffer::{View, ViewMut};
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{KernelSet, Spec};
 use crate::cuda::launch::{Launch, args, check_len, int, side};
+use crate::cuda::ops::rope::{PAIRS, pair_place};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::dtype::DType;
 use crate::dtype::HalfType;
@@ -32,27 +33,47 @@ pub struct Groups {
     pub of: usize,
     /// Places per group, at least as many.
     pub to: usize,
+    /// A group is a head whose elements go to the places of their pairs: see [`pair_place`].
+    pub paired: bool,
 }
 
 impl Groups {
     /// Groups of one size.
     pub fn new(of: usize, to: usize) -> Self {
-        Groups { of, to }
+        Groups { of, to, paired: false }
+    }
+
+    /// Heads of `head` elements, stored as `padded`, in pairs.
+    pub fn pairs(head: usize, padded: usize) -> Self {
+        Groups { of: head, to: padded, paired: true }
     }
 
     /// Indices that stay as they are.
     pub fn plain(count: usize) -> Self {
-        Groups { of: count, to: count }
+        Groups { of: count, to: count, paired: false }
     }
 
     /// Where an index goes.
     pub fn place(self, index: usize) -> usize {
-        index / self.of * self.to + index % self.of
+        let within = index % self.of;
+        index / self.of * self.to + if self.paired { pair_place(within, self.of) } else { within }
     }
 
     /// One more than the last place of `count` indices.
     fn end(self, count: usize) -> usize {
-        if count == 0 { 0 } else { self.place(count - 1) + 1 }
+        match (count, self.paired) {
+            (0, _) => 0,
+            // The last element of a head is not the last of its pairs.
+            (_, true) => count.div_ceil(self.of) * self.to,
+            (_, false) => self.place(count - 1) + 1,
+        }
+    }
+
+    /// Whether every index has a place of its own.
+    fn are_apart(self) -> bool {
+        // Whole groups of pairs, and no head beyond its places.
+        let pairs = self.of.is_multiple_of(2) && self.to.is_multiple_of(2 * PAIRS);
+        self.of > 0 && self.to >= self.of && (!self.paired || pairs)
     }
 }
 
@@ -94,7 +115,7 @@ impl Layout {
         if self.destination == WeightLayout::Tiles {
             return None;
         }
-        let together = |groups: Groups, count: usize| groups.of == groups.to || count <= groups.of;
+        let together = |groups: Groups, count: usize| !groups.paired && (groups.of == groups.to || count <= groups.of);
         let whole = self.cols == self.width || self.rows == 1;
         let start = self.first_row * self.width;
         (whole && together(self.row_groups, self.rows) && together(self.col_groups, self.cols))
@@ -110,9 +131,12 @@ impl Layout {
     fn check(&self, len: usize) -> Result<()> {
         let wrong = |what: &str| Err(Error::Backend(format!("{OP}: {what} of {self:?} in {len} elements")));
         for groups in [self.row_groups, self.col_groups] {
-            if groups.of == 0 || groups.to < groups.of {
+            if !groups.are_apart() {
                 return wrong("overlapping groups");
             }
+        }
+        if self.col_groups.paired || (self.row_groups.paired && !self.rows.is_multiple_of(self.row_groups.of)) {
+            return wrong("pairs of columns, or of parts of a head,");
         }
         if self.rows == 0 || self.cols == 0 || self.col_groups.end(self.cols) > self.width {
             return wrong("no room for the columns");
@@ -198,10 +222,10 @@ pub fn pad_convert(
     let rows = (int(OP, "row group", layout.row_groups.of)?, int(OP, "row group", layout.row_groups.to)?);
     let columns = (int(OP, "column group", layout.col_groups.of)?, int(OP, "column group", layout.col_groups.to)?);
     int(OP, "rows", layout.last_row())?;
-    let packs = i32::from(packs);
+    let (paired, packs) = (i32::from(layout.row_groups.paired), i32::from(packs));
     let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (T* out, const void* stored, int kind, u64 first, u64 count, int cols, int width, int tiled, int
-    // first_row, int row_of, int row_to, int col_of, int col_to, int packs, u64* changed). `stored` has `count` elements of
+    // first_row, int row_of, int row_to, int paired, int col_of, int col_to, int packs, u64* changed). `stored` has `count` elements of
     // `kind`, which are elements `first ..` of a [rows, cols] matrix; `check` holds the place of each of them inside `out`, in
     // the layout that `tiled` names, and its row and column fit an int. Both that and `changed`, two words, are lent to us
     // alone. With `packs` all indices are multiples of 8 and addresses of 16.
@@ -221,6 +245,7 @@ pub fn pad_convert(
                 first_row,
                 rows.0,
                 rows.1,
+                paired,
                 columns.0,
                 columns.1,
                 packs,
@@ -242,6 +267,26 @@ mod tests {
         let groups = Groups::new(3, 8);
         assert_eq!([0, 2, 3, 7].map(|index| groups.place(index)), [0, 2, 8, 17]);
         assert_eq!((groups.end(0), groups.end(3), groups.end(4)), (0, 3, 9));
+    }
+
+    #[test]
+    fn halves_of_heads_become_pairs() {
+        // Two heads of 20 elements in 32 places: pairs 0 to 7, then 8 and 9.
+        let groups = Groups::pairs(20, 32);
+        assert_eq!([0, 7, 10, 17].map(|index| groups.place(index)), [0, 7, 8, 15]);
+        assert_eq!([8, 9, 18, 19].map(|index| groups.place(index)), [16, 17, 24, 25]);
+        assert_eq!((groups.place(20), groups.end(20), groups.end(40)), (32, 32, 64));
+        for (head, padded) in [(2, 32), (18, 32), (32, 32), (40, 64), (80, 128), (128, 128)] {
+            let groups = Groups::pairs(head, padded);
+            let places: std::collections::BTreeSet<usize> = (0..3 * head).map(|index| groups.place(index)).collect();
+            assert!(places.len() == 3 * head && places.iter().all(|&place| place < groups.end(3 * head)), "{head}");
+        }
+        let layout = Layout { row_groups: Groups::pairs(20, 32), ..Layout::corner(40, 8, 8) };
+        assert!(layout.check(64 * 8).is_ok() && layout.check(64 * 8 - 1).is_err() && layout.contiguous().is_none());
+        assert!(Layout { rows: 30, ..layout }.check(1 << 20).is_err(), "half a head");
+        assert!(Layout { row_groups: Groups::pairs(20, 24), ..layout }.check(1 << 20).is_err());
+        assert!(Layout { row_groups: Groups::pairs(21, 32), ..layout }.check(1 << 20).is_err());
+        assert!(Layout { col_groups: Groups::pairs(8, 16), ..Layout::corner(4, 8, 16) }.check(1 << 20).is_err());
     }
 
     #[test]

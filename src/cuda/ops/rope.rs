@@ -37,6 +37,26 @@ pub struct Heads {
     pub padded: usize,
 }
 
+/// Pairs of a head whose first elements lie together, followed by their partners, where an epilogue takes heads: in the rows of
+/// the weights and in the columns of what they give.
+pub const PAIRS: usize = 8;
+
+/// Where an element of a head of `head` elements is among its pairs: it and the one half a head further are turned together.
+pub fn pair_place(element: usize, head: usize) -> usize {
+    let (half, pair) = (element / (head / 2).max(1), element % (head / 2).max(1));
+    pair / PAIRS * 2 * PAIRS + half * PAIRS + pair % PAIRS
+}
+
+/// In which order the columns of a query or key head are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum HeadOrder {
+    /// As attention reads them.
+    #[default]
+    Halves,
+    /// By pairs: see [`pair_place`].
+    Pairs,
+}
+
 impl Heads {
     /// The stored size of a head: the smallest that holds it, none beyond 128.
     pub fn padded(head: usize) -> Option<usize> {
@@ -60,40 +80,117 @@ pub struct HeadNorms<'a> {
     pub eps: f32,
 }
 
+/// By what queries and keys are turned.
+#[derive(Clone, Copy, Debug)]
+pub struct Turns<'a> {
+    /// `[n]`.
+    pub positions: View<'a, u32>,
+    /// `[positions, head / 2]` of cosine and sine.
+    pub table: View<'a, [f32; 2]>,
+}
+
+impl Turns<'_> {
+    /// Checks the heads and the table, and returns the table's positions.
+    fn check(&self, op: &str, Heads { head, padded, .. }: Heads) -> Result<u32> {
+        if ![32, 64, 128].contains(&padded) || head > padded || head == 0 || !head.is_multiple_of(2) {
+            return Err(Error::Backend(format!("{op}: heads of {head} elements stored as {padded}")));
+        }
+        let table_rows = self.table.len() / (head / 2);
+        check_len(op, "table", self.table.len(), table_rows * (head / 2))?;
+        side(op, "positions of the table", table_rows, u32::MAX)
+    }
+}
+
+/// What a kernel has to know of heads and the pool: `HeadArgs` of kernels/heads.cuh, field by field.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct HeadParameters {
+    table: u64,
+    positions: u64,
+    slots: u64,
+    block_stride: u64,
+    layer_offset: u64,
+    pool_slots: u32,
+    table_rows: u32,
+    heads: i32,
+    kv_heads: i32,
+    half: i32,
+    padded: i32,
+}
+
+impl HeadParameters {
+    /// Of as many rows as there are positions. In the pool a kernel writes position `slot % 64` of every key/value head of the layer in
+    /// block `slot / 64`, and only if the slot is below `pool_slots`, the number of its whole blocks times 64; it reads a row of the
+    /// table below `table_rows` for each position.
+    ///
+    /// # Errors
+    /// Sizes that no kernel has, or that do not go together; matrices that do not start at multiples of 16 bytes.
+    pub(super) fn new(
+        op: &str,
+        q: &ViewMut<'_, u16>,
+        kv: &KvRows<'_>,
+        turns: &Turns<'_>,
+        sizes: Heads,
+    ) -> Result<Self> {
+        let (rows, table_rows) = (turns.positions.len(), turns.check(op, sizes)?);
+        let Heads { heads, kv_heads, head, padded } = sizes;
+        check_len(op, "q", q.len(), product(op, rows, product(op, heads, padded)?)?)?;
+        check_len(op, "slots", kv.slots.len(), rows)?;
+        if (kv.layout.kv_heads, kv.layout.head) != (kv_heads, padded) {
+            return Err(Error::Backend(format!("{op}: the pool is for {:?}, the heads are {sizes:?}", kv.layout)));
+        }
+        let (pool_slots, layer) = kv.check(op)?;
+        if !(q.address | kv.pool.address).is_multiple_of(16) {
+            return Err(Error::Backend(format!("{op}: matrices start at multiples of 16 bytes")));
+        }
+        int(op, "elements of a row", sizes.qkv())?;
+        Ok(HeadParameters {
+            table: turns.table.address,
+            positions: turns.positions.address,
+            slots: kv.slots.address,
+            block_stride: kv.layout.block() as u64,
+            layer_offset: layer as u64,
+            pool_slots,
+            table_rows,
+            heads: int(op, "heads", heads)?,
+            kv_heads: int(op, "kv_heads", kv_heads)?,
+            half: int(op, "half", head / 2)?,
+            padded: int(op, "padded", padded)?,
+        })
+    }
+}
+
+// The device reads the fields in this order.
+const _: () = assert!(size_of::<HeadParameters>() == 64 && std::mem::offset_of!(HeadParameters, pool_slots) == 40);
+
 /// What [`rope`] reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
     /// `[n, (heads + 2 kv_heads) padded]`: query heads, key heads, value heads, with their bias.
     pub qkv: View<'a, u16>,
-    /// `[n]`.
-    pub positions: View<'a, u32>,
-    /// `[positions, head / 2]` of cosine and sine.
-    pub table: View<'a, [f32; 2]>,
+    /// Where the rows stand.
+    pub turns: Turns<'a>,
     /// Before the rotation, for models that have them.
     pub norms: Option<HeadNorms<'a>>,
+    /// Of the columns of queries and keys in `qkv`, and in its gradient. Norms have their weights, and attention its heads, in halves.
+    pub order: HeadOrder,
 }
 
 impl Inputs<'_> {
     /// Checks lengths and alignment and returns the rows and the table's positions.
     fn check(&self, op: &str, heads: Heads) -> Result<(usize, u32)> {
-        let Heads { head, padded, .. } = heads;
-        let rows = self.positions.len();
-        if ![32, 64, 128].contains(&padded) || head > padded || head == 0 || !head.is_multiple_of(2) {
-            return Err(Error::Backend(format!("{op}: heads of {head} elements stored as {padded}")));
-        }
+        let (rows, table_rows) = (self.turns.positions.len(), self.turns.check(op, heads)?);
         check_len(op, "qkv", self.qkv.len(), product(op, rows, heads.qkv())?)?;
-        let table_rows = self.table.len() / (head / 2);
-        check_len(op, "table", self.table.len(), table_rows * (head / 2))?;
         let mut addresses = self.qkv.address;
         if let Some(norms) = self.norms {
-            check_len(op, "q_norm", norms.q.len(), padded)?;
-            check_len(op, "k_norm", norms.k.len(), padded)?;
+            check_len(op, "q_norm", norms.q.len(), heads.padded)?;
+            check_len(op, "k_norm", norms.k.len(), heads.padded)?;
             addresses |= norms.q.address | norms.k.address;
         }
         if !addresses.is_multiple_of(16) {
             return Err(Error::Backend(format!("{op}: matrices start at multiples of 16 bytes")));
         }
-        Ok((rows, side(op, "positions of the table", table_rows, u32::MAX)?))
+        Ok((rows, table_rows))
     }
 }
 
@@ -108,34 +205,33 @@ pub fn rope(
     heads: Heads,
 ) -> Result<()> {
     const OP: &str = "rope";
-    let (rows, table_rows) = inputs.check(OP, heads)?;
-    let Heads { heads: query_heads, kv_heads, head, padded } = heads;
-    check_len(OP, "q", q.len(), product(OP, rows, query_heads * padded)?)?;
-    check_len(OP, "slots", kv.slots.len(), rows)?;
-    if (kv.layout.kv_heads, kv.layout.head) != (kv_heads, padded) {
-        return Err(Error::Backend(format!("{OP}: the pool is for {:?}, the heads are {heads:?}", kv.layout)));
-    }
-    let (slots, layer) = kv.check(OP)?;
-    if !(q.address | kv.pool.address).is_multiple_of(16) {
-        return Err(Error::Backend(format!("{OP}: matrices start at multiples of 16 bytes")));
-    }
+    let (rows, _) = inputs.check(OP, heads)?;
+    let HeadParameters {
+        table,
+        positions,
+        slots,
+        block_stride,
+        layer_offset,
+        pool_slots,
+        table_rows,
+        heads,
+        kv_heads,
+        half,
+        padded,
+    } = HeadParameters::new(OP, q, kv, &inputs.turns, heads)?;
     if rows == 0 {
         return Ok(());
     }
     let launch = Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads: THREADS, shared: 0 };
-    int(OP, "elements of a row", heads.qkv())?;
-    let (query_heads, kv_heads) = (int(OP, "heads", query_heads)?, int(OP, "kv_heads", kv_heads)?);
-    let (half, padded) = (int(OP, "half", head / 2)?, int(OP, "padded", padded)?);
-    let (block, layer) = (kv.layout.block() as u64, layer as u64);
     let (q_weight, k_weight, eps) = inputs.norms.map_or((0, 0, 0.0), |n| (n.q.address, n.k.address, n.eps));
+    let paired = i32::from(inputs.order == HeadOrder::Pairs);
     let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (T* q, T* pool, const T* qkv, const unsigned* slots, unsigned pool_slots, unsigned long long
     // block_stride, unsigned long long layer_offset, const float2* table, const unsigned* positions, const T* q_weight,
-    // const T* k_weight, float eps, unsigned table_rows, int heads, int kv_heads, int half, int padded). Block r touches row
-    // r of qkv, q, slots and positions, which have as many rows as the grid, and one row of the table below table_rows. In
-    // the pool it writes position slot % 64 of every kv head of the layer in block slot / 64, and only if the slot is below
-    // pool_slots, the number of its whole blocks times 64. Weights are read in padded elements unless null. q and the pool
-    // are lent to us alone; packs of 8 bytes are aligned because the addresses are and heads are multiples of 32.
+    // const T* k_weight, float eps, unsigned table_rows, int heads, int kv_heads, int half, int padded, int paired). Block r
+    // touches row r of qkv, q, slots and positions, which have as many rows as the grid; of the pool and the table it touches
+    // what `HeadParameters` says. Weights are read in padded elements unless null. q and the pool are lent to us alone; packs of
+    // 8 bytes are aligned because the addresses are and heads are multiples of 32.
     unsafe {
         device.launch(
             &kernels[storage as usize],
@@ -144,20 +240,21 @@ pub fn rope(
                 q.address,
                 kv.pool.address,
                 inputs.qkv.address,
-                kv.slots.address,
                 slots,
-                block,
-                layer,
-                inputs.table.address,
-                inputs.positions.address,
+                pool_slots,
+                block_stride,
+                layer_offset,
+                table,
+                positions,
                 q_weight,
                 k_weight,
                 eps,
                 table_rows,
-                query_heads,
+                heads,
                 kv_heads,
                 half,
-                padded
+                padded,
+                paired
             ],
         )
     }
@@ -174,7 +271,7 @@ pub struct Gradients<'a> {
     pub v: View<'a, f32>,
 }
 
-/// Gradient of [`rope`]: `d_qkv` `[n, (heads + 2 kv_heads) padded]`, the padding zero. `inputs` are those of the forward pass.
+/// Gradient of [`rope`]: `d_qkv` `[n, (heads + 2 kv_heads) padded]`, the padding zero, its columns in the order of `qkv`. `inputs` are those of the forward pass.
 pub fn rope_backward(
     device: &Device,
     storage: HalfType,
@@ -202,10 +299,11 @@ pub fn rope_backward(
     let (query_heads, kv_heads) = (int(OP, "heads", query_heads)?, int(OP, "kv_heads", kv_heads)?);
     let (half, padded) = (int(OP, "half", head / 2)?, int(OP, "padded", padded)?);
     let (q_weight, k_weight, eps) = inputs.norms.map_or((0, 0, 0.0), |n| (n.q.address, n.k.address, n.eps));
+    let paired = i32::from(inputs.order == HeadOrder::Pairs);
     let kernels = device.kernels::<Kernels>()?;
     // SAFETY: parameters are (T* d_qkv, const float* dq, const float* dk, const float* dv, const T* qkv, const float2* table,
     // const unsigned* positions, const T* q_weight, const T* k_weight, float eps, unsigned table_rows, int heads, int
-    // kv_heads, int half, int padded). Block r touches row r of d_qkv, dq, dk, dv, qkv and positions, which have as many rows
+    // kv_heads, int half, int padded, int paired). Block r touches row r of d_qkv, dq, dk, dv, qkv and positions, which have as many rows
     // as the grid, and one row of the table below table_rows; weights are read in padded elements unless null. d_qkv is
     // lent to us alone; packs of 8 and 16 bytes are aligned because the addresses are and heads are multiples of 32.
     unsafe {
@@ -218,8 +316,8 @@ pub fn rope_backward(
                 k.address,
                 v.address,
                 inputs.qkv.address,
-                inputs.table.address,
-                inputs.positions.address,
+                inputs.turns.table.address,
+                inputs.turns.positions.address,
                 q_weight,
                 k_weight,
                 eps,
@@ -227,7 +325,8 @@ pub fn rope_backward(
                 query_heads,
                 kv_heads,
                 half,
-                padded
+                padded,
+                paired
             ],
         )
     }

@@ -2,13 +2,15 @@
 
 use super::case::{Case, Output, Run};
 use super::numbers::{halves, singles, stored, unwritten, wide, widened};
-use super::rows::Gate;
+use super::rows::{Gate, Turn};
 use crate::Result;
 use crate::cuda::buffer::Buffer;
 
 use crate::cuda::device::Device;
 use crate::cuda::ops::gemm::{self, Operands, Plan, Scratch, Shape, gate_place, gemm_planned, sm80, sm90};
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward_planned};
+use crate::cuda::ops::kv::KvRows;
+use crate::cuda::ops::rope::{Turns, pair_place};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::dtype::HalfType;
 
@@ -82,7 +84,35 @@ pub(super) fn sm90_cases() -> Vec<Case> {
             gated_gradients(device, storage, instance)
         }));
     }
+    for (instance, width) in sm90::TOKENS.iter().enumerate() {
+        let name = format!("heads in tiles of {width}");
+        cases.push(Case::of_both("gemm_sm90", &name, "heads", move |device, storage| heads(device, storage, instance)));
+    }
     cases
+}
+
+/// Heads as they are by a product with the identity, whose rows of queries and keys are in pairs.
+fn heads(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Output>> {
+    let (turn, heads, way) = (Turn::new(), Turn::HEADS, Way::Sm90 { instance, shares: false });
+    let (tokens, n) = (turn.positions.len(), heads.qkv());
+    let mut identity = vec![0.0; n * n];
+    for (index, element) in (0..n / heads.padded).flat_map(|index| (0..heads.head).map(move |at| (index, at))) {
+        let is_turned = index < heads.heads + heads.kv_heads;
+        let place = if is_turned { pair_place(element, heads.head) } else { element };
+        identity[(index * heads.padded + place) * n + index * heads.padded + element] = 1.0;
+    }
+    let (x, w) = (stored(device, storage, &turn.qkv)?, way.weights(device, storage, &identity, n, n)?);
+    let operands = Operands { storage, x: x.view(), w: w.view(), layout: way.layout(), bias: None };
+    let (positions, table) = (Buffer::from_slice(device, &turn.positions)?, Buffer::from_slice(device, &turn.table)?);
+    let turns = Turns { positions: positions.view(), table: table.view() };
+    let shape = Shape { tokens, n, k: n };
+    let plan = way.plan(device, shape);
+    let mut scratch = Scratch::new(device, plan.room())?;
+    turn.outputs(device, storage, |q, kv| {
+        let kv = KvRows { pool: kv.pool.reborrow(), ..*kv };
+        let mut y = gemm::Output::Heads { q: q.reborrow(), kv, turns, heads };
+        gemm_planned(device, &mut y, operands, shape, plan, &mut scratch)
+    })
 }
 
 /// Gates and ups by a product with the identity, whose rows are in groups.

@@ -3,11 +3,11 @@
 use super::case::{Case, Output, Run};
 use super::numbers::{halves, singles, stored, unwritten, wide, widened};
 use crate::Result;
-use crate::cuda::buffer::Buffer;
+use crate::cuda::buffer::{Buffer, ViewMut};
 
 use crate::cuda::ops::kv::{KvLayout, KvRows};
 use crate::cuda::ops::rmsnorm::{self, Delta, Upstream, rmsnorm, rmsnorm_backward};
-use crate::cuda::ops::rope::{Gradients, HeadNorms, Heads, Inputs, rope, rope_backward};
+use crate::cuda::ops::rope::{Gradients, HeadNorms, HeadOrder, Heads, Inputs, Turns, rope, rope_backward};
 use crate::cuda::ops::swiglu::{Gates, swiglu, swiglu_backward};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
@@ -26,6 +26,7 @@ pub(super) fn cases() -> Vec<Case> {
         of("swiglu", "forward", "swiglu", |device, storage| Gate::new().run(device, storage)),
         of("swiglu", "backward", "swiglu_backward", |device, storage| Gate::new().run_backward(device, storage)),
         of("rope", "forward", "rope", |device, storage| Turn::new().run(device, storage)),
+        of("rope", "forward without norms", "heads", |device, storage| Turn::new().run_plain(device, storage)),
         of("rope", "backward", "rope_backward", |device, storage| Turn::new().run_backward(device, storage)),
     ]
 }
@@ -157,24 +158,49 @@ impl Turn {
     }
 
     /// Calls a launch with its inputs on the device.
-    fn with(&self, device: &Run<'_>, storage: HalfType, launch: impl FnOnce(&Inputs<'_>) -> Result<()>) -> Result<()> {
+    fn with(
+        &self,
+        device: &Run<'_>,
+        storage: HalfType,
+        is_normed: bool,
+        launch: impl FnOnce(&Inputs<'_>) -> Result<()>,
+    ) -> Result<()> {
         let qkv = stored(device, storage, &self.qkv)?;
         let (q, k) = (stored(device, storage, &self.norms[0])?, stored(device, storage, &self.norms[1])?);
         let positions = Buffer::from_slice(device, &self.positions)?;
         let table = Buffer::from_slice(device, &self.table)?;
-        let norms = Some(HeadNorms { q: q.view(), k: k.view(), eps: EPS });
-        launch(&Inputs { qkv: qkv.view(), positions: positions.view(), table: table.view(), norms })
+        let norms = is_normed.then(|| HeadNorms { q: q.view(), k: k.view(), eps: EPS });
+        let turns = Turns { positions: positions.view(), table: table.view() };
+        launch(&Inputs { qkv: qkv.view(), turns, norms, order: HeadOrder::Halves })
     }
 
     fn run(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+        self.run_with(device, storage, true)
+    }
+
+    fn run_plain(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+        self.run_with(device, storage, false)
+    }
+
+    fn run_with(&self, device: &Run<'_>, storage: HalfType, is_normed: bool) -> Result<Vec<Output>> {
+        self.outputs(device, storage, |q, kv| {
+            self.with(device, storage, is_normed, |inputs| rope(device, storage, q, kv, inputs, Self::HEADS))
+        })
+    }
+
+    /// Queries, and keys and values from their slots, where a launch leaves them.
+    pub(super) fn outputs(
+        &self,
+        device: &Run<'_>,
+        storage: HalfType,
+        launch: impl FnOnce(&mut ViewMut<'_, u16>, &mut KvRows<'_>) -> Result<()>,
+    ) -> Result<Vec<Output>> {
         let (layout, width) = (Self::LAYOUT, Self::HEADS.padded);
         let slots = Buffer::from_slice(device, &self.slots)?;
         let mut q = unwritten(device, ROWS * Self::HEADS.heads * width)?;
         let mut pool = unwritten(device, Self::BLOCKS * layout.block())?;
-        self.with(device, storage, |inputs| {
-            let mut kv = KvRows { pool: pool.view_mut(), layout, layer: Self::LAYER, slots: slots.view() };
-            rope(device, storage, &mut q.view_mut(), &mut kv, inputs, Self::HEADS)
-        })?;
+        let mut kv = KvRows { pool: pool.view_mut(), layout, layer: Self::LAYER, slots: slots.view() };
+        launch(&mut q.view_mut(), &mut kv)?;
         let pool = widened(storage, &device.finished(&pool)?);
         let mut kept = Vec::new();
         for slot in self.slots.map(|slot| slot as usize) {
@@ -197,7 +223,7 @@ impl Turn {
         let (q, k) = (columns(0, heads)?, columns(heads, heads + kv_heads)?);
         let v = columns(heads + kv_heads, heads + 2 * kv_heads)?;
         let mut out = unwritten(device, self.qkv.len())?;
-        self.with(device, storage, |inputs| {
+        self.with(device, storage, true, |inputs| {
             let gradients = Gradients { q: q.view(), k: k.view(), v: v.view() };
             rope_backward(device, storage, &mut out.view_mut(), &gradients, inputs, Self::HEADS)
         })?;

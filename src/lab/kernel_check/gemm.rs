@@ -12,10 +12,13 @@ use crate::cuda::ops::gemm::{
     Direction, Operands, Output, Plan, Room, Scratch, Shape, gate_place, gemm, gemm_planned, sm80, sm90,
 };
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward, gemm_backward_planned};
+use crate::cuda::ops::kv::{KvLayout, KvRows};
+use crate::cuda::ops::rope::{HeadOrder, Heads, Inputs, Turns, rope};
 use crate::cuda::ops::swiglu::{Gates, swiglu, swiglu_backward};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
+use crate::kv::BLOCK;
 use std::ops::Range;
 
 /// Kernels of one direction for one layout of the weights.
@@ -98,6 +101,30 @@ pub fn gated_cases(family: Family, sizes: &[(usize, usize, usize)]) -> Vec<Case>
                 let bias = family.direction == Direction::Forward;
                 let problem = Problem::new(family, seed, storage, shape, Into::Storage, bias, Values::Normal(0.1));
                 problem.gated(device, check)
+            }));
+        }
+    }
+    cases
+}
+
+/// On Hopper: products that end in turned queries and kept keys and values give the bits of a product and of `rope`. Elements of a
+/// head, query and key heads, tokens and what is summed over.
+pub fn head_cases(family: Family, sizes: &[(usize, usize, usize, usize, usize)]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for storage in HalfType::ALL {
+        for &(head, heads, kv_heads, tokens, terms) in sizes {
+            let heads = Heads { heads, kv_heads, head, padded: Heads::padded(head).unwrap_or(head) };
+            let shape = Shape { tokens, n: heads.qkv(), k: terms };
+            let name = format!(
+                "{} {} + 2 x {kv_heads} heads of {head} [{tokens}, {}, {terms}]",
+                storage.name(),
+                heads.heads,
+                shape.n
+            );
+            let work = tokens.next_multiple_of(8) * shape.n * shape.k * 10 / 16;
+            cases.push(Case::seeded(family.op(), name, work, move |seed, device, check| {
+                let problem = Problem::new(family, seed, storage, shape, Into::Storage, true, Values::Normal(0.1));
+                problem.heads(device, check, heads)
             }));
         }
     }
@@ -345,6 +372,56 @@ impl Problem {
     }
 
     /// By every kernel, and with tiles that blocks share.
+    fn heads(&self, device: &Device, check: &mut Check, heads: Heads) -> Result<()> {
+        const POSITIONS: usize = 50;
+        const LAYER: usize = 1;
+        let Problem { family: Family { layout, .. }, storage, shape, .. } = *self;
+        let Shape { tokens, n, k } = shape;
+        let x = Guarded::input(device, &self.x)?;
+        let w = Guarded::input(device, &layout.arranged(&self.w, n, k))?;
+        let bias = self.bias.as_ref().map(|bias| Guarded::input(device, bias)).transpose()?;
+        let run = |y: &mut Output<'_>, plan: Plan| {
+            let bias = bias.as_ref().map(|bias| bias.view());
+            let operands = Operands { storage, x: x.view(), w: w.view(), layout, bias };
+            gemm_planned(device, y, operands, shape, plan, &mut Scratch::new(device, plan.room())?)
+        };
+        let pool_layout = KvLayout { layers: 2, kv_heads: heads.kv_heads, head: heads.padded };
+        // Every other slot, downwards; some rows are not kept, and one is beyond the table.
+        let blocks = (2 * tokens).div_ceil(BLOCK);
+        let slot = |row: usize| if row % 7 == 3 { u32::MAX } else { (2 * (tokens - 1 - row)) as u32 };
+        let slots = Guarded::input(device, &(0..tokens).map(slot).collect::<Vec<_>>())?;
+        let position = |row: usize| if row == 1 { POSITIONS as u32 } else { (row * 31 % POSITIONS) as u32 };
+        let positions = Guarded::input(device, &(0..tokens).map(position).collect::<Vec<_>>())?;
+        let angles = Random::named("angles").vector(POSITIONS * heads.head / 2, Values::Normal(3.0));
+        let table: Vec<[f32; 2]> = angles.iter().map(|angle| [angle.cos(), angle.sin()]).collect();
+        let table = Guarded::input(device, &table)?;
+        let turns = Turns { positions: positions.view(), table: table.view() };
+        let (queries, elements) = (tokens * heads.heads * heads.padded, blocks * pool_layout.block());
+
+        // What kernels of their own make of it.
+        let mut qkv = Guarded::output(device, tokens * n, 0)?;
+        let own = Plan::new(layout, shape, device.multiprocessors(), usize::MAX);
+        run(&mut Output::Half(qkv.view_mut()), own)?;
+        let inputs = Inputs { qkv: qkv.view(), turns, norms: None, order: HeadOrder::Pairs };
+        let mut q = Guarded::output(device, queries, 0)?;
+        let mut pool = Guarded::output(device, elements, 0)?;
+        let mut kv = KvRows { pool: pool.view_mut(), layout: pool_layout, layer: LAYER, slots: slots.view() };
+        rope(device, storage, &mut q.view_mut(), &mut kv, &inputs, heads)?;
+        let (q, pool) = (q.read(device, check, "queries")?, pool.read(device, check, "pool")?);
+        for (name, plan) in self.family.plans(device, storage, shape) {
+            let mut found = Guarded::output(device, queries, 0)?;
+            let mut kept = Guarded::output(device, elements, 0)?;
+            let kv = KvRows { pool: kept.view_mut(), layout: pool_layout, layer: LAYER, slots: slots.view() };
+            run(&mut Output::Heads { q: found.view_mut(), kv, turns, heads }, plan)?;
+            // What they hold is compared and needs no digest of its own.
+            let mut unseen = Check::default();
+            check.same(&format!("queries by {name}"), &found.read(device, &mut unseen, "queries")?, &q);
+            check.same(&format!("pool by {name}"), &kept.read(device, &mut unseen, "pool")?, &pool);
+            check.join(unseen);
+        }
+        Ok(())
+    }
+
     fn gated(&self, device: &Device, check: &mut Check) -> Result<()> {
         let Problem { family: Family { direction, layout }, storage, shape, .. } = *self;
         let (outputs, terms) = self.family.sizes(shape);

@@ -36,6 +36,12 @@ pub fn cases() -> Vec<Case> {
         ("heads in columns", Layout { col_groups: Groups::new(24, 32), ..Layout::corner(19, 72, 128) }, 19),
         ("odd heads in columns", Layout { col_groups: Groups::new(6, 32), ..Layout::corner(19, 18, 128) }, 19),
         ("bias of heads", Layout { first_row: 96, row_groups: Groups::new(20, 32), ..Layout::corner(60, 1, 1) }, 192),
+        (
+            "heads in pairs",
+            Layout { first_row: 64, row_groups: Groups::pairs(24, 32), ..Layout::corner(72, 40, 64) },
+            224,
+        ),
+        ("bias of heads in pairs", Layout { row_groups: Groups::pairs(18, 32), ..Layout::corner(54, 1, 1) }, 96),
         ("as it is", Layout::corner(3, 4096, 4096), 3),
         ("one element", Layout::corner(1, 1, 1), 1),
         // In tiles: whole and cut ones, with and without packs.
@@ -47,6 +53,11 @@ pub fn cases() -> Vec<Case> {
         (
             "heads in rows in tiles",
             tiles(Layout { first_row: 96, row_groups: Groups::new(24, 32), ..Layout::corner(72, 40, 64) }),
+            288,
+        ),
+        (
+            "heads in pairs in tiles",
+            tiles(Layout { first_row: 96, row_groups: Groups::pairs(20, 32), ..Layout::corner(60, 40, 64) }),
             288,
         ),
         (

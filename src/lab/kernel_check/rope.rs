@@ -9,7 +9,7 @@ use super::rows::{Rows, batches, first_of, repeated, single};
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::kv::{KvLayout, KvRows};
-use crate::cuda::ops::rope::{Gradients, HeadNorms, Heads, Inputs, rope, rope_backward};
+use crate::cuda::ops::rope::{Gradients, HeadNorms, HeadOrder, Heads, Inputs, Turns, pair_place, rope, rope_backward};
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
@@ -50,6 +50,17 @@ pub fn cases() -> Vec<Case> {
                 }));
             }
         }
+        // As a projection whose weights are in tiles gives them, with norms or without.
+        for (head, normed) in [(18, true), (20, false), (64, true), (80, true), (128, false)] {
+            let heads = Heads { heads: 3, kv_heads: 2, head, padded: Heads::padded(head).unwrap_or(head) };
+            let name = format!("{} heads of {head} in pairs", storage.name());
+            cases.push(Case::seeded(OP, name, 18 * heads.qkv(), move |seed, device, check| {
+                let mut problem = Problem::new(seed, storage, heads, 9, normed, Values::Normal(1.0));
+                problem.order = HeadOrder::Pairs;
+                problem.check(device, check)?;
+                problem.check_backward(device, check)
+            }));
+        }
         for head in [20, 64, 128] {
             let heads = Heads { heads: 3, kv_heads: 1, head, padded: Heads::padded(head).unwrap_or(head) };
             let name = format!("{} rows alone and together, heads of {head}", storage.name());
@@ -74,6 +85,8 @@ struct Problem {
     slots: Vec<u32>,
     /// Of attention, in the order of qkv.
     gradient: Vec<f32>,
+    /// How the device gets the columns of queries and keys.
+    order: HeadOrder,
 }
 
 /// Queries, and the whole pool.
@@ -101,7 +114,32 @@ impl Problem {
         let slots = (0..rows).map(|row| (2 * (rows - 1 - row)) as u32).collect();
         let mut gradient = random.vector(qkv.len(), Values::Normal(0.1));
         gradient.chunks_exact_mut(padded).for_each(|stored| stored[head..].fill(f32::NAN));
-        Problem { storage, heads, qkv, positions, table, norms, slots, gradient }
+        Problem { storage, heads, qkv, positions, table, norms, slots, gradient, order: HeadOrder::Halves }
+    }
+
+    /// Rows of `qkv` as the device has them, or back from there. Padding that no element comes to is of the same kind.
+    fn ordered(&self, rows: &[u16], back: bool) -> Vec<u16> {
+        let Heads { heads, kv_heads, head, padded } = self.heads;
+        let mut out = rows.to_vec();
+        if self.order == HeadOrder::Halves {
+            return out;
+        }
+        for (index, (stored, out)) in rows.chunks_exact(padded).zip(out.chunks_exact_mut(padded)).enumerate() {
+            if index % (heads + 2 * kv_heads) >= heads + kv_heads {
+                continue;
+            }
+            // Places of pairs that do not exist are padding.
+            let places: Vec<usize> = (0..head).map(|element| pair_place(element, head)).collect();
+            let rest = (0..padded).filter(|place| !places.contains(place));
+            for (element, place) in places.iter().copied().chain(rest).enumerate() {
+                if back {
+                    out[element] = stored[place];
+                } else {
+                    out[place] = stored[element];
+                }
+            }
+        }
+        out
     }
 
     fn layout(&self) -> KvLayout {
@@ -120,13 +158,14 @@ impl Problem {
     /// What the kernel makes of some of the rows.
     fn run(&self, device: &Device, check: &mut Check, rows: Range<usize>, slots: &[u32]) -> Result<Outputs> {
         let width = self.heads.qkv();
-        let qkv = Guarded::input(device, &self.qkv[rows.start * width..rows.end * width])?;
+        let qkv = Guarded::input(device, &self.ordered(&self.qkv[rows.start * width..rows.end * width], false))?;
         let positions = Guarded::input(device, &self.positions[rows.clone()])?;
         let table = Guarded::input(device, &self.table)?;
         let slots = Guarded::input(device, slots)?;
         let weights = self.weights(device)?;
         let norms = weights.as_ref().map(|[q, k]| HeadNorms { q: q.view(), k: k.view(), eps: EPS });
-        let inputs = Inputs { qkv: qkv.view(), positions: positions.view(), table: table.view(), norms };
+        let turns = Turns { positions: positions.view(), table: table.view() };
+        let inputs = Inputs { qkv: qkv.view(), turns, norms, order: self.order };
         let mut q = Guarded::output(device, rows.len() * self.heads.heads * self.heads.padded, 0)?;
         let mut pool = Guarded::output(device, self.blocks() * self.layout().block(), 0)?;
         let mut kv = KvRows { pool: pool.view_mut(), layout: self.layout(), layer: LAYER, slots: slots.view() };
@@ -245,16 +284,17 @@ impl Problem {
         let dq = Guarded::input(device, &columns(0, first))?;
         let dk = Guarded::input(device, &columns(first, second))?;
         let dv = Guarded::input(device, &columns(second, width))?;
-        let qkv = Guarded::input(device, &self.qkv[range.clone()])?;
+        let qkv = Guarded::input(device, &self.ordered(&self.qkv[range.clone()], false))?;
         let positions = Guarded::input(device, &self.positions[rows])?;
         let table = Guarded::input(device, &self.table)?;
         let weights = self.weights(device)?;
         let norms = weights.as_ref().map(|[q, k]| HeadNorms { q: q.view(), k: k.view(), eps: EPS });
-        let inputs = Inputs { qkv: qkv.view(), positions: positions.view(), table: table.view(), norms };
+        let turns = Turns { positions: positions.view(), table: table.view() };
+        let inputs = Inputs { qkv: qkv.view(), turns, norms, order: self.order };
         let gradients = Gradients { q: dq.view(), k: dk.view(), v: dv.view() };
         let mut out = Guarded::output(device, range.len(), 0)?;
         rope_backward(device, self.storage, &mut out.view_mut(), &gradients, &inputs, self.heads)?;
-        Ok(Rows { name: "d_qkv", width, values: out.read(device, check, "d_qkv")? })
+        Ok(Rows { name: "d_qkv", width, values: self.ordered(&out.read(device, check, "d_qkv")?, true) })
     }
 
     fn check_backward(&self, device: &Device, check: &mut Check) -> Result<()> {
@@ -345,7 +385,8 @@ fn time(device: &Bench<'_>, rows: usize) -> Result<Measured> {
         Ok((Buffer::<u16>::zeros(device, rows * TIMED.qkv())?, out, pool))
     })?;
     let seconds = device.median(&mut sets, |(qkv, out, pool)| {
-        let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms: None };
+        let turns = Turns { positions: places.view(), table: table.view() };
+        let inputs = Inputs { qkv: qkv.view(), turns, norms: None, order: HeadOrder::Halves };
         let mut kv = KvRows { pool: pool.view_mut(), layout: TIMED_LAYOUT, layer: 0, slots: places.view() };
         rope(device, HalfType::Bf16, &mut out.view_mut(), &mut kv, &inputs, TIMED)
     })?;
@@ -363,7 +404,8 @@ fn time_backward(device: &Bench<'_>, rows: usize) -> Result<Measured> {
         Ok((Buffer::<u16>::zeros(device, rows * TIMED.qkv())?, [dq?, dk?, dv?], out))
     })?;
     let seconds = device.median(&mut sets, |(qkv, [dq, dk, dv], out)| {
-        let inputs = Inputs { qkv: qkv.view(), positions: places.view(), table: table.view(), norms: None };
+        let turns = Turns { positions: places.view(), table: table.view() };
+        let inputs = Inputs { qkv: qkv.view(), turns, norms: None, order: HeadOrder::Halves };
         let gradients = Gradients { q: dq.view(), k: dk.view(), v: dv.view() };
         rope_backward(device, HalfType::Bf16, &mut out.view_mut(), &gradients, &inputs, TIMED)
     })?;

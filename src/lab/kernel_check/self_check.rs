@@ -246,6 +246,8 @@ fn of_heads(all: &mut Results) {
     let turned = Turn::new();
     let Heads { heads, kv_heads, head, padded } = Turn::HEADS;
     let (mut q, mut kv, mut gradient): (Vec<Sum>, Vec<Sum>, Vec<Sum>) = (Vec::new(), Vec::new(), Vec::new());
+    // Without norms.
+    let (mut plain_q, mut plain_kv): (Vec<Sum>, Vec<Sum>) = (Vec::new(), Vec::new());
     for row in 0..ROWS {
         let angles = &turned.table[turned.positions[row] as usize * head / 2..][..head / 2];
         for index in 0..heads + 2 * kv_heads {
@@ -253,11 +255,12 @@ fn of_heads(all: &mut Results) {
             let x = wide(&turned.qkv[at..at + head]);
             let d = wide(&turned.gradient[at..at + head]);
             let same = |values: &[f64]| values.iter().map(|&x| (x, x.abs())).collect::<Vec<Sum>>();
-            let (mut forward, mut backward) = (same(&x), same(&d));
+            let (mut plain, mut forward, mut backward) = (same(&x), same(&x), same(&d));
             if index < heads + kv_heads {
                 let weight = wide(&turned.norms[usize::from(index >= heads)][..head]);
                 let r = rmsnorm::inverse_norm(&x, head, EPS);
                 let normed: Vec<f64> = x.iter().zip(&weight).map(|(x, w)| x * r * w).collect();
+                plain = rope::turn(&x, angles, 1.0);
                 forward = rope::turn(&normed, angles, 1.0);
                 let back = rope::turn(&d, angles, -1.0);
                 let values: Vec<f64> = back.iter().map(|sum| sum.0).collect();
@@ -266,13 +269,16 @@ fn of_heads(all: &mut Results) {
                 let scaled = back.iter().zip(&weight).map(|(sum, w)| sum.1 * r * w.abs());
                 backward = through.into_iter().zip(scaled).map(|((x, terms), own)| (x, terms.max(own))).collect();
             }
-            for sums in [&mut forward, &mut backward] {
+            for sums in [&mut plain, &mut forward, &mut backward] {
                 sums.resize(padded, (0.0, 0.0));
             }
+            if index < heads { &mut plain_q } else { &mut plain_kv }.extend(plain);
             if index < heads { &mut q } else { &mut kv }.extend(forward);
             gradient.extend(backward);
         }
     }
+    all.add("heads", "q", Slack::Rounded(SINGLE), plain_q);
+    all.add("heads", "kv", Slack::Rounded(SINGLE), plain_kv);
     all.add("rope", "q", Slack::Rounded(SINGLE), q);
     all.add("rope", "kv", Slack::Rounded(SINGLE), kv);
     all.add("rope_backward", "d_qkv", Slack::Rounded(SINGLE), gradient);

@@ -2,13 +2,13 @@
 
 use super::card::{
     ATTENTION, ATTENTION_OPERATIONS, ATTENTION_STREAM, ATTENTION_STREAM_WHOLE, BACKWARD_PAGE, CLOCK, Card, GATED,
-    GATED_GRADIENTS, HOST, LAUNCH, MULTIPROCESSORS, NORM, OPERATIONS, OVERLAP, ROPE, SHARED_OVERHEAD, SMALL, START,
-    SWIGLU, WGMMA_PAGE,
+    GATED_GRADIENTS, HEADS, HOST, LAUNCH, MULTIPROCESSORS, NORM, OPERATIONS, OVERLAP, ROPE, SHARED_OVERHEAD, SMALL,
+    START, SWIGLU, WGMMA_PAGE,
 };
 use super::products::{Family, Product, Products, products};
 use crate::files::config::ModelConfig;
 use crate::lab::bench::cost::{self, Cost};
-use crate::model::cuda::GATED_ROWS;
+use crate::model::cuda::{GATED_ROWS, TURNED_ROWS};
 
 /// What a pass takes, by what takes it, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -223,11 +223,20 @@ impl<'a> Pass<'a> {
         self.product(gate_up, rows) + self.small(SWIGLU, rows, 6 * f)
     }
 
+    /// Queries, keys and values, turned and kept.
+    fn heads(&self, qkv: &Product, rows: usize) -> (Time, Time) {
+        if self.family == Family::Sm90 && rows <= TURNED_ROWS {
+            return (self.product(&Product { finish: HEADS, ..*qkv }, rows), Time::default());
+        }
+        (self.product(qkv, rows), self.small(ROPE, rows, 4 * qkv.n))
+    }
+
     /// A layer of `rows` rows, of which `live` go on beyond keys and values.
     fn layer(&self, rows: usize, live: usize, attention: Attention, taped: bool) -> Time {
         let ([qkv, o, gate_up, down], ..) = products(self.config);
-        self.normed(rows, self.product(&qkv, rows))
-            + self.small(ROPE, rows, 4 * qkv.n)
+        let (heads, rope) = self.heads(&qkv, rows);
+        self.normed(rows, heads)
+            + rope
             + self.attention(attention)
             + self.product(&o, live)
             + self.normed(live, self.gated(&gate_up, live, taped))

@@ -18,7 +18,7 @@ use crate::cuda::ops::copy_rows::copy_rows;
 use crate::cuda::ops::gemm::{self, Output, Shape};
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward};
 use crate::cuda::ops::rmsnorm::{Norm, Upstream, rmsnorm_backward};
-use crate::cuda::ops::rope::{self, HeadNorms, Heads, rope_backward};
+use crate::cuda::ops::rope::{self, HeadNorms, Heads, Turns, rope_backward};
 use crate::cuda::ops::swiglu::swiglu_backward;
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device, View, ViewMut};
@@ -157,8 +157,10 @@ impl Backward {
             let _range = profile::layer(index);
             let last = index + 1 == weights.layers.len();
             let LayerResidual { input, middle } = &tape.residual[index];
-            let LayerTape { lse, activations } = &tape.layers[index];
-            let Activations { qkv: projected, q, attended, gate_up } = activations;
+            let LayerTape { lse, qkv: kept_qkv, activations } = &tape.layers[index];
+            let Activations { q, attended, gate_up } = activations;
+            // Only norms read it.
+            let projected = kept_qkv.as_ref().unwrap_or(&state.qkv);
             let rows = if last { m } else { n };
 
             // MLP.
@@ -210,8 +212,8 @@ impl Backward {
                 rope::Gradients { q: self.q.first(n * a), k: self.k.first(n * kv), v: self.v.first(n * kv) };
             let inputs = rope::Inputs {
                 qkv: projected.first(n * qkv),
-                positions: device_inputs.view(step.positions),
-                table: rotation.view(),
+                turns: Turns { positions: device_inputs.view(step.positions), table: rotation.view() },
+                order: weights.head_order,
                 norms: layer.head_norms.as_ref().map(|(q, k)| HeadNorms { q: q.view(), k: k.view(), eps }),
             };
             rope_backward(device, st, &mut self.qkv.first_mut(n * qkv), &gradients, &inputs, heads)?;

@@ -14,7 +14,7 @@ use crate::cuda::ops::gemm::{self, Operands, Output, Shape, gemm};
 use crate::cuda::ops::kv::{KvLayout, KvRows};
 use crate::cuda::ops::kv_copy::kv_copy;
 use crate::cuda::ops::rmsnorm::{Delta, Norm, rmsnorm};
-use crate::cuda::ops::rope::{self, HeadNorms, Heads, rope};
+use crate::cuda::ops::rope::{self, HeadNorms, HeadOrder, Heads, Turns, rope};
 use crate::cuda::ops::swiglu::{Gates, swiglu};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device, View, ViewMut};
@@ -106,6 +106,9 @@ impl Step {
 /// Rows of which products themselves make the gated activation, at most. With more, tensor cores wait longer for its exponentials
 /// than a kernel of its own takes, by instructions counted in the machine code (not measured). The bits are the same.
 pub const GATED_ROWS: usize = 256;
+/// Rows of which products themselves turn queries and keys and keep keys and values, at most. With more, a launch is little beside the
+/// product, and each block's tokens wait for one another's angles (not measured). The bits are the same.
+pub const TURNED_ROWS: usize = 256;
 /// Bytes of inputs per row that there is room for at first.
 const INPUTS: usize = 64;
 
@@ -327,7 +330,17 @@ impl Decoder {
         let (n, m) = (step.rows, step.live_rows);
         let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = self.sizes;
         let Decoder { config, sizes, storage, weights, state, layout, keys_values, rotation, device_inputs, .. } = self;
-        let State { residual, live, normed, act, layer: shared, scratch, attention: attention_scratch, .. } = state;
+        let State {
+            residual,
+            live,
+            normed,
+            qkv: turned_later,
+            act,
+            layer: shared,
+            scratch,
+            attention: attention_scratch,
+            ..
+        } = state;
         let mut linear = Linear { device, storage: *storage, layout: weights.layout, scratch };
         let st = *storage;
         let eps = config.rms_norm_eps as f32;
@@ -347,22 +360,30 @@ impl Decoder {
         for (index, layer) in weights.layers.iter().enumerate() {
             let _range = profile::layer(index);
             let kept = kept_layers.as_deref_mut().map(|layers| &mut layers[index]);
-            let (Activations { qkv: projected, q, attended, gate_up }, mut kept_lse) = match kept {
-                None => (&mut *shared, None),
-                Some(LayerTape { lse, activations }) => (activations, Some(lse)),
+            let (Activations { q, attended, gate_up }, kept_qkv, mut kept_lse) = match kept {
+                None => (&mut *shared, None, None),
+                Some(LayerTape { lse, qkv, activations }) => (activations, qkv.as_mut(), Some(lse)),
             };
+            let projected = kept_qkv.unwrap_or(&mut *turned_later);
             let x = &mut residual.input(index, n);
             rmsnorm(device, st, &mut normed.first_mut(n * d), x, Delta::None, norm(&layer.attention_norm))?;
-            linear.run_half(projected.first_mut(n * qkv), normed.first(n * d), n, &layer.qkv, &layer.qkv_bias)?;
-            let inputs = rope::Inputs {
-                qkv: projected.first(n * qkv),
-                positions: device_inputs.view(step.positions),
-                table: rotation.view(),
-                norms: layer.head_norms.as_ref().map(|(q, k)| HeadNorms { q: q.view(), k: k.view(), eps }),
-            };
+            let turns = Turns { positions: device_inputs.view(step.positions), table: rotation.view() };
             let slots = device_inputs.view(step.slots);
             let mut kv = KvRows { pool: keys_values.view_mut(), layout: *layout, layer: index, slots };
-            rope(device, st, &mut q.first_mut(n * a), &mut kv, &inputs, heads)?;
+            let (x, bias) = (normed.first(n * d), layer.qkv_bias.as_ref());
+            if weights.head_order == HeadOrder::Pairs && n <= TURNED_ROWS {
+                let turned = Output::Heads { q: q.first_mut(n * a), kv, turns, heads };
+                linear.run(turned, x, n, layer.qkv.view(), bias)?;
+            } else {
+                linear.run(Output::Half(projected.first_mut(n * qkv)), x, n, layer.qkv.view(), bias)?;
+                let inputs = rope::Inputs {
+                    qkv: projected.first(n * qkv),
+                    turns,
+                    norms: layer.head_norms.as_ref().map(|(q, k)| HeadNorms { q: q.view(), k: k.view(), eps }),
+                    order: weights.head_order,
+                };
+                rope(device, st, &mut q.first_mut(n * a), &mut kv, &inputs, heads)?;
+            }
 
             // Beyond the keys and values of the last layer only the live rows go on.
             let last = index + 1 == weights.layers.len();
@@ -417,18 +438,6 @@ pub(super) struct Linear<'a> {
 }
 
 impl Linear<'_> {
-    /// `y = x w^T + b`, rounded to the storage type.
-    fn run_half(
-        &mut self,
-        y: ViewMut<'_, u16>,
-        x: View<'_, u16>,
-        rows: usize,
-        w: &Buffer<u16>,
-        bias: &Option<Buffer<u16>>,
-    ) -> Result<()> {
-        self.run(Output::Half(y), x, rows, w.view(), bias.as_ref())
-    }
-
     /// `y = x w^T`, in f32.
     pub fn run_f32(&mut self, y: ViewMut<'_, f32>, x: View<'_, u16>, rows: usize, w: View<'_, u16>) -> Result<()> {
         self.run(Output::F32(y), x, rows, w, None)

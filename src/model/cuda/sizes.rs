@@ -34,6 +34,8 @@ pub struct Sizes {
     pub attention_padded: usize,
     /// Width of a row of queries, keys and values, `(h + 2 g) ep`, in this order.
     pub qkv: usize,
+    /// Query and key heads have norms.
+    pub head_norms: bool,
     /// Width of the MLP, `f`.
     pub mlp: usize,
     /// `f` rounded up to 64. A row of gate and up has twice as many: gates first, or in turns of 8.
@@ -71,6 +73,7 @@ impl Sizes {
             attention,
             attention_padded: attention.next_multiple_of(TILE_K),
             qkv: (heads + 2 * kv_heads) * head_padded,
+            head_norms: config.qk_norm,
             mlp: config.intermediate_size,
             mlp_padded: config.intermediate_size.next_multiple_of(TILE_K),
             vocab: config.vocab_size,

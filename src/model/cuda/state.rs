@@ -17,6 +17,7 @@ pub(super) struct State {
     pub residual: Buffer<f32>, // [n, hidden]
     pub live: Buffer<f32>,     // [n, hidden] the rows that go on beyond the last layer's keys and values
     pub normed: Buffer<u16>,   // [n, hidden]
+    pub qkv: Buffer<u16>,      // [n, (heads + 2 kv heads) head] as projected, where it is not turned at once
     pub act: Buffer<u16>,      // [n, mlp]
     pub layer: Activations,
     pub scratch: gemm::Scratch,
@@ -25,7 +26,6 @@ pub(super) struct State {
 
 /// What a layer computes between its products.
 pub(super) struct Activations {
-    pub qkv: Buffer<u16>,      // [n, (heads + 2 kv heads) head] as projected
     pub q: Buffer<u16>,        // [n, heads head] normed and rotated
     pub attended: Buffer<u16>, // [n, attention]; columns beyond heads x head stay zero
     pub gate_up: Buffer<u16>,  // [n, 2 mlp]
@@ -34,7 +34,6 @@ pub(super) struct Activations {
 impl Activations {
     pub fn new(device: &Device, sizes: &Sizes, rows: usize) -> Result<Self> {
         Ok(Activations {
-            qkv: Buffer::uninitialised(device, rows * sizes.qkv)?,
             q: Buffer::uninitialised(device, rows * sizes.attention)?,
             attended: Buffer::zeros(device, rows * sizes.attention_padded)?,
             gate_up: Buffer::uninitialised(device, rows * 2 * sizes.mlp_padded)?,
@@ -43,7 +42,7 @@ impl Activations {
 
     /// Bytes for `rows` rows.
     pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
-        let row = sizes.qkv + sizes.attention + sizes.attention_padded + 2 * sizes.mlp_padded;
+        let row = sizes.attention + sizes.attention_padded + 2 * sizes.mlp_padded;
         2 * (row * rows) as u64
     }
 }
@@ -61,7 +60,8 @@ pub(super) struct Tape {
 
 /// What is kept of one layer beside the residual stream.
 pub(super) struct LayerTape {
-    pub lse: Buffer<f32>, // [n, heads] attention's normalisers
+    pub lse: Buffer<f32>,         // [n, heads] attention's normalisers
+    pub qkv: Option<Buffer<u16>>, // [n, (heads + 2 kv heads) head] as projected, where heads have norms
     pub activations: Activations,
 }
 
@@ -74,6 +74,7 @@ impl Tape {
         let kept = || -> Result<LayerTape> {
             Ok(LayerTape {
                 lse: Buffer::uninitialised(device, rows * sizes.heads)?,
+                qkv: sizes.head_norms.then(|| Buffer::uninitialised(device, rows * sizes.qkv)).transpose()?,
                 activations: Activations::new(device, sizes, rows)?,
             })
         };
@@ -86,7 +87,7 @@ impl Tape {
 
     /// Bytes for `rows` rows.
     pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
-        let row = 4 * (2 * sizes.hidden_padded + sizes.heads);
+        let row = 4 * (2 * sizes.hidden_padded + sizes.heads) + if sizes.head_norms { 2 * sizes.qkv } else { 0 };
         ((row * rows) as u64 + Activations::bytes(sizes, rows)) * sizes.layers as u64
     }
 }
@@ -99,6 +100,7 @@ impl State {
             residual: Buffer::uninitialised(device, rows * d)?,
             live: Buffer::uninitialised(device, rows * d)?,
             normed: Buffer::uninitialised(device, rows * d)?,
+            qkv: Buffer::uninitialised(device, rows * sizes.qkv)?,
             act: Buffer::uninitialised(device, rows * f)?,
             layer: Activations::new(device, sizes, rows)?,
             scratch: gemm::Scratch::new(device, room(sizes, device.weight_layout()))?,
@@ -115,7 +117,7 @@ impl State {
     /// Bytes for `rows` rows, without the scratch.
     pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
         let (d, f) = (sizes.hidden_padded, sizes.mlp_padded);
-        (rows * (2 * 4 * d + 2 * d + 2 * f)) as u64 + Activations::bytes(sizes, rows)
+        (rows * (2 * 4 * d + 2 * d + 2 * f + 2 * sizes.qkv)) as u64 + Activations::bytes(sizes, rows)
     }
 }
 

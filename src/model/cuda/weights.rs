@@ -22,6 +22,7 @@ use super::sizes::Sizes;
 use crate::cuda::ops::gemm::GATES;
 use crate::cuda::ops::pad_convert::{Changed, Groups, Layout, Stored, pad_convert};
 use crate::cuda::ops::random_fill::random_fill;
+use crate::cuda::ops::rope::HeadOrder;
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device, View, staging};
 use crate::dtype::DType;
@@ -42,7 +43,7 @@ use std::time::Instant;
 pub struct Layer<B = Buffer<u16>> {
     /// `[dp]`.
     pub attention_norm: B,
-    /// `[(h + 2 g) ep, dp]`: query heads, key heads, value heads.
+    /// `[(h + 2 g) ep, dp]`: query heads, key heads, value heads; the rows of queries and keys in the [`Weights`]' order.
     pub qkv: B,
     /// `[(h + 2 g) ep]`.
     pub qkv_bias: Option<B>,
@@ -81,6 +82,8 @@ pub enum Head<B = Buffer<u16>> {
 pub struct Weights<B = Buffer<u16>> {
     /// How the matrices of products lie.
     pub layout: WeightLayout,
+    /// How query and key heads lie in the rows of the fused projections.
+    pub head_order: HeadOrder,
     /// `[vocab, dp]`, in the [`embedding_layout`](Self::embedding_layout).
     pub embedding: B,
     /// The layers.
@@ -289,6 +292,15 @@ impl Weights {
     }
 }
 
+/// How query and key heads lie in the rows of the fused projection, and in what it gives: in pairs where its product turns them,
+/// which it does without norms.
+pub fn head_order(layout: WeightLayout, config: &ModelConfig) -> HeadOrder {
+    match layout {
+        WeightLayout::Tiles if !config.qk_norm => HeadOrder::Pairs,
+        WeightLayout::Tiles | WeightLayout::Rows => HeadOrder::Halves,
+    }
+}
+
 /// Whether products with weights in this layout end in the gated activation and its gradients. Gates and ups lie in groups then,
 /// wherever they are kept.
 pub fn gates_in_products(layout: WeightLayout) -> bool {
@@ -326,7 +338,8 @@ impl<B> Weights<B> {
             Head::Own(head) => Head::Own(each(head)?),
             Head::Score(head) => Head::Score(each(head)?),
         };
-        Ok(Weights { layout: self.layout, embedding, layers, final_norm, head })
+        let (layout, head_order) = (self.layout, self.head_order);
+        Ok(Weights { layout, head_order, embedding, layers, final_norm, head })
     }
 }
 
@@ -413,7 +426,7 @@ impl Builder<'_> {
             ModelKind::CausalLm if tied => Head::Tied,
             ModelKind::CausalLm => Head::Own(self.matrix(LM_HEAD, [vocab, d], dp, layout)?),
         };
-        Ok(Weights { layout, embedding, layers, final_norm, head })
+        Ok(Weights { layout, head_order: head_order(layout, config), embedding, layers, final_norm, head })
     }
 
     fn layer(&mut self, sizes: &Sizes, index: usize) -> Result<Layer<usize>> {
@@ -427,13 +440,18 @@ impl Builder<'_> {
             first: first * ep,
             groups: Groups::new(e, ep),
         };
+        let order = head_order(self.layout, config);
+        let turned = |name: &str, count: usize, first: usize| match order {
+            HeadOrder::Halves => heads(name, count, first),
+            HeadOrder::Pairs => Part { groups: Groups::pairs(e, ep), ..heads(name, count, first) },
+        };
         let rows =
             |name: &str, rows: usize, first: usize| Part { name: at(name), rows, first, groups: Groups::plain(rows) };
         let hidden = |rows: usize, bias: bool| Fused { rows, cols: d, col_groups: Groups::plain(d), width: dp, bias };
 
         let attention_norm = self.vector(&at("input_layernorm.weight"), d, dp)?;
         let qkv =
-            [heads("self_attn.q_proj", h, 0), heads("self_attn.k_proj", g, h), heads("self_attn.v_proj", g, h + g)];
+            [turned("self_attn.q_proj", h, 0), turned("self_attn.k_proj", g, h), heads("self_attn.v_proj", g, h + g)];
         let (qkv, qkv_bias) = self.linear(&qkv, hidden(sizes.qkv, config.qkv_bias))?;
         let head_norms = match config.qk_norm {
             true => Some((

@@ -249,7 +249,7 @@ pub(super) fn launch(
         side(op, "output tiles", plan.grid.2, 65_535)?,
     );
     let launch = Launch { grid, threads: tile.threads, shared: kernel.shared };
-    let Parameters { y, w, bias, beside: before, workspace, tickets, tokens, outputs, terms, output } =
+    let Parameters { y, w, bias, beside: before, workspace, tickets, tokens, outputs, terms, output, .. } =
         Parameters::new(y, problem, super::Plan::Sm80(plan).room(), scratch)?;
     let chunk_tiles = int(op, "chunk", plan.chunks.tiles)?;
     // SAFETY: parameters are (void* y, const void* x, const void* w, const void* bias, const float* before, float*
