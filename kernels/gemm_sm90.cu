@@ -18,6 +18,9 @@
 //   5, forward: outputs are query, key and value heads, the columns of queries and keys in pairs (heads.cuh). Queries and keys
 //   are turned by their positions; y[tokens, heads padded] are the queries, keys and values go to their slots of `beside`, the
 //   pool. As kernels/rope.cu has it without norms, of what 1 would have stored.
+// Forward, RMSNorm is part of both ends (norms.cuh). Where x is the u of a norm, sums are multiplied with each token's r / s before
+// anything else: from `factor`, or, of one tile of tokens, from the sums of squares, which warps that copy nothing add while others
+// multiply; the first block then stores r. And output 2 stores the u of the next norm and the sums of its squares besides.
 //
 // A block has a warpgroup that copies (one thread of it) and two that multiply, each 64 outputs by N tokens: weights are
 // operand A of wgmma, tokens operand B. Copies go through a ring of stages of 64 terms; `full` and `empty` are its barriers,
@@ -45,6 +48,7 @@
 #include "gated.cuh"
 #include "heads.cuh"
 #include "hopper.cuh"
+#include "norms.cuh"
 
 namespace ggro {
 
@@ -64,6 +68,21 @@ constexpr int kFewRingBytes = 108 * 1024;
 
 enum Output : int { kStoreF32 = 0, kStore16 = 1, kAddF32 = 2, kGated = 3, kGatedGradients = 4, kHeads = 5 };
 
+// The norm that x is the u of, and the one that y is the residual stream of. What is not there is null.
+struct NormArgs {
+    const float* factor;   // [tokens], r / s; or
+    const float* squares;  // [tokens, groups] of groups of 16 columns, with
+    const float* before;   // [tokens], whose power of two s is, also that of `next`
+    float* inverse;        // [tokens], r
+    const void* next_weight;  // [outputs]
+    void* next;               // [tokens, outputs], its u
+    float* next_squares;      // [tokens, outputs / 16]
+    const float* next_before;  // [tokens]
+    int groups, columns;
+    float eps;
+    int unused;
+};
+
 // `outputs` and `terms` are those of the direction.
 struct GemmArgs {
     void* y;
@@ -74,6 +93,7 @@ struct GemmArgs {
     unsigned* tickets;  // [split][slices], zero before and after
     int tokens, outputs, terms, chunks, split, output;
     HeadArgs heads;  // of output 5
+    NormArgs norm;
 };
 
 // Some chunks of a tile of outputs by tokens.
@@ -119,7 +139,7 @@ struct Gemm {
     static constexpr int kFits = (kFew ? kFewRingBytes : kRingBytes) / kStageBytes;
     static constexpr int kStages = kFits < kMostStages ? kFits : kMostStages;
     // Of a thread: at its start, by the bounds of the launch, 80 where tokens are few, and else 168.
-    static constexpr int kCopierRegisters = 40, kRegisters = kFew ? 96 : 232;
+    static constexpr int kCopierRegisters = 48, kRegisters = kFew ? 96 : 224;
     static constexpr int kSums = N / 2;  // of a thread
     // The tokens are some slices, which are stored, added and finished one after the other.
     static constexpr int kSlices = N <= 24 ? 1 : N <= 64 ? N / 16 : N % 32 == 0 ? 4 : 5;
@@ -129,7 +149,7 @@ struct Gemm {
     static_assert(N % 8 == 0 && kTokenBytes % 1024 == 0, "stages start at multiples of the swizzle's pattern");
 
     struct Ring {
-        uint32_t stages, full, empty;  // addresses in shared memory
+        uint32_t stages, full, empty, factors;  // addresses in shared memory; the last one is a barrier of its own
 
         __device__ __forceinline__ uint32_t stage(int index) const { return stages + index * kStageBytes; }
     };
@@ -306,6 +326,78 @@ struct Gemm {
         }
     };
 
+    // A row's r / s, by a warp; and for several rows at once, whose squares are then on their way together.
+    static __device__ __forceinline__ void find_factors(const GemmArgs& args, const Ring& ring, float* factors) {
+        constexpr int kTogether = 2;
+        const NormArgs& norm = args.norm;
+        const int warp = threadIdx.x / kWarp - 1, lane = threadIdx.x % kWarp;
+#pragma unroll 1
+        for (int first = warp * kTogether; first < args.tokens; first += kArrivers * kTogether) {
+            float sums[kTogether];
+#pragma unroll
+            for (int i = 0; i < kTogether; ++i) {
+                const int token = min(first + i, args.tokens - 1);
+                sums[i] = add_groups(norm.squares + static_cast<size_t>(token) * norm.groups, norm.groups);
+            }
+#pragma unroll
+            for (int i = 0; i < kTogether; ++i) {
+                const float squares = warp_sum(sums[i]);
+                const int token = first + i;
+                if (lane != 0 || token >= args.tokens) continue;
+                const float r = inverse_norm(squares, norm.columns, norm.eps);
+                factors[token] = r / power_below(norm.before[token]);
+                if (blockIdx.x == 0) norm.inverse[token] = r;
+            }
+        }
+        __syncwarp();  // all of the warp's factors are stored
+        if (lane == 0) ptx::mbarrier_arrive(ring.factors);
+    }
+
+    // Multiplies the sums of a slice with their tokens' factors.
+    static __device__ __forceinline__ void apply_norm(const GemmArgs& args, float (&sums)[kSums], const Corner& corner,
+                                                      const Ring& ring, const float* factors) {
+        const NormArgs& norm = args.norm;
+        const int token = args.tokens - corner.tokens;
+        float of[kSlice / 8] = {};
+        if (norm.squares != nullptr) {
+            ptx::mbarrier_wait(ring.factors, 0);
+#pragma unroll
+            for (int j = 0; j < kSlice / 8; ++j) {
+                if (8 * j < corner.tokens) of[j] = factors[token + 8 * j];
+            }
+        } else {
+#pragma unroll
+            for (int j = 0; j < kSlice / 8; ++j) {
+                if (8 * j < corner.tokens) of[j] = __ldcg(norm.factor + token + 8 * j);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < kSlice / 8; ++j) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[4 * j + i] = __fmul_rn(sums[4 * j + i], of[j]);
+        }
+    }
+
+    // Of the residual stream that a thread has just made, eight tokens further each: the u of the next norm, and with the three other
+    // threads of its group of 16 outputs the sum of the squares. All threads of a warp call.
+    static __device__ __forceinline__ void store_next(const GemmArgs& args, const Corner& corner, int j,
+                                                      const float (&x)[2][2], const float (&weight)[2][2]) {
+        const NormArgs& norm = args.norm;
+        float sum = chain_of_squares(x[0][0], x[0][1], x[1][0], x[1][1]);
+        sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, 8));
+        sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, 16));
+        if (corner.output >= args.outputs || 8 * j >= corner.tokens) return;
+        const size_t token = args.tokens - corner.tokens + 8 * j;
+        const float s = power_below(norm.next_before[token]);
+        T* const to = static_cast<T*>(norm.next) + token * args.outputs + corner.output;
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+            *reinterpret_cast<uint32_t*>(to + 8 * row) =
+                Mma<T>::pack(x[row][0] * s * weight[row][0], x[row][1] * s * weight[row][1]);
+        }
+        if (threadIdx.x % kWarp < 8) norm.next_squares[(token * args.outputs + corner.output) / kNormGroup] = sum;
+    }
+
     // Adds or stores pairs that are aligned, and so are there as a whole or not at all.
     template <int OUTPUT>
     static __device__ __forceinline__ void store_pairs(const GemmArgs& args, const float (&sums)[kSums],
@@ -315,6 +407,13 @@ struct Gemm {
         Y* at = static_cast<Y*>(args.y) + corner.at;
         const int tokens[2] = {corner.output < args.outputs ? corner.tokens : 0,
                                corner.output + 8 < args.outputs ? corner.tokens : 0};
+        const bool normed = OUTPUT == kAddF32 && args.norm.next != nullptr;
+        float weight[2][2] = {};
+        if (normed && corner.output < args.outputs) {
+            const T* const weights = static_cast<const T*>(args.norm.next_weight) + corner.output;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) weight[i / 2][i % 2] = to_float(weights[i / 2 * 8 + i % 2]);
+        }
         // The old values of a slice are read together. Zero first: what some threads alone set would take registers in every loop.
         float2 before[kSlice / 8][2] = {};
         if constexpr (OUTPUT == kAddF32) {
@@ -329,6 +428,7 @@ struct Gemm {
         }
 #pragma unroll
         for (int j = 0; j < kSlice / 8; ++j, at += step) {
+            float x[2][2] = {};
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 if (8 * j >= tokens[row]) continue;
@@ -339,7 +439,11 @@ struct Gemm {
                 } else {
                     if constexpr (OUTPUT == kAddF32) low = before[j][row].x + low, high = before[j][row].y + high;
                     *reinterpret_cast<float2*>(at + 8 * row) = make_float2(low, high);
+                    x[row][0] = low, x[row][1] = high;
                 }
+            }
+            if constexpr (OUTPUT == kAddF32 && !BY_COLUMNS) {
+                if (normed) store_next(args, corner, j, x, weight);
             }
         }
     }
@@ -535,8 +639,12 @@ struct Gemm {
         }
     }
 
-    static __device__ __forceinline__ void finish(const GemmArgs& args, float (&sums)[kSums], const Corner& corner) {
+    static __device__ __forceinline__ void finish(const GemmArgs& args, float (&sums)[kSums], const Corner& corner,
+                                                  const Ring& ring, const float* factors) {
         pair_up(sums);
+        if constexpr (!BY_COLUMNS) {
+            if (args.norm.squares != nullptr || args.norm.factor != nullptr) apply_norm(args, sums, corner, ring, factors);
+        }
         if constexpr (BY_COLUMNS) {
             if (args.output == kGatedGradients) return store_gated_gradients(args, sums, corner);
         } else {
@@ -648,7 +756,7 @@ struct Gemm {
 
     // A warpgroup multiplies what the ring brings, 64 of the 128 outputs.
     static __device__ __forceinline__ void compute(const GemmArgs& args, const Problem& problem, const Ring& ring,
-                                                   int group, unsigned* flags) {
+                                                   int group, unsigned* flags, const float* factors) {
         Schedule schedule(args);
         Place place;
         for (Work work; schedule.next(work, args, problem.tiles());) {
@@ -691,18 +799,20 @@ struct Gemm {
                 } else if (slice > 0) {
                     shift(total);
                 }
-                finish(args, total, corner);
+                finish(args, total, corner, ring, factors);
             }
         }
     }
 
     static __device__ __forceinline__ void run(const GemmArgs& args, const void* tokens) {
         EXTERN_SHARED(shared);
-        __shared__ uint64_t barriers[2 * kStages];
+        __shared__ uint64_t barriers[2 * kStages + 1];
         __shared__ unsigned flags[kSlices];
+        __shared__ float factors[BY_COLUMNS ? 1 : N];
         const uint32_t full = ptx::smem_address(barriers);
         // The swizzle's pattern repeats after 1024 bytes.
-        const Ring ring = {(ptx::smem_address(shared) + 1023) & ~1023u, full, full + 8 * kStages};
+        const Ring ring = {(ptx::smem_address(shared) + 1023) & ~1023u, full, full + 8 * kStages,
+                           full + 16 * kStages};
         const Problem problem = {args};
         ptx::launch_dependents();
         if (threadIdx.x == 0) {
@@ -710,6 +820,7 @@ struct Gemm {
                 ptx::mbarrier_init(ring.full + 8 * i, 1);
                 ptx::mbarrier_init(ring.empty + 8 * i, 2 * kWarpgroup / kWarp);
             }
+            ptx::mbarrier_init(ring.factors, kArrivers);
             ptx::fence_barrier_init();
         }
         __syncthreads();  // the barriers are there
@@ -717,14 +828,17 @@ struct Gemm {
         if (warpgroup == 0) {
             ptx::fewer_registers<kCopierRegisters>();
             if (threadIdx.x == 0) copy(args, problem, ring, tokens);
-            if (kSlices > 1 && threadIdx.x >= kWarp) {
+            if ((kSlices > 1 || !BY_COLUMNS) && threadIdx.x >= kWarp) {
                 ptx::wait_for_predecessors();
-                arrive_in_turn(args, problem, flags);
+                if constexpr (!BY_COLUMNS) {
+                    if (args.norm.squares != nullptr) find_factors(args, ring, factors);
+                }
+                if constexpr (kSlices > 1) arrive_in_turn(args, problem, flags);
             }
         } else {
             ptx::more_registers<kRegisters>();
             ptx::wait_for_predecessors();  // sums, tickets and what is added to are theirs, too
-            compute(args, problem, ring, warpgroup - 1, flags);
+            compute(args, problem, ring, warpgroup - 1, flags, factors);
         }
     }
 };
@@ -737,9 +851,10 @@ struct Gemm {
     extern "C" __global__ void __launch_bounds__(ggro::kGemmThreads, N <= ggro::kFewTokens ? 2 : 1)                      \
         NAME(const __grid_constant__ ggro::TensorMap x, void* y, const void* w, const void* bias,                     \
              void* beside, float* partial, unsigned* tickets, int tokens, int outputs, int terms, int chunks,         \
-             int split, int output, const __grid_constant__ ggro::HeadArgs heads) {                                   \
+             int split, int output, const __grid_constant__ ggro::HeadArgs heads,                                     \
+             const __grid_constant__ ggro::NormArgs norm) {                                                           \
         ggro::Gemm<T, N, BY_COLUMNS>::run(                                                                            \
-            {y, w, bias, beside, partial, tickets, tokens, outputs, terms, chunks, split, output, heads}, &x);        \
+            {y, w, bias, beside, partial, tickets, tokens, outputs, terms, chunks, split, output, heads, norm}, &x);  \
     }
 
 #define GEMM_ALL(NAME, SUFFIX, T, BY_COLUMNS)         \

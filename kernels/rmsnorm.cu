@@ -12,6 +12,10 @@
 // all of a row's loads are in flight together. Aim: 90 % of the copy rate from some 500 rows up (not measured). With few
 // rows the launch itself dominates.
 //
+// Deferred, for products that take a row's factor (norms.cuh): u[rows, d] = round(residual s weight[d]), factor[rows] = r / s and
+// inverse[rows] = r, where s is the power of two of before[rows], or of r. d is a multiple of 64; rows of residual start at multiples of
+// 8 bytes, those of u of 4. The sum of squares goes by groups of 16 columns. Bytes: read 4d, from L1 twice, write 2d.
+//
 // Backward, of the norm and of the residual stream that runs past it, with g = dy * weight:
 //
 //   grad[rows, d] f32       += r g - residual r^3 sum(residual g) / columns      dy[rows, d] f32
@@ -24,7 +28,7 @@
 // Contract as above; all sums by d alone. Bytes: read 12d (8d without dy), write 4d and 2d; flops 12d. A row of residual
 // and g is kept in shared memory if d <= 6136. Aim: 85 % of the copy rate from some 500 rows up (not measured); a
 // segment's rows are a matter of latency.
-#include "common.cuh"
+#include "norms.cuh"
 
 namespace ggro {
 
@@ -112,6 +116,50 @@ __device__ __forceinline__ void rmsnorm(T* GGRO_RESTRICT out, float* GGRO_RESTRI
 }
 
 template <typename T>
+__device__ __forceinline__ void rmsnorm_deferred(T* GGRO_RESTRICT u, float* GGRO_RESTRICT factor,
+                                                 float* GGRO_RESTRICT inverse, const float* GGRO_RESTRICT residual,
+                                                 const float* GGRO_RESTRICT before, const T* GGRO_RESTRICT weight,
+                                                 int d, int columns, float eps) {
+    EXTERN_SHARED(shared);
+    __shared__ float found;
+    float* const sums = reinterpret_cast<float*>(shared);
+    const float* const row = residual + static_cast<size_t>(blockIdx.x) * d;
+    T* const out = u + static_cast<size_t>(blockIdx.x) * d;
+    // Four neighbouring threads have a group, each two pairs that are eight columns apart.
+    const int quarter = threadIdx.x % 4;
+    const auto first = [&](int item) { return item / 4 * kNormGroup + 2 * quarter; };
+    // As many turns for every thread of a warp: d is a multiple of 64, and blocks are of whole warps.
+    for (int item = threadIdx.x; item < (d / 4 + kWarp - 1) / kWarp * kWarp; item += blockDim.x) {
+        const bool real = item < d / 4;
+        const Pack<float, 2> a = load_pack<2>(row + (real ? first(item) : 0)), b = load_pack<2>(row + (real ? first(item) : 0) + 8);
+        float sum = chain_of_squares(a.at[0], a.at[1], b.at[0], b.at[1]);
+        sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, 1));
+        sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, 2));
+        if (real && quarter == 0) sums[item / 4] = sum;
+    }
+    __syncthreads();  // all groups are there
+    if (threadIdx.x < kWarp) {
+        const float squares = warp_sum(add_groups(sums, d / kNormGroup));
+        if (threadIdx.x == 0) found = inverse_norm(squares, columns, eps);
+    }
+    __syncthreads();  // the inverse norm is there
+    const float r = found, s = power_below(before != nullptr ? before[blockIdx.x] : r);
+    if (threadIdx.x == 0) {
+        factor[blockIdx.x] = r / s;
+        inverse[blockIdx.x] = r;
+    }
+    for (int item = threadIdx.x; item < d / 4; item += blockDim.x) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int at = first(item) + 8 * half;
+            const Pack<float, 2> x = load_pack<2>(row + at);
+            *reinterpret_cast<uint32_t*>(out + at) =
+                Mma<T>::pack(x.at[0] * s * to_float(weight[at]), x.at[1] * s * to_float(weight[at + 1]));
+        }
+    }
+}
+
+template <typename T>
 __device__ __forceinline__ void rmsnorm_backward(float* GGRO_RESTRICT grad, T* GGRO_RESTRICT rounded,
                                                  const float* GGRO_RESTRICT dy, const T* GGRO_RESTRICT head,
                                                  float head_scale, const float* GGRO_RESTRICT residual,
@@ -173,7 +221,16 @@ __device__ __forceinline__ void rmsnorm_backward(float* GGRO_RESTRICT grad, T* G
         ggro::rmsnorm<T>(out, residual, delta, delta_kind, weight, d, columns, eps, cached);                        \
     }
 
-// The same, with twice the shared memory. Either dy or head is null.
+// Grid: rows. Block: a function of d, at most 512. Dynamic shared memory: d / 4 bytes.
+#define RMSNORM_DEFERRED(NAME, T)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(ggro::kNormThreads)                                                \
+        NAME(T* u, float* factor, float* inverse, const float* residual, const float* before, const T* weight,     \
+             int d, int columns, float eps) {                                                                       \
+        ggro::begin<T>(weight, d);                                                                                  \
+        ggro::rmsnorm_deferred<T>(u, factor, inverse, residual, before, weight, d, columns, eps);                   \
+    }
+
+// As RMSNORM, with twice the shared memory. Either dy or head is null.
 #define RMSNORM_BACKWARD(NAME, T)                                                                                   \
     extern "C" __global__ void __launch_bounds__(ggro::kNormThreads)                                                \
         NAME(float* grad, T* rounded, const float* dy, const T* head, float head_scale, const float* residual,     \
@@ -184,5 +241,7 @@ __device__ __forceinline__ void rmsnorm_backward(float* GGRO_RESTRICT grad, T* G
 
 RMSNORM(rmsnorm_bf16, __nv_bfloat16)
 RMSNORM(rmsnorm_f16, __half)
+RMSNORM_DEFERRED(rmsnorm_deferred_bf16, __nv_bfloat16)
+RMSNORM_DEFERRED(rmsnorm_deferred_f16, __half)
 RMSNORM_BACKWARD(rmsnorm_backward_bf16, __nv_bfloat16)
 RMSNORM_BACKWARD(rmsnorm_backward_f16, __half)

@@ -522,6 +522,11 @@ impl Opened {
         Some(if coarse { HalfType::Bf16 } else { HalfType::F16 })
     }
 
+    /// Whether norms leave their last step to the products behind them, which moves a rounding.
+    pub fn defers_norms(&self) -> bool {
+        self.cuda().is_some_and(|cuda| cuda.opened.device.defers_norms())
+    }
+
     /// The device.
     pub fn device(&self) -> DeviceSpec {
         self.cuda().map_or(DeviceSpec::Cpu, |cuda| DeviceSpec::Cuda(cuda.index))

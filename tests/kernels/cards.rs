@@ -99,10 +99,11 @@ fn demo_on(card: Emulated, what: &str, requests: usize) {
     let pair = demo_pair();
     let traces = demo_traces(&pair, requests, 32, 3);
     let Emulated { device, machine } = card;
+    let deferred_norms = device.defers_norms();
     let options = CudaOptions { batch_tokens: 704, sequences: 32, ..CudaOptions::default() };
     let mut cuda = cuda::open(device, pair.parts(), &options, &mut |_| ()).unwrap().0;
     println!("demo, {what}");
-    demo_must_pass(&pair, &traces, &mut cuda, true);
+    demo_must_pass(&pair, &traces, &mut cuda, true, deferred_norms);
     assert!(machine.faults().is_empty(), "{:#?}", machine.faults());
 }
 

@@ -211,9 +211,11 @@ fn a_kernel_that_does_not_wait_is_noticed() {
         for (of, kernels) in of_every_card {
             plant(of, kernels, None, Family::Sm80);
         }
-        // The threads that copy, and those that multiply. Of kernels for few tokens there are no others.
-        for which in [0, 1] {
+        // The threads that copy, those that add squares, and those that multiply. Backward kernels for few tokens have none in between.
+        for which in [0, 1, 2] {
             plant("gemm_sm90", "gemm_sm90_", Some(which), Family::Sm90);
+        }
+        for which in [0, 1] {
             plant("gemm_sm90", "gemm_backward_sm90_", Some(which), Family::Sm90);
         }
         assert!(unnoticed.is_empty(), "{unnoticed:#?}");

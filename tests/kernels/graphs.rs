@@ -129,10 +129,10 @@ fn graphs_change_no_bit() {
 /// Launches of a decode step: those of a layer, and all others.
 #[test]
 fn a_decode_step_is_few_launches() {
-    // Norm, projection, attention, product, norm, gates and ups, product; rotation where heads have norms. On other cards the rotation and
-    // the activation are kernels of their own.
-    for (name, family, of_a_layer) in
-        [("llama-gqa", Family::Sm90, 7), ("qwen3", Family::Sm90, 8), ("llama-gqa", Family::Sm80, 9)]
+    // Projection, attention, product, gates and ups, product; rotation where heads have norms; and the norms before the first layer and
+    // in the last. On other cards norms, rotation and activation are kernels of their own.
+    for (name, family, of_a_layer, of_all) in
+        [("llama-gqa", Family::Sm90, 5, 2), ("qwen3", Family::Sm90, 6, 2), ("llama-gqa", Family::Sm80, 9, 0)]
     {
         let (machine, mut cuda, _) = open((name, family), Config::default(), true);
         let layers = cuda.config(Role::Policy).unwrap().num_layers as u64;
@@ -152,7 +152,7 @@ fn a_decode_step_is_few_launches() {
         };
         // The head's product and the final norm are no layer's.
         let in_layers = launches(&["gemm", "attention", "rmsnorm", "rope", "swiglu"]) - 2;
-        assert_eq!(in_layers, layers * of_a_layer, "{name}, {family:?}: {:?}", kernels.keys());
+        assert_eq!(in_layers, layers * of_a_layer + of_all, "{name}, {family:?}: {:?}", kernels.keys());
         let others = launches(&[""]) - in_layers;
         println!("{name}, {family:?}: {of_a_layer} launches a layer and {others} others");
         assert!(others <= 8, "{name}, {family:?}: {:?}", kernels.keys());

@@ -265,6 +265,20 @@ const MUTATIONS: &[Mutation] = &[
         to: "a = fmaf(first, cos, second * sin);",
     },
     Mutation {
+        name: "deferred-norm-over-the-padding",
+        op: "rmsnorm",
+        file: "norms.cuh",
+        from: "squares / static_cast<float>(columns) + eps",
+        to: "squares / static_cast<float>(columns + 1) + eps",
+    },
+    Mutation {
+        name: "deferred-norm-scaled-by-itself",
+        op: "rmsnorm",
+        file: "rmsnorm.cu",
+        from: "power_below(before != nullptr ? before[blockIdx.x] : r)",
+        to: "power_below(r)",
+    },
+    Mutation {
         name: "pairs-in-halves",
         op: "rope",
         file: "heads.cuh",

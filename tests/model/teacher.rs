@@ -32,7 +32,7 @@ fn the_demo_pair_passes() {
     let pair = demo_pair();
     let traces = demo_traces(&pair, 10, 32, 3);
     let options = LoadOptions { simulate: Some(HalfType::Bf16), ..LoadOptions::default() };
-    demo_must_pass(&pair, &traces, &mut cpu::open(pair.parts(), &options).unwrap(), true);
+    demo_must_pass(&pair, &traces, &mut cpu::open(pair.parts(), &options).unwrap(), true, false);
 }
 
 /// Stored in f16, a fixture leaves less room than bf16 needs; and the other way round there is plenty.

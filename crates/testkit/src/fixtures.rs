@@ -44,7 +44,8 @@ pub fn load(name: &str, kv_blocks: Option<usize>) -> ModelPair {
     assemble(name, &LoadOptions { kv_blocks, ..LoadOptions::default() })
 }
 
-fn assemble(name: &str, options: &LoadOptions) -> ModelPair {
+/// A fixture on the CPU.
+pub fn assemble(name: &str, options: &LoadOptions) -> ModelPair {
     let [policy, reward] = parts(name);
     cpu::open(Parts::both((&policy.0, &policy.1), (&reward.0, &reward.1)), options).unwrap()
 }

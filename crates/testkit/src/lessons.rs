@@ -1,7 +1,7 @@
 //! Backends held to the goldens and to traces of the demo pair, with the rounding simulation as the measure.
 
 use crate::backend::prefill;
-use crate::fixtures::{fixture, reference};
+use crate::fixtures::{assemble, fixture, reference};
 use ggro::dtype::HalfType;
 use ggro::engine::decode;
 use ggro::files::chat::Message;
@@ -22,6 +22,8 @@ pub struct Golden {
     pub traces: Vec<Trace>,
     pub forwards: Vec<Forward>,
     pub storage: HalfType,
+    /// The device leaves the last step of norms to products, as the simulation does then.
+    pub deferred_norms: bool,
 }
 
 impl Golden {
@@ -31,13 +33,21 @@ impl Golden {
         let traces = TraceFile::read(&fixture(name).join("traces.json")).unwrap().traces;
         // Of the others' two types bf16 is the coarser one.
         let storage = if name == "mistral" { HalfType::F16 } else { HalfType::Bf16 };
-        Golden { name, traces, forwards: forwards.collect(), storage }
+        Golden { name, traces, forwards: forwards.collect(), storage, deferred_norms: false }
     }
 
     /// The traces, as a lesson.
     pub fn lesson(&self, gradients: bool) -> Lesson<'_> {
-        let (mut exact, mut simulated) = (reference(self.name, None), reference(self.name, Some(self.storage)));
+        let (mut exact, mut simulated) = (reference(self.name, None), self.simulation());
         Lesson::prepare(&self.traces, &mut exact, &mut simulated, gradients).unwrap()
+    }
+
+    fn simulation(&self) -> ModelPair {
+        let simulate_deferred_norms = self.deferred_norms;
+        assemble(
+            self.name,
+            &LoadOptions { simulate: Some(self.storage), simulate_deferred_norms, ..LoadOptions::default() },
+        )
     }
 
     /// The forward data, as a backend sees it.
@@ -48,7 +58,7 @@ impl Golden {
 
     /// As the simulation does.
     pub fn simulated_passes(&self, gradients: bool) -> Passes {
-        self.passes(&mut reference(self.name, Some(self.storage)), gradients)
+        self.passes(&mut self.simulation(), gradients)
     }
 
     /// A device's forward data, held to the simulation's; with gradients if that has them.
@@ -187,11 +197,15 @@ pub fn nudged_freely(pair: &Pair, device: &mut ModelPair, prompt: &[u32], option
     response.num_nudges
 }
 
-/// The demo pair teacher-forced.
-pub fn demo_must_pass(pair: &Pair, traces: &[Trace], device: &mut ModelPair, gradients: bool) {
+/// The demo pair teacher-forced, by a device that leaves the last step of norms to products or does not.
+pub fn demo_must_pass(pair: &Pair, traces: &[Trace], device: &mut ModelPair, gradients: bool, deferred_norms: bool) {
     let began = Instant::now();
     let mut exact = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
-    let options = LoadOptions { simulate: Some(HalfType::Bf16), ..LoadOptions::default() };
+    let options = LoadOptions {
+        simulate: Some(HalfType::Bf16),
+        simulate_deferred_norms: deferred_norms,
+        ..LoadOptions::default()
+    };
     let mut simulated = cpu::open(pair.parts(), &options).unwrap();
     let lesson = Lesson::prepare(traces, &mut exact, &mut simulated, gradients).unwrap();
     println!("the demo's lesson prepared in {:.1} s", began.elapsed().as_secs_f64());

@@ -112,7 +112,10 @@ fn rounded(
     traces: &[Trace],
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let load = |simulate| cpu::open(pair.parts(), &LoadOptions { simulate, ..LoadOptions::default() });
+    let simulate_deferred_norms = opened.defers_norms();
+    let load = |simulate| {
+        cpu::open(pair.parts(), &LoadOptions { simulate, simulate_deferred_norms, ..LoadOptions::default() })
+    };
     let (mut exact, mut simulated) = (load(None)?, load(Some(storage))?);
     if !goldens.is_empty() {
         let rows = goldens.iter().map(|golden| simulated.policy_rows(&golden.ids)).collect::<Result<Vec<_>>>()?;

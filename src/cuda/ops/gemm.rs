@@ -330,6 +330,124 @@ pub struct Operands<'a> {
     pub bias: Option<View<'a, u16>>,
 }
 
+/// RMSNorm at both ends of a product with weights in tiles: see
+/// [`rmsnorm_deferred`](super::rmsnorm::rmsnorm_deferred).
+#[derive(Debug, Default)]
+pub struct Norms<'a> {
+    /// What sums are multiplied with, where `x` is what a norm left to the product.
+    pub factors: Option<Factors<'a>>,
+    /// The norm of the residual stream that the product adds to.
+    pub next: Option<NextNorm<'a>>,
+}
+
+/// A factor for each token.
+#[derive(Debug)]
+pub enum Factors<'a> {
+    /// `[tokens]`.
+    Known(View<'a, f32>),
+    /// Found by the product, for at most [`NORMED_TOKENS`] tokens.
+    Squares {
+        /// `[tokens, k / 16]`, as [`NextNorm`] stored them.
+        squares: View<'a, f32>,
+        /// `[tokens]`: the inverse norms that scaled `x`.
+        before: View<'a, f32>,
+        /// `[tokens]`: the inverse norms, which are stored.
+        inverse: ViewMut<'a, f32>,
+        /// Real columns.
+        columns: usize,
+        /// Added to the mean of squares.
+        eps: f32,
+    },
+}
+
+/// What a product stores of the norm behind it: what [`rmsnorm_deferred`](super::rmsnorm::rmsnorm_deferred) would.
+#[derive(Debug)]
+pub struct NextNorm<'a> {
+    /// `[n]`.
+    pub weight: View<'a, u16>,
+    /// `[tokens, n]`.
+    pub u: ViewMut<'a, u16>,
+    /// `[tokens, n / 16]`: sums of squares of 16 columns each.
+    pub squares: ViewMut<'a, f32>,
+    /// `[tokens]`: inverse norms whose powers of two `u` is scaled with.
+    pub before: View<'a, f32>,
+}
+
+/// Tokens that are one tile of the widest kernel.
+pub const NORMED_TOKENS: usize = sm90::TOKENS[sm90::TOKENS.len() - 1];
+/// Columns whose squares are added together.
+pub const SQUARES: usize = 16;
+
+/// What the kernels have to know of norms: `NormArgs` of kernels/gemm_sm90.cu, field by field.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct NormParameters {
+    factor: u64,
+    squares: u64,
+    before: u64,
+    inverse: u64,
+    next_weight: u64,
+    next: u64,
+    next_squares: u64,
+    next_before: u64,
+    groups: i32,
+    columns: i32,
+    eps: f32,
+    unused: i32,
+}
+
+// The device reads the fields in this order.
+const _: () = assert!(size_of::<NormParameters>() == 80 && std::mem::offset_of!(NormParameters, groups) == 64);
+
+impl NormParameters {
+    /// Checks what goes with a product of this shape.
+    fn new(y: &Output<'_>, problem: &Problem<'_>) -> Result<Self> {
+        let Problem { op, direction, shape: Shape { tokens, n, k }, norms, .. } = *problem;
+        let mut of = NormParameters::default();
+        let Some(Norms { factors, next }) = norms else { return Ok(of) };
+        if direction != Direction::Forward {
+            return Err(Error::Backend(format!("{op}: gradients of products have no norm")));
+        }
+        match factors {
+            None => (),
+            Some(Factors::Known(factors)) => {
+                check_len(op, "factors", factors.len(), tokens)?;
+                of.factor = factors.address;
+            }
+            Some(Factors::Squares { squares, before, inverse, columns, eps }) => {
+                check_len(op, "squares", squares.len(), product(op, tokens, k / SQUARES)?)?;
+                check_len(op, "inverse norms before", before.len(), tokens)?;
+                check_len(op, "inverse norms", inverse.len(), tokens)?;
+                check_room(op, "a row", k, (*columns).max(1))?;
+                check_room(op, "a tile of tokens", NORMED_TOKENS, tokens)?;
+                // Groups are read four at a time.
+                if !k.is_multiple_of(4 * SQUARES) || !squares.address.is_multiple_of(16) {
+                    return Err(Error::Backend(format!(
+                        "{op}: sums of squares of rows of {k} elements are no whole and aligned fours"
+                    )));
+                }
+                (of.squares, of.before, of.inverse) = (squares.address, before.address, inverse.address);
+                (of.groups, of.columns, of.eps) =
+                    (int(op, "groups", k / SQUARES)?, int(op, "columns", *columns)?, *eps);
+            }
+        }
+        if let Some(NextNorm { weight, u, squares, before }) = next {
+            check_len(op, "the next norm's weight", weight.len(), n)?;
+            check_len(op, "what the next norm leaves", u.len(), product(op, tokens, n)?)?;
+            check_len(op, "squares", squares.len(), product(op, tokens, n / SQUARES)?)?;
+            check_len(op, "inverse norms before", before.len(), tokens)?;
+            let adds = matches!(y, Output::Add(_) | Output::Sum { .. });
+            let is_aligned = (y.address() | y.beside()).is_multiple_of(8) && u.address.is_multiple_of(4);
+            if !adds || !n.is_multiple_of(4 * SQUARES) || !is_aligned {
+                return Err(Error::Backend(format!("{op}: {n} outputs that no norm can follow at once")));
+            }
+            (of.next_weight, of.next) = (weight.address, u.address);
+            (of.next_squares, of.next_before) = (squares.address, before.address);
+        }
+        Ok(of)
+    }
+}
+
 /// `y = x w^T (+ bias)` with the kernel that fits the shape.
 pub fn gemm(
     device: &Device,
@@ -338,8 +456,21 @@ pub fn gemm(
     shape: Shape,
     scratch: &mut Scratch,
 ) -> Result<()> {
+    gemm_normed(device, y, operands, &mut Norms::default(), shape, scratch)
+}
+
+/// [`gemm`] with a norm at either end.
+pub fn gemm_normed(
+    device: &Device,
+    y: &mut Output<'_>,
+    operands: Operands<'_>,
+    norms: &mut Norms<'_>,
+    shape: Shape,
+    scratch: &mut Scratch,
+) -> Result<()> {
     let Operands { storage, x, w, layout, bias } = operands;
-    let problem = Problem { op: "gemm", direction: Direction::Forward, storage, shape, x, w, bias };
+    let norms = Some(&*norms);
+    let problem = Problem { op: "gemm", direction: Direction::Forward, storage, shape, x, w, bias, norms };
     launch_all(device, y, &problem, layout, scratch)
 }
 
@@ -352,8 +483,22 @@ pub fn gemm_planned(
     plan: Plan,
     scratch: &mut Scratch,
 ) -> Result<()> {
+    gemm_normed_planned(device, y, operands, &mut Norms::default(), shape, plan, scratch)
+}
+
+/// [`gemm_normed`] with a chosen kernel.
+pub fn gemm_normed_planned(
+    device: &Device,
+    y: &mut Output<'_>,
+    operands: Operands<'_>,
+    norms: &mut Norms<'_>,
+    shape: Shape,
+    plan: Plan,
+    scratch: &mut Scratch,
+) -> Result<()> {
     let Operands { storage, x, w, layout, bias } = operands;
-    let problem = Problem { op: "gemm", direction: Direction::Forward, storage, shape, x, w, bias };
+    let norms = Some(&*norms);
+    let problem = Problem { op: "gemm", direction: Direction::Forward, storage, shape, x, w, bias, norms };
     launch(device, y, &problem, layout, plan, scratch)
 }
 
@@ -366,6 +511,8 @@ pub(super) struct Problem<'a> {
     pub x: View<'a, u16>,
     pub w: View<'a, u16>,
     pub bias: Option<View<'a, u16>>,
+    /// Who has them lent them to the product alone.
+    pub norms: Option<&'a Norms<'a>>,
 }
 
 /// Plans and launches. What would leave multiprocessors idle for want of workspace goes in several launches, each of some of the
@@ -412,6 +559,7 @@ struct Parameters {
     terms: i32,
     output: i32,
     heads: HeadParameters,
+    norm: NormParameters,
 }
 
 impl Parameters {
@@ -433,6 +581,7 @@ impl Parameters {
             terms: int(op, "terms", k)?,
             output: y.kind(),
             heads: y.heads(op)?,
+            norm: NormParameters::new(y, problem)?,
         })
     }
 }
@@ -456,7 +605,11 @@ pub(super) fn launch(
     if !(x.address | w.address).is_multiple_of(16) {
         return Err(Error::Backend(format!("{op}: x and w start at multiples of 16 bytes")));
     }
+    let has_norms = problem.norms.is_some_and(|norms| norms.factors.is_some() || norms.next.is_some());
     match (plan, layout) {
+        (Plan::Sm80(_), _) if has_norms => {
+            Err(Error::Backend(format!("{op}: products of weights in rows have no norm")))
+        }
         (Plan::Sm80(plan), WeightLayout::Rows) => sm80::launch(device, y, problem, plan, scratch),
         (Plan::Sm90(plan), WeightLayout::Tiles) => sm90::launch(device, y, problem, plan, scratch),
         _ => Err(Error::Backend(format!("{op}: the plan is for another layout of the weights"))),

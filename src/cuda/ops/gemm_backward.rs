@@ -47,5 +47,5 @@ pub fn gemm_backward_planned(
 fn problem<'a>(gradients: Gradients<'a>, shape: Shape) -> Problem<'a> {
     let Gradients { storage, dy: x, w, .. } = gradients;
     let shape = shape.transposed();
-    Problem { op: "gemm_backward", direction: Direction::Backward, storage, shape, x, w, bias: None }
+    Problem { op: "gemm_backward", direction: Direction::Backward, storage, shape, x, w, bias: None, norms: None }
 }

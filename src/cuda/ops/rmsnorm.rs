@@ -1,27 +1,30 @@
 //! RMSNorm of the residual stream, with the sublayer's output added on the way.
 
-use crate::Result;
 use crate::cuda::buffer::{View, ViewMut};
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{KernelSet, Spec};
 use crate::cuda::launch::{Launch, args, check_len, check_room, int, product, side};
 use crate::dtype::HalfType;
+use crate::{Error, Result};
 
 /// Threads of a block, at most.
 const THREADS: u32 = 512;
 /// Shared memory that a block gets without asking, less what the kernels declare.
 const SHARED: u32 = 48 * 1024 - 64;
 
+/// Index of the first kernel that leaves the last step to a product.
+const DEFERRED: usize = 2;
 /// Index of the first backward kernel.
-const BACKWARD: usize = 2;
+const BACKWARD: usize = 4;
 
 pub(in crate::cuda) struct Kernels;
 
 impl KernelSet for Kernels {
     fn specs() -> Vec<Spec> {
         let forward = Spec::pair("rmsnorm", ["rmsnorm_bf16", "rmsnorm_f16"], THREADS, SHARED);
+        let deferred = Spec::pair("rmsnorm", ["rmsnorm_deferred_bf16", "rmsnorm_deferred_f16"], THREADS, SHARED);
         let backward = Spec::pair("rmsnorm", ["rmsnorm_backward_bf16", "rmsnorm_backward_f16"], THREADS, SHARED);
-        [forward, backward].concat()
+        [forward, deferred, backward].concat()
     }
 }
 
@@ -92,6 +95,79 @@ pub fn rmsnorm(
             &kernels[storage as usize],
             launch,
             args![out.address, residual.address, address, kind, weight.address, d, columns, eps, cached],
+        )
+    }
+}
+
+/// What [`rmsnorm_deferred`] gives.
+#[derive(Debug)]
+pub struct Deferred<'a> {
+    /// `[rows, d]`.
+    pub u: ViewMut<'a, u16>,
+    /// `[rows]`: what a product of `u` is multiplied with.
+    pub factors: ViewMut<'a, f32>,
+    /// `[rows]`: `1 / sqrt(mean(residual^2) + eps)`.
+    pub inverse: ViewMut<'a, f32>,
+}
+
+/// [`rmsnorm`] whose last step is left to the product behind it ([`Norms`](super::gemm::Norms)): `u = residual s weight`, rounded once,
+/// and `factor = inverse / s`, where `s` is the power of two of the row's number in `before`, or of its own inverse norm. Rows are
+/// multiples of 64 elements. The sum of squares has another order than that of [`rmsnorm`].
+pub fn rmsnorm_deferred(
+    device: &Device,
+    storage: HalfType,
+    out: &mut Deferred<'_>,
+    residual: View<'_, f32>,
+    before: Option<View<'_, f32>>,
+    norm: Norm<'_>,
+) -> Result<()> {
+    const OP: &str = "rmsnorm_deferred";
+    let Norm { weight, columns, eps } = norm;
+    let Deferred { u, factors, inverse } = out;
+    let d = weight.len();
+    check_room(OP, "a row", d, columns.max(1))?;
+    let rows = inverse.len();
+    let elements = product(OP, rows, d)?;
+    check_len(OP, "u", u.len(), elements)?;
+    check_len(OP, "residual", residual.len(), elements)?;
+    check_len(OP, "factors", factors.len(), rows)?;
+    if let Some(before) = before {
+        check_len(OP, "inverse norms before", before.len(), rows)?;
+    }
+    if !d.is_multiple_of(64) || !residual.address.is_multiple_of(8) || !u.address.is_multiple_of(4) {
+        return Err(Error::Backend(format!("{OP}: rows of {d} elements are no aligned multiples of 64")));
+    }
+    if elements == 0 {
+        return Ok(());
+    }
+    let sums = u32::try_from(d / 4).ok().filter(|&bytes| bytes <= SHARED);
+    let Some(shared) = sums else {
+        return Err(Error::Backend(format!("{OP}: the sums of rows of {d} elements do not fit into shared memory")));
+    };
+    let threads = (d / 8).next_multiple_of(32).clamp(32, THREADS as usize) as u32;
+    let (d, columns) = (int(OP, "d", d)?, int(OP, "columns", columns)?);
+    let launch = Launch { grid: (side(OP, "rows", rows, i32::MAX as u32)?, 1, 1), threads, shared };
+    let before = before.map_or(0, |before| before.address);
+    let kernels = device.kernels::<Kernels>()?;
+    // SAFETY: parameters are (T* u, float* factor, float* inverse, const float* residual, const float* before, const T* weight, int
+    // d, int columns, float eps). Block r touches elements r d .. (r + 1) d of u and residual, whose lengths are rows d, element r of
+    // factor, inverse and, unless null, before, which have as many elements as there are rows, and d elements of the weight; its sums
+    // take d / 4 bytes of shared memory. u, factor and inverse are lent to us alone.
+    unsafe {
+        device.launch(
+            &kernels[DEFERRED + storage as usize],
+            launch,
+            args![
+                u.address,
+                factors.address,
+                inverse.address,
+                residual.address,
+                before,
+                weight.address,
+                d,
+                columns,
+                eps
+            ],
         )
     }
 }

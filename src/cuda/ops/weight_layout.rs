@@ -59,6 +59,11 @@ impl Device {
         if self.tiled_weights { WeightLayout::Tiles } else { WeightLayout::Rows }
     }
 
+    /// Whether its products take the last step of the norms before them: those of weights in tiles do.
+    pub fn defers_norms(&self) -> bool {
+        self.weight_layout() == WeightLayout::Tiles
+    }
+
     /// The same device, whose products read weights in this layout.
     pub(crate) fn with_weight_layout(mut self, layout: WeightLayout) -> Self {
         self.tiled_weights = layout == WeightLayout::Tiles;

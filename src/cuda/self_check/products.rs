@@ -2,12 +2,15 @@
 
 use super::case::{Case, Output, Run};
 use super::numbers::{halves, singles, stored, unwritten, wide, widened};
-use super::rows::{Gate, Turn};
+use super::rows::{Between, EPS, Gate, Turn};
 use crate::Result;
 use crate::cuda::buffer::Buffer;
 
 use crate::cuda::device::Device;
-use crate::cuda::ops::gemm::{self, Operands, Plan, Scratch, Shape, gate_place, gemm_planned, sm80, sm90};
+use crate::cuda::ops::gemm::{
+    self, Factors, NextNorm, Norms, Operands, Plan, SQUARES, Scratch, Shape, gate_place, gemm_normed_planned,
+    gemm_planned, sm80, sm90,
+};
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward_planned};
 use crate::cuda::ops::kv::KvRows;
 use crate::cuda::ops::rope::{Turns, pair_place};
@@ -84,11 +87,49 @@ pub(super) fn sm90_cases() -> Vec<Case> {
             gated_gradients(device, storage, instance)
         }));
     }
-    for (instance, width) in sm90::TOKENS.iter().enumerate() {
+    // What else products end in, by the smallest kernel, one of several slices, and the largest.
+    for (instance, width) in sm90::TOKENS.iter().enumerate().filter(|(instance, _)| [0, 4, 9].contains(instance)) {
         let name = format!("heads in tiles of {width}");
         cases.push(Case::of_both("gemm_sm90", &name, "heads", move |device, storage| heads(device, storage, instance)));
+        let name = format!("a norm between products in tiles of {width}");
+        cases.push(Case::of_both("gemm_sm90", &name, "norm_between", move |device, storage| {
+            norm_between(device, storage, instance)
+        }));
     }
     cases
+}
+
+/// Both products have the identity, so the norm is what comes out.
+fn norm_between(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Output>> {
+    let (between, n, way) = (Between::new(), Between::WIDTH, Way::Sm90 { instance, shares: false });
+    let tokens = between.residual.len() / n;
+    let mut identity = vec![0.0; n * n];
+    (0..n).for_each(|column| identity[column * n + column] = 1.0);
+    let w = way.weights(device, storage, &identity, n, n)?;
+    let (x, weight) = (stored(device, storage, &between.delta)?, stored(device, storage, &between.weight)?);
+    let (mut residual, before) =
+        (Buffer::from_slice(device, &between.residual)?, Buffer::from_slice(device, &Between::BEFORE)?);
+    let (mut u, mut y) = (unwritten(device, tokens * n)?, unwritten(device, tokens * n)?);
+    let (mut squares, mut inverse) = (unwritten(device, tokens * n / SQUARES)?, unwritten(device, tokens)?);
+    let shape = Shape { tokens, n, k: n };
+    let plan = way.plan(device, shape);
+    let mut scratch = Scratch::new(device, plan.room())?;
+    let layout = way.layout();
+    let of_x = Operands { storage, x: x.view(), w: w.view(), layout, bias: None };
+    let next = NextNorm { weight: weight.view(), u: u.view_mut(), squares: squares.view_mut(), before: before.view() };
+    let norms = &mut Norms { factors: None, next: Some(next) };
+    gemm_normed_planned(device, &mut gemm::Output::Add(residual.view_mut()), of_x, norms, shape, plan, &mut scratch)?;
+    let factors = Factors::Squares {
+        squares: squares.view(),
+        before: before.view(),
+        inverse: inverse.view_mut(),
+        columns: Between::COLUMNS,
+        eps: EPS,
+    };
+    let of_u = Operands { x: u.view(), ..of_x };
+    let norms = &mut Norms { factors: Some(factors), next: None };
+    gemm_normed_planned(device, &mut gemm::Output::F32(y.view_mut()), of_u, norms, shape, plan, &mut scratch)?;
+    Ok(vec![Output::new("out", wide(&device.finished(&y)?)), Output::new("inverse", wide(&device.finished(&inverse)?))])
 }
 
 /// Heads as they are by a product with the identity, whose rows of queries and keys are in pairs.

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::cuda::buffer::{Buffer, ViewMut};
 
 use crate::cuda::ops::kv::{KvLayout, KvRows};
-use crate::cuda::ops::rmsnorm::{self, Delta, Upstream, rmsnorm, rmsnorm_backward};
+use crate::cuda::ops::rmsnorm::{self, Deferred, Delta, Upstream, rmsnorm, rmsnorm_backward, rmsnorm_deferred};
 use crate::cuda::ops::rope::{Gradients, HeadNorms, HeadOrder, Heads, Inputs, Turns, rope, rope_backward};
 use crate::cuda::ops::swiglu::{Gates, swiglu, swiglu_backward};
 use crate::dtype::HalfType;
@@ -22,6 +22,7 @@ pub(super) fn cases() -> Vec<Case> {
     let of = |op, name, expected, launch: Launch| Case::of_both(op, name, expected, launch);
     vec![
         of("rmsnorm", "forward", "rmsnorm", |device, storage| Norm::new().run(device, storage)),
+        of("rmsnorm", "left to a product", "norm_between", |device, storage| Between::new().run(device, storage)),
         of("rmsnorm", "backward", "rmsnorm_backward", |device, storage| Norm::new().run_backward(device, storage)),
         of("swiglu", "forward", "swiglu", |device, storage| Gate::new().run(device, storage)),
         of("swiglu", "backward", "swiglu_backward", |device, storage| Gate::new().run_backward(device, storage)),
@@ -85,6 +86,57 @@ impl Norm {
             Output::new("grad", wide(&device.finished(&grad)?)),
             Output::new("rounded", widened(storage, &device.finished(&rounded)?)),
         ])
+    }
+}
+
+/// A norm of the residual stream between two products, the first of which adds to it.
+pub(crate) struct Between {
+    /// `[ROWS, WIDTH]`, the last columns zero.
+    pub residual: Vec<f32>,
+    /// What is added.
+    pub delta: Vec<f32>,
+    /// `[WIDTH]`.
+    pub weight: Vec<f32>,
+}
+
+impl Between {
+    pub const WIDTH: usize = 128;
+    pub const COLUMNS: usize = 120;
+    /// Inverse norms whose powers of two scale what is left to the second product.
+    pub const BEFORE: [f32; ROWS] = [0.7, 0.4, 1.3];
+
+    pub fn new() -> Self {
+        let padded = |mut values: Vec<f32>| {
+            values.chunks_exact_mut(Self::WIDTH).for_each(|row| row[Self::COLUMNS..].fill(0.0));
+            values
+        };
+        let elements = ROWS * Self::WIDTH;
+        Between {
+            residual: padded(singles("between residual", elements, 2.0)),
+            delta: padded(halves("between delta", elements, 0.5)),
+            weight: padded(halves("between weight", Self::WIDTH, 1.0)),
+        }
+    }
+
+    /// What the norm is of.
+    pub fn sums(&self) -> Vec<f32> {
+        self.residual.iter().zip(&self.delta).map(|(a, b)| a + b).collect()
+    }
+
+    /// By a kernel of its own; the product is done here.
+    fn run(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+        let weight = stored(device, storage, &self.weight)?;
+        let (residual, before) =
+            (Buffer::from_slice(device, &self.sums())?, Buffer::from_slice(device, &Self::BEFORE)?);
+        let mut u = unwritten(device, self.residual.len())?;
+        let [mut factors, mut inverse] = [unwritten(device, ROWS)?, unwritten(device, ROWS)?];
+        let norm = rmsnorm::Norm { weight: weight.view(), columns: Self::COLUMNS, eps: EPS };
+        let mut out = Deferred { u: u.view_mut(), factors: factors.view_mut(), inverse: inverse.view_mut() };
+        rmsnorm_deferred(device, storage, &mut out, residual.view(), Some(before.view()), norm)?;
+        let (u, factors) = (device.finished(&u)?, device.finished(&factors)?);
+        let rows = u.chunks_exact(Self::WIDTH).zip(factors);
+        let out: Vec<f32> = rows.flat_map(|(u, factor)| u.iter().map(move |&u| storage.widen(u) * factor)).collect();
+        Ok(vec![Output::new("out", wide(&out)), Output::new("inverse", wide(&device.finished(&inverse)?))])
     }
 }
 

@@ -9,10 +9,12 @@ use super::rows::{Rows, batches, first_of, repeated, single};
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::gemm::{
-    Direction, Operands, Output, Plan, Room, Scratch, Shape, gate_place, gemm, gemm_planned, sm80, sm90,
+    Direction, Factors, NextNorm, Norms, Operands, Output, Plan, Room, SQUARES, Scratch, Shape, gate_place, gemm,
+    gemm_normed_planned, gemm_planned, sm80, sm90,
 };
 use crate::cuda::ops::gemm_backward::{Gradients, gemm_backward, gemm_backward_planned};
 use crate::cuda::ops::kv::{KvLayout, KvRows};
+use crate::cuda::ops::rmsnorm::{Deferred, Norm, rmsnorm_deferred};
 use crate::cuda::ops::rope::{HeadOrder, Heads, Inputs, Turns, rope};
 use crate::cuda::ops::swiglu::{Gates, swiglu, swiglu_backward};
 use crate::cuda::ops::weight_layout::WeightLayout;
@@ -125,6 +127,24 @@ pub fn head_cases(family: Family, sizes: &[(usize, usize, usize, usize, usize)])
             cases.push(Case::seeded(family.op(), name, work, move |seed, device, check| {
                 let problem = Problem::new(family, seed, storage, shape, Into::Storage, true, Values::Normal(0.1));
                 problem.heads(device, check, heads)
+            }));
+        }
+    }
+    cases
+}
+
+/// On Hopper: products with norms at their ends give the bits of products and of `rmsnorm_deferred`. Tokens, columns of the residual
+/// stream, of which some are real, and what is summed over.
+pub fn norm_cases(family: Family, sizes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for storage in HalfType::ALL {
+        for &(tokens, d, columns, terms) in sizes {
+            let shape = Shape { tokens, n: d, k: terms };
+            let name = format!("{} norms of {columns} columns [{tokens}, {d}, {terms}]", storage.name());
+            let work = tokens.next_multiple_of(8) * shape.n * shape.k * 10 / 16;
+            cases.push(Case::seeded(family.op(), name, work, move |seed, device, check| {
+                let problem = Problem::new(family, seed, storage, shape, Into::Residual, false, Values::Normal(0.1));
+                problem.norms(device, check, columns)
             }));
         }
     }
@@ -418,6 +438,105 @@ impl Problem {
             check.same(&format!("queries by {name}"), &found.read(device, &mut unseen, "queries")?, &q);
             check.same(&format!("pool by {name}"), &kept.read(device, &mut unseen, "pool")?, &pool);
             check.join(unseen);
+        }
+        Ok(())
+    }
+
+    /// A product that adds to a residual stream whose norm is behind it, and a product of what that leaves.
+    fn norms(&self, device: &Device, check: &mut Check, columns: usize) -> Result<()> {
+        const EPS: f32 = 1e-5;
+        const OUTPUTS: usize = 40;
+        let Problem { family, storage, shape, .. } = *self;
+        let layout = family.layout;
+        let Shape { tokens, n: d, k } = shape;
+        let x = Guarded::input(device, &self.x)?;
+        let w = Guarded::input(device, &layout.arranged(&self.w, d, k))?;
+        let operands = Operands { storage, x: x.view(), w: w.view(), layout, bias: None };
+        let mut random = Random::named("norms");
+        let mut weight = stored(storage, &random.vector(d, Values::Normal(0.5)));
+        weight[columns..].fill(0);
+        let weight = Guarded::input(device, &weight)?;
+        let before: Vec<f32> = random.vector(tokens, Values::Normal(1.0)).iter().map(|x| x.abs() + 0.1).collect();
+        let before = Guarded::input(device, &before)?;
+        let norm = Norm { weight: weight.view(), columns, eps: EPS };
+        let plan = |shape| Plan::new(layout, shape, device.multiprocessors(), usize::MAX);
+
+        // What kernels of their own make of it.
+        let mut residual = Guarded::input(device, &self.before)?;
+        let y = &mut Output::Add(residual.view_mut());
+        gemm_planned(device, y, operands, shape, plan(shape), &mut Scratch::new(device, plan(shape).room())?)?;
+        let mut u = Guarded::output(device, tokens * d, 0)?;
+        let mut factors = Guarded::output(device, tokens, 0)?;
+        let mut inverse = Guarded::output(device, tokens, 0)?;
+        let mut out = Deferred { u: u.view_mut(), factors: factors.view_mut(), inverse: inverse.view_mut() };
+        rmsnorm_deferred(device, storage, &mut out, residual.view(), Some(before.view()), norm)?;
+        let residual = residual.read(device, check, "residual")?;
+        let left = u.read(device, check, "u")?;
+        let mut squares = Guarded::output(device, tokens * d / SQUARES, 0)?;
+        for (index, (name, plan)) in family.plans(device, storage, shape).into_iter().enumerate() {
+            let mut found = Guarded::input(device, &self.before)?;
+            let mut found_u = Guarded::output(device, tokens * d, 0)?;
+            let mut found_squares = Guarded::output(device, tokens * d / SQUARES, 0)?;
+            let next = NextNorm {
+                weight: weight.view(),
+                u: found_u.view_mut(),
+                squares: found_squares.view_mut(),
+                before: before.view(),
+            };
+            let norms = &mut Norms { factors: None, next: Some(next) };
+            let scratch = &mut Scratch::new(device, plan.room())?;
+            gemm_normed_planned(device, &mut Output::Add(found.view_mut()), operands, norms, shape, plan, scratch)?;
+            // What they hold is compared and needs no digest of its own.
+            let mut unseen = Check::default();
+            check.same(&format!("residual by {name}"), &found.read(device, &mut unseen, "residual")?, &residual);
+            check.same(&format!("u by {name}"), &found_u.read(device, &mut unseen, "u")?, &left);
+            let sums = found_squares.read(device, &mut unseen, "squares")?;
+            if index == 0 {
+                squares = Guarded::input(device, &sums)?;
+            }
+            check.same(&format!("squares by {name}"), &sums, &squares.read(device, &mut unseen, "squares")?);
+            check.join(unseen);
+        }
+
+        // The product behind it, whose sums are multiplied before the bias is added.
+        let shape = Shape { tokens, n: OUTPUTS, k: d };
+        let w = stored(storage, &random.vector(OUTPUTS * d, Values::Normal(0.1)));
+        let w = Guarded::input(device, &layout.arranged(&w, OUTPUTS, d))?;
+        let bias = stored(storage, &random.vector(OUTPUTS, Values::Normal(1.0)));
+        let bias = Guarded::input(device, &bias)?;
+        let plain = Operands { storage, x: u.view(), w: w.view(), layout, bias: None };
+        let mut sums = Guarded::output(device, tokens * OUTPUTS, 0)?;
+        let scratch = &mut Scratch::new(device, plan(shape).room())?;
+        gemm_planned(device, &mut Output::F32(sums.view_mut()), plain, shape, plan(shape), scratch)?;
+        let factor_of = factors.read(device, check, "factors")?;
+        let inverse = inverse.read(device, check, "inverse norms")?;
+        let added = widened(storage, &bias.read(device, check, "bias")?);
+        let sums = sums.read(device, check, "sums")?;
+        let expected = sums.iter().enumerate().map(|(at, sum)| sum * factor_of[at / OUTPUTS] + added[at % OUTPUTS]);
+        let expected: Vec<f32> = expected.collect();
+        for (name, plan) in family.plans(device, storage, shape) {
+            let fits = matches!(plan, Plan::Sm90(plan) if sm90::TOKENS[plan.instance] >= tokens);
+            for known in if fits { &[true, false][..] } else { &[true] } {
+                let mut y = Guarded::output(device, tokens * OUTPUTS, 0)?;
+                let mut found = Guarded::output(device, tokens, 0)?;
+                let of_x = if *known {
+                    Factors::Known(factors.view())
+                } else {
+                    let (squares, before, inverse) = (squares.view(), before.view(), found.view_mut());
+                    Factors::Squares { squares, before, inverse, columns, eps: EPS }
+                };
+                let operands = Operands { bias: Some(bias.view()), ..plain };
+                let norms = &mut Norms { factors: Some(of_x), next: None };
+                let scratch = &mut Scratch::new(device, plan.room())?;
+                gemm_normed_planned(device, &mut Output::F32(y.view_mut()), operands, norms, shape, plan, scratch)?;
+                let mut unseen = Check::default();
+                check.same(&format!("product by {name}"), &y.read(device, &mut unseen, "product")?, &expected);
+                let found = found.read(device, &mut unseen, "inverse norms")?;
+                if !known {
+                    check.same(&format!("inverse norms by {name}"), &found, &inverse);
+                }
+                check.join(unseen);
+            }
         }
         Ok(())
     }

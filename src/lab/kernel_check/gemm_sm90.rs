@@ -1,7 +1,7 @@
 //! Cases of Hopper's products: the problems of `gemm` with weights in tiles.
 
 use super::case::Case;
-use super::gemm::{Family, cases_of, gated_cases, head_cases, timings_of, waiting_cases};
+use super::gemm::{Family, cases_of, gated_cases, head_cases, norm_cases, timings_of, waiting_cases};
 use super::timing::Timed;
 use crate::cuda::ops::gemm::Direction;
 use crate::cuda::ops::weight_layout::WeightLayout;
@@ -31,6 +31,8 @@ pub fn cases() -> Vec<Case> {
     cases.extend(gated_cases(FORWARD, &[(1, 8, 64), (9, 72, 200), (34, 24, 1088), (129, 136, 72)]));
     let heads = [(64, 2, 1, 1, 64), (20, 3, 1, 9, 200), (18, 1, 1, 26, 72), (80, 1, 1, 34, 1088), (128, 2, 1, 129, 72)];
     cases.extend(head_cases(FORWARD, &heads));
+    cases
+        .extend(norm_cases(FORWARD, &[(1, 64, 40, 64), (9, 192, 192, 200), (34, 2112, 2100, 72), (129, 128, 128, 72)]));
     cases
 }
 

@@ -7,7 +7,7 @@ use super::numbers::{Random, Values, stored, widened};
 use super::rows::{Outputs, Rows, batches, first_of, repeated, single};
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
-use crate::cuda::ops::rmsnorm::{Delta, Norm, Upstream, rmsnorm, rmsnorm_backward};
+use crate::cuda::ops::rmsnorm::{Deferred, Delta, Norm, Upstream, rmsnorm, rmsnorm_backward, rmsnorm_deferred};
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use std::ops::Range;
@@ -67,7 +67,29 @@ pub fn cases() -> Vec<Case> {
             }));
         }
     }
+    cases.extend(deferred_cases());
     cases.extend(backward_cases());
+    cases
+}
+
+/// The last step left to a product.
+fn deferred_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for storage in HalfType::ALL {
+        for (d, columns, rows) in [(64, 40, 5), (128, 127, 7), (2112, 2112, 3), (4096, 4033, 3), (12_288, 12_288, 2)] {
+            for (scaled, values) in
+                [(false, Values::Normal(1.0)), (true, Values::Outliers), (true, Values::Normal(0.02))]
+            {
+                let by = if scaled { "the norm before" } else { "itself" };
+                let name =
+                    format!("{} deferred [{rows}, {d}] of {columns} columns, scaled by {by}, {values}", storage.name());
+                cases.push(Case::seeded(OP, name, rows * d, move |seed, device, check| {
+                    let problem = Problem::new(seed, storage, rows, d, Added::Nothing, values).padded(columns);
+                    problem.check_deferred(device, check, scaled)
+                }));
+            }
+        }
+    }
     cases
 }
 
@@ -179,6 +201,67 @@ impl Problem {
         let run = |check: &mut Check, rows| self.run(device, check, rows, 0);
         let all = run(check, 0..self.rows())?;
         batches(check, &all, first_of(self.rows()).chain(single([1, 100, 256])), run)
+    }
+
+    /// What is left of rows for a product, and factors and inverse norms side by side.
+    fn run_deferred(
+        &self,
+        device: &Device,
+        check: &mut Check,
+        rows: Range<usize>,
+        before: Option<&[f32]>,
+    ) -> Result<(Rows<u16>, Rows<f32>)> {
+        let range = rows.start * self.d..rows.end * self.d;
+        let residual = Guarded::input(device, &self.residual[range.clone()])?;
+        let weight = Guarded::input(device, &self.weight)?;
+        let before = before.map(|before| Guarded::input(device, &before[rows.clone()])).transpose()?;
+        let mut u = Guarded::output(device, range.len(), 0)?;
+        let mut factors = Guarded::output(device, rows.len(), 0)?;
+        let mut inverse = Guarded::output(device, rows.len(), 0)?;
+        let norm = Norm { weight: weight.view(), columns: self.columns, eps: EPS };
+        let mut out = Deferred { u: u.view_mut(), factors: factors.view_mut(), inverse: inverse.view_mut() };
+        let before = before.as_ref().map(|before| before.view());
+        rmsnorm_deferred(device, self.storage, &mut out, residual.view(), before, norm)?;
+        let u = Rows { name: "u", width: self.d, values: u.read(device, check, "u")? };
+        let factors = factors.read(device, check, "factors")?;
+        let inverse = inverse.read(device, check, "inverse norms")?;
+        let values = factors.into_iter().zip(inverse).flat_map(|(factor, inverse)| [factor, inverse]).collect();
+        Ok((u, Rows { name: "factors and inverse norms", width: 2, values }))
+    }
+
+    fn check_deferred(&self, device: &Device, check: &mut Check, scaled: bool) -> Result<()> {
+        let scale = |row: &[f32]| 1.0 / (pairwise(row) / self.columns as f32 + EPS).sqrt();
+        // Some rows have grown since, and others have shrunk.
+        let before: Vec<f32> = self
+            .residual
+            .chunks_exact(self.d)
+            .zip([3.0, 1.0, 0.3].into_iter().cycle())
+            .map(|(row, grown)| grown * scale(row))
+            .collect();
+        let before = scaled.then_some(&before[..]);
+        let run = |check: &mut Check, rows| self.run_deferred(device, check, rows, before);
+        let found = repeated(check, self.rows(), run)?;
+        batches(check, &found, single([0, self.rows() - 1]), run)?;
+        let weight = widened(self.storage, &self.weight);
+        let (mut errors, mut norms) = (Errors::default(), Errors::default());
+        for (row, (x, u)) in self.residual.chunks_exact(self.d).zip(found.0.values.chunks_exact(self.d)).enumerate() {
+            let [factor, inverse] = [0, 1].map(|i| found.1.values[2 * row + i]);
+            let mean = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / self.columns as f64;
+            let exact_scale = 1.0 / (mean + f64::from(EPS)).sqrt();
+            norms.add(inverse, scale(x), exact_scale, exact_scale);
+            let power = f32::from_bits(before.map_or(inverse, |before| before[row]).to_bits() & 0x7f80_0000);
+            if factor != inverse / power {
+                check.fail(format!("row {row}: the factor is {factor}, not {inverse} / {power}"));
+            }
+            for ((&x, &w), &u) in x.iter().zip(&weight).zip(u) {
+                let exact = f64::from(x) * exact_scale * f64::from(w);
+                let simulated = self.storage.widen(self.storage.round(x * power * w)) * (inverse / power);
+                errors.add(self.storage.widen(u) * factor, simulated, exact, exact.abs() + SMALLEST);
+            }
+        }
+        norms.check(check, "inverse norms", 2.0, 1e-6);
+        errors.check(check, "u", 2.0, half_unit(self.storage));
+        Ok(())
     }
 }
 

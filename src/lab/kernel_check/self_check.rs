@@ -9,7 +9,7 @@ use crate::cuda::ops::rope::Heads;
 use crate::cuda::self_check::attention::{Context, HEADS, QUERIES};
 use crate::cuda::self_check::names;
 use crate::cuda::self_check::products::Product;
-use crate::cuda::self_check::rows::{EPS, Gate, Norm, ROWS, Turn};
+use crate::cuda::self_check::rows::{Between, EPS, Gate, Norm, ROWS, Turn};
 use crate::cuda::self_check::tables::{Block, Candidates, DRAW, DRAWN, Embedding, Logits, Padded, Rows};
 use crate::dtype::HalfType;
 use crate::{Error, Result};
@@ -99,6 +99,7 @@ fn results() -> Vec<Known> {
     of_tables(&mut all);
     of_logits(&mut all);
     of_norms(&mut all);
+    of_norms_between(&mut all);
     of_heads(&mut all);
     of_products(&mut all);
     for head in HEADS {
@@ -240,6 +241,19 @@ fn of_norms(all: &mut Results) {
     let rows = gradients.chunks_exact(width);
     let d_gate_up = rows.flat_map(|row| row.iter().map(|both| both[0]).chain(row.iter().map(|both| both[1])));
     all.add("swiglu_backward", "d_gate_up", Slack::Rounded(SINGLE), d_gate_up.collect::<Vec<Sum>>());
+}
+
+fn of_norms_between(all: &mut Results) {
+    let between = Between::new();
+    let (weight, sums) = (wide(&between.weight), wide(&between.sums()));
+    let (mut out, mut inverse): (Vec<Sum>, Vec<Sum>) = (Vec::new(), Vec::new());
+    for x in sums.chunks_exact(Between::WIDTH) {
+        let r = rmsnorm::inverse_norm(&x[..Between::COLUMNS], Between::COLUMNS, EPS);
+        out.extend(x.iter().zip(&weight).map(|(x, w)| (x * r * w, (x * r * w).abs())));
+        inverse.push((r, r));
+    }
+    all.add("norm_between", "out", Slack::Rounded(SINGLE), out);
+    all.add("norm_between", "inverse", Slack::Single(SINGLE), inverse);
 }
 
 fn of_heads(all: &mut Results) {

@@ -84,7 +84,9 @@ pub const GATED: f64 = 69.0;
 pub const GATED_GRADIENTS: f64 = 139.0;
 /// Read: the same where a product turns queries and keys and keeps keys and values. Each thread waits for its tokens' angles
 /// besides, which come from L2 while others are finished.
-pub const HEADS: f64 = 90.0;
+pub const HEADS: f64 = 150.0;
+/// Read: the same where a product that adds to the residual stream stores the next norm's part.
+pub const NEXT_NORM: f64 = 40.0;
 /// Read: attention of one row takes 6 us, of which reading its 1024 positions is 1.2 on an H200.
 pub const ATTENTION: f64 = 4.8;
 /// Read: of the copy rate, what attention reads keys and values with.

@@ -2,10 +2,11 @@
 
 use super::card::{
     ATTENTION, ATTENTION_OPERATIONS, ATTENTION_STREAM, ATTENTION_STREAM_WHOLE, BACKWARD_PAGE, CLOCK, Card, GATED,
-    GATED_GRADIENTS, HEADS, HOST, LAUNCH, MULTIPROCESSORS, NORM, OPERATIONS, OVERLAP, ROPE, SHARED_OVERHEAD, SMALL,
-    START, SWIGLU, WGMMA_PAGE,
+    GATED_GRADIENTS, HEADS, HOST, LAUNCH, MULTIPROCESSORS, NEXT_NORM, NORM, OPERATIONS, OVERLAP, ROPE, SHARED_OVERHEAD,
+    SMALL, START, SWIGLU, WGMMA_PAGE,
 };
 use super::products::{Family, Product, Products, products};
+use crate::cuda::ops::gemm::NORMED_TOKENS;
 use crate::files::config::ModelConfig;
 use crate::lab::bench::cost::{self, Cost};
 use crate::model::cuda::{GATED_ROWS, TURNED_ROWS};
@@ -184,8 +185,25 @@ impl<'a> Pass<'a> {
         Time::products(self.launch + start + self.products.time(product, rows))
     }
 
+    /// Whether norms are at the ends of products.
+    fn is_deferred(&self, rows: usize) -> bool {
+        self.family == Family::Sm90 && rows <= NORMED_TOKENS
+    }
+
+    /// A product that adds to the residual stream, and, where it can, makes the next norm's part.
+    fn adding(&self, product: &Product, rows: usize) -> Time {
+        match self.is_deferred(rows) {
+            // The residual stream, and 16 bits of what the norm leaves.
+            true => self.product(&Product { output: product.output + 2, finish: NEXT_NORM, ..*product }, rows),
+            false => self.product(product, rows),
+        }
+    }
+
     /// A norm, and the product behind it, which asks for weights meanwhile.
     fn normed(&self, rows: usize, product: Time) -> Time {
+        if self.is_deferred(rows) {
+            return product;
+        }
         let norm = self.small(NORM, rows, 6 * self.config.hidden_size);
         let ahead = self.products.ahead(rows, norm.rest);
         norm + Time { products: product.products - ahead, ..product }
@@ -238,16 +256,20 @@ impl<'a> Pass<'a> {
         self.normed(rows, heads)
             + rope
             + self.attention(attention)
-            + self.product(&o, live)
+            + self.adding(&o, live)
             + self.normed(live, self.gated(&gate_up, live, taped))
-            + self.product(&down, live)
+            + self.adding(&down, live)
     }
 
     /// All layers, from the embeddings to the final norm of the live rows.
     fn layers(&self, rows: usize, live: usize, attention: Attention, taped: bool) -> Time {
         let d = self.config.hidden_size;
         let last = Attention { pairs: attention.pairs * live as f64 / rows as f64, ..attention };
-        self.small(SMALL, rows, 6 * d)
+        // Before the first layer and in the last there is no product to make a norm's part.
+        let norms = [rows, live].into_iter().filter(|&rows| self.is_deferred(rows));
+        let norms = norms.map(|rows| self.small(NORM, rows, 6 * d)).fold(Time::default(), |sum, norm| sum + norm);
+        norms
+            + self.small(SMALL, rows, 6 * d)
             + self.layer(rows, rows, attention, taped).times(self.config.num_layers - 1)
             + self.layer(rows, live, last, taped)
             + self.small(SMALL, live, 8 * d)

@@ -123,7 +123,7 @@ impl Decoder {
             let rows = if last { live } else { &all };
             let mut kept = LayerTape::default();
 
-            let normed = rounding.of(ops::rmsnorm(&x, &layer.attention_norm, eps));
+            let normed = rounding.normed(&x, &layer.attention_norm, eps);
             // All queries, or those of the live rows behind the keys and values.
             let together = rows.len() == positions.len();
             let (q, k, v) = if together {
@@ -182,7 +182,7 @@ impl Decoder {
             rounding.apply(&mut a);
             ops::add(&mut x, &ops::gemm(&a, rows.len(), &layer.o));
 
-            let normed = rounding.of(ops::rmsnorm(&x, &layer.mlp_norm, eps));
+            let normed = rounding.normed(&x, &layer.mlp_norm, eps);
             let [gate, up] = ops::gemms(&normed, rows.len(), [&layer.gate, &layer.up]);
             let (mut act, up) = (rounding.of(gate), rounding.of(up));
             let gate = if tape.is_some() { act.clone() } else { Vec::new() };

@@ -40,6 +40,9 @@ pub struct LoadOptions {
     /// Round to this type wherever the CUDA path does; `None`: f32 throughout. The error of such a simulation is the measure
     /// of what a device with 16-bit activations may be off.
     pub simulate: Option<HalfType>,
+    /// Of a simulation: norms before a product are rounded before they are multiplied with the inverse norm, as where weights lie in
+    /// tiles.
+    pub simulate_deferred_norms: bool,
     /// Blocks of keys and values of each model; `None`: as many as memory holds.
     pub kv_blocks: Option<usize>,
 }
@@ -61,7 +64,12 @@ pub fn open(parts: Parts<'_>, options: &LoadOptions) -> Result<ModelPair> {
     let pool = Arc::new(pool);
     let model = |part: Option<Part<'_>>| -> Result<Option<Box<dyn Model>>> {
         let Some((config, checkpoint)) = part else { return Ok(None) };
-        let decoder = Decoder::load(config, checkpoint, Rounding(options.simulate), options.kv_blocks)?;
+        let decoder = Decoder::load(
+            config,
+            checkpoint,
+            Rounding { storage: options.simulate, deferred_norms: options.simulate_deferred_norms },
+            options.kv_blocks,
+        )?;
         let compute = CpuModel { decoder, pool: pool.clone(), last_hidden: HashMap::new() };
         Ok(Some(Box::new(Paged::new(compute, max_len))))
     };

@@ -168,6 +168,19 @@ pub(super) fn rmsnorm_in_place(x: &mut [f32], weight: &[f32], eps: f64) {
     });
 }
 
+/// [`rmsnorm`] of rows that are rounded before they are multiplied with their inverse norm but for its power of two.
+pub(super) fn rmsnorm_deferred(x: &[f32], weight: &[f32], eps: f64, round: impl Fn(f32) -> f32) -> Vec<f32> {
+    let mut y = x.to_vec();
+    for row in y.chunks_exact_mut(weight.len()) {
+        let scale = inverse_rms(row, eps);
+        let power = f32::from_bits(scale.to_bits() & 0x7f80_0000);
+        for (x, w) in row.iter_mut().zip(weight) {
+            *x = round(*x * power * w) * (scale / power);
+        }
+    }
+    y
+}
+
 fn inverse_rms(row: &[f32], eps: f64) -> f32 {
     (1.0 / (elementwise::dot(row, row) as f64 / row.len() as f64 + eps).sqrt()) as f32
 }

@@ -32,7 +32,7 @@ impl Matrix {
     fn load(checkpoint: &Checkpoint, name: &str, rows: usize, cols: usize, rounding: Rounding) -> Result<Self> {
         let (dtype, bytes) = checkpoint.load(name, &[rows, cols])?;
         let stored = Matrix { dtype, data: Data::Stored(bytes), rows, cols };
-        let Rounding(Some(storage)) = rounding else { return Ok(stored) };
+        let Rounding { storage: Some(storage), .. } = rounding else { return Ok(stored) };
         let simulated = match storage {
             HalfType::Bf16 => DType::Bf16,
             HalfType::F16 => DType::F16,

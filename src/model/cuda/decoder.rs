@@ -4,16 +4,18 @@ use super::inputs::{DeviceInputs, Slice, StepInputs};
 use super::next_step::NextStepPlan;
 use super::residual::ResidualStream;
 use super::sizes::{Sizes, attention_shape};
-use super::state::{Activations, LayerTape, State, Tape};
+use super::state::{Activations, DeferredNorms, LayerTape, State, Tape};
 use super::weights::Weights;
 use crate::cuda::ops::attention::{self, Query, Sequence, attention};
 use crate::cuda::ops::attention_backward::{self, Segment};
 use crate::cuda::ops::copy_rows::copy_rows;
 use crate::cuda::ops::embed::{Table, embed};
-use crate::cuda::ops::gemm::{self, Operands, Output, Shape, gemm};
+use crate::cuda::ops::gemm::{
+    self, Factors, NORMED_TOKENS, NextNorm, Norms, Operands, Output, SQUARES, Shape, gemm_normed,
+};
 use crate::cuda::ops::kv::{KvLayout, KvRows};
 use crate::cuda::ops::kv_copy::kv_copy;
-use crate::cuda::ops::rmsnorm::{Delta, Norm, rmsnorm};
+use crate::cuda::ops::rmsnorm::{Deferred, Delta, Norm, rmsnorm, rmsnorm_deferred};
 use crate::cuda::ops::rope::{self, HeadNorms, HeadOrder, Heads, Turns, rope};
 use crate::cuda::ops::swiglu::{Gates, swiglu};
 use crate::cuda::ops::weight_layout::WeightLayout;
@@ -334,6 +336,7 @@ impl Decoder {
             residual,
             live,
             normed,
+            norms,
             qkv: turned_later,
             act,
             layer: shared,
@@ -341,6 +344,9 @@ impl Decoder {
             attention: attention_scratch,
             ..
         } = state;
+        let DeferredNorms { factors, squares, attention: attention_norms, mlp: mlp_norms } = norms;
+        let s = d / SQUARES;
+        let is_deferred = device.defers_norms();
         let mut linear = Linear { device, storage: *storage, layout: weights.layout, scratch };
         let st = *storage;
         let eps = config.rms_norm_eps as f32;
@@ -366,16 +372,39 @@ impl Decoder {
             };
             let projected = kept_qkv.unwrap_or(&mut *turned_later);
             let x = &mut residual.input(index, n);
-            rmsnorm(device, st, &mut normed.first_mut(n * d), x, Delta::None, norm(&layer.attention_norm))?;
+            // What the product before could not do is done here.
+            let is_first = index == 0;
+            let mut of_qkv = Norms::default();
+            if !is_deferred {
+                rmsnorm(device, st, &mut normed.first_mut(n * d), x, Delta::None, norm(&layer.attention_norm))?;
+            } else if is_first || n > NORMED_TOKENS {
+                let out = &mut Deferred {
+                    u: normed.first_mut(n * d),
+                    factors: factors.first_mut(n),
+                    inverse: attention_norms.first_mut(n),
+                };
+                let before = (!is_first).then(|| mlp_norms.first(n));
+                rmsnorm_deferred(device, st, out, x.view(), before, norm(&layer.attention_norm))?;
+                of_qkv.factors = Some(Factors::Known(factors.first(n)));
+            } else {
+                of_qkv.factors = Some(Factors::Squares {
+                    squares: squares.first(n * s),
+                    before: mlp_norms.first(n),
+                    inverse: attention_norms.first_mut(n),
+                    columns: sizes.hidden,
+                    eps,
+                });
+            }
             let turns = Turns { positions: device_inputs.view(step.positions), table: rotation.view() };
             let slots = device_inputs.view(step.slots);
             let mut kv = KvRows { pool: keys_values.view_mut(), layout: *layout, layer: index, slots };
             let (x, bias) = (normed.first(n * d), layer.qkv_bias.as_ref());
             if weights.head_order == HeadOrder::Pairs && n <= TURNED_ROWS {
                 let turned = Output::Heads { q: q.first_mut(n * a), kv, turns, heads };
-                linear.run(turned, x, n, layer.qkv.view(), bias)?;
+                linear.run_normed(turned, x, n, layer.qkv.view(), bias, of_qkv)?;
             } else {
-                linear.run(Output::Half(projected.first_mut(n * qkv)), x, n, layer.qkv.view(), bias)?;
+                let y = Output::Half(projected.first_mut(n * qkv));
+                linear.run_normed(y, x, n, layer.qkv.view(), bias, of_qkv)?;
                 let inputs = rope::Inputs {
                     qkv: projected.first(n * qkv),
                     turns,
@@ -399,21 +428,59 @@ impl Decoder {
             let mut output = attention::Output { out: attended.first_mut(rows * ap), lse: lse_rows };
             attention(device, &mut output, inputs, device_inputs.view(work.words), &work.plan, attention_scratch)?;
             let (y, x) = (residual.after_attention(index, rows), attended.first(rows * ap));
-            linear.run(y, x, rows, layer.o.view(), layer.o_bias.as_ref())?;
+            let is_next = is_deferred && !last && rows <= NORMED_TOKENS;
+            let next = is_next.then(|| NextNorm {
+                weight: layer.mlp_norm.view(),
+                u: normed.first_mut(rows * d),
+                squares: squares.first_mut(rows * s),
+                before: attention_norms.first(rows),
+            });
+            let of_o = Norms { factors: None, next };
+            linear.run_normed(y, x, rows, layer.o.view(), layer.o_bias.as_ref(), of_o)?;
             let x = &mut residual.middle(index, rows);
-            rmsnorm(device, st, &mut normed.first_mut(rows * d), x, Delta::None, norm(&layer.mlp_norm))?;
+            let mut of_gates = Norms::default();
+            if !is_deferred {
+                rmsnorm(device, st, &mut normed.first_mut(rows * d), x, Delta::None, norm(&layer.mlp_norm))?;
+            } else if is_next {
+                of_gates.factors = Some(Factors::Squares {
+                    squares: squares.first(rows * s),
+                    before: attention_norms.first(rows),
+                    inverse: mlp_norms.first_mut(rows),
+                    columns: sizes.hidden,
+                    eps,
+                });
+            } else {
+                let out = &mut Deferred {
+                    u: normed.first_mut(rows * d),
+                    factors: factors.first_mut(rows),
+                    inverse: mlp_norms.first_mut(rows),
+                };
+                // The live rows are others than those that attention's norm had.
+                let before = (!last).then(|| attention_norms.first(rows));
+                rmsnorm_deferred(device, st, out, x.view(), before, norm(&layer.mlp_norm))?;
+                of_gates.factors = Some(Factors::Known(factors.first(rows)));
+            }
             let mut gate_up = gate_up.first_mut(rows * 2 * f);
             let (x, bias) = (normed.first(rows * d), layer.gate_up_bias.as_ref());
             if gates_in_products && rows <= GATED_ROWS {
                 let gated = Output::Gated { act: act.first_mut(rows * f), gate_up: is_taped.then_some(gate_up) };
-                linear.run(gated, x, rows, layer.gate_up.view(), bias)?;
+                linear.run_normed(gated, x, rows, layer.gate_up.view(), bias, of_gates)?;
             } else {
-                linear.run(Output::Half(gate_up.reborrow()), x, rows, layer.gate_up.view(), bias)?;
+                let y = Output::Half(gate_up.reborrow());
+                linear.run_normed(y, x, rows, layer.gate_up.view(), bias, of_gates)?;
                 let gates = if gates_in_products { Gates::Grouped } else { Gates::Apart };
                 swiglu(device, st, &mut act.first_mut(rows * f), gate_up.view(), f, gates)?;
             }
             let (y, x) = (residual.after_mlp(index, rows), act.first(rows * f));
-            linear.run(y, x, rows, layer.down.view(), layer.down_bias.as_ref())?;
+            let above = weights.layers.get(index + 1).filter(|_| is_next);
+            let next = above.map(|above| NextNorm {
+                weight: above.attention_norm.view(),
+                u: normed.first_mut(rows * d),
+                squares: squares.first_mut(rows * s),
+                before: mlp_norms.first(rows),
+            });
+            let of_down = Norms { factors: None, next };
+            linear.run_normed(y, x, rows, layer.down.view(), layer.down_bias.as_ref(), of_down)?;
         }
         Ok(())
     }
@@ -445,11 +512,23 @@ impl Linear<'_> {
 
     fn run(
         &mut self,
+        y: Output<'_>,
+        x: View<'_, u16>,
+        tokens: usize,
+        w: View<'_, u16>,
+        bias: Option<&Buffer<u16>>,
+    ) -> Result<()> {
+        self.run_normed(y, x, tokens, w, bias, Norms::default())
+    }
+
+    fn run_normed(
+        &mut self,
         mut y: Output<'_>,
         x: View<'_, u16>,
         tokens: usize,
         w: View<'_, u16>,
         bias: Option<&Buffer<u16>>,
+        mut norms: Norms<'_>,
     ) -> Result<()> {
         if tokens == 0 {
             return Ok(());
@@ -457,6 +536,6 @@ impl Linear<'_> {
         // Not from the weights, which may have padding.
         let (n, k) = (y.len() / tokens, x.len() / tokens);
         let operands = Operands { storage: self.storage, x, w, layout: self.layout, bias: bias.map(Buffer::view) };
-        gemm(self.device, &mut y, operands, Shape { tokens, n, k }, self.scratch)
+        gemm_normed(self.device, &mut y, operands, &mut norms, Shape { tokens, n, k }, self.scratch)
     }
 }

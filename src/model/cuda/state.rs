@@ -3,6 +3,7 @@
 use super::residual::LayerResidual;
 use super::sizes::{Sizes, attention_shape};
 use crate::Result;
+use crate::cuda::ops::gemm::SQUARES;
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::ops::{attention, gemm};
 use crate::cuda::{Buffer, Device};
@@ -17,11 +18,37 @@ pub(super) struct State {
     pub residual: Buffer<f32>, // [n, hidden]
     pub live: Buffer<f32>,     // [n, hidden] the rows that go on beyond the last layer's keys and values
     pub normed: Buffer<u16>,   // [n, hidden]
-    pub qkv: Buffer<u16>,      // [n, (heads + 2 kv heads) head] as projected, where it is not turned at once
-    pub act: Buffer<u16>,      // [n, mlp]
+    pub norms: DeferredNorms,
+    pub qkv: Buffer<u16>, // [n, (heads + 2 kv heads) head] as projected, where it is not turned at once
+    pub act: Buffer<u16>, // [n, mlp]
     pub layer: Activations,
     pub scratch: gemm::Scratch,
     pub attention: attention::Scratch,
+}
+
+/// What norms leave to the products behind them.
+pub(super) struct DeferredNorms {
+    pub factors: Buffer<f32>,   // [n]
+    pub squares: Buffer<f32>,   // [n, hidden / 16]
+    pub attention: Buffer<f32>, // [n] inverse norms before attention
+    pub mlp: Buffer<f32>,       // [n] inverse norms before the MLP
+}
+
+impl DeferredNorms {
+    fn new(device: &Device, sizes: &Sizes, rows: usize) -> Result<Self> {
+        let of = |width: usize| Buffer::uninitialised(device, rows * width);
+        Ok(DeferredNorms {
+            factors: of(1)?,
+            squares: of(sizes.hidden_padded / SQUARES)?,
+            attention: of(1)?,
+            mlp: of(1)?,
+        })
+    }
+
+    /// Bytes for `rows` rows.
+    fn bytes(sizes: &Sizes, rows: usize) -> u64 {
+        (rows * 4 * (3 + sizes.hidden_padded / SQUARES)) as u64
+    }
 }
 
 /// What a layer computes between its products.
@@ -100,6 +127,7 @@ impl State {
             residual: Buffer::uninitialised(device, rows * d)?,
             live: Buffer::uninitialised(device, rows * d)?,
             normed: Buffer::uninitialised(device, rows * d)?,
+            norms: DeferredNorms::new(device, &sizes, rows)?,
             qkv: Buffer::uninitialised(device, rows * sizes.qkv)?,
             act: Buffer::uninitialised(device, rows * f)?,
             layer: Activations::new(device, sizes, rows)?,
@@ -117,7 +145,9 @@ impl State {
     /// Bytes for `rows` rows, without the scratch.
     pub fn bytes(sizes: &Sizes, rows: usize) -> u64 {
         let (d, f) = (sizes.hidden_padded, sizes.mlp_padded);
-        (rows * (2 * 4 * d + 2 * d + 2 * f + 2 * sizes.qkv)) as u64 + Activations::bytes(sizes, rows)
+        (rows * (2 * 4 * d + 2 * d + 2 * f + 2 * sizes.qkv)) as u64
+            + DeferredNorms::bytes(sizes, rows)
+            + Activations::bytes(sizes, rows)
     }
 }
 

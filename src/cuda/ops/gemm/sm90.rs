@@ -244,21 +244,26 @@ pub(super) fn launch(
     let launch = Launch { grid: (blocks, 1, 1), threads: THREADS, shared: kernel.shared };
     // Chunks are counted in 32 bits.
     int(op, "chunks", plan.tiles * plan.chunks)?;
-    let Parameters { y, w, bias, beside, workspace, tickets, tokens, outputs, terms, output, heads } =
+    let Parameters { y, w, bias, beside, workspace, tickets, tokens, outputs, terms, output, heads, norm } =
         Parameters::new(y, problem, super::Plan::Sm90(plan).room(), scratch)?;
+    if norm.squares != 0 && problem.shape.tokens > width {
+        return Err(Error::Backend(format!("{op}: factors are found of one tile of tokens, not of {tokens}")));
+    }
     let (chunks, split) = (int(op, "chunks", plan.chunks)?, int(op, "split tiles", plan.split)?);
     // SAFETY: parameters are (TensorMap x, void* y, const void* w, const void* bias, void* beside, float* partial, unsigned* tickets, int
-    // tokens, int outputs, int terms, int chunks, int split, int output, HeadArgs heads). The map is of x, [tokens, terms]; w has every tile
+    // tokens, int outputs, int terms, int chunks, int split, int output, HeadArgs heads, NormArgs norm). The map is of x, [tokens, terms]; w has every tile
     // of outputs by terms, each 8 KB from a multiple of 16 bytes on; bias, unless null, has `outputs` elements; what `beside` must have, and its alignment, `Output::check` has
     // looked at. The kernel writes y, and gates and ups that are kept, inside [tokens, outputs] in the type that `output` names (half and
     // twice as many columns where it is gated), [split, chunks, 128, N] of the workspace, and a ticket per slice of a split tile,
-    // zero before and after. Of heads it writes queries, [tokens, heads padded], and of the pool what `HeadParameters` says. All of
-    // these and the scratch are lent to us alone.
+    // zero before and after. Of heads it writes queries, [tokens, heads padded], and of the pool what `HeadParameters` says; of norms
+    // what `NormParameters` has looked at, where there is an address. All of these and the scratch are lent to us alone.
     unsafe {
         device.launch(
             kernel,
             launch,
-            args![map, y, w, bias, beside, workspace, tickets, tokens, outputs, terms, chunks, split, output, heads],
+            args![
+                map, y, w, bias, beside, workspace, tickets, tokens, outputs, terms, chunks, split, output, heads, norm
+            ],
         )
     }
 }
