@@ -132,6 +132,11 @@ impl Device {
         Device { dependent: on && self.waits, ..self }
     }
 
+    /// Whether kernels begin earlier where they can.
+    pub fn launches_dependents(&self) -> bool {
+        self.dependent
+    }
+
     /// How many devices the driver finds.
     ///
     /// # Errors

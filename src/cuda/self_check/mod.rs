@@ -7,6 +7,7 @@
 
 pub(crate) mod attention;
 mod case;
+mod dependents;
 mod expected;
 mod numbers;
 pub(crate) mod products;
@@ -62,6 +63,14 @@ pub fn run_sm90(device: &Device, limit: Duration) -> Findings {
     run_cases(device, sm90_cases(), limit)
 }
 
+/// Chains of kernels that may each begin before the one before it has ended, in the family that the device runs: they must give the
+/// bits of the same kernels one after the other. The device must be one that
+/// [can launch so](Device::can_launch_dependents).
+pub fn run_dependents(device: &Device, limit: Duration) -> Findings {
+    let run = Run { device, started: Instant::now(), limit };
+    gather(&run, &dependents::cases(), dependents::Case::name, |case| case.check(&run))
+}
+
 fn run_cases(device: &Device, cases: Vec<Case>, limit: Duration) -> Findings {
     let run = Run { device, started: Instant::now(), limit };
     let all = cases.into_iter().flat_map(|case| {
@@ -70,34 +79,46 @@ fn run_cases(device: &Device, cases: Vec<Case>, limit: Duration) -> Findings {
         types.iter().map(move |&storage| (case.clone(), storage)).collect::<Vec<_>>()
     });
     let all: Vec<_> = all.collect();
+    let expected = match Expected::embedded() {
+        Ok(expected) => expected,
+        Err(error) => return Findings { cases: all.len(), wrong: vec![error.to_string()], ..Findings::default() },
+    };
+    let name = |(case, storage): &(std::rc::Rc<Case>, HalfType)| {
+        let of = if case.both { format!("{} {}", storage.name(), case.name) } else { case.name.clone() };
+        format!("{} ({of})", case.op)
+    };
     let mut seen = Seen::default();
-    let mut findings = Findings { cases: all.len(), ..Findings::default() };
-    match Expected::embedded() {
-        Err(error) => findings.wrong.push(error.to_string()),
-        Ok(expected) => {
-            for (case, storage) in &all {
-                if run.is_over() {
-                    findings.stopped = Some("the time was over");
-                    break;
-                }
-                // What is lost answers nothing any more.
-                if device.alive().is_err() {
-                    break;
-                }
-                let wrong = match check(case, *storage, &run, &expected, &mut seen) {
-                    Ok(wrong) => wrong,
-                    // Somebody else has it all.
-                    Err(error) if error.to_string().contains("OUT_OF_MEMORY") => {
-                        findings.stopped = Some("the device had no memory left");
-                        break;
-                    }
-                    Err(error) => Some(error.to_string()),
-                };
-                findings.ran += 1;
-                let of = if case.both { format!("{} {}", storage.name(), case.name) } else { case.name.clone() };
-                findings.wrong.extend(wrong.map(|what| format!("{} ({of}): {what}", case.op)));
-            }
+    gather(&run, &all, name, |(case, storage)| check(case, *storage, &run, &expected, &mut seen))
+}
+
+/// Checks cases until the time is over. `check` gives the first place where one differs; one that fails differs, too.
+fn gather<T>(
+    run: &Run<'_>,
+    cases: &[T],
+    name: impl Fn(&T) -> String,
+    mut check: impl FnMut(&T) -> Result<Option<String>>,
+) -> Findings {
+    let mut findings = Findings { cases: cases.len(), ..Findings::default() };
+    for case in cases {
+        if run.is_over() {
+            findings.stopped = Some("the time was over");
+            break;
         }
+        // What is lost answers nothing any more.
+        if run.device.alive().is_err() {
+            break;
+        }
+        let wrong = match check(case) {
+            Ok(wrong) => wrong,
+            // Somebody else has it all.
+            Err(error) if error.to_string().contains("OUT_OF_MEMORY") => {
+                findings.stopped = Some("the device had no memory left");
+                break;
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        findings.ran += 1;
+        findings.wrong.extend(wrong.map(|what| format!("{}: {what}", name(case))));
     }
     findings.seconds = run.started.elapsed().as_secs_f64();
     findings
