@@ -7,7 +7,7 @@
 #   first   4 minutes: what the machine is, `ggro doctor`, what single instructions answer, every case of every kernel, the golden
 #           fixtures, an answer, and memcheck on the smallest cases
 #   speed   5 minutes: latency and whole answers of a model of 8 billion parameters, also within the memory of a card of 78 GiB, the
-#           products beside PyTorch's, on Hopper both families of kernels, and with dependent launches, some kernels through Nsight Compute, a timeline
+#           products beside PyTorch's, on Hopper both families of kernels, and kernels one after the other, some kernels through Nsight Compute, a timeline
 #   all     everything, however long it takes (the default)
 #
 # BINARY is a release build with kernels (default target/release/ggro), or one compressed as .xz; FOLDER is where everything is
@@ -204,7 +204,8 @@ run_speed() {
             step "kernels bench $op" 15 "$op.jsonl" "$binary" kernels bench --op "$op" --json
         done
         latency llama-3.1-8b-sm80 25 llama-3.1-8b --runs 1 --kernels sm80
-        latency llama-3.1-8b-dependent 25 llama-3.1-8b --runs 1 --dependent-launches
+        # The others begin their kernels early, if the self-check of such launches has passed: `doctor` says so.
+        latency llama-3.1-8b-ordered 25 llama-3.1-8b --runs 1 --dependent-launches=false
     fi
     if python3 -c "import torch" 2>/dev/null; then
         step "gemm beside cuBLASLt" 40 gemm.md python3 bench/peers/gemm.py "$folder/gemm.jsonl"
@@ -235,7 +236,7 @@ run_all() {
     local shape
     for shape in llama-3.2-1b llama-3.2-3b llama-3.1-8b; do
         latency "$shape" 1800 "$shape"
-        hopper && latency "$shape-dependent" 1800 "$shape" --dependent-launches
+        hopper && latency "$shape-ordered" 1800 "$shape" --dependent-launches=false
         answers "$shape" 1800 "$shape" --tokens 256 --speculation off,2,4,8,25,auto --best-of 8 --runs 3
         step "bench throughput $shape" 1800 "throughput-$shape.json" "$binary" bench throughput --device cuda \
             --synthetic "$shape" -o json --batch 1,8,64,256 --prompt 256 --tokens 128 --runs 3

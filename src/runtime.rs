@@ -6,6 +6,7 @@
 
 pub mod examine;
 pub mod family;
+pub mod launches;
 pub mod self_check;
 mod unusable;
 
@@ -22,7 +23,8 @@ use crate::model::cuda::{self as cuda_model, CudaOptions, Loading, Prepared, Sou
 use crate::model::{ModelPair, PolicyRows, synthetic};
 use crate::{Error, Result};
 use family::{Chosen, FamilySpec};
-use self_check::{FamilyCheck, SelfCheck};
+use launches::Launches;
+use self_check::{GroupCheck, SelfCheck};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
@@ -123,8 +125,10 @@ pub struct OpenOptions {
     pub gradient_tokens: usize,
     /// Launch every CUDA kernel by itself, in place of CUDA graphs.
     pub eager: bool,
-    /// Let a CUDA kernel begin before the one before it has ended, where its card can: off until a card has shown that it is right.
-    pub dependent_launches: bool,
+    /// Let a CUDA kernel begin before the one before it has ended, where its card can. `None`: where a self-check of such launches has
+    /// passed on the device. `Some(true)` is the same, but where [`self_check`](Self::self_check) is off it needs none: kernels that
+    /// begin too early give wrong answers without a word, so what nobody has checked is left out unless both are asked for by name.
+    pub dependent_launches: Option<bool>,
     /// Threads of the CPU; `None`: all cores. Results do not depend on it.
     pub threads: Option<usize>,
     /// Check a CUDA device the first time it is opened, and refuse one that computes something else than it should.
@@ -143,7 +147,7 @@ impl Default for OpenOptions {
             memory_utilization: cuda.memory_utilization,
             gradient_tokens: cuda.gradient_tokens,
             eager: false,
-            dependent_launches: false,
+            dependent_launches: None,
             threads: None,
             self_check: true,
             kernels: FamilySpec::Auto,
@@ -161,7 +165,7 @@ impl OpenOptions {
             Arithmetic::F32 => Err(NoCuda::Arithmetic),
             _ => self.checked(index),
         };
-        let cpu = |no_cuda| Device { place: Place::Cpu, no_cuda, self_check: None, sm90_check: None };
+        let cpu = |no_cuda| Device { place: Place::Cpu, no_cuda, checked: Checked::default() };
         let lacks = |why: NoCuda| match why {
             NoCuda::Kernels(family, why) => Err(Unusable::Kernels(family, why)),
             why => Ok(why),
@@ -194,13 +198,14 @@ impl OpenOptions {
         if let FamilySpec::Only(family) = self.kernels {
             Chosen::new(&device, self.kernels, None).map_err(|why| NoCuda::Kernels(family, why))?;
         }
-        let mut known = match self.kernels.asks_for_check() {
+        let asks_for_dependents = self.dependent_launches != Some(false) && device.can_launch_dependents();
+        let mut known = match self.kernels.asks_for_check() || asks_for_dependents {
             true => SelfCheck::settled(&device),
             false => SelfCheck::remembered(&device),
         };
-        let (mut self_check, mut sm90_check) = (None, None);
+        let (mut checked, mut left) = (Checked::default(), self_check::LIMIT);
+        let after = |left: Duration, seconds| left.saturating_sub(Duration::try_from_secs_f64(seconds).unwrap_or(left));
         if self.self_check {
-            let mut left = self_check::LIMIT;
             let mut check = match known.take().filter(SelfCheck::passed) {
                 Some(check) => check,
                 None => {
@@ -211,17 +216,16 @@ impl OpenOptions {
                         let_go(device);
                         return Err(NoCuda::SelfCheck(why));
                     }
-                    left = left.saturating_sub(Duration::try_from_secs_f64(check.seconds).unwrap_or(left));
-                    self_check = Some(check.clone());
+                    left = after(left, check.seconds);
+                    checked.every_card = Some(check.clone());
                     check
                 }
             };
             if self.kernels.asks_for_check() && Family::Sm90.runs_on(&device) && check.lacks_sm90() {
                 check.run_sm90(&device, left);
-                sm90_check = check.sm90.clone();
-                if device.alive().is_err() {
-                    let words = check.sm90.as_ref().map(FamilyCheck::words).unwrap_or_default();
-                    let why = format!("{}: {words}", device.name());
+                checked.sm90 = check.sm90.clone();
+                left = after(left, check.sm90.as_ref().map_or(0.0, |check| check.seconds));
+                if let Some(why) = lost(&device, check.sm90.as_ref()) {
                     let_go(device);
                     return Err(NoCuda::Lost(why));
                 }
@@ -232,14 +236,20 @@ impl OpenOptions {
         let chosen = Chosen::new(&device, self.kernels, known.as_ref()).map_err(failed)?;
         let capability = device.capability();
         let device = device.with_family(chosen.family).map_err(|why| failed(why.to_string()))?;
-        let opened = Some(Box::new(self.launching(device)));
-        let place = Place::Cuda(Cuda { index, capability, chosen, opened });
-        Ok(Device { place, no_cuda: None, self_check, sm90_check })
-    }
-
-    /// A device that launches as these options say.
-    fn launching(&self, device: cuda::Device) -> cuda::Device {
-        device.with_dependent_launches(self.dependent_launches)
+        // Last, and with the kernels that will run: those of the other family may be the ones that fail.
+        let is_due =
+            |check: &&mut SelfCheck| self.self_check && asks_for_dependents && check.lacks_dependents(chosen.family);
+        if let Some(check) = known.as_mut().filter(is_due) {
+            check.run_dependents(&device, left);
+            checked.dependents = check.dependents_of(chosen.family).cloned();
+            if let Some(why) = lost(&device, checked.dependents.as_ref()) {
+                let_go(device);
+                return Err(NoCuda::LostLaunching(why));
+            }
+        }
+        let launches = Launches::new(&device, self.dependent_launches, self.self_check, known.as_ref());
+        let place = Place::Cuda(Cuda { index, capability, chosen, launches, opened: Some(Box::new(device)) });
+        Ok(Device { place, no_cuda: None, checked })
     }
 
     fn cpu(&self) -> LoadOptions {
@@ -268,8 +278,15 @@ impl OpenOptions {
 pub struct Device {
     place: Place,
     no_cuda: Option<NoCuda>,
-    self_check: Option<SelfCheck>,
-    sm90_check: Option<FamilyCheck>,
+    checked: Checked,
+}
+
+/// The self-checks that were made when a device was found.
+#[derive(Default)]
+struct Checked {
+    every_card: Option<SelfCheck>,
+    sm90: Option<GroupCheck>,
+    dependents: Option<GroupCheck>,
 }
 
 enum Place {
@@ -282,17 +299,27 @@ struct Cuda {
     index: usize,
     capability: cuda::Capability,
     chosen: Chosen,
+    launches: Option<Launches>,
     /// The device that was opened to see whether it is there, until a pair is opened on it.
     opened: Option<Box<cuda::Device>>,
 }
 
 impl Cuda {
-    fn take(&mut self) -> Result<cuda::Device> {
-        match self.opened.take() {
-            Some(device) => Ok(*device),
-            None => cuda::Device::open(self.index)?.with_family(self.chosen.family),
-        }
+    /// The device, for models that are opened with these options: they can turn dependent launches off, and not on.
+    fn take(&mut self, options: &OpenOptions) -> Result<cuda::Device> {
+        let device = match self.opened.take() {
+            Some(device) => *device,
+            None => cuda::Device::open(self.index)?.with_family(self.chosen.family)?,
+        };
+        let dependent = self.launches.as_ref().is_some_and(|launches| launches.dependent);
+        Ok(device.with_dependent_launches(dependent && options.dependent_launches != Some(false)))
     }
+}
+
+/// Which device a check has taken from this process, and how, if it did.
+fn lost(device: &cuda::Device, check: Option<&GroupCheck>) -> Option<String> {
+    device.alive().err()?;
+    Some(format!("{}: {}", device.name(), check.map(GroupCheck::words).unwrap_or_default()))
 }
 
 /// Closes a device, unless it is lost: a driver that still has a kernel to wait for would never return.
@@ -347,14 +374,27 @@ impl Device {
         self.no_cuda.as_ref()
     }
 
+    /// How they are launched, and why so; `None` where kernels cannot begin early.
+    pub fn launches(&self) -> Option<&Launches> {
+        match &self.place {
+            Place::Cpu => None,
+            Place::Cuda(cuda) => cuda.launches.as_ref(),
+        }
+    }
+
     /// The self-check that was made now, because none was remembered.
     pub fn self_check(&self) -> Option<&SelfCheck> {
-        self.self_check.as_ref()
+        self.checked.every_card.as_ref()
     }
 
     /// The self-check of the kernels for Hopper alone that was made now.
-    pub fn sm90_check(&self) -> Option<&FamilyCheck> {
-        self.sm90_check.as_ref()
+    pub fn sm90_check(&self) -> Option<&GroupCheck> {
+        self.checked.sm90.as_ref()
+    }
+
+    /// The self-check of dependent launches that was made now.
+    pub fn dependents_check(&self) -> Option<&GroupCheck> {
+        self.checked.dependents.as_ref()
     }
 
     /// What rounding an answer depends on, in words.
@@ -412,7 +452,7 @@ impl Device {
                 Ok(Opened { models, cuda: None })
             }
             Place::Cuda(cuda) => {
-                let (device, index) = (options.launching(cuda.take()?), cuda.index);
+                let (device, index) = (cuda.take(options)?, cuda.index);
                 let options = options.cuda();
                 let [policy, reward] = parts.map(|part| part.map(|(config, weights)| (config, weights.on_cuda())));
                 let sources = Sources { policy, reward };
@@ -689,6 +729,8 @@ pub struct CudaDevice {
     pub dependent_launches: bool,
     /// The family of kernels that it runs, and why; no family if a self-check has still to decide.
     pub kernels: (Option<Family>, String),
+    /// Whether kernels begin so, and why; neither yes nor no if a self-check has still to decide. `None` where they cannot.
+    pub launches: Option<(Option<bool>, String)>,
     /// How a pair divides the memory: parts with their bytes, and all of it in words; or why the pair does not fit.
     pub fit: std::result::Result<Fit, String>,
 }
@@ -728,6 +770,15 @@ fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result:
         false => ((Some(chosen.family), chosen.why), chosen.family),
     };
     let device = device.with_family(family).map_err(|why| NoCuda::from(&why))?;
+    let is_due = is_open || self_check.as_ref().is_none_or(|check| check.lacks_dependents(family));
+    let launches = Launches::new(&device, options.dependent_launches, options.self_check, self_check.as_ref());
+    let launches = launches.map(|launches| match is_due {
+        true => {
+            let why = "the first use of the device checks dependent launches, and launches so if they pass".to_string();
+            (None, why)
+        }
+        false => (Some(launches.dependent), launches.why),
+    });
     let budget = Prepared::new(pair.parts(), &options.cuda(), device.weight_layout()).and_then(|prepared| {
         let memory =
             memory.ok_or_else(|| Error::Backend("the device does not say how much memory is free".to_string()))?;
@@ -741,6 +792,7 @@ fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result:
         self_check,
         dependent_launches: device.can_launch_dependents(),
         kernels,
+        launches,
         fit: budget
             .map(|budget| Fit { parts: budget.parts(), words: budget.to_string() })
             .map_err(|error| error.to_string()),

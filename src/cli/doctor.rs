@@ -58,7 +58,7 @@ fn report() -> Value {
             missing = Some(why.to_string());
         }
     }
-    let cpu = demo_on(DeviceSpec::Cpu, FamilySpec::Auto)
+    let cpu = demo_on(DeviceSpec::Cpu, FamilySpec::Auto, false)
         .inspect_err(|why| problems.push(format!("cpu: the demo pair {why}")));
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -130,7 +130,7 @@ fn device(index: usize, problems: &mut Vec<String>) -> Value {
         }
     };
     let Examined { name, capability, image, multiprocessors, memory, cuda, clocks_mhz, facts, .. } = examined;
-    let (self_check, kernels, lost) = (examined.self_check, examined.kernels, examined.lost);
+    let (self_check, kernels, launches) = (examined.self_check, examined.kernels, examined.launches);
     if !self_check.passed() {
         wrong(format!("the self-check failed: {}", self_check.words()));
     } else if self_check.stopped.is_some() {
@@ -140,10 +140,18 @@ fn device(index: usize, problems: &mut Vec<String>) -> Value {
         let what = if sm90.failed() { "failed" } else { "did not end" };
         wrong(format!("the self-check of the kernels of sm90 {what}: {}", sm90.words()));
     }
-    let demo = match lost {
+    for (family, check) in self_check.dependents.iter().filter(|(_, check)| !check.passed()) {
+        let what = if check.failed() { "failed" } else { "did not end" };
+        let words = check.words();
+        wrong(format!("the self-check of dependent launches of the kernels of {family} {what}: {words}"));
+    }
+    let demo = match examined.lost {
         // Whatever is asked of it now may never come back.
         Some(why) => Err(format!("was not asked: {why}")),
-        None => demo_on(DeviceSpec::Cuda(index), FamilySpec::Only(kernels.family)),
+        None => {
+            let dependent = launches.as_ref().is_some_and(|launches| launches.dependent);
+            demo_on(DeviceSpec::Cuda(index), FamilySpec::Only(kernels.family), dependent)
+        }
     };
     let demo = demo.inspect_err(|why| wrong(format!("the demo pair {why}")));
     json!({
@@ -159,6 +167,7 @@ fn device(index: usize, problems: &mut Vec<String>) -> Value {
         "limits": facts.into_iter().collect::<BTreeMap<_, _>>(),
         "self_check": info::self_check(&self_check),
         "kernels": info::family(Some(kernels.family), &kernels.why),
+        "launches": launches.map(|launches| info::launches(Some(launches.dependent), &launches.why)),
         "demo": demo_words(&demo),
     })
 }
@@ -172,9 +181,9 @@ const REWARD: f32 = 1.9756;
 const NEAR: f32 = 0.05;
 
 /// Seconds that the known answer took on a device, or what is wrong.
-fn demo_on(device: DeviceSpec, kernels: FamilySpec) -> std::result::Result<f64, String> {
+fn demo_on(device: DeviceSpec, kernels: FamilySpec, dependent: bool) -> std::result::Result<f64, String> {
     let started = Instant::now();
-    let answer = answer_on(device, kernels).map_err(|error| format!("gives no answer: {error}"))?;
+    let answer = answer_on(device, kernels, dependent).map_err(|error| format!("gives no answer: {error}"))?;
     let (text, reward, nudges) = &answer;
     if text == ANSWER && (reward - REWARD).abs() < NEAR && *nudges == 1 {
         return Ok(started.elapsed().as_secs_f64());
@@ -184,10 +193,16 @@ fn demo_on(device: DeviceSpec, kernels: FamilySpec) -> std::result::Result<f64, 
     ))
 }
 
-fn answer_on(device: DeviceSpec, kernels: FamilySpec) -> Result<(String, f32, usize)> {
+fn answer_on(device: DeviceSpec, kernels: FamilySpec, dependent: bool) -> Result<(String, f32, usize)> {
     let pair = Pair::load(&demo::policy(), &demo::reward())?;
-    let (max_model_len, self_check) = (Some(128), false);
-    let options = OpenOptions { device, kernels, max_model_len, self_check, ..OpenOptions::default() };
+    let options = OpenOptions {
+        device,
+        kernels,
+        dependent_launches: Some(dependent),
+        max_model_len: Some(128),
+        self_check: false,
+        ..OpenOptions::default()
+    };
     let mut opened = runtime::open(&pair, &options, &mut |_| ())?;
     let (message, entropy_threshold, max_new_tokens) = ASKED;
     let prompt = Prompt::of_message(&pair, message)?;
@@ -396,7 +411,16 @@ fn device_in_words(out: &mut String, device: &Value) {
     for wrong in sm90["wrong"].as_array().into_iter().flatten() {
         line(out, "", &format!("  {}", word(wrong)));
     }
+    for (family, check) in device["self_check"]["dependent_launches"].as_object().into_iter().flatten() {
+        line(out, "", &format!("self-check of dependent launches, kernels {family}: {}", word(&check["words"])));
+        for wrong in check["wrong"].as_array().into_iter().flatten() {
+            line(out, "", &format!("  {}", word(wrong)));
+        }
+    }
     line(out, "", &info::family_in_words(&device["kernels"]));
+    if let Some(launches) = info::launches_in_words(&device["launches"]) {
+        line(out, "", &launches);
+    }
     line(out, "", &word(&device["demo"]["words"]));
 }
 

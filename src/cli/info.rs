@@ -9,6 +9,7 @@ use crate::runtime::self_check::SelfCheck;
 use crate::runtime::{self, CudaDevice, DeviceSpec, Family, NoCuda, OpenOptions, bytes_in_words};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -116,7 +117,7 @@ fn cuda_devices(args: &Args, pair: &Pair) -> Value {
 fn cuda_device(index: usize, device: &CudaDevice) -> Value {
     let parts = device.fit.as_ref().ok().map(|fit| {
         let parts = fit.parts.iter().map(|(name, bytes)| (format!("{}_bytes", name.replace(' ', "_")), bytes));
-        parts.collect::<std::collections::BTreeMap<_, _>>()
+        parts.collect::<BTreeMap<_, _>>()
     });
     json!({
         "index": index,
@@ -128,6 +129,7 @@ fn cuda_device(index: usize, device: &CudaDevice) -> Value {
         "self_check": device.self_check.as_ref().map(self_check),
         "kernels": family(device.kernels.0, &device.kernels.1),
         "dependent_launches": device.dependent_launches,
+        "launches": device.launches.as_ref().map(|(dependent, why)| launches(*dependent, why)),
         "fits": device.fit.is_ok(),
         "parts": parts,
         "report": device.fit.as_ref().map_or_else(String::clone, |fit| fit.words.clone()),
@@ -137,12 +139,15 @@ fn cuda_device(index: usize, device: &CudaDevice) -> Value {
 /// What a self-check found.
 pub(super) fn self_check(check: &SelfCheck) -> Value {
     let sm90 = check.sm90.as_ref().map(|check| checked(check, check.passed(), &check.words()));
+    let dependents = check.dependents.iter();
+    let dependents = dependents.map(|(family, check)| (family, checked(check, check.passed(), &check.words())));
     let mut found = checked(check, check.passed(), &check.words());
     found["sm90"] = json!(sm90);
+    found["dependent_launches"] = dependents.collect();
     found
 }
 
-/// What is remembered of a check, whether it passed, and its words. Only the check of one family has `ended`.
+/// What is remembered of a check, whether it passed, and its words. Only the check of a group has `ended`.
 fn checked(check: &impl Serialize, passed: bool, words: &str) -> Value {
     let check = json!(check);
     let remembered = ["when", "ended", "cases", "ran", "stopped", "seconds", "wrong"];
@@ -160,9 +165,19 @@ pub(super) fn family_in_words(kernels: &Value) -> String {
     format!("runs kernels {}: {}", kernels["family"].as_str().unwrap_or("not yet chosen"), word(&kernels["why"]))
 }
 
-/// How they are launched, where there is something to say.
-fn launches_in_words(device: &Value) -> &'static str {
-    if device["dependent_launches"] == true { "; kernels can begin early (--dependent-launches)" } else { "" }
+/// Whether kernels begin early on a device where they can; neither yes nor no if that is still to be decided.
+pub(super) fn launches(dependent: Option<bool>, why: &str) -> Value {
+    json!({ "dependent": dependent, "why": why })
+}
+
+/// The same in words; nothing where they cannot.
+pub(super) fn launches_in_words(launches: &Value) -> Option<String> {
+    let how = match launches["dependent"].as_bool() {
+        Some(true) => "kernels begin before those before them have ended",
+        Some(false) => "kernels begin one after the other",
+        None => "how kernels are launched is not yet decided",
+    };
+    launches["why"].as_str().map(|why| format!("{how}: {why}"))
 }
 
 fn model(role: &str, config: &ModelConfig, weights: &Checkpoint) -> Value {
@@ -272,9 +287,10 @@ fn text(info: &Value) -> String {
                     Some(words) => format!("self-check: {words}, on {}", word(&device["self_check"]["when"])),
                     None => "self-check: not yet made; the first use of the device makes it".to_string(),
                 },
-                family_in_words(&device["kernels"]) + launches_in_words(device),
+                family_in_words(&device["kernels"]),
             ),
         };
+        out += &launches_in_words(&device["launches"]).map_or(String::new(), |words| format!("            {words}\n"));
     }
     if let Some(missing) = info["cuda"]["missing"].as_str() {
         out += &format!("device      no cuda: {missing}\n");

@@ -11,9 +11,10 @@ use crate::model::Role;
 use crate::presets::Preset;
 use crate::profile::{self, Level, Steps, Watch};
 use crate::runtime::family::{Chosen, FamilySpec};
+use crate::runtime::launches::Launches;
 use crate::runtime::{self, Arithmetic, Device, DeviceSpec, NoCuda, OnCuda, OpenOptions, Opened, Opening, Unusable};
 use crate::{Error, Result};
-use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+use clap::builder::{BoolishValueParser, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::{Map, Value};
 use std::fmt::Write;
@@ -432,12 +433,14 @@ pub(super) struct DeviceArgs {
     #[arg(long)]
     pub enforce_eager: bool,
 
-    /// Let CUDA kernels begin before those before them have ended, on Hopper; a trial
+    /// Let CUDA kernels begin before those before them have ended, on Hopper: the default; =false turns it off
     ///
-    /// A product asks for its weights while the kernel before it ends. The results should be bit-identical. No card has shown that
-    /// yet, and some kernels still read what others write by loads that are made for what nobody writes.
-    #[arg(long)]
-    pub dependent_launches: bool,
+    /// A product asks for its weights while the kernel before it ends. The results are bit-identical. The first time a device is used,
+    /// chains of kernels are run both ways; if a bit differs, kernels run one after the other, and each command says so. With
+    /// --no-self-check what is remembered decides, or this flag.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub dependent_launches: Option<bool>,
 
     /// Use a CUDA device without its self-check, or in spite of it
     ///
@@ -505,7 +508,7 @@ impl DeviceArgs {
             // In short, because it stands above every answer. `ggro info` says what would help.
             let words = match why {
                 // This one is not how the machine is, but a reason to look after it.
-                NoCuda::SelfCheck(_) | NoCuda::Lost(_) => why.to_string(),
+                NoCuda::SelfCheck(_) | NoCuda::Lost(_) | NoCuda::LostLaunching(_) => why.to_string(),
                 _ => with_flag(why, why.brief()),
             };
             say(&format!("device: cpu ({words})"));
@@ -516,9 +519,11 @@ impl DeviceArgs {
         if let Some(check) = device.sm90_check().filter(|check| check.passed()) {
             say(&format!("self-check: {}, kernels of sm90, for the first time: {}", device.spec(), check.words()));
         }
-        if let Some(notice) = device.kernels().and_then(Chosen::notice) {
-            say(&notice);
+        if let Some(check) = device.dependents_check().filter(|check| check.passed()) {
+            say(&format!("self-check: {}, dependent launches, for the first time: {}", device.spec(), check.words()));
         }
+        let notices = [device.kernels().and_then(Chosen::notice), device.launches().and_then(Launches::notice)];
+        notices.iter().flatten().for_each(|notice| say(notice));
         Ok(device)
     }
 
@@ -601,8 +606,9 @@ fn report(device: DeviceSpec, cuda: &OnCuda) {
     types.dedup();
     let (types, seconds, bytes) = (types.join(" and "), cuda.seconds(), cuda.bytes);
     let family = cuda.opened.device.family().name();
+    let launches = if cuda.opened.device.launches_dependents() { ", dependent launches" } else { "" };
     say(&format!(
-        "device: {device} ({}, {types}, kernels {family}); loaded {} in {seconds:.2} s, {:.1} GB/s",
+        "device: {device} ({}, {types}, kernels {family}{launches}); loaded {} in {seconds:.2} s, {:.1} GB/s",
         cuda.opened.device.name(),
         runtime::bytes_in_words(bytes),
         bytes as f64 / seconds.max(1e-9) / 1e9,

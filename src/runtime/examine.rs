@@ -1,6 +1,7 @@
 //! What a report of a fault needs to know of the CUDA devices of this machine.
 
 use super::family::{Chosen, FamilySpec};
+use super::launches::Launches;
 use super::self_check::{self, SelfCheck};
 use super::{NoCuda, images};
 use crate::cuda::{self, Family, driver};
@@ -28,6 +29,8 @@ pub struct Examined {
     pub self_check: SelfCheck,
     /// The family of kernels that it runs from now on.
     pub kernels: Chosen,
+    /// How it launches kernels from now on; `None` where they cannot begin early.
+    pub launches: Option<Launches>,
     /// Why nothing else can be run on it in this process, if that is so.
     pub lost: Option<String>,
 }
@@ -54,7 +57,7 @@ pub fn needed_driver() -> Option<(u32, u32)> {
 }
 
 /// Opens a device, asks it what it is and runs its self-check, whatever is remembered; the kernels for Hopper alone after the
-/// others, if nothing was wrong with those.
+/// others, if nothing was wrong with those, and then dependent launches of the kernels that it can run.
 ///
 /// # Errors
 /// It cannot be opened.
@@ -65,6 +68,18 @@ pub fn examine(index: usize) -> Result<Examined, NoCuda> {
         self_check.run_sm90(&device, self_check::LIMIT);
     }
     let kernels = Chosen::new(&device, FamilySpec::Auto, Some(&self_check)).map_err(NoCuda::NoDevice)?;
+    let chosen = device.with_family(kernels.family).map_err(|why| NoCuda::from(&why))?;
+    if self_check.passed() && chosen.can_launch_dependents() {
+        // Also of a family that is not run now.
+        self_check.dependents.clear();
+        let others = chosen.clone().with_family(Family::Sm80).map_err(|why| NoCuda::from(&why))?;
+        let both = [Some(others), Some(chosen.clone()).filter(|_| kernels.family != Family::Sm80)];
+        for device in both.iter().flatten().filter(|device| device.alive().is_ok()) {
+            self_check.run_dependents(device, self_check::LIMIT);
+        }
+    }
+    let device = chosen;
+    let launches = Launches::new(&device, None, true, Some(&self_check));
     let lost = device.alive().err().map(|why| why.to_string());
     let examined = Examined {
         name: device.name().to_string(),
@@ -77,6 +92,7 @@ pub fn examine(index: usize) -> Result<Examined, NoCuda> {
         facts: device.facts(),
         self_check,
         kernels,
+        launches,
         lost,
     };
     super::let_go(device);

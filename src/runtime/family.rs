@@ -1,6 +1,6 @@
 //! Which family of kernels multiplies with stored weights on a CUDA device. It is decided when the device is opened.
 
-use super::self_check::{FamilyCheck, SelfCheck};
+use super::self_check::{GroupCheck, SelfCheck};
 use crate::cuda::{self, Family};
 use std::fmt;
 use std::str::FromStr;
@@ -81,8 +81,8 @@ impl Chosen {
     }
 
     /// `sm90`: if the device has these kernels, what is known of them.
-    fn of(spec: FamilySpec, sm90: Option<Option<&FamilyCheck>>, device: &cuda::Device) -> Self {
-        let passed = sm90.flatten().is_some_and(FamilyCheck::passed);
+    fn of(spec: FamilySpec, sm90: Option<Option<&GroupCheck>>, device: &cuda::Device) -> Self {
+        let passed = sm90.flatten().is_some_and(GroupCheck::passed);
         let known = || match sm90.flatten() {
             None => "the kernels of sm90 were never checked on this device".to_string(),
             Some(check) if check.passed() => "the self-check of sm90 passed".to_string(),

@@ -4,12 +4,14 @@
 //! file in the user's cache, `ggro/self-check/` in `XDG_CACHE_HOME` or `~/.cache`. A cache that cannot be read or written never
 //! fails anything: the check is then made each time.
 //!
-//! The kernels for Hopper alone are checked apart ([`FamilyCheck`]), because a device can do without them. One of them that
-//! never ends takes the device from the process, or the process itself; so the file says that they are tried before they are.
+//! What a device can do without is checked apart ([`GroupCheck`]): the kernels for Hopper alone, and launches of kernels that may
+//! begin before those before them have ended. A kernel that never ends takes the device from the process, or the process itself; so
+//! the file says that a group is tried before it is.
 
-use crate::cuda::{self, images, self_check};
+use crate::cuda::{self, Family, images, self_check};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,12 +42,15 @@ pub struct SelfCheck {
     pub seconds: f64,
     /// The check of the kernels for Hopper alone, if it was made.
     #[serde(default)]
-    pub sm90: Option<FamilyCheck>,
+    pub sm90: Option<GroupCheck>,
+    /// The checks of dependent launches, by the name of the family whose kernels were launched.
+    #[serde(default)]
+    pub dependents: BTreeMap<String, GroupCheck>,
 }
 
-/// What a self-check of the kernels for Hopper alone found.
+/// What a self-check of something found that a device can do without.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FamilyCheck {
+pub struct GroupCheck {
     /// When it began.
     pub when: String,
     /// Whether it came to an end; else the process that made it did not survive it.
@@ -62,10 +67,21 @@ pub struct FamilyCheck {
     pub seconds: f64,
 }
 
-impl FamilyCheck {
+impl GroupCheck {
     /// One that has begun.
     fn begun() -> Self {
-        FamilyCheck { when: now(), ended: false, cases: 0, ran: 0, stopped: None, wrong: Vec::new(), seconds: 0.0 }
+        GroupCheck { when: now(), ended: false, cases: 0, ran: 0, stopped: None, wrong: Vec::new(), seconds: 0.0 }
+    }
+
+    /// The same, come to its end.
+    fn ended(self, findings: self_check::Findings) -> Self {
+        let self_check::Findings { cases, ran, stopped, wrong, seconds } = findings;
+        GroupCheck { when: self.when, ended: true, cases, ran, stopped: stopped.map(str::to_string), wrong, seconds }
+    }
+
+    /// Whether it has to be made: it never was, or found nothing wrong and did not get to its end.
+    fn is_due(check: Option<&Self>) -> bool {
+        !check.is_some_and(|check| check.passed() || check.failed())
     }
 
     /// Every case was run, and nothing differs.
@@ -102,24 +118,26 @@ impl SelfCheck {
         serde_json::from_str(&text).ok().filter(|check: &SelfCheck| check.of == of)
     }
 
-    /// As [`remembered`](Self::remembered), once no other process may be checking the kernels for Hopper alone: several servers
-    /// of a machine that start together are to come to the same end.
+    /// As [`remembered`](Self::remembered), once no other process may be checking one of the groups: several servers of a machine
+    /// that start together are to come to the same end.
     pub(super) fn settled(device: &cuda::Device) -> Option<Self> {
         loop {
             let check = Self::remembered(device)?;
-            match &check.sm90 {
-                Some(sm90) if sm90.may_be_running(Utc::now()) => std::thread::sleep(PAUSE),
-                _ => return Some(check),
+            let now = Utc::now();
+            if !check.sm90.iter().chain(check.dependents.values()).any(|group| group.may_be_running(now)) {
+                return Some(check);
             }
+            std::thread::sleep(PAUSE);
         }
     }
 
-    /// Checks the kernels of a device that every card needs, and remembers what was found. What is known of the others stays.
+    /// Checks the kernels of a device that every card needs, and remembers what was found. What is known of the groups stays.
     pub(super) fn run(device: &cuda::Device) -> Self {
-        let sm90 = Self::remembered(device).and_then(|check| check.sm90);
+        let (sm90, dependents) =
+            Self::remembered(device).map(|check| (check.sm90, check.dependents)).unwrap_or_default();
         let self_check::Findings { cases, ran, stopped, wrong, seconds } = self_check::run(device, LIMIT);
         let (when, stopped) = (now(), stopped.map(str::to_string));
-        let check = SelfCheck { of: subject(device), when, cases, ran, stopped, wrong, seconds, sm90 };
+        let check = SelfCheck { of: subject(device), when, cases, ran, stopped, wrong, seconds, sm90, dependents };
         check.keep();
         check
     }
@@ -127,20 +145,37 @@ impl SelfCheck {
     /// Checks the kernels for Hopper alone, which the device has, and remembers what was found. A kernel that never ends leaves
     /// the device lost.
     pub(super) fn run_sm90(&mut self, device: &cuda::Device, limit: Duration) {
-        let begun = FamilyCheck::begun();
-        let when = begun.when.clone();
-        self.sm90 = Some(begun);
+        let begun = GroupCheck::begun();
+        self.sm90 = Some(begun.clone());
         self.keep();
-        let self_check::Findings { cases, ran, stopped, wrong, seconds } = self_check::run_sm90(device, limit);
-        let stopped = stopped.map(str::to_string);
-        self.sm90 = Some(FamilyCheck { when, ended: true, cases, ran, stopped, wrong, seconds });
+        self.sm90 = Some(begun.ended(self_check::run_sm90(device, limit)));
+        self.keep();
+    }
+
+    /// Checks dependent launches of the kernels of the family that the device runs, and remembers what was found. The device can
+    /// launch so. A kernel that never ends leaves it lost.
+    pub(super) fn run_dependents(&mut self, device: &cuda::Device, limit: Duration) {
+        let (family, begun) = (device.family().name().to_string(), GroupCheck::begun());
+        self.dependents.insert(family.clone(), begun.clone());
+        self.keep();
+        self.dependents.insert(family, begun.ended(self_check::run_dependents(device, limit)));
         self.keep();
     }
 
     /// Whether the check of the kernels for Hopper alone has to be made: it never was, or found nothing wrong and did not get
     /// to its end.
     pub(super) fn lacks_sm90(&self) -> bool {
-        !self.sm90.as_ref().is_some_and(|check| check.passed() || check.failed())
+        GroupCheck::is_due(self.sm90.as_ref())
+    }
+
+    /// The same of dependent launches of a family's kernels.
+    pub(super) fn lacks_dependents(&self, family: Family) -> bool {
+        GroupCheck::is_due(self.dependents_of(family))
+    }
+
+    /// What is known of dependent launches of a family's kernels.
+    pub fn dependents_of(&self, family: Family) -> Option<&GroupCheck> {
+        self.dependents.get(family.name())
     }
 
     fn keep(&self) {
@@ -243,6 +278,7 @@ mod tests {
             wrong,
             seconds: 0.26,
             sm90: None,
+            dependents: BTreeMap::new(),
         }
     }
 
@@ -251,9 +287,9 @@ mod tests {
         let of = |ran: usize, wrong: &[&str]| {
             let wrong = wrong.iter().map(|text| text.to_string()).collect();
             let stopped = (ran < 9).then(|| "the time was over".to_string());
-            FamilyCheck { ended: true, cases: 9, ran, stopped, wrong, ..FamilyCheck::begun() }
+            GroupCheck { ended: true, cases: 9, ran, stopped, wrong, ..GroupCheck::begun() }
         };
-        let begun = FamilyCheck::begun();
+        let begun = GroupCheck::begun();
         assert!(begun.failed() && !begun.passed() && begun.words().starts_with("it did not end the last time (20"));
         assert!(of(9, &[]).passed() && !of(9, &[]).failed());
         assert!(of(9, &["gemm_sm90"]).failed() && of(2, &["gemm_sm90"]).failed());
@@ -261,16 +297,20 @@ mod tests {
         assert!(!of(4, &[]).passed() && !of(4, &[]).failed());
         let lacks = |sm90| SelfCheck { sm90, ..check(9, &[]) }.lacks_sm90();
         assert!(lacks(None) && lacks(Some(of(4, &[]))));
-        assert!(!lacks(Some(begun)) && !lacks(Some(of(9, &[]))) && !lacks(Some(of(9, &["gemm_sm90"]))));
+        assert!(!lacks(Some(begun.clone())) && !lacks(Some(of(9, &[]))) && !lacks(Some(of(9, &["gemm_sm90"]))));
         // Another process may be at it, for as long as one may take.
         let (now, secs) = (Utc::now(), chrono::TimeDelta::seconds);
-        assert!(FamilyCheck::begun().may_be_running(now) && !of(9, &[]).may_be_running(now));
+        assert!(GroupCheck::begun().may_be_running(now) && !of(9, &[]).may_be_running(now));
         for far in [secs(-60), secs(60)] {
-            assert!(!FamilyCheck::begun().may_be_running(now + far), "{far}");
+            assert!(!GroupCheck::begun().may_be_running(now + far), "{far}");
         }
-        // A file of before has no such check.
+        // Each family's launches are a group of their own.
+        let dependents = [("sm80".to_string(), begun)].into_iter().collect();
+        let launched = SelfCheck { dependents, ..check(9, &[]) };
+        assert!(!launched.lacks_dependents(Family::Sm80) && launched.lacks_dependents(Family::Sm90));
+        // A file of before has no such checks.
         let mut old = serde_json::to_value(check(9, &[])).unwrap();
-        old.as_object_mut().unwrap().remove("sm90");
+        old.as_object_mut().unwrap().retain(|name, _| !["sm90", "dependents"].contains(&name.as_str()));
         assert_eq!(serde_json::from_value::<SelfCheck>(old).unwrap(), check(9, &[]));
     }
 

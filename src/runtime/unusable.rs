@@ -18,6 +18,8 @@ pub enum NoCuda {
     SelfCheck(String),
     /// A self-check of the kernels for Hopper alone took the device from this process; which card and how, in words.
     Lost(String),
+    /// A self-check of dependent launches did; likewise.
+    LostLaunching(String),
     /// It does not have the kernels that are asked for; why, in words.
     Kernels(Family, String),
 }
@@ -32,6 +34,7 @@ impl NoCuda {
             }
             NoCuda::SelfCheck(_) => "; `ggro doctor` says more, and --no-self-check uses the device all the same",
             NoCuda::Lost(_) => "; --kernels sm80 uses the device without these kernels",
+            NoCuda::LostLaunching(_) => "; --dependent-launches=false uses the device without them",
             _ => "",
         }
     }
@@ -44,6 +47,7 @@ impl NoCuda {
             NoCuda::NoDevice(why) | NoCuda::Kernels(_, why) => why,
             NoCuda::SelfCheck(_) => "the CUDA device failed its self-check",
             NoCuda::Lost(_) => "the self-check of the kernels of sm90 lost the CUDA device",
+            NoCuda::LostLaunching(_) => "the self-check of dependent launches lost the CUDA device",
         }
     }
 }
@@ -62,7 +66,9 @@ impl fmt::Display for NoCuda {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             NoCuda::NoKernels(why) => write!(f, "{why}{}", self.help()),
-            NoCuda::SelfCheck(why) | NoCuda::Lost(why) => write!(f, "{} ({why}){}", self.brief(), self.help()),
+            NoCuda::SelfCheck(why) | NoCuda::Lost(why) | NoCuda::LostLaunching(why) => {
+                write!(f, "{} ({why}){}", self.brief(), self.help())
+            }
             _ => write!(f, "{}{}", self.brief(), self.help()),
         }
     }

@@ -66,6 +66,31 @@ fn every_kernel_of_hopper_waits_before_it_touches_memory() {
     assert!(others.clone().count() > 10 && others.clone().all(|(_, text)| !text.contains("griddepcontrol")));
 }
 
+/// Sources whose kernels may read by `ld.global.nc`, which is for what nobody writes while the kernel lives, and what they read so.
+/// A kernel that begins early lives while those before it write.
+const NOBODY_WRITES: [(&str, &str); 3] = [
+    ("attention", "items, tokens and pages: lists that the host has copied, and a copy is waited for"),
+    ("attention_backward", "the same, and those of keys"),
+    ("attention_sm90", "the same lists as attention"),
+];
+
+#[test]
+fn what_kernels_write_is_read_by_plain_loads() {
+    let is_constant = |line: &&str| line.trim_start().contains("ld.global") && line.contains(".nc");
+    let mut found = [0; NOBODY_WRITES.len()];
+    for (name, text) in ptx().iter().filter(|(name, _)| name != source(name) || name.ends_with("_sm90")) {
+        let place = NOBODY_WRITES.iter().position(|(of, _)| *of == source(name));
+        for (kernel, body) in kernels_of(text) {
+            let wrong: Vec<&str> = body.lines().filter(is_constant).collect();
+            match place {
+                Some(place) => found[place] += wrong.len(),
+                None => assert!(wrong.is_empty(), "{name}: {kernel}: {wrong:?}"),
+            }
+        }
+    }
+    assert!(found.iter().all(|&count| count > 0), "an entry too many: {found:?}");
+}
+
 /// The bits of kernels that are launched one by one and begin one after the other; and no access that is wrong.
 #[test]
 fn early_launches_change_no_bit() {
@@ -123,7 +148,16 @@ fn graphs_of_older_drivers_have_plain_edges() {
 }
 
 /// The PTX of Hopper without one of the waits of some kernels of a source, or without all.
-fn without_wait(of: &str, kernels: &str, which: Option<usize>) -> PathBuf {
+pub fn without_wait(of: &str, kernels: &str, which: Option<usize>) -> PathBuf {
+    with_waits_changed("no-wait", (of, kernels), which, false)
+}
+
+/// The same with threads that wait when they end: all that they read is too early.
+pub fn late_waits(of: &str, kernels: &str) -> PathBuf {
+    with_waits_changed("late-wait", (of, kernels), None, true)
+}
+
+fn with_waits_changed(folder: &str, (of, kernels): (&str, &str), which: Option<usize>, late: bool) -> PathBuf {
     let mut texts = ptx().to_vec();
     let mut changed = false;
     for (name, text) in texts.iter_mut().filter(|(name, _)| source(name) == of) {
@@ -140,13 +174,16 @@ fn without_wait(of: &str, kernels: &str, which: Option<usize>) -> PathBuf {
             count += usize::from(waits);
             let dropped = waits && which.is_none_or(|which| which + 1 == count);
             changed |= dropped;
+            if late && mine && line.trim() == "ret;" {
+                kept += "\tgriddepcontrol.wait;\n";
+            }
             kept += if dropped { "" } else { line };
             kept.push('\n');
         }
         *text = kept;
     }
     assert!(changed, "{of}: {kernels} do not wait so often");
-    folder_of("no-wait", &texts)
+    folder_of(folder, &texts)
 }
 
 /// A prompt, two steps of decoding, and a reward with its gradient.

@@ -15,6 +15,7 @@ mod gradient_pages;
 mod graphs;
 mod harness;
 mod hopper;
+mod launches;
 mod lost;
 mod model;
 mod mutations;

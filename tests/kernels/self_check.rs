@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 /// Images of what measures a card, and is part of no model.
 const INSTRUMENTS: [&str; 4] = ["mma_peak", "probe", "read_peak", "wgmma_peak_sm90"];
-const LIMIT: Duration = Duration::from_secs(600);
+pub const LIMIT: Duration = Duration::from_secs(600);
 
 /// A folder of the kernels in which `change` has had its way with each file.
 pub fn changed(name: &str, change: fn(&str, &str) -> String) -> PathBuf {
