@@ -41,6 +41,8 @@ pub struct RewardScorer {
     every: bool,
     wants_gradient: bool,
     hidden: usize,
+    /// Rewards of the beginnings that were asked about so far, if all of them are wanted.
+    beginnings: Vec<f32>,
     base: Option<RewardOutput>,
     gradients: Vec<GradientQuery>,
     necessary: Work,
@@ -49,6 +51,9 @@ pub struct RewardScorer {
 
 /// Positions at which candidates are scored, at most: each is a pass of its own.
 pub const MOST_POSITIONS: usize = 64;
+
+/// Beginnings whose rewards are asked for together: the span that answers holds all of them, and so is never cut.
+const BEGINNINGS: usize = 512;
 
 /// A request for rewards, checked.
 ///
@@ -99,6 +104,7 @@ impl RewardScorer {
             ids: query.ids,
             len,
             hidden,
+            beginnings: Vec::new(),
             base: None,
             necessary: Work::default(),
             outcome: Outcome::pending(),
@@ -117,12 +123,11 @@ impl RewardScorer {
             return Err(Error::Backend("a text without a reward".to_string()));
         };
         let last = self.ids.len() - 1;
-        let rewards = base.also.iter().chain([&base.reward]);
-        if let Some(position) = rewards.clone().position(|reward| !reward.is_finite()) {
-            let position = if self.every { position } else { last };
+        let beginnings = self.beginnings.iter().position(|reward| !reward.is_finite());
+        if let Some(position) = beginnings.or((!base.reward.is_finite()).then_some(last)) {
             return Err(Error::NonFinite { what: "reward", model: "reward", position });
         }
-        let every = if self.every { rewards.copied().collect() } else { Vec::new() };
+        let every = std::mem::take(&mut self.beginnings);
         let (mut gradient, mut scores) = (Vec::new(), Vec::new());
         for (index, GradientQuery { ask, found }) in self.gradients.drain(..).enumerate() {
             let (dots, rows) = found.unwrap_or_default();
@@ -152,7 +157,7 @@ impl Request for RewardScorer {
             return;
         }
         let (len, trunk) = (self.ids.len(), SeqKey { role: Role::Reward, number: 0 });
-        let task = |key, parent, fresh, also_at, gradient, origin| Task {
+        let task = |key, parent, fresh, len, also_at, gradient, origin| Task {
             key,
             parent,
             len,
@@ -162,15 +167,17 @@ impl Request for RewardScorer {
             origin,
         };
         if self.base.is_none() {
-            let also_at = if self.every { (0..len - 1).collect() } else { Vec::new() };
+            let from = self.beginnings.len();
+            let len = if self.every { len.min(from + BEGINNINGS) } else { len };
+            let also_at = if self.every { (from..len - 1).collect() } else { Vec::new() };
             let gradient = self.with_base().map(|index| self.gradients[index].ask.clone());
-            out.push(task(trunk, None, 0, also_at, gradient, TaskOrigin::Shared));
+            out.push(task(trunk, None, from, len, also_at, gradient, TaskOrigin::Shared));
             return;
         }
         for (index, asked) in self.gradients.iter().enumerate().filter(|(_, asked)| asked.found.is_none()) {
             let (key, slot) = (SeqKey { number: index as u32 + 1, ..trunk }, asked.ask.slot);
             let parent = (slot > 0).then_some((trunk, slot));
-            out.push(task(key, parent, slot, Vec::new(), Some(asked.ask.clone()), TaskOrigin::Score(index)));
+            out.push(task(key, parent, slot, len, Vec::new(), Some(asked.ask.clone()), TaskOrigin::Score(index)));
         }
     }
 
@@ -196,7 +203,13 @@ impl Request for RewardScorer {
             asked.found = Some((dots, std::mem::take(&mut output.rows)));
         }
         if task.origin == TaskOrigin::Shared {
-            self.base = Some(output);
+            if self.every {
+                self.beginnings.append(&mut output.also);
+                self.beginnings.push(output.reward);
+            }
+            if task.len == self.ids.len() {
+                self.base = Some(output);
+            }
         }
     }
 

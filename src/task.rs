@@ -117,6 +117,16 @@ impl Task {
         }
     }
 
+    /// Where a span from `start` on ends that may run `budget` tokens. What comes before the first position that is asked about can
+    /// be run in pieces. The rest goes in one span, however long it is.
+    pub fn span_end(&self, start: usize, budget: usize) -> usize {
+        if self.len.saturating_sub(start) <= budget {
+            return self.len;
+        }
+        let end = self.answered_from().min(start.saturating_add(budget));
+        if end > start { end } else { self.len }
+    }
+
     /// Positions that it differentiates.
     pub fn differentiated(&self) -> usize {
         match &self.ask {
@@ -351,6 +361,38 @@ mod tests {
                     let expected = all.get(from..to.min(6)).unwrap_or_default();
                     assert_eq!(cut([&all[..a], &all[a..b], &all[b..]], from, to), expected, "{from}..{to} of {a}, {b}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_task_is_cut_before_what_it_asks_about() {
+        let task = |also_at: &[usize], slot: Option<usize>| Task {
+            key: SeqKey { role: Role::Reward, number: 0 },
+            parent: None,
+            len: 100,
+            fresh: 0,
+            speculative: false,
+            ask: Ask::Reward {
+                also_at: also_at.to_vec(),
+                gradient: slot.map(|slot| GradientAsk { slot, candidates: Arc::from([]), rows: false }),
+            },
+            origin: TaskOrigin::Shared,
+        };
+        for (also_at, slot, from) in
+            [(&[][..], None, 99), (&[70, 40], None, 40), (&[70], Some(60), 60), (&[], Some(0), 0)]
+        {
+            let task = task(also_at, slot);
+            assert_eq!(task.answered_from(), from);
+            for budget in [1, 7, 64, 1000, usize::MAX] {
+                let (mut start, mut spans) = (0, 0);
+                while start < task.len {
+                    let end = task.span_end(start, budget);
+                    assert!(end > start && (end == task.len || end <= from && end - start <= budget));
+                    (start, spans) = (end, spans + 1);
+                }
+                // Whole pieces, and what is asked about in one span, with what of the rest fits.
+                assert!(spans <= from.div_ceil(budget) + 1 && spans >= from / budget, "{spans}");
             }
         }
     }

@@ -63,13 +63,15 @@ fn both(backend: &mut ModelPair, policy: &[&TaskSpan], reward: &[&TaskSpan]) -> 
         let Ask::Reward { also_at, gradient } = &span.task.ask else {
             return Ran { policy: Err(missing()), reward: Err(missing()), seconds: StepTime::default() };
         };
+        // What a task asks about lies in its last span.
+        let also_at: &[usize] = if span.last { also_at } else { &[] };
         let asked = RewardSpan { span: tokens(span), also_at };
         match gradient {
-            None => scores.push((index, asked)),
-            Some(gradient) => {
+            Some(gradient) if span.last => {
                 let (slot, candidates) = (gradient.slot, &gradient.candidates[..]);
                 gradients.push((index, GradientSpan { span: asked, slot, candidates, rows: gradient.rows }));
             }
+            _ => scores.push((index, asked)),
         }
     }
     let score: Vec<RewardSpan<'_>> = scores.iter().map(|&(_, span)| span).collect();
@@ -83,7 +85,7 @@ fn both(backend: &mut ModelPair, policy: &[&TaskSpan], reward: &[&TaskSpan]) -> 
     let reward = ran.score.and_then(|scored| {
         for ((index, _), score) in scores.iter().zip(scored) {
             let output = RewardOutput { reward: score.reward, also: score.also, ..RewardOutput::default() };
-            outputs[*index] = Some(SpanOutput::Reward(output));
+            outputs[*index] = Some(if reward[*index].last { SpanOutput::Reward(output) } else { SpanOutput::Partial });
         }
         for ((index, _), found) in gradients.iter().zip(ran.gradient?) {
             let (score, gradient) = (found.score, Some((found.dots, found.norm)));

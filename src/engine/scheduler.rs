@@ -15,7 +15,7 @@ mod budget;
 mod turns;
 
 use self::allocation::{Allocation, StepReservations};
-use self::budget::Budget;
+use self::budget::{Budget, needed};
 use super::sequences::{CachedPrompts, Sequences, Source};
 use super::settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};
 use super::step::{SpanOutput, Step, TaskSpan};
@@ -96,6 +96,18 @@ struct PlannedTask {
     task: Task,
     /// Tokens that it has to run; not counted for a speculative one.
     wants: usize,
+}
+
+impl PlannedTask {
+    /// Positions at its end that go in one span.
+    fn tail(&self) -> usize {
+        self.task.len.saturating_sub(self.task.answered_from())
+    }
+
+    /// Whether nothing is left that could be run before its last span.
+    fn whole(&self) -> bool {
+        self.wants <= self.tail()
+    }
 }
 
 /// Requests, waiting and running. All of them end with a `T`; [`Request::map`] brings different kinds together.
@@ -246,14 +258,18 @@ impl<T> Scheduler<T> {
         }
         tasks.append(&mut likely);
         self.likely = likely;
+        // A batch that is full gains nothing by waiting for more.
+        let wanted = needed(&tasks, Role::Reward).fold(0_usize, |sum, planned| sum.saturating_add(planned.wants));
+        let hold = hold && wanted < self.settings.batch_tokens.max(1);
         let policy = tasks.iter().filter(|planned| planned.task.key.role == Role::Policy).count();
         let mut step = Step::with_room(policy, if hold { 0 } else { tasks.len() - policy });
         let (mut reserved, mut due) = (StepReservations::default(), false);
-        let mut budget = Budget::new(&self.settings, backend, tasks.iter().map(|planned| &planned.task));
+        let mut budget = Budget::new(&self.settings, backend, &tasks);
         let turns = self.turns(&tasks);
         let preemptions = self.stats.preemptions;
-        for (index, PlannedTask { id, task, .. }) in tasks.drain(..).enumerate() {
-            let allowed = budget.allows(&task, turns.as_ref().map(|turns| turns[index]));
+        for (index, planned) in tasks.drain(..).enumerate() {
+            let allowed = budget.allows(&planned, turns.as_ref().map(|turns| turns[index]));
+            let PlannedTask { id, task, .. } = planned;
             // An older request may have preempted it for its blocks.
             if self.stats.preemptions > preemptions && !self.running.contains_key(&id) {
                 continue;
@@ -283,8 +299,8 @@ impl<T> Scheduler<T> {
                 },
                 Allocation::NotNow if task.speculative || reserved.holds(id) => {}
                 Allocation::NotNow => self.preempt(backend, id),
-                Allocation::Never(needed) => {
-                    let error = beyond_memory(backend, &task, needed);
+                Allocation::Never => {
+                    let error = beyond_memory(backend, &task);
                     step.refused.push((id, task, error));
                 }
             }
@@ -403,8 +419,9 @@ impl<T> Scheduler<T> {
     }
 }
 
-fn beyond_memory(backend: &ModelPair, task: &Task, needed: usize) -> Error {
+fn beyond_memory(backend: &ModelPair, task: &Task) -> Error {
     let (role, len) = (task.key.role, task.len);
+    let needed = len.div_ceil(BLOCK);
     Error::TooLong {
         limit_of: Limit::Memory,
         found: len,

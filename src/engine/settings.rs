@@ -40,7 +40,8 @@ pub struct Settings {
     pub run_ahead: bool,
     /// Requests that run at the same time, at most; others wait.
     pub max_requests: usize,
-    /// Tokens of one policy batch, at most: longer prompts are cut.
+    /// Tokens of one batch of either model, at most: longer prompts are cut. What a reward and its gradient are asked for goes in one
+    /// span, however long.
     pub batch_tokens: usize,
     /// Prompts of each model whose keys and values are kept for later requests, at most.
     pub cached_prompts: usize,

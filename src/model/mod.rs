@@ -323,7 +323,7 @@ pub trait Model {
         usize::MAX
     }
 
-    /// Blocks of keys and values that a sequence holds.
+    /// Blocks of keys and values that a sequence holds. With those that none holds they are all there are: a longer text is refused.
     fn blocks_in_use(&self) -> usize {
         0
     }

@@ -3,6 +3,7 @@
 mod cost;
 mod demo;
 mod goldens;
+mod pieces;
 mod replay;
 mod retokenize;
 mod sampled;

@@ -1,10 +1,13 @@
 //! The engine on the emulated device: what requests say alone they say in company, bit for bit.
 
 use crate::emulated::{Emulated, alone};
-use ggro::engine::{Settings, SpeculationWidth};
+use ggro::engine::{Settings, SpeculationWidth, score};
 use ggro::files::pair::Parts;
+use ggro::model::Role;
 use ggro::model::cuda::{self, CudaOptions};
+use ggro::scoring::RewardQuery;
 use ggro_emulator::{Config, Streams};
+use ggro_testkit::backend::text;
 use ggro_testkit::fixtures::{FIXTURES, parts};
 use ggro_testkit::requests::{Request, requests, together};
 use std::time::Instant;
@@ -57,5 +60,43 @@ fn three_traces_of_every_fixture_in_company() {
         }
         println!("{preemptions} preemptions");
         assert!(preemptions > 0, "nobody was preempted");
+    });
+}
+
+/// Prompts of both models in pieces: the bits of whole ones, behind blocks that are full and behind ones that are not.
+#[test]
+fn prompts_in_pieces() {
+    alone("engine::prompts_in_pieces", || {
+        let Emulated { device, machine } = Emulated::new(Config::default());
+        let name = "llama-gqa";
+        let [policy, reward] = parts(name);
+        let options = CudaOptions { sequences: 4, batch_tokens: 704, ..CudaOptions::default() };
+        let parts = Parts::both((&policy.0, &policy.1), (&reward.0, &reward.1));
+        let mut cuda = cuda::open(device, parts, &options, &mut |_| ()).unwrap().0;
+        let cut = |batch_tokens| Settings { batch_tokens, cached_prompts: 0, ..Settings::default() };
+
+        let all = requests(name).into_iter().filter(|request| request.options.max_candidates > 1);
+        let request = all.min_by_key(|request| request.prompt.len() + request.options.max_new_tokens).unwrap();
+        let expected = together(&mut cuda, &cut(usize::MAX), &[&request], &[0]).responses;
+        for batch_tokens in [3, 16] {
+            let found = together(&mut cuda, &cut(batch_tokens), &[&request], &[0]).responses;
+            assert!(found == expected, "{}, in pieces of {batch_tokens}", request.name);
+        }
+
+        let ids = text(150, cuda.config(Role::Reward).unwrap().vocab_size, 1);
+        for query in [
+            RewardQuery { ids: ids.clone(), ..RewardQuery::default() },
+            RewardQuery { ids, gradient_from: Some(140), ..RewardQuery::default() },
+        ] {
+            let expected = score(&mut cuda, &cut(usize::MAX), query.clone(), None).unwrap().0;
+            for batch_tokens in [31, 64, 100] {
+                let before = cuda.work();
+                let found = score(&mut cuda, &cut(batch_tokens), query.clone(), None).unwrap().0;
+                assert!(found == expected, "a text in pieces of {batch_tokens}");
+                assert_eq!(cuda.work() - before, expected.work);
+            }
+        }
+        let faults = machine.faults();
+        assert!(faults.is_empty(), "{faults:#?}");
     });
 }

@@ -320,6 +320,9 @@ impl ggro::model::Model for Half {
     fn blocks_free(&self) -> usize {
         self.state().pools.as_ref().map_or(usize::MAX, |pools| pools[self.role as usize].blocks_free())
     }
+    fn blocks_in_use(&self) -> usize {
+        self.state().pools.as_ref().map_or(0, |pools| pools[self.role as usize].blocks_in_use())
+    }
     fn blocks_needed(&self, seq: SeqId, count: usize) -> usize {
         let state = self.state();
         let pools = state.pools.as_ref().zip(state.get(seq).kv);

@@ -27,6 +27,11 @@ impl StepReservations {
     pub fn holds(&self, request: u64) -> bool {
         self.sequences.iter().any(|key| key.0 == request)
     }
+
+    /// Whether it has one of this model.
+    fn of(&self, request: u64, role: Role) -> bool {
+        self.sequences.iter().any(|&(other, key)| other == request && key.role == role)
+    }
 }
 
 /// Where a task can run in this step.
@@ -35,8 +40,8 @@ pub(super) enum Allocation {
     Found(Source, usize, usize),
     /// Not in this step: others hold the blocks.
     NotNow,
-    /// Never: this many blocks are needed, more than there are.
-    Never(usize),
+    /// Never: more blocks are needed than there are.
+    Never,
 }
 
 impl<T> Scheduler<T> {
@@ -120,6 +125,12 @@ impl<T> Scheduler<T> {
         reserved: &StepReservations,
     ) -> Allocation {
         let role = task.key.role;
+        let blocks = |len: usize| len.div_ceil(BLOCK);
+        // Before a piece of it is run.
+        if blocks(task.len) > backend.blocks_free(role).saturating_add(backend.blocks_in_use(role)) {
+            return if task.speculative { Allocation::NotNow } else { Allocation::Never };
+        }
+        self.cut_back(backend, id, task);
         loop {
             let source = self.source(backend, id, task);
             let start = match source {
@@ -127,8 +138,7 @@ impl<T> Scheduler<T> {
                 Source::Fork(_, len) => len,
                 Source::Nothing => 0,
             };
-            let end = task.len.min(start.saturating_add(budget));
-            let blocks = |len: usize| len.div_ceil(BLOCK);
+            let end = task.span_end(start, budget);
             let needed = match source {
                 Source::Held(seq) => backend.blocks_needed(seq, end - start),
                 Source::Fork(_, len) => blocks(end) - len / BLOCK,
@@ -165,8 +175,23 @@ impl<T> Scheduler<T> {
                 .min_by_key(|&key| task.parent.is_some_and(|(parent, _)| parent == key));
             match idle {
                 Some(key) => entry.sequences.close(backend, key),
-                None => return Allocation::Never(needed),
+                // Spans of this step have them.
+                None if reserved.of(id, role) => return Allocation::NotNow,
+                None => return Allocation::Never,
             }
+        }
+    }
+
+    /// Cuts a task's sequence back to the first position that is asked about. It reaches further if a piece was run of a task that has
+    /// come to ask for more since: for the gradient of a candidate that was not needed then.
+    fn cut_back(&mut self, backend: &mut ModelPair, id: u64, task: &Task) {
+        let Some(entry) = self.running.get_mut(&id) else { return };
+        let from = task.answered_from();
+        if let Some(seq) = entry.sequences.get(task.key)
+            && backend.len(seq) > from
+            && backend.truncate(seq, from).is_err()
+        {
+            entry.sequences.close(backend, task.key);
         }
     }
 

@@ -1,9 +1,26 @@
 //! How much of a step a task may have.
 
+use super::PlannedTask;
 use crate::engine::settings::{Settings, SpeculationWidth};
 use crate::engine::step::TaskSpan;
+use crate::kv::BLOCK;
 use crate::model::{ModelPair, Role};
-use crate::task::Task;
+
+/// Tasks of a model that are needed.
+pub(super) fn needed(tasks: &[PlannedTask], role: Role) -> impl Iterator<Item = &PlannedTask> {
+    tasks.iter().filter(move |planned| planned.task.key.role == role && !planned.task.speculative)
+}
+
+/// How much of a reward batch with room for so many tokens, of which some are left, a text that can be cut gets. One that does not
+/// fit leaves up to half of what is left to the texts behind it. None gets a crumb of less than a block of keys and values; it
+/// waits instead, and the oldest one never does.
+pub(super) fn reward_piece(wants: usize, room: usize, left: usize, later: usize) -> usize {
+    if wants <= left {
+        return wants;
+    }
+    let piece = left.saturating_sub(later).max(left.div_ceil(2));
+    if piece < BLOCK.min(room.div_ceil(2)) { 0 } else { piece }
+}
 
 /// What is left of a step.
 pub(super) struct Budget {
@@ -12,7 +29,11 @@ pub(super) struct Budget {
     /// Needed tasks of the policy that have not had their step yet.
     due: usize,
     decoded: usize,
+    /// Tokens that a reward batch has room for, of which so many are taken.
+    room: usize,
     scored: usize,
+    /// Tokens of needed rewards that have not had their step yet.
+    wanted: usize,
     /// Whether the reward batch has a span.
     scores: bool,
     /// Positions that can be differentiated with those already chosen.
@@ -24,16 +45,19 @@ pub(super) struct Budget {
 
 impl Budget {
     /// A step in which these tasks are asked for.
-    pub fn new<'a>(settings: &Settings, backend: &ModelPair, tasks: impl Iterator<Item = &'a Task>) -> Budget {
+    pub fn new(settings: &Settings, backend: &ModelPair, tasks: &[PlannedTask]) -> Budget {
         let (likely_rows, likely_tokens) = match settings.speculation {
             SpeculationWidth::Auto => (backend.free_batch_rows(), 2 * backend.free_batch_rows()),
             _ => (usize::MAX, usize::MAX),
         };
+        let room = settings.batch_tokens.max(1);
         Budget {
-            tokens: settings.batch_tokens.max(1),
-            due: tasks.filter(|task| task.key.role == Role::Policy && !task.speculative).count(),
+            tokens: room,
+            due: needed(tasks, Role::Policy).count(),
             decoded: 0,
+            room,
             scored: 0,
+            wanted: needed(tasks, Role::Reward).fold(0, |sum, planned| sum.saturating_add(planned.wants)),
             scores: false,
             gradient: backend.gradient_tokens(),
             likely_rows,
@@ -43,7 +67,11 @@ impl Budget {
 
     /// Tokens that a task may run in this step; each task is asked about once, in the order of the step. `turn` is the most
     /// that it may run if tasks take turns.
-    pub fn allows(&mut self, task: &Task, turn: Option<usize>) -> usize {
+    pub fn allows(&mut self, planned: &PlannedTask, turn: Option<usize>) -> usize {
+        let PlannedTask { task, wants, .. } = planned;
+        if task.key.role == Role::Reward && !task.speculative {
+            self.wanted = self.wanted.saturating_sub(*wants);
+        }
         match (task.key.role, task.speculative) {
             (Role::Policy, false) if turn.is_some() => turn.unwrap_or(0).min(self.tokens),
             (Role::Reward, false) if turn == Some(0) => 0,
@@ -57,9 +85,20 @@ impl Budget {
             // A pass of the reward model costs as much as several steps of the policy, however few tokens it is for: what
             // is speculative only joins a batch that is needed.
             (Role::Reward, true) if !self.scores || self.scored >= self.likely_tokens => 0,
-            // A segment that is longer than the room left for gradients gets a batch of its own.
-            (Role::Reward, _) if !self.scores || task.differentiated() <= self.gradient => usize::MAX,
-            (Role::Reward, _) => 0,
+            (Role::Reward, true) => self.room.saturating_sub(self.scored).max(1),
+            // A segment that is longer than the room left for gradients gets a batch of its own; what stands before it is run.
+            (Role::Reward, false) if self.scores && task.differentiated() > self.gradient => {
+                self.reward_share(planned, turn).min(wants.saturating_sub(planned.tail()))
+            }
+            (Role::Reward, false) => self.reward_share(planned, turn),
+        }
+    }
+
+    fn reward_share(&self, planned: &PlannedTask, turn: Option<usize>) -> usize {
+        match turn {
+            Some(turn) => turn,
+            None if planned.whole() => usize::MAX,
+            None => reward_piece(planned.wants, self.room, self.room.saturating_sub(self.scored), self.wanted),
         }
     }
 
@@ -76,6 +115,32 @@ impl Budget {
                 self.scored += tokens;
                 self.scores = true;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reward_piece;
+
+    #[test]
+    fn a_text_that_does_not_fit_leaves_room_for_others() {
+        // What fits goes whole, whatever comes behind it.
+        assert_eq!(reward_piece(300, 2048, 2048, 5000), 300);
+        assert_eq!(reward_piece(2048, 2048, 2048, 5000), 2048);
+        // All of the room if nobody else wants it, all but what others want, and half at least.
+        assert_eq!(reward_piece(5000, 2048, 2048, 0), 2048);
+        assert_eq!(reward_piece(5000, 2048, 2048, 300), 1748);
+        assert_eq!(reward_piece(5000, 2048, 2048, 9000), 1024);
+        // Never a crumb, but for a batch that holds no more.
+        assert_eq!(reward_piece(5000, 2048, 127, 9000), 64);
+        assert_eq!(reward_piece(5000, 2048, 126, 9000), 0);
+        assert_eq!(reward_piece(60, 2048, 50, 0), 0);
+        assert_eq!(reward_piece(5000, 8, 8, 9000), 4);
+        assert_eq!(reward_piece(5000, 8, 3, 0), 0);
+        assert_eq!(reward_piece(5000, 1, 1, 9000), 1);
+        for room in 1..200 {
+            assert!(reward_piece(1000, room, room, usize::MAX) > 0, "the oldest text goes on");
         }
     }
 }

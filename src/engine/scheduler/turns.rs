@@ -4,6 +4,7 @@
 //! all older groups and before every (n+1)-th one. Requests that stand by themselves, with one task at a time, are served in the
 //! order of their arrival, as if there were no groups.
 
+use super::budget::{needed, reward_piece};
 use super::{Entry, PlannedTask, Scheduler};
 use crate::model::{ModelPair, Role};
 use crate::task::Task;
@@ -56,12 +57,9 @@ impl<T> Scheduler<T> {
     /// if there is room for all. `tasks` are in the order of the step.
     pub(super) fn turns(&self, tasks: &[PlannedTask]) -> Option<Vec<usize>> {
         let room = self.settings.batch_tokens.max(1);
-        let mut needed = [0_usize; 2];
-        for PlannedTask { task, wants, .. } in tasks.iter().filter(|planned| !planned.task.speculative) {
-            let needed = &mut needed[task.key.role as usize];
-            *needed = needed.saturating_add(*wants);
-        }
-        if needed.into_iter().all(|needed| needed <= room) {
+        let [policy, mut later] = [Role::Policy, Role::Reward]
+            .map(|role| needed(tasks, role).fold(0_usize, |sum, planned| sum.saturating_add(planned.wants)));
+        if policy <= room && later <= room {
             return None;
         }
         let mut order = Vec::with_capacity(tasks.len());
@@ -78,7 +76,7 @@ impl<T> Scheduler<T> {
         }
         order.sort_unstable();
         let mut due = order.iter().filter(|&&(_, index)| tasks[index].task.key.role == Role::Policy).count();
-        let (mut tokens, mut scored) = (room, 0);
+        let (mut tokens, mut scored) = (room, 0_usize);
         let mut allowed = vec![usize::MAX; tasks.len()];
         for (_, index) in order {
             let wants = tasks[index].wants;
@@ -90,11 +88,16 @@ impl<T> Scheduler<T> {
                     tokens -= most;
                     most
                 }
-                // Rewards are not cut.
-                Role::Reward if scored > 0 && wants > room.saturating_sub(scored) => 0,
                 Role::Reward => {
-                    scored += wants;
-                    usize::MAX
+                    later = later.saturating_sub(wants);
+                    let left = room.saturating_sub(scored);
+                    let most = match tasks[index].whole() {
+                        true if scored > 0 && wants > left => 0,
+                        true => wants,
+                        false => reward_piece(wants, room, left, later),
+                    };
+                    scored = scored.saturating_add(most);
+                    if most == wants { usize::MAX } else { most }
                 }
             };
         }

@@ -100,7 +100,7 @@ impl Intervention {
         self.scored_from(index) != self.prefix.len() + self.branches[index].state.kept().len()
     }
 
-    /// The reward of an ended branch, in one span after what its sequence holds. `None` if no token is new.
+    /// The reward of an ended branch, after what its sequence holds. `None` if no token is new.
     fn score_task(&self, index: usize) -> Option<Task> {
         if !self.has_unscored(index) {
             return None;
