@@ -264,7 +264,8 @@ fn parts(n: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..count).map(move |i| (i * size + i.min(longer), size + usize::from(i < longer)))
 }
 
-/// Evaluates a call with `$rows`, a constant, the number in `1..=$most` that `$count` is.
+/// Evaluates a call with `$rows`, a constant, the number in `1..=$most` that `$count` is. The guards are constants of their own: only
+/// then are cases above `$most` not compiled.
 macro_rules! with_rows {
     ($count:expr, $most:expr, $rows:ident => $call:expr) => {{
         macro_rules! case {
@@ -275,11 +276,11 @@ macro_rules! with_rows {
         }
         match $count {
             1 => case!(1),
-            2 if $most >= 2 => case!(2),
-            3 if $most >= 3 => case!(3),
-            4 if $most >= 4 => case!(4),
-            5 if $most >= 5 => case!(5),
-            6 if $most >= 6 => case!(6),
+            2 if const { $most >= 2 } => case!(2),
+            3 if const { $most >= 3 } => case!(3),
+            4 if const { $most >= 4 } => case!(4),
+            5 if const { $most >= 5 } => case!(5),
+            6 if const { $most >= 6 } => case!(6),
             _ => unreachable!("a tile has at most {} rows", $most),
         }
     }};

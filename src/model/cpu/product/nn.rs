@@ -21,7 +21,13 @@ pub(super) unsafe fn nn<L: Tiles, E: Element, const M: usize, const C: usize>(o:
     let strip = C * LANES;
     if o.m <= M {
         // SAFETY: the caller's promise.
-        return unsafe { with_rows!(o.m, M, R => nn_stored::<L, E, R, C>(o)) };
+        unsafe {
+            with_rows!(o.m, M, R => nn_stored::<L, E, R, C>(o));
+            if !width.is_multiple_of(LANES) {
+                nn_tail::<L, E>(o);
+            }
+        }
+        return;
     }
     let (mut panel, lanes) = SCRATCH.take();
     let columns = NN_COLUMNS.min(width.next_multiple_of(strip));
@@ -70,7 +76,7 @@ pub(super) unsafe fn nn<L: Tiles, E: Element, const M: usize, const C: usize>(o:
     SCRATCH.set((panel, lanes));
 }
 
-/// `M` rows of x with the rows of w as they are stored.
+/// `M` rows of x with the rows of w as they are stored; columns of y behind the last whole group are left to [`nn_tail`].
 ///
 /// # Safety
 /// As [`nn`], with `m = M`.
@@ -89,24 +95,39 @@ unsafe fn nn_stored<L: Lanes, E: Element, const M: usize, const C: usize>(o: Ope
                 nn_rows::<L, E, M, C>(o.y.add(c), o.ldy, x, o.ldx, w.add(c * E::SIZE), bytes, rows);
                 c += C * LANES;
             }
-            while c < whole {
-                nn_rows::<L, E, M, 1>(o.y.add(c), o.ldy, x, o.ldx, w.add(c * E::SIZE), bytes, rows);
-                c += LANES;
-            }
-            if c < width {
-                let count = width - c;
-                for m in 0..M {
-                    let y = o.y.add(m * o.ldy + c);
-                    let mut acc = load_tail::<L, F32>(y.cast_const().cast(), count);
-                    for r in 0..rows {
-                        let w = load_tail::<L, E>(w.add(r * bytes + c * E::SIZE), count);
-                        acc = acc.fma(L::splat(*x.add(m * o.ldx + r)), w);
-                    }
-                    let mut padded = [0.0f32; LANES];
-                    acc.store(padded.as_mut_ptr());
-                    std::ptr::copy_nonoverlapping(padded.as_ptr(), y, count);
+            // Where a strip is one group, none are left.
+            if const { C > 1 } {
+                while c < whole {
+                    nn_rows::<L, E, M, 1>(o.y.add(c), o.ldy, x, o.ldx, w.add(c * E::SIZE), bytes, rows);
+                    c += LANES;
                 }
             }
+        }
+    }
+}
+
+/// The columns of y behind the last whole group. Few matrices have any, so it is compiled for no number of rows: it would be a good
+/// part of all code of the products.
+///
+/// # Safety
+/// As [`nn`].
+#[inline(always)]
+unsafe fn nn_tail<L: Lanes, E: Element>(o: Operands<'_>) {
+    let bytes = o.w.stride * E::SIZE;
+    let count = o.w.width % LANES;
+    let from = o.w.width - count;
+    for m in 0..o.m {
+        // SAFETY: row `m` of x and of y, all rows of w, and their last `count` columns exist.
+        unsafe {
+            let y = o.y.add(m * o.ldy + from);
+            let mut acc = load_tail::<L, F32>(y.cast_const().cast(), count);
+            for j in 0..o.w.rows {
+                let w = load_tail::<L, E>(o.w.data.as_ptr().add(j * bytes + from * E::SIZE), count);
+                acc = acc.fma(L::splat(*o.x.add(m * o.ldx + j)), w);
+            }
+            let mut padded = [0.0f32; LANES];
+            acc.store(padded.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(padded.as_ptr(), y, count);
         }
     }
 }
