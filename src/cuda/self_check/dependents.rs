@@ -510,8 +510,8 @@ fn turned<'a>(given: &'a Given, qkv: &'a Buffer<u16>) -> rope::Inputs<'a> {
     let [q, k] = given.head_norms.each_ref().map(Buffer::view);
     rope::Inputs {
         qkv: qkv.view(),
-        positions: given.positions.view(),
-        table: given.table.view(),
+        turns: rope::Turns { positions: given.positions.view(), table: given.table.view() },
         norms: Some(HeadNorms { q, k, eps: EPS }),
+        order: rope::HeadOrder::Halves,
     }
 }
