@@ -1,9 +1,9 @@
 // Shared by all kernels: storage types, vector access, reductions of a fixed order, last-arriver tickets, and how lines lie
 // in shared memory.
 //
-// Every kernel includes this header, itself or by way of gemm.cuh, attention.cuh, attention_forward.cuh or hopper.cuh, and no
-// other. Nothing here depends on how many rows a launch has: what a row or an output element goes through is a function of
-// its own problem's size alone.
+// Every kernel includes this header, itself or by way of the headers of a family (gemm.cuh, attention.cuh, attention_forward.cuh,
+// hopper.cuh) or of what kernels share a formula of (gated.cuh, heads.cuh, norms.cuh). Nothing here depends on how many rows a launch
+// has: what a row or an output element goes through is a function of its own problem's size alone.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -326,26 +326,36 @@ struct Gemm {
         }
     };
 
-    // A row's r / s, by a warp; and for several rows at once, whose squares are then on their way together.
+    // The rows' r / s, four rows of a warp at once: their squares are on their way together, and lane i finishes row i.
     static __device__ __forceinline__ void find_factors(const GemmArgs& args, const Ring& ring, float* factors) {
-        constexpr int kTogether = 2;
+        constexpr int kTogether = 4;
         const NormArgs& norm = args.norm;
         const int warp = threadIdx.x / kWarp - 1, lane = threadIdx.x % kWarp;
 #pragma unroll 1
         for (int first = warp * kTogether; first < args.tokens; first += kArrivers * kTogether) {
-            float sums[kTogether];
+            const int token = min(first + lane % kTogether, args.tokens - 1);
+            const float before = __ldcg(norm.before + token);
+            float sums[kTogether] = {};
+#pragma unroll 1
+            for (int at = 4 * lane; at < norm.groups; at += 4 * kWarp) {
+                float4 four[kTogether];
 #pragma unroll
-            for (int i = 0; i < kTogether; ++i) {
-                const int token = min(first + i, args.tokens - 1);
-                sums[i] = add_groups(norm.squares + static_cast<size_t>(token) * norm.groups, norm.groups);
+                for (int i = 0; i < kTogether; ++i) {
+                    const size_t row = min(first + i, args.tokens - 1);
+                    four[i] = __ldcg(reinterpret_cast<const float4*>(norm.squares + row * norm.groups + at));
+                }
+#pragma unroll
+                for (int i = 0; i < kTogether; ++i) sums[i] = add_four(sums[i], four[i]);
             }
+            float squares = 0.0f;
 #pragma unroll
             for (int i = 0; i < kTogether; ++i) {
-                const float squares = warp_sum(sums[i]);
-                const int token = first + i;
-                if (lane != 0 || token >= args.tokens) continue;
-                const float r = inverse_norm(squares, norm.columns, norm.eps);
-                factors[token] = r / power_below(norm.before[token]);
+                const float sum = warp_sum(sums[i]);
+                if (lane % kTogether == i) squares = sum;
+            }
+            const float r = inverse_norm(squares, norm.columns, norm.eps), factor = r / norm_scale(before);
+            if (lane < kTogether && first + lane < args.tokens) {
+                factors[token] = factor;
                 if (blockIdx.x == 0) norm.inverse[token] = r;
             }
         }
@@ -381,14 +391,14 @@ struct Gemm {
     // Of the residual stream that a thread has just made, eight tokens further each: the u of the next norm, and with the three other
     // threads of its group of 16 outputs the sum of the squares. All threads of a warp call.
     static __device__ __forceinline__ void store_next(const GemmArgs& args, const Corner& corner, int j,
-                                                      const float (&x)[2][2], const float (&weight)[2][2]) {
+                                                      const float (&x)[2][2], const float (&weight)[2][2],
+                                                      float s) {
         const NormArgs& norm = args.norm;
         float sum = chain_of_squares(x[0][0], x[0][1], x[1][0], x[1][1]);
         sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, 8));
         sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, 16));
         if (corner.output >= args.outputs || 8 * j >= corner.tokens) return;
         const size_t token = args.tokens - corner.tokens + 8 * j;
-        const float s = power_below(norm.next_before[token]);
         T* const to = static_cast<T*>(norm.next) + token * args.outputs + corner.output;
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
@@ -416,6 +426,7 @@ struct Gemm {
         }
         // The old values of a slice are read together. Zero first: what some threads alone set would take registers in every loop.
         float2 before[kSlice / 8][2] = {};
+        float scale[kSlice / 8] = {};  // of the next norm
         if constexpr (OUTPUT == kAddF32) {
             const float* old = static_cast<const float*>(args.beside) + corner.at;
 #pragma unroll
@@ -423,6 +434,9 @@ struct Gemm {
 #pragma unroll
                 for (int row = 0; row < 2; ++row) {
                     if (8 * j < tokens[row]) before[j][row] = *reinterpret_cast<const float2*>(old + 8 * row);
+                }
+                if (normed && 8 * j < corner.tokens) {
+                    scale[j] = norm_scale(__ldcg(args.norm.next_before + (args.tokens - corner.tokens) + 8 * j));
                 }
             }
         }
@@ -443,7 +457,7 @@ struct Gemm {
                 }
             }
             if constexpr (OUTPUT == kAddF32 && !BY_COLUMNS) {
-                if (normed) store_next(args, corner, j, x, weight);
+                if (normed) store_next(args, corner, j, x, weight, scale[j]);
             }
         }
     }

@@ -1,6 +1,6 @@
 // Query, key and value heads between the fused projection and attention: which columns of the projection are a head's pairs,
 // how a pair is turned, and where keys and values lie in the paged pool. Shared by kernels/rope.cu and the epilogue of
-// kernels/gemm_sm90.cu, which give the same bits.
+// kernels/gemm_sm90.cu, which give the same bits, and by kernels/pad_convert.cu, which puts rows of weights in this order.
 #pragma once
 
 #include "common.cuh"
@@ -20,7 +20,7 @@ struct HeadArgs {
     int heads, kv_heads, half, padded;
 };
 
-// With weights in tiles, query and key heads of the projection have their columns in groups of 16: eight elements of the first
+// With weights in tiles and without head norms, query and key heads of the projection have their columns in groups of 16: eight elements of the first
 // half, and then their partners of the second. So an epilogue has both elements of a pair in one thread.
 constexpr int kPairGroup = 8;
 

@@ -5,13 +5,16 @@
 //   r[row]           = 1 / sqrt(sum(x^2) / columns + eps)
 //   norm(x) W^T      = (r / s) (u W^T)
 //
-// s is the power of two of an inverse norm that is known when u is stored: of the same row, one norm before. It keeps u in the
-// range of f16, and, being a power of two, changes no bit otherwise. A residual stream changes little from norm to norm; u
-// overflows in f16 where it grows more than 500-fold with one element in charge.
+// s is a sixteenth of the power of two below an inverse norm that is known when u is stored: of the same row, one norm before; or,
+// where there is none before it (in the first layer, and for the live rows of the last one), the row's own. Being a power of two
+// it changes no bit of a product of normal numbers, and it keeps u in the range of f16: |u| is at most sqrt(columns) |weight| times
+// what the row has grown since that norm, divided by 16. It overflows beyond 65504.
 //
-// The sum of squares goes by groups of 16 columns: elements 2g, 2g + 1, 2g + 8, 2g + 9 of a group are one chain of fused
-// multiply-adds, and the four chains are added as (0 + 1) + (2 + 3). Then lane l of a warp adds the groups 4l .. 4l + 3, 128 + 4l
+// The sum of squares goes by groups of 16 columns. For g = 0 .. 3, elements 2g, 2g + 1, 2g + 8, 2g + 9 of a group are one chain of
+// fused multiply-adds, and the four chains are added as (0 + 1) + (2 + 3). Then lane l of a warp adds the groups 4l .. 4l + 3, 128 + 4l
 // .. 128 + 4l + 3 and so on in ascending order, and lanes are added by halves.
+//
+// A row that is not finite stays so: its factor or its u is NaN. So does one whose sum of squares overflows (r = 0, s = 0).
 #pragma once
 
 #include "common.cuh"
@@ -20,20 +23,25 @@ namespace ggro {
 
 constexpr int kNormGroup = 16;
 
-// The largest power of two that is not above a positive number.
-__device__ __forceinline__ float power_below(float x) { return __uint_as_float(__float_as_uint(x) & 0x7f800000u); }
+// s of an inverse norm: zero of zero, infinite of NaN.
+__device__ __forceinline__ float norm_scale(float inverse) {
+    return __uint_as_float(__float_as_uint(inverse) & 0x7f800000u) * 0.0625f;
+}
 
 // The chain of four elements of a group.
 __device__ __forceinline__ float chain_of_squares(float a, float b, float c, float d) {
     return fmaf(d, d, fmaf(c, c, fmaf(b, b, __fmul_rn(a, a))));
 }
 
+__device__ __forceinline__ float add_four(float sum, float4 four) {
+    return __fadd_rn(__fadd_rn(__fadd_rn(__fadd_rn(sum, four.x), four.y), four.z), four.w);
+}
+
 // A lane's share of a row's groups, whose number is a multiple of four.
 __device__ __forceinline__ float add_groups(const float* squares, int groups) {
     float sum = 0.0f;
     for (int at = 4 * (threadIdx.x % kWarp); at < groups; at += 4 * kWarp) {
-        const float4 four = *reinterpret_cast<const float4*>(squares + at);
-        sum = __fadd_rn(__fadd_rn(__fadd_rn(__fadd_rn(sum, four.x), four.y), four.z), four.w);
+        sum = add_four(sum, *reinterpret_cast<const float4*>(squares + at));
     }
     return sum;
 }

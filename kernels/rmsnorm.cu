@@ -13,7 +13,7 @@
 // rows the launch itself dominates.
 //
 // Deferred, for products that take a row's factor (norms.cuh): u[rows, d] = round(residual s weight[d]), factor[rows] = r / s and
-// inverse[rows] = r, where s is the power of two of before[rows], or of r. d is a multiple of 64; rows of residual start at multiples of
+// inverse[rows] = r, where s is that of before[rows], or of r. d is a multiple of 64; rows of residual start at multiples of
 // 8 bytes, those of u of 4. The sum of squares goes by groups of 16 columns. Bytes: read 4d, from L1 twice, write 2d.
 //
 // Backward, of the norm and of the residual stream that runs past it, with g = dy * weight:
@@ -143,18 +143,21 @@ __device__ __forceinline__ void rmsnorm_deferred(T* GGRO_RESTRICT u, float* GGRO
         if (threadIdx.x == 0) found = inverse_norm(squares, columns, eps);
     }
     __syncthreads();  // the inverse norm is there
-    const float r = found, s = power_below(before != nullptr ? before[blockIdx.x] : r);
+    const float r = found, s = norm_scale(before != nullptr ? before[blockIdx.x] : r);
     if (threadIdx.x == 0) {
         factor[blockIdx.x] = r / s;
         inverse[blockIdx.x] = r;
     }
     for (int item = threadIdx.x; item < d / 4; item += blockDim.x) {
+        const int at = first(item);
+        const Pack<float, 2> x[2] = {load_pack<2>(row + at), load_pack<2>(row + at + 8)};
+        float w[2][2];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) w[i / 2][i % 2] = to_float(weight[at + i / 2 * 8 + i % 2]);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int at = first(item) + 8 * half;
-            const Pack<float, 2> x = load_pack<2>(row + at);
-            *reinterpret_cast<uint32_t*>(out + at) =
-                Mma<T>::pack(x.at[0] * s * to_float(weight[at]), x.at[1] * s * to_float(weight[at + 1]));
+            *reinterpret_cast<uint32_t*>(out + at + 8 * half) =
+                Mma<T>::pack(x[half].at[0] * s * w[half][0], x[half].at[1] * s * w[half][1]);
         }
     }
 }

@@ -22,7 +22,7 @@
 //   queries and keys: turned back by the same angle; with norms, of gradient g = d * weight and raw x from qkv:
 //   r g - x r^3 mean(x g) over a head. Values pass through. One rounding; padding is zero, whatever is in dq, dk and dv.
 //
-// Forward keeps qkv (2 (h + 2g) p bytes a row, read only with norms); positions beyond the table turn into NaN.
+// Forward keeps qkv where heads have norms (2 (h + 2g) p bytes a row); positions beyond the table turn into NaN.
 // Bytes: read 4 (h + 2g) p and, with norms, 2 (h + g) p; write 2 (h + 2g) p per row. Aim: 80 % of the copy rate (not
 // measured); a segment's rows are a matter of latency.
 #include "heads.cuh"

@@ -275,8 +275,8 @@ const MUTATIONS: &[Mutation] = &[
         name: "deferred-norm-scaled-by-itself",
         op: "rmsnorm",
         file: "rmsnorm.cu",
-        from: "power_below(before != nullptr ? before[blockIdx.x] : r)",
-        to: "power_below(r)",
+        from: "norm_scale(before != nullptr ? before[blockIdx.x] : r)",
+        to: "norm_scale(r)",
     },
     Mutation {
         name: "pairs-in-halves",

@@ -511,7 +511,7 @@ pub(super) struct Problem<'a> {
     pub x: View<'a, u16>,
     pub w: View<'a, u16>,
     pub bias: Option<View<'a, u16>>,
-    /// Who has them lent them to the product alone.
+    /// Borrowed mutably by the caller, so nobody else reads or writes what they name.
     pub norms: Option<&'a Norms<'a>>,
 }
 

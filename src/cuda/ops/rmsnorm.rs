@@ -111,7 +111,7 @@ pub struct Deferred<'a> {
 }
 
 /// [`rmsnorm`] whose last step is left to the product behind it ([`Norms`](super::gemm::Norms)): `u = residual s weight`, rounded once,
-/// and `factor = inverse / s`, where `s` is the power of two of the row's number in `before`, or of its own inverse norm. Rows are
+/// and `factor = inverse / s`, where `s` is a sixteenth of the power of two below the row's number in `before`, or below its own inverse norm. Rows are
 /// multiples of 64 elements. The sum of squares has another order than that of [`rmsnorm`].
 pub fn rmsnorm_deferred(
     device: &Device,

@@ -89,6 +89,10 @@ fn deferred_cases() -> Vec<Case> {
                 }));
             }
         }
+        let name = format!("{} deferred, rows that are not finite", storage.name());
+        cases.push(Case::new(OP, name, 5 * 128, move |device, check| {
+            Problem::new("not finite", storage, 5, 128, Added::Nothing, Values::Normal(1.0)).not_finite(device, check)
+        }));
     }
     cases
 }
@@ -229,13 +233,43 @@ impl Problem {
         Ok((u, Rows { name: "factors and inverse norms", width: 2, values }))
     }
 
+    /// Rows with an infinite element, with NaN, and with squares beyond f32 become NaN in any product; the others stay as they are.
+    fn not_finite(mut self, device: &Device, check: &mut Check) -> Result<()> {
+        let before = vec![0.5; self.rows()];
+        for before in [None, Some(&before[..])] {
+            let sound = self.run_deferred(device, check, 0..self.rows(), before)?;
+            let kept = self.residual.clone();
+            for (row, x) in [(1, f32::INFINITY), (2, f32::NAN), (3, 1e20)] {
+                self.residual[row * self.d + 7] = x;
+            }
+            let mut unseen = Check::default();
+            let found = self.run_deferred(device, &mut unseen, 0..self.rows(), before)?;
+            check.join(unseen);
+            for row in 0..self.rows() {
+                let (u, at) = (&found.0.values[row * self.d..(row + 1) * self.d], 2 * row);
+                let factor = found.1.values[at];
+                if (1..4).contains(&row) {
+                    let sum: f32 = widened(self.storage, u).iter().sum();
+                    if !(sum * factor).is_nan() {
+                        check.fail(format!("row {row}: {sum} times {factor} is a number"));
+                    }
+                } else {
+                    check.same(&format!("u of row {row}"), u, &sound.0.values[row * self.d..(row + 1) * self.d]);
+                    check.same(&format!("factor of row {row}"), &[factor], &sound.1.values[at..at + 1]);
+                }
+            }
+            self.residual = kept;
+        }
+        Ok(())
+    }
+
     fn check_deferred(&self, device: &Device, check: &mut Check, scaled: bool) -> Result<()> {
         let scale = |row: &[f32]| 1.0 / (pairwise(row) / self.columns as f32 + EPS).sqrt();
         // Some rows have grown since, and others have shrunk.
         let before: Vec<f32> = self
             .residual
             .chunks_exact(self.d)
-            .zip([3.0, 1.0, 0.3].into_iter().cycle())
+            .zip([1000.0, 1.0, 0.3].into_iter().cycle())
             .map(|(row, grown)| grown * scale(row))
             .collect();
         let before = scaled.then_some(&before[..]);
@@ -249,7 +283,7 @@ impl Problem {
             let mean = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / self.columns as f64;
             let exact_scale = 1.0 / (mean + f64::from(EPS)).sqrt();
             norms.add(inverse, scale(x), exact_scale, exact_scale);
-            let power = f32::from_bits(before.map_or(inverse, |before| before[row]).to_bits() & 0x7f80_0000);
+            let power = f32::from_bits(before.map_or(inverse, |before| before[row]).to_bits() & 0x7f80_0000) / 16.0;
             if factor != inverse / power {
                 check.fail(format!("row {row}: the factor is {factor}, not {inverse} / {power}"));
             }

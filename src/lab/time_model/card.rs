@@ -87,6 +87,8 @@ pub const GATED_GRADIENTS: f64 = 139.0;
 pub const HEADS: f64 = 150.0;
 /// Read: the same where a product that adds to the residual stream stores the next norm's part.
 pub const NEXT_NORM: f64 = 40.0;
+/// Assumed: what a product takes to find the inverse norms of twelve rows, two readings from L2 one after the other included.
+pub const FACTORS: f64 = 1.2;
 /// Read: attention of one row takes 6 us, of which reading its 1024 positions is 1.2 on an H200.
 pub const ATTENTION: f64 = 4.8;
 /// Read: of the copy rate, what attention reads keys and values with.

@@ -1,15 +1,14 @@
 //! What a pass of a model takes: its launches, in the order of `model::cuda::decoder` and `model::cuda::backward`.
 
 use super::card::{
-    ATTENTION, ATTENTION_OPERATIONS, ATTENTION_STREAM, ATTENTION_STREAM_WHOLE, BACKWARD_PAGE, CLOCK, Card, GATED,
-    GATED_GRADIENTS, HEADS, HOST, LAUNCH, MULTIPROCESSORS, NEXT_NORM, NORM, OPERATIONS, OVERLAP, ROPE, SHARED_OVERHEAD,
-    SMALL, START, SWIGLU, WGMMA_PAGE,
+    ATTENTION, ATTENTION_OPERATIONS, ATTENTION_STREAM, ATTENTION_STREAM_WHOLE, BACKWARD_PAGE, CLOCK, Card, FACTORS,
+    GATED, GATED_GRADIENTS, HEADS, HOST, LAUNCH, MULTIPROCESSORS, NEXT_NORM, NORM, OPERATIONS, OVERLAP, ROPE,
+    SHARED_OVERHEAD, SMALL, START, SWIGLU, WGMMA_PAGE,
 };
 use super::products::{Family, Product, Products, products};
-use crate::cuda::ops::gemm::NORMED_TOKENS;
 use crate::files::config::ModelConfig;
 use crate::lab::bench::cost::{self, Cost};
-use crate::model::cuda::{GATED_ROWS, TURNED_ROWS};
+use crate::model::cuda::{GATED_ROWS, NORMED_ROWS, TURNED_ROWS};
 
 /// What a pass takes, by what takes it, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -187,7 +186,7 @@ impl<'a> Pass<'a> {
 
     /// Whether norms are at the ends of products.
     fn is_deferred(&self, rows: usize) -> bool {
-        self.family == Family::Sm90 && rows <= NORMED_TOKENS
+        self.family == Family::Sm90 && rows <= NORMED_ROWS
     }
 
     /// A product that adds to the residual stream, and, where it can, makes the next norm's part.
@@ -202,7 +201,9 @@ impl<'a> Pass<'a> {
     /// A norm, and the product behind it, which asks for weights meanwhile.
     fn normed(&self, rows: usize, product: Time) -> Time {
         if self.is_deferred(rows) {
-            return product;
+            // Warps that copy nothing find the rows' factors meanwhile, twelve at once.
+            let factors = rows.div_ceil(12) as f64 * FACTORS;
+            return Time { products: product.products.max(factors), ..product };
         }
         let norm = self.small(NORM, rows, 6 * self.config.hidden_size);
         let ahead = self.products.ahead(rows, norm.rest);

@@ -173,7 +173,7 @@ pub(super) fn rmsnorm_deferred(x: &[f32], weight: &[f32], eps: f64, round: impl 
     let mut y = x.to_vec();
     for row in y.chunks_exact_mut(weight.len()) {
         let scale = inverse_rms(row, eps);
-        let power = f32::from_bits(scale.to_bits() & 0x7f80_0000);
+        let power = f32::from_bits(scale.to_bits() & 0x7f80_0000) / 16.0;
         for (x, w) in row.iter_mut().zip(weight) {
             *x = round(*x * power * w) * (scale / power);
         }

@@ -10,9 +10,7 @@ use crate::cuda::ops::attention::{self, Query, Sequence, attention};
 use crate::cuda::ops::attention_backward::{self, Segment};
 use crate::cuda::ops::copy_rows::copy_rows;
 use crate::cuda::ops::embed::{Table, embed};
-use crate::cuda::ops::gemm::{
-    self, Factors, NORMED_TOKENS, NextNorm, Norms, Operands, Output, SQUARES, Shape, gemm_normed,
-};
+use crate::cuda::ops::gemm::{self, Factors, NextNorm, Norms, Operands, Output, SQUARES, Shape, gemm_normed};
 use crate::cuda::ops::kv::{KvLayout, KvRows};
 use crate::cuda::ops::kv_copy::kv_copy;
 use crate::cuda::ops::rmsnorm::{Deferred, Delta, Norm, rmsnorm, rmsnorm_deferred};
@@ -111,6 +109,10 @@ pub const GATED_ROWS: usize = 256;
 /// Rows of which products themselves turn queries and keys and keep keys and values, at most. With more, a launch is little beside the
 /// product, and each block's tokens wait for one another's angles (not measured). The bits are the same.
 pub const TURNED_ROWS: usize = 256;
+/// Rows up to which norms are at the ends of products: with more, finding their inverse norms takes longer than the product of small
+/// layers (computed). The bits are the same.
+pub const NORMED_ROWS: usize = 128;
+const _: () = assert!(NORMED_ROWS <= gemm::NORMED_TOKENS);
 /// Bytes of inputs per row that there is room for at first.
 const INPUTS: usize = 64;
 
@@ -337,7 +339,7 @@ impl Decoder {
             live,
             normed,
             norms,
-            qkv: turned_later,
+            qkv: projected_here,
             act,
             layer: shared,
             scratch,
@@ -370,14 +372,14 @@ impl Decoder {
                 None => (&mut *shared, None, None),
                 Some(LayerTape { lse, qkv, activations }) => (activations, qkv.as_mut(), Some(lse)),
             };
-            let projected = kept_qkv.unwrap_or(&mut *turned_later);
+            let projected = kept_qkv.unwrap_or(&mut *projected_here);
             let x = &mut residual.input(index, n);
-            // What the product before could not do is done here.
+            // A kernel of its own; or what it leaves to the product; or what the product before has left.
             let is_first = index == 0;
             let mut of_qkv = Norms::default();
             if !is_deferred {
                 rmsnorm(device, st, &mut normed.first_mut(n * d), x, Delta::None, norm(&layer.attention_norm))?;
-            } else if is_first || n > NORMED_TOKENS {
+            } else if is_first || n > NORMED_ROWS {
                 let out = &mut Deferred {
                     u: normed.first_mut(n * d),
                     factors: factors.first_mut(n),
@@ -428,8 +430,8 @@ impl Decoder {
             let mut output = attention::Output { out: attended.first_mut(rows * ap), lse: lse_rows };
             attention(device, &mut output, inputs, device_inputs.view(work.words), &work.plan, attention_scratch)?;
             let (y, x) = (residual.after_attention(index, rows), attended.first(rows * ap));
-            let is_next = is_deferred && !last && rows <= NORMED_TOKENS;
-            let next = is_next.then(|| NextNorm {
+            let stores_next = is_deferred && !last && rows <= NORMED_ROWS;
+            let next = stores_next.then(|| NextNorm {
                 weight: layer.mlp_norm.view(),
                 u: normed.first_mut(rows * d),
                 squares: squares.first_mut(rows * s),
@@ -441,7 +443,7 @@ impl Decoder {
             let mut of_gates = Norms::default();
             if !is_deferred {
                 rmsnorm(device, st, &mut normed.first_mut(rows * d), x, Delta::None, norm(&layer.mlp_norm))?;
-            } else if is_next {
+            } else if stores_next {
                 of_gates.factors = Some(Factors::Squares {
                     squares: squares.first(rows * s),
                     before: attention_norms.first(rows),
@@ -472,7 +474,7 @@ impl Decoder {
                 swiglu(device, st, &mut act.first_mut(rows * f), gate_up.view(), f, gates)?;
             }
             let (y, x) = (residual.after_mlp(index, rows), act.first(rows * f));
-            let above = weights.layers.get(index + 1).filter(|_| is_next);
+            let above = weights.layers.get(index + 1).filter(|_| stores_next);
             let next = above.map(|above| NextNorm {
                 weight: above.attention_norm.view(),
                 u: normed.first_mut(rows * d),

@@ -22,6 +22,6 @@ pub mod sizes;
 mod state;
 pub mod weights;
 
-pub use decoder::{GATED_ROWS, TURNED_ROWS};
+pub use decoder::{GATED_ROWS, NORMED_ROWS, TURNED_ROWS};
 pub use graphs::Launches;
 pub use open::{CudaOptions, Loaded, Loading, Opened, Prepared, Sources, open};

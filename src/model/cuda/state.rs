@@ -127,7 +127,7 @@ impl State {
             residual: Buffer::uninitialised(device, rows * d)?,
             live: Buffer::uninitialised(device, rows * d)?,
             normed: Buffer::uninitialised(device, rows * d)?,
-            norms: DeferredNorms::new(device, &sizes, rows)?,
+            norms: DeferredNorms::new(device, sizes, rows)?,
             qkv: Buffer::uninitialised(device, rows * sizes.qkv)?,
             act: Buffer::uninitialised(device, rows * f)?,
             layer: Activations::new(device, sizes, rows)?,

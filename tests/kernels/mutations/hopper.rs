@@ -350,8 +350,8 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         name: "next-norm-not-scaled",
         op: "gemm_sm90",
         file: "gemm_sm90.cu",
-        from: "const float s = power_below(norm.next_before[token]);",
-        to: "const float s = 1.0f;",
+        from: "scale[j] = norm_scale(__ldcg(args.norm.next_before + (args.tokens - corner.tokens) + 8 * j));",
+        to: "scale[j] = 1.0f;",
     },
     Mutation {
         name: "inverse-norms-not-kept",
@@ -361,11 +361,11 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         to: "",
     },
     Mutation {
-        name: "squares-of-the-last-token-twice",
+        name: "squares-of-the-last-row-for-all",
         op: "gemm_sm90",
         file: "gemm_sm90.cu",
-        from: "const int token = first + i;",
-        to: "const int token = first;",
+        from: "if (lane % kTogether == i) squares = sum;",
+        to: "squares = sum;",
     },
     Mutation {
         name: "gates-not-brought-to-the-front",

@@ -79,7 +79,11 @@ pub struct Lesson<'a> {
     gradients: bool,
     exact: Said,
     simulated: Said,
+    other: Option<Box<Open<'a>>>,
 }
+
+/// Opens a model.
+type Open<'a> = dyn Fn() -> Result<ModelPair> + 'a;
 
 impl<'a> Lesson<'a> {
     /// Asks the exact reference and the simulation. Without `gradients` nothing needs a backward pass, and what it decides is
@@ -105,7 +109,14 @@ impl<'a> Lesson<'a> {
         let rows = lockstep::policy(simulated, traces, &list, CONTENDERS)?;
         let simulated = ask(simulated, rows)?;
         let scales = exact.answers.iter().map(|a| if a.norm > 0.0 { a.norm } else { 1.0 }).collect();
-        Ok(Lesson { traces, list, proposals, twins, scales, gradients, exact, simulated })
+        Ok(Lesson { traces, list, proposals, twins, scales, gradients, exact, simulated, other: None })
+    }
+
+    /// With another simulation, which rounds at other places. It is asked only where a device decides something that the first one's
+    /// errors do not explain: how sensitive a row is, two errors tell better than one, which may be small by chance.
+    #[must_use]
+    pub fn with_other(self, open: impl Fn() -> Result<ModelPair> + 'a) -> Self {
+        Lesson { other: Some(Box::new(open)), ..self }
     }
 
     /// Asks a device, and compares.
@@ -137,7 +148,20 @@ impl<'a> Lesson<'a> {
             );
         }
         let [exact, simulated, device] = [&self.exact, &self.simulated, &said].map(|said| questions.decide(said));
-        let tallies = self.count(&mut check, &exact?, &simulated?, &device?)?;
+        let (exact, simulated, device) = (exact?, simulated?, device?);
+        let numbers = check.clone();
+        let mut tallies = self.count(&mut check, &exact, &[(&self.simulated, &simulated[..])], &device)?;
+        if let (true, Some(open)) = (tallies.iter().any(|tally| tally.wrong > 0), &self.other) {
+            let mut other = open()?;
+            let rows = lockstep::policy(&mut other, self.traces, &self.list, CONTENDERS)?;
+            let (answers, pooled) =
+                lockstep::reward(&mut other, self.traces, &self.list, &self.proposals, self.gradients)?;
+            let other = Said { rows, answers, pooled };
+            let decided = questions.decide(&other)?;
+            check = numbers;
+            let both = [(&self.simulated, &simulated[..]), (&other, &decided[..])];
+            tallies = self.count(&mut check, &exact, &both, &device)?;
+        }
         let outcome = Outcome { check, tallies };
         Ok(outcome.with_verdict())
     }
@@ -146,12 +170,14 @@ impl<'a> Lesson<'a> {
         &self,
         check: &mut Check,
         exact: &[Decision],
-        simulated: &[Decision],
+        simulations: &[(&Said, &[Decision])],
         device: &[Decision],
     ) -> Result<Vec<Tally>> {
-        if exact.len() != device.len() || exact.len() != simulated.len() {
+        let answers = simulations.iter().map(|(_, decided)| decided.len()).chain([device.len()]);
+        let Some(&(_, simulated)) = simulations.first().filter(|_| answers.clone().all(|count| count == exact.len()))
+        else {
             return Err(Error::Backend("the device answers another number of questions".to_string()));
-        }
+        };
         if let Some(wrong) = exact.iter().find(|decision| !decision.agrees()) {
             check.differs(|| format!("the reference itself parts from the trace: {}", self.words(wrong)));
         }
@@ -164,11 +190,13 @@ impl<'a> Lesson<'a> {
             let factor = if kind.of_gradient() { BACKWARD } else { FORWARD };
             let typical = LUCK * errors(simulated, &|other| other.same_numbers(kind)).typical();
             let mut tally = Tally { kind, decisions: 0, agreed: 0, parted: 0, wrong: 0, within: 0 };
-            for ((exact, simulated), device) in exact.iter().zip(simulated).zip(device) {
+            for (index, (exact, device)) in exact.iter().zip(device).enumerate() {
                 if exact.kind != kind {
                     continue;
                 }
-                let own = worse(simulated.error(exact), self.spread(exact));
+                let own = simulations.iter().fold(0.0, |own, (said, decided)| {
+                    worse(own, worse(decided[index].error(exact), self.spread(exact, said)))
+                });
                 let allowance = worse(factor * worse(own, typical), FLOOR);
                 let within = exact.lead <= allowance;
                 tally.decisions += 1;
@@ -196,14 +224,14 @@ impl<'a> Lesson<'a> {
         Ok(tallies)
     }
 
-    /// Decisions between logits: the simulation's largest error among the row's contenders. How far apart two of them are by
+    /// Decisions between logits: a simulation's largest error among the row's contenders. How far apart two of them are by
     /// chance says less.
-    fn spread(&self, decision: &Decision) -> f64 {
+    fn spread(&self, decision: &Decision, simulated: &Said) -> f64 {
         if !decision.kind.same_numbers(Kind::Token) {
             return 0.0;
         }
         let [exact, simulated] =
-            [&self.exact, &self.simulated].map(|said| said.row(&self.list, decision.candidate, decision.token));
+            [&self.exact, simulated].map(|said| said.row(&self.list, decision.candidate, decision.token));
         let (Some(exact), Some(simulated)) = (exact, simulated) else { return f64::NAN };
         let contenders = exact.top.iter().filter_map(|&(id, logit)| {
             let other = simulated.top.iter().find(|entry| entry.0 == id)?;
