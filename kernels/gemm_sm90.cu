@@ -353,7 +353,7 @@ struct Gemm {
                 const float sum = warp_sum(sums[i]);
                 if (lane % kTogether == i) squares = sum;
             }
-            const float r = inverse_norm(squares, norm.columns, norm.eps), factor = r / norm_scale(before);
+            const float r = inverse_norm(squares, norm.columns, norm.eps), factor = norm_factor(r, before);
             if (lane < kTogether && first + lane < args.tokens) {
                 factors[token] = factor;
                 if (blockIdx.x == 0) norm.inverse[token] = r;

@@ -14,7 +14,7 @@
 // fused multiply-adds, and the four chains are added as (0 + 1) + (2 + 3). Then lane l of a warp adds the groups 4l .. 4l + 3, 128 + 4l
 // .. 128 + 4l + 3 and so on in ascending order, and lanes are added by halves.
 //
-// A row that is not finite stays so: its factor or its u is NaN. So does one whose sum of squares overflows (r = 0, s = 0).
+// A row that is not finite stays so, and so does one whose sum of squares overflows (r = 0): its factor is NaN.
 #pragma once
 
 #include "common.cuh"
@@ -49,6 +49,11 @@ __device__ __forceinline__ float add_groups(const float* squares, int groups) {
 // r of a row from the sum of its squares.
 __device__ __forceinline__ float inverse_norm(float squares, int columns, float eps) {
     return 1.0f / sqrtf(squares / static_cast<float>(columns) + eps);
+}
+
+// r / s, by the inverse norm that s is of.
+__device__ __forceinline__ float norm_factor(float r, float before) {
+    return r > 0.0f ? r / norm_scale(before) : NAN;
 }
 
 }  // namespace ggro

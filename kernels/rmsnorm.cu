@@ -143,9 +143,9 @@ __device__ __forceinline__ void rmsnorm_deferred(T* GGRO_RESTRICT u, float* GGRO
         if (threadIdx.x == 0) found = inverse_norm(squares, columns, eps);
     }
     __syncthreads();  // the inverse norm is there
-    const float r = found, s = norm_scale(before != nullptr ? before[blockIdx.x] : r);
+    const float r = found, of = before != nullptr ? before[blockIdx.x] : r, s = norm_scale(of);
     if (threadIdx.x == 0) {
-        factor[blockIdx.x] = r / s;
+        factor[blockIdx.x] = norm_factor(r, of);
         inverse[blockIdx.x] = r;
     }
     for (int item = threadIdx.x; item < d / 4; item += blockDim.x) {

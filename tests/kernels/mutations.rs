@@ -275,8 +275,8 @@ const MUTATIONS: &[Mutation] = &[
         name: "deferred-norm-scaled-by-itself",
         op: "rmsnorm",
         file: "rmsnorm.cu",
-        from: "norm_scale(before != nullptr ? before[blockIdx.x] : r)",
-        to: "norm_scale(r)",
+        from: "before != nullptr ? before[blockIdx.x] : r",
+        to: "r",
     },
     Mutation {
         name: "pairs-in-halves",

@@ -38,13 +38,12 @@ impl Golden {
 
     /// The traces, as a lesson.
     pub fn lesson(&self, gradients: bool) -> Lesson<'_> {
-        let (mut exact, mut simulated) = (reference(self.name, None), self.simulation(self.deferred_norms));
-        let lesson = Lesson::prepare(&self.traces, &mut exact, &mut simulated, gradients).unwrap();
-        lesson.with_other(|| Ok(self.simulation(!self.deferred_norms)))
+        let (mut exact, mut simulated) = (reference(self.name, None), self.simulation());
+        Lesson::prepare(&self.traces, &mut exact, &mut simulated, gradients).unwrap()
     }
 
-    fn simulation(&self, simulate_deferred_norms: bool) -> ModelPair {
-        let simulate = Some(self.storage);
+    fn simulation(&self) -> ModelPair {
+        let (simulate, simulate_deferred_norms) = (Some(self.storage), self.deferred_norms);
         assemble(self.name, &LoadOptions { simulate, simulate_deferred_norms, ..LoadOptions::default() })
     }
 
@@ -56,7 +55,7 @@ impl Golden {
 
     /// As the simulation does.
     pub fn simulated_passes(&self, gradients: bool) -> Passes {
-        self.passes(&mut self.simulation(self.deferred_norms), gradients)
+        self.passes(&mut self.simulation(), gradients)
     }
 
     /// A device's forward data, held to the simulation's; with gradients if that has them.
@@ -199,13 +198,13 @@ pub fn nudged_freely(pair: &Pair, device: &mut ModelPair, prompt: &[u32], option
 pub fn demo_must_pass(pair: &Pair, traces: &[Trace], device: &mut ModelPair, gradients: bool, deferred_norms: bool) {
     let began = Instant::now();
     let mut exact = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
-    let simulation = |simulate_deferred_norms| {
-        let simulate = Some(HalfType::Bf16);
-        cpu::open(pair.parts(), &LoadOptions { simulate, simulate_deferred_norms, ..LoadOptions::default() })
+    let options = LoadOptions {
+        simulate: Some(HalfType::Bf16),
+        simulate_deferred_norms: deferred_norms,
+        ..LoadOptions::default()
     };
-    let mut simulated = simulation(deferred_norms).unwrap();
+    let mut simulated = cpu::open(pair.parts(), &options).unwrap();
     let lesson = Lesson::prepare(traces, &mut exact, &mut simulated, gradients).unwrap();
-    let lesson = lesson.with_other(|| simulation(!deferred_norms));
     println!("the demo's lesson prepared in {:.1} s", began.elapsed().as_secs_f64());
     passed(&lesson.examine("demo", device).unwrap());
     println!("the demo in {:.1} s", began.elapsed().as_secs_f64());

@@ -112,11 +112,11 @@ fn rounded(
     traces: &[Trace],
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let deferred = opened.defers_norms();
-    let load = |simulate, simulate_deferred_norms| {
+    let simulate_deferred_norms = opened.defers_norms();
+    let load = |simulate| {
         cpu::open(pair.parts(), &LoadOptions { simulate, simulate_deferred_norms, ..LoadOptions::default() })
     };
-    let (mut exact, mut simulated) = (load(None, false)?, load(Some(storage), deferred)?);
+    let (mut exact, mut simulated) = (load(None)?, load(Some(storage))?);
     if !goldens.is_empty() {
         let rows = goldens.iter().map(|golden| simulated.policy_rows(&golden.ids)).collect::<Result<Vec<_>>>()?;
         let expected = Passes::of(&mut simulated, goldens, Some(&rows), true)?;
@@ -126,7 +126,6 @@ fn rounded(
     }
     if !traces.is_empty() {
         let lesson = Lesson::prepare(traces, &mut exact, &mut simulated, true)?;
-        let lesson = lesson.with_other(|| load(Some(storage), !deferred));
         report.check(lesson.examine("decisions", opened.backend())?.check)?;
     }
     Ok(())

@@ -123,7 +123,7 @@ impl Decoder {
             let rows = if last { live } else { &all };
             let mut kept = LayerTape::default();
 
-            let normed = rounding.normed(&x, &layer.attention_norm, eps);
+            let normed = normed_rows(&x, &layer.attention_norm, eps, rounding);
             // All queries, or those of the live rows behind the keys and values.
             let together = rows.len() == positions.len();
             let (q, k, v) = if together {
@@ -182,7 +182,7 @@ impl Decoder {
             rounding.apply(&mut a);
             ops::add(&mut x, &ops::gemm(&a, rows.len(), &layer.o));
 
-            let normed = rounding.normed(&x, &layer.mlp_norm, eps);
+            let normed = normed_rows(&x, &layer.mlp_norm, eps, rounding);
             let [gate, up] = ops::gemms(&normed, rows.len(), [&layer.gate, &layer.up]);
             let (mut act, up) = (rounding.of(gate), rounding.of(up));
             let gate = if tape.is_some() { act.clone() } else { Vec::new() };
@@ -394,6 +394,16 @@ fn pieces_of<'a>(pieces: &'a [Piece<'a>], rows: &[usize]) -> Vec<(&'a Piece<'a>,
 
 fn row_positions(pieces: &[Piece<'_>]) -> Vec<usize> {
     pieces.iter().flat_map(|p| p.start..p.start + p.ids.len()).collect()
+}
+
+/// A norm as the product behind it takes it.
+fn normed_rows(x: &[f32], weight: &[f32], eps: f64, rounding: Rounding) -> Vec<f32> {
+    match rounding {
+        Rounding { storage: Some(storage), deferred_norms: true } => {
+            ops::rmsnorm_deferred(x, weight, eps, |x| storage.widen(storage.round(x)))
+        }
+        _ => rounding.of(ops::rmsnorm(x, weight, eps)),
+    }
 }
 
 fn queries<'a>(

@@ -11,7 +11,6 @@
 //! The residual stream and its gradient, every accumulation, logits and rewards stay f32. The simulation is independent of
 //! the kernels in everything but this list, so its error says how far a correct device may be off.
 
-use super::ops;
 use crate::dtype::HalfType;
 use std::borrow::Cow;
 
@@ -38,16 +37,6 @@ impl Rounding {
         match self.storage {
             Some(_) => Cow::Owned(self.of(values.to_vec())),
             None => Cow::Borrowed(values),
-        }
-    }
-
-    /// A norm as the product behind it takes it.
-    pub fn normed(self, x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
-        match self.storage {
-            Some(storage) if self.deferred_norms => {
-                ops::rmsnorm_deferred(x, weight, eps, |x| storage.widen(storage.round(x)))
-            }
-            _ => self.of(ops::rmsnorm(x, weight, eps)),
         }
     }
 
