@@ -345,8 +345,8 @@ const MUTATIONS: &[Mutation] = &[
         name: "rows-without-an-origin",
         op: "pad_convert",
         file: "pad_convert.cu",
-        from: "places.first_row + spread",
-        to: "spread",
+        from: "const int to_row = places.first_row + (",
+        to: "const int to_row = (",
     },
     Mutation {
         name: "tiles-without-the-cut-one",

@@ -469,7 +469,7 @@ pub(super) const MUTATIONS: &[Mutation] = &[
         name: "registers-kept",
         op: "gemm_sm90",
         file: "gemm_sm90.cu",
-        from: "kCopierRegisters = 40",
+        from: "kCopierRegisters = 48",
         to: "kCopierRegisters = 56",
     },
     Mutation {
