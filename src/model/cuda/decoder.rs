@@ -379,23 +379,16 @@ impl Decoder {
             let mut of_qkv = Norms::default();
             if !is_deferred {
                 rmsnorm(device, st, &mut normed.first_mut(n * d), x, Delta::None, norm(&layer.attention_norm))?;
-            } else if is_first || n > NORMED_ROWS {
-                let out = &mut Deferred {
-                    u: normed.first_mut(n * d),
-                    factors: factors.first_mut(n),
-                    inverse: attention_norms.first_mut(n),
-                };
-                let before = (!is_first).then(|| mlp_norms.first(n));
-                rmsnorm_deferred(device, st, out, x.view(), before, norm(&layer.attention_norm))?;
-                of_qkv.factors = Some(Factors::Known(factors.first(n)));
             } else {
-                of_qkv.factors = Some(Factors::Squares {
+                let left = LeftNorm {
+                    by_product: !is_first && n <= NORMED_ROWS,
                     squares: squares.first(n * s),
-                    before: mlp_norms.first(n),
+                    before: (!is_first).then(|| mlp_norms.first(n)),
                     inverse: attention_norms.first_mut(n),
-                    columns: sizes.hidden,
-                    eps,
-                });
+                    factors: &mut *factors,
+                };
+                let u = normed.first_mut(n * d);
+                of_qkv.factors = Some(left.factors(device, st, u, x.view(), norm(&layer.attention_norm))?);
             }
             let turns = Turns { positions: device_inputs.view(step.positions), table: rotation.view() };
             let slots = device_inputs.view(step.slots);
@@ -443,24 +436,17 @@ impl Decoder {
             let mut of_gates = Norms::default();
             if !is_deferred {
                 rmsnorm(device, st, &mut normed.first_mut(rows * d), x, Delta::None, norm(&layer.mlp_norm))?;
-            } else if stores_next {
-                of_gates.factors = Some(Factors::Squares {
-                    squares: squares.first(rows * s),
-                    before: attention_norms.first(rows),
-                    inverse: mlp_norms.first_mut(rows),
-                    columns: sizes.hidden,
-                    eps,
-                });
             } else {
-                let out = &mut Deferred {
-                    u: normed.first_mut(rows * d),
-                    factors: factors.first_mut(rows),
+                let left = LeftNorm {
+                    by_product: stores_next,
+                    squares: squares.first(rows * s),
+                    // The live rows are others than those that attention's norm had.
+                    before: (!last).then(|| attention_norms.first(rows)),
                     inverse: mlp_norms.first_mut(rows),
+                    factors: &mut *factors,
                 };
-                // The live rows are others than those that attention's norm had.
-                let before = (!last).then(|| attention_norms.first(rows));
-                rmsnorm_deferred(device, st, out, x.view(), before, norm(&layer.mlp_norm))?;
-                of_gates.factors = Some(Factors::Known(factors.first(rows)));
+                let u = normed.first_mut(rows * d);
+                of_gates.factors = Some(left.factors(device, st, u, x.view(), norm(&layer.mlp_norm))?);
             }
             let mut gate_up = gate_up.first_mut(rows * 2 * f);
             let (x, bias) = (normed.first(rows * d), layer.gate_up_bias.as_ref());
@@ -494,6 +480,39 @@ impl Decoder {
         let norm =
             Norm { weight: self.weights.final_norm.view(), columns: hidden, eps: self.config.rms_norm_eps as f32 };
         rmsnorm(device, self.storage, &mut normed.first_mut(rows * d), &mut live.first_mut(rows * d), Delta::None, norm)
+    }
+}
+
+/// A norm whose last step is left to the product behind it.
+struct LeftNorm<'a> {
+    /// The product before has stored its part: what the product behind takes, and the squares.
+    by_product: bool,
+    squares: View<'a, f32>,
+    /// Inverse norms of the norm before, if it had these rows.
+    before: Option<View<'a, f32>>,
+    inverse: ViewMut<'a, f32>,
+    factors: &'a mut Buffer<f32>,
+}
+
+impl<'a> LeftNorm<'a> {
+    /// What the product behind multiplies its sums with. Without a product before, a kernel of its own makes `u` of the residual stream
+    /// `x`.
+    fn factors(
+        self,
+        device: &Device,
+        storage: HalfType,
+        u: ViewMut<'_, u16>,
+        x: View<'_, f32>,
+        norm: Norm<'_>,
+    ) -> Result<Factors<'a>> {
+        let LeftNorm { by_product, squares, before, inverse, factors } = self;
+        if let (true, Some(before)) = (by_product, before) {
+            return Ok(Factors::Squares { squares, before, inverse, columns: norm.columns, eps: norm.eps });
+        }
+        let rows = inverse.len();
+        let out = &mut Deferred { u, factors: factors.first_mut(rows), inverse };
+        rmsnorm_deferred(device, storage, out, x, before, norm)?;
+        Ok(Factors::Known(factors.first(rows)))
     }
 }
 
