@@ -6,6 +6,7 @@
 //! on only.
 
 mod attention;
+mod cache;
 mod decoder;
 mod elementwise;
 mod lanes;

@@ -13,6 +13,7 @@
 // Tiles are arrays of arrays with two or three indices in step; iterators over them would hide which term meets which.
 #![allow(clippy::needless_range_loop)]
 
+mod buffer;
 mod nn;
 mod nt;
 
@@ -21,6 +22,7 @@ use super::lanes::x86::{Avx2, Avx512};
 use super::lanes::{Array, Bf16, Element, F16, F32, LANES, Lanes, Level, level};
 use super::rows::Rows;
 use crate::dtype::DType;
+use buffer::LaneBuffer;
 use nn::{NnTile, nn, nn_tile};
 #[cfg(target_arch = "x86_64")]
 use nt::nt_tile_in_halves;
@@ -177,38 +179,14 @@ struct Operands<'a> {
     w: Rows<'a>,
 }
 
-/// Floats whose groups of lanes do not cross cache lines: a load that crosses one costs two.
-#[derive(Clone, Default)]
-pub(super) struct LaneBuffer(Vec<Line>);
-
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line([f32; LANES]);
-
-impl LaneBuffer {
-    fn grow(&mut self, floats: usize) {
-        let lines = floats.div_ceil(LANES);
-        if self.0.len() < lines {
-            self.0.resize(lines, Line([0.0; LANES]));
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.0.len() * LANES
-    }
-
-    fn as_ptr(&self) -> *const f32 {
-        self.0.as_ptr().cast()
-    }
-
-    fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.0.as_mut_ptr().cast()
-    }
-}
+/// Floats of packed rows that are kept between products, at most: 64 MB.
+const KEPT: usize = 16 << 20;
 
 thread_local! {
+    /// Packed rows of x.
+    static PACKED: RefCell<LaneBuffer> = const { RefCell::new(LaneBuffer::new()) };
     /// A widened panel, and lanes between their visits; kept, so that pages are not asked for again and again.
-    static SCRATCH: RefCell<(LaneBuffer, LaneBuffer)> = const { RefCell::new((LaneBuffer(Vec::new()), LaneBuffer(Vec::new()))) };
+    static SCRATCH: RefCell<(LaneBuffer, LaneBuffer)> = const { RefCell::new((LaneBuffer::new(), LaneBuffer::new())) };
 }
 
 /// The left side of [`matmul_nt`]: many rows, packed once for all weights they meet, or a view of few.
@@ -231,14 +209,16 @@ impl<'a> Left<'a> {
         }
         // `[piece][group][row][lane]`, zeros behind the last term.
         let groups = k.div_ceil(LANES);
-        let mut packed = LaneBuffer::default();
+        let mut packed = PACKED.take();
         packed.grow(m * groups * LANES);
         for (from, rows) in parts(m, most) {
-            let piece = &mut packed.0[from * groups..(from + rows) * groups];
+            let piece = &mut packed.lines_mut()[from * groups..(from + rows) * groups];
             for r in 0..rows {
                 let row = &x[(from + r) * ldx..][..k];
                 for (g, terms) in row.chunks(LANES).enumerate() {
-                    piece[g * rows + r].0[..terms.len()].copy_from_slice(terms);
+                    let line = &mut piece[g * rows + r].0;
+                    line[..terms.len()].copy_from_slice(terms);
+                    line[terms.len()..].fill(0.0);
                 }
             }
         }
@@ -248,6 +228,17 @@ impl<'a> Left<'a> {
     fn rows(&self) -> usize {
         match *self {
             Left::Few { m, .. } | Left::Packed { m, .. } => m,
+        }
+    }
+}
+
+impl Drop for Left<'_> {
+    /// Keeps the memory for the next product of this thread.
+    fn drop(&mut self) {
+        if let Left::Packed { x, .. } = self
+            && x.len() <= KEPT
+        {
+            PACKED.set(std::mem::take(x));
         }
     }
 }

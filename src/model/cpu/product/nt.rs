@@ -1,12 +1,20 @@
 //! `y = x w^T`: dot products in 16 lanes.
 
 use super::{LaneBuffer, Operands, SCRATCH, Tiles, parts, with_rows};
+use crate::model::cpu::cache::second_level_cache;
 #[cfg(target_arch = "x86_64")]
 use crate::model::cpu::lanes::x86::Half;
 use crate::model::cpu::lanes::{Element, F32, LANES, Lanes, load_tail, prefetch, prefetch_l2};
 
-/// Floats of a widened panel: 384 KB, so that it and the bytes of the next one fit a second-level cache of 1 MB.
-const PANEL: usize = 96 << 10;
+/// Floats of a widened panel. It and the bytes of the next one have to fit the second-level cache. The larger it is, the less often
+/// rows of x come from further away: with 2 MB, half of the cache was faster than 384 KB by a tenth; with 1 MB, only 384 KB was
+/// measured.
+fn panel_floats() -> usize {
+    match second_level_cache() {
+        Some(bytes) if bytes >= 2 << 20 => bytes.min(4 << 20) / 2 / size_of::<f32>(),
+        _ => 96 << 10,
+    }
+}
 
 /// Terms of a dot product in a panel: more would leave it too few rows, and rows of x would come from further away too often.
 const PANEL_TERMS: usize = 2048;
@@ -318,7 +326,7 @@ unsafe fn nt_panels<L: Tiles, E: Element, const M: usize, const N: usize>(o: Ope
     let (n, k) = (o.w.rows, o.w.width);
     let groups = k.div_ceil(LANES);
     let wide = groups.clamp(1, PANEL_TERMS / LANES);
-    let most = (PANEL / (wide * LANES) / N).max(1) * N;
+    let most = (panel_floats() / (wide * LANES) / N).max(1) * N;
     let bytes = o.w.stride * E::SIZE;
     let (mut panel, mut lanes) = SCRATCH.take();
     let rows = most.min(n.next_multiple_of(N));
@@ -340,11 +348,14 @@ unsafe fn nt_panels<L: Tiles, E: Element, const M: usize, const N: usize>(o: Ope
                     Ahead::new(w.wrapping_add(count * bytes), if wide < groups { 0 } else { count * bytes }, visits);
                 for (row, rows) in parts(o.m, M) {
                     let (y, x) = (o.y.add(row * o.ldy + j), o.x.add((row * groups + from * rows) * LANES));
+                    // Behind the last piece follows the first one, for the next panel.
+                    let below = if row + rows < o.m { row + rows } else { 0 };
+                    let next = o.x.wrapping_add((below * groups + from * rows) * LANES);
                     let o = Operands { y, x, m: rows, ..o };
                     let kept = if wide < groups { row * count.next_multiple_of(N) * LANES } else { 0 };
                     assert!(lanes.len() >= kept + rows * count.next_multiple_of(N) * LANES);
                     let lanes = lanes.as_mut_ptr().add(kept);
-                    with_rows!(rows, M, R => nt_sweep::<L, R, N>(o, &panel, count, width, terms, lanes, &mut ahead));
+                    with_rows!(rows, M, R => nt_sweep::<L, R, N>(o, next, &panel, count, width, terms, lanes, &mut ahead));
                 }
             }
         }
@@ -421,11 +432,13 @@ unsafe fn widen_nt<L: Lanes, E: Element, const N: usize>(
 /// `M` rows of x with a panel of `count` rows and `k` terms.
 ///
 /// # Safety
-/// As [`nt`] with `m = M` and packed rows of x; the panel is one of [`widen_nt`], `lanes` has room for `M` rows of it.
+/// As [`nt`] with `m = M` and packed rows of x; the panel is one of [`widen_nt`], `lanes` has room for `M` rows of it. `next` is
+/// where the next piece of x lies, and need not be readable.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn nt_sweep<L: Tiles, const M: usize, const N: usize>(
     o: Operands<'_>,
+    next: *const f32,
     panel: &LaneBuffer,
     count: usize,
     k: usize,
@@ -438,8 +451,15 @@ unsafe fn nt_sweep<L: Tiles, const M: usize, const N: usize>(
     let chunk = NT_TERMS / LANES;
     for from in (0..groups.max(1)).step_by(chunk) {
         let to = (from + chunk).min(groups);
+        // The terms of x behind these, which come from memory or a cache that several cores share.
+        let (x, bytes) = match (groups - to).min(chunk) {
+            0 => (next, chunk.min(groups) * M * LANES * 4),
+            more => (o.x.wrapping_add(to * M * LANES), more * M * LANES * 4),
+        };
+        let mut x_ahead = Ahead::new(x.cast(), bytes, count.div_ceil(N));
         for (tile, j) in (0..count).step_by(N).enumerate() {
             ahead.fetch();
+            x_ahead.fetch();
             // SAFETY: the groups lie in x and, by the assert, in the panel; `lanes` has room for every tile's; y has the rows and
             // columns.
             unsafe {
