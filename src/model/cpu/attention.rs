@@ -196,7 +196,7 @@ impl Queries<'_> {
             row[begin..lowest - origin].fill(f32::NEG_INFINITY);
             row[position + 1 - origin..].fill(0.0);
             let seen = &mut row[begin..position + 1 - origin];
-            let max = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let max = elementwise::largest(seen);
             out.sums[i] = elementwise::exp_and_sum(seen, max);
         }
         out

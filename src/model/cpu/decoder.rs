@@ -117,6 +117,7 @@ impl Decoder {
         for (row, &id) in x.chunks_exact_mut(d).zip(ids) {
             weights.embedding.view().row_to(id as usize, row);
         }
+        let mut spares = ops::Spares::default();
         for (index, layer) in weights.layers.iter().enumerate() {
             let _range = profile::layer(index);
             let last = index + 1 == weights.layers.len();
@@ -127,10 +128,10 @@ impl Decoder {
             // All queries, or those of the live rows behind the keys and values.
             let together = rows.len() == positions.len();
             let (q, k, v) = if together {
-                let [q, k, v] = ops::gemms(&normed, positions.len(), [&layer.q, &layer.k, &layer.v]);
+                let [q, k, v] = ops::gemms(&mut spares, &normed, positions.len(), [&layer.q, &layer.k, &layer.v]);
                 (q, k, v)
             } else {
-                let [k, v] = ops::gemms(&normed, positions.len(), [&layer.k, &layer.v]);
+                let [k, v] = ops::gemms(&mut spares, &normed, positions.len(), [&layer.k, &layer.v]);
                 (Vec::new(), k, v)
             };
             let (mut k, v) = (rounding.of(k), rounding.of(v));
@@ -158,7 +159,7 @@ impl Decoder {
             if last {
                 x = gather(&x, d, rows);
             }
-            let mut q = rounding.of(if together { q } else { ops::gemm(&normed, rows.len(), &layer.q) });
+            let mut q = rounding.of(if together { q } else { ops::gemm(&mut spares, &normed, rows.len(), &layer.q) });
             if tape.is_some() && layer.q_norm.is_some() {
                 kept.q_raw = q.clone();
             }
@@ -180,18 +181,26 @@ impl Decoder {
             }
             attention::for_each_sequence(sequences, |queries, out| queries.forward(out));
             rounding.apply(&mut a);
-            ops::add(&mut x, &ops::gemm(&a, rows.len(), &layer.o));
+            let o = ops::gemm(&mut spares, &a, rows.len(), &layer.o);
+            ops::add(&mut x, &o);
+            spares.put(o);
 
             let normed = normed_rows(&x, &layer.mlp_norm, eps, rounding);
-            let [gate, up] = ops::gemms(&normed, rows.len(), [&layer.gate, &layer.up]);
+            let [gate, up] = ops::gemms(&mut spares, &normed, rows.len(), [&layer.gate, &layer.up]);
             let (mut act, up) = (rounding.of(gate), rounding.of(up));
             let gate = if tape.is_some() { act.clone() } else { Vec::new() };
             ops::swiglu(&mut act, &up);
             rounding.apply(&mut act);
-            if let Some(tape) = tape.as_deref_mut() {
-                tape.layers.push(LayerTape { q, a, middle: x.clone(), gate, up, ..kept });
+            let down = ops::gemm(&mut spares, &act, rows.len(), &layer.down);
+            let middle = if tape.is_some() { x.clone() } else { Vec::new() };
+            ops::add(&mut x, &down);
+            for values in [k, v, act, down] {
+                spares.put(values);
             }
-            ops::add(&mut x, &ops::gemm(&act, rows.len(), &layer.down));
+            match tape.as_deref_mut() {
+                Some(tape) => tape.layers.push(LayerTape { q, a, middle, gate, up, ..kept }),
+                None => [q, up].into_iter().for_each(|values| spares.put(values)),
+            }
         }
         if let Some(tape) = tape {
             tape.output = x.clone();

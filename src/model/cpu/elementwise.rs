@@ -10,14 +10,17 @@ use super::lanes::{LANES, Level, lane_sum, level};
 fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     let clamped = x.clamp(-87.3, 88.3);
-    let n = clamped.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
     let r = n.mul_add(-1.428_606_8e-6, n.mul_add(-0.693_145_75, clamped));
     let mut p = 1.987_569_1e-4f32;
     for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = p.mul_add(r, c);
     }
     let value = p.mul_add(r * r, r) + 1.0;
-    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // The integer from the low bits: a cast saturates, and compilers make one element at a time of that.
+    let integer = shifted.to_bits().wrapping_sub(ROUND.to_bits());
+    let scale = f32::from_bits(integer.wrapping_add(127) << 23);
     if x < -87.3 {
         0.0
     } else if x.is_nan() {
@@ -56,6 +59,21 @@ macro_rules! vectorised {
             body($($arg),*)
         }
     };
+}
+
+vectorised! {
+    /// The largest score, minus infinity if there is none; what is not a number does not count.
+    pub(super) fn largest(scores: &[f32]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let groups = scores.chunks_exact(LANES);
+        let rest = groups.remainder();
+        for group in groups {
+            for (lane, &s) in lanes.iter_mut().zip(group) {
+                *lane = if s > *lane { s } else { *lane };
+            }
+        }
+        rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |largest, &s| if s > largest { s } else { largest })
+    }
 }
 
 vectorised! {

@@ -4,6 +4,9 @@
 //! fixed tree at the end. AVX-512 holds the lanes in one register, AVX2 in two, and without either they are an array: slow,
 //! but equal to the last bit.
 
+// Loops over the lanes stay loops: iterators and closures of arrays are inlined or not as the compiler cuts the crate.
+#![allow(clippy::needless_range_loop)]
+
 use std::sync::OnceLock;
 
 /// Lanes of one dot product.
@@ -83,8 +86,13 @@ pub(super) trait Lanes: Copy {
 /// The tree over 16 lanes: 8 apart, 4 apart, 2 apart, neighbours.
 #[inline(always)]
 pub(super) fn lane_sum(lanes: [f32; LANES]) -> f32 {
-    let a: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
-    let b: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
+    let (mut a, mut b) = ([0.0; 8], [0.0; 4]);
+    for i in 0..8 {
+        a[i] = lanes[i] + lanes[i + 8];
+    }
+    for i in 0..4 {
+        b[i] = a[i] + a[i + 4];
+    }
     (b[0] + b[2]) + (b[1] + b[3])
 }
 
@@ -188,21 +196,27 @@ impl Lanes for Array {
     #[inline(always)]
     unsafe fn load_f32(p: *const u8) -> Self {
         // SAFETY: valid for 16 elements by the trait's contract; read_unaligned asks for no alignment.
-        Array(std::array::from_fn(|i| unsafe { p.cast::<f32>().add(i).read_unaligned() }))
+        Array(unsafe { p.cast::<[f32; LANES]>().read_unaligned() })
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u8) -> Self {
-        Array(std::array::from_fn(|i| {
-            // SAFETY: as `load_f32`.
-            half::bf16::from_bits(unsafe { p.cast::<u16>().add(i).read_unaligned() }).to_f32()
-        }))
+        // SAFETY: as `load_f32`.
+        let stored = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        let mut lanes = [0.0; LANES];
+        for i in 0..LANES {
+            lanes[i] = half::bf16::from_bits(stored[i]).to_f32();
+        }
+        Array(lanes)
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u8) -> Self {
-        Array(std::array::from_fn(|i| {
-            // SAFETY: as `load_f32`.
-            half::f16::from_bits(unsafe { p.cast::<u16>().add(i).read_unaligned() }).to_f32()
-        }))
+        // SAFETY: as `load_f32`.
+        let stored = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        let mut lanes = [0.0; LANES];
+        for i in 0..LANES {
+            lanes[i] = half::f16::from_bits(stored[i]).to_f32();
+        }
+        Array(lanes)
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
@@ -211,7 +225,11 @@ impl Lanes for Array {
     }
     #[inline(always)]
     unsafe fn fma(self, a: Self, b: Self) -> Self {
-        Array(std::array::from_fn(|i| a.0[i].mul_add(b.0[i], self.0[i])))
+        let mut lanes = self.0;
+        for i in 0..LANES {
+            lanes[i] = a.0[i].mul_add(b.0[i], lanes[i]);
+        }
+        Array(lanes)
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {

@@ -86,15 +86,36 @@ pub(super) fn matmul(y: &mut [f32], x: &[f32], m: usize, w: &Matrix) {
     matmuls(x, m, w.cols, &mut [(y, w)]);
 }
 
+/// Results of earlier products whose memory later ones of a pass use again: large ones would go back to the system each time, which
+/// clears every page before it lends it again.
+#[derive(Default)]
+pub(super) struct Spares(Vec<Vec<f32>>);
+
+impl Spares {
+    /// Floats whose values mean nothing.
+    fn take(&mut self, len: usize) -> Vec<f32> {
+        let fits = |spare: &Vec<f32>| (len..=len.saturating_mul(2)).contains(&spare.capacity());
+        let Some(at) = self.0.iter().position(fits) else { return vec![0.0; len] };
+        let mut spare = self.0.swap_remove(at);
+        spare.resize(len, 0.0);
+        spare
+    }
+
+    /// Takes what is no longer needed.
+    pub fn put(&mut self, values: Vec<f32>) {
+        self.0.push(values);
+    }
+}
+
 /// `y = x w^T + b`.
-pub(super) fn gemm(x: &[f32], m: usize, layer: &Linear) -> Vec<f32> {
-    let [y] = gemms(x, m, [layer]);
+pub(super) fn gemm(spares: &mut Spares, x: &[f32], m: usize, layer: &Linear) -> Vec<f32> {
+    let [y] = gemms(spares, x, m, [layer]);
     y
 }
 
 /// [`gemm`] of several layers with the same input: cores are woken once.
-pub(super) fn gemms<const N: usize>(x: &[f32], m: usize, layers: [&Linear; N]) -> [Vec<f32>; N] {
-    let mut all = layers.map(|layer| vec![0.0; m * layer.weight.rows]);
+pub(super) fn gemms<const N: usize>(spares: &mut Spares, x: &[f32], m: usize, layers: [&Linear; N]) -> [Vec<f32>; N] {
+    let mut all = layers.map(|layer| spares.take(m * layer.weight.rows));
     let mut into: Vec<(&mut [f32], &Matrix)> =
         all.iter_mut().zip(layers).map(|(y, layer)| (y.as_mut_slice(), &layer.weight)).collect();
     matmuls(x, m, layers.first().map_or(0, |layer| layer.weight.cols), &mut into);
@@ -263,10 +284,11 @@ mod tests {
             let on = |threads: usize| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
-                    let together = gemms(&x, m, [&one, &other]);
+                    let together = gemms(&mut Spares::default(), &x, m, [&one, &other]);
                     let mut dx = vec![0.5; m * k];
                     gemm_backward(&mut dx, &dy, m, &one);
-                    assert!(together == [gemm(&x, m, &one), gemm(&x, m, &other)]);
+                    let spares = &mut Spares::default();
+                    assert!(together == [gemm(spares, &x, m, &one), gemm(spares, &x, m, &other)]);
                     (together, dx)
                 })
             };
