@@ -460,6 +460,13 @@ unsafe fn nt_sweep<L: Tiles, const M: usize, const N: usize>(
         for (tile, j) in (0..count).step_by(N).enumerate() {
             ahead.fetch();
             x_ahead.fetch();
+            if terms.from > 0 {
+                // What the next tile's sums are so far: where all rows wait between panels, they lie in a cache that cores share.
+                let next = lanes.wrapping_add((tile + 1) * M * N * LANES);
+                for group in 0..M * N {
+                    prefetch(next.wrapping_add(group * LANES).cast_const().cast());
+                }
+            }
             // SAFETY: the groups lie in x and, by the assert, in the panel; `lanes` has room for every tile's; y has the rows and
             // columns.
             unsafe {
