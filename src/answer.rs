@@ -241,10 +241,25 @@ pub struct Completion {
 pub struct Completions {
     /// In the order of their numbers.
     pub all: Vec<Completion>,
-    /// The one with the largest reward, the earliest on a tie; 0 if they were not scored.
+    /// The one that is the answer. When sampling, that is the one with the largest reward, the earliest on a tie, and 0 if they
+    /// were not scored; a search chooses by its own rule.
     pub best: usize,
     /// What had to be run.
     pub work: Work,
+    /// What a search tried; `None` for sampling.
+    pub search: Option<SearchCounts>,
+}
+
+/// What a search for an answer tried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SearchCounts {
+    /// Texts that were proposed: samples, segments, blocks or next tokens.
+    pub proposals: u64,
+    /// Those that were turned down: by a test, by a ranking, or because another one was better.
+    pub rejected: u64,
+    /// Segments, blocks or tokens that were committed; rounds of a beam; rankings of speculative rejection; 1 for a choice among
+    /// whole answers.
+    pub rounds: u64,
 }
 
 /// Rewards of a given text.

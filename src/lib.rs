@@ -30,6 +30,7 @@
 //! * [`model`]: what can be asked of the two models, in batches, on the CPU ([`model::cpu`]) and on CUDA ([`model::cuda`]);
 //! * [`answer`], [`task`]: what requests end with, and what they ask of the models, as plain data;
 //! * [`method`]: the method itself, without tensors; beside it plain [`sampling`] and the [`scoring`] of given texts;
+//! * [`baselines`]: the methods that GGRO is compared with, and the trait for one's own;
 //! * [`engine`]: many requests in common batches;
 //! * [`presets`], [`text`], [`runtime`]: parameters, prompts and answers as text, opening models on a device;
 //! * [`trace`]: a response with every decision as JSON; [`profile`]: ranges for Nsight and Perfetto;
@@ -50,6 +51,7 @@
 //! and the driver is loaded when a device is opened.
 
 pub mod answer;
+pub mod baselines;
 pub mod batch;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -79,6 +81,7 @@ pub mod text;
 pub mod trace;
 
 pub use answer::{Candidate, Completions, Response, RewardReport, Segment};
+pub use baselines::Baseline;
 pub use engine::{Engine, Progress, Settings, Ticket, Update};
 pub use error::{Error, Result};
 pub use files::pair::Pair;

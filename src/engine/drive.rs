@@ -2,9 +2,10 @@
 
 use super::scheduler::{Event, RequestStats, Scheduler, stuck};
 use super::settings::{Settings, SpeculationWidth};
-use super::{intervention, sampler};
+use super::{baseline, intervention, sampler};
 use crate::Result;
 use crate::answer::{Completions, Response, RewardReport, Segment, TokenLogprob};
+use crate::baselines::Baseline;
 use crate::method::Options;
 use crate::model::{ModelPair, StepTime};
 use crate::rng::Uniforms;
@@ -89,6 +90,22 @@ pub fn complete(
     observer: &mut dyn Observer,
 ) -> Result<(Completions, RequestStats)> {
     let request = sampler(backend, prompt, spec)?;
+    run_one(backend, settings, Box::new(request), observer)
+}
+
+/// Searches for an answer by one of the methods that GGRO is compared with.
+///
+/// # Errors
+/// A parameter of the method out of range, and otherwise as [`complete`].
+pub fn search(
+    backend: &mut ModelPair,
+    settings: &Settings,
+    prompt: &[u32],
+    spec: CompletionSpec,
+    method: &Baseline,
+    observer: &mut dyn Observer,
+) -> Result<(Completions, RequestStats)> {
+    let request = baseline(backend, prompt, spec, method)?;
     run_one(backend, settings, Box::new(request), observer)
 }
 

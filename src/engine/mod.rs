@@ -16,9 +16,10 @@ mod step;
 mod submitter;
 mod ticket;
 
+pub use crate::sampling::MAX_COMPLETIONS;
 pub use crate::task::{Progress, Request, Speculation};
 pub use command::{Handle, Update};
-pub use drive::{Observer, RunReport, complete, decode, decode_with, run_all, score};
+pub use drive::{Observer, RunReport, complete, decode, decode_with, run_all, score, search};
 pub use retokenize::decode_retokenized;
 pub use scheduler::{Event, RequestStats, Scheduler, SchedulerStats};
 pub use service::{Engine, Status};
@@ -27,15 +28,13 @@ pub use step::{SpanOutput, Step, TaskSpan};
 pub use submitter::Submitter;
 pub use ticket::Ticket;
 
+use crate::baselines::{Baseline, Search, Strategy};
 use crate::error::Limit;
 use crate::method::{Intervention, Options};
 use crate::model::{ModelPair, Role};
 use crate::rng::Uniforms;
 use crate::sampling::{CompletionSpec, Sampler};
 use crate::{Error, Result};
-
-/// Completions of one request, at most.
-pub const MAX_COMPLETIONS: usize = 128;
 
 /// A request for sampled completions, checked.
 ///
@@ -57,6 +56,35 @@ pub fn sampler(backend: &ModelPair, prompt: &[u32], spec: CompletionSpec) -> Res
     }
     check_prompt(backend, prompt, spec.max_new_tokens)?;
     Ok(Sampler::new(prompt, spec, readable))
+}
+
+/// A request for an answer by one of the methods that GGRO is compared with, checked. Of `spec`, `n`, `score` and
+/// `prompt_logprobs` do not count.
+///
+/// # Errors
+/// A parameter of the method out of range; otherwise as [`searcher`].
+pub fn baseline(backend: &ModelPair, prompt: &[u32], spec: CompletionSpec, baseline: &Baseline) -> Result<Search> {
+    let strategy = baseline.strategy(prompt.len(), spec.max_new_tokens)?;
+    searcher(backend, prompt, spec, strategy)
+}
+
+/// A request for an answer by a method of one's own, checked. Of `spec`, `n`, `score` and `prompt_logprobs` do not count.
+///
+/// # Errors
+/// A spec out of range, an empty prompt, a prompt beyond the context, an id beyond a vocabulary, a model that is missing.
+pub fn searcher(
+    backend: &ModelPair,
+    prompt: &[u32],
+    spec: CompletionSpec,
+    strategy: Box<dyn Strategy>,
+) -> Result<Search> {
+    spec.sampling.check(backend.config(Role::Policy)?.vocab_size)?;
+    let readable = backend.config(Role::Reward)?.vocab_size;
+    if spec.max_new_tokens == 0 {
+        return Err(Error::invalid("max_new_tokens must be at least 1, not 0"));
+    }
+    check_prompt(backend, prompt, spec.max_new_tokens)?;
+    Search::new(prompt, spec, readable, strategy)
 }
 
 /// A request for a response by the method, checked.

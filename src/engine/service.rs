@@ -5,8 +5,9 @@ use super::scheduler::{Event, RequestStats, Scheduler, SchedulerStats, stuck};
 use super::settings::Settings;
 use super::submitter::Submitter;
 use super::ticket::{Ticket, UpdateSender};
-use super::{intervention, sampler};
+use super::{baseline, intervention, sampler};
 use crate::answer::{Completions, Response, RewardReport};
+use crate::baselines::Baseline;
 use crate::method::Options;
 use crate::model::{ModelPair, Role, StepTime, Work};
 use crate::rng::Uniforms;
@@ -102,6 +103,16 @@ impl Engine {
     pub fn sample(&self, prompt: &[u32], spec: CompletionSpec) -> Result<Ticket<Completions>> {
         let prompt = prompt.to_vec();
         self.submit(move |backend| sampler(backend, &prompt, spec))
+    }
+
+    /// An answer to `prompt` by one of the methods that GGRO is compared with. For a method of one's own use
+    /// [`submit`](Engine::submit) with [`searcher`](super::searcher).
+    ///
+    /// # Errors
+    /// As [`generate`](Engine::generate).
+    pub fn search(&self, prompt: &[u32], spec: CompletionSpec, method: &Baseline) -> Result<Ticket<Completions>> {
+        let (prompt, method) = (prompt.to_vec(), method.clone());
+        self.submit(move |backend| baseline(backend, &prompt, spec, &method))
     }
 
     /// A number for a group of requests that take turns as one ([`Submitter::group`]).

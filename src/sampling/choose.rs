@@ -44,7 +44,7 @@ pub fn choose(row: &[f32], sampling: &Sampling, counts: &Counts, stream: u64, in
 }
 
 /// Log-probabilities of `id` and of the most likely tokens after `row`.
-pub(super) fn reported(row: &[f32], stats: &RowStats, id: u32, logprobs: Option<usize>) -> TokenLogprob {
+pub(crate) fn reported(row: &[f32], stats: &RowStats, id: u32, logprobs: Option<usize>) -> TokenLogprob {
     let logprob = |logit: f32| f64::from(logit) - stats.log_sum_exp;
     let most_likely = top_k(row, logprobs.unwrap_or(0), row.len());
     let possible = most_likely.into_iter().filter(|&(_, logit)| logit > f32::NEG_INFINITY);

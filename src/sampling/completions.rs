@@ -314,7 +314,7 @@ impl Request for Sampler {
             }
         }
         let work = self.necessary;
-        self.outcome.end(Ok(Completions { all, best, work }));
+        self.outcome.end(Ok(Completions { all, best, work, search: None }));
     }
 
     fn liveness(&self, key: SeqKey) -> Liveness {

@@ -26,8 +26,12 @@ use std::collections::BTreeMap;
 use crate::{Error, Result};
 
 pub use choose::choose;
+pub(crate) use choose::reported;
 pub use completions::{CompletionSpec, NewStopCheck, Sampler, StopCheck};
 pub use stop::StopStrings;
+
+/// Completions of one request, at most.
+pub const MAX_COMPLETIONS: usize = 128;
 
 /// How a token is chosen from a row of logits. The steps are taken in this order: bias, penalties, temperature, `min_p`,
 /// `top_k`, `top_p`, the draw.

@@ -28,7 +28,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("method", &["answer", "error", "files", "model", "profile", "rng", "task"]),
     ("sampling", &["answer", "error", "model", "profile", "rng", "task"]),
     ("scoring", &["answer", "error", "model", "profile", "task"]),
-    ("engine", &["answer", "error", "kv", "method", "model", "profile", "rng", "sampling", "scoring", "task"]),
+    ("baselines", &["answer", "error", "model", "rng", "sampling", "task"]),
+    (
+        "engine",
+        &["answer", "baselines", "error", "kv", "method", "model", "profile", "rng", "sampling", "scoring", "task"],
+    ),
     // What all faces share.
     ("text", &["answer", "error", "files", "sampling"]),
     ("presets", &["error", "files", "method", "rng", "sampling"]),

@@ -1,5 +1,6 @@
 //! The engine: many requests, speculation, blocks taken back, and still the answers of one request after the other.
 
+mod baselines;
 mod cost;
 mod demo;
 mod goldens;

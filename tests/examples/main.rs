@@ -51,3 +51,10 @@ fn reward_gradient() {
 fn own_backend() {
     assert_eq!(run("05_own_backend"), "the cat is happy <end> (reward 1, 1 nudge)\n");
 }
+
+#[test]
+fn own_method() {
+    let text = run("06_own_method");
+    assert!(text.lines().next().is_some_and(|story| story.len() > 40), "{text}");
+    assert!(text.contains("reward ") && text.trim_end().ends_with(" blocks"), "{text}");
+}

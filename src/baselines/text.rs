@@ -1,0 +1,270 @@
+//! One text of a search: its ids, how it goes on, and what the models have said of it.
+
+use crate::answer::{StopReason, TokenLogprob};
+use crate::model::Work;
+use crate::sampling::{CompletionSpec, Counts, StopCheck, choose, reported};
+use crate::task::PolicyOutput;
+use crate::{Error, Result};
+use std::sync::Arc;
+
+/// A text of a search. Numbers ascend and are never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TextId(pub(super) u32);
+
+/// How a text goes on. It ends earlier at a stop id, at the caller's stop check and at the budget.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Growth {
+    /// By tokens that are drawn from the policy as the request's spec says.
+    Sampled {
+        /// Which random numbers: a token depends on the seed, on this, on the number of tokens before it in the answer and on
+        /// the policy's row. The n-th completion of plain sampling is stream n.
+        stream: u64,
+        /// Tokens, at most; at least one is drawn.
+        tokens: usize,
+        /// Whether it ends before a token that the policy is uncertain of.
+        until: Option<Uncertain>,
+    },
+    /// By this token.
+    Token(u32),
+}
+
+impl Growth {
+    /// A whole answer.
+    pub fn to_the_end(stream: u64) -> Growth {
+        Growth::Sampled { stream, tokens: usize::MAX, until: None }
+    }
+}
+
+/// Where the policy is uncertain.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Uncertain {
+    /// Least entropy of the untempered distribution, in nats.
+    pub entropy: f64,
+    /// Tokens that a text goes on by before the entropy counts; 0 is the same as 1.
+    pub min_tokens: usize,
+}
+
+/// How far a text is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// What it goes on from has not ended yet, or the row behind that is not known.
+    Waiting,
+    /// It has so many ids from what it goes on from.
+    Growing(usize),
+    /// It has all of its ids.
+    Complete,
+}
+
+/// What something is run for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Need {
+    Nothing,
+    /// It may turn out to be needed.
+    Speculation,
+    Answer,
+}
+
+/// Where a text is in one of the models.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Track {
+    /// The sequence that holds its first positions.
+    pub seq: u32,
+    /// Whether that is its own: only then may more of the text be run on it.
+    pub own: bool,
+    /// Positions of the text, prompt included, that were run.
+    pub run: usize,
+}
+
+/// What holds for all texts of a request.
+pub(super) struct Rules<'a> {
+    pub spec: &'a CompletionSpec,
+    /// Ids that the reward model knows.
+    pub reward_vocab: usize,
+    /// Whether log-probabilities are kept.
+    pub record: bool,
+}
+
+/// A text.
+pub(super) struct Text {
+    /// Behind the prompt.
+    pub ids: Vec<u32>,
+    /// Per id, if they are kept.
+    pub logprobs: Vec<TokenLogprob>,
+    /// Empty if there are no penalties: nothing else asks for them.
+    counts: Counts,
+    check: Option<StopCheck>,
+    /// Why it cannot go on.
+    pub stop: Option<StopReason>,
+    /// The policy's row behind the last id.
+    pub row: Option<Arc<PolicyOutput>>,
+    /// At the last id.
+    pub reward: Option<f32>,
+    /// What it goes on from and how; the prompt goes on from nothing.
+    pub origin: Option<(TextId, Growth)>,
+    /// The nearest text before it that is still there.
+    pub parent: Option<TextId>,
+    pub state: State,
+    /// Whether the method has use for it.
+    pub kept: bool,
+    /// Whether the method may turn out not to ask for it.
+    pub speculative: bool,
+    pub wants_row: bool,
+    pub wants_reward: bool,
+    /// What the policy's row and the reward are run for.
+    pub needs: [Need; 2],
+    /// Work that was done before it was needed.
+    pub uncounted: Work,
+    pub failed: Option<Error>,
+    /// In the policy and in the reward model.
+    pub tracks: [Track; 2],
+}
+
+impl Text {
+    /// The prompt.
+    pub fn prompt(prompt: &[u32], spec: &CompletionSpec) -> Text {
+        let trunk = Track { seq: 0, own: true, run: 0 };
+        Text {
+            ids: Vec::new(),
+            logprobs: Vec::new(),
+            counts: if spec.sampling.penalises() { Counts::new(prompt) } else { Counts::default() },
+            check: None,
+            stop: None,
+            row: None,
+            reward: None,
+            origin: None,
+            parent: None,
+            state: State::Complete,
+            kept: true,
+            speculative: false,
+            wants_row: false,
+            wants_reward: false,
+            needs: [Need::Nothing; 2],
+            uncounted: Work::default(),
+            failed: None,
+            tracks: [trunk; 2],
+        }
+    }
+
+    /// A text that goes on from another one, once that is complete.
+    pub fn after(from: TextId, growth: Growth, speculative: bool) -> Text {
+        let nowhere = Track { seq: 0, own: false, run: 0 };
+        Text {
+            ids: Vec::new(),
+            logprobs: Vec::new(),
+            counts: Counts::default(),
+            check: None,
+            stop: None,
+            row: None,
+            reward: None,
+            origin: Some((from, growth)),
+            parent: Some(from),
+            state: State::Waiting,
+            kept: true,
+            speculative,
+            wants_row: false,
+            wants_reward: speculative,
+            needs: [Need::Nothing; 2],
+            uncounted: Work::default(),
+            failed: None,
+            tracks: [nowhere; 2],
+        }
+    }
+
+    /// Takes over what is known of the text that it goes on from, which is complete.
+    pub fn begin(&mut self, from: &Text, rules: &Rules<'_>) {
+        self.ids.clone_from(&from.ids);
+        self.logprobs.clone_from(&from.logprobs);
+        self.counts.clone_from(&from.counts);
+        self.stop = from.stop;
+        self.row.clone_from(&from.row);
+        self.tracks = from.tracks.map(|track| Track { own: false, ..track });
+        self.state = match self.stop {
+            Some(_) => {
+                self.reward = from.reward;
+                State::Complete
+            }
+            None => State::Growing(self.ids.len()),
+        };
+        self.check = rules.spec.stop_check.as_ref().filter(|_| self.stop.is_none()).map(|new| {
+            let mut check = new();
+            for &id in &self.ids {
+                check(id);
+            }
+            check
+        });
+    }
+
+    /// Goes on as far as the policy's rows are known. Returns the tokens that were added.
+    pub fn grow(&mut self, rules: &Rules<'_>) -> Result<usize> {
+        let mut added = 0;
+        while let (State::Growing(start), Some((_, growth)), Some(row)) = (self.state, self.origin, &self.row) {
+            let grown = self.ids.len() - start;
+            let limit = match growth {
+                Growth::Sampled { until: Some(until), .. }
+                    if grown >= until.min_tokens.max(1) && row.row.stats.entropy >= until.entropy =>
+                {
+                    self.state = State::Complete;
+                    break;
+                }
+                Growth::Sampled { tokens, .. } => tokens.max(1),
+                Growth::Token(_) => 1,
+            };
+            let row = row.clone();
+            self.push(growth, &row, rules)?;
+            self.row = None;
+            added += 1;
+            if self.stop.is_some() || grown + 1 >= limit {
+                (self.state, self.check) = (State::Complete, None);
+            }
+        }
+        Ok(added)
+    }
+
+    /// Adds the next token.
+    fn push(&mut self, growth: Growth, output: &PolicyOutput, rules: &Rules<'_>) -> Result<()> {
+        let (sampling, stats) = (&rules.spec.sampling, &output.row.stats);
+        let index = self.ids.len() as u64;
+        let argmax = TokenLogprob {
+            id: stats.argmax,
+            logprob: stats.max_probability.ln(),
+            entropy: stats.entropy,
+            top: Vec::new(),
+        };
+        let chosen = match (growth, &output.logits) {
+            (Growth::Sampled { stream, .. }, Some(logits)) => choose(logits, sampling, &self.counts, stream, index),
+            (Growth::Sampled { .. }, None) => argmax,
+            (Growth::Token(id), Some(logits)) => reported(logits, stats, id, sampling.logprobs),
+            (Growth::Token(id), None) if id == stats.argmax => argmax,
+            (Growth::Token(id), None) => {
+                let logit = output.row.top.iter().find(|&&(other, _)| other == id).map(|&(_, logit)| logit);
+                let logprob = logit.map_or(f64::NAN, |logit| f64::from(logit) - stats.log_sum_exp);
+                TokenLogprob { id, logprob, ..argmax }
+            }
+        };
+        let id = chosen.id;
+        if id as usize >= rules.reward_vocab {
+            return Err(Error::invalid(format!(
+                "the policy chose id {id}, which the reward model cannot read: its vocabulary has {} ids",
+                rules.reward_vocab
+            )));
+        }
+        self.ids.push(id);
+        if sampling.penalises() {
+            self.counts.push(id);
+        }
+        if rules.record {
+            self.logprobs.push(chosen);
+        }
+        if rules.spec.stop_ids.contains(&id) || self.check.as_mut().is_some_and(|check| check(id)) {
+            self.stop = Some(StopReason::Stop);
+        } else if self.ids.len() >= rules.spec.max_new_tokens {
+            self.stop = Some(StopReason::Length);
+        }
+        Ok(())
+    }
+
+    /// Whether a model may be asked for more of it.
+    pub fn goes_on_in(&self, role: usize) -> bool {
+        self.stop.is_none() || (role == 1 && self.reward.is_none())
+    }
+}
