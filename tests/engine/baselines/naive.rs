@@ -13,10 +13,13 @@ use ggro::sampling::{CompletionSpec, Counts, choose};
 /// A method's answer, or why there is none.
 pub type Found = Result<Completions, String>;
 
+/// A function of a whole text.
+pub type OfText<'a, T> = Box<dyn FnMut(&[u32]) -> T + 'a>;
+
 /// Two models as functions of whole texts, and a request.
 pub struct Naive<'a> {
-    pub logits: Box<dyn FnMut(&[u32]) -> Vec<f32> + 'a>,
-    pub reward: Box<dyn FnMut(&[u32]) -> f32 + 'a>,
+    pub logits: OfText<'a, Vec<f32>>,
+    pub reward: OfText<'a, f32>,
     pub prompt: &'a [u32],
     pub spec: &'a CompletionSpec,
     /// Whether a text ends where an id comes twice in a row.
@@ -213,12 +216,8 @@ impl Naive<'_> {
             let used: usize = open.iter().map(|&i| samples[i].ids.len()).sum();
             if !last && prompt + used + open.len() > budget {
                 rankings += 1;
-                let mut ranked: Vec<(usize, f32)> = Vec::new();
-                for i in 0..p.n {
-                    if !samples[i].rejected {
-                        ranked.push((i, self.reward(&samples[i].ids)));
-                    }
-                }
+                let open = (0..p.n).filter(|&i| !samples[i].rejected);
+                let mut ranked: Vec<(usize, f32)> = open.map(|i| (i, self.reward(&samples[i].ids))).collect();
                 let keep = (((1.0 - p.alpha) * ranked.len() as f64).round() as usize).max(1);
                 ranked.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
                 let mut dropped = 0;
