@@ -27,6 +27,7 @@ mod acceptance;
 mod args;
 mod beam;
 mod cards;
+mod named;
 mod range;
 mod rejection_sampling;
 mod samples;

@@ -76,6 +76,11 @@ impl BestOfPoisson {
         range::check("mu", mu, fits, &format!("so small that more than {MAX_COMPLETIONS} answers do not come"))
     }
 
+    /// The number of answers that is exceeded with a probability of 1e-9.
+    pub(super) fn most(&self) -> usize {
+        self.answers(1.0 - TAIL)
+    }
+
     /// The number of answers that a uniform number gives.
     fn answers(&self, u: f64) -> usize {
         let (mut more, mut term) = (0, (-self.mu).exp());
