@@ -2,6 +2,7 @@
 
 use super::models::{DeviceArgs, PairArgs, TemplateArgs};
 use super::say;
+use super::search::SearchArgs;
 use crate::engine::{Settings, SpeculationWidth};
 use crate::method::Selection;
 use crate::method::entropy::SIGNALS;
@@ -43,6 +44,9 @@ pub(super) struct Generate {
     pub method: MethodArgs,
 
     #[command(flatten)]
+    pub search: SearchArgs,
+
+    #[command(flatten)]
     pub sampling: SamplingArgs,
 
     #[command(flatten)]
@@ -52,11 +56,13 @@ pub(super) struct Generate {
     pub output: OutputArgs,
 }
 
-/// Flags of `--method sample` and `bon`. The other methods decode greedily and say which of these they ignore.
+/// Flags of the methods that sample. The others, ggro, greedy and args, say which of these they ignore.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Sampling (--method sample and bon)")]
+#[command(next_help_heading = "Sampling (for all methods but ggro, greedy and args)")]
 pub(super) struct SamplingArgs {
     /// How many completions to sample; sample prints all of them, bon the best one [default: 1, with bon 8]
+    ///
+    /// For --method sample and bon alone: the others have parameters of their own (--method-param).
     #[arg(long, value_name = "N",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=128))]
     pub n: Option<usize>,
@@ -153,10 +159,11 @@ pub(super) struct TextArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Method")]
 pub(super) struct MethodArgs {
-    /// ggro, greedy, sample, or bon (the best of N samples) [default: ggro, or greedy without a reward model]
+    /// ggro, greedy, sample, bon (the best of N samples), or one of those that GGRO is compared with (see --help) [default: ggro,
+    /// or greedy without a reward model]
     ///
     /// greedy is plain greedy decoding of the policy; with a reward model it has one candidate per segment, which is scored.
-    /// ggro and bon need a reward model.
+    /// Only greedy and sample do without a reward model. docs/methods.md says what each does and what it costs.
     #[arg(long, value_name = "METHOD", value_enum)]
     method: Option<Method>,
 
@@ -256,10 +263,37 @@ pub(super) struct OutputArgs {
 /// See [`MethodArgs::method`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Method {
+    /// Gradient-guided reward optimisation (arXiv 2606.09635)
     Ggro,
+    /// Plain greedy decoding
     Greedy,
+    /// Plain sampling
     Sample,
+    /// Best-of-N: of several samples the one with the largest reward
     Bon,
+    /// Whole answers are sampled until one is accepted by its reward (the acceptance of arXiv 2406.16306)
+    RejectionSampling,
+    /// CARDS: segments are sampled until one is accepted by its reward (arXiv 2406.16306)
+    Cards,
+    /// Best-of-N that drops the worse samples on the way (arXiv 2410.20290)
+    SpeculativeRejection,
+    /// ARGS: each token by its logit and the reward of the text with it (arXiv 2402.01694)
+    Args,
+    /// Controlled Decoding's blocks: the best of K, one after the other (arXiv 2310.17022)
+    Blockwise,
+    /// Beam search over sampled chunks, by reward (arXiv 2405.19262)
+    Beam,
+    /// One of N samples, drawn by softmax of their rewards (described in arXiv 2506.19248)
+    SoftBestOfN,
+    /// The best of a Poisson number of samples (arXiv 2506.19248)
+    BestOfPoisson,
+}
+
+impl Method {
+    /// Its name on the command line.
+    pub(super) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
+    }
 }
 
 /// See [`MethodArgs::nudge_selection`].
@@ -286,9 +320,8 @@ impl MethodArgs {
         match self.method {
             None if pair.has_reward() => return Ok(Method::Ggro),
             None => say("note: the answer is decoded greedily: no reward model is given to steer it (--reward MODEL)"),
-            Some(Method::Ggro) => pair.needs_reward("--method ggro")?,
-            Some(Method::Bon) => pair.needs_reward("--method bon")?,
             Some(Method::Greedy | Method::Sample) => {}
+            Some(method) => pair.needs_reward(&format!("--method {}", method.name()))?,
         }
         Ok(self.method.unwrap_or(Method::Greedy))
     }

@@ -1,12 +1,14 @@
-//! Completions of `ggro generate`: sampled ones, the best of several by the reward model, and the greedy one of a policy
-//! without a reward model.
+//! Completions of `ggro generate`: sampled ones, the best of several by the reward model, the answers of the methods that GGRO is
+//! compared with, and the greedy one of a policy without a reward model.
 
 use super::args::{Generate, Method, SamplingArgs};
 use super::say;
+use super::search::tried;
 use super::terminal::{Progress, TerminalWriter};
 use super::words::{counted, for_stdout};
-use crate::answer::StopReason;
-use crate::engine::{Settings, complete};
+use crate::answer::{Completions, StopReason};
+use crate::baselines::Baseline;
+use crate::engine::{Settings, complete, search as find};
 use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::method::entropy::Signal;
@@ -33,9 +35,15 @@ pub(super) fn unused(args: &SamplingArgs) -> Result<()> {
     }
     if !args.stop.is_empty() {
         return Err(Error::invalid(
-            "--stop is for --method sample and bon; ggro ends a segment at the policy's stop ids",
+            "--stop is for --method sample, bon, and those that GGRO is compared with; ggro ends a segment at the policy's stop ids",
         ));
     }
+    note_ignored(args, "ggro and greedy do not sample");
+    Ok(())
+}
+
+/// Notes which flags are ignored, and why.
+fn note_ignored(args: &SamplingArgs, why: &str) {
     let given = [
         ("--temperature", args.temperature.is_some()),
         ("--top-k", args.top_k != 0),
@@ -46,16 +54,26 @@ pub(super) fn unused(args: &SamplingArgs) -> Result<()> {
         ("--frequency-penalty", args.frequency_penalty != 0.0),
     ];
     for (flag, _) in given.iter().filter(|(_, given)| *given) {
-        say(&format!("note: {flag} is ignored: ggro and greedy do not sample"));
+        say(&format!("note: {flag} is ignored: {why}"));
     }
-    Ok(())
 }
 
-/// Checks what can be checked before weights are opened.
+/// Checks what can be checked before weights are opened. `search`: the method, if it is one of those that GGRO is compared with.
 ///
 /// # Errors
 /// A flag out of range, or one that completions cannot honour.
-pub(super) fn check(args: &Generate) -> Result<()> {
+pub(super) fn check(args: &Generate, search: Option<&Baseline>) -> Result<()> {
+    if let Some(search) = search {
+        if args.sampling.n.is_some() {
+            return Err(Error::invalid(format!(
+                "--n is for --method sample and bon; {} gives one answer, and --method-param says how it is found",
+                search.name()
+            )));
+        }
+        if !search.samples() {
+            note_ignored(&args.sampling, &format!("{} does not sample", search.name()));
+        }
+    }
     if args.output.trace.is_some() {
         return Err(Error::invalid("--trace records the decisions of --method ggro; a completion has none to record"));
     }
@@ -63,50 +81,21 @@ pub(super) fn check(args: &Generate) -> Result<()> {
     sampling(args).check(usize::MAX)
 }
 
+/// `search`: the method with its parameters, if it is one of those that GGRO is compared with.
 pub(super) fn run(
     args: &Generate,
-    method: Method,
+    (method, search): (Method, Option<&Baseline>),
     opened: &mut Opened,
     pair: &Pair,
     prompt: &Prompt,
     options: &Options,
 ) -> anyhow::Result<ExitCode> {
-    let settings = Settings::single(args.engine.speculation);
-    let rules = TextRules { stop_ids: options.stop_ids.clone(), ..TextRules::default() };
     let started = Instant::now();
-    let (completions, texts) = match method {
-        Method::Greedy => {
-            let rules = Arc::new(TextRules { finish_ids: vec![options.finish_id], ..rules });
-            // Uncertain tokens are coloured by their entropy, which another signal's threshold says nothing about.
-            let threshold = if options.signal == Signal::Entropy { options.entropy_threshold } else { f64::INFINITY };
-            let mut terminal = TerminalWriter::of_answer(args, pair, prompt, rules, threshold);
-            let spec = CompletionSpec {
-                max_new_tokens: options.max_new_tokens,
-                stop_ids: options.stop_ids.clone(),
-                stream_tokens: true,
-                ..CompletionSpec::default()
-            };
-            let completed = complete(opened.backend(), &settings, &prompt.ids, spec, &mut terminal);
-            let (completions, _) = completed.map_err(|error| terminal.failed(error))?;
-            terminal.finish()?;
-            if let Some(closed) = terminal.closed.take() {
-                return Err(closed.into());
-            }
-            (completions, vec![terminal.text])
-        }
-        _ => {
-            let rules = Arc::new(TextRules { stops: StopStrings::new(&args.sampling.stop)?, ..rules });
-            let spec = spec(args, pair, options, method == Method::Bon, &rules);
-            let mut progress = Progress::new();
-            let completed = complete(opened.backend(), &settings, &prompt.ids, spec, &mut progress);
-            progress.clear();
-            let (completions, _) = completed?;
-            // A completion is decoded by itself: its first token is the text's first.
-            let text = |ids: &[u32]| text_of(&pair.tokenizer, &rules, &[], &[], ids);
-            let texts = completions.all.iter().map(|one| Ok(prompt.prefill.clone() + &text(&one.ids)?));
-            let texts = texts.collect::<Result<Vec<String>>>()?;
-            (completions, texts)
-        }
+    // These are printed as their tokens become final.
+    let streams = method == Method::Greedy || search.is_some();
+    let (completions, texts) = match streams {
+        true => streamed(args, (method, search), opened, pair, prompt, options)?,
+        false => sampled(args, method, opened, pair, prompt, options)?,
     };
     let elapsed = started.elapsed().as_secs_f64();
     let tokens: usize = completions.all.iter().map(|one| one.ids.len()).sum();
@@ -118,7 +107,7 @@ pub(super) fn run(
                 "text": text, "ids": one.ids, "finish_reason": reason(one.reason), "reward": one.reward,
             })
         });
-        let object = json!({
+        let mut object = json!({
             "text": texts[completions.best],
             "reward": completions.all[completions.best].reward,
             "best": completions.best,
@@ -130,12 +119,16 @@ pub(super) fn run(
             "device": opened.device().to_string(),
             "version": env!("CARGO_PKG_VERSION"),
         });
+        if let (Some(search), Some(counts)) = (search, &completions.search) {
+            object["method"] = json!(search);
+            object["search"] = json!(counts);
+        }
         writeln!(out, "{object}")?;
         return Ok(ExitCode::SUCCESS);
     }
     match method {
         // It was printed as it was decoded.
-        Method::Greedy => {}
+        _ if streams => {}
         Method::Bon => writeln!(out, "{}", for_stdout(&texts[completions.best]))?,
         _ => {
             for (index, text) in texts.iter().enumerate() {
@@ -148,7 +141,14 @@ pub(super) fn run(
         completions.all.iter().filter_map(|one| one.reward).map(|reward| format!("{reward:.3}")).collect();
     let mut lines = String::new();
     if let Some(reward) = completions.all[completions.best].reward {
-        lines += &format!("reward      {reward:.3}, the best of {}: {}\n", rewards.len(), rewards.join(", "));
+        lines += &match (search, rewards.len()) {
+            (Some(_), 1) => format!("reward      {reward:.3}\n"),
+            (Some(_), count) => format!("reward      {reward:.3}, chosen from {count}: {}\n", rewards.join(", ")),
+            (None, count) => format!("reward      {reward:.3}, the best of {count}: {}\n", rewards.join(", ")),
+        };
+    }
+    if let (Some(search), Some(counts)) = (search, &completions.search) {
+        lines += &format!("search      {}\n", tried(search, counts));
     }
     lines += &format!(
         "completions {}, {} behind a prompt of {}\n",
@@ -163,6 +163,67 @@ pub(super) fn run(
     lines += &format!("time        {elapsed:.2} s, {:.1} tokens/s", tokens as f64 / elapsed.max(1e-9));
     say(&lines);
     Ok(ExitCode::SUCCESS)
+}
+
+/// One answer, printed as its tokens become final.
+fn streamed(
+    args: &Generate,
+    (method, search): (Method, Option<&Baseline>),
+    opened: &mut Opened,
+    pair: &Pair,
+    prompt: &Prompt,
+    options: &Options,
+) -> anyhow::Result<(Completions, Vec<String>)> {
+    let settings = Settings::single(args.engine.speculation);
+    let rules = Arc::new(TextRules {
+        stops: StopStrings::new(&args.sampling.stop)?,
+        stop_ids: options.stop_ids.clone(),
+        finish_ids: vec![options.finish_id],
+        ..TextRules::default()
+    });
+    // Uncertain tokens are coloured by their entropy, which another signal's threshold says nothing about.
+    let threshold = if options.signal == Signal::Entropy { options.entropy_threshold } else { f64::INFINITY };
+    let mut terminal = TerminalWriter::of_answer(args, pair, prompt, rules.clone(), threshold);
+    let spec = spec(args, pair, options, method, &rules);
+    let sampling = if search.is_some_and(Baseline::samples) { spec.sampling } else { Sampling::default() };
+    let spec = CompletionSpec { sampling, stream_tokens: true, ..spec };
+    let completed = match search {
+        Some(search) => find(opened.backend(), &settings, &prompt.ids, spec, search, &mut terminal),
+        None => complete(opened.backend(), &settings, &prompt.ids, spec, &mut terminal),
+    };
+    let (completions, _) = completed.map_err(|error| terminal.failed(error))?;
+    terminal.finish()?;
+    if let Some(closed) = terminal.closed.take() {
+        return Err(closed.into());
+    }
+    let text = |ids: &[u32]| text_of(&pair.tokenizer, &rules, &prompt.ids, &prompt.header, ids);
+    let texts = completions.all.iter().map(|one| Ok(prompt.prefill.clone() + &text(&one.ids)?));
+    let texts = texts.collect::<Result<Vec<String>>>()?;
+    Ok((completions, texts))
+}
+
+/// Samples, and the best of several.
+fn sampled(
+    args: &Generate,
+    method: Method,
+    opened: &mut Opened,
+    pair: &Pair,
+    prompt: &Prompt,
+    options: &Options,
+) -> anyhow::Result<(Completions, Vec<String>)> {
+    let settings = Settings::single(args.engine.speculation);
+    let stops = StopStrings::new(&args.sampling.stop)?;
+    let rules = Arc::new(TextRules { stops, stop_ids: options.stop_ids.clone(), ..TextRules::default() });
+    let spec = spec(args, pair, options, method, &rules);
+    let mut progress = Progress::new();
+    let completed = complete(opened.backend(), &settings, &prompt.ids, spec, &mut progress);
+    progress.clear();
+    let (completions, _) = completed?;
+    // A completion is decoded by itself: its first token is the text's first.
+    let text = |ids: &[u32]| text_of(&pair.tokenizer, &rules, &[], &[], ids);
+    let texts = completions.all.iter().map(|one| Ok(prompt.prefill.clone() + &text(&one.ids)?));
+    let texts = texts.collect::<Result<Vec<String>>>()?;
+    Ok((completions, texts))
 }
 
 fn sampling(args: &Generate) -> Sampling {
@@ -180,7 +241,8 @@ fn sampling(args: &Generate) -> Sampling {
     }
 }
 
-fn spec(args: &Generate, pair: &Pair, options: &Options, best: bool, rules: &Arc<TextRules>) -> CompletionSpec {
+fn spec(args: &Generate, pair: &Pair, options: &Options, method: Method, rules: &Arc<TextRules>) -> CompletionSpec {
+    let best = method == Method::Bon;
     let stop_check = (!args.sampling.stop.is_empty()).then(|| {
         let (tokenizer, rules) = (pair.tokenizer.clone(), rules.clone());
         Arc::new(move || rules.watch(&tokenizer)) as NewStopCheck

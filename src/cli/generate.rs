@@ -38,10 +38,11 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     if args.method.scale_nudge_biases.is_some() {
         say(&format!("note: --scale-nudge-biases {NO_EFFECT}"));
     }
+    let search = args.search.method(&method.name())?;
     // Without a reward model there are no segments to be chosen: all of the answer is one completion.
-    let completed = !args.pair.has_reward() || matches!(method, Method::Sample | Method::Bon);
+    let completed = !args.pair.has_reward() || !matches!(method, Method::Ggro | Method::Greedy);
     if completed {
-        complete::check(args)?;
+        complete::check(args, search.as_ref())?;
     }
     check_retokenize(args.text.retokenize, method, &args.method)?;
     if matches!(method, Method::Ggro | Method::Greedy) {
@@ -77,7 +78,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     let mut device = args.device.find()?;
     let mut opened = args.device.open(&mut device, &pair, args.pair.max_model_len)?;
     if completed {
-        return complete::run(args, method, &mut opened, &pair, &prompt, &options);
+        return complete::run(args, (method, search.as_ref()), &mut opened, &pair, &prompt, &options);
     }
 
     let painted = coloured(args.output.color) && !args.output.json && !args.text.retokenize;

@@ -20,6 +20,7 @@ mod prompt;
 mod report;
 mod run;
 mod score;
+mod search;
 #[cfg(feature = "server")]
 mod serve;
 mod summary;

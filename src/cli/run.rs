@@ -119,8 +119,10 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let method = args.method.method(&args.pair)?;
-    if matches!(method, Method::Sample | Method::Bon) {
-        let message = "--method: ggro run answers by ggro or greedy; sampled answers are for `ggro generate` so far";
+    if !matches!(method, Method::Ggro | Method::Greedy) {
+        let name = method.name();
+        let message =
+            format!("--method {name}: ggro run answers by ggro or greedy; {name} is for `ggro generate` so far");
         return Err(Error::invalid(message).into());
     }
     check_retokenize(args.retokenize, method, &args.method)?;

@@ -34,8 +34,9 @@ const LOST: u8 = 4;
 /// Answer requests over HTTP, as OpenAI's API has them
 ///
 /// A model MODEL has several names: MODEL answers greedily or by sampling, MODEL:ggro by the method, MODEL:ggro-safety,
-/// :ggro-helpfulness and :ggro-reasoning with published parameters, and MODEL:bon-8 with the best of 8 samples. With --policy
-/// alone only MODEL is served, with --reward alone only rewards and gradients. See docs/serving.md.
+/// :ggro-helpfulness and :ggro-reasoning with published parameters, MODEL:bon-8 with the best of 8 samples, and MODEL:cards and
+/// others by the methods that GGRO is compared with. With --policy alone only MODEL is served, with --reward alone only rewards
+/// and gradients. See docs/serving.md.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -145,7 +146,7 @@ struct LimitArgs {
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     max_prompts: usize,
 
-    /// Answers to a prompt (`n`), and samples of MODEL:bon-N
+    /// Answers to a prompt (`n`), samples of MODEL:bon-N, and texts that a method such as MODEL:cards chooses among
     #[arg(long, value_name = "N", default_value_t = 64,
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=128))]
     max_n: usize,

@@ -30,7 +30,7 @@ fn flags() {
         (vec!["--entropy-threshold", "nan"], vec!["--entropy-threshold", "finite"]),
         (vec!["--signal", "mood"], vec!["--signal", "varentropy"]),
         (vec!["--nudge-selection", "best"], vec!["--nudge-selection", "sample"]),
-        (vec!["--method", "beam"], vec!["--method", "greedy"]),
+        (vec!["--method", "mood"], vec!["--method", "greedy", "soft-best-of-n"]),
         (vec!["--seed", "x"], vec!["--seed"]),
         (vec!["--threads", "0"], vec!["--threads"]),
         (vec!["--max-model-len", "0"], vec!["--max-model-len"]),
@@ -61,6 +61,30 @@ fn flags() {
         (vec!["--seed", "-9223372036854775809"], vec!["--seed", "a whole number of 64 bits"]),
     ] {
         refused(&[&["generate", PROMPT], &args[..]].concat(), &parts);
+    }
+}
+
+#[test]
+fn parameters_of_methods() {
+    for (method, parameters, parts) in [
+        ("ggro", &["n=4"][..], &["--method-param n: --method ggro has no such parameters", "best-of-poisson"][..]),
+        ("bon", &["n=4"], &["--method-param n: --method bon has no such parameters"]),
+        ("cards", &[], &["cards: target_reward must be given", "max_rejections (20)"]),
+        ("cards", &["target_reward=nan"], &["cards: target_reward must be a number, not \"nan\""]),
+        ("cards", &["target_reward=1", "acceptance=maybe"], &["acceptance must be one of soft, hard, not \"maybe\""]),
+        (
+            "rejection-sampling",
+            &["target_reward=1", "beta=0"],
+            &["beta must be finite and above 0, not 0; the parameters"],
+        ),
+        ("beam", &["wide=1"], &["beam: there is no parameter \"wide\"", "width (2)"]),
+        ("beam", &["width"], &["'width' for '--method-param <KEY=VALUE>'", "expected KEY=VALUE"]),
+        ("beam", &["width=1", "width=1"], &["--method-param width is given twice"]),
+        ("best-of-poisson", &["mu=100"], &["best-of-poisson: mu must be"]),
+        ("speculative-rejection", &["kv_budget=20"], &["speculative-rejection: kv_budget must be at least"]),
+    ] {
+        let given = parameters.iter().flat_map(|parameter| ["--method-param", parameter]);
+        refused(&["generate", PROMPT, "--method", method].into_iter().chain(given).collect::<Vec<&str>>(), parts);
     }
 }
 

@@ -1,6 +1,7 @@
 //! `ggro generate`, when all is well.
 
 use super::{PROMPT, command, finish, ggro, goldens, read_json, traces, utf8};
+use serde_json::Value;
 use std::io::Write;
 use std::process::Stdio;
 
@@ -268,6 +269,63 @@ fn the_best_of_several_samples() {
 }
 
 #[test]
+fn methods_that_ggro_is_compared_with() {
+    let run = |method: &str, parameters: &[&str], more: &[&str]| {
+        let given = parameters.iter().flat_map(|parameter| ["--method-param", parameter]).collect::<Vec<&str>>();
+        let args = ["generate", PROMPT, "--max-new-tokens", "14", "--seed", "3", "--method", method];
+        ggro(&[&args[..], &given, more].concat()).ok()
+    };
+    let bon = run("bon", &[], &["--n", "4", "--json"]).json();
+    let rewards = |object: &Value| {
+        let all = object["completions"].as_array().expect("completions").iter();
+        all.map(|one| one["reward"].as_f64().expect("a reward")).collect::<Vec<f64>>()
+    };
+    let samples = rewards(&bon);
+    for (method, parameters, words) in [
+        ("rejection-sampling", &["target_reward=50", "max_tries=4"][..], "4 proposals, 4 rejected\n"),
+        ("soft-best-of-n", &["n=4", "lambda=0.5"], "4 proposals, 3 rejected\n"),
+        ("best-of-poisson", &["mu=0"], "1 proposal, 0 rejected\n"),
+        ("speculative-rejection", &["n=4"], " rankings\n"),
+        ("cards", &["target_reward=2", "acceptance=hard", "max_segment=5", "max_rejections=2"], " segments\n"),
+        ("blockwise", &["k=2", "block=7"], "4 proposals, 2 rejected, 2 blocks\n"),
+        ("beam", &["width=2", "successors=2", "chunk=7"], "8 proposals, 4 rejected, 2 rounds\n"),
+        ("args", &["k=3", "weight=0.5"], "42 proposals, 28 rejected, 14 tokens\n"),
+    ] {
+        let found = run(method, parameters, &["--json"]).json();
+        assert_eq!(found["method"]["name"], method);
+        for parameter in parameters {
+            let (name, value) = parameter.split_once('=').expect("a parameter");
+            let kept = &found["method"][name];
+            assert!(kept == value || kept.as_f64() == value.parse().ok(), "{method}: {parameter}, {kept}");
+        }
+        let best = found["best"].as_u64().expect("a place") as usize;
+        let all = rewards(&found);
+        assert_eq!((found["reward"].as_f64(), &found["completions"][best]["text"]), (Some(all[best]), &found["text"]));
+        if ["rejection-sampling", "soft-best-of-n", "best-of-poisson"].contains(&method) {
+            // The same samples as those of bon.
+            assert_eq!(all, samples[..all.len()], "{method}");
+        }
+        let (search, work) = (&found["search"], &found["work"]);
+        assert!(
+            search["proposals"].as_u64() > search["rejected"].as_u64() || method == "rejection-sampling",
+            "{search}"
+        );
+        assert!(work["policy_forward"].as_u64() > Some(14) && work["reward_forward"].as_u64() > Some(14), "{work}");
+        assert_eq!(work["reward_backward"], 0);
+        // People get the same text, and the counters in words.
+        let text = run(method, parameters, &[]);
+        assert_eq!(text.out.strip_suffix('\n'), found["text"].as_str());
+        assert!(text.err.contains(&format!("search      {method}: ")) && text.err.contains(words), "{}", text.err);
+        assert_eq!(text.err.contains(", chosen from "), all.len() > 1, "{}", text.err);
+    }
+    let cut = run("blockwise", &["k=2", "block=5"], &["--stop", "a"]);
+    assert!(!cut.out.trim_end().contains('a') && !cut.out.trim().is_empty(), "{}", cut.out);
+    let noted = run("args", &["k=2"], &["--temperature", "0.5", "--top-k", "3"]);
+    assert!(noted.err.contains("note: --temperature is ignored: args does not sample"), "{}", noted.err);
+    assert!(noted.err.contains("note: --top-k is ignored"), "{}", noted.err);
+}
+
+#[test]
 fn sampling_flags_that_mean_nothing_are_reported_or_refused() {
     let run = |args: &[&str]| ggro(&[&["generate", PROMPT, "--max-new-tokens", "4", "--no-baseline"], args].concat());
     let ignored = run(&["--temperature", "0.7", "--top-p", "0.9"]).ok();
@@ -279,6 +337,8 @@ fn sampling_flags_that_mean_nothing_are_reported_or_refused() {
         (&["--method", "sample", "--temperature", "-1"], "temperature must be"),
         (&["--method", "bon", "--trace", "/nowhere/trace.json"], "--trace records the decisions"),
         (&["--method", "sample", "--stop", ""], "must have 1 to 256 bytes"),
+        (&["--method", "beam", "--trace", "/nowhere/trace.json"], "--trace records the decisions"),
+        (&["--method", "beam", "--n", "2"], "--n is for --method sample and bon; beam gives one answer"),
     ] {
         let run = run(args);
         assert_eq!(run.code, Some(2), "{args:?}");

@@ -42,6 +42,22 @@ fn help_names_defaults() {
     for part in ["3.25", "GGRO_", "[default: 8]", "[default: 25]", "official", "NO_COLOR"] {
         assert!(run.out.contains(part) || ggro(&["--help"]).out.contains(part), "no {part:?} in {}", run.out);
     }
+    // Each method has a line with its paper.
+    for (method, paper) in [
+        ("ggro", "2606.09635"),
+        ("rejection-sampling", "2406.16306"),
+        ("cards", "2406.16306"),
+        ("speculative-rejection", "2410.20290"),
+        ("args", "2402.01694"),
+        ("blockwise", "2310.17022"),
+        ("beam", "2405.19262"),
+        ("soft-best-of-n", "2506.19248"),
+        ("best-of-poisson", "2506.19248"),
+    ] {
+        let begin = run.out.find(&format!("- {method}: ")).unwrap_or_else(|| panic!("no {method} in {}", run.out));
+        let rest = run.out[begin + 2..].split("\n          - ").next().unwrap_or_default();
+        assert!(rest.split("\n\n").next().is_some_and(|line| line.contains(paper)), "{method}: {rest}");
+    }
     assert_eq!(ggro(&[]).code, Some(2));
     assert_eq!(ggro(&["--version"]).ok().out, format!("ggro {}\n", env!("CARGO_PKG_VERSION")));
 }

@@ -60,7 +60,7 @@ fn what_needs_the_other_model_is_refused_with_its_flag() {
             assert!(run.err.contains(part), "no {part:?} in {}", run.err);
         }
     };
-    for method in ["ggro", "bon"] {
+    for method in ["ggro", "bon", "cards", "soft-best-of-n"] {
         let run = with(&SHORT, &[&POLICY[..], &["--method", method]].concat());
         refused(run, &[&format!("--method {method} needs a reward model"), "(--reward MODEL)"]);
     }

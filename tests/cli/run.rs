@@ -123,7 +123,10 @@ fn what_is_wrong_is_named_before_anything_runs() {
     );
     refused(ggro(&[&arguments(&input, &output)[..], &["--num-prompts", "0"]].concat()), &["--num-prompts 0: expected"]);
     refused(ggro(&[&arguments(&input, &output)[..], &["--task", "gsm8k"]].concat()), &["'gsm8k'", "mmlu-pro"]);
-    refused(ggro(&[&arguments(&input, &output)[..], &["--method", "bon"]].concat()), &["ggro or greedy"]);
+    for method in ["bon", "cards"] {
+        let words = format!("--method {method}: ggro run answers by ggro or greedy");
+        refused(ggro(&[&arguments(&input, &output)[..], &["--method", method]].concat()), &[&words]);
+    }
     std::fs::write(&bad, format!("\"fine\"\n\"{}\"\n", "word ".repeat(900))).expect("written");
     refused(ggro(&arguments(&bad, &output)), &["prompt 1:", "leave no room in the context of 512"]);
 
