@@ -5,7 +5,7 @@ use super::piece::{Piece, Token};
 use super::request::{ApiRequest, Method};
 use super::{AppState, Permit};
 use crate::answer::{Completions, FinishReason, Response, Segment, StopReason, TokenLogprob};
-use crate::engine::{Engine, Handle, Progress, RequestStats, Submitter, Update, intervention, sampler};
+use crate::engine::{Engine, Handle, Progress, RequestStats, Submitter, Update, baseline, intervention, sampler};
 use crate::method::Options;
 use crate::model::{ModelPair, Work};
 use crate::rng::Uniforms;
@@ -420,6 +420,20 @@ impl Run {
 
     fn completed(&mut self, ticket: usize, mut completions: Completions) -> Result<(), ApiError> {
         let first = self.tickets[ticket].first;
+        if let Method::Search(_, method) = &self.request.method {
+            // Its tokens were told as they became final.
+            let rewards: Vec<Option<f32>> = completions.all.iter().map(|one| one.reward).collect();
+            let chosen = completions.all.swap_remove(completions.best);
+            let outcome = json!({
+                "reward": chosen.reward,
+                "best": completions.best,
+                "rewards": rewards,
+                "method": method,
+                "search": completions.search,
+                "ignored_params": self.request.ignored,
+            });
+            return self.end(first, end_of(chosen.reason), Some(outcome));
+        }
         if let Method::Best(..) = self.request.method {
             let rewards: Vec<Option<f32>> = completions.all.iter().map(|one| one.reward).collect();
             let best = completions.all.swap_remove(completions.best);
@@ -582,6 +596,7 @@ fn submit(
         }
         Method::Sampled(sampling) => (sampling, request.n, false),
         Method::Best(sampling, n) => (sampling, *n, true),
+        Method::Search(sampling, _) => (sampling, 1, false),
     };
     let (rules, tokenizer) = (request.rules.clone(), app.pair.tokenizer.clone());
     let stop_check: NewStopCheck = Arc::new(move || rules.watch(&tokenizer));
@@ -595,9 +610,15 @@ fn submit(
         stream_tokens: !score,
         prompt_logprobs: !score && request.echo && request.logprobs.is_some(),
     };
-    let build = move |backend: &ModelPair| sampler(backend, &ids, spec);
     let told = move |update: Update<Completions>| updates.send((ticket, update.map(Output::Completions))).is_ok();
-    Ok((engine.submit_to(submitter, build, told)?, None))
+    let handle = match &request.method {
+        Method::Search(_, method) => {
+            let method = method.clone();
+            engine.submit_to(submitter, move |backend: &ModelPair| baseline(backend, &ids, spec, &method), told)?
+        }
+        _ => engine.submit_to(submitter, move |backend: &ModelPair| sampler(backend, &ids, spec), told)?,
+    };
+    Ok((handle, None))
 }
 
 /// Hands in a request for the log-probabilities of a prompt alone.

@@ -2,6 +2,8 @@
 
 use super::error::ApiError;
 use super::fields::Fields;
+use crate::Error;
+use crate::baselines::Baseline;
 use crate::method::Selection;
 use crate::method::entropy::{SIGNALS, signal};
 use crate::presets::{Given, Published};
@@ -20,6 +22,8 @@ pub enum Alias {
     Preset(Published),
     /// `bon-<n>`: the best of `n` samples by reward.
     Best(usize),
+    /// One of the methods that GGRO is compared with, by its name.
+    Search(&'static str),
 }
 
 /// Published parameters that have a name.
@@ -43,6 +47,9 @@ impl Alias {
             let count = count.parse().ok().filter(|count| digits && (1..=most).contains(count));
             return count.map(Alias::Best);
         }
+        if let Some(name) = Baseline::NAMES.into_iter().find(|name| *name == text) {
+            return Some(Alias::Search(name));
+        }
         PRESETS.iter().find(|(_, name)| *name == text).map(|&(preset, _)| Alias::Preset(preset))
     }
 
@@ -50,8 +57,50 @@ impl Alias {
     pub fn listed(most: usize) -> Vec<String> {
         let presets = PRESETS.iter().map(|(_, name)| format!(":{name}"));
         let best = (BEST_OF <= most).then(|| format!(":bon-{BEST_OF}"));
-        [String::new(), ":ggro".to_string()].into_iter().chain(presets).chain(best).collect()
+        let fits = |name: &&str| Baseline::with_defaults(name, 0.0).is_ok_and(|method| method.texts().0 <= most);
+        let searches = Baseline::NAMES.into_iter().filter(fits).map(|name| format!(":{name}"));
+        [String::new(), ":ggro".to_string()].into_iter().chain(presets).chain(best).chain(searches).collect()
     }
+
+    /// Whether the answer is one of several texts that were tried, of which the method returns that one.
+    pub fn chooses(self) -> bool {
+        matches!(self, Alias::Best(_) | Alias::Search(_))
+    }
+}
+
+/// The field with the parameters of a search.
+const PARAMETERS: &str = "method_params";
+
+/// Reads the parameters of a request for `model`, if that is one of the methods that GGRO is compared with. A choice may be made
+/// among up to `most` texts.
+///
+/// # Errors
+/// The field is sent for another model, a parameter is wrong or missing, or asks for more than `most` texts.
+pub fn search(fields: &mut Fields, alias: Alias, model: &str, most: usize) -> Result<Option<Baseline>, ApiError> {
+    let given = fields.object(PARAMETERS)?;
+    let Alias::Search(name) = alias else {
+        return match given {
+            None => Ok(None),
+            Some(_) => {
+                let names = Baseline::NAMES.join(", ");
+                let message = format!("has no effect on {model}: it is for the names that end in one of {names}");
+                Err(ApiError::field(PARAMETERS, message))
+            }
+        };
+    };
+    let method = Baseline::named(name, &given.unwrap_or_default()).map_err(wrong_parameter)?;
+    match method.texts() {
+        (texts, parameter) if texts > most => {
+            let message = format!("asks {name} for {texts} texts by `{parameter}`, and this server takes {most}");
+            Err(ApiError::field(PARAMETERS, message))
+        }
+        _ => Ok(Some(method)),
+    }
+}
+
+/// The error of a parameter of a search.
+pub fn wrong_parameter(error: Error) -> ApiError {
+    ApiError::from(error.within(PARAMETERS)).about(PARAMETERS)
 }
 
 /// The method's settings in a request: the object `ggro`, or keys `ggro_*` of `vllm_xargs`.
@@ -171,8 +220,44 @@ mod tests {
         for none in ["", "bon-", "bon-0", "bon-65", "bon--1", "bon-+3", "bon-03", "ggro-", "GGRO"] {
             assert_eq!(Alias::parse(none, 64), None, "{none}");
         }
+        for name in Baseline::NAMES {
+            assert_eq!(Alias::parse(name, 1), Some(Alias::Search(name)));
+            assert!(
+                Alias::listed(64).contains(&format!(":{name}")) && Alias::parse(&format!("{name}-8"), 64).is_none()
+            );
+        }
+        assert!(!Alias::listed(15).contains(&":speculative-rejection".to_string()));
         for listed in Alias::listed(64).iter().filter(|listed| !listed.is_empty()) {
             assert!(Alias::parse(&listed[1..], 64).is_some());
+        }
+    }
+
+    #[test]
+    fn parameters_of_a_search() {
+        let read = |text: &str, alias: Alias| search(&mut Fields::parse(text.as_bytes()).unwrap(), alias, "demo:x", 64);
+        let parameters = r#"{"method_params": {"n": 4}}"#;
+        let soft = read(parameters, Alias::Search("soft-best-of-n")).unwrap().unwrap();
+        assert_eq!(soft.texts(), (4, "n"));
+        assert_eq!(read("{}", Alias::Guided).unwrap(), None);
+        for (text, alias, part) in [
+            (parameters, Alias::Plain, "`method_params` has no effect on demo:x: it is for the names that end in"),
+            (parameters, Alias::Best(4), "`method_params` has no effect on demo:x"),
+            (r#"{"method_params": {}}"#, Alias::Guided, "has no effect"),
+            (r#"{"method_params": 3}"#, Alias::Search("args"), "`method_params` must be an object, not 3"),
+            (
+                parameters,
+                Alias::Search("args"),
+                "method_params: args: there is no parameter \"n\"; the parameters of args",
+            ),
+            ("{}", Alias::Search("cards"), "method_params: cards: target_reward must be given"),
+            (
+                r#"{"method_params": {"n": 65}}"#,
+                Alias::Search("soft-best-of-n"),
+                "65 texts by `n`, and this server takes 64",
+            ),
+        ] {
+            let error = read(text, alias).unwrap_err();
+            assert!(error.param.as_deref() == Some("method_params") && error.message.contains(part), "{error:?}");
         }
     }
 

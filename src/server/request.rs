@@ -3,9 +3,10 @@
 use super::AppState;
 use super::error::ApiError;
 use super::fields::{Fields, token_ids};
-use super::method::{Alias, MethodSettings};
+use super::method::{Alias, MethodSettings, search, wrong_parameter};
 use super::prompt::{Chat, Length, read_prompts};
 use super::unsupported::{self, Routes};
+use crate::baselines::Baseline;
 use crate::files::generation::SamplingDefaults;
 use crate::method::Options;
 use crate::profile::{self, Phase};
@@ -32,6 +33,8 @@ pub enum Method {
     Sampled(Sampling),
     /// The best of so many samples by reward.
     Best(Sampling, usize),
+    /// By one of the methods that GGRO is compared with.
+    Search(Sampling, Box<Baseline>),
     /// By gradient-guided reward optimisation.
     Guided(Box<Options>),
 }
@@ -124,10 +127,11 @@ impl ApiRequest {
         }
         let alias = if settings.given.is_some() && alias == Alias::Plain { Alias::Guided } else { alias };
         let guided = matches!(alias, Alias::Guided | Alias::Preset(_));
-        if let (Some(field), Alias::Best(_)) = (settings.given, alias) {
+        if let Some(field) = settings.given.filter(|_| alias.chooses()) {
             let message = format!("has no effect on {model}: its samples are not guided");
             return Err(ApiError::field(field, message));
         }
+        let search = search(&mut fields, alias, &model, limits.n)?;
 
         // What is cut to the context's length has room for its answer.
         let asked = ["max_completion_tokens", "max_tokens"].into_iter().find_map(|name| fields.peek(name));
@@ -164,8 +168,8 @@ impl ApiRequest {
             let message = "must be 1: the answers would be the same, unless `ggro.nudge_selection` is \"sample\"";
             return Err(ApiError::field("n", message));
         }
-        if n > 1 && matches!(alias, Alias::Best(_)) {
-            return Err(ApiError::field("n", "must be 1: the model returns the best of its samples"));
+        if n > 1 && alias.chooses() {
+            return Err(ApiError::field("n", "must be 1: the model returns one of the texts that it tries"));
         }
         let seed = match fields.take("seed") {
             None => random(),
@@ -203,6 +207,22 @@ impl ApiRequest {
         let method = match alias {
             Alias::Plain => Method::Sampled(sampling),
             Alias::Best(count) => Method::Best(sampling, count),
+            Alias::Search(name) => {
+                let Some(search) = search else { return Err(ApiError::internal(format!("{name} was not read"))) };
+                for (prompt, &new) in prompts.iter().zip(&max_new_tokens) {
+                    // Some parameters have to suit the prompt.
+                    search.strategy(prompt.ids.len(), new).map_err(wrong_parameter)?;
+                }
+                let sampling = match search.samples() {
+                    true => sampling,
+                    false => {
+                        unsampled(&sampling, name)?;
+                        ignored.extend(given);
+                        Sampling { seed, logprobs, ..Sampling::default() }
+                    }
+                };
+                Method::Search(sampling, Box::new(search))
+            }
             Alias::Guided | Alias::Preset(_) => {
                 if !sampling.logit_bias.is_empty() {
                     let message =
@@ -266,6 +286,20 @@ pub(super) fn cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError
         Some(salt) if salt.is_empty() => Err(ApiError::field("cache_salt", "must be a string that is not empty")),
         salt => Ok(salt),
     }
+}
+
+/// Refuses what changes the answers of a method that does not sample, and would be missed.
+fn unsampled(sampling: &Sampling, method: &str) -> Result<(), ApiError> {
+    if !sampling.logit_bias.is_empty() {
+        return Err(ApiError::field(
+            "logit_bias",
+            format!("has no place in {method}: it takes the logits as they are"),
+        ));
+    }
+    if sampling.min_tokens > 0 {
+        return Err(ApiError::field("min_tokens", format!("is for sampled answers, and {method} does not sample")));
+    }
+    Ok(())
 }
 
 /// The stop ids, and the end of turn, at which the method always ends.

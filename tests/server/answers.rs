@@ -57,6 +57,8 @@ fn usage_equals_a_recount() {
         ("demo", json!({ "temperature": 1, "seed": 3, "n": 3, "max_tokens": 70 })),
         ("demo:ggro", json!({ "max_tokens": 70 })),
         ("demo:bon-3", json!({ "temperature": 1, "seed": 3 })),
+        ("demo:cards", json!({ "temperature": 1, "seed": 3, "method_params": { "target_reward": 1 } })),
+        ("demo:beam", json!({ "temperature": 1, "seed": 3, "max_tokens": 200, "method_params": { "chunk": 20 } })),
         ("demo", json!({ "max_tokens": 400 })),
     ] {
         let mut body = story(model, more);

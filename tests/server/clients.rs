@@ -137,9 +137,12 @@ fn what_cannot_be_honoured_is_refused() {
 #[test]
 fn names_for_clients_that_parse_colons() {
     let server = Server::start(&[]);
-    for (colon, hyphen) in
-        [("demo:ggro", "demo-ggro"), ("demo:ggro-safety", "demo-ggro-safety"), ("demo:bon-2", "demo-bon-2")]
-    {
+    for (colon, hyphen) in [
+        ("demo:ggro", "demo-ggro"),
+        ("demo:ggro-safety", "demo-ggro-safety"),
+        ("demo:bon-2", "demo-bon-2"),
+        ("demo:best-of-poisson", "demo-best-of-poisson"),
+    ] {
         let ask = |model: &str| server.chat(&story(model, json!({ "seed": 1 }))).ok();
         let (first, second) = (ask(colon), ask(hyphen));
         assert_eq!((&first["choices"], &second["model"]), (&second["choices"], &json!(hyphen)));

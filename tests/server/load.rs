@@ -9,11 +9,11 @@ use std::time::Instant;
 
 /// A request of some kind, by its number.
 fn request(number: usize) -> Value {
-    let model = ["demo", "demo:ggro", "demo", "demo:bon-2"][number % 4];
+    let model = ["demo", "demo:ggro", "demo", "demo:bon-2", "demo:blockwise"][number % 5];
     let mut body = story(model, json!({ "max_tokens": 12 + number % 9, "seed": number }));
     body["messages"][0]["content"] =
         json!(format!("Tell me a story about {} {}.", number % 7, ["a dog", "a box"][number % 2]));
-    if !number.is_multiple_of(4) {
+    if !number.is_multiple_of(5) {
         merge(&mut body, json!({ "temperature": 1 }));
     }
     body

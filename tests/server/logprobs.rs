@@ -94,7 +94,7 @@ fn every_name_ranks_prompts_by_the_policy() {
         server.complete(&body).ok()
     };
     let plain = body("demo", json!({ "max_tokens": 0 }));
-    for model in ["demo:ggro", "demo:ggro-safety", "demo:bon-2"] {
+    for model in ["demo:ggro", "demo:ggro-safety", "demo:bon-2", "demo:blockwise", "demo:args"] {
         let only = body(model, json!({ "max_tokens": 0 }));
         assert_eq!(only["choices"], plain["choices"], "{model}");
         assert_eq!(only["usage"]["completion_tokens"], 0);

@@ -15,6 +15,7 @@ mod openai;
 mod operations;
 mod prompts;
 mod rewards;
+mod searches;
 mod strangers;
 
 use serde_json::{Value, json};

@@ -84,7 +84,9 @@ fn a_policy_answers_without_a_reward_model() {
 fn a_policy_refuses_what_needs_a_reward_model() {
     let server = Server::start(&["--policy", POLICY, "--served-reward-name", "judge"]);
     server.logged("note: --served-reward-name names nothing: there is no reward model");
-    for name in ["policy:ggro", "policy:ggro-safety", "policy:ggro-reasoning", "policy:bon-8", "policy:bon-1"] {
+    for name in
+        ["policy:ggro", "policy:ggro-safety", "policy:ggro-reasoning", "policy:bon-8", "policy:bon-1", "policy:args"]
+    {
         let message = format!("the model {name:?} does not exist: {NO_REWARD}");
         let of_name = |answer: &Answer| refused(answer, 404, Some("model"), "model_not_found", &message);
         of_name(&server.chat(&story(name, json!({}))));

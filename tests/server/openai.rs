@@ -223,13 +223,32 @@ fn models_chat_and_streams() {
     assert_eq!(models.object, "list");
     assert!(models.data.iter().all(|model| model.object == "model"));
     let names: Vec<&str> = models.data.iter().map(|model| model.id.as_str()).collect();
-    for name in ["demo", "demo:ggro", "demo:ggro-safety", "demo:ggro-helpfulness", "demo:ggro-reasoning", "demo:bon-8"]
-    {
+    let plain = ["demo", "demo:ggro", "demo:ggro-safety", "demo:ggro-helpfulness", "demo:ggro-reasoning", "demo:bon-8"];
+    let searches = [
+        "demo:rejection-sampling",
+        "demo:cards",
+        "demo:speculative-rejection",
+        "demo:args",
+        "demo:blockwise",
+        "demo:beam",
+        "demo:soft-best-of-n",
+        "demo:best-of-poisson",
+    ];
+    for name in plain.into_iter().chain(searches) {
         assert!(names.contains(&name), "{names:?}");
         assert_eq!(client.get::<Model>(&format!("/v1/models/{name}")).id, name);
     }
     for model in names {
-        let whole = client.chat(&request(model, json!({})));
+        // These have no default.
+        let aimed = ["demo:cards", "demo:rejection-sampling"].contains(&model);
+        let request = |more: Value| {
+            let mut body = request(model, more);
+            if aimed {
+                body["method_params"] = json!({ "target_reward": 1 });
+            }
+            body
+        };
+        let whole = client.chat(&request(json!({})));
         let choice = &whole.choices[0];
         let expected = choice.message.content.clone().expect("a text");
         assert!(!expected.is_empty() && !expected.contains("assistant"), "{expected}");
@@ -237,9 +256,9 @@ fn models_chat_and_streams() {
         let usage = whole.usage.expect("usage");
         assert_eq!((usage.completion_tokens, usage.total_tokens), (40, usage.prompt_tokens + 40));
 
-        let seeded = model.contains("bon");
+        let seeded = model.contains("bon-");
         let more = if seeded { json!({ "seed": 3 }) } else { json!({}) };
-        let chunks: Vec<Completion<ChatChunk>> = client.stream("/v1/chat/completions", &request(model, more));
+        let chunks: Vec<Completion<ChatChunk>> = client.stream("/v1/chat/completions", &request(more));
         assert_eq!(chunks[0].choices[0].delta.role.as_deref(), Some("assistant"));
         let (mut text, mut pieces, mut ended) = (String::new(), 0, 0);
         for choice in chunks.into_iter().flat_map(|chunk| chunk.choices) {
