@@ -28,6 +28,8 @@ pub enum WalkEnd {
     Budget,
     /// A candidate ended before its slot.
     NoSlot,
+    /// Every id of the shortlist was tried.
+    Exhausted,
 }
 
 /// Why a response ended.
@@ -50,7 +52,7 @@ pub struct Margins {
     pub argmax: Option<f64>,
     /// Smallest distance of the signal from its threshold where tested.
     pub entropy: Option<f64>,
-    /// Top-two gap of damped scores; when sampling, distance of `u` to the nearest edge.
+    /// Top-two gap of damped scores; when sampling or drawing, distance of `u` to the nearest edge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
     /// Logit gap between ranks K and K+1.
@@ -67,15 +69,15 @@ pub struct Margins {
 /// What was learnt at a candidate's slot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Slot {
-    /// Euclidean norm of the reward gradient at the slot.
-    pub gradient_norm: f64,
+    /// Euclidean norm of the reward gradient at the slot; `None` if none is taken to propose.
+    pub gradient_norm: Option<f64>,
     /// The K candidate ids, most likely first.
     pub ids: Vec<u32>,
     /// Their logits.
     pub logits: Vec<f32>,
-    /// `E_R[v] . g` before damping.
+    /// `E_R[v] . g` before damping, and before they are shuffled; empty without a gradient.
     pub dots: Vec<f32>,
-    /// Sampling weights `w`, normalised; empty when greedy.
+    /// Sampling weights `w`, normalised; empty when no choice is made by them.
     pub weights: Vec<f64>,
     /// The proposal these scores lead to; `None` if none was drawn.
     pub next_proposal: Option<u32>,
@@ -104,7 +106,7 @@ pub struct Candidate {
     pub logprobs: Vec<f64>,
     /// Reward at the last kept position.
     pub reward: f32,
-    /// `None` if there was no slot or no gradient was taken.
+    /// `None` if there was no slot or nothing was to be proposed from it. Where all ids are tried, the unforced candidate has it.
     pub slot: Option<Slot>,
     /// Distances from tipping points.
     pub margins: Margins,

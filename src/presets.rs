@@ -6,7 +6,7 @@
 use crate::files::demo;
 use crate::files::pair::Pair;
 use crate::method::entropy::{SIGNALS, signal, threshold_of};
-use crate::method::{Options, Selection};
+use crate::method::{Options, Proposals, Selection};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +81,12 @@ pub struct Given {
     pub nudge_selection: Option<Selection>,
     /// The threshold is tested from this many generated tokens of a candidate on.
     pub min_generated: Option<usize>,
+    /// Where proposals come from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proposals: Option<Proposals>,
+    /// Weight of a token's log-probability in its score.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprob_weight: Option<f64>,
 }
 
 /// Parameters of the method, complete. Serialised, they are the fields of `FILE.config.json`.
@@ -103,6 +109,17 @@ pub struct Parameters {
     /// See [`Given::min_generated`]; `None`: the official code's 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_generated: Option<usize>,
+    /// See [`Given::proposals`]. Left out where it is the published method's, as [`logprob_weight`](Self::logprob_weight) is: files
+    /// from before there was a choice have neither.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub proposals: Proposals,
+    /// See [`Given::logprob_weight`].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub logprob_weight: f64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Given {
@@ -118,7 +135,14 @@ impl Given {
             nudge_temperature: self.nudge_temperature.or(other.nudge_temperature),
             nudge_selection: self.nudge_selection.or(other.nudge_selection),
             min_generated: self.min_generated.or(other.min_generated),
+            proposals: self.proposals.or(other.proposals),
+            logprob_weight: self.logprob_weight.or(other.logprob_weight),
         }
+    }
+
+    /// Whether uniform numbers are consumed, so that answers depend on the seed.
+    pub fn draws(&self) -> bool {
+        self.proposals.unwrap_or_default().draws(self.nudge_selection == Some(Selection::Sample))
     }
 
     /// Fills what was not given. A preset's threshold is one of the entropy; other signals have thresholds of their own.
@@ -144,6 +168,8 @@ impl Given {
             nudge_temperature: self.nudge_temperature.unwrap_or(rest.temperature),
             nudge_selection: self.nudge_selection.unwrap_or(rest.selection),
             min_generated: self.min_generated,
+            proposals: self.proposals.unwrap_or(rest.proposals),
+            logprob_weight: self.logprob_weight.unwrap_or(rest.logprob_weight),
         })
     }
 }
@@ -160,6 +186,8 @@ impl Parameters {
             temperature: self.nudge_temperature,
             selection: self.nudge_selection,
             min_generated: self.min_generated.unwrap_or(base.min_generated),
+            proposals: self.proposals,
+            logprob_weight: self.logprob_weight,
             ..base
         }
     }
@@ -214,5 +242,23 @@ mod tests {
         assert_eq!(serde_json::to_string(&parameters).unwrap(), expected.to_string());
         assert_eq!(serde_json::from_value::<Parameters>(expected).unwrap(), parameters);
         assert_eq!(serde_json::from_value::<Given>(json!({ "nudge_top_k": 2 })).unwrap().nudge_top_k, Some(2));
+        let same = Given { proposals: Some(Proposals::Gradient), logprob_weight: Some(0.0), ..Given::default() };
+        assert_eq!(same.over(Preset::DIALOGUE).unwrap(), parameters);
+    }
+
+    #[test]
+    fn controls_are_written_where_they_are_asked_for() {
+        let given: Given =
+            serde_json::from_value(json!({ "proposals": "shuffled-gradient", "logprob_weight": 0.25 })).unwrap();
+        let parameters = given.over(Preset::DIALOGUE).unwrap();
+        let written = serde_json::to_value(&parameters).unwrap();
+        assert_eq!((&written["proposals"], &written["logprob_weight"]), (&json!("shuffled-gradient"), &json!(0.25)));
+        assert_eq!(serde_json::from_value::<Parameters>(written).unwrap(), parameters);
+        let options = parameters.over(Options::new(2, vec![2]));
+        assert_eq!((options.proposals, options.logprob_weight), (Proposals::ShuffledGradient, 0.25));
+        assert!(given.draws() && options.draws());
+        let all = Given { proposals: Some(Proposals::All), nudge_selection: Some(Selection::Sample), ..given.clone() };
+        assert!(!all.draws() && !Given::default().draws());
+        assert_eq!(Given::default().or(given.clone()), given);
     }
 }

@@ -5,12 +5,13 @@
 //! `prompt_ids`, `options` and `uniforms_used` say all that is needed to decode it again.
 //!
 //! Floats are rounded to 9 significant digits, which identifies every `f32`. Fields that the fixtures do not have stand at
-//! the end (`work`, and `signal` and `signals` where the signal is not Shannon entropy).
+//! the end (`work`, and `signal` and `signals` where the signal is not Shannon entropy). So do options that no fixture uses,
+//! where they are not what the published method has: `proposals` and `logprob_weight`.
 
 use crate::answer::{Candidate, CandidateStop, FinishReason, Margins, Repeat, Response, Segment, Slot, WalkEnd};
 use crate::files::checkpoint::read_whole_text;
 use crate::files::tokenizer::Tokenizer;
-use crate::method::{Options, Selection};
+use crate::method::{Options, Proposals, Selection};
 use crate::model::Work;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -125,6 +126,16 @@ pub struct TraceOptions {
     /// Name of the signal, where it is not Shannon entropy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<String>,
+    /// Where proposals come from, if not from the gradient.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub proposals: Proposals,
+    /// Weight of a token's log-probability in its score, if it has one.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub logprob_weight: f64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// One segment.
@@ -165,7 +176,7 @@ pub struct TraceCandidate {
     pub entropies_exact: Vec<f64>,
     /// Reward at the last kept position.
     pub reward: f64,
-    /// Euclidean norm of the gradient at the slot.
+    /// Euclidean norm of the gradient at the slot, if one was taken to propose.
     pub slot_gradient_norm: Option<f64>,
     /// What the next proposal was chosen from.
     pub top_k: Option<TraceTopK>,
@@ -187,7 +198,8 @@ pub struct TraceTopK {
     pub ids: Vec<u32>,
     /// Their logits.
     pub logits: Vec<f64>,
-    /// `E_R[v] . g` before damping.
+    /// `E_R[v] . g` before damping; missing where no gradient was taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dots: Vec<f64>,
     /// Sampling weights, normalised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -270,6 +282,8 @@ impl From<&Options> for TraceOptions {
             probability_floor: options.probability_floor,
             reward_pad_id: options.reward_pad_id,
             signal: (signal != ENTROPY).then(|| signal.to_string()),
+            proposals: options.proposals,
+            logprob_weight: options.logprob_weight,
         }
     }
 }
@@ -297,7 +311,7 @@ fn candidate(candidate: &Candidate, other_signal: bool) -> TraceCandidate {
         entropies: rounded(&candidate.entropies),
         entropies_exact: rounded(&candidate.entropies_exact),
         reward: round(candidate.reward.into()),
-        slot_gradient_norm: slot.map(|s| round(s.gradient_norm)),
+        slot_gradient_norm: slot.and_then(|s| s.gradient_norm).map(round),
         top_k: slot.map(top_k),
         next_proposal: slot.and_then(|s| s.next_proposal),
         margins: margins(&candidate.margins),

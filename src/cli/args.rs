@@ -4,8 +4,8 @@ use super::models::{DeviceArgs, PairArgs, TemplateArgs};
 use super::say;
 use super::search::SearchArgs;
 use crate::engine::{Settings, SpeculationWidth};
-use crate::method::Selection;
 use crate::method::entropy::SIGNALS;
+use crate::method::{PROPOSALS, Proposals, Selection};
 use crate::presets::Given;
 use crate::text::PromptLayout;
 use crate::{Error, Result};
@@ -217,7 +217,25 @@ pub(super) struct MethodArgs {
           value_parser = positive, allow_negative_numbers = true)]
     pub nudge_temperature: Option<f64>,
 
-    /// Seed of --nudge-selection sample and of --method sample and bon; the same seed gives the same answer
+    /// Where the tokens to try at the slot come from: gradient, random, shuffled-gradient or all [default: gradient]
+    ///
+    /// gradient is the method; the others are controls, to compare it with. random draws one of the policy's most likely tokens
+    /// (--nudge-top-k) and takes no gradient. shuffled-gradient deals the gradient's scores out to the wrong tokens. all tries
+    /// every one of these tokens, takes no gradient, and is not bounded by --num-refinement-steps, of which 1 is greedy decoding all the same.
+    #[arg(long, value_name = "WAY", hide_possible_values = true, value_parser = proposals())]
+    pub proposals: Option<Proposals>,
+
+    /// Weight of a token's log-probability in its score, added to the gradient's product [default: 0]
+    ///
+    /// The policy's log-probability of the token at the slot, in nats. A larger weight keeps nudges likely. 0 is the published method.
+    /// Has no effect on --proposals random and all.
+    #[arg(long, value_name = "W",
+          value_parser = not_negative, allow_negative_numbers = true)]
+    pub logprob_weight: Option<f64>,
+
+    /// Seed of what is drawn: --nudge-selection sample, --proposals random and shuffled-gradient, --method sample and bon
+    ///
+    /// The same seed gives the same answer.
     #[arg(long, value_name = "N", default_value = "0", value_parser = seed)]
     pub seed: u64,
 
@@ -340,6 +358,8 @@ impl MethodArgs {
                 NudgeSelection::Sample => Selection::Sample,
             }),
             min_generated: None,
+            proposals: self.proposals,
+            logprob_weight: self.logprob_weight,
         }
     }
 }
@@ -368,6 +388,12 @@ pub(super) fn layout() -> impl TypedValueParser<Value = PromptLayout> {
     PossibleValuesParser::new(PromptLayout::ALL.map(PromptLayout::name)).try_map(|name| name.parse::<PromptLayout>())
 }
 
+/// Reads `--proposals`.
+fn proposals() -> impl TypedValueParser<Value = Proposals> {
+    PossibleValuesParser::new(PROPOSALS.map(Proposals::name))
+        .try_map(|name| Proposals::of(&name).ok_or("expected one of the names"))
+}
+
 /// Reads a seed: 64 bits, with or without a sign, as the server reads one.
 pub(super) fn seed(text: &str) -> std::result::Result<u64, String> {
     let signed = || text.parse::<i64>().map(i64::cast_unsigned);
@@ -379,6 +405,10 @@ fn finite(text: &str) -> std::result::Result<f64, String> {
         Ok(x) if x.is_finite() => Ok(x),
         _ => Err("expected a finite number".to_string()),
     }
+}
+
+fn not_negative(text: &str) -> std::result::Result<f64, String> {
+    finite(text).and_then(|x| if x >= 0.0 { Ok(x) } else { Err("must be at least 0".to_string()) })
 }
 
 fn positive(text: &str) -> std::result::Result<f64, String> {

@@ -11,7 +11,7 @@ use super::{say, say_painted};
 use crate::answer::Response;
 use crate::engine::{Observer, RequestStats, Settings, decode, decode_retokenized, decode_with, score as score_text};
 use crate::files::pair::Pair;
-use crate::method::{Options, Selection};
+use crate::method::Options;
 use crate::model::{ModelPair, Work};
 use crate::presets::Given;
 use crate::rng::Uniforms;
@@ -172,9 +172,10 @@ pub(super) fn check_retokenize(asked: bool, method: Method, args: &MethodArgs) -
     if asked && method != Method::Ggro {
         return Err(Error::invalid("--retokenize: only answers of --method ggro are decoded in segments"));
     }
-    if asked && args.given().nudge_selection == Some(Selection::Sample) {
+    if asked && args.given().draws() {
         return Err(Error::invalid(
-            "--retokenize: nudge tokens must be chosen greedily, not by --nudge-selection sample",
+            "--retokenize: nudge tokens must be chosen greedily, not by --nudge-selection sample or --proposals random or \
+             shuffled-gradient",
         ));
     }
     Ok(())

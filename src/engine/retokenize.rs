@@ -4,7 +4,7 @@
 //! spells the same text, the policy then sees that one. For reproduction only: each segment is a request of its own.
 
 use crate::answer::{FinishReason, Margins, Respell, Response};
-use crate::method::{Options, Selection};
+use crate::method::Options;
 use crate::{Error, Result};
 
 /// Decodes a response, tokenised again after every segment. `text` decodes ids and encodes their text; `run` decodes a
@@ -23,7 +23,7 @@ pub fn decode_retokenized(
     run: &mut dyn FnMut(&[u32], &Options) -> Result<Response>,
     score: &mut dyn FnMut(&[u32]) -> Result<f32>,
 ) -> Result<Response> {
-    if options.selection == Selection::Sample {
+    if options.draws() {
         return Err(Error::invalid("a response can be retokenized only if its nudge tokens are chosen greedily"));
     }
     let end = prompt.len().saturating_add(options.max_new_tokens);

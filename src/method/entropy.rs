@@ -70,6 +70,34 @@ mod tests {
         assert_eq!(Signal::Varentropy.value(&RowStats::of(&[0.0, 0.0], 0.0)), 0.0);
     }
 
+    /// Of a row with probabilities 1/2, 1/4 and 1/4, all four by hand.
+    #[test]
+    fn every_signal_has_its_value() {
+        let stats = RowStats::of(&[4f32.ln(), 2f32.ln(), 2f32.ln()], 0.0);
+        let near = |name: &str, value: f64| {
+            let found = signal(name).unwrap().value(&stats);
+            assert!((found - value).abs() < 1e-6, "{name}: {found}, {value} expected");
+        };
+        let two = std::f64::consts::LN_2;
+        near("entropy", 1.5 * two);
+        near("margin", -two);
+        near("max-probability", 0.5);
+        // The surprise is 1 or 2 times ln 2, each half of the time.
+        near("varentropy", 0.25 * two * two);
+    }
+
+    /// A certain row and a uniform one have no varentropy; one likely token before a long tail has more than the threshold that the
+    /// table names.
+    #[test]
+    fn varentropy_is_large_before_a_long_tail() {
+        let mut row = vec![0.0f32; 4000];
+        assert!(Signal::Varentropy.value(&RowStats::of(&row, 0.0)) < 1e-6);
+        row[0] = 60.0;
+        assert!(Signal::Varentropy.value(&RowStats::of(&row, 0.0)) < 1e-6);
+        row[0] = 4000f32.ln();
+        assert!(Signal::Varentropy.value(&RowStats::of(&row, 0.0)) > threshold_of("varentropy"));
+    }
+
     #[test]
     fn the_threshold_is_inclusive_and_nan_never_reaches_it() {
         let stats = RowStats::of(&[0.0, 0.0, 1.0], 0.0);

@@ -9,6 +9,9 @@
 //! slot is reached. So candidates may be decoded and scored before the walk reaches them ([`Speculation`]). A candidate that the
 //! walk never reaches changes nothing: neither the record, nor the uniform numbers, nor the work counted. Its errors are dropped.
 //!
+//! Where no gradient proposes ([`Proposals::Random`], [`Proposals::All`]), the tokens to try are known in their order as soon as
+//! the slot is reached. What is run ahead is in vain only if the walk ends before.
+//!
 //! No work is done twice:
 //!
 //! * The policy sequence that holds the prefix is continued by the unforced candidate; each forced one forks off it at the slot.
@@ -19,17 +22,17 @@
 //! * The largest logits are reported only for a distribution that is, or may turn out to be, the one at a slot.
 
 mod branch;
+mod proposal;
 mod tasks;
 
 use self::branch::Branch;
-use crate::answer::{CandidateStop, FinishReason, Margins, Response, Segment, Slot};
+use self::proposal::unscored;
+use crate::answer::{CandidateStop, FinishReason, Margins, Response, Segment};
 use crate::method::candidate::{CandidateState, Decoding, smallest};
-use crate::method::gradient;
 use crate::method::nudge::{self, Shortlist};
 use crate::method::walk::Walk;
-use crate::method::{Options, Selection};
+use crate::method::{Options, Proposals};
 use crate::model::Work;
-use crate::profile::{self, Phase};
 use crate::rng::Uniforms;
 use crate::task::{Outcome, Progress, RewardOutput, Speculation, pool_position};
 use crate::{Error, Result};
@@ -75,6 +78,8 @@ pub struct Intervention {
     tied_embedding: Option<f64>,
     /// Places on the shortlist in the order in which they are likely to be proposed.
     proposal_order: Vec<usize>,
+    /// Where all of the shortlist is tried: how much of it was.
+    passed: usize,
     run_ahead: bool,
 
     segments: Vec<Segment>,
@@ -98,7 +103,7 @@ impl Intervention {
             fork_from: [None, None],
             numbers: 0,
             offset: options.first_offset,
-            walk: Walk::new(prompt.len(), options.first_offset, options.max_candidates),
+            walk: Walk::new(prompt.len(), options.first_offset, options),
             branches: vec![Branch::new(0, CandidateState::unforced(prompt.len()))],
             shortlist: None,
             candidates: Arc::from([]),
@@ -108,6 +113,7 @@ impl Intervention {
             shared_apart: false,
             tied_embedding: None,
             proposal_order: Vec::new(),
+            passed: 0,
             run_ahead: false,
             segments: Vec::new(),
             segment_boundaries: Vec::new(),
@@ -132,7 +138,7 @@ impl Intervention {
     /// Branches beside the one that the walk waits for, decoded before anyone asked for them.
     fn spawn(&mut self, speculation: Speculation, same: &dyn Fn(u32, u32) -> bool) {
         let visited = self.walk.candidates().len();
-        if speculation.width <= 1 || visited + 1 >= self.decoding.options.max_candidates {
+        if speculation.width <= 1 || visited + 1 >= self.walk.most() {
             return;
         }
         let Some(shortlist) = &self.shortlist else { return };
@@ -142,7 +148,7 @@ impl Intervention {
         let mut waiting =
             self.branches.iter().enumerate().filter(|(i, b)| *i != self.current && !b.visited && !b.retired).count();
         let mut tokens = Vec::new();
-        for &place in &self.proposal_order {
+        for &place in self.proposal_order.iter().skip(self.passed) {
             if waiting + 1 >= speculation.width {
                 break;
             }
@@ -262,10 +268,12 @@ impl Intervention {
         }
         let kept = self.branches[index].state.kept().len();
         let proposes = self.walk.will_propose(kept);
-        let differentiates = kept > self.offset && (proposes || self.decoding.options.full_trace);
+        let proposals = self.decoding.options.proposals;
+        let listed = kept > self.offset && (proposes || self.decoding.options.full_trace);
+        let differentiates = listed && proposals.differentiates();
         let shortlist = match &self.shortlist {
             Some(list) if !list.ids.is_empty() => Some(list.clone()),
-            _ if differentiates => return Err(internal("the largest logits at a slot")),
+            _ if listed => return Err(internal("the largest logits at a slot")),
             _ => None,
         };
         let (rewards, before) = self.rewards(index)?;
@@ -274,21 +282,33 @@ impl Intervention {
 
         let mut margins = Margins { tied_embedding: self.tied_embedding.take(), ..Margins::default() };
         let gradient = self.branches[index].reward.as_mut().and_then(|scored| scored.gradient.take());
-        let slot = match (shortlist.as_ref().filter(|_| differentiates), gradient) {
-            (Some(list), Some((dots, norm))) => {
-                if dots.len() != list.ids.len() {
-                    return Err(internal("a first-order score per proposal"));
+        // The list is the same for all candidates of a segment. Where there may be as many as it is long, one has it.
+        let recorded = listed && (index == 0 || proposals != Proposals::All);
+        let mut slot = None;
+        if let Some(list) = shortlist.as_ref().filter(|_| recorded) {
+            let (found, margin) = match proposals {
+                Proposals::Gradient | Proposals::ShuffledGradient => {
+                    let (dots, norm) = gradient.ok_or_else(|| internal("a gradient"))?;
+                    if dots.len() != list.ids.len() {
+                        return Err(internal("a first-order score per proposal"));
+                    }
+                    let current = self.branches[index].state.kept()[self.offset];
+                    self.propose(list, dots, norm, current, proposes)?
                 }
-                let current = self.branches[index].state.kept()[self.offset];
-                let (slot, margin) = self.propose(list, dots, norm, current, proposes)?;
-                margins.score = margin;
-                margins.top_k_edge = list.edge_margin;
-                Some(slot)
+                Proposals::Random => self.draw(list, proposes)?,
+                Proposals::All => (unscored(list), None),
+            };
+            margins.score = margin;
+            margins.top_k_edge = list.edge_margin;
+            slot = Some(found);
+        }
+        let mut proposed = slot.as_ref().and_then(|slot| slot.next_proposal);
+        if let Some(list) = shortlist.as_ref().filter(|_| proposes && proposals == Proposals::All) {
+            proposed = self.next_untried(list, same);
+            if let Some(slot) = &mut slot {
+                slot.next_proposal = proposed;
             }
-            (Some(_), None) => return Err(internal("a gradient")),
-            _ => None,
-        };
-        let proposed = slot.as_ref().and_then(|slot| slot.next_proposal);
+        }
         let branch = &mut self.branches[index];
         branch.visited = true;
         let record = branch.state.record(&self.decoding, rewards.last, slot, margins);
@@ -301,6 +321,9 @@ impl Intervention {
         if let Some(loser) = loser.filter(|&loser| loser != 0) {
             self.branches[loser].retired = true;
             self.branches[loser].ahead = None;
+        }
+        if proposes && proposals == Proposals::All && proposed.is_none() {
+            self.walk.exhaust();
         }
         if self.walk.end().is_none() {
             let proposed = proposed.ok_or_else(|| internal("a proposal"))?;
@@ -338,52 +361,12 @@ impl Intervention {
         }
     }
 
-    /// Scores the shortlist and chooses from it. The choice is left out where it is neither used nor free of charge: a
-    /// uniform number is drawn only for a proposal that will be used.
-    fn propose(
-        &mut self,
-        shortlist: &Shortlist,
-        dots: Vec<f32>,
-        norm: f32,
-        current: u32,
-        used: bool,
-    ) -> Result<(Slot, Option<f64>)> {
-        let _range = profile::range(Phase::Nudge, shortlist.ids.len());
-        let options = &self.decoding.options;
-        let scores = gradient::scores(&shortlist.ids, &dots, current, options.damping);
-        let (weights, choice) = match options.selection {
-            Selection::Greedy => (Vec::new(), nudge::greedy(&scores)),
-            Selection::Sample => {
-                let weights = nudge::weights(&scores, options.temperature);
-                let choice = if used {
-                    let u = self.uniforms.nth(self.uniforms_used.len())?;
-                    self.uniforms_used.push(u);
-                    nudge::sampled(&weights, u)
-                } else {
-                    None
-                };
-                (weights, choice)
-            }
-        };
-        // Gradients of the candidates of one segment are alike: what scores high now is likely to be proposed later.
-        self.proposal_order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-        let slot = Slot {
-            gradient_norm: f64::from(norm),
-            ids: shortlist.ids.clone(),
-            logits: shortlist.logits.clone(),
-            dots,
-            weights,
-            next_proposal: choice.map(|choice| shortlist.ids[choice.index]),
-        };
-        Ok((slot, choice.and_then(|choice| choice.margin)))
-    }
-
     /// Makes the winner the prefix of the next segment.
     fn commit(&mut self) -> Result<()> {
         let (index, rewards) = self.best.take().ok_or_else(|| internal("a candidate"))?;
         let (start, slot, first_trunk) = (self.prefix.len(), self.slot(), self.trunk);
         let options = &self.decoding.options;
-        let walk = std::mem::replace(&mut self.walk, Walk::new(0, 0, options.max_candidates));
+        let walk = std::mem::replace(&mut self.walk, Walk::new(0, 0, options));
         let segment = walk.finish();
         let mut winner = self.branches.swap_remove(index);
         self.branches.clear();
@@ -429,11 +412,12 @@ impl Intervention {
             }
         };
         self.offset = 0;
-        self.walk = Walk::new(self.prefix.len(), 0, self.decoding.options.max_candidates);
+        self.walk = Walk::new(self.prefix.len(), 0, &self.decoding.options);
         self.branches.push(next);
         self.current = 0;
         self.before = self.known;
         self.shortlist = None;
+        self.passed = 0;
         self.shared_apart = false;
         self.tied_embedding = None;
         self.reach_slot();
@@ -448,7 +432,10 @@ impl Intervention {
         let Some(row) = &self.branches[0].at_slot else { return };
         let list = Shortlist::new(&row.row.top, self.decoding.shortlist_len);
         self.candidates = Arc::from(&list.ids[..]);
-        self.proposal_order = (0..list.ids.len()).collect();
+        self.proposal_order = match self.decoding.options.proposals {
+            Proposals::Random => self.upcoming(&list),
+            Proposals::Gradient | Proposals::ShuffledGradient | Proposals::All => (0..list.ids.len()).collect(),
+        };
         self.shortlist = Some(Arc::new(list));
     }
 

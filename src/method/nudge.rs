@@ -4,6 +4,9 @@
 //! matters throughout: candidates stand in descending order of their logits with the lower id first, and every tie is
 //! broken by that order.
 
+use crate::Result;
+use crate::rng::Uniforms;
+
 /// The proposals of a segment: the K most likely tokens at its slot, most likely first, the lower id first on a tie.
 /// They are the same for all candidates of the segment, because the tokens before the slot are.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,10 +124,64 @@ pub fn sampled(weights: &[f64], u: f64) -> Option<Choice> {
     Some(Choice { index: index.unwrap_or(last), margin: Some(margin).filter(|m| m.is_finite()) })
 }
 
+/// One of `count` candidates, each as likely as the others: number `floor(u count)`. `None` without candidates.
+pub fn uniform(count: usize, u: f64) -> Option<Choice> {
+    sampled(&vec![1.0; count], u)
+}
+
+/// The values in an order that `u` alone decides, every order as likely as the others as far as 53 bits go.
+///
+/// Fisher and Yates from the last place down to the second: the value at place `i` changes places with the one at `floor(r (i + 1))`,
+/// where the numbers `r` are those of the seed whose bits are the bits of `u`, one for each place in turn.
+///
+/// # Errors
+/// None that its own numbers lead to.
+pub fn shuffled(values: &[f32], u: f64) -> Result<Vec<f32>> {
+    let numbers = Uniforms::Seeded(u.to_bits());
+    let mut values = values.to_vec();
+    for (n, place) in (1..values.len()).rev().enumerate() {
+        let other = (numbers.nth(n)? * (place + 1) as f64) as usize;
+        values.swap(place, other.min(place));
+    }
+    Ok(values)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::method::gradient::scores;
+
+    #[test]
+    fn every_candidate_is_as_likely() {
+        assert_eq!(uniform(0, 0.5), None);
+        for count in [1usize, 2, 3, 16, 17, 25, 1000] {
+            let edge = |n: usize| n as f64 / count as f64;
+            for n in 0..count {
+                let middle = uniform(count, (edge(n) + edge(n + 1)) / 2.0).unwrap();
+                assert_eq!(middle.index, n, "{count}");
+            }
+            assert_eq!(uniform(count, 0.0).unwrap().index, 0);
+            assert_eq!(uniform(count, 1f64.next_down()).unwrap().index, count - 1);
+        }
+        assert_eq!(uniform(4, 0.5), Some(Choice { index: 2, margin: Some(0.0) }));
+    }
+
+    /// Each of the orders of four values comes up about as often as the others, and always for the same number.
+    #[test]
+    fn every_order_is_as_likely() {
+        let values = [1.0, 2.0, 3.0, 4.0];
+        let mut seen = std::collections::BTreeMap::new();
+        for n in 0..24_000 {
+            let u = Uniforms::Seeded(7).nth(n).unwrap();
+            let order = shuffled(&values, u).unwrap();
+            assert_eq!(order, shuffled(&values, u).unwrap());
+            *seen.entry(order.iter().map(|&value| value as u8).collect::<Vec<_>>()).or_insert(0) += 1;
+        }
+        assert_eq!(seen.len(), 24);
+        assert!(seen.values().all(|&count| (850..1150).contains(&count)), "{seen:?}");
+        assert_eq!(shuffled(&[], 0.5).unwrap(), []);
+        assert_eq!(shuffled(&[7.0], 0.5).unwrap(), [7.0]);
+    }
 
     #[test]
     fn ties_go_to_the_earlier_candidate() {

@@ -2,6 +2,7 @@
 
 use crate::files::pair::Pair;
 use crate::method::entropy::{Signal, Threshold};
+use crate::method::proposals::Proposals;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +25,7 @@ pub struct Options {
     pub entropy_threshold: f64,
     /// Which statistic is compared with the threshold.
     pub signal: Signal,
-    /// Candidates per segment S, the unforced one included; 1 is greedy decoding.
+    /// Candidates per segment S, the unforced one included; 1 is greedy decoding. More than 1 do not bound [`Proposals::All`].
     pub max_candidates: usize,
     /// Proposals are limited to the K most likely tokens.
     pub top_k: usize,
@@ -32,6 +33,12 @@ pub struct Options {
     pub temperature: f64,
     /// Greedy or sampled choice of the nudge token.
     pub selection: Selection,
+    /// Where proposals come from: the gradient, or one of its controls.
+    pub proposals: Proposals,
+    /// Weight `w` of the policy's log-probability `ln p(v)`, in nats, in a token's score, which becomes `E_R[v] . g + w ln p(v)`
+    /// with the damping on the product alone. 0 is the published method, without an addition. No effect where nothing
+    /// is scored ([`Proposals::Random`], [`Proposals::All`]).
+    pub logprob_weight: f64,
     /// Offset of the slot in the first segment (the official code's 4 where the policy writes the assistant header itself).
     pub first_offset: usize,
     /// The threshold is tested from this many generated tokens of a candidate on.
@@ -64,6 +71,8 @@ impl Options {
             top_k: 25,
             temperature: 0.1,
             selection: Selection::Greedy,
+            proposals: Proposals::Gradient,
+            logprob_weight: 0.0,
             first_offset: 0,
             min_generated: 4,
             finish_id,
@@ -91,6 +100,11 @@ impl Options {
         Threshold { signal: self.signal, value: self.entropy_threshold }
     }
 
+    /// Whether uniform numbers are consumed, so that answers depend on the seed.
+    pub fn draws(&self) -> bool {
+        self.proposals.draws(self.selection == Selection::Sample)
+    }
+
     /// Checks every range.
     ///
     /// # Errors
@@ -116,6 +130,7 @@ impl Options {
         number("entropy_threshold", self.entropy_threshold, true, "a finite number")?;
         number("temperature", self.temperature, self.temperature > 0.0, "finite and above 0")?;
         number("damping", self.damping, true, "a finite number")?;
+        number("logprob_weight", self.logprob_weight, self.logprob_weight >= 0.0, "finite and at least 0")?;
         let floor = self.probability_floor;
         number("probability_floor", floor, (0.0..1.0).contains(&floor), "at least 0 and below 1")?;
         if !self.stop_ids.contains(&self.finish_id) {
@@ -152,6 +167,9 @@ mod tests {
             (message(|o| o.temperature = -0.1), "temperature"),
             (message(|o| o.temperature = f64::INFINITY), "temperature"),
             (message(|o| o.damping = f64::NEG_INFINITY), "damping"),
+            (message(|o| o.logprob_weight = -0.5), "logprob_weight"),
+            (message(|o| o.logprob_weight = f64::INFINITY), "logprob_weight"),
+            (message(|o| o.logprob_weight = f64::NAN), "logprob_weight"),
             (message(|o| o.probability_floor = 1.0), "probability_floor"),
             (message(|o| o.probability_floor = -1e-9), "probability_floor"),
             (message(|o| o.probability_floor = f64::NAN), "probability_floor"),

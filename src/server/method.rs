@@ -4,8 +4,8 @@ use super::error::ApiError;
 use super::fields::Fields;
 use crate::Error;
 use crate::baselines::Baseline;
-use crate::method::Selection;
 use crate::method::entropy::{SIGNALS, signal};
+use crate::method::{PROPOSALS, Proposals, Selection};
 use crate::presets::{Given, Published};
 use crate::text::PromptLayout;
 use serde::Deserialize;
@@ -164,6 +164,10 @@ impl MethodSettings {
         let above_zero = |value: &Value| value.as_f64().filter(|&number| number > 0.0);
         let nudge_temperature = fields.get("nudge_temperature", "a number above 0", above_zero)?;
         let min_generated = fields.count("min_generated", 2, 1 << 20)?;
+        let ways = PROPOSALS.map(Proposals::name).join(", ");
+        let proposals = fields.get("proposals", &format!("one of {ways}"), |value| Proposals::of(value.as_str()?))?;
+        let not_negative = |value: &Value| value.as_f64().filter(|&number| number >= 0.0);
+        let logprob_weight = fields.get("logprob_weight", "a number, 0 or more", not_negative)?;
         let read = Given {
             max_new_tokens: None,
             signal,
@@ -173,8 +177,16 @@ impl MethodSettings {
             nudge_temperature,
             nudge_selection,
             min_generated,
+            proposals,
+            logprob_weight,
         };
         self.parameters = read.or(std::mem::take(&mut self.parameters));
+        // Each of the list is a candidate then.
+        let Given { proposals, nudge_top_k, .. } = &self.parameters;
+        if let Some(k) = nudge_top_k.filter(|&k| *proposals == Some(Proposals::All) && k > MOST_CANDIDATES) {
+            let message = format!("must be a whole number, 1 to {MOST_CANDIDATES}, where all are tried, not {k}");
+            return Err(ApiError::field(&fields.name("nudge_top_k"), message));
+        }
         let layout = fields.get("prompt_layout", "\"chat\" or \"official\"", |value| value.as_str()?.parse().ok())?;
         self.layout = layout.unwrap_or(self.layout);
         // Some clients can only put strings and numbers into `vllm_xargs`.
@@ -198,9 +210,9 @@ impl MethodSettings {
         Ok(())
     }
 
-    /// Whether nudges are sampled, so that different seeds give different answers.
-    pub fn samples(&self) -> bool {
-        self.parameters.nudge_selection == Some(Selection::Sample)
+    /// Whether nudges are drawn, so that different seeds give different answers.
+    pub fn draws(&self) -> bool {
+        self.parameters.draws()
     }
 }
 
@@ -280,6 +292,10 @@ mod tests {
             (r#"{"ggro": 3}"#, "ggro", "an object"),
             (r#"{"ggro": {"num_refinement_steps": 0}}"#, "ggro.num_refinement_steps", "1 to 64"),
             (r#"{"ggro": {"signal": "mood"}}"#, "ggro.signal", "varentropy"),
+            (r#"{"ggro": {"proposals": "some"}}"#, "ggro.proposals", "shuffled-gradient"),
+            (r#"{"ggro": {"proposals": "all", "nudge_top_k": 65}}"#, "ggro.nudge_top_k", "1 to 64"),
+            (r#"{"ggro": {"logprob_weight": -1}}"#, "ggro.logprob_weight", "0 or more"),
+            (r#"{"vllm_xargs": {"ggro_logprob_weight": "1"}}"#, "vllm_xargs.ggro_logprob_weight", "a number"),
             (r#"{"vllm_xargs": {"ggro_nudge_top_k": 1e9}}"#, "vllm_xargs.ggro_nudge_top_k", "1 to 1024"),
         ] {
             let error = read(text).unwrap_err();

@@ -164,8 +164,9 @@ impl ApiRequest {
             };
             return Err(ApiError::field("best_of", message));
         }
-        if n > 1 && guided && !settings.samples() {
-            let message = "must be 1: the answers would be the same, unless `ggro.nudge_selection` is \"sample\"";
+        if n > 1 && guided && !settings.draws() {
+            let message = "must be 1: the answers would be the same, unless `ggro.nudge_selection` is \"sample\" or \
+                           `ggro.proposals` is \"random\" or \"shuffled-gradient\"";
             return Err(ApiError::field("n", message));
         }
         if n > 1 && alias.chooses() {

@@ -3,7 +3,7 @@
 //! Read by hand rather than derived, so that a message can name the field, what it must be and what it is.
 
 use crate::files::checkpoint::read_whole_text;
-use crate::method::{Options, Selection};
+use crate::method::{Options, PROPOSALS, Proposals, Selection};
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -52,6 +52,10 @@ pub struct RequestOptions {
     pub reward_pad_id: Option<Option<u32>>,
     /// Name of the signal.
     pub signal: Option<String>,
+    /// Where proposals come from.
+    pub proposals: Option<Proposals>,
+    /// Weight of a token's log-probability in its score.
+    pub logprob_weight: Option<f64>,
 }
 
 impl RequestFile {
@@ -102,6 +106,7 @@ impl RequestOptions {
         let count = |name| fields.get(name, "a whole number, 0 or more", count);
         let real = |name| fields.get(name, "a number", Value::as_f64);
         let id = |name| fields.get(name, "a token id", token_id);
+        let ways = PROPOSALS.map(|proposals| format!("{:?}", proposals.name())).join(", ");
         Ok(RequestOptions {
             max_new_tokens: count("max_new_tokens")?,
             entropy_threshold: real("entropy_threshold")?,
@@ -120,6 +125,8 @@ impl RequestOptions {
                 _ => id("reward_pad_id")?.map(Some),
             },
             signal: fields.get("signal", "the name of a signal", |v| v.as_str().map(str::to_string))?,
+            proposals: fields.get("proposals", &format!("one of {ways}"), |v| Proposals::of(v.as_str()?))?,
+            logprob_weight: real("logprob_weight")?,
         })
     }
 
@@ -143,6 +150,8 @@ impl RequestOptions {
         set(&mut options.damping, &self.damping);
         set(&mut options.probability_floor, &self.probability_floor);
         set(&mut options.reward_pad_id, &self.reward_pad_id);
+        set(&mut options.proposals, &self.proposals);
+        set(&mut options.logprob_weight, &self.logprob_weight);
         // A request with its own end-of-turn id and the pair's stop ids means both.
         if self.stop_ids.is_none() && !options.stop_ids.contains(&options.finish_id) {
             options.stop_ids.push(options.finish_id);
@@ -224,7 +233,7 @@ mod tests {
     fn fields_and_absences() {
         let request = RequestFile::parse(
             r#"{"name": "x", "prompt_ids": [1, 2], "options": {"top_k": 3, "reward_pad_id": null,
-                "selection": "sample", "unknown": {}}, "uniforms_used": [0.5], "segments": 7}"#,
+                "selection": "sample", "proposals": "all", "unknown": {}}, "uniforms_used": [0.5], "segments": 7}"#,
         )
         .expect("a request");
         assert_eq!(request.prompt_ids, [1, 2]);
@@ -233,6 +242,7 @@ mod tests {
             top_k: Some(3),
             reward_pad_id: Some(None),
             selection: Some(Selection::Sample),
+            proposals: Some(Proposals::All),
             ..RequestOptions::default()
         };
         assert_eq!(request.options, expected);
@@ -254,6 +264,14 @@ mod tests {
             (
                 r#"{"prompt_ids": [1], "options": {"selection": "best"}}"#,
                 vec!["`options.selection`", "greedy", "\"best\""],
+            ),
+            (
+                r#"{"prompt_ids": [1], "options": {"proposals": "some"}}"#,
+                vec!["`options.proposals`", "\"shuffled-gradient\"", "\"some\""],
+            ),
+            (
+                r#"{"prompt_ids": [1], "options": {"logprob_weight": "0"}}"#,
+                vec!["`options.logprob_weight`", "a number"],
             ),
             (r#"{"prompt_ids": [1], "options": {"finish_id": null}}"#, vec!["`options.finish_id`", "null"]),
             (r#"{"prompt_ids": [1], "uniforms_used": [1.0]}"#, vec!["`uniforms_used`", "1.0"]),

@@ -80,6 +80,8 @@ fn a_trace_is_a_request() {
         vec!["--signal", "margin"],
         vec!["--prompt-layout", "official"],
         vec!["--prefill", "Once upon a time, there was a"],
+        vec!["--proposals", "all", "--nudge-top-k", "9"],
+        vec!["--proposals", "shuffled-gradient", "--logprob-weight", "0.25", "--seed", "3"],
     ] {
         let run = short(&[&more[..], &["--trace", utf8(&first)]].concat());
         let again = ["generate", "--no-baseline", "--request", utf8(&first), "--trace", utf8(&second)];
@@ -88,10 +90,18 @@ fn a_trace_is_a_request() {
         assert_eq!(first["final_ids"], second["final_ids"], "{more:?}");
         assert_eq!(first, second, "{more:?}");
         assert_eq!(first["user_text"], PROMPT);
-        let sampled = more.contains(&"sample");
+        let sampled = more.contains(&"sample") || more.contains(&"shuffled-gradient");
         assert_eq!(first["uniforms_used"].as_array().map(Vec::is_empty), Some(!sampled));
         if more.is_empty() {
             assert_eq!(run.out, replay.out);
+        }
+        if let [_, proposals @ ("all" | "shuffled-gradient"), ..] = more[..] {
+            assert_eq!(first["options"]["proposals"], proposals);
+            assert_eq!(first["work"]["reward_backward"] == 0, proposals == "all");
+            let segments = first["segments"].as_array().expect("segments");
+            assert_eq!(segments.iter().any(|segment| segment["walk_end"] == "exhausted"), proposals == "all");
+        } else {
+            assert!(first["options"].get("proposals").is_none() && first["options"].get("logprob_weight").is_none());
         }
     }
     assert_eq!(std::fs::read_dir(dir.path()).expect("a folder").count(), 2);
@@ -102,6 +112,8 @@ fn the_same_seed_gives_the_same_answer() {
     let args = ["--nudge-selection", "sample", "--nudge-temperature", "1", "--seed"];
     let of = |seed: &str| short(&[&args[..], &[seed]].concat()).out;
     assert_eq!(of("1"), of("1"));
+    assert!(["2", "3", "4"].iter().any(|seed| of(seed) != of("1")));
+    let of = |seed: &str| short(&["--proposals", "random", "--seed", seed]).out;
     assert!(["2", "3", "4"].iter().any(|seed| of(seed) != of("1")));
 }
 

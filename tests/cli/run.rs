@@ -132,8 +132,10 @@ fn what_is_wrong_is_named_before_anything_runs() {
 
     // Another way of answering is not mixed with what is there.
     ggro(&arguments(&input, &output)).ok();
-    let other = ggro(&[&arguments(&input, &output)[..], &["--seed", "5", "--nudge-top-k", "9"]].concat());
-    refused(other, &["`nudge_top_k` was 25, is 9", "`seed` was 0, is 5", "another output file"]);
+    let other = ["--seed", "5", "--nudge-top-k", "9", "--proposals", "random", "--logprob-weight", "0"];
+    let other = ggro(&[&arguments(&input, &output)[..], &other].concat());
+    let proposals = "`proposals` was nothing, is \"random\"";
+    refused(other, &["`nudge_top_k` was 25, is 9", proposals, "`seed` was 0, is 5", "another output file"]);
     let text = std::fs::read_to_string(&input).expect("prompts");
     std::fs::write(&input, text.replace("a lost kite", "a found kite")).expect("written");
     refused(ggro(&arguments(&input, &output)), &["out.jsonl: line 1: row 0 answers another prompt"]);

@@ -1,11 +1,11 @@
 //! Sixteen requests on the demo pair: together and one after the other.
 
-use ggro::answer::Response;
-use ggro::engine::{Engine, Progress, Settings, SpeculationWidth, Ticket, Update, intervention};
+use ggro::answer::{Response, WalkEnd};
+use ggro::engine::{Engine, Progress, Settings, SpeculationWidth, Ticket, Update, decode, intervention};
 use ggro::files::chat::Message;
 use ggro::files::demo;
 use ggro::files::pair::Pair;
-use ggro::method::Options;
+use ggro::method::{Options, PROPOSALS, Proposals};
 use ggro::model::cpu::{self, LoadOptions};
 use ggro::rng::Uniforms;
 use ggro_testkit::requests::{Request, together};
@@ -61,6 +61,93 @@ fn sixteen_together_say_what_each_says_alone() {
             );
         }
     }
+}
+
+/// The method and its controls: each alone, ahead of need and beside the others, with the work that it takes and no more.
+#[test]
+fn every_way_to_propose() {
+    let pair = Pair::load(&demo::policy(), &demo::reward()).unwrap();
+    let mut backend = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
+    let plain = sixteen(&pair, 40).remove(3);
+    let weighted = [(Proposals::Gradient, 0.5), (Proposals::ShuffledGradient, 0.5)];
+    let ways = PROPOSALS.into_iter().map(|proposals| (proposals, 0.0)).chain(weighted);
+    let requests: Vec<Request> = ways
+        .map(|(proposals, logprob_weight)| {
+            let options = Options { proposals, logprob_weight, ..plain.options.clone() };
+            Request { options, uniforms: Uniforms::Seeded(7), ..plain.clone() }
+        })
+        .collect();
+    let expected: Vec<Response> = requests
+        .iter()
+        .map(|request| {
+            let before = backend.work();
+            let response = request.alone(&mut backend);
+            assert_eq!(backend.work() - before, response.work);
+            let proposals = request.options.proposals;
+            assert_eq!(response.work.reward_backward > 0, proposals.differentiates());
+            assert_eq!(response.uniforms_used.is_empty(), !request.options.draws());
+            response
+        })
+        .collect();
+    for (i, response) in expected.iter().enumerate() {
+        assert!(expected[..i].iter().all(|other| other.segments != response.segments), "way {i} is another one's");
+    }
+    assert_eq!(expected[0], plain.alone(&mut backend), "the method has no use for a seed");
+    let all: Vec<&Request> = requests.iter().collect();
+    for width in [SpeculationWidth::Off, SpeculationWidth::Fixed(4), SpeculationWidth::Fixed(25)] {
+        let settings = Settings { speculation: width, ..Settings::default() };
+        let outcome = together(&mut backend, &settings, &all, &[0, 0, 3, 3, 9, 20]);
+        assert!(outcome.responses == expected, "{width:?}");
+        for (account, response) in outcome.accounts.iter().zip(&expected) {
+            assert_eq!(account.necessary, response.work);
+        }
+    }
+    // Draws are known ahead, so nothing that is run for them is in vain, but for what a walk ends before.
+    let random = Settings { run_ahead: false, ..Settings::single(SpeculationWidth::Fixed(25)) };
+    let account = together(&mut backend, &random, &all[1..2], &[0]).accounts[0];
+    assert!(account.speculative().policy_forward < account.necessary.policy_forward / 4, "{account:?}");
+    // With one candidate every way is greedy decoding.
+    let greedy = |request: &Request| {
+        let options = Options { max_candidates: 1, ..request.options.clone() };
+        Request { options, ..request.clone() }.alone(&mut backend)
+    };
+    let greedy: Vec<Response> = requests.iter().map(greedy).collect();
+    assert!(greedy.iter().all(|response| *response == greedy[0]));
+}
+
+/// Behind every prefix of an answer by the gradient: whatever the gradient tried is among all that can be tried, with the same
+/// reward, and so the best of all is no worse.
+#[test]
+fn trying_all_finds_what_the_gradient_finds() {
+    let pair = Pair::load(&demo::policy(), &demo::reward()).unwrap();
+    let mut backend = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
+    let (mut tried, mut better) = (0, 0);
+    for request in sixteen(&pair, 32).iter().take(3) {
+        let guided = request.alone(&mut backend);
+        let end = request.prompt.len() + request.options.max_new_tokens;
+        for segment in &guided.segments {
+            let options = Options {
+                proposals: Proposals::All,
+                max_segments: Some(1),
+                max_new_tokens: end - segment.start,
+                ..request.options.clone()
+            };
+            let prefix = &guided.final_ids[..segment.start];
+            let response = decode(&mut backend, prefix, &options, Uniforms::Seeded(0), &mut ()).unwrap();
+            let all = &response.segments[0];
+            for candidate in &segment.candidates {
+                let same = all.candidates.iter().find(|other| other.ids == candidate.ids);
+                assert_eq!(same.map(|same| same.reward), Some(candidate.reward));
+            }
+            let (best, found) = (all.candidates[all.best].reward, segment.candidates[segment.best].reward);
+            assert!(best >= found);
+            assert!(all.walk_end == WalkEnd::Exhausted && all.candidates.len() <= options.top_k, "{:?}", all.walk_end);
+            tried += all.candidates.len();
+            better += usize::from(best > found);
+        }
+    }
+    println!("{tried} candidates, {better} segments with a better one than the gradient's walk found");
+    assert!(tried > 200);
 }
 
 /// The engine's own thread: tickets are told what happens, a bad request hears why, one that is dropped is forgotten.

@@ -55,7 +55,7 @@ fn compare_candidate(found: &Candidate, expected: &Value, what: &str) {
     }
     close(found.reward as f64, &expected["reward"], 1e-4, 0.0, what);
     let Some(slot) = &found.slot else { return };
-    close(slot.gradient_norm, &expected["slot_gradient_norm"], 0.0, 1e-4, what);
+    close(slot.gradient_norm.unwrap(), &expected["slot_gradient_norm"], 0.0, 1e-4, what);
     let top = &expected["top_k"];
     assert_eq!(slot.ids.len() as u64, top["count"], "{what}: candidates");
     let listed = ids(&top["ids"]);
@@ -93,6 +93,7 @@ fn compare(found: &Response, golden: &Value, what: &str) {
             WalkEnd::Duplicate => "duplicate",
             WalkEnd::Budget => "budget",
             WalkEnd::NoSlot => "no_slot",
+            WalkEnd::Exhausted => "exhausted",
         };
         assert_eq!(end, expected["walk_end"], "{what}");
         match segment.repeat {

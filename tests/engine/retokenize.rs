@@ -8,7 +8,7 @@ use ggro::files::checkpoint::Files;
 use ggro::files::demo;
 use ggro::files::pair::Pair;
 use ggro::files::tokenizer::Tokenizer;
-use ggro::method::{Options, Selection};
+use ggro::method::{Options, Proposals, Selection};
 use ggro::model::cpu::{self, LoadOptions};
 use ggro::rng::Uniforms;
 use ggro::text::{Next, Prompt, PromptLayout, RespelledText};
@@ -97,10 +97,16 @@ fn a_budget_is_filled_with_the_ids_that_the_text_is_spelled_with() {
 
 #[test]
 fn drawn_nudges_are_refused() {
-    let options = Options { selection: Selection::Sample, ..Options::new(0, vec![0]) };
-    let refused =
-        decode_retokenized(&[1], &options, &mut By(&<[u32]>::to_vec, 0), &mut |_, _| unreachable!(), &mut |_| Ok(0.0));
-    assert!(refused.unwrap_err().to_string().contains("chosen greedily"));
+    let options = Options::new(0, vec![0]);
+    for options in [
+        Options { selection: Selection::Sample, ..options.clone() },
+        Options { proposals: Proposals::Random, ..options.clone() },
+        Options { proposals: Proposals::ShuffledGradient, ..options.clone() },
+    ] {
+        let mut text = By(&<[u32]>::to_vec, 0);
+        let refused = decode_retokenized(&[1], &options, &mut text, &mut |_, _| unreachable!(), &mut |_| Ok(0.0));
+        assert!(refused.unwrap_err().to_string().contains("chosen greedily"));
+    }
 }
 
 #[test]

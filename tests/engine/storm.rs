@@ -4,7 +4,7 @@ use ggro::answer::Response;
 use ggro::engine::decode;
 use ggro::engine::{Event, Scheduler, Settings, SpeculationWidth, Submitter, intervention};
 use ggro::kv::BLOCK;
-use ggro::method::{Intervention, Options};
+use ggro::method::{Intervention, Options, PROPOSALS, Proposals};
 use ggro::model::{ModelPair, Role};
 use ggro::rng::Uniforms;
 use ggro_testkit::scripted::{FINISH, Model, Scripted, VOCAB};
@@ -45,13 +45,15 @@ fn model(seed: u64) -> Model {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Arrival {
     turn: usize,
     prompt: Vec<u32>,
     tokens: usize,
     candidates: usize,
     cancelled_after: Option<usize>,
+    proposals: Proposals,
+    logprob_weight: f64,
 }
 
 impl Arrival {
@@ -61,6 +63,8 @@ impl Arrival {
             entropy_threshold: 2.0,
             max_candidates: self.candidates,
             top_k: 6,
+            proposals: self.proposals,
+            logprob_weight: self.logprob_weight,
             ..Options::new(FINISH, vec![FINISH])
         }
     }
@@ -81,13 +85,16 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
         // The same long prompts again and again.
         (70usize..140).prop_map(|len| (0..len).map(|i| 2 + (i % 9) as u32).collect()),
     ];
-    let one = (0usize..60, prompt, 1usize..60, 1usize..6, prop::option::weighted(0.25, 0usize..80));
-    let one = one.prop_map(|(turn, prompt, tokens, candidates, cancelled_after)| Arrival {
+    let way = (prop_oneof![3 => Just(0usize), 2 => 1..PROPOSALS.len()], prop_oneof![Just(0.0), Just(0.5)]);
+    let one = (0usize..60, prompt, 1usize..60, 1usize..6, prop::option::weighted(0.25, 0usize..80), way);
+    let one = one.prop_map(|(turn, prompt, tokens, candidates, cancelled_after, (way, logprob_weight))| Arrival {
         turn,
         prompt,
         tokens,
         candidates,
         cancelled_after,
+        proposals: PROPOSALS[way],
+        logprob_weight,
     });
     prop::collection::vec(one, 1..12)
 }
@@ -174,7 +181,7 @@ fn the_weather_is_bad() {
     let mut expected = BTreeMap::new();
     for n in 0..12usize {
         let prompt = (0..40 + 9 * n).map(|i| 2 + (i * (n + 1) % 9) as u32).collect();
-        let arrival = Arrival { turn: 0, prompt, tokens: 60, candidates: 5, cancelled_after: None };
+        let arrival = Arrival { prompt, tokens: 60, candidates: 5, ..Arrival::default() };
         expected.insert(scheduler.submit(arrival.machine(&backend)), arrival.alone(&model));
     }
     while scheduler.step(&mut backend) {
@@ -198,11 +205,10 @@ fn the_weather_is_bad() {
 fn a_lost_device_ends_every_request() {
     let model = model(9);
     let arrival = |n: usize| Arrival {
-        turn: 0,
         prompt: (0..20 + 30 * n).map(|i| 2 + (i * (n + 1) % 9) as u32).collect(),
         tokens: 40,
         candidates: 4,
-        cancelled_after: None,
+        ..Arrival::default()
     };
     for (dead_from, blocks) in (0..150).flat_map(|n| [(n, 5), (n, 40)]) {
         let mut backend = Scripted::new(&model, LONGEST);
@@ -233,11 +239,10 @@ fn a_lost_device_ends_every_request() {
 fn no_one_waits_for_an_older_prompt() {
     let model = model(4);
     let arrival = |len: u32, tokens: usize| Arrival {
-        turn: 0,
         prompt: (0..len).map(|i| 2 + i % 9).collect(),
         tokens,
         candidates: 1,
-        cancelled_after: None,
+        ..Arrival::default()
     };
     let mut backend = Scripted::new(&model, LONGEST);
     let settings = Settings { batch_tokens: 8, reward_batch_wait: Some(0), ..Settings::default() };
@@ -266,11 +271,10 @@ fn no_one_waits_for_an_older_prompt() {
 fn a_group_of_requests_takes_turns_with_others() {
     let model = model(3);
     let arrival = |len: u32, tokens: usize| Arrival {
-        turn: 0,
         prompt: (0..len).map(|i| 2 + i % 9).collect(),
         tokens,
         candidates: 1,
-        cancelled_after: None,
+        ..Arrival::default()
     };
     let mut backend = Scripted::new(&model, LONGEST);
     let settings = Settings {

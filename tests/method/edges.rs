@@ -1,8 +1,8 @@
 //! The corners of the definition, one by one. Each response is also held to the naive transcription.
 
 use crate::naive::{Failure, decode_both, decode_with};
-use ggro::answer::{Candidate, CandidateStop, FinishReason, Repeat, Response, WalkEnd};
-use ggro::method::{Options, Selection};
+use ggro::answer::{Candidate, CandidateStop, FinishReason, Repeat, Response, Segment, WalkEnd};
+use ggro::method::{Options, Proposals, Selection, nudge};
 use ggro::model::RowStats;
 use ggro::rng::Uniforms;
 use ggro_testkit::scripted::{FINISH, FOREIGN, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
@@ -425,4 +425,92 @@ fn one_uniform_number_per_proposal_that_is_used() {
     let short = Uniforms::Recorded(vec![0.3]);
     let failure = decode_with(&model, &PROMPT, &options, &short);
     assert_eq!(failure, Err(Failure::NoUniforms));
+}
+
+#[test]
+fn all_of_the_shortlist_is_tried_once_whatever_the_most_is() {
+    let model = fork_in_the_road(|g| if g.first() == Some(&5) { 2.0 } else { 1.0 }, |_, _| panic!("a gradient"));
+    let all = Options { proposals: Proposals::All, top_k: 4, max_candidates: 2, ..options() };
+    let response = decode_both(&model, &PROMPT, &all);
+    let segment = &response.segments[0];
+    let forced = |segment: &Segment| segment.candidates.iter().map(|c| c.forced).collect::<Vec<_>>();
+    assert_eq!(forced(segment), [None, Some(4), Some(5), Some(6)]);
+    assert_eq!((segment.best, segment.walk_end, segment.repeat), (2, WalkEnd::Exhausted, None));
+    assert_eq!((response.work.reward_backward, response.uniforms_used.len()), (0, 0));
+    // The list is recorded where it was found.
+    let slot = candidate(&response, 0, 0).slot.as_ref().unwrap();
+    assert_eq!((&slot.ids[..], slot.next_proposal, slot.gradient_norm), (&[3, 4, 5, 6][..], Some(4), None));
+    assert!(segment.candidates[1..].iter().all(|candidate| candidate.slot.is_none()));
+    // Ids with one embedding are one.
+    let response = decode_both(&twins(model.clone()), &PROMPT, &all);
+    assert_eq!(forced(&response.segments[0]), [None, Some(4)]);
+    // One candidate is greedy decoding.
+    let greedy = decode_both(&model, &PROMPT, &Options { max_candidates: 1, ..all });
+    assert_eq!((answer(&greedy), greedy.segments[0].walk_end), (&[3, 7, FINISH][..], WalkEnd::Budget));
+}
+
+#[test]
+fn all_goes_on_behind_a_foreign_stop() {
+    let model = script(
+        |g| match g {
+            [] => torn(&[3, FOREIGN, 4]),
+            _ => sure(FINISH),
+        },
+        |g| if g.contains(&4) { 2.0 } else { 1.0 },
+        |_, _| panic!("a gradient"),
+    );
+    let all = Options { proposals: Proposals::All, top_k: 3, ..options() };
+    let response = decode_both(&model, &PROMPT, &all);
+    let segment = &response.segments[0];
+    assert_eq!((segment.candidates.len(), segment.best, segment.walk_end), (3, 2, WalkEnd::Exhausted));
+    assert_eq!((candidate(&response, 0, 1).dropped, answer(&response)), (Some(FOREIGN), &[4, FINISH][..]));
+}
+
+#[test]
+fn random_proposals_are_drawn_from_the_shortlist() {
+    let model = fork_in_the_road(|g| if g.first() == Some(&5) { 2.0 } else { 1.0 }, |_, _| panic!("a gradient"));
+    let options = Options { proposals: Proposals::Random, top_k: 4, max_candidates: 3, max_new_tokens: 2, ..options() };
+    let draw = |numbers: &[f64]| decode_with(&model, &PROMPT, &options, &Uniforms::Recorded(numbers.to_vec()));
+    let response = draw(&[0.3, 0.6]).unwrap();
+    let segment = &response.segments[0];
+    assert_eq!((candidate(&response, 0, 1).forced, candidate(&response, 0, 2).forced), (Some(4), Some(5)));
+    assert_eq!((segment.best, segment.walk_end), (2, WalkEnd::Budget));
+    assert_eq!((response.uniforms_used.as_slice(), response.work.reward_backward), (&[0.3, 0.6][..], 0));
+    // What is drawn again closes the walk, as does what stood there first.
+    let closed = draw(&[0.25, 0.49]).unwrap();
+    assert_eq!(closed.segments[0].repeat, Some(Repeat { proposed: 4, same_as: 1 }));
+    let closed = draw(&[0.24]).unwrap();
+    assert_eq!(closed.segments[0].repeat, Some(Repeat { proposed: 3, same_as: 0 }));
+    assert_eq!(draw(&[0.9]), Err(Failure::NoUniforms));
+}
+
+#[test]
+fn a_shuffled_gradient_proposes_by_the_wrong_products() {
+    let model = fork_in_the_road(|_| 1.0, |_, v| v as f32);
+    let shuffled = Options { proposals: Proposals::ShuffledGradient, top_k: 4, max_candidates: 2, ..options() };
+    for u in [0.0, 0.125, 0.5, 0.75] {
+        let response = decode_with(&model, &PROMPT, &shuffled, &Uniforms::Recorded(vec![u; 9])).unwrap();
+        let slot = candidate(&response, 0, 0).slot.as_ref().unwrap();
+        assert_eq!(slot.dots, [3.0, 4.0, 5.0, 6.0], "as they were found");
+        // The token at the slot is damped after it, whatever product it was given.
+        let dealt = nudge::shuffled(&slot.dots, u).unwrap();
+        let best = (1..4).max_by(|&a, &b| dealt[a].total_cmp(&dealt[b]));
+        assert_eq!(slot.next_proposal, best.map(|place| slot.ids[place]));
+    }
+    // Two numbers where the choice is drawn as well, and none for a proposal that is not used.
+    let sampled = Options { selection: Selection::Sample, max_new_tokens: 2, ..shuffled };
+    let response = decode_with(&model, &PROMPT, &sampled, &Uniforms::Recorded(vec![0.5, 0.25])).unwrap();
+    assert_eq!(response.uniforms_used, [0.5, 0.25]);
+    assert_eq!(candidate(&response, 0, 1).slot.as_ref().unwrap().next_proposal, None);
+}
+
+#[test]
+fn a_weight_keeps_proposals_likely() {
+    let model = fork_in_the_road(|_| 1.0, |_, v| 0.125 * v as f32);
+    let proposal = |logprob_weight: f64| {
+        let response = decode_both(&model, &PROMPT, &Options { logprob_weight, top_k: 4, ..options() });
+        candidate(&response, 0, 0).slot.as_ref().unwrap().next_proposal
+    };
+    // Logits fall by an eighth from 3 to 6, and products rise by as much. The product of 3 is damped.
+    assert_eq!([0.0, 0.5, 2.0, 9.0].map(proposal), [Some(6), Some(6), Some(4), Some(3)]);
 }

@@ -4,7 +4,7 @@ use ggro::Error;
 use ggro::answer::Segment;
 use ggro::engine::{Observer, decode};
 use ggro::error::Limit;
-use ggro::method::{Options, Selection};
+use ggro::method::{Options, Proposals, Selection};
 use ggro::rng::Uniforms;
 use ggro_testkit::scripted::{FINISH, FOREIGN, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
 use std::rc::Rc;
@@ -53,6 +53,14 @@ fn unusable_requests_say_why() {
         ),
         (&model(), 9, &PROMPT, Options { top_k: 0, ..options() }, &["top_k"]),
         (&model(), 9, &PROMPT, Options { selection: Selection::Sample, ..options() }, &["ran out", "there are 1"]),
+        (&model(), 9, &PROMPT, Options { proposals: Proposals::Random, ..options() }, &["ran out", "there are 1"]),
+        (
+            &model(),
+            9,
+            &PROMPT,
+            Options { logprob_weight: -0.5, ..options() },
+            &["logprob_weight", "at least 0", "-0.5"],
+        ),
     ] {
         let error = failure(model, max_len, prompt, &options);
         assert!(error.is_invalid_input(), "{error:?}");

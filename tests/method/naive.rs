@@ -5,7 +5,7 @@
 use ggro::answer::{Candidate, CandidateStop, FinishReason, Margins, Repeat, Response, Segment, Slot, WalkEnd};
 use ggro::engine::{self, Settings, SpeculationWidth};
 use ggro::engine::{Observer, decode};
-use ggro::method::{Options, Selection};
+use ggro::method::{Options, Proposals, Selection};
 use ggro::model::{RowStats, Work};
 use ggro::rng::Uniforms;
 use ggro_testkit::scripted::{Model, Scripted};
@@ -106,9 +106,10 @@ pub fn naive(model: &Model, prompt: &[u32], options: &Options, uniforms: &Unifor
         let mut forced: Option<(u32, u32)> = None;
         let mut repeat = None;
         let mut walk_end = WalkEnd::Budget;
-        for number in 0..options.max_candidates {
+        let all = options.proposals == Proposals::All && options.max_candidates > 1;
+        for number in 0..if all { usize::MAX } else { options.max_candidates } {
             let c = naive.candidate(&prefix, offset, forced.map(|f| f.1));
-            if let Some(same_as) = walk.iter().position(|w| w.ids == c.kept) {
+            if let Some(same_as) = walk.iter().position(|w| w.ids == c.kept).filter(|_| !all) {
                 repeat = Some(Repeat { proposed: forced.unwrap().0, same_as });
                 walk_end = WalkEnd::Duplicate;
                 break;
@@ -125,20 +126,47 @@ pub fn naive(model: &Model, prompt: &[u32], options: &Options, uniforms: &Unifor
             let mut margins = margins_of(&naive, &prefix, offset, &c, forced);
             let mut slot = None;
             let mut proposal = None;
-            let needed = number + 1 < options.max_candidates;
-            if c.kept.len() > offset && (needed || options.full_trace) {
-                work.reward_backward += (c.kept.len() - offset) as u64;
+            let needed = all || number + 1 < options.max_candidates;
+            let shuffles = options.proposals == Proposals::ShuffledGradient;
+            let differentiates = shuffles || options.proposals == Proposals::Gradient;
+            if c.kept.len() > offset && (needed || options.full_trace) && (differentiates || number == 0 || !all) {
                 let z = (model.logits)(&x[..p]);
                 let order = naive.order(&z);
                 let list = order[..options.top_k.min(order.len())].to_vec();
-                let dots: Vec<f32> = list.iter().map(|&v| (model.dot)(&x, p, v)).collect();
-                let scores: Vec<f64> = list
-                    .iter()
-                    .zip(&dots)
-                    .map(|(&v, &dot)| f64::from(dot) * if v == x[p] { options.damping } else { 1.0 })
-                    .collect();
+                let mut draw = || -> Result<f64, Failure> {
+                    let u = uniforms.nth(used.len()).map_err(|_| Failure::NoUniforms)?;
+                    used.push(u);
+                    Ok(u)
+                };
+                let (mut dots, mut scores) = (Vec::new(), Vec::new());
+                if differentiates {
+                    work.reward_backward += (c.kept.len() - offset) as u64;
+                    dots = list.iter().map(|&v| (model.dot)(&x, p, v)).collect();
+                    let mut dealt: Vec<f32> = dots.clone();
+                    if shuffles && needed {
+                        deal(&mut dealt, draw()?);
+                    }
+                    let row = RowStats::of(&z, options.probability_floor);
+                    let score = |(&v, &dot): (&u32, &f32)| {
+                        let product = f64::from(dot) * if v == x[p] { options.damping } else { 1.0 };
+                        let logprob = f64::from(z[v as usize]) - row.log_sum_exp;
+                        if options.logprob_weight == 0.0 {
+                            product
+                        } else {
+                            (product + options.logprob_weight * logprob).max(f64::MIN)
+                        }
+                    };
+                    scores = list.iter().zip(&dealt).map(score).collect();
+                }
                 let mut weights = Vec::new();
                 let next = match options.selection {
+                    _ if options.proposals == Proposals::Random && needed => {
+                        let (u, n) = (draw()?, list.len());
+                        let edges = (1..=n).map(|i| (i as f64 / n as f64 - u).abs());
+                        margins.score = edges.min_by(f64::total_cmp);
+                        Some(list[(u * n as f64) as usize])
+                    }
+                    _ if !differentiates || (shuffles && !needed) => None,
                     Selection::Greedy => {
                         let mut best = 0;
                         for i in 0..scores.len() {
@@ -157,10 +185,7 @@ pub fn naive(model: &Model, prompt: &[u32], options: &Options, uniforms: &Unifor
                         let total: f64 = e.iter().sum();
                         weights = e.iter().map(|e| e / total).collect();
                         if needed {
-                            let Ok(u) = uniforms.nth(used.len()) else {
-                                return Err(Failure::NoUniforms);
-                            };
-                            used.push(u);
+                            let u = draw()?;
                             let sums: Vec<f64> =
                                 (1..=weights.len()).map(|n| weights[..n].iter().sum::<f64>()).collect();
                             let total = sums[sums.len() - 1];
@@ -177,7 +202,7 @@ pub fn naive(model: &Model, prompt: &[u32], options: &Options, uniforms: &Unifor
                     margins.top_k_edge = gap(z[inside as usize], z[outside as usize]);
                 }
                 slot = Some(Slot {
-                    gradient_norm: 1.0,
+                    gradient_norm: differentiates.then_some(1.0),
                     logits: list.iter().map(|&v| z[v as usize]).collect(),
                     ids: list,
                     dots,
@@ -185,6 +210,19 @@ pub fn naive(model: &Model, prompt: &[u32], options: &Options, uniforms: &Unifor
                     next_proposal: next,
                 });
                 proposal = next.map(|n| (n, naive.twins(&z, n)[0]));
+            }
+            if all && (number > 0 || c.kept.len() > offset) {
+                // The first of the list whose embedding was not at the slot.
+                let unforced = if number == 0 { x[p] } else { walk[0].ids[offset] };
+                let before = walk.iter().filter_map(|w| w.forced).chain(forced.map(|f| f.1));
+                let tried: Vec<u32> = before.chain([unforced]).collect();
+                let z = (model.logits)(&[&prefix[..], &c.generated[..offset]].concat());
+                let fresh = |v: &u32| tried.iter().all(|&t| t != *v && !(model.same)(t, *v));
+                let next = naive.order(&z).into_iter().take(options.top_k).find(fresh);
+                proposal = next.map(|n| (n, n));
+                if let Some(slot) = &mut slot {
+                    slot.next_proposal = next;
+                }
             }
             walk.push(Candidate {
                 proposed: forced.map(|f| f.0),
@@ -200,8 +238,12 @@ pub fn naive(model: &Model, prompt: &[u32], options: &Options, uniforms: &Unifor
                 slot,
                 margins,
             });
-            if c.kept.len() <= offset {
+            if c.kept.len() <= offset && (number == 0 || !all) {
                 walk_end = WalkEnd::NoSlot;
+                break;
+            }
+            if all && proposal.is_none() {
+                walk_end = WalkEnd::Exhausted;
                 break;
             }
             forced = proposal;
@@ -263,6 +305,16 @@ pub fn naive(model: &Model, prompt: &[u32], options: &Options, uniforms: &Unifor
         segments,
         work,
     })
+}
+
+/// Fisher and Yates, with numbers that one number is the seed of.
+fn deal(values: &mut [f32], u: f64) {
+    let numbers = Uniforms::Seeded(u.to_bits());
+    for taken in 1..values.len() {
+        let last = values.len() - taken;
+        let other = (numbers.nth(taken - 1).unwrap() * (last + 1) as f64) as usize;
+        values.swap(other, last);
+    }
 }
 
 fn gap(larger: f32, smaller: f32) -> Option<f64> {

@@ -1,9 +1,9 @@
 //! Random small models: the driver agrees with the definition in every field, and never does more work than is needed.
 
 use crate::naive::{Failure, decode_with};
-use ggro::answer::{CandidateStop, Response};
+use ggro::answer::{CandidateStop, Response, WalkEnd};
 use ggro::method::entropy::SIGNALS;
-use ggro::method::{Options, Selection};
+use ggro::method::{Options, Proposals, Selection};
 use ggro::rng::Uniforms;
 use ggro_testkit::scripted::Model;
 use proptest::prelude::*;
@@ -77,7 +77,13 @@ prop_compose! {
         (max_candidates, top_k) in (1usize..6, 1usize..9),
         (first_offset, min_generated) in (prop_oneof![Just(0usize), 0usize..7], 2usize..6),
         threshold in 0.0f64..1.6,
-        sample: bool,
+        (sample, proposals) in (any::<bool>(), prop_oneof![
+            4 => Just(Proposals::Gradient),
+            1 => Just(Proposals::Random),
+            1 => Just(Proposals::ShuffledGradient),
+            2 => Just(Proposals::All),
+        ]),
+        logprob_weight in prop_oneof![2 => Just(0.0), 1 => Just(0.25), 1 => 0.0f64..3.0],
         (finish_id, mut stop_ids) in (0u32..12, prop::collection::vec(0u32..12, 0..3)),
         pad in prop::option::of(0u32..4),
         damping in prop_oneof![Just(1e-10), Just(0.0), Just(-0.5), Just(1.0), Just(0.3)],
@@ -99,6 +105,8 @@ prop_compose! {
             top_k,
             temperature,
             selection: if sample { Selection::Sample } else { Selection::Greedy },
+            proposals,
+            logprob_weight,
             first_offset,
             min_generated,
             damping,
@@ -112,7 +120,7 @@ prop_compose! {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 1500,
+        cases: 2500,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -128,7 +136,7 @@ proptest! {
 fn random_models_reach_every_corner() {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     let mut runner = TestRunner::deterministic();
-    for _ in 0..1500 {
+    for _ in 0..2500 {
         let case = cases().new_tree(&mut runner).unwrap().current();
         let mut saw = |corner: String| *seen.entry(corner).or_default() += 1;
         let response = match case.decode() {
@@ -150,6 +158,22 @@ fn random_models_reach_every_corner() {
             let offset = segment.slot - segment.start;
             let best = &segment.candidates[segment.best];
             saw(format!("walk {:?}", segment.walk_end));
+            saw(format!("{} ends {:?}", case.options.proposals.name(), segment.walk_end));
+            let nudged = if segment.best == 0 { "kept" } else { "nudged" };
+            saw(format!("{} {nudged}", case.options.proposals.name()));
+            if case.options.proposals == Proposals::All {
+                if segment.candidates.iter().skip(1).rev().skip(1).any(|c| c.ids.len() <= offset) {
+                    saw("all goes on behind a candidate without a slot".into());
+                }
+                if segment.candidates.len() > case.options.max_candidates {
+                    saw("all is more than the most".into());
+                }
+                if segment.walk_end == WalkEnd::Exhausted
+                    && segment.candidates.len() < case.options.top_k.min(case.reward_vocab)
+                {
+                    saw("all tries an embedding once".into());
+                }
+            }
             if segment.reward_margin == Some(0.0) {
                 saw("equal rewards".into());
             }
@@ -185,15 +209,33 @@ fn random_models_reach_every_corner() {
         "a forced token is dropped, wins, and the response goes on",
         "a stop id fills the budget",
         "a twin is placed",
+        "all ends Budget",
+        "all ends Exhausted",
+        "all ends NoSlot",
+        "all goes on behind a candidate without a slot",
+        "all is more than the most",
+        "all kept",
+        "all nudged",
+        "all tries an embedding once",
         "equal logits",
         "equal rewards",
         "equal scores",
         "no slot after a forced token, StopId",
+        "gradient ends Duplicate",
+        "gradient nudged",
         "pooled before the end",
         "pooled in the prompt",
+        "random ends Budget",
+        "random ends Duplicate",
+        "random ends NoSlot",
+        "random nudged",
         "reason Finish",
         "reason Length",
         "reason Stalled",
+        "shuffled-gradient ends Budget",
+        "shuffled-gradient ends Duplicate",
+        "shuffled-gradient ends NoSlot",
+        "shuffled-gradient nudged",
         "stop Entropy",
         "stop Finish",
         "stop Length",

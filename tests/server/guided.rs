@@ -185,6 +185,10 @@ fn settings_that_the_method_cannot_honour() {
     assert!(refused(json!({ "logit_bias": { "7": 3 } }), "logit_bias").contains("entropy"));
     assert!(refused(json!({ "ggro": { "steps": 3 } }), "ggro.steps").contains("num_refinement_steps"));
     assert!(refused(json!({ "ggro": { "signal": "mood" } }), "ggro.signal").contains("varentropy"));
+    assert!(refused(json!({ "ggro": { "proposals": "some" } }), "ggro.proposals").contains("shuffled-gradient"));
+    assert!(refused(json!({ "ggro": { "logprob_weight": -1 } }), "ggro.logprob_weight").contains("0 or more"));
+    assert!(refused(json!({ "ggro": { "proposals": "all", "nudge_top_k": 65 } }), "ggro.nudge_top_k").contains("64"));
+    assert!(refused(json!({ "n": 2, "ggro": { "proposals": "all" } }), "n").contains("the same"));
     refused(json!({ "min_tokens": 5 }), "min_tokens");
     // Greedy frontends send these with everything; they are accepted and reported.
     let answer =
@@ -198,6 +202,16 @@ fn settings_that_the_method_cannot_honour() {
     assert_eq!(answer["ggro"]["choices"].as_array().unwrap().len(), 2);
     let again = server.chat(&story("demo:ggro", sampled)).ok();
     assert_eq!(answer["choices"], again["choices"]);
+    // So they do where a control draws, and only then; and what was asked for is recorded.
+    let drawn = json!({ "n": 2, "seed": 5, "max_tokens": 80, "ggro": { "proposals": "random" } });
+    let answer = server.chat(&story("demo:ggro", drawn)).ok();
+    let texts: Vec<&Value> = answer["choices"].as_array().unwrap().iter().map(|c| &c["message"]["content"]).collect();
+    assert_ne!(texts[0], texts[1]);
+    assert_eq!(answer["usage"]["ggro"]["necessary"]["reward_backward"], 0);
+    let all = json!({ "proposals": "all", "logprob_weight": 0.5, "nudge_top_k": 5, "trace": true });
+    let answer = server.chat(&story("demo:ggro", json!({ "max_tokens": 20, "ggro": all }))).ok();
+    let options = &answer["ggro"]["trace"]["options"];
+    assert_eq!((&options["proposals"], &options["logprob_weight"]), (&json!("all"), &json!(0.5)));
 }
 
 #[test]

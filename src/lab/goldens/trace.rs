@@ -63,6 +63,8 @@ fn options(options: &TraceOptions, full_trace: bool) -> Result<Options> {
         top_k: options.top_k,
         temperature: options.temperature,
         selection: options.selection,
+        proposals: options.proposals,
+        logprob_weight: options.logprob_weight,
         first_offset: options.first_offset,
         min_generated: options.min_generated,
         finish_id: options.finish_id,
@@ -76,7 +78,7 @@ fn options(options: &TraceOptions, full_trace: bool) -> Result<Options> {
 }
 
 /// The least work that decides this trace: every token once, `P + sum(|g| - 1 - [f] o)` policy forwards,
-/// `P + sum(|k| - [f] o)` reward forwards, and `sum(|k| - o)` backwards over the candidates whose gradient is used.
+/// `P + sum(|k| - [f] o)` reward forwards, and `sum(|k| - o)` backwards over the candidates whose gradient is used, if any is.
 pub fn expected_work(trace: &Trace) -> Work {
     let prompt = trace.prompt_ids.len() as u64;
     let mut work = Work { policy_forward: prompt, reward_forward: prompt, reward_backward: 0 };
@@ -88,7 +90,7 @@ pub fn expected_work(trace: &Trace) -> Work {
             let shared = if candidate.forced.is_some() { offset } else { 0 };
             work.policy_forward += generated.saturating_sub(1 + shared);
             work.reward_forward += kept.saturating_sub(shared);
-            if index + 1 < trace.options.max_candidates {
+            if trace.options.proposals.differentiates() && index + 1 < trace.options.max_candidates {
                 work.reward_backward += kept.saturating_sub(offset);
             }
         }
@@ -138,7 +140,8 @@ fn numbers(check: &mut Check, golden: &Trace, found: &Trace) {
         let pairs = golden_segment.candidates.iter().zip(&segment.candidates);
         for (index, (expected, found)) in pairs.enumerate() {
             let last = index + 1 == golden.options.max_candidates;
-            let drawn = !(last && golden.options.selection == Selection::Sample);
+            let TraceOptions { proposals, selection, .. } = &golden.options;
+            let drawn = !(last && proposals.draws(*selection == Selection::Sample));
             candidate(check, &format!("segment {number} candidate {index}"), expected, found, drawn);
         }
         let what = || format!("segment {number}: reward margin");
@@ -196,7 +199,9 @@ fn top_k(check: &mut Check, name: &str, expected: &TraceTopK, found: &TraceTopK,
     check.same(|| format!("{name}: top-k count"), &expected.count, &found.count);
     check.same(|| format!("{name}: top-k length"), &expected.ids.len(), &found.ids.len());
     let weights = expected.probs.as_ref().map_or(expected.ids.len(), Vec::len);
-    if [expected.logits.len(), expected.dots.len(), weights].iter().any(|&len| len != expected.ids.len()) {
+    let scored = !(expected.dots.is_empty() && found.dots.is_empty());
+    let dots = if scored { expected.dots.len() } else { expected.ids.len() };
+    if [expected.logits.len(), dots, weights].iter().any(|&len| len != expected.ids.len()) {
         check.differs(|| format!("{name}: the lists of the trace's top-k have different lengths"));
         return;
     }
@@ -215,9 +220,11 @@ fn top_k(check: &mut Check, name: &str, expected: &TraceTopK, found: &TraceTopK,
         if place != rank && (logit - expected.logits.get(place).unwrap_or(&logit)).abs() > 2.0 * ABSOLUTE {
             check.differs(|| format!("{name}: top-k id {id} at rank {place}, {rank} expected"));
         }
-        let (dot, found_dot) = (expected.dots[rank], found.dots[place]);
-        let bound = DOT_ABSOLUTE.max(DOT_RELATIVE * dot.abs());
-        check.near("dot", || at("dot"), dot, found_dot, bound);
+        if scored {
+            let (dot, found_dot) = (expected.dots[rank], found.dots.get(place).copied().unwrap_or(f64::NAN));
+            let bound = DOT_ABSOLUTE.max(DOT_RELATIVE * dot.abs());
+            check.near("dot", || at("dot"), dot, found_dot, bound);
+        }
         let probabilities = (expected.probs.as_ref(), found.probs.as_ref());
         if let (Some(expected), Some(found)) = probabilities {
             check.note("sampling weight", (expected[rank] - found[place]).abs(), None);

@@ -43,7 +43,8 @@ impl Intervention {
             // The earliest it can be visited is behind the one that the walk waits for.
             kept > self.offset && self.walk.candidates().len() + 2 < self.decoding.options.max_candidates
         };
-        kept > self.offset && (proposes || self.decoding.options.full_trace)
+        let options = &self.decoding.options;
+        options.proposals.differentiates() && kept > self.offset && (proposes || options.full_trace)
     }
 
     fn decode_task(&self, index: usize) -> Task {

@@ -5,7 +5,7 @@ use super::lockstep::Answer;
 use crate::Result;
 use crate::answer::CandidateStop;
 use crate::method::entropy::{Threshold, signal};
-use crate::method::{Selection, gradient, nudge};
+use crate::method::{Proposals, Selection, gradient, nudge};
 use crate::model::{PolicyRow, RowStats};
 use crate::trace::{ENTROPY, Trace};
 use crate::{Error, trace::TraceOptions};
@@ -162,7 +162,7 @@ impl Questions<'_> {
             }
         }
         if self.gradients {
-            self.nudges(said, &mut out);
+            self.nudges(said, &mut out)?;
         }
         Ok(out)
     }
@@ -261,17 +261,32 @@ impl Questions<'_> {
     }
 
     /// What the gradients propose, greedily or by the trace's uniform numbers.
-    fn nudges(&self, said: &Said, out: &mut Vec<Decision>) {
+    fn nudges(&self, said: &Said, out: &mut Vec<Decision>) -> Result<()> {
         let mut drawn = vec![0; self.traces.len()];
         for (index, candidate) in self.list.iter().enumerate() {
             let trace = &self.traces[candidate.trace];
             let options = &trace.options;
             let ids = &self.proposals[candidate.unforced];
-            if !candidate.has_slot() || ids.is_empty() {
+            if !candidate.has_slot() || ids.is_empty() || !options.proposals.differentiates() {
                 continue;
             }
             let current = candidate.record.ids[candidate.offset()];
-            let scores = gradient::scores(ids, &said.answers[index].dots, current, options.damping);
+            let used = candidate.candidate + 1 < options.max_candidates;
+            let mut number = || {
+                drawn[candidate.trace] += 1;
+                trace.uniforms_used.get(drawn[candidate.trace] - 1).copied()
+            };
+            let mut dots = said.answers[index].dots.clone();
+            if options.proposals == Proposals::ShuffledGradient && used {
+                let Some(u) = number() else { continue };
+                dots = nudge::shuffled(&dots, u)?;
+            }
+            let mut scores = gradient::scores(ids, &dots, current, options.damping);
+            let row = said.row(self.list, candidate.unforced, candidate.offset());
+            if let Some(row) = row.filter(|_| options.logprob_weight > 0.0) {
+                let logits: Vec<f32> = ids.iter().map(|&id| logit(row, id)).collect();
+                gradient::add_logprobs(&mut scores, &logits, row.stats.log_sum_exp, options.logprob_weight);
+            }
             let decision = |kind, found: usize, lead, behind| {
                 let (expected, found) = (candidate.record.next_proposal?, *ids.get(found)?);
                 Some(Decision { kind, candidate: index, token: candidate.offset(), expected, found, lead, behind })
@@ -283,9 +298,8 @@ impl Questions<'_> {
                     let scale = self.scales[index];
                     decision(Kind::Proposal, found, lead / scale, scores.iter().map(|score| score / scale).collect())
                 }),
-                Selection::Sample if candidate.candidate + 1 < options.max_candidates => {
-                    let u = trace.uniforms_used.get(drawn[candidate.trace]).copied();
-                    drawn[candidate.trace] += 1;
+                Selection::Sample if used => {
+                    let u = number();
                     u.zip(proposed).and_then(|(u, proposed)| {
                         let weights = nudge::weights(&scores, options.temperature);
                         let total: f64 = weights.iter().sum();
@@ -303,6 +317,7 @@ impl Questions<'_> {
             };
             out.extend(taken);
         }
+        Ok(())
     }
 
     /// The numbers behind the decisions, by quantity, with the factor of their bound. First-order scores and norms are in
