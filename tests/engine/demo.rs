@@ -122,7 +122,7 @@ fn trying_all_finds_what_the_gradient_finds() {
     let pair = Pair::load(&demo::policy(), &demo::reward()).unwrap();
     let mut backend = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
     let (mut tried, mut better) = (0, 0);
-    for request in sixteen(&pair, 32).iter().take(3) {
+    for request in sixteen(&pair, 64).iter().take(3) {
         let guided = request.alone(&mut backend);
         let end = request.prompt.len() + request.options.max_new_tokens;
         for segment in &guided.segments {
@@ -147,7 +147,7 @@ fn trying_all_finds_what_the_gradient_finds() {
         }
     }
     println!("{tried} candidates, {better} segments with a better one than the gradient's walk found");
-    assert!(tried > 200);
+    assert!(tried > 100);
 }
 
 /// The engine's own thread: tickets are told what happens, a bad request hears why, one that is dropped is forgotten.
