@@ -13,20 +13,22 @@ pub mod tasks;
 pub mod texts;
 pub mod wording;
 
-use crate::answer::{FinishReason, Segment};
+use crate::answer::{Completion, Completions, FinishReason, SearchCounts, Segment, StopReason};
+use crate::baselines::Baseline;
 use crate::engine::{Engine, Progress, Update, decode_retokenized, intervention};
 use crate::files::chat::is_space;
 use crate::files::tokenizer::Tokenizer;
 use crate::method::Options;
 use crate::model::Work;
 use crate::rng::Uniforms;
-use crate::sampling::CompletionSpec;
+use crate::sampling::{CompletionSpec, Sampling};
 use crate::scoring::RewardQuery;
 use crate::text::{Prompt, RespelledText, TextRules, text_of};
 use crate::trace::finish_reason_name;
 use crate::{Error, Result};
 use output::{MadeOn, Record, Row, RowCandidate, RowSegment, Rows};
 use record::PromptRecord;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -45,10 +47,33 @@ pub struct Job {
     pub options: Options,
     /// Seed of the uniform numbers.
     pub seed: u64,
-    /// Whether there is a reward model. Without one the policy answers greedily by itself.
-    pub scored: bool,
+    /// By which method.
+    pub answering: Answering,
     /// Whether the text is tokenised again between segments, as the official code does.
     pub retokenize: bool,
+}
+
+/// How a prompt is answered.
+#[derive(Clone, Debug)]
+pub enum Answering {
+    /// By the method, or greedily with one candidate a segment.
+    Guided,
+    /// By samples: one, or the best of several. Their seed is the job's.
+    Sampled {
+        /// How tokens are chosen.
+        sampling: Sampling,
+        /// Samples.
+        n: usize,
+        /// Whether there is a reward model to score them. Without one, greedy decoding is a sample at temperature 0.
+        scored: bool,
+    },
+    /// By a method that GGRO is compared with. The seed of its samples is the job's.
+    Searched {
+        /// How tokens are chosen.
+        sampling: Sampling,
+        /// The method with its parameters.
+        method: Baseline,
+    },
 }
 
 /// What is the same for all prompts of a run, besides their options.
@@ -122,7 +147,10 @@ pub fn each<T: Sync, R: Record>(
 
 fn answer(engine: &Engine, tokenizer: &Arc<Tokenizer>, task: Option<&Task>, job: &Job) -> Result<Row> {
     let started = Instant::now();
-    let answered = if job.scored { respond(engine, tokenizer, job) } else { greedy(engine, tokenizer, job) };
+    let answered = match &job.answering {
+        Answering::Guided => respond(engine, tokenizer, job),
+        Answering::Sampled { .. } | Answering::Searched { .. } => completed(engine, tokenizer, job),
+    };
     let answered = answered.map_err(|error| error.within(&format!("prompt {}", job.index)))?;
     row(tokenizer, task, job, answered, started.elapsed().as_secs_f64())
 }
@@ -140,6 +168,7 @@ struct Answered {
     reason: FinishReason,
     work: Work,
     segments: Vec<RowSegment>,
+    search: Option<SearchCounts>,
 }
 
 /// The method's answer.
@@ -170,59 +199,92 @@ fn respond(engine: &Engine, tokenizer: &Arc<Tokenizer>, job: &Job) -> Result<Ans
         segment_boundaries: response.segment_boundaries,
         reason: response.finish_reason,
         work: response.work,
+        search: None,
     })
 }
 
-/// The greedy answer of a policy without a reward model, as one segment.
-fn greedy(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answered> {
+/// The answer of a method that is not made of segments with slots, as one segment whose candidates are the finished answers.
+fn completed(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answered> {
     let options = &job.options;
-    let spec = CompletionSpec {
+    let spec = |sampling: &Sampling, n: usize, score: bool| CompletionSpec {
+        sampling: Sampling { seed: job.seed, ..sampling.clone() },
+        n,
+        score,
         max_new_tokens: options.max_new_tokens,
         stop_ids: options.stop_ids.clone(),
         stream_tokens: true,
         ..CompletionSpec::default()
     };
-    let mut tokens = Vec::new();
-    for update in engine.sample(&job.prompt.ids, spec)? {
-        let work = match update {
-            Update::Progress(Progress::Token(_, token)) => {
-                tokens.push(token);
-                continue;
+    let ticket = match &job.answering {
+        Answering::Searched { sampling, method } => engine.search(&job.prompt.ids, spec(sampling, 1, true), method)?,
+        Answering::Sampled { sampling, n, scored } => engine.sample(&job.prompt.ids, spec(sampling, *n, *scored))?,
+        Answering::Guided => engine.sample(&job.prompt.ids, spec(&Sampling::default(), 1, false))?,
+    };
+    // The entropies of every completion; a search reports the tokens of its answer, as the first.
+    let mut entropies: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    for update in ticket {
+        match update {
+            Update::Progress(Progress::Token(number, token)) => {
+                entropies.entry(number).or_default().push(token.entropy)
             }
-            Update::Ended(result, _) => result?.work,
-            _ => continue,
-        };
-        let last = tokens.last().map(|token| token.id);
-        let reason = match last {
-            Some(id) if id == options.finish_id => FinishReason::Finish,
-            _ if tokens.len() == options.max_new_tokens => FinishReason::Length,
-            _ => FinishReason::Stalled,
-        };
-        if reason == FinishReason::Stalled {
-            // A stop id other than the end of turn is no part of an answer.
-            tokens.pop();
+            Update::Ended(result, _) => return chosen(tokenizer, job, result?, entropies),
+            _ => {}
         }
-        let new: Vec<u32> = tokens.iter().map(|token| token.id).collect();
-        let ids = [&job.prompt.ids[..], &new].concat();
-        return Ok(Answered {
-            prompt_len: job.prompt.ids.len(),
-            respelled: None,
-            reward: None,
-            num_nudges: 0,
-            segment_boundaries: vec![ids.len() - usize::from(reason == FinishReason::Finish)],
-            reason,
-            work,
-            segments: vec![RowSegment {
-                tokens: spelled(tokenizer, &new),
-                entropies: tokens.iter().map(|token| Some(rounded(token.entropy))).collect(),
-                nudged: None,
-                best: 0,
-                candidates: vec![RowCandidate { reward: None, text: tokenizer.decode(&new)?, forced: false }],
-            }],
-            ids,
-        });
     }
     Err(Error::EngineStopped)
+}
+
+/// What a row says of the best of some completions.
+fn chosen(
+    tokenizer: &Tokenizer,
+    job: &Job,
+    mut completions: Completions,
+    mut entropies: BTreeMap<usize, Vec<f64>>,
+) -> Result<Answered> {
+    let (options, best) = (&job.options, completions.best);
+    let reported = if completions.search.is_some() { 0 } else { best };
+    let foreign =
+        |one: &Completion| one.reason == StopReason::Stop && one.ids.last().is_some_and(|&id| id != options.finish_id);
+    let mut stalled = false;
+    for (number, completion) in completions.all.iter_mut().enumerate() {
+        // A stop id other than the end of turn is no part of an answer, unless it fills the budget.
+        if foreign(completion) && completion.ids.len() < options.max_new_tokens {
+            completion.ids.pop();
+            stalled |= number == best;
+        }
+    }
+    let Some(completion) = completions.all.get(best) else {
+        return Err(Error::Backend("completions without the best one".to_string()));
+    };
+    let new = completion.ids.as_slice();
+    let finished = !stalled && new.last() == Some(&options.finish_id);
+    let reason = match (finished, stalled) {
+        (true, _) => FinishReason::Finish,
+        (_, true) => FinishReason::Stalled,
+        _ => FinishReason::Length,
+    };
+    let ids = [&job.prompt.ids[..], new].concat();
+    let entropies = entropies.remove(&reported).unwrap_or_default();
+    let candidate =
+        |one: &Completion| Ok(RowCandidate { reward: one.reward, text: tokenizer.decode(&one.ids)?, forced: false });
+    Ok(Answered {
+        prompt_len: job.prompt.ids.len(),
+        respelled: None,
+        reward: completion.reward,
+        num_nudges: 0,
+        segment_boundaries: vec![ids.len() - usize::from(finished)],
+        reason,
+        work: completions.work,
+        segments: vec![RowSegment {
+            tokens: spelled(tokenizer, new),
+            entropies: (0..new.len()).map(|at| entropies.get(at).copied().map(rounded)).collect(),
+            nudged: None,
+            best,
+            candidates: completions.all.iter().map(candidate).collect::<Result<_>>()?,
+        }],
+        search: completions.search,
+        ids,
+    })
 }
 
 /// The row of an answer.
@@ -257,6 +319,7 @@ fn row(tokenizer: &Arc<Tokenizer>, task: Option<&Task>, job: &Job, answered: Ans
         new_tokens: Some(new.len()),
         segment_boundaries: answered.segment_boundaries,
         work: Some(answered.work),
+        search: answered.search,
         segments: Some(answered.segments),
         round_trip_stable: Some(round_trip_stable),
         concurrency: None,

@@ -7,6 +7,7 @@
 //! Where the file is a symbolic link, rows and configuration are those of the file that it leads to.
 
 use super::record::{PromptRecord, kind};
+use crate::answer::SearchCounts;
 use crate::files::checkpoint::read_whole_text;
 use crate::files::json::in_line;
 use crate::files::place::{behind_links, replace};
@@ -61,6 +62,9 @@ pub struct Row {
     /// Tokens that had to go through the models for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work: Option<Work>,
+    /// What was tried, by a method that GGRO is compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<SearchCounts>,
     /// Its segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segments: Option<Vec<RowSegment>>,
@@ -146,6 +150,7 @@ impl Row {
             prompt_tokens: None,
             new_tokens: None,
             work: None,
+            search: None,
             segments: None,
             round_trip_stable: None,
             concurrency: None,

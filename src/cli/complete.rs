@@ -63,22 +63,30 @@ fn note_ignored(args: &SamplingArgs, why: &str) {
 /// # Errors
 /// A flag out of range, or one that completions cannot honour.
 pub(super) fn check(args: &Generate, search: Option<&Baseline>) -> Result<()> {
-    if let Some(search) = search {
-        if args.sampling.n.is_some() {
-            return Err(Error::invalid(format!(
-                "--n is for --method sample and bon; {} gives one answer, and --method-param says how it is found",
-                search.name()
-            )));
-        }
-        if !search.samples() {
-            note_ignored(&args.sampling, &format!("{} does not sample", search.name()));
-        }
-    }
+    check_search(&args.sampling, search)?;
     if args.output.trace.is_some() {
         return Err(Error::invalid("--trace records the decisions of --method ggro; a completion has none to record"));
     }
     StopStrings::new(&args.sampling.stop)?;
     sampling(args).check(usize::MAX)
+}
+
+/// Refuses what one of the methods that GGRO is compared with cannot honour, and notes what it ignores.
+///
+/// # Errors
+/// More than one answer.
+pub(super) fn check_search(args: &SamplingArgs, search: Option<&Baseline>) -> Result<()> {
+    let Some(search) = search else { return Ok(()) };
+    if args.n.is_some() {
+        return Err(Error::invalid(format!(
+            "--n is for --method sample and bon; {} gives one answer, and --method-param says how it is found",
+            search.name()
+        )));
+    }
+    if !search.samples() {
+        note_ignored(args, &format!("{} does not sample", search.name()));
+    }
+    Ok(())
 }
 
 /// `search`: the method with its parameters, if it is one of those that GGRO is compared with.
@@ -227,7 +235,11 @@ fn sampled(
 }
 
 fn sampling(args: &Generate) -> Sampling {
-    let given = &args.sampling;
+    sampling_of(&args.sampling, args.method.seed)
+}
+
+/// How tokens are chosen.
+pub(super) fn sampling_of(given: &SamplingArgs, seed: u64) -> Sampling {
     Sampling {
         temperature: given.temperature.unwrap_or(1.0),
         top_k: given.top_k,
@@ -236,9 +248,14 @@ fn sampling(args: &Generate) -> Sampling {
         repetition_penalty: given.repetition_penalty,
         presence_penalty: given.presence_penalty,
         frequency_penalty: given.frequency_penalty,
-        seed: args.method.seed,
+        seed,
         ..Sampling::default()
     }
+}
+
+/// Completions of `--method sample` or `bon`.
+pub(super) fn count(given: &SamplingArgs, method: Method) -> usize {
+    given.n.unwrap_or(if method == Method::Bon { BEST_OF } else { 1 })
 }
 
 fn spec(args: &Generate, pair: &Pair, options: &Options, method: Method, rules: &Arc<TextRules>) -> CompletionSpec {
@@ -249,7 +266,7 @@ fn spec(args: &Generate, pair: &Pair, options: &Options, method: Method, rules: 
     });
     CompletionSpec {
         sampling: sampling(args),
-        n: args.sampling.n.unwrap_or(if best { BEST_OF } else { 1 }),
+        n: count(&args.sampling, method),
         score: best,
         max_new_tokens: options.max_new_tokens,
         stop_ids: options.stop_ids.clone(),

@@ -1,24 +1,28 @@
 //! `ggro run`.
 
-use super::args::{EngineArgs, Method, MethodArgs, layout, room};
+use super::args::{EngineArgs, Method, MethodArgs, SamplingArgs, layout, room};
+use super::complete;
 use super::generate::check_retokenize;
 use super::models::{Count, DeviceArgs, PairArgs, TemplateArgs, counting, made_on, note_without_template};
 use super::output::{Paths, put_in_order};
 use super::prompt::with_flags;
 use super::say;
+use super::search::SearchArgs;
 use super::words::counted;
+use crate::baselines::Baseline;
 use crate::batch::input;
 use crate::batch::output::{Row, Rows, config_path, part_path};
 use crate::batch::record::{PromptRecord, lay_out};
 use crate::batch::tasks::{Dataset, Task};
 use crate::batch::wording::TaskFile;
-use crate::batch::{Job, Setting, run as answer_all};
+use crate::batch::{Answering, Job, Setting, run as answer_all};
 use crate::engine::Engine;
 use crate::files::checkpoint::read_whole_text;
 use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::presets::Parameters;
 use crate::runtime::Device;
+use crate::sampling::Sampling;
 use crate::text::{Next, Prompt, PromptLayout};
 use crate::{Error, Result};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
@@ -114,17 +118,19 @@ pub(super) struct Args {
     method: MethodArgs,
 
     #[command(flatten)]
+    search: SearchArgs,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
+
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let method = args.method.method(&args.pair)?;
-    if !matches!(method, Method::Ggro | Method::Greedy) {
-        let name = method.name();
-        let message =
-            format!("--method {name}: ggro run answers by ggro or greedy; {name} is for `ggro generate` so far");
-        return Err(Error::invalid(message).into());
-    }
+    let search = args.search.method(&method.name())?;
+    check_sampling(args, method, search.as_ref())?;
     check_retokenize(args.retokenize, method, &args.method)?;
     let paths = Paths::default().reading(&args.input).reading(&args.task_file).reading(args.pair.paths());
     let paths = paths.reading(&args.template.chat_template).writing("--output", Some(&args.output));
@@ -141,9 +147,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     note_without_template(&pair);
     let mut device = args.device.find()?;
     let parameters = parameters(args, task, &pair)?;
-    let Chosen { jobs, too_long } = jobs(args, &asked, method, &parameters, &pair, &records)?;
+    let answering = answering(args, method, search);
+    let Chosen { jobs, too_long } = jobs(args, &asked, (method, &answering), &parameters, &pair, &records)?;
     let made_on = made_on(&device);
-    let mut config = config(args, &asked, method, &parameters, &pair, &device)?;
+    let mut config = config(args, &asked, (method, &answering), &parameters, &pair, &device)?;
     template.record(&pair, recorded, &mut config);
     let mut rows =
         Rows::open::<Row>(&args.output, &config, args.mix_devices, &|row| fits(row, &records, &jobs, &pair))?;
@@ -178,6 +185,35 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     put_in_order(rows, there == jobs.len())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses sampling flags that the method cannot honour, and notes those that it ignores.
+fn check_sampling(args: &Args, method: Method, search: Option<&Baseline>) -> Result<()> {
+    if !args.sampling.stop.is_empty() {
+        return Err(Error::invalid("--stop: answers of ggro run end at the model's stop ids alone"));
+    }
+    if matches!(method, Method::Ggro | Method::Greedy) {
+        return complete::unused(&args.sampling);
+    }
+    if method == Method::Sample && args.sampling.n.is_some_and(|n| n > 1) {
+        return Err(Error::invalid("--n: a row is one answer; --method bon takes the best of several"));
+    }
+    complete::check_search(&args.sampling, search)?;
+    complete::sampling_of(&args.sampling, args.method.seed).check(usize::MAX)
+}
+
+/// How every prompt is answered.
+fn answering(args: &Args, method: Method, search: Option<Baseline>) -> Answering {
+    let (scored, sampling) = (args.pair.has_reward(), complete::sampling_of(&args.sampling, args.method.seed));
+    match (method, search) {
+        (_, Some(method)) if method.samples() => Answering::Searched { sampling, method },
+        (_, Some(method)) => Answering::Searched { sampling: Sampling::default(), method },
+        (Method::Sample | Method::Bon, None) => {
+            Answering::Sampled { sampling, n: complete::count(&args.sampling, method), scored }
+        }
+        _ if scored => Answering::Guided,
+        _ => Answering::Sampled { sampling: Sampling::default(), n: 1, scored: false },
+    }
 }
 
 /// What is wrong with a row that is there, beside the input of now. A row that would be left as it is must be what would be made.
@@ -259,7 +295,7 @@ struct Chosen {
 fn jobs(
     args: &Args,
     asked: &Asked,
-    method: Method,
+    (method, answering): (Method, &Answering),
     parameters: &Parameters,
     pair: &Pair,
     records: &[PromptRecord],
@@ -308,7 +344,7 @@ fn jobs(
             prompt,
             options,
             seed,
-            scored: args.pair.has_reward(),
+            answering: answering.clone(),
             retokenize: args.retokenize,
         });
     }
@@ -345,7 +381,7 @@ fn options(method: Method, parameters: &Parameters, pair: &Pair, prompt: &Prompt
 fn config(
     args: &Args,
     asked: &Asked,
-    method: Method,
+    (method, answering): (Method, &Answering),
     parameters: &Parameters,
     pair: &Pair,
     device: &Device,
@@ -367,7 +403,20 @@ fn config(
     made_on(device).record(&mut config);
     let mut set = |name: &str, value: Value| drop(config.insert(name.to_string(), value));
     set("task", json!(asked.task.as_ref().map(|task| task.dataset.name())));
-    set("method", json!(if method == Method::Greedy { "greedy" } else { "ggro" }));
+    set("method", json!(method.name()));
+    // What an answer of segments depends on is below; files written before have no more than that.
+    match answering {
+        Answering::Guided => {}
+        Answering::Sampled { .. } if method == Method::Greedy => {}
+        Answering::Sampled { sampling, n, .. } => {
+            set("sampling", sampling_config(sampling));
+            set("n", json!(n));
+        }
+        Answering::Searched { sampling, method } => {
+            set("sampling", if method.samples() { sampling_config(sampling) } else { Value::Null });
+            set("search", json!(method));
+        }
+    }
     for (name, value) in json!(parameters).as_object().into_iter().flatten() {
         set(name, value.clone());
         // Files written before have it at this place.
@@ -389,6 +438,15 @@ fn config(
         }
     }
     Ok(config)
+}
+
+/// How tokens are chosen, as far as flags say it.
+fn sampling_config(sampling: &Sampling) -> Value {
+    json!({
+        "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty, "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+    })
 }
 
 /// The progress of a run: a bar on a terminal, and a line at its end.
