@@ -548,6 +548,7 @@ mod tests {
             prompt_tokens: Some(2),
             new_tokens: Some(1),
             work: Some(Work::default()),
+            search: None,
             segments: Some(Vec::new()),
             round_trip_stable: None,
             concurrency: Some(1),

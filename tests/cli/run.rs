@@ -76,7 +76,10 @@ fn every_method_answers_and_is_gone_on_with() {
             assert_eq!(row["search"].is_object(), !["sample", "bon"].contains(&method), "{method}");
         }
         let config = read_json(&folder.path().join(format!("{method}.jsonl.config.json")));
-        assert_eq!((&config["method"], config["search"]["name"].as_str()), (&json!(method), all[0]["search"].is_object().then_some(method)));
+        assert_eq!(
+            (&config["method"], config["search"]["name"].as_str()),
+            (&json!(method), all[0]["search"].is_object().then_some(method))
+        );
         assert_eq!(config["sampling"].is_object(), method != "args", "{config}");
         // The second row is lost, and made again.
         let whole = timeless(&output);
