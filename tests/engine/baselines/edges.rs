@@ -7,7 +7,7 @@ use ggro::baselines::{
     SpeculativeRejection, Strategy, Texts,
 };
 use ggro::engine::{Settings, SpeculationWidth, baseline, complete, search, searcher};
-use ggro::model::ModelPair;
+use ggro::model::{ModelPair, Role, RowStats};
 use ggro::sampling::{CompletionSpec, Sampling};
 use ggro::{Error, Result};
 use ggro_testkit::scripted::{FINISH, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
@@ -142,6 +142,26 @@ fn samples_are_those_of_best_of_n() {
     assert_eq!(got.all[0], expected.all[expected.best]);
 }
 
+/// Log-probabilities come with an answer if they are asked for, those of forced tokens too, and change nothing.
+#[test]
+fn log_probabilities_are_those_of_the_untouched_rows() {
+    for method in all() {
+        let plain = run(&model(), spec(6), &method).unwrap();
+        let asked = Sampling { logprobs: Some(2), ..spec(6).sampling };
+        let told = run(&model(), CompletionSpec { sampling: asked, ..spec(6) }, &method).unwrap();
+        assert_eq!((plain.best, plain.work, plain.search), (told.best, told.work, told.search), "{}", method.name());
+        let stats = RowStats::of(&torn(&[5, 6, 7]), 0.0);
+        for (plain, told) in plain.all.iter().zip(&told.all) {
+            assert!(plain.ids == told.ids && plain.logprobs.is_empty() && told.logprobs.len() == told.ids.len());
+            for (&id, token) in told.ids.iter().zip(&told.logprobs) {
+                let logprob = f64::from(torn(&[5, 6, 7])[id as usize]) - stats.log_sum_exp;
+                assert!((token.id, token.logprob, token.entropy) == (id, logprob, stats.entropy), "{token:?}");
+                assert_eq!(token.top.iter().map(|&(id, _)| id).collect::<Vec<_>>(), [5, 6], "{}", method.name());
+            }
+        }
+    }
+}
+
 /// Extremes of the parameters that make a method another one.
 #[test]
 fn extremes_are_what_they_should_be() {
@@ -245,10 +265,21 @@ fn unusable_requests_say_why() {
     let tight = SpeculativeRejection { n: 4, alpha: 0.5, kv_budget: Some(5) };
     let text = refused(&PROMPT, spec(3), &Baseline::SpeculativeRejection(tight));
     assert!(text.contains("kv_budget must be at least 6"), "{text}");
-    // Without models.
-    for method in all() {
-        let error = baseline(&ModelPair::default(), &PROMPT, spec(3), &method).err().unwrap();
-        assert!(matches!(error, Error::MissingModel { .. }), "{error}");
+    // Without one of the models.
+    let without = |role: Role| {
+        let mut backend = Scripted::new(&model(), 12);
+        let halves = [backend.policy.take(), backend.reward.take()];
+        let [policy, reward] = halves;
+        match role {
+            Role::Policy => ModelPair { policy: None, reward },
+            Role::Reward => ModelPair { policy, reward: None },
+        }
+    };
+    for role in [Role::Policy, Role::Reward] {
+        for method in all() {
+            let error = baseline(&without(role), &PROMPT, spec(3), &method).err().unwrap();
+            assert!(matches!(error, Error::MissingModel { model, .. } if model == role.name()), "{error}");
+        }
     }
 }
 
