@@ -45,8 +45,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "batch",
         &[
-            "answer", "engine", "error", "files", "method", "model", "presets", "rng", "sampling", "scoring", "task",
-            "text", "trace",
+            "answer",
+            "baselines",
+            "engine",
+            "error",
+            "files",
+            "method",
+            "model",
+            "presets",
+            "rng",
+            "sampling",
+            "scoring",
+            "task",
+            "text",
+            "trace",
         ],
     ),
     (
