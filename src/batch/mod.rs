@@ -227,7 +227,16 @@ fn completed(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answer
             Update::Progress(Progress::Token(number, token)) => {
                 entropies.entry(number).or_default().push(token.entropy)
             }
-            Update::Ended(result, _) => return chosen(tokenizer, job, result?, entropies),
+            Update::Ended(result, _) => {
+                let mut answered = chosen(tokenizer, job, result?, entropies)?;
+                // It was chosen by the reward at its last id. The row has that of what is left of it, as GGRO's have.
+                let pooled_before = answered.ids.last() == options.reward_pad_id.as_ref();
+                if answered.reward.is_some() && (pooled_before || answered.reason == FinishReason::Stalled) {
+                    let query = RewardQuery { ids: answered.ids.clone(), ..RewardQuery::default() };
+                    answered.reward = Some(engine.score(query, options.reward_pad_id)?.wait()?.0.reward);
+                }
+                return Ok(answered);
+            }
             _ => {}
         }
     }

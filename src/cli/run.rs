@@ -337,6 +337,10 @@ fn jobs(
             room => room.map_err(named)?,
         };
         let options = options(method, parameters, pair, &prompt, room).map_err(named)?;
+        if let Answering::Searched { method, .. } = answering {
+            // Some parameters have to fit the prompt.
+            method.strategy(prompt.ids.len(), options.max_new_tokens).map_err(named)?;
+        }
         let seed = args.method.seed.wrapping_add(index as u64);
         jobs.push(Job {
             index,

@@ -102,6 +102,8 @@ fn every_method_answers_and_is_gone_on_with() {
     refused(&["--method", "cards"], "target_reward must be given");
     refused(&["--method", "bon", "--temperature", "-1"], "temperature must be");
     refused(&["--method", "beam", "--n", "2"], "--n is for --method sample and bon");
+    let tight = ["--method", "speculative-rejection", "--method-param", "kv_budget=10"];
+    refused(&tight, "prompt 0: speculative-rejection: kv_budget must be at least");
 }
 
 #[test]

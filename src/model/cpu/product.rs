@@ -429,6 +429,8 @@ mod tests {
             (52, 2055),
             (9, 4100),
             (150, 530),
+            // Several panels, whatever the cache, and the last one short.
+            (150, 2100),
         ];
         for dtype in TYPES {
             for (n, k) in sizes {

@@ -8,13 +8,16 @@ use crate::model::cpu::lanes::{Element, F32, LANES, Lanes, load_tail, prefetch, 
 
 /// Floats of a widened panel. It and the bytes of the next one have to fit the second-level cache. The larger it is, the less often
 /// rows of x come from further away: with 2 MB, half of the cache was faster than 384 KB by a tenth; with 1 MB, only 384 KB was
-/// measured.
+/// measured. Virtual processors name sizes that the real one does not have, so a larger cache is not believed.
 fn panel_floats() -> usize {
     match second_level_cache() {
-        Some(bytes) if bytes >= 2 << 20 => bytes.min(4 << 20) / 2 / size_of::<f32>(),
+        Some(bytes) if bytes >= 2 << 20 => (1 << 20) / size_of::<f32>(),
         _ => 96 << 10,
     }
 }
+
+/// Floats of lanes that a thread keeps between products, at most: 16 MB.
+const KEPT_LANES: usize = 4 << 20;
 
 /// Terms of a dot product in a panel: more would leave it too few rows, and rows of x would come from further away too often.
 const PANEL_TERMS: usize = 2048;
@@ -348,9 +351,12 @@ unsafe fn nt_panels<L: Tiles, E: Element, const M: usize, const N: usize>(o: Ope
                     Ahead::new(w.wrapping_add(count * bytes), if wide < groups { 0 } else { count * bytes }, visits);
                 for (row, rows) in parts(o.m, M) {
                     let (y, x) = (o.y.add(row * o.ldy + j), o.x.add((row * groups + from * rows) * LANES));
-                    // Behind the last piece follows the first one, for the next panel.
-                    let below = if row + rows < o.m { row + rows } else { 0 };
-                    let next = o.x.wrapping_add((below * groups + from * rows) * LANES);
+                    // Behind the last piece follows the first one, for the next panel, if that has the same terms.
+                    let next = match row + rows < o.m {
+                        true => o.x.wrapping_add(((row + rows) * groups + from * rows) * LANES),
+                        false if wide < groups => std::ptr::null(),
+                        false => o.x,
+                    };
                     let o = Operands { y, x, m: rows, ..o };
                     let kept = if wide < groups { row * count.next_multiple_of(N) * LANES } else { 0 };
                     assert!(lanes.len() >= kept + rows * count.next_multiple_of(N) * LANES);
@@ -359,6 +365,9 @@ unsafe fn nt_panels<L: Tiles, E: Element, const M: usize, const N: usize>(o: Ope
                 }
             }
         }
+    }
+    if lanes.len() > KEPT_LANES {
+        lanes = LaneBuffer::new();
     }
     SCRATCH.set((panel, lanes));
 }
@@ -433,7 +442,7 @@ unsafe fn widen_nt<L: Lanes, E: Element, const N: usize>(
 ///
 /// # Safety
 /// As [`nt`] with `m = M` and packed rows of x; the panel is one of [`widen_nt`], `lanes` has room for `M` rows of it. `next` is
-/// where the next piece of x lies, and need not be readable.
+/// where the next piece of x lies, or null, and need not be readable.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn nt_sweep<L: Tiles, const M: usize, const N: usize>(
@@ -453,6 +462,7 @@ unsafe fn nt_sweep<L: Tiles, const M: usize, const N: usize>(
         let to = (from + chunk).min(groups);
         // The terms of x behind these, which come from memory or a cache that several cores share.
         let (x, bytes) = match (groups - to).min(chunk) {
+            0 if next.is_null() => (next, 0),
             0 => (next, chunk.min(groups) * M * LANES * 4),
             more => (o.x.wrapping_add(to * M * LANES), more * M * LANES * 4),
         };
