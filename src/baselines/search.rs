@@ -12,7 +12,11 @@ use crate::task::{
 use crate::{Error, Result};
 
 /// Decisions in a row of which none asks a model for anything. A method that takes more is at fault.
-const MOST_DECISIONS: usize = 1024;
+const MOST_DECISIONS: usize = 1 << 16;
+
+/// Texts in flight at most where tokens are drawn: all logits of each row come to the host and are gone through there, which is not
+/// as cheap as a row of a batch. Not measured on a GPU.
+const SAMPLED_AHEAD: usize = 4;
 
 /// A search in progress.
 pub struct Search {
@@ -165,7 +169,8 @@ impl Request for Search {
 
     fn advance(&mut self, speculation: Speculation, _: &dyn Fn(u32, u32) -> bool) {
         if !self.outcome.ended() {
-            self.texts.width = speculation.width.max(1);
+            let most = if self.texts.needs_logits() { SAMPLED_AHEAD } else { usize::MAX };
+            self.texts.width = speculation.width.clamp(1, most);
             self.go_on();
         }
         match std::mem::take(&mut self.texts.tokens) {

@@ -203,7 +203,7 @@ impl Text {
                 Growth::Sampled { until: Some(until), .. }
                     if grown >= until.min_tokens.max(1) && row.row.stats.entropy >= until.entropy =>
                 {
-                    self.state = State::Complete;
+                    (self.state, self.check) = (State::Complete, None);
                     break;
                 }
                 Growth::Sampled { tokens, .. } => tokens.max(1),

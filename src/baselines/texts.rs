@@ -206,14 +206,16 @@ impl Texts {
         self.spec.stream_tokens || self.spec.sampling.logprobs.is_some()
     }
 
-    /// What the policy is asked behind every text.
-    pub(super) fn row_ask(&self) -> Ask {
+    /// Whether all logits of every row are looked at.
+    pub(super) fn needs_logits(&self) -> bool {
         let sampling = &self.spec.sampling;
         let suppresses = sampling.min_tokens > 0 && !sampling.suppress_ids.is_empty();
-        let full_logits = match sampling.plain() && !suppresses && sampling.logprobs.is_none() {
-            true => FullLogits::Never,
-            false => FullLogits::Always,
-        };
+        !sampling.plain() || suppresses || sampling.logprobs.is_some()
+    }
+
+    /// What the policy is asked behind every text.
+    pub(super) fn row_ask(&self) -> Ask {
+        let full_logits = if self.needs_logits() { FullLogits::Always } else { FullLogits::Never };
         let top_k = if self.top_k > 0 { TopK::Take(self.top_k) } else { TopK::Skip };
         Ask::Policy { floor: 0.0, top_k, full_logits }
     }

@@ -33,7 +33,7 @@ use crate::error::Limit;
 use crate::method::{Intervention, Options};
 use crate::model::{ModelPair, Role};
 use crate::rng::Uniforms;
-use crate::sampling::{CompletionSpec, Sampler};
+use crate::sampling::{CompletionSpec, Sampler, Sampling};
 use crate::{Error, Result};
 
 /// A request for sampled completions, checked.
@@ -65,6 +65,14 @@ pub fn sampler(backend: &ModelPair, prompt: &[u32], spec: CompletionSpec) -> Res
 /// A parameter of the method out of range; otherwise as [`searcher`].
 pub fn baseline(backend: &ModelPair, prompt: &[u32], spec: CompletionSpec, baseline: &Baseline) -> Result<Search> {
     let strategy = baseline.strategy(prompt.len(), spec.max_new_tokens)?;
+    let spec = match baseline.samples() {
+        true => spec,
+        // With the sampling's filters and penalties, all logits of every row would come to the host for nothing.
+        false => {
+            let Sampling { seed, logprobs, .. } = spec.sampling;
+            CompletionSpec { sampling: Sampling { seed, logprobs, ..Sampling::default() }, ..spec }
+        }
+    };
     searcher(backend, prompt, spec, strategy)
 }
 

@@ -37,6 +37,11 @@ impl StopStrings {
         Ok(StopStrings { strings: strings.to_vec() })
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.strings.is_empty()
+    }
+
     /// The stop string that begins earliest, the longest on a tie: the byte where it begins and its place in the list.
     /// Only those that end after byte `from` count, so `from` is the length of the text when it was last asked about,
     /// and no piece is searched twice but for the few bytes before it.

@@ -599,14 +599,16 @@ fn submit(
         Method::Search(sampling, _) => (sampling, 1, false),
     };
     let (rules, tokenizer) = (request.rules.clone(), app.pair.tokenizer.clone());
-    let stop_check: NewStopCheck = Arc::new(move || rules.watch(&tokenizer));
+    // A search shows every text's ids to a check from the first on, so it gets one only if it has something to find.
+    let watched = !matches!(request.method, Method::Search(..)) || !rules.stops.is_empty();
+    let stop_check = watched.then(|| Arc::new(move || rules.watch(&tokenizer)) as NewStopCheck);
     let spec = CompletionSpec {
         sampling: sampling.clone(),
         n,
         score,
         max_new_tokens,
         stop_ids: request.stop_ids.clone(),
-        stop_check: Some(stop_check),
+        stop_check,
         stream_tokens: !score,
         prompt_logprobs: !score && request.echo && request.logprobs.is_some(),
     };

@@ -57,7 +57,8 @@ impl Alias {
     pub fn listed(most: usize) -> Vec<String> {
         let presets = PRESETS.iter().map(|(_, name)| format!(":{name}"));
         let best = (BEST_OF <= most).then(|| format!(":bon-{BEST_OF}"));
-        let fits = |name: &&str| Baseline::with_defaults(name, 0.0).is_ok_and(|method| method.texts().0 <= most);
+        // Chat frontends offer what is there, so what cannot be asked without a parameter is not.
+        let fits = |name: &&str| Baseline::named(name, &Map::new()).is_ok_and(|method| method.texts().0 <= most);
         let searches = Baseline::NAMES.into_iter().filter(fits).map(|name| format!(":{name}"));
         [String::new(), ":ggro".to_string()].into_iter().chain(presets).chain(best).chain(searches).collect()
     }
@@ -234,9 +235,9 @@ mod tests {
         }
         for name in Baseline::NAMES {
             assert_eq!(Alias::parse(name, 1), Some(Alias::Search(name)));
-            assert!(
-                Alias::listed(64).contains(&format!(":{name}")) && Alias::parse(&format!("{name}-8"), 64).is_none()
-            );
+            let aimed = ["cards", "rejection-sampling"].contains(&name);
+            assert_eq!(Alias::listed(64).contains(&format!(":{name}")), !aimed, "{name}");
+            assert!(Alias::parse(&format!("{name}-8"), 64).is_none());
         }
         assert!(!Alias::listed(15).contains(&":speculative-rejection".to_string()));
         for listed in Alias::listed(64).iter().filter(|listed| !listed.is_empty()) {

@@ -161,6 +161,7 @@ fn what_a_search_cannot_honour() {
     let listed = server.get("/v1/models").ok();
     let listed = |name: &str| listed["data"].as_array().unwrap().iter().any(|model| model["id"] == name);
     assert!(listed("demo:blockwise") && listed("demo:speculative-rejection") && !listed("demo:cards"));
+    assert!(!listed("demo:rejection-sampling"), "it has to be told what reward is to be reached");
     let cards = json!({ "max_tokens": 4, "method_params": { "target_reward": 1, "max_rejections": 15 } });
     server.chat(&story("demo:cards", cards)).ok();
     assert_eq!(server.get("/v1/models/demo:cards").ok()["parent"], "demo");
