@@ -3,6 +3,7 @@
 //! [`input`] reads prompts, [`texts`] what is to be scored, [`tasks`] knows the official code's datasets, and [`output`] keeps
 //! the file of rows, which survives the end of the process at any moment. [`run`] answers the prompts that have no row yet.
 
+pub mod compare;
 pub mod guard;
 pub mod input;
 pub mod output;

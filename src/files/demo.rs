@@ -23,6 +23,9 @@ static TOKENIZER: &[u8] = include_bytes!("../../assets/demo/policy/tokenizer.jso
 static TOKENIZER_CONFIG: &[u8] = include_bytes!("../../assets/demo/policy/tokenizer_config.json");
 static PROMPTS: &str = include_str!("../../assets/demo/prompts.jsonl");
 
+/// The words of the gold rule, as a JSON object with the lists `kind` and `harsh`.
+pub static GOLD_WORDS: &str = include_str!("../../assets/demo/gold_words.json");
+
 static POLICY: &[(&str, &[u8])] = &[
     ("config.json", include_bytes!("../../assets/demo/policy/config.json")),
     ("generation_config.json", include_bytes!("../../assets/demo/policy/generation_config.json")),

@@ -1,0 +1,480 @@
+//! The tables of a comparison. Seeds are averaged within a prompt first; intervals are over prompts.
+
+use super::plan::{Cost, Plan};
+use super::resample::{Resamples, interval};
+use super::words::{distinct, repetition, words};
+use crate::batch::output::Row;
+use crate::batch::report::Mean;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// The answers of one point with one seed, and what the judges say of them.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    /// Which point of the plan.
+    pub point: usize,
+    /// The seed.
+    pub seed: u64,
+    /// The answers.
+    pub rows: Vec<Row>,
+    /// The scores of each judge of the plan, by the number of the prompt.
+    pub scores: Vec<BTreeMap<usize, f64>>,
+}
+
+impl Answers {
+    /// The reward of a row, or what a judge says of it: measure 0 is the reward, measure n judge n - 1.
+    pub fn measured(&self, measure: usize, row: &Row) -> Option<f64> {
+        match measure.checked_sub(1) {
+            None => row.reward.map(f64::from),
+            Some(judge) => self.scores.get(judge)?.get(&row.index).copied(),
+        }
+    }
+}
+
+/// A comparison in numbers.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tables {
+    /// Prompts.
+    pub prompts: usize,
+    /// The point that others are compared with.
+    pub reference: String,
+    /// `reward`, and the names of the judges.
+    pub measures: Vec<String>,
+    /// What tokens of the reward model cost, in policy token-forwards.
+    pub cost: Cost,
+    /// A line for each point.
+    pub points: Vec<PointTable>,
+    /// At equal work, one for each measure.
+    pub equal_work: Vec<EqualWork>,
+    /// Along the budgets, one for each method that has several.
+    pub curves: Vec<Curve>,
+}
+
+/// The numbers of a point.
+#[derive(Clone, Debug, Serialize)]
+pub struct PointTable {
+    /// The point's name.
+    pub name: String,
+    /// Its method.
+    pub label: String,
+    /// The varied parameter and its value.
+    pub budget: Option<(String, Value)>,
+    /// Seeds.
+    pub seeds: usize,
+    /// Answers.
+    pub answers: usize,
+    /// The reward and what each judge says.
+    pub measures: Vec<MeasureTable>,
+    /// Share of answers that ended by themselves, 0 to 1.
+    pub finished: Option<Mean>,
+    /// New tokens of an answer.
+    pub tokens: Option<Mean>,
+    /// Distinct-1 of all answers of a seed, the mean over seeds.
+    pub distinct_1: Option<f64>,
+    /// Distinct-2.
+    pub distinct_2: Option<f64>,
+    /// Share of repeated word trigrams of an answer.
+    pub repetition: Option<Mean>,
+    /// Policy token-forwards of an answer.
+    pub policy_forward: Option<Mean>,
+    /// Reward token-forwards of an answer.
+    pub reward_forward: Option<Mean>,
+    /// Reward token-backwards of an answer.
+    pub reward_backward: Option<Mean>,
+    /// All work of an answer, in policy token-forwards.
+    pub work: Option<Mean>,
+    /// Seconds of an answer that was made alone.
+    pub seconds: Option<Mean>,
+}
+
+/// A measure of a point.
+#[derive(Clone, Debug, Serialize)]
+pub struct MeasureTable {
+    /// The mean.
+    pub mean: Option<Mean>,
+    /// How far it is above the reference, prompt by prompt; `None` for the reference itself.
+    pub over_reference: Option<Mean>,
+    /// How often an answer is better than one of the reference to the same prompt, over all pairs of seeds; a tie is half.
+    pub wins: Option<Mean>,
+    /// Share of answers whose score reaches the judge's threshold.
+    pub coverage: Option<Mean>,
+}
+
+/// What each method reaches with so much work.
+#[derive(Clone, Debug, Serialize)]
+pub struct EqualWork {
+    /// `reward`, or the name of a judge.
+    pub measure: String,
+    /// Levels of work, in policy token-forwards of an answer.
+    pub levels: Vec<f64>,
+    /// The best of each method at each level; `None` where even its smallest budget needs more.
+    pub methods: Vec<(String, Vec<Option<Mean>>)>,
+}
+
+/// A method along its budget.
+#[derive(Clone, Debug, Serialize)]
+pub struct Curve {
+    /// The method.
+    pub label: String,
+    /// The parameter that is varied.
+    pub parameter: String,
+    /// Its points, in the order of the plan.
+    pub steps: Vec<Step>,
+}
+
+/// A point of a curve.
+#[derive(Clone, Debug, Serialize)]
+pub struct Step {
+    /// Which point of the plan.
+    pub point: usize,
+    /// The parameter's value.
+    pub value: Value,
+    /// How far each measure is above the point before, prompt by prompt; empty for the first.
+    pub over_before: Vec<Option<Mean>>,
+    /// The judges whose mean falls where the reward rises.
+    pub falling: Vec<String>,
+}
+
+/// The numbers of a point, prompt by prompt, averaged over seeds.
+struct Series {
+    measures: Vec<Vec<Option<f64>>>,
+    work: Vec<Option<f64>>,
+}
+
+impl Tables {
+    /// The tables of a plan. `prompts` are the numbers of its prompts, `cost` what tokens of the reward model cost where the plan
+    /// does not say, and `alone` the answers that were made one at a time.
+    pub fn new(plan: &Plan, prompts: &[usize], cost: Cost, answers: &[Answers], alone: &[Answers]) -> Tables {
+        let cost = plan.cost.unwrap_or(cost);
+        let measures: Vec<String> =
+            ["reward"].into_iter().chain(plan.judges.iter().map(|judge| judge.name.as_str())).map(str::to_string).collect();
+        let resamples = Resamples::new(prompts.len());
+        let of_point = |all: &'_ [Answers], point: usize| -> Vec<usize> {
+            all.iter().enumerate().filter(|(_, one)| one.point == point).map(|(at, _)| at).collect()
+        };
+        let work = |row: &Row| {
+            let work = row.work?;
+            let reward = cost.reward_forward * work.reward_forward as f64;
+            Some(work.policy_forward as f64 + reward + cost.reward_backward * work.reward_backward as f64)
+        };
+        let mut series = Vec::new();
+        for point in 0..plan.points.len() {
+            let own: Vec<&Answers> = of_point(answers, point).into_iter().filter_map(|at| answers.get(at)).collect();
+            let measured = |measure: usize| averaged(prompts, &own, &|one, row| one.measured(measure, row));
+            series.push(Series {
+                measures: (0..measures.len()).map(measured).collect(),
+                work: averaged(prompts, &own, &|_, row| work(row)),
+            });
+        }
+        let reference = plan.points.iter().position(|point| point.name == plan.reference);
+        let mut points = Vec::new();
+        for (number, point) in plan.points.iter().enumerate() {
+            let own: Vec<&Answers> = of_point(answers, number).into_iter().filter_map(|at| answers.get(at)).collect();
+            let base: Vec<&Answers> = answers.iter().filter(|one| Some(one.point) == reference).collect();
+            let timed: Vec<&Answers> = of_point(alone, number).into_iter().filter_map(|at| alone.get(at)).collect();
+            let mean = |of: &dyn Fn(&Row) -> Option<f64>| resamples.mean(&averaged(prompts, &own, &|_, row| of(row)));
+            let measure = |measure: usize| {
+                let values = series.get(number).and_then(|series| series.measures.get(measure));
+                let values = values.map(Vec::as_slice).unwrap_or_default();
+                let other = reference.filter(|&reference| reference != number);
+                let other = other.and_then(|reference| series.get(reference)?.measures.get(measure));
+                let threshold = measure.checked_sub(1).and_then(|judge| plan.judges.get(judge)?.threshold);
+                MeasureTable {
+                    mean: resamples.mean(values),
+                    over_reference: other.and_then(|other| resamples.mean(&differences(values, other))),
+                    wins: other.and_then(|_| resamples.mean(&wins(prompts, measure, &own, &base))),
+                    coverage: threshold.and_then(|threshold| {
+                        let reached = |one: &Answers, row: &Row| {
+                            one.measured(measure, row).map(|score| f64::from(u8::from(score >= threshold)))
+                        };
+                        resamples.mean(&averaged(prompts, &own, &reached))
+                    }),
+                }
+            };
+            points.push(PointTable {
+                name: point.name.clone(),
+                label: point.label.clone(),
+                budget: point.budget.clone(),
+                seeds: own.len(),
+                answers: own.iter().map(|one| answered(prompts, one).count()).sum(),
+                measures: (0..measures.len()).map(measure).collect(),
+                finished: mean(&|row| {
+                    row.finish_reason.as_ref().map(|reason| f64::from(u8::from(reason == "finish")))
+                }),
+                tokens: mean(&|row| row.new_tokens.map(|tokens| tokens as f64)),
+                distinct_1: distinct_of(prompts, &own, 1),
+                distinct_2: distinct_of(prompts, &own, 2),
+                repetition: mean(&|row| Some(repetition(&words(&row.response)))),
+                policy_forward: mean(&|row| Some(row.work?.policy_forward as f64)),
+                reward_forward: mean(&|row| Some(row.work?.reward_forward as f64)),
+                reward_backward: mean(&|row| Some(row.work?.reward_backward as f64)),
+                work: mean(&work),
+                seconds: resamples.mean(&averaged(prompts, &timed, &|_, row| Some(row.elapsed_seconds))),
+            });
+        }
+        let equal_work = equal_work(plan, &measures, &points, &series, &resamples);
+        let curves = curves(plan, &measures, &series, &resamples);
+        Tables {
+            prompts: prompts.len(),
+            reference: plan.reference.clone(),
+            measures,
+            cost,
+            points,
+            equal_work,
+            curves,
+        }
+    }
+}
+
+/// The rows of an answer to one of the prompts that are compared.
+fn answered<'a>(prompts: &'a [usize], answers: &'a Answers) -> impl Iterator<Item = &'a Row> {
+    answers.rows.iter().filter(|row| row.skipped.is_none() && prompts.binary_search(&row.index).is_ok())
+}
+
+/// A number of each prompt, the mean over the seeds that have it.
+fn averaged(
+    prompts: &[usize],
+    answers: &[&Answers],
+    of: &dyn Fn(&Answers, &Row) -> Option<f64>,
+) -> Vec<Option<f64>> {
+    let mut sums: Vec<(f64, usize)> = vec![(0.0, 0); prompts.len()];
+    for one in answers {
+        for row in answered(prompts, one) {
+            let place = prompts.binary_search(&row.index).ok().and_then(|at| sums.get_mut(at));
+            if let (Some((sum, count)), Some(value)) = (place, of(one, row)) {
+                *sum += value;
+                *count += 1;
+            }
+        }
+    }
+    sums.into_iter().map(|(sum, count)| (count > 0).then(|| sum / count as f64)).collect()
+}
+
+/// How far each prompt's number is above the other's, where both have one.
+fn differences(values: &[Option<f64>], other: &[Option<f64>]) -> Vec<Option<f64>> {
+    values.iter().zip(other).map(|(value, other)| Some((*value)? - (*other)?)).collect()
+}
+
+/// For each prompt how often an answer is better than one of `base`, over all pairs.
+fn wins(prompts: &[usize], measure: usize, answers: &[&Answers], base: &[&Answers]) -> Vec<Option<f64>> {
+    let scores = |all: &[&Answers]| {
+        let mut found: Vec<Vec<f64>> = vec![Vec::new(); prompts.len()];
+        for one in all {
+            for row in answered(prompts, one) {
+                let place = prompts.binary_search(&row.index).ok().and_then(|at| found.get_mut(at));
+                if let (Some(place), Some(score)) = (place, one.measured(measure, row)) {
+                    place.push(score);
+                }
+            }
+        }
+        found
+    };
+    let share = |(own, base): (Vec<f64>, Vec<f64>)| {
+        let pairs = own.len() * base.len();
+        let won = own.iter().flat_map(|a| base.iter().map(move |b| (a, b)));
+        let won: f64 = won.map(|(a, b)| if a > b { 1.0 } else if a == b { 0.5 } else { 0.0 }).sum();
+        (pairs > 0).then(|| won / pairs as f64)
+    };
+    scores(answers).into_iter().zip(scores(base)).map(share).collect()
+}
+
+/// Distinct-n of the answers of a seed, the mean over seeds.
+fn distinct_of(prompts: &[usize], answers: &[&Answers], n: usize) -> Option<f64> {
+    let of_seed = |one: &&Answers| {
+        let all: Vec<Vec<String>> = answered(prompts, one).map(|row| words(&row.response)).collect();
+        distinct(all.iter().map(Vec::as_slice), n)
+    };
+    let found: Vec<f64> = answers.iter().filter_map(of_seed).collect();
+    (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
+}
+
+/// A point of a curve over the work: the work, the mean, and the mean of each resample.
+struct Place {
+    work: f64,
+    mean: f64,
+    means: Vec<f64>,
+    count: usize,
+}
+
+/// The best along a curve within some work: the largest at a point that needs no more, or between two points, by the logarithm of
+/// the work. `of` is the number of a place. `places` are in the order of their work.
+fn best_within(places: &[Place], level: f64, of: &dyn Fn(&Place) -> Option<f64>) -> Option<f64> {
+    let mut best: Option<f64> = None;
+    for (at, place) in places.iter().enumerate().take_while(|(_, place)| place.work <= level) {
+        let value = of(place)?;
+        let next = places.get(at + 1).filter(|next| next.work > level && place.work > 0.0);
+        let between = next.and_then(|next| {
+            let share = (level / place.work).ln() / (next.work / place.work).ln();
+            Some(value + share * (of(next)? - value))
+        });
+        let value = between.map_or(value, |between| between.max(value));
+        best = Some(best.map_or(value, |best| best.max(value)));
+    }
+    best
+}
+
+fn equal_work(
+    plan: &Plan,
+    measures: &[String],
+    points: &[PointTable],
+    series: &[Series],
+    resamples: &Resamples,
+) -> Vec<EqualWork> {
+    let mut labels: Vec<&str> = Vec::new();
+    for point in &plan.points {
+        if !labels.contains(&point.label.as_str()) {
+            labels.push(&point.label);
+        }
+    }
+    let work = |number: usize| points.get(number).and_then(|point| point.work).map(|work| work.mean);
+    let of_label = |label: &str| -> Vec<usize> {
+        let own = plan.points.iter().enumerate().filter(|(_, point)| point.label == label);
+        own.map(|(number, _)| number).collect()
+    };
+    // Without levels, the points of the method that has the most, the first of them.
+    let longest = labels.iter().rev().max_by_key(|label| of_label(label).len());
+    let mut levels = plan.work.clone();
+    if levels.is_empty() {
+        levels = longest.into_iter().flat_map(|label| of_label(label)).filter_map(work).collect();
+        levels.sort_by(f64::total_cmp);
+    }
+    let table = |(measure, name): (usize, &String)| {
+        let of_method = |label: &&str| {
+            let place = |number: usize| {
+                let values = series.get(number)?.measures.get(measure)?;
+                let there: Vec<f64> = values.iter().copied().flatten().collect();
+                let mean = there.iter().sum::<f64>() / there.len() as f64;
+                let (work, means) = (work(number)?, resamples.means(values));
+                mean.is_finite().then_some(Place { work, mean, means, count: there.len() })
+            };
+            let mut places: Vec<Place> = of_label(label).into_iter().filter_map(place).collect();
+            places.sort_by(|a, b| a.work.total_cmp(&b.work));
+            let at = |&level: &f64| {
+                let mean = best_within(&places, level, &|place| Some(place.mean))?;
+                let count = places.iter().map(|place| place.count).min()?;
+                let resampled = places.iter().map(|place| place.means.len()).min()?;
+                let drawn = (0..resampled)
+                    .filter_map(|n| best_within(&places, level, &|place| place.means.get(n).copied()))
+                    .collect();
+                let [low, high] = interval(drawn)?;
+                Some(Mean { mean, low, high, count })
+            };
+            (label.to_string(), levels.iter().map(at).collect())
+        };
+        EqualWork { measure: name.clone(), levels: levels.clone(), methods: labels.iter().map(of_method).collect() }
+    };
+    measures.iter().enumerate().map(table).collect()
+}
+
+fn curves(plan: &Plan, measures: &[String], series: &[Series], resamples: &Resamples) -> Vec<Curve> {
+    let mut curves: Vec<Curve> = Vec::new();
+    for (point, own) in plan.points.iter().enumerate() {
+        let Some((parameter, value)) = &own.budget else { continue };
+        let last = curves.last().filter(|curve| curve.label == own.label);
+        let before = last.and_then(|curve| curve.steps.last()).map(|step| step.point);
+        let (now, before) = (series.get(point), before.and_then(|before| series.get(before)));
+        let over_before: Vec<Option<Mean>> = match now.zip(before) {
+            None => Vec::new(),
+            Some((now, before)) => {
+                let pairs = now.measures.iter().zip(&before.measures);
+                pairs.map(|(now, before)| resamples.mean(&differences(now, before))).collect()
+            }
+        };
+        let rises = over_before.first().copied().flatten().is_some_and(|reward| reward.mean > 0.0);
+        let judges = measures.iter().zip(&over_before).skip(1);
+        let falls = |over: &Option<Mean>| over.is_some_and(|over| over.mean < 0.0);
+        let falling = judges.filter(|(_, over)| rises && falls(over)).map(|(name, _)| name.clone()).collect();
+        let step = Step { point, value: value.clone(), over_before, falling };
+        match curves.last_mut().filter(|curve| curve.label == own.label) {
+            Some(curve) => curve.steps.push(step),
+            None => curves.push(Curve { label: own.label.clone(), parameter: parameter.clone(), steps: vec![step] }),
+        }
+    }
+    curves.retain(|curve| curve.steps.len() > 1);
+    curves
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::PlanFile;
+    use super::*;
+    use serde_json::json;
+
+    fn plan() -> Plan {
+        let file = json!({
+            "seeds": [0, 1],
+            "method": [{ "name": "greedy" }, { "name": "bon", "budget": { "n": [2, 4] } }],
+            "judge": [{ "gold": true, "threshold": 2.0 }],
+        });
+        let file: PlanFile = serde_json::from_value(file).unwrap();
+        Plan::new(&file).unwrap()
+    }
+
+    fn answers(point: usize, seed: u64, work: u64, rows: &[(f32, f64)]) -> Answers {
+        let row = |(index, (reward, _)): (usize, &(f32, f64))| -> Row {
+            serde_json::from_value(json!({
+                "index": index, "prompt": format!("p{index}"), "answer": null, "metadata": null, "full_text": "",
+                "response": "a b c a b c", "reward": reward, "num_nudges": 0, "segment_boundaries": [], "elapsed_seconds": 0.5,
+                "finish_reason": "finish", "new_tokens": 6,
+                "work": { "policy_forward": work, "reward_forward": 10, "reward_backward": 0 },
+            }))
+            .unwrap()
+        };
+        let scores = rows.iter().enumerate().map(|(index, (_, score))| (index, *score)).collect();
+        Answers { point, seed, rows: rows.iter().enumerate().map(row).collect(), scores: vec![scores] }
+    }
+
+    fn near(found: Option<Mean>, expected: f64) {
+        assert!(found.is_some_and(|found| (found.mean - expected).abs() < 1e-9), "{found:?}, not {expected}");
+    }
+
+    #[test]
+    fn seeds_are_averaged_within_a_prompt() {
+        let all = [
+            answers(0, 0, 90, &[(1.0, 1.0), (2.0, 2.0)]),
+            answers(1, 0, 190, &[(2.0, 3.0), (3.0, 1.0)]),
+            answers(1, 1, 190, &[(4.0, 1.0), (5.0, 2.0)]),
+            answers(2, 0, 390, &[(5.0, 1.0), (6.0, 1.0)]),
+        ];
+        let cost = Cost { reward_forward: 1.0, reward_backward: 2.0 };
+        let tables = Tables::new(&plan(), &[0, 1], cost, &all, &all[..1]);
+        assert_eq!(tables.measures, ["reward", "gold"]);
+        let [greedy, two, four] = &tables.points[..] else { panic!("{tables:?}") };
+        assert_eq!((greedy.name.as_str(), two.seeds, two.answers), ("greedy", 2, 4));
+        near(two.measures[0].mean, 3.5);
+        near(two.measures[0].over_reference, 2.0);
+        near(two.measures[1].mean, 1.75);
+        // 3 and 1 against 1: one and a half of two; 1 and 2 against 2: half of two.
+        near(two.measures[1].wins, 0.5);
+        near(two.measures[1].coverage, 0.5);
+        near(two.work, 200.0);
+        near(two.repetition, 0.25);
+        near(greedy.seconds, 0.5);
+        assert!(two.seconds.is_none() && greedy.measures[0].over_reference.is_none());
+        assert_eq!(two.distinct_1, Some(0.25));
+        near(four.measures[1].mean, 1.0);
+        // From two samples to four the reward rises and the judge falls.
+        let [curve] = &tables.curves[..] else { panic!("{:?}", tables.curves) };
+        assert_eq!((curve.label.as_str(), curve.steps[1].falling.as_slice()), ("bon", &["gold".to_string()][..]));
+        near(curve.steps[1].over_before[0], 2.0);
+        // The levels are the works of best-of-N.
+        let equal = &tables.equal_work[0];
+        assert_eq!(equal.levels, [200.0, 400.0]);
+        let (label, reached) = &equal.methods[0];
+        assert_eq!(label, "greedy");
+        near(reached[1], 1.5);
+        near(equal.methods[1].1[1], 5.5);
+        near(tables.equal_work[1].methods[1].1[1], 1.75);
+    }
+
+    #[test]
+    fn between_two_budgets_the_logarithm_of_the_work_decides() {
+        let place = |work: f64, mean: f64| Place { work, mean, means: Vec::new(), count: 1 };
+        let places = [place(100.0, 1.0), place(400.0, 3.0), place(1600.0, 2.0)];
+        let at = |level: f64| best_within(&places, level, &|place| Some(place.mean));
+        assert_eq!((at(99.0), at(100.0), at(400.0)), (None, Some(1.0), Some(3.0)));
+        assert!((at(200.0).unwrap() - 2.0).abs() < 1e-12);
+        assert_eq!((at(800.0), at(1e9)), (Some(3.0), Some(3.0)));
+    }
+}
