@@ -5,6 +5,7 @@
 //! or not at all (`output`).
 
 mod args;
+mod compare;
 mod complete;
 mod doctor;
 mod generate;
@@ -63,6 +64,7 @@ enum Command {
     Generate(Box<args::Generate>),
     Run(Box<run::Args>),
     Report(report::Args),
+    Compare(Box<compare::Args>),
     Guard(Box<guard::Args>),
     Score(Box<score::Args>),
     Verify(lab::verify::Args),
@@ -152,6 +154,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Generate(args) => generate::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Guard(args) => guard::run(&args),
         Command::Score(args) => score::run(&args),
         Command::Verify(args) => lab::verify::run(&args),

@@ -2,7 +2,7 @@
 
 use super::output::{Output, Paths};
 use super::say;
-use super::words::for_stdout;
+use super::words::{aligned, for_stdout};
 use crate::batch::output::{Row, config_path, read, recorded};
 use crate::batch::report::{Mean, Share, Summary, page, paired};
 use crate::runtime::bytes_in_words;
@@ -110,17 +110,7 @@ fn table(summaries: &[Summary], differences: &[Option<Mean>]) -> String {
             differences.iter().map(|mean| mean.map_or_else(|| "no prompt with a reward in common".to_string(), words));
         lines.push(["reward over the first".to_string(), String::new()].into_iter().chain(words).collect());
     }
-    let columns = lines.first().map_or(0, Vec::len);
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| {
-            lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-        })
-        .collect();
-    let line = |cells: &Vec<String>| {
-        let padded = cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
-        format!("{}\n", padded.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    lines.iter().map(line).collect()
+    aligned(&lines)
 }
 
 /// A mean with its interval.

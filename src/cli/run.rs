@@ -217,7 +217,7 @@ fn answering(args: &Args, method: Method, search: Option<Baseline>) -> Answering
 }
 
 /// What is wrong with a row that is there, beside the input of now. A row that would be left as it is must be what would be made.
-fn fits(row: &Row, records: &[PromptRecord], jobs: &[Job], pair: &Pair) -> std::result::Result<(), String> {
+pub(super) fn fits(row: &Row, records: &[PromptRecord], jobs: &[Job], pair: &Pair) -> std::result::Result<(), String> {
     let Some(record) = records.get(row.index) else {
         return Err(format!("is one too many: the input has {}", counted(records.len(), "prompt")));
     };
@@ -370,7 +370,14 @@ fn parameters(args: &Args, task: Option<&Task>, pair: &Pair) -> Result<Parameter
     args.method.given().over(published.unwrap_or(args.pair.preset()))
 }
 
-fn options(method: Method, parameters: &Parameters, pair: &Pair, prompt: &Prompt, room: usize) -> Result<Options> {
+/// Options of a prompt with so much room behind it; greedily there is one candidate a segment.
+pub(super) fn options(
+    method: Method,
+    parameters: &Parameters,
+    pair: &Pair,
+    prompt: &Prompt,
+    room: usize,
+) -> Result<Options> {
     let options = Options { first_offset: prompt.first_offset, ..parameters.options(pair)? };
     let options = Options {
         max_new_tokens: options.max_new_tokens.min(room),
@@ -445,7 +452,7 @@ fn config(
 }
 
 /// How tokens are chosen, as far as flags say it.
-fn sampling_config(sampling: &Sampling) -> Value {
+pub(super) fn sampling_config(sampling: &Sampling) -> Value {
     json!({
         "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "min_p": sampling.min_p,
         "repetition_penalty": sampling.repetition_penalty, "presence_penalty": sampling.presence_penalty,
