@@ -384,7 +384,8 @@ impl<'a> Comparison<'a> {
             }
         }
         let all: usize = opened.iter().map(|(jobs, ..)| jobs.len()).sum();
-        let is_there = |(jobs, rows, _): &(Vec<Job>, Rows, usize)| jobs.iter().filter(|job| rows.has(job.index)).count();
+        let is_there =
+            |(jobs, rows, _): &(Vec<Job>, Rows, usize)| jobs.iter().filter(|job| rows.has(job.index)).count();
         let there: usize = opened.iter().map(is_there).sum();
         if there > 0 {
             let are = if all == 1 { "is" } else { "are" };
@@ -453,7 +454,9 @@ impl<'a> Comparison<'a> {
         done: &(dyn Fn() + Sync),
     ) -> Result<()> {
         let plain = |opened: &mut [(Vec<Row>, Rows)], make: &(dyn Fn(&Row) -> Result<Judgement> + Sync)| {
-            opened.iter_mut().try_for_each(|(rows, out)| each(rows, self.concurrency, out, make, &|_: &Judgement| done()))
+            opened
+                .iter_mut()
+                .try_for_each(|(rows, out)| each(rows, self.concurrency, out, make, &|_: &Judgement| done()))
         };
         let settings = Settings { max_requests: self.concurrency, ..Settings::default() };
         let flags = self.args.device.clone();
@@ -532,12 +535,7 @@ impl<'a> Comparison<'a> {
     }
 
     /// All that a judgement depends on besides the answer. The threshold is the tables' business.
-    fn judge_config(
-        &self,
-        judge: &Judge,
-        model: Option<&(Arc<Pair>, Device)>,
-        answered: &Path,
-    ) -> Map<String, Value> {
+    fn judge_config(&self, judge: &Judge, model: Option<&(Arc<Pair>, Device)>, answered: &Path) -> Map<String, Value> {
         let mut config = Map::new();
         let mut set = |name: &str, value: Value| drop(config.insert(name.to_string(), value));
         set("ggro", json!(env!("CARGO_PKG_VERSION")));
@@ -569,7 +567,8 @@ fn text(tables: &Tables) -> String {
     text += "\nwords and work of an answer\n";
     text += &work_table(&tables.points);
     let (forward, backward) = (tables.cost.reward_forward, tables.cost.reward_backward);
-    text += &format!("work: policy token-forwards, + {forward:.2} a reward token-forward, + {backward:.2} a backward\n");
+    text +=
+        &format!("work: policy token-forwards, + {forward:.2} a reward token-forward, + {backward:.2} a backward\n");
     for table in tables.equal_work.iter().filter(|table| !table.levels.is_empty()) {
         text += &format!("\n{} at equal work\n", table.measure);
         text += &equal_work_table(table);
@@ -671,18 +670,13 @@ fn curve_table(tables: &Tables, curve: &Curve) -> String {
 
 /// A mean with its interval.
 fn words(mean: Option<Mean>) -> String {
-    mean.map_or_else(
-        || "-".to_string(),
-        |Mean { mean, low, high, .. }| format!("{mean:.3} ({low:.3} to {high:.3})"),
-    )
+    mean.map_or_else(|| "-".to_string(), |Mean { mean, low, high, .. }| format!("{mean:.3} ({low:.3} to {high:.3})"))
 }
 
 /// A share with its interval, in percent.
 fn share(mean: Option<Mean>) -> String {
     mean.map_or_else(
         || "-".to_string(),
-        |Mean { mean, low, high, .. }| {
-            format!("{:.0} % ({:.0} to {:.0})", 100.0 * mean, 100.0 * low, 100.0 * high)
-        },
+        |Mean { mean, low, high, .. }| format!("{:.0} % ({:.0} to {:.0})", 100.0 * mean, 100.0 * low, 100.0 * high),
     )
 }

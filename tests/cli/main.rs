@@ -1,6 +1,7 @@
 //! The binary, driven from outside: what it prints, writes and returns.
 
 mod bench;
+mod compare;
 mod errors;
 mod generate;
 mod guard;

@@ -126,11 +126,7 @@ mod tests {
             (kite, true, 1.470948012232416),
             (&dog, true, -0.5),
             (&(dog.clone() + "He smiled at his friend?\"  They were happy"), true, -1.074074074074074),
-            (
-                "  It's O'Neil's caf\u{e9}: KINDLY don't HIT me. \u{130} love you.\n\nBye.  ",
-                false,
-                0.6535947712418301,
-            ),
+            ("  It's O'Neil's caf\u{e9}: KINDLY don't HIT me. \u{130} love you.\n\nBye.  ", false, 0.6535947712418301),
         ] {
             assert_eq!(gold.score(text, finished), expected, "{text}");
         }

@@ -151,7 +151,8 @@ pub fn ask_program(
                 continue;
             }
             let wrong = |what: String| Error::invalid(format!("{program}: line {} of its output: {what}", number + 1));
-            let said: Said = serde_json::from_str(&line).map_err(|e| wrong(format!("expected index and score: {e}")))?;
+            let said: Said =
+                serde_json::from_str(&line).map_err(|e| wrong(format!("expected index and score: {e}")))?;
             match missing.get_mut(said.index) {
                 Some(missing) if *missing => *missing = false,
                 Some(_) => return Err(wrong(format!("index {} is there twice", said.index))),

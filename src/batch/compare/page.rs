@@ -10,9 +10,9 @@ const TEMPLATE: &str = include_str!("page.html");
 
 /// The page of some tables, with the answers of each point's first seed to the prompts of these numbers.
 pub fn page(tables: &Tables, prompts: &[usize], answers: &[Answers]) -> String {
-    let mut first: BTreeMap<usize, &Answers> = BTreeMap::new();
+    let mut first: BTreeMap<usize, (&Answers, BTreeMap<usize, &Row>)> = BTreeMap::new();
     for one in answers {
-        first.entry(one.point).or_insert(one);
+        first.entry(one.point).or_insert_with(|| (one, one.rows.iter().map(|row| (row.index, row)).collect()));
     }
     let answer = |one: &Answers, row: &Row| {
         let measured = (0..tables.measures.len()).map(|measure| one.measured(measure, row).map(rounded));
@@ -25,11 +25,10 @@ pub fn page(tables: &Tables, prompts: &[usize], answers: &[Answers]) -> String {
         })
     };
     let said = |index: usize| {
-        let row = |one: &Answers| one.rows.iter().find(|row| row.index == index).cloned();
-        let text = first.values().find_map(|one| row(one)).map(|row| row.prompt);
+        let text = first.values().find_map(|(_, rows)| rows.get(&index)).map(|row| row.prompt.as_str());
         let all = (0..tables.points.len()).map(|point| {
-            let one = first.get(&point)?;
-            Some(answer(one, one.rows.iter().find(|row| row.index == index)?))
+            let (one, rows) = first.get(&point)?;
+            Some(answer(one, rows.get(&index)?))
         });
         json!({ "i": index, "p": text, "a": all.collect::<Vec<Option<Value>>>() })
     };

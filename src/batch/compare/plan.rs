@@ -319,7 +319,9 @@ fn of_method(fields: &Map<String, Value>) -> Result<Vec<Point>> {
         of_file(label)?;
         let sampling = match fields.get("sampling") {
             None => SamplingGiven::default(),
-            Some(given) => serde_json::from_value(given.clone()).map_err(|e| Error::invalid(format!("sampling: {e}")))?,
+            Some(given) => {
+                serde_json::from_value(given.clone()).map_err(|e| Error::invalid(format!("sampling: {e}")))?
+            }
         };
         let mut parameters = fields.clone();
         parameters.retain(|key, _| !["name", "label", "sampling", "budget"].contains(&key.as_str()));
@@ -346,7 +348,8 @@ fn of_method(fields: &Map<String, Value>) -> Result<Vec<Point>> {
             sampling.sampling().check(usize::MAX).map_err(|error| error.within("sampling"))?;
             Ok(Point { name: point_name, label: label.to_string(), budget, way, sampling })
         };
-        let expected = || Error::invalid("budget: expected one parameter with a list of values, { PARAMETER = [1, 2] }");
+        let expected =
+            || Error::invalid("budget: expected one parameter with a list of values, { PARAMETER = [1, 2] }");
         match fields.get("budget") {
             None => Ok(vec![point(None)?]),
             Some(Value::Object(budget)) if budget.len() == 1 => {
@@ -408,9 +411,7 @@ fn way(name: &str, parameters: &Map<String, Value>) -> Result<Way> {
         _ if Baseline::NAMES.contains(&name) => Baseline::named(name, parameters).map(Way::Searched),
         _ => {
             let names = Baseline::NAMES.join(", ");
-            Err(Error::invalid(format!(
-                "there is no method {name:?}; there are greedy, sample, bon, ggro, {names}"
-            )))
+            Err(Error::invalid(format!("there is no method {name:?}; there are greedy, sample, bon, ggro, {names}")))
         }
     }
 }
@@ -504,7 +505,10 @@ mod tests {
             (json!({ "method": [{ "name": "bon" }], "reference": "greedy" }), "reference: expected one of bon"),
             (json!({ "method": [{ "name": "bon" }], "seeds": [1, 1] }), "seeds: expected one or more, each once"),
             (json!({ "method": [{ "name": "bon" }], "judge": [{}] }), "a judge is one of"),
-            (json!({ "method": [{ "name": "bon" }], "judge": [{ "gold": true, "answers": true }] }), "a judge is one of"),
+            (
+                json!({ "method": [{ "name": "bon" }], "judge": [{ "gold": true, "answers": true }] }),
+                "a judge is one of",
+            ),
             (json!({ "method": [{ "name": "bon" }], "judge": [{ "gold": true, "name": "alone" }] }), "judge alone: "),
         ] {
             let error = plan(file.clone()).unwrap_err().to_string();

@@ -147,8 +147,11 @@ impl Tables {
     /// does not say, and `alone` the answers that were made one at a time.
     pub fn new(plan: &Plan, prompts: &[usize], cost: Cost, answers: &[Answers], alone: &[Answers]) -> Tables {
         let cost = plan.cost.unwrap_or(cost);
-        let measures: Vec<String> =
-            ["reward"].into_iter().chain(plan.judges.iter().map(|judge| judge.name.as_str())).map(str::to_string).collect();
+        let measures: Vec<String> = ["reward"]
+            .into_iter()
+            .chain(plan.judges.iter().map(|judge| judge.name.as_str()))
+            .map(str::to_string)
+            .collect();
         let resamples = Resamples::new(prompts.len());
         let of_point = |all: &'_ [Answers], point: usize| -> Vec<usize> {
             all.iter().enumerate().filter(|(_, one)| one.point == point).map(|(at, _)| at).collect()
@@ -199,9 +202,7 @@ impl Tables {
                 seeds: own.len(),
                 answers: own.iter().map(|one| answered(prompts, one).count()).sum(),
                 measures: (0..measures.len()).map(measure).collect(),
-                finished: mean(&|row| {
-                    row.finish_reason.as_ref().map(|reason| f64::from(u8::from(reason == "finish")))
-                }),
+                finished: mean(&|row| row.finish_reason.as_ref().map(|reason| f64::from(u8::from(reason == "finish")))),
                 tokens: mean(&|row| row.new_tokens.map(|tokens| tokens as f64)),
                 distinct_1: distinct_of(prompts, &own, 1),
                 distinct_2: distinct_of(prompts, &own, 2),
@@ -215,15 +216,7 @@ impl Tables {
         }
         let equal_work = equal_work(plan, &measures, &points, &series, &resamples);
         let curves = curves(plan, &measures, &series, &resamples);
-        Tables {
-            prompts: prompts.len(),
-            reference: plan.reference.clone(),
-            measures,
-            cost,
-            points,
-            equal_work,
-            curves,
-        }
+        Tables { prompts: prompts.len(), reference: plan.reference.clone(), measures, cost, points, equal_work, curves }
     }
 }
 
@@ -233,11 +226,7 @@ fn answered<'a>(prompts: &'a [usize], answers: &'a Answers) -> impl Iterator<Ite
 }
 
 /// A number of each prompt, the mean over the seeds that have it.
-fn averaged(
-    prompts: &[usize],
-    answers: &[&Answers],
-    of: &dyn Fn(&Answers, &Row) -> Option<f64>,
-) -> Vec<Option<f64>> {
+fn averaged(prompts: &[usize], answers: &[&Answers], of: &dyn Fn(&Answers, &Row) -> Option<f64>) -> Vec<Option<f64>> {
     let mut sums: Vec<(f64, usize)> = vec![(0.0, 0); prompts.len()];
     for one in answers {
         for row in answered(prompts, one) {
@@ -273,7 +262,17 @@ fn wins(prompts: &[usize], measure: usize, answers: &[&Answers], base: &[&Answer
     let share = |(own, base): (Vec<f64>, Vec<f64>)| {
         let pairs = own.len() * base.len();
         let won = own.iter().flat_map(|a| base.iter().map(move |b| (a, b)));
-        let won: f64 = won.map(|(a, b)| if a > b { 1.0 } else if a == b { 0.5 } else { 0.0 }).sum();
+        let won: f64 = won
+            .map(|(a, b)| {
+                if a > b {
+                    1.0
+                } else if a == b {
+                    0.5
+                } else {
+                    0.0
+                }
+            })
+            .sum();
         (pairs > 0).then(|| won / pairs as f64)
     };
     scores(answers).into_iter().zip(scores(base)).map(share).collect()
