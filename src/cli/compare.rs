@@ -149,7 +149,7 @@ fn task(args: &Args, file: &PlanFile) -> Result<Option<Task>> {
 fn check_models(args: &Args, plan: &Plan, task: Option<&Task>) -> Result<()> {
     args.pair.needs_policy("a comparison")?;
     for point in &plan.points {
-        if !matches!(point.way, Way::Greedy | Way::Sampled(1)) {
+        if point.needs_reward() {
             args.pair.needs_reward(&format!("method {}", point.label))?;
         }
     }

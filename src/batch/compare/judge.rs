@@ -143,7 +143,7 @@ pub fn ask_program(
         }
         Ok(())
     };
-    let mut read = || -> Result<()> {
+    let read = || -> Result<()> {
         let mut missing: Vec<bool> = vec![true; rows.len()];
         for (number, line) in BufReader::new(output).lines().enumerate() {
             let line = line.map_err(failed)?;

@@ -189,6 +189,11 @@ impl Point {
         }
     }
 
+    /// Whether the method looks at rewards. Where it does not, an answer's reward is a measurement and not its work.
+    pub fn needs_reward(&self) -> bool {
+        !matches!(self.way, Way::Greedy | Way::Sampled(1))
+    }
+
     /// The seeds of its files: all of the plan's, or the first alone.
     pub fn seeds<'a>(&self, seeds: &'a [u64]) -> &'a [u64] {
         if self.draws() { seeds } else { seeds.get(..1).unwrap_or_default() }

@@ -1,6 +1,6 @@
 //! The tables of a comparison. Seeds are averaged within a prompt first; intervals are over prompts.
 
-use super::plan::{Cost, Plan};
+use super::plan::{Cost, Plan, Point};
 use super::resample::{Resamples, interval};
 use super::words::{distinct, repetition, words};
 use crate::batch::output::Row;
@@ -82,7 +82,7 @@ pub struct PointTable {
     pub reward_forward: Option<Mean>,
     /// Reward token-backwards of an answer.
     pub reward_backward: Option<Mean>,
-    /// All work of an answer, in policy token-forwards.
+    /// All work of an answer, in policy token-forwards. The reward of an answer that the method did not look at is no work of it.
     pub work: Option<Mean>,
     /// Seconds of an answer that was made alone.
     pub seconds: Option<Mean>,
@@ -136,10 +136,9 @@ pub struct Step {
     pub falling: Vec<String>,
 }
 
-/// The numbers of a point, prompt by prompt, averaged over seeds.
+/// The measures of a point, prompt by prompt, averaged over seeds.
 struct Series {
     measures: Vec<Vec<Option<f64>>>,
-    work: Vec<Option<f64>>,
 }
 
 impl Tables {
@@ -156,19 +155,17 @@ impl Tables {
         let of_point = |all: &'_ [Answers], point: usize| -> Vec<usize> {
             all.iter().enumerate().filter(|(_, one)| one.point == point).map(|(at, _)| at).collect()
         };
-        let work = |row: &Row| {
+        let work = |point: &Point, row: &Row| {
             let work = row.work?;
             let reward = cost.reward_forward * work.reward_forward as f64;
-            Some(work.policy_forward as f64 + reward + cost.reward_backward * work.reward_backward as f64)
+            let reward = reward + cost.reward_backward * work.reward_backward as f64;
+            Some(work.policy_forward as f64 + if point.needs_reward() { reward } else { 0.0 })
         };
         let mut series = Vec::new();
         for point in 0..plan.points.len() {
             let own: Vec<&Answers> = of_point(answers, point).into_iter().filter_map(|at| answers.get(at)).collect();
             let measured = |measure: usize| averaged(prompts, &own, &|one, row| one.measured(measure, row));
-            series.push(Series {
-                measures: (0..measures.len()).map(measured).collect(),
-                work: averaged(prompts, &own, &|_, row| work(row)),
-            });
+            series.push(Series { measures: (0..measures.len()).map(measured).collect() });
         }
         let reference = plan.points.iter().position(|point| point.name == plan.reference);
         let mut points = Vec::new();
@@ -210,7 +207,7 @@ impl Tables {
                 policy_forward: mean(&|row| Some(row.work?.policy_forward as f64)),
                 reward_forward: mean(&|row| Some(row.work?.reward_forward as f64)),
                 reward_backward: mean(&|row| Some(row.work?.reward_backward as f64)),
-                work: mean(&work),
+                work: mean(&|row| work(point, row)),
                 seconds: resamples.mean(&averaged(prompts, &timed, &|_, row| Some(row.elapsed_seconds))),
             });
         }
