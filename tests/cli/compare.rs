@@ -175,3 +175,27 @@ fn another_plan_does_not_mix_with_answers_that_are_there() {
         assert!(run.code == Some(2) && run.err.contains(words), "{text}: {}", run.err);
     }
 }
+
+/// A second reward model and a guard, which here are the demo's own models: a story writer has no verdict.
+#[test]
+fn models_judge() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = folder.path().join("out");
+    let text = "num_prompts = 2\nseeds = [0]\nmax_new_tokens = 6\n[[method]]\nname = \"greedy\"\n[[method]]\nname = \"bon\"\nn = 2\n\
+                [[judge]]\nreward = \"assets/demo/reward\"\n[[judge]]\nguard = \"assets/demo/policy\"\nthreshold = 1.0\n";
+    let plan = plan(folder.path(), text);
+    let found = ggro(&arguments(&plan, &output)).ok().json();
+    assert_eq!(found["measures"], serde_json::json!(["reward", "judge-reward", "guard"]));
+    for point in found["points"].as_array().expect("points") {
+        assert_eq!(point["measures"][1]["mean"]["count"], 2, "{point}");
+        assert!(point["measures"][2]["mean"].is_null() && point["measures"][2]["coverage"].is_null(), "{point}");
+    }
+    let config = super::read_json(&output.join("bon.seed0.judge-reward.jsonl.config.json"));
+    assert_eq!(
+        (&config["judge"]["reward"], &config["device"]),
+        (&Value::from("assets/demo/reward"), &Value::from("cpu"))
+    );
+    let none = text.replace("assets/demo/reward", "no/such");
+    let run = ggro(&arguments(&self::plan(folder.path(), &none), &output));
+    assert!(run.code == Some(2) && run.err.contains("judge judge-reward: "), "{}", run.err);
+}
