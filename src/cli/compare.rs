@@ -569,9 +569,12 @@ fn text(tables: &Tables) -> String {
     let (forward, backward) = (tables.cost.reward_forward, tables.cost.reward_backward);
     text +=
         &format!("work: policy token-forwards, + {forward:.2} a reward token-forward, + {backward:.2} a backward\n");
+    // There the whole method is compared with, not one of its budgets.
+    let reference = tables.points.iter().find(|point| point.name == tables.reference);
+    let reference = reference.map_or(tables.reference.as_str(), |point| point.label.as_str());
     for table in tables.equal_work.iter().filter(|table| !table.levels.is_empty()) {
         text += &format!("\n{} at equal work\n", table.measure);
-        text += &equal_work_table(table);
+        text += &equal_work_table(table, reference);
     }
     for curve in &tables.curves {
         text += &format!("\n{} along {}\n", curve.label, curve.parameter);
@@ -635,13 +638,17 @@ fn work_table(points: &[PointTable]) -> String {
     aligned(&[vec![head], points.iter().map(line).collect()].concat())
 }
 
-fn equal_work_table(table: &EqualWork) -> String {
+fn equal_work_table(table: &EqualWork, reference: &str) -> String {
     let head = [String::new()].into_iter().chain(table.levels.iter().map(|level| format!("{level:.0}"))).collect();
-    let line = |(label, reached): &(String, Vec<Option<Mean>>)| {
-        [label.clone()].into_iter().chain(reached.iter().map(|&mean| words(mean))).collect()
+    let line = |name: String, cells: &[Option<Mean>]| -> Vec<String> {
+        [name].into_iter().chain(cells.iter().map(|&mean| words(mean))).collect()
     };
-    let lines: Vec<Vec<String>> = table.methods.iter().map(line).collect();
-    aligned(&[vec![head], lines].concat())
+    let mut lines: Vec<Vec<String>> = vec![head];
+    lines.extend(table.methods.iter().map(|method| line(method.label.clone(), &method.best)));
+    for method in table.methods.iter().filter(|method| !method.over_reference.is_empty()) {
+        lines.push(line(format!("{} over {reference}", method.label), &method.over_reference));
+    }
+    aligned(&lines)
 }
 
 fn curve_table(tables: &Tables, curve: &Curve) -> String {

@@ -108,8 +108,20 @@ pub struct EqualWork {
     pub measure: String,
     /// Levels of work, in policy token-forwards of an answer.
     pub levels: Vec<f64>,
-    /// The best of each method at each level; `None` where even its smallest budget needs more.
-    pub methods: Vec<(String, Vec<Option<Mean>>)>,
+    /// The methods.
+    pub methods: Vec<Reached>,
+}
+
+/// What a method reaches.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reached {
+    /// The method.
+    pub label: String,
+    /// The best at each level; `None` where even its smallest budget needs more.
+    pub best: Vec<Option<Mean>>,
+    /// How far that is above the reference's method at the same level, the same prompts resampled for both; empty for that method
+    /// itself.
+    pub over_reference: Vec<Option<Mean>>,
 }
 
 /// A method along its budget.
@@ -310,6 +322,42 @@ fn best_within(places: &[Place], level: f64, of: &dyn Fn(&Place) -> Option<f64>)
     best
 }
 
+/// The best of a method within some work.
+struct Best {
+    mean: f64,
+    /// Of each resample.
+    means: Vec<f64>,
+    /// Prompts.
+    count: usize,
+}
+
+impl Best {
+    /// See [`best_within`].
+    fn within(places: &[Place], level: f64) -> Option<Best> {
+        let resamples = places.iter().map(|place| place.means.len()).min()?;
+        let drawn = |n: usize| best_within(places, level, &|place| place.means.get(n).copied()).unwrap_or(f64::NAN);
+        Some(Best {
+            mean: best_within(places, level, &|place| Some(place.mean))?,
+            means: (0..resamples).map(drawn).collect(),
+            count: places.iter().map(|place| place.count).min()?,
+        })
+    }
+
+    /// The difference from another one.
+    fn over(&self, other: &Best) -> Best {
+        Best {
+            mean: self.mean - other.mean,
+            means: self.means.iter().zip(&other.means).map(|(own, other)| own - other).collect(),
+            count: self.count.min(other.count),
+        }
+    }
+
+    fn mean(&self) -> Option<Mean> {
+        let [low, high] = interval(self.means.clone())?;
+        Some(Mean { mean: self.mean, low, high, count: self.count })
+    }
+}
+
 fn equal_work(
     plan: &Plan,
     measures: &[String],
@@ -335,8 +383,9 @@ fn equal_work(
         levels = longest.into_iter().flat_map(|label| of_label(label)).filter_map(work).collect();
         levels.sort_by(f64::total_cmp);
     }
+    let reference = plan.points.iter().find(|point| point.name == plan.reference).map(|point| point.label.as_str());
     let table = |(measure, name): (usize, &String)| {
-        let of_method = |label: &&str| {
+        let along = |label: &&str| {
             let place = |number: usize| {
                 let values = series.get(number)?.measures.get(measure)?;
                 let there: Vec<f64> = values.iter().copied().flatten().collect();
@@ -346,19 +395,22 @@ fn equal_work(
             };
             let mut places: Vec<Place> = of_label(label).into_iter().filter_map(place).collect();
             places.sort_by(|a, b| a.work.total_cmp(&b.work));
-            let at = |&level: &f64| {
-                let mean = best_within(&places, level, &|place| Some(place.mean))?;
-                let count = places.iter().map(|place| place.count).min()?;
-                let resampled = places.iter().map(|place| place.means.len()).min()?;
-                let drawn = (0..resampled)
-                    .filter_map(|n| best_within(&places, level, &|place| place.means.get(n).copied()))
-                    .collect();
-                let [low, high] = interval(drawn)?;
-                Some(Mean { mean, low, high, count })
-            };
-            (label.to_string(), levels.iter().map(at).collect())
+            levels.iter().map(|&level| Best::within(&places, level)).collect::<Vec<_>>()
         };
-        EqualWork { measure: name.clone(), levels: levels.clone(), methods: labels.iter().map(of_method).collect() }
+        let all: Vec<Vec<Option<Best>>> = labels.iter().map(along).collect();
+        let base = labels.iter().position(|label| Some(*label) == reference);
+        let reached = |(number, label): (usize, &&str)| {
+            let own = all.get(number).map(Vec::as_slice).unwrap_or_default();
+            let base = base.filter(|&base| base != number).and_then(|base| all.get(base));
+            let over = |(own, base): (&Option<Best>, &Option<Best>)| own.as_ref()?.over(base.as_ref()?).mean();
+            Reached {
+                label: label.to_string(),
+                best: own.iter().map(|best| best.as_ref()?.mean()).collect(),
+                over_reference: base.into_iter().flat_map(|base| own.iter().zip(base)).map(over).collect(),
+            }
+        };
+        let methods = labels.iter().enumerate().map(reached).collect();
+        EqualWork { measure: name.clone(), levels: levels.clone(), methods }
     };
     measures.iter().enumerate().map(table).collect()
 }
@@ -457,11 +509,15 @@ mod tests {
         // The levels are the works of best-of-N.
         let equal = &tables.equal_work[0];
         assert_eq!(equal.levels, [200.0, 400.0]);
-        let (label, reached) = &equal.methods[0];
-        assert_eq!(label, "greedy");
-        near(reached[1], 1.5);
-        near(equal.methods[1].1[1], 5.5);
-        near(tables.equal_work[1].methods[1].1[1], 1.75);
+        let [greedy, best_of] = &equal.methods[..] else { panic!("{equal:?}") };
+        assert!(greedy.label == "greedy" && greedy.over_reference.is_empty());
+        near(greedy.best[1], 1.5);
+        near(best_of.best[1], 5.5);
+        near(best_of.over_reference[1], 4.0);
+        // Each prompt gains as much as the other one.
+        let over = best_of.over_reference[1].unwrap();
+        assert!((over.low - 4.0).abs() < 1e-9 && (over.high - 4.0).abs() < 1e-9, "{over:?}");
+        near(tables.equal_work[1].methods[1].best[1], 1.75);
     }
 
     #[test]
