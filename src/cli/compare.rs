@@ -7,11 +7,12 @@ use super::prompt::with_flags;
 use super::run::{fits, options, sampling_config};
 use super::say;
 use super::words::{aligned, counted, for_stdout};
+use crate::batch::compare::equal::AtEqual;
 use crate::batch::compare::gold::Gold;
 use crate::batch::compare::judge::{Judgement, SecondReward, ask_program, gold, right, safe};
 use crate::batch::compare::page::page;
 use crate::batch::compare::plan::{Cost, Judge, JudgeKind, Plan, PlanFile, Point, Way};
-use crate::batch::compare::tables::{Curve, EqualWork, PointTable, Tables};
+use crate::batch::compare::tables::{Curve, PointTable, Tables};
 use crate::batch::compare::{alone, alone_path, answers, judged_path, rows_path};
 use crate::batch::guard::Guard;
 use crate::batch::output::{MadeOn, Row, Rows, read};
@@ -572,9 +573,10 @@ fn text(tables: &Tables) -> String {
     // There the whole method is compared with, not one of its budgets.
     let reference = tables.points.iter().find(|point| point.name == tables.reference);
     let reference = reference.map_or(tables.reference.as_str(), |point| point.label.as_str());
-    for table in tables.equal_work.iter().filter(|table| !table.levels.is_empty()) {
-        text += &format!("\n{} at equal work\n", table.measure);
-        text += &equal_work_table(table, reference);
+    let work = tables.equal_work.iter().map(|table| (table, "work", 0));
+    for (table, cost, digits) in work.chain(tables.equal_time.iter().map(|table| (table, "seconds", 3))) {
+        text += &format!("\n{} at equal {cost}\n", table.measure);
+        text += &equal_table(table, reference, digits);
     }
     for curve in &tables.curves {
         text += &format!("\n{} along {}\n", curve.label, curve.parameter);
@@ -638,8 +640,9 @@ fn work_table(points: &[PointTable]) -> String {
     aligned(&[vec![head], points.iter().map(line).collect()].concat())
 }
 
-fn equal_work_table(table: &EqualWork, reference: &str) -> String {
-    let head = [String::new()].into_iter().chain(table.levels.iter().map(|level| format!("{level:.0}"))).collect();
+fn equal_table(table: &AtEqual, reference: &str, digits: usize) -> String {
+    let levels = table.levels.iter().map(|level| format!("{level:.digits$}"));
+    let head = [String::new()].into_iter().chain(levels).collect();
     let line = |name: String, cells: &[Option<Mean>]| -> Vec<String> {
         [name].into_iter().chain(cells.iter().map(|&mean| words(mean))).collect()
     };

@@ -95,7 +95,9 @@ fn every_point_has_its_files_and_its_line() {
     let reward = |point: usize| found["points"][point]["measures"][0]["mean"]["mean"].as_f64();
     assert!(reward(5) >= reward(4), "{found}");
     assert_eq!(found["curves"].as_array().map(Vec::len), Some(2));
-    assert_eq!(found["equal_work"].as_array().map(Vec::len), Some(3));
+    for cost in ["equal_work", "equal_time"] {
+        assert_eq!(found[cost].as_array().map(Vec::len), Some(3), "{cost}");
+    }
     let all = files(&output);
     for name in [
         "plan.json",
@@ -114,9 +116,15 @@ fn every_point_has_its_files_and_its_line() {
     let before = std::fs::read(output.join("bon@3.seed0.jsonl")).expect("rows");
     let table = ggro(&["compare", utf8(&plan), "--output", utf8(&output)]).ok();
     assert!(table.err.contains("are there already"), "{}", table.err);
-    for part in
-        ["judge gold", "over greedy", "coverage", "at equal work", "ggro along num_refinement_steps", "seconds, alone"]
-    {
+    for part in [
+        "judge gold",
+        "over greedy",
+        "coverage",
+        "at equal work",
+        "at equal seconds",
+        "ggro along num_refinement_steps",
+        "seconds, alone",
+    ] {
         assert!(table.out.contains(part), "no {part:?} in {}", table.out);
     }
     assert_eq!(std::fs::read(output.join("bon@3.seed0.jsonl")).expect("rows"), before);

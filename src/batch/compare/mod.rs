@@ -1,10 +1,11 @@
 //! Methods compared with each other: every one with every budget and seed over the same prompts, judged by judges that no method
 //! sees.
 //!
-//! [`plan`] says what is compared, [`judge`] and [`gold`] what judges say, [`resample`] and [`words`] are what [`tables`] are made
-//! with, and [`page`] shows them. A comparison is a folder: a file of rows for each point and seed, and beside it a file of
-//! judgements for each judge. All of them are gone on with as those of a run are.
+//! [`plan`] says what is compared, [`judge`] and [`gold`] what judges say, [`resample`], [`words`] and [`equal`] are what
+//! [`tables`] are made with, and [`page`] shows them. A comparison is a folder: a file of rows for each point and seed, and beside
+//! it a file of judgements for each judge. All of them are gone on with as those of a run are.
 
+pub mod equal;
 pub mod gold;
 pub mod judge;
 pub mod page;

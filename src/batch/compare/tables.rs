@@ -1,7 +1,8 @@
 //! The tables of a comparison. Seeds are averaged within a prompt first; intervals are over prompts.
 
+use super::equal::{AtEqual, Values, at_equal};
 use super::plan::{Cost, Plan, Point};
-use super::resample::{Resamples, interval};
+use super::resample::Resamples;
 use super::words::{distinct, repetition, words};
 use crate::batch::output::Row;
 use crate::batch::report::Mean;
@@ -45,8 +46,10 @@ pub struct Tables {
     pub cost: Cost,
     /// A line for each point.
     pub points: Vec<PointTable>,
-    /// At equal work, one for each measure.
-    pub equal_work: Vec<EqualWork>,
+    /// At equal work, in policy token-forwards of an answer, one for each measure.
+    pub equal_work: Vec<AtEqual>,
+    /// At equal time, in seconds of an answer alone, one for each measure; empty where no answers were timed.
+    pub equal_time: Vec<AtEqual>,
     /// Along the budgets, one for each method that has several.
     pub curves: Vec<Curve>,
 }
@@ -101,29 +104,6 @@ pub struct MeasureTable {
     pub coverage: Option<Mean>,
 }
 
-/// What each method reaches with so much work.
-#[derive(Clone, Debug, Serialize)]
-pub struct EqualWork {
-    /// `reward`, or the name of a judge.
-    pub measure: String,
-    /// Levels of work, in policy token-forwards of an answer.
-    pub levels: Vec<f64>,
-    /// The methods.
-    pub methods: Vec<Reached>,
-}
-
-/// What a method reaches.
-#[derive(Clone, Debug, Serialize)]
-pub struct Reached {
-    /// The method.
-    pub label: String,
-    /// The best at each level; `None` where even its smallest budget needs more.
-    pub best: Vec<Option<Mean>>,
-    /// How far that is above the reference's method at the same level, the same prompts resampled for both; empty for that method
-    /// itself.
-    pub over_reference: Vec<Option<Mean>>,
-}
-
 /// A method along its budget.
 #[derive(Clone, Debug, Serialize)]
 pub struct Curve {
@@ -146,11 +126,6 @@ pub struct Step {
     pub over_before: Vec<Option<Mean>>,
     /// The judges whose mean falls where the reward rises.
     pub falling: Vec<String>,
-}
-
-/// The measures of a point, prompt by prompt, averaged over seeds.
-struct Series {
-    measures: Vec<Vec<Option<f64>>>,
 }
 
 impl Tables {
@@ -177,7 +152,7 @@ impl Tables {
         for point in 0..plan.points.len() {
             let own: Vec<&Answers> = of_point(answers, point).into_iter().filter_map(|at| answers.get(at)).collect();
             let measured = |measure: usize| averaged(prompts, &own, &|one, row| one.measured(measure, row));
-            series.push(Series { measures: (0..measures.len()).map(measured).collect() });
+            series.push((0..measures.len()).map(measured).collect::<Values>());
         }
         let reference = plan.points.iter().position(|point| point.name == plan.reference);
         let mut points = Vec::new();
@@ -187,10 +162,10 @@ impl Tables {
             let timed: Vec<&Answers> = of_point(alone, number).into_iter().filter_map(|at| alone.get(at)).collect();
             let mean = |of: &dyn Fn(&Row) -> Option<f64>| resamples.mean(&averaged(prompts, &own, &|_, row| of(row)));
             let measure = |measure: usize| {
-                let values = series.get(number).and_then(|series| series.measures.get(measure));
+                let values = series.get(number).and_then(|series| series.get(measure));
                 let values = values.map(Vec::as_slice).unwrap_or_default();
                 let other = reference.filter(|&reference| reference != number);
-                let other = other.and_then(|reference| series.get(reference)?.measures.get(measure));
+                let other = other.and_then(|reference| series.get(reference)?.get(measure));
                 let threshold = measure.checked_sub(1).and_then(|judge| plan.judges.get(judge)?.threshold);
                 MeasureTable {
                     mean: resamples.mean(values),
@@ -223,9 +198,17 @@ impl Tables {
                 seconds: resamples.mean(&averaged(prompts, &timed, &|_, row| Some(row.elapsed_seconds))),
             });
         }
-        let equal_work = equal_work(plan, &measures, &points, &series, &resamples);
+        let methods = methods(plan);
+        let method_of = |name: &str| plan.points.iter().find(|point| point.name == name).map(|point| &point.label);
+        let base = methods.iter().position(|(label, _)| method_of(&plan.reference) == Some(label));
+        let equal = |cost: &dyn Fn(&PointTable) -> Option<Mean>, levels: &[f64]| {
+            let costs: Vec<Option<f64>> = points.iter().map(|point| Some(cost(point)?.mean)).collect();
+            at_equal((methods.as_slice(), base), &measures, &costs, levels, &series, &resamples)
+        };
+        let (equal_work, equal_time) = (equal(&|point| point.work, &plan.work), equal(&|point| point.seconds, &[]));
         let curves = curves(plan, &measures, &series, &resamples);
-        Tables { prompts: prompts.len(), reference: plan.reference.clone(), measures, cost, points, equal_work, curves }
+        let (prompts, reference) = (prompts.len(), plan.reference.clone());
+        Tables { prompts, reference, measures, cost, points, equal_work, equal_time, curves }
     }
 }
 
@@ -297,125 +280,19 @@ fn distinct_of(prompts: &[usize], answers: &[&Answers], n: usize) -> Option<f64>
     (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
 }
 
-/// A point of a curve over the work: the work, the mean, and the mean of each resample.
-struct Place {
-    work: f64,
-    mean: f64,
-    means: Vec<f64>,
-    count: usize,
-}
-
-/// The best along a curve within some work: the largest at a point that needs no more, or between two points, by the logarithm of
-/// the work. `of` is the number of a place. `places` are in the order of their work.
-fn best_within(places: &[Place], level: f64, of: &dyn Fn(&Place) -> Option<f64>) -> Option<f64> {
-    let mut best: Option<f64> = None;
-    for (at, place) in places.iter().enumerate().take_while(|(_, place)| place.work <= level) {
-        let value = of(place)?;
-        let next = places.get(at + 1).filter(|next| next.work > level && place.work > 0.0);
-        let between = next.and_then(|next| {
-            let share = (level / place.work).ln() / (next.work / place.work).ln();
-            Some(value + share * (of(next)? - value))
-        });
-        let value = between.map_or(value, |between| between.max(value));
-        best = Some(best.map_or(value, |best| best.max(value)));
-    }
-    best
-}
-
-/// The best of a method within some work.
-struct Best {
-    mean: f64,
-    /// Of each resample.
-    means: Vec<f64>,
-    /// Prompts.
-    count: usize,
-}
-
-impl Best {
-    /// See [`best_within`].
-    fn within(places: &[Place], level: f64) -> Option<Best> {
-        let resamples = places.iter().map(|place| place.means.len()).min()?;
-        let drawn = |n: usize| best_within(places, level, &|place| place.means.get(n).copied()).unwrap_or(f64::NAN);
-        Some(Best {
-            mean: best_within(places, level, &|place| Some(place.mean))?,
-            means: (0..resamples).map(drawn).collect(),
-            count: places.iter().map(|place| place.count).min()?,
-        })
-    }
-
-    /// The difference from another one.
-    fn over(&self, other: &Best) -> Best {
-        Best {
-            mean: self.mean - other.mean,
-            means: self.means.iter().zip(&other.means).map(|(own, other)| own - other).collect(),
-            count: self.count.min(other.count),
+/// The methods of a plan, each with the numbers of its points, in the order of the plan.
+fn methods(plan: &Plan) -> Vec<(String, Vec<usize>)> {
+    let mut found: Vec<(String, Vec<usize>)> = Vec::new();
+    for (number, point) in plan.points.iter().enumerate() {
+        match found.iter_mut().find(|(label, _)| *label == point.label) {
+            Some((_, points)) => points.push(number),
+            None => found.push((point.label.clone(), vec![number])),
         }
     }
-
-    fn mean(&self) -> Option<Mean> {
-        let [low, high] = interval(self.means.clone())?;
-        Some(Mean { mean: self.mean, low, high, count: self.count })
-    }
+    found
 }
 
-fn equal_work(
-    plan: &Plan,
-    measures: &[String],
-    points: &[PointTable],
-    series: &[Series],
-    resamples: &Resamples,
-) -> Vec<EqualWork> {
-    let mut labels: Vec<&str> = Vec::new();
-    for point in &plan.points {
-        if !labels.contains(&point.label.as_str()) {
-            labels.push(&point.label);
-        }
-    }
-    let work = |number: usize| points.get(number).and_then(|point| point.work).map(|work| work.mean);
-    let of_label = |label: &str| -> Vec<usize> {
-        let own = plan.points.iter().enumerate().filter(|(_, point)| point.label == label);
-        own.map(|(number, _)| number).collect()
-    };
-    // Without levels, the points of the method that has the most, the first of them.
-    let longest = labels.iter().rev().max_by_key(|label| of_label(label).len());
-    let mut levels = plan.work.clone();
-    if levels.is_empty() {
-        levels = longest.into_iter().flat_map(|label| of_label(label)).filter_map(work).collect();
-        levels.sort_by(f64::total_cmp);
-    }
-    let reference = plan.points.iter().find(|point| point.name == plan.reference).map(|point| point.label.as_str());
-    let table = |(measure, name): (usize, &String)| {
-        let along = |label: &&str| {
-            let place = |number: usize| {
-                let values = series.get(number)?.measures.get(measure)?;
-                let there: Vec<f64> = values.iter().copied().flatten().collect();
-                let mean = there.iter().sum::<f64>() / there.len() as f64;
-                let (work, means) = (work(number)?, resamples.means(values));
-                mean.is_finite().then_some(Place { work, mean, means, count: there.len() })
-            };
-            let mut places: Vec<Place> = of_label(label).into_iter().filter_map(place).collect();
-            places.sort_by(|a, b| a.work.total_cmp(&b.work));
-            levels.iter().map(|&level| Best::within(&places, level)).collect::<Vec<_>>()
-        };
-        let all: Vec<Vec<Option<Best>>> = labels.iter().map(along).collect();
-        let base = labels.iter().position(|label| Some(*label) == reference);
-        let reached = |(number, label): (usize, &&str)| {
-            let own = all.get(number).map(Vec::as_slice).unwrap_or_default();
-            let base = base.filter(|&base| base != number).and_then(|base| all.get(base));
-            let over = |(own, base): (&Option<Best>, &Option<Best>)| own.as_ref()?.over(base.as_ref()?).mean();
-            Reached {
-                label: label.to_string(),
-                best: own.iter().map(|best| best.as_ref()?.mean()).collect(),
-                over_reference: base.into_iter().flat_map(|base| own.iter().zip(base)).map(over).collect(),
-            }
-        };
-        let methods = labels.iter().enumerate().map(reached).collect();
-        EqualWork { measure: name.clone(), levels: levels.clone(), methods }
-    };
-    measures.iter().enumerate().map(table).collect()
-}
-
-fn curves(plan: &Plan, measures: &[String], series: &[Series], resamples: &Resamples) -> Vec<Curve> {
+fn curves(plan: &Plan, measures: &[String], series: &[Values], resamples: &Resamples) -> Vec<Curve> {
     let mut curves: Vec<Curve> = Vec::new();
     for (point, own) in plan.points.iter().enumerate() {
         let Some((parameter, value)) = &own.budget else { continue };
@@ -425,7 +302,7 @@ fn curves(plan: &Plan, measures: &[String], series: &[Series], resamples: &Resam
         let over_before: Vec<Option<Mean>> = match now.zip(before) {
             None => Vec::new(),
             Some((now, before)) => {
-                let pairs = now.measures.iter().zip(&before.measures);
+                let pairs = now.iter().zip(before);
                 pairs.map(|(now, before)| resamples.mean(&differences(now, before))).collect()
             }
         };
@@ -518,15 +395,7 @@ mod tests {
         let over = best_of.over_reference[1].unwrap();
         assert!((over.low - 4.0).abs() < 1e-9 && (over.high - 4.0).abs() < 1e-9, "{over:?}");
         near(tables.equal_work[1].methods[1].best[1], 1.75);
-    }
-
-    #[test]
-    fn between_two_budgets_the_logarithm_of_the_work_decides() {
-        let place = |work: f64, mean: f64| Place { work, mean, means: Vec::new(), count: 1 };
-        let places = [place(100.0, 1.0), place(400.0, 3.0), place(1600.0, 2.0)];
-        let at = |level: f64| best_within(&places, level, &|place| Some(place.mean));
-        assert_eq!((at(99.0), at(100.0), at(400.0)), (None, Some(1.0), Some(3.0)));
-        assert!((at(200.0).unwrap() - 2.0).abs() < 1e-12);
-        assert_eq!((at(800.0), at(1e9)), (Some(3.0), Some(3.0)));
+        // Greedy alone was timed.
+        assert!(tables.equal_time[0].levels == [0.5] && tables.equal_time[0].methods[1].best == [None]);
     }
 }
