@@ -1,13 +1,18 @@
 //! What each method reaches at the same cost: work, or time.
 //!
-//! A method's points are a curve over the cost. Between two of them the value is interpolated by the logarithm of the cost.
+//! A method's points are a curve over the cost. Between two of them the value is interpolated by the logarithm of the cost; beyond
+//! the last one it stays, because the method does not spend more. No point is picked by what it reached, so that noise is not
+//! taken for a gain.
 
 use super::resample::{Resamples, interval};
 use crate::batch::report::Mean;
 use serde::Serialize;
 
-/// The numbers of a point: of each measure, of each prompt.
-pub type Values = Vec<Vec<Option<f64>>>;
+/// A number of each prompt.
+pub type Series = Vec<Option<f64>>;
+
+/// The numbers of a point: one series for each measure.
+pub type Values = Vec<Series>;
 
 /// What each method reaches at the same cost.
 #[derive(Clone, Debug, Serialize)]
@@ -25,55 +30,68 @@ pub struct AtEqual {
 pub struct Reached {
     /// The method.
     pub label: String,
-    /// The best at each level; `None` where even its smallest budget costs more.
-    pub best: Vec<Option<Mean>>,
+    /// The mean at each level; `None` where even its smallest budget costs more.
+    pub at: Vec<Option<Mean>>,
     /// How far that is above the reference's method at the same level, the same prompts resampled for both; empty for that method
     /// itself.
     pub over_reference: Vec<Option<Mean>>,
 }
 
 /// The tables of all measures at equal cost. `methods` are labels with the numbers of their points, and which of them is the
-/// reference's; `costs` what an answer of each point costs, `values` what it is worth. Without levels, they are the costs of the
-/// method that has the most points, the first of several. Without costs there is no table.
+/// reference's; `costs` what an answer of each point costs, `values` what it is worth, prompt by prompt. Costs are resampled with
+/// the values. Without levels, they are the costs of the method that has the most points, the first of several. Without costs
+/// there is no table.
 pub fn at_equal(
     (methods, base): (&[(String, Vec<usize>)], Option<usize>),
     measures: &[String],
-    costs: &[Option<f64>],
+    costs: &[Series],
     levels: &[f64],
     values: &[Values],
     resamples: &Resamples,
 ) -> Vec<AtEqual> {
-    let cost = |point: &usize| costs.get(*point).copied().flatten();
+    let costs = on_common_prompts(costs);
+    let cost = |point: &usize| mean(costs.get(*point)?);
     let mut levels = levels.to_vec();
     if levels.is_empty() {
         let there = methods.iter().map(|(_, points)| points.iter().filter_map(cost).collect::<Vec<f64>>());
         levels = there.rev().max_by_key(Vec::len).unwrap_or_default();
-        levels.sort_by(f64::total_cmp);
-        levels.dedup();
     }
-    if levels.is_empty() || costs.iter().all(Option::is_none) {
+    levels.sort_by(f64::total_cmp);
+    levels.dedup();
+    if levels.is_empty() || costs.iter().all(|series| mean(series).is_none()) {
         return Vec::new();
     }
+    let cost_means: Vec<Vec<f64>> = costs.iter().map(|series| resamples.means(series)).collect();
     let table = |(measure, name): (usize, &String)| {
+        // A point without costs is in no curve, so it takes no prompt from the others.
+        let of_measure = |point: usize| {
+            let counts = costs.get(point).is_some_and(|series| mean(series).is_some());
+            let series = values.get(point).and_then(|values| values.get(measure)).filter(|_| counts);
+            series.cloned().unwrap_or_default()
+        };
+        let series = on_common_prompts(&(0..values.len()).map(of_measure).collect::<Vec<_>>());
         let along = |(_, points): &(String, Vec<usize>)| {
             let place = |point: &usize| {
-                let values = values.get(*point)?.get(measure)?;
-                let there: Vec<f64> = values.iter().copied().flatten().collect();
-                let mean = there.iter().sum::<f64>() / there.len() as f64;
-                let (cost, means) = (cost(point)?, resamples.means(values));
-                mean.is_finite().then_some(Place { cost, mean, means, count: there.len() })
+                let values = series.get(*point)?;
+                Some(Place {
+                    cost: cost(point)?,
+                    mean: mean(values)?,
+                    costs: cost_means.get(*point)?.clone(),
+                    means: resamples.means(values),
+                    count: values.iter().flatten().count(),
+                })
             };
             let mut places: Vec<Place> = points.iter().filter_map(place).collect();
             places.sort_by(|a, b| a.cost.total_cmp(&b.cost));
-            levels.iter().map(|&level| Best::within(&places, level)).collect::<Vec<_>>()
+            levels.iter().map(|&level| At::level(&places, level)).collect::<Vec<_>>()
         };
-        let all: Vec<Vec<Option<Best>>> = methods.iter().map(along).collect();
-        let reached = |(number, own): (usize, &Vec<Option<Best>>)| {
+        let all: Vec<Vec<Option<At>>> = methods.iter().map(along).collect();
+        let reached = |(number, own): (usize, &Vec<Option<At>>)| {
             let base = base.filter(|&base| base != number).and_then(|base| all.get(base));
-            let over = |(own, base): (&Option<Best>, &Option<Best>)| own.as_ref()?.over(base.as_ref()?).mean();
+            let over = |(own, base): (&Option<At>, &Option<At>)| own.as_ref()?.over(base.as_ref()?).mean();
             Reached {
                 label: methods.get(number).map(|(label, _)| label.clone()).unwrap_or_default(),
-                best: own.iter().map(|best| best.as_ref()?.mean()).collect(),
+                at: own.iter().map(|at| at.as_ref()?.mean()).collect(),
                 over_reference: base.into_iter().flat_map(|base| own.iter().zip(base)).map(over).collect(),
             }
         };
@@ -86,17 +104,36 @@ pub fn at_equal(
     measures.iter().enumerate().map(table).collect()
 }
 
-/// A point of a curve: the cost, the mean, and the mean of each resample.
+fn mean(series: &[Option<f64>]) -> Option<f64> {
+    let there: Vec<f64> = series.iter().copied().flatten().collect();
+    let mean = there.iter().sum::<f64>() / there.len() as f64;
+    mean.is_finite().then_some(mean)
+}
+
+/// Leaves out the prompts that one of the series lacks, so that means are of the same prompts. A series without any number is
+/// no reason to.
+fn on_common_prompts(all: &[Series]) -> Vec<Series> {
+    let mut common: Vec<bool> = Vec::new();
+    for series in all.iter().filter(|series| series.iter().any(Option::is_some)) {
+        common.resize(common.len().max(series.len()), true);
+        common.iter_mut().enumerate().for_each(|(at, common)| *common &= series.get(at).is_some_and(Option::is_some));
+    }
+    let kept = |series: &Series| series.iter().zip(&common).map(|(value, &common)| value.filter(|_| common)).collect();
+    all.iter().map(kept).collect()
+}
+
+/// A point of a curve: means, and the means of each resample.
 struct Place {
     cost: f64,
     mean: f64,
+    costs: Vec<f64>,
     means: Vec<f64>,
     /// Prompts.
     count: usize,
 }
 
-/// The best of a method at some cost.
-struct Best {
+/// What a method reaches at some cost.
+struct At {
     mean: f64,
     /// Of each resample.
     means: Vec<f64>,
@@ -104,21 +141,29 @@ struct Best {
     count: usize,
 }
 
-impl Best {
-    /// See [`best_within`].
-    fn within(places: &[Place], level: f64) -> Option<Best> {
-        let resamples = places.iter().map(|place| place.means.len()).min()?;
-        let drawn = |n: usize| best_within(places, level, &|place| place.means.get(n).copied()).unwrap_or(f64::NAN);
-        Some(Best {
-            mean: best_within(places, level, &|place| Some(place.mean))?,
+impl At {
+    fn level(places: &[Place], level: f64) -> Option<At> {
+        let of_all: Vec<(f64, f64)> = places.iter().map(|place| (place.cost, place.mean)).collect();
+        if of_all.first()?.0 > level {
+            return None;
+        }
+        let resamples = places.iter().map(|place| place.means.len().min(place.costs.len())).min()?;
+        let drawn = |n: usize| {
+            let place = |place: &Place| Some((*place.costs.get(n)?, *place.means.get(n)?));
+            let mut curve: Vec<(f64, f64)> = places.iter().filter_map(place).collect();
+            curve.sort_by(|a, b| a.0.total_cmp(&b.0));
+            along(&curve, level).unwrap_or(f64::NAN)
+        };
+        Some(At {
+            mean: along(&of_all, level)?,
             means: (0..resamples).map(drawn).collect(),
             count: places.iter().map(|place| place.count).min()?,
         })
     }
 
     /// The difference from another one.
-    fn over(&self, other: &Best) -> Best {
-        Best {
+    fn over(&self, other: &At) -> At {
+        At {
             mean: self.mean - other.mean,
             means: self.means.iter().zip(&other.means).map(|(own, other)| own - other).collect(),
             count: self.count.min(other.count),
@@ -131,21 +176,18 @@ impl Best {
     }
 }
 
-/// The best along a curve at a cost of at most `level`: the largest at a point that costs no more, or between two points.
-/// `of` is the number of a place. `places` are in the order of their cost.
-fn best_within(places: &[Place], level: f64, of: &dyn Fn(&Place) -> Option<f64>) -> Option<f64> {
-    let mut best: Option<f64> = None;
-    for (at, place) in places.iter().enumerate().take_while(|(_, place)| place.cost <= level) {
-        let value = of(place)?;
-        let next = places.get(at + 1).filter(|next| next.cost > level && place.cost > 0.0);
-        let between = next.and_then(|next| {
-            let share = (level / place.cost).ln() / (next.cost / place.cost).ln();
-            Some(value + share * (of(next)? - value))
-        });
-        let value = between.map_or(value, |between| between.max(value));
-        best = Some(best.map_or(value, |best| best.max(value)));
+/// The value of a curve of `(cost, value)`, in the order of the costs, at a level: between two points by the logarithm of the
+/// cost, before the first and beyond the last what those have.
+fn along(curve: &[(f64, f64)], level: f64) -> Option<f64> {
+    let next = curve.partition_point(|&(cost, _)| cost <= level);
+    let before = next.checked_sub(1).and_then(|before| curve.get(before));
+    match (before, curve.get(next)) {
+        (Some(&(from, low)), Some(&(to, high))) if from > 0.0 => {
+            Some(low + (level / from).ln() / (to / from).ln() * (high - low))
+        }
+        (Some(&(_, value)), _) | (None, Some(&(_, value))) => Some(value),
+        (None, None) => None,
     }
-    best
 }
 
 #[cfg(test)]
@@ -154,11 +196,44 @@ mod tests {
 
     #[test]
     fn between_two_budgets_the_logarithm_of_the_cost_decides() {
-        let place = |cost: f64, mean: f64| Place { cost, mean, means: Vec::new(), count: 1 };
-        let places = [place(100.0, 1.0), place(400.0, 3.0), place(1600.0, 2.0)];
-        let at = |level: f64| best_within(&places, level, &|place| Some(place.mean));
-        assert_eq!((at(99.0), at(100.0), at(400.0)), (None, Some(1.0), Some(3.0)));
-        assert!((at(200.0).unwrap() - 2.0).abs() < 1e-12);
-        assert_eq!((at(800.0), at(1e9)), (Some(3.0), Some(3.0)));
+        let curve = [(100.0, 1.0), (400.0, 3.0), (1600.0, 2.0)];
+        let at = |level: f64| along(&curve, level).unwrap();
+        assert_eq!((at(99.0), at(100.0), at(400.0), at(1600.0), at(1e9)), (1.0, 1.0, 3.0, 2.0, 2.0));
+        assert!((at(200.0) - 2.0).abs() < 1e-12 && (at(800.0) - 2.5).abs() < 1e-12);
+        assert_eq!(along(&[], 1.0), None);
+        assert_eq!(along(&[(0.0, 1.0), (2.0, 5.0)], 1.0), Some(1.0));
+    }
+
+    #[test]
+    fn means_are_of_the_prompts_that_all_points_have() {
+        let found = on_common_prompts(&[vec![Some(1.0), Some(2.0), None], vec![None; 3], vec![Some(3.0), None, Some(4.0)]]);
+        assert_eq!(found, [vec![Some(1.0), None, None], vec![None; 3], vec![Some(3.0), None, None]]);
+        assert_eq!(on_common_prompts(&[Vec::new()]), [Vec::new()]);
+    }
+
+    /// Differences at equal cost would otherwise be between means over different prompts.
+    #[test]
+    fn a_score_that_one_method_lacks_counts_for_none() {
+        let methods = [("a".to_string(), vec![0]), ("b".to_string(), vec![1])];
+        let (costs, measures) = (vec![vec![Some(10.0); 3]; 2], ["reward".to_string()]);
+        let values = [vec![vec![Some(1.0), Some(2.0), Some(90.0)]], vec![vec![Some(2.0), Some(3.0), None]]];
+        let found = at_equal((&methods, Some(0)), &measures, &costs, &[20.0, 20.0, 5.0], &values, &Resamples::new(3));
+        let [table] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(table.levels, [5.0, 20.0]);
+        let over = table.methods[1].over_reference[1].unwrap();
+        assert_eq!((over.mean, over.low, over.high, over.count), (1.0, 1.0, 1.0, 2));
+        assert!(table.methods[1].over_reference[0].is_none() && table.methods[0].at[0].is_none());
+    }
+
+    /// Points that differ by chance alone: the value at the last level is that of the last point, not of the luckiest.
+    #[test]
+    fn no_point_is_picked_by_what_it_reached() {
+        let methods = [("a".to_string(), vec![0, 1])];
+        let costs = vec![vec![Some(10.0); 2], vec![Some(20.0); 2]];
+        let values = [vec![vec![Some(5.0), Some(7.0)]], vec![vec![Some(1.0), Some(3.0)]]];
+        let found =
+            at_equal((&methods, None), &["judge".to_string()], &costs, &[], &values, &Resamples::new(2));
+        let means: Vec<f64> = found[0].methods[0].at.iter().map(|at| at.unwrap().mean).collect();
+        assert_eq!(means, [6.0, 2.0]);
     }
 }

@@ -2,14 +2,15 @@
 
 use super::tables::{Answers, Tables};
 use crate::batch::output::Row;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// The page, with its style and script; `"DATA"` is replaced.
 const TEMPLATE: &str = include_str!("page.html");
 
-/// The page of some tables, with the answers of each point's first seed to the prompts of these numbers.
-pub fn page(tables: &Tables, prompts: &[usize], answers: &[Answers]) -> String {
+/// The page of some tables, with the answers of each point's first seed to the prompts of these numbers. `about` has what was
+/// compared, by names and texts.
+pub fn page(tables: &Tables, about: &Map<String, Value>, prompts: &[usize], answers: &[Answers]) -> String {
     let mut first: BTreeMap<usize, (&Answers, BTreeMap<usize, &Row>)> = BTreeMap::new();
     for one in answers {
         first.entry(one.point).or_insert_with(|| (one, one.rows.iter().map(|row| (row.index, row)).collect()));
@@ -32,7 +33,8 @@ pub fn page(tables: &Tables, prompts: &[usize], answers: &[Answers]) -> String {
         });
         json!({ "i": index, "p": text, "a": all.collect::<Vec<Option<Value>>>() })
     };
-    let data = json!({ "tables": tables, "prompts": prompts.iter().map(|&index| said(index)).collect::<Vec<_>>() });
+    let prompts: Vec<Value> = prompts.iter().map(|&index| said(index)).collect();
+    let data = json!({ "tables": tables, "about": about, "prompts": prompts });
     // Without `<`, nothing in the data can end the script element.
     TEMPLATE.replace("\"DATA\"", &data.to_string().replace('<', "\\u003c"))
 }
@@ -57,7 +59,7 @@ mod tests {
         let answers = [Answers { point: 0, seed: 0, rows, scores: Vec::new() }];
         let cost = Cost { reward_forward: 1.0, reward_backward: 1.0 };
         let tables = Tables::new(&Plan::new(&file).unwrap(), &[0], cost, &answers, &[]);
-        let page = page(&tables, &[0], &answers);
+        let page = page(&tables, &Map::new(), &[0], &answers);
         assert_eq!(page.matches("</script>").count(), 1);
         assert!(page.contains("\\u003c/script>") && page.contains("\\u003cb>") && !page.contains("\"DATA\""));
     }

@@ -191,7 +191,12 @@ impl Point {
 
     /// Whether the method looks at rewards. Where it does not, an answer's reward is a measurement and not its work.
     pub fn needs_reward(&self) -> bool {
-        !matches!(self.way, Way::Greedy | Way::Sampled(1))
+        match &self.way {
+            Way::Greedy | Way::Sampled(1) => false,
+            // One step is the greedy answer.
+            Way::Ggro(given) => given.num_refinement_steps != Some(1),
+            Way::Sampled(_) | Way::Searched(_) => true,
+        }
     }
 
     /// The seeds of its files: all of the plan's, or the first alone.
@@ -265,17 +270,26 @@ impl Plan {
         if file.max_new_tokens == Some(0) {
             return Err(Error::invalid("max_new_tokens: expected 1 or more, found 0"));
         }
-        let mut points = Vec::new();
+        let mut points: Vec<Point> = Vec::new();
+        let mut labels = Vec::new();
         for method in &file.method {
-            points.extend(of_method(method)?);
+            let found = of_method(method)?;
+            labels.extend(found.first().map(|point| point.label.clone()));
+            points.extend(found);
         }
+        // A label is one line of the tables at equal work, and one curve.
+        once("method", labels.iter(), "give each a `label` of its own")?;
         let judges = file.judge.iter().map(JudgeFile::judge).collect::<Result<Vec<_>>>()?;
         // Some file systems do not tell large letters from small ones.
         once("method", points.iter().map(|point| &point.name), "give each a `label` of its own")?;
         once("judge", judges.iter().map(|judge| &judge.name), "give each a `name` of its own")?;
         let reference = match &file.reference {
             None => points.first(),
-            Some(name) => points.iter().find(|point| point.name == *name || point.label == *name),
+            Some(name) => {
+                // Of a label with several budgets the last: a reference that spends less would flatter the others.
+                let exact = points.iter().find(|point| point.name == *name);
+                exact.or_else(|| points.iter().rfind(|point| point.label == *name))
+            }
         };
         let Some(reference) = reference.map(|point| point.name.clone()) else {
             let names: Vec<&str> = points.iter().map(|point| point.name.as_str()).collect();
@@ -330,10 +344,17 @@ fn of_method(fields: &Map<String, Value>) -> Result<Vec<Point>> {
         };
         let mut parameters = fields.clone();
         parameters.retain(|key, _| !["name", "label", "sampling", "budget"].contains(&key.as_str()));
+        // TOML has infinities and NaN; JSON, which parameters are read as, makes null of them, and that would mean "not given".
+        if let Some((key, _)) = parameters.iter().find(|(_, value)| value.is_null()) {
+            return Err(Error::invalid(format!("{key}: expected a finite number")));
+        }
         let point = |budget: Option<(String, Value)>| -> Result<Point> {
             let mut parameters = parameters.clone();
             let mut point_name = label.to_string();
             if let Some((parameter, value)) = &budget {
+                if value.is_null() {
+                    return Err(Error::invalid(format!("budget: {parameter}: expected finite numbers")));
+                }
                 let words = value.as_str().map_or_else(|| value.to_string(), str::to_string);
                 of_file(&words).map_err(|error| error.within("budget"))?;
                 point_name += &format!("@{words}");
@@ -471,18 +492,26 @@ mod tests {
                 { "name": "ggro", "label": "random", "proposals": "random" },
                 { "name": "bon", "sampling": { "temperature": 0.7 }, "budget": { "n": [2] } },
                 { "name": "args", "budget": { "k": [2] } },
+                { "name": "ggro", "label": "once", "num_refinement_steps": 1 },
             ],
             "judge": [{ "gold": true, "threshold": 2.0 }, { "command": ["judge"], "name": "mine" }],
         }))
         .unwrap();
         let names: Vec<&str> = found.points.iter().map(|point| point.name.as_str()).collect();
-        assert_eq!(names, ["greedy", "ggro@2", "ggro@8", "random", "bon@2", "args@2"]);
+        assert_eq!(names, ["greedy", "ggro@2", "ggro@8", "random", "bon@2", "args@2", "once"]);
         let seeds: Vec<usize> = found.points.iter().map(|point| point.seeds(&found.seeds).len()).collect();
-        assert_eq!(seeds, [1, 1, 1, 2, 2, 1]);
+        assert_eq!(seeds, [1, 1, 1, 2, 2, 1, 1]);
+        let needs: Vec<bool> = found.points.iter().map(Point::needs_reward).collect();
+        assert_eq!(needs, [false, true, true, true, true, true, false]);
         let Way::Ggro(given) = &found.points[2].way else { panic!("{:?}", found.points[2]) };
         assert_eq!((given.num_refinement_steps, given.nudge_top_k), (Some(8), Some(10)));
         assert_eq!(found.points[2].given(Some(9)).max_new_tokens, Some(9));
         assert_eq!(found.points[4].sampling.sampling().temperature, 0.7);
+        let with = |reference: &str| {
+            let methods = json!([{ "name": "bon", "budget": { "n": [2, 8] } }]);
+            plan(json!({ "method": methods, "reference": reference })).unwrap().reference
+        };
+        assert_eq!((with("bon"), with("bon@2")), ("bon@8".to_string(), "bon@2".to_string()));
         assert_eq!((found.reference.as_str(), found.judges[1].name.as_str()), ("greedy", "mine"));
     }
 
@@ -505,6 +534,15 @@ mod tests {
             (methods(json!([{ "name": "bon", "sampling": { "top_p": 0.0 } }])), "method bon: sampling: "),
             (methods(json!([{ "name": "args", "sampling": {} }])), "the method samples no tokens"),
             (methods(json!([{ "name": "bon" }, { "name": "bon" }])), "method bon is there twice"),
+            (
+                methods(json!([{ "name": "bon", "budget": { "n": [2] } }, { "name": "bon", "budget": { "n": [4] } }])),
+                "method bon is there twice",
+            ),
+            (methods(json!([{ "name": "ggro", "entropy_threshold": null }])), "entropy_threshold: expected a finite"),
+            (
+                methods(json!([{ "name": "ggro", "budget": { "entropy_threshold": [1.0, null] } }])),
+                "budget: entropy_threshold: expected finite numbers",
+            ),
             (methods(json!([{ "name": "bon", "label": "../a" }])), "is a part of a file's name"),
             (methods(json!([{ "name": "cards" }])), "target_reward must be given"),
             (json!({ "method": [{ "name": "bon" }], "reference": "greedy" }), "reference: expected one of bon"),

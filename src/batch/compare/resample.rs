@@ -4,8 +4,14 @@
 use crate::batch::report::Mean;
 use crate::rng::Uniforms;
 
-/// Resamples of an interval.
+/// Resamples of an interval, at most.
 const RESAMPLES: usize = 10_000;
+
+/// Resamples of an interval over many prompts, at least.
+const FEWEST_RESAMPLES: usize = 1_000;
+
+/// Picks that are kept, about: 200 MB.
+const PICKS: usize = 50_000_000;
 
 /// The same comparison always gives the same intervals.
 const SEED: u64 = 0x6f6d_7061_7265;
@@ -21,7 +27,7 @@ pub struct Resamples {
 impl Resamples {
     /// Resamples of so many prompts.
     pub fn new(prompts: usize) -> Resamples {
-        Resamples::drawn(prompts, RESAMPLES)
+        Resamples::drawn(prompts, (PICKS / prompts.max(1)).clamp(FEWEST_RESAMPLES, RESAMPLES))
     }
 
     fn drawn(prompts: usize, count: usize) -> Resamples {

@@ -1,6 +1,6 @@
 //! The tables of a comparison. Seeds are averaged within a prompt first; intervals are over prompts.
 
-use super::equal::{AtEqual, Values, at_equal};
+use super::equal::{AtEqual, Series, Values, at_equal};
 use super::plan::{Cost, Plan, Point};
 use super::resample::Resamples;
 use super::words::{distinct, repetition, words};
@@ -111,7 +111,7 @@ pub struct Curve {
     pub label: String,
     /// The parameter that is varied.
     pub parameter: String,
-    /// Its points, in the order of the plan.
+    /// Its points, in the order of their work; without work in that of the plan.
     pub steps: Vec<Step>,
 }
 
@@ -124,7 +124,8 @@ pub struct Step {
     pub value: Value,
     /// How far each measure is above the point before, prompt by prompt; empty for the first.
     pub over_before: Vec<Option<Mean>>,
-    /// The judges whose mean falls where the reward rises.
+    /// The judges whose mean falls where the reward rises, both by more than their 95 % intervals: against the point before, or
+    /// against the earlier one that the judge likes best.
     pub falling: Vec<String>,
 }
 
@@ -155,7 +156,7 @@ impl Tables {
             series.push((0..measures.len()).map(measured).collect::<Values>());
         }
         let reference = plan.points.iter().position(|point| point.name == plan.reference);
-        let mut points = Vec::new();
+        let (mut points, mut works, mut seconds) = (Vec::new(), Vec::new(), Vec::new());
         for (number, point) in plan.points.iter().enumerate() {
             let own: Vec<&Answers> = of_point(answers, number).into_iter().filter_map(|at| answers.get(at)).collect();
             let base: Vec<&Answers> = answers.iter().filter(|one| Some(one.point) == reference).collect();
@@ -179,6 +180,8 @@ impl Tables {
                     }),
                 }
             };
+            works.push(averaged(prompts, &own, &|_, row| work(point, row)));
+            seconds.push(averaged(prompts, &timed, &|_, row| Some(row.elapsed_seconds)));
             points.push(PointTable {
                 name: point.name.clone(),
                 label: point.label.clone(),
@@ -194,19 +197,18 @@ impl Tables {
                 policy_forward: mean(&|row| Some(row.work?.policy_forward as f64)),
                 reward_forward: mean(&|row| Some(row.work?.reward_forward as f64)),
                 reward_backward: mean(&|row| Some(row.work?.reward_backward as f64)),
-                work: mean(&|row| work(point, row)),
-                seconds: resamples.mean(&averaged(prompts, &timed, &|_, row| Some(row.elapsed_seconds))),
+                work: works.last().and_then(|works| resamples.mean(works)),
+                seconds: seconds.last().and_then(|seconds| resamples.mean(seconds)),
             });
         }
         let methods = methods(plan);
         let method_of = |name: &str| plan.points.iter().find(|point| point.name == name).map(|point| &point.label);
         let base = methods.iter().position(|(label, _)| method_of(&plan.reference) == Some(label));
-        let equal = |cost: &dyn Fn(&PointTable) -> Option<Mean>, levels: &[f64]| {
-            let costs: Vec<Option<f64>> = points.iter().map(|point| Some(cost(point)?.mean)).collect();
-            at_equal((methods.as_slice(), base), &measures, &costs, levels, &series, &resamples)
+        let equal = |costs: &[Series], levels: &[f64]| {
+            at_equal((methods.as_slice(), base), &measures, costs, levels, &series, &resamples)
         };
-        let (equal_work, equal_time) = (equal(&|point| point.work, &plan.work), equal(&|point| point.seconds, &[]));
-        let curves = curves(plan, &measures, &series, &resamples);
+        let (equal_work, equal_time) = (equal(&works, &plan.work), equal(&seconds, &[]));
+        let curves = curves(plan, &measures, (&series, &points), &resamples);
         let (prompts, reference) = (prompts.len(), plan.reference.clone());
         Tables { prompts, reference, measures, cost, points, equal_work, equal_time, curves }
     }
@@ -292,31 +294,50 @@ fn methods(plan: &Plan) -> Vec<(String, Vec<usize>)> {
     found
 }
 
-fn curves(plan: &Plan, measures: &[String], series: &[Values], resamples: &Resamples) -> Vec<Curve> {
+fn curves(
+    plan: &Plan,
+    measures: &[String],
+    (series, tables): (&[Values], &[PointTable]),
+    resamples: &Resamples,
+) -> Vec<Curve> {
+    let work = |point: usize| tables.get(point).and_then(|table| table.work).map_or(f64::INFINITY, |work| work.mean);
+    let judged = |point: usize, measure: usize| Some(tables.get(point)?.measures.get(measure)?.mean?.mean);
+    // How far a measure of one point is above that of another.
+    let over = |point: usize, other: usize, measure: usize| -> Option<Mean> {
+        resamples.mean(&differences(series.get(point)?.get(measure)?, series.get(other)?.get(measure)?))
+    };
     let mut curves: Vec<Curve> = Vec::new();
-    for (point, own) in plan.points.iter().enumerate() {
-        let Some((parameter, value)) = &own.budget else { continue };
-        let last = curves.last().filter(|curve| curve.label == own.label);
-        let before = last.and_then(|curve| curve.steps.last()).map(|step| step.point);
-        let (now, before) = (series.get(point), before.and_then(|before| series.get(before)));
-        let over_before: Vec<Option<Mean>> = match now.zip(before) {
-            None => Vec::new(),
-            Some((now, before)) => {
-                let pairs = now.iter().zip(before);
-                pairs.map(|(now, before)| resamples.mean(&differences(now, before))).collect()
-            }
+    for (label, mut points) in methods(plan) {
+        let budget = |point: usize| plan.points.get(point).and_then(|point| point.budget.clone());
+        points.retain(|&point| budget(point).is_some());
+        points.sort_by(|&a, &b| work(a).total_cmp(&work(b)));
+        let Some((parameter, _)) = points.first().and_then(|&point| budget(point)).filter(|_| points.len() > 1) else {
+            continue;
         };
-        let rises = over_before.first().copied().flatten().is_some_and(|reward| reward.mean > 0.0);
-        let judges = measures.iter().zip(&over_before).skip(1);
-        let falls = |over: &Option<Mean>| over.is_some_and(|over| over.mean < 0.0);
-        let falling = judges.filter(|(_, over)| rises && falls(over)).map(|(name, _)| name.clone()).collect();
-        let step = Step { point, value: value.clone(), over_before, falling };
-        match curves.last_mut().filter(|curve| curve.label == own.label) {
-            Some(curve) => curve.steps.push(step),
-            None => curves.push(Curve { label: own.label.clone(), parameter: parameter.clone(), steps: vec![step] }),
+        let mut steps = Vec::new();
+        for (at, &point) in points.iter().enumerate() {
+            let earlier = points.get(..at).unwrap_or_default();
+            let over_before = earlier.last().map_or_else(Vec::new, |&before| {
+                (0..measures.len()).map(|measure| over(point, before, measure)).collect()
+            });
+            let falls = |&(measure, _): &(usize, &String)| {
+                let liked = earlier.iter().copied().filter(|&point| judged(point, measure).is_some());
+                let liked = liked.max_by(|&a, &b| {
+                    judged(a, measure).unwrap_or_default().total_cmp(&judged(b, measure).unwrap_or_default())
+                });
+                let against = |other: usize| {
+                    let (reward, judge) = (over(point, other, 0), over(point, other, measure));
+                    reward.is_some_and(|reward| reward.low > 0.0) && judge.is_some_and(|judge| judge.high < 0.0)
+                };
+                earlier.last().copied().into_iter().chain(liked).any(against)
+            };
+            let judges = measures.iter().enumerate().skip(1);
+            let falling = judges.filter(falls).map(|(_, name)| name.clone()).collect();
+            let value = budget(point).map_or(Value::Null, |(_, value)| value);
+            steps.push(Step { point, value, over_before, falling });
         }
+        curves.push(Curve { label, parameter, steps });
     }
-    curves.retain(|curve| curve.steps.len() > 1);
     curves
 }
 
@@ -388,14 +409,14 @@ mod tests {
         assert_eq!(equal.levels, [200.0, 400.0]);
         let [greedy, best_of] = &equal.methods[..] else { panic!("{equal:?}") };
         assert!(greedy.label == "greedy" && greedy.over_reference.is_empty());
-        near(greedy.best[1], 1.5);
-        near(best_of.best[1], 5.5);
+        near(greedy.at[1], 1.5);
+        near(best_of.at[1], 5.5);
         near(best_of.over_reference[1], 4.0);
         // Each prompt gains as much as the other one.
         let over = best_of.over_reference[1].unwrap();
         assert!((over.low - 4.0).abs() < 1e-9 && (over.high - 4.0).abs() < 1e-9, "{over:?}");
-        near(tables.equal_work[1].methods[1].best[1], 1.75);
+        near(tables.equal_work[1].methods[1].at[1], 1.75);
         // Greedy alone was timed.
-        assert!(tables.equal_time[0].levels == [0.5] && tables.equal_time[0].methods[1].best == [None]);
+        assert!(tables.equal_time[0].levels == [0.5] && tables.equal_time[0].methods[1].at == [None]);
     }
 }
