@@ -48,6 +48,9 @@ pub fn hash_of(answer: &str) -> String {
 }
 
 impl Record for Verdict {
+    const NOUN: &'static str = "verdict";
+    const COMMAND: &'static str = "ggro guard";
+
     fn index(&self) -> usize {
         self.index
     }

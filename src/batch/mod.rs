@@ -146,7 +146,11 @@ pub fn each<T: Sync, R: Record>(
     error.map_or(Ok(()), Err)
 }
 
-fn answer(engine: &Engine, tokenizer: &Arc<Tokenizer>, task: Option<&Task>, job: &Job) -> Result<Row> {
+/// Answers a job.
+///
+/// # Errors
+/// The job cannot be answered, or the engine fails.
+pub fn answer(engine: &Engine, tokenizer: &Arc<Tokenizer>, task: Option<&Task>, job: &Job) -> Result<Row> {
     let started = Instant::now();
     let answered = match &job.answering {
         Answering::Guided => respond(engine, tokenizer, job),

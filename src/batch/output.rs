@@ -1,8 +1,9 @@
 //! The file of rows: one JSON object per line. `FILE.config.json` beside it holds the parameters of the run.
 //!
-//! A row is added by one write that ends in a line break. If the process is killed during a write, the incomplete row is cut off
-//! when the file is opened again; complete rows are kept, and their prompts are not answered again. Rows are added as answers end.
-//! When all are there, they are written in the order of their prompts to a second file, which then replaces the first.
+//! A row is added by one write that ends in a line break. If the process is killed during a write, the incomplete row
+//! is cut off when the file is opened again; complete rows are kept, and their prompts are not answered again. Rows are
+//! added as answers end. When all are there, they are written in the order of their prompts to a second file, which
+//! then replaces the first.
 //!
 //! Where the file is a symbolic link, rows and configuration are those of the file that it leads to.
 
@@ -68,7 +69,8 @@ pub struct Row {
     /// Its segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segments: Option<Vec<RowSegment>>,
-    /// Whether `full_text`, tokenised again, gives the ids that were decoded. The official code does this between segments.
+    /// Whether `full_text`, tokenised again, gives the ids that were decoded. The official code does this between
+    /// segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub round_trip_stable: Option<bool>,
     /// Prompts that were answered at the same time, at most: `elapsed_seconds` is a time among so many.
@@ -190,6 +192,11 @@ pub struct RowCandidate {
 
 /// A line of such a file.
 pub trait Record: Serialize + for<'a> Deserialize<'a> {
+    /// What messages call one.
+    const NOUN: &'static str;
+    /// The command that writes them.
+    const COMMAND: &'static str;
+
     /// Number of the prompt.
     fn index(&self) -> usize;
 
@@ -198,6 +205,9 @@ pub trait Record: Serialize + for<'a> Deserialize<'a> {
 }
 
 impl Record for Row {
+    const NOUN: &'static str = "row";
+    const COMMAND: &'static str = "ggro run";
+
     fn index(&self) -> usize {
         self.index
     }
@@ -207,9 +217,12 @@ impl Record for Row {
     }
 }
 
-/// The option that lists what a file was gone on with on, besides the device and the kernels that it was begun with: objects with
-/// `device` and `kernels`. Files that nothing was mixed into do not have it.
+/// The option that lists what a file was gone on with on, besides the device and the kernels that it was begun with:
+/// objects with `device` and `kernels`. Files that nothing was mixed into do not have it.
 pub(super) const MIXED_IN: &str = "mixed_in";
+
+/// The option that says which command writes a file; files of `ggro run` and `ggro guard` do not have it.
+pub const WRITTEN_BY: &str = "command";
 
 /// What every row begins with.
 const BEGINNING: &[u8] = b"{\"index\":";
@@ -228,13 +241,13 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Opens a file, or creates it. `config` holds all that an answer depends on besides its prompt; with `mix_devices` its rows
-    /// may have been made on another kind of device; the options then list this one too, once it has a row. `fits` says what is wrong with a row beside the input, as the end of a
-    /// sentence that begins with the row.
+    /// Opens a file, or creates it. `config` holds all that an answer depends on besides its prompt; with `mix_devices`
+    /// its rows may have been made on another kind of device; the options then list this one too, once it has a row.
+    /// `fits` says what is wrong with a row beside the input, as the end of a sentence that begins with the row.
     ///
     /// # Errors
-    /// The file cannot be read or written, another process has it open, its rows were made with another configuration, a line is
-    /// not a row, or a row does not fit. The file is then as it was.
+    /// The file cannot be read or written, another process has it open, its rows were made with another configuration,
+    /// a line is not a row, or a row does not fit. The file is then as it was.
     pub fn open<R: Record>(
         name: &Path,
         config: &Map<String, Value>,
@@ -265,16 +278,16 @@ impl Rows {
             text.extend(&rest);
         }
         let state = State { has_rows: !text.is_empty(), is_begun: !rest.is_empty() };
-        let mixed = check_config(name, config, state, mix_devices)?;
+        let mixed = check_config(name, config, state, mix_devices, R::NOUN)?;
         let mut there = BTreeSet::new();
         for (number, line) in text.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
             let wrong = |what: String| Error::file(name, format!("line {}: {what}", number + 1));
             let row: R = serde_json::from_slice(without_mark(line))
-                .map_err(|e| wrong(format!("expected a row: {}", in_line(&e))))?;
-            let index = row.index();
-            fits(&row).map_err(|what| wrong(format!("row {index} {what}")))?;
+                .map_err(|e| wrong(format!("expected a {}: {}", R::NOUN, in_line(&e))))?;
+            let (noun, index) = (R::NOUN, row.index());
+            fits(&row).map_err(|what| wrong(format!("{noun} {index} {what}")))?;
             if !there.insert(index) {
-                return Err(wrong(format!("row {index} is there twice")));
+                return Err(wrong(format!("{noun} {index} is there twice")));
             }
         }
         if ends {
@@ -361,23 +374,24 @@ pub fn read<R: Record>(path: &Path) -> Result<Vec<R>> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let text = read_whole_text(path, file)?;
     let (mut rows, mut there) = (Vec::new(), BTreeSet::new());
+    let (noun, command) = (R::NOUN, R::COMMAND);
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |what: String| Error::file(path, format!("line {}: {what}", number + 1));
         let line = line.trim().trim_start_matches('\u{feff}');
         if !line.starts_with('{')
             && let Ok(other) = serde_json::from_str(line)
         {
-            return Err(wrong(format!("expected a row of `ggro run`, found {}", kind(&other))));
+            return Err(wrong(format!("expected a {noun} of `{command}`, found {}", kind(&other))));
         }
-        let row: R =
-            serde_json::from_str(line).map_err(|e| wrong(format!("expected a row of `ggro run`: {}", in_line(&e))))?;
+        let row: R = serde_json::from_str(line)
+            .map_err(|e| wrong(format!("expected a {noun} of `{command}`: {}", in_line(&e))))?;
         if !there.insert(row.index()) {
-            return Err(wrong(format!("row {} is there twice", row.index())));
+            return Err(wrong(format!("{noun} {} is there twice", row.index())));
         }
         rows.push(row);
     }
     if rows.is_empty() {
-        return Err(Error::file(path, "expected rows of `ggro run`, found none"));
+        return Err(Error::file(path, format!("expected {noun}s of `{command}`, found none")));
     }
     Ok(rows)
 }
@@ -448,18 +462,19 @@ fn write_config(path: &Path, config: &Map<String, Value>) -> Result<()> {
     replace(&behind_links(&beside), &part_path(&beside), &text).map_err(|e| Error::io(&beside, e))
 }
 
-/// Compares the configuration with the one that the rows were made with, or writes it if there are no rows. Gives the options to
-/// write when the first row is added, if it is of a device or of kernels that they do not list yet.
+/// Compares the configuration with the one that the rows were made with, or writes it if there are no rows. Gives the
+/// options to write when the first row is added, if it is of a device or of kernels that they do not list yet.
 fn check_config(
     path: &Path,
     config: &Map<String, Value>,
     state: State,
     mix_devices: bool,
+    noun: &str,
 ) -> Result<Option<Map<String, Value>>> {
     let beside = config_path(path);
     let found = match options_of(path) {
         Err(Error::Io { source, .. }) if state.has_rows || state.is_begun => {
-            return Err(Error::file(&beside, format!("{source}; without it nothing says how the rows came about")));
+            return Err(Error::file(&beside, format!("{source}; without it nothing says how the {noun}s came about")));
         }
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Map::new(),
         found => found?,
@@ -471,9 +486,18 @@ fn check_config(
         return write_config(path, config).map(|()| None);
     }
     // Rows of another command have other options altogether.
-    let of = |config: &Map<String, Value>| if config.contains_key("guard") { "`ggro guard`" } else { "`ggro run`" };
+    let of = |config: &Map<String, Value>| match config.get(WRITTEN_BY).and_then(Value::as_str) {
+        Some(command) => format!("`ggro {command}`"),
+        None if config.contains_key("guard") => "`ggro guard`".to_string(),
+        None => "`ggro run`".to_string(),
+    };
+    // What the user gave is a folder where a command writes several files.
+    let another = match config.contains_key(WRITTEN_BY) {
+        true => "another --output folder",
+        false => "another output file",
+    };
     if of(&found) != of(config) {
-        return Err(Error::file(path, format!("holds rows of {}; use another output file", of(&found))));
+        return Err(Error::file(path, format!("holds rows of {}; use {another}", of(&found))));
     }
     let (before, now) = (MadeOn::of(&found), MadeOn::of(config));
     // What follows from the device alone is no difference of its own. Rows of versions that did not say are on any.
@@ -495,8 +519,8 @@ fn check_config(
             (Some(before), Some(now)) if before != now && !mix_devices => Err(Error::file(
                 path,
                 format!(
-                    "its rows were made on {before}, the others would be made on {now}, where answers may differ; use the \
-                     same (--device, --kernels), another output file, or --mix-devices, which goes on all the same"
+                    "its {noun}s were made on {before}, the others would be made on {now}, where answers may differ; use \
+                     the same (--device, --kernels), {another}, or --mix-devices, which goes on all the same"
                 ),
             )),
             (Some(before), Some(now)) if before != now => Ok(with_mixed_in(&found, &now)),
@@ -506,7 +530,7 @@ fn check_config(
     Err(Error::file(
         path,
         format!(
-            "its rows came about in another way: {}; use the same options, or another output file",
+            "its {noun}s came about in another way: {}; use the same options, or {another}",
             differs.join("; ")
         ),
     ))

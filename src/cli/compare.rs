@@ -41,9 +41,9 @@ const GUARD_CONTEXT: usize = 4096;
 
 /// Compare methods over budgets and seeds, by judges that no method sees
 ///
-/// A plan in TOML says which methods, budgets, seeds, prompts and judges (docs/running.md). Answers and judgements are files in the
-/// output folder; an interrupted comparison goes on when the same command is run again. Prints tables with 95 % intervals over
-/// prompts (bootstrap), differences from the reference method prompt by prompt.
+/// A plan in TOML says which methods, budgets, seeds, prompts and judges (docs/running.md). Answers and judgements are
+/// files in the output folder; an interrupted comparison goes on when the same command is run again. Prints tables with
+/// 95 % intervals over prompts (bootstrap), differences from the reference method prompt by prompt.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The plan
@@ -289,8 +289,8 @@ impl<'a> Comparison<'a> {
         replace(&path, &path.with_added_extension("part"), &text).map_err(|e| Error::io(&path, e))
     }
 
-    /// What a token through the reward model costs: its share of the weights. A pass backwards to the inputs multiplies with every
-    /// weight once, as a pass forwards does.
+    /// What a token through the reward model costs: its share of the weights. A pass backwards to the inputs multiplies
+    /// with every weight once, as a pass forwards does.
     fn cost(&self) -> Result<Cost> {
         let policy = self.pair.policy()?.config.num_parameters() as f64;
         let reward = self.pair.reward.as_ref().map_or(0.0, |reward| reward.config.num_parameters() as f64);

@@ -225,7 +225,7 @@ pub(super) fn fits(row: &Row, records: &[PromptRecord], jobs: &[Job], pair: &Pai
         return Err("answers another prompt than the input's".to_string());
     }
     let changed =
-        |name: &str| format!("has another `{name}` than the input's; put it back, or use another output file");
+        |name: &str| format!("has another `{name}` than the input's; put it back, or name another output");
     if record.answer != row.answer {
         return Err(changed("answer"));
     }

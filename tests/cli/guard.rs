@@ -125,7 +125,7 @@ fn answers_are_judged() {
     // A verdict on an answer that is another one now is not taken for its verdict.
     let changed = std::fs::read_to_string(&file).expect("rows").replace("it was bad", "it was worse");
     std::fs::write(&file, changed).expect("written");
-    refused(&[], "line 2: row 1 judges another answer than that of the input");
+    refused(&[], "line 2: verdict 1 judges another answer than that of the input");
 }
 
 /// What was passed over has no answer to be judged; an index may be any number.

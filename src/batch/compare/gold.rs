@@ -1,7 +1,7 @@
 //! The demo's gold rule: what its reward model was trained to approximate, as a program.
 //!
-//! The rule is that of `assets/demo/gold.py`, whose numbers it gives to the last bit. Because it is known exactly, it is a judge
-//! that no method sees: it says whether a higher reward still means a better story.
+//! The rule is that of `assets/demo/gold.py`, whose numbers it gives to the last bit. Because it is known exactly, it
+//! is a judge that no method sees: it says whether a higher reward still means a better story.
 
 use crate::files::chat::is_space;
 use crate::files::demo::GOLD_WORDS;
@@ -34,7 +34,7 @@ impl Gold {
         serde_json::from_str(GOLD_WORDS).unwrap_or_default()
     }
 
-    /// The score of a story, from about -4 to 3. `finished`: it ended by itself, and was not cut by a limit of its length.
+    /// The score of a story, from about -4 to 3. `finished`: it ended by itself, and no limit of its length cut it.
     pub fn score(&self, text: &str, finished: bool) -> f64 {
         let text = text.trim_matches(is_space);
         let words = words(text);

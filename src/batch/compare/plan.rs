@@ -13,6 +13,12 @@ use std::path::PathBuf;
 /// Samples of best-of-N, if the plan does not say.
 const BEST_OF: usize = 8;
 
+/// For how long a program that judges may write no line, in seconds, if the plan does not say.
+const PATIENCE: u64 = 600;
+
+/// A week.
+const MOST_PATIENCE: u64 = 7 * 24 * 3600;
+
 /// Names that stand for something else in a file's name or a table.
 const TAKEN: [&str; 2] = ["reward", "alone"];
 
@@ -81,6 +87,7 @@ pub struct JudgeFile {
     command: Option<Vec<String>>,
     gold: Option<bool>,
     threshold: Option<f64>,
+    timeout_seconds: Option<u64>,
 }
 
 /// Who judges.
@@ -108,6 +115,15 @@ pub struct Judge {
     pub kind: JudgeKind,
     /// From which score on an answer counts as covered.
     pub threshold: Option<f64>,
+    /// For how long a program may write no line, in seconds.
+    pub timeout_seconds: u64,
+}
+
+impl Judge {
+    /// A judge without a threshold.
+    pub fn new(name: &str, kind: JudgeKind) -> Judge {
+        Judge { name: name.to_string(), kind, threshold: None, timeout_seconds: PATIENCE }
+    }
 }
 
 /// How a point's answers are made.
@@ -460,8 +476,15 @@ impl JudgeFile {
         let name = self.name.clone().unwrap_or_else(|| usual.to_string());
         let within = |error: Error| error.within(&format!("judge {name}"));
         of_file(&name).map_err(within)?;
-        if TAKEN.contains(&name.to_lowercase().as_str()) {
+        // `a.seed0.b.jsonl` has to be one file of one judge.
+        let of_seed = name.to_lowercase().strip_prefix("seed").is_some_and(|rest| rest.parse::<u64>().is_ok());
+        if of_seed || TAKEN.contains(&name.to_lowercase().as_str()) {
             return Err(within(Error::invalid("the name stands for something else already")));
+        }
+        if name.contains('.') {
+            return Err(within(Error::invalid(
+                "name: expected one without a full stop, which parts the names of files",
+            )));
         }
         if matches!(&kind, JudgeKind::Command(command) if command.is_empty()) {
             return Err(within(Error::invalid("command: expected a program, found none")));
@@ -469,7 +492,15 @@ impl JudgeFile {
         if self.threshold.is_some_and(|threshold| !threshold.is_finite()) {
             return Err(within(Error::invalid("threshold: expected a finite number")));
         }
-        Ok(Judge { name, kind, threshold: self.threshold })
+        if self.timeout_seconds.is_some() && !matches!(kind, JudgeKind::Command(_)) {
+            return Err(within(Error::invalid("timeout_seconds: is for programs alone")));
+        }
+        let timeout_seconds = self.timeout_seconds.unwrap_or(PATIENCE);
+        if !(1..=MOST_PATIENCE).contains(&timeout_seconds) {
+            let found = format!("timeout_seconds: expected 1 to {MOST_PATIENCE}, found {timeout_seconds}");
+            return Err(within(Error::invalid(found)));
+        }
+        Ok(Judge { name, kind, threshold: self.threshold, timeout_seconds })
     }
 }
 
@@ -553,6 +584,19 @@ mod tests {
                 "a judge is one of",
             ),
             (json!({ "method": [{ "name": "bon" }], "judge": [{ "gold": true, "name": "alone" }] }), "judge alone: "),
+            (json!({ "method": [{ "name": "bon" }], "judge": [{ "gold": true, "name": "seed0" }] }), "judge seed0: "),
+            (
+                json!({ "method": [{ "name": "bon" }], "judge": [{ "gold": true, "name": "a.b" }] }),
+                "judge a.b: name: expected one without a full stop",
+            ),
+            (
+                json!({ "method": [{ "name": "bon" }], "judge": [{ "command": ["a"], "timeout_seconds": 0 }] }),
+                "judge command: timeout_seconds: expected 1 to 604800, found 0",
+            ),
+            (
+                json!({ "method": [{ "name": "bon" }], "judge": [{ "gold": true, "timeout_seconds": 9 }] }),
+                "judge gold: timeout_seconds: is for programs alone",
+            ),
         ] {
             let error = plan(file.clone()).unwrap_err().to_string();
             assert!(error.contains(words), "{file}: {error}");
