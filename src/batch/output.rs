@@ -529,10 +529,7 @@ fn check_config(
     }
     Err(Error::file(
         path,
-        format!(
-            "its {noun}s came about in another way: {}; use the same options, or {another}",
-            differs.join("; ")
-        ),
+        format!("its {noun}s came about in another way: {}; use the same options, or {another}", differs.join("; ")),
     ))
 }
 

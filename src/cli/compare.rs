@@ -1,7 +1,9 @@
 //! `ggro compare`.
 
 use super::args::{EngineArgs, Method, room};
-use super::models::{DeviceArgs, PairArgs, TemplateArgs, counting, files, made_on, note_without_template, noted};
+use super::models::{
+    Count, DeviceArgs, PairArgs, ProfileArgs, TemplateArgs, counting, files, made_on, note_without_template, noted,
+};
 use super::output::{Output, Paths, put_in_order};
 use super::prompt::with_flags;
 use super::run::{fits, options, sampling_config};
@@ -9,32 +11,39 @@ use super::say;
 use super::words::{aligned, counted, for_stdout};
 use crate::batch::compare::equal::AtEqual;
 use crate::batch::compare::gold::Gold;
-use crate::batch::compare::judge::{Judgement, SecondReward, ask_program, gold, right, safe};
+use crate::batch::compare::judge::{
+    Judgement, Scored, SecondReward, ask_program, check_program, command_words, gold, question, right, safe,
+};
 use crate::batch::compare::page::page;
 use crate::batch::compare::plan::{Cost, Judge, JudgeKind, Plan, PlanFile, Point, Way};
 use crate::batch::compare::tables::{Curve, PointTable, Tables};
-use crate::batch::compare::{alone, alone_path, answers, judged_path, rows_path};
+use crate::batch::compare::{JudgedBy, Provenance, alone, alone_path, answers, judged_path, rows_path};
 use crate::batch::guard::Guard;
-use crate::batch::output::{MadeOn, Row, Rows, read};
+use crate::batch::output::{MadeOn, Row, Rows, WRITTEN_BY, config_path, part_path, read, recorded};
 use crate::batch::record::{PromptRecord, lay_out};
 use crate::batch::report::Mean;
 use crate::batch::tasks::{Dataset, Task};
-use crate::batch::{Answering, Job, Setting, each, input, run as answer_all};
+use crate::batch::{Answering, Job, Setting, answer as answer_one, each, input, run as answer_all};
 use crate::engine::{Engine, Settings};
+use crate::error::Limit;
 use crate::files::chat::Date;
 use crate::files::checkpoint::read_whole_text;
 use crate::files::demo;
 use crate::files::pair::Pair;
-use crate::files::place::replace;
+use crate::files::place::{is_same_file, replace};
 use crate::presets::Parameters;
+use crate::profile::Level;
 use crate::runtime::{Device, bytes_in_words};
 use crate::text::{Next, Prompt, PromptLayout};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// Longest question and answer of a guard model, in tokens, as `ggro guard` has it.
 const GUARD_CONTEXT: usize = 4096;
@@ -42,8 +51,8 @@ const GUARD_CONTEXT: usize = 4096;
 /// Compare methods over budgets and seeds, by judges that no method sees
 ///
 /// A plan in TOML says which methods, budgets, seeds, prompts and judges (docs/running.md). Answers and judgements are
-/// files in the output folder; an interrupted comparison goes on when the same command is run again. Prints tables with
-/// 95 % intervals over prompts (bootstrap), differences from the reference method prompt by prompt.
+/// files in the output folder. An interrupted comparison continues where it stopped. Prints tables with 95 % intervals
+/// over prompts (bootstrap), differences from the reference method prompt by prompt.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The plan
@@ -66,6 +75,23 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
 
+    /// A program that judges, with its arguments, besides the judges of the plan; it is called `command`
+    ///
+    /// Quotes and backslashes keep white space together, as in a shell. The program reads JSON lines and writes JSON
+    /// lines with `index` and `score` (docs/running.md).
+    #[arg(long, value_name = "PROGRAM", value_parser = judge_command)]
+    judge_command: Option<JudgeCommand>,
+
+    /// Pass over prompts that are too long for the context, instead of ending before the first answer
+    #[arg(long)]
+    skip_too_long: bool,
+
+    /// Go on with files that were made on another kind of device, or by other kernels
+    ///
+    /// Answers may differ between them. Each row says what it was made on.
+    #[arg(long)]
+    mix_devices: bool,
+
     #[command(flatten)]
     pair: PairArgs,
 
@@ -79,36 +105,54 @@ pub(super) struct Args {
     engine: EngineArgs,
 }
 
+/// The words of --judge-command.
+#[derive(Clone, Debug)]
+struct JudgeCommand(Vec<String>);
+
+fn judge_command(text: &str) -> std::result::Result<JudgeCommand, String> {
+    command_words(text).map(JudgeCommand)
+}
+
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (file, plan) = plan(args)?;
     let task = task(args, &file)?;
-    check_models(args, &plan, task.as_ref())?;
+    check_models(args, &plan)?;
     check_paths(args, &file, &plan)?;
     let html = args.html.as_deref().map(Output::check).transpose()?;
     let records = records(&file, task.as_ref())?;
+    check_answers(args, &plan, task.as_ref(), &records)?;
     std::fs::create_dir_all(&args.output).map_err(|e| Error::io(&args.output, e))?;
-    let date = pinned(args)?;
+    let date = pinned(args, &plan)?;
     let mut pair = args.pair.load()?;
     TemplateArgs { date: Some(date), ..args.template.clone() }.set_up(&mut pair)?;
     note_without_template(&pair);
+    // Whatever a judge lacks is found before the answers are made.
+    let judges = plan.judges.iter().map(|judge| Ready::new(args, date, judge)).collect::<Result<Vec<_>>>()?;
     let device = args.device.find()?;
     let comparison = Comparison::new(args, (&file, &plan), task, records, (pair, date), &device)?;
-    comparison.record_plan()?;
+    for judge in &judges {
+        comparison.check_judgements(judge).map_err(|error| judge.within(error))?;
+    }
     comparison.answer(device)?;
-    for judge in &plan.judges {
-        comparison.judge(judge).map_err(|error| error.within(&format!("judge {}", judge.name)))?;
+    for judge in &judges {
+        comparison.judge(judge).map_err(|error| judge.within(error))?;
     }
     let prompts: Vec<usize> = comparison.prompts.iter().map(|asked| asked.index).collect();
     let answers = answers(&args.output, &plan)?;
     let tables = Tables::new(&plan, &prompts, comparison.cost()?, &answers, &alone(&args.output, &plan)?);
+    let provenance = comparison.provenance()?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", serde_json::to_value(&tables)?)?;
+        let mut object = serde_json::to_value(&provenance)?;
+        if let (Value::Object(object), Value::Object(tables)) = (&mut object, serde_json::to_value(&tables)?) {
+            object.extend(tables);
+        }
+        writeln!(out, "{object}")?;
     } else {
-        write!(out, "{}", for_stdout(&text(&tables)))?;
+        write!(out, "{}", for_stdout(&text(&tables, &provenance)))?;
     }
     if let (Some(html), Some(path)) = (html, &args.html) {
-        let page = page(&tables, &prompts, &answers);
+        let page = page(&tables, &provenance.about(), &prompts, &answers);
         html.write(page.as_bytes())?;
         say(&format!("{}: {}", path.display(), bytes_in_words(page.len() as u64)));
     }
@@ -121,7 +165,20 @@ fn plan(args: &Args) -> Result<(PlanFile, Plan)> {
     let text = read_whole_text(path, std::fs::File::open(path).map_err(|e| Error::io(path, e))?)?;
     let file: PlanFile = basic_toml::from_str(&text)
         .map_err(|e| Error::file(path, format!("expected a plan: {}", e.to_string().trim_end())))?;
-    let plan = Plan::new(&file).map_err(|error| Error::file(path, error.to_string()))?;
+    let wrong = |error: Error| Error::file(path, error.to_string());
+    let mut plan = Plan::new(&file).map_err(wrong)?;
+    if let Some(JudgeCommand(words)) = &args.judge_command {
+        let judge = Judge::new("command", JudgeKind::Command(words.clone()));
+        if plan.judges.iter().any(|other| other.name.eq_ignore_ascii_case(&judge.name)) {
+            return Err(wrong(Error::invalid(
+                "a judge is called command, as that of --judge-command; give it a `name`",
+            )));
+        }
+        plan.judges.push(judge);
+    }
+    if plan.judges.is_empty() && args.pair.is_demo() {
+        plan.judges.push(Judge::new("gold", JudgeKind::Gold));
+    }
     Ok((file, plan))
 }
 
@@ -146,40 +203,69 @@ fn task(args: &Args, file: &PlanFile) -> Result<Option<Task>> {
     }
 }
 
-/// Checks that every method and judge has what it needs.
-fn check_models(args: &Args, plan: &Plan, task: Option<&Task>) -> Result<()> {
+/// Checks that every method and judge has the models that it needs.
+fn check_models(args: &Args, plan: &Plan) -> Result<()> {
     args.pair.needs_policy("a comparison")?;
     for point in &plan.points {
         if point.needs_reward() {
             args.pair.needs_reward(&format!("method {}", point.label))?;
         }
     }
-    let right = plan.judges.iter().find(|judge| judge.kind == JudgeKind::Answers);
-    match right.filter(|_| !task.is_some_and(|task| task.dataset.has_answers())) {
+    let gold = plan.judges.iter().find(|judge| judge.kind == JudgeKind::Gold);
+    match gold.filter(|_| !args.pair.is_demo()) {
         Some(judge) => Err(Error::file(
             &args.plan,
-            format!("judge {}: only tasks with right answers have any, arc-challenge and mmlu-pro", judge.name),
+            format!("judge {}: gold is the rule of the demo pair, and other models are given", judge.name),
         )),
         None => Ok(()),
     }
 }
 
-/// Checks that nothing that is read is written over.
+/// Checks that there are right answers, where they judge.
+fn check_answers(args: &Args, plan: &Plan, task: Option<&Task>, records: &[PromptRecord]) -> Result<()> {
+    let has_answers = match task {
+        Some(task) => task.dataset.has_answers(),
+        None => records.iter().any(|record| record.answer.is_some()),
+    };
+    let right = plan.judges.iter().find(|judge| judge.kind == JudgeKind::Answers);
+    match right.filter(|_| !has_answers) {
+        Some(judge) => Err(Error::file(
+            &args.plan,
+            format!(
+                "judge {}: no prompt has a right answer, as those of arc-challenge and with `answer` do",
+                judge.name
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Checks that nothing that is read is written over. Files of the folder differ from each other by their names.
 fn check_paths(args: &Args, file: &PlanFile, plan: &Plan) -> Result<()> {
     let models = plan.judges.iter().filter_map(|judge| match &judge.kind {
         JudgeKind::Reward(model) | JudgeKind::Guard(model) => Some(model),
         JudgeKind::Answers | JudgeKind::Command(_) | JudgeKind::Gold => None,
     });
-    let mut paths = Paths::default().reading([&args.plan]).reading(&file.prompts).reading(&file.input).reading(models);
-    paths = paths.reading(args.pair.paths()).reading(&args.template.chat_template);
-    paths = paths.writing("--html", args.html.as_deref()).writing("--output", Some(&plan_path(args)));
-    for (point, seed) in files_of(plan) {
-        paths = paths.writing("--output", Some(&rows_path(&args.output, point, seed)));
-        for judge in &plan.judges {
-            paths = paths.writing("--output", Some(&judged_path(&args.output, point, seed, judge)));
+    let models: Vec<&PathBuf> = models.collect();
+    let with = |written: &[PathBuf]| {
+        let paths = Paths::default().reading([&args.plan]).reading(&file.prompts).reading(&file.input);
+        let paths =
+            paths.reading(models.iter().copied()).reading(args.pair.paths()).reading(&args.template.chat_template);
+        let mut paths = paths.writing("--html", args.html.as_deref());
+        for path in written {
+            paths = paths.writing("--output", Some(path));
+            paths = paths.writing("--output (its .config.json)", Some(&config_path(path)));
+            paths = paths.writing("--output (its .part)", Some(&part_path(path)));
         }
+        paths.writing("--trace-events", args.device.profile.trace_events.as_deref()).check()
+    };
+    with(&[plan_path(args)])?;
+    for (point, seed) in files_of(plan) {
+        let mut written = vec![rows_path(&args.output, point, seed), alone_path(&args.output, point, seed)];
+        written.extend(plan.judges.iter().map(|judge| judged_path(&args.output, point, seed, judge)));
+        with(&written)?;
     }
-    paths.writing("--trace-events", args.device.profile.trace_events.as_deref()).check()
+    Ok(())
 }
 
 /// Every point with each of its seeds.
@@ -192,20 +278,24 @@ fn plan_path(args: &Args) -> PathBuf {
 }
 
 /// The date that chat templates write: the one given, that of the comparison so far, or today's.
-fn pinned(args: &Args) -> Result<Date> {
+fn pinned(args: &Args, plan: &Plan) -> Result<Date> {
     let path = plan_path(args);
-    let recorded = match std::fs::File::open(&path) {
+    let date_of = |options: &Map<String, Value>| -> Option<Date> { options.get("date")?.as_str()?.parse().ok() };
+    let of_plan = match std::fs::File::open(&path) {
         Err(_) => None,
         Ok(file) => {
-            let recorded: Value = serde_json::from_str(&read_whole_text(&path, file)?)
+            let found: Value = serde_json::from_str(&read_whole_text(&path, file)?)
                 .map_err(|e| Error::file(&path, format!("expected the plan of a comparison: {e}")))?;
-            if recorded.get("ggro").is_none() || recorded.get("plan").is_none() {
-                return Err(Error::file(&path, "expected the plan of a comparison, found something else"));
+            match found.as_object().filter(|found| found.contains_key("ggro") && found.contains_key("plan")) {
+                Some(found) => date_of(found),
+                None => return Err(Error::file(&path, "expected the plan of a comparison, found something else")),
             }
-            recorded.get("date").and_then(Value::as_str).and_then(|date| date.parse().ok())
         }
     };
-    Ok(args.template.date.or(recorded).unwrap_or_else(Date::today))
+    // The plan is written once all files are opened; the first of them may be there already.
+    let of_files =
+        || files_of(plan).find_map(|(point, seed)| date_of(&recorded(&rows_path(&args.output, point, seed))?));
+    Ok(args.template.date.or(of_plan).or_else(of_files).unwrap_or_else(Date::today))
 }
 
 fn records(file: &PlanFile, task: Option<&Task>) -> Result<Vec<PromptRecord>> {
@@ -224,6 +314,72 @@ struct Asked {
     room: usize,
 }
 
+/// A judge, ready to be asked.
+struct Ready<'a> {
+    judge: &'a Judge,
+    /// The model, if it is one.
+    pair: Option<Arc<Pair>>,
+}
+
+impl<'a> Ready<'a> {
+    /// Reads a model's small files, and finds a program.
+    fn new(args: &Args, date: Date, judge: &'a Judge) -> Result<Self> {
+        let ready = || -> Result<Option<Arc<Pair>>> {
+            let (path, pair) = match &judge.kind {
+                JudgeKind::Reward(path) => (path, Pair::reward_only(&files(path)?)?),
+                JudgeKind::Guard(path) => (path, Pair::policy_only(&files(path)?)?),
+                JudgeKind::Command(command) => return check_program(command).map(|()| None),
+                JudgeKind::Answers | JudgeKind::Gold => return Ok(None),
+            };
+            let mut pair = Arc::new(noted(pair));
+            TemplateArgs { date: Some(date), ..TemplateArgs::default() }.set_up(&mut pair)?;
+            if pair.chat().is_none() {
+                return Err(Error::file(path, "a model that judges needs a chat template; this one has none"));
+            }
+            let is_own =
+                |own: &PathBuf| own == path || is_same_file(&own.join("config.json"), &path.join("config.json"));
+            if matches!(judge.kind, JudgeKind::Reward(_)) && args.pair.reward.as_ref().is_some_and(is_own) {
+                say(&format!("note: judge {} is the reward model that the methods themselves look at", judge.name));
+            }
+            Ok(Some(pair))
+        };
+        let pair = ready().map_err(|error| within(judge, error))?;
+        Ok(Ready { judge, pair })
+    }
+
+    fn within(&self, error: Error) -> Error {
+        within(self.judge, error)
+    }
+}
+
+/// The error of a judge.
+fn within(judge: &Judge, error: Error) -> Error {
+    error.within(&format!("judge {}", judge.name))
+}
+
+/// A file of answers.
+struct Opened {
+    jobs: Vec<Job>,
+    rows: Rows,
+    /// Whether they are made one at a time, with nothing kept from one to the next.
+    alone: bool,
+}
+
+impl Opened {
+    fn missing(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.iter().filter(|job| !self.rows.has(job.index))
+    }
+}
+
+/// A file of judgements.
+struct Judged<'a> {
+    point: &'a Point,
+    seed: u64,
+    /// What is not judged yet.
+    rows: Vec<Row>,
+    out: Rows,
+}
+
 /// What is compared, ready to be answered.
 struct Comparison<'a> {
     args: &'a Args,
@@ -234,8 +390,10 @@ struct Comparison<'a> {
     pair: Arc<Pair>,
     date: Date,
     prompts: Vec<Asked>,
+    /// Where they come from.
+    prompts_of: String,
     made_on: MadeOn,
-    arithmetic: Value,
+    arithmetic: String,
 }
 
 impl<'a> Comparison<'a> {
@@ -255,22 +413,84 @@ impl<'a> Comparison<'a> {
         let layout = if task.is_some() { PromptLayout::Official } else { PromptLayout::Chat };
         let next = Next::Answer { layout, prefill: task.as_ref().and_then(Task::prefill).unwrap_or_default() };
         let context = args.pair.context(&pair);
-        let mut prompts = Vec::new();
+        let (mut prompts, mut too_long) = (Vec::new(), Vec::new());
         for (index, record) in records.iter().enumerate().take(count) {
-            let named = |error: Error| error.within(&format!("prompt {index}"));
-            let prompt = lay_out(&pair, None, &record.messages, record.whole.as_ref(), next);
-            let prompt = prompt.map_err(with_flags).map_err(named)?;
-            let len = prompt.ids.len();
-            if context <= len {
-                let what = format!("its {len} tokens leave no room in the context of {context}");
-                return Err(named(Error::invalid(what)));
+            let asked = || -> Result<Asked> {
+                let prompt = lay_out(&pair, None, &record.messages, record.whole.as_ref(), next).map_err(with_flags)?;
+                let len = prompt.ids.len();
+                let of_room = |message: String| {
+                    let (limit_of, found, limit) = (Limit::Context, len, context);
+                    Error::TooLong { limit_of, found, limit, message }
+                };
+                if context <= len {
+                    return Err(of_room(format!("its {len} tokens leave no room in the context of {context}")));
+                }
+                let asked = plan.max_new_tokens.map(|tokens| (tokens, "max_new_tokens"));
+                let room = room(asked, len, context).map_err(|error| of_room(error.to_string()))?;
+                Ok(Asked { index, prompt, room })
+            };
+            match asked() {
+                Ok(asked) => prompts.push(asked),
+                Err(error @ Error::TooLong { .. }) if args.skip_too_long => too_long.push((index, error)),
+                Err(error) => return Err(error.within(&format!("prompt {index}"))),
             }
-            let asked = plan.max_new_tokens.map(|tokens| (tokens, "max_new_tokens"));
-            prompts.push(Asked { index, room: room(asked, len, context).map_err(named)?, prompt });
         }
-        let (concurrency, arithmetic) = (file.concurrency, json!(device.arithmetic(args.device.dtype)));
+        if let Some((index, why)) = too_long.first() {
+            let passed = counted(too_long.len(), "prompt");
+            if prompts.is_empty() {
+                let what = format!("--skip-too-long leaves none of {passed}; prompt {index}: {why}");
+                return Err(Error::invalid(what));
+            }
+            say(&format!("note: --skip-too-long passed over {passed}; the first is prompt {index}: {why}"));
+        }
+        let prompts_of = match (&task, &file.prompts) {
+            (Some(task), _) => {
+                let input: Vec<String> = file.input.iter().map(|path| path.display().to_string()).collect();
+                format!("{} of {}", task.dataset.name(), input.join(", "))
+            }
+            (None, Some(path)) => path.display().to_string(),
+            (None, None) => "those of the demo".to_string(),
+        };
+        let (concurrency, arithmetic) = (file.concurrency, device.arithmetic(args.device.dtype));
         let made_on = made_on(device);
-        Ok(Comparison { args, plan, concurrency, task, records, pair, date, prompts, made_on, arithmetic })
+        Ok(Comparison { args, plan, concurrency, task, records, pair, date, prompts, prompts_of, made_on, arithmetic })
+    }
+
+    /// Names of policy and reward model with their sizes.
+    fn models(&self) -> [Option<String>; 2] {
+        let [policy, reward] = self.args.pair.names();
+        let named = |name: Option<String>, weights: Option<u64>| {
+            name.zip(weights).map(|(name, weights)| format!("{name}, {weights} weights"))
+        };
+        [
+            named(policy, self.pair.policy.as_ref().map(|model| model.config.num_parameters())),
+            named(reward, self.pair.reward.as_ref().map(|model| model.config.num_parameters())),
+        ]
+    }
+
+    /// Where the tables come from.
+    fn provenance(&self) -> Result<Provenance> {
+        let [policy, reward] = self.models();
+        // It is the same for all methods.
+        let parameters = self.plan.points.first().map(|point| self.parameters(point)).transpose()?;
+        Ok(Provenance {
+            ggro: env!("CARGO_PKG_VERSION").to_string(),
+            policy,
+            reward,
+            prompts_of: self.prompts_of.clone(),
+            judges: self.plan.judges.iter().map(JudgedBy::new).collect(),
+            device: self.made_on.to_string(),
+            arithmetic: self.arithmetic.clone(),
+            seeds: self.plan.seeds.clone(),
+            max_new_tokens: parameters.map(|parameters| parameters.max_new_tokens),
+            date: self.date.to_string(),
+        })
+    }
+
+    /// The flags for a device that is found once more. What is watched is watched already: a trace would begin anew.
+    fn once_more(&self) -> DeviceArgs {
+        let profile = ProfileArgs { nvtx: Level::Off, profile_steps: None, trace_events: None };
+        DeviceArgs { profile, ..self.args.device.clone() }
     }
 
     /// Writes the plan beside the answers. It says what was asked last; every file of answers has its own options.
@@ -304,20 +524,31 @@ impl<'a> Comparison<'a> {
         point.given(self.plan.max_new_tokens).over(published.unwrap_or(self.args.pair.preset()))
     }
 
+    /// Whether answers of a point are scored. Those that are made alone are scored only if the method looks at rewards,
+    /// so that no other method's seconds have a reward in them.
+    fn scored(&self, point: &Point, alone: bool) -> bool {
+        self.args.pair.has_reward() && (!alone || point.needs_reward())
+    }
+
     /// The prompts with a point's parameters and a seed. A prompt's own seed follows from its number, as in `ggro run`.
-    fn jobs(&self, point: &Point, seed: u64) -> Result<Vec<Job>> {
+    fn jobs(&self, point: &Point, seed: u64, alone: bool) -> Result<Vec<Job>> {
         let parameters = self.parameters(point)?;
         let method = if point.way == Way::Greedy { Method::Greedy } else { Method::Ggro };
-        let answering = point.answering(self.args.pair.has_reward());
+        let answering = point.answering(self.scored(point, alone));
         let job = |asked: &Asked| -> Result<Job> {
+            let named = |error: Error| error.within(&format!("method {}: prompt {}", point.name, asked.index));
             let record = self.records.get(asked.index).cloned();
             let record = record.ok_or_else(|| Error::Backend("a prompt without its record".to_string()))?;
+            let options = options(method, &parameters, &self.pair, &asked.prompt, asked.room).map_err(named)?;
+            if let Answering::Searched { method, .. } = &answering {
+                // Some parameters have to fit the prompt.
+                method.strategy(asked.prompt.ids.len(), options.max_new_tokens).map_err(named)?;
+            }
             Ok(Job {
                 index: asked.index,
                 record,
                 prompt: asked.prompt.clone(),
-                options: options(method, &parameters, &self.pair, &asked.prompt, asked.room)
-                    .map_err(|error| error.within(&format!("method {}", point.label)))?,
+                options,
                 seed: seed.wrapping_add(asked.index as u64),
                 answering: answering.clone(),
                 retokenize: false,
@@ -327,24 +558,23 @@ impl<'a> Comparison<'a> {
     }
 
     /// All that a point's answers depend on besides their prompts.
-    fn config(&self, point: &Point, seed: u64) -> Result<Map<String, Value>> {
-        let [policy, reward] = self.args.pair.names();
-        let weights = |count: Option<u64>| count.map(|count| format!("{count} weights"));
-        let named = |name: Option<String>, count: Option<String>| {
-            name.zip(count).map(|(name, count)| format!("{name}, {count}"))
-        };
-        let of_policy = weights(self.pair.policy.as_ref().map(|model| model.config.num_parameters()));
-        let of_reward = weights(self.pair.reward.as_ref().map(|model| model.config.num_parameters()));
+    fn config(&self, point: &Point, seed: u64, alone: bool) -> Result<Map<String, Value>> {
+        let [policy, reward] = self.models();
         let mut config = Map::new();
         config.insert("ggro".to_string(), json!(env!("CARGO_PKG_VERSION")));
-        config.insert("policy".to_string(), json!(named(policy, of_policy)));
-        config.insert("reward".to_string(), json!(named(reward, of_reward)));
-        config.insert("arithmetic".to_string(), self.arithmetic.clone());
+        config.insert(WRITTEN_BY.to_string(), json!("compare"));
+        config.insert("policy".to_string(), json!(policy));
+        config.insert("reward".to_string(), json!(reward));
+        config.insert("arithmetic".to_string(), json!(self.arithmetic));
         self.made_on.record(&mut config);
         let mut set = |name: &str, value: Value| drop(config.insert(name.to_string(), value));
         set("task", json!(self.task.as_ref().map(|task| task.dataset.name())));
         set("method", json!(point.label));
-        match point.answering(self.args.pair.has_reward()) {
+        if alone {
+            set("alone", json!(true));
+            set("scored", json!(self.scored(point, alone)));
+        }
+        match point.answering(self.scored(point, alone)) {
             Answering::Guided => {}
             Answering::Sampled { sampling, n, .. } => {
                 set("sampling", sampling_config(&sampling));
@@ -367,155 +597,198 @@ impl<'a> Comparison<'a> {
     }
 
     /// Makes all answers that are missing, and those that are made one at a time.
-    fn answer(&self, mut device: Device) -> Result<()> {
+    fn answer(&self, device: Device) -> Result<()> {
         // Every file is opened before the first answer, so that one that does not fit is found early.
-        let mut opened: Vec<(Vec<Job>, Rows, usize)> = Vec::new();
+        let mut opened: Vec<Opened> = Vec::new();
         for (point, seed) in files_of(self.plan) {
-            let jobs = self.jobs(point, seed)?;
-            let rows = self.open(&rows_path(&self.args.output, point, seed), point, seed, &jobs)?;
-            opened.push((jobs, rows, self.concurrency));
+            opened.push(self.open(&rows_path(&self.args.output, point, seed), (point, seed), false)?);
         }
         let timed = self.args.time.unwrap_or(0).min(self.prompts.len());
-        for point in self.plan.points.iter().filter(|_| timed > 0) {
+        for point in &self.plan.points {
             for &seed in point.seeds(&self.plan.seeds).iter().take(1) {
-                let mut jobs = self.jobs(point, seed)?;
-                let rows = self.open(&alone_path(&self.args.output, point, seed), point, seed, &jobs)?;
-                jobs.truncate(timed);
-                opened.push((jobs, rows, 1));
+                let path = alone_path(&self.args.output, point, seed);
+                // One that is there is read for the tables, and may end in the middle of a row.
+                if timed > 0 || path.exists() {
+                    let mut one = self.open(&path, (point, seed), true)?;
+                    one.jobs.truncate(timed);
+                    opened.push(one);
+                }
             }
         }
-        let all: usize = opened.iter().map(|(jobs, ..)| jobs.len()).sum();
-        let is_there =
-            |(jobs, rows, _): &(Vec<Job>, Rows, usize)| jobs.iter().filter(|job| rows.has(job.index)).count();
-        let there: usize = opened.iter().map(is_there).sum();
+        self.record_plan()?;
+        let all: usize = opened.iter().map(|one| one.jobs.len()).sum();
+        let there = all - opened.iter().map(|one| one.missing().count()).sum::<usize>();
         if there > 0 {
             let are = if all == 1 { "is" } else { "are" };
             say(&format!("{there} of {} {are} there already", counted(all, "answer")));
         }
         if there < all {
-            let settings = self.args.engine.settings(self.concurrency);
+            let count = counting(all, there, "answer");
+            count.goes_on(&self.args.output);
+            let ran = self.answer_missing(&mut opened, device, &count);
+            count.bar.finish_and_clear();
+            ran?;
+        }
+        opened.into_iter().try_for_each(|one| put_in_order(one.rows, there == all))
+    }
+
+    /// Makes the answers that are missing: first those that may run beside each other, then those that are made alone,
+    /// by an engine of their own that keeps no prompt.
+    fn answer_missing(&self, opened: &mut [Opened], device: Device, count: &Count) -> Result<()> {
+        let (mut found, task) = (Some(device), self.task.as_ref());
+        for alone in [false, true] {
+            let part: Vec<&mut Opened> =
+                opened.iter_mut().filter(|one| one.alone == alone && one.missing().next().is_some()).collect();
+            if part.is_empty() {
+                continue;
+            }
+            let mut device = match found.take() {
+                Some(device) => device,
+                None => self.once_more().find()?,
+            };
+            let concurrency = if alone { 1 } else { self.concurrency };
+            let usual = self.args.engine.settings(concurrency);
+            let settings = if alone { Settings { cached_prompts: 0, ..usual } } else { usual };
             let (flags, for_engine, max_len) =
                 (self.args.device.clone(), self.pair.clone(), self.args.pair.max_model_len);
             let engine =
                 Engine::start(settings, move || Ok(flags.open(&mut device, &for_engine, max_len)?.into_backend()))?;
-            let count = counting(all, there, "answer");
-            count.goes_on(&self.args.output);
-            for (jobs, rows, concurrency) in &mut opened {
-                let setting = Setting { concurrency: *concurrency, made_on: self.made_on.clone() };
-                let task = self.task.as_ref();
-                let ran = answer_all(&engine, &self.pair.tokenizer, task, jobs, &setting, rows, &|_: &Row| {
-                    count.bar.inc(1);
-                });
-                if ran.is_err() {
-                    count.bar.finish_and_clear();
+            let setting = Setting { concurrency, made_on: self.made_on.clone() };
+            for Opened { jobs, rows, .. } in part {
+                // What a method does for the first time takes longer. That answer is not recorded.
+                if let Some(job) = jobs.iter().find(|job| alone && !rows.has(job.index)) {
+                    answer_one(&engine, &self.pair.tokenizer, task, job)?;
                 }
-                ran?;
+                answer_all(&engine, &self.pair.tokenizer, task, jobs, &setting, rows, &|_: &Row| count.bar.inc(1))?;
             }
-            count.bar.finish_and_clear();
         }
-        opened.into_iter().try_for_each(|(_, rows, _)| put_in_order(rows, there == all))
+        Ok(())
     }
 
-    fn open(&self, path: &Path, point: &Point, seed: u64, jobs: &[Job]) -> Result<Rows> {
-        let config = self.config(point, seed)?;
-        Rows::open::<Row>(path, &config, false, &|row| fits(row, &self.records, jobs, &self.pair))
+    fn open(&self, path: &Path, (point, seed): (&Point, u64), alone: bool) -> Result<Opened> {
+        let (config, jobs) = (self.config(point, seed, alone)?, self.jobs(point, seed, alone)?);
+        let fits = |row: &Row| fits(row, &self.records, &jobs, &self.pair);
+        let rows = Rows::open::<Row>(path, &config, self.args.mix_devices, &fits)?;
+        Ok(Opened { jobs, rows, alone })
+    }
+
+    /// Checks that judgements that are there were made in the same way.
+    fn check_judgements(&self, ready: &Ready<'_>) -> Result<()> {
+        for (point, seed) in files_of(self.plan) {
+            let path = judged_path(&self.args.output, point, seed, ready.judge);
+            if path.exists() {
+                let config = self.judge_config(ready, &rows_path(&self.args.output, point, seed));
+                Rows::open::<Judgement>(&path, &config, self.args.mix_devices, &|_| Ok(()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes all judgements of a judge that are missing.
-    fn judge(&self, judge: &Judge) -> Result<()> {
-        let model = self.model(judge)?;
-        let mut opened: Vec<(Vec<Row>, Rows)> = Vec::new();
+    fn judge(&self, ready: &Ready<'_>) -> Result<()> {
+        let mut opened: Vec<Judged<'_>> = Vec::new();
         for (point, seed) in files_of(self.plan) {
             let answered = rows_path(&self.args.output, point, seed);
             let mut rows: Vec<Row> = read(&answered)?;
             let out = {
-                let fits = |one: &Judgement| one.fits(rows.iter().find(|row| row.index == one.index));
-                let config = self.judge_config(judge, model.as_ref(), &answered);
-                Rows::open::<Judgement>(&judged_path(&self.args.output, point, seed, judge), &config, false, &fits)?
+                let by_index: BTreeMap<usize, &Row> = rows.iter().map(|row| (row.index, row)).collect();
+                let fits = |one: &Judgement| one.fits(by_index.get(&one.index).copied());
+                let (path, config) =
+                    (judged_path(&self.args.output, point, seed, ready.judge), self.judge_config(ready, &answered));
+                Rows::open::<Judgement>(&path, &config, self.args.mix_devices, &fits)?
             };
-            rows.retain(|row| row.skipped.is_none() && !out.has(row.index));
-            opened.push((rows, out));
+            // There may be more rows than are asked for now.
+            let is_asked = |index: usize| self.prompts.binary_search_by_key(&index, |asked| asked.index).is_ok();
+            rows.retain(|row| row.skipped.is_none() && is_asked(row.index) && !out.has(row.index));
+            opened.push(Judged { point, seed, rows, out });
         }
-        let left: usize = opened.iter().map(|(rows, _)| rows.len()).sum();
+        let left: usize = opened.iter().map(|one| one.rows.len()).sum();
         if left > 0 {
-            let count = counting(left, 0, "judgement");
+            let (count, too_long) = (counting(left, 0, "judgement"), AtomicUsize::new(0));
             count.goes_on(&self.args.output);
-            let judged = self.judge_all(judge, model, &mut opened, &|| count.bar.inc(1));
+            let judged = self.judge_all(ready, &mut opened, &count, &too_long);
             count.bar.finish_and_clear();
             judged?;
+            let too_long = too_long.into_inner();
+            if too_long > 0 {
+                let texts = counted(too_long, "answer");
+                say(&format!("note: judge {}: {texts} too long for the model, without a score", ready.judge.name));
+            }
         }
-        opened.into_iter().try_for_each(|(_, rows)| put_in_order(rows, left == 0))
+        opened.into_iter().try_for_each(|one| put_in_order(one.out, left == 0))
     }
 
     fn judge_all(
         &self,
-        judge: &Judge,
-        model: Option<(Arc<Pair>, Device)>,
-        opened: &mut [(Vec<Row>, Rows)],
-        done: &(dyn Fn() + Sync),
+        ready: &Ready<'_>,
+        opened: &mut [Judged<'_>],
+        count: &Count,
+        too_long: &AtomicUsize,
     ) -> Result<()> {
-        let plain = |opened: &mut [(Vec<Row>, Rows)], make: &(dyn Fn(&Row) -> Result<Judgement> + Sync)| {
-            opened
-                .iter_mut()
-                .try_for_each(|(rows, out)| each(rows, self.concurrency, out, make, &|_: &Judgement| done()))
+        let record = |row: &Row| {
+            let record = self.records.get(row.index);
+            record.ok_or_else(|| Error::Backend("an answer without its prompt".to_string()))
+        };
+        let plain = |opened: &mut [Judged<'_>], make: &(dyn Fn(&Row) -> Result<Judgement> + Sync)| {
+            let done = |_: &Judgement| count.bar.inc(1);
+            opened.iter_mut().try_for_each(|one| each(&one.rows, self.concurrency, &mut one.out, make, &done))
+        };
+        let of_model = |row: &Row, scored: Scored| -> Result<Judgement> {
+            too_long.fetch_add(usize::from(scored.too_long), Ordering::Relaxed);
+            Ok(Judgement::new(row, scored.score, Some(self.made_on.device.clone())))
         };
         let settings = Settings { max_requests: self.concurrency, ..Settings::default() };
-        let flags = self.args.device.clone();
-        match (&judge.kind, model) {
+        let flags = self.once_more();
+        match (&ready.judge.kind, &ready.pair) {
             (JudgeKind::Answers, _) => plain(opened, &|row| Ok(Judgement::new(row, right(row), None))),
             (JudgeKind::Gold, _) => {
                 let rule = Gold::demo();
                 plain(opened, &|row| Ok(Judgement::new(row, Some(gold(&rule, row)), None)))
             }
             (JudgeKind::Command(command), _) => {
-                let places: Vec<(usize, usize)> = opened
-                    .iter()
-                    .enumerate()
-                    .flat_map(|(file, (rows, _))| (0..rows.len()).map(move |row| (file, row)))
-                    .collect();
-                let all: Vec<Row> = opened.iter().flat_map(|(rows, _)| rows.iter().cloned()).collect();
-                let all: Vec<&Row> = all.iter().collect();
-                ask_program(command, &all, &mut |index, score| {
-                    let found = places.get(index).zip(all.get(index));
-                    if let Some((&(file, _), row)) = found
-                        && let Some((_, out)) = opened.get_mut(file)
+                let (mut places, mut questions) = (Vec::new(), Vec::new());
+                for (file, one) in opened.iter().enumerate() {
+                    for row in &one.rows {
+                        questions.push(question(places.len(), record(row)?, row, (one.point.name.as_str(), one.seed)));
+                        places.push((file, row.clone()));
+                    }
+                }
+                let patience = Duration::from_secs(ready.judge.timeout_seconds);
+                ask_program(command, questions, patience, &mut |index, score| {
+                    if let Some((file, row)) = places.get(index)
+                        && let Some(one) = opened.get_mut(*file)
                     {
-                        out.add(&Judgement::new(row, score, None))?;
-                        done();
+                        one.out.add(&Judgement::new(row, score, None))?;
+                        count.bar.inc(1);
                     }
                     Ok(())
                 })
             }
-            (JudgeKind::Reward(_), Some((pair, mut device))) => {
-                let made_on = made_on(&device);
-                let for_engine = pair.clone();
+            (JudgeKind::Reward(_), Some(pair)) => {
+                let (mut device, for_engine) = (flags.find()?, pair.clone());
                 let engine =
                     Engine::start(settings, move || Ok(flags.open(&mut device, &for_engine, None)?.into_backend()))?;
-                let second = SecondReward { engine: &engine, pair: &pair };
-                plain(opened, &|row| {
-                    let record = self.records.get(row.index);
-                    let record = record.ok_or_else(|| Error::Backend("an answer without its prompt".to_string()))?;
-                    Ok(Judgement::new(row, second.score(record, row)?, Some(made_on.device.clone())))
-                })
+                let second = SecondReward { engine: &engine, pair };
+                plain(opened, &|row| of_model(row, second.score(record(row)?, row)?))
             }
-            (JudgeKind::Guard(path), Some((pair, mut device))) => {
-                let guard = pair.policy()?;
-                let Some(chat) = &guard.chat else {
-                    return Err(Error::file(path, "a guard model needs a chat template; this one has none"));
+            (JudgeKind::Guard(path), Some(pair)) => {
+                let model = pair.policy()?;
+                let Some(chat) = &model.chat else {
+                    return Err(Error::file(path, "a model that judges needs a chat template; this one has none"));
                 };
-                let (made_on, context) = (made_on(&device), guard.config.max_position_embeddings.min(GUARD_CONTEXT));
-                let for_engine = pair.clone();
+                let context = model.config.max_position_embeddings.min(GUARD_CONTEXT);
+                let (mut device, for_engine) = (flags.find()?, pair.clone());
                 let open = move || Ok(flags.open_quietly(&mut device, &for_engine, context)?.into_backend());
                 let engine = Engine::start(settings, open)?;
                 let guard = Guard {
                     engine: &engine,
                     tokenizer: &pair.tokenizer,
                     chat,
-                    stop_ids: &guard.stop_ids,
+                    stop_ids: &model.stop_ids,
                     context,
-                    skip_too_long: false,
+                    skip_too_long: true,
                 };
-                plain(opened, &|row| Ok(Judgement::new(row, safe(&guard, row)?, Some(made_on.device.clone()))))
+                plain(opened, &|row| of_model(row, safe(&guard, row)?))
             }
             (JudgeKind::Reward(_) | JudgeKind::Guard(_), None) => {
                 Err(Error::Backend("a judge without its model".to_string()))
@@ -523,39 +796,28 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// The model of a judge that is one, and a device for it.
-    fn model(&self, judge: &Judge) -> Result<Option<(Arc<Pair>, Device)>> {
-        let pair = match &judge.kind {
-            JudgeKind::Reward(path) => Pair::reward_only(&files(path)?)?,
-            JudgeKind::Guard(path) => Pair::policy_only(&files(path)?)?,
-            JudgeKind::Answers | JudgeKind::Command(_) | JudgeKind::Gold => return Ok(None),
-        };
-        let mut pair = Arc::new(noted(pair));
-        TemplateArgs { date: Some(self.date), ..TemplateArgs::default() }.set_up(&mut pair)?;
-        Ok(Some((pair, self.args.device.find()?)))
-    }
-
     /// All that a judgement depends on besides the answer. The threshold is the tables' business.
-    fn judge_config(&self, judge: &Judge, model: Option<&(Arc<Pair>, Device)>, answered: &Path) -> Map<String, Value> {
+    fn judge_config(&self, ready: &Ready<'_>, answered: &Path) -> Map<String, Value> {
         let mut config = Map::new();
         let mut set = |name: &str, value: Value| drop(config.insert(name.to_string(), value));
         set("ggro", json!(env!("CARGO_PKG_VERSION")));
-        set("judge", json!(judge.kind));
+        set(WRITTEN_BY, json!("compare"));
+        set("judge", json!(ready.judge.kind));
         set("rows", json!(answered.file_name().map(|name| name.to_string_lossy())));
-        if let Some((pair, device)) = model {
+        if let Some(pair) = &ready.pair {
             let config_of = pair.policy.as_ref().map(|model| &model.config);
             let config_of = config_of.or(pair.reward.as_ref().map(|model| &model.config));
             set("weights", json!(config_of.map(|config| config.num_parameters())));
-            set("arithmetic", json!(device.arithmetic(self.args.device.dtype)));
+            set("arithmetic", json!(self.arithmetic));
             set("date", json!(self.date.to_string()));
-            made_on(device).record(&mut config);
+            self.made_on.record(&mut config);
         }
         config
     }
 }
 
 /// All tables, one below the other.
-fn text(tables: &Tables) -> String {
+fn text(tables: &Tables, provenance: &Provenance) -> String {
     let mut text = format!(
         "{}; differences from {}, prompt by prompt; 95 % intervals over prompts\n",
         counted(tables.prompts, "prompt"),
@@ -570,19 +832,21 @@ fn text(tables: &Tables) -> String {
     let (forward, backward) = (tables.cost.reward_forward, tables.cost.reward_backward);
     text +=
         &format!("work: policy token-forwards, + {forward:.2} a reward token-forward, + {backward:.2} a backward\n");
-    // There the whole method is compared with, not one of its budgets.
+    // This table compares with all budgets of the reference method.
     let reference = tables.points.iter().find(|point| point.name == tables.reference);
     let reference = reference.map_or(tables.reference.as_str(), |point| point.label.as_str());
     let work = tables.equal_work.iter().map(|table| (table, "work", 0));
-    for (table, cost, digits) in work.chain(tables.equal_time.iter().map(|table| (table, "seconds", 3))) {
-        text += &format!("\n{} at equal {cost}\n", table.measure);
+    for (table, cost, digits) in work.chain(tables.equal_time.iter().map(|table| (table, "time", 3))) {
+        let unit = if cost == "time" { ", in seconds" } else { "" };
+        text += &format!("\n{} at equal {cost}{unit}\n", table.measure);
         text += &equal_table(table, reference, digits);
     }
     for curve in &tables.curves {
         text += &format!("\n{} along {}\n", curve.label, curve.parameter);
         text += &curve_table(tables, curve);
     }
-    text
+    text += "\nmade with\n";
+    text + &aligned(&provenance.lines().into_iter().map(|(name, of)| vec![name, of]).collect::<Vec<_>>())
 }
 
 fn measure_table(tables: &Tables, measure: usize) -> String {
@@ -647,7 +911,7 @@ fn equal_table(table: &AtEqual, reference: &str, digits: usize) -> String {
         [name].into_iter().chain(cells.iter().map(|&mean| words(mean))).collect()
     };
     let mut lines: Vec<Vec<String>> = vec![head];
-    lines.extend(table.methods.iter().map(|method| line(method.label.clone(), &method.best)));
+    lines.extend(table.methods.iter().map(|method| line(method.label.clone(), &method.at)));
     for method in table.methods.iter().filter(|method| !method.over_reference.is_empty()) {
         lines.push(line(format!("{} over {reference}", method.label), &method.over_reference));
     }
@@ -671,7 +935,7 @@ fn curve_table(tables: &Tables, curve: &Curve) -> String {
         }
         cells.push(match step.falling.is_empty() {
             true => String::new(),
-            false => format!("{} falls, the reward rises", step.falling.join(", ")),
+            false => format!("the reward rises and the score of {} falls", step.falling.join(", ")),
         });
         lines.push(cells);
     }
