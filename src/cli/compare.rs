@@ -167,6 +167,9 @@ fn plan(args: &Args) -> Result<(PlanFile, Plan)> {
         .map_err(|e| Error::file(path, format!("expected a plan: {}", e.to_string().trim_end())))?;
     let wrong = |error: Error| Error::file(path, error.to_string());
     let mut plan = Plan::new(&file).map_err(wrong)?;
+    if plan.judges.is_empty() && args.pair.is_demo() {
+        plan.judges.push(Judge::new("gold", JudgeKind::Gold));
+    }
     if let Some(JudgeCommand(words)) = &args.judge_command {
         let judge = Judge::new("command", JudgeKind::Command(words.clone()));
         if plan.judges.iter().any(|other| other.name.eq_ignore_ascii_case(&judge.name)) {
@@ -175,9 +178,6 @@ fn plan(args: &Args) -> Result<(PlanFile, Plan)> {
             )));
         }
         plan.judges.push(judge);
-    }
-    if plan.judges.is_empty() && args.pair.is_demo() {
-        plan.judges.push(Judge::new("gold", JudgeKind::Gold));
     }
     Ok((file, plan))
 }
