@@ -224,8 +224,7 @@ pub(super) fn fits(row: &Row, records: &[PromptRecord], jobs: &[Job], pair: &Pai
     if record.text != row.prompt {
         return Err("answers another prompt than the input's".to_string());
     }
-    let changed =
-        |name: &str| format!("has another `{name}` than the input's; put it back, or name another output");
+    let changed = |name: &str| format!("has another `{name}` than the input's; put it back, or name another output");
     if record.answer != row.answer {
         return Err(changed("answer"));
     }

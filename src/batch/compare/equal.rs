@@ -206,7 +206,8 @@ mod tests {
 
     #[test]
     fn means_are_of_the_prompts_that_all_points_have() {
-        let found = on_common_prompts(&[vec![Some(1.0), Some(2.0), None], vec![None; 3], vec![Some(3.0), None, Some(4.0)]]);
+        let found =
+            on_common_prompts(&[vec![Some(1.0), Some(2.0), None], vec![None; 3], vec![Some(3.0), None, Some(4.0)]]);
         assert_eq!(found, [vec![Some(1.0), None, None], vec![None; 3], vec![Some(3.0), None, None]]);
         assert_eq!(on_common_prompts(&[Vec::new()]), [Vec::new()]);
     }
@@ -221,7 +222,10 @@ mod tests {
         let [table] = &found[..] else { panic!("{found:?}") };
         assert_eq!(table.levels, [5.0, 20.0]);
         let over = table.methods[1].over_reference[1].unwrap();
-        assert_eq!((over.mean, over.low, over.high, over.count), (1.0, 1.0, 1.0, 2));
+        assert!(
+            [over.mean, over.low, over.high].iter().all(|one| (one - 1.0).abs() < 1e-12) && over.count == 2,
+            "{over:?}"
+        );
         assert!(table.methods[1].over_reference[0].is_none() && table.methods[0].at[0].is_none());
     }
 
@@ -231,8 +235,7 @@ mod tests {
         let methods = [("a".to_string(), vec![0, 1])];
         let costs = vec![vec![Some(10.0); 2], vec![Some(20.0); 2]];
         let values = [vec![vec![Some(5.0), Some(7.0)]], vec![vec![Some(1.0), Some(3.0)]]];
-        let found =
-            at_equal((&methods, None), &["judge".to_string()], &costs, &[], &values, &Resamples::new(2));
+        let found = at_equal((&methods, None), &["judge".to_string()], &costs, &[], &values, &Resamples::new(2));
         let means: Vec<f64> = found[0].methods[0].at.iter().map(|at| at.unwrap().mean).collect();
         assert_eq!(means, [6.0, 2.0]);
     }
