@@ -190,6 +190,37 @@ fn the_official_layout() {
     assert_eq!(run.out, format!("{}\n", answer.trim_end_matches("<|eot_id|>")));
 }
 
+/// Short answers of a policy that writes the assistant header itself.
+fn official(method: &str, more: &[&str]) -> super::Run {
+    let folder = goldens().join("llama-gqa");
+    let golden = traces(&folder).remove(0);
+    let (policy, reward) = (folder.join("policy"), folder.join("reward"));
+    let models = ["--policy", utf8(&policy), "--reward", utf8(&reward), "--prompt-layout", "official"];
+    let prompt = ["generate", golden["user_text"].as_str().expect("a text"), "--max-new-tokens", "30"];
+    ggro(&[&prompt[..], &models, &["--method", method], more].concat()).ok()
+}
+
+/// The policy writes the assistant header itself there; it is no text, to stop strings neither.
+#[test]
+fn stop_strings_are_not_looked_for_in_the_header() {
+    for (method, parameters) in [("blockwise", &["--method-param", "k=1", "--method-param", "block=9"])] {
+        let run = |more: &[&str]| {
+            let cold = ["--temperature", "0", "--json"];
+            official(method, &[&cold[..], &parameters[..], more].concat()).json()
+        };
+        let free = run(&[]);
+        let text = free["text"].as_str().expect("a text");
+        assert!(!text.contains("assistant") && text.len() > 40, "{text}");
+        for stop in ["assistant", "end_header", "\n\n"] {
+            let stopped = run(&["--stop", stop]);
+            assert_eq!((&stopped["text"], &stopped["completions"]), (&free["text"], &free["completions"]), "{stop}");
+        }
+        let place = text.char_indices().nth(20).expect("a long text").0;
+        let stop = &text[place..place + 6];
+        assert_eq!(run(&["--stop", stop])["text"].as_str(), text.split(stop).next());
+    }
+}
+
 #[test]
 fn variables_stand_for_flags_and_flags_win() {
     let tokens = |value: &str, more: &[&str]| {
