@@ -204,9 +204,7 @@ fn streamed(
     if let Some(closed) = terminal.closed.take() {
         return Err(closed.into());
     }
-    let text = |ids: &[u32]| text_of(&pair.tokenizer, &rules, &prompt.ids, &prompt.header, ids);
-    let texts = completions.all.iter().map(|one| Ok(prompt.prefill.clone() + &text(&one.ids)?));
-    let texts = texts.collect::<Result<Vec<String>>>()?;
+    let texts = texts_of(pair, prompt, &rules, &completions)?;
     Ok((completions, texts))
 }
 
@@ -227,11 +225,15 @@ fn sampled(
     let completed = complete(opened.backend(), &settings, &prompt.ids, spec, &mut progress);
     progress.clear();
     let (completions, _) = completed?;
-    // A completion is decoded by itself: its first token is the text's first.
-    let text = |ids: &[u32]| text_of(&pair.tokenizer, &rules, &[], &[], ids);
-    let texts = completions.all.iter().map(|one| Ok(prompt.prefill.clone() + &text(&one.ids)?));
-    let texts = texts.collect::<Result<Vec<String>>>()?;
+    let texts = texts_of(pair, prompt, &rules, &completions)?;
     Ok((completions, texts))
+}
+
+/// The texts of completions, as those of the greedy answer and of ggro are written: behind the prompt, with the
+/// beginning that was given, without the header that the policy writes itself.
+fn texts_of(pair: &Pair, prompt: &Prompt, rules: &Arc<TextRules>, completions: &Completions) -> Result<Vec<String>> {
+    let text = |ids: &[u32]| text_of(&pair.tokenizer, rules, &prompt.ids, &prompt.header, ids);
+    completions.all.iter().map(|one| Ok(prompt.prefill.clone() + &text(&one.ids)?)).collect()
 }
 
 fn sampling(args: &Generate) -> Sampling {

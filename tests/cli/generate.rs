@@ -200,13 +200,28 @@ fn official(method: &str, more: &[&str]) -> super::Run {
     ggro(&[&prompt[..], &models, &["--method", method], more].concat()).ok()
 }
 
+/// Samples are written as the greedy answer is: without the assistant header.
+#[test]
+fn samples_in_the_official_layout_have_no_header() {
+    let greedy = official("greedy", &["--no-baseline"]).out;
+    assert!(greedy.len() > 40 && !greedy.contains("<|"), "{greedy}");
+    for (method, n) in [("sample", "1"), ("bon", "2")] {
+        let cold = ["--temperature", "0", "--n", n];
+        assert_eq!(official(method, &cold).out, greedy, "{method}");
+        let object = official(method, &[&cold[..], &["--json"]].concat()).json();
+        assert_eq!(format!("{}\n", object["text"].as_str().expect("a text")), greedy, "{method}");
+    }
+}
+
 /// The policy writes the assistant header itself there; it is no text, to stop strings neither.
 #[test]
 fn stop_strings_are_not_looked_for_in_the_header() {
-    for (method, parameters) in [("blockwise", &["--method-param", "k=1", "--method-param", "block=9"])] {
+    for (method, parameters) in
+        [("blockwise", &["--method-param", "k=1", "--method-param", "block=9"][..]), ("sample", &[])]
+    {
         let run = |more: &[&str]| {
             let cold = ["--temperature", "0", "--json"];
-            official(method, &[&cold[..], &parameters[..], more].concat()).json()
+            official(method, &[&cold[..], parameters, more].concat()).json()
         };
         let free = run(&[]);
         let text = free["text"].as_str().expect("a text");
