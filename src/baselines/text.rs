@@ -92,6 +92,7 @@ pub(super) struct Text {
     pub logprobs: Vec<TokenLogprob>,
     /// Empty if there are no penalties: nothing else asks for them.
     counts: Counts,
+    /// It has been shown the ids. None if nothing is to be found, or it has been.
     check: Option<StopCheck>,
     /// Why it cannot go on.
     pub stop: Option<StopReason>,
@@ -127,7 +128,7 @@ impl Text {
             ids: Vec::new(),
             logprobs: Vec::new(),
             counts: if spec.sampling.penalises() { Counts::new(prompt) } else { Counts::default() },
-            check: None,
+            check: spec.stop_check.as_ref().map(|new| new()),
             stop: None,
             row: None,
             reward: None,
@@ -171,7 +172,7 @@ impl Text {
     }
 
     /// Takes over what is known of the text that it goes on from, which is complete.
-    pub fn begin(&mut self, from: &Text, rules: &Rules<'_>) {
+    pub fn begin(&mut self, from: &Text) {
         self.ids.clone_from(&from.ids);
         self.logprobs.clone_from(&from.logprobs);
         self.counts.clone_from(&from.counts);
@@ -185,13 +186,7 @@ impl Text {
             }
             None => State::Growing(self.ids.len()),
         };
-        self.check = rules.spec.stop_check.as_ref().filter(|_| self.stop.is_none()).map(|new| {
-            let mut check = new();
-            for &id in &self.ids {
-                check(id);
-            }
-            check
-        });
+        self.check = from.check.as_ref().map(|check| check.fork());
     }
 
     /// Goes on as far as the policy's rows are known. Returns the tokens that were added.
@@ -203,7 +198,7 @@ impl Text {
                 Growth::Sampled { until: Some(until), .. }
                     if grown >= until.min_tokens.max(1) && row.row.stats.entropy >= until.entropy =>
                 {
-                    (self.state, self.check) = (State::Complete, None);
+                    self.state = State::Complete;
                     break;
                 }
                 Growth::Sampled { tokens, .. } => tokens.max(1),
@@ -214,7 +209,7 @@ impl Text {
             self.row = None;
             added += 1;
             if self.stop.is_some() || grown + 1 >= limit {
-                (self.state, self.check) = (State::Complete, None);
+                self.state = State::Complete;
             }
         }
         Ok(added)
@@ -255,10 +250,13 @@ impl Text {
         if rules.record {
             self.logprobs.push(chosen);
         }
-        if rules.spec.stop_ids.contains(&id) || self.check.as_mut().is_some_and(|check| check(id)) {
+        if rules.spec.stop_ids.contains(&id) || self.check.as_mut().is_some_and(|check| check.ends_with(id)) {
             self.stop = Some(StopReason::Stop);
         } else if self.ids.len() >= rules.spec.max_new_tokens {
             self.stop = Some(StopReason::Length);
+        }
+        if self.stop.is_some() {
+            self.check = None;
         }
         Ok(())
     }

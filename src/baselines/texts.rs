@@ -236,7 +236,7 @@ impl Texts {
                 && from.state == State::Complete
                 && (from.stop.is_some() || from.row.is_some())
             {
-                text.begin(from, &self.rules());
+                text.begin(from);
             }
             match text.grow(&self.rules()) {
                 Ok(added) => self.tokens += added,

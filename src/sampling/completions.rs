@@ -14,8 +14,26 @@ use crate::task::{
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// Is shown a completion's ids as they come, and says whether it ends here for a reason of the caller's: a stop string, say.
-pub type StopCheck = Box<dyn FnMut(u32) -> bool + Send>;
+/// Is shown a completion's ids as they come, and says whether it ends for a reason of the caller's: a stop string, say. A closure
+/// of an id that can be cloned is one.
+pub trait CheckStop: Send {
+    /// Whether the completion ends with this id, the next one. It is shown each id once, up to the first that ends it.
+    fn ends_with(&mut self, id: u32) -> bool;
+    /// The same check for another completion, which has been shown the same ids.
+    fn fork(&self) -> StopCheck;
+}
+
+impl<F: FnMut(u32) -> bool + Clone + Send + 'static> CheckStop for F {
+    fn ends_with(&mut self, id: u32) -> bool {
+        self(id)
+    }
+    fn fork(&self) -> StopCheck {
+        Box::new(self.clone())
+    }
+}
+
+/// The check of one completion.
+pub type StopCheck = Box<dyn CheckStop>;
 
 /// Makes a check for every completion.
 pub type NewStopCheck = Arc<dyn Fn() -> StopCheck + Send + Sync>;
@@ -179,7 +197,7 @@ impl Sampler {
             stream.logprobs.push(chosen);
         }
         self.tokens += 1;
-        if self.spec.stop_ids.contains(&id) || stream.check.as_mut().is_some_and(|check| check(id)) {
+        if self.spec.stop_ids.contains(&id) || stream.check.as_mut().is_some_and(|check| check.ends_with(id)) {
             stream.reason = Some(StopReason::Stop);
         } else if stream.ids.len() >= self.spec.max_new_tokens {
             stream.reason = Some(StopReason::Length);

@@ -27,7 +27,7 @@ use crate::{Error, Result};
 
 pub use choose::choose;
 pub(crate) use choose::reported;
-pub use completions::{CompletionSpec, NewStopCheck, Sampler, StopCheck};
+pub use completions::{CheckStop, CompletionSpec, NewStopCheck, Sampler, StopCheck};
 pub use stop::StopStrings;
 
 /// Completions of one request, at most.

@@ -6,7 +6,7 @@
 
 use crate::Result;
 use crate::files::tokenizer::{TextStream, Tokenizer};
-use crate::sampling::{NewStopCheck, StopCheck, StopStrings};
+use crate::sampling::{CheckStop, NewStopCheck, StopCheck, StopStrings};
 use std::sync::Arc;
 
 /// What becomes text, and what ends it.
@@ -35,11 +35,8 @@ impl TextRules {
     /// [`TextWriter`] behind the same prompt and with the same header ends.
     pub fn watch(self: &Arc<TextRules>, tokenizer: &Arc<Tokenizer>, prompt: &[u32], header: &[u32]) -> NewStopCheck {
         let reader = Reader::new(tokenizer.clone(), self.clone(), prompt, header);
-        let begin = EndFinder { reader, tail: String::new(), ended: false };
-        Arc::new(move || -> StopCheck {
-            let mut finder = begin.clone();
-            Box::new(move |id| finder.push(id))
-        })
+        let begin = EndFinder { reader, tail: String::new() };
+        Arc::new(move || begin.fork())
     }
 }
 
@@ -83,27 +80,29 @@ impl Reader {
     }
 }
 
-/// Finds the id that ends an answer. It keeps no more of the text than a stop string can begin in, and does not ask what of
-/// it may be shown.
+/// Finds the id that ends an answer. It keeps no more of the text than a stop string can begin in, and does not ask
+/// what of it may be shown.
 #[derive(Clone)]
 struct EndFinder {
     reader: Reader,
     tail: String,
-    ended: bool,
+}
+
+impl CheckStop for EndFinder {
+    fn ends_with(&mut self, id: u32) -> bool {
+        match self.reader.read(id) {
+            Ok(Read { text: Some(text), .. }) => self.ends_in(&text),
+            // A text that cannot be decoded ends where it is written, with the error.
+            Ok(Read { text: None, .. }) | Err(_) => true,
+        }
+    }
+
+    fn fork(&self) -> StopCheck {
+        Box::new(self.clone())
+    }
 }
 
 impl EndFinder {
-    /// Whether the answer ends with this id, or has ended.
-    fn push(&mut self, id: u32) -> bool {
-        self.ended = self.ended
-            || match self.reader.read(id) {
-                Ok(Read { text: Some(text), .. }) => self.ends_in(&text),
-                // A text that cannot be decoded ends where it is written, with the error.
-                Ok(Read { text: None, .. }) | Err(_) => true,
-            };
-        self.ended
-    }
-
     /// Whether a stop string ends in more text.
     fn ends_in(&mut self, text: &str) -> bool {
         let stops = &self.reader.rules.stops;
@@ -274,7 +273,7 @@ mod tests {
         let rules = TextRules { stops: StopStrings::new(&[". One".to_string()]).unwrap(), ..TextRules::default() };
         let rules = Arc::new(rules);
         let mut watch = rules.watch(&tokenizer, &[], &[])();
-        let at = ids.iter().position(|&id| watch(id)).unwrap();
+        let at = ids.iter().position(|&id| watch.ends_with(id)).unwrap();
         assert_eq!(tokenizer.decode(&ids[..=at]).unwrap(), "One day a fox. One");
         assert_eq!(text_of(&tokenizer, &rules, &[], &[], &ids).unwrap(), "One day a fox");
         let rules = Arc::new(TextRules { include_stop: true, ..(*rules).clone() });
@@ -302,7 +301,8 @@ mod tests {
     fn a_check_ends_where_the_writer_does() {
         let tokenizer = tokenizer();
         let header = tokenizer.encode("<|start_header_id|>assistant<|end_header_id|>\n\n").unwrap();
-        let texts = ["One day a fox. One night a crow.", "a assistant é 🦀 é\n\nOne", "<|start_header_id|> One<|eot_id|>x"];
+        let texts =
+            ["One day a fox. One night a crow.", "a assistant é 🦀 é\n\nOne", "<|start_header_id|> One<|eot_id|>x"];
         let stops = [&["assistant"][..], &["\n\n", ". One"], &["🦀 é", "é"], &["<|start"], &["a"], &[]];
         let mut ends = [0, 0, 0];
         for (text, stops) in texts.iter().flat_map(|text| stops.iter().map(move |stops| (text, stops))) {
@@ -318,7 +318,12 @@ mod tests {
                 let mut check = rules.watch(&tokenizer, &prompt, &header)();
                 for &id in &ids {
                     writer.push(id).unwrap();
-                    assert_eq!(check(id), writer.end().is_some(), "{text:?} until {strings:?} at {id}");
+                    let mut fork = check.fork();
+                    assert_eq!(check.ends_with(id), writer.end().is_some(), "{text:?} until {strings:?} at {id}");
+                    assert_eq!(fork.ends_with(id), writer.end().is_some(), "a fork of {text:?} at {id}");
+                    if writer.end().is_some() {
+                        break;
+                    }
                 }
                 ends[match writer.end() {
                     Some(End::StopString(_)) => 0,
