@@ -163,7 +163,7 @@ impl Request for Search {
 
     fn on_failure(&mut self, task: &Task, error: Error) {
         if let Some(id) = text_of(task).filter(|_| !self.outcome.ended()) {
-            self.texts.on_failure(id, error);
+            self.texts.on_failure(id, task, error);
         }
     }
 

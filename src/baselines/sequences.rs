@@ -120,6 +120,11 @@ impl Texts {
                 if idle || text.row.is_some() || text.stop.is_some() { Need::Nothing } else { row },
                 if idle || scored || text.state != State::Complete { Need::Nothing } else { reward },
             ];
+            for (need, given_up) in text.needs.iter_mut().zip(text.given_up) {
+                if given_up && *need == Need::Speculation {
+                    *need = Need::Nothing;
+                }
+            }
             open.extend(
                 (0..2)
                     .filter(|&role| text.needs[role] != Need::Nothing && !text.tracks[role].own)

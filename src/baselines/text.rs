@@ -113,6 +113,8 @@ pub(super) struct Text {
     pub wants_reward: bool,
     /// What the policy's row and the reward are run for.
     pub needs: [Need; 2],
+    /// Whether the policy's row and the reward could not be run ahead of need: they are run again when they are needed.
+    pub given_up: [bool; 2],
     /// Work that was done before it was needed.
     pub uncounted: Work,
     pub failed: Option<Error>,
@@ -140,6 +142,7 @@ impl Text {
             wants_row: false,
             wants_reward: false,
             needs: [Need::Nothing; 2],
+            given_up: [false; 2],
             uncounted: Work::default(),
             failed: None,
             tracks: [trunk; 2],
@@ -165,6 +168,7 @@ impl Text {
             wants_row: false,
             wants_reward: speculative,
             needs: [Need::Nothing; 2],
+            given_up: [false; 2],
             uncounted: Work::default(),
             failed: None,
             tracks: [nowhere; 2],

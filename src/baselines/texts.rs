@@ -270,13 +270,12 @@ impl Texts {
     /// The row behind a text.
     pub(super) fn on_row(&mut self, id: TextId, task: &Task, output: PolicyOutput) {
         self.ran(id, task);
-        let Some(text) = self.all.get_mut(&id) else { return };
-        match output.row.stats.finite {
-            true => text.row = Some(Arc::new(output)),
-            false => {
-                let position = task.len.saturating_sub(1);
-                text.failed = Some(Error::NonFinite { what: "logit", model: "policy", position });
-            }
+        if !output.row.stats.finite {
+            let position = task.len.saturating_sub(1);
+            return self.on_failure(id, task, Error::NonFinite { what: "logit", model: "policy", position });
+        }
+        if let Some(text) = self.all.get_mut(&id) {
+            text.row = Some(Arc::new(output));
         }
     }
 
@@ -306,10 +305,13 @@ impl Texts {
         }
     }
 
-    /// A task of a text could not be run.
-    pub(super) fn on_failure(&mut self, id: TextId, error: Error) {
-        if let Some(text) = self.all.get_mut(&id) {
-            text.failed = Some(error);
+    /// A task of a text could not be run. What was run ahead of need fails nothing: it may never be needed, and if it is, it is
+    /// run again.
+    pub(super) fn on_failure(&mut self, id: TextId, task: &Task, error: Error) {
+        let Some(text) = self.all.get_mut(&id) else { return };
+        match task.speculative {
+            true => text.given_up[task.key.role as usize] = true,
+            false => text.failed = Some(error),
         }
     }
 

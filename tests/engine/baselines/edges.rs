@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// One of each method, small.
-fn all() -> Vec<Baseline> {
+pub fn all() -> Vec<Baseline> {
     vec![
         Baseline::RejectionSampling(RejectionSampling { max_tries: 3, ..RejectionSampling::new(5.0) }),
         Baseline::Cards(Cards { max_rejections: 2, max_segment: 5, entropy_threshold: 0.5, ..Cards::new(5.0) }),
@@ -29,7 +29,7 @@ fn all() -> Vec<Baseline> {
     ]
 }
 
-fn spec(max_new_tokens: usize) -> CompletionSpec {
+pub fn spec(max_new_tokens: usize) -> CompletionSpec {
     CompletionSpec {
         sampling: Sampling { temperature: 1.0, seed: 5, ..Sampling::default() },
         max_new_tokens,
@@ -47,7 +47,7 @@ fn run(model: &Model, spec: CompletionSpec, method: &Baseline) -> Result<Complet
 }
 
 /// Hesitates between three tokens everywhere.
-fn model() -> Model {
+pub fn model() -> Model {
     script(|_| torn(&[5, 6, 7]), |g| g.iter().filter(|&&id| id == 6).count() as f32, |_, _| 0.0)
 }
 
@@ -337,7 +337,7 @@ fn sequences_are_released_whenever_the_backend_fails() {
 }
 
 /// A method that does as it is told.
-struct Told<F>(F);
+pub struct Told<F>(pub F);
 
 impl<F: FnMut(&mut Texts) -> Result<Option<Answer>> + Send> Strategy for Told<F> {
     fn next(&mut self, texts: &mut Texts) -> Result<Option<Answer>> {
