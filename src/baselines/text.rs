@@ -1,11 +1,11 @@
 //! One text of a search: its ids, how it goes on, and what the models have said of it.
 
 use crate::answer::{StopReason, TokenLogprob};
-use crate::model::Work;
-use crate::sampling::{CompletionSpec, Counts, StopCheck, choose, reported};
+use crate::model::{RowStats, Work};
+use crate::sampling::{CompletionSpec, Counts, StopCheck, choose_of, reported};
 use crate::task::PolicyOutput;
 use crate::{Error, Result};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A text of a search. Numbers ascend and are never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +84,19 @@ pub(super) struct Rules<'a> {
     pub record: bool,
 }
 
+/// The policy's row behind a text.
+pub(super) struct Row {
+    pub output: PolicyOutput,
+    /// Statistics of its logits. All texts that go on from here draw by them, so they are computed once.
+    of_logits: OnceLock<RowStats>,
+}
+
+impl Row {
+    pub fn new(output: PolicyOutput) -> Row {
+        Row { output, of_logits: OnceLock::new() }
+    }
+}
+
 /// A text.
 pub(super) struct Text {
     /// Behind the prompt.
@@ -97,7 +110,7 @@ pub(super) struct Text {
     /// Why it cannot go on.
     pub stop: Option<StopReason>,
     /// The policy's row behind the last id.
-    pub row: Option<Arc<PolicyOutput>>,
+    pub row: Option<Arc<Row>>,
     /// At the last id.
     pub reward: Option<f32>,
     /// What it goes on from and how; the prompt goes on from nothing.
@@ -200,7 +213,7 @@ impl Text {
             let grown = self.ids.len() - start;
             let limit = match growth {
                 Growth::Sampled { until: Some(until), .. }
-                    if grown >= until.min_tokens.max(1) && row.row.stats.entropy >= until.entropy =>
+                    if grown >= until.min_tokens.max(1) && row.output.row.stats.entropy >= until.entropy =>
                 {
                     self.state = State::Complete;
                     break;
@@ -220,7 +233,8 @@ impl Text {
     }
 
     /// Adds the next token.
-    fn push(&mut self, growth: Growth, output: &PolicyOutput, rules: &Rules<'_>) -> Result<()> {
+    fn push(&mut self, growth: Growth, row: &Row, rules: &Rules<'_>) -> Result<()> {
+        let Row { output, of_logits } = row;
         let (sampling, stats) = (&rules.spec.sampling, &output.row.stats);
         let index = self.ids.len() as u64;
         let argmax = TokenLogprob {
@@ -230,7 +244,10 @@ impl Text {
             top: Vec::new(),
         };
         let chosen = match (growth, &output.logits) {
-            (Growth::Sampled { stream, .. }, Some(logits)) => choose(logits, sampling, &self.counts, stream, index),
+            (Growth::Sampled { stream, .. }, Some(logits)) => {
+                let stats = of_logits.get_or_init(|| RowStats::of(logits, 0.0));
+                choose_of(logits, stats, sampling, &self.counts, (stream, index))
+            }
             (Growth::Sampled { .. }, None) => argmax,
             (Growth::Token(id), Some(logits)) => reported(logits, stats, id, sampling.logprobs),
             (Growth::Token(id), None) if id == stats.argmax => argmax,
@@ -268,5 +285,46 @@ impl Text {
     /// Whether a model may be asked for more of it.
     pub fn goes_on_in(&self, role: usize) -> bool {
         self.stop.is_none() || (role == 1 && self.reward.is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PolicyRow;
+    use crate::sampling::Sampling;
+
+    fn row(logits: Vec<f32>) -> Row {
+        let stats = RowStats::of(&logits, 0.0);
+        Row::new(PolicyOutput { row: PolicyRow { stats, top: Vec::new() }, logits: Some(logits) })
+    }
+
+    fn spec() -> CompletionSpec {
+        let sampling = Sampling { temperature: 1.0, logprobs: Some(1), ..Sampling::default() };
+        CompletionSpec { sampling, ..CompletionSpec::default() }
+    }
+
+    /// A text of one token more.
+    fn longer(from: &Text, stream: u64, rules: &Rules<'_>) -> Text {
+        let mut text = Text::after(TextId(0), Growth::Sampled { stream, tokens: 1, until: None }, false);
+        text.begin(from);
+        assert_eq!(text.grow(rules).unwrap(), 1);
+        text
+    }
+
+    #[test]
+    fn texts_draw_from_one_row_by_the_same_statistics() {
+        let spec = spec();
+        let rules = Rules { spec: &spec, reward_vocab: 3, record: true };
+        let mut prompt = Text::prompt(&[0], &spec);
+        let known = row(vec![1.0, 2.0, 0.5]);
+        // Statistics that nobody would compute from the logits.
+        let odd = RowStats { entropy: 7.5, ..known.output.row.stats };
+        known.of_logits.set(odd).unwrap();
+        prompt.row = Some(Arc::new(known));
+        for stream in 0..4 {
+            let text = longer(&prompt, stream, &rules);
+            assert_eq!(text.logprobs[0].entropy, 7.5, "computed again for stream {stream}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The texts of a search: what a method may ask, and what it is told.
 
-use super::text::{Growth, Rules, State, Text, TextId};
+use super::text::{Growth, Row, Rules, State, Text, TextId};
 use crate::answer::{StopReason, TokenLogprob};
 use crate::model::{TopK, Work};
 use crate::rng::Uniforms;
@@ -162,7 +162,7 @@ impl Texts {
     /// [`Strategy::top_k`](super::Strategy::top_k), most likely first, the lower id first on a tie. Ids that the reward model
     /// cannot read are left out. None behind a text that cannot go on.
     pub fn top(&self, id: TextId) -> &[(u32, f32)] {
-        self.all.get(&id).and_then(|text| text.row.as_ref()).map_or(&[], |row| row.row.top.as_slice())
+        self.all.get(&id).and_then(|text| text.row.as_ref()).map_or(&[], |row| row.output.row.top.as_slice())
     }
 
     /// Place of the text with the largest reward, the first one on a tie.
@@ -275,7 +275,7 @@ impl Texts {
             return self.on_failure(id, task, Error::NonFinite { what: "logit", model: "policy", position });
         }
         if let Some(text) = self.all.get_mut(&id) {
-            text.row = Some(Arc::new(output));
+            text.row = Some(Arc::new(Row::new(output)));
         }
     }
 

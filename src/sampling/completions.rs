@@ -3,10 +3,10 @@
 //! Completions share the prompt, which goes through each model once. A completion's n-th token depends on the seed, the
 //! number of the completion, n and the row alone, so it is the same in any batch.
 
-use super::choose::{choose, reported};
+use super::choose::{choose_of, reported};
 use super::{Counts, Sampling};
 use crate::answer::{Completion, Completions, StopReason, TokenLogprob};
-use crate::model::{Role, TopK, Work};
+use crate::model::{Role, RowStats, TopK, Work};
 use crate::task::{
     Ask, FullLogits, Liveness, Outcome, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task,
     TaskOrigin, cut,
@@ -158,8 +158,8 @@ impl Sampler {
         self.spec.prompt_logprobs && self.scanned.len() + 1 < self.prompt.len()
     }
 
-    /// Lets a completion take its next token.
-    fn push(&mut self, index: usize, output: &PolicyOutput) -> Result<()> {
+    /// Lets a completion take its next token. `of_logits` are the statistics of the row's logits, if they came with it.
+    fn push(&mut self, index: usize, output: &PolicyOutput, of_logits: Option<&RowStats>) -> Result<()> {
         let stats = &output.row.stats;
         let stream = &mut self.streams[index];
         if stream.reason.is_some() {
@@ -170,8 +170,10 @@ impl Sampler {
             return Err(Error::NonFinite { what: "logit", model: "policy", position: position - 1 });
         }
         let token = stream.ids.len() as u64;
-        let chosen = match &output.logits {
-            Some(logits) => choose(logits, &self.spec.sampling, &stream.counts, index as u64, token),
+        let chosen = match output.logits.as_ref().zip(of_logits) {
+            Some((logits, stats)) => {
+                choose_of(logits, stats, &self.spec.sampling, &stream.counts, (index as u64, token))
+            }
             None => TokenLogprob {
                 id: stats.argmax,
                 logprob: stats.max_probability.ln(),
@@ -228,7 +230,9 @@ impl Sampler {
         }
         let streams = if self.begun { index..index + 1 } else { 0..self.streams.len() };
         self.begun = true;
-        streams.into_iter().try_for_each(|index| self.push(index, output))
+        // Of the first row all completions take a token.
+        let of_logits = output.logits.as_ref().map(|logits| RowStats::of(logits, 0.0));
+        streams.into_iter().try_for_each(|index| self.push(index, output, of_logits.as_ref()))
     }
 }
 

@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use crate::{Error, Result};
 
 pub use choose::choose;
-pub(crate) use choose::reported;
+pub(crate) use choose::{choose_of, reported};
 pub use completions::{CheckStop, CompletionSpec, NewStopCheck, Sampler, StopCheck};
 pub use stop::StopStrings;
 
