@@ -101,8 +101,8 @@ impl Row {
 pub(super) struct Text {
     /// Behind the prompt.
     pub ids: Vec<u32>,
-    /// Per id, if they are kept.
-    pub logprobs: Vec<TokenLogprob>,
+    /// Per id, if they are kept. Texts that go on from this one share them.
+    pub logprobs: Vec<Arc<TokenLogprob>>,
     /// Empty if there are no penalties: nothing else asks for them.
     counts: Counts,
     /// It has been shown the ids. None if nothing is to be found, or it has been.
@@ -269,7 +269,7 @@ impl Text {
             self.counts.push(id);
         }
         if rules.record {
-            self.logprobs.push(chosen);
+            self.logprobs.push(Arc::new(chosen));
         }
         if rules.spec.stop_ids.contains(&id) || self.check.as_mut().is_some_and(|check| check.ends_with(id)) {
             self.stop = Some(StopReason::Stop);
@@ -326,5 +326,18 @@ mod tests {
             let text = longer(&prompt, stream, &rules);
             assert_eq!(text.logprobs[0].entropy, 7.5, "computed again for stream {stream}");
         }
+    }
+
+    #[test]
+    fn texts_share_the_log_probabilities_of_their_beginning() {
+        let spec = spec();
+        let rules = Rules { spec: &spec, reward_vocab: 3, record: true };
+        let mut prompt = Text::prompt(&[0], &spec);
+        prompt.row = Some(Arc::new(row(vec![1.0, 2.0, 0.5])));
+        let mut first = longer(&prompt, 0, &rules);
+        first.row = Some(Arc::new(row(vec![0.0, 0.0, 0.0])));
+        let both = [longer(&first, 1, &rules), longer(&first, 2, &rules)];
+        assert!(both.iter().all(|text| text.logprobs.len() == 2 && Arc::ptr_eq(&text.logprobs[0], &first.logprobs[0])));
+        assert_eq!(Arc::strong_count(&first.logprobs[0]), 3);
     }
 }

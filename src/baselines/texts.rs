@@ -316,7 +316,7 @@ impl Texts {
     }
 
     /// Ids and log-probabilities of a text, or of what it will go on from.
-    fn known(&self, id: TextId) -> (&[u32], &[TokenLogprob]) {
+    fn known(&self, id: TextId) -> (&[u32], &[Arc<TokenLogprob>]) {
         let mut next = Some(id);
         while let Some(text) = next.and_then(|id| self.all.get(&id)) {
             if text.state != State::Waiting {
@@ -328,7 +328,7 @@ impl Texts {
     }
 
     /// The tokens behind the first `from` ones that every text begins with that may become the answer.
-    pub(super) fn settled(&self, from: usize) -> Vec<TokenLogprob> {
+    pub(super) fn settled(&self, from: usize) -> Vec<Arc<TokenLogprob>> {
         let mut kept = self.all.iter().filter(|(_, text)| text.kept && !text.speculative).map(|(&id, _)| id);
         let Some(first) = kept.next() else { return Vec::new() };
         let (ids, logprobs) = self.known(first);

@@ -14,8 +14,8 @@ use crate::task::{
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// Is shown a completion's ids as they come, and says whether it ends for a reason of the caller's: a stop string, say. A closure
-/// of an id that can be cloned is one.
+/// Is shown a completion's ids as they come, and says whether it ends for a reason of the caller's: a stop string, say.
+/// A closure of an id that can be cloned is one.
 pub trait CheckStop: Send {
     /// Whether the completion ends with this id, the next one. It is shown each id once, up to the first that ends it.
     fn ends_with(&mut self, id: u32) -> bool;
@@ -192,11 +192,14 @@ impl Sampler {
         if self.spec.sampling.penalises() {
             stream.counts.push(id);
         }
-        if self.spec.stream_tokens {
-            self.progress.push(Progress::Token(index, chosen.clone()));
-        }
-        if self.spec.sampling.logprobs.is_some() {
-            stream.logprobs.push(chosen);
+        match (self.spec.stream_tokens, self.spec.sampling.logprobs.is_some()) {
+            (true, true) => {
+                self.progress.push(Progress::Token(index, chosen.clone()));
+                stream.logprobs.push(chosen);
+            }
+            (true, false) => self.progress.push(Progress::Token(index, chosen)),
+            (false, true) => stream.logprobs.push(chosen),
+            (false, false) => {}
         }
         self.tokens += 1;
         if self.spec.stop_ids.contains(&id) || stream.check.as_mut().is_some_and(|check| check.ends_with(id)) {
