@@ -282,6 +282,11 @@ impl Text {
         Ok(())
     }
 
+    /// What anything that it asks for is run for.
+    pub fn urgency(&self) -> Need {
+        if self.speculative { Need::Speculation } else { Need::Answer }
+    }
+
     /// Whether a model may be asked for more of it.
     pub fn goes_on_in(&self, role: usize) -> bool {
         self.stop.is_none() || (role == 1 && self.reward.is_none())

@@ -5,7 +5,7 @@ use crate::answer::{StopReason, TokenLogprob};
 use crate::model::{TopK, Work};
 use crate::rng::Uniforms;
 use crate::sampling::CompletionSpec;
-use crate::task::{Ask, FullLogits, PolicyOutput, RewardOutput, Task};
+use crate::task::{Ask, FullLogits, Liveness, PolicyOutput, RewardOutput, Task};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,6 +33,8 @@ pub struct Texts {
     /// The last number of a sequence.
     pub(super) numbers: u32,
     pub(super) sequences: [BTreeMap<u32, Sequence>; 2],
+    /// Those of each model that are still needed.
+    pub(super) live: [BTreeMap<u32, Liveness>; 2],
     pub(super) necessary: Work,
     /// Added since the last time that somebody asked.
     pub(super) tokens: usize,
@@ -52,6 +54,7 @@ impl Texts {
             next: 1,
             numbers: 0,
             sequences: [trunk(), trunk()],
+            live: Default::default(),
             necessary: Work::default(),
             tokens: 0,
         }
