@@ -112,7 +112,7 @@ impl Search {
                 ids: text.ids.clone(),
                 reason: text.stop.unwrap_or(StopReason::Length),
                 logprobs: Vec::new(),
-                reward: text.reward,
+                reward: text.asked_reward(),
             };
             Ok((completion, if logprobs { text.logprobs.clone() } else { Vec::new() }))
         };

@@ -19,15 +19,18 @@ struct Dependents {
     unscored: usize,
     /// What those need.
     reward: Need,
+    /// Whether there are any texts.
+    any: bool,
 }
 
-const NONE: Dependents = Dependents { row: Need::Nothing, unscored: 0, reward: Need::Nothing };
+const NONE: Dependents = Dependents { row: Need::Nothing, unscored: 0, reward: Need::Nothing, any: false };
 
 impl Dependents {
     fn add(&mut self, more: Dependents) {
         self.row = self.row.max(more.row);
         self.unscored += more.unscored;
         self.reward = self.reward.max(more.reward);
+        self.any |= more.any;
     }
 }
 
@@ -43,12 +46,12 @@ impl Texts {
         let own = text.urgency();
         let waits = text.state == State::Waiting;
         let track = text.tracks[Role::Reward as usize];
-        let open = text.wants_reward && text.reward.is_none();
+        let open = text.scores() && text.reward.is_none();
         let reward = if open { own.max(below.reward) } else { below.reward };
         let row = if waits && text.failed.is_none() { own } else { Need::Nothing };
         match waits || !track.own && track.run < self.len_of(text.ids.len()) {
-            true => Dependents { row, unscored: 1, reward },
-            false => Dependents { row, ..NONE },
+            true => Dependents { row, unscored: 1, reward, any: true },
+            false => Dependents { row, any: true, ..NONE },
         }
     }
 
@@ -75,7 +78,9 @@ impl Texts {
             let below = found.get(&id).copied().unwrap_or(NONE);
             let run = text.tracks[Role::Reward as usize].run;
             let shared = text.state == State::Complete && run < self.len_of(text.ids.len()) && below.unscored > 1;
-            let needless = !text.kept && below.row == Need::Nothing && !shared;
+            // Rewards that were run ahead count once the method asks for one behind them.
+            let uncounted = text.uncounted[Role::Reward as usize] > 0 && below.any;
+            let needless = !text.kept && below.row == Need::Nothing && !shared && !uncounted;
             if needless {
                 gone.insert(id, text.parent);
             }
@@ -104,14 +109,18 @@ impl Texts {
         for id in ids {
             let Some(text) = self.all.get(&id).filter(|text| text.state != State::Waiting) else { continue };
             let Some(from) = text.parent.and_then(|parent| self.all.get(&parent)) else { continue };
-            let (tracks, reward) = (from.tracks, from.reward.filter(|_| from.ids.len() == text.ids.len()));
+            let (tracks, asked) = (from.tracks, from.asked[Role::Reward as usize]);
+            let reward = from.reward.filter(|_| from.ids.len() == text.ids.len());
             let Some(text) = self.all.get_mut(&id) else { continue };
             for (own, from) in text.tracks.iter_mut().zip(tracks) {
                 if !own.own && own.run < from.run {
                     *own = Track { own: false, ..from };
                 }
             }
-            text.reward = text.reward.or(reward);
+            if reward.is_some() {
+                text.reward = text.reward.or(reward);
+                text.asked[Role::Reward as usize] |= asked;
+            }
         }
     }
 
@@ -131,7 +140,7 @@ impl Texts {
             };
             let scored = text.tracks[Role::Reward as usize].run >= prompt_len + text.ids.len();
             let shared = !scored && (text.kept || below.unscored > 1);
-            let reward = match (text.wants_reward, shared) {
+            let reward = match (text.scores(), shared) {
                 (true, _) => own.max(if shared { below.reward } else { Need::Nothing }),
                 (false, true) => below.reward,
                 (false, false) => Need::Nothing,
@@ -188,8 +197,8 @@ impl Texts {
         self.live = [0, 1].map(|role| self.live(role));
     }
 
-    /// The sequence that really holds the first positions of a text on this one: as long as it has not been run since it forked off,
-    /// they are where it forked off.
+    /// The sequence that really holds the first positions of a text on this one: as long as it has not been run since
+    /// it forked off, they are where it forked off.
     fn holder(&self, role: usize, seq: u32) -> u32 {
         match self.sequences[role].get(&seq) {
             Some(&Sequence { run, parent: Some((from, len)) }) if run == len => from,
@@ -209,7 +218,7 @@ impl Texts {
                     }
                     true => {
                         live.entry(number).or_insert(Liveness::Speculative);
-                    },
+                    }
                 }
             }
         }
@@ -252,8 +261,8 @@ impl Texts {
         }
     }
 
-    /// Whether a sequence is still needed, as of the last time that everything was [settled](Texts::settle). The first one of each
-    /// model holds the prompt, for later requests.
+    /// Whether a sequence is still needed, as of the last time that everything was [settled](Texts::settle). The first
+    /// one of each model holds the prompt, for later requests.
     pub(super) fn liveness(&self, key: SeqKey) -> Liveness {
         match key.number {
             0 => Liveness::Necessary,
@@ -282,6 +291,7 @@ mod tests {
         /// Positions of it that the reward model has not run.
         unrun: usize,
         wants_reward: bool,
+        uncounted: bool,
     }
 
     fn texts(all: &[Made]) -> Texts {
@@ -296,6 +306,7 @@ mod tests {
             let text = texts.all.get_mut(&id).unwrap();
             (text.kept, text.speculative, text.wants_reward) = (made.kept, made.speculative, made.wants_reward);
             text.failed = made.failed.then(|| crate::Error::invalid("so"));
+            text.uncounted[1] = usize::from(made.uncounted);
             if !made.waiting {
                 (text.state, text.ids) = (State::Complete, vec![3; len]);
                 text.tracks = [Track { seq: id.0, own: made.own, run: (2 + len).saturating_sub(made.unrun) }; 2];
@@ -314,7 +325,8 @@ mod tests {
                 let needed = dependents.get(*id).copied().unwrap_or(NONE);
                 let run = text.tracks[Role::Reward as usize].run;
                 let shared = text.state == State::Complete && run < 2 + text.ids.len() && needed.unscored > 1;
-                !text.kept && needed.row == Need::Nothing && !shared
+                let uncounted = text.uncounted[1] > 0 && texts.all.values().any(|text| text.parent == Some(**id));
+                !text.kept && needed.row == Need::Nothing && !shared && !uncounted
             });
             let Some((&id, _)) = needless else { return };
             let gone = texts.all.remove(&id).unwrap();
@@ -323,9 +335,18 @@ mod tests {
     }
 
     prop_compose! {
-        fn made()(from: usize, kept in prop::bool::weighted(0.3), speculative: bool, waiting in prop::bool::weighted(0.3),
-            failed in prop::bool::weighted(0.1), own: bool, unrun in 0usize..4, wants_reward: bool) -> Made {
-            Made { from, kept, speculative, waiting, failed, own, unrun, wants_reward }
+        fn made()(
+            from: usize,
+            kept in prop::bool::weighted(0.3),
+            speculative: bool,
+            waiting in prop::bool::weighted(0.3),
+            failed in prop::bool::weighted(0.1),
+            own: bool,
+            unrun in 0usize..4,
+            wants_reward: bool,
+            uncounted in prop::bool::weighted(0.2),
+        ) -> Made {
+            Made { from, kept, speculative, waiting, failed, own, unrun, wants_reward, uncounted }
         }
     }
 
@@ -351,6 +372,7 @@ mod tests {
             own: true,
             unrun: 0,
             wants_reward: false,
+            uncounted: false,
         };
         let mut texts = texts(&(0..10_000).map(one).collect::<Vec<Made>>());
         let started = Instant::now();

@@ -1,7 +1,7 @@
 //! One text of a search: its ids, how it goes on, and what the models have said of it.
 
 use crate::answer::{StopReason, TokenLogprob};
-use crate::model::{RowStats, Work};
+use crate::model::{Role, RowStats};
 use crate::sampling::{CompletionSpec, Counts, StopCheck, choose_of, reported};
 use crate::task::PolicyOutput;
 use crate::{Error, Result};
@@ -124,12 +124,15 @@ pub(super) struct Text {
     pub speculative: bool,
     pub wants_row: bool,
     pub wants_reward: bool,
+    /// Whether the method has ever asked for its row and its reward: what it has not asked for it is not told, for that
+    /// may be known in one batch and not in another.
+    pub asked: [bool; 2],
     /// What the policy's row and the reward are run for.
     pub needs: [Need; 2],
     /// Whether the policy's row and the reward could not be run ahead of need: they are run again when they are needed.
     pub given_up: [bool; 2],
-    /// Work that was done before it was needed.
-    pub uncounted: Work,
+    /// Positions that were run in each model before they were needed.
+    pub uncounted: [usize; 2],
     pub failed: Option<Error>,
     /// In the policy and in the reward model.
     pub tracks: [Track; 2],
@@ -154,9 +157,10 @@ impl Text {
             speculative: false,
             wants_row: false,
             wants_reward: false,
+            asked: [false; 2],
             needs: [Need::Nothing; 2],
             given_up: [false; 2],
-            uncounted: Work::default(),
+            uncounted: [0; 2],
             failed: None,
             tracks: [trunk; 2],
         }
@@ -179,10 +183,11 @@ impl Text {
             kept: true,
             speculative,
             wants_row: false,
-            wants_reward: speculative,
+            wants_reward: false,
+            asked: [false; 2],
             needs: [Need::Nothing; 2],
             given_up: [false; 2],
-            uncounted: Work::default(),
+            uncounted: [0; 2],
             failed: None,
             tracks: [nowhere; 2],
         }
@@ -199,6 +204,7 @@ impl Text {
         self.state = match self.stop {
             Some(_) => {
                 self.reward = from.reward;
+                self.asked[Role::Reward as usize] |= from.asked[Role::Reward as usize];
                 State::Complete
             }
             None => State::Growing(self.ids.len()),
@@ -282,9 +288,20 @@ impl Text {
         Ok(())
     }
 
+    /// The reward, if the method has asked for it.
+    pub fn asked_reward(&self) -> Option<f32> {
+        self.reward.filter(|_| self.asked[Role::Reward as usize])
+    }
+
     /// What anything that it asks for is run for.
     pub fn urgency(&self) -> Need {
         if self.speculative { Need::Speculation } else { Need::Answer }
+    }
+
+    /// Whether its reward is to be run: that of a text that is made ahead as well, for the method will mostly ask for
+    /// it.
+    pub fn scores(&self) -> bool {
+        self.wants_reward || self.speculative && self.kept
     }
 
     /// Whether a model may be asked for more of it.

@@ -1,10 +1,11 @@
-//! Work that a method may turn out not to need: whatever becomes of it, the answer and its work are those of the method alone.
+//! Work that a method may turn out not to need: whatever becomes of it, the answer and its work are those of the method
+//! alone.
 
 use super::edges::{Told, all, model, spec};
 use ggro::answer::{Completions, SearchCounts};
 use ggro::baselines::{Answer, Growth, Strategy, Texts};
-use ggro::engine::{Request as _, Settings, Speculation, SpeculationWidth, baseline, run_all, searcher};
-use ggro::model::{PolicyRow, RowStats, TopK, top_k};
+use ggro::engine::{Request as _, RequestStats, Settings, Speculation, SpeculationWidth, baseline, run_all, searcher};
+use ggro::model::{PolicyRow, RowStats, TopK, Work, top_k};
 use ggro::task::{Ask, PolicyOutput, RewardOutput, Task};
 use ggro::{Error, Result};
 use ggro_testkit::scripted::{Model, PROMPT, Scripted};
@@ -56,10 +57,10 @@ fn with_failures_ahead(
     panic!("no end");
 }
 
-fn at_width(model: &Model, width: usize, strategy: Box<dyn Strategy>) -> (Completions, ggro::engine::RequestStats) {
+fn at_width(model: &Model, width: usize, tokens: usize, strategy: Box<dyn Strategy>) -> (Completions, RequestStats) {
     let settings = Settings::single(SpeculationWidth::Fixed(width));
     let mut backend = Scripted::new(model, 40);
-    let request = searcher(&backend, &PROMPT, spec(12), strategy).unwrap();
+    let request = searcher(&backend, &PROMPT, spec(tokens), strategy).unwrap();
     let requests: Vec<Box<dyn ggro::engine::Request<Output = Completions>>> = vec![Box::new(request)];
     let found = run_all(&mut backend, &settings, requests, &mut ()).unwrap().results.remove(0);
     assert_eq!(backend.held(), 0);
@@ -72,7 +73,7 @@ fn what_fails_ahead_of_need_fails_nothing() {
     let backend = Scripted::new(&model(), 40);
     for method in all() {
         let strategy = || method.strategy(PROMPT.len(), 12).unwrap();
-        let (expected, _) = at_width(&model(), 1, strategy());
+        let (expected, _) = at_width(&model(), 1, 12, strategy());
         for (width, finite) in [(1, true), (3, true), (4, false)] {
             let request = baseline(&backend, &PROMPT, spec(12), &method).unwrap();
             let (got, failed) = with_failures_ahead(&model(), request, width, finite).unwrap();
@@ -86,8 +87,10 @@ fn what_fails_ahead_of_need_fails_nothing() {
 /// A method that has a text made ahead behind one that it then does not go on from.
 #[test]
 fn what_a_needed_text_is_run_for_ahead_fails_nothing() {
-    let sampled = |stream| Growth::Sampled { stream, tokens: 3, until: None };
-    let strategy = move || -> Box<dyn Strategy> {
+    fn sampled(stream: u64) -> Growth {
+        Growth::Sampled { stream, tokens: 3, until: None }
+    }
+    let strategy = || -> Box<dyn Strategy> {
         let mut texts_made = Vec::new();
         Box::new(Told(move |texts: &mut Texts| {
             if texts_made.is_empty() {
@@ -107,11 +110,64 @@ fn what_a_needed_text_is_run_for_ahead_fails_nothing() {
             Ok(None)
         }))
     };
-    let (expected, _) = at_width(&model(), 1, strategy());
+    let (expected, _) = at_width(&model(), 1, 12, strategy());
     let backend = Scripted::new(&model(), 40);
     for finite in [true, false] {
         let request = searcher(&backend, &PROMPT, spec(12), strategy()).unwrap();
         let (got, failed) = with_failures_ahead(&model(), request, 3, finite).unwrap();
         assert_eq!((got.all, failed > 0), (expected.all.clone(), true));
+    }
+}
+
+/// A method that makes texts ahead and asks for their rewards late or never: what it is told, and the work that counts,
+/// are those of a method that makes nothing ahead.
+#[test]
+fn what_is_made_ahead_counts_as_far_as_it_is_asked_for() {
+    const ROUNDS: u64 = 4;
+    fn main(round: u64) -> Growth {
+        Growth::Sampled { stream: round, tokens: 8, until: None }
+    }
+    fn side(round: u64) -> Growth {
+        Growth::Sampled { stream: 100 + round, tokens: 2, until: None }
+    }
+    let strategy = |scores: bool| -> Box<dyn Strategy> {
+        let (mut round, mut ends) = (0, None);
+        Box::new(Told(move |texts: &mut Texts| {
+            let [longer, shorter] = ends.unwrap_or([texts.prompt(); 2]);
+            if round == ROUNDS && scores && texts.reward(shorter).is_err() {
+                texts.score(shorter);
+                round += 1;
+                return Ok(None);
+            }
+            if round >= ROUNDS {
+                assert_eq!(texts.reward(shorter).is_ok(), scores);
+                let all = vec![longer, shorter];
+                return Ok(Some(Answer { all, best: 0, counts: SearchCounts::default() }));
+            }
+            let next = [texts.extend(longer, main(round)), texts.extend(shorter, side(round))];
+            texts.score(next[0]);
+            texts.keep(&next);
+            assert!(texts.reward(next[1]).is_err() && texts.top(next[1]).is_empty(), "nobody has asked");
+            round += 1;
+            if texts.width() > 1 && round < ROUNDS {
+                texts.extend_ahead(next[1], side(round));
+            }
+            ends = Some(next);
+            Ok(None)
+        }))
+    };
+    for scores in [false, true] {
+        let (expected, alone) = at_width(&model(), 1, 36, strategy(scores));
+        assert_eq!((alone.ran, alone.necessary), (expected.work, expected.work));
+        assert_eq!(expected.all.iter().map(|one| one.reward.is_some()).collect::<Vec<_>>(), [true, scores]);
+        let tokens = 8 * ROUNDS + if scores { 2 * ROUNDS } else { 0 };
+        assert_eq!(expected.work.reward_forward, PROMPT.len() as u64 + tokens);
+        for width in [2, 4] {
+            let (got, stats) = at_width(&model(), width, 36, strategy(scores));
+            assert_eq!((&got, stats.necessary), (&expected, expected.work), "width {width}, scores: {scores}");
+            assert_eq!(stats.recomputed, Work::default(), "width {width}, scores: {scores}");
+            assert_eq!(stats.ran, stats.necessary + stats.speculative());
+            assert_eq!(stats.speculative().reward_forward > 0, !scores, "rewards are run ahead: {stats:?}");
+        }
     }
 }
