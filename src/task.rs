@@ -127,6 +127,16 @@ impl Task {
         if end > start { end } else { self.len }
     }
 
+    /// The task that runs, on another sequence, the positions that this one has in common with it, and asks nothing.
+    pub(crate) fn stem(&self, (key, len): (SeqKey, usize)) -> Task {
+        let ask = match &self.ask {
+            Ask::Policy { .. } => Ask::Policy { floor: 0.0, top_k: TopK::Skip, full_logits: FullLogits::Never },
+            Ask::Reward { .. } => Ask::Reward { also_at: Vec::new(), gradient: None },
+        };
+        let (origin, speculative) = (self.origin, self.speculative);
+        Task { key, parent: None, len, fresh: self.fresh.min(len), speculative, ask, origin }
+    }
+
     /// Positions that it differentiates.
     pub fn differentiated(&self) -> usize {
         match &self.ask {

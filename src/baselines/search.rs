@@ -3,13 +3,14 @@
 use super::strategy::{Answer, Strategy};
 use super::text::TextId;
 use super::texts::{Texts, unknown};
-use crate::answer::{Completion, Completions, StopReason};
+use crate::answer::{Completion, Completions, StopReason, TokenLogprob};
 use crate::model::{Role, Work};
 use crate::sampling::CompletionSpec;
 use crate::task::{
     Liveness, Outcome, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task, TaskOrigin, cut,
 };
 use crate::{Error, Result};
+use std::sync::Arc;
 
 /// Decisions in a row of which none asks a model for anything. A method that takes more is at fault.
 const MOST_DECISIONS: usize = 1 << 16;
@@ -92,30 +93,38 @@ impl Search {
         if self.texts.spec.stream_tokens {
             let settled = self.texts.settled(self.reported);
             self.reported += settled.len();
-            self.progress.extend(settled.into_iter().map(|token| Progress::Token(0, token)));
+            self.progress.extend(settled.into_iter().map(|token| Progress::Token(0, Arc::unwrap_or_clone(token))));
         }
     }
 
-    /// The answer as completions.
+    /// The answer as completions; the texts are given up.
     fn finish(&mut self, answer: &Answer) -> Result<Completions> {
-        let logprobs = self.texts.spec.sampling.logprobs.is_some();
-        let completion = |id: &TextId| {
-            let text = self.texts.all.get(id).ok_or_else(|| unknown("answers with a"))?;
-            Ok(Completion {
-                ids: text.ids.clone(),
-                reason: text.stop.unwrap_or(StopReason::Length),
-                logprobs: if logprobs { text.logprobs.clone() } else { Vec::new() },
-                reward: text.reward,
-            })
-        };
-        let all = answer.all.iter().map(completion).collect::<Result<Vec<Completion>>>()?;
         let best = answer.all.get(answer.best).and_then(|id| self.texts.all.get(id));
         let best = best.ok_or_else(|| unknown("answers with a"))?;
         if self.texts.spec.stream_tokens {
             let rest = best.logprobs.get(self.reported..).unwrap_or_default();
-            self.progress.extend(rest.iter().map(|token| Progress::Token(0, token.clone())));
+            self.progress.extend(rest.iter().map(|token| Progress::Token(0, TokenLogprob::clone(token))));
         }
-        Ok(Completions { all, best: answer.best, work: self.texts.necessary, search: Some(answer.counts) })
+        let logprobs = self.texts.spec.sampling.logprobs.is_some();
+        let completion = |id: &TextId| {
+            let text = self.texts.all.get(id).ok_or_else(|| unknown("answers with a"))?;
+            let completion = Completion {
+                ids: text.ids.clone(),
+                reason: text.stop.unwrap_or(StopReason::Length),
+                logprobs: Vec::new(),
+                reward: text.asked_reward(),
+            };
+            Ok((completion, if logprobs { text.logprobs.clone() } else { Vec::new() }))
+        };
+        let all = answer.all.iter().map(completion).collect::<Result<Vec<_>>>()?;
+        // Then most log-probabilities have one owner, and are moved.
+        self.texts.all.clear();
+        let all = all.into_iter().map(|(completion, logprobs)| Completion {
+            logprobs: logprobs.into_iter().map(Arc::unwrap_or_clone).collect(),
+            ..completion
+        });
+        let (all, work) = (all.collect(), self.texts.necessary);
+        Ok(Completions { all, best: answer.best, work, search: Some(answer.counts) })
     }
 }
 
@@ -163,7 +172,7 @@ impl Request for Search {
 
     fn on_failure(&mut self, task: &Task, error: Error) {
         if let Some(id) = text_of(task).filter(|_| !self.outcome.ended()) {
-            self.texts.on_failure(id, error);
+            self.texts.on_failure(id, task, error);
         }
     }
 

@@ -1,11 +1,11 @@
 //! One text of a search: its ids, how it goes on, and what the models have said of it.
 
 use crate::answer::{StopReason, TokenLogprob};
-use crate::model::Work;
-use crate::sampling::{CompletionSpec, Counts, StopCheck, choose, reported};
+use crate::model::{Role, RowStats};
+use crate::sampling::{CompletionSpec, Counts, StopCheck, choose_of, reported};
 use crate::task::PolicyOutput;
 use crate::{Error, Result};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A text of a search. Numbers ascend and are never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,19 +84,33 @@ pub(super) struct Rules<'a> {
     pub record: bool,
 }
 
+/// The policy's row behind a text.
+pub(super) struct Row {
+    pub output: PolicyOutput,
+    /// Statistics of its logits. All texts that go on from here draw by them, so they are computed once.
+    of_logits: OnceLock<RowStats>,
+}
+
+impl Row {
+    pub fn new(output: PolicyOutput) -> Row {
+        Row { output, of_logits: OnceLock::new() }
+    }
+}
+
 /// A text.
 pub(super) struct Text {
     /// Behind the prompt.
     pub ids: Vec<u32>,
-    /// Per id, if they are kept.
-    pub logprobs: Vec<TokenLogprob>,
+    /// Per id, if they are kept. Texts that go on from this one share them.
+    pub logprobs: Vec<Arc<TokenLogprob>>,
     /// Empty if there are no penalties: nothing else asks for them.
     counts: Counts,
+    /// It has been shown the ids. None if nothing is to be found, or it has been.
     check: Option<StopCheck>,
     /// Why it cannot go on.
     pub stop: Option<StopReason>,
     /// The policy's row behind the last id.
-    pub row: Option<Arc<PolicyOutput>>,
+    pub row: Option<Arc<Row>>,
     /// At the last id.
     pub reward: Option<f32>,
     /// What it goes on from and how; the prompt goes on from nothing.
@@ -110,10 +124,15 @@ pub(super) struct Text {
     pub speculative: bool,
     pub wants_row: bool,
     pub wants_reward: bool,
+    /// Whether the method has ever asked for its row and its reward: what it has not asked for it is not told, for that
+    /// may be known in one batch and not in another.
+    pub asked: [bool; 2],
     /// What the policy's row and the reward are run for.
     pub needs: [Need; 2],
-    /// Work that was done before it was needed.
-    pub uncounted: Work,
+    /// Whether the policy's row and the reward could not be run ahead of need: they are run again when they are needed.
+    pub given_up: [bool; 2],
+    /// Positions that were run in each model before they were needed.
+    pub uncounted: [usize; 2],
     pub failed: Option<Error>,
     /// In the policy and in the reward model.
     pub tracks: [Track; 2],
@@ -127,7 +146,7 @@ impl Text {
             ids: Vec::new(),
             logprobs: Vec::new(),
             counts: if spec.sampling.penalises() { Counts::new(prompt) } else { Counts::default() },
-            check: None,
+            check: spec.stop_check.as_ref().map(|new| new()),
             stop: None,
             row: None,
             reward: None,
@@ -138,8 +157,10 @@ impl Text {
             speculative: false,
             wants_row: false,
             wants_reward: false,
+            asked: [false; 2],
             needs: [Need::Nothing; 2],
-            uncounted: Work::default(),
+            given_up: [false; 2],
+            uncounted: [0; 2],
             failed: None,
             tracks: [trunk; 2],
         }
@@ -162,16 +183,18 @@ impl Text {
             kept: true,
             speculative,
             wants_row: false,
-            wants_reward: speculative,
+            wants_reward: false,
+            asked: [false; 2],
             needs: [Need::Nothing; 2],
-            uncounted: Work::default(),
+            given_up: [false; 2],
+            uncounted: [0; 2],
             failed: None,
             tracks: [nowhere; 2],
         }
     }
 
     /// Takes over what is known of the text that it goes on from, which is complete.
-    pub fn begin(&mut self, from: &Text, rules: &Rules<'_>) {
+    pub fn begin(&mut self, from: &Text) {
         self.ids.clone_from(&from.ids);
         self.logprobs.clone_from(&from.logprobs);
         self.counts.clone_from(&from.counts);
@@ -181,17 +204,12 @@ impl Text {
         self.state = match self.stop {
             Some(_) => {
                 self.reward = from.reward;
+                self.asked[Role::Reward as usize] |= from.asked[Role::Reward as usize];
                 State::Complete
             }
             None => State::Growing(self.ids.len()),
         };
-        self.check = rules.spec.stop_check.as_ref().filter(|_| self.stop.is_none()).map(|new| {
-            let mut check = new();
-            for &id in &self.ids {
-                check(id);
-            }
-            check
-        });
+        self.check = from.check.as_ref().map(|check| check.fork());
     }
 
     /// Goes on as far as the policy's rows are known. Returns the tokens that were added.
@@ -201,9 +219,9 @@ impl Text {
             let grown = self.ids.len() - start;
             let limit = match growth {
                 Growth::Sampled { until: Some(until), .. }
-                    if grown >= until.min_tokens.max(1) && row.row.stats.entropy >= until.entropy =>
+                    if grown >= until.min_tokens.max(1) && row.output.row.stats.entropy >= until.entropy =>
                 {
-                    (self.state, self.check) = (State::Complete, None);
+                    self.state = State::Complete;
                     break;
                 }
                 Growth::Sampled { tokens, .. } => tokens.max(1),
@@ -214,14 +232,15 @@ impl Text {
             self.row = None;
             added += 1;
             if self.stop.is_some() || grown + 1 >= limit {
-                (self.state, self.check) = (State::Complete, None);
+                self.state = State::Complete;
             }
         }
         Ok(added)
     }
 
     /// Adds the next token.
-    fn push(&mut self, growth: Growth, output: &PolicyOutput, rules: &Rules<'_>) -> Result<()> {
+    fn push(&mut self, growth: Growth, row: &Row, rules: &Rules<'_>) -> Result<()> {
+        let Row { output, of_logits } = row;
         let (sampling, stats) = (&rules.spec.sampling, &output.row.stats);
         let index = self.ids.len() as u64;
         let argmax = TokenLogprob {
@@ -231,7 +250,10 @@ impl Text {
             top: Vec::new(),
         };
         let chosen = match (growth, &output.logits) {
-            (Growth::Sampled { stream, .. }, Some(logits)) => choose(logits, sampling, &self.counts, stream, index),
+            (Growth::Sampled { stream, .. }, Some(logits)) => {
+                let stats = of_logits.get_or_init(|| RowStats::of(logits, 0.0));
+                choose_of(logits, stats, sampling, &self.counts, (stream, index))
+            }
             (Growth::Sampled { .. }, None) => argmax,
             (Growth::Token(id), Some(logits)) => reported(logits, stats, id, sampling.logprobs),
             (Growth::Token(id), None) if id == stats.argmax => argmax,
@@ -253,18 +275,91 @@ impl Text {
             self.counts.push(id);
         }
         if rules.record {
-            self.logprobs.push(chosen);
+            self.logprobs.push(Arc::new(chosen));
         }
-        if rules.spec.stop_ids.contains(&id) || self.check.as_mut().is_some_and(|check| check(id)) {
+        if rules.spec.stop_ids.contains(&id) || self.check.as_mut().is_some_and(|check| check.ends_with(id)) {
             self.stop = Some(StopReason::Stop);
         } else if self.ids.len() >= rules.spec.max_new_tokens {
             self.stop = Some(StopReason::Length);
         }
+        if self.stop.is_some() {
+            self.check = None;
+        }
         Ok(())
+    }
+
+    /// The reward, if the method has asked for it.
+    pub fn asked_reward(&self) -> Option<f32> {
+        self.reward.filter(|_| self.asked[Role::Reward as usize])
+    }
+
+    /// What anything that it asks for is run for.
+    pub fn urgency(&self) -> Need {
+        if self.speculative { Need::Speculation } else { Need::Answer }
+    }
+
+    /// Whether its reward is to be run: that of a text that is made ahead as well, for the method will mostly ask for
+    /// it.
+    pub fn scores(&self) -> bool {
+        self.wants_reward || self.speculative && self.kept
     }
 
     /// Whether a model may be asked for more of it.
     pub fn goes_on_in(&self, role: usize) -> bool {
         self.stop.is_none() || (role == 1 && self.reward.is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PolicyRow;
+    use crate::sampling::Sampling;
+
+    fn row(logits: Vec<f32>) -> Row {
+        let stats = RowStats::of(&logits, 0.0);
+        Row::new(PolicyOutput { row: PolicyRow { stats, top: Vec::new() }, logits: Some(logits) })
+    }
+
+    fn spec() -> CompletionSpec {
+        let sampling = Sampling { temperature: 1.0, logprobs: Some(1), ..Sampling::default() };
+        CompletionSpec { sampling, ..CompletionSpec::default() }
+    }
+
+    /// A text of one token more.
+    fn longer(from: &Text, stream: u64, rules: &Rules<'_>) -> Text {
+        let mut text = Text::after(TextId(0), Growth::Sampled { stream, tokens: 1, until: None }, false);
+        text.begin(from);
+        assert_eq!(text.grow(rules).unwrap(), 1);
+        text
+    }
+
+    #[test]
+    fn texts_draw_from_one_row_by_the_same_statistics() {
+        let spec = spec();
+        let rules = Rules { spec: &spec, reward_vocab: 3, record: true };
+        let mut prompt = Text::prompt(&[0], &spec);
+        let known = row(vec![1.0, 2.0, 0.5]);
+        // Statistics that nobody would compute from the logits.
+        let odd = RowStats { entropy: 7.5, ..known.output.row.stats };
+        known.of_logits.set(odd).unwrap();
+        prompt.row = Some(Arc::new(known));
+        for stream in 0..4 {
+            let text = longer(&prompt, stream, &rules);
+            assert_eq!(text.logprobs[0].entropy, 7.5, "computed again for stream {stream}");
+        }
+    }
+
+    #[test]
+    fn texts_share_the_log_probabilities_of_their_beginning() {
+        let spec = spec();
+        let rules = Rules { spec: &spec, reward_vocab: 3, record: true };
+        let mut prompt = Text::prompt(&[0], &spec);
+        prompt.row = Some(Arc::new(row(vec![1.0, 2.0, 0.5])));
+        let mut first = longer(&prompt, 0, &rules);
+        first.row = Some(Arc::new(row(vec![0.0, 0.0, 0.0])));
+        let both = [longer(&first, 1, &rules), longer(&first, 2, &rules)];
+        assert!(both.iter().all(|text| text.logprobs.len() == 2 && Arc::ptr_eq(&text.logprobs[0], &first.logprobs[0])));
+        assert_eq!(Arc::strong_count(&first.logprobs[0]), 3);
     }
 }

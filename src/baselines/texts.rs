@@ -1,11 +1,11 @@
 //! The texts of a search: what a method may ask, and what it is told.
 
-use super::text::{Growth, Rules, State, Text, TextId};
+use super::text::{Growth, Row, Rules, State, Text, TextId};
 use crate::answer::{StopReason, TokenLogprob};
-use crate::model::{TopK, Work};
+use crate::model::{Role, TopK, Work};
 use crate::rng::Uniforms;
 use crate::sampling::CompletionSpec;
-use crate::task::{Ask, FullLogits, PolicyOutput, RewardOutput, Task};
+use crate::task::{Ask, FullLogits, Liveness, PolicyOutput, RewardOutput, Task};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,6 +33,8 @@ pub struct Texts {
     /// The last number of a sequence.
     pub(super) numbers: u32,
     pub(super) sequences: [BTreeMap<u32, Sequence>; 2],
+    /// Those of each model that are still needed.
+    pub(super) live: [BTreeMap<u32, Liveness>; 2],
     pub(super) necessary: Work,
     /// Added since the last time that somebody asked.
     pub(super) tokens: usize,
@@ -52,6 +54,7 @@ impl Texts {
             next: 1,
             numbers: 0,
             sequences: [trunk(), trunk()],
+            live: Default::default(),
             necessary: Work::default(),
             tokens: 0,
         }
@@ -82,18 +85,19 @@ impl Texts {
         let ahead = self.all.iter_mut().find(|(_, text)| text.speculative && text.origin == Some((from, growth)));
         let id = match ahead {
             Some((&id, text)) => {
-                text.speculative = false;
+                (text.speculative, text.kept) = (false, true);
                 id
             }
             None => self.add(from, growth, false),
         };
-        self.count_up(id);
+        self.count_up(id, Role::Policy);
         id
     }
 
-    /// Makes and scores a text that may be asked for later: [`extend`](Texts::extend) with the same arguments then finds it. It
-    /// is run where that costs little, and changes neither an answer nor the work counted. It goes when the text that it goes
-    /// on from is no longer kept.
+    /// Makes and scores a text that may be asked for later: [`extend`](Texts::extend) with the same arguments then
+    /// finds it, and [`score`](Texts::score) its reward. It is run where that costs little, and changes neither an
+    /// answer nor the work counted, whether the method asks for both, for one or for none. It goes when the text that
+    /// it goes on from is no longer kept.
     pub fn extend_ahead(&mut self, from: TextId, growth: Growth) {
         if !self.all.values().any(|text| text.origin == Some((from, growth))) {
             self.add(from, growth, true);
@@ -115,16 +119,18 @@ impl Texts {
     pub fn score(&mut self, id: TextId) {
         if let Some(text) = self.all.get_mut(&id) {
             text.wants_reward = true;
+            text.asked[Role::Reward as usize] = true;
         }
-        self.count_up(id);
+        self.count_up(id, Role::Reward);
     }
 
     /// Asks for the policy's row behind a text: see [`top`](Texts::top).
     pub fn look(&mut self, id: TextId) {
         if let Some(text) = self.all.get_mut(&id) {
             text.wants_row = true;
+            text.asked[Role::Policy as usize] = true;
         }
-        self.count_up(id);
+        self.count_up(id, Role::Policy);
     }
 
     /// Keeps these texts only. Tokens that all kept texts have in common are final, and may be shown to the reader.
@@ -155,14 +161,15 @@ impl Texts {
     /// # Errors
     /// It was not asked for.
     pub fn reward(&self, id: TextId) -> Result<f32> {
-        self.all.get(&id).and_then(|text| text.reward).ok_or_else(|| unknown("uses the reward of"))
+        self.all.get(&id).and_then(Text::asked_reward).ok_or_else(|| unknown("uses the reward of"))
     }
 
     /// The most likely tokens behind a text that was [looked](Texts::look) at, with their logits: as many as
     /// [`Strategy::top_k`](super::Strategy::top_k), most likely first, the lower id first on a tie. Ids that the reward model
     /// cannot read are left out. None behind a text that cannot go on.
     pub fn top(&self, id: TextId) -> &[(u32, f32)] {
-        self.all.get(&id).and_then(|text| text.row.as_ref()).map_or(&[], |row| row.row.top.as_slice())
+        let text = self.all.get(&id).filter(|text| text.asked[Role::Policy as usize]);
+        text.and_then(|text| text.row.as_ref()).map_or(&[], |row| row.output.row.top.as_slice())
     }
 
     /// Place of the text with the largest reward, the first one on a tie.
@@ -186,12 +193,12 @@ impl Texts {
         Uniforms::Seeded(self.spec.sampling.seed ^ OWN_DRAWS).nth(n).unwrap_or(0.0)
     }
 
-    /// Counts what was run ahead of need for a text, and for those before it.
-    fn count_up(&mut self, id: TextId) {
+    /// Counts what was run in a model ahead of need for a text, and for those before it.
+    fn count_up(&mut self, id: TextId, role: Role) {
         let mut next = Some(id);
         while let Some(text) = next.and_then(|id| self.all.get_mut(&id)) {
             if !text.speculative {
-                self.necessary += std::mem::take(&mut text.uncounted);
+                self.necessary += Work::of(role, std::mem::take(&mut text.uncounted[role as usize]), 0);
             }
             next = text.parent;
         }
@@ -236,7 +243,7 @@ impl Texts {
                 && from.state == State::Complete
                 && (from.stop.is_some() || from.row.is_some())
             {
-                text.begin(from, &self.rules());
+                text.begin(from);
             }
             match text.grow(&self.rules()) {
                 Ok(added) => self.tokens += added,
@@ -270,13 +277,12 @@ impl Texts {
     /// The row behind a text.
     pub(super) fn on_row(&mut self, id: TextId, task: &Task, output: PolicyOutput) {
         self.ran(id, task);
-        let Some(text) = self.all.get_mut(&id) else { return };
-        match output.row.stats.finite {
-            true => text.row = Some(Arc::new(output)),
-            false => {
-                let position = task.len.saturating_sub(1);
-                text.failed = Some(Error::NonFinite { what: "logit", model: "policy", position });
-            }
+        if !output.row.stats.finite {
+            let position = task.len.saturating_sub(1);
+            return self.on_failure(id, task, Error::NonFinite { what: "logit", model: "policy", position });
+        }
+        if let Some(text) = self.all.get_mut(&id) {
+            text.row = Some(Arc::new(Row::new(output)));
         }
     }
 
@@ -291,14 +297,13 @@ impl Texts {
     /// Notes that a task was run, and counts it if it was needed.
     fn ran(&mut self, id: TextId, task: &Task) {
         let role = task.key.role;
-        let work = Work::of(role, task.len.saturating_sub(task.fresh), 0);
-        let text = self.all.get_mut(&id);
+        let run = task.len.saturating_sub(task.fresh);
         if !task.speculative {
-            self.necessary += work;
+            self.necessary += Work::of(role, run, 0);
         }
-        let Some(text) = text else { return };
+        let Some(text) = self.all.get_mut(&id) else { return };
         if task.speculative {
-            text.uncounted += work;
+            text.uncounted[role as usize] += run;
         }
         text.tracks[role as usize].run = task.len;
         if let Some(sequence) = self.sequences[role as usize].get_mut(&task.key.number) {
@@ -306,15 +311,18 @@ impl Texts {
         }
     }
 
-    /// A task of a text could not be run.
-    pub(super) fn on_failure(&mut self, id: TextId, error: Error) {
-        if let Some(text) = self.all.get_mut(&id) {
-            text.failed = Some(error);
+    /// A task of a text could not be run. What was run ahead of need fails nothing: it may never be needed, and if it
+    /// is, it is run again.
+    pub(super) fn on_failure(&mut self, id: TextId, task: &Task, error: Error) {
+        let Some(text) = self.all.get_mut(&id) else { return };
+        match task.speculative {
+            true => text.given_up[task.key.role as usize] = true,
+            false => text.failed = Some(error),
         }
     }
 
     /// Ids and log-probabilities of a text, or of what it will go on from.
-    fn known(&self, id: TextId) -> (&[u32], &[TokenLogprob]) {
+    fn known(&self, id: TextId) -> (&[u32], &[Arc<TokenLogprob>]) {
         let mut next = Some(id);
         while let Some(text) = next.and_then(|id| self.all.get(&id)) {
             if text.state != State::Waiting {
@@ -326,7 +334,7 @@ impl Texts {
     }
 
     /// The tokens behind the first `from` ones that every text begins with that may become the answer.
-    pub(super) fn settled(&self, from: usize) -> Vec<TokenLogprob> {
+    pub(super) fn settled(&self, from: usize) -> Vec<Arc<TokenLogprob>> {
         let mut kept = self.all.iter().filter(|(_, text)| text.kept && !text.speculative).map(|(&id, _)| id);
         let Some(first) = kept.next() else { return Vec::new() };
         let (ids, logprobs) = self.known(first);

@@ -13,7 +13,7 @@ use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::method::entropy::Signal;
 use crate::runtime::Opened;
-use crate::sampling::{CompletionSpec, NewStopCheck, Sampling, StopStrings};
+use crate::sampling::{CompletionSpec, Sampling, StopStrings};
 use crate::text::{Prompt, TextRules, text_of};
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -192,7 +192,7 @@ fn streamed(
     // Uncertain tokens are coloured by their entropy, which another signal's threshold says nothing about.
     let threshold = if options.signal == Signal::Entropy { options.entropy_threshold } else { f64::INFINITY };
     let mut terminal = TerminalWriter::of_answer(args, pair, prompt, rules.clone(), threshold);
-    let spec = spec(args, pair, options, method, &rules);
+    let spec = spec(args, pair, prompt, options, method, &rules);
     let sampling = if search.is_some_and(Baseline::samples) { spec.sampling } else { Sampling::default() };
     let spec = CompletionSpec { sampling, stream_tokens: true, ..spec };
     let completed = match search {
@@ -204,9 +204,7 @@ fn streamed(
     if let Some(closed) = terminal.closed.take() {
         return Err(closed.into());
     }
-    let text = |ids: &[u32]| text_of(&pair.tokenizer, &rules, &prompt.ids, &prompt.header, ids);
-    let texts = completions.all.iter().map(|one| Ok(prompt.prefill.clone() + &text(&one.ids)?));
-    let texts = texts.collect::<Result<Vec<String>>>()?;
+    let texts = texts_of(pair, prompt, &rules, &completions)?;
     Ok((completions, texts))
 }
 
@@ -222,16 +220,20 @@ fn sampled(
     let settings = Settings::single(args.engine.speculation);
     let stops = StopStrings::new(&args.sampling.stop)?;
     let rules = Arc::new(TextRules { stops, stop_ids: options.stop_ids.clone(), ..TextRules::default() });
-    let spec = spec(args, pair, options, method, &rules);
+    let spec = spec(args, pair, prompt, options, method, &rules);
     let mut progress = Progress::new();
     let completed = complete(opened.backend(), &settings, &prompt.ids, spec, &mut progress);
     progress.clear();
     let (completions, _) = completed?;
-    // A completion is decoded by itself: its first token is the text's first.
-    let text = |ids: &[u32]| text_of(&pair.tokenizer, &rules, &[], &[], ids);
-    let texts = completions.all.iter().map(|one| Ok(prompt.prefill.clone() + &text(&one.ids)?));
-    let texts = texts.collect::<Result<Vec<String>>>()?;
+    let texts = texts_of(pair, prompt, &rules, &completions)?;
     Ok((completions, texts))
+}
+
+/// The texts of completions, as those of the greedy answer and of ggro are written: behind the prompt, with the
+/// beginning that was given, without the header that the policy writes itself.
+fn texts_of(pair: &Pair, prompt: &Prompt, rules: &Arc<TextRules>, completions: &Completions) -> Result<Vec<String>> {
+    let text = |ids: &[u32]| text_of(&pair.tokenizer, rules, &prompt.ids, &prompt.header, ids);
+    completions.all.iter().map(|one| Ok(prompt.prefill.clone() + &text(&one.ids)?)).collect()
 }
 
 fn sampling(args: &Generate) -> Sampling {
@@ -258,12 +260,17 @@ pub(super) fn count(given: &SamplingArgs, method: Method) -> usize {
     given.n.unwrap_or(if method == Method::Bon { BEST_OF } else { 1 })
 }
 
-fn spec(args: &Generate, pair: &Pair, options: &Options, method: Method, rules: &Arc<TextRules>) -> CompletionSpec {
+fn spec(
+    args: &Generate,
+    pair: &Pair,
+    prompt: &Prompt,
+    options: &Options,
+    method: Method,
+    rules: &Arc<TextRules>,
+) -> CompletionSpec {
     let best = method == Method::Bon;
-    let stop_check = (!args.sampling.stop.is_empty()).then(|| {
-        let (tokenizer, rules) = (pair.tokenizer.clone(), rules.clone());
-        Arc::new(move || rules.watch(&tokenizer)) as NewStopCheck
-    });
+    let watched = !rules.stops.is_empty();
+    let stop_check = watched.then(|| rules.watch(&pair.tokenizer, &prompt.ids, &prompt.header));
     CompletionSpec {
         sampling: sampling(args),
         n: count(&args.sampling, method),

@@ -67,8 +67,10 @@ pub fn baseline(backend: &ModelPair, prompt: &[u32], spec: CompletionSpec, basel
     let strategy = baseline.strategy(prompt.len(), spec.max_new_tokens)?;
     let spec = match baseline.samples() {
         true => spec,
-        // With the sampling's filters and penalties, all logits of every row would come to the host for nothing.
+        // With the sampling's filters and penalties, all logits of every row would come to the host for nothing. What
+        // is out of range is refused all the same.
         false => {
+            spec.sampling.check(backend.config(Role::Policy)?.vocab_size)?;
             let Sampling { seed, logprobs, .. } = spec.sampling;
             CompletionSpec { sampling: Sampling { seed, logprobs, ..Sampling::default() }, ..spec }
         }

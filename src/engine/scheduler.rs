@@ -14,7 +14,7 @@ mod allocation;
 mod budget;
 mod turns;
 
-use self::allocation::{Allocation, StepReservations};
+use self::allocation::{Allocation, Stems, StepReservations};
 use self::budget::{Budget, needed};
 use super::sequences::{CachedPrompts, Sequences, Source};
 use super::settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};
@@ -244,6 +244,7 @@ impl<T> Scheduler<T> {
         self.admit(backend);
         // What is needed comes first, then what may be; within each the oldest request first.
         let (mut tasks, mut likely) = (std::mem::take(&mut self.tasks), std::mem::take(&mut self.likely));
+        let (mut stems, mut opened) = (Vec::new(), Vec::new());
         for (&id, entry) in &self.running {
             entry.request.tasks(&mut self.own);
             for task in self.own.drain(..) {
@@ -251,6 +252,10 @@ impl<T> Scheduler<T> {
                     true => likely.push(PlannedTask { id, task, wants: 0 }),
                     false => {
                         let wants = entry.wants(backend, &task);
+                        if wants > 1 {
+                            opened.push((id, task.key));
+                            stems.extend(entry.stem(backend, &task).map(|stem| ((id, task.key), stem)));
+                        }
                         tasks.push(PlannedTask { id, task, wants });
                     }
                 }
@@ -266,6 +271,7 @@ impl<T> Scheduler<T> {
         let (mut reserved, mut due) = (StepReservations::default(), false);
         let mut budget = Budget::new(&self.settings, backend, &tasks);
         let turns = self.turns(&tasks);
+        let stems = Stems::of(stems, &opened);
         let preemptions = self.stats.preemptions;
         for (index, planned) in tasks.drain(..).enumerate() {
             let allowed = budget.allows(&planned, turns.as_ref().map(|turns| turns[index]));
@@ -286,10 +292,18 @@ impl<T> Scheduler<T> {
             if allowed == 0 {
                 continue;
             }
+            let (task, answers) = match stems.get((id, task.key)) {
+                // It goes on from there in a later step.
+                Some((stem, _)) if reserved.sequences.contains(&(id, stem)) => continue,
+                Some(stem) => (task.stem(stem), false),
+                // Its sequence is run in this step as far as other tasks go on from it.
+                None if stems.any() && reserved.sequences.contains(&(id, task.key)) => continue,
+                None => (task, true),
+            };
             match self.allocate(backend, id, &task, allowed, &reserved) {
                 Allocation::Found(source, start, end) => match self.cut(backend, id, &task, source, start..end) {
                     Ok((seq, ids)) => {
-                        let last = end == task.len;
+                        let last = answers && end == task.len;
                         let span = TaskSpan { request: id, seq, start, ids, last, task };
                         reserved.add(backend, &span);
                         budget.spend(&span);

@@ -456,7 +456,7 @@ fn joins_bytes(decoder: &DecoderWrapper) -> bool {
 /// token specially. Decoding everything again would be quadratic. So a short window of the last ids is decoded, and the
 /// piece is what its text has gained. The window begins anywhere, even inside a character: the text of its first ids
 /// may then differ from the true one, but that text has been given out already.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TextStream<T> {
     /// Owned or borrowed.
     tokenizer: T,

@@ -20,7 +20,18 @@ use crate::rng::Uniforms;
 /// but minus infinity, or something not a number) gives id 0 with a log probability of minus infinity. Ids beyond the
 /// row, in `sampling` or `counts`, are ignored.
 pub fn choose(row: &[f32], sampling: &Sampling, counts: &Counts, stream: u64, index: u64) -> TokenLogprob {
-    let stats = RowStats::of(row, 0.0);
+    choose_of(row, &RowStats::of(row, 0.0), sampling, counts, (stream, index))
+}
+
+/// [`choose`] from a row whose statistics, `RowStats::of(row, 0.0)`, are known: several completions may go on from one
+/// row.
+pub(crate) fn choose_of(
+    row: &[f32],
+    stats: &RowStats,
+    sampling: &Sampling,
+    counts: &Counts,
+    (stream, index): (u64, u64),
+) -> TokenLogprob {
     if !stats.finite {
         return TokenLogprob { id: 0, logprob: f64::NEG_INFINITY, entropy: 0.0, top: Vec::new() };
     }
@@ -40,7 +51,7 @@ pub fn choose(row: &[f32], sampling: &Sampling, counts: &Counts, stream: u64, in
             drawn(tokens, sampling, uniform(sampling.seed, stream, index)).unwrap_or(argmax)
         }
     };
-    reported(row, &stats, id, sampling.logprobs)
+    reported(row, stats, id, sampling.logprobs)
 }
 
 /// Log-probabilities of `id` and of the most likely tokens after `row`.

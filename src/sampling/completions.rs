@@ -3,10 +3,10 @@
 //! Completions share the prompt, which goes through each model once. A completion's n-th token depends on the seed, the
 //! number of the completion, n and the row alone, so it is the same in any batch.
 
-use super::choose::{choose, reported};
+use super::choose::{choose_of, reported};
 use super::{Counts, Sampling};
 use crate::answer::{Completion, Completions, StopReason, TokenLogprob};
-use crate::model::{Role, TopK, Work};
+use crate::model::{Role, RowStats, TopK, Work};
 use crate::task::{
     Ask, FullLogits, Liveness, Outcome, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task,
     TaskOrigin, cut,
@@ -14,8 +14,26 @@ use crate::task::{
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// Is shown a completion's ids as they come, and says whether it ends here for a reason of the caller's: a stop string, say.
-pub type StopCheck = Box<dyn FnMut(u32) -> bool + Send>;
+/// Is shown a completion's ids as they come, and says whether it ends for a reason of the caller's: a stop string, say.
+/// A closure of an id that can be cloned is one.
+pub trait CheckStop: Send {
+    /// Whether the completion ends with this id, the next one. It is shown each id once, up to the first that ends it.
+    fn ends_with(&mut self, id: u32) -> bool;
+    /// The same check for another completion, which has been shown the same ids.
+    fn fork(&self) -> StopCheck;
+}
+
+impl<F: FnMut(u32) -> bool + Clone + Send + 'static> CheckStop for F {
+    fn ends_with(&mut self, id: u32) -> bool {
+        self(id)
+    }
+    fn fork(&self) -> StopCheck {
+        Box::new(self.clone())
+    }
+}
+
+/// The check of one completion.
+pub type StopCheck = Box<dyn CheckStop>;
 
 /// Makes a check for every completion.
 pub type NewStopCheck = Arc<dyn Fn() -> StopCheck + Send + Sync>;
@@ -140,8 +158,8 @@ impl Sampler {
         self.spec.prompt_logprobs && self.scanned.len() + 1 < self.prompt.len()
     }
 
-    /// Lets a completion take its next token.
-    fn push(&mut self, index: usize, output: &PolicyOutput) -> Result<()> {
+    /// Lets a completion take its next token. `of_logits` are the statistics of the row's logits, if they came with it.
+    fn push(&mut self, index: usize, output: &PolicyOutput, of_logits: Option<&RowStats>) -> Result<()> {
         let stats = &output.row.stats;
         let stream = &mut self.streams[index];
         if stream.reason.is_some() {
@@ -152,8 +170,10 @@ impl Sampler {
             return Err(Error::NonFinite { what: "logit", model: "policy", position: position - 1 });
         }
         let token = stream.ids.len() as u64;
-        let chosen = match &output.logits {
-            Some(logits) => choose(logits, &self.spec.sampling, &stream.counts, index as u64, token),
+        let chosen = match output.logits.as_ref().zip(of_logits) {
+            Some((logits, stats)) => {
+                choose_of(logits, stats, &self.spec.sampling, &stream.counts, (index as u64, token))
+            }
             None => TokenLogprob {
                 id: stats.argmax,
                 logprob: stats.max_probability.ln(),
@@ -172,14 +192,17 @@ impl Sampler {
         if self.spec.sampling.penalises() {
             stream.counts.push(id);
         }
-        if self.spec.stream_tokens {
-            self.progress.push(Progress::Token(index, chosen.clone()));
-        }
-        if self.spec.sampling.logprobs.is_some() {
-            stream.logprobs.push(chosen);
+        match (self.spec.stream_tokens, self.spec.sampling.logprobs.is_some()) {
+            (true, true) => {
+                self.progress.push(Progress::Token(index, chosen.clone()));
+                stream.logprobs.push(chosen);
+            }
+            (true, false) => self.progress.push(Progress::Token(index, chosen)),
+            (false, true) => stream.logprobs.push(chosen),
+            (false, false) => {}
         }
         self.tokens += 1;
-        if self.spec.stop_ids.contains(&id) || stream.check.as_mut().is_some_and(|check| check(id)) {
+        if self.spec.stop_ids.contains(&id) || stream.check.as_mut().is_some_and(|check| check.ends_with(id)) {
             stream.reason = Some(StopReason::Stop);
         } else if stream.ids.len() >= self.spec.max_new_tokens {
             stream.reason = Some(StopReason::Length);
@@ -210,7 +233,9 @@ impl Sampler {
         }
         let streams = if self.begun { index..index + 1 } else { 0..self.streams.len() };
         self.begun = true;
-        streams.into_iter().try_for_each(|index| self.push(index, output))
+        // Of the first row all completions take a token.
+        let of_logits = output.logits.as_ref().map(|logits| RowStats::of(logits, 0.0));
+        streams.into_iter().try_for_each(|index| self.push(index, output, of_logits.as_ref()))
     }
 }
 

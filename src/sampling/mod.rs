@@ -26,8 +26,8 @@ use std::collections::BTreeMap;
 use crate::{Error, Result};
 
 pub use choose::choose;
-pub(crate) use choose::reported;
-pub use completions::{CompletionSpec, NewStopCheck, Sampler, StopCheck};
+pub(crate) use choose::{choose_of, reported};
+pub use completions::{CheckStop, CompletionSpec, NewStopCheck, Sampler, StopCheck};
 pub use stop::StopStrings;
 
 /// Completions of one request, at most.

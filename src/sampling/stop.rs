@@ -42,6 +42,11 @@ impl StopStrings {
         self.strings.is_empty()
     }
 
+    /// Bytes of the longest one.
+    pub(crate) fn longest(&self) -> usize {
+        self.strings.iter().map(String::len).max().unwrap_or(0)
+    }
+
     /// The stop string that begins earliest, the longest on a tie: the byte where it begins and its place in the list.
     /// Only those that end after byte `from` count, so `from` is the length of the text when it was last asked about,
     /// and no piece is searched twice but for the few bytes before it.

@@ -9,7 +9,7 @@ use crate::engine::{Engine, Handle, Progress, RequestStats, Submitter, Update, b
 use crate::method::Options;
 use crate::model::{ModelPair, Work};
 use crate::rng::Uniforms;
-use crate::sampling::{CompletionSpec, NewStopCheck, Sampling};
+use crate::sampling::{CompletionSpec, Sampling};
 use crate::text::{End, Prompt, TextWriter};
 use crate::trace::{Trace, finish_reason_name};
 use serde_json::{Value, json};
@@ -598,10 +598,10 @@ fn submit(
         Method::Best(sampling, n) => (sampling, *n, true),
         Method::Search(sampling, _) => (sampling, 1, false),
     };
-    let (rules, tokenizer) = (request.rules.clone(), app.pair.tokenizer.clone());
-    // A search shows every text's ids to a check from the first on, so it gets one only if it has something to find.
-    let watched = !matches!(request.method, Method::Search(..)) || !rules.stops.is_empty();
-    let stop_check = watched.then(|| Arc::new(move || rules.watch(&tokenizer)) as NewStopCheck);
+    // Stop ids end a completion without a check.
+    let watched = !request.rules.stops.is_empty();
+    let header = &request.prompts[prompt].header;
+    let stop_check = watched.then(|| request.rules.watch(&app.pair.tokenizer, &ids, header));
     let spec = CompletionSpec {
         sampling: sampling.clone(),
         n,

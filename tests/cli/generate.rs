@@ -190,6 +190,52 @@ fn the_official_layout() {
     assert_eq!(run.out, format!("{}\n", answer.trim_end_matches("<|eot_id|>")));
 }
 
+/// Short answers of a policy that writes the assistant header itself.
+fn official(method: &str, more: &[&str]) -> super::Run {
+    let folder = goldens().join("llama-gqa");
+    let golden = traces(&folder).remove(0);
+    let (policy, reward) = (folder.join("policy"), folder.join("reward"));
+    let models = ["--policy", utf8(&policy), "--reward", utf8(&reward), "--prompt-layout", "official"];
+    let prompt = ["generate", golden["user_text"].as_str().expect("a text"), "--max-new-tokens", "30"];
+    ggro(&[&prompt[..], &models, &["--method", method], more].concat()).ok()
+}
+
+/// Samples are written as the greedy answer is: without the assistant header.
+#[test]
+fn samples_in_the_official_layout_have_no_header() {
+    let greedy = official("greedy", &["--no-baseline"]).out;
+    assert!(greedy.len() > 40 && !greedy.contains("<|"), "{greedy}");
+    for (method, n) in [("sample", "1"), ("bon", "2")] {
+        let cold = ["--temperature", "0", "--n", n];
+        assert_eq!(official(method, &cold).out, greedy, "{method}");
+        let object = official(method, &[&cold[..], &["--json"]].concat()).json();
+        assert_eq!(format!("{}\n", object["text"].as_str().expect("a text")), greedy, "{method}");
+    }
+}
+
+/// The policy writes the assistant header itself there; it is no text, to stop strings neither.
+#[test]
+fn stop_strings_are_not_looked_for_in_the_header() {
+    for (method, parameters) in
+        [("blockwise", &["--method-param", "k=1", "--method-param", "block=9"][..]), ("sample", &[])]
+    {
+        let run = |more: &[&str]| {
+            let cold = ["--temperature", "0", "--json"];
+            official(method, &[&cold[..], parameters, more].concat()).json()
+        };
+        let free = run(&[]);
+        let text = free["text"].as_str().expect("a text");
+        assert!(!text.contains("assistant") && text.len() > 40, "{text}");
+        for stop in ["assistant", "end_header", "\n\n"] {
+            let stopped = run(&["--stop", stop]);
+            assert_eq!((&stopped["text"], &stopped["completions"]), (&free["text"], &free["completions"]), "{stop}");
+        }
+        let place = text.char_indices().nth(20).expect("a long text").0;
+        let stop = &text[place..place + 6];
+        assert_eq!(run(&["--stop", stop])["text"].as_str(), text.split(stop).next());
+    }
+}
+
 #[test]
 fn variables_stand_for_flags_and_flags_win() {
     let tokens = |value: &str, more: &[&str]| {

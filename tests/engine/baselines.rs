@@ -1,5 +1,6 @@
 //! The methods that GGRO is compared with: what their papers say, with the least possible work, alone and in company.
 
+mod ahead;
 mod company;
 mod edges;
 mod naive;

@@ -1,12 +1,17 @@
 //! Sampled completions and the best of several.
 
 use ggro::answer::{Completions, Response, StopReason};
-use ggro::engine::{Event, Request as _, Scheduler, Settings, SpeculationWidth, complete, intervention, sampler};
+use ggro::baselines::{Baseline, SoftBestOfN};
+use ggro::engine::{
+    Event, Request as _, Scheduler, Settings, SpeculationWidth, baseline, complete, intervention, run_all, sampler,
+};
+use ggro::kv::BLOCK;
 use ggro::method::Options;
 use ggro::model::{ModelPair, RewardSpan, Role, Span};
 use ggro::sampling::{CompletionSpec, Sampling, StopCheck};
 use ggro_testkit::fixtures::load;
 use ggro_testkit::requests::{Request, requests};
+use ggro_testkit::scripted::{Scripted, script, torn};
 use std::sync::Arc;
 
 fn plan(request: &Request, temperature: f64, n: usize, score: bool) -> CompletionSpec {
@@ -106,6 +111,49 @@ fn what_runs_beside_it_changes_nothing() {
         }
         assert_eq!(ended, 4);
         scheduler.clear(&mut backend);
+    }
+}
+
+/// After its blocks were taken back, a request runs the prompt of its samples once, not once for each of them.
+#[test]
+fn a_prompt_is_run_again_once_for_all_samples() {
+    const PROMPT_LEN: usize = 200;
+    const SAMPLES: usize = 6;
+    const TOKENS: usize = 20;
+    let model = script(|_| torn(&[5, 6, 7]), |ids| ids.iter().filter(|&&id| id == 6).count() as f32, |_, _| 0.0);
+    let spec = |max_new_tokens, n| CompletionSpec {
+        sampling: Sampling { temperature: 1.0, seed: 3, ..Sampling::default() },
+        n,
+        score: n > 1,
+        max_new_tokens,
+        ..CompletionSpec::default()
+    };
+    let (older, younger): (Vec<u32>, Vec<u32>) = (vec![2; 60], (0..PROMPT_LEN as u32).map(|i| i % 9 + 2).collect());
+    let soft = Baseline::SoftBestOfN(SoftBestOfN { n: SAMPLES, lambda: 1.0 });
+    let settings = Settings { speculation: SpeculationWidth::Off, cached_prompts: 0, ..Settings::default() };
+    for searches in [false, true] {
+        let make = |backend: &ModelPair| -> Box<dyn ggro::engine::Request<Output = Completions>> {
+            match searches {
+                true => Box::new(baseline(backend, &younger, spec(TOKENS, SAMPLES), &soft).unwrap()),
+                false => Box::new(sampler(backend, &younger, spec(TOKENS, SAMPLES)).unwrap()),
+            }
+        };
+        let mut free = Scripted::new(&model, 300);
+        let requests = vec![make(&free)];
+        let (alone, _) = run_all(&mut free, &settings, requests, &mut ()).unwrap().results.remove(0);
+        // Room for both prompts and a block for each sample; then the older request needs another one. One sample of a
+        // search goes on on the prompt's own sequence.
+        let mut backend = Scripted::new(&model, 300);
+        backend.limit(1 + PROMPT_LEN.div_ceil(BLOCK) + SAMPLES - usize::from(searches));
+        let first = sampler(&backend, &older, spec(40, 1)).unwrap();
+        let requests: Vec<Box<dyn ggro::engine::Request<Output = Completions>>> = vec![Box::new(first), make(&backend)];
+        let (got, stats) = run_all(&mut backend, &settings, requests, &mut ()).unwrap().results.remove(1);
+        assert_eq!((&got, stats.preemptions, stats.necessary), (&alone, 1, alone.work));
+        let again = stats.recomputed;
+        let most = (PROMPT_LEN + SAMPLES * TOKENS) as u64;
+        assert!((PROMPT_LEN as u64..=most).contains(&again.policy_forward), "{again:?}, searches: {searches}");
+        assert!((PROMPT_LEN as u64..=most).contains(&again.reward_forward), "{again:?}, searches: {searches}");
+        assert_eq!(stats.ran + stats.shared, stats.necessary + stats.speculative() + again);
     }
 }
 

@@ -4,8 +4,9 @@ use super::{Entry, Event, Scheduler};
 use crate::engine::sequences::{Key, Source, common};
 use crate::engine::step::TaskSpan;
 use crate::kv::BLOCK;
-use crate::model::{ModelPair, Role};
-use crate::task::{Liveness, Task};
+use crate::model::{ModelPair, Role, SeqId};
+use crate::task::{Liveness, SeqKey, Task};
+use std::collections::BTreeMap;
 
 /// What the spans of a step have been given.
 #[derive(Default)]
@@ -34,6 +35,37 @@ impl StepReservations {
     }
 }
 
+/// A sequence that is not in memory as far as a task goes on from it, and how far that is.
+pub(super) type Stem = (SeqKey, usize);
+
+/// What tasks that are needed have in common and is not in memory. That is so after blocks were taken back. It is run
+/// first, and once; otherwise each of them would run it again.
+pub(super) struct Stems(BTreeMap<Key, Stem>);
+
+impl Stems {
+    /// Of the stems of single tasks those that several tasks of a request have, or that another task is about. `about`:
+    /// the sequences of all tasks that have more than a token to run.
+    pub fn of(all: Vec<(Key, Stem)>, about: &[Key]) -> Stems {
+        let mut counts: BTreeMap<Key, usize> = BTreeMap::new();
+        for ((id, _), (stem, _)) in &all {
+            let stem = (*id, *stem);
+            *counts.entry(stem).or_insert_with(|| usize::from(about.contains(&stem))) += 1;
+        }
+        let several = |(id, _): &Key, (stem, _): &Stem| counts.get(&(*id, *stem)).is_some_and(|&count| count > 1);
+        Stems(all.into_iter().filter(|(task, stem)| several(task, stem)).collect())
+    }
+
+    /// Whether there are any.
+    pub fn any(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// What is to be run before a task of this request and sequence.
+    pub fn get(&self, task: Key) -> Option<Stem> {
+        self.0.get(&task).copied()
+    }
+}
+
 /// Where a task can run in this step.
 pub(super) enum Allocation {
     /// From this source, which holds the positions before the first of these, up to the second.
@@ -42,6 +74,34 @@ pub(super) enum Allocation {
     NotNow,
     /// Never: more blocks are needed than there are.
     Never,
+}
+
+impl<T> Entry<T> {
+    /// The request's sequence that holds its prompt, if a task could go on from there, and the prompt's length.
+    pub(super) fn own_prompt(&self, backend: &ModelPair, task: &Task) -> Option<(SeqId, usize)> {
+        let (trunk, len) = (self.request.trunk(task.key.role), self.request.prompt().len());
+        let seq = self.sequences.get(trunk)?;
+        (trunk != task.key && len > 0 && len <= task.len && backend.len(seq) >= len).then_some((seq, len))
+    }
+
+    /// A sequence that a task goes on from and that is not in memory, but will stay there once it is, and how many
+    /// positions of it. `None` if there is no room for it beside the task's own.
+    pub(super) fn stem(&self, backend: &ModelPair, task: &Task) -> Option<Stem> {
+        let held = |key| self.sequences.get(key);
+        if held(task.key).is_some() {
+            return None;
+        }
+        let role = task.key.role;
+        let trunk = (self.request.trunk(role), self.request.prompt().len());
+        let mut stems = [task.parent, Some(trunk)].into_iter().flatten();
+        // A sequence that the request has no use for would be forgotten before the task could go on from it.
+        let stays = |key| held(key).is_some() || self.request.liveness(key) != Liveness::Dead;
+        let (key, len) = stems.find(|&(key, len)| key != task.key && len > 0 && len <= task.len && stays(key))?;
+        let have = held(key).map_or(0, |seq| backend.len(seq));
+        // They share its whole blocks.
+        let room = backend.blocks_free(role).saturating_add(have.div_ceil(BLOCK));
+        (have < len && room > task.len.div_ceil(BLOCK)).then_some((key, len))
+    }
 }
 
 impl<T> Scheduler<T> {
@@ -83,9 +143,13 @@ impl<T> Scheduler<T> {
         {
             return Source::Fork(seq, len.min(task.answered_from()));
         }
+        // The request's own prompt, where the parent is forgotten.
+        let answered_from = task.answered_from();
+        if let Some((seq, len)) = entry.own_prompt(backend, task) {
+            return Source::Fork(seq, len.min(answered_from));
+        }
         // The prompt of another request, finished or running. The span has to hold every position that is asked about.
         let (prompt, submitter) = (entry.request.prompt(), entry.submitter);
-        let answered_from = task.answered_from();
         let shared = |len: usize, own: bool| match submitter.whole_blocks && !own {
             true => len.min(answered_from) / BLOCK * BLOCK,
             false => len.min(answered_from),

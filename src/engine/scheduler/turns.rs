@@ -28,7 +28,7 @@ impl<T> Entry<T> {
             Some(seq) => backend.len(seq),
             None => match task.parent.and_then(|(parent, len)| Some((self.sequences.get(parent)?, len))) {
                 Some((parent, len)) if backend.len(parent) >= len => len,
-                _ => 0,
+                _ => self.own_prompt(backend, task).map_or(0, |(_, len)| len),
             },
         };
         task.len.saturating_sub(have)

@@ -6,16 +6,17 @@ use ggro::baselines::{
     Acceptance, Answer, Args, Baseline, Beam, BestOfPoisson, Blockwise, Cards, Growth, RejectionSampling, SoftBestOfN,
     SpeculativeRejection, Strategy, Texts,
 };
-use ggro::engine::{Settings, SpeculationWidth, baseline, complete, search, searcher};
+use ggro::engine::{Observer, Settings, SpeculationWidth, baseline, complete, search, searcher};
 use ggro::model::{ModelPair, Role, RowStats};
-use ggro::sampling::{CompletionSpec, Sampling};
+use ggro::sampling::{CompletionSpec, Sampling, StopCheck};
 use ggro::{Error, Result};
 use ggro_testkit::scripted::{FINISH, Model, PROMPT, Scripted, VOCAB, script, sure, torn};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// One of each method, small.
-fn all() -> Vec<Baseline> {
+pub fn all() -> Vec<Baseline> {
     vec![
         Baseline::RejectionSampling(RejectionSampling { max_tries: 3, ..RejectionSampling::new(5.0) }),
         Baseline::Cards(Cards { max_rejections: 2, max_segment: 5, entropy_threshold: 0.5, ..Cards::new(5.0) }),
@@ -28,7 +29,7 @@ fn all() -> Vec<Baseline> {
     ]
 }
 
-fn spec(max_new_tokens: usize) -> CompletionSpec {
+pub fn spec(max_new_tokens: usize) -> CompletionSpec {
     CompletionSpec {
         sampling: Sampling { temperature: 1.0, seed: 5, ..Sampling::default() },
         max_new_tokens,
@@ -46,7 +47,7 @@ fn run(model: &Model, spec: CompletionSpec, method: &Baseline) -> Result<Complet
 }
 
 /// Hesitates between three tokens everywhere.
-fn model() -> Model {
+pub fn model() -> Model {
     script(|_| torn(&[5, 6, 7]), |g| g.iter().filter(|&&id| id == 6).count() as f32, |_, _| 0.0)
 }
 
@@ -93,6 +94,40 @@ fn a_stop_in_the_middle_of_a_block_ends_it() {
             }
         }
         assert!(got.all[got.best].ids.len() <= 6, "the sixth token repeats the fifth: {}", method.name());
+    }
+}
+
+/// Counts the tokens that were decoded, of any text.
+#[derive(Default)]
+struct Decoded(usize);
+
+impl Observer for Decoded {
+    fn token(&mut self) {
+        self.0 += 1;
+    }
+}
+
+/// A check sees every token once, however many texts go on from it.
+#[test]
+fn a_check_is_shown_every_token_once() {
+    for method in all() {
+        for width in [1, 3] {
+            let shown = Arc::new(AtomicUsize::new(0));
+            let counted = shown.clone();
+            let new = move || -> StopCheck {
+                let shown = counted.clone();
+                Box::new(move |_: u32| {
+                    shown.fetch_add(1, Ordering::Relaxed);
+                    false
+                })
+            };
+            let spec = CompletionSpec { stop_check: Some(Arc::new(new)), stop_ids: Vec::new(), ..spec(30) };
+            let (mut backend, mut decoded) = (Scripted::new(&model(), 40), Decoded::default());
+            let settings = Settings::single(SpeculationWidth::Fixed(width));
+            search(&mut backend, &settings, &PROMPT, spec, &method, &mut decoded).unwrap();
+            assert!(decoded.0 >= 30, "{}", method.name());
+            assert_eq!(shown.load(Ordering::Relaxed), decoded.0, "{} at {width}", method.name());
+        }
     }
 }
 
@@ -302,7 +337,7 @@ fn sequences_are_released_whenever_the_backend_fails() {
 }
 
 /// A method that does as it is told.
-struct Told<F>(F);
+pub struct Told<F>(pub F);
 
 impl<F: FnMut(&mut Texts) -> Result<Option<Answer>> + Send> Strategy for Told<F> {
     fn next(&mut self, texts: &mut Texts) -> Result<Option<Answer>> {
