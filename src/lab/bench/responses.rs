@@ -168,7 +168,7 @@ fn calibrated(backend: &mut ModelPair, prompt: &[u32], asked: &Asked) -> Result<
         let mut start = 0;
         for _ in 0..asked.tokens.clamp(asked.segment, 256) {
             let span = Span { seq, start, ids: &ids };
-            let row = backend.policy_step(&[PolicySpan { span, floor: 1e-9, top_k: TopK::Skip }])?;
+            let row = backend.policy_step(&[PolicySpan { span, floor: 1e-9, top_k: TopK::Skip, before: &[] }])?;
             start += ids.len();
             let Some(row) = row.first() else { break };
             entropies.push(row.stats.entropy_floored);

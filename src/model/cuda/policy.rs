@@ -5,7 +5,6 @@ use super::decoder::{Decoder, Filled};
 use super::graphs::{self, Graphs, Launches, Place};
 use super::head::{Head, HeadAsk, HeadInputs};
 use super::inputs::StepInputs;
-use crate::Result;
 use crate::cuda::Device;
 use crate::cuda::ops::attention::Frame;
 use crate::dtype::{DType, HalfType};
@@ -15,6 +14,7 @@ use crate::kv::{BlockCopy, KvPool};
 use crate::model::paged::Compute;
 use crate::model::spans::{self, Batch, CheckedSpan};
 use crate::model::{Logits, PolicyRow, PolicyRows, PolicySpan};
+use crate::{Error, Result};
 use std::sync::Arc;
 
 /// Rows of a decode step that share one reading of the weights: below where the cards of today turn from bandwidth to
@@ -69,7 +69,7 @@ struct Queued {
 /// What some spans ask of their rows.
 fn asked(spans: &[PolicySpan<'_>], owners: &[usize]) -> Vec<HeadAsk> {
     let of = |&owner: &usize| {
-        let PolicySpan { span, floor, top_k } = spans[owner];
+        let PolicySpan { span, floor, top_k, .. } = spans[owner];
         HeadAsk { floor, top_k, keep: span.seq.index }
     };
     owners.iter().map(of).collect()
@@ -200,7 +200,10 @@ impl Compute for PolicyModel {
         self.collect(spans, pending)
     }
 
-    fn logits(&mut self, index: u32, asked: Logits<'_>) -> Result<Vec<f32>> {
+    fn logits(&mut self, index: u32, back: usize, asked: Logits<'_>) -> Result<Vec<f32>> {
+        if back > 0 {
+            return Err(Error::Backend(format!("the row {back} before the last one is not kept")));
+        }
         let PolicyModel { device, decoder, head, .. } = self;
         match asked {
             Logits::All => head.row(device, decoder, index),
