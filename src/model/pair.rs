@@ -318,7 +318,7 @@ impl ModelPair {
 /// The range of a policy step, by what most of it is.
 fn policy_range(spans: &[PolicySpan<'_>]) -> Range {
     let tokens = spans.iter().map(|span| span.span.ids.len()).sum();
-    range(if tokens == spans.len() { Phase::Decode } else { Phase::Prefill }, tokens)
+    range(if tokens == spans.iter().map(PolicySpan::rows).sum() { Phase::Decode } else { Phase::Prefill }, tokens)
 }
 
 /// What needs a model that is not there.

@@ -119,7 +119,7 @@ proptest! {
         let blocks = longest.div_ceil(BLOCK) + 1 + spare;
         let mut backend = Scripted::new(&model, LONGEST);
         backend.limit(blocks);
-        let settings = Settings { speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3, reward_batch_wait };
+        let settings = Settings { speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3, reward_batch_wait, drafting };
         let mut scheduler = Scheduler::new(settings);
         let (mut ids, mut ended) = (BTreeMap::new(), BTreeMap::new());
         let mut turn = 0;

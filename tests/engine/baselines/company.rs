@@ -133,6 +133,7 @@ proptest! {
         backend.limit(blocks);
         let settings = Settings {
             speculation: width, run_ahead: true, max_requests, batch_tokens, cached_prompts: 3, reward_batch_wait,
+            drafting: Drafting::Off,
         };
         let mut scheduler = Scheduler::new(settings);
         let (mut numbers, mut ended) = (BTreeMap::new(), BTreeMap::new());
