@@ -70,6 +70,8 @@ pub struct Settings {
     pub reward_batch_wait: Option<usize>,
     /// Whether tokens are guessed and run before they are known.
     pub drafting: Drafting,
+    /// What a row of a guess costs, as a part of a step of one row; `None`: what the policy says.
+    pub row_cost: Option<f64>,
 }
 
 impl Default for Settings {
@@ -82,6 +84,7 @@ impl Default for Settings {
             cached_prompts: 64,
             reward_batch_wait: None,
             drafting: Drafting::Off,
+            row_cost: None,
         }
     }
 }

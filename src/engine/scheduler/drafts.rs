@@ -19,7 +19,7 @@ use crate::task::PolicyOutput;
 pub(super) type GuessWith = Box<dyn FnMut(&[u32], usize) -> Vec<u32> + Send>;
 
 /// Guessed tokens of one kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct DraftCount {
     /// Run.
     pub drafted: u64,
@@ -28,7 +28,7 @@ pub struct DraftCount {
 }
 
 /// Guessed tokens, by where they came from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct DraftStats {
     /// Other candidates of the segment, and other completions of the prompt.
     pub siblings: DraftCount,
@@ -80,7 +80,7 @@ impl<T> Scheduler<T> {
         }
         let Ok(vocab) = backend.config(Role::Policy).map(|config| config.vocab_size) else { return };
         let rows = step.policy.iter().map(TaskSpan::tokens).fold(0, usize::saturating_add);
-        let price = share(rows, backend.row_cost());
+        let price = share(rows, self.settings.row_cost.unwrap_or_else(|| backend.row_cost()));
         if price >= 1.0 && self.guess_with.is_none() {
             return;
         }
