@@ -27,7 +27,7 @@ const DRIFT: f64 = 1.0 / 256.0;
 
 /// Where a guess comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DraftSource {
+pub(super) enum DraftSource {
     /// Another candidate of the segment, or another completion of the prompt.
     Sibling,
     /// The prompt and what was written.

@@ -22,7 +22,6 @@ pub use crate::task::{Progress, Request, Speculation};
 pub use command::{Handle, Update};
 pub use drive::{Observer, RunReport, complete, decode, decode_with, run_all, score, search};
 pub use retokenize::decode_retokenized;
-pub use draft::DraftSource;
 pub use scheduler::{DraftCount, DraftStats, Event, RequestStats, Scheduler, SchedulerStats};
 pub use service::{Engine, Status};
 pub use settings::{Drafting, MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};

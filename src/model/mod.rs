@@ -367,6 +367,12 @@ pub trait Model {
         1
     }
 
+    /// Whether all logits can be asked for of each of these rows ([`logits_before`](Model::logits_before)), and not of the last
+    /// one alone.
+    fn keeps_span_rows(&self) -> bool {
+        false
+    }
+
     /// What one more row of a step costs, as a part of what a step of one row costs.
     fn row_cost(&self) -> f64 {
         1.0 / self.free_batch_rows().max(1) as f64

@@ -83,6 +83,11 @@ pub(super) trait Compute {
         1
     }
 
+    /// As [`Model::keeps_span_rows`].
+    fn keeps_span_rows(&self) -> bool {
+        false
+    }
+
     /// As [`Model::row_cost`].
     fn row_cost(&self) -> f64 {
         1.0 / self.free_batch_rows().max(1) as f64
@@ -294,6 +299,10 @@ impl<C: Compute> Model for Paged<C> {
 
     fn span_rows(&self) -> usize {
         self.compute.span_rows()
+    }
+
+    fn keeps_span_rows(&self) -> bool {
+        self.compute.keeps_span_rows()
     }
 
     fn row_cost(&self) -> f64 {

@@ -304,6 +304,11 @@ impl ModelPair {
         self.policy.as_ref().map_or(1, |policy| policy.span_rows())
     }
 
+    /// Whether all logits can be asked for of each of these rows.
+    pub fn keeps_span_rows(&self) -> bool {
+        self.policy.as_ref().is_some_and(|policy| policy.keeps_span_rows())
+    }
+
     /// What one more row of a policy step costs, as a part of what a step of one row costs.
     pub fn row_cost(&self) -> f64 {
         self.policy.as_ref().map_or(1.0, |policy| policy.row_cost())

@@ -215,7 +215,7 @@ fn the_setting_reaches_the_engine() {
     let Request { prompt, options, uniforms, .. } = request.clone();
     let expected = request.alone(&mut backend);
     let settings = Settings { drafting: "ngram".parse().unwrap(), row_cost: Some(0.1), ..Settings::default() };
-    assert!("often".parse::<Drafting>().is_err() && "off".parse() == Ok(Drafting::Off));
+    assert!("often".parse::<Drafting>().is_err() && "off".parse::<Drafting>() == Ok(Drafting::Off));
     let (found, stats) =
         decode_with(&mut backend, &settings, &prompt, &options, uniforms.clone(), &mut ()).unwrap();
     assert!(found == expected && stats.drafts.drafted() > 0);

@@ -349,6 +349,9 @@ impl ggro::model::Model for Half {
     fn span_rows(&self) -> usize {
         self.state().span_rows
     }
+    fn keeps_span_rows(&self) -> bool {
+        true
+    }
     fn row_cost(&self) -> f64 {
         0.0
     }

@@ -13,7 +13,7 @@ use crate::engine::execute::policy_output;
 use crate::engine::settings::Drafting;
 use crate::engine::step::{Draft, Step, TaskSpan};
 use crate::model::{ModelPair, PolicyRow, Role, Work};
-use crate::task::PolicyOutput;
+use crate::task::{Ask, FullLogits, PolicyOutput};
 
 /// Makes guesses in place of the engine: from a text and how many ids it may have.
 pub(super) type GuessWith = Box<dyn FnMut(&[u32], usize) -> Vec<u32> + Send>;
@@ -90,6 +90,10 @@ impl<T> Scheduler<T> {
         let mut blocks = backend.blocks_free(Role::Policy).saturating_sub(promised);
         for span in step.policy.iter_mut().filter(|span| span.last) {
             let Some(entry) = self.running.get_mut(&span.request) else { continue };
+            let all_logits = matches!(span.task.ask, Ask::Policy { full_logits: FullLogits::Always, .. });
+            if all_logits && !backend.keeps_span_rows() {
+                continue;
+            }
             let Some(outlook) = entry.request.outlook(&span.task) else { continue };
             let most = outlook.most.min(LONGEST_DRAFT).min(room).min(backend.span_rows() - 1);
             let most = most.min(backend.max_len().saturating_sub(span.task.len));
@@ -146,11 +150,10 @@ impl<T> Entry<T> {
             if next.key != task.key || next.len != task.len + 1 || self.request.ids(&next, task.len) != [id] {
                 break;
             }
+            // What cannot be told now is asked for again, by itself.
+            let Ok(output) = policy_output(backend, span, drafted - accepted - 1, row) else { break };
             accepted += 1;
-            match policy_output(backend, span, drafted - accepted, row) {
-                Ok(output) => self.request.on_policy(&next, output),
-                Err(error) => self.request.on_failure(&next, error),
-            }
+            self.request.on_policy(&next, output);
             task = next;
         }
         let end = span.task.len + accepted;

@@ -211,6 +211,10 @@ impl Compute for CpuModel {
         usize::MAX
     }
 
+    fn keeps_span_rows(&self) -> bool {
+        true
+    }
+
     fn row_cost(&self) -> f64 {
         match self.decoder.weights.bytes() > CACHED_BYTES {
             true => ROW_COST,
