@@ -84,8 +84,10 @@ pub fn rows_of_one_span(backend: &mut ModelPair) {
                 (alone, whole)
             };
             assert_eq!(found[row], alone, "row {row} of {rows} behind {start}");
-            let again = backend.logits_row_before(seq, rows - 1 - row).unwrap();
-            assert_eq!(bits(&again), bits(&whole), "logits of row {row} of {rows} behind {start}");
+            if row + 1 == rows || backend.keeps_span_rows() {
+                let again = backend.logits_row_before(seq, rows - 1 - row).unwrap();
+                assert_eq!(bits(&again), bits(&whole), "logits of row {row} of {rows} behind {start}");
+            }
         }
         assert!(backend.logits_row_before(seq, rows).is_err());
         // Two of the tokens are taken back, and others come.
