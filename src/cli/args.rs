@@ -341,12 +341,7 @@ impl EngineArgs {
     }
 
     fn over(&self, settings: Settings) -> Settings {
-        Settings {
-            speculation: self.speculation,
-            run_ahead: !self.no_run_ahead,
-            drafting: self.draft,
-            ..settings
-        }
+        Settings { speculation: self.speculation, run_ahead: !self.no_run_ahead, drafting: self.draft, ..settings }
     }
 }
 

@@ -182,7 +182,9 @@ mod tests {
         for code in 0..3u32.pow(6) {
             let text: Vec<u32> = (0..6).map(|place| code / 3u32.pow(place) % 3).collect();
             let longest = (1..text.len())
-                .map(|end| (0..=end).take_while(|&n| n <= text.len() && text.ends_with(&text[end - n..end])).count() - 1)
+                .map(|end| {
+                    (0..=end).take_while(|&n| n <= text.len() && text.ends_with(&text[end - n..end])).count() - 1
+                })
                 .max();
             match found(&text, &[], 1) {
                 None => assert_eq!(longest, Some(0), "{text:?}"),

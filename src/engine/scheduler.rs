@@ -361,8 +361,7 @@ impl<T> Scheduler<T> {
             match output {
                 SpanOutput::Policy(output) => entry.request.on_policy(&span.task, output),
                 SpanOutput::Drafted(output, behind) => {
-                    let verified =
-                        timed(&mut self.seconds.policy, || entry.verify(backend, &span, output, behind));
+                    let verified = timed(&mut self.seconds.policy, || entry.verify(backend, &span, output, behind));
                     self.stats.drafts += verified;
                 }
                 SpanOutput::Reward(output) => entry.request.on_reward(&span.task, output),

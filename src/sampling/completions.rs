@@ -8,8 +8,8 @@ use super::{Counts, Sampling};
 use crate::answer::{Completion, Completions, StopReason, TokenLogprob};
 use crate::model::{Role, TopK, Work};
 use crate::task::{
-    Ask, FullLogits, Liveness, Outcome, Outlook, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task,
-    TaskOrigin, cut,
+    Ask, FullLogits, Liveness, Outcome, Outlook, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation,
+    Task, TaskOrigin, cut,
 };
 use crate::{Error, Result};
 use std::sync::Arc;

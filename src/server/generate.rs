@@ -5,7 +5,9 @@ use super::piece::{Piece, Token};
 use super::request::{ApiRequest, Method};
 use super::{AppState, Permit};
 use crate::answer::{Completions, FinishReason, Response, Segment, StopReason, TokenLogprob};
-use crate::engine::{DraftStats, Engine, Handle, Progress, RequestStats, Submitter, Update, baseline, intervention, sampler};
+use crate::engine::{
+    DraftStats, Engine, Handle, Progress, RequestStats, Submitter, Update, baseline, intervention, sampler,
+};
 use crate::method::Options;
 use crate::model::{ModelPair, Work};
 use crate::rng::Uniforms;

@@ -86,7 +86,8 @@ fn fixture(name: &str) {
                 let mut scheduler = Scheduler::new(plain.clone());
                 scheduler.guess_with(oracle(known.clone(), wrong));
                 let found = together_on(&mut backend, scheduler, &all, &arrivals);
-                let how = format!("with guesses that are {}, {width:?}, {blocks:?}", if wrong { "wrong" } else { "right" });
+                let how =
+                    format!("with guesses that are {}, {width:?}, {blocks:?}", if wrong { "wrong" } else { "right" });
                 same(&found, &expected, &requests, &how);
                 let sum: u64 = found.accounts.iter().map(|account| account.drafts.drafted()).sum();
                 assert_eq!(sum, found.totals.drafts.drafted());
@@ -111,7 +112,13 @@ fn sampled_tokens_can_be_guessed() {
     let mut backend = load("llama-gqa", None);
     for (request, temperature, n) in [(&all[0], 1.0, 1), (&all[1], 0.7, 3), (&all[2], 0.0, 1), (&all[0], 0.0, 2)] {
         let spec = CompletionSpec {
-            sampling: Sampling { temperature, seed: 11, logprobs: Some(2), repetition_penalty: 1.1, ..Sampling::default() },
+            sampling: Sampling {
+                temperature,
+                seed: 11,
+                logprobs: Some(2),
+                repetition_penalty: 1.1,
+                ..Sampling::default()
+            },
             n,
             score: true,
             max_new_tokens: 24,
@@ -185,9 +192,12 @@ fn passes_on_the_demo_pair() {
         let expected: Vec<Response> = requests.iter().map(|request| request.alone(&mut backend)).collect();
         let tokens: usize = expected.iter().map(|response| response.final_ids.len() - response.prompt_len).sum();
         let mut passes = Vec::new();
-        for (drafting, row_cost) in
-            [(Drafting::Off, None), (Drafting::Ngram, Some(0.0)), (Drafting::Ngram, Some(0.15)), (Drafting::Ngram, None)]
-        {
+        for (drafting, row_cost) in [
+            (Drafting::Off, None),
+            (Drafting::Ngram, Some(0.0)),
+            (Drafting::Ngram, Some(0.15)),
+            (Drafting::Ngram, None),
+        ] {
             let settings = Settings { drafting, row_cost, ..Settings::single(width) };
             let (mut batches, mut drafts) = (0, DraftStats::default());
             for (request, expected) in requests.iter().zip(&expected) {
@@ -216,8 +226,7 @@ fn the_setting_reaches_the_engine() {
     let expected = request.alone(&mut backend);
     let settings = Settings { drafting: "ngram".parse().unwrap(), row_cost: Some(0.1), ..Settings::default() };
     assert!("often".parse::<Drafting>().is_err() && "off".parse::<Drafting>() == Ok(Drafting::Off));
-    let (found, stats) =
-        decode_with(&mut backend, &settings, &prompt, &options, uniforms.clone(), &mut ()).unwrap();
+    let (found, stats) = decode_with(&mut backend, &settings, &prompt, &options, uniforms.clone(), &mut ()).unwrap();
     assert!(found == expected && stats.drafts.drafted() > 0);
     let parts = pair.clone();
     let engine = Engine::start(settings, move || cpu::open(parts.parts(), &LoadOptions::default())).unwrap();

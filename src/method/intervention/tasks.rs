@@ -5,8 +5,8 @@ use super::{Intervention, PooledReward};
 use crate::answer::Response;
 use crate::model::{Role, TopK, Work};
 use crate::task::{
-    Ask, GradientAsk, Liveness, Outlook, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task, TaskOrigin,
-    cut,
+    Ask, GradientAsk, Liveness, Outlook, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task,
+    TaskOrigin, cut,
 };
 use crate::{Error, Result};
 

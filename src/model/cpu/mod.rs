@@ -171,9 +171,8 @@ impl Compute for CpuModel {
     }
 
     fn logits(&mut self, index: u32, back: usize, asked: Logits<'_>) -> Result<Vec<f32>> {
-        let hidden = self.last_hidden.get(&index).and_then(|rows| {
-            rows.rchunks_exact(self.decoder.config.hidden_size).nth(back)
-        });
+        let hidden =
+            self.last_hidden.get(&index).and_then(|rows| rows.rchunks_exact(self.decoder.config.hidden_size).nth(back));
         let hidden = hidden.ok_or_else(|| Error::Backend(format!("no hidden state was kept of sequence {index}")))?;
         Ok(asked.of_row(self.pool.install(|| self.decoder.head(hidden))))
     }

@@ -51,7 +51,8 @@ pub(super) struct HeadInputs {
 impl HeadInputs {
     /// Adds them to what a batch needs from the host, for `rows` rows: nothing is asked of those beyond `asked`.
     pub fn push(inputs: &mut StepInputs, asked: &[HeadAsk], rows: usize) -> Self {
-        let mut pairs: Vec<_> = asked.iter().enumerate().map(|(row, asked)| [row as u32, asked.keep.unwrap_or(u32::MAX)]).collect();
+        let mut pairs: Vec<_> =
+            asked.iter().enumerate().map(|(row, asked)| [row as u32, asked.keep.unwrap_or(u32::MAX)]).collect();
         let mut floors: Vec<_> = asked.iter().map(|asked| asked.floor).collect();
         let mut wishes: Vec<_> = asked.iter().map(|asked| wish(asked.top_k)).collect();
         // No place: these are kept nowhere.

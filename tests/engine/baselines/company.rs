@@ -3,7 +3,8 @@
 use super::{Case, accounts, cases, random_model};
 use ggro::answer::{Completions, Response};
 use ggro::engine::{
-    Drafting, Event, Request as _, Scheduler, Settings, SpeculationWidth, baseline, complete, decode, intervention, sampler,
+    Drafting, Event, Request as _, Scheduler, Settings, SpeculationWidth, baseline, complete, decode, intervention,
+    sampler,
 };
 use ggro::kv::BLOCK;
 use ggro::method::Options;
