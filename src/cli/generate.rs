@@ -12,7 +12,7 @@ use crate::answer::Response;
 use crate::engine::{Observer, RequestStats, Settings, decode, decode_retokenized, decode_with, score as score_text};
 use crate::files::pair::Pair;
 use crate::method::Options;
-use crate::model::{ModelPair, Work};
+use crate::model::ModelPair;
 use crate::presets::Given;
 use crate::rng::Uniforms;
 use crate::scoring::RewardQuery;
