@@ -176,7 +176,7 @@ fn demo_requests(pair: &Pair, count: usize, tokens: usize) -> Vec<Request> {
 fn passes_on_the_demo_pair() {
     let pair = Pair::load(&demo::policy(), &demo::reward()).unwrap();
     let mut backend = cpu::open(pair.parts(), &LoadOptions::default()).unwrap();
-    let guided = demo_requests(&pair, 12, 96);
+    let guided = demo_requests(&pair, 4, 64);
     let greedy: Vec<Request> = guided
         .iter()
         .map(|request| {
