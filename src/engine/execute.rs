@@ -7,8 +7,8 @@ use crate::model::{
 use crate::task::{Ask, FullLogits, PolicyOutput, RewardOutput};
 use crate::{Error, Result};
 
-/// Runs a step. One output per span, the policy's first, and the seconds it took. A batch that fails is run again span by span,
-/// so that a request which cannot be served takes no other with it.
+/// Runs a step. One output per span, the policy's first, and the seconds it took. A batch that fails is run again span by span
+/// and without guesses, so that a request which cannot be served takes no other with it.
 pub(super) fn execute(backend: &mut ModelPair, step: &Step) -> (Vec<SpanOutput>, StepTime) {
     let (policy, reward): (Vec<&TaskSpan>, Vec<&TaskSpan>) =
         (step.policy.iter().collect(), step.reward.iter().collect());
@@ -17,7 +17,7 @@ pub(super) fn execute(backend: &mut ModelPair, step: &Step) -> (Vec<SpanOutput>,
     for (spans, found) in [(policy, ran.policy), (reward, ran.reward)] {
         match found {
             Ok(found) => outputs.extend(found),
-            Err(error) if spans.len() == 1 => outputs.push(SpanOutput::Failed(error)),
+            Err(error) if spans.len() == 1 && spans[0].draft.is_none() => outputs.push(SpanOutput::Failed(error)),
             Err(_) => outputs.extend(spans.into_iter().map(|span| apart(backend, span, &mut ran.seconds))),
         }
     }

@@ -323,7 +323,10 @@ impl ModelPair {
 /// The range of a policy step, by what most of it is.
 fn policy_range(spans: &[PolicySpan<'_>]) -> Range {
     let tokens = spans.iter().map(|span| span.span.ids.len()).sum();
-    range(if tokens == spans.iter().map(PolicySpan::rows).sum::<usize>() { Phase::Decode } else { Phase::Prefill }, tokens)
+    range(
+        if tokens == spans.iter().map(PolicySpan::rows).sum::<usize>() { Phase::Decode } else { Phase::Prefill },
+        tokens,
+    )
 }
 
 /// What needs a model that is not there.

@@ -90,8 +90,9 @@ impl<T> Scheduler<T> {
         let mut blocks = backend.blocks_free(Role::Policy).saturating_sub(promised);
         for span in step.policy.iter_mut().filter(|span| span.last) {
             let Some(entry) = self.running.get_mut(&span.request) else { continue };
-            let all_logits = matches!(span.task.ask, Ask::Policy { full_logits: FullLogits::Always, .. });
-            if all_logits && !backend.keeps_span_rows() {
+            // The row behind the task's own tokens is not the last one then.
+            let no_logits = matches!(span.task.ask, Ask::Policy { full_logits: FullLogits::Never, .. });
+            if !no_logits && !backend.keeps_span_rows() {
                 continue;
             }
             let Some(outlook) = entry.request.outlook(&span.task) else { continue };
