@@ -26,7 +26,7 @@ fn ids(pair: &Pair, len: usize) -> Vec<u32> {
 }
 
 fn policy_span(seq: ggro::model::SeqId, start: usize, ids: &[u32]) -> PolicySpan<'_> {
-    PolicySpan { span: Span { seq, start, ids }, floor: 1e-9, top_k: TopK::Skip }
+    PolicySpan { span: Span { seq, start, ids }, floor: 1e-9, top_k: TopK::Skip, before: &[] }
 }
 
 fn policy(c: &mut Criterion) {

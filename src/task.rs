@@ -146,6 +146,15 @@ impl Task {
     }
 }
 
+/// How the text of a policy task may go on, for whoever wants to run tokens before they are known.
+#[derive(Clone, Debug, Default)]
+pub struct Outlook<'a> {
+    /// Tokens beyond the task's that may still be run, at most.
+    pub most: usize,
+    /// Ids that other texts have behind a beginning that they share with this one.
+    pub siblings: Vec<&'a [u32]>,
+}
+
 /// The policy's next-token distribution.
 #[derive(Clone, Debug)]
 pub struct PolicyOutput {
@@ -208,6 +217,22 @@ pub trait Request: Send {
     fn tasks(&self, out: &mut Vec<Task>);
     /// Ids of a task's sequence, from a position to the task's end.
     fn ids(&self, task: &Task, from: usize) -> Vec<u32>;
+    /// How the text of a policy task may go on. `None` if what comes then is known already, or is not asked about.
+    fn outlook(&self, task: &Task) -> Option<Outlook<'_>> {
+        let _ = task;
+        None
+    }
+    /// The largest logits that the row so many tokens behind a policy task's will be asked for, should the text go on so far.
+    fn top_k_behind(&self, task: &Task, tokens: usize) -> TopK {
+        let _ = (task, tokens);
+        TopK::Skip
+    }
+    /// The task that goes on by a token behind a policy task that was just answered, on the same sequence. `None` if the text ends
+    /// there.
+    fn following(&self, task: &Task) -> Option<Task> {
+        let _ = task;
+        None
+    }
     /// Answers an [`Ask::Policy`].
     fn on_policy(&mut self, task: &Task, output: PolicyOutput);
     /// Answers an [`Ask::Reward`].
@@ -255,6 +280,15 @@ impl<U, R: Request, F: FnMut(R::Output) -> U + Send> Request for Map<R, F> {
     }
     fn ids(&self, task: &Task, from: usize) -> Vec<u32> {
         self.request.ids(task, from)
+    }
+    fn outlook(&self, task: &Task) -> Option<Outlook<'_>> {
+        self.request.outlook(task)
+    }
+    fn top_k_behind(&self, task: &Task, tokens: usize) -> TopK {
+        self.request.top_k_behind(task, tokens)
+    }
+    fn following(&self, task: &Task) -> Option<Task> {
+        self.request.following(task)
     }
     fn on_policy(&mut self, task: &Task, output: PolicyOutput) {
         self.request.on_policy(task, output);

@@ -3,7 +3,7 @@
 use super::models::{DeviceArgs, PairArgs, TemplateArgs};
 use super::say;
 use super::search::SearchArgs;
-use crate::engine::{Settings, SpeculationWidth};
+use crate::engine::{Drafting, Settings, SpeculationWidth};
 use crate::method::entropy::SIGNALS;
 use crate::method::{PROPOSALS, Proposals, Selection};
 use crate::presets::Given;
@@ -120,6 +120,14 @@ pub(super) struct EngineArgs {
     /// Do not decode the leading candidate into the next segment while others are still scored
     #[arg(long)]
     pub no_run_ahead: bool,
+
+    /// Whether to guess tokens and verify several of them in one step: off or ngram [default: off]
+    ///
+    /// ngram: a text is guessed to go on as other candidates of the segment, the prompt or the answer did behind the same words.
+    /// The answer is the same to the last bit; guesses that were wrong are reported as speculative work. How many tokens are
+    /// guessed follows from how often guesses were right and from what a row costs.
+    #[arg(long, value_name = "HOW", default_value = "off", hide_default_value = true)]
+    pub draft: Drafting,
 }
 
 #[derive(Debug, clap::Args)]
@@ -324,7 +332,16 @@ pub(super) enum NudgeSelection {
 impl EngineArgs {
     /// The engine's settings for so many requests at the same time.
     pub(super) fn settings(&self, max_requests: usize) -> Settings {
-        Settings { speculation: self.speculation, run_ahead: !self.no_run_ahead, max_requests, ..Settings::default() }
+        Settings { max_requests, ..self.over(Settings::default()) }
+    }
+
+    /// The same for one request.
+    pub(super) fn single(&self) -> Settings {
+        self.over(Settings::single(self.speculation))
+    }
+
+    fn over(&self, settings: Settings) -> Settings {
+        Settings { speculation: self.speculation, run_ahead: !self.no_run_ahead, drafting: self.draft, ..settings }
     }
 }
 

@@ -8,7 +8,7 @@ use super::terminal::{Progress, TerminalWriter};
 use super::words::{counted, for_stdout};
 use crate::answer::{Completions, StopReason};
 use crate::baselines::Baseline;
-use crate::engine::{Settings, complete, search as find};
+use crate::engine::{complete, search as find};
 use crate::files::pair::Pair;
 use crate::method::Options;
 use crate::method::entropy::Signal;
@@ -182,7 +182,7 @@ fn streamed(
     prompt: &Prompt,
     options: &Options,
 ) -> anyhow::Result<(Completions, Vec<String>)> {
-    let settings = Settings::single(args.engine.speculation);
+    let settings = args.engine.single();
     let rules = Arc::new(TextRules {
         stops: StopStrings::new(&args.sampling.stop)?,
         stop_ids: options.stop_ids.clone(),
@@ -217,7 +217,7 @@ fn sampled(
     prompt: &Prompt,
     options: &Options,
 ) -> anyhow::Result<(Completions, Vec<String>)> {
-    let settings = Settings::single(args.engine.speculation);
+    let settings = args.engine.single();
     let stops = StopStrings::new(&args.sampling.stop)?;
     let rules = Arc::new(TextRules { stops, stop_ids: options.stop_ids.clone(), ..TextRules::default() });
     let spec = spec(args, pair, prompt, options, method, &rules);

@@ -12,7 +12,7 @@ use crate::answer::Response;
 use crate::engine::{Observer, RequestStats, Settings, decode, decode_retokenized, decode_with, score as score_text};
 use crate::files::pair::Pair;
 use crate::method::Options;
-use crate::model::{ModelPair, Work};
+use crate::model::ModelPair;
 use crate::presets::Given;
 use crate::rng::Uniforms;
 use crate::scoring::RewardQuery;
@@ -85,7 +85,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     let rules = TextRules::ending_at(options.finish_id);
     let mut terminal = TerminalWriter::of_answer(args, &pair, &prompt, rules, options.entropy_threshold);
     let started = Instant::now();
-    let settings = Settings { run_ahead: !args.engine.no_run_ahead, ..Settings::single(args.engine.speculation) };
+    let settings = args.engine.single();
     let decoded = match args.text.retokenize {
         false => decode_with(opened.backend(), &settings, &prompt.ids, &options, uniforms, &mut terminal),
         true => retokenized(opened.backend(), &settings, &pair, &prompt, &options, &mut terminal),
@@ -101,7 +101,8 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
     }
     let speculative = account.speculative();
     let round_trip_stable = pair.tokenizer.round_trips(&response.final_ids)?;
-    let answer = Answer { response, text: std::mem::take(&mut terminal.text), elapsed, speculative, round_trip_stable };
+    let text = std::mem::take(&mut terminal.text);
+    let answer = Answer { response, text, elapsed, speculative, drafts: account.drafts, round_trip_stable };
     if let Some(trace) = trace {
         let text = prompt.text.as_deref();
         let tokenizer = Some(&*pair.tokenizer);
@@ -199,6 +200,7 @@ fn retokenized(
         let (response, ran) = decode_with(&mut backend.borrow_mut(), settings, ids, options, uniforms, observer)?;
         stats.ran += ran.ran;
         stats.necessary += ran.necessary;
+        stats.drafts += ran.drafts;
         Ok(response)
     };
     let mut score = |ids: &[u32]| {
@@ -221,5 +223,6 @@ fn greedy(backend: &mut ModelPair, pair: &Pair, prompt: &Prompt, options: &Optio
     let (rules, new) = (TextRules::ending_at(options.finish_id), &response.final_ids[response.prompt_len..]);
     let text = prompt.prefill.clone() + &text_of(&pair.tokenizer, &rules, &prompt.ids, &prompt.header, new)?;
     let round_trip_stable = pair.tokenizer.round_trips(&response.final_ids)?;
-    Ok(Answer { response, text, elapsed, speculative: Work::default(), round_trip_stable })
+    let (speculative, drafts) = Default::default();
+    Ok(Answer { response, text, elapsed, speculative, drafts, round_trip_stable })
 }

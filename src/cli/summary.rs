@@ -3,6 +3,7 @@
 use super::terminal::Style;
 use super::words::counted;
 use crate::answer::{FinishReason, Response};
+use crate::engine::DraftStats;
 use crate::model::Work;
 use crate::trace::finish_reason_name;
 use serde_json::{Value, json};
@@ -16,6 +17,8 @@ pub(super) struct Answer {
     pub elapsed: Duration,
     /// Speculative work that the answer did not need.
     pub speculative: Work,
+    /// Tokens that were guessed.
+    pub drafts: DraftStats,
     /// Whether prompt and answer, tokenised again, give the same ids.
     pub round_trip_stable: bool,
 }
@@ -63,6 +66,18 @@ impl Answer {
                 spare.policy_forward, spare.reward_forward, spare.reward_backward
             );
         }
+        if self.drafts.drafted() > 0 {
+            let DraftStats { siblings, text } = self.drafts;
+            out += &format!(
+                "\ndrafts      {} of {} tokens were right; {} of {} from other candidates, {} of {} from the text",
+                self.drafts.accepted(),
+                self.drafts.drafted(),
+                siblings.accepted,
+                siblings.drafted,
+                text.accepted,
+                text.drafted
+            );
+        }
         out += &format!("\ntime        {:.2} s, {:.1} tokens/s", self.elapsed.as_secs_f64(), self.tokens_per_second());
         if painted {
             out += &format!("\ncolours     {}, {}", Style::Nudged.paint("nudged"), Style::Uncertain.paint("uncertain"));
@@ -93,6 +108,9 @@ impl Answer {
             "device": device,
             "version": env!("CARGO_PKG_VERSION"),
         });
+        if self.drafts.drafted() > 0 {
+            object["drafts"] = json!(self.drafts);
+        }
         object["greedy"] = greedy.map_or(Value::Null, |greedy| {
             json!({
                 "text": greedy.text,

@@ -7,8 +7,8 @@ use crate::model::{
 use crate::task::{Ask, FullLogits, PolicyOutput, RewardOutput};
 use crate::{Error, Result};
 
-/// Runs a step. One output per span, the policy's first, and the seconds it took. A batch that fails is run again span by span,
-/// so that a request which cannot be served takes no other with it.
+/// Runs a step. One output per span, the policy's first, and the seconds it took. A batch that fails is run again span by span
+/// and without guesses, so that a request which cannot be served takes no other with it.
 pub(super) fn execute(backend: &mut ModelPair, step: &Step) -> (Vec<SpanOutput>, StepTime) {
     let (policy, reward): (Vec<&TaskSpan>, Vec<&TaskSpan>) =
         (step.policy.iter().collect(), step.reward.iter().collect());
@@ -17,7 +17,7 @@ pub(super) fn execute(backend: &mut ModelPair, step: &Step) -> (Vec<SpanOutput>,
     for (spans, found) in [(policy, ran.policy), (reward, ran.reward)] {
         match found {
             Ok(found) => outputs.extend(found),
-            Err(error) if spans.len() == 1 => outputs.push(SpanOutput::Failed(error)),
+            Err(error) if spans.len() == 1 && spans[0].draft.is_none() => outputs.push(SpanOutput::Failed(error)),
             Err(_) => outputs.extend(spans.into_iter().map(|span| apart(backend, span, &mut ran.seconds))),
         }
     }
@@ -32,9 +32,11 @@ fn apart(backend: &mut ModelPair, span: &TaskSpan, seconds: &mut StepTime) -> Sp
         false => Ok(()),
     };
     let alone = back.and_then(|()| {
+        // Nothing that was guessed, so that no guess can fail a request.
+        let plain = span.undrafted();
         let (policy, reward): (&[_], &[_]) = match span.seq.role {
-            Role::Policy => (&[span], &[]),
-            Role::Reward => (&[], &[span]),
+            Role::Policy => (&[&plain], &[]),
+            Role::Reward => (&[], &[&plain]),
         };
         let ran = both(backend, policy, reward);
         *seconds += ran.seconds;
@@ -57,7 +59,8 @@ struct Ran {
 }
 
 fn both(backend: &mut ModelPair, policy: &[&TaskSpan], reward: &[&TaskSpan]) -> Ran {
-    let asks: Vec<PolicySpan<'_>> = policy.iter().map(|span| policy_span(span)).collect();
+    let lists: Vec<Vec<TopK>> = policy.iter().map(|span| lists(span)).collect();
+    let asks: Vec<PolicySpan<'_>> = policy.iter().zip(&lists).map(|(span, lists)| policy_span(span, lists)).collect();
     let (mut scores, mut gradients) = (Vec::new(), Vec::new());
     for (index, span) in reward.iter().enumerate() {
         let Ask::Reward { also_at, gradient } = &span.task.ask else {
@@ -105,38 +108,65 @@ fn tokens(span: &TaskSpan) -> Span<'_> {
     Span { seq: span.seq, start: span.start, ids: &span.ids }
 }
 
-/// What the policy is asked of a span.
-fn policy_span(span: &TaskSpan) -> PolicySpan<'_> {
-    match &span.task.ask {
-        Ask::Policy { floor, top_k, .. } if span.last => {
-            PolicySpan { span: tokens(span), floor: *floor, top_k: *top_k }
-        }
-        _ => PolicySpan { span: tokens(span), floor: 0.0, top_k: TopK::Skip },
+/// Largest logits that the rows of a span are asked for which has guessed tokens: the task's, then one list a token. Empty if none
+/// was guessed.
+fn lists(span: &TaskSpan) -> Vec<TopK> {
+    match (&span.task.ask, &span.draft) {
+        (Ask::Policy { top_k, .. }, Some(draft)) => [*top_k].into_iter().chain(draft.top_k.iter().copied()).collect(),
+        _ => Vec::new(),
     }
 }
 
-/// The policy's rows as outputs, with all their logits where they are wanted.
+/// What the policy is asked of a span.
+fn policy_span<'a>(span: &'a TaskSpan, lists: &'a [TopK]) -> PolicySpan<'a> {
+    match &span.task.ask {
+        Ask::Policy { floor, top_k, .. } if span.last => {
+            let (top_k, before) = lists.split_last().unwrap_or((top_k, &[]));
+            PolicySpan { span: tokens(span), floor: *floor, top_k: *top_k, before }
+        }
+        _ => PolicySpan { span: tokens(span), floor: 0.0, top_k: TopK::Skip, before: &[] },
+    }
+}
+
+/// The policy's rows as outputs, with all their logits where they are wanted. Those of rows behind guessed tokens are left for
+/// when the tokens are known to be right.
 fn policy_outputs(backend: &mut ModelPair, spans: &[&TaskSpan], rows: Vec<PolicyRow>) -> Result<Vec<SpanOutput>> {
-    if rows.len() != spans.len() {
+    if rows.len() != spans.iter().map(|span| 1 + span.drafted()).sum::<usize>() {
         return Err(missing());
     }
-    let mut outputs = Vec::with_capacity(spans.len());
-    for (span, row) in spans.iter().zip(rows) {
-        let Ask::Policy { full_logits, .. } = &span.task.ask else { return Err(missing()) };
+    let (mut outputs, mut rows) = (Vec::with_capacity(spans.len()), rows.into_iter());
+    for span in spans {
+        let row = rows.next().ok_or_else(missing)?;
+        let behind: Vec<PolicyRow> = rows.by_ref().take(span.drafted()).collect();
         if !span.last {
             outputs.push(SpanOutput::Partial);
             continue;
         }
-        let wanted = match full_logits {
-            FullLogits::Never => false,
-            FullLogits::WithTopK => !row.top.is_empty(),
-            FullLogits::Always => row.stats.finite,
-        };
-        let logits = match wanted {
-            true => Some(backend.logits_row(span.seq)?),
-            false => None,
-        };
-        outputs.push(SpanOutput::Policy(PolicyOutput { row, logits }));
+        let output = policy_output(backend, span, span.drafted(), row)?;
+        outputs.push(match span.draft {
+            Some(_) => SpanOutput::Drafted(output, behind),
+            None => SpanOutput::Policy(output),
+        });
     }
     Ok(outputs)
+}
+
+/// A row of a span that was just run, `back` rows before its last one, with all its logits where they are wanted.
+pub(super) fn policy_output(
+    backend: &mut ModelPair,
+    span: &TaskSpan,
+    back: usize,
+    row: PolicyRow,
+) -> Result<PolicyOutput> {
+    let Ask::Policy { full_logits, .. } = &span.task.ask else { return Err(missing()) };
+    let wanted = match full_logits {
+        FullLogits::Never => false,
+        FullLogits::WithTopK => !row.top.is_empty(),
+        FullLogits::Always => row.stats.finite,
+    };
+    let logits = match wanted {
+        true => Some(backend.logits_row_before(span.seq, back)?),
+        false => None,
+    };
+    Ok(PolicyOutput { row, logits })
 }

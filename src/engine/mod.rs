@@ -5,6 +5,7 @@
 //! after step, on the caller's thread.
 
 mod command;
+mod draft;
 mod drive;
 mod execute;
 mod retokenize;
@@ -21,9 +22,9 @@ pub use crate::task::{Progress, Request, Speculation};
 pub use command::{Handle, Update};
 pub use drive::{Observer, RunReport, complete, decode, decode_with, run_all, score, search};
 pub use retokenize::decode_retokenized;
-pub use scheduler::{Event, RequestStats, Scheduler, SchedulerStats};
+pub use scheduler::{DraftCount, DraftStats, Event, RequestStats, Scheduler, SchedulerStats};
 pub use service::{Engine, Status};
-pub use settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};
+pub use settings::{Drafting, MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};
 pub use step::{SpanOutput, Step, TaskSpan};
 pub use submitter::Submitter;
 pub use ticket::Ticket;

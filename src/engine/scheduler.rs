@@ -12,17 +12,22 @@
 
 mod allocation;
 mod budget;
+mod drafts;
 mod turns;
+
+pub use drafts::{DraftCount, DraftStats};
 
 use self::allocation::{Allocation, Stems, StepReservations};
 use self::budget::{Budget, needed};
+use self::drafts::GuessWith;
+use super::draft::Acceptance;
 use super::sequences::{CachedPrompts, Sequences, Source};
 use super::settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};
 use super::step::{SpanOutput, Step, TaskSpan};
 use super::submitter::Submitter;
 use crate::error::Limit;
 use crate::kv::BLOCK;
-use crate::model::{ModelPair, Role, SeqId, StepTime, Work};
+use crate::model::{ModelPair, Role, SeqId, StepTime, Work, timed};
 use crate::profile::{self, Phase};
 use crate::task::{Liveness, Progress, Request, Speculation, Task};
 use crate::{Error, Result};
@@ -42,6 +47,8 @@ pub struct RequestStats {
     pub shared: Work,
     /// How often all of its blocks were taken back.
     pub preemptions: u32,
+    /// Tokens that were guessed for it. Those that were wrong are among what was run and not needed.
+    pub drafts: DraftStats,
 }
 
 impl RequestStats {
@@ -75,6 +82,8 @@ pub struct SchedulerStats {
     pub reward_batches: u64,
     /// Spans in them.
     pub reward_spans: u64,
+    /// Tokens that were guessed.
+    pub drafts: DraftStats,
     /// Requests whose blocks were taken back.
     pub preemptions: u64,
     /// Speculative sequences whose blocks were taken back.
@@ -87,6 +96,8 @@ struct Entry<T> {
     stats: RequestStats,
     /// None is in memory while it waits.
     sequences: Sequences,
+    /// How often guesses of its text were right.
+    acceptance: Acceptance,
 }
 
 /// A task of a step that is being formed.
@@ -117,6 +128,7 @@ pub struct Scheduler<T> {
     waiting: BTreeMap<u64, Entry<T>>,
     running: BTreeMap<u64, Entry<T>>,
     prompts: CachedPrompts,
+    guess_with: Option<GuessWith>,
     next: u64,
     /// A request was preempted, and none has ended since: one that is let in now would be the next to be preempted.
     full: bool,
@@ -138,6 +150,7 @@ impl<T> Scheduler<T> {
         Scheduler {
             prompts: CachedPrompts::new(settings.cached_prompts),
             settings,
+            guess_with: None,
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             next: 0,
@@ -162,8 +175,8 @@ impl<T> Scheduler<T> {
     pub fn submit_for(&mut self, submitter: Submitter, request: Box<dyn Request<Output = T>>) -> u64 {
         let id = self.next;
         self.next += 1;
-        let (stats, sequences) = (RequestStats::default(), Sequences::default());
-        self.waiting.insert(id, Entry { request, submitter, stats, sequences });
+        let (stats, sequences, acceptance) = Default::default();
+        self.waiting.insert(id, Entry { request, submitter, stats, sequences, acceptance });
         id
     }
 
@@ -231,6 +244,7 @@ impl<T> Scheduler<T> {
             (step, due) = self.form(backend, false);
         }
         self.reward_waited = if due { self.reward_waited + 1 } else { 0 };
+        self.draft(backend, &mut step);
         self.stats.steps += 1;
         self.stats.policy_batches += u64::from(!step.policy.is_empty());
         self.stats.policy_spans += step.policy.len() as u64;
@@ -304,7 +318,7 @@ impl<T> Scheduler<T> {
                 Allocation::Found(source, start, end) => match self.cut(backend, id, &task, source, start..end) {
                     Ok((seq, ids)) => {
                         let last = answers && end == task.len;
-                        let span = TaskSpan { request: id, seq, start, ids, last, task };
+                        let span = TaskSpan { request: id, seq, start, ids, last, task, draft: None };
                         reserved.add(backend, &span);
                         budget.spend(&span);
                         step.push(span);
@@ -360,6 +374,10 @@ impl<T> Scheduler<T> {
             }
             match output {
                 SpanOutput::Policy(output) => entry.request.on_policy(&span.task, output),
+                SpanOutput::Drafted(output, behind) => {
+                    let verified = timed(&mut self.seconds.policy, || entry.verify(backend, &span, output, behind));
+                    self.stats.drafts += verified;
+                }
                 SpanOutput::Reward(output) => entry.request.on_reward(&span.task, output),
                 SpanOutput::Partial => {}
                 SpanOutput::Failed(error) => entry.request.on_failure(&span.task, error),
@@ -395,7 +413,7 @@ impl<T> Scheduler<T> {
         self.full = false;
         let outcome = entry.request.take();
         let outcome = outcome.unwrap_or_else(|| Err(Error::Backend("a request ended without a result".to_string())));
-        let Entry { request, submitter, stats, sequences } = &mut entry;
+        let Entry { request, submitter, stats, sequences, .. } = &mut entry;
         if outcome.is_ok() {
             for role in [Role::Policy, Role::Reward] {
                 let (trunk, salt) = (request.trunk(role), submitter.cache_salt);

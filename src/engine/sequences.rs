@@ -60,6 +60,16 @@ impl Sequences {
         known
     }
 
+    /// Notes that a step ran a sequence on from one position to another, beyond what it was to run. Returns how many of these
+    /// were run before.
+    pub fn run_on(&mut self, key: SeqKey, from: usize, end: usize) -> usize {
+        let Ok(place) = self.place(key) else { return 0 };
+        let high = &mut self.0[place].high;
+        let known = (*high).min(end).saturating_sub(from);
+        *high = (*high).max(end);
+        known
+    }
+
     /// Takes a sequence out of memory; the caller has it from now on.
     pub fn give(&mut self, key: SeqKey) -> Option<SeqId> {
         let place = self.place(key).ok()?;

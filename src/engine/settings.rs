@@ -31,6 +31,27 @@ impl std::str::FromStr for SpeculationWidth {
     }
 }
 
+/// Whether tokens are guessed and run before they are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Drafting {
+    /// They are not.
+    #[default]
+    Off,
+    /// From what followed elsewhere in the request's texts, where a step can verify several tokens of a text and this pays.
+    Ngram,
+}
+
+impl std::str::FromStr for Drafting {
+    type Err = String;
+    fn from_str(text: &str) -> std::result::Result<Drafting, String> {
+        match text {
+            "off" => Ok(Drafting::Off),
+            "ngram" => Ok(Drafting::Ngram),
+            _ => Err(format!("expected off or ngram, not {text}")),
+        }
+    }
+}
+
 /// How an engine runs its requests. Nothing here changes an answer.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -47,6 +68,10 @@ pub struct Settings {
     pub cached_prompts: usize,
     /// Steps for which rewards may wait for each other; `None`: [`REWARD_BATCH_WAIT`] where batches share one reading of the weights.
     pub reward_batch_wait: Option<usize>,
+    /// Whether tokens are guessed and run before they are known.
+    pub drafting: Drafting,
+    /// What a row of a guess costs, as a part of a step of one row; `None`: what the policy says.
+    pub row_cost: Option<f64>,
 }
 
 impl Default for Settings {
@@ -58,6 +83,8 @@ impl Default for Settings {
             batch_tokens: 2048,
             cached_prompts: 64,
             reward_batch_wait: None,
+            drafting: Drafting::Off,
+            row_cost: None,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What a step runs, and what comes back.
 
+use super::draft::DraftSource;
 use crate::Error;
-use crate::model::{Role, SeqId};
+use crate::model::{PolicyRow, Role, SeqId, TopK};
 use crate::task::{PolicyOutput, RewardOutput, Task};
 
 /// A piece of a request's sequence to be run.
@@ -14,6 +15,18 @@ pub struct TaskSpan {
     pub(super) ids: Vec<u32>,
     /// Whether it reaches the end of the task and so answers it. A long prompt is run in several spans.
     pub(super) last: bool,
+    /// What `ids` go on with behind the end of the task, if anything.
+    pub(super) draft: Option<Draft>,
+}
+
+/// Tokens of a span that were guessed. Each has a row of its own, which answers what comes behind it if it is right.
+#[derive(Clone, Debug)]
+pub(super) struct Draft {
+    /// Largest logits that the row behind each of them is asked for.
+    pub top_k: Vec<TopK>,
+    pub source: DraftSource,
+    /// How many ids of the text were found where the guess comes from.
+    pub matched: usize,
 }
 
 impl TaskSpan {
@@ -25,6 +38,23 @@ impl TaskSpan {
     /// Tokens that it runs.
     pub fn tokens(&self) -> usize {
         self.ids.len()
+    }
+
+    /// How many of them were guessed.
+    pub fn drafted(&self) -> usize {
+        self.draft.as_ref().map_or(0, |draft| draft.top_k.len())
+    }
+
+    /// Those that were guessed.
+    pub(super) fn guessed(&self) -> &[u32] {
+        &self.ids[self.ids.len().saturating_sub(self.drafted())..]
+    }
+
+    /// The same without what was guessed.
+    pub(super) fn undrafted(&self) -> TaskSpan {
+        let mut plain = TaskSpan { draft: None, ..self.clone() };
+        plain.ids.truncate(self.ids.len().saturating_sub(self.drafted()));
+        plain
     }
 
     /// Tokens that it differentiates.
@@ -67,6 +97,8 @@ impl Step {
 pub enum SpanOutput {
     /// Of the policy.
     Policy(PolicyOutput),
+    /// The same, and the rows behind tokens that were guessed.
+    Drafted(PolicyOutput, Vec<PolicyRow>),
     /// Of the reward model.
     Reward(RewardOutput),
     /// The span did not reach the end of its task.

@@ -81,18 +81,33 @@ pub enum TopK {
     TakeIf(usize, Threshold),
 }
 
-/// A span of the policy and what is asked of its last row.
+/// A span of the policy and what is asked of its last rows.
 #[derive(Clone, Copy, Debug)]
 pub struct PolicySpan<'a> {
     /// The tokens.
     pub span: Span<'a>,
     /// Probability floor of [`RowStats::entropy_floored`]; 0 means none.
     pub floor: f64,
-    /// Largest logits.
+    /// Largest logits of the row after the last token.
     pub top_k: TopK,
+    /// Those of the rows before it, one for each token before the last whose row is wanted too: `[.., second to last]`. At
+    /// most [`Model::span_rows`] rows of a span are reported.
+    pub before: &'a [TopK],
 }
 
-/// The policy's next-token row after a span's last token.
+impl PolicySpan<'_> {
+    /// Rows that it reports.
+    pub fn rows(&self) -> usize {
+        self.before.len() + 1
+    }
+
+    /// What is asked of each, in order of positions.
+    pub fn asked(&self) -> impl Iterator<Item = TopK> + '_ {
+        self.before.iter().copied().chain([self.top_k])
+    }
+}
+
+/// The policy's next-token row after a token of a span.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyRow {
     /// Statistics of the whole row.
@@ -268,8 +283,8 @@ pub trait Model {
     /// Positions held by a sequence.
     fn len(&self, seq: SeqId) -> usize;
 
-    /// Appends spans to a language model's sequences and reports the row after each span's last token. Lists of largest
-    /// logits have ids below `ids_below` only.
+    /// Appends spans to a language model's sequences and reports the row after each span's last token, behind those that
+    /// [`PolicySpan::before`] asks for. Lists of largest logits have ids below `ids_below` only.
     ///
     /// A model that waits for a device calls `meanwhile` once, between queueing its work and waiting for it, so that the
     /// other model's work can be queued too. One that has nothing to wait for leaves it to the caller.
@@ -287,6 +302,14 @@ pub trait Model {
     fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> Result<Vec<f32>> {
         let _ = (seq, asked);
         Err(no_head(self.config()))
+    }
+
+    /// As [`logits`](Model::logits), of the row that was reported `back` rows before the span's last one.
+    fn logits_before(&mut self, seq: SeqId, back: usize, asked: Logits<'_>) -> Result<Vec<f32>> {
+        if back == 0 {
+            return self.logits(seq, asked);
+        }
+        Err(Error::Backend(format!("the row {back} before the last one is not kept")))
     }
 
     /// Hidden states and logits of every position of `ids`, computed as one sequence.
@@ -337,6 +360,22 @@ pub trait Model {
     /// Rows of a step that cost little more together than one by itself, because they share one reading of the weights.
     fn free_batch_rows(&self) -> usize {
         1
+    }
+
+    /// Rows that a step can report of one span, at most.
+    fn span_rows(&self) -> usize {
+        1
+    }
+
+    /// Whether all logits can be asked for of each of these rows ([`logits_before`](Model::logits_before)), and not of the last
+    /// one alone.
+    fn keeps_span_rows(&self) -> bool {
+        false
+    }
+
+    /// What one more row of a step costs, as a part of what a step of one row costs.
+    fn row_cost(&self) -> f64 {
+        1.0 / self.free_batch_rows().max(1) as f64
     }
 
     /// Positions of one segment that can be differentiated, at most.

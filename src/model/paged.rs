@@ -43,9 +43,9 @@ pub(super) trait Compute {
         Err(no_head(self.config()))
     }
 
-    /// As [`Model::logits`], of the sequence at this index of the pool's table, which was run.
-    fn logits(&mut self, index: u32, asked: Logits<'_>) -> Result<Vec<f32>> {
-        let _ = (index, asked);
+    /// As [`Model::logits_before`], of the sequence at this index of the pool's table, which was run.
+    fn logits(&mut self, index: u32, back: usize, asked: Logits<'_>) -> Result<Vec<f32>> {
+        let _ = (index, back, asked);
         Err(no_head(self.config()))
     }
 
@@ -76,6 +76,21 @@ pub(super) trait Compute {
     /// As [`Model::free_batch_rows`].
     fn free_batch_rows(&self) -> usize {
         1
+    }
+
+    /// As [`Model::span_rows`].
+    fn span_rows(&self) -> usize {
+        1
+    }
+
+    /// As [`Model::keeps_span_rows`].
+    fn keeps_span_rows(&self) -> bool {
+        false
+    }
+
+    /// As [`Model::row_cost`].
+    fn row_cost(&self) -> f64 {
+        1.0 / self.free_batch_rows().max(1) as f64
     }
 
     /// As [`Model::gradient_tokens`].
@@ -200,6 +215,7 @@ impl<C: Compute> Model for Paged<C> {
     ) -> Result<Vec<PolicyRow>> {
         self.require(ModelKind::CausalLm)?;
         let checked = self.check(spans.iter().map(|span| span.span))?;
+        spans::check_rows(spans, self.compute.span_rows())?;
         let rows = self.compute.step(spans, &checked, ids_below, meanwhile);
         let rows = self.undo(&checked, rows)?;
         self.kept.extend(spans.iter().map(|span| span.span.seq));
@@ -207,6 +223,10 @@ impl<C: Compute> Model for Paged<C> {
     }
 
     fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> Result<Vec<f32>> {
+        self.logits_before(seq, 0, asked)
+    }
+
+    fn logits_before(&mut self, seq: SeqId, back: usize, asked: Logits<'_>) -> Result<Vec<f32>> {
         self.require(ModelKind::CausalLm)?;
         spans::check_logits(asked, self.compute.config().vocab_size)?;
         if !self.kept.contains(&seq) {
@@ -214,7 +234,7 @@ impl<C: Compute> Model for Paged<C> {
                 "logits asked for of a sequence that was not run since it was made or cut back".to_string(),
             ));
         }
-        self.compute.logits(seq.index, asked)
+        self.compute.logits(seq.index, back, asked)
     }
 
     fn all_rows(&mut self, ids: &[u32]) -> Result<PolicyRows> {
@@ -275,6 +295,18 @@ impl<C: Compute> Model for Paged<C> {
 
     fn free_batch_rows(&self) -> usize {
         self.compute.free_batch_rows()
+    }
+
+    fn span_rows(&self) -> usize {
+        self.compute.span_rows()
+    }
+
+    fn keeps_span_rows(&self) -> bool {
+        self.compute.keeps_span_rows()
+    }
+
+    fn row_cost(&self) -> f64 {
+        self.compute.row_cost()
     }
 
     fn gradient_tokens(&self) -> usize {

@@ -156,8 +156,8 @@ impl ModelPair {
         self.all().map(|model| model.config().vocab_size).min().unwrap_or(0)
     }
 
-    /// Appends spans to policy sequences and reports the row after each span's last token. Lists of largest logits leave
-    /// out what the reward model does not know.
+    /// Appends spans to policy sequences and reports the row after each span's last token, behind those that
+    /// [`PolicySpan::before`] asks for. Lists of largest logits leave out what the reward model does not know.
     ///
     /// # Errors
     /// The policy is missing, a span is malformed or has no room, or the device fails.
@@ -182,6 +182,14 @@ impl ModelPair {
     /// The policy is missing, `seq` was not run since it was made or cut back, or an id is beyond the vocabulary.
     pub fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> Result<Vec<f32>> {
         self.model_mut(seq.role)?.logits(seq, asked)
+    }
+
+    /// The whole row that was reported `back` rows before the last one of the span that was run last on `seq`.
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits); the span did not report so many rows.
+    pub fn logits_row_before(&mut self, seq: SeqId, back: usize) -> Result<Vec<f32>> {
+        self.model_mut(seq.role)?.logits_before(seq, back, Logits::All)
     }
 
     /// Hidden states and logits of every position of `ids`, computed as one sequence of the policy.
@@ -291,6 +299,21 @@ impl ModelPair {
         self.policy.as_ref().map_or(1, |policy| policy.free_batch_rows())
     }
 
+    /// Rows that a policy step can report of one span, at most.
+    pub fn span_rows(&self) -> usize {
+        self.policy.as_ref().map_or(1, |policy| policy.span_rows())
+    }
+
+    /// Whether all logits can be asked for of each of these rows.
+    pub fn keeps_span_rows(&self) -> bool {
+        self.policy.as_ref().is_some_and(|policy| policy.keeps_span_rows())
+    }
+
+    /// What one more row of a policy step costs, as a part of what a step of one row costs.
+    pub fn row_cost(&self) -> f64 {
+        self.policy.as_ref().map_or(1.0, |policy| policy.row_cost())
+    }
+
     /// Positions of one segment that can be differentiated, at most.
     pub fn gradient_tokens(&self) -> usize {
         self.reward.as_ref().map_or(usize::MAX, |reward| reward.gradient_tokens())
@@ -300,7 +323,10 @@ impl ModelPair {
 /// The range of a policy step, by what most of it is.
 fn policy_range(spans: &[PolicySpan<'_>]) -> Range {
     let tokens = spans.iter().map(|span| span.span.ids.len()).sum();
-    range(if tokens == spans.len() { Phase::Decode } else { Phase::Prefill }, tokens)
+    range(
+        if tokens == spans.iter().map(PolicySpan::rows).sum::<usize>() { Phase::Decode } else { Phase::Prefill },
+        tokens,
+    )
 }
 
 /// What needs a model that is not there.

@@ -1,7 +1,7 @@
 //! Spans before anything is computed: they are checked, long batches are cut, and the rows whose results are asked for are
 //! found.
 
-use super::{GradientSpan, Logits, RewardSpan, Role, Score, SeqId, Span};
+use super::{GradientSpan, Logits, PolicySpan, RewardSpan, Role, Score, SeqId, Span};
 use crate::files::config::ModelConfig;
 use crate::kv::{BLOCK, KvHandle, KvPool};
 use crate::{Error, Result};
@@ -194,6 +194,28 @@ pub(super) fn check_gradient(spans: &[GradientSpan<'_>], vocab: usize) -> Result
         }
     }
     Ok(())
+}
+
+/// Checks that spans ask for rows that they have, and for no more than `most` each.
+pub(super) fn check_rows(spans: &[PolicySpan<'_>], most: usize) -> Result<()> {
+    for span in spans {
+        let (rows, tokens) = (span.rows(), span.span.ids.len());
+        if rows > tokens || rows > most {
+            return Err(Error::Backend(format!(
+                "{rows} rows asked for of a span of {tokens} tokens; a span reports at most {most}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The last rows of each span, whose results are asked for, within it.
+pub(super) fn last_rows(spans: &[PolicySpan<'_>]) -> Vec<Vec<usize>> {
+    let of = |span: &PolicySpan<'_>| {
+        let tokens = span.span.ids.len();
+        (tokens.saturating_sub(span.rows())..tokens).collect()
+    };
+    spans.iter().map(of).collect()
 }
 
 /// Checks ids whose logits are asked for.

@@ -8,8 +8,8 @@ use super::{Counts, Sampling};
 use crate::answer::{Completion, Completions, StopReason, TokenLogprob};
 use crate::model::{Role, RowStats, TopK, Work};
 use crate::task::{
-    Ask, FullLogits, Liveness, Outcome, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task,
-    TaskOrigin, cut,
+    Ask, FullLogits, Liveness, Outcome, Outlook, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation,
+    Task, TaskOrigin, cut,
 };
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -142,6 +142,13 @@ impl Sampler {
         }
     }
 
+    /// The next token of a completion that has begun.
+    fn decode_task(&self, index: usize) -> Task {
+        let (key, parent) = self.key_of(index, Role::Policy);
+        let len = self.prompt.len() + self.streams[index].ids.len();
+        necessary(key, parent, len, len - 1, self.ask(), TaskOrigin::Decode(index))
+    }
+
     fn ask(&self) -> Ask {
         let sampling = &self.spec.sampling;
         let suppresses = sampling.min_tokens > 0 && !sampling.suppress_ids.is_empty();
@@ -239,6 +246,18 @@ impl Sampler {
     }
 }
 
+/// A task that the completions need, as they need all.
+fn necessary(
+    key: SeqKey,
+    parent: Option<(SeqKey, usize)>,
+    len: usize,
+    fresh: usize,
+    ask: Ask,
+    origin: TaskOrigin,
+) -> Task {
+    Task { key, parent, len, fresh, speculative: false, ask, origin }
+}
+
 impl Request for Sampler {
     type Output = Completions;
 
@@ -251,8 +270,6 @@ impl Request for Sampler {
         if self.outcome.ended() {
             return;
         }
-        let necessary =
-            |key, parent, len, fresh, ask, origin| Task { key, parent, len, fresh, speculative: false, ask, origin };
         let score = || Ask::Reward { also_at: Vec::new(), gradient: None };
         if !self.begun {
             let key = SeqKey { role: Role::Policy, number: 0 };
@@ -273,8 +290,7 @@ impl Request for Sampler {
         for (index, stream) in self.streams.iter().enumerate() {
             let len = len + stream.ids.len();
             if stream.reason.is_none() {
-                let (key, parent) = self.key_of(index, Role::Policy);
-                out.push(necessary(key, parent, len, len - 1, self.ask(), TaskOrigin::Decode(index)));
+                out.push(self.decode_task(index));
             } else if self.spec.score && stream.reward.is_none() && (self.prompt_scored || !shared) {
                 let (key, parent) = self.key_of(index, Role::Reward);
                 let fresh = if shared { self.prompt.len() } else { 0 };
@@ -291,6 +307,24 @@ impl Request for Sampler {
             TaskOrigin::Shared => &[],
         };
         cut([&self.prompt, tail], from, task.len)
+    }
+
+    fn outlook(&self, task: &Task) -> Option<Outlook<'_>> {
+        let TaskOrigin::Decode(own) = task.origin else { return None };
+        // Several completions go on from the prompt in different ways, each on a sequence of its own.
+        if !self.begun && (self.scans() || self.streams.len() > 1) {
+            return None;
+        }
+        // The last token of a completion is not run.
+        let most = self.prompt.len().saturating_add(self.spec.max_new_tokens).saturating_sub(task.len + 1);
+        let others = self.streams.iter().enumerate().filter(|&(index, _)| index != own);
+        Some(Outlook { most, siblings: others.map(|(_, stream)| &stream.ids[..]).collect() })
+    }
+
+    fn following(&self, task: &Task) -> Option<Task> {
+        let TaskOrigin::Decode(index) = task.origin else { return None };
+        let goes_on = self.begun && !self.outcome.ended() && self.streams.get(index)?.reason.is_none();
+        goes_on.then(|| self.decode_task(index)).filter(|next| next.key == task.key)
     }
 
     fn on_policy(&mut self, task: &Task, output: PolicyOutput) {

@@ -5,7 +5,9 @@ use super::piece::{Piece, Token};
 use super::request::{ApiRequest, Method};
 use super::{AppState, Permit};
 use crate::answer::{Completions, FinishReason, Response, Segment, StopReason, TokenLogprob};
-use crate::engine::{Engine, Handle, Progress, RequestStats, Submitter, Update, baseline, intervention, sampler};
+use crate::engine::{
+    DraftStats, Engine, Handle, Progress, RequestStats, Submitter, Update, baseline, intervention, sampler,
+};
 use crate::method::Options;
 use crate::model::{ModelPair, Work};
 use crate::rng::Uniforms;
@@ -54,6 +56,8 @@ pub struct Usage {
     pub work: Work,
     /// Those of them that the answer needed.
     pub necessary: Work,
+    /// Those of them that were guessed.
+    pub drafts: DraftStats,
     /// Committed segments.
     pub segments: usize,
     /// Candidates visited besides the unforced ones.
@@ -87,6 +91,9 @@ impl Usage {
                 "refinement_steps": self.refinements,
                 "nudges": self.nudges,
             });
+            if self.drafts.drafted() > 0 {
+                usage["ggro"]["drafts"] = json!(self.drafts);
+            }
         }
         usage
     }
@@ -516,6 +523,7 @@ impl Run {
     fn account(&mut self, account: &RequestStats) {
         self.usage.work += account.ran;
         self.usage.necessary += account.necessary;
+        self.usage.drafts += account.drafts;
         self.usage.cached += usize::try_from(account.shared.policy_forward).unwrap_or(0);
     }
 

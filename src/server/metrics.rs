@@ -5,7 +5,7 @@
 use super::error::ApiError;
 use super::generate::Usage;
 use crate::answer::{CandidateStop, Segment, WalkEnd};
-use crate::engine::Status;
+use crate::engine::{DraftStats, Status};
 use crate::model::Role;
 use axum::http::StatusCode;
 use prometheus_client::encoding::prometheus_text::encode;
@@ -56,6 +56,9 @@ pub struct Metrics {
     phases: Family<Labels, Seconds>,
     work: Family<Labels, Counter>,
     turns: Counter,
+    policy_steps: Counter,
+    drafted: Family<Labels, Counter>,
+    accepted: Family<Labels, Counter>,
     http: Family<Labels, Counter>,
     /// The models that there are.
     roles: Vec<Role>,
@@ -126,6 +129,9 @@ impl Metrics {
             phases: Family::default(),
             work: Family::default(),
             turns: Counter::default(),
+            policy_steps: Counter::default(),
+            drafted: Family::default(),
+            accepted: Family::default(),
             http: Family::default(),
             roles,
             registry: Mutex::default(),
@@ -192,6 +198,9 @@ impl Metrics {
         names.add("phase_seconds", help, self.phases.clone());
         names.add("forwarded_tokens", "Token positions that went through the models", self.work.clone());
         names.add("turns", "Turns of the scheduler", self.turns.clone());
+        names.add("policy_steps", "Batches of the policy", self.policy_steps.clone());
+        names.add("draft_tokens", "Tokens that were guessed, by source", self.drafted.clone());
+        names.add("accepted_draft_tokens", "Of them, those that were right", self.accepted.clone());
         names.add("http_requests", "Requests, by route and status", self.http.clone());
     }
 
@@ -235,6 +244,16 @@ impl Metrics {
         ];
         for (kind, now, last) in work {
             self.work.get_or_create(&label("kind", kind)).inc_by(now.saturating_sub(last));
+        }
+        let drafts = |status: &Status| {
+            let DraftStats { siblings, text } = status.scheduler.drafts;
+            [("siblings", siblings), ("text", text)]
+        };
+        self.policy_steps.inc_by(now.scheduler.policy_batches.saturating_sub(last.scheduler.policy_batches));
+        for ((source, now), (_, last)) in drafts(now).into_iter().zip(drafts(last)) {
+            let label = label("source", source);
+            self.drafted.get_or_create(&label).inc_by(now.drafted.saturating_sub(last.drafted));
+            self.accepted.get_or_create(&label).inc_by(now.accepted.saturating_sub(last.accepted));
         }
         let host = |status: &Status| {
             let seconds = status.seconds;

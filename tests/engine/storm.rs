@@ -2,7 +2,7 @@
 
 use ggro::answer::Response;
 use ggro::engine::decode;
-use ggro::engine::{Event, Scheduler, Settings, SpeculationWidth, Submitter, intervention};
+use ggro::engine::{Drafting, Event, Scheduler, Settings, SpeculationWidth, Submitter, intervention};
 use ggro::kv::BLOCK;
 use ggro::method::{Intervention, Options, PROPOSALS, Proposals};
 use ggro::model::{ModelPair, Role};
@@ -21,10 +21,13 @@ fn mix(ids: &[u32], salt: u64) -> u64 {
     })
 }
 
-/// Everything is a hash of the ids.
-fn model(seed: u64) -> Model {
-    let number = |hash: u64| ((hash >> 20) % 4096) as f32 / 512.0;
-    let logit = move |ids: &[u32], sure: bool, v: u32| {
+fn number(hash: u64) -> f32 {
+    ((hash >> 20) % 4096) as f32 / 512.0
+}
+
+fn logits(seed: u64, ids: &[u32]) -> Vec<f32> {
+    let sure = !mix(ids, seed).is_multiple_of(4);
+    let logit = |v: u32| {
         let z = number(mix(ids, seed ^ (u64::from(v) << 32)));
         match v {
             FINISH => z - 3.0,
@@ -32,13 +35,35 @@ fn model(seed: u64) -> Model {
             _ => z * 0.25,
         }
     };
+    (0..VOCAB as u32).map(logit).collect()
+}
+
+/// What really comes after `ids`, but for the token at one place, and but for what is forced at a slot; now and then more ids than
+/// were asked for, or ids that do not exist.
+fn guess(seed: u64, salt: u64, wrong: Option<usize>, ids: &[u32], most: usize) -> Vec<u32> {
+    let dice = mix(ids, salt);
+    let mut text = ids.to_vec();
+    for place in 0..(most + (dice % 3) as usize).min(dice as usize >> 8 & 7) {
+        let row = logits(seed, &text);
+        let best = (0..VOCAB).fold(0, |best, v| if row[v] > row[best] { v } else { best }) as u32;
+        text.push(match wrong {
+            Some(at) if at == place && dice.is_multiple_of(5) => 1 << 20,
+            Some(at) if at == place => (best + 1) % VOCAB as u32,
+            _ => best,
+        });
+        if text.contains(&(1 << 20)) {
+            break;
+        }
+    }
+    text.split_off(ids.len())
+}
+
+/// Everything is a hash of the ids.
+fn model(seed: u64) -> Model {
     Model {
         policy_vocab: VOCAB,
         reward_vocab: VOCAB,
-        logits: Rc::new(move |ids| {
-            let sure = !mix(ids, seed).is_multiple_of(4);
-            (0..VOCAB as u32).map(|v| logit(ids, sure, v)).collect()
-        }),
+        logits: Rc::new(move |ids| logits(seed, ids)),
         reward: Rc::new(move |ids| number(mix(ids, seed ^ 1))),
         dot: Rc::new(move |ids, slot, v| number(mix(ids, seed ^ ((slot as u64) << 40) ^ u64::from(v))) - 4.0),
         same: Rc::new(|_, _| false),
@@ -111,6 +136,10 @@ proptest! {
         run_ahead: bool,
         max_requests in 1usize..8,
         reward_batch_wait in prop::option::of(0usize..6),
+        drafting in prop_oneof![Just(Drafting::Off), Just(Drafting::Ngram)],
+        row_cost in prop::option::of(0.0f64..1.0),
+        span_rows in prop_oneof![Just(1usize), 2usize..5, Just(usize::MAX)],
+        guesses in prop::option::of((any::<u64>(), prop::option::of(0usize..6))),
         batch_tokens in prop_oneof![Just(1usize), Just(17), Just(2048)],
         faults in prop::collection::btree_map(0usize..400, 0usize..3, 0..12),
     ) {
@@ -119,8 +148,12 @@ proptest! {
         let blocks = longest.div_ceil(BLOCK) + 1 + spare;
         let mut backend = Scripted::new(&model, LONGEST);
         backend.limit(blocks);
-        let settings = Settings { speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3, reward_batch_wait };
+        backend.span_rows(span_rows);
+        let settings = Settings { speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3, reward_batch_wait, drafting, row_cost };
         let mut scheduler = Scheduler::new(settings);
+        if let Some((salt, wrong)) = guesses {
+            scheduler.guess_with(move |ids, most| guess(seed, salt, wrong, ids, most));
+        }
         let (mut ids, mut ended) = (BTreeMap::new(), BTreeMap::new());
         let mut turn = 0;
         while turn <= 60 || scheduler.requests() > 0 {

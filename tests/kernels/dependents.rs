@@ -193,7 +193,7 @@ fn work(cuda: &mut ModelPair) {
     let seq = cuda.create(Role::Policy).unwrap();
     for range in [0..67, 67..68, 68..69] {
         let span = Span { seq, start: range.start, ids: &ids[range] };
-        cuda.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Take(5) }]).unwrap();
+        cuda.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Take(5), before: &[] }]).unwrap();
         cuda.logits_row(seq).unwrap();
     }
     _ = gradient(cuda, &ids[..24], 8);

@@ -1,8 +1,9 @@
 //! The engine on the emulated device: what requests say alone they say in company, bit for bit.
 
 use crate::emulated::{Emulated, alone};
-use ggro::engine::{Settings, SpeculationWidth, score};
+use ggro::engine::{Drafting, Settings, SpeculationWidth, score};
 use ggro::files::pair::Parts;
+use ggro::method::Options;
 use ggro::model::Role;
 use ggro::model::cuda::{self, CudaOptions};
 use ggro::scoring::RewardQuery;
@@ -13,11 +14,11 @@ use ggro_testkit::requests::{Request, requests, together};
 use std::time::Instant;
 
 /// The three shortest traces of every fixture that nudge: one after the other without speculation, then together, candidates
-/// side by side, with room for all of them and with hardly room for one.
+/// side by side, with room for all of them and with hardly room for one, and with guessed tokens.
 #[test]
 fn three_traces_of_every_fixture_in_company() {
     alone("engine::three_traces_of_every_fixture_in_company", || {
-        let mut preemptions = 0;
+        let (mut preemptions, mut accepted) = (0, 0);
         for name in FIXTURES {
             let mut all: Vec<Request> = requests(name);
             all.retain(|request| request.options.max_candidates > 1);
@@ -29,11 +30,20 @@ fn three_traces_of_every_fixture_in_company() {
 
             let began = Instant::now();
             let settings = |speculation, run_ahead| Settings { speculation, run_ahead, ..Settings::default() };
-            let mut expected = Vec::new();
-            for (sequences, width, arrivals) in [
-                (8, SpeculationWidth::Fixed(8), [0, 0, 3]),
-                (8, SpeculationWidth::Auto, [4, 0, 1]),
-                (1, SpeculationWidth::Fixed(3), [0, 1, 2]),
+            let (mut expected, mut expected_short) = (Vec::new(), Vec::new());
+            // All logits of a slot are there for the last row of a span alone, so nothing is guessed where they are wanted.
+            let short = |request: &&Request| {
+                let options = Options { full_trace: false, ..request.options.clone() };
+                Request { options, ..(*request).clone() }
+            };
+            let all_short: Vec<Request> = all.iter().map(short).collect();
+            let all_short: Vec<&Request> = all_short.iter().collect();
+            for (sequences, width, arrivals, drafting) in [
+                (8, SpeculationWidth::Fixed(8), [0, 0, 3], Drafting::Off),
+                (8, SpeculationWidth::Auto, [4, 0, 1], Drafting::Off),
+                (1, SpeculationWidth::Fixed(3), [0, 1, 2], Drafting::Off),
+                (8, SpeculationWidth::Fixed(3), [0, 1, 2], Drafting::Ngram),
+                (1, SpeculationWidth::Off, [0, 0, 9], Drafting::Ngram),
             ] {
                 // Late in company: what one model's stream took from the other's would not be there.
                 let streams = if expected.is_empty() { Streams::Eager } else { Streams::Lazy };
@@ -44,13 +54,21 @@ fn three_traces_of_every_fixture_in_company() {
                 let parts = Parts::both((&policy.0, &policy.1), (&reward.0, &reward.1));
                 let mut cuda = cuda::open(device, parts, &options, &mut |_| ()).unwrap().0;
                 if expected.is_empty() {
-                    let one = |request| {
+                    let mut one = |request| {
                         together(&mut cuda, &settings(SpeculationWidth::Off, false), &[request], &[0]).responses
                     };
-                    expected = all.iter().copied().flat_map(one).collect();
+                    expected = all.iter().copied().flat_map(&mut one).collect();
+                    expected_short = all_short.iter().copied().flat_map(&mut one).collect();
                 }
-                let outcome = together(&mut cuda, &settings(width, true), &all, &arrivals[..all.len()]);
-                assert!(outcome.responses == expected, "{name}, {width:?}, {sequences}: another answer in company");
+                let settings = Settings { drafting, row_cost: Some(0.0), ..settings(width, true) };
+                let how = format!("{name}, {width:?}, {sequences}, drafting {drafting:?}");
+                let outcome = together(&mut cuda, &settings, &all, &arrivals[..all.len()]);
+                assert!(outcome.responses == expected, "{how}: another answer in company");
+                if drafting == Drafting::Ngram {
+                    let outcome = together(&mut cuda, &settings, &all_short, &arrivals[..all.len()]);
+                    assert!(outcome.responses == expected_short, "{how}: another answer in company");
+                    accepted += outcome.totals.drafts.accepted();
+                }
                 preemptions += outcome.totals.preemptions;
                 let faults = machine.faults();
                 assert!(faults.is_empty(), "{name}: {faults:#?}");
@@ -58,8 +76,9 @@ fn three_traces_of_every_fixture_in_company() {
             let nudges: usize = expected.iter().map(|response| response.num_nudges).sum();
             println!("{name}: {} traces, {nudges} nudges, {:.1} s", all.len(), began.elapsed().as_secs_f64());
         }
-        println!("{preemptions} preemptions");
+        println!("{preemptions} preemptions, {accepted} guessed tokens were right");
         assert!(preemptions > 0, "nobody was preempted");
+        assert!(accepted > 0, "no token was guessed");
     });
 }
 

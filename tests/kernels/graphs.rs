@@ -38,6 +38,7 @@ fn decode(cuda: &mut ModelPair, seqs: &[SeqId], step: usize) -> Vec<PolicyRow> {
         span: Span { seq, start: cuda.len(seq), ids },
         floor: [0.0, 1e-9][i % 2],
         top_k: [TopK::Take(5), TopK::Skip, TopK::Take(25)][(i + step) % 3],
+        before: &[],
     });
     let spans: Vec<PolicySpan<'_>> = spans.collect();
     cuda.policy_step(&spans).unwrap()
@@ -52,7 +53,7 @@ pub fn session(cuda: &mut ModelPair) -> Vec<(Vec<PolicyRow>, Vec<u32>)> {
         let seq = cuda.create(Role::Policy).unwrap();
         let ids = text(len, vocab, i as u64);
         let span = Span { seq, start: 0, ids: &ids };
-        cuda.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip }]).unwrap();
+        cuda.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip, before: &[] }]).unwrap();
         seqs.push(seq);
     }
     let mut run = |cuda: &mut ModelPair, seqs: &[SeqId], step: usize| {
@@ -139,7 +140,7 @@ fn a_decode_step_is_few_launches() {
         let seq = cuda.create(Role::Policy).unwrap();
         let mut step = |ids: &[u32]| {
             let span = Span { seq, start: cuda.len(seq), ids };
-            cuda.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip }]).unwrap();
+            cuda.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip, before: &[] }]).unwrap();
         };
         step(&text(20, 500, 1));
         step(&[7]);

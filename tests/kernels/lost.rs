@@ -8,7 +8,7 @@ use ggro_testkit::lessons::demo_pair;
 
 fn step(cuda: &mut ModelPair, seq: SeqId, start: usize) -> ggro::Result<()> {
     let span = Span { seq, start, ids: &[10, 11, 12] };
-    cuda.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip }]).map(drop)
+    cuda.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip, before: &[] }]).map(drop)
 }
 
 #[test]

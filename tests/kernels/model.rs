@@ -108,6 +108,7 @@ fn batches_chunks_and_forks_change_no_bit() {
             on_this(device, &format!("{name}, {}", family.name()), open(name, Golden::read(name).storage), |cuda| {
                 invariance::rows_alone_and_in_batches(cuda);
                 invariance::logits_as_they_are_asked_for(cuda);
+                invariance::rows_of_one_span(cuda);
                 invariance::one_piece_and_chunks(cuda);
                 invariance::fork_truncate_and_continue(cuda);
                 invariance::rewards_alone_in_pieces_and_in_batches(cuda);

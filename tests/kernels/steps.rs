@@ -45,6 +45,7 @@ fn step(cuda: &mut ModelPair, spans: &[(SeqId, usize, &[u32])]) {
         span: Span { seq, start, ids },
         floor: 0.0,
         top_k: TopK::Skip,
+        before: &[],
     });
     cuda.policy_step(&spans.collect::<Vec<_>>()).unwrap();
 }

@@ -13,6 +13,7 @@ fn rows_do_not_depend_on_their_company() {
             let mut backend = reference(name, simulate);
             invariance::rows_alone_and_in_batches(&mut backend);
             invariance::logits_as_they_are_asked_for(&mut backend);
+            invariance::rows_of_one_span(&mut backend);
             invariance::one_piece_and_chunks(&mut backend);
             invariance::fork_truncate_and_continue(&mut backend);
             invariance::rewards_alone_in_pieces_and_in_batches(&mut backend);

@@ -84,7 +84,8 @@ fn logits_entropies_rewards_and_gradients_at_every_depth() {
     for case in expected["depths"].as_array().unwrap() {
         let end = case["tokens"].as_u64().unwrap() as usize;
         let span = Span { seq, start, ids: &all[start..end] };
-        let row = models.policy_step(&[PolicySpan { span, floor: 1e-9, top_k: TopK::Take(8) }]).unwrap().remove(0);
+        let asked = PolicySpan { span, floor: 1e-9, top_k: TopK::Take(8), before: &[] };
+        let row = models.policy_step(&[asked]).unwrap().remove(0);
         start = end;
         let (ids, logits): (Vec<u32>, Vec<f32>) = row.top.into_iter().unzip();
         assert_eq!(ids, self::ids(&case["top_ids"]), "at {end}");

@@ -10,7 +10,7 @@ pub fn text(len: usize, vocab: usize, seed: u64) -> Vec<u32> {
 }
 
 pub fn policy_span(seq: SeqId, start: usize, ids: &[u32]) -> PolicySpan<'_> {
-    PolicySpan { span: Span { seq, start, ids }, floor: 1e-9, top_k: TopK::Take(7) }
+    PolicySpan { span: Span { seq, start, ids }, floor: 1e-9, top_k: TopK::Take(7), before: &[] }
 }
 
 /// Appends `ids` to the policy sequence in chunks and returns the last row with all its logits.

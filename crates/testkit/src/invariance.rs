@@ -1,7 +1,7 @@
 //! A row has the same bits whatever is computed beside it and however its prefix came to be.
 
 use crate::backend::{bits, gradient, gradient_bits, gradient_span, policy_span, prefill, text};
-use ggro::model::{Logits, ModelPair, PolicyRow, RewardSpan, Role, SeqId, Span};
+use ggro::model::{Logits, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
 
 /// Texts that end just before, at and behind a block of 64.
 const LENGTHS: [usize; 5] = [1, 63, 64, 65, 150];
@@ -47,6 +47,62 @@ pub fn rows_alone_and_in_batches(backend: &mut ModelPair) {
         }
         seqs.into_iter().for_each(|seq| backend.release(seq));
     }
+}
+
+/// The rows of a span's last tokens, each with a list of its own, are those of the tokens one by one; and what is cut back leaves
+/// nothing behind.
+pub fn rows_of_one_span(backend: &mut ModelPair) {
+    let vocab = vocab(backend, Role::Policy);
+    let (ids, other) = (text(150, vocab, 6), text(150, vocab, 7));
+    let lists = [TopK::Take(3), TopK::Skip, TopK::Take(9), TopK::Skip, TopK::Take(1)];
+    for (start, rows) in [(0, 2), (0, 5), (61, 5), (62, 3), (64, 1), (100, 4)] {
+        let end = start + 20;
+        let seq = backend.create(Role::Policy).unwrap();
+        if start > 0 {
+            prefill(backend, seq, &ids[..start], usize::MAX);
+        }
+        let beside = backend.create(Role::Policy).unwrap();
+        let span = |seq, ids, rows: usize| PolicySpan {
+            top_k: lists[rows - 1],
+            before: &lists[..rows - 1],
+            ..policy_span(seq, start, ids)
+        };
+        let spans = [span(seq, &ids[start..end], rows), policy_span(beside, 0, &other[..9])];
+        let found = backend.policy_step(&spans).unwrap();
+        assert_eq!(found.len(), rows + 1);
+        for row in 0..rows {
+            let len = end - (rows - 1 - row);
+            let (alone, whole) = {
+                let seq = backend.create(Role::Policy).unwrap();
+                if len > 1 {
+                    prefill(backend, seq, &ids[..len - 1], usize::MAX);
+                }
+                let last = PolicySpan { top_k: lists[row], ..policy_span(seq, len - 1, &ids[len - 1..len]) };
+                let alone = backend.policy_step(&[last]).unwrap().remove(0);
+                let whole = backend.logits_row(seq).unwrap();
+                backend.release(seq);
+                (alone, whole)
+            };
+            assert_eq!(found[row], alone, "row {row} of {rows} behind {start}");
+            if row + 1 == rows || backend.keeps_span_rows() {
+                let again = backend.logits_row_before(seq, rows - 1 - row).unwrap();
+                assert_eq!(bits(&again), bits(&whole), "logits of row {row} of {rows} behind {start}");
+            }
+        }
+        assert!(backend.logits_row_before(seq, rows).is_err());
+        // Two of the tokens are taken back, and others come.
+        backend.truncate(seq, end - 2).unwrap();
+        assert!(backend.logits_row(seq).is_err());
+        let joined = [&ids[..end - 2], &other[..5]].concat();
+        assert_eq!(prefill(backend, seq, &other[..5], usize::MAX), alone(backend, &joined), "behind {start}");
+        [seq, beside].into_iter().for_each(|seq| backend.release(seq));
+    }
+    let seq = backend.create(Role::Policy).unwrap();
+    let span = PolicySpan { before: &lists[..2], ..policy_span(seq, 0, &[1, 2]) };
+    let error = backend.policy_step(&[span]).unwrap_err().to_string();
+    assert!(error.contains("3 rows asked for of a span of 2 tokens"), "{error}");
+    assert_eq!(backend.len(seq), 0);
+    backend.release(seq);
 }
 
 /// Single logits are the row's own, log-probabilities what is left of them without the row's log-sum-exp.

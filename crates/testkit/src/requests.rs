@@ -82,9 +82,18 @@ pub struct Outcome {
 /// Runs requests together; the n-th arrives before turn `arrivals[n]`. Every block must be free again afterwards, and what was
 /// run must be what the accounts say.
 pub fn together(backend: &mut ModelPair, settings: &Settings, requests: &[&Request], arrivals: &[usize]) -> Outcome {
+    together_on(backend, Scheduler::new(settings.clone()), requests, arrivals)
+}
+
+/// [`together`] on a scheduler that was prepared.
+pub fn together_on(
+    backend: &mut ModelPair,
+    mut scheduler: Scheduler<Response>,
+    requests: &[&Request],
+    arrivals: &[usize],
+) -> Outcome {
     let free = [Role::Policy, Role::Reward].map(|role| backend.blocks_free(role));
     let before = backend.work();
-    let mut scheduler = Scheduler::new(settings.clone());
     let (mut numbers, mut ended) = (BTreeMap::new(), BTreeMap::new());
     let mut turn = 0;
     while ended.len() < requests.len() {

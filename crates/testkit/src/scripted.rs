@@ -33,8 +33,8 @@ pub struct Model {
 
 struct Held {
     ids: Vec<u32>,
-    /// The row after the last span that was run on this very sequence.
-    row: Option<Vec<f32>>,
+    /// The rows that the last span reported that was run on this very sequence.
+    rows: Vec<Vec<f32>>,
     kv: Option<KvHandle>,
 }
 
@@ -55,6 +55,7 @@ struct State {
     dead_from: Option<usize>,
     calls: usize,
     free_batch_rows: usize,
+    span_rows: usize,
     /// Blocks of policy and reward model, where they are limited.
     pools: Option<[KvPool; 2]>,
 }
@@ -78,6 +79,7 @@ impl Scripted {
             dead_from: None,
             calls: 0,
             free_batch_rows: 24,
+            span_rows: usize::MAX,
             pools: None,
         }));
         let half = |task, vocab| -> Option<Box<dyn ggro::model::Model>> {
@@ -109,6 +111,11 @@ impl Scripted {
     /// Lets so many rows cost no more than one.
     pub fn free_batch_rows(&mut self, rows: usize) {
         self.state.borrow_mut().free_batch_rows = rows;
+    }
+
+    /// Reports at most so many rows of a span.
+    pub fn span_rows(&mut self, rows: usize) {
+        self.state.borrow_mut().span_rows = rows;
     }
 
     /// Operations on spans so far.
@@ -168,7 +175,7 @@ impl State {
             self.slots.len() - 1
         });
         self.slots[index].0 += 1;
-        self.slots[index].1 = Some(Held { ids, row: None, kv });
+        self.slots[index].1 = Some(Held { ids, rows: Vec::new(), kv });
         self.most_held = self.most_held.max(self.held());
         SeqId { role, index: index as u32, generation: self.slots[index].0 }
     }
@@ -241,7 +248,7 @@ impl ggro::model::Model for Half {
         let mut state = self.state.borrow_mut();
         let held = state.get_mut(seq);
         held.ids.truncate(len);
-        held.row = None;
+        held.rows.clear();
         let kv = held.kv;
         match state.pool(seq.role).zip(kv) {
             Some((pool, kv)) => pool.truncate(kv, len),
@@ -268,23 +275,31 @@ impl ggro::model::Model for Half {
         assert_eq!(ids_below, vocab.min(state.model.reward_vocab));
         let mut rows = Vec::new();
         for span in spans {
+            assert!(span.rows() <= span.span.ids.len(), "rows before the span");
             let ids = state.append(&span.span, Role::Policy, vocab);
             state.work[0].policy_forward += span.span.ids.len() as u64;
-            let logits = (state.model.logits)(&ids);
-            assert_eq!(logits.len(), vocab);
-            let stats = RowStats::of(&logits, span.floor);
-            let top = match span.top_k {
-                TopK::Take(k) => top_k(&logits, k, ids_below),
-                TopK::TakeIf(k, threshold) if threshold.reached(&stats) => top_k(&logits, k, ids_below),
-                TopK::Skip | TopK::TakeIf(..) => Vec::new(),
-            };
-            state.get_mut(span.span.seq).row = Some(logits);
-            rows.push(PolicyRow { stats, top });
+            let mut reported = Vec::new();
+            for (asked, end) in span.asked().zip(ids.len() + 1 - span.rows()..) {
+                let logits = (state.model.logits)(&ids[..end]);
+                assert_eq!(logits.len(), vocab);
+                let stats = RowStats::of(&logits, span.floor);
+                let top = match asked {
+                    TopK::Take(k) => top_k(&logits, k, ids_below),
+                    TopK::TakeIf(k, threshold) if threshold.reached(&stats) => top_k(&logits, k, ids_below),
+                    TopK::Skip | TopK::TakeIf(..) => Vec::new(),
+                };
+                reported.push(logits);
+                rows.push(PolicyRow { stats, top });
+            }
+            state.get_mut(span.span.seq).rows = reported;
         }
         Ok(rows)
     }
     fn logits(&mut self, seq: SeqId, asked: Logits<'_>) -> Result<Vec<f32>> {
-        let row = self.state().get(seq).row.clone();
+        self.logits_before(seq, 0, asked)
+    }
+    fn logits_before(&mut self, seq: SeqId, back: usize, asked: Logits<'_>) -> Result<Vec<f32>> {
+        let row = self.state().get(seq).rows.iter().rev().nth(back).cloned();
         Ok(asked.of_row(row.expect("no row was computed on this sequence")))
     }
     fn score(&mut self, spans: &[RewardSpan<'_>]) -> Result<Vec<Score>> {
@@ -330,6 +345,15 @@ impl ggro::model::Model for Half {
     }
     fn free_batch_rows(&self) -> usize {
         self.state().free_batch_rows
+    }
+    fn span_rows(&self) -> usize {
+        self.state().span_rows
+    }
+    fn keeps_span_rows(&self) -> bool {
+        true
+    }
+    fn row_cost(&self) -> f64 {
+        0.0
     }
 }
 

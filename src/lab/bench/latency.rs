@@ -129,7 +129,7 @@ fn with<T>(backend: &mut ModelPair, work: impl FnOnce(&mut ModelPair, &mut Vec<S
 }
 
 fn plain(seq: SeqId, start: usize, ids: &[u32]) -> PolicySpan<'_> {
-    PolicySpan { span: Span { seq, start, ids }, floor: 1e-9, top_k: TopK::Skip }
+    PolicySpan { span: Span { seq, start, ids }, floor: 1e-9, top_k: TopK::Skip, before: &[] }
 }
 
 /// The likeliest ids of rows, which must be distributions: what is not is not worth its time.

@@ -41,7 +41,7 @@ fn once(open: Open<'_>) -> Result<f64> {
     let mut backend = open()?;
     if backend.has(Role::Policy) {
         let span = Span { seq: backend.create(Role::Policy)?, start: 0, ids: &[0] };
-        backend.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip }])?;
+        backend.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip, before: &[] }])?;
     }
     if backend.has(Role::Reward) {
         let span = Span { seq: backend.create(Role::Reward)?, start: 0, ids: &[0] };

@@ -4,7 +4,7 @@ use super::Before;
 use super::drive::drive;
 use super::report::{Answer, Row, hash_of};
 use crate::answer::{Completions, Response};
-use crate::engine::{Settings, SpeculationWidth, intervention, sampler};
+use crate::engine::{Drafting, Settings, SpeculationWidth, intervention, sampler};
 use crate::method::Options;
 use crate::model::{ModelPair, PolicySpan, Role, Span, TopK};
 use crate::presets::{Given, Preset};
@@ -26,6 +26,8 @@ pub struct Asked {
     pub candidates: usize,
     /// How many candidates are decoded at the same time, for each measurement.
     pub widths: Vec<SpeculationWidth>,
+    /// Whether tokens are guessed, for each measurement.
+    pub drafts: Vec<Drafting>,
     /// Samples of Best-of-N; 0: none.
     pub best_of: usize,
     /// The prompt's ids, in place of some that mean nothing.
@@ -65,16 +67,28 @@ pub fn responses(
     };
     let options = given.over(Preset::DIALOGUE)?.over(Options::new(u32::MAX, vec![u32::MAX]));
     let greedy = Options { max_candidates: 1, entropy_threshold: f64::MAX, ..options.clone() };
-    let guided =
-        |width: SpeculationWidth| (Way::Guided(options.clone()), "ggro", format!("speculation {}", name(width)), width);
-    let mut ways = vec![(Way::Guided(greedy), "greedy", String::new(), SpeculationWidth::Off)];
-    ways.extend(asked.widths.iter().map(|&width| guided(width)));
+    let off = Settings::single(SpeculationWidth::Off);
+    let mut ways = vec![(Way::Guided(greedy.clone()), "greedy", String::new(), off.clone())];
+    for &drafting in &asked.drafts {
+        let case = |case: String| match drafting {
+            Drafting::Off => case,
+            Drafting::Ngram if case.is_empty() => "draft ngram".to_string(),
+            Drafting::Ngram => case + ", draft ngram",
+        };
+        if drafting != Drafting::Off {
+            let settings = Settings { drafting, ..off.clone() };
+            ways.push((Way::Guided(greedy.clone()), "greedy", case(String::new()), settings));
+        }
+        for &width in &asked.widths {
+            let settings = Settings { drafting, ..Settings::single(width) };
+            ways.push((Way::Guided(options.clone()), "ggro", case(format!("speculation {}", name(width))), settings));
+        }
+    }
     if asked.best_of > 0 {
-        ways.push((Way::Best(asked.best_of), "best of", asked.best_of.to_string(), SpeculationWidth::Off));
+        ways.push((Way::Best(asked.best_of), "best of", asked.best_of.to_string(), off));
     }
     let mut all: Vec<Row> = Vec::new();
-    for (way, phase, case, width) in ways {
-        let settings = Settings::single(width);
+    for (way, phase, case, settings) in ways {
         let (mut taken, mut last) = (Vec::new(), None);
         for run in 0..asked.warmup + asked.runs.max(1) {
             let request: Box<dyn Request<Output = Result<(Vec<u32>, Answer)>>> = match &way {
@@ -168,7 +182,7 @@ fn calibrated(backend: &mut ModelPair, prompt: &[u32], asked: &Asked) -> Result<
         let mut start = 0;
         for _ in 0..asked.tokens.clamp(asked.segment, 256) {
             let span = Span { seq, start, ids: &ids };
-            let row = backend.policy_step(&[PolicySpan { span, floor: 1e-9, top_k: TopK::Skip }])?;
+            let row = backend.policy_step(&[PolicySpan { span, floor: 1e-9, top_k: TopK::Skip, before: &[] }])?;
             start += ids.len();
             let Some(row) = row.first() else { break };
             entropies.push(row.stats.entropy_floored);

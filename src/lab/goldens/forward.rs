@@ -118,7 +118,7 @@ fn steps(backend: &mut ModelPair, seq: SeqId, golden: &Forward, check: &mut Chec
     let width = golden.vocabulary();
     for (position, id) in golden.ids.iter().enumerate() {
         let span = Span { seq, start: position, ids: std::slice::from_ref(id) };
-        let step = PolicySpan { span, floor: FLOOR, top_k: TopK::Skip };
+        let step = PolicySpan { span, floor: FLOOR, top_k: TopK::Skip, before: &[] };
         let row = backend.policy_step(&[step])?.pop().ok_or_else(nothing)?;
         let at = |what: &str| format!("{what} at position {position}");
         let expected = golden.entropy[position];

@@ -103,7 +103,7 @@ impl Passes {
     fn steps(&mut self, held: &mut Sequences<'_>, golden: &Forward) -> Result<()> {
         let trunk = held.create(Role::Policy)?;
         let span = Span { seq: trunk, start: 0, ids: &golden.ids };
-        held.backend.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip }])?;
+        held.backend.policy_step(&[PolicySpan { span, floor: 0.0, top_k: TopK::Skip, before: &[] }])?;
         let vocabulary = golden.vocabulary();
         for from in (0..golden.ids.len()).step_by(WIDTH) {
             let to = golden.ids.len().min(from + WIDTH);
@@ -117,6 +117,7 @@ impl Passes {
                     span: Span { seq, start, ids: &golden.ids[start..=start] },
                     floor: FLOOR,
                     top_k: TopK::Skip,
+                    before: &[],
                 })
                 .collect();
             let rows = held.backend.policy_step(&spans)?;

@@ -3,10 +3,10 @@
 use super::branch::Branch;
 use super::{Intervention, PooledReward};
 use crate::answer::Response;
-use crate::model::{Role, Work};
+use crate::model::{Role, TopK, Work};
 use crate::task::{
-    Ask, GradientAsk, Liveness, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task, TaskOrigin,
-    cut,
+    Ask, GradientAsk, Liveness, Outlook, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task,
+    TaskOrigin, cut,
 };
 use crate::{Error, Result};
 
@@ -216,6 +216,48 @@ impl Request for Intervention {
             }
         };
         cut([&self.prefix, tail, ahead], from, task.len)
+    }
+
+    fn outlook(&self, task: &Task) -> Option<Outlook<'_>> {
+        // No sequence grows to the last token of the budget.
+        let most = self.decoding.end.saturating_sub(task.len + 1);
+        let own = match task.origin {
+            TaskOrigin::Decode(index) => index,
+            // A segment of its own, which no other candidate has begun.
+            TaskOrigin::RunAhead(_) => return Some(Outlook { most, siblings: Vec::new() }),
+            TaskOrigin::Shared | TaskOrigin::Score(_) => return None,
+        };
+        let others = self.branches.iter().enumerate().filter(|&(index, _)| index != own);
+        let siblings = others.map(|(_, branch)| branch.state.generated().get(self.offset..).unwrap_or_default());
+        Some(Outlook { most, siblings: siblings.collect() })
+    }
+
+    fn top_k_behind(&self, task: &Task, tokens: usize) -> TopK {
+        let (generated, offset) = match task.origin {
+            TaskOrigin::Decode(index) => (self.branches[index].state.generated().len(), self.offset),
+            TaskOrigin::RunAhead(index) => {
+                (self.branches[index].ahead.as_ref().map_or(0, |ahead| ahead.state.generated().len()), 0)
+            }
+            TaskOrigin::Shared | TaskOrigin::Score(_) => return TopK::Skip,
+        };
+        match self.decoding.ask(task.len + tokens, generated + tokens, offset) {
+            Ask::Policy { top_k, .. } => top_k,
+            Ask::Reward { .. } => TopK::Skip,
+        }
+    }
+
+    fn following(&self, task: &Task) -> Option<Task> {
+        if self.outcome.ended() {
+            return None;
+        }
+        match task.origin {
+            TaskOrigin::Decode(index) => self.branches[index].decodes().then(|| self.decode_task(index)),
+            TaskOrigin::RunAhead(index) => {
+                let ahead = self.branches[index].ahead.as_ref().filter(|ahead| ahead.decodes())?;
+                Some(self.ahead_task(index, ahead))
+            }
+            TaskOrigin::Shared | TaskOrigin::Score(_) => None,
+        }
     }
 
     fn on_policy(&mut self, task: &Task, output: PolicyOutput) {

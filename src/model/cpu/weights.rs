@@ -55,6 +55,10 @@ impl Matrix {
         Matrix { dtype, data: Data::Rounded(data.into()), rows, cols }
     }
 
+    fn bytes(&self) -> usize {
+        self.rows.saturating_mul(self.cols).saturating_mul(self.dtype.size())
+    }
+
     pub fn view(&self) -> Rows<'_> {
         let data: &[u8] = match &self.data {
             Data::Stored(bytes) => bytes,
@@ -145,5 +149,14 @@ impl Weights {
         // Not rounded where a device is simulated: the device adds it in f32.
         let score_bias = if config.score_bias { Some(checkpoint.number(SCORE_BIAS)?) } else { None };
         Ok(Weights { embedding, layers, final_norm: vector("model.norm.weight", d)?, head, score_bias })
+    }
+
+    /// Bytes of the matrices that every step reads.
+    pub fn bytes(&self) -> usize {
+        let of = |layer: &Layer| {
+            let Layer { q, k, v, o, gate, up, down, .. } = layer;
+            [q, k, v, o, gate, up, down].iter().map(|linear| linear.weight.bytes()).sum::<usize>()
+        };
+        self.layers.iter().map(of).sum::<usize>() + self.head.bytes()
     }
 }

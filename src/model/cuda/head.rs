@@ -23,8 +23,8 @@ pub(super) struct HeadAsk {
     pub floor: f64,
     /// Largest logits.
     pub top_k: TopK,
-    /// Where the hidden state is kept for [`Head::row`].
-    pub keep: u32,
+    /// Where the hidden state is kept for [`Head::row`], if it is.
+    pub keep: Option<u32>,
 }
 
 /// Buffers behind the policy's last norm, sized once for `r` rows at a time.
@@ -51,7 +51,8 @@ pub(super) struct HeadInputs {
 impl HeadInputs {
     /// Adds them to what a batch needs from the host, for `rows` rows: nothing is asked of those beyond `asked`.
     pub fn push(inputs: &mut StepInputs, asked: &[HeadAsk], rows: usize) -> Self {
-        let mut pairs: Vec<_> = asked.iter().enumerate().map(|(row, asked)| [row as u32, asked.keep]).collect();
+        let mut pairs: Vec<_> =
+            asked.iter().enumerate().map(|(row, asked)| [row as u32, asked.keep.unwrap_or(u32::MAX)]).collect();
         let mut floors: Vec<_> = asked.iter().map(|asked| asked.floor).collect();
         let mut wishes: Vec<_> = asked.iter().map(|asked| wish(asked.top_k)).collect();
         // No place: these are kept nowhere.
@@ -144,7 +145,7 @@ impl Head {
     /// Makes room for the hidden states of some rows.
     pub fn room_for(&mut self, device: &Device, decoder: &Decoder, asked: &[HeadAsk]) -> Result<()> {
         let d = decoder.sizes.hidden_padded;
-        let last = asked.iter().map(|asked| asked.keep as usize).max().unwrap_or(0);
+        let last = asked.iter().filter_map(|asked| asked.keep).max().map_or(0, |last| last as usize);
         if (last + 1) * d > self.kept.len() {
             // As many as ever lived at once, rounded up to a power of two.
             let mut more = Buffer::uninitialised(device, (last + 1).next_power_of_two() * d)?;

@@ -5,7 +5,6 @@ use super::decoder::{Decoder, Filled};
 use super::graphs::{self, Graphs, Launches, Place};
 use super::head::{Head, HeadAsk, HeadInputs};
 use super::inputs::StepInputs;
-use crate::Result;
 use crate::cuda::Device;
 use crate::cuda::ops::attention::Frame;
 use crate::dtype::{DType, HalfType};
@@ -15,6 +14,7 @@ use crate::kv::{BlockCopy, KvPool};
 use crate::model::paged::Compute;
 use crate::model::spans::{self, Batch, CheckedSpan};
 use crate::model::{Logits, PolicyRow, PolicyRows, PolicySpan};
+use crate::{Error, Result};
 use std::sync::Arc;
 
 /// Rows of a decode step that share one reading of the weights: below where the cards of today turn from bandwidth to
@@ -58,32 +58,32 @@ struct Pending {
 
 /// Rows whose results are on the device.
 struct Queued {
-    /// Per row, its span.
-    owners: Vec<usize>,
+    /// What is asked of each.
+    asked: Vec<HeadAsk>,
     /// Rows that were computed, padding included.
     rows: usize,
     /// Length of their lists.
     stride: usize,
 }
 
-/// What some spans ask of their rows.
-fn asked(spans: &[PolicySpan<'_>], owners: &[usize]) -> Vec<HeadAsk> {
-    let of = |&owner: &usize| {
-        let PolicySpan { span, floor, top_k } = spans[owner];
-        HeadAsk { floor, top_k, keep: span.seq.index }
+/// What spans ask of their rows, in order. The hidden state of a span's last row is kept.
+fn asked(spans: &[PolicySpan<'_>]) -> Vec<HeadAsk> {
+    let of = |span: &PolicySpan<'_>| {
+        let (floor, keep, last) = (span.floor, span.span.seq.index, span.rows() - 1);
+        let row = |(row, top_k)| HeadAsk { floor, top_k, keep: (row == last).then_some(keep) };
+        span.asked().enumerate().map(row).collect::<Vec<_>>()
     };
-    owners.iter().map(of).collect()
+    spans.iter().flat_map(of).collect()
 }
 
 fn collect(
     device: &Device,
     policy: &Decoder,
     head: &mut Head,
-    spans: &[PolicySpan<'_>],
-    Queued { owners, rows, stride }: Queued,
+    Queued { asked, rows, stride }: Queued,
     out: &mut Vec<PolicyRow>,
 ) -> Result<()> {
-    head.collect(device, policy.sizes.vocab, &asked(spans, &owners), rows, stride, out)
+    head.collect(device, policy.sizes.vocab, &asked, rows, stride, out)
 }
 
 /// Queues a step of single tokens as a graph, with as many rows as `padded` says; returns the length of their lists.
@@ -119,48 +119,51 @@ impl PolicyModel {
     /// Queues a step. All but the results of its last batch are there when this returns.
     fn submit(&mut self, spans: &[PolicySpan<'_>], checked: &[CheckedSpan<'_>]) -> Result<Pending> {
         let PolicyModel { device, decoder: policy, head, graphs, launches, .. } = self;
-        let last: Vec<Vec<usize>> = checked.iter().map(|span| vec![span.ids.len() - 1]).collect();
-        let mut pending = Pending { rows: Vec::with_capacity(spans.len()), queued: None };
-        for batch in spans::batches(checked, &last, policy.state.rows) {
+        let all = asked(spans);
+        let mut pending = Pending { rows: Vec::with_capacity(all.len()), queued: None };
+        let mut rest = &all[..];
+        for batch in spans::batches(checked, &spans::last_rows(spans), policy.state.rows) {
             if let Some(queued) = pending.queued.take() {
-                collect(device, policy, head, spans, queued, &mut pending.rows)?;
+                collect(device, policy, head, queued, &mut pending.rows)?;
             }
-            let owners: Vec<usize> = batch.live.iter().map(|&(_, owner)| owner).collect();
-            let asked = asked(spans, &owners);
+            // Rows come in the order of their spans, and of their positions.
+            let (asked, later) = rest.split_at(batch.live.len());
+            rest = later;
             let padded = graphs::padded_rows(batch.rows);
-            // Decode steps, all of whose rows are asked for. Others are too many kinds, and long enough.
-            let single =
-                asked.len() == batch.rows && padded <= graphs::MOST_ROWS.min(head.rows()).min(policy.state.rows);
+            // Decode steps, one token a sequence, all of whose rows are asked for. Others are too many kinds, and long enough.
+            let single = batch.pieces.len() == batch.rows
+                && asked.len() == batch.rows
+                && padded <= graphs::MOST_ROWS.min(head.rows()).min(policy.state.rows);
             if single && launches.uses_graphs() {
-                let stride = decode(device, policy, head, (graphs, launches), (&batch, &asked, padded))?;
+                let stride = decode(device, policy, head, (graphs, launches), (&batch, asked, padded))?;
                 policy.plan_next(device, &batch);
                 launches.count_planned_ahead(policy.planned_ahead);
-                pending.queued = Some(Queued { owners, rows: padded, stride });
+                pending.queued = Some(Queued { asked: asked.to_vec(), rows: padded, stride });
                 continue;
             }
-            let row_inputs = policy.forward(device, &batch, |inputs| HeadInputs::push(inputs, &asked, asked.len()))?;
+            let row_inputs = policy.forward(device, &batch, |inputs| HeadInputs::push(inputs, asked, asked.len()))?;
             if asked.is_empty() {
                 continue;
             }
             policy.norm(device, asked.len())?;
             if asked.len() <= head.rows() {
-                let (rows, stride) = (asked.len(), head.stride(&asked));
-                head.room_for(device, policy, &asked)?;
+                let (rows, stride) = (asked.len(), head.stride(asked));
+                head.room_for(device, policy, asked)?;
                 head.keep(device, policy, row_inputs)?;
                 head.launch(device, policy, row_inputs, 0..rows, stride)?;
-                pending.queued = Some(Queued { owners, rows, stride });
+                pending.queued = Some(Queued { asked: asked.to_vec(), rows, stride });
             } else {
-                pending.rows.extend(head.run(device, policy, row_inputs, &asked)?);
+                pending.rows.extend(head.run(device, policy, row_inputs, asked)?);
             }
         }
         Ok(pending)
     }
 
     /// Waits for a step.
-    fn collect(&mut self, spans: &[PolicySpan<'_>], pending: Pending) -> Result<Vec<PolicyRow>> {
+    fn collect(&mut self, pending: Pending) -> Result<Vec<PolicyRow>> {
         let Pending { mut rows, queued } = pending;
         if let Some(queued) = queued {
-            collect(&self.device, &self.decoder, &mut self.head, spans, queued, &mut rows)?;
+            collect(&self.device, &self.decoder, &mut self.head, queued, &mut rows)?;
         }
         Ok(rows)
     }
@@ -197,10 +200,13 @@ impl Compute for PolicyModel {
         self.head.ids_below = ids_below.min(self.decoder.sizes.vocab);
         let pending = self.submit(spans, checked)?;
         meanwhile();
-        self.collect(spans, pending)
+        self.collect(pending)
     }
 
-    fn logits(&mut self, index: u32, asked: Logits<'_>) -> Result<Vec<f32>> {
+    fn logits(&mut self, index: u32, back: usize, asked: Logits<'_>) -> Result<Vec<f32>> {
+        if back > 0 {
+            return Err(Error::Backend(format!("the row {back} before the last one is not kept")));
+        }
         let PolicyModel { device, decoder, head, .. } = self;
         match asked {
             Logits::All => head.row(device, decoder, index),
@@ -240,6 +246,10 @@ impl Compute for PolicyModel {
 
     fn free_batch_rows(&self) -> usize {
         FREE_BATCH_ROWS
+    }
+
+    fn span_rows(&self) -> usize {
+        usize::MAX
     }
 }
 

@@ -3,7 +3,8 @@
 use super::{Case, accounts, cases, random_model};
 use ggro::answer::{Completions, Response};
 use ggro::engine::{
-    Event, Request as _, Scheduler, Settings, SpeculationWidth, baseline, complete, decode, intervention, sampler,
+    Drafting, Event, Request as _, Scheduler, Settings, SpeculationWidth, baseline, complete, decode, intervention,
+    sampler,
 };
 use ggro::kv::BLOCK;
 use ggro::method::Options;
@@ -133,6 +134,7 @@ proptest! {
         backend.limit(blocks);
         let settings = Settings {
             speculation: width, run_ahead: true, max_requests, batch_tokens, cached_prompts: 3, reward_batch_wait,
+            drafting: Drafting::Off, row_cost: None,
         };
         let mut scheduler = Scheduler::new(settings);
         let (mut numbers, mut ended) = (BTreeMap::new(), BTreeMap::new());

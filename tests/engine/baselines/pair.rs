@@ -48,7 +48,7 @@ fn spec(pair: &Pair, seed: u64) -> CompletionSpec {
 
 fn row(backend: &mut ModelPair, ids: &[u32]) -> Vec<f32> {
     let seq = backend.create(Role::Policy).unwrap();
-    let span = PolicySpan { span: Span { seq, start: 0, ids }, floor: 0.0, top_k: TopK::Skip };
+    let span = PolicySpan { span: Span { seq, start: 0, ids }, floor: 0.0, top_k: TopK::Skip, before: &[] };
     backend.policy_step(&[span]).unwrap();
     let row = backend.logits_row(seq).unwrap();
     backend.release(seq);

@@ -2,7 +2,7 @@
 
 use super::{Common, Ready, Turns, positive};
 use crate::cli::say;
-use crate::engine::SpeculationWidth;
+use crate::engine::{Drafting, SpeculationWidth};
 use crate::lab::bench::{Asked, responses};
 use crate::text::Prompt;
 use crate::{Error, Result};
@@ -38,6 +38,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "WIDTH,...", value_delimiter = ',', default_value = "off,8,auto")]
     speculation: Vec<SpeculationWidth>,
 
+    /// Guessed tokens to measure with: off or ngram
+    #[arg(long, value_name = "HOW,...", value_delimiter = ',', default_value = "off")]
+    draft: Vec<Drafting>,
+
     /// Samples of Best-of-N; 0 skips it
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=128))]
     best_of: usize,
@@ -64,6 +68,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         segment: *segment,
         candidates: *candidates,
         widths: args.speculation.clone(),
+        drafts: args.draft.clone(),
         best_of: *best_of,
         ids,
         threshold: args.entropy_threshold,
@@ -71,17 +76,20 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         warmup: common.runs.warmup,
     };
     let Ready { mut opened, header, .. } = common.open(&format!("ggro {asked:?}"))?;
-    let cases = 1 + asked.widths.len() + usize::from(asked.best_of > 0);
+    let drafting = asked.drafts.iter().filter(|&&drafting| drafting != Drafting::Off).count();
+    let cases = 1 + drafting + asked.drafts.len() * asked.widths.len() + usize::from(asked.best_of > 0);
     let mut sink = common.sink.begin(&header, before, cases)?;
     let all =
         responses(opened.backend(), &asked, &mut |number| args.turns.before(number), &mut |row| sink.row(row.clone()))?;
     let code = sink.finish()?;
-    // The answer never depends on the speculation; if it does, no figure means anything.
-    let mut guided = all.iter().filter(|row| row.phase == "ggro").map(|row| &row.ids);
-    let first = guided.next();
-    if guided.any(|ids| Some(ids) != first) {
-        say("error: the answers differ between speculations");
-        return Ok(ExitCode::FAILURE);
+    // The answer never depends on what is run ahead; if it does, no figure means anything.
+    for phase in ["greedy", "ggro"] {
+        let mut answers = all.iter().filter(|row| row.phase == phase).map(|row| &row.ids);
+        let first = answers.next();
+        if answers.any(|ids| Some(ids) != first) {
+            say("error: the answers differ between speculations");
+            return Ok(ExitCode::FAILURE);
+        }
     }
     Ok(code)
 }

@@ -33,7 +33,12 @@ pub(super) fn policy(
     }
     for group in groups(traces.iter().map(|t| t.final_ids.len())) {
         let spans: Vec<PolicySpan<'_>> = group
-            .map(|i| PolicySpan { span: whole(trunks[i], &traces[i].final_ids), floor: 0.0, top_k: TopK::Skip })
+            .map(|i| PolicySpan {
+                span: whole(trunks[i], &traces[i].final_ids),
+                floor: 0.0,
+                top_k: TopK::Skip,
+                before: &[],
+            })
             .collect();
         expect(held.backend.policy_step(&spans)?, spans.len())?;
     }
@@ -68,6 +73,7 @@ pub(super) fn policy(
                             0 => TopK::Skip,
                             _ => TopK::Take(contenders),
                         },
+                        before: &[],
                     }
                 })
                 .collect();
