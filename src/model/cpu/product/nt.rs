@@ -271,7 +271,26 @@ unsafe fn nt_stored_tile<L: Lanes, E: Element, const M: usize, const N: usize>(
     // SAFETY: the caller's promise; a tail has fewer than 16 terms.
     unsafe {
         let mut acc = [[L::zero(); N]; M];
-        for g in 0..whole {
+        // Two groups at a time where their operands fit beside the sums.
+        let paired = if M * N + 2 * N < L::PAIRED { whole / 2 * 2 } else { 0 };
+        for g in (0..paired).step_by(2) {
+            let mut wv = [[L::zero(); 2]; N];
+            for n in 0..N {
+                wv[n] = E::load_pair(w[n].add(g * LANES * E::SIZE));
+            }
+            for m in 0..M {
+                for half in 0..2 {
+                    let xv = L::load_f32(x.add(m * ldx + (g + half) * LANES).cast());
+                    for n in 0..N {
+                        acc[m][n] = acc[m][n].fma(xv, wv[n][half]);
+                    }
+                }
+            }
+            for line in 0..2 * N * LANES * E::SIZE / 64 {
+                prefetch(next.wrapping_add(g * N * LANES * E::SIZE + line * 64));
+            }
+        }
+        for g in paired..whole {
             let mut wv = [L::zero(); N];
             for n in 0..N {
                 wv[n] = E::load(w[n].add(g * LANES * E::SIZE));
@@ -423,7 +442,15 @@ unsafe fn widen_nt<L: Lanes, E: Element, const N: usize>(
         unsafe {
             let to = panel.as_mut_ptr().add(tile * groups * N * LANES);
             let from: [*const u8; N] = std::array::from_fn(|n| w.add((r + n).min(count - 1) * bytes));
-            for g in 0..whole {
+            for g in (0..whole - whole % 2).step_by(2) {
+                for (n, from) in from.iter().enumerate() {
+                    let [first, second] = E::load_pair::<L>(from.add(g * LANES * E::SIZE));
+                    first.store(to.add((g * N + n) * LANES));
+                    second.store(to.add(((g + 1) * N + n) * LANES));
+                }
+            }
+            if whole % 2 == 1 {
+                let g = whole - 1;
                 for (n, from) in from.iter().enumerate() {
                     E::load::<L>(from.add(g * LANES * E::SIZE)).store(to.add((g * N + n) * LANES));
                 }
