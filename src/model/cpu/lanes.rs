@@ -61,10 +61,18 @@ pub(super) fn level() -> Level {
 /// All functions of an implementation need the processor features it is made of; pointers must be valid for 16 elements
 /// at any alignment.
 pub(super) trait Lanes: Copy {
+    /// Groups that registers hold, if loading two groups at once is cheaper than one after the other; 0 if it is not.
+    const PAIRED: usize = 0;
     unsafe fn zero() -> Self;
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load_f32(p: *const u8) -> Self;
     unsafe fn load_bf16(p: *const u8) -> Self;
+    /// [`load_bf16`](Self::load_bf16) of two groups, one behind the other: `p` is valid for 32 elements.
+    #[inline(always)]
+    unsafe fn load_bf16_pair(p: *const u8) -> [Self; 2] {
+        // SAFETY: the trait's contract; the second group is 32 bytes behind the first.
+        unsafe { [Self::load_bf16(p), Self::load_bf16(p.add(LANES * 2))] }
+    }
     unsafe fn load_f16(p: *const u8) -> Self;
     unsafe fn store(self, p: *mut f32);
     /// `self + a * b`, rounded once.
@@ -132,6 +140,15 @@ pub(super) trait Element {
     /// # Safety
     /// `p` is valid for 16 elements at any alignment; `L`'s features are present.
     unsafe fn load<L: Lanes>(p: *const u8) -> L;
+    /// [`load`](Self::load) of two groups, one behind the other.
+    ///
+    /// # Safety
+    /// `p` is valid for 32 elements at any alignment; `L`'s features are present.
+    #[inline(always)]
+    unsafe fn load_pair<L: Lanes>(p: *const u8) -> [L; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { [Self::load(p), Self::load(p.add(LANES * Self::SIZE))] }
+    }
 }
 
 pub(super) struct F32;
@@ -153,6 +170,11 @@ impl Element for Bf16 {
     unsafe fn load<L: Lanes>(p: *const u8) -> L {
         // SAFETY: the caller's promise.
         unsafe { L::load_bf16(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_pair<L: Lanes>(p: *const u8) -> [L; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_bf16_pair(p) }
     }
 }
 
@@ -344,9 +366,22 @@ pub(super) mod x86 {
     #[derive(Clone, Copy)]
     pub struct Avx512(__m512);
 
-    // SAFETY of all blocks in this impl: the intrinsics need AVX-512 F and DQ, and pointers valid for 16 elements at any
+    /// Of each lane, which of 32 16-bit elements becomes the upper half of its f32: those of the first group, and of the second.
+    const UPPER: [[u32; LANES]; 2] = {
+        let mut upper = [[0; LANES]; 2];
+        let mut lane = 0;
+        while lane < LANES {
+            upper[0][lane] = (lane as u32) << 16;
+            upper[1][lane] = ((LANES + lane) as u32) << 16;
+            lane += 1;
+        }
+        upper
+    };
+
+    // SAFETY of all blocks in this impl: the intrinsics need AVX-512 F, BW and DQ, and pointers valid for 16 elements at any
     // alignment (the unaligned forms are used); both are the trait's contract.
     impl Lanes for Avx512 {
+        const PAIRED: usize = 32;
         #[inline(always)]
         unsafe fn zero() -> Self {
             // SAFETY: see above.
@@ -368,6 +403,19 @@ pub(super) mod x86 {
             unsafe {
                 let half = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
                 Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(half)))
+            }
+        }
+        /// One instruction a group in place of two: the upper halves are picked, the lower ones stay zero.
+        #[inline(always)]
+        unsafe fn load_bf16_pair(p: *const u8) -> [Self; 2] {
+            // SAFETY: see above; 64 bytes are readable by the trait's contract.
+            unsafe {
+                let both = _mm512_loadu_si512(p.cast());
+                let group = |upper: &[u32; LANES]| {
+                    let index = _mm512_loadu_si512(upper.as_ptr().cast());
+                    Avx512(_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaa_aaaa, index, both)))
+                };
+                [group(&UPPER[0]), group(&UPPER[1])]
             }
         }
         #[inline(always)]

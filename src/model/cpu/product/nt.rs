@@ -25,6 +25,9 @@ const PANEL_TERMS: usize = 2048;
 /// Terms of a dot product between two visits of its lanes: six rows of them are 24 KB, and stay in the first-level cache.
 const NT_TERMS: usize = 1024;
 
+/// Bytes of stored weights that are fetched into the first-level cache ahead of use, at most.
+const FIRST_LEVEL_TILE: usize = 16 << 10;
+
 /// Sums of `M x N` groups of lanes, `[M][N]`.
 #[inline(always)]
 unsafe fn sums<L: Lanes, const M: usize, const N: usize>(acc: [[L; N]; M]) -> [[f32; N]; M] {
@@ -271,7 +274,29 @@ unsafe fn nt_stored_tile<L: Lanes, E: Element, const M: usize, const N: usize>(
     // SAFETY: the caller's promise; a tail has fewer than 16 terms.
     unsafe {
         let mut acc = [[L::zero(); N]; M];
-        for g in 0..whole {
+        // The first-level cache has no room for the next tile where it is long.
+        let long = N * k * E::SIZE > FIRST_LEVEL_TILE;
+        let fetch = |line: *const u8| if long { prefetch_l2(line) } else { prefetch(line) };
+        // Two groups at a time where their operands fit beside the sums.
+        let paired = if M * N + 2 * N < L::PAIRED { whole / 2 * 2 } else { 0 };
+        for g in (0..paired).step_by(2) {
+            let mut wv = [[L::zero(); 2]; N];
+            for n in 0..N {
+                wv[n] = E::load_pair(w[n].add(g * LANES * E::SIZE));
+            }
+            for m in 0..M {
+                for half in 0..2 {
+                    let xv = L::load_f32(x.add(m * ldx + (g + half) * LANES).cast());
+                    for n in 0..N {
+                        acc[m][n] = acc[m][n].fma(xv, wv[n][half]);
+                    }
+                }
+            }
+            for line in 0..2 * N * LANES * E::SIZE / 64 {
+                fetch(next.wrapping_add(g * N * LANES * E::SIZE + line * 64));
+            }
+        }
+        for g in paired..whole {
             let mut wv = [L::zero(); N];
             for n in 0..N {
                 wv[n] = E::load(w[n].add(g * LANES * E::SIZE));
@@ -283,7 +308,7 @@ unsafe fn nt_stored_tile<L: Lanes, E: Element, const M: usize, const N: usize>(
                 }
             }
             for line in 0..N * LANES * E::SIZE / 64 {
-                prefetch(next.wrapping_add(g * N * LANES * E::SIZE + line * 64));
+                fetch(next.wrapping_add(g * N * LANES * E::SIZE + line * 64));
             }
         }
         if !k.is_multiple_of(LANES) {
@@ -423,7 +448,15 @@ unsafe fn widen_nt<L: Lanes, E: Element, const N: usize>(
         unsafe {
             let to = panel.as_mut_ptr().add(tile * groups * N * LANES);
             let from: [*const u8; N] = std::array::from_fn(|n| w.add((r + n).min(count - 1) * bytes));
-            for g in 0..whole {
+            for g in (0..whole - whole % 2).step_by(2) {
+                for (n, from) in from.iter().enumerate() {
+                    let [first, second] = E::load_pair::<L>(from.add(g * LANES * E::SIZE));
+                    first.store(to.add((g * N + n) * LANES));
+                    second.store(to.add(((g + 1) * N + n) * LANES));
+                }
+            }
+            if whole % 2 == 1 {
+                let g = whole - 1;
                 for (n, from) in from.iter().enumerate() {
                     E::load::<L>(from.add(g * LANES * E::SIZE)).store(to.add((g * N + n) * LANES));
                 }
