@@ -36,7 +36,8 @@ fn texts(responses: &[Response]) -> BTreeSet<Vec<u32>> {
     texts
 }
 
-/// What comes after a text by one of the known ones, with the token at one place exchanged, another place each time. `wrong`: at none.
+/// What comes after a text by one of the known ones, with the token at one place exchanged, another place each time.
+/// `wrong`: at none.
 fn oracle(texts: Arc<BTreeSet<Vec<u32>>>, wrong: bool) -> impl FnMut(&[u32], usize) -> Vec<u32> + Send + 'static {
     let mut turn = 0;
     move |text, most| {
