@@ -222,13 +222,14 @@ pub trait Request: Send {
         let _ = task;
         None
     }
-    /// The largest logits that the row so many tokens behind a policy task's will be asked for, should the text go on so far.
+    /// The largest logits that the row so many tokens behind a policy task's will be asked for, should the text go on
+    /// so far.
     fn top_k_behind(&self, task: &Task, tokens: usize) -> TopK {
         let _ = (task, tokens);
         TopK::Skip
     }
-    /// The task that goes on by a token behind a policy task that was just answered, on the same sequence. `None` if the text ends
-    /// there.
+    /// The task that goes on by a token behind a policy task that was just answered, on the same sequence. `None` if
+    /// the text ends there.
     fn following(&self, task: &Task) -> Option<Task> {
         let _ = task;
         None

@@ -123,9 +123,10 @@ pub(super) struct EngineArgs {
 
     /// Whether to guess tokens and verify several of them in one step: off or ngram [default: off]
     ///
-    /// ngram: a text is guessed to go on as other candidates of the segment, the prompt or the answer did behind the same words.
-    /// The answer is the same to the last bit; guesses that were wrong are reported as speculative work. How many tokens are
-    /// guessed follows from how often guesses were right and from what a row costs.
+    /// ngram: a text is guessed to go on as other candidates of the segment, the prompt or the answer did behind the
+    /// same words. The answer is the same to the last bit; guesses that were wrong are reported as speculative work.
+    /// How many tokens are guessed follows from how often guesses were right and from what a row costs; for a small
+    /// model on a CPU, none are.
     #[arg(long, value_name = "HOW", default_value = "off", hide_default_value = true)]
     pub draft: Drafting,
 }

@@ -1,8 +1,8 @@
 //! Guesses of how a text goes on, and how many of them are worth a row.
 //!
-//! A guess is what followed where the longest ending of the text stood before: in other candidates of the same segment, or in the
-//! text itself. How often such guesses are right is learnt per request, by source and by how much of the text was found, so
-//! a text that never repeats itself soon pays for no more guesses than a probe now and then.
+//! A guess is what followed where the longest ending of the text stood before: in other candidates of the same segment,
+//! or in the text itself. How often such guesses are right is learnt per request, by source and by how much of the text
+//! was found, so a text that never repeats itself soon pays for no more guesses than a probe now and then.
 //!
 //! Whether a guess is right changes no answer: a model says what comes, and what was guessed otherwise is taken back.
 
@@ -21,8 +21,8 @@ const PRIOR: [[f64; CLASSES]; 2] = [[0.6, 0.75, 0.85, 0.9], [0.3, 0.5, 0.7, 0.85
 /// How far one guess moves a rate.
 const STEP: f64 = 0.25;
 
-/// How far a rate goes back to what it was at first with every guess that is not made. So a guess that was wrong is tried again
-/// after some dozens of others.
+/// How far a rate goes back to what it was at first with every guess that is not made. So a guess that was wrong is
+/// tried again after some dozens of others.
 const DRIFT: f64 = 1.0 / 256.0;
 
 /// Where a guess comes from.
@@ -43,8 +43,8 @@ pub(super) struct Guess {
     pub matched: usize,
 }
 
-/// At most `most` ids that may follow a text: those that follow its longest ending elsewhere, in a sibling if that is no
-/// shorter, and the latest place of several.
+/// At most `most` ids that may follow a text: those that follow its longest ending elsewhere, in a sibling if that is
+/// no shorter, and the latest place of several.
 pub(super) fn guess(text: &[u32], siblings: &[&[u32]], most: usize) -> Option<Guess> {
     if most == 0 {
         return None;
@@ -71,8 +71,9 @@ pub(super) fn guess(text: &[u32], siblings: &[&[u32]], most: usize) -> Option<Gu
     Some(Guess { ids, source, matched })
 }
 
-/// The longest ending of `text` that stands in `other` and ends at or before `last`: its length, and where it ends. Something
-/// follows there if `last` is before the end. The latest one of several; `None` if not even the last id is found.
+/// The longest ending of `text` that stands in `other` and ends at or before `last`: its length, and where it ends.
+/// Something follows there if `last` is before the end. The latest one of several; `None` if not even the last id is
+/// found.
 fn longest_ending(text: &[u32], other: &[u32], last: usize) -> Option<(usize, usize)> {
     let final_id = text.last()?;
     let mut best: Option<(usize, usize)> = None;
@@ -109,8 +110,8 @@ fn class(matched: usize) -> usize {
 }
 
 impl Acceptance {
-    /// How much of a guess is worth its rows: its n-th token, while the chance that all up to it are right is more than `share`,
-    /// what a row costs as a part of what a token is worth.
+    /// How much of a guess is worth its rows: its n-th token, while the chance that all up to it are right is more than
+    /// `share`, what a row costs as a part of what a token is worth.
     pub fn worth(&mut self, guess: &Guess, share: f64) -> usize {
         let mut chance = 1.0;
         let rates = &mut self.rates[guess.source as usize];

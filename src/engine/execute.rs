@@ -7,8 +7,8 @@ use crate::model::{
 use crate::task::{Ask, FullLogits, PolicyOutput, RewardOutput};
 use crate::{Error, Result};
 
-/// Runs a step. One output per span, the policy's first, and the seconds it took. A batch that fails is run again span by span
-/// and without guesses, so that a request which cannot be served takes no other with it.
+/// Runs a step. One output per span, the policy's first, and the seconds it took. A batch that fails is run again span
+/// by span and without guesses, so that a request which cannot be served takes no other with it.
 pub(super) fn execute(backend: &mut ModelPair, step: &Step) -> (Vec<SpanOutput>, StepTime) {
     let (policy, reward): (Vec<&TaskSpan>, Vec<&TaskSpan>) =
         (step.policy.iter().collect(), step.reward.iter().collect());
@@ -108,8 +108,8 @@ fn tokens(span: &TaskSpan) -> Span<'_> {
     Span { seq: span.seq, start: span.start, ids: &span.ids }
 }
 
-/// Largest logits that the rows of a span are asked for which has guessed tokens: the task's, then one list a token. Empty if none
-/// was guessed.
+/// Largest logits that the rows of a span are asked for which has guessed tokens: the task's, then one list a token.
+/// Empty if none was guessed.
 fn lists(span: &TaskSpan) -> Vec<TopK> {
     match (&span.task.ask, &span.draft) {
         (Ask::Policy { top_k, .. }, Some(draft)) => [*top_k].into_iter().chain(draft.top_k.iter().copied()).collect(),
@@ -128,8 +128,8 @@ fn policy_span<'a>(span: &'a TaskSpan, lists: &'a [TopK]) -> PolicySpan<'a> {
     }
 }
 
-/// The policy's rows as outputs, with all their logits where they are wanted. Those of rows behind guessed tokens are left for
-/// when the tokens are known to be right.
+/// The policy's rows as outputs, with all their logits where they are wanted. Those of rows behind guessed tokens are
+/// left for when the tokens are known to be right.
 fn policy_outputs(backend: &mut ModelPair, spans: &[&TaskSpan], rows: Vec<PolicyRow>) -> Result<Vec<SpanOutput>> {
     if rows.len() != spans.iter().map(|span| 1 + span.drafted()).sum::<usize>() {
         return Err(missing());

@@ -60,8 +60,8 @@ impl Sequences {
         known
     }
 
-    /// Notes that a step ran a sequence on from one position to another, beyond what it was to run. Returns how many of these
-    /// were run before.
+    /// Notes that a step ran a sequence on from one position to another, beyond what it was to run. Returns how many of
+    /// these were run before.
     pub fn run_on(&mut self, key: SeqKey, from: usize, end: usize) -> usize {
         let Ok(place) = self.place(key) else { return 0 };
         let high = &mut self.0[place].high;

@@ -37,7 +37,8 @@ pub enum Drafting {
     /// They are not.
     #[default]
     Off,
-    /// From what followed elsewhere in the request's texts, where a step can verify several tokens of a text and this pays.
+    /// From what followed elsewhere in the request's texts, where a step can verify several tokens of a text and this
+    /// pays.
     Ngram,
 }
 

@@ -90,8 +90,8 @@ pub struct PolicySpan<'a> {
     pub floor: f64,
     /// Largest logits of the row after the last token.
     pub top_k: TopK,
-    /// Those of the rows before it, one for each token before the last whose row is wanted too: `[.., second to last]`. At
-    /// most [`Model::span_rows`] rows of a span are reported.
+    /// Those of the rows before it, one for each token before the last whose row is wanted too: `[.., second to last]`.
+    /// At most [`Model::span_rows`] rows of a span are reported.
     pub before: &'a [TopK],
 }
 
@@ -283,8 +283,8 @@ pub trait Model {
     /// Positions held by a sequence.
     fn len(&self, seq: SeqId) -> usize;
 
-    /// Appends spans to a language model's sequences and reports the row after each span's last token, behind those that
-    /// [`PolicySpan::before`] asks for. Lists of largest logits have ids below `ids_below` only.
+    /// Appends spans to a language model's sequences and reports the row after each span's last token, behind those
+    /// that [`PolicySpan::before`] asks for. Lists of largest logits have ids below `ids_below` only.
     ///
     /// A model that waits for a device calls `meanwhile` once, between queueing its work and waiting for it, so that the
     /// other model's work can be queued too. One that has nothing to wait for leaves it to the caller.
@@ -367,8 +367,8 @@ pub trait Model {
         1
     }
 
-    /// Whether all logits can be asked for of each of these rows ([`logits_before`](Model::logits_before)), and not of the last
-    /// one alone.
+    /// Whether all logits can be asked for of each of these rows ([`logits_before`](Model::logits_before)), and not of
+    /// the last one alone.
     fn keeps_span_rows(&self) -> bool {
         false
     }

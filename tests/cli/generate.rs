@@ -306,6 +306,14 @@ fn candidates_ahead_of_time_change_nothing_but_the_work() {
     let refused = ggro(&["generate", PROMPT, "--speculation", "many"]);
     assert_eq!(refused.code, Some(2));
     assert!(refused.err.contains("expected auto, off or a number"), "{}", refused.err);
+    let guessed = ["generate", PROMPT, "--json", "--no-baseline", "--max-new-tokens", "40", "--draft", "ngram"];
+    let guessed = ggro(&guessed).ok().json();
+    for field in ["text", "final_ids", "segment_boundaries", "reward", "work"] {
+        assert_eq!(auto[field], guessed[field], "{field}");
+    }
+    let refused = ggro(&["generate", PROMPT, "--draft", "always"]);
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.err.contains("expected off or ngram"), "{}", refused.err);
 }
 
 #[test]

@@ -38,8 +38,8 @@ fn logits(seed: u64, ids: &[u32]) -> Vec<f32> {
     (0..VOCAB as u32).map(logit).collect()
 }
 
-/// What really comes after `ids`, but for the token at one place, and but for what is forced at a slot; now and then more ids than
-/// were asked for, or ids that do not exist.
+/// What really comes after `ids`, but for the token at one place, and but for what is forced at a slot; now and then
+/// more ids than were asked for, or ids that do not exist.
 fn guess(seed: u64, salt: u64, wrong: Option<usize>, ids: &[u32], most: usize) -> Vec<u32> {
     let dice = mix(ids, salt);
     let mut text = ids.to_vec();
@@ -149,7 +149,10 @@ proptest! {
         let mut backend = Scripted::new(&model, LONGEST);
         backend.limit(blocks);
         backend.span_rows(span_rows);
-        let settings = Settings { speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3, reward_batch_wait, drafting, row_cost };
+        let settings = Settings {
+            speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3, reward_batch_wait, drafting,
+            row_cost,
+        };
         let mut scheduler = Scheduler::new(settings);
         if let Some((salt, wrong)) = guesses {
             scheduler.guess_with(move |ids, most| guess(seed, salt, wrong, ids, most));

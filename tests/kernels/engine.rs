@@ -31,7 +31,8 @@ fn three_traces_of_every_fixture_in_company() {
             let began = Instant::now();
             let settings = |speculation, run_ahead| Settings { speculation, run_ahead, ..Settings::default() };
             let (mut expected, mut expected_short) = (Vec::new(), Vec::new());
-            // All logits of a slot are there for the last row of a span alone, so nothing is guessed where they are wanted.
+            // All logits of a slot are there for the last row of a span alone, so nothing is guessed where they are
+            // wanted.
             let short = |request: &&Request| {
                 let options = Options { full_trace: false, ..request.options.clone() };
                 Request { options, ..(*request).clone() }

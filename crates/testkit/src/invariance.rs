@@ -49,8 +49,8 @@ pub fn rows_alone_and_in_batches(backend: &mut ModelPair) {
     }
 }
 
-/// The rows of a span's last tokens, each with a list of its own, are those of the tokens one by one; and what is cut back leaves
-/// nothing behind.
+/// The rows of a span's last tokens, each with a list of its own, are those of the tokens one by one; and what is cut
+/// back leaves nothing behind.
 pub fn rows_of_one_span(backend: &mut ModelPair) {
     let vocab = vocab(backend, Role::Policy);
     let (ids, other) = (text(150, vocab, 6), text(150, vocab, 7));

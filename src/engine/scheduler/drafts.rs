@@ -1,9 +1,9 @@
 //! Verified drafts: tokens that are run before they are known, and taken back where they were not what came.
 //!
-//! A span of the policy that answers a task may go on with guessed ids. The row behind each of them is computed in the same step,
-//! from the same keys and values as if the ids had come one by one, so it has the same bits. Rows are handed to the request one by
-//! one, as long as what it asks about next is the text that was guessed; the sequence is cut back to what was asked about.
-//! So a request never sees a guess. Only what it is told in one step differs.
+//! A span of the policy that answers a task may go on with guessed ids. The row behind each of them is computed in the
+//! same step, from the same keys and values as if the ids had come one by one, so it has the same bits. Rows are handed
+//! to the request one by one, as long as what it asks about next is the text that was guessed; the sequence is cut back
+//! to what was asked about. So a request never sees a guess. Only what it is told in one step differs.
 //!
 //! Guesses take rows and blocks of keys and values that nobody else needs in the step.
 
@@ -67,7 +67,8 @@ impl std::ops::AddAssign for DraftStats {
 }
 
 impl<T> Scheduler<T> {
-    /// Lets something else make all guesses, whatever the settings say: they are run as far as there is room. For tests.
+    /// Lets something else make all guesses, whatever the settings say: they are run as far as there is room. For
+    /// tests.
     pub fn guess_with(&mut self, guess: impl FnMut(&[u32], usize) -> Vec<u32> + Send + 'static) {
         self.guess_with = Some(Box::new(guess));
     }
@@ -134,8 +135,8 @@ impl<T> Scheduler<T> {
 }
 
 impl<T> Entry<T> {
-    /// Hands out a row, and those behind guessed tokens as far as the guesses were right. Takes the rest back, and says what
-    /// was guessed.
+    /// Hands out a row, and those behind guessed tokens as far as the guesses were right. Takes the rest back, and says
+    /// what was guessed.
     pub(super) fn verify(
         &mut self,
         backend: &mut ModelPair,

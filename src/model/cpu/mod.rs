@@ -51,12 +51,13 @@ pub struct LoadOptions {
 /// Rows that go through the layers at once: bounds memory on long prompts, does not change a bit.
 const CHUNK: usize = 512;
 
-/// What a row more costs where weights come from memory, measured with 1 and 8 rows: 0.09 to 0.16 steps with 135 million and
-/// with a billion parameters, on one core and on two.
+/// What a row more costs where weights come from memory, measured with 1 and 8 rows: 0.09 to 0.16 steps with 135
+/// million and with a billion parameters, on one core and on two.
 const ROW_COST: f64 = 0.15;
 
-/// The same where they come from a cache: 0.35 to 0.65 with 4 million parameters.
-const CACHED_ROW_COST: f64 = 0.6;
+/// The same where they come from a cache: with 4 million parameters 0.35 to 0.65 as rows of sequences of their own.
+/// Guesses cost more than they saved at 0.6, so no row is worth a guess.
+const CACHED_ROW_COST: f64 = 1.0;
 
 /// Weights of so many bytes may stay in a cache that several cores share.
 const CACHED_BYTES: usize = 48 << 20;

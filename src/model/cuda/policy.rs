@@ -130,7 +130,8 @@ impl PolicyModel {
             let (asked, later) = rest.split_at(batch.live.len());
             rest = later;
             let padded = graphs::padded_rows(batch.rows);
-            // Decode steps, one token a sequence, all of whose rows are asked for. Others are too many kinds, and long enough.
+            // Decode steps, one token a sequence, all of whose rows are asked for. Others are too many kinds, and long
+            // enough.
             let single = batch.pieces.len() == batch.rows
                 && asked.len() == batch.rows
                 && padded <= graphs::MOST_ROWS.min(head.rows()).min(policy.state.rows);
