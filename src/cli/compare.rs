@@ -117,11 +117,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (file, plan) = plan(args)?;
     let task = task(args, &file)?;
     check_models(args, &plan)?;
+    // Before paths are compared: those in a folder that is not there yet are only as alike as they are written.
+    std::fs::create_dir_all(&args.output).map_err(|e| Error::io(&args.output, e))?;
     check_paths(args, &file, &plan)?;
     let html = args.html.as_deref().map(Output::check).transpose()?;
     let records = records(&file, task.as_ref())?;
     check_answers(args, &plan, task.as_ref(), &records)?;
-    std::fs::create_dir_all(&args.output).map_err(|e| Error::io(&args.output, e))?;
     let date = pinned(args, &plan)?;
     let mut pair = args.pair.load()?;
     TemplateArgs { date: Some(date), ..args.template.clone() }.set_up(&mut pair)?;
@@ -442,6 +443,13 @@ impl<'a> Comparison<'a> {
                 return Err(Error::invalid(what));
             }
             say(&format!("note: --skip-too-long passed over {passed}; the first is prompt {index}: {why}"));
+        }
+        let mut seeds = plan.seeds.clone();
+        seeds.sort_unstable();
+        let close = seeds.windows(2).any(|pair| pair[1] - pair[0] < records.len().min(count) as u64);
+        if close && plan.points.iter().any(Point::draws) {
+            // What is drawn by the seed alone would be the same for neighbouring prompts, and intervals too narrow.
+            say("note: seeds are closer together than there are prompts, so some prompts share their random numbers");
         }
         let prompts_of = match (&task, &file.prompts) {
             (Some(task), _) => {

@@ -329,18 +329,25 @@ impl Count {
     /// Lets whoever interrupts the command read that nothing is lost: what is done is in `output`.
     #[cfg(feature = "server")]
     pub(super) fn goes_on(&self, output: &Path) {
-        let (bar, output) = (self.bar.clone(), output.display().to_string());
-        std::thread::spawn(move || {
+        // Of a command that counts several times the last line is the one to be cleared, and one thread is enough.
+        static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+        static HEARS: std::sync::Once = std::sync::Once::new();
+        *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.bar.clone());
+        let output = output.display().to_string();
+        let hear = move || {
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
             if runtime.block_on(async { tokio::signal::ctrl_c().await }).is_ok() {
-                bar.finish_and_clear();
+                if let Some(bar) = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                    bar.finish_and_clear();
+                }
                 // The first word counts: an error of the clean-up is dropped.
                 let _ = profile::finish();
                 say(&format!("interrupted: what is done is in {output}, and the same command goes on from there"));
                 // As a shell writes the end by this signal. A half-written row is cut off by the next run.
                 std::process::exit(130);
             }
-        });
+        };
+        HEARS.call_once(|| drop(std::thread::spawn(hear)));
     }
 
     /// Without the server there is nobody who hears signals.

@@ -174,7 +174,7 @@ pub fn question(index: usize, record: &PromptRecord, row: &Row, (point, seed): (
 }
 
 /// The words of a command, as a shell takes simple ones apart: at white space, but not within quotes; a backslash takes
-/// the character behind it as it is. Nothing else has a meaning.
+/// the character behind it as it is, within double quotes only one that would have a meaning. Nothing else has one.
 ///
 /// # Errors
 /// A quote is not closed, or there is no word.
@@ -185,7 +185,13 @@ pub fn command_words(text: &str) -> std::result::Result<Vec<String>, String> {
         match (c, quote) {
             (_, Some(open)) if c == open => quote = None,
             ('\\', None | Some('"')) => match chars.next() {
-                Some(next) => word.get_or_insert_default().push(next),
+                Some(next) => {
+                    let word = word.get_or_insert_default();
+                    if quote.is_some() && !"\"\\$`".contains(next) {
+                        word.push('\\');
+                    }
+                    word.push(next);
+                }
                 None => return Err("ends with a backslash".to_string()),
             },
             ('"' | '\'', None) => {
@@ -273,8 +279,9 @@ pub fn ask_program(
     };
     let mut started = Command::new(program);
     started.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-    #[cfg(feature = "server")]
-    std::os::unix::process::CommandExt::process_group(&mut started, 0);
+    // It stays in this process group, so that a terminal that interrupts ggro interrupts it as well. Python would keep lines to
+    // itself until there are kilobytes of them.
+    started.env("PYTHONUNBUFFERED", "1");
     let mut child = started.spawn().map_err(|e| Error::invalid(format!("{program}: cannot be started: {e}")))?;
     let count = questions.len();
     let lines = match threads(&mut child, questions) {
@@ -364,7 +371,7 @@ fn listen(
             Err(RecvTimeoutError::Timeout) => {
                 let (seconds, next) = (patience.as_secs(), next(&missing));
                 return Err(Fault::Program(format!(
-                    "wrote no line for {seconds} s; the next index is {next}; timeout_seconds gives it longer"
+                    "wrote no line for {seconds} s; the next index is {next}; a program has to flush each line, and timeout_seconds gives it longer"
                 )));
             }
         };
@@ -402,14 +409,9 @@ fn ended(child: &mut Child, grace: Duration) -> Option<ExitStatus> {
     }
 }
 
-/// Ends a program that was not waited for yet, and what it started in its process group. What cannot be ended any more
-/// has ended.
+/// Ends a program that was not waited for yet. What cannot be ended any more has ended; what it started itself ends when it finds
+/// its pipes closed.
 fn end(child: &mut Child) {
-    #[cfg(feature = "server")]
-    {
-        let group = rustix::process::Pid::from_child(child);
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-    }
     let _ = child.kill();
     // Without this it would stay in the table of processes.
     let _ = child.wait();
@@ -495,7 +497,11 @@ mod tests {
     #[test]
     fn a_program_that_hangs_is_ended() {
         let started = Instant::now();
-        for script in ["sleep 60", "sleep 60 & sleep 60", "echo '{\"index\": 0, \"score\": 1}'; sleep 60 | cat; wait"] {
+        for script in [
+            "sleep 60",
+            "sleep 20 2> /dev/null & sleep 60",
+            "echo '{\"index\": 0, \"score\": 1}'; sleep 20 2> /dev/null | cat 2> /dev/null; wait",
+        ] {
             let error = ask(script, Duration::from_secs(1)).unwrap_err().to_string();
             let next = usize::from(script.starts_with("echo"));
             assert!(error.contains(&format!("wrote no line for 1 s; the next index is {next}")), "{error}");
@@ -512,6 +518,7 @@ mod tests {
             ("judge --model  a.bin", &["judge", "--model", "a.bin"][..]),
             ("sh -c 'a \"b\" \\n' \"it's\" x\\ y ''", &["sh", "-c", "a \"b\" \\n", "it's", "x y", ""][..]),
             ("a\"b c\"d", &["ab cd"][..]),
+            ("a \"\\d \\\" \\\\\"", &["a", "\\d \" \\"][..]),
         ] {
             assert_eq!(command_words(text).unwrap(), words, "{text}");
         }

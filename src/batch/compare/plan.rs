@@ -59,7 +59,8 @@ pub struct PlanFile {
 }
 
 fn first_seeds() -> Vec<u64> {
-    vec![0, 1, 2]
+    // Further apart than there are prompts: a prompt's own seed is one of these and its number.
+    vec![0, 1_000_000, 2_000_000]
 }
 
 fn usual_concurrency() -> usize {
