@@ -151,6 +151,8 @@ impl Task {
 pub struct Outlook<'a> {
     /// Tokens beyond the task's that may still be run, at most.
     pub most: usize,
+    /// Ids that end it.
+    pub stop_ids: &'a [u32],
     /// Ids that other texts have behind a beginning that they share with this one.
     pub siblings: Vec<&'a [u32]>,
 }

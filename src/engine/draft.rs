@@ -9,6 +9,16 @@
 /// Ids that are compared, at most. More of them make a guess no better.
 const LONGEST_MATCH: usize = 16;
 
+/// Ids of a text that are looked through, at most, from its end.
+pub(super) const WINDOW: usize = 4096;
+
+/// Other texts that are looked through, at most.
+const MOST_SIBLINGS: usize = 8;
+
+/// Guesses in a row that were wrong from their first token before there is a pause, and the longest pause, in guesses.
+const MISSES: u32 = 3;
+const LONGEST_PAUSE: u32 = 256;
+
 /// Tokens that are guessed at once, at most.
 pub(super) const LONGEST_DRAFT: usize = 16;
 
@@ -50,7 +60,11 @@ pub(super) fn guess(text: &[u32], siblings: &[&[u32]], most: usize) -> Option<Gu
         return None;
     }
     let mut best: Option<(usize, &[u32], usize, DraftSource)> = None;
-    for &sibling in siblings {
+    for &sibling in siblings.iter().take(MOST_SIBLINGS) {
+        if best.is_some_and(|best| best.0 == LONGEST_MATCH) {
+            break;
+        }
+        let sibling = sibling.get(sibling.len().saturating_sub(WINDOW)..).unwrap_or_default();
         let found = longest_ending(text, sibling, sibling.len().saturating_sub(1));
         if let Some((matched, end)) = found.filter(|&(matched, _)| best.is_none_or(|best| matched > best.0)) {
             best = Some((matched, sibling, end, DraftSource::Sibling));
@@ -97,11 +111,15 @@ fn longest_ending(text: &[u32], other: &[u32], last: usize) -> Option<(usize, us
 #[derive(Clone, Debug)]
 pub(super) struct Acceptance {
     rates: [[f64; CLASSES]; 2],
+    /// Guesses in a row that were wrong from their first token.
+    misses: [[u32; CLASSES]; 2],
+    /// Guesses that are not made yet, since the last ones were wrong.
+    pause: [[u32; CLASSES]; 2],
 }
 
 impl Default for Acceptance {
     fn default() -> Acceptance {
-        Acceptance { rates: PRIOR }
+        Acceptance { rates: PRIOR, misses: Default::default(), pause: Default::default() }
     }
 }
 
@@ -110,10 +128,25 @@ fn class(matched: usize) -> usize {
 }
 
 impl Acceptance {
+    /// Whether any guess could be worth its row. Where none could, the rates drift back to what they were at first.
+    pub fn hopeful(&mut self, share: f64) -> bool {
+        let hopeful = self.rates.iter().flatten().any(|&rate| rate > share);
+        if !hopeful {
+            let priors = PRIOR.iter().flatten();
+            self.rates.iter_mut().flatten().zip(priors).for_each(|(rate, prior)| *rate += (prior - *rate) * DRIFT);
+        }
+        hopeful
+    }
+
     /// How much of a guess is worth its rows: its n-th token, while the chance that all up to it are right is more than
     /// `share`, what a row costs as a part of what a token is worth.
     pub fn worth(&mut self, guess: &Guess, share: f64) -> usize {
         let mut chance = 1.0;
+        let pause = &mut self.pause[guess.source as usize][class(guess.matched)];
+        if *pause > 0 {
+            *pause -= 1;
+            return 0;
+        }
         let rates = &mut self.rates[guess.source as usize];
         for tokens in 0..guess.ids.len() {
             chance *= rates[class(guess.matched + tokens)];
@@ -130,6 +163,14 @@ impl Acceptance {
 
     /// Of so many tokens of a guess, the first ones were right. Those behind a wrong one say nothing.
     pub fn learn(&mut self, source: DraftSource, matched: usize, drafted: usize, accepted: usize) {
+        if drafted > 0 {
+            let misses = &mut self.misses[source as usize][class(matched)];
+            *misses = if accepted == 0 { misses.saturating_add(1) } else { 0 };
+            // Where rows are cheap, rates alone would have it tried again too soon.
+            if let Some(more) = misses.checked_sub(MISSES) {
+                self.pause[source as usize][class(matched)] = (8 << more.min(5)).min(LONGEST_PAUSE);
+            }
+        }
         for token in 0..drafted.min(accepted + 1) {
             let rate = &mut self.rates[source as usize][class(matched + token)];
             let right = if token < accepted { 1.0 } else { 0.0 };
@@ -213,6 +254,19 @@ mod tests {
 
     #[test]
     fn what_is_always_wrong_is_seldom_tried_and_what_is_always_right_is_tried_at_length() {
+        for price in [1.0 / 128.0, 0.06, 0.15, 0.6] {
+            for (source, matched) in [DraftSource::Sibling, DraftSource::Text].into_iter().zip(1..=CLASSES) {
+                let guess = Guess { ids: vec![1; 12], source, matched };
+                let mut wrong = Acceptance::default();
+                let made = (0..2000).filter(|_| {
+                    let drafted = wrong.worth(&guess, price);
+                    wrong.learn(source, matched, drafted, 0);
+                    drafted > 0
+                });
+                let made = made.count();
+                assert!(made <= 40, "{made} of 2000 wrong guesses at {price}, {source:?}, {matched}");
+            }
+        }
         let guess = Guess { ids: vec![1; 12], source: DraftSource::Text, matched: 1 };
         let mut wrong = Acceptance::default();
         let mut rows = 0;

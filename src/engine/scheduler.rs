@@ -373,7 +373,13 @@ impl<T> Scheduler<T> {
                 changed.push(span.request);
             }
             match output {
-                SpanOutput::Policy(output) => entry.request.on_policy(&span.task, output),
+                SpanOutput::Policy(output) => {
+                    // With guesses the batch failed.
+                    if let Some(draft) = &span.draft {
+                        entry.acceptance.learn(draft.source, draft.matched, span.drafted(), 0);
+                    }
+                    entry.request.on_policy(&span.task, output);
+                }
                 SpanOutput::Drafted(output, behind) => {
                     let verified = timed(&mut self.seconds.policy, || entry.verify(backend, &span, output, behind));
                     self.stats.drafts += verified;

@@ -318,7 +318,11 @@ impl Request for Sampler {
         // The last token of a completion is not run.
         let most = self.prompt.len().saturating_add(self.spec.max_new_tokens).saturating_sub(task.len + 1);
         let others = self.streams.iter().enumerate().filter(|&(index, _)| index != own);
-        Some(Outlook { most, siblings: others.map(|(_, stream)| &stream.ids[..]).collect() })
+        Some(Outlook {
+            most,
+            stop_ids: &self.spec.stop_ids,
+            siblings: others.map(|(_, stream)| &stream.ids[..]).collect(),
+        })
     }
 
     fn following(&self, task: &Task) -> Option<Task> {

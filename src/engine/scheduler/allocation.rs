@@ -77,11 +77,13 @@ pub(super) enum Allocation {
 }
 
 impl<T> Entry<T> {
-    /// The request's sequence that holds its prompt, if a task could go on from there, and the prompt's length.
+    /// The request's sequence that holds its prompt, if a task could go on from there, and how far.
     pub(super) fn own_prompt(&self, backend: &ModelPair, task: &Task) -> Option<(SeqId, usize)> {
         let (trunk, len) = (self.request.trunk(task.key.role), self.request.prompt().len());
-        let seq = self.sequences.get(trunk)?;
-        (trunk != task.key && len > 0 && len <= task.len && backend.len(seq) >= len).then_some((seq, len))
+        let (seq, within) = (self.sequences.get(trunk)?, len <= task.len);
+        // What is asked about is run by the task itself.
+        let len = len.min(task.answered_from());
+        (trunk != task.key && within && len > 0 && backend.len(seq) >= len).then_some((seq, len))
     }
 
     /// A sequence that a task goes on from and that is not in memory, but will stay there once it is, and how many
@@ -96,7 +98,9 @@ impl<T> Entry<T> {
         let mut stems = [task.parent, Some(trunk)].into_iter().flatten();
         // A sequence that the request has no use for would be forgotten before the task could go on from it.
         let stays = |key| held(key).is_some() || self.request.liveness(key) != Liveness::Dead;
-        let (key, len) = stems.find(|&(key, len)| key != task.key && len > 0 && len <= task.len && stays(key))?;
+        let (key, len) = stems.find(|&(key, len)| key != task.key && len <= task.len && stays(key))?;
+        // What is asked about is run by the task itself.
+        let len = len.min(task.answered_from());
         let have = held(key).map_or(0, |seq| backend.len(seq));
         // They share its whole blocks.
         let room = backend.blocks_free(role).saturating_add(have.div_ceil(BLOCK));
@@ -136,17 +140,17 @@ impl<T> Scheduler<T> {
         if let Some(seq) = entry.sequences.get(task.key) {
             return Source::Held(seq);
         }
-        if let Some((parent, len)) = task.parent
+        let answered_from = task.answered_from();
+        if let Some((parent, len)) = task.parent.map(|(parent, len)| (parent, len.min(answered_from)))
             && let Some(seq) = entry.sequences.get(parent)
             && backend.len(seq) >= len
             && len > 0
         {
-            return Source::Fork(seq, len.min(task.answered_from()));
+            return Source::Fork(seq, len);
         }
         // The request's own prompt, where the parent is forgotten.
-        let answered_from = task.answered_from();
         if let Some((seq, len)) = entry.own_prompt(backend, task) {
-            return Source::Fork(seq, len.min(answered_from));
+            return Source::Fork(seq, len);
         }
         // The prompt of another request, finished or running. The span has to hold every position that is asked about.
         let (prompt, submitter) = (entry.request.prompt(), entry.submitter);
@@ -231,12 +235,14 @@ impl<T> Scheduler<T> {
             if self.running.keys().next() != Some(&id) {
                 return Allocation::NotNow;
             }
-            // Only the oldest is left: its other sequences of this model can be computed again. The parent goes last.
+            // Only the oldest is left: its other sequences of this model can be computed again. The parent goes last, and the
+            // prompt, which stands for a parent that is forgotten.
             let Some(entry) = self.running.get_mut(&id) else { return Allocation::NotNow };
+            let trunk = entry.request.trunk(role);
             let held = entry.sequences.held().map(|(key, _)| key);
             let idle = held
                 .filter(|&key| key.role == role && key != task.key && !reserved.sequences.contains(&(id, key)))
-                .min_by_key(|&key| task.parent.is_some_and(|(parent, _)| parent == key));
+                .min_by_key(|&key| key == trunk || task.parent.is_some_and(|(parent, _)| parent == key));
             match idle {
                 Some(key) => entry.sequences.close(backend, key),
                 // Spans of this step have them.

@@ -8,7 +8,7 @@
 //! Guesses take rows and blocks of keys and values that nobody else needs in the step.
 
 use super::{Entry, Scheduler};
-use crate::engine::draft::{DraftSource, Guess, LONGEST_DRAFT, guess, share};
+use crate::engine::draft::{DraftSource, Guess, LONGEST_DRAFT, WINDOW, guess, share};
 use crate::engine::execute::policy_output;
 use crate::engine::settings::Drafting;
 use crate::engine::step::{Draft, Step, TaskSpan};
@@ -102,7 +102,12 @@ impl<T> Scheduler<T> {
             if most == 0 {
                 continue;
             }
-            let text = entry.request.ids(&span.task, 0);
+            if self.guess_with.is_none() && !entry.acceptance.hopeful(price) {
+                continue;
+            }
+            // What stands far before is not looked through.
+            let from = if self.guess_with.is_none() { span.task.len.saturating_sub(WINDOW) } else { 0 };
+            let text = entry.request.ids(&span.task, from);
             let found = match &mut self.guess_with {
                 Some(guess_with) => {
                     let ids = guess_with(&text, most);
@@ -115,7 +120,9 @@ impl<T> Scheduler<T> {
                 Some(_) => found.ids.len(),
                 None => entry.acceptance.worth(&found, price),
             };
-            let known = found.ids.iter().take_while(|&&id| (id as usize) < vocab).count();
+            // Behind the end of a text nothing comes.
+            let goes_on = |id: u32| (id as usize) < vocab && !outlook.stop_ids.contains(&id);
+            let known = found.ids.iter().take_while(|&&id| goes_on(id)).count();
             let mut tokens = worth.min(most).min(known);
             let needed = |tokens: usize| backend.blocks_needed(span.seq, span.ids.len() + tokens);
             while tokens > 0 && needed(tokens).saturating_sub(needed(0)) > blocks {

@@ -26,7 +26,10 @@ impl<T> Entry<T> {
     pub(super) fn wants(&self, backend: &ModelPair, task: &Task) -> usize {
         let have = match self.sequences.get(task.key) {
             Some(seq) => backend.len(seq),
-            None => match task.parent.and_then(|(parent, len)| Some((self.sequences.get(parent)?, len))) {
+            None => match task
+                .parent
+                .and_then(|(parent, len)| Some((self.sequences.get(parent)?, len.min(task.answered_from()))))
+            {
                 Some((parent, len)) if backend.len(parent) >= len => len,
                 _ => self.own_prompt(backend, task).map_or(0, |(_, len)| len),
             },

@@ -221,15 +221,16 @@ impl Request for Intervention {
     fn outlook(&self, task: &Task) -> Option<Outlook<'_>> {
         // No sequence grows to the last token of the budget.
         let most = self.decoding.end.saturating_sub(task.len + 1);
+        let stop_ids = &self.decoding.options.stop_ids[..];
         let own = match task.origin {
             TaskOrigin::Decode(index) => index,
             // A segment of its own, which no other candidate has begun.
-            TaskOrigin::RunAhead(_) => return Some(Outlook { most, siblings: Vec::new() }),
+            TaskOrigin::RunAhead(_) => return Some(Outlook { most, stop_ids, siblings: Vec::new() }),
             TaskOrigin::Shared | TaskOrigin::Score(_) => return None,
         };
         let others = self.branches.iter().enumerate().filter(|&(index, _)| index != own);
         let siblings = others.map(|(_, branch)| branch.state.generated().get(self.offset..).unwrap_or_default());
-        Some(Outlook { most, siblings: siblings.collect() })
+        Some(Outlook { most, stop_ids, siblings: siblings.collect() })
     }
 
     fn top_k_behind(&self, task: &Task, tokens: usize) -> TopK {

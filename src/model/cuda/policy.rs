@@ -70,8 +70,8 @@ struct Queued {
 fn asked(spans: &[PolicySpan<'_>]) -> Vec<HeadAsk> {
     let of = |span: &PolicySpan<'_>| {
         let (floor, keep, last) = (span.floor, span.span.seq.index, span.rows() - 1);
-        let row = |(row, top_k)| HeadAsk { floor, top_k, keep: (row == last).then_some(keep) };
-        span.asked().enumerate().map(row).collect::<Vec<_>>()
+        let row = move |(row, top_k)| HeadAsk { floor, top_k, keep: (row == last).then_some(keep) };
+        span.asked().enumerate().map(row)
     };
     spans.iter().flat_map(of).collect()
 }
