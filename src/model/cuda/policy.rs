@@ -68,12 +68,13 @@ struct Queued {
 
 /// What spans ask of their rows, in order. The hidden state of a span's last row is kept.
 fn asked(spans: &[PolicySpan<'_>]) -> Vec<HeadAsk> {
-    let of = |span: &PolicySpan<'_>| {
+    let mut all = Vec::with_capacity(spans.len());
+    for span in spans {
         let (floor, keep, last) = (span.floor, span.span.seq.index, span.rows() - 1);
-        let row = move |(row, top_k)| HeadAsk { floor, top_k, keep: (row == last).then_some(keep) };
-        span.asked().enumerate().map(row)
-    };
-    spans.iter().flat_map(of).collect()
+        let rows = span.asked().enumerate();
+        all.extend(rows.map(|(row, top_k)| HeadAsk { floor, top_k, keep: (row == last).then_some(keep) }));
+    }
+    all
 }
 
 fn collect(
