@@ -25,9 +25,6 @@ const PANEL_TERMS: usize = 2048;
 /// Terms of a dot product between two visits of its lanes: six rows of them are 24 KB, and stay in the first-level cache.
 const NT_TERMS: usize = 1024;
 
-/// Bytes of stored weights that are fetched into the first-level cache ahead of use, at most.
-const FIRST_LEVEL_TILE: usize = 16 << 10;
-
 /// Sums of `M x N` groups of lanes, `[M][N]`.
 #[inline(always)]
 unsafe fn sums<L: Lanes, const M: usize, const N: usize>(acc: [[L; N]; M]) -> [[f32; N]; M] {
@@ -246,7 +243,8 @@ unsafe fn nt_stored<L: Lanes, E: Element, const M: usize, const N: usize>(o: Ope
         // SAFETY: all rows are rows of w; sums of `count` rows are stored, which y has room for.
         unsafe {
             let w: [*const u8; N] = std::array::from_fn(|r| start.add((j + r.min(count - 1)) * row));
-            // The rows of the next tile, in the order in which they lie in memory.
+            // The rows of the next tile, in the order in which they lie in memory. The first-level cache has no room for long
+            // rows, and the second-level one has more requests under way.
             let mut next = w[0].wrapping_add(N * row);
             for (from, rows) in parts(o.m, M) {
                 let o = Operands { y: o.y.add(from * o.ldy + j), x: o.x.add(from * o.ldx), m: rows, ..o };
@@ -274,9 +272,6 @@ unsafe fn nt_stored_tile<L: Lanes, E: Element, const M: usize, const N: usize>(
     // SAFETY: the caller's promise; a tail has fewer than 16 terms.
     unsafe {
         let mut acc = [[L::zero(); N]; M];
-        // The first-level cache has no room for the next tile where it is long.
-        let long = N * k * E::SIZE > FIRST_LEVEL_TILE;
-        let fetch = |line: *const u8| if long { prefetch_l2(line) } else { prefetch(line) };
         // Two groups at a time where their operands fit beside the sums.
         let paired = if M * N + 2 * N < L::PAIRED { whole / 2 * 2 } else { 0 };
         for g in (0..paired).step_by(2) {
@@ -293,7 +288,7 @@ unsafe fn nt_stored_tile<L: Lanes, E: Element, const M: usize, const N: usize>(
                 }
             }
             for line in 0..2 * N * LANES * E::SIZE / 64 {
-                fetch(next.wrapping_add(g * N * LANES * E::SIZE + line * 64));
+                prefetch_l2(next.wrapping_add(g * N * LANES * E::SIZE + line * 64));
             }
         }
         for g in paired..whole {
@@ -308,7 +303,7 @@ unsafe fn nt_stored_tile<L: Lanes, E: Element, const M: usize, const N: usize>(
                 }
             }
             for line in 0..N * LANES * E::SIZE / 64 {
-                fetch(next.wrapping_add(g * N * LANES * E::SIZE + line * 64));
+                prefetch_l2(next.wrapping_add(g * N * LANES * E::SIZE + line * 64));
             }
         }
         if !k.is_multiple_of(LANES) {
