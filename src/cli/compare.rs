@@ -1,5 +1,9 @@
 //! `ggro compare`.
 
+mod judging;
+mod text;
+
+use self::text::text;
 use super::args::{EngineArgs, Method, room};
 use super::models::{
     Count, DeviceArgs, PairArgs, ProfileArgs, TemplateArgs, counting, files, made_on, note_without_template, noted,
@@ -8,22 +12,16 @@ use super::output::{Output, Paths, put_in_order};
 use super::prompt::with_flags;
 use super::run::{fits, options, sampling_config};
 use super::say;
-use super::words::{aligned, counted, for_stdout};
-use crate::batch::compare::equal::AtEqual;
-use crate::batch::compare::gold::Gold;
-use crate::batch::compare::judge::{
-    Judgement, Scored, SecondReward, ask_program, check_program, command_words, gold, question, right, safe,
-};
+use super::words::{counted, for_stdout};
+use crate::batch::compare::judge::{check_program, command_words};
 use crate::batch::compare::page::page;
 use crate::batch::compare::plan::{Cost, Judge, JudgeKind, Plan, PlanFile, Point, Way};
-use crate::batch::compare::tables::{Curve, PointTable, Tables};
+use crate::batch::compare::tables::Tables;
 use crate::batch::compare::{JudgedBy, Provenance, alone, alone_path, answers, judged_path, rows_path};
-use crate::batch::guard::Guard;
-use crate::batch::output::{MadeOn, Row, Rows, WRITTEN_BY, config_path, part_path, read, recorded};
+use crate::batch::output::{MadeOn, Row, Rows, WRITTEN_BY, config_path, part_path, recorded};
 use crate::batch::record::{PromptRecord, lay_out};
-use crate::batch::report::Mean;
 use crate::batch::tasks::{Dataset, Task};
-use crate::batch::{Answering, Job, Setting, answer as answer_one, each, input, run as answer_all};
+use crate::batch::{Answering, Job, Setting, answer as answer_one, input, run as answer_all};
 use crate::engine::{Engine, Settings};
 use crate::error::Limit;
 use crate::files::chat::Date;
@@ -37,16 +35,10 @@ use crate::runtime::{Device, bytes_in_words};
 use crate::text::{Next, Prompt, PromptLayout};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
-
-/// Longest question and answer of a guard model, in tokens, as `ggro guard` has it.
-const GUARD_CONTEXT: usize = 4096;
 
 /// Compare methods over budgets and seeds, by judges that no method sees
 ///
@@ -372,15 +364,6 @@ impl Opened {
     }
 }
 
-/// A file of judgements.
-struct Judged<'a> {
-    point: &'a Point,
-    seed: u64,
-    /// What is not judged yet.
-    rows: Vec<Row>,
-    out: Rows,
-}
-
 /// What is compared, ready to be answered.
 struct Comparison<'a> {
     args: &'a Args,
@@ -679,286 +662,4 @@ impl<'a> Comparison<'a> {
         let rows = Rows::open::<Row>(path, &config, self.args.mix_devices, &fits)?;
         Ok(Opened { jobs, rows, alone })
     }
-
-    /// Checks that judgements that are there were made in the same way.
-    fn check_judgements(&self, ready: &Ready<'_>) -> Result<()> {
-        for (point, seed) in files_of(self.plan) {
-            let path = judged_path(&self.args.output, point, seed, ready.judge);
-            if path.exists() {
-                let config = self.judge_config(ready, &rows_path(&self.args.output, point, seed));
-                Rows::open::<Judgement>(&path, &config, self.args.mix_devices, &|_| Ok(()))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes all judgements of a judge that are missing.
-    fn judge(&self, ready: &Ready<'_>) -> Result<()> {
-        let mut opened: Vec<Judged<'_>> = Vec::new();
-        for (point, seed) in files_of(self.plan) {
-            let answered = rows_path(&self.args.output, point, seed);
-            let mut rows: Vec<Row> = read(&answered)?;
-            let out = {
-                let by_index: BTreeMap<usize, &Row> = rows.iter().map(|row| (row.index, row)).collect();
-                let fits = |one: &Judgement| one.fits(by_index.get(&one.index).copied());
-                let (path, config) =
-                    (judged_path(&self.args.output, point, seed, ready.judge), self.judge_config(ready, &answered));
-                Rows::open::<Judgement>(&path, &config, self.args.mix_devices, &fits)?
-            };
-            // There may be more rows than are asked for now.
-            let is_asked = |index: usize| self.prompts.binary_search_by_key(&index, |asked| asked.index).is_ok();
-            rows.retain(|row| row.skipped.is_none() && is_asked(row.index) && !out.has(row.index));
-            opened.push(Judged { point, seed, rows, out });
-        }
-        let left: usize = opened.iter().map(|one| one.rows.len()).sum();
-        if left > 0 {
-            let (count, too_long) = (counting(left, 0, "judgement"), AtomicUsize::new(0));
-            count.goes_on(&self.args.output);
-            let judged = self.judge_all(ready, &mut opened, &count, &too_long);
-            count.bar.finish_and_clear();
-            judged?;
-            let too_long = too_long.into_inner();
-            if too_long > 0 {
-                let texts = counted(too_long, "answer");
-                say(&format!("note: judge {}: {texts} too long for the model, without a score", ready.judge.name));
-            }
-        }
-        opened.into_iter().try_for_each(|one| put_in_order(one.out, left == 0))
-    }
-
-    fn judge_all(
-        &self,
-        ready: &Ready<'_>,
-        opened: &mut [Judged<'_>],
-        count: &Count,
-        too_long: &AtomicUsize,
-    ) -> Result<()> {
-        let record = |row: &Row| {
-            let record = self.records.get(row.index);
-            record.ok_or_else(|| Error::Backend("an answer without its prompt".to_string()))
-        };
-        let plain = |opened: &mut [Judged<'_>], make: &(dyn Fn(&Row) -> Result<Judgement> + Sync)| {
-            let done = |_: &Judgement| count.bar.inc(1);
-            opened.iter_mut().try_for_each(|one| each(&one.rows, self.concurrency, &mut one.out, make, &done))
-        };
-        let of_model = |row: &Row, scored: Scored| -> Result<Judgement> {
-            too_long.fetch_add(usize::from(scored.too_long), Ordering::Relaxed);
-            Ok(Judgement::new(row, scored.score, Some(self.made_on.device.clone())))
-        };
-        let settings = Settings { max_requests: self.concurrency, ..Settings::default() };
-        let flags = self.once_more();
-        match (&ready.judge.kind, &ready.pair) {
-            (JudgeKind::Answers, _) => plain(opened, &|row| Ok(Judgement::new(row, right(row), None))),
-            (JudgeKind::Gold, _) => {
-                let rule = Gold::demo();
-                plain(opened, &|row| Ok(Judgement::new(row, Some(gold(&rule, row)), None)))
-            }
-            (JudgeKind::Command(command), _) => {
-                let (mut places, mut questions) = (Vec::new(), Vec::new());
-                for (file, one) in opened.iter().enumerate() {
-                    for row in &one.rows {
-                        questions.push(question(places.len(), record(row)?, row, (one.point.name.as_str(), one.seed)));
-                        places.push((file, row.clone()));
-                    }
-                }
-                let patience = Duration::from_secs(ready.judge.timeout_seconds);
-                ask_program(command, questions, patience, &mut |index, score| {
-                    if let Some((file, row)) = places.get(index)
-                        && let Some(one) = opened.get_mut(*file)
-                    {
-                        one.out.add(&Judgement::new(row, score, None))?;
-                        count.bar.inc(1);
-                    }
-                    Ok(())
-                })
-            }
-            (JudgeKind::Reward(_), Some(pair)) => {
-                let (mut device, for_engine) = (flags.find()?, pair.clone());
-                let engine =
-                    Engine::start(settings, move || Ok(flags.open(&mut device, &for_engine, None)?.into_backend()))?;
-                let second = SecondReward { engine: &engine, pair };
-                plain(opened, &|row| of_model(row, second.score(record(row)?, row)?))
-            }
-            (JudgeKind::Guard(path), Some(pair)) => {
-                let model = pair.policy()?;
-                let Some(chat) = &model.chat else {
-                    return Err(Error::file(path, "a model that judges needs a chat template; this one has none"));
-                };
-                let context = model.config.max_position_embeddings.min(GUARD_CONTEXT);
-                let (mut device, for_engine) = (flags.find()?, pair.clone());
-                let open = move || Ok(flags.open_quietly(&mut device, &for_engine, context)?.into_backend());
-                let engine = Engine::start(settings, open)?;
-                let guard = Guard {
-                    engine: &engine,
-                    tokenizer: &pair.tokenizer,
-                    chat,
-                    stop_ids: &model.stop_ids,
-                    context,
-                    skip_too_long: true,
-                };
-                plain(opened, &|row| of_model(row, safe(&guard, row)?))
-            }
-            (JudgeKind::Reward(_) | JudgeKind::Guard(_), None) => {
-                Err(Error::Backend("a judge without its model".to_string()))
-            }
-        }
-    }
-
-    /// All that a judgement depends on besides the answer. The threshold is the tables' business.
-    fn judge_config(&self, ready: &Ready<'_>, answered: &Path) -> Map<String, Value> {
-        let mut config = Map::new();
-        let mut set = |name: &str, value: Value| drop(config.insert(name.to_string(), value));
-        set("ggro", json!(env!("CARGO_PKG_VERSION")));
-        set(WRITTEN_BY, json!("compare"));
-        set("judge", json!(ready.judge.kind));
-        set("rows", json!(answered.file_name().map(|name| name.to_string_lossy())));
-        if let Some(pair) = &ready.pair {
-            let config_of = pair.policy.as_ref().map(|model| &model.config);
-            let config_of = config_of.or(pair.reward.as_ref().map(|model| &model.config));
-            set("weights", json!(config_of.map(|config| config.num_parameters())));
-            set("arithmetic", json!(self.arithmetic));
-            set("date", json!(self.date.to_string()));
-            self.made_on.record(&mut config);
-        }
-        config
-    }
-}
-
-/// All tables, one below the other.
-fn text(tables: &Tables, provenance: &Provenance) -> String {
-    let mut text = format!(
-        "{}; differences from {}, prompt by prompt; 95 % intervals over prompts\n",
-        counted(tables.prompts, "prompt"),
-        tables.reference
-    );
-    for (measure, name) in tables.measures.iter().enumerate() {
-        text += &format!("\n{}\n", if measure == 0 { "reward".to_string() } else { format!("judge {name}") });
-        text += &measure_table(tables, measure);
-    }
-    text += "\nwords and work of an answer\n";
-    text += &work_table(&tables.points);
-    let (forward, backward) = (tables.cost.reward_forward, tables.cost.reward_backward);
-    text +=
-        &format!("work: policy token-forwards, + {forward:.2} a reward token-forward, + {backward:.2} a backward\n");
-    // This table compares with all budgets of the reference method.
-    let reference = tables.points.iter().find(|point| point.name == tables.reference);
-    let reference = reference.map_or(tables.reference.as_str(), |point| point.label.as_str());
-    let work = tables.equal_work.iter().map(|table| (table, "work", 0));
-    for (table, cost, digits) in work.chain(tables.equal_time.iter().map(|table| (table, "time", 3))) {
-        let unit = if cost == "time" { ", in seconds" } else { "" };
-        text += &format!("\n{} at equal {cost}{unit}\n", table.measure);
-        text += &equal_table(table, reference, digits);
-    }
-    for curve in &tables.curves {
-        text += &format!("\n{} along {}\n", curve.label, curve.parameter);
-        text += &curve_table(tables, curve);
-    }
-    text += "\nmade with\n";
-    text + &aligned(&provenance.lines().into_iter().map(|(name, of)| vec![name, of]).collect::<Vec<_>>())
-}
-
-fn measure_table(tables: &Tables, measure: usize) -> String {
-    let covered = tables.points.iter().any(|point| point.measures.get(measure).is_some_and(|m| m.coverage.is_some()));
-    let mut head = vec![String::new(), "mean".to_string(), format!("over {}", tables.reference), "wins".to_string()];
-    head.extend(covered.then(|| "coverage".to_string()));
-    let line = |point: &PointTable| {
-        let of = point.measures.get(measure);
-        let mut cells = vec![point.name.clone()];
-        cells.push(words(of.and_then(|of| of.mean)));
-        cells.push(words(of.and_then(|of| of.over_reference)));
-        cells.push(share(of.and_then(|of| of.wins)));
-        cells.extend(covered.then(|| share(of.and_then(|of| of.coverage))));
-        cells
-    };
-    aligned(&[vec![head], tables.points.iter().map(line).collect()].concat())
-}
-
-fn work_table(points: &[PointTable]) -> String {
-    let timed = points.iter().any(|point| point.seconds.is_some());
-    let names = [
-        "",
-        "answers",
-        "tokens",
-        "finished",
-        "distinct-1",
-        "distinct-2",
-        "repetition",
-        "policy forward",
-        "reward forward",
-        "reward backward",
-        "work",
-    ];
-    let mut head: Vec<String> = names.map(str::to_string).to_vec();
-    head.extend(timed.then(|| "seconds, alone".to_string()));
-    let mean = |mean: Option<Mean>| mean.map_or_else(|| "-".to_string(), |mean| format!("{:.1}", mean.mean));
-    let number = |x: Option<f64>| x.map_or_else(|| "-".to_string(), |x| format!("{x:.3}"));
-    let line = |point: &PointTable| {
-        let mut cells = vec![
-            point.name.clone(),
-            point.answers.to_string(),
-            mean(point.tokens),
-            number(point.finished.map(|share| share.mean)),
-            number(point.distinct_1),
-            number(point.distinct_2),
-            number(point.repetition.map(|share| share.mean)),
-            mean(point.policy_forward),
-            mean(point.reward_forward),
-            mean(point.reward_backward),
-            mean(point.work),
-        ];
-        cells.extend(timed.then(|| words(point.seconds)));
-        cells
-    };
-    aligned(&[vec![head], points.iter().map(line).collect()].concat())
-}
-
-fn equal_table(table: &AtEqual, reference: &str, digits: usize) -> String {
-    let levels = table.levels.iter().map(|level| format!("{level:.digits$}"));
-    let head = [String::new()].into_iter().chain(levels).collect();
-    let line = |name: String, cells: &[Option<Mean>]| -> Vec<String> {
-        [name].into_iter().chain(cells.iter().map(|&mean| words(mean))).collect()
-    };
-    let mut lines: Vec<Vec<String>> = vec![head];
-    lines.extend(table.methods.iter().map(|method| line(method.label.clone(), &method.at)));
-    for method in table.methods.iter().filter(|method| !method.over_reference.is_empty()) {
-        lines.push(line(format!("{} over {reference}", method.label), &method.over_reference));
-    }
-    aligned(&lines)
-}
-
-fn curve_table(tables: &Tables, curve: &Curve) -> String {
-    let mut head = vec![String::new(), "work".to_string()];
-    head.extend(tables.measures.iter().flat_map(|name| [name.clone(), "over the one before".to_string()]));
-    head.push(String::new());
-    let mut lines = vec![head];
-    for step in &curve.steps {
-        let point = tables.points.get(step.point);
-        let work = point.and_then(|point| point.work);
-        let value = step.value.as_str().map_or_else(|| step.value.to_string(), str::to_string);
-        let mut cells = vec![value, work.map_or_else(|| "-".to_string(), |work| format!("{:.0}", work.mean))];
-        for measure in 0..tables.measures.len() {
-            let mean = point.and_then(|point| point.measures.get(measure)?.mean);
-            cells.push(mean.map_or_else(|| "-".to_string(), |mean| format!("{:.3}", mean.mean)));
-            cells.push(words(step.over_before.get(measure).copied().flatten()));
-        }
-        cells.push(match step.falling.is_empty() {
-            true => String::new(),
-            false => format!("the reward rises and the score of {} falls", step.falling.join(", ")),
-        });
-        lines.push(cells);
-    }
-    aligned(&lines)
-}
-
-/// A mean with its interval.
-fn words(mean: Option<Mean>) -> String {
-    mean.map_or_else(|| "-".to_string(), |Mean { mean, low, high, .. }| format!("{mean:.3} ({low:.3} to {high:.3})"))
-}
-
-/// A share with its interval, in percent.
-fn share(mean: Option<Mean>) -> String {
-    mean.map_or_else(
-        || "-".to_string(),
-        |Mean { mean, low, high, .. }| format!("{:.0} % ({:.0} to {:.0})", 100.0 * mean, 100.0 * low, 100.0 * high),
-    )
 }
