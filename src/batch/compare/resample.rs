@@ -57,6 +57,17 @@ impl Resamples {
     }
 }
 
+/// A number of all prompts with its 95 % interval, from what it is without each of them (the jackknife; Efron and Tibshirani,
+/// chapter 11). It serves numbers that are no means over prompts and that a prompt drawn twice would distort.
+pub fn jackknife(all: f64, without: &[Option<f64>]) -> Mean {
+    let there: Vec<f64> = without.iter().copied().flatten().collect();
+    let count = there.len() as f64;
+    let mean = there.iter().sum::<f64>() / count;
+    let squares: f64 = there.iter().map(|value| (value - mean).powi(2)).sum();
+    let error = if there.len() > 1 { ((count - 1.0) / count * squares).sqrt() } else { 0.0 };
+    Mean { mean: all, low: all - 1.96 * error, high: all + 1.96 * error, count: without.len() }
+}
+
 /// The range of the middle 95 % of numbers; `None` without any.
 pub fn interval(mut values: Vec<f64>) -> Option<[f64; 2]> {
     values.retain(|value| value.is_finite());
@@ -86,6 +97,21 @@ mod tests {
         let found = resamples.means(&values);
         let same = |(a, b): (&f64, &f64)| a == b || (a.is_nan() && b.is_nan());
         assert!(found.len() == 4 && found.iter().zip(&expected).all(same), "{found:?}");
+    }
+
+    #[test]
+    fn the_jackknife_of_a_mean_has_its_standard_error() {
+        let values: Vec<f64> = (0..100).map(|i| f64::from(i * 37 % 100)).collect();
+        let sum: f64 = values.iter().sum();
+        let without: Vec<Option<f64>> = values.iter().map(|value| Some((sum - value) / 99.0)).collect();
+        let mean = jackknife(sum / 100.0, &without);
+        // The standard deviation of 0 to 99, with n - 1, is 29.01.
+        assert!(
+            (mean.high - mean.mean - 1.96 * 2.901).abs() < 0.01 && (mean.low + mean.high - 99.0).abs() < 1e-9,
+            "{mean:?}"
+        );
+        let one = jackknife(0.5, &[None]);
+        assert_eq!((one.low, one.mean, one.high), (0.5, 0.5, 0.5));
     }
 
     #[test]

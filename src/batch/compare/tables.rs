@@ -2,8 +2,8 @@
 
 use super::equal::{AtEqual, Series, Values, at_equal};
 use super::plan::{Cost, Plan, Point};
-use super::resample::Resamples;
-use super::words::{distinct, repetition, words};
+use super::resample::{Resamples, jackknife};
+use super::words::{Distinct, distance, repetition, words};
 use crate::batch::output::Row;
 use crate::batch::report::Mean;
 use serde::Serialize;
@@ -74,9 +74,11 @@ pub struct PointTable {
     /// New tokens of an answer.
     pub tokens: Option<Mean>,
     /// Distinct-1 of all answers of a seed, the mean over seeds.
-    pub distinct_1: Option<f64>,
+    pub distinct_1: Option<Mean>,
     /// Distinct-2.
-    pub distinct_2: Option<f64>,
+    pub distinct_2: Option<Mean>,
+    /// How different answers to the same prompt are that were made with different seeds, 0 to 1; `None` with one seed.
+    pub diversity: Option<Mean>,
     /// Share of repeated word trigrams of an answer.
     pub repetition: Option<Mean>,
     /// Policy token-forwards of an answer.
@@ -193,6 +195,7 @@ impl Tables {
                 tokens: mean(&|row| row.new_tokens.map(|tokens| tokens as f64)),
                 distinct_1: distinct_of(prompts, &own, 1),
                 distinct_2: distinct_of(prompts, &own, 2),
+                diversity: resamples.mean(&distances(prompts, &own)),
                 repetition: mean(&|row| Some(repetition(&words(&row.response)))),
                 policy_forward: mean(&|row| Some(row.work?.policy_forward as f64)),
                 reward_forward: mean(&|row| Some(row.work?.reward_forward as f64)),
@@ -273,13 +276,38 @@ fn wins(prompts: &[usize], measure: usize, answers: &[&Answers], base: &[&Answer
 }
 
 /// Distinct-n of the answers of a seed, the mean over seeds.
-fn distinct_of(prompts: &[usize], answers: &[&Answers], n: usize) -> Option<f64> {
+fn distinct_of(prompts: &[usize], answers: &[&Answers], n: usize) -> Option<Mean> {
     let of_seed = |one: &&Answers| {
-        let all: Vec<Vec<String>> = answered(prompts, one).map(|row| words(&row.response)).collect();
-        distinct(all.iter().map(Vec::as_slice), n)
+        let place = |row: &Row| Some((prompts.binary_search(&row.index).ok()?, words(&row.response)));
+        let all: Vec<(usize, Vec<String>)> = answered(prompts, one).filter_map(place).collect();
+        Distinct::of(all.iter().map(|(prompt, words)| (*prompt, words.as_slice())), prompts.len(), n)
     };
-    let found: Vec<f64> = answers.iter().filter_map(of_seed).collect();
-    (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
+    let seeds: Vec<Distinct> = answers.iter().filter_map(of_seed).collect();
+    let mean = |of: &dyn Fn(&Distinct) -> Option<f64>| {
+        let found: Vec<f64> = seeds.iter().filter_map(of).collect();
+        (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
+    };
+    let without = |prompt: usize| mean(&|seed| seed.without.get(prompt).copied().flatten());
+    let without: Vec<Option<f64>> = (0..prompts.len()).map(without).collect();
+    Some(jackknife(mean(&|seed| Some(seed.all))?, &without))
+}
+
+/// For each prompt how different its answers are, the mean over all pairs of seeds.
+fn distances(prompts: &[usize], answers: &[&Answers]) -> Vec<Option<f64>> {
+    let mut texts: Vec<Vec<Vec<String>>> = vec![Vec::new(); prompts.len()];
+    for one in answers {
+        for row in answered(prompts, one) {
+            let place = prompts.binary_search(&row.index).ok().and_then(|at| texts.get_mut(at));
+            place.map(|place| place.push(words(&row.response)));
+        }
+    }
+    let mean = |texts: Vec<Vec<String>>| {
+        let pairs =
+            texts.iter().enumerate().flat_map(|(at, one)| texts.iter().skip(at + 1).map(move |other| (one, other)));
+        let found: Vec<f64> = pairs.filter_map(|(one, other)| distance(one, other)).collect();
+        (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
+    };
+    texts.into_iter().map(mean).collect()
 }
 
 /// The methods of a plan, each with the numbers of its points, in the order of the plan.
@@ -398,7 +426,9 @@ mod tests {
         near(two.repetition, 0.25);
         near(greedy.seconds, 0.5);
         assert!(two.seconds.is_none() && greedy.measures[0].over_reference.is_none());
-        assert_eq!(two.distinct_1, Some(0.25));
+        near(two.distinct_1, 0.25);
+        near(two.diversity, 0.0);
+        assert!(greedy.diversity.is_none());
         near(four.measures[1].mean, 1.0);
         // From two samples to four the reward rises and the judge falls.
         let [curve] = &tables.curves[..] else { panic!("{:?}", tables.curves) };

@@ -6,6 +6,9 @@ use crate::batch::compare::tables::{Curve, PointTable, Tables};
 use crate::batch::report::Mean;
 use crate::cli::words::{aligned, counted};
 
+/// Fewer prompts than this make bootstrap intervals too narrow.
+const FEW_PROMPTS: usize = 20;
+
 /// All tables, one below the other.
 pub(super) fn text(tables: &Tables, provenance: &Provenance) -> String {
     let mut text = format!(
@@ -13,11 +16,16 @@ pub(super) fn text(tables: &Tables, provenance: &Provenance) -> String {
         counted(tables.prompts, "prompt"),
         tables.reference
     );
+    if tables.prompts < FEW_PROMPTS {
+        text += &format!("with fewer than {FEW_PROMPTS} prompts these intervals are too narrow\n");
+    }
     for (measure, name) in tables.measures.iter().enumerate() {
         text += &format!("\n{}\n", if measure == 0 { "reward".to_string() } else { format!("judge {name}") });
         text += &measure_table(tables, measure);
     }
-    text += "\nwords and work of an answer\n";
+    text += "\nwords of an answer\n";
+    text += &words_table(&tables.points);
+    text += "\nwork of an answer\n";
     text += &work_table(&tables.points);
     let (forward, backward) = (tables.cost.reward_forward, tables.cost.reward_backward);
     text +=
@@ -55,39 +63,25 @@ fn measure_table(tables: &Tables, measure: usize) -> String {
     aligned(&[vec![head], tables.points.iter().map(line).collect()].concat())
 }
 
+fn words_table(points: &[PointTable]) -> String {
+    let head = ["", "answers", "tokens", "finished", "distinct-1", "distinct-2", "diversity", "repetition"];
+    let line = |point: &PointTable| {
+        let mut cells =
+            vec![point.name.clone(), point.answers.to_string(), tenths(point.tokens), share(point.finished)];
+        cells.extend([point.distinct_1, point.distinct_2, point.diversity, point.repetition].map(words));
+        cells
+    };
+    aligned(&[vec![head.map(str::to_string).to_vec()], points.iter().map(line).collect()].concat())
+}
+
 fn work_table(points: &[PointTable]) -> String {
     let timed = points.iter().any(|point| point.seconds.is_some());
-    let names = [
-        "",
-        "answers",
-        "tokens",
-        "finished",
-        "distinct-1",
-        "distinct-2",
-        "repetition",
-        "policy forward",
-        "reward forward",
-        "reward backward",
-        "work",
-    ];
-    let mut head: Vec<String> = names.map(str::to_string).to_vec();
+    let mut head: Vec<String> =
+        ["", "policy forward", "reward forward", "reward backward", "work"].map(str::to_string).to_vec();
     head.extend(timed.then(|| "seconds, alone".to_string()));
-    let mean = |mean: Option<Mean>| mean.map_or_else(|| "-".to_string(), |mean| format!("{:.1}", mean.mean));
-    let number = |x: Option<f64>| x.map_or_else(|| "-".to_string(), |x| format!("{x:.3}"));
     let line = |point: &PointTable| {
-        let mut cells = vec![
-            point.name.clone(),
-            point.answers.to_string(),
-            mean(point.tokens),
-            number(point.finished.map(|share| share.mean)),
-            number(point.distinct_1),
-            number(point.distinct_2),
-            number(point.repetition.map(|share| share.mean)),
-            mean(point.policy_forward),
-            mean(point.reward_forward),
-            mean(point.reward_backward),
-            mean(point.work),
-        ];
+        let mut cells = vec![point.name.clone()];
+        cells.extend([point.policy_forward, point.reward_forward, point.reward_backward, point.work].map(tenths));
         cells.extend(timed.then(|| words(point.seconds)));
         cells
     };
@@ -130,6 +124,11 @@ fn curve_table(tables: &Tables, curve: &Curve) -> String {
         lines.push(cells);
     }
     aligned(&lines)
+}
+
+/// A mean without its interval.
+fn tenths(mean: Option<Mean>) -> String {
+    mean.map_or_else(|| "-".to_string(), |mean| format!("{:.1}", mean.mean))
 }
 
 /// A mean with its interval.
