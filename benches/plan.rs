@@ -3,13 +3,13 @@
 //! `cargo bench --bench plan`.
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use ggro::cuda::ops::attention::{Limits, Plan, Products, Query, Sequence, Shape};
+use ggro::cuda::ops::attention::{AttentionProducts, Plan, PlanLimits, Query, Sequence, Shape};
 use ggro::kv::{BLOCK, BlockId};
 use std::hint::black_box;
 
 /// Llama-3.1-8B on a card of 132 multiprocessors.
 const SHAPE: Shape = Shape { heads: 32, kv_heads: 8, head: 128, scale: 0.088, window: None };
-const LIMITS: Limits = Limits { blocks: 264, partials: 2048, products: Products::Mma };
+const LIMITS: PlanLimits = PlanLimits { blocks: 264, partials: 2048, products: AttentionProducts::Mma };
 
 fn plans(c: &mut Criterion) {
     let mut group = c.benchmark_group("plan");

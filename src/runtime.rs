@@ -15,7 +15,7 @@ use crate::dtype::HalfType;
 use crate::engine::{Engine, Settings};
 use crate::files::checkpoint::{Checkpoint, Files};
 use crate::files::config::ModelConfig;
-use crate::files::hub::{Downloaded, Found, Hub, Name};
+use crate::files::hub::{Downloaded, FoundModel, Hub, Name};
 use crate::files::pair::{Pair, Parts};
 use crate::model::cpu::{self, LoadOptions};
 use crate::model::cuda::weights::Source;
@@ -32,7 +32,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use crate::cuda::Family;
+pub use crate::cuda::KernelFamily;
 pub use crate::model::cuda::memory::bytes as bytes_in_words;
 pub use unusable::{NoCuda, Unusable};
 
@@ -221,7 +221,7 @@ impl OpenOptions {
                     check
                 }
             };
-            if self.kernels.asks_for_check() && Family::Sm90.runs_on(&device) && check.lacks_sm90() {
+            if self.kernels.asks_for_check() && KernelFamily::Sm90.runs_on(&device) && check.lacks_sm90() {
                 check.run_sm90(&device, left);
                 checked.sm90 = check.sm90.clone();
                 left = after(left, check.sm90.as_ref().map_or(0.0, |check| check.seconds));
@@ -605,8 +605,8 @@ pub fn files(model: &Path, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<F
 /// As [`files`].
 pub fn find(model: &Path, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<(Files, Option<String>)> {
     let name = model.to_str().filter(|_| !model.exists()).and_then(Name::parse);
-    let Found { dir, note } = match name {
-        None => Found { dir: model.to_path_buf(), note: None },
+    let FoundModel { dir, note } = match name {
+        None => FoundModel { dir: model.to_path_buf(), note: None },
         Some(name) => Hub::from_env().find(&name, progress).map_err(|error| match error {
             Error::Invalid(why) => {
                 Error::invalid(format!("there is no directory {}, and as a model's name: {why}", model.display()))
@@ -728,7 +728,7 @@ pub struct CudaDevice {
     /// Whether a kernel can begin there before the one before it has ended.
     pub dependent_launches: bool,
     /// The family of kernels that it runs, and why; no family if a self-check has still to decide.
-    pub kernels: (Option<Family>, String),
+    pub kernels: (Option<KernelFamily>, String),
     /// Whether kernels begin so, and why; neither yes nor no if a self-check has still to decide. `None` where they cannot.
     pub launches: Option<(Option<bool>, String)>,
     /// How a pair divides the memory: parts with their bytes, and all of it in words; or why the pair does not fit.
@@ -761,11 +761,11 @@ fn cuda_device(pair: &Pair, options: &OpenOptions, index: usize) -> std::result:
     let memory = memory::DeviceMemory::of(&device).ok();
     let self_check = SelfCheck::remembered(&device);
     let chosen = Chosen::new(&device, FamilySpec::Auto, self_check.as_ref()).map_err(NoCuda::NoDevice)?;
-    let is_open = Family::Sm90.runs_on(&device) && self_check.as_ref().is_none_or(SelfCheck::lacks_sm90);
+    let is_open = KernelFamily::Sm90.runs_on(&device) && self_check.as_ref().is_none_or(SelfCheck::lacks_sm90);
     let (kernels, family) = match is_open {
         true => {
             let why = "the first use of the device checks those of sm90, and takes them if they pass".to_string();
-            ((None, why), Family::Sm90)
+            ((None, why), KernelFamily::Sm90)
         }
         false => ((Some(chosen.family), chosen.why), chosen.family),
     };

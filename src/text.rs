@@ -9,7 +9,7 @@ mod writer;
 
 pub use prompt::{LayoutError, Next, Prompt, PromptLayout, Wants};
 pub use respelled::RespelledText;
-pub use writer::{Added, End, TextRules, TextWriter, text_of};
+pub use writer::{AddedText, End, TextRules, TextWriter, text_of};
 
 use crate::Result;
 use crate::answer::Response;

@@ -95,7 +95,7 @@ impl BestOfPoisson {
 }
 
 /// How one answer is chosen.
-enum Choice {
+enum ChoiceRule {
     /// By the largest reward of so many as the request's first number says.
     Best(BestOfPoisson),
     /// By the request's first number.
@@ -104,17 +104,17 @@ enum Choice {
 
 /// The answers.
 pub(super) struct Samples {
-    choice: Choice,
+    choice: ChoiceRule,
     texts: Vec<TextId>,
 }
 
 impl Samples {
     pub fn soft(parameters: SoftBestOfN) -> Samples {
-        Samples { choice: Choice::Soft(parameters), texts: Vec::new() }
+        Samples { choice: ChoiceRule::Soft(parameters), texts: Vec::new() }
     }
 
     pub fn poisson(parameters: BestOfPoisson) -> Samples {
-        Samples { choice: Choice::Best(parameters), texts: Vec::new() }
+        Samples { choice: ChoiceRule::Best(parameters), texts: Vec::new() }
     }
 }
 
@@ -122,8 +122,8 @@ impl Strategy for Samples {
     fn next(&mut self, texts: &mut Texts) -> Result<Option<Answer>> {
         if self.texts.is_empty() {
             let n = match &self.choice {
-                Choice::Best(poisson) => poisson.answers(texts.uniform(0)),
-                Choice::Soft(soft) => soft.n,
+                ChoiceRule::Best(poisson) => poisson.answers(texts.uniform(0)),
+                ChoiceRule::Soft(soft) => soft.n,
             };
             self.texts = (0..n as u64).map(|stream| texts.extend(texts.prompt(), Growth::to_the_end(stream))).collect();
             self.texts.iter().for_each(|&text| texts.score(text));
@@ -131,8 +131,8 @@ impl Strategy for Samples {
             return Ok(None);
         }
         let best = match &self.choice {
-            Choice::Best(_) => texts.best(&self.texts)?,
-            Choice::Soft(soft) => {
+            ChoiceRule::Best(_) => texts.best(&self.texts)?,
+            ChoiceRule::Soft(soft) => {
                 let rewards = self.texts.iter().map(|&text| texts.reward(text)).collect::<Result<Vec<f32>>>()?;
                 drawn(&rewards, soft.lambda, texts.uniform(0))
             }

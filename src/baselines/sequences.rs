@@ -4,7 +4,7 @@
 //! text takes it over: so a text that grows step by step stays on one sequence. What several texts have in common is run once,
 //! before any of them; what only one text is left with is run together with it.
 
-use super::text::{Need, State, Text, TextId, Track};
+use super::text::{Need, Text, TextId, TextState, Track};
 use super::texts::{Sequence, Texts};
 use crate::model::Role;
 use crate::task::{Ask, Liveness, SeqKey, Task, TaskOrigin};
@@ -44,7 +44,7 @@ impl Texts {
     /// What a text needs of the one that it goes on from, where this is needed of itself.
     fn needs_of_parent(&self, text: &Text, below: Dependents) -> Dependents {
         let own = text.urgency();
-        let waits = text.state == State::Waiting;
+        let waits = text.state == TextState::Waiting;
         let track = text.tracks[Role::Reward as usize];
         let open = text.scores() && text.reward.is_none();
         let reward = if open { own.max(below.reward) } else { below.reward };
@@ -77,7 +77,7 @@ impl Texts {
         for (&id, text) in self.all.iter().rev() {
             let below = found.get(&id).copied().unwrap_or(NONE);
             let run = text.tracks[Role::Reward as usize].run;
-            let shared = text.state == State::Complete && run < self.len_of(text.ids.len()) && below.unscored > 1;
+            let shared = text.state == TextState::Complete && run < self.len_of(text.ids.len()) && below.unscored > 1;
             // Rewards that were run ahead count once the method asks for one behind them.
             let uncounted = text.uncounted[Role::Reward as usize] > 0 && below.any;
             let needless = !text.kept && below.row == Need::Nothing && !shared && !uncounted;
@@ -107,7 +107,7 @@ impl Texts {
     fn inherit(&mut self) {
         let ids: Vec<TextId> = self.all.keys().copied().collect();
         for id in ids {
-            let Some(text) = self.all.get(&id).filter(|text| text.state != State::Waiting) else { continue };
+            let Some(text) = self.all.get(&id).filter(|text| text.state != TextState::Waiting) else { continue };
             let Some(from) = text.parent.and_then(|parent| self.all.get(&parent)) else { continue };
             let (tracks, asked) = (from.tracks, from.asked[Role::Reward as usize]);
             let reward = from.reward.filter(|_| from.ids.len() == text.ids.len());
@@ -133,10 +133,10 @@ impl Texts {
             let own = text.urgency();
             let below = dependents.get(&id).copied().unwrap_or(NONE);
             let row = match text.state {
-                State::Waiting => Need::Nothing,
-                State::Growing(_) => own,
-                State::Complete if text.wants_row => own.max(below.row),
-                State::Complete => below.row,
+                TextState::Waiting => Need::Nothing,
+                TextState::Growing(_) => own,
+                TextState::Complete if text.wants_row => own.max(below.row),
+                TextState::Complete => below.row,
             };
             let scored = text.tracks[Role::Reward as usize].run >= prompt_len + text.ids.len();
             let shared = !scored && (text.kept || below.unscored > 1);
@@ -148,7 +148,7 @@ impl Texts {
             let idle = text.failed.is_some();
             text.needs = [
                 if idle || text.row.is_some() || text.stop.is_some() { Need::Nothing } else { row },
-                if idle || scored || text.state != State::Complete { Need::Nothing } else { reward },
+                if idle || scored || text.state != TextState::Complete { Need::Nothing } else { reward },
             ];
             for (need, given_up) in text.needs.iter_mut().zip(text.given_up) {
                 if given_up && *need == Need::Speculation {
@@ -164,7 +164,7 @@ impl Texts {
         // How many texts a sequence holds positions of.
         let mut holds: [BTreeMap<u32, usize>; 2] = Default::default();
         if !open.is_empty() {
-            for text in self.all.values().filter(|text| text.state != State::Waiting) {
+            for text in self.all.values().filter(|text| text.state != TextState::Waiting) {
                 for (holds, track) in holds.iter_mut().zip(text.tracks) {
                     *holds.entry(track.seq).or_default() += 1;
                 }
@@ -281,7 +281,7 @@ mod tests {
 
     /// A text that goes on from an earlier one.
     #[derive(Clone, Copy, Debug)]
-    struct Made {
+    struct TestText {
         from: usize,
         kept: bool,
         speculative: bool,
@@ -294,7 +294,7 @@ mod tests {
         uncounted: bool,
     }
 
-    fn texts(all: &[Made]) -> Texts {
+    fn texts(all: &[TestText]) -> Texts {
         let mut texts = Texts::new(&[1, 2], CompletionSpec::default(), 9, 0);
         texts.keep(&[]);
         let mut ids = vec![texts.prompt()];
@@ -308,7 +308,7 @@ mod tests {
             text.failed = made.failed.then(|| crate::Error::invalid("so"));
             text.uncounted[1] = usize::from(made.uncounted);
             if !made.waiting {
-                (text.state, text.ids) = (State::Complete, vec![3; len]);
+                (text.state, text.ids) = (TextState::Complete, vec![3; len]);
                 text.tracks = [Track { seq: id.0, own: made.own, run: (2 + len).saturating_sub(made.unrun) }; 2];
             }
             ids.push(id);
@@ -324,7 +324,7 @@ mod tests {
             let needless = texts.all.iter().rev().find(|(id, text)| {
                 let needed = dependents.get(*id).copied().unwrap_or(NONE);
                 let run = text.tracks[Role::Reward as usize].run;
-                let shared = text.state == State::Complete && run < 2 + text.ids.len() && needed.unscored > 1;
+                let shared = text.state == TextState::Complete && run < 2 + text.ids.len() && needed.unscored > 1;
                 let uncounted = text.uncounted[1] > 0 && texts.all.values().any(|text| text.parent == Some(**id));
                 !text.kept && needed.row == Need::Nothing && !shared && !uncounted
             });
@@ -345,8 +345,8 @@ mod tests {
             unrun in 0usize..4,
             wants_reward: bool,
             uncounted in prop::bool::weighted(0.2),
-        ) -> Made {
-            Made { from, kept, speculative, waiting, failed, own, unrun, wants_reward, uncounted }
+        ) -> TestText {
+            TestText { from, kept, speculative, waiting, failed, own, unrun, wants_reward, uncounted }
         }
     }
 
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn many_texts_go_at_once() {
-        let one = |number: usize| Made {
+        let one = |number: usize| TestText {
             from: number / 2,
             kept: number % 100 == 99,
             speculative: false,
@@ -374,7 +374,7 @@ mod tests {
             wants_reward: false,
             uncounted: false,
         };
-        let mut texts = texts(&(0..10_000).map(one).collect::<Vec<Made>>());
+        let mut texts = texts(&(0..10_000).map(one).collect::<Vec<TestText>>());
         let started = Instant::now();
         texts.prune();
         assert_eq!(texts.all.len(), 100);
@@ -394,7 +394,7 @@ mod tests {
         texts.sequences[reward].insert(5, Sequence { run: 2, parent: Some((4, 2)) });
         let on = |texts: &mut Texts, id: TextId, len: usize, own: bool| {
             let text = texts.all.get_mut(&id).unwrap();
-            (text.state, text.ids, text.failed) = (State::Complete, vec![3; len], None);
+            (text.state, text.ids, text.failed) = (TextState::Complete, vec![3; len], None);
             text.tracks = [Track { seq: 0, own: false, run: 2 }, Track { seq: 5, own, run: 2 }];
         };
         on(&mut texts, first, 1, true);

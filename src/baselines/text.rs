@@ -46,7 +46,7 @@ pub struct Uncertain {
 
 /// How far a text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum TextState {
     /// What it goes on from has not ended yet, or the row behind that is not known.
     Waiting,
     /// It has so many ids from what it goes on from.
@@ -85,15 +85,15 @@ pub(super) struct Rules<'a> {
 }
 
 /// The policy's row behind a text.
-pub(super) struct Row {
+pub(super) struct TextRow {
     pub output: PolicyOutput,
     /// Statistics of its logits. All texts that go on from here draw by them, so they are computed once.
     of_logits: OnceLock<RowStats>,
 }
 
-impl Row {
-    pub fn new(output: PolicyOutput) -> Row {
-        Row { output, of_logits: OnceLock::new() }
+impl TextRow {
+    pub fn new(output: PolicyOutput) -> TextRow {
+        TextRow { output, of_logits: OnceLock::new() }
     }
 }
 
@@ -110,14 +110,14 @@ pub(super) struct Text {
     /// Why it cannot go on.
     pub stop: Option<StopReason>,
     /// The policy's row behind the last id.
-    pub row: Option<Arc<Row>>,
+    pub row: Option<Arc<TextRow>>,
     /// At the last id.
     pub reward: Option<f32>,
     /// What it goes on from and how; the prompt goes on from nothing.
     pub origin: Option<(TextId, Growth)>,
     /// The nearest text before it that is still there.
     pub parent: Option<TextId>,
-    pub state: State,
+    pub state: TextState,
     /// Whether the method has use for it.
     pub kept: bool,
     /// Whether the method may turn out not to ask for it.
@@ -152,7 +152,7 @@ impl Text {
             reward: None,
             origin: None,
             parent: None,
-            state: State::Complete,
+            state: TextState::Complete,
             kept: true,
             speculative: false,
             wants_row: false,
@@ -179,7 +179,7 @@ impl Text {
             reward: None,
             origin: Some((from, growth)),
             parent: Some(from),
-            state: State::Waiting,
+            state: TextState::Waiting,
             kept: true,
             speculative,
             wants_row: false,
@@ -205,9 +205,9 @@ impl Text {
             Some(_) => {
                 self.reward = from.reward;
                 self.asked[Role::Reward as usize] |= from.asked[Role::Reward as usize];
-                State::Complete
+                TextState::Complete
             }
-            None => State::Growing(self.ids.len()),
+            None => TextState::Growing(self.ids.len()),
         };
         self.check = from.check.as_ref().map(|check| check.fork());
     }
@@ -215,13 +215,13 @@ impl Text {
     /// Goes on as far as the policy's rows are known. Returns the tokens that were added.
     pub fn grow(&mut self, rules: &Rules<'_>) -> Result<usize> {
         let mut added = 0;
-        while let (State::Growing(start), Some((_, growth)), Some(row)) = (self.state, self.origin, &self.row) {
+        while let (TextState::Growing(start), Some((_, growth)), Some(row)) = (self.state, self.origin, &self.row) {
             let grown = self.ids.len() - start;
             let limit = match growth {
                 Growth::Sampled { until: Some(until), .. }
                     if grown >= until.min_tokens.max(1) && row.output.row.stats.entropy >= until.entropy =>
                 {
-                    self.state = State::Complete;
+                    self.state = TextState::Complete;
                     break;
                 }
                 Growth::Sampled { tokens, .. } => tokens.max(1),
@@ -232,15 +232,15 @@ impl Text {
             self.row = None;
             added += 1;
             if self.stop.is_some() || grown + 1 >= limit {
-                self.state = State::Complete;
+                self.state = TextState::Complete;
             }
         }
         Ok(added)
     }
 
     /// Adds the next token.
-    fn push(&mut self, growth: Growth, row: &Row, rules: &Rules<'_>) -> Result<()> {
-        let Row { output, of_logits } = row;
+    fn push(&mut self, growth: Growth, row: &TextRow, rules: &Rules<'_>) -> Result<()> {
+        let TextRow { output, of_logits } = row;
         let (sampling, stats) = (&rules.spec.sampling, &output.row.stats);
         let index = self.ids.len() as u64;
         let argmax = TokenLogprob {
@@ -316,9 +316,9 @@ mod tests {
     use crate::model::PolicyRow;
     use crate::sampling::Sampling;
 
-    fn row(logits: Vec<f32>) -> Row {
+    fn row(logits: Vec<f32>) -> TextRow {
         let stats = RowStats::of(&logits, 0.0);
-        Row::new(PolicyOutput { row: PolicyRow { stats, top: Vec::new() }, logits: Some(logits) })
+        TextRow::new(PolicyOutput { row: PolicyRow { stats, top: Vec::new() }, logits: Some(logits) })
     }
 
     fn spec() -> CompletionSpec {

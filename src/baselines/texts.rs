@@ -1,6 +1,6 @@
 //! The texts of a search: what a method may ask, and what it is told.
 
-use super::text::{Growth, Row, Rules, State, Text, TextId};
+use super::text::{Growth, Rules, Text, TextId, TextRow, TextState};
 use crate::answer::{StopReason, TokenLogprob};
 use crate::model::{Role, TopK, Work};
 use crate::rng::Uniforms;
@@ -232,15 +232,15 @@ impl Texts {
         let open: Vec<TextId> = self
             .all
             .iter()
-            .filter(|(_, text)| text.state != State::Complete && text.failed.is_none())
+            .filter(|(_, text)| text.state != TextState::Complete && text.failed.is_none())
             .map(|(&id, _)| id)
             .collect();
         for id in open {
             // It is put back at once: nobody else may look at it meanwhile.
             let Some(mut text) = self.all.remove(&id) else { continue };
-            if text.state == State::Waiting
+            if text.state == TextState::Waiting
                 && let Some(from) = text.parent.and_then(|parent| self.all.get(&parent))
-                && from.state == State::Complete
+                && from.state == TextState::Complete
                 && (from.stop.is_some() || from.row.is_some())
             {
                 text.begin(from);
@@ -270,7 +270,7 @@ impl Texts {
         self.all.values().any(|text| {
             let row = text.wants_row && text.row.is_none() && text.stop.is_none();
             let reward = text.wants_reward && text.reward.is_none();
-            !text.speculative && (text.state != State::Complete || row || reward)
+            !text.speculative && (text.state != TextState::Complete || row || reward)
         })
     }
 
@@ -282,7 +282,7 @@ impl Texts {
             return self.on_failure(id, task, Error::NonFinite { what: "logit", model: "policy", position });
         }
         if let Some(text) = self.all.get_mut(&id) {
-            text.row = Some(Arc::new(Row::new(output)));
+            text.row = Some(Arc::new(TextRow::new(output)));
         }
     }
 
@@ -325,7 +325,7 @@ impl Texts {
     fn known(&self, id: TextId) -> (&[u32], &[Arc<TokenLogprob>]) {
         let mut next = Some(id);
         while let Some(text) = next.and_then(|id| self.all.get(&id)) {
-            if text.state != State::Waiting {
+            if text.state != TextState::Waiting {
                 return (&text.ids, &text.logprobs);
             }
             next = text.parent;

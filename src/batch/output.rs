@@ -277,7 +277,7 @@ impl Rows {
         if ends {
             text.extend(&rest);
         }
-        let state = State { has_rows: !text.is_empty(), is_begun: !rest.is_empty() };
+        let state = FileState { has_rows: !text.is_empty(), is_begun: !rest.is_empty() };
         let mixed = check_config(name, config, state, mix_devices, R::NOUN)?;
         let mut there = BTreeSet::new();
         for (number, line) in text.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
@@ -449,7 +449,7 @@ fn options_of(path: &Path) -> Result<Map<String, Value>> {
 }
 
 /// How far a file has come.
-struct State {
+struct FileState {
     has_rows: bool,
     /// The last row was not written to its end.
     is_begun: bool,
@@ -467,7 +467,7 @@ fn write_config(path: &Path, config: &Map<String, Value>) -> Result<()> {
 fn check_config(
     path: &Path,
     config: &Map<String, Value>,
-    state: State,
+    state: FileState,
     mix_devices: bool,
     noun: &str,
 ) -> Result<Option<Map<String, Value>>> {

@@ -13,7 +13,7 @@ pub struct PromptRecord {
     /// The conversation, with that message at its end.
     pub messages: Vec<Message>,
     /// The conversation with all that a template may look at, where that is more.
-    pub whole: Option<Whole>,
+    pub whole: Option<FullConversation>,
     /// The right answer, where there is one.
     pub answer: Option<String>,
     /// The line's `metadata`, or the fields of a dataset's row that are kept.
@@ -30,7 +30,7 @@ impl PromptRecord {
 
 /// A conversation whose messages have more than a role and a text, or that has functions to be called.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Whole {
+pub struct FullConversation {
     /// The messages with all of their fields.
     pub messages: Vec<Value>,
     /// Descriptions of the functions.
@@ -45,7 +45,7 @@ pub fn lay_out(
     pair: &Pair,
     system: Option<&str>,
     messages: &[Message],
-    whole: Option<&Whole>,
+    whole: Option<&FullConversation>,
     next: Next<'_>,
 ) -> std::result::Result<Prompt, LayoutError> {
     // Without a template a single message stands by itself, and nothing else can be laid out.
@@ -86,7 +86,7 @@ pub(super) fn string_field<'a>(found: Option<&'a Value>, name: &str) -> std::res
 pub(super) fn messages(
     list: &[Value],
     tools: Option<&Value>,
-) -> std::result::Result<(Vec<Message>, Option<Whole>), String> {
+) -> std::result::Result<(Vec<Message>, Option<FullConversation>), String> {
     let tools = match tools {
         None | Some(Value::Null) => None,
         Some(Value::Array(tools)) if tools.iter().all(Value::is_object) => {
@@ -105,7 +105,7 @@ pub(super) fn messages(
     }
     let more =
         tools.is_some() || objects.iter().any(|object| object.as_object().is_some_and(|fields| fields.len() > 2));
-    Ok((messages, more.then_some(Whole { messages: objects, tools })))
+    Ok((messages, more.then_some(FullConversation { messages: objects, tools })))
 }
 
 /// The text of a part of a message.

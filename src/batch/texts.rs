@@ -3,7 +3,7 @@
 //! A line is a string; an array of chat messages; or an object with `text`, `messages`, `prompt` and `response`, or `ids`, and
 //! optionally `metadata`. Empty lines are no texts and have no number; every other line is a text or an error.
 
-use super::record::{Whole, kind, lay_out, messages, string_field, wrong};
+use super::record::{FullConversation, kind, lay_out, messages, string_field, wrong};
 use crate::files::chat::Message;
 use crate::files::json::in_line;
 use crate::files::pair::Pair;
@@ -18,7 +18,7 @@ pub enum TextContent {
     /// A text as it is, which gets the tokenizer's special tokens around it.
     Text(String),
     /// A conversation, to be laid out by the chat template, with all that this may look at where that is more.
-    Messages(Vec<Message>, Option<Whole>),
+    Messages(Vec<Message>, Option<FullConversation>),
     /// Token ids as they are.
     Ids(Vec<u32>),
 }

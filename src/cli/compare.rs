@@ -15,7 +15,7 @@ use super::say;
 use super::words::{counted, for_stdout};
 use crate::batch::compare::judge::{check_program, command_words};
 use crate::batch::compare::page::page;
-use crate::batch::compare::plan::{Cost, Judge, JudgeKind, Plan, PlanFile, Point, Way};
+use crate::batch::compare::plan::{ComparePlan, Cost, Judge, JudgeKind, PlanFile, Point, PointMethod};
 use crate::batch::compare::tables::Tables;
 use crate::batch::compare::{JudgedBy, Provenance, alone, alone_path, answers, judged_path, rows_path};
 use crate::batch::output::{MadeOn, Row, Rows, WRITTEN_BY, config_path, part_path, recorded};
@@ -120,7 +120,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     TemplateArgs { date: Some(date), ..args.template.clone() }.set_up(&mut pair)?;
     note_without_template(&pair);
     // Whatever a judge lacks is found before the answers are made.
-    let judges = plan.judges.iter().map(|judge| Ready::new(args, date, judge)).collect::<Result<Vec<_>>>()?;
+    let judges = plan.judges.iter().map(|judge| JudgeSource::new(args, date, judge)).collect::<Result<Vec<_>>>()?;
     let device = args.device.find()?;
     let comparison = Comparison::new(args, (&file, &plan), task, records, (pair, date), &device)?;
     for judge in &judges {
@@ -153,13 +153,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Reads the plan.
-fn plan(args: &Args) -> Result<(PlanFile, Plan)> {
+fn plan(args: &Args) -> Result<(PlanFile, ComparePlan)> {
     let path = &args.plan;
     let text = read_whole_text(path, std::fs::File::open(path).map_err(|e| Error::io(path, e))?)?;
     let file: PlanFile = basic_toml::from_str(&text)
         .map_err(|e| Error::file(path, format!("expected a plan: {}", e.to_string().trim_end())))?;
     let wrong = |error: Error| Error::file(path, error.to_string());
-    let mut plan = Plan::new(&file).map_err(wrong)?;
+    let mut plan = ComparePlan::new(&file).map_err(wrong)?;
     if plan.judges.is_empty() && args.pair.is_demo() {
         plan.judges.push(Judge::new("gold", JudgeKind::Gold));
     }
@@ -197,7 +197,7 @@ fn task(args: &Args, file: &PlanFile) -> Result<Option<Task>> {
 }
 
 /// Checks that every method and judge has the models that it needs.
-fn check_models(args: &Args, plan: &Plan) -> Result<()> {
+fn check_models(args: &Args, plan: &ComparePlan) -> Result<()> {
     args.pair.needs_policy("a comparison")?;
     for point in &plan.points {
         if point.needs_reward() {
@@ -215,7 +215,7 @@ fn check_models(args: &Args, plan: &Plan) -> Result<()> {
 }
 
 /// Checks that there are right answers, where they judge.
-fn check_answers(args: &Args, plan: &Plan, task: Option<&Task>, records: &[PromptRecord]) -> Result<()> {
+fn check_answers(args: &Args, plan: &ComparePlan, task: Option<&Task>, records: &[PromptRecord]) -> Result<()> {
     let has_answers = match task {
         Some(task) => task.dataset.has_answers(),
         None => records.iter().any(|record| record.answer.is_some()),
@@ -234,7 +234,7 @@ fn check_answers(args: &Args, plan: &Plan, task: Option<&Task>, records: &[Promp
 }
 
 /// Checks that nothing that is read is written over. Files of the folder differ from each other by their names.
-fn check_paths(args: &Args, file: &PlanFile, plan: &Plan) -> Result<()> {
+fn check_paths(args: &Args, file: &PlanFile, plan: &ComparePlan) -> Result<()> {
     let models = plan.judges.iter().filter_map(|judge| match &judge.kind {
         JudgeKind::Reward(model) | JudgeKind::Guard(model) => Some(model),
         JudgeKind::Answers | JudgeKind::Command(_) | JudgeKind::Gold => None,
@@ -262,7 +262,7 @@ fn check_paths(args: &Args, file: &PlanFile, plan: &Plan) -> Result<()> {
 }
 
 /// Every point with each of its seeds.
-fn files_of(plan: &Plan) -> impl Iterator<Item = (&Point, u64)> {
+fn files_of(plan: &ComparePlan) -> impl Iterator<Item = (&Point, u64)> {
     plan.points.iter().flat_map(|point| point.seeds(&plan.seeds).iter().map(move |&seed| (point, seed)))
 }
 
@@ -271,7 +271,7 @@ fn plan_path(args: &Args) -> PathBuf {
 }
 
 /// The date that chat templates write: the one given, that of the comparison so far, or today's.
-fn pinned(args: &Args, plan: &Plan) -> Result<Date> {
+fn pinned(args: &Args, plan: &ComparePlan) -> Result<Date> {
     let path = plan_path(args);
     let date_of = |options: &Map<String, Value>| -> Option<Date> { options.get("date")?.as_str()?.parse().ok() };
     let of_plan = match std::fs::File::open(&path) {
@@ -300,7 +300,7 @@ fn records(file: &PlanFile, task: Option<&Task>) -> Result<Vec<PromptRecord>> {
 }
 
 /// A prompt that is answered.
-struct Asked {
+struct ComparedPrompt {
     index: usize,
     prompt: Prompt,
     /// Tokens that fit behind it.
@@ -308,13 +308,13 @@ struct Asked {
 }
 
 /// A judge, ready to be asked.
-struct Ready<'a> {
+struct JudgeSource<'a> {
     judge: &'a Judge,
     /// The model, if it is one.
     pair: Option<Arc<Pair>>,
 }
 
-impl<'a> Ready<'a> {
+impl<'a> JudgeSource<'a> {
     /// Reads a model's small files, and finds a program.
     fn new(args: &Args, date: Date, judge: &'a Judge) -> Result<Self> {
         let ready = || -> Result<Option<Arc<Pair>>> {
@@ -337,7 +337,7 @@ impl<'a> Ready<'a> {
             Ok(Some(pair))
         };
         let pair = ready().map_err(|error| within(judge, error))?;
-        Ok(Ready { judge, pair })
+        Ok(JudgeSource { judge, pair })
     }
 
     fn within(&self, error: Error) -> Error {
@@ -351,14 +351,14 @@ fn within(judge: &Judge, error: Error) -> Error {
 }
 
 /// A file of answers.
-struct Opened {
+struct AnswerFile {
     jobs: Vec<Job>,
     rows: Rows,
     /// Whether they are made one at a time, with nothing kept from one to the next.
     alone: bool,
 }
 
-impl Opened {
+impl AnswerFile {
     fn missing(&self) -> impl Iterator<Item = &Job> {
         self.jobs.iter().filter(|job| !self.rows.has(job.index))
     }
@@ -367,13 +367,13 @@ impl Opened {
 /// What is compared, ready to be answered.
 struct Comparison<'a> {
     args: &'a Args,
-    plan: &'a Plan,
+    plan: &'a ComparePlan,
     concurrency: usize,
     task: Option<Task>,
     records: Vec<PromptRecord>,
     pair: Arc<Pair>,
     date: Date,
-    prompts: Vec<Asked>,
+    prompts: Vec<ComparedPrompt>,
     /// Where they come from.
     prompts_of: String,
     made_on: MadeOn,
@@ -383,7 +383,7 @@ struct Comparison<'a> {
 impl<'a> Comparison<'a> {
     fn new(
         args: &'a Args,
-        (file, plan): (&PlanFile, &'a Plan),
+        (file, plan): (&PlanFile, &'a ComparePlan),
         task: Option<Task>,
         records: Vec<PromptRecord>,
         (pair, date): (Arc<Pair>, Date),
@@ -399,7 +399,7 @@ impl<'a> Comparison<'a> {
         let context = args.pair.context(&pair);
         let (mut prompts, mut too_long) = (Vec::new(), Vec::new());
         for (index, record) in records.iter().enumerate().take(count) {
-            let asked = || -> Result<Asked> {
+            let asked = || -> Result<ComparedPrompt> {
                 let prompt = lay_out(&pair, None, &record.messages, record.whole.as_ref(), next).map_err(with_flags)?;
                 let len = prompt.ids.len();
                 let of_room = |message: String| {
@@ -411,7 +411,7 @@ impl<'a> Comparison<'a> {
                 }
                 let asked = plan.max_new_tokens.map(|tokens| (tokens, "max_new_tokens"));
                 let room = room(asked, len, context).map_err(|error| of_room(error.to_string()))?;
-                Ok(Asked { index, prompt, room })
+                Ok(ComparedPrompt { index, prompt, room })
             };
             match asked() {
                 Ok(asked) => prompts.push(asked),
@@ -524,9 +524,9 @@ impl<'a> Comparison<'a> {
     /// The prompts with a point's parameters and a seed. A prompt's own seed follows from its number, as in `ggro run`.
     fn jobs(&self, point: &Point, seed: u64, alone: bool) -> Result<Vec<Job>> {
         let parameters = self.parameters(point)?;
-        let method = if point.way == Way::Greedy { Method::Greedy } else { Method::Ggro };
+        let method = if point.way == PointMethod::Greedy { Method::Greedy } else { Method::Ggro };
         let answering = point.answering(self.scored(point, alone));
-        let job = |asked: &Asked| -> Result<Job> {
+        let job = |asked: &ComparedPrompt| -> Result<Job> {
             let named = |error: Error| error.within(&format!("method {}: prompt {}", point.name, asked.index));
             let record = self.records.get(asked.index).cloned();
             let record = record.ok_or_else(|| Error::Backend("a prompt without its record".to_string()))?;
@@ -576,7 +576,7 @@ impl<'a> Comparison<'a> {
                 set("search", json!(method));
             }
         }
-        set("greedy", json!(point.way == Way::Greedy));
+        set("greedy", json!(point.way == PointMethod::Greedy));
         for (name, value) in json!(self.parameters(point)?).as_object().into_iter().flatten() {
             set(name, value.clone());
         }
@@ -590,7 +590,7 @@ impl<'a> Comparison<'a> {
     /// Makes all answers that are missing, and those that are made one at a time.
     fn answer(&self, device: Device) -> Result<()> {
         // Every file is opened before the first answer, so that one that does not fit is found early.
-        let mut opened: Vec<Opened> = Vec::new();
+        let mut opened: Vec<AnswerFile> = Vec::new();
         for (point, seed) in files_of(self.plan) {
             opened.push(self.open(&rows_path(&self.args.output, point, seed), (point, seed), false)?);
         }
@@ -625,10 +625,10 @@ impl<'a> Comparison<'a> {
 
     /// Makes the answers that are missing: first those that may run beside each other, then those that are made alone,
     /// by an engine of their own that keeps no prompt.
-    fn answer_missing(&self, opened: &mut [Opened], device: Device, count: &Count) -> Result<()> {
+    fn answer_missing(&self, opened: &mut [AnswerFile], device: Device, count: &Count) -> Result<()> {
         let (mut found, task) = (Some(device), self.task.as_ref());
         for alone in [false, true] {
-            let part: Vec<&mut Opened> =
+            let part: Vec<&mut AnswerFile> =
                 opened.iter_mut().filter(|one| one.alone == alone && one.missing().next().is_some()).collect();
             if part.is_empty() {
                 continue;
@@ -645,7 +645,7 @@ impl<'a> Comparison<'a> {
             let engine =
                 Engine::start(settings, move || Ok(flags.open(&mut device, &for_engine, max_len)?.into_backend()))?;
             let setting = Setting { concurrency, made_on: self.made_on.clone() };
-            for Opened { jobs, rows, .. } in part {
+            for AnswerFile { jobs, rows, .. } in part {
                 // What a method does for the first time takes longer. That answer is not recorded.
                 if let Some(job) = jobs.iter().find(|job| alone && !rows.has(job.index)) {
                     answer_one(&engine, &self.pair.tokenizer, task, job)?;
@@ -656,10 +656,10 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    fn open(&self, path: &Path, (point, seed): (&Point, u64), alone: bool) -> Result<Opened> {
+    fn open(&self, path: &Path, (point, seed): (&Point, u64), alone: bool) -> Result<AnswerFile> {
         let (config, jobs) = (self.config(point, seed, alone)?, self.jobs(point, seed, alone)?);
         let fits = |row: &Row| fits(row, &self.records, &jobs, &self.pair);
         let rows = Rows::open::<Row>(path, &config, self.args.mix_devices, &fits)?;
-        Ok(Opened { jobs, rows, alone })
+        Ok(AnswerFile { jobs, rows, alone })
     }
 }

@@ -6,7 +6,7 @@ use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::{Pair, Part, Parts};
 use crate::runtime::self_check::SelfCheck;
-use crate::runtime::{self, CudaDevice, DeviceSpec, Family, NoCuda, OpenOptions, bytes_in_words};
+use crate::runtime::{self, CudaDevice, DeviceSpec, KernelFamily, NoCuda, OpenOptions, bytes_in_words};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -156,8 +156,8 @@ fn checked(check: &impl Serialize, passed: bool, words: &str) -> Value {
 }
 
 /// The kernels that a device runs; no family if that is still to be decided.
-pub(super) fn family(family: Option<Family>, why: &str) -> Value {
-    json!({ "family": family.map(Family::name), "why": why })
+pub(super) fn family(family: Option<KernelFamily>, why: &str) -> Value {
+    json!({ "family": family.map(KernelFamily::name), "why": why })
 }
 
 /// The same in words.

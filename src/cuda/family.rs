@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// order of its own, so the results of two families differ in their last bits. The head of a reward model, of one row, is multiplied
 /// by the kernels of every card in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
+pub enum KernelFamily {
     /// Those of every card, by mma.
     Sm80,
     /// Those of Hopper alone, by wgmma.
@@ -20,43 +20,45 @@ pub enum Family {
     Sm90Wide,
 }
 
-impl Family {
+impl KernelFamily {
     /// All of them.
-    pub const ALL: [Family; 3] = [Family::Sm80, Family::Sm90, Family::Sm90Wide];
+    pub const ALL: [KernelFamily; 3] = [KernelFamily::Sm80, KernelFamily::Sm90, KernelFamily::Sm90Wide];
 
     /// As text: `sm80`, `sm90` or `sm90-wide`.
     pub fn name(self) -> &'static str {
         match self {
-            Family::Sm80 => "sm80",
-            Family::Sm90 => "sm90",
-            Family::Sm90Wide => "sm90-wide",
+            KernelFamily::Sm80 => "sm80",
+            KernelFamily::Sm90 => "sm90",
+            KernelFamily::Sm90Wide => "sm90-wide",
         }
     }
 
     /// How its weights lie in memory.
     pub fn weight_layout(self) -> WeightLayout {
         match self {
-            Family::Sm80 => WeightLayout::Rows,
-            Family::Sm90 | Family::Sm90Wide => WeightLayout::Tiles,
+            KernelFamily::Sm80 => WeightLayout::Rows,
+            KernelFamily::Sm90 | KernelFamily::Sm90Wide => WeightLayout::Tiles,
         }
     }
 
     /// Whether a device has its kernels.
     pub fn runs_on(self, device: &Device) -> bool {
         match self {
-            Family::Sm80 => true,
-            Family::Sm90 | Family::Sm90Wide => gemm::sm90::runs_on(device) && attention::sm90::runs_on(device),
+            KernelFamily::Sm80 => true,
+            KernelFamily::Sm90 | KernelFamily::Sm90Wide => {
+                gemm::sm90::runs_on(device) && attention::sm90::runs_on(device)
+            }
         }
     }
 }
 
 impl Device {
     /// The family that multiplies with stored weights.
-    pub fn family(&self) -> Family {
+    pub fn family(&self) -> KernelFamily {
         match (self.weight_layout(), self.widest_products) {
-            (WeightLayout::Rows, _) => Family::Sm80,
-            (WeightLayout::Tiles, false) => Family::Sm90,
-            (WeightLayout::Tiles, true) => Family::Sm90Wide,
+            (WeightLayout::Rows, _) => KernelFamily::Sm80,
+            (WeightLayout::Tiles, false) => KernelFamily::Sm90,
+            (WeightLayout::Tiles, true) => KernelFamily::Sm90Wide,
         }
     }
 
@@ -64,11 +66,11 @@ impl Device {
     ///
     /// # Errors
     /// The device does not have the family's kernels.
-    pub fn with_family(mut self, family: Family) -> Result<Self> {
+    pub fn with_family(mut self, family: KernelFamily) -> Result<Self> {
         if !family.runs_on(&self) {
             return Err(Error::Backend(format!("{} has no kernels of {}", self.name(), family.name())));
         }
-        self.widest_products = family == Family::Sm90Wide;
+        self.widest_products = family == KernelFamily::Sm90Wide;
         Ok(self.with_weight_layout(family.weight_layout()))
     }
 }

@@ -21,7 +21,7 @@ pub mod staging;
 pub use buffer::{Buffer, Element, View, ViewMut};
 pub(crate) use device::Graph;
 pub use device::{Device, Event};
-pub use family::Family;
+pub use family::KernelFamily;
 pub use images::{Capability, Code, Image, Usage};
 pub use kernels::{Smaller, Spec};
 pub use open::specs;

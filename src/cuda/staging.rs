@@ -24,12 +24,12 @@ const THREADS: usize = 8;
 
 /// A filled slot: the bytes of one piece.
 #[derive(Debug)]
-pub struct Filled<'a> {
+pub struct FilledSlot<'a> {
     device: &'a Device,
     bytes: &'a [u8],
 }
 
-impl Filled<'_> {
+impl FilledSlot<'_> {
     /// Number of bytes.
     pub fn len(&self) -> usize {
         self.bytes.len()
@@ -93,7 +93,7 @@ impl Drop for InFlight<'_> {
 pub fn stream<P: AsRef<[u8]> + Sync>(
     device: &Device,
     pieces: &[P],
-    mut queue: impl FnMut(usize, &Filled<'_>) -> Result<()>,
+    mut queue: impl FnMut(usize, &FilledSlot<'_>) -> Result<()>,
 ) -> Result<()> {
     let largest = pieces.iter().map(|piece| piece.as_ref().len()).max().unwrap_or(0);
     if largest > SLOT {
@@ -147,7 +147,7 @@ pub fn stream<P: AsRef<[u8]> + Sync>(
                 }
             };
             let len = pieces.get(index).map_or(0, |piece| piece.as_ref().len());
-            let queued = queue(index, &Filled { device, bytes: &slot.bytes()[..len] });
+            let queued = queue(index, &FilledSlot { device, bytes: &slot.bytes()[..len] });
             // Kept whatever happened: a copy may have been queued before the failure.
             flight.slots.push_back((slot, device.mark().ok()));
             queued?;

@@ -38,7 +38,7 @@ impl Declared {
 /// # Errors
 /// A file is malformed.
 pub(super) fn tokens(files: &Files, own: &HashMap<u32, AddedToken>, padding: Option<&str>) -> Result<Vec<AddedToken>> {
-    let mut config = Config::new(files.read_json(CONFIG)?.unwrap_or_default());
+    let mut config = TokenConfig::new(files.read_json(CONFIG)?.unwrap_or_default());
     let mut listed: BTreeMap<u32, AddedToken> = BTreeMap::new();
     let in_config = |message: String| Error::file(files.path(CONFIG), message);
     match config.fields.get("added_tokens_decoder") {
@@ -106,7 +106,7 @@ pub(super) fn tokens(files: &Files, own: &HashMap<u32, AddedToken>, padding: Opt
 }
 
 /// What a config says of special tokens.
-struct Config {
+struct TokenConfig {
     fields: Map<String, Value>,
     /// Tokens with names of the model's own, and the names: any `*_token`, and an object of further ones.
     own: Vec<(String, Value)>,
@@ -114,7 +114,7 @@ struct Config {
     extra: Option<Value>,
 }
 
-impl Config {
+impl TokenConfig {
     fn new(mut fields: Map<String, Value>) -> Self {
         let mut extra = fields.shift_remove("extra_special_tokens");
         let says_nothing = match &extra {
@@ -137,7 +137,7 @@ impl Config {
             own.extend(map);
             extra = None;
         }
-        Config { fields, own, extra }
+        TokenConfig { fields, own, extra }
     }
 
     /// Lets an older file's entries take the place of the config's.

@@ -171,7 +171,7 @@ pub struct Tensor<'a> {
 /// Bytes of one tensor that keep their file mapped: cheap to clone, at any alignment.
 #[derive(Clone, Debug)]
 pub struct Bytes {
-    source: Source,
+    source: ShardBytes,
     range: Range<usize>,
 }
 
@@ -189,7 +189,7 @@ pub struct Checkpoint {
     /// The file that lists the tensors: the only one, or the index.
     path: PathBuf,
     shards: Vec<Shard>,
-    tensors: BTreeMap<String, Entry>,
+    tensors: BTreeMap<String, TensorEntry>,
     /// Tensors that the index names and no shard has, with the shard that it names.
     absent: BTreeMap<String, String>,
     /// What was noticed while it was opened, in words.
@@ -200,29 +200,29 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    bytes: Source,
+    bytes: ShardBytes,
 }
 
 #[derive(Clone, Debug)]
-enum Source {
+enum ShardBytes {
     Mapped(Arc<Mmap>),
     Embedded(&'static [u8]),
     Made(Arc<Vec<u8>>),
 }
 
-impl Source {
+impl ShardBytes {
     fn get(&self) -> &[u8] {
         match self {
-            Source::Mapped(map) => map,
-            Source::Embedded(bytes) => bytes,
-            Source::Made(bytes) => bytes,
+            ShardBytes::Mapped(map) => map,
+            ShardBytes::Embedded(bytes) => bytes,
+            ShardBytes::Made(bytes) => bytes,
         }
     }
 }
 
 /// Where a tensor lies. `range` is inside the shard's bytes.
 #[derive(Debug)]
-struct Entry {
+struct TensorEntry {
     shard: usize,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -265,7 +265,7 @@ impl Checkpoint {
     pub fn of_bytes(label: &str, bytes: Vec<u8>) -> Result<Self> {
         let path = PathBuf::from(label);
         let mut checkpoint = Checkpoint::at(path.clone());
-        checkpoint.add_shard(path, Source::Made(Arc::new(bytes)))?;
+        checkpoint.add_shard(path, ShardBytes::Made(Arc::new(bytes)))?;
         Ok(checkpoint)
     }
 
@@ -289,11 +289,11 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn add_shard(&mut self, path: PathBuf, bytes: Source) -> Result<()> {
+    fn add_shard(&mut self, path: PathBuf, bytes: ShardBytes) -> Result<()> {
         let header = parse_header(bytes.get()).map_err(|message| Error::file(&path, message))?;
         let shard = self.shards.len();
         for (name, info, range) in header {
-            let entry = Entry { shard, dtype: info.dtype, shape: info.shape, range, stored: None };
+            let entry = TensorEntry { shard, dtype: info.dtype, shape: info.shape, range, stored: None };
             if let Some(other) = self.tensors.get(&name) {
                 let (data, other) =
                     (&self.shards[other.shard].bytes.get()[other.range.clone()], &self.shards[other.shard]);
@@ -340,7 +340,7 @@ impl Checkpoint {
         Ok(number(tensor.dtype, tensor.data))
     }
 
-    fn find(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType)> {
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&TensorEntry, DType)> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(self.missing(name, shape, ""));
         };
@@ -442,7 +442,7 @@ impl Checkpoint {
 
     /// Its files; none if it is part of the binary or was made.
     pub fn files(&self) -> Vec<PathBuf> {
-        let mapped = self.shards.iter().filter(|shard| matches!(shard.bytes, Source::Mapped(_)));
+        let mapped = self.shards.iter().filter(|shard| matches!(shard.bytes, ShardBytes::Mapped(_)));
         mapped.map(|shard| shard.path.clone()).collect()
     }
 
@@ -483,9 +483,9 @@ fn number(dtype: DType, bytes: &[u8]) -> f32 {
 }
 
 /// Maps a file for reading. `Ok(None)` if there is none.
-fn map(files: &Files, name: &str) -> Result<Option<Source>> {
+fn map(files: &Files, name: &str) -> Result<Option<ShardBytes>> {
     let dir = match files {
-        Files::Embedded(_, files) => return Ok(find_embedded(files, name).map(Source::Embedded)),
+        Files::Embedded(_, files) => return Ok(find_embedded(files, name).map(ShardBytes::Embedded)),
         Files::Dir(dir) => dir,
     };
     let path = files.path(name);
@@ -496,7 +496,7 @@ fn map(files: &Files, name: &str) -> Result<Option<Source>> {
     // is valid. What cannot be enforced is that no other process changes or truncates the file while it is mapped; the
     // module's documentation asks that of the user.
     let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(&path, e))?;
-    Ok(Some(Source::Mapped(Arc::new(map))))
+    Ok(Some(ShardBytes::Mapped(Arc::new(map))))
 }
 
 /// Says what a directory without safetensors holds instead.

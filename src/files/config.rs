@@ -7,7 +7,7 @@
 //! a value is needed.
 
 use crate::files::checkpoint::Files;
-use crate::files::fields::{Checked, Fields, show};
+use crate::files::fields::{FieldResult, Fields, show};
 use crate::files::json;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
@@ -214,7 +214,7 @@ impl Family {
 
 /// What is known of a model before its config is read.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Known {
+pub struct ModelHint {
     /// What it is used as.
     pub kind: Option<ModelKind>,
     /// Its score head is named by whoever loads it, so it is a reward model whatever its class is called.
@@ -227,14 +227,14 @@ impl ModelConfig {
     /// # Errors
     /// There is no such file, or as [`parse`](ModelConfig::parse).
     pub fn load(files: &Files) -> Result<Self> {
-        Self::load_as(files, Known::default())
+        Self::load_as(files, ModelHint::default())
     }
 
     /// [`load`](Self::load), of a model of which something is known.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_as(files: &Files, known: Known) -> Result<Self> {
+    pub fn load_as(files: &Files, known: ModelHint) -> Result<Self> {
         let path = files.path(NAME);
         let content = files.read(NAME)?;
         let content = content.ok_or_else(|| Error::file(&path, format!("no such file{}", files.instead())))?;
@@ -247,10 +247,10 @@ impl ModelConfig {
     /// The file is not JSON, contradicts itself, names an unsupported architecture, rope type or label count, a field is null
     /// that must have a value, or a size is outside sane limits.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
-        Self::parse_as(text.as_bytes(), path, Known::default())
+        Self::parse_as(text.as_bytes(), path, ModelHint::default())
     }
 
-    fn parse_as(content: &[u8], path: &Path, known: Known) -> Result<Self> {
+    fn parse_as(content: &[u8], path: &Path, known: ModelHint) -> Result<Self> {
         let map: Map<String, Value> =
             json::parse(content).map_err(|found| Error::file(path, format!("expected a JSON object{found}")))?;
         resolve(&Fields { map: &map, prefix: "" }, known).map_err(|message| Error::file(path, message))
@@ -289,7 +289,7 @@ impl ModelConfig {
     }
 }
 
-fn resolve(fields: &Fields, known: Known) -> Checked<ModelConfig> {
+fn resolve(fields: &Fields, known: ModelHint) -> FieldResult<ModelConfig> {
     let Architecture { family, kind, score_stem } = architecture(fields, known)?;
     refuse_unsupported(fields)?;
     if kind == ModelKind::Reward && !known.own_head {
@@ -413,7 +413,7 @@ impl Architecture {
     }
 }
 
-fn architecture(fields: &Fields, known: Known) -> Checked<Architecture> {
+fn architecture(fields: &Fields, known: ModelHint) -> FieldResult<Architecture> {
     let supported = || {
         let names = Family::ALL.map(Family::name).join(", ");
         format!("expected one of {{{names}}}ForCausalLM or {{{names}}}ForSequenceClassification")
@@ -474,7 +474,7 @@ fn architecture(fields: &Fields, known: Known) -> Checked<Architecture> {
     Ok(named)
 }
 
-fn check_model_type(fields: &Fields, family: Family, name: &str) -> Checked<()> {
+fn check_model_type(fields: &Fields, family: Family, name: &str) -> FieldResult<()> {
     let expected = family.name().to_lowercase();
     match fields.get("model_type") {
         Some(found) if *found != Value::String(expected.clone()) => {
@@ -485,7 +485,7 @@ fn check_model_type(fields: &Fields, family: Family, name: &str) -> Checked<()> 
 }
 
 /// Fields that would change the arithmetic in a way that no backend knows.
-fn refuse_unsupported(fields: &Fields) -> Checked<()> {
+fn refuse_unsupported(fields: &Fields) -> FieldResult<()> {
     if let Some(quantization) = fields.get("quantization_config") {
         let method = quantization.get("quant_method").unwrap_or(quantization);
         return Err(format!("`quantization_config` ({}): expected unquantised BF16, F16 or F32 weights", show(method)));
@@ -499,7 +499,7 @@ fn refuse_unsupported(fields: &Fields) -> Checked<()> {
     whole_rotation(fields)
 }
 
-fn whole_rotation(fields: &Fields) -> Checked<()> {
+fn whole_rotation(fields: &Fields) -> FieldResult<()> {
     let name = "partial_rotary_factor";
     match fields.get(name) {
         Some(found) if found.as_f64() != Some(1.0) => Err(fields.wrong(name, "1 (heads are rotated whole)", found)),
@@ -508,7 +508,7 @@ fn whole_rotation(fields: &Fields) -> Checked<()> {
 }
 
 /// What safe-rlhf's score models add to a head of one row.
-fn check_score_model(fields: &Fields) -> Checked<()> {
+fn check_score_model(fields: &Fields) -> FieldResult<()> {
     match fields.integer("score_dim", 0..=1 << 31)? {
         None | Some(1) => {}
         Some(found) => return Err(format!("`score_dim`: expected 1, found {found}")),
@@ -520,7 +520,7 @@ fn check_score_model(fields: &Fields) -> Checked<()> {
 }
 
 /// The number of labels, where the file says it. Where it does not, the head's shape does.
-fn check_one_label(fields: &Fields) -> Checked<()> {
+fn check_one_label(fields: &Fields) -> FieldResult<()> {
     let stated = fields.integer("num_labels", 0..=1 << 31)?;
     let listed = match fields.get("id2label") {
         None => None,
@@ -545,7 +545,7 @@ pub(super) struct Ids {
     pub dropped: Vec<Value>,
 }
 
-fn eos_token_ids(fields: &Fields, default: Option<u64>, vocab_size: usize) -> Checked<Ids> {
+fn eos_token_ids(fields: &Fields, default: Option<u64>, vocab_size: usize) -> FieldResult<Ids> {
     let name = "eos_token_id";
     // A default beyond a small vocabulary is nobody's mistake.
     let default = default.filter(|&id| id < vocab_size as u64).map(Value::from);
@@ -576,7 +576,7 @@ pub(super) fn dropped_id(file: &str, field: &str, id: &Value, vocab_size: usize)
     format!("{file}: `{field}` {id} is left out: it is no id of the vocabulary, which has {vocab_size}")
 }
 
-fn pad_token_id(fields: &Fields, notes: &mut Vec<String>) -> Checked<Option<u32>> {
+fn pad_token_id(fields: &Fields, notes: &mut Vec<String>) -> FieldResult<Option<u32>> {
     let name = "pad_token_id";
     match fields.get(name).and_then(Value::as_i64) {
         Some(negative @ ..0) => {
@@ -589,10 +589,10 @@ fn pad_token_id(fields: &Fields, notes: &mut Vec<String>) -> Checked<Option<u32>
 
 /// The rotation, of `rope_parameters` or of the older `rope_scaling`, which counts where both say something. A base inside of
 /// them counts, whatever stands outside.
-fn rope(fields: &Fields, max_positions: usize) -> Checked<Rope> {
+fn rope(fields: &Fields, max_positions: usize) -> FieldResult<Rope> {
     let outer = theta(fields)?;
     let outer_length = fields.integer("original_max_position_embeddings", POSITIONS)?;
-    let of = |object: &Fields| -> Checked<Rope> {
+    let of = |object: &Fields| -> FieldResult<Rope> {
         whole_rotation(object)?;
         let mut llama3 = rope_type(object, max_positions)?;
         if let (Some(outer), Some(llama3)) = (outer_length, &mut llama3) {
@@ -623,12 +623,12 @@ fn rope(fields: &Fields, max_positions: usize) -> Checked<Rope> {
     }
 }
 
-fn theta(fields: &Fields) -> Checked<Option<f64>> {
+fn theta(fields: &Fields) -> FieldResult<Option<f64>> {
     fields.number("rope_theta", "a finite number above 0", |theta| theta > 0.0)
 }
 
 /// Resolves `rope_scaling` or `rope_parameters`; the older spelling of `rope_type` is `type`.
-fn rope_type(fields: &Fields, max_positions: usize) -> Checked<Option<Llama3Scaling>> {
+fn rope_type(fields: &Fields, max_positions: usize) -> FieldResult<Option<Llama3Scaling>> {
     let text = |name| match fields.get(name) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str())),
@@ -660,7 +660,7 @@ fn rope_type(fields: &Fields, max_positions: usize) -> Checked<Option<Llama3Scal
     }
 }
 
-fn llama3(fields: &Fields, max_positions: usize) -> Checked<Llama3Scaling> {
+fn llama3(fields: &Fields, max_positions: usize) -> FieldResult<Llama3Scaling> {
     let positive = |name| {
         let number = fields.number(name, "a finite number above 0", |factor| factor > 0.0)?;
         number.ok_or_else(|| fields.missing(name))
@@ -686,7 +686,7 @@ fn llama3(fields: &Fields, max_positions: usize) -> Checked<Llama3Scaling> {
 
 /// Which layers have a sliding window. Qwen configs name one that is off unless `use_sliding_window` is true, and that
 /// begins at a layer; newer ones list the kind of every layer. Llama has none, whatever its config says.
-fn windows(fields: &Fields, family: Family, num_layers: usize) -> Checked<Vec<Option<usize>>> {
+fn windows(fields: &Fields, family: Family, num_layers: usize) -> FieldResult<Vec<Option<usize>>> {
     let qwen = matches!(family, Family::Qwen2 | Family::Qwen3);
     let on = match family {
         Family::Llama => false,
@@ -725,7 +725,7 @@ fn windows(fields: &Fields, family: Family, num_layers: usize) -> Checked<Vec<Op
         )),
         _ => Err(fields.wrong("layer_types", "\"full_attention\" or \"sliding_attention\"", kind)),
     };
-    let windows: Vec<_> = kinds.iter().enumerate().map(resolve).collect::<Checked<_>>()?;
+    let windows: Vec<_> = kinds.iter().enumerate().map(resolve).collect::<FieldResult<_>>()?;
     // The other families know one kind of layer only.
     if !qwen && windows.iter().any(|&found| found != window) {
         return Err(format!(

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
 /// A message without the file's name, which the caller puts before it.
-pub(super) type Checked<T> = std::result::Result<T, String>;
+pub(super) type FieldResult<T> = std::result::Result<T, String>;
 
 /// Typed access to the fields of a JSON object, with messages that name the field. Null is the same as absent, except where
 /// [`or`](Fields::or) and [`is_null`](Fields::is_null) tell them apart.
@@ -27,7 +27,7 @@ impl<'a> Fields<'a> {
         format!("`{}{name}`: expected {expected}, found {}", self.prefix, show(found))
     }
 
-    pub fn integer(&self, name: &str, range: RangeInclusive<u64>) -> Checked<Option<usize>> {
+    pub fn integer(&self, name: &str, range: RangeInclusive<u64>) -> FieldResult<Option<usize>> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
@@ -41,7 +41,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A number that has a default if it is absent, and must not be null.
-    pub fn or(&self, name: &str, range: RangeInclusive<u64>, default: usize) -> Checked<usize> {
+    pub fn or(&self, name: &str, range: RangeInclusive<u64>, default: usize) -> FieldResult<usize> {
         match self.integer(name, range.clone())? {
             Some(found) => Ok(found),
             None if self.is_null(name) => Err(self.null(name, range)),
@@ -57,7 +57,7 @@ impl<'a> Fields<'a> {
         self.wrong(name, &format!("an integer from {} to {}", range.start(), range.end()), &Value::Null)
     }
 
-    pub fn number(&self, name: &str, expected: &str, ok: fn(f64) -> bool) -> Checked<Option<f64>> {
+    pub fn number(&self, name: &str, expected: &str, ok: fn(f64) -> bool) -> FieldResult<Option<f64>> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
@@ -67,7 +67,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub fn flag(&self, name: &str, default: bool) -> Checked<bool> {
+    pub fn flag(&self, name: &str, default: bool) -> FieldResult<bool> {
         match self.get(name) {
             None => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
@@ -75,7 +75,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub fn object(&self, name: &'static str) -> Checked<Option<Fields<'a>>> {
+    pub fn object(&self, name: &'static str) -> FieldResult<Option<Fields<'a>>> {
         let prefix = match name {
             "rope_scaling" => "rope_scaling.",
             _ => "rope_parameters.",

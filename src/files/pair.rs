@@ -7,7 +7,7 @@
 
 use crate::files::chat::{ChatTemplate, SpecialTokens, special_token};
 use crate::files::checkpoint::{Checkpoint, Files};
-use crate::files::config::{Ids, Known, ModelConfig, ModelKind, dropped_id, token_ids_of};
+use crate::files::config::{Ids, ModelConfig, ModelHint, ModelKind, dropped_id, token_ids_of};
 use crate::files::generation::SamplingDefaults;
 use crate::files::names;
 use crate::files::tokenizer::{Difference, Tokenizer};
@@ -228,7 +228,7 @@ impl Pair {
 }
 
 fn load_config(files: &Files, expected: ModelKind, own_head: bool) -> Result<ModelConfig> {
-    let config = ModelConfig::load_as(files, Known { kind: Some(expected), own_head })?;
+    let config = ModelConfig::load_as(files, ModelHint { kind: Some(expected), own_head })?;
     if config.kind == expected {
         return Ok(config);
     }

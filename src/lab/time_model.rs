@@ -10,7 +10,7 @@ pub mod products;
 use crate::files::config::ModelConfig;
 use card::CARDS;
 use passes::Phase;
-use products::{Family, Product, Products, products};
+use products::{Product, ProductKernels, Products, products};
 use std::fmt::Write;
 
 /// Whose passes are listed.
@@ -31,7 +31,7 @@ pub const TOKENS: [usize; 8] = [1, 16, 64, 80, 128, 256, 400, 2048];
 
 /// Passes and products of a pair with both families of kernels, in words.
 pub fn table(pair: &[ModelConfig; 2]) -> String {
-    let families = [Family::Sm80, Family::Sm90];
+    let families = [ProductKernels::Sm80, ProductKernels::Sm90];
     let mut out = String::from(
         "Computed from the launches, not measured.\n\nPasses: milliseconds / limit = share of the limit\n",
     );
@@ -46,7 +46,7 @@ pub fn table(pair: &[ModelConfig; 2]) -> String {
     out
 }
 
-fn passes_of(out: &mut String, family: Family, pair: &[ModelConfig; 2]) {
+fn passes_of(out: &mut String, family: ProductKernels, pair: &[ModelConfig; 2]) {
     for card in CARDS {
         let name = format!("{}, {}", family.name(), card.name);
         let _ = writeln!(out, "\n{name:<48}{:>26}{:>10}{:>10}{:>10}", "all", "products", "attention", "rest");
@@ -64,7 +64,7 @@ fn passes_of(out: &mut String, family: Family, pair: &[ModelConfig; 2]) {
     }
 }
 
-fn products_of(out: &mut String, family: Family, config: &ModelConfig) {
+fn products_of(out: &mut String, family: ProductKernels, config: &ModelConfig) {
     let (forward, backward, _) = products(config);
     for card in CARDS {
         let of = Products::new(family, card, config);
@@ -112,8 +112,9 @@ mod tests {
         let pair = pair();
         let study = [(4.80, 79.0), (18.6, 40.0), (85.0, 43.0), (10.0, 72.0), (31.3, 30.0), (47.0, 31.0)];
         for (phase, (expected_ms, expected_percent)) in PHASES.into_iter().zip(study) {
-            let ms = phase.time(Family::OfReference, CARDS[0], &pair).sum() / 1e3;
-            let percent = 100.0 * phase.limit(CARDS[1], &pair) / phase.time(Family::OfReference, CARDS[1], &pair).sum();
+            let ms = phase.time(ProductKernels::OfReference, CARDS[0], &pair).sum() / 1e3;
+            let percent =
+                100.0 * phase.limit(CARDS[1], &pair) / phase.time(ProductKernels::OfReference, CARDS[1], &pair).sum();
             println!("{phase}: {ms:.2} ms for {expected_ms}, {percent:.1} % for {expected_percent}");
             assert!(near(ms, expected_ms, 0.03), "{phase}: {ms} ms for {expected_ms}");
             assert!(near(percent, expected_percent, 0.03), "{phase}: {percent} % for {expected_percent}");
@@ -129,10 +130,10 @@ mod tests {
             forward.iter().chain(&backward).map(|product| of.time(product, tokens)).sum::<f64>()
         };
         let step = |family, card| cost(family, card, 80) / cost(family, card, 64);
-        let then = CARDS.map(|card| step(Family::OfReference, card));
+        let then = CARDS.map(|card| step(ProductKernels::OfReference, card));
         assert!(near(then[0], 3.3, 0.05) && near(then[1], 2.3, 0.1), "{then:?}");
         for card in CARDS {
-            assert!(step(Family::Sm80, card) < 1.5 && step(Family::Sm90, card) < 1.1, "{}", card.name);
+            assert!(step(ProductKernels::Sm80, card) < 1.5 && step(ProductKernels::Sm90, card) < 1.1, "{}", card.name);
         }
     }
 
@@ -144,7 +145,7 @@ mod tests {
         let floors = [(81.0, 83.0), (59.0, 76.0), (86.0, 84.0), (79.0, 82.0), (69.0, 73.0), (73.0, 71.0)];
         for (phase, (h200, h100)) in PHASES.into_iter().zip(floors) {
             for (card, floor) in CARDS.into_iter().zip([h200, h100]) {
-                let percent = 100.0 * phase.limit(card, &pair) / phase.time(Family::Sm90, card, &pair).sum();
+                let percent = 100.0 * phase.limit(card, &pair) / phase.time(ProductKernels::Sm90, card, &pair).sum();
                 assert!(percent >= floor, "{phase} on {}: {percent:.1} % of its limit, {floor} % before", card.name);
             }
         }
@@ -162,7 +163,7 @@ mod tests {
         let (forward, backward, _) = products(&pair[0]);
         for (tokens, floors) in floors {
             let shares = CARDS.map(|card| {
-                let of = Products::new(Family::Sm90, card, &pair[0]);
+                let of = Products::new(ProductKernels::Sm90, card, &pair[0]);
                 [&forward, &backward].map(|products| 100.0 * of.share(products, tokens))
             });
             let shares = shares.as_flattened();

@@ -4,7 +4,7 @@ use super::family::{Chosen, FamilySpec};
 use super::launches::Launches;
 use super::self_check::{self, SelfCheck};
 use super::{NoCuda, images};
-use crate::cuda::{self, Family, driver};
+use crate::cuda::{self, KernelFamily, driver};
 
 /// A device, looked at and checked.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ pub fn needed_driver() -> Option<(u32, u32)> {
 pub fn examine(index: usize) -> Result<Examined, NoCuda> {
     let device = cuda::Device::open(index).map_err(|why| NoCuda::from(&why))?;
     let mut self_check = SelfCheck::run(&device);
-    if self_check.passed() && Family::Sm90.runs_on(&device) {
+    if self_check.passed() && KernelFamily::Sm90.runs_on(&device) {
         self_check.run_sm90(&device, self_check::LIMIT);
     }
     let kernels = Chosen::new(&device, FamilySpec::Auto, Some(&self_check)).map_err(NoCuda::NoDevice)?;
@@ -72,8 +72,8 @@ pub fn examine(index: usize) -> Result<Examined, NoCuda> {
     if self_check.passed() && chosen.can_launch_dependents() {
         // Also of a family that is not run now.
         self_check.dependents.clear();
-        let others = chosen.clone().with_family(Family::Sm80).map_err(|why| NoCuda::from(&why))?;
-        let both = [Some(others), Some(chosen.clone()).filter(|_| kernels.family != Family::Sm80)];
+        let others = chosen.clone().with_family(KernelFamily::Sm80).map_err(|why| NoCuda::from(&why))?;
+        let both = [Some(others), Some(chosen.clone()).filter(|_| kernels.family != KernelFamily::Sm80)];
         for device in both.iter().flatten().filter(|device| device.alive().is_ok()) {
             self_check.run_dependents(device, self_check::LIMIT);
         }

@@ -1,7 +1,7 @@
 //! Which family of kernels multiplies with stored weights on a CUDA device. It is decided when the device is opened.
 
 use super::self_check::{GroupCheck, SelfCheck};
-use crate::cuda::{self, Family};
+use crate::cuda::{self, KernelFamily};
 use std::fmt;
 use std::str::FromStr;
 
@@ -12,16 +12,16 @@ pub enum FamilySpec {
     #[default]
     Auto,
     /// This one, whatever its self-check found.
-    Only(Family),
+    Only(KernelFamily),
 }
 
 impl FamilySpec {
     /// All of them.
     pub const ALL: [FamilySpec; 4] = [
         FamilySpec::Auto,
-        FamilySpec::Only(Family::Sm80),
-        FamilySpec::Only(Family::Sm90),
-        FamilySpec::Only(Family::Sm90Wide),
+        FamilySpec::Only(KernelFamily::Sm80),
+        FamilySpec::Only(KernelFamily::Sm90),
+        FamilySpec::Only(KernelFamily::Sm90Wide),
     ];
 
     /// As text.
@@ -34,7 +34,7 @@ impl FamilySpec {
 
     /// Whether it depends on the self-check of the kernels for Hopper alone.
     pub(super) fn asks_for_check(self) -> bool {
-        self != FamilySpec::Only(Family::Sm80)
+        self != FamilySpec::Only(KernelFamily::Sm80)
     }
 }
 
@@ -56,7 +56,7 @@ impl fmt::Display for FamilySpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chosen {
     /// Which one.
-    pub family: Family,
+    pub family: KernelFamily,
     /// Why, in words.
     pub why: String,
     /// Whether the reason is one to look after the machine.
@@ -73,7 +73,7 @@ impl Chosen {
         spec: FamilySpec,
         check: Option<&SelfCheck>,
     ) -> std::result::Result<Self, String> {
-        let is_there = Family::Sm90.runs_on(device);
+        let is_there = KernelFamily::Sm90.runs_on(device);
         match spec {
             FamilySpec::Only(family) if !family.runs_on(device) => Err(missing(device)),
             _ => Ok(Self::of(spec, is_there.then(|| check.and_then(|check| check.sm90.as_ref())), device)),
@@ -89,23 +89,25 @@ impl Chosen {
             Some(check) if check.failed() => format!("the self-check of sm90 failed: {}", check.words()),
             Some(check) => format!("the self-check of sm90 is unfinished: {}", check.words()),
         };
-        let asked = |family: Family| format!("--kernels {} asks for it", family.name());
+        let asked = |family: KernelFamily| format!("--kernels {} asks for it", family.name());
         match (spec, sm90) {
-            (FamilySpec::Only(Family::Sm80), _) => {
-                Chosen { family: Family::Sm80, why: asked(Family::Sm80), is_notable: false }
+            (FamilySpec::Only(KernelFamily::Sm80), _) => {
+                Chosen { family: KernelFamily::Sm80, why: asked(KernelFamily::Sm80), is_notable: false }
             }
             (FamilySpec::Only(family), _) => {
                 let but = if passed { String::new() } else { format!(", although {}", known()) };
                 Chosen { family, why: asked(family) + &but, is_notable: !passed }
             }
-            (FamilySpec::Auto, None) => Chosen { family: Family::Sm80, why: missing(device), is_notable: false },
-            (FamilySpec::Auto, Some(_)) if passed => Chosen { family: Family::Sm90, why: known(), is_notable: false },
+            (FamilySpec::Auto, None) => Chosen { family: KernelFamily::Sm80, why: missing(device), is_notable: false },
+            (FamilySpec::Auto, Some(_)) if passed => {
+                Chosen { family: KernelFamily::Sm90, why: known(), is_notable: false }
+            }
             (FamilySpec::Auto, Some(_)) => {
                 let help = match sm90.flatten() {
                     Some(check) if check.failed() => "; `ggro doctor` makes it anew",
                     _ => "",
                 };
-                Chosen { family: Family::Sm80, why: known() + help, is_notable: true }
+                Chosen { family: KernelFamily::Sm80, why: known() + help, is_notable: true }
             }
         }
     }
@@ -113,14 +115,14 @@ impl Chosen {
     /// What the user should read, if anything.
     pub fn notice(&self) -> Option<String> {
         let label = match self.family {
-            Family::Sm80 => "kernels",
-            Family::Sm90 | Family::Sm90Wide => "warning: kernels",
+            KernelFamily::Sm80 => "kernels",
+            KernelFamily::Sm90 | KernelFamily::Sm90Wide => "warning: kernels",
         };
         self.is_notable.then(|| format!("{label}: {} ({})", self.family.name(), self.why))
     }
 }
 
-/// Why a device has no kernels of [`Family::Sm90`].
+/// Why a device has no kernels of [`KernelFamily::Sm90`].
 fn missing(device: &cuda::Device) -> String {
     let capability = device.capability();
     match (capability.0, capability.1) {

@@ -8,7 +8,7 @@
 //! begin before those before them have ended. A kernel that never ends takes the device from the process, or the process itself; so
 //! the file says that a group is tried before it is.
 
-use crate::cuda::{self, Family, images, self_check};
+use crate::cuda::{self, KernelFamily, images, self_check};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -169,12 +169,12 @@ impl SelfCheck {
     }
 
     /// The same of dependent launches of a family's kernels.
-    pub(super) fn lacks_dependents(&self, family: Family) -> bool {
+    pub(super) fn lacks_dependents(&self, family: KernelFamily) -> bool {
         GroupCheck::is_due(self.dependents_of(family))
     }
 
     /// What is known of dependent launches of a family's kernels.
-    pub fn dependents_of(&self, family: Family) -> Option<&GroupCheck> {
+    pub fn dependents_of(&self, family: KernelFamily) -> Option<&GroupCheck> {
         self.dependents.get(family.name())
     }
 
@@ -307,7 +307,7 @@ mod tests {
         // Each family's launches are a group of their own.
         let dependents = [("sm80".to_string(), begun)].into_iter().collect();
         let launched = SelfCheck { dependents, ..check(9, &[]) };
-        assert!(!launched.lacks_dependents(Family::Sm80) && launched.lacks_dependents(Family::Sm90));
+        assert!(!launched.lacks_dependents(KernelFamily::Sm80) && launched.lacks_dependents(KernelFamily::Sm90));
         // A file of before has no such checks.
         let mut old = serde_json::to_value(check(9, &[])).unwrap();
         old.as_object_mut().unwrap().retain(|name, _| !["sm90", "dependents"].contains(&name.as_str()));

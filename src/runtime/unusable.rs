@@ -2,7 +2,7 @@
 
 use super::Arithmetic;
 use crate::Error;
-use crate::cuda::{Family, images};
+use crate::cuda::{KernelFamily, images};
 use std::fmt;
 
 /// Why there is no CUDA device.
@@ -21,7 +21,7 @@ pub enum NoCuda {
     /// A self-check of dependent launches did; likewise.
     LostLaunching(String),
     /// It does not have the kernels that are asked for; why, in words.
-    Kernels(Family, String),
+    Kernels(KernelFamily, String),
 }
 
 impl NoCuda {
@@ -82,7 +82,7 @@ pub enum Unusable {
     /// The CPU does not compute in this arithmetic.
     Arithmetic(Arithmetic),
     /// It does not have the kernels that are asked for; why, in words.
-    Kernels(Family, String),
+    Kernels(KernelFamily, String),
 }
 
 impl fmt::Display for Unusable {

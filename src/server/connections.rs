@@ -107,10 +107,10 @@ async fn loaded(loading: &mut Option<oneshot::Receiver<Result<Engine>>>) -> Resu
     engine.unwrap_or_else(|_| Err(Error::Backend("the engine's start broke off".to_string())))
 }
 
-type Place = tokio::sync::OwnedSemaphorePermit;
+type ConnectionPermit = tokio::sync::OwnedSemaphorePermit;
 
 /// The next connection, once there is a place for it.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, Place)> {
+async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> Option<(TcpStream, ConnectionPermit)> {
     let place = places.clone().acquire_owned().await.ok()?;
     match listener.accept().await {
         Ok((stream, _)) => {

@@ -4,7 +4,7 @@ use super::error::ApiError;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
-type Read<T> = Result<T, ApiError>;
+type FieldResult<T> = Result<T, ApiError>;
 
 /// An object's fields, and which of them were read. `null` counts as absent.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl Fields {
     ///
     /// # Errors
     /// It is not JSON, or not an object.
-    pub fn parse(body: &[u8]) -> Read<Fields> {
+    pub fn parse(body: &[u8]) -> FieldResult<Fields> {
         // Some editors put a byte order mark in front of what they save.
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         let value: Value =
@@ -63,7 +63,7 @@ impl Fields {
         name: &'static str,
         expected: &str,
         read: impl FnOnce(&Value) -> Option<T>,
-    ) -> Read<Option<T>> {
+    ) -> FieldResult<Option<T>> {
         let Some(value) = self.take(name) else { return Ok(None) };
         match read(&value) {
             Some(read) => Ok(Some(read)),
@@ -85,7 +85,7 @@ impl Fields {
     ///
     /// # Errors
     /// The value is of another type.
-    pub fn flag(&mut self, name: &'static str) -> Read<Option<bool>> {
+    pub fn flag(&mut self, name: &'static str) -> FieldResult<Option<bool>> {
         self.get(name, "true or false", Value::as_bool)
     }
 
@@ -93,7 +93,7 @@ impl Fields {
     ///
     /// # Errors
     /// The value is of another type or out of range.
-    pub fn count(&mut self, name: &'static str, least: usize, most: usize) -> Read<Option<usize>> {
+    pub fn count(&mut self, name: &'static str, least: usize, most: usize) -> FieldResult<Option<usize>> {
         let expected = match most {
             usize::MAX => format!("a whole number, {least} or more"),
             _ => format!("a whole number, {least} to {most}"),
@@ -105,7 +105,7 @@ impl Fields {
     ///
     /// # Errors
     /// The value is of another type or out of range.
-    pub fn number(&mut self, name: &'static str, least: f64, most: f64) -> Read<Option<f64>> {
+    pub fn number(&mut self, name: &'static str, least: f64, most: f64) -> FieldResult<Option<f64>> {
         let expected = match least > f64::MIN && most < f64::MAX {
             true => format!("a number, {least} to {most}"),
             false => "a number".to_string(),
@@ -117,7 +117,7 @@ impl Fields {
     ///
     /// # Errors
     /// The value is of another type.
-    pub fn text(&mut self, name: &'static str) -> Read<Option<String>> {
+    pub fn text(&mut self, name: &'static str) -> FieldResult<Option<String>> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -129,7 +129,7 @@ impl Fields {
     ///
     /// # Errors
     /// The value is of another type.
-    pub fn object(&mut self, name: &'static str) -> Read<Option<Map<String, Value>>> {
+    pub fn object(&mut self, name: &'static str) -> FieldResult<Option<Map<String, Value>>> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map)),

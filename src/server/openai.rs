@@ -27,7 +27,7 @@ pub struct Frames {
     tokens_as_ids: bool,
     null_usage: bool,
     /// Where each answer's next token stands.
-    places: Vec<Place>,
+    places: Vec<TextOffset>,
     /// Whether the prompt was repeated.
     echoed: Vec<bool>,
     texts: Vec<String>,
@@ -37,14 +37,14 @@ pub struct Frames {
 
 /// A place in a text whose characters come in bytes.
 #[derive(Clone, Default)]
-struct Place {
+struct TextOffset {
     /// Complete characters before it.
     characters: usize,
     /// Bytes of the character that has begun.
     begun: Vec<u8>,
 }
 
-impl Place {
+impl TextOffset {
     /// Goes on behind these bytes. What is not UTF-8 counts as the replacement characters that are shown for it.
     fn advance(&mut self, bytes: &[u8]) {
         self.begun.extend_from_slice(bytes);
@@ -67,7 +67,7 @@ impl Place {
 /// A complete response. Its answers are written one by one, because log-probabilities take thirty times as much memory as JSON
 /// values than as text.
 #[derive(Serialize)]
-struct Whole<'a> {
+struct CompleteResponse<'a> {
     id: &'a str,
     object: &'static str,
     created: u64,
@@ -118,7 +118,7 @@ impl Frames {
             return_token_ids: request.return_token_ids,
             tokens_as_ids: request.tokens_as_ids,
             null_usage: request.include_usage,
-            places: vec![Place::default(); run.choices()],
+            places: vec![TextOffset::default(); run.choices()],
             echoed: vec![false; run.choices()],
             texts,
             prompt_ids: if request.return_token_ids { request.prompts.iter().map(ids).collect() } else { Vec::new() },
@@ -251,7 +251,7 @@ impl Frames {
             1 => outcomes.pop(),
             _ => Some(json!({ "choices": outcomes })),
         };
-        serde_json::to_string(&Whole {
+        serde_json::to_string(&CompleteResponse {
             id: &self.id,
             object: if self.route == Route::Chat { "chat.completion" } else { "text_completion" },
             created: self.created,
@@ -350,7 +350,7 @@ mod tests {
 
     #[test]
     fn places_count_characters_as_they_are_shown() {
-        let mut place = Place::default();
+        let mut place = TextOffset::default();
         let mut seen = Vec::new();
         for bytes in [&b"a"[..], &[0xc3], &[0xa9], "\u{1f431}x".as_bytes(), &[0xf0, 0x9f], &[0xff], b"b"] {
             seen.push(place.characters);

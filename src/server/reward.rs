@@ -25,7 +25,7 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
 /// A request of any of the routes.
-struct Common {
+struct RewardRequest {
     model: String,
     texts: Vec<Prompt>,
     activation: bool,
@@ -51,8 +51,8 @@ enum Texts {
     Read,
 }
 
-impl Common {
-    fn read(app: &AppState, bytes: &[u8], id: String, kind: Texts, caller: &Caller) -> Result<Common, ApiError> {
+impl RewardRequest {
+    fn read(app: &AppState, bytes: &[u8], id: String, kind: Texts, caller: &Caller) -> Result<RewardRequest, ApiError> {
         let mut fields = Fields::parse(bytes)?;
         let config = &app.config;
         let model = fields.text("model")?.unwrap_or_else(|| config.reward_name.clone());
@@ -76,7 +76,7 @@ impl Common {
         }
         let salt = cache_salt(&mut fields)?;
         let submitter = app.submitter(caller, salt.as_deref())?;
-        Ok(Common { model, texts, activation, fields, id, field, answers, submitter })
+        Ok(RewardRequest { model, texts, activation, fields, id, field, answers, submitter })
     }
 
     /// Who asks, and the field that the texts stand in.
@@ -276,7 +276,12 @@ async fn ask(
     answered.unwrap_or_else(|_| Err(ApiError::timeout(limit)))
 }
 
-async fn common(app: &Arc<AppState>, request: Request, texts: Texts, kind: &str) -> Result<(Common, Permit), ApiError> {
+async fn common(
+    app: &Arc<AppState>,
+    request: Request,
+    texts: Texts,
+    kind: &str,
+) -> Result<(RewardRequest, Permit), ApiError> {
     app.ready()?;
     app.pair.reward()?;
     let id = format!("{kind}-{}", middleware::request_id(&request));
@@ -287,7 +292,7 @@ async fn common(app: &Arc<AppState>, request: Request, texts: Texts, kind: &str)
     let reader = app.clone();
     let read = move || {
         let _encoding = encoding;
-        Common::read(&reader, &bytes, id, texts, &caller)
+        RewardRequest::read(&reader, &bytes, id, texts, &caller)
     };
     Ok((body::aside(read).await?, permit))
 }
@@ -454,7 +459,7 @@ pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request
         }
         let Json(head) = common.answer("list", Vec::new(), &accounts);
         let [id, object, created, model, usage] = ["id", "object", "created", "model", "usage"].map(|name| &head[name]);
-        serde_json::to_string(&Gradients { id, object, created, model, data, usage })
+        serde_json::to_string(&GradientsResponse { id, object, created, model, data, usage })
     };
     let text = body::aside(move || write().map_err(|error| ApiError::internal(error.to_string()))).await?;
     drop(permit);
@@ -463,7 +468,7 @@ pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request
 
 /// The response of `/v1/gradients`, whose numbers are written at once: as JSON values they would take many times the memory.
 #[derive(Serialize)]
-struct Gradients<'a> {
+struct GradientsResponse<'a> {
     id: &'a Value,
     object: &'a Value,
     created: &'a Value,
@@ -482,12 +487,12 @@ struct TextGradient<'a> {
     token_ids: &'a [u32],
     candidates: Vec<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    gradient: Option<Rows<'a>>,
+    gradient: Option<GradientRows<'a>>,
 }
 
 /// Rows of a gradient, the position of the first one, and their norms.
 #[derive(Serialize)]
-struct Rows<'a> {
+struct GradientRows<'a> {
     start: usize,
     shape: [usize; 2],
     norms: Vec<f64>,
@@ -497,20 +502,20 @@ struct Rows<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Numbers<'a> {
-    Rows(Vec<Row<'a>>),
+    Rows(Vec<NumberRow<'a>>),
     Base64(String),
 }
 
 /// A row of numbers, each written as the f64 that it is.
-struct Row<'a>(&'a [f32]);
+struct NumberRow<'a>(&'a [f32]);
 
-impl Serialize for Row<'_> {
+impl Serialize for NumberRow<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.0.iter().map(|&x| f64::from(x)))
     }
 }
 
-fn gradient(rows: &[f32], start: usize, hidden: usize, base64: bool) -> Rows<'_> {
+fn gradient(rows: &[f32], start: usize, hidden: usize, base64: bool) -> GradientRows<'_> {
     let row_norm = |row: &[f32]| row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     let norms: Vec<f64> = rows.chunks(hidden).map(row_norm).collect();
     let data = match base64 {
@@ -519,9 +524,9 @@ fn gradient(rows: &[f32], start: usize, hidden: usize, base64: bool) -> Rows<'_>
             let bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
             Numbers::Base64(base64::engine::general_purpose::STANDARD.encode(bytes))
         }
-        false => Numbers::Rows(rows.chunks(hidden).map(Row).collect()),
+        false => Numbers::Rows(rows.chunks(hidden).map(NumberRow).collect()),
     };
-    Rows { start, shape: [norms.len(), hidden], norms, data }
+    GradientRows { start, shape: [norms.len(), hidden], norms, data }
 }
 
 /// `[{"position": p, "token_ids": [...]}, ...]`

@@ -51,7 +51,7 @@ struct Reader {
 }
 
 /// What an id is to an answer.
-struct Read {
+struct ReadToken {
     /// Whether it is part of the assistant header.
     of_header: bool,
     /// The text that it adds, `None` if it ends the text. Empty for an id that is not to be seen.
@@ -66,17 +66,17 @@ impl Reader {
         Reader { rules, tokenizer, stream, header: header.iter().rev().copied().collect() }
     }
 
-    fn read(&mut self, id: u32) -> Result<Read> {
+    fn read(&mut self, id: u32) -> Result<ReadToken> {
         let of_header = self.header.pop_if(|next| *next == id).is_some();
         if !of_header {
             self.header.clear();
         }
         if self.rules.stop_ids.contains(&id) {
-            return Ok(Read { of_header, text: None, silent: true });
+            return Ok(ReadToken { of_header, text: None, silent: true });
         }
         let silent = of_header || self.rules.skip_special && self.tokenizer.is_special(id);
         let text = if silent { String::new() } else { self.stream.push(id)? };
-        Ok(Read { of_header, text: Some(text), silent })
+        Ok(ReadToken { of_header, text: Some(text), silent })
     }
 }
 
@@ -91,9 +91,9 @@ struct EndFinder {
 impl CheckStop for EndFinder {
     fn ends_with(&mut self, id: u32) -> bool {
         match self.reader.read(id) {
-            Ok(Read { text: Some(text), .. }) => self.ends_in(&text),
+            Ok(ReadToken { text: Some(text), .. }) => self.ends_in(&text),
             // A text that cannot be decoded ends where it is written, with the error.
-            Ok(Read { text: None, .. }) | Err(_) => true,
+            Ok(ReadToken { text: None, .. }) | Err(_) => true,
         }
     }
 
@@ -138,7 +138,7 @@ impl End {
 
 /// What a token added.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Added {
+pub struct AddedText {
     /// Text that no later token can change.
     pub text: String,
     /// Whether the token belongs to the answer: it is no part of the assistant header, and the text had not ended.
@@ -172,18 +172,18 @@ impl TextWriter {
     ///
     /// # Errors
     /// The tokenizer's own.
-    pub fn push(&mut self, id: u32) -> Result<Added> {
+    pub fn push(&mut self, id: u32) -> Result<AddedText> {
         if self.end.is_some() {
-            return Ok(Added::default());
+            return Ok(AddedText::default());
         }
         self.ids.push(id);
-        let Read { of_header, text, silent } = self.reader.read(id)?;
+        let ReadToken { of_header, text, silent } = self.reader.read(id)?;
         let text = match text {
             Some(text) => self.add(&text),
             None if self.reader.rules.finish_ids.contains(&id) => self.finish(End::Turn)?,
             None => self.finish(End::StopId(id))?,
         };
-        Ok(Added { text, of_answer: !of_header, written: !silent })
+        Ok(AddedText { text, of_answer: !of_header, written: !silent })
     }
 
     /// Adds text and returns what may be shown of it.

@@ -4,7 +4,7 @@
 use crate::emulated::{Emulated, alone};
 use crate::harness::{Digests, Mode, run_cases, up_to};
 use crate::model::golden_on;
-use ggro::cuda::{Capability, Device, Family};
+use ggro::cuda::{Capability, Device, KernelFamily};
 use ggro::files::checkpoint::Checkpoint;
 use ggro::files::config::{ModelConfig, ModelKind};
 use ggro::files::pair::Parts;
@@ -118,7 +118,7 @@ fn golden_decisions_are_right_on_every_card() {
             let card = card(arch);
             demo_on(card, &format!("sm_{arch}"), 3);
         }
-        demo_on(card(90).with_family(Family::Sm90), "Hopper's products", 3);
+        demo_on(card(90).with_family(KernelFamily::Sm90), "Hopper's products", 3);
     });
 }
 
@@ -135,9 +135,9 @@ fn every_golden_decision_is_right_on_every_card() {
         demo_on(card, &format!("sm_{arch}"), 10);
     }
     for name in FIXTURES {
-        golden_on(card(90).with_family(Family::Sm90), "Hopper's products", name);
+        golden_on(card(90).with_family(KernelFamily::Sm90), "Hopper's products", name);
     }
-    demo_on(card(90).with_family(Family::Sm90), "Hopper's products", 10);
+    demo_on(card(90).with_family(KernelFamily::Sm90), "Hopper's products", 10);
 }
 
 /// Two layers of a published shape, with a small vocabulary and random weights.

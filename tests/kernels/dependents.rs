@@ -4,7 +4,7 @@
 use crate::emulated::{Emulated, alone, folder_of, ptx, source};
 use crate::graphs::{gradients, open_on, session};
 use ggro::cuda::Buffer;
-use ggro::cuda::Family;
+use ggro::cuda::KernelFamily;
 use ggro::cuda::ops::gemm::{self, Operands, Output, Shape, gemm};
 use ggro::cuda::ops::weight_layout::WeightLayout;
 use ggro::dtype::HalfType;
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 const EARLY: &str = "dependents=early";
 
 /// A Hopper whose kernels begin as early as they may.
-fn early(config: Config, family: Family) -> Emulated {
+fn early(config: Config, family: KernelFamily) -> Emulated {
     let emulated = Emulated::new(config).with_family(family);
     emulated.machine.configure(EARLY);
     emulated
@@ -96,7 +96,7 @@ fn what_kernels_write_is_read_by_plain_loads() {
 #[test]
 fn early_launches_change_no_bit() {
     alone("dependents::early_launches_change_no_bit", || {
-        for (name, family) in [("llama-gqa", Family::Sm90), ("mistral", Family::Sm80)] {
+        for (name, family) in [("llama-gqa", KernelFamily::Sm90), ("mistral", KernelFamily::Sm80)] {
             let Emulated { device, machine } = Emulated::new(Config::default()).with_family(family);
             assert!(device.can_launch_dependents());
             let plain = Emulated { device: device.with_dependent_launches(false), machine };
@@ -200,7 +200,7 @@ fn work(cuda: &mut ModelPair) {
 }
 
 /// What a session on such kernels is told.
-fn faults_of(folder: &std::path::Path, family: Family) -> Vec<Fault> {
+fn faults_of(folder: &std::path::Path, family: KernelFamily) -> Vec<Fault> {
     let emulated = early(Config { checked: true, ..Config::default() }, family);
     emulated.replace(folder);
     let session = |emulated: Emulated| {
@@ -233,7 +233,7 @@ fn a_kernel_that_does_not_wait_is_noticed() {
             ("swiglu", "swiglu"),
         ];
         let mut unnoticed = Vec::new();
-        let mut plant = |of, kernels, which, family: Family| {
+        let mut plant = |of, kernels, which, family: KernelFamily| {
             let faults = faults_of(&without_wait(of, kernels, which), family);
             let kinds = ["early access", "missing wait"];
             match faults.first() {
@@ -247,21 +247,21 @@ fn a_kernel_that_does_not_wait_is_noticed() {
             }
         };
         for (of, kernels) in of_every_card {
-            plant(of, kernels, None, Family::Sm80);
+            plant(of, kernels, None, KernelFamily::Sm80);
         }
         // The threads that copy, those that add squares, and those that multiply. Backward kernels for few tokens have none in between.
         for which in [0, 1, 2] {
-            plant("gemm_sm90", "gemm_sm90_", Some(which), Family::Sm90);
+            plant("gemm_sm90", "gemm_sm90_", Some(which), KernelFamily::Sm90);
         }
         for which in [0, 1] {
-            plant("gemm_sm90", "gemm_backward_sm90_", Some(which), Family::Sm90);
+            plant("gemm_sm90", "gemm_backward_sm90_", Some(which), KernelFamily::Sm90);
         }
         assert!(unnoticed.is_empty(), "{unnoticed:#?}");
     });
 }
 
 /// Two products of which the second shares the first one's scratch: sums of chunks, and tickets.
-fn products_in_a_row(emulated: &Emulated, family: Family) -> Vec<Fault> {
+fn products_in_a_row(emulated: &Emulated, family: KernelFamily) -> Vec<Fault> {
     let (tokens, n, k) = (40, 192, 4096);
     let layout = family.weight_layout();
     let device = &emulated.device;
@@ -287,28 +287,28 @@ fn products_in_a_row(emulated: &Emulated, family: Family) -> Vec<Fault> {
 #[test]
 fn sums_and_tickets_are_touched_behind_the_wait() {
     let checked = Config { checked: true, ..Config::default() };
-    for family in [Family::Sm80, Family::Sm90] {
+    for family in [KernelFamily::Sm80, KernelFamily::Sm90] {
         let emulated = early(checked, family);
         let faults = products_in_a_row(&emulated, family);
         assert!(faults.is_empty(), "{faults:#?}");
         assert_eq!(sum(&emulated.machine, "gemm", |c| c.dependent_launches), 1, "{family:?}");
         assert!(sum(&emulated.machine, "gemm", |c| c.early_bytes_read) > 0, "{family:?}");
     }
-    assert_eq!(WeightLayout::Tiles, Family::Sm90.weight_layout());
+    assert_eq!(WeightLayout::Tiles, KernelFamily::Sm90.weight_layout());
     // The threads that copy read nothing that the first product wrote; all others touch its scratch.
     let mut found = 0;
     for which in [0, 1, 2] {
-        let emulated = early(checked, Family::Sm90);
+        let emulated = early(checked, KernelFamily::Sm90);
         emulated.replace(&without_wait("gemm_sm90", "gemm_sm90_48_", Some(which)));
-        let faults = products_in_a_row(&emulated, Family::Sm90);
+        let faults = products_in_a_row(&emulated, KernelFamily::Sm90);
         println!("without wait {which}: {faults:?}");
         found += usize::from(faults.first().is_some_and(|fault| fault.kind == "early access"));
         emulated.machine.reset();
     }
     assert_eq!(found, 2);
-    let emulated = early(checked, Family::Sm80);
+    let emulated = early(checked, KernelFamily::Sm80);
     emulated.replace(&without_wait("gemm", "gemm_", None));
-    let faults = products_in_a_row(&emulated, Family::Sm80);
+    let faults = products_in_a_row(&emulated, KernelFamily::Sm80);
     assert_eq!(faults.first().map(|fault| fault.kind.as_str()), Some("early access"), "{faults:#?}");
     emulated.machine.reset();
 }

@@ -1,7 +1,7 @@
 //! The emulated device with the project's kernels: the PTX that nvcc made of them, opened through the ordinary launch path.
 
 use crate::{nvcc, stored};
-use ggro::cuda::{Code, Device, Family, Image, images};
+use ggro::cuda::{Code, Device, Image, KernelFamily, images};
 use ggro_emulator::{Config, Report};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ impl Emulated {
     }
 
     /// The device with another family of kernels for products.
-    pub fn with_family(self, family: Family) -> Self {
+    pub fn with_family(self, family: KernelFamily) -> Self {
         let Emulated { device, machine } = self;
         Emulated { device: device.with_family(family).unwrap(), machine }
     }

@@ -3,8 +3,8 @@
 use crate::emulated::Emulated;
 use crate::traffic::{over_floor, sectors};
 use ggro::cuda::Buffer;
-use ggro::cuda::ops::attention::{self, Limits, Products, Query, Sequence};
-use ggro::cuda::ops::attention_backward::{Inputs, Output, Plan, Scratch, Segment, Work, attention_backward};
+use ggro::cuda::ops::attention::{self, AttentionProducts, PlanLimits, Query, Sequence};
+use ggro::cuda::ops::attention_backward::{BackwardLists, Inputs, Output, Plan, Scratch, Segment, attention_backward};
 use ggro::cuda::ops::kv::KvLayout;
 use ggro::dtype::HalfType;
 use ggro::kv::BlockId;
@@ -39,7 +39,7 @@ fn a_prefix_is_read_by_queries_alone() {
     let (pair, row) = (2 * kv_heads * head * 2, heads * head * 2);
     let normals = len * heads * 4;
     for apart in [false, true] {
-        let limits = Limits { blocks: 1, partials: 0, products: Products::Mma };
+        let limits = PlanLimits { blocks: 1, partials: 0, products: AttentionProducts::Mma };
         let limits = if apart { parts.limits(device, &shape) } else { limits };
         let plan = attention::Plan::new(&shape, &[sequence], limits).unwrap();
         assert_eq!(plan.partials(), if apart { 3 * len } else { 0 });
@@ -56,7 +56,7 @@ fn a_prefix_is_read_by_queries_alone() {
             d_out: gradients.view(),
         };
         let mut output = Output { q: dq.view_mut(), k: dk.view_mut(), v: dv.view_mut() };
-        let work = Work { queries: (&plan, words[0].view()), keys: (&keys, words[1].view()) };
+        let work = BackwardLists { queries: (&plan, words[0].view()), keys: (&keys, words[1].view()) };
         attention_backward(device, &mut output, inputs, work, &mut parts, &mut scratch).unwrap();
         let kernels = emulated.machine.report().kernels;
         let queries = &kernels["attention_backward_many_128_bf16"];

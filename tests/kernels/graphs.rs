@@ -2,7 +2,7 @@
 //! is wrong.
 
 use crate::emulated::Emulated;
-use ggro::cuda::Family;
+use ggro::cuda::KernelFamily;
 use ggro::files::pair::Parts;
 use ggro::model::cuda::{self, CudaOptions, Launches};
 use ggro::model::{GradientSpan, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// A fixture with a family of products on a device.
 fn open(
-    (name, family): (&str, Family),
+    (name, family): (&str, KernelFamily),
     config: Config,
     graphs: bool,
 ) -> (ggro_emulator::Device, ModelPair, Arc<Launches>) {
@@ -92,7 +92,9 @@ pub fn session(cuda: &mut ModelPair) -> Vec<(Vec<PolicyRow>, Vec<u32>)> {
 #[test]
 fn graphs_change_no_bit() {
     // Groups of heads; a sliding window, in f16; head norms and a padded head.
-    for (name, family) in [("llama-gqa", Family::Sm90), ("mistral", Family::Sm80), ("qwen3", Family::Sm90)] {
+    for (name, family) in
+        [("llama-gqa", KernelFamily::Sm90), ("mistral", KernelFamily::Sm80), ("qwen3", KernelFamily::Sm90)]
+    {
         let (machine, mut eager, launches) = open((name, family), Config::default(), false);
         let expected = session(&mut eager);
         assert_eq!(launches.graphs(), (0, 0));
@@ -132,9 +134,11 @@ fn graphs_change_no_bit() {
 fn a_decode_step_is_few_launches() {
     // Projection, attention, product, gates and ups, product; rotation where heads have norms; and the norms before the first layer and
     // in the last. On other cards norms, rotation and activation are kernels of their own.
-    for (name, family, of_a_layer, of_all) in
-        [("llama-gqa", Family::Sm90, 5, 2), ("qwen3", Family::Sm90, 6, 2), ("llama-gqa", Family::Sm80, 9, 0)]
-    {
+    for (name, family, of_a_layer, of_all) in [
+        ("llama-gqa", KernelFamily::Sm90, 5, 2),
+        ("qwen3", KernelFamily::Sm90, 6, 2),
+        ("llama-gqa", KernelFamily::Sm80, 9, 0),
+    ] {
         let (machine, mut cuda, _) = open((name, family), Config::default(), true);
         let layers = cuda.config(Role::Policy).unwrap().num_layers as u64;
         let seq = cuda.create(Role::Policy).unwrap();
@@ -162,7 +166,7 @@ fn a_decode_step_is_few_launches() {
 
 #[test]
 fn graphs_are_clean_where_every_access_is_observed() {
-    let of = ("llama-unaligned", Family::Sm80);
+    let of = ("llama-unaligned", KernelFamily::Sm80);
     let (machine, mut cuda, launches) = open(of, Config { checked: true, ..Config::default() }, true);
     session(&mut cuda);
     assert!(launches.graphs().0 > 10);
@@ -216,7 +220,9 @@ pub fn gradients(cuda: &mut ModelPair) -> Vec<Vec<Vec<u32>>> {
 
 #[test]
 fn graphs_change_no_bit_of_a_gradient() {
-    for (name, family) in [("llama-gqa", Family::Sm80), ("mistral", Family::Sm90), ("qwen3", Family::Sm90)] {
+    for (name, family) in
+        [("llama-gqa", KernelFamily::Sm80), ("mistral", KernelFamily::Sm90), ("qwen3", KernelFamily::Sm90)]
+    {
         let (machine, mut eager, launches) = open((name, family), Config::default(), false);
         let expected = gradients(&mut eager);
         assert_eq!(launches.gradient_graphs(), (0, 0));
@@ -247,7 +253,7 @@ fn graphs_change_no_bit_of_a_gradient() {
 
 #[test]
 fn gradient_graphs_are_clean_where_every_access_is_observed() {
-    let of = ("llama-unaligned", Family::Sm90);
+    let of = ("llama-unaligned", KernelFamily::Sm90);
     let (machine, mut cuda, launches) = open(of, Config { checked: true, ..Config::default() }, true);
     gradients(&mut cuda);
     assert!(launches.gradient_graphs().0 > 10, "{:?}", launches.gradient_graphs());

@@ -3,7 +3,7 @@
 use crate::dependents::{late_waits, without_wait};
 use crate::emulated::{self, Emulated, alone};
 use crate::self_check::{LIMIT, Machine, Run};
-use ggro::cuda::{Family, self_check};
+use ggro::cuda::{KernelFamily, self_check};
 use ggro_emulator::{Config, Report};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ fn chains_have_the_same_bits_late_and_early() {
         for (checked, settings) in
             [(false, &["dependents=late"][..]), (false, &["dependents=early"]), (true, &["dependents=early"])]
         {
-            for family in Family::ALL {
+            for family in KernelFamily::ALL {
                 let emulated = Emulated::new(Config { checked, ..Config::default() }).with_family(family);
                 settings.iter().for_each(|setting| emulated.machine.configure(setting));
                 emulated.machine.reset();
@@ -42,27 +42,27 @@ fn a_wait_that_is_missing_is_noticed_by_the_check() {
     alone("launches::a_wait_that_is_missing_is_noticed_by_the_check", || {
         let mut unnoticed = Vec::new();
         for (of, kernels, family) in [
-            ("rmsnorm", "rmsnorm_bf16", Family::Sm80),
-            ("rmsnorm", "rmsnorm_backward_f16", Family::Sm80),
-            ("rope", "rope_f16", Family::Sm80),
-            ("rope", "rope_backward_bf16", Family::Sm80),
-            ("swiglu", "swiglu_bf16", Family::Sm80),
-            ("swiglu", "swiglu_backward_f16", Family::Sm80),
-            ("gemm", "gemm_stream", Family::Sm80),
-            ("gemm", "gemm_tile", Family::Sm80),
-            ("gemm_backward", "gemm_backward", Family::Sm80),
-            ("attention", "attention_", Family::Sm80),
-            ("attention_backward", "attention_backward_", Family::Sm80),
-            ("softmax_entropy", "softmax_entropy_f32", Family::Sm80),
-            ("softmax_entropy", "top_k_f32", Family::Sm80),
-            ("logits", "log_probabilities", Family::Sm80),
-            ("logits", "chosen_logits", Family::Sm80),
-            ("kv_copy", "kv_copy", Family::Sm80),
-            ("copy_rows", "copy_rows", Family::Sm80),
-            ("candidate_scores", "candidate_scores_bf16", Family::Sm80),
-            ("gemm_sm90", "gemm_sm90_", Family::Sm90),
-            ("gemm_sm90", "gemm_backward_sm90_", Family::Sm90),
-            ("attention_sm90", "attention_sm90_", Family::Sm90),
+            ("rmsnorm", "rmsnorm_bf16", KernelFamily::Sm80),
+            ("rmsnorm", "rmsnorm_backward_f16", KernelFamily::Sm80),
+            ("rope", "rope_f16", KernelFamily::Sm80),
+            ("rope", "rope_backward_bf16", KernelFamily::Sm80),
+            ("swiglu", "swiglu_bf16", KernelFamily::Sm80),
+            ("swiglu", "swiglu_backward_f16", KernelFamily::Sm80),
+            ("gemm", "gemm_stream", KernelFamily::Sm80),
+            ("gemm", "gemm_tile", KernelFamily::Sm80),
+            ("gemm_backward", "gemm_backward", KernelFamily::Sm80),
+            ("attention", "attention_", KernelFamily::Sm80),
+            ("attention_backward", "attention_backward_", KernelFamily::Sm80),
+            ("softmax_entropy", "softmax_entropy_f32", KernelFamily::Sm80),
+            ("softmax_entropy", "top_k_f32", KernelFamily::Sm80),
+            ("logits", "log_probabilities", KernelFamily::Sm80),
+            ("logits", "chosen_logits", KernelFamily::Sm80),
+            ("kv_copy", "kv_copy", KernelFamily::Sm80),
+            ("copy_rows", "copy_rows", KernelFamily::Sm80),
+            ("candidate_scores", "candidate_scores_bf16", KernelFamily::Sm80),
+            ("gemm_sm90", "gemm_sm90_", KernelFamily::Sm90),
+            ("gemm_sm90", "gemm_backward_sm90_", KernelFamily::Sm90),
+            ("attention_sm90", "attention_sm90_", KernelFamily::Sm90),
         ] {
             let emulated = Emulated::new(Config::default()).with_family(family);
             emulated.machine.configure("dependents=early");

@@ -3,7 +3,7 @@
 
 use crate::emulated::{Emulated, alone};
 use crate::planted::{Mistake, planted};
-use ggro::cuda::{Device, Family};
+use ggro::cuda::{Device, KernelFamily};
 use ggro::dtype::HalfType;
 use ggro::files::pair::Parts;
 use ggro::method::Options;
@@ -50,7 +50,7 @@ fn open(name: &str, storage: HalfType) -> impl FnOnce(Device) -> ModelPair {
     }
 }
 
-fn golden(config: Config, family: Family, name: &'static str) {
+fn golden(config: Config, family: KernelFamily, name: &'static str) {
     golden_on(Emulated::new(config).with_family(family), &format!("{config:?}, {}", family.name()), name);
 }
 
@@ -64,7 +64,7 @@ pub fn golden_on(emulated: Emulated, what: &str, name: &'static str) {
 #[test]
 fn goldens_teacher_forced() {
     alone("model::goldens_teacher_forced", || {
-        for family in [Family::Sm80, Family::Sm90] {
+        for family in [KernelFamily::Sm80, KernelFamily::Sm90] {
             FIXTURES.into_iter().for_each(|name| golden(Config::default(), family, name));
         }
     });
@@ -74,11 +74,11 @@ fn goldens_teacher_forced() {
 /// early.
 #[test]
 fn goldens_checked() {
-    golden_early(Schedule::Shuffle(1), Copies::Late, Family::Sm90, "llama-unaligned");
-    golden_early(Schedule::Reverse, Copies::Early, Family::Sm90Wide, "qwen2-sharded");
+    golden_early(Schedule::Shuffle(1), Copies::Late, KernelFamily::Sm90, "llama-unaligned");
+    golden_early(Schedule::Reverse, Copies::Early, KernelFamily::Sm90Wide, "qwen2-sharded");
 }
 
-fn golden_early(schedule: Schedule, copies: Copies, family: Family, name: &'static str) {
+fn golden_early(schedule: Schedule, copies: Copies, family: KernelFamily, name: &'static str) {
     let config = Config { checked: true, schedule, copies, ..Config::default() };
     let emulated = Emulated::new(config).with_family(family);
     emulated.machine.configure("dependents=early");
@@ -89,10 +89,10 @@ fn golden_early(schedule: Schedule, copies: Copies, family: Family, name: &'stat
 #[test]
 #[ignore = "minutes: the whole matrix"]
 fn every_golden_checked() {
-    for family in [Family::Sm90, Family::Sm80] {
+    for family in [KernelFamily::Sm90, KernelFamily::Sm80] {
         // Attention by wgmma, for heads such as this one's, brings whole pages and clears what nobody has written: observed, that is an
         // uninitialised read.
-        let names = FIXTURES.into_iter().filter(|&name| family == Family::Sm80 || name != "qwen3");
+        let names = FIXTURES.into_iter().filter(|&name| family == KernelFamily::Sm80 || name != "qwen3");
         names.for_each(|name| golden_early(Schedule::Forward, Copies::Late, family, name));
     }
 }
@@ -103,7 +103,7 @@ fn batches_chunks_and_forks_change_no_bit() {
     alone("model::batches_chunks_and_forks_change_no_bit", || {
         for name in ["llama-gqa", "mistral", "qwen3"] {
             // One of them with the products of every card.
-            let family = if name == "mistral" { Family::Sm80 } else { Family::Sm90 };
+            let family = if name == "mistral" { KernelFamily::Sm80 } else { KernelFamily::Sm90 };
             let device = Emulated::new(Config::default()).with_family(family);
             on_this(device, &format!("{name}, {}", family.name()), open(name, Golden::read(name).storage), |cuda| {
                 invariance::rows_alone_and_in_batches(cuda);

@@ -1,7 +1,7 @@
 //! The self-check of a device: every kernel is in it, a broken one is found, and each face says so.
 
 use crate::emulated::{self, Emulated};
-use ggro::cuda::{Family, self_check, specs};
+use ggro::cuda::{KernelFamily, self_check, specs};
 use ggro_emulator::Config;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -55,7 +55,7 @@ fn every_kernel_is_checked() {
         let found = self_check::run(&emulated.device, LIMIT);
         assert!(found.wrong.is_empty() && found.ran == found.cases && found.cases > 80, "{arch}: {found:#?}");
         println!("{arch}: {} cases in {:.2} s", found.cases, found.seconds);
-        if Family::Sm90.runs_on(&emulated.device) {
+        if KernelFamily::Sm90.runs_on(&emulated.device) {
             let found = self_check::run_sm90(&emulated.device, LIMIT);
             assert!(found.wrong.is_empty() && found.ran == found.cases && found.cases > 60, "{arch}: {found:#?}");
             println!("{arch}: {} cases of sm90 in {:.2} s", found.cases, found.seconds);

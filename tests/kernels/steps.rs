@@ -10,7 +10,7 @@ use ggro::files::checkpoint::Files;
 use ggro::files::demo;
 use ggro::files::pair::Pair;
 use ggro::model::cpu::{self, LoadOptions};
-use ggro::model::cuda::{self, CudaOptions, sizes::Sizes, weights::Plan};
+use ggro::model::cuda::{self, CudaOptions, sizes::Sizes, weights::LoadPlan};
 use ggro::model::{GradientSpan, ModelPair, PolicySpan, RewardSpan, Role, SeqId, Span, TopK, Work};
 use ggro_emulator::{Config, Counters};
 use std::collections::BTreeMap;
@@ -57,8 +57,8 @@ fn demo_pair() -> Pair {
 #[test]
 fn a_decode_step_reads_each_weight_once() {
     let pair = demo_pair();
-    let plan =
-        Plan::new(&pair.policy().unwrap().config, &pair.policy().unwrap().weights, None, WeightLayout::Rows).unwrap();
+    let plan = LoadPlan::new(&pair.policy().unwrap().config, &pair.policy().unwrap().weights, None, WeightLayout::Rows)
+        .unwrap();
     assert_eq!(plan.storage(), HalfType::Bf16);
     let (mut cuda, machine) = open(&pair);
     let ids: Vec<u32> = (10..40).collect();
@@ -207,7 +207,8 @@ fn behind_a_long_prefix_only_attention_reads_more() {
     assert!((1.0..1.7).contains(&ratio), "{ratio}");
     // Every weight is read twice in all: once forward, once backward.
     let weights =
-        Plan::new(&pair.reward().unwrap().config, &pair.reward().unwrap().weights, None, WeightLayout::Rows).unwrap();
+        LoadPlan::new(&pair.reward().unwrap().config, &pair.reward().unwrap().weights, None, WeightLayout::Rows)
+            .unwrap();
     let matrices = weights.device_bytes() as usize - 2 * config.vocab_size * config.hidden_size;
     let read = sum(&reports[1], "gemm", |c| c.unique_bytes_read) as f64 / matrices as f64;
     println!("products read {read:.3} of the matrices' bytes, forward and backward");

@@ -11,7 +11,7 @@ use ggro::files::config::{ModelConfig, ModelKind};
 use ggro::files::demo;
 use ggro::files::pair::Parts;
 use ggro::model::cuda::sizes::Sizes;
-use ggro::model::cuda::weights::{Head, Layer, LoadReport, Plan, Source, Weights};
+use ggro::model::cuda::weights::{Head, Layer, LoadPlan, LoadReport, Source, Weights};
 use ggro::model::cuda::{self, CudaOptions, Sources};
 use ggro::model::{GradientSpan, RewardSpan, Role, RowStats, Span, synthetic};
 use ggro_emulator::{Config, Streams};
@@ -179,7 +179,7 @@ impl Compared<'_> {
 fn load(device: &Device, files: &Files, asked: Option<HalfType>) -> ggro::Result<LoadReport> {
     let config = ModelConfig::load(files)?;
     let checkpoint = Checkpoint::open(files)?;
-    let plan = Plan::new(&config, &checkpoint, asked, Rows)?;
+    let plan = LoadPlan::new(&config, &checkpoint, asked, Rows)?;
     let mut told = Vec::new();
     let (weights, report) = Weights::load(device, &plan, &mut |bytes| told.push(bytes))?;
     assert!(told.is_sorted() && told.last() == Some(&plan.source_bytes()), "{told:?}");
@@ -205,7 +205,7 @@ fn every_model_lies_where_the_kernels_look_for_it() {
     both_streams(|emulated| {
         for files in models() {
             let config = ModelConfig::load(&files).unwrap();
-            let native = Plan::new(&config, &Checkpoint::open(&files).unwrap(), None, Rows).unwrap().storage();
+            let native = LoadPlan::new(&config, &Checkpoint::open(&files).unwrap(), None, Rows).unwrap().storage();
             let small = matches!(files, Files::Dir(_));
             for asked in [None, Some(HalfType::Bf16), Some(HalfType::F16)].into_iter().take(if small { 3 } else { 1 }) {
                 match (load(&emulated.device, &files, asked), asked) {
@@ -239,7 +239,7 @@ impl BothLayouts<'_> {
     /// Loads a model in either layout and compares everything.
     fn compare(device: &Device, config: &ModelConfig, source: Source<'_>, asked: Option<HalfType>) {
         let load = |layout| {
-            let plan = Plan::of(config, source, asked, layout).unwrap();
+            let plan = LoadPlan::of(config, source, asked, layout).unwrap();
             let (weights, report) = Weights::load(device, &plan, &mut |_| ()).unwrap();
             (weights, LoadReport { seconds: 0.0, ..report }, plan)
         };
@@ -435,7 +435,7 @@ fn numbers_change_only_when_asked() {
     let folder = made_up(66, 100, ("F16", &bytes));
     let (config, checkpoint) =
         (ModelConfig::load(&files(&folder)).unwrap(), Checkpoint::open(&files(&folder)).unwrap());
-    assert_eq!(Plan::new(&config, &checkpoint, None, Rows).unwrap().storage(), HalfType::F16);
+    assert_eq!(LoadPlan::new(&config, &checkpoint, None, Rows).unwrap().storage(), HalfType::F16);
     let report = load(device, &files(&folder), None).unwrap();
     assert!(report.converted > 0 && report.inexact == 0, "{report:?}");
     emulated.assert_clean();

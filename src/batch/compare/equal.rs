@@ -73,7 +73,7 @@ pub fn at_equal(
         let along = |(_, points): &(String, Vec<usize>)| {
             let place = |point: &usize| {
                 let values = series.get(*point)?;
-                Some(Place {
+                Some(CurvePoint {
                     cost: cost(point)?,
                     mean: mean(values)?,
                     costs: cost_means.get(*point)?.clone(),
@@ -81,14 +81,15 @@ pub fn at_equal(
                     count: values.iter().flatten().count(),
                 })
             };
-            let mut places: Vec<Place> = points.iter().filter_map(place).collect();
+            let mut places: Vec<CurvePoint> = points.iter().filter_map(place).collect();
             places.sort_by(|a, b| a.cost.total_cmp(&b.cost));
-            levels.iter().map(|&level| At::level(&places, level)).collect::<Vec<_>>()
+            levels.iter().map(|&level| CurveValue::level(&places, level)).collect::<Vec<_>>()
         };
-        let all: Vec<Vec<Option<At>>> = methods.iter().map(along).collect();
-        let reached = |(number, own): (usize, &Vec<Option<At>>)| {
+        let all: Vec<Vec<Option<CurveValue>>> = methods.iter().map(along).collect();
+        let reached = |(number, own): (usize, &Vec<Option<CurveValue>>)| {
             let base = base.filter(|&base| base != number).and_then(|base| all.get(base));
-            let over = |(own, base): (&Option<At>, &Option<At>)| own.as_ref()?.over(base.as_ref()?).mean();
+            let over =
+                |(own, base): (&Option<CurveValue>, &Option<CurveValue>)| own.as_ref()?.over(base.as_ref()?).mean();
             Reached {
                 label: methods.get(number).map(|(label, _)| label.clone()).unwrap_or_default(),
                 at: own.iter().map(|at| at.as_ref()?.mean()).collect(),
@@ -123,7 +124,7 @@ fn on_common_prompts(all: &[Series]) -> Vec<Series> {
 }
 
 /// A point of a curve: means, and the means of each resample.
-struct Place {
+struct CurvePoint {
     cost: f64,
     mean: f64,
     costs: Vec<f64>,
@@ -133,7 +134,7 @@ struct Place {
 }
 
 /// What a method reaches at some cost.
-struct At {
+struct CurveValue {
     mean: f64,
     /// Of each resample.
     means: Vec<f64>,
@@ -141,20 +142,20 @@ struct At {
     count: usize,
 }
 
-impl At {
-    fn level(places: &[Place], level: f64) -> Option<At> {
+impl CurveValue {
+    fn level(places: &[CurvePoint], level: f64) -> Option<CurveValue> {
         let of_all: Vec<(f64, f64)> = places.iter().map(|place| (place.cost, place.mean)).collect();
         if of_all.first()?.0 > level {
             return None;
         }
         let resamples = places.iter().map(|place| place.means.len().min(place.costs.len())).min()?;
         let drawn = |n: usize| {
-            let place = |place: &Place| Some((*place.costs.get(n)?, *place.means.get(n)?));
+            let place = |place: &CurvePoint| Some((*place.costs.get(n)?, *place.means.get(n)?));
             let mut curve: Vec<(f64, f64)> = places.iter().filter_map(place).collect();
             curve.sort_by(|a, b| a.0.total_cmp(&b.0));
             along(&curve, level).unwrap_or(f64::NAN)
         };
-        Some(At {
+        Some(CurveValue {
             mean: along(&of_all, level)?,
             means: (0..resamples).map(drawn).collect(),
             count: places.iter().map(|place| place.count).min()?,
@@ -162,8 +163,8 @@ impl At {
     }
 
     /// The difference from another one.
-    fn over(&self, other: &At) -> At {
-        At {
+    fn over(&self, other: &CurveValue) -> CurveValue {
+        CurveValue {
             mean: self.mean - other.mean,
             means: self.means.iter().zip(&other.means).map(|(own, other)| own - other).collect(),
             count: self.count.min(other.count),

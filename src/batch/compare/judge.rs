@@ -247,7 +247,7 @@ const END: Duration = Duration::from_secs(10);
 
 /// An answer of the program that judges.
 #[derive(Deserialize)]
-struct Said {
+struct JudgeReply {
     index: usize,
     // A field that is missing is not null: whoever misspells it would get a table without scores.
     #[serde(deserialize_with = "Option::deserialize")]
@@ -383,7 +383,7 @@ fn listen(
         if line.trim_ascii().is_empty() {
             continue;
         }
-        let said: Said =
+        let said: JudgeReply =
             serde_json::from_slice(&line).map_err(|e| wrong(format!("expected index and score: {}", in_line(&e))))?;
         match missing.get_mut(said.index) {
             Some(missing) if *missing => *missing = false,

@@ -17,7 +17,7 @@ pub mod words;
 use super::output::{Record, Row, read};
 use crate::Result;
 use judge::Judgement;
-use plan::{Judge, JudgeKind, Plan, Point};
+use plan::{ComparePlan, Judge, JudgeKind, Point};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -123,7 +123,7 @@ pub fn judged_path(folder: &Path, point: &Point, seed: u64, judge: &Judge) -> Pa
 ///
 /// # Errors
 /// A file cannot be read, or has something else in it.
-pub fn answers(folder: &Path, plan: &Plan) -> Result<Vec<Answers>> {
+pub fn answers(folder: &Path, plan: &ComparePlan) -> Result<Vec<Answers>> {
     let mut all = Vec::new();
     for (number, point) in plan.points.iter().enumerate() {
         for &seed in point.seeds(&plan.seeds) {
@@ -151,7 +151,7 @@ fn read_some<R: Record>(path: &Path) -> Result<Vec<R>> {
 ///
 /// # Errors
 /// A file is there and cannot be read.
-pub fn alone(folder: &Path, plan: &Plan) -> Result<Vec<Answers>> {
+pub fn alone(folder: &Path, plan: &ComparePlan) -> Result<Vec<Answers>> {
     let mut all = Vec::new();
     for (number, point) in plan.points.iter().enumerate() {
         for &seed in point.seeds(&plan.seeds).iter().take(1) {
@@ -196,7 +196,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file: plan::PlanFile =
             serde_json::from_value(serde_json::json!({ "method": [{ "name": "greedy" }] })).unwrap();
-        let plan = Plan::new(&file).unwrap();
+        let plan = ComparePlan::new(&file).unwrap();
         let path = alone_path(folder.path(), &plan.points[0], 0);
         assert!(alone(folder.path(), &plan).unwrap().is_empty());
         std::fs::write(&path, "").unwrap();

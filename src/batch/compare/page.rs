@@ -45,7 +45,7 @@ fn rounded(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::{Cost, Plan, PlanFile};
+    use super::super::plan::{ComparePlan, Cost, PlanFile};
     use super::*;
 
     #[test]
@@ -58,7 +58,7 @@ mod tests {
         let rows = vec![serde_json::from_value(row).unwrap()];
         let answers = [Answers { point: 0, seed: 0, rows, scores: Vec::new() }];
         let cost = Cost { reward_forward: 1.0, reward_backward: 1.0 };
-        let tables = Tables::new(&Plan::new(&file).unwrap(), &[0], cost, &answers, &[]);
+        let tables = Tables::new(&ComparePlan::new(&file).unwrap(), &[0], cost, &answers, &[]);
         let page = page(&tables, &Map::new(), &[0], &answers);
         assert_eq!(page.matches("</script>").count(), 1);
         assert!(page.contains("\\u003c/script>") && page.contains("\\u003cb>") && !page.contains("\"DATA\""));

@@ -130,7 +130,7 @@ impl Judge {
 /// How a point's answers are made.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Way {
+pub enum PointMethod {
     /// Greedily.
     Greedy,
     /// By GGRO with these parameters.
@@ -151,7 +151,7 @@ pub struct Point {
     /// The parameter that is varied, with its value here.
     pub budget: Option<(String, Value)>,
     /// How answers are made.
-    pub way: Way,
+    pub way: PointMethod,
     /// How tokens are sampled, where any are.
     pub sampling: SamplingGiven,
 }
@@ -199,20 +199,20 @@ impl Point {
     /// Whether answers depend on the seed.
     pub fn draws(&self) -> bool {
         match &self.way {
-            Way::Greedy => false,
-            Way::Ggro(given) => given.draws(),
-            Way::Sampled(_) => true,
-            Way::Searched(method) => method.samples(),
+            PointMethod::Greedy => false,
+            PointMethod::Ggro(given) => given.draws(),
+            PointMethod::Sampled(_) => true,
+            PointMethod::Searched(method) => method.samples(),
         }
     }
 
     /// Whether the method looks at rewards. Where it does not, an answer's reward is a measurement and not its work.
     pub fn needs_reward(&self) -> bool {
         match &self.way {
-            Way::Greedy | Way::Sampled(1) => false,
+            PointMethod::Greedy | PointMethod::Sampled(1) => false,
             // One step is the greedy answer.
-            Way::Ggro(given) => given.num_refinement_steps != Some(1),
-            Way::Sampled(_) | Way::Searched(_) => true,
+            PointMethod::Ggro(given) => given.num_refinement_steps != Some(1),
+            PointMethod::Sampled(_) | PointMethod::Searched(_) => true,
         }
     }
 
@@ -225,18 +225,24 @@ impl Point {
     pub fn answering(&self, scored: bool) -> Answering {
         let sampling = self.sampling.sampling();
         match &self.way {
-            Way::Searched(method) if method.samples() => Answering::Searched { sampling, method: method.clone() },
-            Way::Searched(method) => Answering::Searched { sampling: Sampling::default(), method: method.clone() },
-            Way::Sampled(n) => Answering::Sampled { sampling, n: *n, scored },
-            Way::Greedy | Way::Ggro(_) if scored => Answering::Guided,
-            Way::Greedy | Way::Ggro(_) => Answering::Sampled { sampling: Sampling::default(), n: 1, scored },
+            PointMethod::Searched(method) if method.samples() => {
+                Answering::Searched { sampling, method: method.clone() }
+            }
+            PointMethod::Searched(method) => {
+                Answering::Searched { sampling: Sampling::default(), method: method.clone() }
+            }
+            PointMethod::Sampled(n) => Answering::Sampled { sampling, n: *n, scored },
+            PointMethod::Greedy | PointMethod::Ggro(_) if scored => Answering::Guided,
+            PointMethod::Greedy | PointMethod::Ggro(_) => {
+                Answering::Sampled { sampling: Sampling::default(), n: 1, scored }
+            }
         }
     }
 
     /// The parameters that are given, with the plan's budget of tokens.
     pub fn given(&self, max_new_tokens: Option<usize>) -> Given {
         let given = match &self.way {
-            Way::Ggro(given) => given.clone(),
+            PointMethod::Ggro(given) => given.clone(),
             _ => Given::default(),
         };
         Given { max_new_tokens, ..given }
@@ -245,7 +251,7 @@ impl Point {
 
 /// What is compared, checked.
 #[derive(Clone, Debug, Serialize)]
-pub struct Plan {
+pub struct ComparePlan {
     /// Every method with every budget, in the order of the file.
     pub points: Vec<Point>,
     /// The judges.
@@ -262,12 +268,12 @@ pub struct Plan {
     pub cost: Option<Cost>,
 }
 
-impl Plan {
+impl ComparePlan {
     /// Checks a plan file. The prompts are left to the caller.
     ///
     /// # Errors
     /// What is wrong, with the name of the method or judge that it is about.
-    pub fn new(file: &PlanFile) -> Result<Plan> {
+    pub fn new(file: &PlanFile) -> Result<ComparePlan> {
         if file.method.is_empty() {
             return Err(Error::invalid("expected a [[method]], found none"));
         }
@@ -315,7 +321,7 @@ impl Plan {
         let (seeds, max_new_tokens, cost) = (file.seeds.clone(), file.max_new_tokens, file.cost);
         let mut work = file.work.clone();
         work.sort_by(f64::total_cmp);
-        Ok(Plan { points, judges, seeds, max_new_tokens, reference, work, cost })
+        Ok(ComparePlan { points, judges, seeds, max_new_tokens, reference, work, cost })
     }
 }
 
@@ -381,9 +387,9 @@ fn of_method(fields: &Map<String, Value>) -> Result<Vec<Point>> {
             }
             let way = way(name, &parameters)?;
             let samples = match &way {
-                Way::Sampled(_) => true,
-                Way::Searched(method) => method.samples(),
-                Way::Greedy | Way::Ggro(_) => false,
+                PointMethod::Sampled(_) => true,
+                PointMethod::Searched(method) => method.samples(),
+                PointMethod::Greedy | PointMethod::Ggro(_) => false,
             };
             if !samples && fields.contains_key("sampling") {
                 return Err(Error::invalid("sampling: the method samples no tokens"));
@@ -412,20 +418,20 @@ fn of_method(fields: &Map<String, Value>) -> Result<Vec<Point>> {
 }
 
 /// How a method of this name answers with these parameters.
-fn way(name: &str, parameters: &Map<String, Value>) -> Result<Way> {
+fn way(name: &str, parameters: &Map<String, Value>) -> Result<PointMethod> {
     let none_but = |known: &[&str]| match parameters.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(()),
         Some(key) if known.is_empty() => Err(Error::invalid(format!("there is no parameter {key:?}; there are none"))),
         Some(key) => Err(Error::invalid(format!("there is no parameter {key:?}; there are {}", known.join(", ")))),
     };
     match name {
-        "greedy" => none_but(&[]).map(|()| Way::Greedy),
-        "sample" => none_but(&[]).map(|()| Way::Sampled(1)),
+        "greedy" => none_but(&[]).map(|()| PointMethod::Greedy),
+        "sample" => none_but(&[]).map(|()| PointMethod::Sampled(1)),
         "bon" => {
             none_but(&["n"])?;
             let n = parameters.get("n").map_or(Some(BEST_OF as u64), Value::as_u64);
             let n = n.and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=128).contains(n));
-            n.map(Way::Sampled).ok_or_else(|| Error::invalid("n: expected a whole number, 1 to 128"))
+            n.map(PointMethod::Sampled).ok_or_else(|| Error::invalid("n: expected a whole number, 1 to 128"))
         }
         "ggro" => {
             // What a field is, one at a time, so that the message has its name.
@@ -449,9 +455,9 @@ fn way(name: &str, parameters: &Map<String, Value>) -> Result<Way> {
                 let one = serde_json::from_value::<Given>(json!({ key.as_str(): value }));
                 given = one.map_err(|e| Error::invalid(format!("{key}: {e}")))?.or(given);
             }
-            Ok(Way::Ggro(given))
+            Ok(PointMethod::Ggro(given))
         }
-        _ if Baseline::NAMES.contains(&name) => Baseline::named(name, parameters).map(Way::Searched),
+        _ if Baseline::NAMES.contains(&name) => Baseline::named(name, parameters).map(PointMethod::Searched),
         _ => {
             let names = Baseline::NAMES.join(", ");
             Err(Error::invalid(format!("there is no method {name:?}; there are greedy, sample, bon, ggro, {names}")))
@@ -509,9 +515,9 @@ impl JudgeFile {
 mod tests {
     use super::*;
 
-    fn plan(file: Value) -> Result<Plan> {
+    fn plan(file: Value) -> Result<ComparePlan> {
         let file: PlanFile = serde_json::from_value(file).map_err(|e| Error::invalid(e.to_string()))?;
-        Plan::new(&file)
+        ComparePlan::new(&file)
     }
 
     #[test]
@@ -535,7 +541,7 @@ mod tests {
         assert_eq!(seeds, [1, 1, 1, 2, 2, 1, 1]);
         let needs: Vec<bool> = found.points.iter().map(Point::needs_reward).collect();
         assert_eq!(needs, [false, true, true, true, true, true, false]);
-        let Way::Ggro(given) = &found.points[2].way else { panic!("{:?}", found.points[2]) };
+        let PointMethod::Ggro(given) = &found.points[2].way else { panic!("{:?}", found.points[2]) };
         assert_eq!((given.num_refinement_steps, given.nudge_top_k), (Some(8), Some(10)));
         assert_eq!(found.points[2].given(Some(9)).max_new_tokens, Some(9));
         assert_eq!(found.points[4].sampling.sampling().temperature, 0.7);

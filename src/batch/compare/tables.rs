@@ -1,7 +1,7 @@
 //! The tables of a comparison. Seeds are averaged within a prompt first; intervals are over prompts.
 
 use super::equal::{AtEqual, Series, Values, at_equal};
-use super::plan::{Cost, Plan, Point};
+use super::plan::{ComparePlan, Cost, Point};
 use super::resample::{Resamples, jackknife};
 use super::words::{Distinct, distance, repetition, words};
 use crate::batch::output::Row;
@@ -134,7 +134,7 @@ pub struct Step {
 impl Tables {
     /// The tables of a plan. `prompts` are the numbers of its prompts, `cost` what tokens of the reward model cost where the plan
     /// does not say, and `alone` the answers that were made one at a time.
-    pub fn new(plan: &Plan, prompts: &[usize], cost: Cost, answers: &[Answers], alone: &[Answers]) -> Tables {
+    pub fn new(plan: &ComparePlan, prompts: &[usize], cost: Cost, answers: &[Answers], alone: &[Answers]) -> Tables {
         let cost = plan.cost.unwrap_or(cost);
         let measures: Vec<String> = ["reward"]
             .into_iter()
@@ -311,7 +311,7 @@ fn distances(prompts: &[usize], answers: &[&Answers]) -> Vec<Option<f64>> {
 }
 
 /// The methods of a plan, each with the numbers of its points, in the order of the plan.
-fn methods(plan: &Plan) -> Vec<(String, Vec<usize>)> {
+fn methods(plan: &ComparePlan) -> Vec<(String, Vec<usize>)> {
     let mut found: Vec<(String, Vec<usize>)> = Vec::new();
     for (number, point) in plan.points.iter().enumerate() {
         match found.iter_mut().find(|(label, _)| *label == point.label) {
@@ -323,7 +323,7 @@ fn methods(plan: &Plan) -> Vec<(String, Vec<usize>)> {
 }
 
 fn curves(
-    plan: &Plan,
+    plan: &ComparePlan,
     measures: &[String],
     (series, tables): (&[Values], &[PointTable]),
     resamples: &Resamples,
@@ -375,14 +375,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn plan() -> Plan {
+    fn plan() -> ComparePlan {
         let file = json!({
             "seeds": [0, 1],
             "method": [{ "name": "greedy" }, { "name": "bon", "budget": { "n": [2, 4] } }],
             "judge": [{ "gold": true, "threshold": 2.0 }],
         });
         let file: PlanFile = serde_json::from_value(file).unwrap();
-        Plan::new(&file).unwrap()
+        ComparePlan::new(&file).unwrap()
     }
 
     fn answers(point: usize, seed: u64, work: u64, rows: &[(f32, f64)]) -> Answers {

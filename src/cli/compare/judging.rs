@@ -1,6 +1,6 @@
 //! Judgements of a comparison: which are missing, and who makes them.
 
-use super::{Comparison, Ready, files_of};
+use super::{Comparison, JudgeSource, files_of};
 use crate::batch::compare::gold::Gold;
 use crate::batch::compare::judge::{Judgement, Scored, SecondReward, ask_program, gold, question, right, safe};
 use crate::batch::compare::plan::{JudgeKind, Point};
@@ -34,7 +34,7 @@ struct Judged<'a> {
 
 impl Comparison<'_> {
     /// Checks that judgements that are there were made in the same way.
-    pub(super) fn check_judgements(&self, ready: &Ready<'_>) -> Result<()> {
+    pub(super) fn check_judgements(&self, ready: &JudgeSource<'_>) -> Result<()> {
         for (point, seed) in files_of(self.plan) {
             let path = judged_path(&self.args.output, point, seed, ready.judge);
             if path.exists() {
@@ -46,7 +46,7 @@ impl Comparison<'_> {
     }
 
     /// Makes all judgements of a judge that are missing.
-    pub(super) fn judge(&self, ready: &Ready<'_>) -> Result<()> {
+    pub(super) fn judge(&self, ready: &JudgeSource<'_>) -> Result<()> {
         let mut opened: Vec<Judged<'_>> = Vec::new();
         for (point, seed) in files_of(self.plan) {
             let answered = rows_path(&self.args.output, point, seed);
@@ -81,7 +81,7 @@ impl Comparison<'_> {
 
     fn judge_all(
         &self,
-        ready: &Ready<'_>,
+        ready: &JudgeSource<'_>,
         opened: &mut [Judged<'_>],
         count: &Count,
         too_long: &AtomicUsize,
@@ -158,7 +158,7 @@ impl Comparison<'_> {
     }
 
     /// All that a judgement depends on besides the answer. The threshold is the tables' business.
-    fn judge_config(&self, ready: &Ready<'_>, answered: &Path) -> Map<String, Value> {
+    fn judge_config(&self, ready: &JudgeSource<'_>, answered: &Path) -> Map<String, Value> {
         let mut config = Map::new();
         let mut set = |name: &str, value: Value| drop(config.insert(name.to_string(), value));
         set("ggro", json!(env!("CARGO_PKG_VERSION")));

@@ -16,8 +16,8 @@ use crate::dtype::HalfType;
 use crate::kv::BLOCK;
 use crate::{Error, Result};
 use classes::KERNELS;
+pub use plan::{AttentionProducts, Frame, Plan, PlanLimits};
 use plan::{CLASSES, MANY, WIDE};
-pub use plan::{Frame, Limits, Plan, Products};
 pub use shape::{Query, Sequence, Shape};
 
 const OP: &str = "attention";
@@ -65,25 +65,25 @@ impl Scratch {
     }
 
     /// What a plan for this device and scratch may use.
-    pub fn limits(&self, device: &Device, shape: &Shape) -> Limits {
+    pub fn limits(&self, device: &Device, shape: &Shape) -> PlanLimits {
         let each = (shape.heads * (shape.head + 2)).max(1);
         let by_tickets = self.tickets.len() / shape.kv_heads.max(1) * 2;
-        Limits {
+        PlanLimits {
             blocks: 2 * device.multiprocessors() as usize,
             partials: (self.partials.len() / each).min(by_tickets),
-            products: Products::of(device, shape),
+            products: AttentionProducts::of(device, shape),
         }
     }
 }
 
-impl Products {
+impl AttentionProducts {
     /// Those of the family that a device runs, as far as they are for heads of this size.
     fn of(device: &Device, shape: &Shape) -> Self {
         match (device.weight_layout(), device.widest_products) {
-            _ if !sm90::fits(shape) => Products::Mma,
-            (WeightLayout::Rows, _) => Products::Mma,
-            (WeightLayout::Tiles, false) => Products::Both,
-            (WeightLayout::Tiles, true) => Products::Wgmma,
+            _ if !sm90::fits(shape) => AttentionProducts::Mma,
+            (WeightLayout::Rows, _) => AttentionProducts::Mma,
+            (WeightLayout::Tiles, false) => AttentionProducts::Both,
+            (WeightLayout::Tiles, true) => AttentionProducts::Wgmma,
         }
     }
 }

@@ -81,7 +81,7 @@ pub struct Output<'a> {
 
 /// Work lists on the host, and their words on the device.
 #[derive(Clone, Copy, Debug)]
-pub struct Work<'a> {
+pub struct BackwardLists<'a> {
     /// The plan that the forward pass of the same queries had, or another one of them.
     pub queries: (&'a attention::Plan, View<'a, u32>),
     /// The segments that these queries are in.
@@ -94,7 +94,7 @@ pub fn attention_backward(
     device: &Device,
     output: &mut Output<'_>,
     inputs: Inputs<'_>,
-    work: Work<'_>,
+    work: BackwardLists<'_>,
     parts: &mut attention::Scratch,
     scratch: &mut Scratch,
 ) -> Result<()> {

@@ -1,12 +1,12 @@
 //! Problems of attention, by every kernel of both directions.
 
-use super::case::{Case, Output, Run};
+use super::case::{Case, CheckOutput, CheckRun};
 use super::numbers::{halves, stored, unwritten, wide, widened};
 use crate::Result;
 use crate::cuda::buffer::Buffer;
 
 use crate::cuda::ops::attention::{
-    self, Inputs, Limits, Plan, Products, Query, Scratch, Sequence, Shape, attention, sm90,
+    self, AttentionProducts, Inputs, Plan, PlanLimits, Query, Scratch, Sequence, Shape, attention, sm90,
 };
 use crate::cuda::ops::attention_backward::{self as back, attention_backward};
 use crate::cuda::ops::kv::KvLayout;
@@ -25,7 +25,7 @@ pub(super) fn cases() -> Vec<Case> {
             let name = format!("{queries} queries, heads of {head}");
             let (forward, backward) = (format!("attention_{head}"), Context::backward(head, queries));
             cases.push(Case::of_both("attention", &name, &forward, move |device, storage| {
-                Context::new(head).run(device, storage, queries, 1, Products::Mma)
+                Context::new(head).run(device, storage, queries, 1, AttentionProducts::Mma)
             }));
             cases.push(Case::of_both("attention_backward", &name, &backward, move |device, storage| {
                 Context::new(head).run_backward(device, storage, queries)
@@ -43,12 +43,12 @@ pub(super) fn sm90_cases() -> Vec<Case> {
         for (queries, copies) in QUERIES.into_iter().map(|queries| (queries, 1)).chain([(QUERIES[2], 2)]) {
             let name = format!("{copies} x {queries} queries, heads of {head}");
             cases.push(Case::of_both("attention_sm90", &name, &format!("attention_{head}"), move |device, storage| {
-                Context::new(head).run(device, storage, queries, copies, Products::Wgmma)
+                Context::new(head).run(device, storage, queries, copies, AttentionProducts::Wgmma)
             }));
         }
         let name = format!("{} queries, heads of {head}, by mma", QUERIES[0]);
         cases.push(Case::of_both("attention_sm90", &name, &format!("attention_{head}"), move |device, storage| {
-            Context::new(head).run(device, storage, QUERIES[0], 1, Products::Mma)
+            Context::new(head).run(device, storage, QUERIES[0], 1, AttentionProducts::Mma)
         }));
     }
     cases
@@ -106,7 +106,7 @@ impl Context {
         KvLayout { layers: Self::LAYERS, kv_heads: 1, head: self.shape.head }
     }
 
-    fn pool(&self, device: &Run<'_>, storage: HalfType) -> Result<Buffer<u16>> {
+    fn pool(&self, device: &CheckRun<'_>, storage: HalfType) -> Result<Buffer<u16>> {
         let (layout, head) = (self.layout(), self.shape.head);
         let mut pool = vec![0xffff; Self::BLOCKS.len() * layout.block()];
         for (plane, rows) in [&self.keys, &self.values].into_iter().enumerate() {
@@ -130,18 +130,18 @@ impl Context {
     /// The forward pass, of which the backward one takes everything. The same queries so many times, as sequences that share all pages.
     fn forward(
         &self,
-        device: &Run<'_>,
+        device: &CheckRun<'_>,
         storage: HalfType,
         queries: usize,
         copies: usize,
-        products: Products,
+        products: AttentionProducts,
     ) -> Result<Forward> {
         let width = self.shape.heads * self.shape.head;
         let asked: Vec<Vec<Query>> = (0..copies).map(|copy| Self::asked(queries, copy * queries)).collect();
         let sequences: Vec<Sequence<'_>> =
             asked.iter().map(|queries| Sequence { blocks: &Self::BLOCKS, queries }).collect();
         let mut scratch = Scratch::new(device, &[self.shape], 2 * queries * copies)?;
-        let limits = Limits { products, ..scratch.limits(device, &self.shape) };
+        let limits = PlanLimits { products, ..scratch.limits(device, &self.shape) };
         let plan = Plan::new(&self.shape, &sequences, limits)?;
         let words = Buffer::from_slice(device, plan.words())?;
         let q = stored(device, storage, &self.queries[..queries * width])?;
@@ -158,25 +158,25 @@ impl Context {
 
     fn run(
         &self,
-        device: &Run<'_>,
+        device: &CheckRun<'_>,
         storage: HalfType,
         queries: usize,
         copies: usize,
-        products: Products,
-    ) -> Result<Vec<Output>> {
+        products: AttentionProducts,
+    ) -> Result<Vec<CheckOutput>> {
         let Forward { out, lse, .. } = self.forward(device, storage, queries, copies, products)?;
         let (out, lse) = (widened(storage, &device.finished(&out)?), wide(&device.finished(&lse)?));
         // Of each copy.
         let out = out.chunks_exact(queries * self.shape.width());
-        let out = out.map(|out| Output::new("out", out.to_vec()).every(Self::STEP));
-        let lse = lse.chunks_exact(queries * self.shape.heads).map(|lse| Output::new("lse", lse.to_vec()));
+        let out = out.map(|out| CheckOutput::new("out", out.to_vec()).every(Self::STEP));
+        let lse = lse.chunks_exact(queries * self.shape.heads).map(|lse| CheckOutput::new("lse", lse.to_vec()));
         Ok(out.chain(lse).collect())
     }
 
-    fn run_backward(&self, device: &Run<'_>, storage: HalfType, queries: usize) -> Result<Vec<Output>> {
+    fn run_backward(&self, device: &CheckRun<'_>, storage: HalfType, queries: usize) -> Result<Vec<CheckOutput>> {
         let Shape { heads, head, .. } = self.shape;
         let Forward { asked, mut scratch, plan, words, q, pool, out, lse } =
-            self.forward(device, storage, queries, 1, Products::Mma)?;
+            self.forward(device, storage, queries, 1, AttentionProducts::Mma)?;
         let (start, len) = ((Self::LEN - queries) as u32, queries as u32);
         let segment = back::Segment { blocks: &Self::BLOCKS, start, len, row: 0, queries: &asked };
         let keys = back::Plan::new(&self.shape, &[segment])?;
@@ -195,10 +195,10 @@ impl Context {
         let mut dq = unwritten(device, queries * heads * head)?;
         let (mut dk, mut dv) = (unwritten(device, queries * head)?, unwritten(device, queries * head)?);
         let mut output = back::Output { q: dq.view_mut(), k: dk.view_mut(), v: dv.view_mut() };
-        let work = back::Work { queries: (&plan, words.view()), keys: (&keys, key_words.view()) };
+        let work = back::BackwardLists { queries: (&plan, words.view()), keys: (&keys, key_words.view()) };
         let mut deltas = back::Scratch::new(device, heads, queries)?;
         attention_backward(device, &mut output, inputs, work, &mut scratch, &mut deltas)?;
-        let of = |name, found: Vec<f32>| Output::new(name, wide(&found)).every(Self::STEP_BACK);
+        let of = |name, found: Vec<f32>| CheckOutput::new(name, wide(&found)).every(Self::STEP_BACK);
         Ok(vec![of("dq", device.finished(&dq)?), of("dk", device.finished(&dk)?), of("dv", device.finished(&dv)?)])
     }
 }

@@ -6,7 +6,7 @@ use crate::cuda::device::Device;
 use crate::dtype::HalfType;
 use std::time::{Duration, Instant};
 
-type Launch = Box<dyn Fn(&Run<'_>, HalfType) -> Result<Vec<Output>>>;
+type CheckLaunch = Box<dyn Fn(&CheckRun<'_>, HalfType) -> Result<Vec<CheckOutput>>>;
 
 /// One op on one problem.
 pub(crate) struct Case {
@@ -18,7 +18,7 @@ pub(crate) struct Case {
     pub expected: String,
     /// Whether it is run in both storage types; else it has none.
     pub both: bool,
-    launch: Launch,
+    launch: CheckLaunch,
 }
 
 impl Case {
@@ -27,7 +27,7 @@ impl Case {
         op: &'static str,
         name: &str,
         expected: &str,
-        launch: impl Fn(&Run<'_>, HalfType) -> Result<Vec<Output>> + 'static,
+        launch: impl Fn(&CheckRun<'_>, HalfType) -> Result<Vec<CheckOutput>> + 'static,
     ) -> Self {
         let (name, expected) = (name.to_string(), expected.to_string());
         Case { op, name, expected, both: true, launch: Box::new(launch) }
@@ -38,43 +38,43 @@ impl Case {
         op: &'static str,
         name: &str,
         expected: &str,
-        launch: impl Fn(&Run<'_>) -> Result<Vec<Output>> + 'static,
+        launch: impl Fn(&CheckRun<'_>) -> Result<Vec<CheckOutput>> + 'static,
     ) -> Self {
         let (name, expected) = (name.to_string(), expected.to_string());
         Case { op, name, expected, both: false, launch: Box::new(move |device, _| launch(device)) }
     }
 
     /// Runs it and brings what was written.
-    pub(super) fn run(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+    pub(super) fn run(&self, device: &CheckRun<'_>, storage: HalfType) -> Result<Vec<CheckOutput>> {
         (self.launch)(device, storage)
     }
 }
 
 /// Elements of one output, or some of them.
-pub(crate) struct Output {
+pub(crate) struct CheckOutput {
     pub name: &'static str,
     pub values: Vec<f64>,
 }
 
-impl Output {
+impl CheckOutput {
     pub(super) fn new(name: &'static str, values: Vec<f64>) -> Self {
-        Output { name, values }
+        CheckOutput { name, values }
     }
 
     /// Only every `step`-th element, from the first on.
     pub(super) fn every(self, step: usize) -> Self {
-        Output { values: self.values.into_iter().step_by(step).collect(), ..self }
+        CheckOutput { values: self.values.into_iter().step_by(step).collect(), ..self }
     }
 }
 
 /// The device, for a limited time.
-pub(super) struct Run<'a> {
+pub(super) struct CheckRun<'a> {
     pub device: &'a Device,
     pub started: Instant,
     pub limit: Duration,
 }
 
-impl std::ops::Deref for Run<'_> {
+impl std::ops::Deref for CheckRun<'_> {
     type Target = Device;
 
     fn deref(&self) -> &Device {
@@ -82,7 +82,7 @@ impl std::ops::Deref for Run<'_> {
     }
 }
 
-impl Run<'_> {
+impl CheckRun<'_> {
     /// Whether the time is over.
     pub fn is_over(&self) -> bool {
         self.started.elapsed() >= self.limit

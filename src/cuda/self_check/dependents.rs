@@ -4,7 +4,7 @@
 //! A chain is a small layer with what comes behind it, forward and backward, and then again: most of its kernels read what the one
 //! before has just written, and all of them write where kernels before them read. Products share one workspace and one set of tickets.
 
-use super::case::Run;
+use super::case::CheckRun;
 use super::numbers::{halves, singles, stored, unwritten};
 use crate::Result;
 use crate::cuda::buffer::{Buffer, Element, View};
@@ -71,9 +71,9 @@ impl Case {
     }
 
     /// The first number that differs where kernels may begin early.
-    pub fn check(&self, run: &Run<'_>) -> Result<Option<String>> {
+    pub fn check(&self, run: &CheckRun<'_>) -> Result<Option<String>> {
         let [ordered, early] = [false, true].map(|on| run.device.clone().with_dependent_launches(on));
-        let given = Given::new(&ordered, self)?;
+        let given = ChainInputs::new(&ordered, self)?;
         let queued = |device: &Device| {
             let mut chain = Chain::new(device, self, &given)?;
             (0..REPEATS).try_for_each(|_| chain.queue(device))?;
@@ -108,9 +108,9 @@ impl Case {
 }
 
 /// Outputs of a chain: their names, their bits, and whether those are of f32.
-type Numbers = Vec<(&'static str, Vec<u32>, bool)>;
+type ChainOutputs = Vec<(&'static str, Vec<u32>, bool)>;
 
-fn difference(found: &Numbers, expected: &Numbers) -> Option<String> {
+fn difference(found: &ChainOutputs, expected: &ChainOutputs) -> Option<String> {
     found.iter().zip(expected).find_map(|((name, found, _), (_, expected, _))| {
         let at = found.iter().zip(expected).position(|(found, expected)| found != expected)?;
         let [found, expected] = [found, expected].map(|bits| bits[at]);
@@ -121,18 +121,18 @@ fn difference(found: &Numbers, expected: &Numbers) -> Option<String> {
 }
 
 /// Weights, as the device's products read them or in rows.
-struct Matrix {
+struct ChainWeights {
     elements: Buffer<u16>,
     layout: WeightLayout,
     n: usize,
     k: usize,
 }
 
-impl Matrix {
+impl ChainWeights {
     fn new(device: &Device, storage: HalfType, layout: WeightLayout, name: &str, [n, k]: [usize; 2]) -> Result<Self> {
         let numbers = halves(name, n * k, 1.0 / (k as f32).sqrt());
         let bits: Vec<u16> = numbers.into_iter().map(|x| storage.round(x)).collect();
-        Ok(Matrix { elements: Buffer::from_slice(device, &layout.arranged(&bits, n, k))?, layout, n, k })
+        Ok(ChainWeights { elements: Buffer::from_slice(device, &layout.arranged(&bits, n, k))?, layout, n, k })
     }
 
     fn room(&self) -> Room {
@@ -141,38 +141,38 @@ impl Matrix {
 }
 
 /// Products, which all have one scratch.
-struct Products {
+struct ChainProducts {
     storage: HalfType,
     scratch: gemm::Scratch,
 }
 
-impl Products {
-    fn forward(&mut self, device: &Device, mut y: Output<'_>, x: View<'_, u16>, w: &Matrix) -> Result<()> {
-        let &Matrix { ref elements, layout, n, k } = w;
+impl ChainProducts {
+    fn forward(&mut self, device: &Device, mut y: Output<'_>, x: View<'_, u16>, w: &ChainWeights) -> Result<()> {
+        let &ChainWeights { ref elements, layout, n, k } = w;
         let operands = Operands { storage: self.storage, x, w: elements.view(), layout, bias: None };
         gemm(device, &mut y, operands, Shape { tokens: x.len() / k, n, k }, &mut self.scratch)
     }
 
-    fn backward(&mut self, device: &Device, mut dx: Output<'_>, dy: View<'_, u16>, w: &Matrix) -> Result<()> {
-        let &Matrix { ref elements, layout, n, k } = w;
+    fn backward(&mut self, device: &Device, mut dx: Output<'_>, dy: View<'_, u16>, w: &ChainWeights) -> Result<()> {
+        let &ChainWeights { ref elements, layout, n, k } = w;
         let gradients = gradient::Gradients { storage: self.storage, dy, w: elements.view(), layout };
         gemm_backward(device, &mut dx, gradients, Shape { tokens: dy.len() / n, n, k }, &mut self.scratch)
     }
 }
 
 /// All that the host copies to the device before the first kernel: behind a copy, a kernel would wait.
-struct Given {
+struct ChainInputs {
     norms: [Buffer<u16>; 3],
     head_norms: [Buffer<u16>; 2],
     /// Of the reward's one output.
     head: Buffer<u16>,
-    qkv: Matrix,
-    o: Matrix,
-    gate_up: Matrix,
-    down: Matrix,
-    logits: Matrix,
+    qkv: ChainWeights,
+    o: ChainWeights,
+    gate_up: ChainWeights,
+    down: ChainWeights,
+    logits: ChainWeights,
     /// In rows in either family, as a reward model's head is.
-    reward: Matrix,
+    reward: ChainWeights,
     embeddings: Buffer<u16>,
     table: Buffer<[f32; 2]>,
     positions: Buffer<u32>,
@@ -195,8 +195,8 @@ struct Given {
 
 /// A chain and everything that it touches.
 struct Chain<'a> {
-    given: &'a Given,
-    products: Products,
+    given: &'a ChainInputs,
+    products: ChainProducts,
     parts: attention::Scratch,
     deltas: back::Scratch,
     softmax: softmax::Scratch,
@@ -235,11 +235,11 @@ struct Chain<'a> {
     scores: Buffer<f32>,
 }
 
-impl Given {
+impl ChainInputs {
     fn new(device: &Device, case: &Case) -> Result<Self> {
         let &Case { storage, tokens } = case;
         let layout = device.weight_layout();
-        let matrix = |name: &str, sizes| Matrix::new(device, storage, layout, &format!("chain {name}"), sizes);
+        let matrix = |name: &str, sizes| ChainWeights::new(device, storage, layout, &format!("chain {name}"), sizes);
         let vector = |name: &str, len: usize| -> Result<_> {
             let around_one: Vec<f32> = halves(&format!("chain {name}"), len, 0.25).iter().map(|x| 1.0 + x).collect();
             stored(device, storage, &around_one)
@@ -247,7 +247,7 @@ impl Given {
         let (qkv, o) = (matrix("qkv", [HEADS.qkv(), WIDTH])?, matrix("o", [WIDTH, ATTENTION.width()])?);
         let (gate_up, down) = (matrix("gate_up", [2 * UNITS, WIDTH])?, matrix("down", [WIDTH, UNITS])?);
         let logits = matrix("logits", [LOGITS, WIDTH])?;
-        let reward = Matrix::new(device, storage, WeightLayout::Rows, "chain reward", [1, WIDTH])?;
+        let reward = ChainWeights::new(device, storage, WeightLayout::Rows, "chain reward", [1, WIDTH])?;
         let room = [&qkv, &o, &gate_up, &down, &logits].iter().fold(Room::default(), |room, w| room.and(w.room()));
         // Nothing multiplies with it backward.
         let room = room.and(Room::of(WeightLayout::Rows, &[(reward.n, reward.k)]));
@@ -268,7 +268,7 @@ impl Given {
             .map(|angle| [angle.cos(), angle.sin()])
             .collect();
         let last = tokens as u32 - 1;
-        Ok(Given {
+        Ok(ChainInputs {
             norms: [vector("norm 1", WIDTH)?, vector("norm 2", WIDTH)?, vector("norm 3", WIDTH)?],
             head_norms: [vector("q norm", HEADS.padded)?, vector("k norm", HEADS.padded)?],
             head: vector("head", WIDTH)?,
@@ -304,12 +304,12 @@ impl Given {
 }
 
 impl<'a> Chain<'a> {
-    fn new(device: &Device, case: &Case, given: &'a Given) -> Result<Self> {
+    fn new(device: &Device, case: &Case, given: &'a ChainInputs) -> Result<Self> {
         let (&Case { storage, tokens }, width) = (case, HEADS.heads * HEADS.padded);
         let (all, kv) = (tokens * WIDTH, tokens * HEADS.kv_heads * HEADS.padded);
         Ok(Chain {
             given,
-            products: Products { storage, scratch: gemm::Scratch::new(device, given.room)? },
+            products: ChainProducts { storage, scratch: gemm::Scratch::new(device, given.room)? },
             parts: attention::Scratch::new(device, &[ATTENTION], PARTS * tokens)?,
             deltas: back::Scratch::new(device, HEADS.heads, tokens)?,
             softmax: softmax::Scratch::new(device, ASKED, LOGITS)?,
@@ -437,8 +437,10 @@ impl<'a> Chain<'a> {
             lse: self.lse.view(),
             d_out: self.d_out.view(),
         };
-        let work =
-            back::Work { queries: (&given.plan, given.words.view()), keys: (&given.keys, given.key_words.view()) };
+        let work = back::BackwardLists {
+            queries: (&given.plan, given.words.view()),
+            keys: (&given.keys, given.key_words.view()),
+        };
         let mut output = back::Output { q: self.dq.view_mut(), k: self.dk.view_mut(), v: self.dv.view_mut() };
         attention_backward(device, &mut output, inputs, work, &mut self.parts, &mut self.deltas)?;
         let gradients = rope::Gradients { q: self.dq.view(), k: self.dk.view(), v: self.dv.view() };
@@ -459,8 +461,8 @@ impl<'a> Chain<'a> {
     }
 
     /// What was written, after everything that was queued.
-    fn numbers(&self, run: &Run<'_>) -> Result<Numbers> {
-        fn words<T: Element>(run: &Run<'_>, buffer: &Buffer<T>) -> Result<Vec<u32>> {
+    fn numbers(&self, run: &CheckRun<'_>) -> Result<ChainOutputs> {
+        fn words<T: Element>(run: &CheckRun<'_>, buffer: &Buffer<T>) -> Result<Vec<u32>> {
             let elements = run.finished(buffer)?;
             // Elements of 16 bits one by one, larger ones word by word.
             Ok(bytemuck::cast_slice::<T, u8>(&elements).chunks(size_of::<T>().clamp(1, 4)).map(word).collect())
@@ -487,7 +489,7 @@ impl<'a> Chain<'a> {
             ("d_gate_up", &self.d_gate_up),
             ("d_qkv", &self.d_qkv),
         ];
-        let mut all = Numbers::new();
+        let mut all = ChainOutputs::new();
         for (name, buffer) in f32s {
             all.push((name, words(run, buffer)?, true));
         }
@@ -506,7 +508,7 @@ fn word(bytes: &[u8]) -> u32 {
 }
 
 /// What the rotation reads.
-fn turned<'a>(given: &'a Given, qkv: &'a Buffer<u16>) -> rope::Inputs<'a> {
+fn turned<'a>(given: &'a ChainInputs, qkv: &'a Buffer<u16>) -> rope::Inputs<'a> {
     let [q, k] = given.head_norms.each_ref().map(Buffer::view);
     rope::Inputs {
         qkv: qkv.view(),

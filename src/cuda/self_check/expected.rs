@@ -15,7 +15,7 @@ pub(crate) fn names(expected: &str, output: &str) -> [String; 2] {
 pub(super) struct Expected<'a>(SafeTensors<'a>);
 
 /// One output's.
-pub(super) struct Known {
+pub(super) struct ExpectedOutput {
     /// In f64.
     pub values: Vec<f64>,
     /// As many for each storage type.
@@ -29,7 +29,7 @@ impl Expected<'static> {
 }
 
 impl Expected<'_> {
-    pub fn of(&self, expected: &str, output: &str) -> Result<Known> {
+    pub fn of(&self, expected: &str, output: &str) -> Result<ExpectedOutput> {
         let [values, bounds] = names(expected, output);
         let bytes = |name: &str, dtype: Dtype| match self.0.tensor(name) {
             Ok(tensor) if tensor.dtype() == dtype => Ok(tensor.data().to_vec()),
@@ -37,7 +37,7 @@ impl Expected<'_> {
         };
         let values = bytes(&values, Dtype::F64)?.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
         let bounds = bytes(&bounds, Dtype::F32)?.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
-        Ok(Known { values, bounds })
+        Ok(ExpectedOutput { values, bounds })
     }
 }
 

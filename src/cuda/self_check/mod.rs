@@ -19,7 +19,7 @@ use super::images;
 use crate::Result;
 use crate::dtype::HalfType;
 pub(crate) use case::Case;
-use case::Run;
+use case::CheckRun;
 use expected::Expected;
 #[cfg(all(test, feature = "lab"))]
 pub(crate) use expected::FILE;
@@ -67,12 +67,12 @@ pub fn run_sm90(device: &Device, limit: Duration) -> Findings {
 /// bits of the same kernels one after the other. The device must be one that
 /// [can launch so](Device::can_launch_dependents).
 pub fn run_dependents(device: &Device, limit: Duration) -> Findings {
-    let run = Run { device, started: Instant::now(), limit };
+    let run = CheckRun { device, started: Instant::now(), limit };
     gather(&run, &dependents::cases(), dependents::Case::name, |case| case.check(&run))
 }
 
 fn run_cases(device: &Device, cases: Vec<Case>, limit: Duration) -> Findings {
-    let run = Run { device, started: Instant::now(), limit };
+    let run = CheckRun { device, started: Instant::now(), limit };
     let all = cases.into_iter().flat_map(|case| {
         let types = if case.both { &HalfType::ALL[..] } else { &HalfType::ALL[..1] };
         let case = std::rc::Rc::new(case);
@@ -93,7 +93,7 @@ fn run_cases(device: &Device, cases: Vec<Case>, limit: Duration) -> Findings {
 
 /// Checks cases until the time is over. `check` gives the first place where one differs; one that fails differs, too.
 fn gather<T>(
-    run: &Run<'_>,
+    run: &CheckRun<'_>,
     cases: &[T],
     name: impl Fn(&T) -> String,
     mut check: impl FnMut(&T) -> Result<Option<String>>,
@@ -132,7 +132,7 @@ type Seen = HashMap<(String, HalfType, &'static str), (String, Vec<f64>)>;
 fn check(
     case: &Case,
     storage: HalfType,
-    run: &Run<'_>,
+    run: &CheckRun<'_>,
     expected: &Expected<'_>,
     seen: &mut Seen,
 ) -> Result<Option<String>> {

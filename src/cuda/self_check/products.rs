@@ -1,6 +1,6 @@
 //! Problems of the products with stored weights, by every kernel of both directions.
 
-use super::case::{Case, Output, Run};
+use super::case::{Case, CheckOutput, CheckRun};
 use super::numbers::{halves, singles, stored, unwritten, wide, widened};
 use super::rows::{Between, EPS, Gate, Turn};
 use crate::Result;
@@ -25,24 +25,24 @@ pub(super) fn cases() -> Vec<Case> {
     for tokens in TOKENS {
         let name = format!("{tokens} tokens");
         cases.push(Case::of_both("gemm", &name, "gemm", move |device, storage| {
-            Product::forward().run(device, storage, tokens, Way::SM80, Into::F32)
+            Product::forward().run(device, storage, tokens, ProductKernel::SM80, Epilogue::F32)
         }));
         cases.push(Case::of_both("gemm_backward", &name, "gemm_backward", move |device, storage| {
-            Product::backward().run_backward(device, storage, tokens, Way::SM80)
+            Product::backward().run_backward(device, storage, tokens, ProductKernel::SM80)
         }));
     }
     // Without a workspace, a block adds up all of `k`.
     cases.push(Case::of_both("gemm", "67 tokens, folded", "gemm", |device, storage| {
-        Product::forward().run(device, storage, 67, Way::Sm80 { room: 0 }, Into::F32)
+        Product::forward().run(device, storage, 67, ProductKernel::Sm80 { room: 0 }, Epilogue::F32)
     }));
     cases.push(Case::of_both("gemm_backward", "67 tokens, folded", "gemm_backward", |device, storage| {
-        Product::backward().run_backward(device, storage, 67, Way::Sm80 { room: 0 })
+        Product::backward().run_backward(device, storage, 67, ProductKernel::Sm80 { room: 0 })
     }));
     cases.push(Case::of_both("gemm", "5 tokens, rounded", "gemm_rounded", |device, storage| {
-        Product::forward().run(device, storage, 5, Way::SM80, Into::Half)
+        Product::forward().run(device, storage, 5, ProductKernel::SM80, Epilogue::Half)
     }));
     cases.push(Case::of_both("gemm", "5 tokens, added", "gemm_added", |device, storage| {
-        Product::forward().run(device, storage, 5, Way::SM80, Into::Add)
+        Product::forward().run(device, storage, 5, ProductKernel::SM80, Epilogue::Add)
     }));
     cases
 }
@@ -51,10 +51,10 @@ pub(super) fn cases() -> Vec<Case> {
 pub(super) fn sm90_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut both = |tokens: usize, instance: usize, shares: bool| {
-        let (way, width) = (Way::Sm90 { instance, shares }, sm90::TOKENS[instance]);
+        let (way, width) = (ProductKernel::Sm90 { instance, shares }, sm90::TOKENS[instance]);
         let name = format!("{tokens} tokens in tiles of {width}, {}", if shares { "shared" } else { "whole" });
         cases.push(Case::of_both("gemm_sm90", &name, "gemm", move |device, storage| {
-            Product::forward().run(device, storage, tokens, way, Into::F32)
+            Product::forward().run(device, storage, tokens, way, Epilogue::F32)
         }));
         cases.push(Case::of_both("gemm_backward_sm90", &name, "gemm_backward", move |device, storage| {
             Product::backward().run_backward(device, storage, tokens, way)
@@ -69,9 +69,10 @@ pub(super) fn sm90_cases() -> Vec<Case> {
     for (tokens, instance) in [(13, 1), (67, 2), (67, sm90::TOKENS.len() - 1)] {
         both(tokens, instance, false);
     }
-    for (name, expected, into) in [("rounded", "gemm_rounded", Into::Half), ("added", "gemm_added", Into::Add)] {
+    for (name, expected, into) in [("rounded", "gemm_rounded", Epilogue::Half), ("added", "gemm_added", Epilogue::Add)]
+    {
         for shares in [true, false] {
-            let way = Way::Sm90 { instance: 0, shares };
+            let way = ProductKernel::Sm90 { instance: 0, shares };
             let name = format!("5 tokens, {name}, {}", if shares { "shared" } else { "whole" });
             cases.push(Case::of_both("gemm_sm90", &name, expected, move |device, storage| {
                 Product::forward().run(device, storage, 5, way, into)
@@ -100,8 +101,8 @@ pub(super) fn sm90_cases() -> Vec<Case> {
 }
 
 /// Both products have the identity, so the norm is what comes out.
-fn norm_between(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Output>> {
-    let (between, n, way) = (Between::new(), Between::WIDTH, Way::Sm90 { instance, shares: false });
+fn norm_between(device: &CheckRun<'_>, storage: HalfType, instance: usize) -> Result<Vec<CheckOutput>> {
+    let (between, n, way) = (Between::new(), Between::WIDTH, ProductKernel::Sm90 { instance, shares: false });
     let tokens = between.residual.len() / n;
     let mut identity = vec![0.0; n * n];
     (0..n).for_each(|column| identity[column * n + column] = 1.0);
@@ -129,12 +130,15 @@ fn norm_between(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<
     let of_u = Operands { x: u.view(), ..of_x };
     let norms = &mut Norms { factors: Some(factors), next: None };
     gemm_normed_planned(device, &mut gemm::Output::F32(y.view_mut()), of_u, norms, shape, plan, &mut scratch)?;
-    Ok(vec![Output::new("out", wide(&device.finished(&y)?)), Output::new("inverse", wide(&device.finished(&inverse)?))])
+    Ok(vec![
+        CheckOutput::new("out", wide(&device.finished(&y)?)),
+        CheckOutput::new("inverse", wide(&device.finished(&inverse)?)),
+    ])
 }
 
 /// Heads as they are by a product with the identity, whose rows of queries and keys are in pairs.
-fn heads(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Output>> {
-    let (turn, heads, way) = (Turn::new(), Turn::HEADS, Way::Sm90 { instance, shares: false });
+fn heads(device: &CheckRun<'_>, storage: HalfType, instance: usize) -> Result<Vec<CheckOutput>> {
+    let (turn, heads, way) = (Turn::new(), Turn::HEADS, ProductKernel::Sm90 { instance, shares: false });
     let (tokens, n) = (turn.positions.len(), heads.qkv());
     let mut identity = vec![0.0; n * n];
     for (index, element) in (0..n / heads.padded).flat_map(|index| (0..heads.head).map(move |at| (index, at))) {
@@ -157,9 +161,9 @@ fn heads(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Out
 }
 
 /// Gates and ups by a product with the identity, whose rows are in groups.
-fn gated(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Output>> {
+fn gated(device: &CheckRun<'_>, storage: HalfType, instance: usize) -> Result<Vec<CheckOutput>> {
     let (gate, units) = (Gate::new(), Gate::WIDTH);
-    let (tokens, n, way) = (gate.d_act.len() / units, 2 * units, Way::Sm90 { instance, shares: false });
+    let (tokens, n, way) = (gate.d_act.len() / units, 2 * units, ProductKernel::Sm90 { instance, shares: false });
     let mut identity = vec![0.0; n * n];
     (0..n).for_each(|column| identity[in_groups(column, units) * n + column] = 1.0);
     let (x, w) = (stored(device, storage, &gate.gate_up)?, way.weights(device, storage, &identity, n, n)?);
@@ -170,7 +174,7 @@ fn gated(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Out
     let mut out = unwritten(device, tokens * units)?;
     let mut y = gemm::Output::Gated { act: out.view_mut(), gate_up: None };
     gemm_planned(device, &mut y, operands, shape, plan, &mut scratch)?;
-    Ok(vec![Output::new("out", widened(storage, &device.finished(&out)?))])
+    Ok(vec![CheckOutput::new("out", widened(storage, &device.finished(&out)?))])
 }
 
 /// Where a gate, or a unit's up behind all gates, is in groups.
@@ -179,13 +183,13 @@ fn in_groups(column: usize, units: usize) -> usize {
 }
 
 /// Gradients that come out of a product as they are: in three numbers of 16 bits each, which together have all digits of one of 32.
-fn gated_gradients(device: &Run<'_>, storage: HalfType, instance: usize) -> Result<Vec<Output>> {
+fn gated_gradients(device: &CheckRun<'_>, storage: HalfType, instance: usize) -> Result<Vec<CheckOutput>> {
     const PARTS: i32 = 3;
     // What one number leaves, the next one has 2^12 times as large.
     let scale = |part: i32| (-12.0 * f64::from(part)).exp2();
     let (gate, units) = (Gate::new(), Gate::WIDTH);
     let (tokens, n, k, way) =
-        (gate.d_act.len() / units, PARTS as usize * units, units, Way::Sm90 { instance, shares: false });
+        (gate.d_act.len() / units, PARTS as usize * units, units, ProductKernel::Sm90 { instance, shares: false });
     let (mut dy, mut w) = (Vec::new(), Vec::new());
     for row in gate.d_act.chunks_exact(units) {
         let mut rest: Vec<f64> = row.iter().map(|&d| f64::from(d)).collect();
@@ -215,34 +219,34 @@ fn gated_gradients(device: &Run<'_>, storage: HalfType, instance: usize) -> Resu
     gemm_backward_planned(device, &mut y, gradients, shape, plan, &mut scratch)?;
     let found = widened(storage, &device.finished(&out)?);
     let apart = |row: &[f64]| (0..2 * units).map(|column| row[in_groups(column, units)]).collect::<Vec<_>>();
-    Ok(vec![Output::new("d_gate_up", found.chunks_exact(2 * units).flat_map(apart).collect())])
+    Ok(vec![CheckOutput::new("d_gate_up", found.chunks_exact(2 * units).flat_map(apart).collect())])
 }
 
 /// Which kernel multiplies.
 #[derive(Clone, Copy)]
-enum Way {
+enum ProductKernel {
     /// The one of every card that fits the shape, with so many elements of workspace.
     Sm80 { room: usize },
     /// One of Hopper's, by its index, on two multiprocessors, which share tiles that are left over or do not.
     Sm90 { instance: usize, shares: bool },
 }
 
-impl Way {
+impl ProductKernel {
     /// With room for all chunks of all tokens.
-    const SM80: Way = Way::Sm80 { room: 1 << 14 };
+    const SM80: ProductKernel = ProductKernel::Sm80 { room: 1 << 14 };
 
     fn layout(self) -> WeightLayout {
         match self {
-            Way::Sm80 { .. } => WeightLayout::Rows,
-            Way::Sm90 { .. } => WeightLayout::Tiles,
+            ProductKernel::Sm80 { .. } => WeightLayout::Rows,
+            ProductKernel::Sm90 { .. } => WeightLayout::Tiles,
         }
     }
 
     /// For a shape whose outputs are `n` and whose terms are `k`.
     fn plan(self, device: &Device, shape: Shape) -> Plan {
         match self {
-            Way::Sm80 { room } => Plan::Sm80(sm80::Plan::new(shape, device.multiprocessors(), room)),
-            Way::Sm90 { instance, shares } => {
+            ProductKernel::Sm80 { room } => Plan::Sm80(sm80::Plan::new(shape, device.multiprocessors(), room)),
+            ProductKernel::Sm90 { instance, shares } => {
                 let room = if shares { usize::MAX } else { 0 };
                 Plan::Sm90(sm90::Plan::with_instance(shape, instance, 2, room))
             }
@@ -258,7 +262,7 @@ impl Way {
 
 /// What becomes of the sums.
 #[derive(Clone, Copy)]
-enum Into {
+enum Epilogue {
     F32,
     Half,
     Add,
@@ -300,7 +304,14 @@ impl Product {
         }
     }
 
-    fn run(&self, device: &Run<'_>, storage: HalfType, tokens: usize, way: Way, into: Into) -> Result<Vec<Output>> {
+    fn run(
+        &self,
+        device: &CheckRun<'_>,
+        storage: HalfType,
+        tokens: usize,
+        way: ProductKernel,
+        into: Epilogue,
+    ) -> Result<Vec<CheckOutput>> {
         let (n, k) = (Self::OUTPUTS, Self::TERMS);
         let x = stored(device, storage, &self.x[..tokens * k])?;
         let (w, bias) = (way.weights(device, storage, &self.w, n, k)?, stored(device, storage, &self.bias)?);
@@ -310,26 +321,32 @@ impl Product {
         let mut scratch = Scratch::new(device, plan.room())?;
         let mut product = |mut y: gemm::Output<'_>| gemm_planned(device, &mut y, operands, shape, plan, &mut scratch);
         let values = match into {
-            Into::F32 => {
+            Epilogue::F32 => {
                 let mut y = unwritten(device, tokens * n)?;
                 product(gemm::Output::F32(y.view_mut()))?;
                 wide(&device.finished(&y)?)
             }
-            Into::Half => {
+            Epilogue::Half => {
                 let mut y = unwritten(device, tokens * n)?;
                 product(gemm::Output::Half(y.view_mut()))?;
                 widened(storage, &device.finished(&y)?)
             }
-            Into::Add => {
+            Epilogue::Add => {
                 let mut y = Buffer::from_slice(device, &self.before[..tokens * n])?;
                 product(gemm::Output::Add(y.view_mut()))?;
                 wide(&device.finished(&y)?)
             }
         };
-        Ok(vec![Output::new("y", values)])
+        Ok(vec![CheckOutput::new("y", values)])
     }
 
-    fn run_backward(&self, device: &Run<'_>, storage: HalfType, tokens: usize, way: Way) -> Result<Vec<Output>> {
+    fn run_backward(
+        &self,
+        device: &CheckRun<'_>,
+        storage: HalfType,
+        tokens: usize,
+        way: ProductKernel,
+    ) -> Result<Vec<CheckOutput>> {
         let (n, k) = (Self::TERMS, Self::BACK);
         let dy = stored(device, storage, &self.x[..tokens * n])?;
         let w = way.weights(device, storage, &self.w, n, k)?;
@@ -340,6 +357,6 @@ impl Product {
         let mut dx = unwritten(device, tokens * k)?;
         let mut out = gemm::Output::F32(dx.view_mut());
         gemm_backward_planned(device, &mut out, gradients, shape, plan, &mut scratch)?;
-        Ok(vec![Output::new("dx", wide(&device.finished(&dx)?))])
+        Ok(vec![CheckOutput::new("dx", wide(&device.finished(&dx)?))])
     }
 }

@@ -1,6 +1,6 @@
 //! Problems of the ops on rows that a layer has between its products: norm, activation and rotation, each with its gradient.
 
-use super::case::{Case, Output, Run};
+use super::case::{Case, CheckOutput, CheckRun};
 use super::numbers::{halves, singles, stored, unwritten, wide, widened};
 use crate::Result;
 use crate::cuda::buffer::{Buffer, ViewMut};
@@ -18,8 +18,8 @@ pub(crate) const ROWS: usize = 3;
 pub(crate) const EPS: f32 = 1e-5;
 
 pub(super) fn cases() -> Vec<Case> {
-    type Launch = fn(&Run<'_>, HalfType) -> Result<Vec<Output>>;
-    let of = |op, name, expected, launch: Launch| Case::of_both(op, name, expected, launch);
+    type CheckLaunch = fn(&CheckRun<'_>, HalfType) -> Result<Vec<CheckOutput>>;
+    let of = |op, name, expected, launch: CheckLaunch| Case::of_both(op, name, expected, launch);
     vec![
         of("rmsnorm", "forward", "rmsnorm", |device, storage| Norm::new().run(device, storage)),
         of("rmsnorm", "left to a product", "norm_between", |device, storage| Between::new().run(device, storage)),
@@ -61,7 +61,7 @@ impl Norm {
         }
     }
 
-    fn run(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+    fn run(&self, device: &CheckRun<'_>, storage: HalfType) -> Result<Vec<CheckOutput>> {
         let (weight, delta) = (stored(device, storage, &self.weight)?, stored(device, storage, &self.delta)?);
         let mut residual = Buffer::from_slice(device, &self.residual)?;
         let mut out = unwritten(device, self.residual.len())?;
@@ -69,12 +69,12 @@ impl Norm {
         let delta = Delta::Half(delta.view());
         rmsnorm(device, storage, &mut out.view_mut(), &mut residual.view_mut(), delta, norm)?;
         Ok(vec![
-            Output::new("out", widened(storage, &device.finished(&out)?)),
-            Output::new("residual", wide(&device.finished(&residual)?)),
+            CheckOutput::new("out", widened(storage, &device.finished(&out)?)),
+            CheckOutput::new("residual", wide(&device.finished(&residual)?)),
         ])
     }
 
-    fn run_backward(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+    fn run_backward(&self, device: &CheckRun<'_>, storage: HalfType) -> Result<Vec<CheckOutput>> {
         let weight = stored(device, storage, &self.weight)?;
         let (residual, dy) = (Buffer::from_slice(device, &self.residual)?, Buffer::from_slice(device, &self.dy)?);
         let mut grad = Buffer::from_slice(device, &self.grad)?;
@@ -83,8 +83,8 @@ impl Norm {
         let (gradient, copy) = (&mut grad.view_mut(), &mut rounded.view_mut());
         rmsnorm_backward(device, storage, gradient, Some(copy), Upstream::Rows(dy.view()), residual.view(), norm)?;
         Ok(vec![
-            Output::new("grad", wide(&device.finished(&grad)?)),
-            Output::new("rounded", widened(storage, &device.finished(&rounded)?)),
+            CheckOutput::new("grad", wide(&device.finished(&grad)?)),
+            CheckOutput::new("rounded", widened(storage, &device.finished(&rounded)?)),
         ])
     }
 }
@@ -124,7 +124,7 @@ impl Between {
     }
 
     /// By a kernel of its own; the product is done here.
-    fn run(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+    fn run(&self, device: &CheckRun<'_>, storage: HalfType) -> Result<Vec<CheckOutput>> {
         let weight = stored(device, storage, &self.weight)?;
         let (residual, before) =
             (Buffer::from_slice(device, &self.sums())?, Buffer::from_slice(device, &Self::BEFORE)?);
@@ -136,7 +136,7 @@ impl Between {
         let (u, factors) = (device.finished(&u)?, device.finished(&factors)?);
         let rows = u.chunks_exact(Self::WIDTH).zip(factors);
         let out: Vec<f32> = rows.flat_map(|(u, factor)| u.iter().map(move |&u| storage.widen(u) * factor)).collect();
-        Ok(vec![Output::new("out", wide(&out)), Output::new("inverse", wide(&device.finished(&inverse)?))])
+        Ok(vec![CheckOutput::new("out", wide(&out)), CheckOutput::new("inverse", wide(&device.finished(&inverse)?))])
     }
 }
 
@@ -156,19 +156,19 @@ impl Gate {
         Gate { gate_up, d_act: singles("gate gradient", ROWS * Self::WIDTH, 0.5) }
     }
 
-    fn run(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+    fn run(&self, device: &CheckRun<'_>, storage: HalfType) -> Result<Vec<CheckOutput>> {
         let gate_up = stored(device, storage, &self.gate_up)?;
         let mut out = unwritten(device, self.d_act.len())?;
         swiglu(device, storage, &mut out.view_mut(), gate_up.view(), Self::WIDTH, Gates::Apart)?;
-        Ok(vec![Output::new("out", widened(storage, &device.finished(&out)?))])
+        Ok(vec![CheckOutput::new("out", widened(storage, &device.finished(&out)?))])
     }
 
-    fn run_backward(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+    fn run_backward(&self, device: &CheckRun<'_>, storage: HalfType) -> Result<Vec<CheckOutput>> {
         let gate_up = stored(device, storage, &self.gate_up)?;
         let d_act = Buffer::from_slice(device, &self.d_act)?;
         let mut out = unwritten(device, self.gate_up.len())?;
         swiglu_backward(device, storage, &mut out.view_mut(), d_act.view(), gate_up.view(), Self::WIDTH)?;
-        Ok(vec![Output::new("d_gate_up", widened(storage, &device.finished(&out)?))])
+        Ok(vec![CheckOutput::new("d_gate_up", widened(storage, &device.finished(&out)?))])
     }
 }
 
@@ -212,7 +212,7 @@ impl Turn {
     /// Calls a launch with its inputs on the device.
     fn with(
         &self,
-        device: &Run<'_>,
+        device: &CheckRun<'_>,
         storage: HalfType,
         is_normed: bool,
         launch: impl FnOnce(&Inputs<'_>) -> Result<()>,
@@ -226,15 +226,15 @@ impl Turn {
         launch(&Inputs { qkv: qkv.view(), turns, norms, order: HeadOrder::Halves })
     }
 
-    fn run(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+    fn run(&self, device: &CheckRun<'_>, storage: HalfType) -> Result<Vec<CheckOutput>> {
         self.run_with(device, storage, true)
     }
 
-    fn run_plain(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+    fn run_plain(&self, device: &CheckRun<'_>, storage: HalfType) -> Result<Vec<CheckOutput>> {
         self.run_with(device, storage, false)
     }
 
-    fn run_with(&self, device: &Run<'_>, storage: HalfType, is_normed: bool) -> Result<Vec<Output>> {
+    fn run_with(&self, device: &CheckRun<'_>, storage: HalfType, is_normed: bool) -> Result<Vec<CheckOutput>> {
         self.outputs(device, storage, |q, kv| {
             self.with(device, storage, is_normed, |inputs| rope(device, storage, q, kv, inputs, Self::HEADS))
         })
@@ -243,10 +243,10 @@ impl Turn {
     /// Queries, and keys and values from their slots, where a launch leaves them.
     pub(super) fn outputs(
         &self,
-        device: &Run<'_>,
+        device: &CheckRun<'_>,
         storage: HalfType,
         launch: impl FnOnce(&mut ViewMut<'_, u16>, &mut KvRows<'_>) -> Result<()>,
-    ) -> Result<Vec<Output>> {
+    ) -> Result<Vec<CheckOutput>> {
         let (layout, width) = (Self::LAYOUT, Self::HEADS.padded);
         let slots = Buffer::from_slice(device, &self.slots)?;
         let mut q = unwritten(device, ROWS * Self::HEADS.heads * width)?;
@@ -262,10 +262,10 @@ impl Turn {
                 kept.extend(&pool[at..at + width]);
             }
         }
-        Ok(vec![Output::new("q", widened(storage, &device.finished(&q)?)), Output::new("kv", kept)])
+        Ok(vec![CheckOutput::new("q", widened(storage, &device.finished(&q)?)), CheckOutput::new("kv", kept)])
     }
 
-    fn run_backward(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+    fn run_backward(&self, device: &CheckRun<'_>, storage: HalfType) -> Result<Vec<CheckOutput>> {
         let Heads { heads, kv_heads, padded, .. } = Self::HEADS;
         let columns = |from: usize, to: usize| {
             let rows = self.gradient.chunks_exact(Self::HEADS.qkv());
@@ -279,6 +279,6 @@ impl Turn {
             let gradients = Gradients { q: q.view(), k: k.view(), v: v.view() };
             rope_backward(device, storage, &mut out.view_mut(), &gradients, inputs, Self::HEADS)
         })?;
-        Ok(vec![Output::new("d_qkv", widened(storage, &device.finished(&out)?))])
+        Ok(vec![CheckOutput::new("d_qkv", widened(storage, &device.finished(&out)?))])
     }
 }

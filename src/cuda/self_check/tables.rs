@@ -1,6 +1,6 @@
 //! Problems of the ops around a model's layers: what goes in, what is moved, and what is asked about logits and gradients.
 
-use super::case::{Case, Output, Run};
+use super::case::{Case, CheckOutput, CheckRun};
 use super::numbers::{halves, singles, stored, unwritten, wide, widened};
 use crate::Result;
 use crate::cuda::buffer::Buffer;
@@ -24,7 +24,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::of_both("embed", "3 ids", "embed", |device, storage| {
             Embedding::new().run(device, storage, WeightLayout::Rows)
         }),
-        Case::of_one("copy_rows", "3 rows", "copy_rows", |device| Rows::new().run(device)),
+        Case::of_one("copy_rows", "3 rows", "copy_rows", |device| CopiedRows::new().run(device)),
         Case::of_one("kv_copy", "one block", "kv_copy", |device| Block::new().run(device)),
         Case::of_both("pad_convert", "f32 heads of 5 in 8", "pad_convert", |device, storage| {
             Padded::new().run(device, storage, WeightLayout::Rows)
@@ -66,39 +66,39 @@ impl Embedding {
         Embedding { table: halves("embedding", Self::ROWS * Self::WIDTH, 1.0), ids: [4, 0, 2] }
     }
 
-    fn run(&self, device: &Run<'_>, storage: HalfType, layout: WeightLayout) -> Result<Vec<Output>> {
+    fn run(&self, device: &CheckRun<'_>, storage: HalfType, layout: WeightLayout) -> Result<Vec<CheckOutput>> {
         let rows: Vec<u16> = self.table.iter().map(|&x| storage.round(x)).collect();
         let table = Buffer::from_slice(device, &layout.arranged(&rows, Self::ROWS, Self::WIDTH))?;
         let ids = Buffer::from_slice(device, &self.ids)?;
         let mut out = unwritten(device, self.ids.len() * Self::WIDTH)?;
         let table = Table { elements: table.view(), vocabulary: Self::ROWS, layout };
         embed(device, storage, &mut out.view_mut(), table, ids.view(), Self::WIDTH)?;
-        Ok(vec![Output::new("out", wide(&device.finished(&out)?))])
+        Ok(vec![CheckOutput::new("out", wide(&device.finished(&out)?))])
     }
 }
 
 /// Rows that are copied into others.
-pub(crate) struct Rows {
+pub(crate) struct CopiedRows {
     /// `[4, WIDTH]`.
     pub src: Vec<f32>,
     /// From, to.
     pub pairs: [[u32; 2]; 3],
 }
 
-impl Rows {
+impl CopiedRows {
     pub const WIDTH: usize = 12;
     /// Of the target.
     pub const ROWS: usize = 5;
 
     pub fn new() -> Self {
-        Rows { src: singles("rows", 4 * Self::WIDTH, 1.0), pairs: [[3, 0], [0, 4], [1, 2]] }
+        CopiedRows { src: singles("rows", 4 * Self::WIDTH, 1.0), pairs: [[3, 0], [0, 4], [1, 2]] }
     }
 
-    fn run(&self, device: &Run<'_>) -> Result<Vec<Output>> {
+    fn run(&self, device: &CheckRun<'_>) -> Result<Vec<CheckOutput>> {
         let (src, pairs) = (Buffer::from_slice(device, &self.src)?, Buffer::from_slice(device, &self.pairs)?);
         let mut dst = Buffer::<f32>::zeros(device, Self::ROWS * Self::WIDTH)?;
         copy_rows(device, &mut dst.view_mut(), src.view(), pairs.view(), Self::WIDTH)?;
-        Ok(vec![Output::new("dst", wide(&device.finished(&dst)?))])
+        Ok(vec![CheckOutput::new("dst", wide(&device.finished(&dst)?))])
     }
 }
 
@@ -117,7 +117,7 @@ impl Block {
         Block { block: halves("block", 2 * BLOCK * Self::LAYOUT.head, 1.0) }
     }
 
-    fn run(&self, device: &Run<'_>) -> Result<Vec<Output>> {
+    fn run(&self, device: &CheckRun<'_>) -> Result<Vec<CheckOutput>> {
         let (size, storage) = (Self::LAYOUT.block(), HalfType::Bf16);
         let mut pool: Vec<u16> = self.block.iter().map(|&x| storage.round(x)).collect();
         pool.resize(3 * size, 0);
@@ -125,7 +125,7 @@ impl Block {
         let copies = Buffer::from_slice(device, &[[0, 2, Self::POSITIONS as u32]])?;
         kv_copy(device, &mut pool.view_mut(), copies.view(), Self::LAYOUT)?;
         let found = widened(storage, &device.finished(&pool)?[2 * size..]);
-        Ok(vec![Output::new("block", found).every(Self::STEP)])
+        Ok(vec![CheckOutput::new("block", found).every(Self::STEP)])
     }
 }
 
@@ -147,7 +147,7 @@ impl Padded {
         Padded { stored: singles("padded", 30, 1.0), layout }
     }
 
-    fn run(&self, device: &Run<'_>, storage: HalfType, destination: WeightLayout) -> Result<Vec<Output>> {
+    fn run(&self, device: &CheckRun<'_>, storage: HalfType, destination: WeightLayout) -> Result<Vec<CheckOutput>> {
         let (rows, width) = (Self::ROWS, Self::WIDTH);
         let bytes = Buffer::<u8>::from_slice(device, bytemuck::cast_slice(&self.stored))?;
         let mut out = Buffer::<u16>::zeros(device, destination.elements(rows, width))?;
@@ -159,7 +159,7 @@ impl Padded {
         // In the order of rows, in which the results are.
         let found: Vec<u16> =
             (0..Self::LEN).map(|at| found[destination.index(width, at / width, at % width)]).collect();
-        Ok(vec![Output::new("out", widened(storage, &found))])
+        Ok(vec![CheckOutput::new("out", widened(storage, &found))])
     }
 }
 
@@ -167,10 +167,10 @@ impl Padded {
 pub(crate) const DRAW: (RandomFill, usize) = (RandomFill { seed: 20_260, mean: 0.25, scale: 0.5 }, 3);
 pub(crate) const DRAWN: usize = 40;
 
-fn drawn(device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+fn drawn(device: &CheckRun<'_>, storage: HalfType) -> Result<Vec<CheckOutput>> {
     let mut out = unwritten(device, DRAWN)?;
     random_fill(device, storage, &mut out.view_mut(), DRAW.1, DRAW.0)?;
-    Ok(vec![Output::new("out", widened(storage, &device.finished(&out)?))])
+    Ok(vec![CheckOutput::new("out", widened(storage, &device.finished(&out)?))])
 }
 
 /// Gradients, and the embeddings that they are multiplied with.
@@ -196,7 +196,7 @@ impl Candidates {
         }
     }
 
-    fn run(&self, device: &Run<'_>, storage: HalfType) -> Result<Vec<Output>> {
+    fn run(&self, device: &CheckRun<'_>, storage: HalfType) -> Result<Vec<CheckOutput>> {
         let (grads, table) = (Buffer::from_slice(device, &self.grads)?, stored(device, storage, &self.table)?);
         let (ids, queries) = (Buffer::from_slice(device, &self.ids)?, Buffer::from_slice(device, &self.queries)?);
         let inputs = candidate_scores::Inputs {
@@ -211,8 +211,8 @@ impl Candidates {
         let mut products = unwritten(device, self.ids.len())?;
         candidate_scores(device, storage, &mut norms.view_mut(), &mut products.view_mut(), &inputs)?;
         Ok(vec![
-            Output::new("norms", wide(&device.finished(&norms)?)),
-            Output::new("products", wide(&device.finished(&products)?)),
+            CheckOutput::new("norms", wide(&device.finished(&norms)?)),
+            CheckOutput::new("products", wide(&device.finished(&products)?)),
         ])
     }
 }
@@ -241,17 +241,17 @@ impl Logits {
         Logits { logits: singles("short logits", 2 * 37, 2.5), width: 37 }
     }
 
-    fn stats(&self, device: &Run<'_>, scratch: &mut Scratch) -> Result<(Buffer<f32>, Buffer<RowStatsOut>)> {
+    fn stats(&self, device: &CheckRun<'_>, scratch: &mut Scratch) -> Result<(Buffer<f32>, Buffer<RowStatsOut>)> {
         let (logits, floors) = (Buffer::from_slice(device, &self.logits)?, Buffer::from_slice(device, &Self::FLOORS)?);
         let mut stats = unwritten(device, 2)?;
         softmax_entropy(device, &mut stats.view_mut(), logits.view(), floors.view(), scratch)?;
         Ok((logits, stats))
     }
 
-    fn statistics(&self, device: &Run<'_>) -> Result<Vec<Output>> {
+    fn statistics(&self, device: &CheckRun<'_>) -> Result<Vec<CheckOutput>> {
         let mut scratch = Scratch::new(device, 2, self.width)?;
         let stats = device.finished(&self.stats(device, &mut scratch)?.1)?;
-        let of = |name, field: fn(&RowStatsOut) -> f64| Output::new(name, stats.iter().map(field).collect());
+        let of = |name, field: fn(&RowStatsOut) -> f64| CheckOutput::new(name, stats.iter().map(field).collect());
         Ok(vec![
             of("log_sum_exp", |row| row.log_sum_exp),
             of("entropy", |row| row.entropy),
@@ -264,7 +264,7 @@ impl Logits {
         ])
     }
 
-    fn largest(&self, device: &Run<'_>) -> Result<Vec<Output>> {
+    fn largest(&self, device: &CheckRun<'_>) -> Result<Vec<CheckOutput>> {
         let mut scratch = Scratch::new(device, 2, self.width)?;
         let (logits, stats) = self.stats(device, &mut scratch)?;
         let queries = Buffer::from_slice(device, &[TopKQuery::new(Self::LARGEST, When::Always, 0.0); 2])?;
@@ -275,13 +275,13 @@ impl Logits {
         top_k(device, &mut out, logits.view(), stats.view(), queries.view(), Self::BELOW, &mut scratch)?;
         let whole = |words: Vec<u32>| words.into_iter().map(f64::from).collect();
         Ok(vec![
-            Output::new("ids", whole(device.finished(&ids)?)),
-            Output::new("logits", wide(&device.finished(&values)?)),
-            Output::new("found", whole(device.finished(&found)?)),
+            CheckOutput::new("ids", whole(device.finished(&ids)?)),
+            CheckOutput::new("logits", wide(&device.finished(&values)?)),
+            CheckOutput::new("found", whole(device.finished(&found)?)),
         ])
     }
 
-    fn asked(&self, device: &Run<'_>) -> Result<Vec<Output>> {
+    fn asked(&self, device: &CheckRun<'_>) -> Result<Vec<CheckOutput>> {
         let mut scratch = Scratch::new(device, 2, self.width)?;
         let (logits, stats) = self.stats(device, &mut scratch)?;
         let pairs = Buffer::from_slice(device, &Self::PAIRS)?;
@@ -289,8 +289,8 @@ impl Logits {
         log_probabilities(device, &mut out.view_mut(), logits.view(), stats.view())?;
         chosen_logits(device, &mut chosen.view_mut(), logits.view(), pairs.view(), self.width)?;
         Ok(vec![
-            Output::new("log_probabilities", wide(&device.finished(&out)?)),
-            Output::new("chosen", wide(&device.finished(&chosen)?)),
+            CheckOutput::new("log_probabilities", wide(&device.finished(&out)?)),
+            CheckOutput::new("chosen", wide(&device.finished(&chosen)?)),
         ])
     }
 }

@@ -12,7 +12,7 @@ use minijinja::{AutoEscape, Environment, Error, State, Value};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-type Made = Result<Value, Error>;
+type FilterResult = Result<Value, Error>;
 
 /// Adds everything to an environment.
 pub(super) fn add(environment: &mut Environment<'static>) {
@@ -93,7 +93,7 @@ fn is_word(c: char) -> bool {
 }
 
 /// `left % right`: formatting where the left side is a text.
-fn modulo(state: &State, left: &Value, right: &Value) -> Made {
+fn modulo(state: &State, left: &Value, right: &Value) -> FilterResult {
     if let Some(template) = left.as_str() {
         return format::percent(state, template, right).map(Value::from);
     }
@@ -115,7 +115,7 @@ fn modulo(state: &State, left: &Value, right: &Value) -> Made {
 }
 
 /// `+value`
-fn plus(value: &Value) -> Made {
+fn plus(value: &Value) -> FilterResult {
     match value.kind() {
         ValueKind::Number => Ok(value.clone()),
         ValueKind::Bool => Ok(Value::from(i64::from(value.is_true()))),
@@ -124,7 +124,7 @@ fn plus(value: &Value) -> Made {
 }
 
 /// `-value`
-fn minus(value: &Value) -> Made {
+fn minus(value: &Value) -> FilterResult {
     match (whole_number(value), as_float(value)) {
         (Some(number), _) if number > i128::MIN => Ok(Value::from(-number)),
         (_, Some(number)) => Ok(Value::from(-number)),
@@ -142,7 +142,7 @@ fn whole_number(value: &Value) -> Option<i128> {
 }
 
 /// Calls a macro whose last two parameters take what its others do not; anything else as it is.
-fn call(state: &mut State, callee: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn call(state: &mut State, callee: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let parameters: Vec<Value> = match callee.get_attr("arguments") {
         Ok(list) if is_callable(callee) && list.kind() == ValueKind::Seq => {
             list.try_iter()?.checked().collect::<Result<_, _>>()?
@@ -179,7 +179,7 @@ fn call(state: &mut State, callee: &Value, positional: Rest<Value>, named: Kwarg
 }
 
 /// `format`: values by position or by name, as for `%`.
-fn format_filter(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn format_filter(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let names: Vec<&str> = named.args().collect();
     let values = match names.is_empty() {
         true => Value::from(Tuple::from(positional.0)),
@@ -194,7 +194,7 @@ fn format_filter(state: &State, value: &Value, positional: Rest<Value>, named: K
     format::percent(state, &subject(value)?, &values).map(Value::from)
 }
 
-fn join(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn join(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let [separator, attribute] = bind(&positional, &named, ["d", "attribute"])?;
     let separator = separator.map_or_else(|| Ok(String::new()), |value| text(&value))?;
     let attribute = attribute.map(|attribute| text(&attribute)).transpose()?;
@@ -214,7 +214,7 @@ fn join(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) ->
 }
 
 /// The value at a path of attributes and positions: `a.0.b`.
-fn attribute_of(value: &Value, path: &str) -> Made {
+fn attribute_of(value: &Value, path: &str) -> FilterResult {
     path.split('.').try_fold(value.clone(), |value, part| match part.parse::<usize>() {
         Ok(at) => value.get_item(&Value::from(at)),
         Err(_) => value.get_attr(part),
@@ -222,7 +222,7 @@ fn attribute_of(value: &Value, path: &str) -> Made {
 }
 
 /// `sort`: by the items or by several of their attributes, with capitals as small letters unless told.
-fn sort(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn sort(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let [reverse, sensitive, attributes] = bind(&positional, &named, ["reverse", "case_sensitive", "attribute"])?;
     let attributes = attributes.map(|attributes| text(&attributes)).transpose()?;
     let folded = |value: Value| match value.as_str() {
@@ -250,7 +250,7 @@ fn sort(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) ->
     Ok(items.into_iter().map(|(_, item)| item).collect())
 }
 
-fn indent(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn indent(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let [width, first, blank] = bind(&positional, &named, ["width", "first", "blank"])?;
     let text = subject(value)?;
     let width = match width {
@@ -278,12 +278,12 @@ fn indent(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) 
     Ok(output.into())
 }
 
-fn center(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn center(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let [width] = bind(&positional, &named, ["width"])?;
     justified(state, &subject(value)?, whole(width)?.unwrap_or(80), " ", "center").map(Value::from)
 }
 
-fn trim(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn trim(value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let [chars] = bind(&positional, &named, ["chars"])?;
     let (text, chars) = (subject(value)?, text_of(chars, "chars")?);
     let out = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(c));
@@ -307,7 +307,7 @@ fn title(text: &str) -> String {
     output
 }
 
-fn truncate(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn truncate(value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let [length, kill, end, leeway] = bind(&positional, &named, ["length", "killwords", "end", "leeway"])?;
     let (text, end) = (subject(value)?, text_of(end, "end")?.unwrap_or_else(|| "...".to_string()));
     let number =
@@ -323,7 +323,7 @@ fn truncate(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
     Ok(format!("{}{end}", &text[..cut.unwrap_or(text.len())]).into())
 }
 
-fn wordwrap(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn wordwrap(value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let names = ["width", "break_long_words", "wrapstring", "break_on_hyphens"];
     let [width, break_words, wrap, hyphens] = bind(&positional, &named, names)?;
     let width = usize::try_from(whole(width)?.unwrap_or(79)).unwrap_or(0);
@@ -405,7 +405,7 @@ fn chunks(text: &str, hyphens: bool) -> Vec<String> {
     found
 }
 
-fn filesizeformat(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn filesizeformat(value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let [binary] = bind(&positional, &named, ["binary"])?;
     let binary = is_true(binary.as_ref());
     let number = real(value).ok_or_else(|| refused("filesizeformat: expected a number".to_string()))?;
@@ -426,7 +426,7 @@ fn filesizeformat(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made
     Ok(format!("{:.1} {unit}", base * number / f64::powi(base, at as i32 + 2)).into())
 }
 
-fn xmlattr(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn xmlattr(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let [space] = bind(&positional, &named, ["autospace"])?;
     let mut output = String::new();
     for key in value.try_iter()?.checked() {
@@ -450,7 +450,7 @@ fn xmlattr(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs)
 }
 
 /// A text without its tags and comments, with entities decoded and blanks joined.
-fn striptags(value: &Value) -> Made {
+fn striptags(value: &Value) -> FilterResult {
     let text = subject(value)?;
     let mut output = String::with_capacity(text.len());
     let mut rest = text.as_str();
@@ -510,7 +510,7 @@ fn unescaped(text: &str) -> String {
     output + rest
 }
 
-fn urlencode(value: &Value) -> Made {
+fn urlencode(value: &Value) -> FilterResult {
     let quoted = |value: &Value, query: bool| -> Result<String, Error> {
         let mut output = String::new();
         for &byte in subject(value)?.as_bytes() {
@@ -544,7 +544,7 @@ fn urlencode(value: &Value) -> Made {
 }
 
 /// One of the items.
-fn random(value: &Value) -> Made {
+fn random(value: &Value) -> FilterResult {
     let items: Vec<Value> = value.try_iter()?.checked().collect::<Result<_, _>>()?;
     // Every hasher has random keys.
     let number = std::hash::RandomState::new().build_hasher().finish();
@@ -553,7 +553,7 @@ fn random(value: &Value) -> Made {
 }
 
 /// `round`: half to even, or up or down; whole numbers stay whole unless they go up or down.
-fn round(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn round(value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let [precision, method] = bind(&positional, &named, ["precision", "method"])?;
     let precision = i32::try_from(whole(precision)?.unwrap_or(0)).unwrap_or(i32::MAX).clamp(-400, 400);
     let method = text_of(method, "method")?.unwrap_or_else(|| "common".to_string());
@@ -622,7 +622,7 @@ fn parsed_int(text: &str, base: u32) -> Option<i128> {
     Some(if negative { -number } else { number })
 }
 
-fn to_int(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn to_int(value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let [default, base] = bind(&positional, &named, ["default", "base"])?;
     let base = u32::try_from(whole(base)?.unwrap_or(10)).ok().filter(|base| *base == 0 || (2..=36).contains(base));
     let base = base.ok_or_else(|| refused("int: the base must be 0, or 2 to 36".to_string()))?;
@@ -635,13 +635,13 @@ fn to_int(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
     Ok(number.map_or_else(|| default.unwrap_or_else(|| Value::from(0)), Value::from))
 }
 
-fn to_float(value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn to_float(value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let [default] = bind(&positional, &named, ["default"])?;
     Ok(real(value).map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from))
 }
 
 /// The pairs of a mapping in the order of their keys or values.
-fn dictsort(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> Made {
+fn dictsort(state: &State, value: &Value, positional: Rest<Value>, named: Kwargs) -> FilterResult {
     let [sensitive, by, reverse] = bind(&positional, &named, ["case_sensitive", "by", "reverse"])?;
     let at = match text_of(by, "by")?.as_deref() {
         None | Some("key") => 0,

@@ -24,18 +24,18 @@ pub(super) const REST: [&str; 2] = ["varargs", "kwargs"];
 const WORDS: [&str; 8] = ["and", "or", "not", "if", "else", "in", "is", "recursive"];
 
 /// A tag or an expression of the source, in tokens.
-struct Code {
+struct SourceCode {
     /// Where its first brace and the byte behind its last one are.
     start: usize,
     end: usize,
-    tokens: Vec<Token>,
+    tokens: Vec<SourceToken>,
     is_tag: bool,
     /// It begins what is not rendered.
     is_raw: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum TokenKind {
     Name,
     Number,
     Text,
@@ -43,8 +43,8 @@ enum Kind {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Token {
-    kind: Kind,
+struct SourceToken {
+    kind: TokenKind,
     start: usize,
     end: usize,
 }
@@ -83,7 +83,7 @@ fn line(source: &str, at: usize) -> usize {
 }
 
 /// The tags and expressions of a template, without comments and what is raw.
-fn codes(source: &str) -> Result<Vec<Code>, String> {
+fn codes(source: &str) -> Result<Vec<SourceCode>, String> {
     let mut codes = Vec::new();
     let (mut at, mut raw) = (0, false);
     while let Some(found) = source[at..].find('{') {
@@ -103,7 +103,7 @@ fn codes(source: &str) -> Result<Vec<Code>, String> {
             let code = lex(source, start, is_tag)?;
             at = code.end;
             raw = name == Some("raw") && code.tokens.len() == 1 && source[..at].ends_with("%}");
-            codes.push(Code { is_raw: raw, ..code });
+            codes.push(SourceCode { is_raw: raw, ..code });
         }
     }
     Ok(codes)
@@ -121,7 +121,7 @@ fn is_word(c: char) -> bool {
 }
 
 /// Reads the tokens of a tag or expression. One that is not closed goes on to the end of the source.
-fn lex(source: &str, start: usize, is_tag: bool) -> Result<Code, String> {
+fn lex(source: &str, start: usize, is_tag: bool) -> Result<SourceCode, String> {
     let close = if is_tag { "%}" } else { "}}" };
     let begun = source[start + 2..].starts_with(['-', '+']);
     let mut at = start + 2 + usize::from(begun);
@@ -131,7 +131,13 @@ fn lex(source: &str, start: usize, is_tag: bool) -> Result<Code, String> {
         let closes = |rest: &str| rest.starts_with(close);
         let signed = rest.strip_prefix('-').or(rest.strip_prefix('+').filter(|_| is_tag)).is_some_and(closes);
         if open == 0 && (closes(rest) || signed) {
-            return Ok(Code { start, end: at + close.len() + usize::from(signed), tokens, is_tag, is_raw: false });
+            return Ok(SourceCode {
+                start,
+                end: at + close.len() + usize::from(signed),
+                tokens,
+                is_tag,
+                is_raw: false,
+            });
         }
         if c.is_whitespace() {
             at += c.len_utf8();
@@ -139,12 +145,12 @@ fn lex(source: &str, start: usize, is_tag: bool) -> Result<Code, String> {
             continue;
         }
         let (kind, size) = match c {
-            '"' | '\'' => (Kind::Text, text_size(rest, c)),
-            '0'..='9' => (Kind::Number, number_size(rest, tokens.last(), source)),
-            c if is_word(c) => (Kind::Name, rest.find(|c: char| !is_word(c)).unwrap_or(rest.len())),
+            '"' | '\'' => (TokenKind::Text, text_size(rest, c)),
+            '0'..='9' => (TokenKind::Number, number_size(rest, tokens.last(), source)),
+            c if is_word(c) => (TokenKind::Name, rest.find(|c: char| !is_word(c)).unwrap_or(rest.len())),
             _ => {
                 let pairs = ["==", "!=", "<=", ">=", "**", "//"];
-                (Kind::Sign, if pairs.iter().any(|pair| rest.starts_with(pair)) { 2 } else { c.len_utf8() })
+                (TokenKind::Sign, if pairs.iter().any(|pair| rest.starts_with(pair)) { 2 } else { c.len_utf8() })
             }
         };
         match c {
@@ -152,15 +158,15 @@ fn lex(source: &str, start: usize, is_tag: bool) -> Result<Code, String> {
             ')' | ']' | '}' => open = open.saturating_sub(1),
             _ => {}
         }
-        length += if kind == Kind::Text { 2 } else { size };
+        length += if kind == TokenKind::Text { 2 } else { size };
         if length > MAX_CODE {
             let line = line(source, start);
             return Err(format!("line {line}: expected at most {MAX_CODE} bytes of code in one tag, found more"));
         }
-        tokens.push(Token { kind, start: at, end: at + size });
+        tokens.push(SourceToken { kind, start: at, end: at + size });
         at += size;
     }
-    Ok(Code { start, end: source.len(), tokens, is_tag, is_raw: false })
+    Ok(SourceCode { start, end: source.len(), tokens, is_tag, is_raw: false })
 }
 
 /// Bytes of a string literal with its quotes; all of the text if it is not closed.
@@ -177,7 +183,7 @@ fn text_size(text: &str, quote: char) -> usize {
 }
 
 /// Bytes of a number. Behind a dot it is an index, which has no fraction.
-fn number_size(text: &str, before: Option<&Token>, source: &str) -> usize {
+fn number_size(text: &str, before: Option<&SourceToken>, source: &str) -> usize {
     let bytes = text.as_bytes();
     let digits = |from: usize| {
         let is_digit = |byte: &&u8| byte.is_ascii_digit() || **byte == b'_';
@@ -203,7 +209,7 @@ fn number_size(text: &str, before: Option<&Token>, source: &str) -> usize {
 }
 
 /// Names of the macros that use `varargs` or `kwargs`, and so take any arguments.
-fn open_macros<'s>(source: &'s str, codes: &[Code]) -> BTreeSet<&'s str> {
+fn open_macros<'s>(source: &'s str, codes: &[SourceCode]) -> BTreeSet<&'s str> {
     let mut found = BTreeSet::new();
     let mut inside: Vec<&str> = Vec::new();
     for code in codes {
@@ -222,7 +228,7 @@ fn open_macros<'s>(source: &'s str, codes: &[Code]) -> BTreeSet<&'s str> {
         let uses = body.iter().enumerate().any(|(at, token)| {
             // Neither an attribute nor an argument's name.
             let free = (at == 0 || text(at - 1) != ".") && text(at + 1) != "=";
-            token.kind == Kind::Name && REST.contains(&text(at)) && free
+            token.kind == TokenKind::Name && REST.contains(&text(at)) && free
         });
         found.extend(inside.last().copied().filter(|_| uses));
     }
@@ -232,7 +238,7 @@ fn open_macros<'s>(source: &'s str, codes: &[Code]) -> BTreeSet<&'s str> {
 /// Writes the tokens of one tag or expression.
 struct Writer<'a, 's> {
     source: &'s str,
-    tokens: &'a [Token],
+    tokens: &'a [SourceToken],
     at: usize,
     /// Up to where the source is written.
     end: usize,
@@ -297,7 +303,7 @@ impl<'s> Writer<'_, 's> {
         self.tokens.get(self.at + by).map_or("", |token| &self.source[token.start..token.end])
     }
 
-    fn kind(&self) -> Option<Kind> {
+    fn kind(&self) -> Option<TokenKind> {
         self.tokens.get(self.at).map(|token| token.kind)
     }
 
@@ -315,7 +321,7 @@ impl<'s> Writer<'_, 's> {
         let Some(token) = self.tokens.get(self.at) else { return Ok(()) };
         let text = &self.source[token.start..token.end];
         match token.kind {
-            Kind::Text if text.contains('\\') => {
+            TokenKind::Text if text.contains('\\') => {
                 let literal =
                     literal(text).map_err(|what| format!("line {}: {what}", line(self.source, token.start)))?;
                 self.output.push_str(&literal);
@@ -338,14 +344,14 @@ impl<'s> Writer<'_, 's> {
     /// Writes tokens up to one of `stop`, which is not written. Says whether there were commas outside brackets.
     fn sequence(&mut self, stop: &[&str]) -> Result<bool, String> {
         let (mut commas, mut behind_operand) = (false, false);
-        while self.at < self.tokens.len() && !(stop.contains(&self.peek()) && self.kind() != Some(Kind::Text)) {
-            let signed = !behind_operand && self.kind() == Some(Kind::Sign) && ["+", "-"].contains(&self.peek());
+        while self.at < self.tokens.len() && !(stop.contains(&self.peek()) && self.kind() != Some(TokenKind::Text)) {
+            let signed = !behind_operand && self.kind() == Some(TokenKind::Sign) && ["+", "-"].contains(&self.peek());
             if signed || self.starts_operand() {
                 self.joined()?;
                 behind_operand = true;
                 continue;
             }
-            commas |= self.kind() == Some(Kind::Sign) && self.peek() == ",";
+            commas |= self.kind() == Some(TokenKind::Sign) && self.peek() == ",";
             self.copy()?;
             behind_operand = false;
         }
@@ -354,15 +360,15 @@ impl<'s> Writer<'_, 's> {
 
     fn starts_operand(&self) -> bool {
         match self.kind() {
-            Some(Kind::Name) => !WORDS.contains(&self.peek()),
-            Some(Kind::Number | Kind::Text) => true,
-            Some(Kind::Sign) => ["(", "[", "{"].contains(&self.peek()),
+            Some(TokenKind::Name) => !WORDS.contains(&self.peek()),
+            Some(TokenKind::Number | TokenKind::Text) => true,
+            Some(TokenKind::Sign) => ["(", "[", "{"].contains(&self.peek()),
             None => false,
         }
     }
 
     fn is_sign(&self, sign: &str) -> bool {
-        self.kind() == Some(Kind::Sign) && self.peek() == sign
+        self.kind() == Some(TokenKind::Sign) && self.peek() == sign
     }
 
     /// Products with `~` between them, which joins them as Python's texts.
@@ -415,7 +421,7 @@ impl<'s> Writer<'_, 's> {
     }
 
     fn unary(&mut self, filters: bool) -> Result<(), String> {
-        let number = self.tokens.get(self.at + 1).is_some_and(|token| token.kind == Kind::Number);
+        let number = self.tokens.get(self.at + 1).is_some_and(|token| token.kind == TokenKind::Number);
         if self.is_sign("-") && number && self.ahead(2) != "." {
             self.copy()?;
             self.copy()?;
@@ -433,8 +439,8 @@ impl<'s> Writer<'_, 's> {
 
     fn primary(&mut self) -> Result<(), String> {
         match self.peek() {
-            "(" | "[" | "{" if self.kind() == Some(Kind::Sign) => self.brackets(),
-            name if self.kind() == Some(Kind::Name) && self.macros.contains(name) && self.ahead(1) == "(" => {
+            "(" | "[" | "{" if self.kind() == Some(TokenKind::Sign) => self.brackets(),
+            name if self.kind() == Some(TokenKind::Name) && self.macros.contains(name) && self.ahead(1) == "(" => {
                 self.instead(CALL);
                 self.copy()?;
                 self.output.push_str(name);
@@ -443,9 +449,9 @@ impl<'s> Writer<'_, 's> {
                 self.copy()
             }
             _ if self.starts_operand() => {
-                let text = self.kind() == Some(Kind::Text);
+                let text = self.kind() == Some(TokenKind::Text);
                 self.copy()?;
-                while text && self.kind() == Some(Kind::Text) {
+                while text && self.kind() == Some(TokenKind::Text) {
                     self.copy()?;
                 }
                 Ok(())
@@ -483,7 +489,7 @@ impl<'s> Writer<'_, 's> {
     /// Filters and tests.
     fn filters(&mut self) -> Result<(), String> {
         loop {
-            let test = self.kind() == Some(Kind::Name) && self.peek() == "is";
+            let test = self.kind() == Some(TokenKind::Name) && self.peek() == "is";
             if !test && !self.is_sign("|") {
                 return Ok(());
             }

@@ -63,7 +63,7 @@ impl std::fmt::Display for Name {
 
 /// A model that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundModel {
     /// Its directory.
     pub dir: PathBuf,
     /// What the user should know of it.
@@ -136,7 +136,7 @@ impl Hub {
     ///
     /// # Errors
     /// As [`fetch`](Self::fetch).
-    pub fn find(&self, name: &Name, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<Found> {
+    pub fn find(&self, name: &Name, progress: &mut dyn FnMut(Downloaded<'_>)) -> Result<FoundModel> {
         let folder = self.cache.join(format!("models--{}", name.repository.replace('/', "--")));
         let Some(dir) = cached(&folder, &name.revision) else {
             if self.offline {
@@ -145,18 +145,18 @@ impl Hub {
                     self.cache.display()
                 )));
             }
-            return Ok(Found { dir: self.download(name, &folder, progress)?, note: None });
+            return Ok(FoundModel { dir: self.download(name, &folder, progress)?, note: None });
         };
         let open = unsettled(&folder, &dir);
         if open.is_empty() {
-            return Ok(Found { dir, note: None });
+            return Ok(FoundModel { dir, note: None });
         }
         // Of the same commit: what the cache has stays what it is.
         let commit = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let why = match self.offline {
             true => "HF_HUB_OFFLINE is set".to_string(),
             false => match self.complete(name, &commit, &folder, &dir, progress) {
-                Ok(()) => return Ok(Found { dir, note: None }),
+                Ok(()) => return Ok(FoundModel { dir, note: None }),
                 Err(why) => why.to_string(),
             },
         };
@@ -165,7 +165,7 @@ impl Hub {
             let files = missed.join(", ");
             format!("{name}: the cache has no {files}, and whether the model has could not be asked: {why}")
         });
-        Ok(Found { dir, note })
+        Ok(FoundModel { dir, note })
     }
 
     #[cfg(not(feature = "hub"))]

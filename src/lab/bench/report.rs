@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// Where and of what rows are. Two reports can be compared if they have the same [`config_hash`](Header::config_hash).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Header {
+pub struct ReportHeader {
     /// Of the program.
     pub version: String,
     /// It was built from.
@@ -158,7 +158,7 @@ impl Row {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Where and of what.
-    pub header: Header,
+    pub header: ReportHeader,
     /// In the order in which they were measured.
     pub rows: Vec<Row>,
 }
@@ -204,13 +204,13 @@ const COLUMNS: [&str; 19] = [
     "ids",
 ];
 
-impl Header {
+impl ReportHeader {
     /// What stands before the first row.
     ///
     /// # Errors
     /// It cannot be written as JSON.
     pub fn text(&self, format: Format) -> Result<String> {
-        let json = |value: &Header| serde_json::to_value(value).map_err(|e| Error::Backend(e.to_string()));
+        let json = |value: &ReportHeader| serde_json::to_value(value).map_err(|e| Error::Backend(e.to_string()));
         Ok(match format {
             Format::Json => String::new(),
             Format::JsonLines => format!("{}\n", serde_json::json!({ "header": json(self)? })),
@@ -341,7 +341,7 @@ impl Report {
     fn parse(text: &str) -> std::result::Result<Report, String> {
         #[derive(Deserialize)]
         struct First {
-            header: Header,
+            header: ReportHeader,
         }
         if let Ok(report) = serde_json::from_str::<Report>(text) {
             return Ok(report);
@@ -462,7 +462,12 @@ mod tests {
     /// A report says which kernels it timed, and one of before is read although it does not.
     #[test]
     fn kernels_are_recorded() {
-        let header = Header { device: "a card".into(), units: 132, kernels: Some("sm90".into()), ..Header::default() };
+        let header = ReportHeader {
+            device: "a card".into(),
+            units: 132,
+            kernels: Some("sm90".into()),
+            ..ReportHeader::default()
+        };
         let text = header.text(Format::Markdown).unwrap();
         assert!(text.contains("\ndevice: a card, 132 units, kernels sm90\n"), "{text}");
         assert!(header.text(Format::Csv).unwrap().contains("\n# kernels: \"sm90\"\n"));
@@ -471,7 +476,7 @@ mod tests {
         assert_eq!(json["header"]["kernels"], "sm90");
         json["header"].as_object_mut().unwrap().retain(|name, _| !["device_kind", "kernels"].contains(&&**name));
         let before = Report::parse(&json.to_string()).unwrap();
-        assert_eq!(before.header, Header { kernels: None, ..report.header });
+        assert_eq!(before.header, ReportHeader { kernels: None, ..report.header });
         assert!(before.header.text(Format::Markdown).unwrap().contains("132 units\n"));
     }
 

@@ -68,7 +68,7 @@ pub fn responses(
     let options = given.over(Preset::DIALOGUE)?.over(Options::new(u32::MAX, vec![u32::MAX]));
     let greedy = Options { max_candidates: 1, entropy_threshold: f64::MAX, ..options.clone() };
     let off = Settings::single(SpeculationWidth::Off);
-    let mut ways = vec![(Way::Guided(greedy.clone()), "greedy", String::new(), off.clone())];
+    let mut ways = vec![(AnswerMethod::Guided(greedy.clone()), "greedy", String::new(), off.clone())];
     for &drafting in &asked.drafts {
         let case = |case: String| match drafting {
             Drafting::Off => case,
@@ -77,27 +77,34 @@ pub fn responses(
         };
         if drafting != Drafting::Off {
             let settings = Settings { drafting, ..off.clone() };
-            ways.push((Way::Guided(greedy.clone()), "greedy", case(String::new()), settings));
+            ways.push((AnswerMethod::Guided(greedy.clone()), "greedy", case(String::new()), settings));
         }
         for &width in &asked.widths {
             let settings = Settings { drafting, ..Settings::single(width) };
-            ways.push((Way::Guided(options.clone()), "ggro", case(format!("speculation {}", name(width))), settings));
+            ways.push((
+                AnswerMethod::Guided(options.clone()),
+                "ggro",
+                case(format!("speculation {}", name(width))),
+                settings,
+            ));
         }
     }
     if asked.best_of > 0 {
-        ways.push((Way::Best(asked.best_of), "best of", asked.best_of.to_string(), off));
+        ways.push((AnswerMethod::Best(asked.best_of), "best of", asked.best_of.to_string(), off));
     }
     let mut all: Vec<Row> = Vec::new();
     for (way, phase, case, settings) in ways {
         let (mut taken, mut last) = (Vec::new(), None);
         for run in 0..asked.warmup + asked.runs.max(1) {
             let request: Box<dyn Request<Output = Result<(Vec<u32>, Answer)>>> = match &way {
-                Way::Guided(options) => {
+                AnswerMethod::Guided(options) => {
                     let behind = prompt.len();
                     let request = intervention(backend, &prompt, options, Uniforms::Seeded(0))?;
                     Box::new(request.map(move |response| Ok(guided_answer(response, behind))))
                 }
-                Way::Best(n) => Box::new(sampler(backend, &prompt, best_of(*n, asked.tokens))?.map(best_answer)),
+                AnswerMethod::Best(n) => {
+                    Box::new(sampler(backend, &prompt, best_of(*n, asked.tokens))?.map(best_answer))
+                }
             };
             if run >= asked.warmup {
                 before(run - asked.warmup)?;
@@ -128,7 +135,7 @@ pub fn responses(
 }
 
 /// A way of answering.
-enum Way {
+enum AnswerMethod {
     Guided(Options),
     Best(usize),
 }

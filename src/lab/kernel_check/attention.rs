@@ -9,7 +9,9 @@ use super::paged::{Branches, LAYER, Paged, Spread, TIMED, TIMED_LAYOUT};
 use super::rows::ROWS;
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
-use crate::cuda::ops::attention::{Inputs, Limits, Output, Plan, Products, Query, Scratch, Sequence, Shape, attention};
+use crate::cuda::ops::attention::{
+    AttentionProducts, Inputs, Output, Plan, PlanLimits, Query, Scratch, Sequence, Shape, attention,
+};
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
@@ -18,32 +20,32 @@ const OP: &str = "attention";
 
 /// A sequence: how many of its positions are another one's, how many it has, and the last of them that are queries.
 #[derive(Clone, Copy, Debug)]
-struct Branch {
+struct TestSequence {
     parent: Option<(usize, usize)>,
     len: usize,
     queries: usize,
 }
 
-const fn alone(len: usize, queries: usize) -> Branch {
-    Branch { parent: None, len, queries }
+const fn alone(len: usize, queries: usize) -> TestSequence {
+    TestSequence { parent: None, len, queries }
 }
 
-const fn fork(parent: usize, at: usize, len: usize, queries: usize) -> Branch {
-    Branch { parent: Some((parent, at)), len, queries }
+const fn fork(parent: usize, at: usize, len: usize, queries: usize) -> TestSequence {
+    TestSequence { parent: Some((parent, at)), len, queries }
 }
 
 /// Contexts around the sizes of pages and chunks, one new token each.
-const DECODE: &[Branch] =
+const DECODE: &[TestSequence] =
     &[alone(1, 1), alone(63, 1), alone(64, 1), alone(65, 1), alone(255, 1), alone(256, 1), alone(257, 1)];
-const LONG: &[Branch] = &[alone(700, 1), alone(513, 1), alone(20, 1)];
+const LONG: &[TestSequence] = &[alone(700, 1), alone(513, 1), alone(20, 1)];
 /// Where three are walked at a time, the long one is cut along its keys and the others are not.
-const ONE_LONG: &[Branch] =
+const ONE_LONG: &[TestSequence] =
     &[alone(300, 1), alone(300, 1), alone(1500, 1), alone(300, 1), alone(300, 1), alone(300, 1)];
-const SEGMENTS: &[Branch] = &[alone(65, 5), alone(257, 64), alone(64, 64), alone(300, 1)];
-const PREFILL: &[Branch] = &[alone(130, 130), alone(3, 3)];
-const CONTINUED: &[Branch] = &[alone(700, 130)];
+const SEGMENTS: &[TestSequence] = &[alone(65, 5), alone(257, 64), alone(64, 64), alone(300, 1)];
+const PREFILL: &[TestSequence] = &[alone(130, 130), alone(3, 3)];
+const CONTINUED: &[TestSequence] = &[alone(700, 130)];
 /// Branches that part inside a chunk, at and off a block's end, and one that shares nothing.
-const FORKS: &[Branch] = &[
+const FORKS: &[TestSequence] = &[
     alone(330, 1),
     fork(0, 320, 329, 1),
     fork(0, 320, 341, 5),
@@ -54,7 +56,7 @@ const FORKS: &[Branch] = &[
 ];
 
 /// Branches that share one page of a chunk, each with three of its own: an item has many pages that some of its rows do not see.
-const MANY_BRANCHES: &[Branch] = &{
+const MANY_BRANCHES: &[TestSequence] = &{
     let mut branches = [fork(0, 64, 200, 5); 18];
     branches[0] = alone(200, 5);
     branches
@@ -62,30 +64,30 @@ const MANY_BRANCHES: &[Branch] = &{
 
 /// More of them, with fewer queries: the first tile's last page is followed by more pages of the second than a kernel looks ahead,
 /// and then their chunk ends.
-const MORE_BRANCHES: &[Branch] = &{
+const MORE_BRANCHES: &[TestSequence] = &{
     let mut branches = [fork(0, 64, 200, 4); 24];
     branches[0] = alone(200, 4);
     branches
 };
 
 pub fn cases() -> Vec<Case> {
-    cases_of(OP, Products::Mma)
+    cases_of(OP, AttentionProducts::Mma)
 }
 
 /// The cases with one way to multiply, those of which there are kernels.
-pub fn cases_of(op: &'static str, products: Products) -> Vec<Case> {
+pub fn cases_of(op: &'static str, products: AttentionProducts) -> Vec<Case> {
     let mut cases = Vec::new();
-    let has = |head: usize| products == Products::Mma || head >= 64;
+    let has = |head: usize| products == AttentionProducts::Mma || head >= 64;
     let by = match products {
-        Products::Mma => "",
-        Products::Both => ", many by wgmma",
-        Products::Wgmma => ", all by wgmma",
+        AttentionProducts::Mma => "",
+        AttentionProducts::Both => ", many by wgmma",
+        AttentionProducts::Wgmma => ", all by wgmma",
     };
     let mut push = |storage: HalfType,
                     head: usize,
                     group: usize,
                     window: Option<usize>,
-                    branches: &'static [Branch],
+                    branches: &'static [TestSequence],
                     name: &str,
                     values: Values,
                     spread: Spread| {
@@ -104,8 +106,8 @@ pub fn cases_of(op: &'static str, products: Products) -> Vec<Case> {
     };
     const NORMAL: Values = Values::Normal(1.0);
     // Two chunks and two pages, small enough for every schedule of a checked device.
-    const SMALL: &[Branch] = &[alone(300, 1)];
-    const TINY: &[Branch] = &[alone(65, 5)];
+    const SMALL: &[TestSequence] = &[alone(300, 1)];
+    const TINY: &[TestSequence] = &[alone(65, 5)];
     for storage in HalfType::ALL {
         push(storage, 32, 4, Some(60), SMALL, "two chunks", NORMAL, Spread::Device);
         push(storage, 32, 3, None, TINY, "two pages", NORMAL, Spread::Whole);
@@ -148,7 +150,7 @@ pub fn cases_of(op: &'static str, products: Products) -> Vec<Case> {
         }
         let name =
             format!("{} rows alone and together, {group} heads of {head}, window {window:?}{by}", storage.name());
-        const TOGETHER: &[Branch] = &[alone(330, 330), alone(70, 70)];
+        const TOGETHER: &[TestSequence] = &[alone(330, 330), alone(70, 70)];
         cases.push(Case::new(op, name, 6 * work(&shape, TOGETHER), move |device, check| {
             Problem::new("together", storage, shape, TOGETHER, NORMAL, products).alone_and_together(device, check)
         }));
@@ -169,8 +171,8 @@ pub fn cases_of(op: &'static str, products: Products) -> Vec<Case> {
 }
 
 /// Multiply-adds with whole tiles, of which the emulated device does eight in the time of one element.
-fn work(shape: &Shape, branches: &[Branch]) -> usize {
-    let of = |branch: &Branch| {
+fn work(shape: &Shape, branches: &[TestSequence]) -> usize {
+    let of = |branch: &TestSequence| {
         let rows = (branch.queries * shape.heads / shape.kv_heads).next_multiple_of(16);
         let seen = shape.window.map_or(branch.len, |w| branch.len.min(w + branch.queries)) + BLOCK;
         rows * seen * shape.kv_heads * shape.head / 4
@@ -179,16 +181,16 @@ fn work(shape: &Shape, branches: &[Branch]) -> usize {
 }
 
 /// One query: its sequence and position.
-type At = (usize, usize);
+type QueryPosition = (usize, usize);
 
 /// One problem on the host.
 #[derive(Clone)]
 struct Problem {
     shape: Shape,
-    products: Products,
+    products: AttentionProducts,
     paged: Paged,
     /// `[heads * head]` per query.
-    queries: Vec<(At, Vec<u16>)>,
+    queries: Vec<(QueryPosition, Vec<u16>)>,
 }
 
 impl Problem {
@@ -196,9 +198,9 @@ impl Problem {
         seed: &str,
         storage: HalfType,
         shape: Shape,
-        branches: &[Branch],
+        branches: &[TestSequence],
         values: Values,
-        products: Products,
+        products: AttentionProducts,
     ) -> Self {
         let mut random = Random::named(seed);
         let mut paged = Paged::new(storage, &shape, branches.iter().map(|branch| branch.len));
@@ -255,7 +257,7 @@ impl Problem {
         let sequences: Vec<Sequence<'_>> = sequences.filter(|sequence| !sequence.queries.is_empty()).collect();
         let parts: usize = chosen.iter().map(|&c| self.queries[c].0.1 / 256 + 1).sum();
         let mut scratch = Scratch::new(device, &[self.shape], parts)?;
-        let limits = Limits { products: self.products, ..spread.limits(device, &scratch, &self.shape, parts) };
+        let limits = PlanLimits { products: self.products, ..spread.limits(device, &scratch, &self.shape, parts) };
         let plan = Plan::new(&self.shape, &sequences, limits)?;
         let work = Guarded::input(device, plan.words())?;
         let (q, pool) = (Guarded::input(device, &q)?, Guarded::input(device, &self.paged.pool)?);
@@ -443,11 +445,11 @@ fn simulated(storage: HalfType, q: &[f32], keys: &[&[f32]], values: &[&[f32]], s
 }
 
 pub fn timings() -> Vec<Timed> {
-    timings_of(OP, Products::Mma)
+    timings_of(OP, AttentionProducts::Mma)
 }
 
 /// Timings with one way to multiply.
-pub fn timings_of(op: &'static str, products: Products) -> Vec<Timed> {
+pub fn timings_of(op: &'static str, products: AttentionProducts) -> Vec<Timed> {
     let timed = |(branches, shared, own, queries)| {
         let work = Branches::new(branches, shared, own, queries);
         Timed::new(op, work.name(), move |device| time(device, &work, products))
@@ -457,9 +459,9 @@ pub fn timings_of(op: &'static str, products: Products) -> Vec<Timed> {
         .into()
 }
 
-fn time(device: &Bench<'_>, work: &Branches, products: Products) -> Result<Measured> {
+fn time(device: &Bench<'_>, work: &Branches, products: AttentionProducts) -> Result<Measured> {
     let mut scratch = work.scratch(device)?;
-    let limits = Limits { products, ..scratch.limits(device, &TIMED) };
+    let limits = PlanLimits { products, ..scratch.limits(device, &TIMED) };
     let plan = Plan::new(&TIMED, &work.sequences(), limits)?;
     let words = Buffer::from_slice(device, plan.words())?;
     let (q, mut pools) = (work.rows(device, "bench q")?, work.pools(device)?);

@@ -9,7 +9,7 @@ use super::paged::{Branches, LAYER, Paged, Spread, TIMED, TIMED_LAYOUT};
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::attention::{self, Query, Sequence, Shape};
-use crate::cuda::ops::attention_backward::{Inputs, Output, Plan, Scratch, Segment, Work, attention_backward};
+use crate::cuda::ops::attention_backward::{BackwardLists, Inputs, Output, Plan, Scratch, Segment, attention_backward};
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
@@ -27,37 +27,37 @@ enum Queries {
 
 /// A constant prefix and the positions after it. The first `shared` positions, whole blocks, are those of the first part.
 #[derive(Clone, Copy, Debug)]
-struct Part {
+struct SegmentCase {
     shared: usize,
     prefix: usize,
     len: usize,
     queries: Queries,
 }
 
-const fn all(prefix: usize, len: usize) -> Part {
-    Part { shared: 0, prefix, len, queries: Queries::All }
+const fn all(prefix: usize, len: usize) -> SegmentCase {
+    SegmentCase { shared: 0, prefix, len, queries: Queries::All }
 }
 
-const fn some(prefix: usize, len: usize, queries: Queries) -> Part {
-    Part { shared: 0, prefix, len, queries }
+const fn some(prefix: usize, len: usize, queries: Queries) -> SegmentCase {
+    SegmentCase { shared: 0, prefix, len, queries }
 }
 
-const fn fork(shared: usize, prefix: usize, len: usize) -> Part {
-    Part { shared, prefix, len, queries: Queries::All }
+const fn fork(shared: usize, prefix: usize, len: usize) -> SegmentCase {
+    SegmentCase { shared, prefix, len, queries: Queries::All }
 }
 
-const SMALL: &[Part] = &[all(60, 5)];
-const TWO_CHUNKS: &[Part] = &[all(254, 3)];
-const SHORT: &[Part] = &[all(0, 1), all(63, 2), all(64, 17), all(250, 9)];
-const MIXED: &[Part] =
+const SMALL: &[SegmentCase] = &[all(60, 5)];
+const TWO_CHUNKS: &[SegmentCase] = &[all(254, 3)];
+const SHORT: &[SegmentCase] = &[all(0, 1), all(63, 2), all(64, 17), all(250, 9)];
+const MIXED: &[SegmentCase] =
     &[all(0, 66), some(70, 20, Queries::Last), some(40, 33, Queries::EveryThird), some(3, 5, Queries::None)];
-const LAST: &[Part] = &[some(500, 70, Queries::Last), some(10, 130, Queries::Last), some(0, 1, Queries::Last)];
-const MIDDLE: &[Part] = &[all(190, 130), all(7, 40)];
-const LONG: &[Part] = &[all(20, 300)];
-const LONG_PREFIX: &[Part] = &[all(3000, 4)];
-const FORKS: &[Part] = &[all(330, 6), fork(320, 325, 4), fork(64, 130, 3), fork(256, 300, 30)];
+const LAST: &[SegmentCase] = &[some(500, 70, Queries::Last), some(10, 130, Queries::Last), some(0, 1, Queries::Last)];
+const MIDDLE: &[SegmentCase] = &[all(190, 130), all(7, 40)];
+const LONG: &[SegmentCase] = &[all(20, 300)];
+const LONG_PREFIX: &[SegmentCase] = &[all(3000, 4)];
+const FORKS: &[SegmentCase] = &[all(330, 6), fork(320, 325, 4), fork(64, 130, 3), fork(256, 300, 30)];
 /// The first two share blocks, and items of the pass over queries.
-const TOGETHER: &[Part] =
+const TOGETHER: &[SegmentCase] =
     &[all(200, 70), fork(128, 150, 20), all(0, 65), some(129, 20, Queries::EveryThird), all(530, 3)];
 
 pub fn cases() -> Vec<Case> {
@@ -65,7 +65,7 @@ pub fn cases() -> Vec<Case> {
     let mut push = |storage: HalfType,
                     (head, group): (usize, usize),
                     window: Option<usize>,
-                    (parts, name): (&'static [Part], &str),
+                    (parts, name): (&'static [SegmentCase], &str),
                     values: Values,
                     spread: Spread| {
         let kv_heads = if group == 8 || parts.len() == 1 { 1 } else { 2 };
@@ -137,8 +137,8 @@ fn shape(head: usize, group: usize, kv_heads: usize, window: Option<usize>) -> S
 }
 
 /// Multiply-adds with half-full tiles.
-fn work(shape: &Shape, parts: &[Part]) -> usize {
-    let of = |part: &Part| {
+fn work(shape: &Shape, parts: &[SegmentCase]) -> usize {
+    let of = |part: &SegmentCase| {
         let queries = if part.queries == Queries::Last { 1 } else { part.len };
         let seen = shape.window.map_or(part.prefix, |window| part.prefix.min(window)) + part.len;
         (queries * 3 * seen + queries * 4 * part.len) * shape.heads * shape.head
@@ -175,19 +175,19 @@ struct Problem {
 
 /// What a launch gives for one segment: per query, and per position.
 #[derive(Debug, PartialEq)]
-struct Found {
+struct SegmentGradients {
     dq: Vec<Vec<f32>>,
     dk: Vec<f32>,
     dv: Vec<f32>,
 }
 
 impl Problem {
-    fn new(seed: &str, storage: HalfType, shape: Shape, parts: &[Part], values: Values) -> Self {
+    fn new(seed: &str, storage: HalfType, shape: Shape, parts: &[SegmentCase], values: Values) -> Self {
         let mut random = Random::named(seed);
         let paged = Paged::new(storage, &shape, parts.iter().map(|part| part.prefix + part.len));
         let mut problem = Problem { shape, paged, stretches: Vec::new() };
         for (index, part) in parts.iter().enumerate() {
-            let &Part { shared, prefix, len, queries } = part;
+            let &SegmentCase { shared, prefix, len, queries } = part;
             let blocks = problem.paged.blocks.first().map_or(Vec::new(), |first| first[..shared / BLOCK].to_vec());
             problem.paged.sequence(&mut random, blocks, prefix + len);
             problem.stretches.push(Stretch { prefix, len, queries: Vec::new() });
@@ -233,7 +233,13 @@ impl Problem {
     }
 
     /// Gradients of some of the segments, in this order, with gaps between their rows.
-    fn run(&self, device: &Device, check: &mut Check, chosen: &[usize], spread: Spread) -> Result<Vec<Found>> {
+    fn run(
+        &self,
+        device: &Device,
+        check: &mut Check,
+        chosen: &[usize],
+        spread: Spread,
+    ) -> Result<Vec<SegmentGradients>> {
         let Shape { heads, kv_heads, head, .. } = self.shape;
         let (width, out_width, kv_width) = (heads * head, self.shape.width(), kv_heads * head);
         let stretches: Vec<&Stretch> = chosen.iter().map(|&index| &self.stretches[index]).collect();
@@ -289,7 +295,7 @@ impl Problem {
             lse: lse.view(),
             d_out: d_out.view(),
         };
-        let work = Work { queries: (&plan, words[0].view()), keys: (&keys, words[1].view()) };
+        let work = BackwardLists { queries: (&plan, words[0].view()), keys: (&keys, words[1].view()) };
         let mut scratch = Scratch::new(device, heads, rows_out)?;
         let mut launch = |check: &mut Check| -> Result<[Vec<f32>; 3]> {
             let mut dq = Guarded::output(device, rows * width, 0)?;
@@ -312,7 +318,7 @@ impl Problem {
             let of = |all: &[f32]| all[row * kv_width..(row + stretch.len) * kv_width].to_vec();
             let rows = queries.iter().map(|query| query.row as usize);
             let dq = rows.inspect(|&row| named[row] = true).map(|row| dq[row * width..][..width].to_vec()).collect();
-            results.push(Found { dq, dk: of(&dk), dv: of(&dv) });
+            results.push(SegmentGradients { dq, dk: of(&dk), dv: of(&dv) });
         }
         for row in 0..rows {
             let untouched = |all: &[f32], width| all[row * width..][..width].iter().all(|x| x.to_bits() == u32::MAX);
@@ -344,7 +350,7 @@ impl Problem {
     }
 
     /// One segment and its simulation against f64.
-    fn compare(&self, index: usize, found: &Found, [dq, dk, dv]: [&mut Errors; 3]) {
+    fn compare(&self, index: usize, found: &SegmentGradients, [dq, dk, dv]: [&mut Errors; 3]) {
         let Shape { heads, kv_heads, head: size, scale, .. } = self.shape;
         let stretch = &self.stretches[index];
         let group = heads / kv_heads;
@@ -397,7 +403,7 @@ impl Problem {
 
     fn alone_and_together(&self, device: &Device, check: &mut Check) -> Result<()> {
         let together = self.run(device, check, &self.all(), Spread::Whole)?;
-        let compare = |check: &mut Check, found: &Found, index: usize, what: &str| {
+        let compare = |check: &mut Check, found: &SegmentGradients, index: usize, what: &str| {
             for (row, (found, expected)) in found.dq.iter().zip(&together[index].dq).enumerate() {
                 check.same(&format!("dq of query {row} of segment {index}, {what}"), found, expected);
             }
@@ -648,7 +654,7 @@ fn time(device: &Bench<'_>, work: &Branches) -> Result<Measured> {
             d_out: d_out.view(),
         };
         let mut output = Output { q: dq.view_mut(), k: dk.view_mut(), v: dv.view_mut() };
-        let lists = Work { queries: (&plan, words[0].view()), keys: (&keys, words[1].view()) };
+        let lists = BackwardLists { queries: (&plan, words[0].view()), keys: (&keys, words[1].view()) };
         attention_backward(device, &mut output, inputs, lists, &mut parts, &mut scratch)
     })?;
     // Keys and values once; queries, outputs and their gradients once; gradients in f32.

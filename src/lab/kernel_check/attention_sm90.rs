@@ -3,14 +3,17 @@
 use super::attention::{cases_of, timings_of};
 use super::case::Case;
 use super::timing::Timed;
-use crate::cuda::ops::attention::Products;
+use crate::cuda::ops::attention::AttentionProducts;
 
 const OP: &str = "attention_sm90";
 
 pub fn cases() -> Vec<Case> {
-    [Products::Both, Products::Wgmma].into_iter().flat_map(|products| cases_of(OP, products)).collect()
+    [AttentionProducts::Both, AttentionProducts::Wgmma]
+        .into_iter()
+        .flat_map(|products| cases_of(OP, products))
+        .collect()
 }
 
 pub fn timings() -> Vec<Timed> {
-    timings_of(OP, Products::Both)
+    timings_of(OP, AttentionProducts::Both)
 }

@@ -2,9 +2,9 @@
 
 use crate::Result;
 use crate::cuda::Device;
-use crate::cuda::Family;
+use crate::cuda::KernelFamily;
 
-type Run = Box<dyn Fn(&Device, &mut Check) -> Result<()> + Send + Sync>;
+type CaseRun = Box<dyn Fn(&Device, &mut Check) -> Result<()> + Send + Sync>;
 
 /// One op on one shape and distribution.
 pub struct Case {
@@ -14,7 +14,7 @@ pub struct Case {
     pub name: String,
     /// Elements or multiply-adds, roughly: what an emulated device needs time for.
     pub work: u64,
-    run: Run,
+    run: CaseRun,
 }
 
 impl Case {
@@ -55,7 +55,7 @@ impl Case {
 
 /// Whether a device has the kernels of an op: those for Hopper alone are on no other.
 pub(super) fn runs_on(op: &str, device: &Device) -> bool {
-    !op.ends_with("_sm90") || Family::Sm90.runs_on(device)
+    !op.ends_with("_sm90") || KernelFamily::Sm90.runs_on(device)
 }
 
 impl std::fmt::Debug for Case {

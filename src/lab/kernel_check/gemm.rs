@@ -25,14 +25,14 @@ use std::ops::Range;
 
 /// Kernels of one direction for one layout of the weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Family {
+pub struct GemmKernels {
     pub direction: Direction,
     pub layout: WeightLayout,
 }
 
 /// What becomes of the sums. Variants are named in cases, whose names seed their numbers: renaming one changes digests.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Into {
+pub enum Epilogue {
     F32,
     Storage,
     Residual,
@@ -41,7 +41,11 @@ pub enum Into {
 
 /// The cases of a family: its shapes with three ways of storing, and those for which rows are run alone and together. Each family
 /// has shapes of its own, because its kernels have tiles of their own.
-pub fn cases_of(family: Family, shapes: &[(usize, usize, usize)], together: [(usize, usize, usize); 3]) -> Vec<Case> {
+pub fn cases_of(
+    family: GemmKernels,
+    shapes: &[(usize, usize, usize)],
+    together: [(usize, usize, usize); 3],
+) -> Vec<Case> {
     let op = family.op();
     let mut cases = Vec::new();
     for storage in HalfType::ALL {
@@ -49,7 +53,7 @@ pub fn cases_of(family: Family, shapes: &[(usize, usize, usize)], together: [(us
             let shape = Shape { tokens, n, k };
             for (into, bias, values) in family.stored() {
                 // What a wide matrix shows, one way of storing it shows.
-                if family.sizes(shape).0 > 1000 && into != Into::F32 {
+                if family.sizes(shape).0 > 1000 && into != Epilogue::F32 {
                     continue;
                 }
                 let name = format!("{} [{tokens}, {n}, {k}] into {into:?}, {values}", storage.name());
@@ -63,7 +67,7 @@ pub fn cases_of(family: Family, shapes: &[(usize, usize, usize)], together: [(us
             // Of which the emulated device does sixteen in the time of one element.
             cases.push(Case::new(op, name, tokens * n * k * 10 / 16, move |device, check| {
                 let (shape, values) = (Shape { tokens, n, k }, Values::Outliers);
-                Problem::new(family, "together", storage, shape, Into::F32, false, values)
+                Problem::new(family, "together", storage, shape, Epilogue::F32, false, values)
                     .alone_and_together(device, check)
             }));
         }
@@ -72,7 +76,7 @@ pub fn cases_of(family: Family, shapes: &[(usize, usize, usize)], together: [(us
 }
 
 /// On Hopper: a slice of a shared tile whose other sums are still to come is left to the block that stores them.
-pub fn waiting_cases(family: Family) -> impl Iterator<Item = Case> {
+pub fn waiting_cases(family: GemmKernels) -> impl Iterator<Item = Case> {
     let shape = match family.direction {
         Direction::Forward => Shape { tokens: 32, n: 40, k: 1088 },
         Direction::Backward => Shape { tokens: 32, n: 1088, k: 40 },
@@ -81,7 +85,7 @@ pub fn waiting_cases(family: Family) -> impl Iterator<Item = Case> {
         let name = format!("{} a slice that waits for sums", storage.name());
         let work = shape.tokens * shape.n * shape.k;
         Case::seeded(family.op(), name, work, move |seed, device, check| {
-            let problem = Problem::new(family, seed, storage, shape, Into::F32, false, Values::Normal(1.0));
+            let problem = Problem::new(family, seed, storage, shape, Epilogue::F32, false, Values::Normal(1.0));
             problem.one_slice_waits(device, check)
         })
     })
@@ -89,7 +93,7 @@ pub fn waiting_cases(family: Family) -> impl Iterator<Item = Case> {
 
 /// On Hopper: products that end in the gated activation, or in its gradients, give the bits of products and kernels of their own.
 /// The sizes are tokens, units and what is summed over.
-pub fn gated_cases(family: Family, sizes: &[(usize, usize, usize)]) -> Vec<Case> {
+pub fn gated_cases(family: GemmKernels, sizes: &[(usize, usize, usize)]) -> Vec<Case> {
     let mut cases = Vec::new();
     for storage in HalfType::ALL {
         for &(tokens, units, terms) in sizes {
@@ -101,7 +105,7 @@ pub fn gated_cases(family: Family, sizes: &[(usize, usize, usize)]) -> Vec<Case>
             let work = tokens.next_multiple_of(8) * shape.n * shape.k * 10 / 16;
             cases.push(Case::seeded(family.op(), name, work, move |seed, device, check| {
                 let bias = family.direction == Direction::Forward;
-                let problem = Problem::new(family, seed, storage, shape, Into::Storage, bias, Values::Normal(0.1));
+                let problem = Problem::new(family, seed, storage, shape, Epilogue::Storage, bias, Values::Normal(0.1));
                 problem.gated(device, check)
             }));
         }
@@ -111,7 +115,7 @@ pub fn gated_cases(family: Family, sizes: &[(usize, usize, usize)]) -> Vec<Case>
 
 /// On Hopper: products that end in turned queries and kept keys and values give the bits of a product and of `rope`. Elements of a
 /// head, query and key heads, tokens and what is summed over.
-pub fn head_cases(family: Family, sizes: &[(usize, usize, usize, usize, usize)]) -> Vec<Case> {
+pub fn head_cases(family: GemmKernels, sizes: &[(usize, usize, usize, usize, usize)]) -> Vec<Case> {
     let mut cases = Vec::new();
     for storage in HalfType::ALL {
         for &(head, heads, kv_heads, tokens, terms) in sizes {
@@ -125,7 +129,7 @@ pub fn head_cases(family: Family, sizes: &[(usize, usize, usize, usize, usize)])
             );
             let work = tokens.next_multiple_of(8) * shape.n * shape.k * 10 / 16;
             cases.push(Case::seeded(family.op(), name, work, move |seed, device, check| {
-                let problem = Problem::new(family, seed, storage, shape, Into::Storage, true, Values::Normal(0.1));
+                let problem = Problem::new(family, seed, storage, shape, Epilogue::Storage, true, Values::Normal(0.1));
                 problem.heads(device, check, heads)
             }));
         }
@@ -135,7 +139,7 @@ pub fn head_cases(family: Family, sizes: &[(usize, usize, usize, usize, usize)])
 
 /// On Hopper: products with norms at their ends give the bits of products and of `rmsnorm_deferred`. Tokens, columns of the residual
 /// stream, of which some are real, and what is summed over.
-pub fn norm_cases(family: Family, sizes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
+pub fn norm_cases(family: GemmKernels, sizes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
     let mut cases = Vec::new();
     for storage in HalfType::ALL {
         for &(tokens, d, columns, terms) in sizes {
@@ -143,7 +147,8 @@ pub fn norm_cases(family: Family, sizes: &[(usize, usize, usize, usize)]) -> Vec
             let name = format!("{} norms of {columns} columns [{tokens}, {d}, {terms}]", storage.name());
             let work = tokens.next_multiple_of(8) * shape.n * shape.k * 10 / 16;
             cases.push(Case::seeded(family.op(), name, work, move |seed, device, check| {
-                let problem = Problem::new(family, seed, storage, shape, Into::Residual, false, Values::Normal(0.1));
+                let problem =
+                    Problem::new(family, seed, storage, shape, Epilogue::Residual, false, Values::Normal(0.1));
                 problem.norms(device, check, columns)
             }));
         }
@@ -166,7 +171,7 @@ pub fn grouped(rows: &[u16], units: usize, into_groups: bool) -> Vec<u16> {
     out
 }
 
-const FORWARD: Family = Family { direction: Direction::Forward, layout: WeightLayout::Rows };
+const FORWARD: GemmKernels = GemmKernels { direction: Direction::Forward, layout: WeightLayout::Rows };
 
 pub fn cases() -> Vec<Case> {
     let shapes = [
@@ -187,7 +192,7 @@ pub fn cases() -> Vec<Case> {
     cases_of(FORWARD, &shapes, [(257, 40, 1088), (257, 24, 2112), (34, 36, 1088)])
 }
 
-impl Family {
+impl GemmKernels {
     fn op(self) -> &'static str {
         match (self.layout, self.direction) {
             (WeightLayout::Rows, Direction::Forward) => "gemm",
@@ -213,14 +218,14 @@ impl Family {
     }
 
     /// The ways of storing, each with whether there is a bias, and the numbers.
-    fn stored(self) -> [(Into, bool, Values); 3] {
+    fn stored(self) -> [(Epilogue, bool, Values); 3] {
         let (bias, last) = match self.direction {
-            Direction::Forward => (true, Into::Residual),
-            Direction::Backward => (false, Into::Gradient),
+            Direction::Forward => (true, Epilogue::Residual),
+            Direction::Backward => (false, Epilogue::Gradient),
         };
         [
-            (Into::F32, false, Values::Normal(1.0)),
-            (Into::Storage, bias, Values::Normal(0.05)),
+            (Epilogue::F32, false, Values::Normal(1.0)),
+            (Epilogue::Storage, bias, Values::Normal(0.05)),
             (last, false, Values::Outliers),
         ]
     }
@@ -262,10 +267,10 @@ impl Family {
 
 /// One problem on the host.
 struct Problem {
-    family: Family,
+    family: GemmKernels,
     storage: HalfType,
     shape: Shape,
-    into: Into,
+    into: Epilogue,
     /// Tokens by terms.
     x: Vec<u16>,
     w: Vec<u16>,
@@ -276,11 +281,11 @@ struct Problem {
 
 impl Problem {
     fn new(
-        family: Family,
+        family: GemmKernels,
         seed: &str,
         storage: HalfType,
         shape: Shape,
-        into: Into,
+        into: Epilogue,
         bias: bool,
         values: Values,
     ) -> Self {
@@ -297,7 +302,7 @@ impl Problem {
     /// The result for some of the tokens, widened; by the kernel that fits, or as planned.
     fn run(&self, device: &Device, check: &mut Check, tokens: Range<usize>, plan: Option<Plan>) -> Result<Rows<f32>> {
         let (storage, (outputs, terms)) = (self.storage, self.family.sizes(self.shape));
-        let Family { direction, layout } = self.family;
+        let GemmKernels { direction, layout } = self.family;
         let shape = Shape { tokens: tokens.len(), ..self.shape };
         let x = Guarded::input(device, &self.x[tokens.start * terms..tokens.end * terms])?;
         let w = Guarded::input(device, &layout.arranged(&self.w, shape.n, shape.k))?;
@@ -318,17 +323,17 @@ impl Problem {
         let rows = |values| Rows { name, width: outputs, values };
         match self.into {
             // Into a fresh buffer each, so that a launch which writes nothing is seen; the tickets are back at zero.
-            Into::F32 => repeated(check, shape.tokens, |check, _| {
+            Epilogue::F32 => repeated(check, shape.tokens, |check, _| {
                 let mut out = Guarded::output(device, elements, 0)?;
                 launch(&mut Output::F32(out.view_mut()))?;
                 Ok(rows(out.read(device, check, name)?))
             }),
-            Into::Storage => {
+            Epilogue::Storage => {
                 let mut out = Guarded::output(device, elements, 0)?;
                 launch(&mut Output::Half(out.view_mut()))?;
                 Ok(rows(widened(storage, &out.read(device, check, name)?)))
             }
-            Into::Residual | Into::Gradient => {
+            Epilogue::Residual | Epilogue::Gradient => {
                 let before = &self.before[tokens.start * outputs..tokens.end * outputs];
                 let mut out = Guarded::shifted(device, before, 0)?;
                 launch(&mut Output::Add(out.view_mut()))?;
@@ -345,7 +350,7 @@ impl Problem {
 
     /// A tile of two slices, of which one has a ticket as if more sums were to come.
     fn one_slice_waits(&self, device: &Device, check: &mut Check) -> Result<()> {
-        let Family { direction, layout } = self.family;
+        let GemmKernels { direction, layout } = self.family;
         let (tokens, (outputs, terms)) = (self.shape.tokens, self.family.sizes(self.shape));
         let instance = sm90::TOKENS.iter().position(|&width| width == tokens).unwrap_or(0);
         let plan = sm90::Plan::with_instance(Shape { tokens, n: outputs, k: terms }, instance, 2, usize::MAX);
@@ -395,7 +400,7 @@ impl Problem {
     fn heads(&self, device: &Device, check: &mut Check, heads: Heads) -> Result<()> {
         const POSITIONS: usize = 50;
         const LAYER: usize = 1;
-        let Problem { family: Family { layout, .. }, storage, shape, .. } = *self;
+        let Problem { family: GemmKernels { layout, .. }, storage, shape, .. } = *self;
         let Shape { tokens, n, k } = shape;
         let x = Guarded::input(device, &self.x)?;
         let w = Guarded::input(device, &layout.arranged(&self.w, n, k))?;
@@ -542,7 +547,7 @@ impl Problem {
     }
 
     fn gated(&self, device: &Device, check: &mut Check) -> Result<()> {
-        let Problem { family: Family { direction, layout }, storage, shape, .. } = *self;
+        let Problem { family: GemmKernels { direction, layout }, storage, shape, .. } = *self;
         let (outputs, terms) = self.family.sizes(shape);
         let elements = shape.tokens * outputs;
         let x = Guarded::input(device, &self.x)?;
@@ -645,10 +650,10 @@ impl Problem {
                 if let Some(bias) = &bias {
                     add(bias[o]);
                 }
-                if matches!(self.into, Into::Residual | Into::Gradient) {
+                if matches!(self.into, Epilogue::Residual | Epilogue::Gradient) {
                     add(self.before[t * outputs + o]);
                 }
-                if self.into == Into::Storage {
+                if self.into == Epilogue::Storage {
                     sums = sums.map(|sum| self.storage.widen(self.storage.round(sum)));
                 }
                 // One card's sum may be right by luck: few are those of both.
@@ -660,7 +665,7 @@ impl Problem {
         // A few products may be exact by luck: two roundings in f32, and half a unit of the storage type, always pass.
         let few = self.family.direction == Direction::Backward || tokens * outputs < 8;
         let least = match self.into {
-            Into::Storage if few => half_unit(self.storage) / 2.0,
+            Epilogue::Storage if few => half_unit(self.storage) / 2.0,
             _ => f64::from(f32::EPSILON),
         };
         let factor = if self.family.direction == Direction::Forward { 2.0 } else { 3.0 };
@@ -688,7 +693,7 @@ pub fn timings() -> Vec<Timed> {
 }
 
 /// The matrices of an 8B model, for decoding and for a prompt.
-pub fn timings_of(family: Family) -> Vec<Timed> {
+pub fn timings_of(family: GemmKernels) -> Vec<Timed> {
     let mut all = Vec::new();
     for (n, k) in [(6144, 4096), (4096, 4096), (28_672, 4096), (4096, 14_336), (128_256, 4096)] {
         for tokens in [1, 8, 16, 32, 64, 80, 128, 256, 400, 2048] {
@@ -714,7 +719,7 @@ pub fn timings_of(family: Family) -> Vec<Timed> {
 }
 
 /// `gated`: with the activation of gates and ups that are kept, or its gradients.
-fn time(device: &Bench<'_>, family: Family, shape: Shape, gated: bool) -> Result<Measured> {
+fn time(device: &Bench<'_>, family: GemmKernels, shape: Shape, gated: bool) -> Result<Measured> {
     let Shape { tokens, n, k } = shape;
     let ((outputs, terms), layout) = (family.sizes(shape), family.layout);
     let mut random = Random::named("bench");

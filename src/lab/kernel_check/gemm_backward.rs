@@ -1,12 +1,12 @@
 //! Cases of `gemm_backward`: the problems of `gemm`, the other way.
 
 use super::case::Case;
-use super::gemm::{Family, cases_of, timings_of};
+use super::gemm::{GemmKernels, cases_of, timings_of};
 use super::timing::Timed;
 use crate::cuda::ops::gemm::Direction;
 use crate::cuda::ops::weight_layout::WeightLayout;
 
-const BACKWARD: Family = Family { direction: Direction::Backward, layout: WeightLayout::Rows };
+const BACKWARD: GemmKernels = GemmKernels { direction: Direction::Backward, layout: WeightLayout::Rows };
 
 pub fn cases() -> Vec<Case> {
     let shapes = [

@@ -1,12 +1,12 @@
 //! Cases of Hopper's data gradients: the problems of `gemm_backward` with weights in tiles.
 
 use super::case::Case;
-use super::gemm::{Family, cases_of, gated_cases, timings_of, waiting_cases};
+use super::gemm::{GemmKernels, cases_of, gated_cases, timings_of, waiting_cases};
 use super::timing::Timed;
 use crate::cuda::ops::gemm::Direction;
 use crate::cuda::ops::weight_layout::WeightLayout;
 
-const BACKWARD: Family = Family { direction: Direction::Backward, layout: WeightLayout::Tiles };
+const BACKWARD: GemmKernels = GemmKernels { direction: Direction::Backward, layout: WeightLayout::Tiles };
 
 pub fn cases() -> Vec<Case> {
     let shapes = [

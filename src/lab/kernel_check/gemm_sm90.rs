@@ -1,12 +1,12 @@
 //! Cases of Hopper's products: the problems of `gemm` with weights in tiles.
 
 use super::case::Case;
-use super::gemm::{Family, cases_of, gated_cases, head_cases, norm_cases, timings_of, waiting_cases};
+use super::gemm::{GemmKernels, cases_of, gated_cases, head_cases, norm_cases, timings_of, waiting_cases};
 use super::timing::Timed;
 use crate::cuda::ops::gemm::Direction;
 use crate::cuda::ops::weight_layout::WeightLayout;
 
-const FORWARD: Family = Family { direction: Direction::Forward, layout: WeightLayout::Tiles };
+const FORWARD: GemmKernels = GemmKernels { direction: Direction::Forward, layout: WeightLayout::Tiles };
 
 pub fn cases() -> Vec<Case> {
     let shapes = [

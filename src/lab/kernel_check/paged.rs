@@ -3,7 +3,7 @@
 use super::numbers::{Random, Values, stored, widened};
 use super::timing::Bench;
 use crate::Result;
-use crate::cuda::ops::attention::{Limits, Products, Query, Scratch, Sequence, Shape};
+use crate::cuda::ops::attention::{AttentionProducts, PlanLimits, Query, Scratch, Sequence, Shape};
 use crate::cuda::ops::kv::KvLayout;
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
@@ -28,16 +28,16 @@ pub enum Spread {
 
 impl Spread {
     /// What a plan of `parts` parts may use.
-    pub fn limits(self, device: &Device, scratch: &Scratch, shape: &Shape, parts: usize) -> Limits {
+    pub fn limits(self, device: &Device, scratch: &Scratch, shape: &Shape, parts: usize) -> PlanLimits {
         let products = match self {
-            Spread::Wide | Spread::WideApart => Products::Both,
-            _ => Products::Mma,
+            Spread::Wide | Spread::WideApart => AttentionProducts::Both,
+            _ => AttentionProducts::Mma,
         };
         match self {
             Spread::Device => scratch.limits(device, shape),
-            Spread::Whole | Spread::Wide => Limits { blocks: 1, partials: 0, products },
-            Spread::Apart | Spread::WideApart => Limits { blocks: usize::MAX, partials: parts, products },
-            Spread::Three => Limits { blocks: 3 * shape.kv_heads, partials: parts, products },
+            Spread::Whole | Spread::Wide => PlanLimits { blocks: 1, partials: 0, products },
+            Spread::Apart | Spread::WideApart => PlanLimits { blocks: usize::MAX, partials: parts, products },
+            Spread::Three => PlanLimits { blocks: 3 * shape.kv_heads, partials: parts, products },
         }
     }
 }

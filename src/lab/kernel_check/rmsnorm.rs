@@ -17,7 +17,7 @@ const EPS: f32 = 1e-5;
 
 /// What is added to the residual stream. Variants are named in cases, whose names seed their numbers.
 #[derive(Clone, Copy, Debug)]
-enum Added {
+enum ResidualTerm {
     Nothing,
     F32,
     Storage,
@@ -30,7 +30,7 @@ struct Problem {
     /// Real columns, the first ones.
     columns: usize,
     residual: Vec<f32>,
-    added: Added,
+    added: ResidualTerm,
     delta: Vec<f32>,
     weight: Vec<u16>,
 }
@@ -40,9 +40,9 @@ pub fn cases() -> Vec<Case> {
     for storage in HalfType::ALL {
         for (d, rows) in [(1, 7), (31, 7), (33, 7), (111, 7), (4096, 3), (12_276, 2), (32_000, 2), (128_256, 1)] {
             for (added, values) in [
-                (Added::Nothing, Values::Normal(1.0)),
-                (Added::F32, Values::Outliers),
-                (Added::Storage, Values::Normal(0.02)),
+                (ResidualTerm::Nothing, Values::Normal(1.0)),
+                (ResidualTerm::F32, Values::Outliers),
+                (ResidualTerm::Storage, Values::Normal(0.02)),
             ] {
                 let name = format!("{} [{rows}, {d}] + {added:?}, {values}", storage.name());
                 cases.push(Case::seeded(OP, name, rows * d, move |seed, device, check| {
@@ -55,14 +55,14 @@ pub fn cases() -> Vec<Case> {
             let name = format!("{} [5, {d}] of {columns} columns", storage.name());
             cases.push(Case::new(OP, name, 5 * d, move |device, check| {
                 let values = Values::Normal(1.0);
-                let problem = Problem::new("padded", storage, 5, d, Added::Storage, values).padded(columns);
+                let problem = Problem::new("padded", storage, 5, d, ResidualTerm::Storage, values).padded(columns);
                 problem.check(device, check)
             }));
         }
         for d in [111, 512] {
             let name = format!("{} rows alone and together, d {d}", storage.name());
             cases.push(Case::new(OP, name, 600 * d, move |device, check| {
-                let problem = Problem::new("together", storage, 257, d, Added::Storage, Values::Outliers);
+                let problem = Problem::new("together", storage, 257, d, ResidualTerm::Storage, Values::Outliers);
                 problem.alone_and_together(device, check)
             }));
         }
@@ -84,14 +84,15 @@ fn deferred_cases() -> Vec<Case> {
                 let name =
                     format!("{} deferred [{rows}, {d}] of {columns} columns, scaled by {by}, {values}", storage.name());
                 cases.push(Case::seeded(OP, name, rows * d, move |seed, device, check| {
-                    let problem = Problem::new(seed, storage, rows, d, Added::Nothing, values).padded(columns);
+                    let problem = Problem::new(seed, storage, rows, d, ResidualTerm::Nothing, values).padded(columns);
                     problem.check_deferred(device, check, scaled)
                 }));
             }
         }
         let name = format!("{} deferred, rows that are not finite", storage.name());
         cases.push(Case::new(OP, name, 5 * 128, move |device, check| {
-            Problem::new("not finite", storage, 5, 128, Added::Nothing, Values::Normal(1.0)).not_finite(device, check)
+            Problem::new("not finite", storage, 5, 128, ResidualTerm::Nothing, Values::Normal(1.0))
+                .not_finite(device, check)
         }));
     }
     cases
@@ -108,7 +109,7 @@ fn backward_cases() -> Vec<Case> {
                 let from = if head { "from the head" } else { "in the middle" };
                 let name = format!("{} backward [{rows}, {d}] of {columns} columns {from}, {values}", storage.name());
                 cases.push(Case::seeded(OP, name, rows * d, move |seed, device, check| {
-                    let problem = Problem::new(seed, storage, rows, d, Added::F32, values).padded(columns);
+                    let problem = Problem::new(seed, storage, rows, d, ResidualTerm::F32, values).padded(columns);
                     Backward::new(seed, problem, head).check(device, check)
                 }));
             }
@@ -116,7 +117,7 @@ fn backward_cases() -> Vec<Case> {
         for d in [111, 512] {
             let name = format!("{} backward, rows alone and together, d {d}", storage.name());
             cases.push(Case::new(OP, name, 600 * d, move |device, check| {
-                let problem = Problem::new("together", storage, 257, d, Added::F32, Values::Outliers);
+                let problem = Problem::new("together", storage, 257, d, ResidualTerm::F32, Values::Outliers);
                 Backward::new("together", problem, false).alone_and_together(device, check)
             }));
         }
@@ -125,14 +126,14 @@ fn backward_cases() -> Vec<Case> {
 }
 
 impl Problem {
-    fn new(seed: &str, storage: HalfType, rows: usize, d: usize, added: Added, values: Values) -> Self {
+    fn new(seed: &str, storage: HalfType, rows: usize, d: usize, added: ResidualTerm, values: Values) -> Self {
         let mut random = Random::named(seed);
         let residual = random.vector(rows * d, values);
         let delta = random.vector(rows * d, values);
         let delta = match added {
-            Added::Nothing => vec![0.0; rows * d],
-            Added::F32 => delta,
-            Added::Storage => widened(storage, &stored(storage, &delta)),
+            ResidualTerm::Nothing => vec![0.0; rows * d],
+            ResidualTerm::F32 => delta,
+            ResidualTerm::Storage => widened(storage, &stored(storage, &delta)),
         };
         let weight = stored(storage, &random.vector(d, Values::Normal(0.5)));
         Problem { storage, d, columns: d, residual, added, delta, weight }
@@ -162,9 +163,9 @@ impl Problem {
         let delta_16 = Guarded::shifted(device, &stored(self.storage, &self.delta[range]), shift)?;
         let weight = Guarded::shifted(device, &self.weight, shift)?;
         let delta = match self.added {
-            Added::Nothing => Delta::None,
-            Added::F32 => Delta::F32(delta_f32.view()),
-            Added::Storage => Delta::Half(delta_16.view()),
+            ResidualTerm::Nothing => Delta::None,
+            ResidualTerm::F32 => Delta::F32(delta_f32.view()),
+            ResidualTerm::Storage => Delta::Half(delta_16.view()),
         };
         let norm = Norm { weight: weight.view(), columns: self.columns, eps: EPS };
         rmsnorm(device, self.storage, &mut out.view_mut(), &mut residual.view_mut(), delta, norm)?;

@@ -10,7 +10,7 @@ use crate::cuda::self_check::attention::{Context, HEADS, QUERIES};
 use crate::cuda::self_check::names;
 use crate::cuda::self_check::products::Product;
 use crate::cuda::self_check::rows::{Between, EPS, Gate, Norm, ROWS, Turn};
-use crate::cuda::self_check::tables::{Block, Candidates, DRAW, DRAWN, Embedding, Logits, Padded, Rows};
+use crate::cuda::self_check::tables::{Block, Candidates, CopiedRows, DRAW, DRAWN, Embedding, Logits, Padded};
 use crate::dtype::HalfType;
 use crate::{Error, Result};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -23,7 +23,7 @@ const PRODUCT: f64 = 2e-5;
 
 /// One output of the self-check.
 #[derive(Clone, Debug, PartialEq)]
-struct Known {
+struct ExpectedValues {
     expected: String,
     output: &'static str,
     values: Vec<f64>,
@@ -66,7 +66,7 @@ impl Slack {
 }
 
 /// All results.
-struct Results(Vec<Known>);
+struct Results(Vec<ExpectedValues>);
 
 impl Results {
     fn add(&mut self, expected: &str, output: &'static str, slack: Slack, sums: impl IntoIterator<Item = Sum>) {
@@ -75,7 +75,7 @@ impl Results {
         let bounds = types.iter().flat_map(|&storage| sums.iter().map(move |&sum| slack.bound(storage, sum) as f32));
         let bounds = bounds.collect();
         let values = sums.iter().map(|sum| sum.0).collect();
-        self.0.push(Known { expected: expected.to_string(), output, values, bounds });
+        self.0.push(ExpectedValues { expected: expected.to_string(), output, values, bounds });
     }
 
     /// Elements that are moved or chosen.
@@ -94,7 +94,7 @@ fn dot<'a>(a: impl IntoIterator<Item = &'a f32>, b: impl IntoIterator<Item = &'a
     products.fold((0.0, 0.0), |(sum, terms), x| (sum + x, terms + x.abs()))
 }
 
-fn results() -> Vec<Known> {
+fn results() -> Vec<ExpectedValues> {
     let mut all = Results(Vec::new());
     of_tables(&mut all);
     of_logits(&mut all);
@@ -113,8 +113,8 @@ fn of_tables(all: &mut Results) {
     let rows = ids.iter().flat_map(|&id| &table[id as usize * Embedding::WIDTH..][..Embedding::WIDTH]);
     all.moved("embed", "out", rows.map(|&x| f64::from(x)));
 
-    let (problem, width) = (Rows::new(), Rows::WIDTH);
-    let mut dst = vec![0.0; Rows::ROWS * width];
+    let (problem, width) = (CopiedRows::new(), CopiedRows::WIDTH);
+    let mut dst = vec![0.0; CopiedRows::ROWS * width];
     for [from, to] in problem.pairs.map(|pair| pair.map(|row| row as usize * width)) {
         dst[to..to + width].copy_from_slice(&problem.src[from..from + width]);
     }
@@ -387,7 +387,7 @@ fn of_attention(all: &mut Results, size: usize) {
 pub fn file() -> Result<Vec<u8>> {
     let wrong = |e: safetensors::SafeTensorError| Error::Backend(e.to_string());
     let mut data = Vec::new();
-    for Known { expected, output, values, bounds } in results() {
+    for ExpectedValues { expected, output, values, bounds } in results() {
         let [value, bound] = names(&expected, output);
         let types = bounds.len() / values.len().max(1);
         let bits = values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
@@ -459,7 +459,7 @@ mod tests {
     fn bounds_are_far_below_what_they_bound() {
         let mean =
             |all: &mut dyn Iterator<Item = f64>, count: usize| (all.map(|x| x * x).sum::<f64>() / count as f64).sqrt();
-        for Known { expected, output, values, bounds } in results() {
+        for ExpectedValues { expected, output, values, bounds } in results() {
             let size = mean(&mut values.iter().copied(), values.len());
             let of_types = bounds.chunks_exact(values.len());
             let all: Vec<f64> =

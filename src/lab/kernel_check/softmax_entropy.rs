@@ -21,7 +21,7 @@ pub fn cases() -> Vec<Case> {
     for v in [1, 31, 33, 111, 4095, 4096, 4097, 32_000, 128_256] {
         for kind in KINDS {
             // Long rows: only where something happens that short ones do not show.
-            if v > 5000 && !matches!(kind, Kind::Normal | Kind::Holes | Kind::Ties) {
+            if v > 5000 && !matches!(kind, InputKind::Normal | InputKind::Holes | InputKind::Ties) {
                 continue;
             }
             let rows = if v > 5000 { 2 } else { 4 };
@@ -51,7 +51,7 @@ fn whole_splits(v: usize) -> usize {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+enum InputKind {
     Normal,
     Outliers,
     Shifted,
@@ -62,46 +62,46 @@ enum Kind {
     NotFinite,
 }
 
-const KINDS: [Kind; 8] = [
-    Kind::Normal,
-    Kind::Outliers,
-    Kind::Shifted,
-    Kind::Uniform,
-    Kind::OneHot,
-    Kind::Holes,
-    Kind::Ties,
-    Kind::NotFinite,
+const KINDS: [InputKind; 8] = [
+    InputKind::Normal,
+    InputKind::Outliers,
+    InputKind::Shifted,
+    InputKind::Uniform,
+    InputKind::OneHot,
+    InputKind::Holes,
+    InputKind::Ties,
+    InputKind::NotFinite,
 ];
 
-fn logits(seed: &str, rows: usize, v: usize, kind: Kind) -> Vec<f32> {
+fn logits(seed: &str, rows: usize, v: usize, kind: InputKind) -> Vec<f32> {
     let mut random = Random::named(seed);
     let mut all = Vec::with_capacity(rows * v);
     for r in 0..rows {
         let mut row = random.vector(v, Values::Normal(2.5));
         let at = random.below(v);
         match kind {
-            Kind::Normal => {}
-            Kind::Outliers => row = random.vector(v, Values::Outliers),
-            Kind::Shifted => row.iter_mut().for_each(|z| *z += if r % 2 == 0 { 1e4 } else { -1e4 }),
-            Kind::Uniform => row.fill([0.0, -1e4, 3.25, 1e30][r % 4]),
-            Kind::OneHot => {
+            InputKind::Normal => {}
+            InputKind::Outliers => row = random.vector(v, Values::Outliers),
+            InputKind::Shifted => row.iter_mut().for_each(|z| *z += if r % 2 == 0 { 1e4 } else { -1e4 }),
+            InputKind::Uniform => row.fill([0.0, -1e4, 3.25, 1e30][r % 4]),
+            InputKind::OneHot => {
                 row.fill(0.0);
                 row[at] = [40.0, 16.0, 1e30, 1e3][r % 4];
             }
-            Kind::Holes => {
+            InputKind::Holes => {
                 for (i, z) in row.iter_mut().enumerate() {
                     let keep = i == at || (r % 2 == 1 && i % 3 == 0);
                     *z = if keep { *z } else { f32::NEG_INFINITY };
                 }
             }
-            Kind::Ties => {
+            InputKind::Ties => {
                 row.iter_mut().for_each(|z| *z = z.round());
                 let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 row[at] = if r == 0 { top } else { top + 1.0 };
                 row[v - 1] = row[at];
                 row[0] = if r == 2 { -0.0 } else { row[0] };
             }
-            Kind::NotFinite => match r % 4 {
+            InputKind::NotFinite => match r % 4 {
                 0 => row[at] = f32::NAN,
                 1 => row[at] = f32::INFINITY,
                 2 => row.fill(f32::NEG_INFINITY),
@@ -273,7 +273,7 @@ fn on_demand(device: &Device, check: &mut Check) -> Result<()> {
     queries.push(TopKQuery::new(5, When::Entropy, 0.0));
     expected.push(0);
     all.push(RowStatsOut { finite: 0, ..stats });
-    let logits = logits("on demand", queries.len(), V, Kind::Normal);
+    let logits = logits("on demand", queries.len(), V, InputKind::Normal);
     let ((_, listed), found) = run_top_k(device, check, &logits, &all, &queries, V, 8)?;
     check.same("found", &found.values, &expected);
     for (r, &found) in expected.iter().enumerate() {
@@ -286,7 +286,7 @@ fn on_demand(device: &Device, check: &mut Check) -> Result<()> {
 }
 
 fn alone_and_together(device: &Device, check: &mut Check, rows: usize, v: usize) -> Result<()> {
-    let logits = logits("together", rows, v, Kind::Normal);
+    let logits = logits("together", rows, v, InputKind::Normal);
     let floors: Vec<f64> = (0..rows).map(|r| FLOORS[r % FLOORS.len()]).collect();
     const K: usize = 5;
     let queries = vec![TopKQuery::new(K, When::Always, 0.0); rows];

@@ -5,7 +5,7 @@ use super::card::{
     GATED, GATED_GRADIENTS, HEADS, HOST, LAUNCH, MULTIPROCESSORS, NEXT_NORM, NORM, OPERATIONS, OVERLAP, ROPE,
     SHARED_OVERHEAD, SMALL, START, SWIGLU, WGMMA_PAGE,
 };
-use super::products::{Family, Product, Products, products};
+use super::products::{Product, ProductKernels, Products, products};
 use crate::files::config::ModelConfig;
 use crate::lab::bench::cost::{self, Cost};
 use crate::model::cuda::{GATED_ROWS, NORMED_ROWS, TURNED_ROWS};
@@ -109,13 +109,14 @@ impl Phase {
     }
 
     /// What it takes with one family of products.
-    pub fn time(&self, family: Family, card: Card, pair: &[ModelConfig; 2]) -> Time {
+    pub fn time(&self, family: ProductKernels, card: Card, pair: &[ModelConfig; 2]) -> Time {
         match *self {
             Phase::Decode { rows, context } => Pass::new(family, card, &pair[0], true).decode(rows, context),
             Phase::Prefill(tokens) => Pass::new(family, card, &pair[0], false).prefill(tokens),
             Phase::Gradient { segments, tokens, prefix } => {
                 // A graph, too, where its shape was there before. The kernels of the study were launched one by one.
-                Pass::new(family, card, &pair[1], family != Family::OfReference).gradient(segments, tokens, prefix)
+                Pass::new(family, card, &pair[1], family != ProductKernels::OfReference)
+                    .gradient(segments, tokens, prefix)
             }
         }
     }
@@ -123,7 +124,7 @@ impl Phase {
 
 /// A pass of a model with a family of products on a card.
 struct Pass<'a> {
-    family: Family,
+    family: ProductKernels,
     card: Card,
     config: &'a ModelConfig,
     products: Products,
@@ -166,9 +167,9 @@ fn backward_operations(head: usize) -> f64 {
 }
 
 impl<'a> Pass<'a> {
-    fn new(family: Family, card: Card, config: &'a ModelConfig, graph: bool) -> Self {
+    fn new(family: ProductKernels, card: Card, config: &'a ModelConfig, graph: bool) -> Self {
         // Kernels that begin early begin at their turn.
-        let start = if family == Family::OfReference { 0.0 } else { START };
+        let start = if family == ProductKernels::OfReference { 0.0 } else { START };
         let launch = if graph { -start } else { LAUNCH - start };
         Pass { family, card, config, products: Products::new(family, card, config), launch }
     }
@@ -180,13 +181,13 @@ impl<'a> Pass<'a> {
 
     fn product(&self, product: &Product, rows: usize) -> Time {
         // Its own constants know of its start.
-        let start = if self.family == Family::OfReference { 0.0 } else { START };
+        let start = if self.family == ProductKernels::OfReference { 0.0 } else { START };
         Time::products(self.launch + start + self.products.time(product, rows))
     }
 
     /// Whether norms are at the ends of products.
     fn is_deferred(&self, rows: usize) -> bool {
-        self.family == Family::Sm90 && rows <= NORMED_ROWS
+        self.family == ProductKernels::Sm90 && rows <= NORMED_ROWS
     }
 
     /// A product that adds to the residual stream, and, where it can, makes the next norm's part.
@@ -221,12 +222,12 @@ impl<'a> Pass<'a> {
     }
 
     fn attention(&self, work: Attention) -> Time {
-        let whole =
-            self.family != Family::OfReference && work.alone * self.config.num_kv_heads >= 2 * MULTIPROCESSORS as usize;
+        let whole = self.family != ProductKernels::OfReference
+            && work.alone * self.config.num_kv_heads >= 2 * MULTIPROCESSORS as usize;
         let stream = if whole { ATTENTION_STREAM_WHOLE } else { ATTENTION_STREAM };
         let bytes = work.positions * self.kv() / (self.card.copy * stream);
         let operations = match self.family {
-            Family::Sm90 => wgmma_operations(self.config.head_dim),
+            ProductKernels::Sm90 => wgmma_operations(self.config.head_dim),
             _ => ATTENTION_OPERATIONS,
         };
         Time::attention(self.launch + ATTENTION + bytes.max(work.pairs * self.pair() / operations))
@@ -235,7 +236,7 @@ impl<'a> Pass<'a> {
     /// Gates, ups and the activation; with a tape gates and ups are kept.
     fn gated(&self, gate_up: &Product, rows: usize, taped: bool) -> Time {
         let f = self.config.intermediate_size;
-        if self.family == Family::Sm90 && rows <= GATED_ROWS {
+        if self.family == ProductKernels::Sm90 && rows <= GATED_ROWS {
             // Of two outputs one number is stored, and both if they are kept.
             return self.product(&Product { output: if taped { 3 } else { 1 }, finish: GATED, ..*gate_up }, rows);
         }
@@ -244,7 +245,7 @@ impl<'a> Pass<'a> {
 
     /// Queries, keys and values, turned and kept.
     fn heads(&self, qkv: &Product, rows: usize) -> (Time, Time) {
-        if self.family == Family::Sm90 && rows <= TURNED_ROWS {
+        if self.family == ProductKernels::Sm90 && rows <= TURNED_ROWS {
             return (self.product(&Product { finish: HEADS, ..*qkv }, rows), Time::default());
         }
         (self.product(qkv, rows), self.small(ROPE, rows, 4 * qkv.n))
@@ -307,7 +308,7 @@ impl<'a> Pass<'a> {
         let attention = Attention { positions: (prefix + rows) as f64, pairs: before + own, alone: 0 };
         let (d, layers) = (self.config.hidden_size, self.config.num_layers);
         // The kernels of the study copied the residual stream of both norms to the tape; now products leave it there.
-        let copies = if self.family == Family::OfReference { 2 * layers } else { 0 };
+        let copies = if self.family == ProductKernels::OfReference { 2 * layers } else { 0 };
         let taped = self.small(SMALL, rows, 8 * d).times(copies);
         let score = self.product(&Product { name: "score", n: 1, k: d, output: 4, finish: 0.0 }, segments);
         let backward = self.layer_backward([rows; 3], before, own).times(layers - 2)
@@ -324,14 +325,14 @@ impl<'a> Pass<'a> {
         let (_, [down, gate_up, o, qkv], _) = products(self.config);
         // Scores, dp and dq against all keys; dk and dv against the segment's own.
         let rate = match self.family {
-            Family::OfReference => ATTENTION_OPERATIONS,
+            ProductKernels::OfReference => ATTENTION_OPERATIONS,
             _ => backward_operations(self.config.head_dim),
         };
         let operations = |pairs: f64| pairs * self.pair() / rate;
         let attention = 2.0 * (self.launch + ATTENTION) + operations(1.5 * (before + own)) + operations(2.0 * own);
         // Gates and ups are read, and their gradients stored, 16 bits each.
         let down = match self.family {
-            Family::Sm90 => self.product(&Product { output: 8, finish: GATED_GRADIENTS, ..down }, above),
+            ProductKernels::Sm90 => self.product(&Product { output: 8, finish: GATED_GRADIENTS, ..down }, above),
             _ => self.product(&down, above) + self.small(SWIGLU, above, 12 * f),
         };
         down + self.product(&gate_up, above)

@@ -10,7 +10,7 @@ use crate::files::config::ModelConfig;
 
 /// Which kernels multiply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
+pub enum ProductKernels {
     /// Those of Ampere as they were studied: the scratch had room for the chunk sums of 64 tokens, so beyond them every product of
     /// several chunks was folded by few blocks.
     OfReference,
@@ -20,13 +20,13 @@ pub enum Family {
     Sm90,
 }
 
-impl Family {
+impl ProductKernels {
     /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
-            Family::OfReference => "kernels of the study",
-            Family::Sm80 => "kernels of sm_80",
-            Family::Sm90 => "kernels of sm_90a",
+            ProductKernels::OfReference => "kernels of the study",
+            ProductKernels::Sm80 => "kernels of sm_80",
+            ProductKernels::Sm90 => "kernels of sm_90a",
         }
     }
 }
@@ -90,7 +90,7 @@ pub fn products(config: &ModelConfig) -> ([Product; 4], [Product; 4], Product) {
 /// The products of a family, and the scratch that they have, on a card.
 #[derive(Clone, Copy, Debug)]
 pub struct Products {
-    family: Family,
+    family: ProductKernels,
     card: Card,
     /// Elements.
     workspace: usize,
@@ -98,14 +98,14 @@ pub struct Products {
 
 impl Products {
     /// Those of a model.
-    pub fn new(family: Family, card: Card, config: &ModelConfig) -> Self {
+    pub fn new(family: ProductKernels, card: Card, config: &ModelConfig) -> Self {
         let (forward, backward, head) = products(config);
         let sizes: Vec<(usize, usize)> =
             forward.iter().chain(&backward).chain([&head]).map(|product| (product.n, product.k)).collect();
         // The scratch is tickets too: some KB, too little to let another plan in.
         let whole = |layout| Room::of(layout, &sizes).workspace;
         let workspace = match family {
-            Family::OfReference => {
+            ProductKernels::OfReference => {
                 let streaming = sm80::TILES.iter().enumerate().filter(|(_, tile)| tile.tokens <= 64);
                 let plans = streaming.flat_map(|(index, tile)| {
                     let shape = move |&(n, k): &(usize, usize)| Shape { tokens: tile.tokens, n, k };
@@ -113,8 +113,8 @@ impl Products {
                 });
                 plans.map(|plan| plan.workspace).max().unwrap_or(0)
             }
-            Family::Sm80 => whole(WeightLayout::Rows),
-            Family::Sm90 => whole(WeightLayout::Tiles),
+            ProductKernels::Sm80 => whole(WeightLayout::Rows),
+            ProductKernels::Sm90 => whole(WeightLayout::Tiles),
         };
         Products { family, card, workspace }
     }
@@ -122,9 +122,9 @@ impl Products {
     /// What a product takes in microseconds, with the time in which nothing streams.
     pub fn time(&self, product: &Product, tokens: usize) -> f64 {
         let dead = match self.family {
-            Family::OfReference => DEAD,
-            Family::Sm90 if tokens <= sm90::FEW => DEAD_AHEAD,
-            Family::Sm80 | Family::Sm90 => DEAD - START,
+            ProductKernels::OfReference => DEAD,
+            ProductKernels::Sm90 if tokens <= sm90::FEW => DEAD_AHEAD,
+            ProductKernels::Sm80 | ProductKernels::Sm90 => DEAD - START,
         };
         dead + self.alone(product, tokens)
     }
@@ -133,7 +133,7 @@ impl Products {
     /// its ring holds, of the multiprocessors on which no row of that kernel is.
     pub fn ahead(&self, tokens: usize, before: f64) -> f64 {
         let instance = sm90::TOKENS.into_iter().find(|&width| tokens <= width && width <= sm90::FEW);
-        let (Family::Sm90, Some(width)) = (self.family, instance) else { return 0.0 };
+        let (ProductKernels::Sm90, Some(width)) = (self.family, instance) else { return 0.0 };
         let free = f64::from(MULTIPROCESSORS) - tokens as f64;
         let ring = sm90::stages(width) * (sm90::stage(width) - width * TERMS * 2);
         (free / f64::from(MULTIPROCESSORS) * before).min(free * ring as f64 / self.card.stream())
@@ -147,11 +147,11 @@ impl Products {
         let bytes = product.weights() + if activations > L2 { activations } else { 0.0 };
         let streaming = bytes / self.card.stream();
         match self.family {
-            Family::OfReference | Family::Sm80 => {
+            ProductKernels::OfReference | ProductKernels::Sm80 => {
                 let plan = sm80::Plan::new(shape, MULTIPROCESSORS, self.workspace);
                 sm80_time(&plan, product, tokens, streaming)
             }
-            Family::Sm90 => {
+            ProductKernels::Sm90 => {
                 let plan = sm90::Plan::new(shape, MULTIPROCESSORS, self.workspace);
                 sm90_time(&plan, product, tokens, streaming)
             }
@@ -221,7 +221,7 @@ fn sm90_step(width: usize) -> f64 {
 }
 
 /// Chunks of a tile that one block computes.
-struct Work {
+struct BlockChunks {
     tile: usize,
     /// The first.
     chunk: usize,
@@ -231,7 +231,7 @@ struct Work {
 }
 
 /// What a block does, in its order.
-fn work_of(plan: &sm90::Plan, steps: usize, block: usize) -> Vec<Work> {
+fn work_of(plan: &sm90::Plan, steps: usize, block: usize) -> Vec<BlockChunks> {
     let shared = plan.split * plan.chunks;
     let begin = |chunk: usize| chunk * steps / plan.chunks;
     let each = shared.div_ceil(plan.blocks);
@@ -241,22 +241,22 @@ fn work_of(plan: &sm90::Plan, steps: usize, block: usize) -> Vec<Work> {
         let (tile, chunk) = (at / plan.chunks, at % plan.chunks);
         let chunks = (plan.chunks - chunk).min(end - at);
         let steps = begin(chunk + chunks) - begin(chunk);
-        work.push(Work { tile, chunk, steps, chunks, whole: chunks == plan.chunks });
+        work.push(BlockChunks { tile, chunk, steps, chunks, whole: chunks == plan.chunks });
         at += chunks;
     }
     let whole = (plan.split + block..plan.tiles).step_by(plan.blocks);
-    work.extend(whole.map(|tile| Work { tile, chunk: 0, steps, chunks: plan.chunks, whole: true }));
+    work.extend(whole.map(|tile| BlockChunks { tile, chunk: 0, steps, chunks: plan.chunks, whole: true }));
     work
 }
 
 /// How far a block is: its copies and its products wait for each other at the ends of what it does.
 #[derive(Clone, Copy, Default)]
-struct Progress {
+struct BlockProgress {
     memory: f64,
     products: f64,
 }
 
-impl Progress {
+impl BlockProgress {
     fn at(&self) -> f64 {
         self.memory.max(self.products)
     }
@@ -268,7 +268,7 @@ impl Progress {
 fn sm90_time(plan: &sm90::Plan, product: &Product, tokens: usize, streaming: f64) -> f64 {
     let width = sm90::TOKENS[plan.instance];
     let steps = product.k.div_ceil(TERMS);
-    let blocks: Vec<Vec<Work>> = (0..plan.blocks).map(|block| work_of(plan, steps, block)).collect();
+    let blocks: Vec<Vec<BlockChunks>> = (0..plan.blocks).map(|block| work_of(plan, steps, block)).collect();
     // The card's memory is shared evenly by the blocks, and a multiprocessor's way to L2 is its own.
     let memory =
         (streaming * plan.blocks as f64 / (plan.tiles * steps) as f64).max(through_l2(2 * TERMS * (OUTPUTS + width)));
@@ -285,7 +285,7 @@ fn sm90_time(plan: &sm90::Plan, product: &Product, tokens: usize, streaming: f64
     // Who arrives last with each slice of the shared tiles, if nobody had to add.
     let mut last: Vec<Vec<(f64, usize)>> = (0..plan.split).map(|tile| vec![(0.0, 0); slices(tile)]).collect();
     for (block, work) in blocks.iter().enumerate() {
-        let mut progress = Progress::default();
+        let mut progress = BlockProgress::default();
         for work in work.iter().filter(|work| !work.whole) {
             let count = slices(work.tile);
             progress.memory += work.steps as f64 * memory;
@@ -299,8 +299,8 @@ fn sm90_time(plan: &sm90::Plan, product: &Product, tokens: usize, streaming: f64
             }
         }
     }
-    let time = |(block, work): (usize, &Vec<Work>)| {
-        let (mut progress, mut end) = (Progress::default(), 0.0);
+    let time = |(block, work): (usize, &Vec<BlockChunks>)| {
+        let (mut progress, mut end) = (BlockProgress::default(), 0.0);
         for work in work {
             let count = slices(work.tile);
             progress.products += end;

@@ -7,7 +7,7 @@
 use super::elementwise;
 use super::product::{self, Left};
 use super::rounding::Rounding;
-use super::rows::Rows;
+use super::rows::StoredRows;
 use crate::files::config::ModelConfig;
 use crate::kv::{BLOCK, BlockCopy, BlockId};
 use rayon::prelude::*;
@@ -66,10 +66,10 @@ impl KvStore {
     }
 
     /// The first `count` keys or values of a block.
-    fn tile(&self, block: BlockId, layer: usize, head: usize, values: bool, count: usize) -> Rows<'_> {
+    fn tile(&self, block: BlockId, layer: usize, head: usize, values: bool, count: usize) -> StoredRows<'_> {
         let offset = self.offset(layer, head, values);
         let data = &self.blocks[block.0 as usize][offset..offset + count * self.head_dim];
-        Rows::computed(data, self.head_dim, count, self.head_dim)
+        StoredRows::computed(data, self.head_dim, count, self.head_dim)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::elementwise;
 use super::product::{self, Left, Out};
-use super::rows::Rows;
+use super::rows::StoredRows;
 use super::weights::{Linear, Matrix};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -67,7 +67,7 @@ fn matmuls(x: &[f32], m: usize, k: usize, into: &mut [(&mut [f32], &Matrix)]) {
     let widths: Vec<usize> = into.iter().map(|(_, w)| w.rows).collect();
     let Cut { rows, columns } = split(m, &widths, k, 16);
     let outs: Vec<Out> = into.iter_mut().map(|(y, _)| Out::new(y)).collect();
-    let views: Vec<Rows<'_>> = into.iter().map(|(_, w)| w.view()).collect();
+    let views: Vec<StoredRows<'_>> = into.iter().map(|(_, w)| w.view()).collect();
     let pack = |rows: &Range<usize>| Left::new(&x[rows.start * k..], k, rows.len(), k);
     let packed: Vec<Left<'_>> =
         if rows.len() > 1 { rows.par_iter().map(pack).collect() } else { rows.iter().map(pack).collect() };

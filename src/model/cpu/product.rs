@@ -20,7 +20,7 @@ mod nt;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::x86::{Avx2, Avx512};
 use super::lanes::{Array, Bf16, Element, F16, F32, LANES, Lanes, Level, level};
-use super::rows::Rows;
+use super::rows::StoredRows;
 use crate::dtype::DType;
 use buffer::LaneBuffer;
 use nn::{NnTile, nn, nn_tile};
@@ -49,13 +49,13 @@ macro_rules! with_lanes {
 }
 
 /// `y[m, n] = x[m, k] w[n, k]^T`; row `i` of `y` starts at `i * ldy`.
-pub(super) fn matmul_nt(y: &mut [f32], ldy: usize, x: &Left<'_>, w: Rows<'_>) {
+pub(super) fn matmul_nt(y: &mut [f32], ldy: usize, x: &Left<'_>, w: StoredRows<'_>) {
     // SAFETY: the slice is ours alone while we write.
     unsafe { matmul_nt_at(level(), Out::new(y), ldy, x, w) };
 }
 
 /// `y[m, width] += x[m, n] w[n, width]`.
-pub(super) fn matmul_nn(y: &mut [f32], ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
+pub(super) fn matmul_nn(y: &mut [f32], ldy: usize, x: &[f32], ldx: usize, m: usize, w: StoredRows<'_>) {
     // SAFETY: the slice is ours alone while we write.
     unsafe { matmul_nn_at(level(), Out::new(y), ldy, x, ldx, m, w) };
 }
@@ -89,7 +89,7 @@ impl Out {
 ///
 /// # Safety
 /// The slice behind `y` lives, and nothing else touches those columns of rows `..m` meanwhile.
-pub(super) unsafe fn matmul_nt_columns(y: Out, ldy: usize, x: &Left<'_>, w: Rows<'_>) {
+pub(super) unsafe fn matmul_nt_columns(y: Out, ldy: usize, x: &Left<'_>, w: StoredRows<'_>) {
     // SAFETY: the caller's promise.
     unsafe { matmul_nt_at(level(), y, ldy, x, w) };
 }
@@ -98,14 +98,14 @@ pub(super) unsafe fn matmul_nt_columns(y: Out, ldy: usize, x: &Left<'_>, w: Rows
 ///
 /// # Safety
 /// The slice behind `y` lives, and nothing else touches those columns of rows `..m` meanwhile.
-pub(super) unsafe fn matmul_nn_columns(y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
+pub(super) unsafe fn matmul_nn_columns(y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: StoredRows<'_>) {
     // SAFETY: the caller's promise.
     unsafe { matmul_nn_at(level(), y, ldy, x, ldx, m, w) };
 }
 
 /// # Safety
 /// As [`matmul_nt_columns`]; the processor has `level`, for which x was made.
-unsafe fn matmul_nt_at(level: Level, y: Out, ldy: usize, left: &Left<'_>, w: Rows<'_>) {
+unsafe fn matmul_nt_at(level: Level, y: Out, ldy: usize, left: &Left<'_>, w: StoredRows<'_>) {
     let m = left.rows();
     if m == 0 || w.rows == 0 {
         return;
@@ -131,7 +131,7 @@ unsafe fn matmul_nt_at(level: Level, y: Out, ldy: usize, left: &Left<'_>, w: Row
 
 /// # Safety
 /// As [`matmul_nn_columns`]; the processor has `level`.
-unsafe fn matmul_nn_at(level: Level, y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: Rows<'_>) {
+unsafe fn matmul_nn_at(level: Level, y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: StoredRows<'_>) {
     if m == 0 || w.rows == 0 || w.width == 0 {
         return;
     }
@@ -176,7 +176,7 @@ struct Operands<'a> {
     x: *const f32,
     ldx: usize,
     m: usize,
-    w: Rows<'a>,
+    w: StoredRows<'a>,
 }
 
 /// Floats of packed rows that are kept between products, at most: 64 MB.
@@ -378,7 +378,7 @@ mod tests {
             for (n, k) in SIZES {
                 for m in [1, 2, 3, 4, 7] {
                     let bytes = store(&values(n * k, 1), dtype, 1);
-                    let w = Rows::stored(dtype, &bytes[1..], n, k);
+                    let w = StoredRows::stored(dtype, &bytes[1..], n, k);
                     let mut wide = vec![0.0; n * k];
                     for (r, row) in wide.chunks_exact_mut(k).enumerate() {
                         w.row_to(r, row);
@@ -435,7 +435,7 @@ mod tests {
         for dtype in TYPES {
             for (n, k) in sizes {
                 let bytes = store(&values(n * k, 5), dtype, 0);
-                let w = Rows::stored(dtype, &bytes, n, k);
+                let w = StoredRows::stored(dtype, &bytes, n, k);
                 let mut wide = vec![0.0; n * k];
                 for (r, row) in wide.chunks_exact_mut(k).enumerate() {
                     w.row_to(r, row);
@@ -481,7 +481,7 @@ mod tests {
     fn parts_of_wider_matrices_are_read_and_nothing_beside_them_is_written() {
         let (n, k, ldx, ldy) = (70, 90, 101, 83);
         let bytes = store(&values(n * 120, 5), DType::Bf16, 0);
-        let w = Rows::stored(DType::Bf16, &bytes, n, 120).columns(7, 7 + k);
+        let w = StoredRows::stored(DType::Bf16, &bytes, n, 120).columns(7, 7 + k);
         for &level in Level::available() {
             for m in [1, 5, 30] {
                 let (x, z) = (values(m * ldx, 6), values(m * ldx, 7));

@@ -4,7 +4,7 @@ use crate::dtype::DType;
 
 /// Rows of a matrix in storage: `rows` rows of at least `width` elements, `stride` elements apart, at any alignment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rows<'a> {
+pub(super) struct StoredRows<'a> {
     pub dtype: DType,
     pub data: &'a [u8],
     pub stride: usize,
@@ -12,30 +12,30 @@ pub(super) struct Rows<'a> {
     pub width: usize,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> StoredRows<'a> {
     /// A contiguous matrix of stored weights.
     pub fn stored(dtype: DType, data: &'a [u8], rows: usize, width: usize) -> Self {
-        Rows { dtype, data, stride: width, rows, width }
+        StoredRows { dtype, data, stride: width, rows, width }
     }
 
     /// A matrix of computed values.
     pub fn computed(data: &'a [f32], stride: usize, rows: usize, width: usize) -> Self {
-        Rows { dtype: DType::F32, data: bytemuck::cast_slice(data), stride, rows, width }
+        StoredRows { dtype: DType::F32, data: bytemuck::cast_slice(data), stride, rows, width }
     }
 
     /// Rows `from .. to`.
     pub fn slice(self, from: usize, to: usize) -> Self {
         assert!(from <= to && to <= self.rows, "rows {from}..{to} of {}", self.rows);
         if from == to {
-            return Rows { data: &[], rows: 0, ..self };
+            return StoredRows { data: &[], rows: 0, ..self };
         }
-        Rows { data: &self.data[from * self.stride * self.dtype.size()..], rows: to - from, ..self }
+        StoredRows { data: &self.data[from * self.stride * self.dtype.size()..], rows: to - from, ..self }
     }
 
     /// Columns `from .. to`.
     pub fn columns(self, from: usize, to: usize) -> Self {
         assert!(from <= to && to <= self.width, "columns {from}..{to} of {}", self.width);
-        Rows { data: &self.data[from * self.dtype.size()..], width: to - from, ..self }
+        StoredRows { data: &self.data[from * self.dtype.size()..], width: to - from, ..self }
     }
 
     /// Panics unless the last element of the last row lies inside the data: the fact that the unchecked loads rely on.

@@ -1,7 +1,7 @@
 //! A decoder's weights, looked up by their Hugging Face names and kept where they are stored.
 
 use super::rounding::Rounding;
-use super::rows::Rows;
+use super::rows::StoredRows;
 use crate::Result;
 use crate::dtype::DType;
 use crate::dtype::HalfType;
@@ -59,12 +59,12 @@ impl Matrix {
         self.rows.saturating_mul(self.cols).saturating_mul(self.dtype.size())
     }
 
-    pub fn view(&self) -> Rows<'_> {
+    pub fn view(&self) -> StoredRows<'_> {
         let data: &[u8] = match &self.data {
             Data::Stored(bytes) => bytes,
             Data::Rounded(bytes) => bytes,
         };
-        Rows::stored(self.dtype, data, self.rows, self.cols)
+        StoredRows::stored(self.dtype, data, self.rows, self.cols)
     }
 }
 
@@ -111,7 +111,7 @@ impl Weights {
         let vector = |name: &str, len: usize| -> Result<Vec<f32>> {
             let (dtype, bytes) = checkpoint.load(name, &[len])?;
             let mut out = vec![0.0; len];
-            Rows::stored(dtype, &bytes, 1, len).row_to(0, &mut out);
+            StoredRows::stored(dtype, &bytes, 1, len).row_to(0, &mut out);
             Ok(rounding.of(out))
         };
         let linear = |name: String, out: usize, input: usize, bias: bool| -> Result<Linear> {

@@ -203,7 +203,7 @@ impl Backward {
             let Some((keys, words)) = &work.keys else {
                 return Err(Error::Backend("a batch that was not recorded has no gradient".to_string()));
             };
-            let lists = attention_backward::Work {
+            let lists = attention_backward::BackwardLists {
                 queries: (&work.plan, device_inputs.view(work.words)),
                 keys: (keys, device_inputs.view(*words)),
             };

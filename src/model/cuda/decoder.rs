@@ -62,13 +62,13 @@ pub(super) struct Step {
     pub rows: usize,
     pub live_rows: usize,
     /// Attention, once per distinct window; of the last layer, of the live rows, where that differs.
-    works: Vec<Work>,
+    works: Vec<AttentionLists>,
     /// Which of them is the last layer's.
     last: usize,
 }
 
 /// Attention's list of work, and where the device has it.
-pub(super) struct Work {
+pub(super) struct AttentionLists {
     window: Option<usize>,
     pub plan: attention::Plan,
     pub words: Slice<u32>,
@@ -78,7 +78,7 @@ pub(super) struct Work {
 
 /// Rows that a step is filled up to, so that many batches have the same shape. Results of the others are kept nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Filled {
+pub(super) struct PaddedRows {
     /// Of the batch, at least as many as it has.
     pub rows: usize,
     /// Live rows, at least as many as there are, and at most `rows`.
@@ -87,7 +87,7 @@ pub(super) struct Filled {
 
 impl Step {
     /// Attention's work in a layer with this window.
-    pub fn work(&self, window: Option<usize>, last: bool) -> &Work {
+    pub fn work(&self, window: Option<usize>, last: bool) -> &AttentionLists {
         let all = self.works.iter().find(|work| !last && work.window == window);
         all.unwrap_or(&self.works[self.last])
     }
@@ -196,7 +196,7 @@ impl Decoder {
         &mut self,
         device: &Device,
         batch: &Batch<'_>,
-        filled: Option<Filled>,
+        filled: Option<PaddedRows>,
         taped: bool,
         extra: impl FnOnce(&mut StepInputs) -> E,
     ) -> Result<(E, Step)> {
@@ -213,7 +213,7 @@ impl Decoder {
         Ok((extra, step))
     }
 
-    fn step(&mut self, device: &Device, batch: &Batch<'_>, filled: Option<Filled>, taped: bool) -> Result<Step> {
+    fn step(&mut self, device: &Device, batch: &Batch<'_>, filled: Option<PaddedRows>, taped: bool) -> Result<Step> {
         self.inputs.clear();
         let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         for piece in &batch.pieces {
@@ -224,8 +224,8 @@ impl Decoder {
                 slots.push(blocks[position / BLOCK].0 * BLOCK as u32 + (position % BLOCK) as u32);
             }
         }
-        let Filled { rows: count, live: live_count } =
-            filled.unwrap_or(Filled { rows: batch.rows, live: batch.live.len() });
+        let PaddedRows { rows: count, live: live_count } =
+            filled.unwrap_or(PaddedRows { rows: batch.rows, live: batch.live.len() });
         ids.resize(count, 0);
         positions.resize(count, 0);
         // No slot: the keys and values of these rows are kept nowhere.
@@ -237,11 +237,11 @@ impl Decoder {
         let live: Vec<[u32; 2]> = live.map(|(to, from)| [from as u32, to as u32]).collect();
         let every: Vec<usize> = (0..batch.rows).collect();
         let fill = filled.is_some();
-        let mut works: Vec<Work> = Vec::new();
+        let mut works: Vec<AttentionLists> = Vec::new();
         let planned = self.next_step.take().filter(|_| fill);
         for (window, plan) in planned.and_then(|plan| plan.of(batch, &self.kv)).into_iter().flatten() {
             let words = self.inputs.push(plan.words());
-            works.push(Work { window, plan, words, keys: None });
+            works.push(AttentionLists { window, plan, words, keys: None });
         }
         self.planned_ahead += u64::from(!works.is_empty());
         let last_layer = self.sizes.layers - 1;
@@ -287,7 +287,7 @@ impl Decoder {
         rows: &[usize],
         window: Option<usize>,
         (taped, fill): (bool, bool),
-    ) -> Result<Work> {
+    ) -> Result<AttentionLists> {
         let (mut queries, mut parts) = (Vec::with_capacity(rows.len()), Vec::new());
         let mut first = 0;
         for piece in &batch.pieces {
@@ -326,7 +326,7 @@ impl Decoder {
             let words = self.inputs.push(plan.words());
             (plan, words)
         });
-        Ok(Work { window, plan, words, keys })
+        Ok(AttentionLists { window, plan, words, keys })
     }
 
     /// The layers, on what was sent.

@@ -1,8 +1,8 @@
 //! One pass of rewards and their gradients: forward with a tape, backward, first-order scores of candidates.
 
 use super::backward::{Backward, BackwardAsk};
-use super::decoder::{Decoder, Filled, Linear, Step};
-use super::graphs::{self, Graphs, Launches, Place};
+use super::decoder::{Decoder, Linear, PaddedRows, Step};
+use super::graphs::{self, BufferAddress, Graphs, Launches};
 use super::inputs::{Slice, StepInputs};
 use super::sizes::Sizes;
 use super::state::Tape;
@@ -32,7 +32,7 @@ struct PassShape {
     /// Of attention's work, per distinct window and of the live rows, forward and backward.
     frames: (Vec<Frame>, Vec<attention_backward::Frame>),
     /// Of the buffers that may have moved or grown since.
-    places: [Place; 3],
+    places: [BufferAddress; 3],
 }
 
 /// How much there is of what a pass works on, what fills up included.
@@ -98,7 +98,7 @@ impl ScoreQueries {
 }
 
 /// What a pass needs from the host.
-struct Asked {
+struct GradientInputs {
     backward: BackwardAsk,
     ids: Slice<u32>,
     queries: Slice<ScoreQuery>,
@@ -167,19 +167,19 @@ impl GradientPass {
         };
         let by_graph = self.launches.uses_graphs();
         let counts = if by_graph { own.filled(self.tape.rows) } else { own };
-        let filled = by_graph.then_some(Filled { rows: counts.rows, live: counts.live });
+        let filled = by_graph.then_some(PaddedRows { rows: counts.rows, live: counts.live });
         let push = |inputs: &mut StepInputs| {
             let filled = by_graph.then_some((counts.live, counts.wanted));
             let backward = BackwardAsk::push(inputs, &live, &lasts, &wanted, filled);
             let (ids, queries) = scores.push(inputs, counts);
-            Asked { backward, ids, queries }
+            GradientInputs { backward, ids, queries }
         };
         let (asked, step) = reward.send(device, &batch, filled, true, push)?;
         grow(device, &mut self.products, counts.live + counts.listed)?;
         grow(device, &mut self.norms, counts.queries)?;
 
         let GradientPass { tape, backward, products, norms, graphs, launches } = self;
-        let place = |buffer: &Buffer<f32>| Place { address: buffer.address(), len: buffer.len() };
+        let place = |buffer: &Buffer<f32>| BufferAddress { address: buffer.address(), len: buffer.len() };
         let shape = PassShape {
             counts,
             frames: (step.frames(), step.key_frames()),
@@ -232,7 +232,7 @@ fn pass(
     reward: &mut Decoder,
     (tape, backward, products, norms): (&mut Tape, &mut Backward, &mut Buffer<f32>, &mut Buffer<f32>),
     step: &Step,
-    asked: &Asked,
+    asked: &GradientInputs,
     Counts { live, wanted, listed, queries, .. }: Counts,
 ) -> Result<()> {
     let d = reward.sizes.hidden_padded;

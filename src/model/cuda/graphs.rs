@@ -14,7 +14,7 @@ pub const MOST_ROWS: usize = 256;
 
 /// What is recorded.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kind {
+pub(super) struct GraphKind {
     /// Graphs that are kept, those that were launched last. A longer context doubles into new shapes; old ones are not worth their
     /// memory for ever.
     kept: usize,
@@ -25,16 +25,16 @@ pub(super) struct Kind {
 }
 
 /// Decode steps come in few shapes, which are there again at the next token.
-pub(super) const STEPS: Kind = Kind { kept: 96, seen_before: false, launches: [13, 12] };
+pub(super) const STEPS: GraphKind = GraphKind { kept: 96, seen_before: false, launches: [13, 12] };
 /// Rewards with gradients come in many shapes, some of them once only.
-pub(super) const GRADIENTS: Kind = Kind { kept: 32, seen_before: true, launches: [30, 20] };
+pub(super) const GRADIENTS: GraphKind = GraphKind { kept: 32, seen_before: true, launches: [30, 20] };
 
 /// What is set aside for a graph and for each of its launches: some kilobytes of parameters and of what the driver keeps to
 /// start them. A guess on the safe side, not measured yet.
 const GRAPH: u64 = 64 << 10;
 const LAUNCH: u64 = 4 << 10;
 
-impl Kind {
+impl GraphKind {
     /// Bytes that are set aside for as many graphs as are kept, of a model of so many layers.
     pub fn bytes(&self, layers: usize) -> u64 {
         let [each, others] = self.launches;
@@ -44,19 +44,19 @@ impl Kind {
 
 /// Where a buffer is. Its length too: it is a parameter of launches, and what has grown may be where something smaller was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct BufferAddress {
     pub address: u64,
     pub len: usize,
 }
 
 /// Passes that were launched as graphs, and graphs that were recorded for them.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct GraphCounts {
     launched: AtomicU64,
     recorded: AtomicU64,
 }
 
-impl Tally {
+impl GraphCounts {
     fn get(&self) -> (u64, u64) {
         (self.launched.load(Relaxed), self.recorded.load(Relaxed))
     }
@@ -66,8 +66,8 @@ impl Tally {
 #[derive(Debug, Default)]
 pub struct Launches {
     graphs: AtomicBool,
-    pub(super) steps: Tally,
-    pub(super) gradients: Tally,
+    pub(super) steps: GraphCounts,
+    pub(super) gradients: GraphCounts,
     planned_ahead: AtomicU64,
 }
 
@@ -107,7 +107,7 @@ impl Launches {
 
 /// Graphs by shape.
 pub(super) struct Graphs<S> {
-    kind: Kind,
+    kind: GraphKind,
     known: Recent<S, Graph>,
     /// Shapes that were there once, and were not recorded.
     seen: Recent<S, ()>,
@@ -155,7 +155,7 @@ pub(super) fn padded_rows(rows: usize) -> usize {
 }
 
 impl<S: PartialEq> Graphs<S> {
-    pub fn new(kind: Kind) -> Self {
+    pub fn new(kind: GraphKind) -> Self {
         Graphs { kind, known: Recent::default(), seen: Recent::default() }
     }
 
@@ -169,7 +169,7 @@ impl<S: PartialEq> Graphs<S> {
         &mut self,
         device: &Device,
         shape: S,
-        tally: &Tally,
+        tally: &GraphCounts,
         launches: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let kept = self.kind.kept;
@@ -220,7 +220,8 @@ mod tests {
     /// The hidden states that are kept have grown, and are where fewer of them were before.
     #[test]
     fn a_graph_is_of_a_buffer_at_its_place_and_of_its_length() {
-        let shape = |rows: usize| [Place { address: 256, len: 64 }, Place { address: 4096, len: 64 * rows }];
+        let shape =
+            |rows: usize| [BufferAddress { address: 256, len: 64 }, BufferAddress { address: 4096, len: 64 * rows }];
         let mut graphs = Recent::default();
         let mut recorded = |rows| match graphs.get(&shape(rows)) {
             Some(known) => *known,

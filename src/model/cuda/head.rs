@@ -1,7 +1,7 @@
 //! From final hidden states to the policy's rows: logits, their statistics, their largest.
 
 use super::decoder::{Decoder, Linear};
-use super::graphs::Place;
+use super::graphs::BufferAddress;
 use super::inputs::{Slice, StepInputs};
 use super::sizes::Sizes;
 use crate::cuda::ops::copy_rows::copy_rows;
@@ -128,8 +128,8 @@ impl Head {
     }
 
     /// Where hidden states are kept.
-    pub fn kept(&self) -> Place {
-        Place { address: self.kept.address(), len: self.kept.len() }
+    pub fn kept(&self) -> BufferAddress {
+        BufferAddress { address: self.kept.address(), len: self.kept.len() }
     }
 
     /// Length of the lists that some rows ask for.

@@ -1,6 +1,6 @@
 //! What a step needs from the host, sent to the device in one copy.
 
-use super::graphs::Place;
+use super::graphs::BufferAddress;
 use crate::Result;
 use crate::cuda::{Buffer, Device, Element, Packets, View};
 use std::marker::PhantomData;
@@ -60,8 +60,8 @@ impl DeviceInputs {
     }
 
     /// Where it is.
-    pub fn place(&self) -> Place {
-        Place { address: self.buffer.address(), len: self.buffer.len() }
+    pub fn place(&self) -> BufferAddress {
+        BufferAddress { address: self.buffer.address(), len: self.buffer.len() }
     }
 
     /// Elements of the inputs received last, which must be those that the slice is of.

@@ -5,7 +5,7 @@
 
 use super::sizes::{Sizes, attention_shape};
 use crate::Result;
-use crate::cuda::ops::attention::{Limits, Plan, Query, Sequence};
+use crate::cuda::ops::attention::{Plan, PlanLimits, Query, Sequence};
 use crate::kv::{BLOCK, BlockId, KvHandle, KvPool};
 use crate::model::spans::Batch;
 
@@ -27,7 +27,7 @@ impl NextStepPlan {
         kv: &KvPool,
         sizes: &Sizes,
         windows: &[Option<usize>],
-        limits: impl Fn(Option<usize>) -> Limits,
+        limits: impl Fn(Option<usize>) -> PlanLimits,
     ) -> Result<Option<Self>> {
         let mut rows = Vec::with_capacity(batch.pieces.len());
         for piece in &batch.pieces {

@@ -9,7 +9,7 @@ use super::policy::PolicyModel;
 use super::reward::RewardModel;
 use super::sizes::Sizes;
 use super::state::State;
-use super::weights::{LoadReport, Plan, Source, Weights};
+use super::weights::{LoadPlan, LoadReport, Source, Weights};
 use crate::cuda::ops::weight_layout::WeightLayout;
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
@@ -102,8 +102,8 @@ impl<'a> From<Parts<'a>> for Sources<'a> {
 
 /// What is known of the models before a device is asked for memory.
 pub struct Prepared {
-    policy: Option<Plan>,
-    reward: Option<Plan>,
+    policy: Option<LoadPlan>,
+    reward: Option<LoadPlan>,
     max_len: usize,
     options: CudaOptions,
     layout: WeightLayout,
@@ -123,7 +123,7 @@ impl Prepared {
             return Err(Error::invalid("batch-tokens is 0; expected at least 1"));
         }
         let plan = |of: Option<(&ModelConfig, Source<'_>)>| {
-            of.map(|(config, source)| Plan::of(config, source, options.dtype, layout)).transpose()
+            of.map(|(config, source)| LoadPlan::of(config, source, options.dtype, layout)).transpose()
         };
         Ok(Prepared { policy: plan(policy)?, reward: plan(reward)?, max_len, options: *options, layout })
     }
@@ -141,17 +141,17 @@ impl Prepared {
     /// What the models need of a device's memory.
     pub fn needs(&self) -> Needs {
         let rows = self.rows();
-        let model = |plan: &Plan| memory::ModelNeeds::new(plan.sizes(), plan.device_bytes());
+        let model = |plan: &LoadPlan| memory::ModelNeeds::new(plan.sizes(), plan.device_bytes());
         let plans = self.policy.iter().chain(&self.reward);
-        let sizes: Vec<_> = plans.map(Plan::sizes).collect();
+        let sizes: Vec<_> = plans.map(LoadPlan::sizes).collect();
         let state = |sizes: &&Sizes| State::bytes(sizes, rows) + Decoder::bytes(sizes, rows, self.max_len);
         let of_policy =
             |bytes: fn(&Sizes, usize) -> u64| self.policy.as_ref().map_or(0, |plan| bytes(plan.sizes(), rows));
         let scratch = sizes.iter().map(|sizes| State::scratch_bytes(sizes, self.layout)).fold(0, u64::saturating_add);
-        let graphs = |plan: &Option<Plan>, kind: graphs::Kind| {
+        let graphs = |plan: &Option<LoadPlan>, kind: graphs::GraphKind| {
             plan.as_ref().filter(|_| self.options.graphs).map_or(0, |plan| kind.bytes(plan.sizes().layers))
         };
-        let gradient = |plan: &Plan| GradientPass::bytes(plan.sizes(), self.gradient_rows(), self.layout);
+        let gradient = |plan: &LoadPlan| GradientPass::bytes(plan.sizes(), self.gradient_rows(), self.layout);
         Needs {
             policy: self.policy.as_ref().map(model),
             reward: self.reward.as_ref().map(model),
@@ -167,7 +167,7 @@ impl Prepared {
 
     /// Bytes that will be read from the files.
     pub fn source_bytes(&self) -> u64 {
-        self.policy.iter().chain(&self.reward).map(Plan::source_bytes).sum()
+        self.policy.iter().chain(&self.reward).map(LoadPlan::source_bytes).sum()
     }
 }
 
@@ -201,7 +201,7 @@ pub fn open<'a>(
     let (rows, gradient_rows) = (prepared.rows(), prepared.gradient_rows());
     let sizes = (rows, budget.blocks, prepared.max_len);
     let (mut pair, mut loaded, mut read) = (ModelPair::default(), Vec::new(), 0);
-    let mut load = |device: &Device, role, config: &ModelConfig, plan: &Plan| -> Result<Decoder> {
+    let mut load = |device: &Device, role, config: &ModelConfig, plan: &LoadPlan| -> Result<Decoder> {
         let (weights, report) = Weights::load(device, plan, &mut |bytes| progress(Loading::Read(read + bytes)))?;
         read += plan.source_bytes();
         loaded.push(Loaded { role, report, storage: plan.storage() });

@@ -1,8 +1,8 @@
 //! A language model on a device. A step is queued first; its results are collected later, so that the reward model's work
 //! can be queued in between.
 
-use super::decoder::{Decoder, Filled};
-use super::graphs::{self, Graphs, Launches, Place};
+use super::decoder::{Decoder, PaddedRows};
+use super::graphs::{self, BufferAddress, Graphs, Launches};
 use super::head::{Head, HeadAsk, HeadInputs};
 use super::inputs::StepInputs;
 use crate::cuda::Device;
@@ -45,7 +45,7 @@ pub(super) struct StepShape {
     /// Of attention's work, per distinct window.
     pub frames: Vec<Frame>,
     /// Of the buffers that may have moved or grown since.
-    pub places: [Place; 2],
+    pub places: [BufferAddress; 2],
 }
 
 /// A policy step that may not be finished.
@@ -97,7 +97,8 @@ fn decode(
 ) -> Result<usize> {
     head.room_for(device, policy, asked)?;
     let push = |inputs: &mut StepInputs| HeadInputs::push(inputs, asked, padded);
-    let (row_inputs, step) = policy.send(device, batch, Some(Filled { rows: padded, live: padded }), false, push)?;
+    let (row_inputs, step) =
+        policy.send(device, batch, Some(PaddedRows { rows: padded, live: padded }), false, push)?;
     let stride = head.padded_stride(asked);
     let places = [policy.device_inputs.place(), head.kept()];
     let shape = StepShape { rows: padded, stride, ids_below: head.ids_below, frames: step.frames(), places };

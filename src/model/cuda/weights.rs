@@ -1,6 +1,6 @@
 //! A decoder's weights on the device: padded, fused and of one storage type.
 //!
-//! [`Plan`] looks every tensor up by its Hugging Face name and decides where it goes, without a device; [`Weights::load`]
+//! [`LoadPlan`] looks every tensor up by its Hugging Face name and decides where it goes, without a device; [`Weights::load`]
 //! brings the bytes there. What has the storage type and no padding inside is copied from the pinned ring straight to its
 //! place, the rest goes through a staging area and the `pad_convert` kernel.
 //!
@@ -127,7 +127,7 @@ pub enum Source<'a> {
 
 /// Where everything of a model goes.
 #[derive(Debug)]
-pub struct Plan {
+pub struct LoadPlan {
     sizes: Sizes,
     storage: HalfType,
     /// The storage type was asked for, so elements may be rounded to it.
@@ -183,7 +183,7 @@ impl Content {
     }
 }
 
-impl Plan {
+impl LoadPlan {
     /// Looks all tensors up and checks their shapes and types. Matrices of products will lie in `layout`.
     ///
     /// # Errors
@@ -213,7 +213,7 @@ impl Plan {
         let of = |dtype| move |tensor: &&Tensor| tensor.content.dtype() == Some(dtype);
         let elements = |dtype| -> u64 { tensors.iter().filter(of(dtype)).map(|t| t.elements() as u64).sum() };
         let most = if elements(DType::F16) > elements(DType::Bf16) { HalfType::F16 } else { HalfType::Bf16 };
-        Ok(Plan { sizes, storage: asked.unwrap_or(most), asked: asked.is_some(), path, slabs, tensors, weights })
+        Ok(LoadPlan { sizes, storage: asked.unwrap_or(most), asked: asked.is_some(), path, slabs, tensors, weights })
     }
 
     /// The model's sizes.
@@ -253,7 +253,7 @@ impl Weights {
     /// # Errors
     /// The device fails or has no room; an element is not a number of the storage type and no type was asked for, or is beyond
     /// its range.
-    pub fn load(device: &Device, plan: &Plan, progress: &mut dyn FnMut(u64)) -> Result<(Weights, LoadReport)> {
+    pub fn load(device: &Device, plan: &LoadPlan, progress: &mut dyn FnMut(u64)) -> Result<(Weights, LoadReport)> {
         let started = Instant::now();
         let slabs = plan.slabs.iter().map(|slab| match slab.filled == slab.len {
             true => Buffer::uninitialised(device, slab.len),
@@ -394,7 +394,7 @@ struct Builder<'a> {
 }
 
 /// A stored linear layer and the rows that it takes of a fused one.
-struct Part {
+struct FusedPart {
     /// `NAME.weight`, `NAME.bias`.
     name: String,
     rows: usize,
@@ -434,7 +434,7 @@ impl Builder<'_> {
         let at = |part: &str| format!("model.layers.{index}.{part}");
         let Sizes { hidden: d, hidden_padded: dp, head: e, head_padded: ep, mlp: f, mlp_padded: fp, .. } = *sizes;
         let (h, g, ap) = (sizes.heads, sizes.kv_heads, sizes.attention_padded);
-        let heads = |name: &str, count: usize, first: usize| Part {
+        let heads = |name: &str, count: usize, first: usize| FusedPart {
             name: at(name),
             rows: count * e,
             first: first * ep,
@@ -443,10 +443,14 @@ impl Builder<'_> {
         let order = head_order(self.layout, config);
         let turned = |name: &str, count: usize, first: usize| match order {
             HeadOrder::Halves => heads(name, count, first),
-            HeadOrder::Pairs => Part { groups: Groups::pairs(e, ep), ..heads(name, count, first) },
+            HeadOrder::Pairs => FusedPart { groups: Groups::pairs(e, ep), ..heads(name, count, first) },
         };
-        let rows =
-            |name: &str, rows: usize, first: usize| Part { name: at(name), rows, first, groups: Groups::plain(rows) };
+        let rows = |name: &str, rows: usize, first: usize| FusedPart {
+            name: at(name),
+            rows,
+            first,
+            groups: Groups::plain(rows),
+        };
         let hidden = |rows: usize, bias: bool| Fused { rows, cols: d, col_groups: Groups::plain(d), width: dp, bias };
 
         let attention_norm = self.vector(&at("input_layernorm.weight"), d, dp)?;
@@ -468,7 +472,7 @@ impl Builder<'_> {
             true => (GATES, Groups::new(GATES, 2 * GATES)),
             false => (fp, Groups::plain(f)),
         };
-        let gates = |name: &str, first: usize| Part { groups, ..rows(name, f, first) };
+        let gates = |name: &str, first: usize| FusedPart { groups, ..rows(name, f, first) };
         let gate_up = [gates("mlp.gate_proj", 0), gates("mlp.up_proj", up)];
         let (gate_up, gate_up_bias) = self.linear(&gate_up, hidden(2 * fp, config.mlp_bias))?;
         let fused = Fused { rows: dp, cols: f, col_groups: Groups::plain(f), width: fp, bias: config.mlp_bias };
@@ -489,7 +493,7 @@ impl Builder<'_> {
     }
 
     /// Weight `[rows, width]` and bias `[rows]` of a fused layer.
-    fn linear(&mut self, parts: &[Part], fused: Fused) -> Result<(usize, Option<usize>)> {
+    fn linear(&mut self, parts: &[FusedPart], fused: Fused) -> Result<(usize, Option<usize>)> {
         let weight = self.slab(self.layout.elements(fused.rows, fused.width));
         for part in parts {
             let layout = Layout {
@@ -559,7 +563,7 @@ impl Builder<'_> {
 /// A model on its way.
 struct Loader<'a> {
     device: &'a Device,
-    plan: &'a Plan,
+    plan: &'a LoadPlan,
     slabs: Vec<Buffer<u16>>,
     /// Pieces that the `pad_convert` kernel moves on, one at a time: the stream runs copy and kernel in turn.
     staged: Buffer<u8>,
@@ -570,13 +574,13 @@ struct Loader<'a> {
 }
 
 /// Some bytes of a tensor.
-struct Piece<'a> {
+struct TensorBytes<'a> {
     tensor: usize,
     start: usize,
     bytes: &'a [u8],
 }
 
-impl AsRef<[u8]> for Piece<'_> {
+impl AsRef<[u8]> for TensorBytes<'_> {
     fn as_ref(&self) -> &[u8] {
         self.bytes
     }
@@ -593,7 +597,7 @@ impl Loader<'_> {
             }
             // A slot holds whole elements.
             for (index, bytes) in plan.tensors[tensor].content.bytes().chunks(staging::SLOT).enumerate() {
-                pieces.push(Piece { tensor, start: index * staging::SLOT, bytes });
+                pieces.push(TensorBytes { tensor, start: index * staging::SLOT, bytes });
             }
         }
         staging::stream(device, &pieces, |index, filled| {

@@ -17,7 +17,7 @@ use crate::files::config::ModelConfig;
 use crate::files::pair::{Pair, Parts};
 use crate::lab::bench::cost::Limits;
 use crate::lab::bench::machine;
-use crate::lab::bench::report::{Header, Report};
+use crate::lab::bench::report::{Report, ReportHeader};
 use crate::lab::kernel_check;
 use crate::model::{ModelPair, Role, synthetic};
 use crate::runtime::{Device, Opened};
@@ -146,7 +146,7 @@ fn positive() -> RangedU64ValueParser<usize> {
 /// A backend with what its report is headed by.
 struct Ready {
     opened: Opened,
-    header: Header,
+    header: ReportHeader,
     limits: Option<Limits>,
 }
 
@@ -214,7 +214,7 @@ impl Common {
         let decided = format!("{config} {names:?} {dtype} {}", backend.max_len());
         let hash: String = Sha256::digest(decided).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         let MadeOn { device: kind, kernels } = made_on(on);
-        let header = Header {
+        let header = ReportHeader {
             version: env!("CARGO_PKG_VERSION").to_string(),
             commit: option_env!("GGRO_BUILD_COMMIT").unwrap_or("unknown").to_string(),
             date: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),

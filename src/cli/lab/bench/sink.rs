@@ -5,7 +5,7 @@ use crate::cli::models::counting;
 use crate::cli::output::Output;
 use crate::cli::say;
 use crate::lab::bench::chart;
-use crate::lab::bench::report::{Change, Format, Header, Report, Row, compare};
+use crate::lab::bench::report::{Change, Format, Report, ReportHeader, Row, compare};
 use clap::ValueEnum;
 use indicatif::ProgressBar;
 use std::io::Write;
@@ -70,7 +70,7 @@ impl SinkArgs {
     }
 
     /// Begins a report of so many cases.
-    pub(super) fn begin(&self, header: &Header, before: Option<Report>, cases: usize) -> anyhow::Result<Sink> {
+    pub(super) fn begin(&self, header: &ReportHeader, before: Option<Report>, cases: usize) -> anyhow::Result<Sink> {
         let format = Format::from(self.output_format);
         // A chart that cannot be written is found out before anything is measured.
         let chart = self.chart.as_deref().map(Output::check).transpose()?;

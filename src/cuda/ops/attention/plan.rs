@@ -46,18 +46,18 @@ const WHOLE: u32 = 1 << 21;
 
 /// What a plan may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct PlanLimits {
     /// Blocks that fill the device: with fewer, long sequences are cut along their keys.
     pub blocks: usize,
     /// Parts of tokens that the scratch has room for.
     pub partials: usize,
     /// By what the kernels multiply that take the items.
-    pub products: Products,
+    pub products: AttentionProducts,
 }
 
 /// By what the kernels multiply that take a plan's items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Products {
+pub enum AttentionProducts {
     /// By mma, on every card. There are no wide items.
     #[default]
     Mma,
@@ -68,21 +68,21 @@ pub enum Products {
     Wgmma,
 }
 
-impl Products {
+impl AttentionProducts {
     /// All of them.
-    pub const ALL: [Products; 3] = [Products::Mma, Products::Both, Products::Wgmma];
+    pub const ALL: [AttentionProducts; 3] = [AttentionProducts::Mma, AttentionProducts::Both, AttentionProducts::Wgmma];
 
     /// Tiles of 64 rows that an item may have.
     fn tiles(self) -> usize {
-        if self == Products::Mma { 1 } else { 2 }
+        if self == AttentionProducts::Mma { 1 } else { 2 }
     }
 
     /// Whether the items of a class are multiplied by wgmma.
     pub(super) fn is_wgmma(self, class: usize) -> bool {
         match self {
-            Products::Mma => false,
-            Products::Both => class >= MANY,
-            Products::Wgmma => true,
+            AttentionProducts::Mma => false,
+            AttentionProducts::Both => class >= MANY,
+            AttentionProducts::Wgmma => true,
         }
     }
 }
@@ -104,7 +104,7 @@ pub struct Plan {
     pub(in crate::cuda::ops) rows_out: usize,
     pub(in crate::cuda::ops) blocks: usize,
     pub(in crate::cuda::ops) shape: Shape,
-    pub(super) products: Products,
+    pub(super) products: AttentionProducts,
 }
 
 /// What a launch depends on besides the words: two plans of one frame are launched alike.
@@ -115,12 +115,12 @@ pub struct Frame {
     pages_at: usize,
     words: usize,
     partials: usize,
-    products: Products,
+    products: AttentionProducts,
 }
 
 /// A query token with what it sees.
 #[derive(Clone, Copy, Debug)]
-struct Token {
+struct QueryToken {
     query: Query,
     sequence: usize,
     /// Lowest visible position.
@@ -131,7 +131,7 @@ struct Token {
     ticket: usize,
 }
 
-impl Token {
+impl QueryToken {
     fn position(&self) -> usize {
         self.query.position as usize
     }
@@ -146,22 +146,22 @@ impl Token {
 }
 
 /// Tokens of one sequence, as many as an item has room for, and the pages that they see.
-struct Run {
-    tokens: Vec<Token>,
+struct TokenRun {
+    tokens: Vec<QueryToken>,
     pages: Range<usize>,
 }
 
-impl Run {
-    fn new(tokens: &[Token]) -> Self {
+impl TokenRun {
+    fn new(tokens: &[QueryToken]) -> Self {
         let from = tokens.iter().map(|token| token.lowest / BLOCK).min().unwrap_or(0);
         let to = tokens.iter().map(|token| token.position() / BLOCK + 1).max().unwrap_or(from);
-        Run { tokens: tokens.to_vec(), pages: from..to }
+        TokenRun { tokens: tokens.to_vec(), pages: from..to }
     }
 }
 
 /// Tokens of one block and the chunks that it walks.
 struct Item {
-    tokens: Vec<Token>,
+    tokens: Vec<QueryToken>,
     pages: Vec<[u32; PAGE_WORDS]>,
     /// The only chunk, if the tokens have parts in other items.
     chunk: Option<usize>,
@@ -172,7 +172,7 @@ impl Plan {
     ///
     /// # Errors
     /// The shape has no kernel, positions do not ascend, or a sequence has no block for one of them.
-    pub fn new(shape: &Shape, sequences: &[Sequence<'_>], limits: Limits) -> Result<Self> {
+    pub fn new(shape: &Shape, sequences: &[Sequence<'_>], limits: PlanLimits) -> Result<Self> {
         let group = shape.group()?;
         let tile = TILE_ROWS / group;
         let capacity = limits.products.tiles() * tile;
@@ -192,9 +192,9 @@ impl Plan {
         for (index, sequence) in sequences.iter().enumerate() {
             plan.check(index, sequence)?;
         }
-        let mut runs: Vec<Run> = Vec::new();
+        let mut runs: Vec<TokenRun> = Vec::new();
         for (index, sequence) in sequences.iter().enumerate() {
-            let tokens = sequence.queries.iter().map(|&query| Token {
+            let tokens = sequence.queries.iter().map(|&query| QueryToken {
                 query,
                 sequence: index,
                 lowest: shape.lowest(query.position as usize),
@@ -202,13 +202,13 @@ impl Plan {
                 parts: 1,
                 ticket: 0,
             });
-            runs.extend(tokens.collect::<Vec<_>>().chunks(capacity).map(Run::new));
+            runs.extend(tokens.collect::<Vec<_>>().chunks(capacity).map(TokenRun::new));
         }
 
         let mut items: Vec<Item> = Vec::new();
-        let mut apart: BTreeMap<(usize, u32), Vec<Token>> = BTreeMap::new();
+        let mut apart: BTreeMap<(usize, u32), Vec<QueryToken>> = BTreeMap::new();
         let cut = cut(&runs, sequences, plan.blocks, (capacity, shape.kv_heads), limits);
-        for (Run { mut tokens, .. }, cut) in runs.into_iter().zip(cut) {
+        for (TokenRun { mut tokens, .. }, cut) in runs.into_iter().zip(cut) {
             let parts: usize = tokens.iter().map(|token| token.chunks().len()).filter(|&n| n > 1).sum();
             if cut && plan.partials + parts <= limits.partials {
                 for token in &mut tokens {
@@ -225,7 +225,7 @@ impl Plan {
                 }
                 continue;
             }
-            let chunks = tokens.iter().map(Token::chunks);
+            let chunks = tokens.iter().map(QueryToken::chunks);
             let last = chunks.clone().map(|c| c.end).max().unwrap_or(0);
             let chunks = chunks.map(|c| c.start).min().unwrap_or(0)..last;
             let pages = chunks.flat_map(|chunk| pages(sequences, &tokens, chunk, tile, limits.products)).collect();
@@ -233,7 +233,7 @@ impl Plan {
         }
         for ((chunk, _), mut tokens) in apart {
             // Tokens that share a block become neighbours, so that its page names them by a range.
-            let path = |token: &Token| {
+            let path = |token: &QueryToken| {
                 let blocks = sequences[token.sequence].blocks;
                 blocks[chunk * CHUNK_PAGES..blocks.len().min((chunk + 1) * CHUNK_PAGES)].iter().map(|block| block.0)
             };
@@ -320,7 +320,7 @@ impl Plan {
 
     /// The same work in a frame that many batches have: items of each class, their tokens and their pages are filled up to
     /// powers of two, and the scratch is used as if it were full. What fills up does nothing.
-    pub fn filled(&self, limits: Limits) -> Plan {
+    pub fn filled(&self, limits: PlanLimits) -> Plan {
         let mut plan = Plan { words: Vec::new(), partials: limits.partials.max(self.partials), ..self.clone() };
         let mut rest = &self.words[..self.tokens_at];
         for (items, filled) in self.items.iter().zip(&mut plan.items) {
@@ -366,18 +366,18 @@ fn word(value: usize) -> Result<u32> {
 /// `tile` tokens.
 fn pages(
     sequences: &[Sequence<'_>],
-    tokens: &[Token],
+    tokens: &[QueryToken],
     chunk: usize,
     tile: usize,
-    products: Products,
+    products: AttentionProducts,
 ) -> Vec<[u32; PAGE_WORDS]> {
     let mut pages = Vec::new();
     for page in chunk * CHUNK_PAGES..(chunk + 1) * CHUNK_PAGES {
-        let block = |token: &Token| sequences[token.sequence].blocks.get(page).copied();
+        let block = |token: &QueryToken| sequences[token.sequence].blocks.get(page).copied();
         let mut from = 0;
         for run in tokens.chunk_by(|a, b| block(a) == block(b)) {
             let to = from + run.len();
-            let last = run.iter().filter(|token| token.sees(page)).map(Token::position).max();
+            let last = run.iter().filter(|token| token.sees(page)).map(QueryToken::position).max();
             if let (Some(last), Some(block)) = (last, block(&run[0])) {
                 let valid = (last + 1 - page * BLOCK).min(BLOCK);
                 let flags = sight(tokens, page, from..to, tile, products);
@@ -394,7 +394,7 @@ fn pages(
 }
 
 /// What the tiles of an item see of a page that some of the tokens have.
-fn sight(tokens: &[Token], page: usize, having: Range<usize>, tile: usize, products: Products) -> u32 {
+fn sight(tokens: &[QueryToken], page: usize, having: Range<usize>, tile: usize, products: AttentionProducts) -> u32 {
     let (first, last) = (page * BLOCK, (page + 1) * BLOCK - 1);
     let mut flags = 0;
     for (index, tokens) in tokens.chunks(tile).enumerate() {
@@ -404,7 +404,7 @@ fn sight(tokens: &[Token], page: usize, having: Range<usize>, tile: usize, produ
         let mut put = |flag: u32, is: bool| flags |= if is { flag << index } else { 0 };
         put(SEEN, tokens[inside].iter().any(|token| token.sees(page)));
         // Products of one width alone are those with a copy of the sums.
-        put(TOGETHER, products != Products::Wgmma && all && tokens.iter().all(|token| token.sees(page)));
+        put(TOGETHER, products != AttentionProducts::Wgmma && all && tokens.iter().all(|token| token.sees(page)));
         put(WHOLE, all && tokens.iter().all(|token| token.position() >= last && token.lowest <= first));
     }
     flags
@@ -421,7 +421,7 @@ mod tests {
         Shape { heads, kv_heads, head: 64, scale: 0.125, window }
     }
 
-    const PLENTY: Limits = Limits { blocks: 264, partials: 1 << 20, products: Products::Mma };
+    const PLENTY: PlanLimits = PlanLimits { blocks: 264, partials: 1 << 20, products: AttentionProducts::Mma };
 
     fn queries(from: usize, count: usize, row: usize) -> Vec<Query> {
         let query = |i: usize| Query { row: (row + i) as u32, out: (row + i) as u32, position: (from + i) as u32 };
@@ -429,20 +429,20 @@ mod tests {
     }
 
     /// An item as the kernel reads it: class, tokens, pages.
-    struct Read {
+    struct ReadItem {
         class: usize,
         tokens: Vec<[u32; TOKEN_WORDS]>,
         pages: Vec<[u32; PAGE_WORDS]>,
     }
 
-    fn read(plan: &Plan) -> Vec<Read> {
+    fn read(plan: &Plan) -> Vec<ReadItem> {
         let words = plan.words();
         let classes = plan.items.iter().enumerate().flat_map(|(class, &n)| std::iter::repeat_n(class, n));
         let list = |at: usize, first: u32, count: u32, width: usize| {
             let from = at + first as usize * width;
             words[from..from + count as usize * width].to_vec()
         };
-        let items = words[..plan.tokens_at].chunks_exact(ITEM_WORDS).zip(classes).map(|(item, class)| Read {
+        let items = words[..plan.tokens_at].chunks_exact(ITEM_WORDS).zip(classes).map(|(item, class)| ReadItem {
             class,
             tokens: list(plan.tokens_at, item[0], item[1] & 0xffff, TOKEN_WORDS).as_chunks().0.to_vec(),
             pages: list(plan.pages_at, item[2], item[3], PAGE_WORDS).as_chunks().0.to_vec(),
@@ -488,7 +488,7 @@ mod tests {
                     let flag = |flag: u32| page[3] & flag << index != 0;
                     assert_eq!(flag(SEEN), tokens.iter().enumerate().any(sees));
                     let together = tokens.iter().enumerate().all(sees);
-                    assert_eq!(flag(TOGETHER), together && plan.products != Products::Wgmma);
+                    assert_eq!(flag(TOGETHER), together && plan.products != AttentionProducts::Wgmma);
                     assert_eq!(flag(WHOLE), tokens.iter().enumerate().all(whole));
                 }
                 for token in &item.tokens[from as usize..to as usize] {
@@ -584,14 +584,14 @@ mod tests {
         let plan = Plan::new(&shape, &sequences, PLENTY).unwrap();
         hold(&plan, &shape, &sequences);
         assert_eq!((plan.items, plan.partials), ([0, 0, 5, 0], 80), "a segment is cut along its keys");
-        let plan = Plan::new(&shape, &sequences, Limits { partials: 79, ..PLENTY }).unwrap();
+        let plan = Plan::new(&shape, &sequences, PlanLimits { partials: 79, ..PLENTY }).unwrap();
         hold(&plan, &shape, &sequences);
         assert_eq!((plan.items, plan.partials), ([0, 0, 1, 0], 0), "unless there is no room for parts");
     }
 
     /// One query at the end of sequences of these lengths, whose first positions are the same, on a card of 132
     /// multiprocessors: the items of class few, their parts, and the longest item's pages.
-    fn decode(lengths: &[usize], same: usize, limits: Limits) -> (usize, usize, usize) {
+    fn decode(lengths: &[usize], same: usize, limits: PlanLimits) -> (usize, usize, usize) {
         let shape = shape(32, 8, None);
         let mut next = 1 << 20;
         let mut fresh = |count: usize| {
@@ -631,11 +631,11 @@ mod tests {
         let mut lengths = [1024; 256];
         lengths[100] = 65_536;
         assert_eq!(decode(&lengths, 0, PLENTY), (255 + 256, 256, 16));
-        assert_eq!(decode(&lengths, 0, Limits { partials: 255, ..PLENTY }), (256, 0, 1024), "no room for parts");
+        assert_eq!(decode(&lengths, 0, PlanLimits { partials: 255, ..PLENTY }), (256, 0, 1024), "no room for parts");
         lengths[100] = 4096;
         assert_eq!(decode(&lengths, 0, PLENTY), (256, 0, 64), "less than a block's share");
         // What the kernels' cases have, on a device with room for three sequences.
-        let few = Limits { blocks: 24, ..PLENTY };
+        let few = PlanLimits { blocks: 24, ..PLENTY };
         assert_eq!(decode(&[300, 300, 1500, 300, 300, 300], 0, few), (5 + 6, 6, 5));
     }
 
@@ -652,8 +652,8 @@ mod tests {
     fn wide_items_have_two_tiles() {
         let blocks = ids(0..2);
         let queries = queries(0, 128, 0);
-        let wide = Limits { products: Products::Both, ..PLENTY };
-        let items = |kv_heads: usize, group: usize, count: usize, limits: Limits| {
+        let wide = PlanLimits { products: AttentionProducts::Both, ..PLENTY };
+        let items = |kv_heads: usize, group: usize, count: usize, limits: PlanLimits| {
             let sequences = [Sequence { blocks: &blocks, queries: &queries[..count] }];
             let shape = shape(kv_heads * group, kv_heads, None);
             let plan = Plan::new(&shape, &sequences, limits).unwrap();
@@ -710,9 +710,9 @@ mod tests {
             window in prop::option::of(1usize..700),
             blocks in prop::sample::select(vec![1usize, 64, 100_000]),
             partials in prop::sample::select(vec![0usize, 40, 1 << 20]),
-            products in prop::sample::select(Products::ALL.to_vec()),
+            products in prop::sample::select(AttentionProducts::ALL.to_vec()),
         ) {
-            let limits = Limits { blocks, partials, products };
+            let limits = PlanLimits { blocks, partials, products };
             let shape = shape(kv_heads * group, kv_heads, window);
             let mut all: Vec<(Vec<BlockId>, Vec<Query>)> = Vec::new();
             let (mut fresh, mut row) = (0, 0);
@@ -737,7 +737,7 @@ mod tests {
                 all.iter().map(|(blocks, queries)| Sequence { blocks, queries }).collect();
             let plan = Plan::new(&shape, &sequences, limits).unwrap();
             prop_assert!(plan.partials <= partials);
-            prop_assert!(products != Products::Mma || plan.items[WIDE] == 0);
+            prop_assert!(products != AttentionProducts::Mma || plan.items[WIDE] == 0);
             hold(&plan, &shape, &sequences);
             prop_assert_eq!(plan.rows, row);
 

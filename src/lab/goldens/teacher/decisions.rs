@@ -12,7 +12,7 @@ use crate::{Error, trace::TraceOptions};
 
 /// What is decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum DecisionKind {
     /// Which token follows.
     Token,
     /// Whether the uncertainty ends the candidate.
@@ -29,32 +29,39 @@ pub enum Kind {
     Best,
 }
 
-impl Kind {
+impl DecisionKind {
     /// All of them.
-    pub const ALL: [Kind; 7] =
-        [Kind::Token, Kind::Stop, Kind::Shortlist, Kind::Twin, Kind::Proposal, Kind::Draw, Kind::Best];
+    pub const ALL: [DecisionKind; 7] = [
+        DecisionKind::Token,
+        DecisionKind::Stop,
+        DecisionKind::Shortlist,
+        DecisionKind::Twin,
+        DecisionKind::Proposal,
+        DecisionKind::Draw,
+        DecisionKind::Best,
+    ];
 
     /// A word for tables.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Token => "token",
-            Kind::Stop => "stop",
-            Kind::Shortlist => "shortlist",
-            Kind::Twin => "twin",
-            Kind::Proposal => "proposal",
-            Kind::Draw => "draw",
-            Kind::Best => "best",
+            DecisionKind::Token => "token",
+            DecisionKind::Stop => "stop",
+            DecisionKind::Shortlist => "shortlist",
+            DecisionKind::Twin => "twin",
+            DecisionKind::Proposal => "proposal",
+            DecisionKind::Draw => "draw",
+            DecisionKind::Best => "best",
         }
     }
 
     /// Whether it comes out of a backward pass.
     pub fn of_gradient(self) -> bool {
-        matches!(self, Kind::Proposal | Kind::Draw)
+        matches!(self, DecisionKind::Proposal | DecisionKind::Draw)
     }
 
     /// Kinds that compare the same sort of numbers share their errors: here, differences of two logits.
-    pub(super) fn same_numbers(self, other: Kind) -> bool {
-        let logits = |kind| matches!(kind, Kind::Token | Kind::Shortlist | Kind::Twin);
+    pub(super) fn same_numbers(self, other: DecisionKind) -> bool {
+        let logits = |kind| matches!(kind, DecisionKind::Token | DecisionKind::Shortlist | DecisionKind::Twin);
         self == other || (logits(self) && logits(other))
     }
 }
@@ -62,7 +69,7 @@ impl Kind {
 /// One decision, as a backend takes it.
 #[derive(Clone, Debug)]
 pub(super) struct Decision {
-    pub kind: Kind,
+    pub kind: DecisionKind,
     /// Place of the candidate in the list (of the segment's first one for what belongs to the segment).
     pub candidate: usize,
     /// Of the generated tokens, where it is about one.
@@ -92,7 +99,7 @@ impl Decision {
 }
 
 /// Everything a backend said.
-pub(super) struct Said {
+pub(super) struct BackendOutputs {
     /// Per candidate, of its own tokens.
     pub rows: Vec<Vec<PolicyRow>>,
     pub answers: Vec<Answer>,
@@ -100,7 +107,7 @@ pub(super) struct Said {
     pub pooled: Vec<f64>,
 }
 
-impl Said {
+impl BackendOutputs {
     /// The distribution of a candidate's token.
     pub fn row(&self, list: &[Tried<'_>], index: usize, token: usize) -> Option<&PolicyRow> {
         let candidate = &list[index];
@@ -149,7 +156,7 @@ impl Questions<'_> {
     ///
     /// # Errors
     /// A trace names an unknown signal.
-    pub fn decide(&self, said: &Said) -> Result<Vec<Decision>> {
+    pub fn decide(&self, said: &BackendOutputs) -> Result<Vec<Decision>> {
         let mut out = Vec::new();
         for (index, candidate) in self.list.iter().enumerate() {
             let trace = &self.traces[candidate.trace];
@@ -167,7 +174,7 @@ impl Questions<'_> {
         Ok(out)
     }
 
-    fn tokens(&self, index: usize, threshold: &Threshold, said: &Said, out: &mut Vec<Decision>) {
+    fn tokens(&self, index: usize, threshold: &Threshold, said: &BackendOutputs, out: &mut Vec<Decision>) {
         let candidate = &self.list[index];
         let trace = &self.traces[candidate.trace];
         let options = &trace.options;
@@ -181,7 +188,7 @@ impl Questions<'_> {
             };
             if forced != Some(token) {
                 let (found, lead) = next(stats, id);
-                out.push(decision(Kind::Token, id, found, lead));
+                out.push(decision(DecisionKind::Token, id, found, lead));
             }
             let full = candidate.start + token + 1 >= end;
             let stopped_before = id == options.finish_id || options.stop_ids.contains(&id) || full;
@@ -191,14 +198,14 @@ impl Questions<'_> {
                 let value = threshold.signal.value(stats);
                 let lead = if expected { value - threshold.value } else { threshold.value - value };
                 let found = stats.finite && threshold.reached_by(value);
-                out.push(decision(Kind::Stop, expected.into(), found.into(), lead));
+                out.push(decision(DecisionKind::Stop, expected.into(), found.into(), lead));
             }
         }
     }
 
     /// Whether the same ids are the most likely ones. The lead is the gap between the least likely of them and the most likely
     /// other one.
-    fn shortlist(&self, index: usize, said: &Said, out: &mut Vec<Decision>) {
+    fn shortlist(&self, index: usize, said: &BackendOutputs, out: &mut Vec<Decision>) {
         let inside = &self.proposals[index];
         let Some(row) = said.row(self.list, index, self.list[index].offset()) else { return };
         let others = row.top.iter().filter(|entry| !inside.contains(&entry.0));
@@ -209,7 +216,7 @@ impl Questions<'_> {
         }
         let inside_found = row.top.iter().take(inside.len()).filter(|entry| inside.contains(&entry.0)).count();
         out.push(Decision {
-            kind: Kind::Shortlist,
+            kind: DecisionKind::Shortlist,
             candidate: index,
             token: self.list[index].offset(),
             expected: inside.len() as u32,
@@ -220,7 +227,7 @@ impl Questions<'_> {
     }
 
     /// Which of the ids with the proposed one's embedding is the most likely.
-    fn twin(&self, index: usize, proposed: u32, forced: u32, said: &Said, out: &mut Vec<Decision>) {
+    fn twin(&self, index: usize, proposed: u32, forced: u32, said: &BackendOutputs, out: &mut Vec<Decision>) {
         let candidate = &self.list[index];
         let inside = &self.proposals[candidate.unforced];
         let twins: Vec<u32> =
@@ -232,7 +239,7 @@ impl Questions<'_> {
         let others = twins.iter().filter(|&&id| id != forced).map(|&id| logit(row, id));
         let found = row.top.iter().map(|entry| entry.0).find(|id| twins.contains(id));
         out.push(Decision {
-            kind: Kind::Twin,
+            kind: DecisionKind::Twin,
             candidate: index,
             token: candidate.offset(),
             expected: forced,
@@ -243,14 +250,14 @@ impl Questions<'_> {
     }
 
     /// Which candidate has the largest reward.
-    fn best(&self, first: usize, said: &Said, out: &mut Vec<Decision>) {
+    fn best(&self, first: usize, said: &BackendOutputs, out: &mut Vec<Decision>) {
         let candidate = &self.list[first];
         let segment = &self.traces[candidate.trace].segments[candidate.segment];
         let rewards: Vec<f64> =
             said.answers[first..first + segment.candidates.len()].iter().map(|answer| answer.reward).collect();
         let Some((found, lead)) = lead(&rewards, segment.best) else { return };
         out.push(Decision {
-            kind: Kind::Best,
+            kind: DecisionKind::Best,
             candidate: first,
             token: 0,
             expected: segment.best as u32,
@@ -261,7 +268,7 @@ impl Questions<'_> {
     }
 
     /// What the gradients propose, greedily or by the trace's uniform numbers.
-    fn nudges(&self, said: &Said, out: &mut Vec<Decision>) -> Result<()> {
+    fn nudges(&self, said: &BackendOutputs, out: &mut Vec<Decision>) -> Result<()> {
         let mut drawn = vec![0; self.traces.len()];
         for (index, candidate) in self.list.iter().enumerate() {
             let trace = &self.traces[candidate.trace];
@@ -296,7 +303,12 @@ impl Questions<'_> {
                 Selection::Greedy => proposed.and_then(|proposed| {
                     let (found, lead) = lead(&scores, proposed)?;
                     let scale = self.scales[index];
-                    decision(Kind::Proposal, found, lead / scale, scores.iter().map(|score| score / scale).collect())
+                    decision(
+                        DecisionKind::Proposal,
+                        found,
+                        lead / scale,
+                        scores.iter().map(|score| score / scale).collect(),
+                    )
                 }),
                 Selection::Sample if used => {
                     let u = number();
@@ -310,7 +322,7 @@ impl Questions<'_> {
                         let edges: Vec<f64> = edges.collect();
                         let below = if proposed == 0 { 0.0 } else { edges[proposed - 1] };
                         let lead = (u - below).min(edges[proposed] - u);
-                        decision(Kind::Draw, nudge::sampled(&weights, u)?.index, lead, edges)
+                        decision(DecisionKind::Draw, nudge::sampled(&weights, u)?.index, lead, edges)
                     })
                 }
                 Selection::Sample => None,
@@ -322,7 +334,7 @@ impl Questions<'_> {
 
     /// The numbers behind the decisions, by quantity, with the factor of their bound. First-order scores and norms are in
     /// units of the exact gradient's norm.
-    pub fn numbers(&self, said: &Said) -> Vec<(&'static str, Vec<f64>)> {
+    pub fn numbers(&self, said: &BackendOutputs) -> Vec<(&'static str, Vec<f64>)> {
         let stats = || said.rows.iter().flatten().map(|row| &row.stats);
         let mut out = vec![
             ("entropy", stats().flat_map(|s| [s.entropy, s.entropy_floored]).collect::<Vec<_>>()),

@@ -14,7 +14,7 @@ mod candidates;
 mod decisions;
 mod lockstep;
 
-pub use decisions::Kind;
+pub use decisions::DecisionKind;
 
 use super::errors::{BACKWARD, Errors, FLOOR, FORWARD};
 use super::{Check, worse};
@@ -22,7 +22,7 @@ use crate::model::ModelPair;
 use crate::trace::Trace;
 use crate::{Error, Result};
 use candidates::{Tried, candidates};
-use decisions::{Decision, Questions, Said, proposals};
+use decisions::{BackendOutputs, Decision, Questions, proposals};
 
 /// Largest share of decisions that may part, within their margins.
 pub const PARTED: f64 = 0.02;
@@ -39,9 +39,9 @@ const FEW: usize = 16;
 
 /// Decisions of one kind.
 #[derive(Clone, Copy, Debug)]
-pub struct Tally {
+pub struct DecisionCounts {
     /// What was decided.
-    pub kind: Kind,
+    pub kind: DecisionKind,
     /// How often.
     pub decisions: usize,
     /// As in the trace.
@@ -60,7 +60,7 @@ pub struct Outcome {
     /// In words, with the errors of all quantities.
     pub check: Check,
     /// Per kind of decision that occurred.
-    pub tallies: Vec<Tally>,
+    pub tallies: Vec<DecisionCounts>,
 }
 
 impl Outcome {
@@ -78,8 +78,8 @@ pub struct Lesson<'a> {
     twins: Vec<(u32, u32)>,
     scales: Vec<f64>,
     gradients: bool,
-    exact: Said,
-    simulated: Said,
+    exact: BackendOutputs,
+    simulated: BackendOutputs,
 }
 
 impl<'a> Lesson<'a> {
@@ -98,9 +98,9 @@ impl<'a> Lesson<'a> {
         let rows = lockstep::policy(exact, traces, &list, CONTENDERS)?;
         let proposals = proposals(traces, &list, &rows);
         let twins = twins(exact, &proposals);
-        let ask = |backend: &mut ModelPair, rows| -> Result<Said> {
+        let ask = |backend: &mut ModelPair, rows| -> Result<BackendOutputs> {
             let (answers, pooled) = lockstep::reward(backend, traces, &list, &proposals, gradients)?;
-            Ok(Said { rows, answers, pooled })
+            Ok(BackendOutputs { rows, answers, pooled })
         };
         let exact = ask(exact, rows)?;
         let rows = lockstep::policy(simulated, traces, &list, CONTENDERS)?;
@@ -116,7 +116,7 @@ impl<'a> Lesson<'a> {
     pub fn examine(&self, name: &str, device: &mut ModelPair) -> Result<Outcome> {
         let rows = lockstep::policy(device, self.traces, &self.list, 0)?;
         let (answers, pooled) = lockstep::reward(device, self.traces, &self.list, &self.proposals, self.gradients)?;
-        let said = Said { rows, answers, pooled };
+        let said = BackendOutputs { rows, answers, pooled };
         let same = |a, b| self.twins.contains(&(a, b));
         let questions = Questions {
             traces: self.traces,
@@ -149,7 +149,7 @@ impl<'a> Lesson<'a> {
         exact: &[Decision],
         simulated: &[Decision],
         device: &[Decision],
-    ) -> Result<Vec<Tally>> {
+    ) -> Result<Vec<DecisionCounts>> {
         if exact.len() != device.len() || exact.len() != simulated.len() {
             return Err(Error::Backend("the device answers another number of questions".to_string()));
         }
@@ -157,14 +157,14 @@ impl<'a> Lesson<'a> {
             check.differs(|| format!("the reference itself parts from the trace: {}", self.words(wrong)));
         }
         let mut tallies = Vec::new();
-        for kind in Kind::ALL {
-            let errors = |said: &[Decision], counts: &dyn Fn(Kind) -> bool| {
+        for kind in DecisionKind::ALL {
+            let errors = |said: &[Decision], counts: &dyn Fn(DecisionKind) -> bool| {
                 let pairs = exact.iter().zip(said).filter(|(exact, _)| counts(exact.kind));
                 Errors::of(pairs.map(|(exact, said)| said.error(exact)))
             };
             let factor = if kind.of_gradient() { BACKWARD } else { FORWARD };
             let typical = LUCK * errors(simulated, &|other| other.same_numbers(kind)).typical();
-            let mut tally = Tally { kind, decisions: 0, agreed: 0, parted: 0, wrong: 0, within: 0 };
+            let mut tally = DecisionCounts { kind, decisions: 0, agreed: 0, parted: 0, wrong: 0, within: 0 };
             for ((exact, simulated), device) in exact.iter().zip(simulated).zip(device) {
                 if exact.kind != kind {
                     continue;
@@ -200,7 +200,7 @@ impl<'a> Lesson<'a> {
     /// Decisions between logits: the simulation's largest error among the row's contenders. How far apart two of them are by
     /// chance says less.
     fn spread(&self, decision: &Decision) -> f64 {
-        if !decision.kind.same_numbers(Kind::Token) {
+        if !decision.kind.same_numbers(DecisionKind::Token) {
             return 0.0;
         }
         let [exact, simulated] =

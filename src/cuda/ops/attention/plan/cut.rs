@@ -1,6 +1,6 @@
 //! Which tokens are cut along their keys.
 
-use super::{Limits, Run, Sequence};
+use super::{PlanLimits, Sequence, TokenRun};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -23,24 +23,24 @@ const CUT: usize = 8;
 ///   of the time that all work takes when it is spread evenly. A run that is too long for that stays cut, as do those that
 ///   would be a last and mostly idle wave: their chunks fill the gaps.
 pub(super) fn cut(
-    runs: &[Run],
+    runs: &[TokenRun],
     sequences: &[Sequence<'_>],
     highest: usize,
     (capacity, kv_heads): (usize, usize),
-    limits: Limits,
+    limits: PlanLimits,
 ) -> Vec<bool> {
     let mut cut = vec![true; runs.len()];
     if runs.len().saturating_mul(kv_heads) < limits.blocks {
         return cut;
     }
-    let blocks = |run: &Run| &sequences[run.tokens[0].sequence].blocks[run.pages.clone()];
+    let blocks = |run: &TokenRun| &sequences[run.tokens[0].sequence].blocks[run.pages.clone()];
     // A run that fills more than half of an item shares none of them: no other one like it fits in.
-    let small = |run: &Run| 2 * run.tokens.len() <= capacity;
+    let small = |run: &TokenRun| 2 * run.tokens.len() <= capacity;
     let mut readers = vec![0u32; highest];
     for block in runs.iter().filter(|run| small(run)).flat_map(blocks) {
         readers[block.0 as usize] += 1;
     }
-    let shares = |run: &Run| {
+    let shares = |run: &TokenRun| {
         let shared = || blocks(run).iter().filter(|block| readers[block.0 as usize] > 1).count();
         small(run) && shared() * CUT > run.pages.len()
     };
@@ -53,7 +53,7 @@ pub(super) fn cut(
     let lanes = (limits.blocks / kv_heads).max(1);
     let most = work * (CUT + 1) / (CUT * lanes);
     let mut loads: BinaryHeap<Reverse<usize>> = (0..lanes).map(|_| Reverse(0)).collect();
-    let several = |run: &Run| run.tokens.iter().any(|token| token.chunks().len() > 1);
+    let several = |run: &TokenRun| run.tokens.iter().any(|token| token.chunks().len() > 1);
     let mut whole: Vec<usize> = apart.into_iter().filter(|&index| several(&runs[index])).collect();
     whole.sort_by_key(|&index| Reverse(runs[index].pages.len()));
     for index in whole {
