@@ -85,7 +85,7 @@ static PASSES: AtomicU64 = AtomicU64::new(0);
 /// What somebody asked for besides a window: 0 nothing, 1 to collect, 2 to stop.
 static ASKED: AtomicU8 = AtomicU8::new(0);
 static WINDOW_OF: OnceLock<Steps> = OnceLock::new();
-static TRACE_FILE: Mutex<Option<Trace>> = Mutex::new(None);
+static TRACE_FILE: Mutex<Option<TraceFile>> = Mutex::new(None);
 /// Starts (true) and stops a profiler that collects on request.
 static COLLECT: OnceLock<fn(bool)> = OnceLock::new();
 static COLLECTING: AtomicU8 = AtomicU8::new(0);
@@ -171,7 +171,7 @@ pub fn start(watch: &Watch) -> Result<()> {
         on |= LAYERS;
     }
     if let Some(path) = &watch.trace {
-        let trace = Trace::create(path)?;
+        let trace = TraceFile::create(path)?;
         *TRACE_FILE.lock().unwrap_or_else(PoisonError::into_inner) = Some(trace);
         on |= TRACE;
     }
@@ -305,7 +305,7 @@ impl Drop for Range {
 }
 
 /// Complete events of the Trace Event Format, in microseconds.
-struct Trace {
+struct TraceFile {
     path: PathBuf,
     out: BufWriter<File>,
     started: Instant,
@@ -314,12 +314,12 @@ struct Trace {
     first: bool,
 }
 
-impl Trace {
-    fn create(path: &Path) -> Result<Trace> {
+impl TraceFile {
+    fn create(path: &Path) -> Result<TraceFile> {
         let file = File::create(path).map_err(|e| Error::io(path, e))?;
         let mut out = BufWriter::new(file);
         out.write_all(b"{\"displayTimeUnit\":\"ms\",\"traceEvents\":[").map_err(|e| Error::io(path, e))?;
-        Ok(Trace { path: path.to_path_buf(), out, started: Instant::now(), failed: None, first: true })
+        Ok(TraceFile { path: path.to_path_buf(), out, started: Instant::now(), failed: None, first: true })
     }
 
     fn event(&mut self, phase: Phase, payload: u64, since: Instant) {

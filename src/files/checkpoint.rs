@@ -667,11 +667,11 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for UniqueVisitor<T> {
                 return Err(A::Error::custom(format!("`{key}` is listed twice")));
             }
             if self.skip == Some(key.as_str()) {
-                let metadata = Named { key: &key, content: PhantomData };
+                let metadata = NamedTensor { key: &key, content: PhantomData };
                 let _: Option<HashMap<String, String>> = map.next_value_seed(metadata)?;
                 continue;
             }
-            let value = map.next_value_seed(Named { key: &key, content: PhantomData })?;
+            let value = map.next_value_seed(NamedTensor { key: &key, content: PhantomData })?;
             entries.push((key, value));
         }
         Ok(entries)
@@ -679,12 +679,12 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for UniqueVisitor<T> {
 }
 
 /// Puts the key into the message if its value cannot be read.
-struct Named<'a, T> {
+struct NamedTensor<'a, T> {
     key: &'a str,
     content: PhantomData<T>,
 }
 
-impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Named<'_, T> {
+impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for NamedTensor<'_, T> {
     type Value = T;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<T, D::Error> {

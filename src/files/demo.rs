@@ -53,11 +53,11 @@ pub fn reward() -> Files {
 /// 100 requests made from stories that neither model has seen.
 pub fn prompts() -> Vec<String> {
     #[derive(serde::Deserialize)]
-    struct Line {
+    struct DemoLine {
         prompt: String,
     }
     // The file is part of the binary and read by a test; a line that is none cannot occur.
-    PROMPTS.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()).map(|line| line.prompt).collect()
+    PROMPTS.lines().filter_map(|line| serde_json::from_str::<DemoLine>(line).ok()).map(|line| line.prompt).collect()
 }
 
 #[cfg(test)]

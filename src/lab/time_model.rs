@@ -9,7 +9,7 @@ pub mod products;
 
 use crate::files::config::ModelConfig;
 use card::CARDS;
-use passes::Phase;
+use passes::PassPhase;
 use products::{Product, ProductKernels, Products, products};
 use std::fmt::Write;
 
@@ -17,13 +17,13 @@ use std::fmt::Write;
 pub const MODEL: &str = "llama-3.1-8b";
 
 /// The passes that are listed.
-pub const PHASES: [Phase; 6] = [
-    Phase::Decode { rows: 1, context: 1024 },
-    Phase::Decode { rows: 256, context: 256 },
-    Phase::Prefill(2048),
-    Phase::Gradient { segments: 1, tokens: 16, prefix: 1024 },
-    Phase::Gradient { segments: 8, tokens: 16, prefix: 1024 },
-    Phase::Gradient { segments: 25, tokens: 16, prefix: 1024 },
+pub const PHASES: [PassPhase; 6] = [
+    PassPhase::Decode { rows: 1, context: 1024 },
+    PassPhase::Decode { rows: 256, context: 256 },
+    PassPhase::Prefill(2048),
+    PassPhase::Gradient { segments: 1, tokens: 16, prefix: 1024 },
+    PassPhase::Gradient { segments: 8, tokens: 16, prefix: 1024 },
+    PassPhase::Gradient { segments: 25, tokens: 16, prefix: 1024 },
 ];
 
 /// Tokens of the products that are listed.

@@ -13,19 +13,19 @@ unsafe extern "C" {
 }
 
 /// Handles of the names, by phase.
-struct Names([*mut c_void; Phase::ALL.len()]);
+struct RangeNames([*mut c_void; Phase::ALL.len()]);
 
 // SAFETY: the handles are opaque to us and never change; NVTX takes them from any thread.
-unsafe impl Send for Names {}
+unsafe impl Send for RangeNames {}
 // SAFETY: as above.
-unsafe impl Sync for Names {}
+unsafe impl Sync for RangeNames {}
 
-fn names() -> &'static Names {
-    static NAMES: OnceLock<Names> = OnceLock::new();
+fn names() -> &'static RangeNames {
+    static NAMES: OnceLock<RangeNames> = OnceLock::new();
     NAMES.get_or_init(|| {
         // SAFETY: makes a domain, once: `get_or_init` lets one thread in.
         unsafe { ggro_nvtx_open() };
-        Names(Phase::ALL.map(|phase| {
+        RangeNames(Phase::ALL.map(|phase| {
             // Names have no zero bytes; an empty one would stand for such a name.
             let name = CString::new(phase.name()).unwrap_or_default();
             // SAFETY: the domain exists, and the text is copied before it is gone.

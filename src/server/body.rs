@@ -13,25 +13,25 @@ use tokio::sync::OwnedSemaphorePermit;
 const LARGEST: usize = 64;
 
 /// A body's bytes, which count against what all bodies may hold until they are dropped.
-pub struct Bytes {
+pub struct BodyBytes {
     bytes: Vec<u8>,
     app: Arc<AppState>,
 }
 
-impl Deref for Bytes {
+impl Deref for BodyBytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Bytes {
+impl Drop for BodyBytes {
     fn drop(&mut self) {
         self.app.body_bytes.fetch_sub(self.bytes.len(), Ordering::AcqRel);
     }
 }
 
-impl Bytes {
+impl BodyBytes {
     fn extend(&mut self, more: &[u8]) -> Result<(), ApiError> {
         let limit = self.app.config.limits.body;
         if self.bytes.len() + more.len() > limit {
@@ -51,7 +51,7 @@ impl Bytes {
 ///
 /// # Errors
 /// It is too large or too slow, or breaks off.
-pub async fn read(app: &Arc<AppState>, request: axum::extract::Request) -> Result<Bytes, ApiError> {
+pub async fn read(app: &Arc<AppState>, request: axum::extract::Request) -> Result<BodyBytes, ApiError> {
     let limits = &app.config.limits;
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = announced.and_then(|length| length.parse::<u64>().ok()).unwrap_or(0);
@@ -59,7 +59,7 @@ pub async fn read(app: &Arc<AppState>, request: axum::extract::Request) -> Resul
         return Err(ApiError::too_large(limits.body));
     }
     let mut body = request.into_body();
-    let mut bytes = Bytes { bytes: Vec::new(), app: app.clone() };
+    let mut bytes = BodyBytes { bytes: Vec::new(), app: app.clone() };
     let whole = async {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| ApiError::invalid("the body broke off"))?;

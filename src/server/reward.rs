@@ -40,7 +40,7 @@ struct RewardRequest {
 
 /// Where a request has its texts.
 #[derive(Clone, Copy)]
-enum Texts {
+enum TextFields {
     /// `input` or `messages`.
     Given,
     /// Questions and answers, under the names of vLLM's `/score`.
@@ -52,7 +52,13 @@ enum Texts {
 }
 
 impl RewardRequest {
-    fn read(app: &AppState, bytes: &[u8], id: String, kind: Texts, caller: &Caller) -> Result<RewardRequest, ApiError> {
+    fn read(
+        app: &AppState,
+        bytes: &[u8],
+        id: String,
+        kind: TextFields,
+        caller: &Caller,
+    ) -> Result<RewardRequest, ApiError> {
         let mut fields = Fields::parse(bytes)?;
         let config = &app.config;
         let model = fields.text("model")?.unwrap_or_else(|| config.reward_name.clone());
@@ -64,10 +70,10 @@ impl RewardRequest {
         let length = Length::read(&mut fields, app.context, app.context)?;
         let mut answers = Vec::new();
         let (texts, field) = match kind {
-            Texts::Given => given(app, &mut fields, length)?,
-            Texts::Pairs => paired(app, &mut fields, length, [QUESTIONS, ANSWERS], &mut answers)?,
-            Texts::Ranked => paired(app, &mut fields, length, [&["query"], &["documents"]], &mut answers)?,
-            Texts::Read => (read_as_they_are(app, &mut fields, length)?, "query"),
+            TextFields::Given => given(app, &mut fields, length)?,
+            TextFields::Pairs => paired(app, &mut fields, length, [QUESTIONS, ANSWERS], &mut answers)?,
+            TextFields::Ranked => paired(app, &mut fields, length, [&["query"], &["documents"]], &mut answers)?,
+            TextFields::Read => (read_as_they_are(app, &mut fields, length)?, "query"),
         };
         let vocab = app.pair.reward()?.config.vocab_size;
         if let Some(id) = texts.iter().flat_map(|text| &text.ids).find(|&&id| id as usize >= vocab) {
@@ -279,7 +285,7 @@ async fn ask(
 async fn common(
     app: &Arc<AppState>,
     request: Request,
-    texts: Texts,
+    texts: TextFields,
     kind: &str,
 ) -> Result<(RewardRequest, Permit), ApiError> {
     app.ready()?;
@@ -317,7 +323,7 @@ fn whole(texts: &[Prompt]) -> Vec<RewardQuery> {
 
 /// `/classify`: the reward as the probability of the only class.
 pub(super) async fn classify(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, mut permit) = common(&app, request, Texts::Given, "classify").await?;
+    let (mut common, mut permit) = common(&app, request, TextFields::Given, "classify").await?;
     report(&app, "/classify", &mut common.fields)?;
     let (appraisals, accounts) = ask(&app, whole(&common.texts), &mut permit, common.source()).await?;
     let data = appraisals.iter().enumerate().map(|(index, appraisal)| {
@@ -329,7 +335,7 @@ pub(super) async fn classify(State(app): State<Arc<AppState>>, request: Request)
 
 /// `/pooling`: the reward of a text, or of each of its prefixes.
 pub(super) async fn pooling(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, mut permit) = common(&app, request, Texts::Given, "pool").await?;
+    let (mut common, mut permit) = common(&app, request, TextFields::Given, "pool").await?;
     let every = common.fields.get("task", "\"classify\" or \"token_classify\"", |value| match value.as_str()? {
         "classify" => Some(false),
         "token_classify" => Some(true),
@@ -351,7 +357,7 @@ pub(super) async fn pooling(State(app): State<Arc<AppState>>, request: Request) 
 
 /// `/score`: rewards of answers to questions.
 pub(super) async fn score(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, mut permit) = common(&app, request, Texts::Pairs, "score").await?;
+    let (mut common, mut permit) = common(&app, request, TextFields::Pairs, "score").await?;
     report(&app, "/score", &mut common.fields)?;
     let (appraisals, accounts) = ask(&app, whole(&common.texts), &mut permit, common.source()).await?;
     let data = appraisals.iter().enumerate().map(
@@ -362,7 +368,7 @@ pub(super) async fn score(State(app): State<Arc<AppState>>, request: Request) ->
 
 /// `/rerank`: the documents of a query, best first, by the reward of the document as an answer.
 pub(super) async fn rerank(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, mut permit) = common(&app, request, Texts::Ranked, "rerank").await?;
+    let (mut common, mut permit) = common(&app, request, TextFields::Ranked, "rerank").await?;
     let top = common.fields.count("top_n", 0, usize::MAX)?;
     let returned = common.fields.flag("return_documents")?.unwrap_or(true);
     for name in ["max_tokens_per_doc", "rank_fields", "max_chunks_per_doc"] {
@@ -396,7 +402,7 @@ pub(super) async fn rerank(State(app): State<Arc<AppState>>, request: Request) -
 
 /// `/get_reward`, as OpenRLHF asks a remote reward model: the rewards themselves.
 pub(super) async fn get_reward(State(app): State<Arc<AppState>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (mut common, mut permit) = common(&app, request, Texts::Read, "reward").await?;
+    let (mut common, mut permit) = common(&app, request, TextFields::Read, "reward").await?;
     report(&app, "/get_reward", &mut common.fields)?;
     let (appraisals, _) = ask(&app, whole(&common.texts), &mut permit, common.source()).await?;
     let rewards: Vec<f32> = appraisals.iter().map(|appraisal| appraisal.reward).collect();
@@ -410,7 +416,7 @@ const MOST_CANDIDATES: usize = 4096;
 
 /// `/v1/gradients`: reward, gradient and first-order scores.
 pub(super) async fn gradients(State(app): State<Arc<AppState>>, request: Request) -> Result<Response, ApiError> {
-    let (mut common, mut permit) = common(&app, request, Texts::Given, "grad").await?;
+    let (mut common, mut permit) = common(&app, request, TextFields::Given, "grad").await?;
     let fields = &mut common.fields;
     let start = fields.count("start", 0, usize::MAX)?.unwrap_or(0);
     let scores = candidates(fields)?;

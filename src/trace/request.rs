@@ -82,7 +82,7 @@ impl RequestFile {
                 kind(&value)
             )));
         };
-        let request = Fields { map: &map, prefix: "" };
+        let request = TraceFields { map: &map, prefix: "" };
         let prompt_ids = request
             .get("prompt_ids", "an array of token ids", ids)?
             .ok_or_else(|| Error::invalid("`prompt_ids` is missing"))?;
@@ -95,14 +95,14 @@ impl RequestFile {
         Ok(RequestFile {
             user_text: map.get("user_text").and_then(Value::as_str).map(str::to_string),
             prompt_ids,
-            options: RequestOptions::from_fields(&Fields { map: options, prefix: "options." })?,
+            options: RequestOptions::from_fields(&TraceFields { map: options, prefix: "options." })?,
             uniforms_used: request.get("uniforms_used", "an array of numbers in [0, 1)", unit)?,
         })
     }
 }
 
 impl RequestOptions {
-    fn from_fields(fields: &Fields<'_>) -> Result<Self> {
+    fn from_fields(fields: &TraceFields<'_>) -> Result<Self> {
         let count = |name| fields.get(name, "a whole number, 0 or more", count);
         let real = |name| fields.get(name, "a number", Value::as_f64);
         let id = |name| fields.get(name, "a token id", token_id);
@@ -160,12 +160,12 @@ impl RequestOptions {
 }
 
 /// An object's fields and the name they stand under in messages.
-struct Fields<'a> {
+struct TraceFields<'a> {
     map: &'a Map<String, Value>,
     prefix: &'static str,
 }
 
-impl Fields<'_> {
+impl TraceFields<'_> {
     /// A field read with `read`, which says `None` to a value of the wrong type; `Ok(None)` if it is absent.
     fn get<T>(&self, name: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
         match self.map.get(name) {

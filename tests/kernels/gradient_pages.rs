@@ -4,7 +4,9 @@ use crate::emulated::Emulated;
 use crate::traffic::{over_floor, sectors};
 use ggro::cuda::Buffer;
 use ggro::cuda::ops::attention::{self, AttentionProducts, PlanLimits, Query, Sequence};
-use ggro::cuda::ops::attention_backward::{BackwardLists, Inputs, Output, Plan, Scratch, Segment, attention_backward};
+use ggro::cuda::ops::attention_backward::{
+    BackwardLists, Inputs, KeySegment, Output, Plan, Scratch, attention_backward,
+};
 use ggro::cuda::ops::kv::KvLayout;
 use ggro::dtype::HalfType;
 use ggro::kv::BlockId;
@@ -22,7 +24,7 @@ fn a_prefix_is_read_by_queries_alone() {
     let blocks: Vec<BlockId> = (0..9).map(BlockId).collect();
     let query = |i: usize| Query { row: i as u32, out: i as u32, position: (prefix + i) as u32 };
     let queries: Vec<Query> = (0..len).map(query).collect();
-    let segment = Segment { blocks: &blocks, start: prefix as u32, len: len as u32, row: 0, queries: &queries };
+    let segment = KeySegment { blocks: &blocks, start: prefix as u32, len: len as u32, row: 0, queries: &queries };
     let keys = Plan::new(&shape, &[segment]).unwrap();
     let sequence = Sequence { blocks: &blocks, queries: &queries };
     let pool = Buffer::from_slice(device, &vec![0x3c00u16; blocks.len() * layout.block()]).unwrap();

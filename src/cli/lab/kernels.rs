@@ -22,7 +22,7 @@ enum Action {
     /// Compare every kernel with an evaluation in f64; exit code 1 if one is wrong
     Test {
         #[command(flatten)]
-        options: Options,
+        options: KernelsOptions,
         /// Run only cases of at most N elements or multiply-adds, for slow tools
         #[arg(long, value_name = "N")]
         work: Option<u64>,
@@ -30,7 +30,7 @@ enum Action {
     /// Time every kernel against the card's own copy rate and matrix peak
     Bench {
         #[command(flatten)]
-        options: Options,
+        options: KernelsOptions,
         /// Run everything once on warm buffers, to check that it runs; the times mean nothing
         #[arg(long)]
         quick: bool,
@@ -62,7 +62,7 @@ enum Action {
 }
 
 #[derive(Debug, clap::Args)]
-struct Options {
+struct KernelsOptions {
     /// Run only this op: rmsnorm, gemm, attention, ...; an unknown name lists them all
     #[arg(long, value_name = "NAME")]
     op: Option<String>,
@@ -110,7 +110,7 @@ fn known<'a>(op: Option<&'a str>, mut ops: Vec<&str>) -> anyhow::Result<Option<&
     Ok(Some(op))
 }
 
-fn test(options: &Options, work: Option<u64>) -> anyhow::Result<ExitCode> {
+fn test(options: &KernelsOptions, work: Option<u64>) -> anyhow::Result<ExitCode> {
     let op = known(options.op.as_deref(), kernel_check::cases().iter().map(|case| case.op).collect())?;
     let device = Device::open(options.ordinal)?;
     let mut written = Ok(());
@@ -141,7 +141,7 @@ fn print_finding(finding: &Finding, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn bench(options: &Options, quick: bool) -> anyhow::Result<ExitCode> {
+fn bench(options: &KernelsOptions, quick: bool) -> anyhow::Result<ExitCode> {
     let op = known(options.op.as_deref(), kernel_check::timed())?;
     let device = Device::open(options.ordinal)?;
     let mut written = Ok(());

@@ -11,7 +11,7 @@ use crate::cuda::kernels::{KernelSet, Spec};
 use crate::cuda::launch::{Launch, args, check_room, int, product, side};
 use crate::dtype::HalfType;
 use crate::{Error, Result};
-pub use plan::{Frame, Plan, Segment};
+pub use plan::{Frame, KeySegment, Plan};
 use plan::{ITEM_WORDS, KERNELS, KEYS};
 
 const OP: &str = "attention_backward";

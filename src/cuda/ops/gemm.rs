@@ -547,7 +547,7 @@ pub(super) fn launch_all(
 
 /// What the kernels of both families take beside `x`: where things are, 0 for what is not there; sizes in 32 bits; and the
 /// number of [`Output`].
-struct Parameters {
+struct GemmParameters {
     y: u64,
     w: u64,
     bias: u64,
@@ -562,14 +562,14 @@ struct Parameters {
     norm: NormParameters,
 }
 
-impl Parameters {
+impl GemmParameters {
     /// An error unless the scratch has this much room and the sizes have 32 bits. The borrows say that `y` and the scratch are the
     /// caller's alone.
     fn new(y: &mut Output<'_>, problem: &Problem<'_>, room: Room, scratch: &mut Scratch) -> Result<Self> {
         let Problem { op, shape: Shape { tokens, n, k }, w, bias, .. } = *problem;
         check_room(op, "workspace", scratch.workspace.len(), room.workspace)?;
         check_room(op, "tickets", scratch.tickets.len(), room.tickets)?;
-        Ok(Parameters {
+        Ok(GemmParameters {
             y: y.address(),
             w: w.address,
             bias: bias.map_or(0, |bias| bias.address),

@@ -135,7 +135,7 @@ impl Context {
         queries: usize,
         copies: usize,
         products: AttentionProducts,
-    ) -> Result<Forward> {
+    ) -> Result<AttentionForward> {
         let width = self.shape.heads * self.shape.head;
         let asked: Vec<Vec<Query>> = (0..copies).map(|copy| Self::asked(queries, copy * queries)).collect();
         let sequences: Vec<Sequence<'_>> =
@@ -153,7 +153,7 @@ impl Context {
         let inputs = Inputs { storage, q: q.view(), pool: pool.view(), layout, layer };
         attention(device, &mut output, inputs, words.view(), &plan, &mut scratch)?;
         let asked = asked.into_iter().next().unwrap_or_default();
-        Ok(Forward { asked, scratch, plan, words, q, pool, out, lse })
+        Ok(AttentionForward { asked, scratch, plan, words, q, pool, out, lse })
     }
 
     fn run(
@@ -164,7 +164,7 @@ impl Context {
         copies: usize,
         products: AttentionProducts,
     ) -> Result<Vec<CheckOutput>> {
-        let Forward { out, lse, .. } = self.forward(device, storage, queries, copies, products)?;
+        let AttentionForward { out, lse, .. } = self.forward(device, storage, queries, copies, products)?;
         let (out, lse) = (widened(storage, &device.finished(&out)?), wide(&device.finished(&lse)?));
         // Of each copy.
         let out = out.chunks_exact(queries * self.shape.width());
@@ -175,10 +175,10 @@ impl Context {
 
     fn run_backward(&self, device: &CheckRun<'_>, storage: HalfType, queries: usize) -> Result<Vec<CheckOutput>> {
         let Shape { heads, head, .. } = self.shape;
-        let Forward { asked, mut scratch, plan, words, q, pool, out, lse } =
+        let AttentionForward { asked, mut scratch, plan, words, q, pool, out, lse } =
             self.forward(device, storage, queries, 1, AttentionProducts::Mma)?;
         let (start, len) = ((Self::LEN - queries) as u32, queries as u32);
-        let segment = back::Segment { blocks: &Self::BLOCKS, start, len, row: 0, queries: &asked };
+        let segment = back::KeySegment { blocks: &Self::BLOCKS, start, len, row: 0, queries: &asked };
         let keys = back::Plan::new(&self.shape, &[segment])?;
         let key_words = Buffer::from_slice(device, keys.words())?;
         let d_out = stored(device, storage, &self.d_out[..queries * heads * head])?;
@@ -204,7 +204,7 @@ impl Context {
 }
 
 /// What a forward pass took and gave.
-struct Forward {
+struct AttentionForward {
     asked: Vec<Query>,
     scratch: Scratch,
     plan: Plan,

@@ -56,16 +56,16 @@ const COPY: u32 = 5;
 const LAYOUT: KvLayout = KvLayout { layers: 1, kv_heads: HEADS.kv_heads, head: HEADS.padded };
 
 /// One chain.
-pub(super) struct Case {
+pub(super) struct ChainCase {
     storage: HalfType,
     tokens: usize,
 }
 
-pub(super) fn cases() -> Vec<Case> {
-    HalfType::ALL.into_iter().flat_map(|storage| TOKENS.map(|tokens| Case { storage, tokens })).collect()
+pub(super) fn cases() -> Vec<ChainCase> {
+    HalfType::ALL.into_iter().flat_map(|storage| TOKENS.map(|tokens| ChainCase { storage, tokens })).collect()
 }
 
-impl Case {
+impl ChainCase {
     pub fn name(&self) -> String {
         format!("chain ({} {} tokens)", self.storage.name(), self.tokens)
     }
@@ -236,8 +236,8 @@ struct Chain<'a> {
 }
 
 impl ChainInputs {
-    fn new(device: &Device, case: &Case) -> Result<Self> {
-        let &Case { storage, tokens } = case;
+    fn new(device: &Device, case: &ChainCase) -> Result<Self> {
+        let &ChainCase { storage, tokens } = case;
         let layout = device.weight_layout();
         let matrix = |name: &str, sizes| ChainWeights::new(device, storage, layout, &format!("chain {name}"), sizes);
         let vector = |name: &str, len: usize| -> Result<_> {
@@ -259,7 +259,7 @@ impl ChainInputs {
         let limits = attention::Scratch::new(device, &[ATTENTION], PARTS * tokens)?.limits(device, &ATTENTION);
         let plan = attention::Plan::new(&ATTENTION, &[sequence], limits)?;
         let segment =
-            back::Segment { blocks: &BLOCKS, start: start as u32, len: tokens as u32, row: 0, queries: &asked };
+            back::KeySegment { blocks: &BLOCKS, start: start as u32, len: tokens as u32, row: 0, queries: &asked };
         let keys = back::Plan::new(&ATTENTION, &[segment])?;
         let slot = |position: usize| BLOCKS[position / BLOCK].0 * BLOCK as u32 + (position % BLOCK) as u32;
         let angle = |position: usize, pair: usize| position as f32 / 10_000f32.powf(pair as f32 / 32.0);
@@ -304,8 +304,8 @@ impl ChainInputs {
 }
 
 impl<'a> Chain<'a> {
-    fn new(device: &Device, case: &Case, given: &'a ChainInputs) -> Result<Self> {
-        let (&Case { storage, tokens }, width) = (case, HEADS.heads * HEADS.padded);
+    fn new(device: &Device, case: &ChainCase, given: &'a ChainInputs) -> Result<Self> {
+        let (&ChainCase { storage, tokens }, width) = (case, HEADS.heads * HEADS.padded);
         let (all, kv) = (tokens * WIDTH, tokens * HEADS.kv_heads * HEADS.padded);
         Ok(Chain {
             given,

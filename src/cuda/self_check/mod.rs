@@ -68,7 +68,7 @@ pub fn run_sm90(device: &Device, limit: Duration) -> Findings {
 /// [can launch so](Device::can_launch_dependents).
 pub fn run_dependents(device: &Device, limit: Duration) -> Findings {
     let run = CheckRun { device, started: Instant::now(), limit };
-    gather(&run, &dependents::cases(), dependents::Case::name, |case| case.check(&run))
+    gather(&run, &dependents::cases(), dependents::ChainCase::name, |case| case.check(&run))
 }
 
 fn run_cases(device: &Device, cases: Vec<Case>, limit: Duration) -> Findings {

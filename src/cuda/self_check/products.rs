@@ -25,24 +25,24 @@ pub(super) fn cases() -> Vec<Case> {
     for tokens in TOKENS {
         let name = format!("{tokens} tokens");
         cases.push(Case::of_both("gemm", &name, "gemm", move |device, storage| {
-            Product::forward().run(device, storage, tokens, ProductKernel::SM80, Epilogue::F32)
+            ProductCase::forward().run(device, storage, tokens, ProductKernel::SM80, Epilogue::F32)
         }));
         cases.push(Case::of_both("gemm_backward", &name, "gemm_backward", move |device, storage| {
-            Product::backward().run_backward(device, storage, tokens, ProductKernel::SM80)
+            ProductCase::backward().run_backward(device, storage, tokens, ProductKernel::SM80)
         }));
     }
     // Without a workspace, a block adds up all of `k`.
     cases.push(Case::of_both("gemm", "67 tokens, folded", "gemm", |device, storage| {
-        Product::forward().run(device, storage, 67, ProductKernel::Sm80 { room: 0 }, Epilogue::F32)
+        ProductCase::forward().run(device, storage, 67, ProductKernel::Sm80 { room: 0 }, Epilogue::F32)
     }));
     cases.push(Case::of_both("gemm_backward", "67 tokens, folded", "gemm_backward", |device, storage| {
-        Product::backward().run_backward(device, storage, 67, ProductKernel::Sm80 { room: 0 })
+        ProductCase::backward().run_backward(device, storage, 67, ProductKernel::Sm80 { room: 0 })
     }));
     cases.push(Case::of_both("gemm", "5 tokens, rounded", "gemm_rounded", |device, storage| {
-        Product::forward().run(device, storage, 5, ProductKernel::SM80, Epilogue::Half)
+        ProductCase::forward().run(device, storage, 5, ProductKernel::SM80, Epilogue::Half)
     }));
     cases.push(Case::of_both("gemm", "5 tokens, added", "gemm_added", |device, storage| {
-        Product::forward().run(device, storage, 5, ProductKernel::SM80, Epilogue::Add)
+        ProductCase::forward().run(device, storage, 5, ProductKernel::SM80, Epilogue::Add)
     }));
     cases
 }
@@ -54,10 +54,10 @@ pub(super) fn sm90_cases() -> Vec<Case> {
         let (way, width) = (ProductKernel::Sm90 { instance, shares }, sm90::TOKENS[instance]);
         let name = format!("{tokens} tokens in tiles of {width}, {}", if shares { "shared" } else { "whole" });
         cases.push(Case::of_both("gemm_sm90", &name, "gemm", move |device, storage| {
-            Product::forward().run(device, storage, tokens, way, Epilogue::F32)
+            ProductCase::forward().run(device, storage, tokens, way, Epilogue::F32)
         }));
         cases.push(Case::of_both("gemm_backward_sm90", &name, "gemm_backward", move |device, storage| {
-            Product::backward().run_backward(device, storage, tokens, way)
+            ProductCase::backward().run_backward(device, storage, tokens, way)
         }));
     };
     // One tile that is not full, whose chunks two blocks share: 5, 13, 21, 29, 45, 61 and 67 tokens.
@@ -75,7 +75,7 @@ pub(super) fn sm90_cases() -> Vec<Case> {
             let way = ProductKernel::Sm90 { instance: 0, shares };
             let name = format!("5 tokens, {name}, {}", if shares { "shared" } else { "whole" });
             cases.push(Case::of_both("gemm_sm90", &name, expected, move |device, storage| {
-                Product::forward().run(device, storage, 5, way, into)
+                ProductCase::forward().run(device, storage, 5, way, into)
             }));
         }
     }
@@ -269,7 +269,7 @@ enum Epilogue {
 }
 
 /// `terms` are long enough for two chunks, `outputs` no multiple of anything.
-pub(crate) struct Product {
+pub(crate) struct ProductCase {
     /// `[67, TERMS]`.
     pub x: Vec<f32>,
     /// Forward `[OUTPUTS, TERMS]`, backward `[TERMS, OUTPUTS]`.
@@ -279,7 +279,7 @@ pub(crate) struct Product {
     pub before: Vec<f32>,
 }
 
-impl Product {
+impl ProductCase {
     pub const TERMS: usize = 1024;
     /// Of the forward pass.
     pub const OUTPUTS: usize = 21;
@@ -287,16 +287,16 @@ impl Product {
     pub const BACK: usize = 24;
 
     pub fn forward() -> Self {
-        Product::of("product", Self::OUTPUTS)
+        ProductCase::of("product", Self::OUTPUTS)
     }
 
     pub fn backward() -> Self {
-        Product::of("gradient", Self::BACK)
+        ProductCase::of("gradient", Self::BACK)
     }
 
     fn of(name: &str, outputs: usize) -> Self {
         let named = |what: &str| format!("{name} {what}");
-        Product {
+        ProductCase {
             x: halves(&named("x"), 67 * Self::TERMS, 1.0),
             w: halves(&named("w"), outputs * Self::TERMS, 0.1),
             bias: halves(&named("bias"), outputs, 1.0),

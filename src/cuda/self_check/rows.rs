@@ -21,9 +21,9 @@ pub(super) fn cases() -> Vec<Case> {
     type CheckLaunch = fn(&CheckRun<'_>, HalfType) -> Result<Vec<CheckOutput>>;
     let of = |op, name, expected, launch: CheckLaunch| Case::of_both(op, name, expected, launch);
     vec![
-        of("rmsnorm", "forward", "rmsnorm", |device, storage| Norm::new().run(device, storage)),
+        of("rmsnorm", "forward", "rmsnorm", |device, storage| NormCase::new().run(device, storage)),
         of("rmsnorm", "left to a product", "norm_between", |device, storage| Between::new().run(device, storage)),
-        of("rmsnorm", "backward", "rmsnorm_backward", |device, storage| Norm::new().run_backward(device, storage)),
+        of("rmsnorm", "backward", "rmsnorm_backward", |device, storage| NormCase::new().run_backward(device, storage)),
         of("swiglu", "forward", "swiglu", |device, storage| Gate::new().run(device, storage)),
         of("swiglu", "backward", "swiglu_backward", |device, storage| Gate::new().run_backward(device, storage)),
         of("rope", "forward", "rope", |device, storage| Turn::new().run(device, storage)),
@@ -32,8 +32,8 @@ pub(super) fn cases() -> Vec<Case> {
     ]
 }
 
-/// Rows of [`Norm::WIDTH`], of which the last columns are padding.
-pub(crate) struct Norm {
+/// Rows of [`NormCase::WIDTH`], of which the last columns are padding.
+pub(crate) struct NormCase {
     pub residual: Vec<f32>,
     pub delta: Vec<f32>,
     pub weight: Vec<f32>,
@@ -42,7 +42,7 @@ pub(crate) struct Norm {
     pub grad: Vec<f32>,
 }
 
-impl Norm {
+impl NormCase {
     pub const WIDTH: usize = 43;
     pub const COLUMNS: usize = 41;
 
@@ -52,7 +52,7 @@ impl Norm {
             values
         };
         let elements = ROWS * Self::WIDTH;
-        Norm {
+        NormCase {
             residual: padded(singles("norm residual", elements, 2.0)),
             delta: padded(halves("norm delta", elements, 0.5)),
             weight: padded(halves("norm weight", Self::WIDTH, 1.0)),

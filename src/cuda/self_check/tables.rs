@@ -31,11 +31,11 @@ pub(super) fn cases() -> Vec<Case> {
         }),
         Case::of_both("random_fill", "40 elements", "random_fill", drawn),
         Case::of_both("candidate_scores", "2 queries", "candidate_scores", |device, storage| {
-            Candidates::new().run(device, storage)
+            CandidatesCase::new().run(device, storage)
         }),
-        Case::of_one("softmax_entropy", "2 rows", "softmax_entropy", |device| Logits::long().statistics(device)),
-        Case::of_one("softmax_entropy", "largest of 2 rows", "top_k", |device| Logits::long().largest(device)),
-        Case::of_one("logits", "2 rows", "logits", |device| Logits::short().asked(device)),
+        Case::of_one("softmax_entropy", "2 rows", "softmax_entropy", |device| LogitsCase::long().statistics(device)),
+        Case::of_one("softmax_entropy", "largest of 2 rows", "top_k", |device| LogitsCase::long().largest(device)),
+        Case::of_one("logits", "2 rows", "logits", |device| LogitsCase::short().asked(device)),
     ]
 }
 
@@ -174,7 +174,7 @@ fn drawn(device: &CheckRun<'_>, storage: HalfType) -> Result<Vec<CheckOutput>> {
 }
 
 /// Gradients, and the embeddings that they are multiplied with.
-pub(crate) struct Candidates {
+pub(crate) struct CandidatesCase {
     /// `[2, WIDTH]`.
     pub grads: Vec<f32>,
     /// `[7, WIDTH]`.
@@ -183,12 +183,12 @@ pub(crate) struct Candidates {
     pub queries: [ScoreQuery; 2],
 }
 
-impl Candidates {
+impl CandidatesCase {
     pub const WIDTH: usize = 40;
     pub const SCALE: f32 = 0.125;
 
     pub fn new() -> Self {
-        Candidates {
+        CandidatesCase {
             grads: singles("candidates' gradients", 2 * Self::WIDTH, 0.3),
             table: halves("candidates", 7 * Self::WIDTH, 1.0),
             ids: [6, 0, 3, 3, 1],
@@ -218,12 +218,12 @@ impl Candidates {
 }
 
 /// Two rows of logits.
-pub(crate) struct Logits {
+pub(crate) struct LogitsCase {
     pub logits: Vec<f32>,
     pub width: usize,
 }
 
-impl Logits {
+impl LogitsCase {
     /// Probability floors of the rows.
     pub const FLOORS: [f64; 2] = [1e-9, 1e-3];
     /// How many of the largest are asked for, and of how many.
@@ -234,11 +234,11 @@ impl Logits {
 
     /// More than one block takes.
     pub fn long() -> Self {
-        Logits { logits: singles("long logits", 2 * 4099, 2.5), width: 4099 }
+        LogitsCase { logits: singles("long logits", 2 * 4099, 2.5), width: 4099 }
     }
 
     pub fn short() -> Self {
-        Logits { logits: singles("short logits", 2 * 37, 2.5), width: 37 }
+        LogitsCase { logits: singles("short logits", 2 * 37, 2.5), width: 37 }
     }
 
     fn stats(&self, device: &CheckRun<'_>, scratch: &mut Scratch) -> Result<(Buffer<f32>, Buffer<RowStatsOut>)> {

@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 /// How a value is laid out: `[[fill]align][sign][#][0][width][grouping][.precision][kind]`.
 #[derive(Clone, Debug, Default)]
-struct Layout {
+struct FormatLayout {
     fill: Option<char>,
     align: Option<char>,
     sign: Option<char>,
@@ -70,7 +70,7 @@ pub(super) fn percent(state: &State, template: &str, values: &Value) -> Result<S
             named = Some(value.ok_or_else(|| refused(format!("the format names {key:?}, which is not there")))?);
         }
         let mut next = || waiting.next().ok_or_else(|| refused("not enough arguments for format string".to_string()));
-        let mut layout = Layout { align: Some('>'), ..Layout::default() };
+        let mut layout = FormatLayout { align: Some('>'), ..FormatLayout::default() };
         while let Some(flag) = chars.next_if(|c| "-+ #0".contains(*c)) {
             match flag {
                 '-' => layout.align = Some('<'),
@@ -135,7 +135,7 @@ fn real(value: &Value) -> Option<f64> {
     as_float(value).or_else(|| integer(value).map(|number| number as f64))
 }
 
-impl Layout {
+impl FormatLayout {
     /// One directive of `%`.
     fn percent(mut self, kind: char, value: &Value) -> Result<String, Error> {
         let needs =
@@ -242,7 +242,7 @@ impl Layout {
             return format!("{sign}{prefix}{}{text}", fill.repeat(room.saturating_sub(text.chars().count())));
         }
         let align = self.align.or(Some('>'));
-        Layout { align, ..self.clone() }.padded(&format!("{sign}{prefix}{text}"))
+        FormatLayout { align, ..self.clone() }.padded(&format!("{sign}{prefix}{text}"))
     }
 
     fn padded(&self, text: &str) -> String {
@@ -257,9 +257,9 @@ impl Layout {
     }
 
     /// Reads the part of a field behind its colon.
-    fn parse(spec: &str) -> Result<Layout, Error> {
+    fn parse(spec: &str) -> Result<FormatLayout, Error> {
         let invalid = || refused(format!("invalid format specifier {spec:?}"));
-        let mut layout = Layout::default();
+        let mut layout = FormatLayout::default();
         let chars: Vec<char> = spec.chars().collect();
         let is_align = |c: Option<&char>| c.is_some_and(|c| "<>=^".contains(*c));
         let mut at = 0;
@@ -317,7 +317,7 @@ impl Layout {
             let kind = self.kind.unwrap_or('d');
             if kind == 'c' {
                 let c = u32::try_from(number).ok().and_then(char::from_u32).ok_or_else(|| unknown('c'))?;
-                return Ok(Layout { align: self.align.or(Some('<')), ..self }.padded(&c.to_string()));
+                return Ok(FormatLayout { align: self.align.or(Some('<')), ..self }.padded(&c.to_string()));
             }
             let prefix = if self.alternate { prefix(kind) } else { "" };
             return Ok(self.number(number < 0, prefix, &digits(number, kind)));
@@ -458,10 +458,10 @@ fn ascii(text: &str) -> String {
 
 /// `template.format(*positional, **named)`.
 pub(super) fn braces(state: &State, template: &str, positional: &[Value], named: &Value) -> Result<String, Error> {
-    Fields { state, positional, named, next: Some(0) }.fill(template, 0)
+    FormatFields { state, positional, named, next: Some(0) }.fill(template, 0)
 }
 
-struct Fields<'a, 's> {
+struct FormatFields<'a, 's> {
     state: &'a State<'s, 's>,
     positional: &'a [Value],
     named: &'a Value,
@@ -469,7 +469,7 @@ struct Fields<'a, 's> {
     next: Option<usize>,
 }
 
-impl Fields<'_, '_> {
+impl FormatFields<'_, '_> {
     fn fill(&mut self, template: &str, depth: usize) -> Result<String, Error> {
         let mut output = String::new();
         let mut rest = template;
@@ -528,7 +528,7 @@ impl Fields<'_, '_> {
         let text = match spec.is_empty() {
             true => text(&value)?,
             false => {
-                let layout = Layout::parse(&spec)?;
+                let layout = FormatLayout::parse(&spec)?;
                 pay(self.state, layout.width + layout.precision.unwrap_or(0))?;
                 layout.format(&value)?
             }

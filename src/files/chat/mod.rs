@@ -183,14 +183,14 @@ impl SpecialTokens {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    templates: Vec<Named>,
+    templates: Vec<NamedTemplate>,
     special_tokens: SpecialTokens,
     variables: Map<String, serde_json::Value>,
 }
 
 /// Where a template of this name comes from.
 #[derive(Debug)]
-struct Named {
+struct NamedTemplate {
     name: String,
     path: PathBuf,
     source: String,
@@ -210,7 +210,7 @@ impl ChatTemplate {
         let mut found = Vec::new();
         let mut add = |name: &str, file: &str| -> Result<()> {
             if let Some(text) = files.read_text(file)? {
-                found.push(Named { name: name.to_string(), path: files.path(file), source: text.into_owned() });
+                found.push(NamedTemplate { name: name.to_string(), path: files.path(file), source: text.into_owned() });
             }
             Ok(())
         };
@@ -221,7 +221,11 @@ impl ChatTemplate {
             let config = files.read_json(CONFIG)?.unwrap_or_default();
             let named = templates_of(config.get("chat_template"));
             let named = named.map_err(|what| Error::file(files.path(CONFIG), format!("`chat_template`: {what}")))?;
-            found.extend(named.into_iter().map(|(name, source)| Named { name, path: files.path(CONFIG), source }));
+            found.extend(named.into_iter().map(|(name, source)| NamedTemplate {
+                name,
+                path: files.path(CONFIG),
+                source,
+            }));
         }
         if found.is_empty() {
             return Ok(None);
@@ -236,12 +240,12 @@ impl ChatTemplate {
     pub fn from_file(path: &Path, special_tokens: SpecialTokens) -> Result<Self> {
         let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
         let source = read_whole_text(path, file)?;
-        Self::new(vec![Named { name: DEFAULT.to_string(), path: path.to_path_buf(), source }], special_tokens)
+        Self::new(vec![NamedTemplate { name: DEFAULT.to_string(), path: path.to_path_buf(), source }], special_tokens)
     }
 
-    fn new(templates: Vec<Named>, special_tokens: SpecialTokens) -> Result<Self> {
+    fn new(templates: Vec<NamedTemplate>, special_tokens: SpecialTokens) -> Result<Self> {
         let mut environment = environment();
-        for Named { name, path, source } in &templates {
+        for NamedTemplate { name, path, source } in &templates {
             // Those of other names are never rendered.
             if ![DEFAULT, TOOL_USE].contains(&name.as_str()) {
                 continue;
@@ -320,7 +324,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         size: usize,
     ) -> Result<String> {
-        let Named { name, path, .. } = self.chosen(tools.is_some())?;
+        let NamedTemplate { name, path, .. } = self.chosen(tools.is_some())?;
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + size as u64));
         // Of two with the same name, the last one counts.
@@ -347,7 +351,7 @@ impl ChatTemplate {
     }
 
     /// The template of a conversation.
-    fn chosen(&self, tools: bool) -> Result<&Named> {
+    fn chosen(&self, tools: bool) -> Result<&NamedTemplate> {
         let named = |name: &str| self.templates.iter().find(|template| template.name == name);
         let tool_use = named(TOOL_USE).filter(|_| tools);
         tool_use.or_else(|| named(DEFAULT)).ok_or_else(|| {

@@ -69,7 +69,7 @@ pub(super) fn rewrite(source: &str) -> Result<String, String> {
             continue;
         }
         let mut writer =
-            Writer { source, tokens: &code.tokens, at: 0, end: code.start, output: &mut output, macros: &macros };
+            SourceWriter { source, tokens: &code.tokens, at: 0, end: code.start, output: &mut output, macros: &macros };
         writer.code(code.is_tag)?;
         let end = writer.end;
         output.push_str(&source[end..code.end]);
@@ -236,7 +236,7 @@ fn open_macros<'s>(source: &'s str, codes: &[SourceCode]) -> BTreeSet<&'s str> {
 }
 
 /// Writes the tokens of one tag or expression.
-struct Writer<'a, 's> {
+struct SourceWriter<'a, 's> {
     source: &'s str,
     tokens: &'a [SourceToken],
     at: usize,
@@ -246,7 +246,7 @@ struct Writer<'a, 's> {
     macros: &'a BTreeSet<&'s str>,
 }
 
-impl<'s> Writer<'_, 's> {
+impl<'s> SourceWriter<'_, 's> {
     fn code(&mut self, is_tag: bool) -> Result<(), String> {
         if !is_tag {
             return self.list(&[]);

@@ -21,7 +21,7 @@ pub fn of(report: &Report) -> Option<String> {
 }
 
 /// A line of points.
-struct Series {
+struct ChartSeries {
     name: String,
     points: Vec<(f64, f64)>,
     dashed: bool,
@@ -29,7 +29,7 @@ struct Series {
 
 /// Tokens a second against rows, with the limit of each case drawn in.
 fn throughput(report: &Report) -> Option<String> {
-    let mut series: Vec<Series> = Vec::new();
+    let mut series: Vec<ChartSeries> = Vec::new();
     for row in report.rows.iter().filter(|row| row.phase == "decode" || row.phase == "throughput") {
         let Some((x, y)) = row.rows.zip(row.committed_tokens_per_second.or(row.work_tokens_per_second)) else {
             continue;
@@ -39,7 +39,7 @@ fn throughput(report: &Report) -> Option<String> {
         let name = [row.phase.as_str(), rest, row.launch.as_str()].join(" ").trim().to_string();
         let mut add = |name: String, y: f64, dashed: bool| match series.iter_mut().find(|one| one.name == name) {
             Some(one) => one.points.push((x as f64, y)),
-            None => series.push(Series { name, points: vec![(x as f64, y)], dashed }),
+            None => series.push(ChartSeries { name, points: vec![(x as f64, y)], dashed }),
         };
         if let Some(percent) = row.percent.filter(|percent| *percent > 0.0) {
             add(format!("limit of {name}"), 100.0 * y / percent, true);
@@ -199,7 +199,7 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::{Answer, Row};
+    use super::super::report::{AnswerNumbers, Row};
     use super::*;
 
     #[test]
@@ -216,7 +216,7 @@ mod tests {
         assert!(svg.matches("<circle").count() == 2 && svg.contains("limit of decode rows behind 256"));
         report.rows = vec![decode(1, None)];
         assert_eq!(of(&report).unwrap().matches("<polyline").count(), 1);
-        let answer = Answer { over_greedy: 2.5, reward: 1.0, ..Answer::default() };
+        let answer = AnswerNumbers { over_greedy: 2.5, reward: 1.0, ..AnswerNumbers::default() };
         report.rows = vec![Row { answer: Some(answer), ..Row::new("ggro", "<off>".to_string(), vec![1.0]) }];
         let svg = of(&report).unwrap();
         assert!(svg.contains("2.50, reward 1.00") && svg.contains("&lt;off&gt;"));

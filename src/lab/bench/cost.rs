@@ -17,14 +17,14 @@ pub struct Cost {
 
 /// What a card or a processor can do.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Limits {
+pub struct Roofline {
     /// Bytes a second.
     pub bytes: f64,
     /// Floating-point operations a second.
     pub flops: f64,
 }
 
-impl Limits {
+impl Roofline {
     /// Seconds that a cost takes at least.
     pub fn seconds(&self, cost: Cost) -> f64 {
         (cost.bytes / self.bytes).max(cost.flops / self.flops)
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn published_limits() {
         let [policy, reward] = synthetic::pair("llama-3.1-8b").unwrap();
-        let h200 = Limits { bytes: 4.3e12, flops: 790e12 };
+        let h200 = Roofline { bytes: 4.3e12, flops: 790e12 };
         let ms = |cost| 1e3 * h200.seconds(cost);
         let near = |found: f64, expected: f64| {
             assert!((found / expected - 1.0).abs() < 0.03, "{found} instead of {expected}");

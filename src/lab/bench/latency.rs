@@ -1,6 +1,6 @@
 //! Prefill, decode, reward and gradient over batch sizes.
 
-use super::cost::{self, Limits};
+use super::cost::{self, Roofline};
 use super::report::{Row, hash_of};
 use super::{Before, Stopwatch, timed};
 use crate::model::{GradientSpan, ModelPair, PolicyRow, PolicySpan, RewardSpan, Role, SeqId, Span, TopK};
@@ -83,7 +83,7 @@ pub fn latency(
     backend: &mut ModelPair,
     depths: &Depths,
     passes: &[Pass],
-    limits: Option<Limits>,
+    limits: Option<Roofline>,
     before: Before<'_>,
     done: &mut dyn FnMut(Row),
 ) -> Result<()> {

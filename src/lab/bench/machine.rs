@@ -1,7 +1,7 @@
 //! What the processor does at most, measured now: how fast it reads as much memory as a model has weights, and how many
 //! multiply-adds its vector units do.
 
-use super::cost::Limits;
+use super::cost::Roofline;
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
@@ -12,8 +12,8 @@ const PASSES: usize = 15;
 const READ: [usize; 2] = [1 << 20, 1 << 30];
 
 /// Limits of the processor, with the threads of the pool in which this is called, for work that reads `bytes` of weights: those that fit into a cache are read at a cache's pace.
-pub fn processor(bytes: usize) -> Limits {
-    Limits { bytes: read_rate(bytes.clamp(READ[0], READ[1])), flops: multiply_rate() }
+pub fn processor(bytes: usize) -> Roofline {
+    Roofline { bytes: read_rate(bytes.clamp(READ[0], READ[1])), flops: multiply_rate() }
 }
 
 /// Bytes a second that all threads read together.

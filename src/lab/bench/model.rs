@@ -1,28 +1,28 @@
 //! What phases cost at least, computed and not run: bytes, operations, and the time that a card's limits allow.
 
-use super::cost::{self, Cost, Limits};
+use super::cost::{self, Cost, Roofline};
 use super::latency::Depths;
 use super::report::Row;
 use crate::files::config::ModelConfig;
 
 /// A card by its data sheet: bytes a second, and dense bf16 operations a second with f32 sums.
-pub const CARDS: [(&str, Limits); 7] = [
-    ("h200", Limits { bytes: 4.8e12, flops: 989e12 }),
-    ("h100", Limits { bytes: 3.35e12, flops: 989e12 }),
-    ("h100-pcie", Limits { bytes: 2.0e12, flops: 756e12 }),
-    ("a100-80gb", Limits { bytes: 2.039e12, flops: 312e12 }),
-    ("a100-40gb", Limits { bytes: 1.555e12, flops: 312e12 }),
-    ("l40s", Limits { bytes: 0.864e12, flops: 362e12 }),
-    ("rtx-4090", Limits { bytes: 1.008e12, flops: 165e12 }),
+pub const CARDS: [(&str, Roofline); 7] = [
+    ("h200", Roofline { bytes: 4.8e12, flops: 989e12 }),
+    ("h100", Roofline { bytes: 3.35e12, flops: 989e12 }),
+    ("h100-pcie", Roofline { bytes: 2.0e12, flops: 756e12 }),
+    ("a100-80gb", Roofline { bytes: 2.039e12, flops: 312e12 }),
+    ("a100-40gb", Roofline { bytes: 1.555e12, flops: 312e12 }),
+    ("l40s", Roofline { bytes: 0.864e12, flops: 362e12 }),
+    ("rtx-4090", Roofline { bytes: 1.008e12, flops: 165e12 }),
 ];
 
 /// The limits of a card.
-pub fn card(name: &str) -> Option<Limits> {
+pub fn card(name: &str) -> Option<Roofline> {
     CARDS.iter().find(|(card, _)| *card == name).map(|&(_, limits)| limits)
 }
 
 /// A row per pass of the models that are given, under the names that [`latency`](super::latency()) gives them: its seconds are the least there are.
-pub fn rows(policy: Option<&ModelConfig>, reward: Option<&ModelConfig>, depths: &Depths, limits: Limits) -> Vec<Row> {
+pub fn rows(policy: Option<&ModelConfig>, reward: Option<&ModelConfig>, depths: &Depths, limits: Roofline) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut push = |phase: &str, case: String, batch: Option<usize>, positions: usize, cost: Cost| {
         let row = Row::new(phase, case, vec![limits.seconds(cost)]).costing(cost, positions).against(Some(limits));
@@ -55,7 +55,7 @@ pub fn rows(policy: Option<&ModelConfig>, reward: Option<&ModelConfig>, depths: 
 }
 
 /// Whether bytes or operations are what a cost waits for.
-pub fn bound(cost: Cost, limits: Limits) -> &'static str {
+pub fn bound(cost: Cost, limits: Roofline) -> &'static str {
     if cost.bytes / limits.bytes >= cost.flops / limits.flops { "bytes" } else { "operations" }
 }
 

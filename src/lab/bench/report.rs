@@ -1,6 +1,6 @@
 //! What a benchmark prints: where it ran, a row per case, in the format that is asked for; and two of them compared.
 
-use super::cost::{Cost, Limits};
+use super::cost::{Cost, Roofline};
 use super::stopwatch::Taken;
 use crate::files::json::in_line;
 use crate::{Error, Result};
@@ -38,7 +38,7 @@ pub struct ReportHeader {
     /// What is computed in.
     pub dtype: String,
     /// Measured in this run: bytes and operations a second.
-    pub limits: Option<Limits>,
+    pub limits: Option<Roofline>,
     /// Of everything that decides what is run.
     pub config_hash: String,
 }
@@ -58,7 +58,7 @@ pub struct Phases {
 
 /// Numbers of answers by the method, or of Best-of-N.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Answer {
+pub struct AnswerNumbers {
     /// Seconds over those of greedy decoding in the same run.
     pub over_greedy: f64,
     /// Committed segments.
@@ -105,7 +105,7 @@ pub struct Row {
     /// Where the time went.
     pub phases: Option<Phases>,
     /// Of an answer.
-    pub answer: Option<Answer>,
+    pub answer: Option<AnswerNumbers>,
     /// Hash of the ids that were produced: what is faster and answers differently is not faster.
     pub ids: Option<String>,
 }
@@ -142,7 +142,7 @@ impl Row {
 
     /// With its share of a limit, if both are known.
     #[must_use]
-    pub fn against(mut self, limits: Option<Limits>) -> Row {
+    pub fn against(mut self, limits: Option<Roofline>) -> Row {
         self.percent =
             limits.zip(self.cost).map(|(limits, cost)| 100.0 * limits.seconds(cost) / self.seconds).or(self.percent);
         self
@@ -234,7 +234,7 @@ impl ReportHeader {
                 let more = known(memory) + &known(driver) + &known(clocks) + &known(kernels);
                 let _ = writeln!(text, "device: {}, {units} units{more}", self.device);
                 let _ = writeln!(text, "models: {policy} and {reward}, {}", self.dtype);
-                if let Some(Limits { bytes, flops }) = self.limits {
+                if let Some(Roofline { bytes, flops }) = self.limits {
                     let (bytes, flops) = (bytes / 1e9, flops / 1e12);
                     let _ = writeln!(text, "limits: {bytes:.1} GB/s, {flops:.3} TFLOP/s, measured in this run");
                 }
@@ -418,7 +418,7 @@ mod tests {
     #[test]
     fn arithmetic_of_a_row() {
         let cost = Cost { bytes: 4e9, flops: 1e12 };
-        let limits = Limits { bytes: 8e9, flops: 1e13 };
+        let limits = Roofline { bytes: 8e9, flops: 1e13 };
         let row = row("decode", "x", &[3.0, 1.0, 2.0]).costing(cost, 10).against(Some(limits));
         assert_eq!((row.seconds, row.spread, row.runs), (2.0, [1.0, 3.0], 3));
         assert_eq!(
@@ -442,7 +442,11 @@ mod tests {
     fn every_format_has_every_row() {
         let mut report = Report::default();
         report.rows.push(row("decode", "8 rows, \"deep\"", &[0.5]));
-        report.rows.push(Row { answer: Some(Answer::default()), ids: Some("ab".into()), ..row("ggro", "off", &[1.0]) });
+        report.rows.push(Row {
+            answer: Some(AnswerNumbers::default()),
+            ids: Some("ab".into()),
+            ..row("ggro", "off", &[1.0])
+        });
         for format in [Format::Markdown, Format::JsonLines, Format::Csv] {
             let mut text = report.header.text(format).unwrap();
             report.rows.iter().for_each(|row| text += &row.text(format).unwrap());

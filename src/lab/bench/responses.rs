@@ -2,7 +2,7 @@
 
 use super::Before;
 use super::drive::drive;
-use super::report::{Answer, Row, hash_of};
+use super::report::{AnswerNumbers, Row, hash_of};
 use crate::answer::{Completions, Response};
 use crate::engine::{Drafting, Settings, SpeculationWidth, intervention, sampler};
 use crate::method::Options;
@@ -96,7 +96,7 @@ pub fn responses(
     for (way, phase, case, settings) in ways {
         let (mut taken, mut last) = (Vec::new(), None);
         for run in 0..asked.warmup + asked.runs.max(1) {
-            let request: Box<dyn Request<Output = Result<(Vec<u32>, Answer)>>> = match &way {
+            let request: Box<dyn Request<Output = Result<(Vec<u32>, AnswerNumbers)>>> = match &way {
                 AnswerMethod::Guided(options) => {
                     let behind = prompt.len();
                     let request = intervention(backend, &prompt, options, Uniforms::Seeded(0))?;
@@ -152,17 +152,17 @@ fn best_of(n: usize, tokens: usize) -> CompletionSpec {
 }
 
 /// The ids of an answer, and its numbers.
-fn best_answer(completions: Completions) -> Result<(Vec<u32>, Answer)> {
+fn best_answer(completions: Completions) -> Result<(Vec<u32>, AnswerNumbers)> {
     let visited = completions.all.len();
     let best = completions.all.into_iter().nth(completions.best);
     let best = best.ok_or_else(|| Error::Backend("no completion".to_string()))?;
     let reward = best.reward.unwrap_or(f32::NAN);
-    Ok((best.ids, Answer { visited, reward, ..Answer::default() }))
+    Ok((best.ids, AnswerNumbers { visited, reward, ..AnswerNumbers::default() }))
 }
 
 /// The ids of an answer behind a prompt of this length, and its numbers.
-fn guided_answer(response: Response, prompt: usize) -> (Vec<u32>, Answer) {
-    let answer = Answer {
+fn guided_answer(response: Response, prompt: usize) -> (Vec<u32>, AnswerNumbers) {
+    let answer = AnswerNumbers {
         over_greedy: 1.0,
         segments: response.segments.len(),
         nudges: response.num_nudges,

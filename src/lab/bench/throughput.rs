@@ -1,6 +1,6 @@
 //! Many requests at once: greedy answers of a fixed length through the scheduler, over batch sizes and lengths of prompts.
 
-use super::cost::{self, Cost, Limits};
+use super::cost::{self, Cost, Roofline};
 use super::drive::drive;
 use super::report::{Row, hash_of};
 use crate::Result;
@@ -32,7 +32,7 @@ pub struct Batches {
 pub fn throughput(
     backend: &mut ModelPair,
     asked: &Batches,
-    limits: Option<Limits>,
+    limits: Option<Roofline>,
     done: &mut dyn FnMut(Row),
 ) -> Result<()> {
     for &prompt in &asked.prompt {

@@ -14,7 +14,7 @@ use std::path::Path;
 #[derive(Deserialize)]
 struct Cases {
     encode: Vec<Encode>,
-    chat: Vec<Chat>,
+    chat: Vec<GoldenChat>,
 }
 
 #[derive(Deserialize)]
@@ -25,7 +25,7 @@ struct Encode {
 }
 
 #[derive(Deserialize)]
-struct Chat {
+struct GoldenChat {
     messages: Vec<Message>,
     add_generation_prompt: bool,
     text: String,

@@ -9,7 +9,9 @@ use super::paged::{Branches, LAYER, Paged, Spread, TIMED, TIMED_LAYOUT};
 use super::timing::{Bench, Measured, Timed};
 use crate::Result;
 use crate::cuda::ops::attention::{self, Query, Sequence, Shape};
-use crate::cuda::ops::attention_backward::{BackwardLists, Inputs, Output, Plan, Scratch, Segment, attention_backward};
+use crate::cuda::ops::attention_backward::{
+    BackwardLists, Inputs, KeySegment, Output, Plan, Scratch, attention_backward,
+};
 use crate::cuda::{Buffer, Device};
 use crate::dtype::HalfType;
 use crate::kv::BLOCK;
@@ -18,7 +20,7 @@ const OP: &str = "attention_backward";
 
 /// Which of a segment's queries have a gradient.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Queries {
+enum QueryChoice {
     All,
     Last,
     EveryThird,
@@ -31,34 +33,39 @@ struct SegmentCase {
     shared: usize,
     prefix: usize,
     len: usize,
-    queries: Queries,
+    queries: QueryChoice,
 }
 
 const fn all(prefix: usize, len: usize) -> SegmentCase {
-    SegmentCase { shared: 0, prefix, len, queries: Queries::All }
+    SegmentCase { shared: 0, prefix, len, queries: QueryChoice::All }
 }
 
-const fn some(prefix: usize, len: usize, queries: Queries) -> SegmentCase {
+const fn some(prefix: usize, len: usize, queries: QueryChoice) -> SegmentCase {
     SegmentCase { shared: 0, prefix, len, queries }
 }
 
 const fn fork(shared: usize, prefix: usize, len: usize) -> SegmentCase {
-    SegmentCase { shared, prefix, len, queries: Queries::All }
+    SegmentCase { shared, prefix, len, queries: QueryChoice::All }
 }
 
 const SMALL: &[SegmentCase] = &[all(60, 5)];
 const TWO_CHUNKS: &[SegmentCase] = &[all(254, 3)];
 const SHORT: &[SegmentCase] = &[all(0, 1), all(63, 2), all(64, 17), all(250, 9)];
-const MIXED: &[SegmentCase] =
-    &[all(0, 66), some(70, 20, Queries::Last), some(40, 33, Queries::EveryThird), some(3, 5, Queries::None)];
-const LAST: &[SegmentCase] = &[some(500, 70, Queries::Last), some(10, 130, Queries::Last), some(0, 1, Queries::Last)];
+const MIXED: &[SegmentCase] = &[
+    all(0, 66),
+    some(70, 20, QueryChoice::Last),
+    some(40, 33, QueryChoice::EveryThird),
+    some(3, 5, QueryChoice::None),
+];
+const LAST: &[SegmentCase] =
+    &[some(500, 70, QueryChoice::Last), some(10, 130, QueryChoice::Last), some(0, 1, QueryChoice::Last)];
 const MIDDLE: &[SegmentCase] = &[all(190, 130), all(7, 40)];
 const LONG: &[SegmentCase] = &[all(20, 300)];
 const LONG_PREFIX: &[SegmentCase] = &[all(3000, 4)];
 const FORKS: &[SegmentCase] = &[all(330, 6), fork(320, 325, 4), fork(64, 130, 3), fork(256, 300, 30)];
 /// The first two share blocks, and items of the pass over queries.
 const TOGETHER: &[SegmentCase] =
-    &[all(200, 70), fork(128, 150, 20), all(0, 65), some(129, 20, Queries::EveryThird), all(530, 3)];
+    &[all(200, 70), fork(128, 150, 20), all(0, 65), some(129, 20, QueryChoice::EveryThird), all(530, 3)];
 
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -139,7 +146,7 @@ fn shape(head: usize, group: usize, kv_heads: usize, window: Option<usize>) -> S
 /// Multiply-adds with half-full tiles.
 fn work(shape: &Shape, parts: &[SegmentCase]) -> usize {
     let of = |part: &SegmentCase| {
-        let queries = if part.queries == Queries::Last { 1 } else { part.len };
+        let queries = if part.queries == QueryChoice::Last { 1 } else { part.len };
         let seen = shape.window.map_or(part.prefix, |window| part.prefix.min(window)) + part.len;
         (queries * 3 * seen + queries * 4 * part.len) * shape.heads * shape.head
     };
@@ -151,12 +158,12 @@ fn work(shape: &Shape, parts: &[SegmentCase]) -> usize {
 struct Stretch {
     prefix: usize,
     len: usize,
-    queries: Vec<Row>,
+    queries: Vec<QueryRow>,
 }
 
 /// A query that has a gradient.
 #[derive(Clone)]
-struct Row {
+struct QueryRow {
     position: usize,
     q: Vec<u16>,
     out: Vec<u16>,
@@ -195,16 +202,16 @@ impl Problem {
                 problem.paged.draw(&mut random, index, position, values);
             }
             let chosen = |offset: &usize| match queries {
-                Queries::All => true,
-                Queries::Last => offset + 1 == len,
-                Queries::EveryThird => offset % 3 == 1,
-                Queries::None => false,
+                QueryChoice::All => true,
+                QueryChoice::Last => offset + 1 == len,
+                QueryChoice::EveryThird => offset % 3 == 1,
+                QueryChoice::None => false,
             };
             for offset in (0..len).filter(chosen) {
                 let width = shape.heads * shape.head;
                 let q = stored(storage, &random.vector(width, Values::Normal(1.5)));
                 let d_out = stored(storage, &random.vector(width, Values::Normal(1.0)));
-                let mut row = Row { position: prefix + offset, q, out: Vec::new(), lse: Vec::new(), d_out };
+                let mut row = QueryRow { position: prefix + offset, q, out: Vec::new(), lse: Vec::new(), d_out };
                 for head in 0..shape.heads {
                     let exact = problem.exact(index, &row, head);
                     row.out.extend(exact.out.iter().map(|&x| storage.round(x as f32)));
@@ -221,7 +228,7 @@ impl Problem {
     }
 
     /// One query and head in f64.
-    fn exact(&self, stretch: usize, row: &Row, head: usize) -> Exact {
+    fn exact(&self, stretch: usize, row: &QueryRow, head: usize) -> Exact {
         let size = self.shape.head;
         let of = |bits: &[u16]| widened(self.paged.storage, &bits[head * size..(head + 1) * size]);
         let (q, d_out) = (of(&row.q), of(&row.d_out));
@@ -274,7 +281,7 @@ impl Problem {
         let segments = chosen.iter().zip(&queries).zip(&first).map(|((&index, queries), &row)| {
             let Stretch { prefix, len, .. } = self.stretches[index];
             let (start, len) = (prefix as u32, len as u32);
-            Segment { blocks: &self.paged.blocks[index], start, len, row: row as u32, queries }
+            KeySegment { blocks: &self.paged.blocks[index], start, len, row: row as u32, queries }
         });
         let keys = Plan::new(&self.shape, &segments.collect::<Vec<_>>())?;
         let parts: usize = queries.iter().flatten().map(|query| query.position as usize / 256 + 1).sum();
@@ -424,7 +431,7 @@ impl Problem {
         }
         // A query without a gradient, named or not, changes nothing but its own row.
         let mut quiet = self.clone();
-        let silent = |row: &Row| row.position % 5 == 2;
+        let silent = |row: &QueryRow| row.position % 5 == 2;
         for row in quiet.stretches.iter_mut().flat_map(|stretch| &mut stretch.queries).filter(|row| silent(row)) {
             row.d_out.fill(0);
         }
@@ -591,7 +598,7 @@ struct Rounded {
 }
 
 impl Rounded {
-    fn new(storage: HalfType, exact: &Exact, row: &Row, head: usize, scale: f32) -> Self {
+    fn new(storage: HalfType, exact: &Exact, row: &QueryRow, head: usize, scale: f32) -> Self {
         let size = exact.q.len();
         let out = widened(storage, &row.out[head * size..(head + 1) * size]);
         let delta: f32 = exact.d_out.iter().zip(&out).map(|(d, out)| d * out).sum();
@@ -630,7 +637,7 @@ fn time(device: &Bench<'_>, work: &Branches) -> Result<Measured> {
     let (len, start) = (work.queries, (work.shared + work.own - work.queries) as u32);
     let segments = work.blocks.iter().zip(work.all.chunks(len)).enumerate().map(|(index, (blocks, queries))| {
         let row = (index * len) as u32;
-        Segment { blocks, start, len: len as u32, row, queries }
+        KeySegment { blocks, start, len: len as u32, row, queries }
     });
     let keys = Plan::new(&TIMED, &segments.collect::<Vec<_>>())?;
     let plan = attention::Plan::new(&TIMED, &work.sequences(), parts.limits(device, &TIMED))?;

@@ -35,7 +35,7 @@ pub struct Occupancy {
 }
 
 /// Limits of one multiprocessor.
-struct Limits {
+struct OccupancyLimits {
     warps: u32,
     blocks: u32,
     registers: u32,
@@ -43,7 +43,7 @@ struct Limits {
 }
 
 /// By the number of a target: data-sheet limits, none for what we do not know.
-fn limits(target: &str) -> Option<Limits> {
+fn limits(target: &str) -> Option<OccupancyLimits> {
     let digits: String = target.strip_prefix("sm_")?.chars().take_while(char::is_ascii_digit).collect();
     let (warps, blocks, shared) = match digits.parse().ok()? {
         80 => (64, 32, 164),
@@ -53,7 +53,7 @@ fn limits(target: &str) -> Option<Limits> {
         120 => (48, 24, 100),
         _ => return None,
     };
-    Some(Limits { warps, blocks, registers: 65_536, shared: shared * 1024 })
+    Some(OccupancyLimits { warps, blocks, registers: 65_536, shared: shared * 1024 })
 }
 
 /// Theoretical occupancy. Registers are handed out per warp in units of 256, shared memory in units of 128 bytes with

@@ -110,7 +110,7 @@ fn backward_cases() -> Vec<Case> {
                 let name = format!("{} backward [{rows}, {d}] of {columns} columns {from}, {values}", storage.name());
                 cases.push(Case::seeded(OP, name, rows * d, move |seed, device, check| {
                     let problem = Problem::new(seed, storage, rows, d, ResidualTerm::F32, values).padded(columns);
-                    Backward::new(seed, problem, head).check(device, check)
+                    NormBackward::new(seed, problem, head).check(device, check)
                 }));
             }
         }
@@ -118,7 +118,7 @@ fn backward_cases() -> Vec<Case> {
             let name = format!("{} backward, rows alone and together, d {d}", storage.name());
             cases.push(Case::new(OP, name, 600 * d, move |device, check| {
                 let problem = Problem::new("together", storage, 257, d, ResidualTerm::F32, Values::Outliers);
-                Backward::new("together", problem, false).alone_and_together(device, check)
+                NormBackward::new("together", problem, false).alone_and_together(device, check)
             }));
         }
     }
@@ -301,20 +301,20 @@ impl Problem {
 }
 
 /// A problem of the backward pass: the forward one's delta is the gradient of the norm's output.
-struct Backward {
+struct NormBackward {
     problem: Problem,
     grad: Vec<f32>,
     /// The head and its factor, if the norm is the final one.
     head: Option<(Vec<u16>, f32)>,
 }
 
-impl Backward {
+impl NormBackward {
     fn new(seed: &str, problem: Problem, head: bool) -> Self {
         let mut random = Random::named(&format!("{seed}, gradient"));
         let (storage, d) = (problem.storage, problem.d);
         let grad = random.vector(problem.residual.len(), Values::Normal(0.1));
         let head = head.then(|| (stored(storage, &random.vector(d, Values::Normal(0.02))), 64.0));
-        Backward { problem, grad, head }
+        NormBackward { problem, grad, head }
     }
 
     /// The gradient of some of the rows, and its rounding.

@@ -8,9 +8,9 @@ use super::{attention, attention_backward, rmsnorm, rope, swiglu};
 use crate::cuda::ops::rope::Heads;
 use crate::cuda::self_check::attention::{Context, HEADS, QUERIES};
 use crate::cuda::self_check::names;
-use crate::cuda::self_check::products::Product;
-use crate::cuda::self_check::rows::{Between, EPS, Gate, Norm, ROWS, Turn};
-use crate::cuda::self_check::tables::{Block, Candidates, CopiedRows, DRAW, DRAWN, Embedding, Logits, Padded};
+use crate::cuda::self_check::products::ProductCase;
+use crate::cuda::self_check::rows::{Between, EPS, Gate, NormCase, ROWS, Turn};
+use crate::cuda::self_check::tables::{Block, CandidatesCase, CopiedRows, DRAW, DRAWN, Embedding, LogitsCase, Padded};
 use crate::dtype::HalfType;
 use crate::{Error, Result};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -137,8 +137,8 @@ fn of_tables(all: &mut Results) {
     let drawn = (0..DRAWN).map(|index| f64::from(DRAW.0.element((DRAW.1 + index) as u64)));
     all.add("random_fill", "out", Slack::Rounded(0.0), drawn.map(|x| (x, 0.0)));
 
-    let Candidates { grads, table, ids, queries } = Candidates::new();
-    let (width, scale) = (Candidates::WIDTH, f64::from(Candidates::SCALE));
+    let CandidatesCase { grads, table, ids, queries } = CandidatesCase::new();
+    let (width, scale) = (CandidatesCase::WIDTH, f64::from(CandidatesCase::SCALE));
     let row = |values: &[f32], row: u32| values[row as usize * width..][..width].to_vec();
     let scaled = |(sum, terms): Sum| (sum * scale, terms * scale);
     let norms = queries.iter().map(|query| {
@@ -170,9 +170,9 @@ fn statistics(row: &[f32], floor: f64) -> [f64; 8] {
 
 fn of_logits(all: &mut Results) {
     let near = |value: f64| (value, value.abs().max(1.0));
-    let long = Logits::long();
+    let long = LogitsCase::long();
     let rows: Vec<&[f32]> = long.logits.chunks_exact(long.width).collect();
-    let stats: Vec<[f64; 8]> = rows.iter().zip(Logits::FLOORS).map(|(row, floor)| statistics(row, floor)).collect();
+    let stats: Vec<[f64; 8]> = rows.iter().zip(LogitsCase::FLOORS).map(|(row, floor)| statistics(row, floor)).collect();
     let names =
         ["log_sum_exp", "entropy", "entropy_floored", "max_probability", "varentropy", "margin", "argmax", "finite"];
     for (at, name) in names.into_iter().enumerate() {
@@ -181,36 +181,36 @@ fn of_logits(all: &mut Results) {
     let largest: Vec<usize> = rows
         .iter()
         .flat_map(|row| {
-            let mut order: Vec<usize> = (0..Logits::BELOW).collect();
+            let mut order: Vec<usize> = (0..LogitsCase::BELOW).collect();
             order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
-            order.truncate(Logits::LARGEST);
+            order.truncate(LogitsCase::LARGEST);
             order
         })
         .collect();
-    let logit = |(at, &id): (usize, &usize)| f64::from(rows[at / Logits::LARGEST][id]);
+    let logit = |(at, &id): (usize, &usize)| f64::from(rows[at / LogitsCase::LARGEST][id]);
     all.moved("top_k", "ids", largest.iter().map(|&id| id as f64));
     all.moved("top_k", "logits", largest.iter().enumerate().map(logit));
-    all.moved("top_k", "found", [Logits::LARGEST as f64; 2]);
+    all.moved("top_k", "found", [LogitsCase::LARGEST as f64; 2]);
 
-    let short = Logits::short();
-    let rows = short.logits.chunks_exact(short.width).zip(Logits::FLOORS);
+    let short = LogitsCase::short();
+    let rows = short.logits.chunks_exact(short.width).zip(LogitsCase::FLOORS);
     let logs = rows.flat_map(|(row, floor)| {
         let log_sum_exp = statistics(row, floor)[0];
         row.iter().map(move |&z| near(f64::from(z) - log_sum_exp))
     });
     all.add("logits", "log_probabilities", Slack::Alone(SINGLE), logs);
-    let chosen = Logits::PAIRS.map(|[row, id]| short.logits[row as usize * short.width + id as usize]);
+    let chosen = LogitsCase::PAIRS.map(|[row, id]| short.logits[row as usize * short.width + id as usize]);
     all.moved("logits", "chosen", wide(&chosen));
 }
 
 fn of_norms(all: &mut Results) {
-    let (norm, width) = (Norm::new(), Norm::WIDTH);
+    let (norm, width) = (NormCase::new(), NormCase::WIDTH);
     let weight = wide(&norm.weight);
     // The residual stream is stored in f32 before it is normed.
     let residual: Vec<f32> = norm.residual.iter().zip(&norm.delta).map(|(x, d)| x + d).collect();
     let out = residual.chunks_exact(width).flat_map(|row| {
         let row = wide(row);
-        let r = rmsnorm::inverse_norm(&row, Norm::COLUMNS, EPS);
+        let r = rmsnorm::inverse_norm(&row, NormCase::COLUMNS, EPS);
         row.iter().zip(&weight).map(|(x, w)| (x * r * w, (x * r * w).abs())).collect::<Vec<Sum>>()
     });
     all.add("rmsnorm", "out", Slack::Rounded(SINGLE), out);
@@ -219,7 +219,7 @@ fn of_norms(all: &mut Results) {
     let rows = norm.residual.chunks_exact(width).zip(norm.dy.chunks_exact(width)).zip(norm.grad.chunks_exact(width));
     let grad: Vec<Sum> = rows
         .flat_map(|((x, dy), before)| {
-            let through = rmsnorm::exact_backward(&wide(dy), &wide(x), &weight, Norm::COLUMNS, EPS);
+            let through = rmsnorm::exact_backward(&wide(dy), &wide(x), &weight, NormCase::COLUMNS, EPS);
             let sum =
                 |((value, terms), &before): (Sum, &f32)| (value + f64::from(before), terms + f64::from(before.abs()));
             through.into_iter().zip(before).map(sum).collect::<Vec<Sum>>()
@@ -299,8 +299,8 @@ fn of_heads(all: &mut Results) {
 }
 
 fn of_products(all: &mut Results) {
-    let (terms, outputs) = (Product::TERMS, Product::OUTPUTS);
-    let forward = Product::forward();
+    let (terms, outputs) = (ProductCase::TERMS, ProductCase::OUTPUTS);
+    let forward = ProductCase::forward();
     let and = |(sum, terms): Sum, x: f32| (sum + f64::from(x), terms + f64::from(x.abs()));
     let y: Vec<Sum> = forward
         .x
@@ -316,7 +316,7 @@ fn of_products(all: &mut Results) {
     all.add("gemm_added", "y", Slack::Single(PRODUCT), added);
     all.add("gemm", "y", Slack::Single(PRODUCT), y);
 
-    let (backward, outputs) = (Product::backward(), Product::BACK);
+    let (backward, outputs) = (ProductCase::backward(), ProductCase::BACK);
     let column = |output: usize| backward.w.iter().skip(output).step_by(outputs);
     let rows = backward.x.chunks_exact(terms);
     let dx = rows.flat_map(|dy| (0..outputs).map(move |output| dot(dy, column(output))));

@@ -84,7 +84,7 @@ pub(super) fn run(
         push(timing("peak_wgmma", "from shared memory".into(), wgmma.0, 0.0, wgmma.1, 1.0));
         flops = flops.max(wgmma.1 / wgmma.0);
     }
-    let limits = Limits { bytes: (copy.1 / copy.0).max(read.1 / read.0), flops };
+    let limits = TimingLimits { bytes: (copy.1 / copy.0).max(read.1 / read.0), flops };
     for Timed { op, case, measure } in timed {
         let Measured { seconds, bytes, flops } = measure(device)?;
         let floor = (bytes / limits.bytes).max(flops / limits.flops);
@@ -158,7 +158,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-struct Limits {
+struct TimingLimits {
     bytes: f64,
     flops: f64,
 }

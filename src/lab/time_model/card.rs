@@ -4,7 +4,7 @@
 //! of the kernels of commit 4b909e8, which read their SASS and launches and timed nothing. *Fitted* ones it left open: inside the
 //! ranges that it gives they were chosen so that the passes of that day take what it says. *Assumed* ones stand on neither.
 
-use crate::lab::bench::cost::Limits;
+use crate::lab::bench::cost::Roofline;
 
 /// A card: what its memory copies in a microsecond. Multiprocessors, clock and tensor cores are those of Hopper below.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,8 +17,8 @@ pub struct Card {
 
 impl Card {
     /// What no pass can beat: the copy rate, and [`OPERATIONS`].
-    pub fn limits(&self) -> Limits {
-        Limits { bytes: self.copy * 1e6, flops: OPERATIONS * 1e6 }
+    pub fn limits(&self) -> Roofline {
+        Roofline { bytes: self.copy * 1e6, flops: OPERATIONS * 1e6 }
     }
 
     /// Bytes a microsecond that products stream weights with.

@@ -59,7 +59,7 @@ impl std::ops::Add for Time {
 
 /// A pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum PassPhase {
     /// A token of each of `rows` sequences that share nothing.
     Decode {
         /// Sequences.
@@ -80,26 +80,26 @@ pub enum Phase {
     },
 }
 
-impl std::fmt::Display for Phase {
+impl std::fmt::Display for PassPhase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Phase::Decode { rows: 1, context } => write!(f, "decode, 1 row, {context} before it"),
-            Phase::Decode { rows, context } => write!(f, "decode, {rows} rows, {context} before each"),
-            Phase::Prefill(tokens) => write!(f, "prefill {tokens}"),
-            Phase::Gradient { segments, tokens, prefix } => {
+            PassPhase::Decode { rows: 1, context } => write!(f, "decode, 1 row, {context} before it"),
+            PassPhase::Decode { rows, context } => write!(f, "decode, {rows} rows, {context} before each"),
+            PassPhase::Prefill(tokens) => write!(f, "prefill {tokens}"),
+            PassPhase::Gradient { segments, tokens, prefix } => {
                 write!(f, "reward with gradient, {segments} x {tokens} behind {prefix}")
             }
         }
     }
 }
 
-impl Phase {
+impl PassPhase {
     /// What it moves and computes at least.
     pub fn cost(&self, pair: &[ModelConfig; 2]) -> Cost {
         match *self {
-            Phase::Decode { rows, context } => cost::decode(&pair[0], rows, context, 0),
-            Phase::Prefill(tokens) => cost::prefill(&pair[0], tokens),
-            Phase::Gradient { segments, tokens, prefix } => cost::gradient(&pair[1], segments, tokens, prefix),
+            PassPhase::Decode { rows, context } => cost::decode(&pair[0], rows, context, 0),
+            PassPhase::Prefill(tokens) => cost::prefill(&pair[0], tokens),
+            PassPhase::Gradient { segments, tokens, prefix } => cost::gradient(&pair[1], segments, tokens, prefix),
         }
     }
 
@@ -111,9 +111,9 @@ impl Phase {
     /// What it takes with one family of products.
     pub fn time(&self, family: ProductKernels, card: Card, pair: &[ModelConfig; 2]) -> Time {
         match *self {
-            Phase::Decode { rows, context } => Pass::new(family, card, &pair[0], true).decode(rows, context),
-            Phase::Prefill(tokens) => Pass::new(family, card, &pair[0], false).prefill(tokens),
-            Phase::Gradient { segments, tokens, prefix } => {
+            PassPhase::Decode { rows, context } => Pass::new(family, card, &pair[0], true).decode(rows, context),
+            PassPhase::Prefill(tokens) => Pass::new(family, card, &pair[0], false).prefill(tokens),
+            PassPhase::Gradient { segments, tokens, prefix } => {
                 // A graph, too, where its shape was there before. The kernels of the study were launched one by one.
                 Pass::new(family, card, &pair[1], family != ProductKernels::OfReference)
                     .gradient(segments, tokens, prefix)

@@ -30,7 +30,7 @@ pub(super) struct Decoder {
 }
 
 /// Consecutive rows of a batch that belong to one sequence, whose blocks already have room for them.
-pub(super) struct Piece<'a> {
+pub(super) struct SequenceRows<'a> {
     pub blocks: &'a [BlockId],
     pub start: usize,
     pub ids: &'a [u32],
@@ -101,7 +101,7 @@ impl Decoder {
 
     /// Runs all rows of `pieces` through the decoder and returns the residual stream of the `live` rows (ascending) after
     /// the last layer, `[live, hidden]`.
-    pub fn forward(&mut self, pieces: &[Piece<'_>], live: &[usize], mut tape: Option<&mut Tape>) -> Vec<f32> {
+    pub fn forward(&mut self, pieces: &[SequenceRows<'_>], live: &[usize], mut tape: Option<&mut Tape>) -> Vec<f32> {
         let Decoder { config, weights, store, frequencies, forwarded, .. } = self;
         let rounding = self.rounding;
         let eps = config.rms_norm_eps;
@@ -229,7 +229,7 @@ impl Decoder {
     /// with; positions before them are constants.
     pub fn backward(
         &mut self,
-        pieces: &[Piece<'_>],
+        pieces: &[SequenceRows<'_>],
         live: &[usize],
         tape: &Tape,
         lasts: &[usize],
@@ -283,7 +283,7 @@ struct LayerBackward<'a> {
     rounding: Rounding,
     index: usize,
     layer: &'a Layer,
-    pieces: &'a [Piece<'a>],
+    pieces: &'a [SequenceRows<'a>],
     positions: &'a [usize],
     rotation: &'a Rotation,
     kept: &'a LayerTape,
@@ -388,7 +388,7 @@ impl LayerBackward<'_> {
 
 /// The pieces that own some of `rows` (ascending batch rows), with the batch row of their first token and the range of
 /// `rows` that is theirs.
-fn pieces_of<'a>(pieces: &'a [Piece<'a>], rows: &[usize]) -> Vec<(&'a Piece<'a>, usize, Range<usize>)> {
+fn pieces_of<'a>(pieces: &'a [SequenceRows<'a>], rows: &[usize]) -> Vec<(&'a SequenceRows<'a>, usize, Range<usize>)> {
     let (mut out, mut first_row, mut from) = (Vec::new(), 0, 0);
     for piece in pieces {
         let end = first_row + piece.ids.len();
@@ -401,7 +401,7 @@ fn pieces_of<'a>(pieces: &'a [Piece<'a>], rows: &[usize]) -> Vec<(&'a Piece<'a>,
     out
 }
 
-fn row_positions(pieces: &[Piece<'_>]) -> Vec<usize> {
+fn row_positions(pieces: &[SequenceRows<'_>]) -> Vec<usize> {
     pieces.iter().flat_map(|p| p.start..p.start + p.ids.len()).collect()
 }
 

@@ -3,7 +3,7 @@
 //! Sums run in 16 lanes like the products of [`product`](super::product). Every multiply-add is fused on every processor, so
 //! that wider instructions change no bit.
 
-use super::lanes::{LANES, Level, lane_sum, level};
+use super::lanes::{InstructionSet, LANES, lane_sum, level};
 
 /// `e^x` to about one unit in the last place; 0 below -87.3, and no infinity: callers pass `x <= 0` or clamp.
 #[inline(always)]
@@ -50,10 +50,10 @@ macro_rules! vectorised {
                 }
                 match level() {
                     // SAFETY: `level` found these features.
-                    Level::Avx512 => return unsafe { with_avx512($($arg),*) },
+                    InstructionSet::Avx512 => return unsafe { with_avx512($($arg),*) },
                     // SAFETY: as above.
-                    Level::Avx2 => return unsafe { with_avx2($($arg),*) },
-                    Level::Portable => {}
+                    InstructionSet::Avx2 => return unsafe { with_avx2($($arg),*) },
+                    InstructionSet::Portable => {}
                 }
             }
             body($($arg),*)

@@ -14,7 +14,7 @@ pub(super) const LANES: usize = 16;
 
 /// What the processor offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Level {
+pub(super) enum InstructionSet {
     /// AVX-512 (F, BW, DQ, VL), and AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -25,10 +25,10 @@ pub(super) enum Level {
     Portable,
 }
 
-impl Level {
+impl InstructionSet {
     /// All that this processor can do, best first.
-    pub fn available() -> &'static [Level] {
-        static LEVELS: OnceLock<Vec<Level>> = OnceLock::new();
+    pub fn available() -> &'static [InstructionSet] {
+        static LEVELS: OnceLock<Vec<InstructionSet>> = OnceLock::new();
         LEVELS.get_or_init(|| {
             let mut levels = Vec::new();
             #[cfg(target_arch = "x86_64")]
@@ -38,11 +38,11 @@ impl Level {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                 {
-                    levels.push(Level::Avx512);
+                    levels.push(InstructionSet::Avx512);
                 }
-                levels.push(Level::Avx2);
+                levels.push(InstructionSet::Avx2);
             }
-            levels.push(Level::Portable);
+            levels.push(InstructionSet::Portable);
             levels
         })
     }
@@ -50,9 +50,9 @@ impl Level {
 
 /// The best level of this processor.
 #[inline]
-pub(super) fn level() -> Level {
-    static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| Level::available()[0])
+pub(super) fn level() -> InstructionSet {
+    static LEVEL: OnceLock<InstructionSet> = OnceLock::new();
+    *LEVEL.get_or_init(|| InstructionSet::available()[0])
 }
 
 /// Sixteen f32 lanes.

@@ -24,7 +24,7 @@ use crate::files::config::ModelConfig;
 use crate::files::pair::{Part, Parts};
 use crate::kv::{BlockCopy, BlockId, KvPool};
 use crate::{Error, Result};
-use decoder::{Decoder, Piece, Tape};
+use decoder::{Decoder, SequenceRows, Tape};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use rounding::Rounding;
@@ -119,8 +119,8 @@ fn blocks_of(decoder: &Decoder, spans: &[CheckedSpan<'_>]) -> Result<Vec<Vec<Blo
     spans.iter().map(|span| Ok(decoder.kv.blocks(span.seq)?.to_vec())).collect()
 }
 
-fn pieces<'a>(spans: &[CheckedSpan<'a>], blocks: &'a [Vec<BlockId>]) -> Vec<Piece<'a>> {
-    spans.iter().zip(blocks).map(|(span, blocks)| Piece { blocks, start: span.start, ids: span.ids }).collect()
+fn pieces<'a>(spans: &[CheckedSpan<'a>], blocks: &'a [Vec<BlockId>]) -> Vec<SequenceRows<'a>> {
+    spans.iter().zip(blocks).map(|(span, blocks)| SequenceRows { blocks, start: span.start, ids: span.ids }).collect()
 }
 
 impl Compute for CpuModel {

@@ -19,7 +19,7 @@ mod nt;
 
 #[cfg(target_arch = "x86_64")]
 use super::lanes::x86::{Avx2, Avx512};
-use super::lanes::{Array, Bf16, Element, F16, F32, LANES, Lanes, Level, level};
+use super::lanes::{Array, Bf16, Element, F16, F32, InstructionSet, LANES, Lanes, level};
 use super::rows::StoredRows;
 use crate::dtype::DType;
 use buffer::LaneBuffer;
@@ -40,10 +40,10 @@ macro_rules! with_lanes {
         }
         match $level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => of!(Avx512),
+            InstructionSet::Avx512 => of!(Avx512),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => of!(Avx2),
-            Level::Portable => of!(Array),
+            InstructionSet::Avx2 => of!(Avx2),
+            InstructionSet::Portable => of!(Array),
         }
     }};
 }
@@ -105,7 +105,7 @@ pub(super) unsafe fn matmul_nn_columns(y: Out, ldy: usize, x: &[f32], ldx: usize
 
 /// # Safety
 /// As [`matmul_nt_columns`]; the processor has `level`, for which x was made.
-unsafe fn matmul_nt_at(level: Level, y: Out, ldy: usize, left: &Left<'_>, w: StoredRows<'_>) {
+unsafe fn matmul_nt_at(level: InstructionSet, y: Out, ldy: usize, left: &Left<'_>, w: StoredRows<'_>) {
     let m = left.rows();
     if m == 0 || w.rows == 0 {
         return;
@@ -123,7 +123,7 @@ unsafe fn matmul_nt_at(level: Level, y: Out, ldy: usize, left: &Left<'_>, w: Sto
         }
     };
     assert!(y.len >= (m - 1) * ldy + w.rows, "nt operands too short");
-    let operands = Operands { y: y.data, ldy, x, ldx, m, w };
+    let operands = ProductOperands { y: y.data, ldy, x, ldx, m, w };
     // SAFETY: the asserts above bound every access of `nt` (rows `..m` of x and y, all of w's view), and the caller says that
     // the processor has the level.
     unsafe { with_lanes!(level, L => nt_of::<L>(operands)) }
@@ -131,20 +131,20 @@ unsafe fn matmul_nt_at(level: Level, y: Out, ldy: usize, left: &Left<'_>, w: Sto
 
 /// # Safety
 /// As [`matmul_nn_columns`]; the processor has `level`.
-unsafe fn matmul_nn_at(level: Level, y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: StoredRows<'_>) {
+unsafe fn matmul_nn_at(level: InstructionSet, y: Out, ldy: usize, x: &[f32], ldx: usize, m: usize, w: StoredRows<'_>) {
     if m == 0 || w.rows == 0 || w.width == 0 {
         return;
     }
     w.check();
     assert!(y.len >= (m - 1) * ldy + w.width && x.len() >= (m - 1) * ldx + w.rows, "nn operands too short");
-    let operands = Operands { y: y.data, ldy, x: x.as_ptr(), ldx, m, w };
+    let operands = ProductOperands { y: y.data, ldy, x: x.as_ptr(), ldx, m, w };
     // SAFETY: as in `matmul_nt_at`.
     unsafe { with_lanes!(level, L => nn_of::<L>(operands)) }
 }
 
 /// # Safety
 /// As [`nt`].
-unsafe fn nt_of<L: Tiles>(o: Operands<'_>) {
+unsafe fn nt_of<L: Tiles>(o: ProductOperands<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
         match o.w.dtype {
@@ -157,7 +157,7 @@ unsafe fn nt_of<L: Tiles>(o: Operands<'_>) {
 
 /// # Safety
 /// As [`nn`].
-unsafe fn nn_of<L: Tiles>(o: Operands<'_>) {
+unsafe fn nn_of<L: Tiles>(o: ProductOperands<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
         match o.w.dtype {
@@ -170,7 +170,7 @@ unsafe fn nn_of<L: Tiles>(o: Operands<'_>) {
 
 /// The operands of a product whose ranges have been checked.
 #[derive(Clone, Copy)]
-struct Operands<'a> {
+struct ProductOperands<'a> {
     y: *mut f32,
     ldy: usize,
     x: *const f32,
@@ -201,7 +201,7 @@ impl<'a> Left<'a> {
         Self::at(level(), x, ldx, m, k)
     }
 
-    fn at(level: Level, x: &'a [f32], ldx: usize, m: usize, k: usize) -> Self {
+    fn at(level: InstructionSet, x: &'a [f32], ldx: usize, m: usize, k: usize) -> Self {
         let (stored, most) = tile_rows(level);
         assert!(m == 0 || x.len() >= (m - 1) * ldx + k, "x too short");
         if m <= stored {
@@ -244,7 +244,7 @@ impl Drop for Left<'_> {
 }
 
 /// Rows of x that [`matmul_nt`] multiplies with weights as they are stored at most, and in a tile of packed rows.
-fn tile_rows(level: Level) -> (usize, usize) {
+fn tile_rows(level: InstructionSet) -> (usize, usize) {
     with_lanes!(level, L => (L::STORED, L::NT_ROWS))
 }
 
@@ -289,10 +289,10 @@ trait Tiles: Lanes {
     const NT_ROWS: usize;
     /// # Safety
     /// As [`nt`].
-    unsafe fn nt<E: Element>(o: Operands<'_>);
+    unsafe fn nt<E: Element>(o: ProductOperands<'_>);
     /// # Safety
     /// As [`nn`].
-    unsafe fn nn<E: Element>(o: Operands<'_>);
+    unsafe fn nn<E: Element>(o: ProductOperands<'_>);
     /// # Safety
     /// As [`nt_tile`].
     unsafe fn nt_tile<const M: usize, const N: usize>(tile: NtTile);
@@ -325,8 +325,8 @@ macro_rules! tiles {
         impl Tiles for $lanes {
             const STORED: usize = $stored;
             const NT_ROWS: usize = $m;
-            apart!(fn nt [E: Element] (o: Operands<'_>) { nt::<$lanes, E, $s, $m, $n>(o) } [E] $($features)?);
-            apart!(fn nn [E: Element] (o: Operands<'_>) { nn::<$lanes, E, $rows, $columns>(o) } [E] $($features)?);
+            apart!(fn nt [E: Element] (o: ProductOperands<'_>) { nt::<$lanes, E, $s, $m, $n>(o) } [E] $($features)?);
+            apart!(fn nn [E: Element] (o: ProductOperands<'_>) { nn::<$lanes, E, $rows, $columns>(o) } [E] $($features)?);
             apart!(fn nt_tile [const M: usize, const N: usize] (o: NtTile) { $nt_tile::<$lanes, M, N>(o) } [M, N] $($features)?);
             apart!(fn nn_tile [const M: usize, const C: usize] (o: NnTile) { nn_tile::<$lanes, M, C>(o) } [M, C] $($features)?);
         }
@@ -453,9 +453,9 @@ mod tests {
                         yt[i * n + j] = lane_sum(lanes);
                     }
                 }
-                for &level in Level::available() {
+                for &level in InstructionSet::available() {
                     for m in [1, 2, 3, 4, 5, 6, 7, 8, 13, 25, 27] {
-                        if level == Level::Portable && m > 8 && n * k > 5_000 {
+                        if level == InstructionSet::Portable && m > 8 && n * k > 5_000 {
                             continue; // software FMA
                         }
                         let (mut t, mut s) = (vec![f32::NAN; m * n], start[..m * k].to_vec());
@@ -482,7 +482,7 @@ mod tests {
         let (n, k, ldx, ldy) = (70, 90, 101, 83);
         let bytes = store(&values(n * 120, 5), DType::Bf16, 0);
         let w = StoredRows::stored(DType::Bf16, &bytes, n, 120).columns(7, 7 + k);
-        for &level in Level::available() {
+        for &level in InstructionSet::available() {
             for m in [1, 5, 30] {
                 let (x, z) = (values(m * ldx, 6), values(m * ldx, 7));
                 let (mut t, mut s) = (vec![7.0; m * ldy], vec![7.0; m * ldx]);
@@ -496,13 +496,13 @@ mod tests {
                     // SAFETY: as above.
                     unsafe {
                         matmul_nt_at(
-                            Level::Portable,
+                            InstructionSet::Portable,
                             Out::new(&mut one),
                             n,
-                            &Left::at(Level::Portable, &x[i * ldx..], ldx, 1, k),
+                            &Left::at(InstructionSet::Portable, &x[i * ldx..], ldx, 1, k),
                             w,
                         );
-                        matmul_nn_at(Level::Portable, Out::new(&mut other), k, &z[i * ldx..], n, 1, w);
+                        matmul_nn_at(InstructionSet::Portable, Out::new(&mut other), k, &z[i * ldx..], n, 1, w);
                     }
                     assert!(same_bits(&t[i * ldy..i * ldy + n], &one) && same_bits(&s[i * ldx..i * ldx + k], &other));
                     assert!(

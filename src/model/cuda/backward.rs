@@ -7,7 +7,7 @@
 //! All gradients carry a factor, a power of two chosen from the head and the final norm, so that f16 has digits for them. It is
 //! exact, and taken out again where a result leaves the device.
 
-use super::decoder::{Decoder, Step};
+use super::decoder::{Decoder, DecoderStep};
 use super::inputs::{Slice, StepInputs};
 use super::residual::LayerResidual;
 use super::sizes::Sizes;
@@ -130,7 +130,7 @@ impl Backward {
         device: &Device,
         decoder: &mut Decoder,
         tape: &Tape,
-        step: &Step,
+        step: &DecoderStep,
         asked: &BackwardAsk,
     ) -> Result<()> {
         let (n, m) = (step.rows, step.live_rows);
@@ -142,7 +142,8 @@ impl Backward {
         let eps = config.rms_norm_eps as f32;
         let norm = |weight| Norm { weight: Buffer::view(weight), columns: sizes.hidden, eps };
         let heads = Heads { heads: sizes.heads, kv_heads: sizes.kv_heads, head: sizes.head, padded: sizes.head_padded };
-        let mut products = Products { device, storage: st, layout: weights.layout, scratch: &mut state.scratch };
+        let mut products =
+            BackwardProducts { device, storage: st, layout: weights.layout, scratch: &mut state.scratch };
 
         // The head, a vector in rows in whatever layout the matrices are, and the final norm.
         let score = Upstream::Head(weights.head(), self.factor);
@@ -255,7 +256,7 @@ fn factor(device: &Device, decoder: &Decoder) -> Result<f32> {
 }
 
 /// Data gradients of products with weights.
-struct Products<'a> {
+struct BackwardProducts<'a> {
     device: &'a Device,
     storage: HalfType,
     /// How the weights lie.
@@ -263,7 +264,7 @@ struct Products<'a> {
     scratch: &'a mut gemm::Scratch,
 }
 
-impl Products<'_> {
+impl BackwardProducts<'_> {
     /// `dx = dy w`, rounded to the storage type.
     fn run_half(&mut self, dx: ViewMut<'_, u16>, dy: View<'_, u16>, rows: usize, w: &Buffer<u16>) -> Result<()> {
         self.run(Output::Half(dx), dy, rows, w)

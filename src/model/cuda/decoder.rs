@@ -7,7 +7,7 @@ use super::sizes::{Sizes, attention_shape};
 use super::state::{Activations, DeferredNorms, LayerTape, State, Tape};
 use super::weights::Weights;
 use crate::cuda::ops::attention::{self, Query, Sequence, attention};
-use crate::cuda::ops::attention_backward::{self, Segment};
+use crate::cuda::ops::attention_backward::{self, KeySegment};
 use crate::cuda::ops::copy_rows::copy_rows;
 use crate::cuda::ops::embed::{Table, embed};
 use crate::cuda::ops::gemm::{self, Factors, NextNorm, Norms, Operands, Output, SQUARES, Shape, gemm_normed};
@@ -52,7 +52,7 @@ pub(super) struct Decoder {
 }
 
 /// What the layers of one batch need from the host.
-pub(super) struct Step {
+pub(super) struct DecoderStep {
     ids: Slice<u32>,
     pub positions: Slice<u32>,
     slots: Slice<u32>,
@@ -85,7 +85,7 @@ pub(super) struct PaddedRows {
     pub live: usize,
 }
 
-impl Step {
+impl DecoderStep {
     /// Attention's work in a layer with this window.
     pub fn work(&self, window: Option<usize>, last: bool) -> &AttentionLists {
         let all = self.works.iter().find(|work| !last && work.window == window);
@@ -199,7 +199,7 @@ impl Decoder {
         filled: Option<PaddedRows>,
         taped: bool,
         extra: impl FnOnce(&mut StepInputs) -> E,
-    ) -> Result<(E, Step)> {
+    ) -> Result<(E, DecoderStep)> {
         for piece in &batch.pieces {
             let copy = self.kv.append(piece.seq, piece.ids.len())?;
             self.copy_block(device, copy)?;
@@ -213,7 +213,13 @@ impl Decoder {
         Ok((extra, step))
     }
 
-    fn step(&mut self, device: &Device, batch: &Batch<'_>, filled: Option<PaddedRows>, taped: bool) -> Result<Step> {
+    fn step(
+        &mut self,
+        device: &Device,
+        batch: &Batch<'_>,
+        filled: Option<PaddedRows>,
+        taped: bool,
+    ) -> Result<DecoderStep> {
         self.inputs.clear();
         let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         for piece in &batch.pieces {
@@ -259,7 +265,7 @@ impl Decoder {
                 works.len() - 1
             }
         };
-        Ok(Step {
+        Ok(DecoderStep {
             ids: self.inputs.push(&ids),
             positions: self.inputs.push(&positions),
             slots: self.inputs.push(&slots),
@@ -305,7 +311,7 @@ impl Decoder {
         for (piece, row, range) in parts {
             let (blocks, queries) = (self.kv.blocks(piece.seq)?, &queries[range]);
             let (start, len) = (piece.start as u32, piece.ids.len() as u32);
-            segments.push(Segment { blocks, start, len, row: row as u32, queries });
+            segments.push(KeySegment { blocks, start, len, row: row as u32, queries });
             if !queries.is_empty() {
                 sequences.push(Sequence { blocks, queries });
             }
@@ -330,7 +336,7 @@ impl Decoder {
     }
 
     /// The layers, on what was sent.
-    pub fn layers(&mut self, device: &Device, step: &Step, tape: Option<&mut Tape>) -> Result<()> {
+    pub fn layers(&mut self, device: &Device, step: &DecoderStep, tape: Option<&mut Tape>) -> Result<()> {
         let (n, m) = (step.rows, step.live_rows);
         let Sizes { hidden_padded: d, mlp_padded: f, qkv, attention: a, attention_padded: ap, .. } = self.sizes;
         let Decoder { config, sizes, storage, weights, state, layout, keys_values, rotation, device_inputs, .. } = self;

@@ -1,7 +1,7 @@
 //! One pass of rewards and their gradients: forward with a tape, backward, first-order scores of candidates.
 
 use super::backward::{Backward, BackwardAsk};
-use super::decoder::{Decoder, Linear, PaddedRows, Step};
+use super::decoder::{Decoder, DecoderStep, Linear, PaddedRows};
 use super::graphs::{self, BufferAddress, Graphs, Launches};
 use super::inputs::{Slice, StepInputs};
 use super::sizes::Sizes;
@@ -28,7 +28,7 @@ pub(super) struct GradientPass {
 /// What must agree for one graph to serve two passes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct PassShape {
-    counts: Counts,
+    counts: GradientCounts,
     /// Of attention's work, per distinct window and of the live rows, forward and backward.
     frames: (Vec<Frame>, Vec<attention_backward::Frame>),
     /// Of the buffers that may have moved or grown since.
@@ -37,7 +37,7 @@ struct PassShape {
 
 /// How much there is of what a pass works on, what fills up included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Counts {
+struct GradientCounts {
     rows: usize,
     live: usize,
     wanted: usize,
@@ -46,13 +46,13 @@ struct Counts {
     queries: usize,
 }
 
-impl Counts {
+impl GradientCounts {
     /// Filled up, so that many passes have the same, of at most `most` rows. Rows fill up to what products work on together: a
     /// multiple of 8. Of the others a few more cost nothing.
     fn filled(&self, most: usize) -> Self {
         let rows = self.rows.next_multiple_of(8).min(most);
         let few = |count: usize| count.next_power_of_two().min(rows);
-        Counts {
+        GradientCounts {
             rows,
             live: few(self.live),
             wanted: few(self.wanted),
@@ -90,7 +90,7 @@ impl ScoreQueries {
     }
 
     /// Adds them to the inputs. Queries that fill up have no candidates, and candidates that do have no query.
-    fn push(&mut self, inputs: &mut StepInputs, counts: Counts) -> (Slice<u32>, Slice<ScoreQuery>) {
+    fn push(&mut self, inputs: &mut StepInputs, counts: GradientCounts) -> (Slice<u32>, Slice<ScoreQuery>) {
         self.ids.resize(counts.listed, 0);
         self.queries.resize(counts.queries, ScoreQuery::default());
         (inputs.push(&self.ids), inputs.push(&self.queries))
@@ -158,7 +158,7 @@ impl GradientPass {
         }
         let live: Vec<usize> = batch.live.iter().map(|&(row, _)| row).collect();
         let mut scores = ScoreQueries::new(tails, &slots);
-        let own = Counts {
+        let own = GradientCounts {
             rows: batch.rows,
             live: live.len(),
             wanted: wanted.len(),
@@ -231,9 +231,9 @@ fn pass(
     device: &Device,
     reward: &mut Decoder,
     (tape, backward, products, norms): (&mut Tape, &mut Backward, &mut Buffer<f32>, &mut Buffer<f32>),
-    step: &Step,
+    step: &DecoderStep,
     asked: &GradientInputs,
-    Counts { live, wanted, listed, queries, .. }: Counts,
+    GradientCounts { live, wanted, listed, queries, .. }: GradientCounts,
 ) -> Result<()> {
     let d = reward.sizes.hidden_padded;
     reward.layers(device, step, Some(tape))?;

@@ -73,7 +73,7 @@ impl DeviceMemory {
 
 /// How a device's memory is divided.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Budget {
+pub struct MemoryBudget {
     needs: Needs,
     device: DeviceMemory,
     /// Blocks of keys and values of each model.
@@ -107,7 +107,7 @@ impl Needs {
     ///
     /// # Errors
     /// The pair does not fit; the message says what is needed, what is there and what could be changed.
-    pub fn divide(&self, device: DeviceMemory) -> Result<Budget> {
+    pub fn divide(&self, device: DeviceMemory) -> Result<MemoryBudget> {
         let allowed = allowed(device, self.utilization);
         let needed = self.fixed().saturating_add(self.block().saturating_mul(self.least()));
         if needed > allowed {
@@ -116,7 +116,7 @@ impl Needs {
         let wanted = (self.sequences.max(1) as u64).saturating_mul(self.least());
         let room = (allowed - self.fixed()) / self.block().max(1);
         let blocks = room.min(wanted).min(u64::from(u32::MAX)) as usize;
-        Ok(Budget { needs: *self, device, blocks })
+        Ok(MemoryBudget { needs: *self, device, blocks })
     }
 
     fn refusal(&self, device: DeviceMemory, needed: u64, allowed: u64) -> Error {
@@ -174,7 +174,7 @@ fn allowed(device: DeviceMemory, utilization: f64) -> u64 {
     share.saturating_sub(device.total.saturating_sub(device.free)).min(device.free)
 }
 
-impl Budget {
+impl MemoryBudget {
     /// Bytes of the keys and values of all models.
     pub fn kv(&self) -> u64 {
         self.needs.block().saturating_mul(self.blocks as u64)
@@ -201,7 +201,7 @@ impl Budget {
     }
 }
 
-impl std::fmt::Display for Budget {
+impl std::fmt::Display for MemoryBudget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (tokens, needs) = (self.blocks * BLOCK, &self.needs);
         let weights: Vec<String> =

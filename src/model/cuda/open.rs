@@ -4,7 +4,7 @@ use super::decoder::Decoder;
 use super::gradient::GradientPass;
 use super::graphs::{self, Graphs, Launches};
 use super::head::Head;
-use super::memory::{self, Budget, Needs};
+use super::memory::{self, MemoryBudget, Needs};
 use super::policy::PolicyModel;
 use super::reward::RewardModel;
 use super::sizes::Sizes;
@@ -57,7 +57,7 @@ impl Default for CudaOptions {
 /// What opening did.
 pub struct Opened {
     /// How the memory is divided.
-    pub budget: Budget,
+    pub budget: MemoryBudget,
     /// The models, the policy first.
     pub models: Vec<Loaded>,
     /// The device, on the stream of the first model.
@@ -175,7 +175,7 @@ impl Prepared {
 #[derive(Debug)]
 pub enum Loading<'a> {
     /// It fits, like this; nothing is on the device yet.
-    Planned(&'a memory::Budget),
+    Planned(&'a memory::MemoryBudget),
     /// This many bytes of the files have been read.
     Read(u64),
 }

@@ -136,7 +136,7 @@ pub struct LoadPlan {
     path: PathBuf,
     /// Lengths of the buffers.
     slabs: Vec<Slab>,
-    tensors: Vec<Tensor>,
+    tensors: Vec<PlacedTensor>,
     /// Indices of `slabs`.
     weights: Weights<usize>,
 }
@@ -151,7 +151,7 @@ struct Slab {
 
 /// A stored tensor and its place.
 #[derive(Debug)]
-struct Tensor {
+struct PlacedTensor {
     name: String,
     content: Content,
     slab: usize,
@@ -210,7 +210,7 @@ impl LoadPlan {
             Source::Stored(checkpoint) => checkpoint.path().to_path_buf(),
             Source::Drawn(seed) => PathBuf::from(format!("seed {seed}")),
         };
-        let of = |dtype| move |tensor: &&Tensor| tensor.content.dtype() == Some(dtype);
+        let of = |dtype| move |tensor: &&PlacedTensor| tensor.content.dtype() == Some(dtype);
         let elements = |dtype| -> u64 { tensors.iter().filter(of(dtype)).map(|t| t.elements() as u64).sum() };
         let most = if elements(DType::F16) > elements(DType::Bf16) { HalfType::F16 } else { HalfType::Bf16 };
         Ok(LoadPlan { sizes, storage: asked.unwrap_or(most), asked: asked.is_some(), path, slabs, tensors, weights })
@@ -365,7 +365,7 @@ impl<B> Layer<B> {
     }
 }
 
-impl Tensor {
+impl PlacedTensor {
     fn elements(&self) -> usize {
         self.layout.rows * self.layout.cols
     }
@@ -390,7 +390,7 @@ struct Builder<'a> {
     /// Of the matrices of products.
     layout: WeightLayout,
     slabs: Vec<Slab>,
-    tensors: Vec<Tensor>,
+    tensors: Vec<PlacedTensor>,
 }
 
 /// A stored linear layer and the rows that it takes of a fused one.
@@ -555,7 +555,7 @@ impl Builder<'_> {
             }
         };
         self.slabs[slab].filled += layout.rows * layout.cols;
-        self.tensors.push(Tensor { name, content, slab, layout });
+        self.tensors.push(PlacedTensor { name, content, slab, layout });
         Ok(())
     }
 }

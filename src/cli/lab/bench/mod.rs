@@ -15,7 +15,7 @@ use crate::cli::output::Paths;
 use crate::files::checkpoint::Checkpoint;
 use crate::files::config::ModelConfig;
 use crate::files::pair::{Pair, Parts};
-use crate::lab::bench::cost::Limits;
+use crate::lab::bench::cost::Roofline;
 use crate::lab::bench::machine;
 use crate::lab::bench::report::{Report, ReportHeader};
 use crate::lab::kernel_check;
@@ -147,7 +147,7 @@ fn positive() -> RangedU64ValueParser<usize> {
 struct Ready {
     opened: Opened,
     header: ReportHeader,
-    limits: Option<Limits>,
+    limits: Option<Roofline>,
 }
 
 impl Common {
@@ -236,10 +236,10 @@ impl Common {
 }
 
 /// What the machine does at most, measured now; a processor with these threads.
-fn limits(opened: &mut Opened, threads: &rayon::ThreadPool) -> anyhow::Result<Limits> {
+fn limits(opened: &mut Opened, threads: &rayon::ThreadPool) -> anyhow::Result<Roofline> {
     if let Some(cuda) = opened.cuda() {
         let (bytes, flops) = kernel_check::limits(&cuda.opened.device, false)?;
-        return Ok(Limits { bytes, flops });
+        return Ok(Roofline { bytes, flops });
     }
     // What a decode step reads: two bytes a weight of the policy, or of the only model.
     let backend = opened.backend();

@@ -3,7 +3,7 @@
 use super::passes::DepthArgs;
 use super::{SyntheticArgs, shapes};
 use crate::cli::models::PairArgs;
-use crate::lab::bench::cost::Limits;
+use crate::lab::bench::cost::Roofline;
 use crate::lab::bench::model::{CARDS, bound, card, rows};
 use crate::lab::bench::report::{Report, Row};
 use crate::{Error, Result};
@@ -94,9 +94,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The limits that are meant, and in words whose they are.
-fn limits(args: &Args, measured: Option<&Report>) -> Result<(Limits, String)> {
+fn limits(args: &Args, measured: Option<&Report>) -> Result<(Roofline, String)> {
     if let Some((gigabytes, teraflops)) = args.gigabytes.zip(args.teraflops) {
-        return Ok((Limits { bytes: 1e9 * gigabytes, flops: 1e12 * teraflops }, "limits as given".to_string()));
+        return Ok((Roofline { bytes: 1e9 * gigabytes, flops: 1e12 * teraflops }, "limits as given".to_string()));
     }
     if let (None, Some(report)) = (&args.card, measured)
         && let Some(limits) = report.header.limits

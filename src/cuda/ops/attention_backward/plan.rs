@@ -74,7 +74,7 @@ const fn keys(kernels: [&'static str; 2], head: usize) -> Class {
 
 /// Consecutive positions of one sequence, whose queries, keys and values are differentiated.
 #[derive(Clone, Copy, Debug)]
-pub struct Segment<'a> {
+pub struct KeySegment<'a> {
     /// Blocks of the sequence, in order of positions.
     pub blocks: &'a [BlockId],
     /// Its first position; what stands before is constant.
@@ -118,7 +118,7 @@ impl Plan {
     ///
     /// # Errors
     /// The shape has no kernel, or a segment has a query outside of it, out of order, or a position without a block.
-    pub fn new(shape: &Shape, segments: &[Segment<'_>]) -> Result<Self> {
+    pub fn new(shape: &Shape, segments: &[KeySegment<'_>]) -> Result<Self> {
         let group = shape.group()?;
         let mut plan = Plan {
             words: Vec::new(),
@@ -187,8 +187,8 @@ impl Plan {
     }
 
     /// Checks a segment and notes how large everything must be that it touches.
-    fn check(&mut self, index: usize, segment: &Segment<'_>) -> Result<()> {
-        let &Segment { start, len, row, .. } = segment;
+    fn check(&mut self, index: usize, segment: &KeySegment<'_>) -> Result<()> {
+        let &KeySegment { start, len, row, .. } = segment;
         let (first, end) = (start as usize, start as usize + len as usize);
         if end > segment.blocks.len() * BLOCK || end > i32::MAX as usize / 128 {
             return Err(Error::Backend(format!(
@@ -265,13 +265,13 @@ mod tests {
     }
 
     /// Everything that the kernel relies on, checked on the words themselves.
-    fn hold(plan: &Plan, shape: &Shape, segments: &[Segment<'_>]) {
+    fn hold(plan: &Plan, shape: &Shape, segments: &[KeySegment<'_>]) {
         let group = shape.heads / shape.kv_heads;
         let words = plan.words();
         let mut tiles = 0;
         for item in words[..plan.tokens_at].chunks_exact(ITEM_WORDS) {
             let &[first_token, len, first, first_tile, count, start, row, first_block] = item else { unreachable!() };
-            let same = |s: &&Segment<'_>| (s.start, s.len, s.row) == (start, len, row);
+            let same = |s: &&KeySegment<'_>| (s.start, s.len, s.row) == (start, len, row);
             let segment = segments.iter().find(same).expect("a segment's tile");
             let (start, len, first) = (start as usize, len as usize, first as usize);
             let token = |offset: usize| {
@@ -309,7 +309,7 @@ mod tests {
         let (shape, blocks) = (shape(2, None), blocks(2));
         let query = |position| Query { row: 0, out: 0, position };
         let plan = |start, len, queries: &[Query]| {
-            Plan::new(&shape, &[Segment { blocks: &blocks, start, len, row: 0, queries }]).map(|_| ())
+            Plan::new(&shape, &[KeySegment { blocks: &blocks, start, len, row: 0, queries }]).map(|_| ())
         };
         plan(100, 28, &[query(100), query(127)]).unwrap();
         for (start, len, queries, why) in [
@@ -321,7 +321,8 @@ mod tests {
             let error = plan(start, len, &queries).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
-        let plan = Plan::new(&shape, &[Segment { blocks: &blocks, start: 3, len: 0, row: 9, queries: &[] }]).unwrap();
+        let plan =
+            Plan::new(&shape, &[KeySegment { blocks: &blocks, start: 3, len: 0, row: 9, queries: &[] }]).unwrap();
         assert_eq!((plan.items, plan.batch_rows), (0, 0));
     }
 
@@ -345,7 +346,7 @@ mod tests {
                 queries.reverse();
                 (start, len, row, queries)
             }).collect();
-            let segments: Vec<Segment<'_>> = lists.iter().map(|(start, len, row, queries)| Segment {
+            let segments: Vec<KeySegment<'_>> = lists.iter().map(|(start, len, row, queries)| KeySegment {
                 blocks: &blocks,
                 start: *start as u32,
                 len: *len as u32,

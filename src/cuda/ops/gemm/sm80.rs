@@ -1,6 +1,6 @@
 //! The products of Ampere and of every card without wgmma: kernels/gemm.cu and gemm_backward.cu, by mma.sync.
 
-use super::{Direction, Output, Parameters, Problem, Room, Scratch, Shape};
+use super::{Direction, GemmParameters, Output, Problem, Room, Scratch, Shape};
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{Kernel, KernelSet, Smaller, Spec};
 use crate::cuda::launch::{Launch, args, check_len, int, side};
@@ -249,8 +249,8 @@ pub(super) fn launch(
         side(op, "output tiles", plan.grid.2, 65_535)?,
     );
     let launch = Launch { grid, threads: tile.threads, shared: kernel.shared };
-    let Parameters { y, w, bias, beside: before, workspace, tickets, tokens, outputs, terms, output, .. } =
-        Parameters::new(y, problem, super::Plan::Sm80(plan).room(), scratch)?;
+    let GemmParameters { y, w, bias, beside: before, workspace, tickets, tokens, outputs, terms, output, .. } =
+        GemmParameters::new(y, problem, super::Plan::Sm80(plan).room(), scratch)?;
     let chunk_tiles = int(op, "chunk", plan.chunks.tiles)?;
     // SAFETY: parameters are (void* y, const void* x, const void* w, const void* bias, const float* before, float*
     // workspace, unsigned* tickets, int tokens, int n, int k, int chunk_tiles, int output). The kernel reads x inside [tokens, k] and w inside

@@ -1,6 +1,6 @@
 //! The products of Hopper: kernels/gemm_sm90.cu, by wgmma, for weights in tiles.
 
-use super::{Direction, Output, Parameters, Problem, Room, Scratch, Shape};
+use super::{Direction, GemmParameters, Output, Problem, Room, Scratch, Shape};
 use crate::cuda::device::Device;
 use crate::cuda::kernels::{KernelSet, Spec};
 use crate::cuda::launch::{Launch, args, check_len, int};
@@ -244,8 +244,8 @@ pub(super) fn launch(
     let launch = Launch { grid: (blocks, 1, 1), threads: THREADS, shared: kernel.shared };
     // Chunks are counted in 32 bits.
     int(op, "chunks", plan.tiles * plan.chunks)?;
-    let Parameters { y, w, bias, beside, workspace, tickets, tokens, outputs, terms, output, heads, norm } =
-        Parameters::new(y, problem, super::Plan::Sm90(plan).room(), scratch)?;
+    let GemmParameters { y, w, bias, beside, workspace, tickets, tokens, outputs, terms, output, heads, norm } =
+        GemmParameters::new(y, problem, super::Plan::Sm90(plan).room(), scratch)?;
     if norm.squares != 0 && problem.shape.tokens > width {
         return Err(Error::Backend(format!("{op}: factors are found of one tile of tokens, not of {tokens}")));
     }

@@ -1,7 +1,7 @@
 //! The decisions of traces as a backend's numbers would take them, each behind the trace's own history.
 
 use super::candidates::Tried;
-use super::lockstep::Answer;
+use super::lockstep::RewardAnswer;
 use crate::Result;
 use crate::answer::CandidateStop;
 use crate::method::entropy::{Threshold, signal};
@@ -102,7 +102,7 @@ impl Decision {
 pub(super) struct BackendOutputs {
     /// Per candidate, of its own tokens.
     pub rows: Vec<Vec<PolicyRow>>,
-    pub answers: Vec<Answer>,
+    pub answers: Vec<RewardAnswer>,
     /// Final rewards of the traces.
     pub pooled: Vec<f64>,
 }

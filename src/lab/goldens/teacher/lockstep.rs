@@ -89,7 +89,7 @@ pub(super) fn policy(
 
 /// What the reward model says of a candidate.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Answer {
+pub(super) struct RewardAnswer {
     pub reward: f64,
     /// First-order scores of the slot's proposals, and the norm of the gradient: with gradients, where the slot was reached.
     pub dots: Vec<f32>,
@@ -104,7 +104,7 @@ pub(super) fn reward(
     candidates: &[Tried<'_>],
     proposals: &[Vec<u32>],
     gradients: bool,
-) -> Result<(Vec<Answer>, Vec<f64>)> {
+) -> Result<(Vec<RewardAnswer>, Vec<f64>)> {
     let mut held = Sequences::new(backend);
     let (mut trunks, mut pooled) = (Vec::new(), Vec::new());
     for _ in traces {
@@ -119,7 +119,7 @@ pub(super) fn reward(
     }
 
     let feeds: Vec<(usize, &[u32])> = candidates.iter().map(|c| c.reward_feed(&traces[c.trace].final_ids)).collect();
-    let mut answers = vec![Answer::default(); candidates.len()];
+    let mut answers = vec![RewardAnswer::default(); candidates.len()];
     let (with, without): (Vec<usize>, Vec<usize>) =
         (0..candidates.len()).partition(|&i| gradients && candidates[i].has_slot());
     for (differentiated, list) in [(true, with), (false, without)] {
@@ -149,7 +149,7 @@ pub(super) fn reward(
                 let found = expect(held.backend.reward_gradient(&spans)?, spans.len())?;
                 for (&i, gradient) in group.iter().zip(found) {
                     let (reward, norm) = (gradient.score.reward.into(), gradient.norm.into());
-                    answers[i] = Answer { reward, dots: gradient.dots, norm };
+                    answers[i] = RewardAnswer { reward, dots: gradient.dots, norm };
                 }
             } else {
                 let spans: Vec<RewardSpan<'_>> = spans.collect();

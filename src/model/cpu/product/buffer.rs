@@ -6,7 +6,7 @@ use memmap2::MmapMut;
 /// Sixteen floats that do not cross a cache line: a load that crosses one costs two.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(in crate::model::cpu) struct Line(pub [f32; LANES]);
+pub(in crate::model::cpu) struct CacheLine(pub [f32; LANES]);
 
 /// Bytes of a huge page of x86-64.
 const HUGE: usize = 2 << 20;
@@ -34,13 +34,13 @@ impl LaneBuffer {
         }
         // Given back first, so that both are never held.
         *self = LaneBuffer::new();
-        let bytes = lines * size_of::<Line>();
+        let bytes = lines * size_of::<CacheLine>();
         // From half a huge page on it gets whole ones.
         let huge = bytes >= HUGE / 2;
         let room = if huge { bytes.next_multiple_of(HUGE) + HUGE } else { bytes };
         let Ok(memory) = MmapMut::map_anon(room) else {
             // What a vector would do.
-            std::alloc::handle_alloc_error(std::alloc::Layout::new::<Line>())
+            std::alloc::handle_alloc_error(std::alloc::Layout::new::<CacheLine>())
         };
         if huge {
             self.start = memory.as_ptr().align_offset(HUGE).min(HUGE);
@@ -60,7 +60,7 @@ impl LaneBuffer {
     pub fn as_ptr(&self) -> *const f32 {
         self.memory
             .as_ref()
-            .map_or(std::ptr::NonNull::<Line>::dangling().as_ptr().cast_const(), |memory| {
+            .map_or(std::ptr::NonNull::<CacheLine>::dangling().as_ptr().cast_const(), |memory| {
                 memory.as_ptr().wrapping_add(self.start).cast()
             })
             .cast()
@@ -70,13 +70,13 @@ impl LaneBuffer {
         let start = self.start;
         self.memory
             .as_mut()
-            .map_or(std::ptr::NonNull::<Line>::dangling().as_ptr(), |memory| {
+            .map_or(std::ptr::NonNull::<CacheLine>::dangling().as_ptr(), |memory| {
                 memory.as_mut_ptr().wrapping_add(start).cast()
             })
             .cast()
     }
 
-    pub fn lines_mut(&mut self) -> &mut [Line] {
+    pub fn lines_mut(&mut self) -> &mut [CacheLine] {
         let lines = self.lines;
         // SAFETY: `grow` mapped `lines` lines from `start` on, which is a multiple of a line behind a page; mapped memory begins as
         // zeros, and any bits are floats. Without memory there are no lines, and a dangling pointer is aligned.

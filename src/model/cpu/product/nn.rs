@@ -1,6 +1,6 @@
 //! `y += x w`: each output a chain over the rows of `w`.
 
-use super::{LaneBuffer, Operands, SCRATCH, Tiles, parts, with_rows};
+use super::{LaneBuffer, ProductOperands, SCRATCH, Tiles, parts, with_rows};
 use crate::model::cpu::lanes::{Element, F32, LANES, Lanes, load_tail, prefetch_l2};
 
 /// Rows of `w` between two visits of an output of [`matmul_nn`]: with four groups of columns, 32 KB.
@@ -15,7 +15,7 @@ const NN_COLUMNS: usize = 512;
 /// # Safety
 /// The operands satisfy the asserts of [`matmul_nn_at`]; `L`'s features are present.
 #[inline(always)]
-pub(super) unsafe fn nn<L: Tiles, E: Element, const M: usize, const C: usize>(o: Operands<'_>) {
+pub(super) unsafe fn nn<L: Tiles, E: Element, const M: usize, const C: usize>(o: ProductOperands<'_>) {
     let (n, width) = (o.w.rows, o.w.width);
     let bytes = o.w.stride * E::SIZE;
     let strip = C * LANES;
@@ -81,7 +81,7 @@ pub(super) unsafe fn nn<L: Tiles, E: Element, const M: usize, const C: usize>(o:
 /// # Safety
 /// As [`nn`], with `m = M`.
 #[inline(always)]
-unsafe fn nn_stored<L: Lanes, E: Element, const M: usize, const C: usize>(o: Operands<'_>) {
+unsafe fn nn_stored<L: Lanes, E: Element, const M: usize, const C: usize>(o: ProductOperands<'_>) {
     let (n, width) = (o.w.rows, o.w.width);
     let bytes = o.w.stride * E::SIZE;
     let whole = width - width % LANES;
@@ -112,7 +112,7 @@ unsafe fn nn_stored<L: Lanes, E: Element, const M: usize, const C: usize>(o: Ope
 /// # Safety
 /// As [`nn`].
 #[inline(always)]
-unsafe fn nn_tail<L: Lanes, E: Element>(o: Operands<'_>) {
+unsafe fn nn_tail<L: Lanes, E: Element>(o: ProductOperands<'_>) {
     let bytes = o.w.stride * E::SIZE;
     let count = o.w.width % LANES;
     let from = o.w.width - count;

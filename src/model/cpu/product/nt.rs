@@ -1,6 +1,6 @@
 //! `y = x w^T`: dot products in 16 lanes.
 
-use super::{LaneBuffer, Operands, SCRATCH, Tiles, parts, with_rows};
+use super::{LaneBuffer, ProductOperands, SCRATCH, Tiles, parts, with_rows};
 use crate::model::cpu::cache::second_level_cache;
 #[cfg(target_arch = "x86_64")]
 use crate::model::cpu::lanes::x86::Half;
@@ -216,7 +216,7 @@ unsafe fn nt_tail<L: Lanes, E: Element, const M: usize, const N: usize>(
 /// # Safety
 /// The operands satisfy the asserts of [`matmul_nt_at`]; `L`'s features are present.
 #[inline(always)]
-pub(super) unsafe fn nt<L: Tiles, E: Element, const S: usize, const M: usize, const N: usize>(o: Operands<'_>) {
+pub(super) unsafe fn nt<L: Tiles, E: Element, const S: usize, const M: usize, const N: usize>(o: ProductOperands<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
         if o.m <= L::STORED {
@@ -233,7 +233,7 @@ pub(super) unsafe fn nt<L: Tiles, E: Element, const S: usize, const M: usize, co
 /// # Safety
 /// As [`nt`].
 #[inline(always)]
-unsafe fn nt_stored<L: Lanes, E: Element, const M: usize, const N: usize>(o: Operands<'_>) {
+unsafe fn nt_stored<L: Lanes, E: Element, const M: usize, const N: usize>(o: ProductOperands<'_>) {
     let n = o.w.rows;
     let row = o.w.stride * E::SIZE;
     let start = o.w.data.as_ptr();
@@ -247,7 +247,7 @@ unsafe fn nt_stored<L: Lanes, E: Element, const M: usize, const N: usize>(o: Ope
             // rows, and the second-level one has more requests under way.
             let mut next = w[0].wrapping_add(N * row);
             for (from, rows) in parts(o.m, M) {
-                let o = Operands { y: o.y.add(from * o.ldy + j), x: o.x.add(from * o.ldx), m: rows, ..o };
+                let o = ProductOperands { y: o.y.add(from * o.ldy + j), x: o.x.add(from * o.ldx), m: rows, ..o };
                 with_rows!(rows, M, R => nt_stored_tile::<L, E, R, N>(o, w, count, next));
                 next = w[0];
             }
@@ -261,7 +261,7 @@ unsafe fn nt_stored<L: Lanes, E: Element, const M: usize, const N: usize>(o: Ope
 /// As [`nt`], with `m = M` and rows of w at `w`.
 #[inline(always)]
 unsafe fn nt_stored_tile<L: Lanes, E: Element, const M: usize, const N: usize>(
-    o: Operands<'_>,
+    o: ProductOperands<'_>,
     w: [*const u8; N],
     count: usize,
     next: *const u8,
@@ -345,7 +345,7 @@ unsafe fn store_sums<L: Lanes, const M: usize, const N: usize>(
 /// # Safety
 /// As [`nt`].
 #[inline(always)]
-unsafe fn nt_panels<L: Tiles, E: Element, const M: usize, const N: usize>(o: Operands<'_>) {
+unsafe fn nt_panels<L: Tiles, E: Element, const M: usize, const N: usize>(o: ProductOperands<'_>) {
     let (n, k) = (o.w.rows, o.w.width);
     let groups = k.div_ceil(LANES);
     let wide = groups.clamp(1, PANEL_TERMS / LANES);
@@ -377,7 +377,7 @@ unsafe fn nt_panels<L: Tiles, E: Element, const M: usize, const N: usize>(o: Ope
                         false if wide < groups => std::ptr::null(),
                         false => o.x,
                     };
-                    let o = Operands { y, x, m: rows, ..o };
+                    let o = ProductOperands { y, x, m: rows, ..o };
                     let kept = if wide < groups { row * count.next_multiple_of(N) * LANES } else { 0 };
                     assert!(lanes.len() >= kept + rows * count.next_multiple_of(N) * LANES);
                     let lanes = lanes.as_mut_ptr().add(kept);
@@ -474,7 +474,7 @@ unsafe fn widen_nt<L: Lanes, E: Element, const N: usize>(
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn nt_sweep<L: Tiles, const M: usize, const N: usize>(
-    o: Operands<'_>,
+    o: ProductOperands<'_>,
     next: *const f32,
     panel: &LaneBuffer,
     count: usize,
