@@ -426,6 +426,7 @@ fn printable(byte: u8) -> bool {
 }
 
 /// The character that a byte is written as: its own if it can be seen, else the next one from 256 on.
+#[cfg(feature = "lab")]
 pub(crate) fn spelled(byte: u8) -> char {
     if printable(byte) {
         return char::from(byte);
