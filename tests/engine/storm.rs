@@ -151,7 +151,7 @@ proptest! {
         backend.span_rows(span_rows);
         let settings = Settings {
             speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3, reward_batch_wait, drafting,
-            row_cost,
+            row_cost, draft_cost: Some(0.0),
         };
         let mut scheduler = Scheduler::new(settings);
         if let Some((salt, wrong)) = guesses {
@@ -167,6 +167,7 @@ proptest! {
                         group: (index % 3 > 0).then_some(index as u64 % 3),
                         cache_salt: index as u64 % 2,
                         whole_blocks: index % 5 == 0,
+                        drafting: None,
                     };
                     ids.insert(scheduler.submit_for(submitter, arrival.machine(&backend)), index);
                 }
@@ -322,7 +323,7 @@ fn a_group_of_requests_takes_turns_with_others() {
     };
     let mut scheduler = Scheduler::new(settings);
     for salt in 0..20 {
-        let group = Submitter { group: Some(1), cache_salt: salt, whole_blocks: false };
+        let group = Submitter { group: Some(1), cache_salt: salt, whole_blocks: false, drafting: None };
         scheduler.submit_for(group, arrival(200, 30).machine(&backend));
     }
     for _ in 0..3 {

@@ -89,6 +89,7 @@ impl Scripted {
         let pair = ModelPair {
             policy: half(ModelKind::CausalLm, model.policy_vocab),
             reward: half(ModelKind::Reward, model.reward_vocab),
+            draft: None,
         };
         Scripted { pair, state }
     }
