@@ -411,7 +411,8 @@ impl Device {
     /// A tensor is missing or malformed, the longest sequence is beyond a model, or the pair does not fit the device.
     pub fn open(&mut self, pair: &Pair, options: &OpenOptions, progress: &mut dyn FnMut(Opening)) -> Result<Opened> {
         let Parts { policy, reward, draft } = pair.parts();
-        let parts = [policy, reward, draft].map(|part| part.map(|(config, weights)| (config, Weights::Stored(weights))));
+        let parts =
+            [policy, reward, draft].map(|part| part.map(|(config, weights)| (config, Weights::Stored(weights))));
         self.open_parts(parts, options, progress)
     }
 
@@ -431,7 +432,8 @@ impl Device {
         // Llama's 131072 positions are more than a table of rotations or a pool has to have here.
         let longest = policy.max_position_embeddings.min(reward.max_position_embeddings);
         let max_model_len = Some(options.max_model_len.unwrap_or(4096).min(longest));
-        let parts = [Some((&policy, Weights::Random(shape, seed))), Some((&reward, Weights::Random(shape, !seed))), None];
+        let parts =
+            [Some((&policy, Weights::Random(shape, seed))), Some((&reward, Weights::Random(shape, !seed))), None];
         self.open_parts(parts, &OpenOptions { max_model_len, ..options.clone() }, progress)
     }
 
@@ -454,7 +456,8 @@ impl Device {
             Place::Cuda(cuda) => {
                 let (device, index) = (cuda.take(options)?, cuda.index);
                 let options = options.cuda();
-                let [policy, reward, draft] = parts.map(|part| part.map(|(config, weights)| (config, weights.on_cuda())));
+                let [policy, reward, draft] =
+                    parts.map(|part| part.map(|(config, weights)| (config, weights.on_cuda())));
                 let sources = Sources { policy, reward, draft };
                 let bytes = Prepared::new(sources, &options, device.weight_layout())?.source_bytes();
                 let (models, opened) = cuda_model::open(device, sources, &options, &mut |loading| match loading {

@@ -574,6 +574,7 @@ mod tests {
             prompt_tokens: Some(2),
             new_tokens: Some(1),
             work: Some(Work::default()),
+            drafts: None,
             search: None,
             segments: Some(Vec::new()),
             round_trip_stable: None,

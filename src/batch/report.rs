@@ -253,6 +253,15 @@ mod tests {
         // The official code's rows say nothing of these.
         assert_eq!((summary.tokens, summary.candidates, summary.policy_forward), (None, None, None));
         let more = Row { new_tokens: Some(60), work: Some(Work::default()), concurrency: Some(1), ..some[0].clone() };
+        assert_eq!(summary.drafts(), []);
+        let of = |drafted, accepted| DraftCount { drafted, accepted };
+        let drafts = DraftStats { text: of(9, 2), model: of(40, 31), ..DraftStats::default() };
+        let guessed = Row { drafts: Some(drafts), ..some[0].clone() };
+        let said = Summary::new("", &[guessed.clone(), guessed.clone(), some[1].clone()]).drafts();
+        let expected = [("from the text", "4 of 18 right"), ("by the draft model", "62 of 80 right")];
+        assert_eq!(said, expected.map(|(source, said)| (source, said.to_string())));
+        let line = serde_json::to_string(&guessed).unwrap();
+        assert_eq!(serde_json::from_str::<Row>(&line).unwrap(), guessed);
         let passed = Row { skipped: Some("too long".to_string()), ..some[1].clone() };
         let summary = Summary::new("more", &[more.clone(), some[1].clone(), passed]);
         assert_eq!((summary.rows, summary.skipped, summary.at_once), (2, 1, None));

@@ -383,7 +383,12 @@ impl EngineArgs {
     }
 
     fn over(&self, settings: Settings) -> Settings {
-        Settings { speculation: self.speculation, run_ahead: !self.no_run_ahead, drafting: self.draft.drafting(), ..settings }
+        Settings {
+            speculation: self.speculation,
+            run_ahead: !self.no_run_ahead,
+            drafting: self.draft.drafting(),
+            ..settings
+        }
     }
 }
 

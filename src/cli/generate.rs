@@ -49,8 +49,11 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         complete::unused(&args.sampling)?;
     }
     // Cheap checks come before the weights are opened.
-    let paths =
-        Paths::default().reading(&args.text.request).reading(args.pair.paths()).reading(args.engine.draft.model()).reading(&args.template.chat_template);
+    let paths = Paths::default()
+        .reading(&args.text.request)
+        .reading(args.pair.paths())
+        .reading(args.engine.draft.model())
+        .reading(&args.template.chat_template);
     let paths = paths.writing("--trace", args.output.trace.as_deref());
     paths.writing("--trace-events", args.device.profile.trace_events.as_deref()).check()?;
     let trace = args.output.trace.as_deref().map(Output::check).transpose()?;

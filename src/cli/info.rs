@@ -56,8 +56,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn info(args: &Args, pair: &Pair) -> Value {
     let length = args.pair.context(pair);
     let Parts { policy, reward, draft } = pair.parts();
-    let parts: Vec<(&str, Part<'_>)> =
-        [("policy", policy), ("reward", reward), ("draft", draft)].into_iter().filter_map(|(role, part)| Some((role, part?))).collect();
+    let parts: Vec<(&str, Part<'_>)> = [("policy", policy), ("reward", reward), ("draft", draft)]
+        .into_iter()
+        .filter_map(|(role, part)| Some((role, part?)))
+        .collect();
     let models: Vec<Value> = parts.iter().map(|&(role, (config, weights))| model(role, config, weights)).collect();
     let weights: u64 = parts.iter().map(|(_, (_, weights))| weights.bytes()).sum();
     let per_token: u64 = parts.iter().map(|(_, (config, _))| kv_bytes(config)).sum();

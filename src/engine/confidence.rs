@@ -72,6 +72,11 @@ impl Confidence {
         gain(std::iter::repeat_n(self.mean, most), price)
     }
 
+    /// The draft model was asked, and its first token was not worth a row.
+    pub fn vain(&mut self) {
+        self.mean -= self.mean * STEP;
+    }
+
     /// Of tokens of these classes, the first ones were right. Those behind a wrong one say nothing.
     pub fn learn(&mut self, classes: &[usize], accepted: usize) {
         if classes.is_empty() {
@@ -137,5 +142,15 @@ mod tests {
             assert!(right.mean() > 0.95 && right.rate(2) > 0.9 && right.rate(0) == PRIOR[0]);
         }
         assert_eq!(Confidence::default().gain(8, 1.0), 0.0);
+        // One that has nothing to say is not asked at every token either.
+        let mut vain = Confidence::default();
+        let asked = (0..2000).filter(|_| {
+            let asked = vain.gain(8, 0.3) > 0.0;
+            if asked {
+                vain.vain();
+            }
+            asked
+        });
+        assert!((1..200).contains(&asked.count()));
     }
 }

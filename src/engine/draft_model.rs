@@ -59,6 +59,8 @@ struct Guessing {
     guess: Guess,
     /// The chance that all of the guess is right.
     chance: f64,
+    /// The model was asked, and its first token is not worth a row.
+    vain: bool,
 }
 
 /// What became of a pass: the texts that were run with their rows, and those that were not.
@@ -84,7 +86,7 @@ impl DraftSequences {
     }
 
     /// Guesses how texts go on, with at most `budget` tokens of them that the model has not seen. A text that is longer
-    /// has no guess until the model has read it.
+    /// has no guess until the model has read it. A guess without ids: the model was asked in vain.
     pub fn guess(&mut self, model: &mut dyn Model, wishes: &[Wish], budget: usize) -> Vec<Option<Guess>> {
         let mut guesses: Vec<Option<Guess>> = wishes.iter().map(|_| None).collect();
         if self.rest > 0 {
@@ -92,7 +94,7 @@ impl DraftSequences {
             return guesses;
         }
         self.clock += 1;
-        let failures = self.failures;
+        let (failures, mut broken) = (self.failures, false);
         let mut guessing = self.open(model, wishes, budget);
         while !guessing.is_empty() {
             // What was guessed before a pass that failed, or had no room, is as good as it was.
@@ -103,12 +105,16 @@ impl DraftSequences {
                 let more = read && text.take(wish, &row, model.max_len());
                 if !row.stats.finite {
                     self.release(model, text.seq);
+                    broken = true;
                 }
                 if more { &mut guessing } else { &mut over }.push(text);
             }
-            for text in over.into_iter().filter(|text| !text.guess.ids.is_empty()) {
+            for text in over.into_iter().filter(|text| text.vain || !text.guess.ids.is_empty()) {
                 guesses[text.wish] = Some(text.guess);
             }
+        }
+        if broken {
+            self.failed();
         }
         if self.failures == failures {
             self.failures = 0;
@@ -126,7 +132,11 @@ impl DraftSequences {
             // One block more: a fork has a copy of the block it parts in.
             let needed = (text.len() + wish.most).div_ceil(BLOCK) + 1;
             let there = model.blocks_free().saturating_add(model.blocks_in_use());
-            if left == 0 || text.is_empty() || text.len() >= model.max_len() || needed > there || !text.iter().all(known)
+            if left == 0
+                || text.is_empty()
+                || text.len() >= model.max_len()
+                || needed > there
+                || !text.iter().all(known)
             {
                 continue;
             }
@@ -135,19 +145,13 @@ impl DraftSequences {
             let next: Vec<u32> = text[start..].iter().copied().take(left).collect();
             left -= next.len();
             let guess = Guess { ids: Vec::new(), source: DraftSource::Model, matched: 0, classes: Vec::new() };
-            guessing.push(Guessing { wish: number, seq, next, guess, chance: 1.0 });
+            guessing.push(Guessing { wish: number, seq, next, guess, chance: 1.0, vain: false });
         }
         guessing
     }
 
     /// The sequence of a text, and how many of its ids it holds: not the last one, whose row is asked for.
-    fn sequence(
-        &mut self,
-        model: &mut dyn Model,
-        key: Key,
-        text: &[u32],
-        busy: &[SeqId],
-    ) -> Option<(SeqId, usize)> {
+    fn sequence(&mut self, model: &mut dyn Model, key: Key, text: &[u32], busy: &[SeqId]) -> Option<(SeqId, usize)> {
         let shared = |held: &Held| common(&held.ids, text).min(text.len().saturating_sub(1));
         if let Some(held) = self.held.iter_mut().find(|held| held.key == key) {
             let len = shared(held);
@@ -216,8 +220,7 @@ impl DraftSequences {
         let Some(rows) = rows else {
             // What their sequences hold now is not known.
             ready.iter().for_each(|text| self.release(model, text.seq));
-            self.failures = self.failures.saturating_add(1);
-            self.rest = 1 << self.failures.min(LONGEST_REST);
+            self.failed();
             over.extend(ready);
             return Pass { ran: Vec::new(), over };
         };
@@ -227,6 +230,12 @@ impl DraftSequences {
             }
         }
         Pass { ran: ready.into_iter().zip(rows).collect(), over }
+    }
+
+    /// Leaves the model alone for a while, longer each time.
+    fn failed(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        self.rest = 1 << self.failures.min(LONGEST_REST);
     }
 
     /// Releases the sequence that was least recently used, but for some. False if there is none.
@@ -265,12 +274,13 @@ impl Guessing {
     /// Takes the token that a row says comes next. Whether the next one is worth a pass.
     fn take(&mut self, wish: &Wish, row: &PolicyRow, max_len: usize) -> bool {
         let (id, [row_price, step_price]) = (row.stats.argmax, wish.price);
-        if !row.stats.finite || (id as usize) >= wish.vocab || wish.stop_ids.contains(&id) {
+        if !row.stats.finite || wish.stop_ids.contains(&id) {
             return false;
         }
         let class = class(row.stats.max_probability);
         let chance = self.chance * wish.confidence.rate(class);
-        if chance <= row_price {
+        if chance <= row_price || (id as usize) >= wish.vocab {
+            self.vain = self.guess.ids.is_empty();
             return false;
         }
         self.guess.ids.push(id);

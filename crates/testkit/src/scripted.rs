@@ -94,6 +94,11 @@ impl Scripted {
         Scripted { pair, state }
     }
 
+    /// Takes the policy of another pair as the model that drafts. What is limited and failed of that pair still is.
+    pub fn draft_with(&mut self, other: &mut Scripted) {
+        self.pair.draft = other.pair.policy.take();
+    }
+
     /// Gives each model so many blocks of keys and values.
     pub fn limit(&mut self, blocks: usize) {
         self.state.borrow_mut().pools = Some([KvPool::new(blocks), KvPool::new(blocks)]);

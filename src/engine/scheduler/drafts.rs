@@ -164,9 +164,14 @@ impl<T> Scheduler<T> {
             let (drafter, budget) = (&mut self.drafter, self.settings.batch_tokens);
             let guesses = timed(&mut self.seconds.draft, || drafter.guess(model, &wishes, budget));
             self.stats.draft_work = self.drafter.work();
-            // What was found stands in for what the model did not guess.
-            let guesses = wishing.into_iter().zip(guesses);
-            found.extend(guesses.filter_map(|((place, other), guess)| Some((place, guess.or(other)?))));
+            for (((place, other), guess), wish) in wishing.into_iter().zip(guesses).zip(&wishes) {
+                let vain = guess.as_ref().is_some_and(|guess| guess.ids.is_empty());
+                if let Some(entry) = self.running.get_mut(&wish.key.0).filter(|_| vain) {
+                    entry.acceptance.model.vain();
+                }
+                // What was found stands in for what the model did not guess.
+                found.extend(guess.filter(|_| !vain).or(other).map(|guess| (place, guess)));
+            }
             found.sort_by_key(|&(place, _)| place);
         }
         self.extend(backend, step, found, rows);

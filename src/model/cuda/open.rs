@@ -93,7 +93,11 @@ pub struct Sources<'a> {
 impl<'a> Sources<'a> {
     /// A pair of random models ([`synthetic`](crate::model::synthetic)), whose weights are made on the device.
     pub fn synthetic([policy, reward]: [&'a ModelConfig; 2], seed: u64) -> Self {
-        Sources { policy: Some((policy, Source::Drawn(seed))), reward: Some((reward, Source::Drawn(!seed))), draft: None }
+        Sources {
+            policy: Some((policy, Source::Drawn(seed))),
+            reward: Some((reward, Source::Drawn(!seed))),
+            draft: None,
+        }
     }
 }
 
