@@ -330,7 +330,7 @@ fn a_model_that_drafts_changes_no_answer() {
         assert_eq!(plain[field], drafted[field], "{field}");
     }
     for (draft, part) in [
-        ("always", "--draft: "),
+        ("always", "always: No such file or directory"),
         ("", "expected off, ngram, or a model"),
         (utf8(&goldens().join("llama-gqa/policy")), "the draft model has another tokenizer than the policy: at id "),
         (utf8(&goldens().join("llama-gqa/reward")), "expected a draft model, which is a language model"),
