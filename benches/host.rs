@@ -31,7 +31,7 @@ struct Nothing {
 fn nothing() -> ModelPair {
     let [policy, reward] = synthetic::pair("llama-3.1-8b").expect("a shape");
     let half = |config| Some(Box::new(Nothing { config, pool: KvPool::new(1 << 16) }) as Box<dyn Model>);
-    ModelPair { policy: half(policy), reward: half(reward) }
+    ModelPair { policy: half(policy), reward: half(reward), draft: None }
 }
 
 impl Nothing {

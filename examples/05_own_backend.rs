@@ -124,7 +124,7 @@ fn models() -> Result<ModelPair> {
     // Shapes are for the engine's checks; only the vocabulary matters here.
     let [policy, reward] = synthetic::pair("demo")?.map(|config| ModelConfig { vocab_size: WORDS.len(), ..config });
     let toy = |role, config| -> Option<Box<dyn Model>> { Some(Box::new(Toy { role, config, sequences: Vec::new() })) };
-    Ok(ModelPair { policy: toy(Role::Policy, policy), reward: toy(Role::Reward, reward) })
+    Ok(ModelPair { policy: toy(Role::Policy, policy), reward: toy(Role::Reward, reward), draft: None })
 }
 
 fn main() -> Result<()> {

@@ -410,8 +410,9 @@ impl Device {
     /// # Errors
     /// A tensor is missing or malformed, the longest sequence is beyond a model, or the pair does not fit the device.
     pub fn open(&mut self, pair: &Pair, options: &OpenOptions, progress: &mut dyn FnMut(Opening)) -> Result<Opened> {
-        let Parts { policy, reward } = pair.parts();
-        let parts = [policy, reward].map(|part| part.map(|(config, weights)| (config, Weights::Stored(weights))));
+        let Parts { policy, reward, draft } = pair.parts();
+        let parts =
+            [policy, reward, draft].map(|part| part.map(|(config, weights)| (config, Weights::Stored(weights))));
         self.open_parts(parts, options, progress)
     }
 
@@ -431,31 +432,33 @@ impl Device {
         // Llama's 131072 positions are more than a table of rotations or a pool has to have here.
         let longest = policy.max_position_embeddings.min(reward.max_position_embeddings);
         let max_model_len = Some(options.max_model_len.unwrap_or(4096).min(longest));
-        let parts = [Some((&policy, Weights::Random(shape, seed))), Some((&reward, Weights::Random(shape, !seed)))];
+        let parts =
+            [Some((&policy, Weights::Random(shape, seed))), Some((&reward, Weights::Random(shape, !seed))), None];
         self.open_parts(parts, &OpenOptions { max_model_len, ..options.clone() }, progress)
     }
 
     fn open_parts(
         &mut self,
-        parts: [Option<(&ModelConfig, Weights<'_>)>; 2],
+        parts: [Option<(&ModelConfig, Weights<'_>)>; 3],
         options: &OpenOptions,
         progress: &mut dyn FnMut(Opening),
     ) -> Result<Opened> {
         match &mut self.place {
             Place::Cpu => {
-                let mut weights = [None, None];
+                let mut weights = [None, None, None];
                 for (weights, part) in weights.iter_mut().zip(parts) {
                     *weights = part.map(|(config, source)| source.on_cpu(config)).transpose()?;
                 }
-                let part = |role: usize| Some((parts[role]?.0, weights[role].as_ref()?.get()));
-                let models = cpu::open(Parts { policy: part(0), reward: part(1) }, &options.cpu())?;
+                let part = |place: usize| Some((parts[place]?.0, weights[place].as_ref()?.get()));
+                let models = cpu::open(Parts { policy: part(0), reward: part(1), draft: part(2) }, &options.cpu())?;
                 Ok(Opened { models, cuda: None })
             }
             Place::Cuda(cuda) => {
                 let (device, index) = (cuda.take(options)?, cuda.index);
                 let options = options.cuda();
-                let [policy, reward] = parts.map(|part| part.map(|(config, weights)| (config, weights.on_cuda())));
-                let sources = Sources { policy, reward };
+                let [policy, reward, draft] =
+                    parts.map(|part| part.map(|(config, weights)| (config, weights.on_cuda())));
+                let sources = Sources { policy, reward, draft };
                 let bytes = Prepared::new(sources, &options, device.weight_layout())?.source_bytes();
                 let (models, opened) = cuda_model::open(device, sources, &options, &mut |loading| match loading {
                     Loading::Planned(budget) => progress(Opening::Planned { memory: budget.to_string(), bytes }),

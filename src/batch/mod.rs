@@ -16,7 +16,7 @@ pub mod wording;
 
 use crate::answer::{Completion, Completions, FinishReason, SearchCounts, Segment, StopReason};
 use crate::baselines::Baseline;
-use crate::engine::{Engine, Progress, Update, decode_retokenized, intervention};
+use crate::engine::{DraftStats, Engine, Progress, Update, decode_retokenized, intervention};
 use crate::files::chat::is_space;
 use crate::files::tokenizer::Tokenizer;
 use crate::method::Options;
@@ -29,6 +29,7 @@ use crate::trace::finish_reason_name;
 use crate::{Error, Result};
 use output::{MadeOn, Record, Row, RowCandidate, RowSegment, Rows};
 use record::PromptRecord;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -172,16 +173,22 @@ struct Answered {
     segment_boundaries: Vec<usize>,
     reason: FinishReason,
     work: Work,
+    drafts: DraftStats,
     segments: Vec<RowSegment>,
     search: Option<SearchCounts>,
 }
 
 /// The method's answer.
 fn respond(engine: &Engine, tokenizer: &Arc<Tokenizer>, job: &Job) -> Result<Answered> {
+    let drafts = Cell::new(DraftStats::default());
     let decode = |ids: &[u32], options: &Options| {
         let (ids, options, seed) = (ids.to_vec(), options.clone(), job.seed);
         let ticket = engine.submit(move |backend| intervention(backend, &ids, &options, Uniforms::Seeded(seed)))?;
-        Ok(ticket.wait()?.0)
+        let (response, stats) = ticket.wait()?;
+        let mut sum = drafts.get();
+        sum += stats.drafts;
+        drafts.set(sum);
+        Ok(response)
     };
     let response = match job.retokenize {
         false => decode(&job.prompt.ids, &job.options)?,
@@ -204,6 +211,7 @@ fn respond(engine: &Engine, tokenizer: &Arc<Tokenizer>, job: &Job) -> Result<Ans
         segment_boundaries: response.segment_boundaries,
         reason: response.finish_reason,
         work: response.work,
+        drafts: drafts.get(),
         search: None,
     })
 }
@@ -232,8 +240,9 @@ fn completed(engine: &Engine, tokenizer: &Tokenizer, job: &Job) -> Result<Answer
             Update::Progress(Progress::Token(number, token)) => {
                 entropies.entry(number).or_default().push(token.entropy)
             }
-            Update::Ended(result, _) => {
+            Update::Ended(result, stats) => {
                 let mut answered = chosen(tokenizer, job, result?, entropies)?;
+                answered.drafts = stats.drafts;
                 // It was chosen by the reward at its last id. The row has that of what is left of it, as GGRO's have.
                 let pooled_before = answered.ids.last() == options.reward_pad_id.as_ref();
                 if answered.reward.is_some() && (pooled_before || answered.reason == FinishReason::Stalled) {
@@ -289,6 +298,7 @@ fn chosen(
         segment_boundaries: vec![ids.len() - usize::from(finished)],
         reason,
         work: completions.work,
+        drafts: DraftStats::default(),
         segments: vec![RowSegment {
             tokens: spelled(tokenizer, new),
             entropies: (0..new.len()).map(|at| entropies.get(at).copied().map(rounded)).collect(),
@@ -333,6 +343,7 @@ fn row(tokenizer: &Arc<Tokenizer>, task: Option<&Task>, job: &Job, answered: Ans
         new_tokens: Some(new.len()),
         segment_boundaries: answered.segment_boundaries,
         work: Some(answered.work),
+        drafts: Some(answered.drafts).filter(|drafts| drafts.drafted() > 0),
         search: answered.search,
         segments: Some(answered.segments),
         round_trip_stable: Some(round_trip_stable),

@@ -9,6 +9,7 @@
 
 use super::record::{PromptRecord, kind};
 use crate::answer::SearchCounts;
+use crate::engine::DraftStats;
 use crate::files::checkpoint::read_whole_text;
 use crate::files::json::in_line;
 use crate::files::place::{behind_links, replace};
@@ -63,6 +64,9 @@ pub struct Row {
     /// Tokens that had to go through the models for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work: Option<Work>,
+    /// Tokens that were guessed for it, where any were. What was wrong is not in `work`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drafts: Option<DraftStats>,
     /// What was tried, by a method that GGRO is compared with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub search: Option<SearchCounts>,
@@ -152,6 +156,7 @@ impl Row {
             prompt_tokens: None,
             new_tokens: None,
             work: None,
+            drafts: None,
             search: None,
             segments: None,
             round_trip_stable: None,
@@ -569,6 +574,7 @@ mod tests {
             prompt_tokens: Some(2),
             new_tokens: Some(1),
             work: Some(Work::default()),
+            drafts: None,
             search: None,
             segments: Some(Vec::new()),
             round_trip_stable: None,

@@ -5,6 +5,7 @@ mod page;
 pub use page::page;
 
 use crate::batch::output::{MadeOn, Row};
+use crate::engine::{DraftCount, DraftStats};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -52,6 +53,9 @@ pub struct Summary {
     pub reward_forward: Option<Mean>,
     /// Reward token-backwards of an answer.
     pub reward_backward: Option<Mean>,
+    /// Tokens that were guessed, and those of them that were right, over all answers; `None` if no answer has any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drafts: Option<DraftStats>,
     /// Seconds from request to end, with others running beside it. See [`at_once`](Self::at_once).
     pub seconds: Option<Mean>,
     /// Prompts that were answered at the same time, at least and at most; `None` where a row does not say.
@@ -137,6 +141,10 @@ impl Summary {
             policy_forward: of(&|row| Some(row.work?.policy_forward as f64)),
             reward_forward: of(&|row| Some(row.work?.reward_forward as f64)),
             reward_backward: of(&|row| Some(row.work?.reward_backward as f64)),
+            drafts: rows.iter().filter_map(|row| row.drafts).reduce(|mut sum, drafts| {
+                sum += drafts;
+                sum
+            }),
             seconds: all(&|row| row.elapsed_seconds),
             at_once: at_once(&rows),
             entropy: of(&|row| {
@@ -167,6 +175,15 @@ impl Summary {
             ("seconds", self.seconds),
             ("round-trip stable", self.round_trip_stable),
         ]
+    }
+
+    /// Guessed tokens by where they came from, as far as there are any: a name, and how many of how many were right.
+    pub fn drafts(&self) -> Vec<(&'static str, String)> {
+        let Some(DraftStats { siblings, text, model }) = self.drafts else { return Vec::new() };
+        let sources = [("from candidates", siblings), ("from the text", text), ("by the draft model", model)];
+        let said = |count: DraftCount| format!("{} of {} right", count.accepted, count.drafted);
+        let some = sources.into_iter().filter(|(_, count)| count.drafted > 0);
+        some.map(|(source, count)| (source, said(count))).collect()
     }
 
     /// What a line of the table says behind a mean: of how many answers it is, if not of all, and what seconds are of.
@@ -236,6 +253,15 @@ mod tests {
         // The official code's rows say nothing of these.
         assert_eq!((summary.tokens, summary.candidates, summary.policy_forward), (None, None, None));
         let more = Row { new_tokens: Some(60), work: Some(Work::default()), concurrency: Some(1), ..some[0].clone() };
+        assert_eq!(summary.drafts(), []);
+        let of = |drafted, accepted| DraftCount { drafted, accepted };
+        let drafts = DraftStats { text: of(9, 2), model: of(40, 31), ..DraftStats::default() };
+        let guessed = Row { drafts: Some(drafts), ..some[0].clone() };
+        let said = Summary::new("", &[guessed.clone(), guessed.clone(), some[1].clone()]).drafts();
+        let expected = [("from the text", "4 of 18 right"), ("by the draft model", "62 of 80 right")];
+        assert_eq!(said, expected.map(|(source, said)| (source, said.to_string())));
+        let line = serde_json::to_string(&guessed).unwrap();
+        assert_eq!(serde_json::from_str::<Row>(&line).unwrap(), guessed);
         let passed = Row { skipped: Some("too long".to_string()), ..some[1].clone() };
         let summary = Summary::new("more", &[more.clone(), some[1].clone(), passed]);
         assert_eq!((summary.rows, summary.skipped, summary.at_once), (2, 1, None));

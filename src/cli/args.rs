@@ -121,14 +121,55 @@ pub(super) struct EngineArgs {
     #[arg(long)]
     pub no_run_ahead: bool,
 
-    /// Whether to guess tokens and verify several of them in one step: off or ngram [default: off]
+    /// Whether to guess tokens and verify several of them in one step: off, ngram, or a small model that guesses [default: off]
     ///
     /// ngram: a text is guessed to go on as other candidates of the segment, the prompt or the answer did behind the
-    /// same words. The answer is the same to the last bit; guesses that were wrong are reported as speculative work.
-    /// How many tokens are guessed follows from how often guesses were right and from what a row costs; for a small
-    /// model on a CPU, none are.
-    #[arg(long, value_name = "HOW", default_value = "off", hide_default_value = true)]
-    pub draft: Drafting,
+    /// same words. MODEL, a directory or a name as for --policy: so, and by this language model where it is likelier to
+    /// be right. It must have the policy's tokenizer, and should have few weights beside the policy's.
+    /// The answer is the same to the last bit; guesses that were wrong are reported as speculative work.
+    /// How many tokens are guessed follows from how often guesses were right and from what a row and a step of MODEL
+    /// cost; for a small policy on a CPU, none are.
+    #[arg(long, value_name = "off|ngram|MODEL", default_value = "off", hide_default_value = true)]
+    pub draft: Draft,
+}
+
+/// See [`EngineArgs::draft`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Draft {
+    Off,
+    Ngram,
+    Model(PathBuf),
+}
+
+impl std::str::FromStr for Draft {
+    type Err = String;
+    fn from_str(text: &str) -> std::result::Result<Draft, String> {
+        match text {
+            "off" => Ok(Draft::Off),
+            "ngram" => Ok(Draft::Ngram),
+            "" => Err("expected off, ngram, or a model's directory or name".to_string()),
+            model => Ok(Draft::Model(PathBuf::from(model))),
+        }
+    }
+}
+
+impl Draft {
+    /// The engine's setting.
+    pub(super) fn drafting(&self) -> Drafting {
+        match self {
+            Draft::Off => Drafting::Off,
+            Draft::Ngram => Drafting::Ngram,
+            Draft::Model(_) => Drafting::Model,
+        }
+    }
+
+    /// The model that guesses, if there is one.
+    pub(super) fn model(&self) -> Option<&PathBuf> {
+        match self {
+            Draft::Off | Draft::Ngram => None,
+            Draft::Model(path) => Some(path),
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -342,7 +383,12 @@ impl EngineArgs {
     }
 
     fn over(&self, settings: Settings) -> Settings {
-        Settings { speculation: self.speculation, run_ahead: !self.no_run_ahead, drafting: self.draft, ..settings }
+        Settings {
+            speculation: self.speculation,
+            run_ahead: !self.no_run_ahead,
+            drafting: self.draft.drafting(),
+            ..settings
+        }
     }
 }
 

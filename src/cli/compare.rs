@@ -117,6 +117,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     check_answers(args, &plan, task.as_ref(), &records)?;
     let date = pinned(args, &plan)?;
     let mut pair = args.pair.load()?;
+    PairArgs::add_draft(&mut pair, args.engine.draft.model())?;
     TemplateArgs { date: Some(date), ..args.template.clone() }.set_up(&mut pair)?;
     note_without_template(&pair);
     // Whatever a judge lacks is found before the answers are made.

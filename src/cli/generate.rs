@@ -2,7 +2,7 @@
 
 use super::args::{Generate, Method, MethodArgs, room};
 use super::complete;
-use super::models::note_without_template;
+use super::models::{PairArgs, note_without_template};
 use super::output::{Output, Paths};
 use super::prompt::{message, of_message, of_request};
 use super::summary::Answer;
@@ -49,8 +49,11 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         complete::unused(&args.sampling)?;
     }
     // Cheap checks come before the weights are opened.
-    let paths =
-        Paths::default().reading(&args.text.request).reading(args.pair.paths()).reading(&args.template.chat_template);
+    let paths = Paths::default()
+        .reading(&args.text.request)
+        .reading(args.pair.paths())
+        .reading(args.engine.draft.model())
+        .reading(&args.template.chat_template);
     let paths = paths.writing("--trace", args.output.trace.as_deref());
     paths.writing("--trace-events", args.device.profile.trace_events.as_deref()).check()?;
     let trace = args.output.trace.as_deref().map(Output::check).transpose()?;
@@ -60,6 +63,7 @@ pub(super) fn run(args: &Generate) -> anyhow::Result<ExitCode> {
         None => Some(message(args.prompt.as_deref())?),
     };
     let mut pair = args.pair.load()?;
+    PairArgs::add_draft(&mut pair, args.engine.draft.model())?;
     args.template.set_up(&mut pair)?;
     if request.is_none() {
         note_without_template(&pair);

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Show version, kernels, devices, and the models' shapes and memory
@@ -18,6 +19,10 @@ use std::process::ExitCode;
 pub(super) struct Args {
     #[command(flatten)]
     pub pair: PairArgs,
+
+    /// A small model that guesses beside the pair: see `ggro generate --help`
+    #[arg(long, value_name = "MODEL", help_heading = "Models")]
+    pub draft: Option<PathBuf>,
 
     #[command(flatten)]
     pub memory: MemoryArgs,
@@ -28,7 +33,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let pair = args.pair.load()?;
+    let mut pair = args.pair.load()?;
+    PairArgs::add_draft(&mut pair, args.draft.as_ref())?;
     // Looks up every tensor, so that a pair that cannot be run is an error.
     let cpu = OpenOptions {
         device: DeviceSpec::Cpu,
@@ -49,9 +55,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn info(args: &Args, pair: &Pair) -> Value {
     let length = args.pair.context(pair);
-    let Parts { policy, reward } = pair.parts();
-    let parts: Vec<(&str, Part<'_>)> =
-        [("policy", policy), ("reward", reward)].into_iter().filter_map(|(role, part)| Some((role, part?))).collect();
+    let Parts { policy, reward, draft } = pair.parts();
+    let parts: Vec<(&str, Part<'_>)> = [("policy", policy), ("reward", reward), ("draft", draft)]
+        .into_iter()
+        .filter_map(|(role, part)| Some((role, part?)))
+        .collect();
     let models: Vec<Value> = parts.iter().map(|&(role, (config, weights))| model(role, config, weights)).collect();
     let weights: u64 = parts.iter().map(|(_, (_, weights))| weights.bytes()).sum();
     let per_token: u64 = parts.iter().map(|(_, (config, _))| kv_bytes(config)).sum();

@@ -112,17 +112,33 @@ impl PairArgs {
         let pair = match (&self.policy, &self.reward) {
             (Some(policy), Some(reward)) => {
                 let pair = Pair::load_with_head(&files(policy)?, &files(reward)?, head)?;
-                let Pair { policy, reward, tokenizer, notes, longest } = pair;
+                let Pair { policy, reward, tokenizer, notes, longest, .. } = pair;
                 let reward = reward.map(|reward| match policy {
                     Some(policy) => RewardModel { chat: policy.chat, special_tokens: policy.special_tokens, ..reward },
                     None => reward,
                 });
-                Pair { policy: None, reward, tokenizer, notes, longest }
+                Pair { policy: None, reward, draft: None, tokenizer, notes, longest }
             }
             (_, Some(reward)) => Pair::reward_only_with_head(&files(reward)?, head)?,
             (_, None) => Pair::reward_only(&demo::reward())?,
         };
         self.within_context(noted(pair))
+    }
+
+    /// Reads the model that guesses for a pair that nobody else has yet, if there is one.
+    ///
+    /// # Errors
+    /// As [`Pair::add_draft`].
+    pub(super) fn add_draft(pair: &mut Arc<Pair>, draft: Option<&PathBuf>) -> Result<()> {
+        let Some(path) = draft else { return Ok(()) };
+        let Some(pair) = Arc::get_mut(pair) else {
+            return Err(Error::Backend("the draft model is read too late".to_string()));
+        };
+        let named = |error: Error| error.within("--draft");
+        let said = pair.notes.len();
+        pair.add_draft(&files(path).map_err(named)?).map_err(named)?;
+        pair.notes.iter().skip(said).for_each(|note| say(&format!("note: {note}")));
+        Ok(())
     }
 
     /// The name of the reward model's head, if it is given.
@@ -595,7 +611,11 @@ fn with_flag(why: &NoCuda, words: &str) -> String {
 fn report(device: DeviceSpec, cuda: &OnCuda) {
     let models = &cuda.opened.models;
     for model in models {
-        let role = if model.role == Role::Policy { "policy" } else { "reward model" };
+        let role = match model.role {
+            _ if model.draft => "draft model",
+            Role::Policy => "policy",
+            Role::Reward => "reward model",
+        };
         let (report, name) = (&model.report, model.storage.name());
         let converted = report.converted;
         match &report.first_inexact {

@@ -91,6 +91,20 @@ fn table(summaries: &[Summary], differences: &[Option<Mean>]) -> String {
             lines.push([name.to_string()].into_iter().chain(said).collect());
         }
     }
+    let drafts: Vec<Vec<(&str, String)>> = summaries.iter().map(Summary::drafts).collect();
+    let mut sources: Vec<&str> = Vec::new();
+    for &(source, _) in drafts.iter().flatten() {
+        if !sources.contains(&source) {
+            sources.push(source);
+        }
+    }
+    for source in sources {
+        let said = drafts.iter().map(|drafts| {
+            let found = drafts.iter().find(|(name, _)| *name == source);
+            found.map_or_else(|| "-".to_string(), |(_, said)| said.clone())
+        });
+        lines.push([format!("guessed {source}")].into_iter().chain(said).collect());
+    }
     if summaries.iter().any(|summary| summary.wording.is_some()) {
         let words = summaries.iter().map(|summary| summary.wording.clone().unwrap_or_else(|| "-".to_string()));
         lines.push(["wording".to_string()].into_iter().chain(words).collect());

@@ -133,6 +133,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     check_sampling(args, method, search.as_ref())?;
     check_retokenize(args.retokenize, method, &args.method)?;
     let paths = Paths::default().reading(&args.input).reading(&args.task_file).reading(args.pair.paths());
+    let paths = paths.reading(args.engine.draft.model());
     let paths = paths.reading(&args.template.chat_template).writing("--output", Some(&args.output));
     let paths = paths.writing("--output (its .config.json)", Some(&config_path(&args.output)));
     let paths = paths.writing("--output (its .part)", Some(&part_path(&args.output)));
@@ -143,6 +144,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut template = args.template.clone();
     let recorded = template.pin(&args.output)?;
     let mut pair = args.pair.load()?;
+    PairArgs::add_draft(&mut pair, args.engine.draft.model())?;
     template.set_up(&mut pair)?;
     note_without_template(&pair);
     let mut device = args.device.find()?;

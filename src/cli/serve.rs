@@ -231,9 +231,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn serve_until_stopped(args: &Args, log: &Log) -> anyhow::Result<ExitCode> {
     let paths = Paths::default().reading(args.pair.paths()).reading(&args.template.chat_template);
-    let paths = paths.reading(&args.address.api_key_file);
+    let paths = paths.reading(&args.address.api_key_file).reading(args.engine.draft.model());
     paths.writing("--trace-events", args.device.profile.trace_events.as_deref()).check()?;
     let mut pair = args.pair.load()?;
+    PairArgs::add_draft(&mut pair, args.engine.draft.model())?;
     args.template.set_up(&mut pair)?;
     for note in &pair.notes {
         tracing::warn!(event = "model", note);

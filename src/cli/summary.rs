@@ -67,7 +67,7 @@ impl Answer {
             );
         }
         if self.drafts.drafted() > 0 {
-            let DraftStats { siblings, text } = self.drafts;
+            let DraftStats { siblings, text, model } = self.drafts;
             out += &format!(
                 "\ndrafts      {} of {} tokens were right; {} of {} from other candidates, {} of {} from the text",
                 self.drafts.accepted(),
@@ -77,6 +77,9 @@ impl Answer {
                 text.accepted,
                 text.drafted
             );
+            if model.drafted > 0 {
+                out += &format!(", {} of {} from the draft model", model.accepted, model.drafted);
+            }
         }
         out += &format!("\ntime        {:.2} s, {:.1} tokens/s", self.elapsed.as_secs_f64(), self.tokens_per_second());
         if painted {

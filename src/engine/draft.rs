@@ -4,7 +4,11 @@
 //! or in the text itself. How often such guesses are right is learnt per request, by source and by how much of the text
 //! was found, so a text that never repeats itself soon pays for no more guesses than a probe now and then.
 //!
+//! Where there is a draft model, it guesses what is not found so ([`draft_model`](super::draft_model)).
+//!
 //! Whether a guess is right changes no answer: a model says what comes, and what was guessed otherwise is taken back.
+
+use super::confidence::{Confidence, gain};
 
 /// Ids that are compared, at most. More of them make a guess no better.
 const LONGEST_MATCH: usize = 16;
@@ -42,6 +46,8 @@ pub(super) enum DraftSource {
     Sibling,
     /// The prompt and what was written.
     Text,
+    /// The draft model.
+    Model,
 }
 
 /// What a text may go on with.
@@ -51,6 +57,8 @@ pub(super) struct Guess {
     pub source: DraftSource,
     /// How many of the text's last ids were found.
     pub matched: usize,
+    /// Of a guess of the draft model, how sure it was of each token ([`class`](super::confidence::class)).
+    pub classes: Vec<usize>,
 }
 
 /// At most `most` ids that may follow a text: those that follow its longest ending elsewhere, in a sibling if that is
@@ -82,7 +90,7 @@ pub(super) fn guess(text: &[u32], siblings: &[&[u32]], most: usize) -> Option<Gu
             ids.push(ids[place]);
         }
     }
-    Some(Guess { ids, source, matched })
+    Some(Guess { ids, source, matched, classes: Vec::new() })
 }
 
 /// The longest ending of `text` that stands in `other` and ends at or before `last`: its length, and where it ends.
@@ -115,11 +123,13 @@ pub(super) struct Acceptance {
     misses: [[u32; CLASSES]; 2],
     /// Guesses that are not made yet, since the last ones were wrong.
     pause: [[u32; CLASSES]; 2],
+    /// Of the draft model's guesses.
+    pub model: Confidence,
 }
 
 impl Default for Acceptance {
     fn default() -> Acceptance {
-        Acceptance { rates: PRIOR, misses: Default::default(), pause: Default::default() }
+        Acceptance { rates: PRIOR, misses: Default::default(), pause: Default::default(), model: Confidence::default() }
     }
 }
 
@@ -142,6 +152,9 @@ impl Acceptance {
     /// `share`, what a row costs as a part of what a token is worth.
     pub fn worth(&mut self, guess: &Guess, share: f64) -> usize {
         let mut chance = 1.0;
+        if guess.source == DraftSource::Model {
+            return guess.ids.len();
+        }
         let pause = &mut self.pause[guess.source as usize][class(guess.matched)];
         if *pause > 0 {
             *pause -= 1;
@@ -161,8 +174,17 @@ impl Acceptance {
         guess.ids.len()
     }
 
-    /// Of so many tokens of a guess, the first ones were right. Those behind a wrong one say nothing.
+    /// What so many tokens of a guess that was found are expected to bring beyond their rows, in tokens.
+    pub fn gain(&self, guess: &Guess, tokens: usize, share: f64) -> f64 {
+        let Some(rates) = self.rates.get(guess.source as usize) else { return 0.0 };
+        gain((0..tokens).map(|token| rates[class(guess.matched + token)]), share)
+    }
+
+    /// Of so many tokens of a guess that was found, the first ones were right. Those behind a wrong one say nothing.
     pub fn learn(&mut self, source: DraftSource, matched: usize, drafted: usize, accepted: usize) {
+        if source == DraftSource::Model {
+            return;
+        }
         if drafted > 0 {
             let misses = &mut self.misses[source as usize][class(matched)];
             *misses = if accepted == 0 { misses.saturating_add(1) } else { 0 };
@@ -241,7 +263,7 @@ mod tests {
 
     #[test]
     fn rows_that_cost_nothing_are_taken_and_dear_ones_are_not() {
-        let guess = Guess { ids: vec![1; 8], source: DraftSource::Text, matched: 3 };
+        let guess = Guess { ids: vec![1; 8], source: DraftSource::Text, matched: 3, classes: Vec::new() };
         assert_eq!(Acceptance::default().worth(&guess, 0.0), 8);
         assert_eq!(Acceptance::default().worth(&guess, 1.0), 0);
         let some = Acceptance::default().worth(&guess, 0.5);
@@ -256,7 +278,7 @@ mod tests {
     fn what_is_always_wrong_is_seldom_tried_and_what_is_always_right_is_tried_at_length() {
         for price in [1.0 / 128.0, 0.06, 0.15, 0.6] {
             for (source, matched) in [DraftSource::Sibling, DraftSource::Text].into_iter().zip(1..=CLASSES) {
-                let guess = Guess { ids: vec![1; 12], source, matched };
+                let guess = Guess { ids: vec![1; 12], source, matched, classes: Vec::new() };
                 let mut wrong = Acceptance::default();
                 let made = (0..2000).filter(|_| {
                     let drafted = wrong.worth(&guess, price);
@@ -267,7 +289,7 @@ mod tests {
                 assert!(made <= 40, "{made} of 2000 wrong guesses at {price}, {source:?}, {matched}");
             }
         }
-        let guess = Guess { ids: vec![1; 12], source: DraftSource::Text, matched: 1 };
+        let guess = Guess { ids: vec![1; 12], source: DraftSource::Text, matched: 1, classes: Vec::new() };
         let mut wrong = Acceptance::default();
         let mut rows = 0;
         for _ in 0..1000 {

@@ -5,7 +5,9 @@
 //! after step, on the caller's thread.
 
 mod command;
+mod confidence;
 mod draft;
+mod draft_model;
 mod drive;
 mod execute;
 mod retokenize;
@@ -20,6 +22,7 @@ mod ticket;
 pub use crate::sampling::MAX_COMPLETIONS;
 pub use crate::task::{Progress, Request, Speculation};
 pub use command::{Handle, Update};
+pub use draft_model::DraftWork;
 pub use drive::{Observer, RunReport, complete, decode, decode_with, run_all, score, search};
 pub use retokenize::decode_retokenized;
 pub use scheduler::{DraftCount, DraftStats, Event, RequestStats, Scheduler, SchedulerStats};

@@ -21,6 +21,7 @@ use self::allocation::{Allocation, Stems, StepReservations};
 use self::budget::{Budget, needed};
 use self::drafts::GuessWith;
 use super::draft::Acceptance;
+use super::draft_model::{DraftSequences, DraftWork};
 use super::sequences::{CachedPrompts, Sequences, Source};
 use super::settings::{MAX_WIDTH, REWARD_BATCH_WAIT, Settings, SpeculationWidth};
 use super::step::{SpanOutput, Step, TaskSpan};
@@ -84,6 +85,8 @@ pub struct SchedulerStats {
     pub reward_spans: u64,
     /// Tokens that were guessed.
     pub drafts: DraftStats,
+    /// What the draft model has run for that. It is not among the work of the requests.
+    pub draft_work: DraftWork,
     /// Requests whose blocks were taken back.
     pub preemptions: u64,
     /// Speculative sequences whose blocks were taken back.
@@ -129,6 +132,8 @@ pub struct Scheduler<T> {
     running: BTreeMap<u64, Entry<T>>,
     prompts: CachedPrompts,
     guess_with: Option<GuessWith>,
+    /// What the draft model has in memory.
+    drafter: DraftSequences,
     next: u64,
     /// A request was preempted, and none has ended since: one that is let in now would be the next to be preempted.
     full: bool,
@@ -151,6 +156,7 @@ impl<T> Scheduler<T> {
             prompts: CachedPrompts::new(settings.cached_prompts),
             settings,
             guess_with: None,
+            drafter: DraftSequences::default(),
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             next: 0,
@@ -184,6 +190,7 @@ impl<T> Scheduler<T> {
     pub fn cancel(&mut self, backend: &mut ModelPair, id: u64) -> Option<RequestStats> {
         let mut entry = self.waiting.remove(&id).or_else(|| self.running.remove(&id))?;
         entry.sequences.close_all(backend);
+        self.drafter.forget(backend.draft.as_deref_mut(), id, |_| true);
         self.full = false;
         Some(RequestStats { necessary: entry.request.necessary(), ..entry.stats })
     }
@@ -215,6 +222,7 @@ impl<T> Scheduler<T> {
             entry.sequences.close_all(backend);
         }
         self.prompts.clear(backend);
+        self.drafter.clear(backend.draft.as_deref_mut());
     }
 
     /// How far each request may run ahead of its walk, for the load there is.
@@ -376,7 +384,7 @@ impl<T> Scheduler<T> {
                 SpanOutput::Policy(output) => {
                     // With guesses the batch failed.
                     if let Some(draft) = &span.draft {
-                        entry.acceptance.learn(draft.source, draft.matched, span.drafted(), 0);
+                        entry.learn(draft, span.drafted(), 0);
                     }
                     entry.request.on_policy(&span.task, output);
                 }
@@ -407,7 +415,9 @@ impl<T> Scheduler<T> {
                 self.end(backend, id);
             } else {
                 let Entry { request, sequences, .. } = entry;
-                sequences.forget(backend, |key| request.liveness(key) == Liveness::Dead);
+                let dead = |key| request.liveness(key) == Liveness::Dead;
+                sequences.forget(backend, dead);
+                self.drafter.forget(backend.draft.as_deref_mut(), id, dead);
             }
         }
         self.changed = changed;
@@ -427,6 +437,7 @@ impl<T> Scheduler<T> {
             }
         }
         sequences.close_all(backend);
+        self.drafter.forget(backend.draft.as_deref_mut(), id, |_| true);
         let stats = RequestStats { necessary: request.necessary(), ..*stats };
         self.events.push(Event::Ended(id, outcome, stats));
     }

@@ -40,6 +40,8 @@ pub enum Drafting {
     /// From what followed elsewhere in the request's texts, where a step can verify several tokens of a text and this
     /// pays.
     Ngram,
+    /// So, and by the draft model where it is likelier to be right. Without one this is [`Ngram`](Drafting::Ngram).
+    Model,
 }
 
 impl std::str::FromStr for Drafting {
@@ -48,7 +50,8 @@ impl std::str::FromStr for Drafting {
         match text {
             "off" => Ok(Drafting::Off),
             "ngram" => Ok(Drafting::Ngram),
-            _ => Err(format!("expected off or ngram, not {text}")),
+            "model" => Ok(Drafting::Model),
+            _ => Err(format!("expected off, ngram or model, not {text}")),
         }
     }
 }
@@ -69,10 +72,13 @@ pub struct Settings {
     pub cached_prompts: usize,
     /// Steps for which rewards may wait for each other; `None`: [`REWARD_BATCH_WAIT`] where batches share one reading of the weights.
     pub reward_batch_wait: Option<usize>,
-    /// Whether tokens are guessed and run before they are known.
+    /// Whether tokens are guessed and run before they are known, for requests that do not say so themselves
+    /// ([`Submitter::drafting`](super::Submitter::drafting)).
     pub drafting: Drafting,
     /// What a row of a guess costs, as a part of a step of one row; `None`: what the policy says.
     pub row_cost: Option<f64>,
+    /// What a step of the draft model costs, as a part of a step of the policy; `None`: what their weights say.
+    pub draft_cost: Option<f64>,
 }
 
 impl Default for Settings {
@@ -86,6 +92,7 @@ impl Default for Settings {
             reward_batch_wait: None,
             drafting: Drafting::Off,
             row_cost: None,
+            draft_cost: None,
         }
     }
 }

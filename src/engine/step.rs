@@ -27,6 +27,8 @@ pub(super) struct Draft {
     pub source: DraftSource,
     /// How many ids of the text were found where the guess comes from.
     pub matched: usize,
+    /// Of a guess of the draft model, how sure it was of each token.
+    pub classes: Vec<usize>,
 }
 
 impl TaskSpan {

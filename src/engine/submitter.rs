@@ -1,5 +1,7 @@
 //! Who hands a request in, where several use one engine.
 
+use super::settings::Drafting;
+
 /// For whom a request is: with which others it takes turns, and with which it shares prompts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Submitter {
@@ -10,4 +12,6 @@ pub struct Submitter {
     /// Outside the group only whole blocks are shared. Otherwise somebody who may try prompts, and is told how much of them was
     /// known, would find a stranger's prompt token by token.
     pub whole_blocks: bool,
+    /// Whether tokens are guessed for it; `None`: as the engine's settings say. No answer depends on it.
+    pub drafting: Option<Drafting>,
 }

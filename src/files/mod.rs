@@ -5,6 +5,7 @@ pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod demo;
+pub mod draft;
 mod fields;
 pub mod generation;
 pub mod hub;

@@ -8,11 +8,12 @@
 use crate::files::chat::{ChatTemplate, SpecialTokens, special_token};
 use crate::files::checkpoint::{Checkpoint, Files};
 use crate::files::config::{Ids, ModelConfig, ModelHint, ModelKind, dropped_id, token_ids_of};
+use crate::files::draft::{Beside, DraftModel};
 use crate::files::generation::SamplingDefaults;
 use crate::files::names;
 use crate::files::tokenizer::{Difference, Tokenizer};
 use crate::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Shape and weights of a model to be opened.
@@ -25,12 +26,14 @@ pub struct Parts<'a> {
     pub policy: Option<Part<'a>>,
     /// The reward model.
     pub reward: Option<Part<'a>>,
+    /// The model that drafts.
+    pub draft: Option<Part<'a>>,
 }
 
 impl<'a> Parts<'a> {
     /// Both models.
     pub fn both(policy: Part<'a>, reward: Part<'a>) -> Self {
-        Parts { policy: Some(policy), reward: Some(reward) }
+        Parts { policy: Some(policy), reward: Some(reward), draft: None }
     }
 }
 
@@ -51,6 +54,7 @@ pub(crate) fn no_reward_model() -> Error {
 pub struct Pair {
     pub(crate) policy: Option<LanguageModel>,
     pub(crate) reward: Option<RewardModel>,
+    pub(crate) draft: Option<DraftModel>,
     /// The tokenizer: the policy's, whose ids are spelled alike by the reward model's, or that of the only model.
     pub tokenizer: Arc<Tokenizer>,
     /// What was noticed while the files were read and is no error, a sentence each.
@@ -66,6 +70,8 @@ pub struct LanguageModel {
     pub config: ModelConfig,
     /// Its weights.
     pub weights: Checkpoint,
+    /// Where its tokenizer is, for messages.
+    pub tokenizer_path: PathBuf,
     /// Its chat template.
     pub chat: Option<ChatTemplate>,
     /// The special tokens that a chat template may name.
@@ -120,6 +126,7 @@ impl Pair {
         Ok(Pair {
             policy: Some(policy),
             reward: Some(reward),
+            draft: None,
             tokenizer: Arc::new(tokenizer),
             notes,
             longest: usize::MAX,
@@ -134,7 +141,14 @@ impl Pair {
         let config = load_config(files, ModelKind::CausalLm, false)?;
         let (tokenizer, mut notes) = (Tokenizer::load(files)?, Vec::new());
         let policy = language_model(files, config, &tokenizer, &mut notes)?;
-        Ok(Pair { policy: Some(policy), reward: None, tokenizer: Arc::new(tokenizer), notes, longest: usize::MAX })
+        Ok(Pair {
+            policy: Some(policy),
+            reward: None,
+            draft: None,
+            tokenizer: Arc::new(tokenizer),
+            notes,
+            longest: usize::MAX,
+        })
     }
 
     /// Reads a reward model, to be used without a policy.
@@ -153,7 +167,14 @@ impl Pair {
         let config = load_config(files, ModelKind::Reward, head.is_some())?;
         let (tokenizer, mut notes) = (Tokenizer::load(files)?, Vec::new());
         let reward = reward_model(files, config, head, true, &mut notes)?;
-        Ok(Pair { policy: None, reward: Some(reward), tokenizer: Arc::new(tokenizer), notes, longest: usize::MAX })
+        Ok(Pair {
+            policy: None,
+            reward: Some(reward),
+            draft: None,
+            tokenizer: Arc::new(tokenizer),
+            notes,
+            longest: usize::MAX,
+        })
     }
 
     /// The policy.
@@ -211,7 +232,24 @@ impl Pair {
         self.reward.as_ref()?.pad_id
     }
 
-    /// Positions that all models were made for.
+    /// Reads a small language model that guesses what the policy writes.
+    ///
+    /// # Errors
+    /// There is no policy; as [`DraftModel::load`].
+    pub fn add_draft(&mut self, files: &Files) -> Result<()> {
+        let policy = Beside { tokenizer: &self.tokenizer, path: &self.policy()?.tokenizer_path };
+        let (draft, notes) = DraftModel::load(files, policy)?;
+        self.draft = Some(draft);
+        self.notes.extend(notes);
+        Ok(())
+    }
+
+    /// Whether there is a model that drafts.
+    pub fn has_draft(&self) -> bool {
+        self.draft.is_some()
+    }
+
+    /// Positions that policy and reward model were made for.
     pub fn max_positions(&self) -> usize {
         let policy = self.policy.iter().map(|model| &model.config);
         let configs = policy.chain(self.reward.iter().map(|model| &model.config));
@@ -223,6 +261,7 @@ impl Pair {
         Parts {
             policy: self.policy.as_ref().map(|model| (&model.config, &model.weights)),
             reward: self.reward.as_ref().map(|model| (&model.config, &model.weights)),
+            draft: self.draft.as_ref().map(|model| (&model.config, &model.weights)),
         }
     }
 }
@@ -259,6 +298,7 @@ fn language_model(
     Ok(LanguageModel {
         config,
         weights,
+        tokenizer_path: files.path("tokenizer.json"),
         chat,
         special_tokens: SpecialTokens::load(files)?,
         finish_id,

@@ -244,6 +244,16 @@ impl Tokenizer {
         out
     }
 
+    /// The first id of this tokenizer that another one spells differently, or treats as text where this one does not.
+    pub fn first_difference(&self, other: &Tokenizer) -> Option<Difference> {
+        let mut ids = self.spellings.iter().enumerate().filter_map(|(id, ours)| Some((id as u32, ours.as_ref()?)));
+        ids.find_map(|(id, ours)| {
+            let theirs = other.spelling(id);
+            let alike = theirs == Some(ours) && self.is_special(id) == other.is_special(id);
+            (!alike).then(|| Difference { id, ours: Some(ours.clone()), theirs: theirs.map(str::to_string) })
+        })
+    }
+
     /// Whether the text of `id` depends on all byte tokens around it.
     fn is_joined_byte(&self, id: u32) -> bool {
         self.joins_bytes

@@ -42,6 +42,8 @@ pub struct StepTime {
     pub score: f64,
     /// Rewards with gradients.
     pub gradient: f64,
+    /// Guesses of the draft model, between the steps.
+    pub draft: f64,
 }
 
 impl std::ops::AddAssign for StepTime {
@@ -49,6 +51,7 @@ impl std::ops::AddAssign for StepTime {
         self.policy += more.policy;
         self.score += more.score;
         self.gradient += more.gradient;
+        self.draft += more.draft;
     }
 }
 
@@ -68,6 +71,9 @@ pub struct ModelPair {
     pub policy: Option<Box<dyn Model>>,
     /// The reward model that scores.
     pub reward: Option<Box<dyn Model>>,
+    /// A small language model that guesses what the policy will write. No answer depends on it: none of the calls below
+    /// asks it anything, and what it runs is not among the [work](Self::work).
+    pub draft: Option<Box<dyn Model>>,
 }
 
 impl ModelPair {
@@ -312,6 +318,13 @@ impl ModelPair {
     /// What one more row of a policy step costs, as a part of what a step of one row costs.
     pub fn row_cost(&self) -> f64 {
         self.policy.as_ref().map_or(1.0, |policy| policy.row_cost())
+    }
+
+    /// What a step of the draft model costs, as a part of what a step of the policy costs: the ratio of their weights,
+    /// which both read once a step. `None` if one of them is missing.
+    pub fn draft_cost(&self) -> Option<f64> {
+        let weights = |model: &dyn Model| model.config().num_parameters().max(1) as f64;
+        Some(weights(self.draft.as_deref()?) / weights(self.policy.as_deref()?))
     }
 
     /// Positions of one segment that can be differentiated, at most.

@@ -69,6 +69,12 @@ pub(super) fn longest(
     Ok(len)
 }
 
+/// The longest sequence of the draft model beside a pair with sequences of so many tokens. One that was made for fewer
+/// guesses nothing behind them.
+pub(super) fn longest_draft(draft: Option<&ModelConfig>, pair: usize) -> usize {
+    draft.map_or(pair, |config| config.max_position_embeddings.min(pair))
+}
+
 /// The bookkeeping's name for a sequence.
 pub(super) fn handle(seq: SeqId) -> KvHandle {
     KvHandle { index: seq.index, generation: seq.generation }

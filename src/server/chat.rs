@@ -5,6 +5,7 @@ use super::generate::{Run, RunEvent};
 use super::openai::{Choice, Frames};
 use super::request::{ApiRequest, Route};
 use super::{AppState, body, middleware, now};
+use crate::engine::Submitter;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -43,6 +44,7 @@ async fn answer(app: Arc<AppState>, route: Route, request: Request) -> Result<Re
     app.report_unknown(name, &parsed.unknown);
     let streams = parsed.stream;
     let submitter = app.submitter(&caller, parsed.cache_salt.as_deref())?;
+    let submitter = Submitter { drafting: parsed.draft, ..submitter };
     let mut run = Run::start(&app, parsed, permit, submitter, (arrived, request_id.clone()))?;
     // A request that the engine refuses is answered with a status of its own, before a stream begins.
     run.accepted().await?;

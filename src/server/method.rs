@@ -4,6 +4,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use crate::Error;
 use crate::baselines::Baseline;
+use crate::engine::Drafting;
 use crate::method::entropy::{SIGNALS, signal};
 use crate::method::{PROPOSALS, Proposals, Selection};
 use crate::presets::{Given, Published};
@@ -115,9 +116,14 @@ pub struct MethodSettings {
     pub trace: bool,
     /// Settings of the official code that are accepted and have no effect.
     pub ignored: Vec<&'static str>,
-    /// The field of the request that has any of them.
+    /// Whether tokens are guessed for it. This alone does not ask for the method: no answer depends on it.
+    pub draft: Option<Drafting>,
+    /// The field of the request that has any of them but `draft`.
     pub given: Option<&'static str>,
 }
+
+/// The setting that says whether tokens are guessed.
+const DRAFT: &str = "draft";
 
 /// Upper bounds of a request's numbers: the work of a segment grows with them.
 const MOST_CANDIDATES: usize = 64;
@@ -135,7 +141,10 @@ impl MethodSettings {
             .filter_map(|(name, value)| Some((name.strip_prefix("ggro_")?.to_string(), value)))
             .collect();
         let own = fields.object("ggro")?;
-        let given = own.as_ref().map(|_| "ggro").or((!flat.is_empty()).then_some("vllm_xargs"));
+        let others = |settings: &Map<String, Value>| settings.keys().any(|name| name != DRAFT);
+        let asks = |own: &Map<String, Value>| own.is_empty() || others(own);
+        let given = own.as_ref().filter(|own| asks(own)).map(|_| "ggro");
+        let given = given.or(others(&flat).then_some("vllm_xargs"));
         if !flat.is_empty() && own.as_ref().is_some_and(|own| !own.is_empty()) {
             return Err(ApiError::field("vllm_xargs", "and `ggro` are two ways to say the same; send one of them"));
         }
@@ -198,6 +207,8 @@ impl MethodSettings {
             _ => None,
         };
         self.trace = fields.get("trace", "true or false", switch)?.unwrap_or(self.trace);
+        let drafting = |value: &Value| value.as_str()?.parse::<Drafting>().ok();
+        self.draft = fields.get(DRAFT, "\"off\", \"ngram\" or \"model\"", drafting)?.or(self.draft);
         for name in ["nudge_weight", "scale_nudge_biases"] {
             if fields.take(name).is_some() {
                 self.ignored.push(name);
@@ -287,11 +298,27 @@ mod tests {
     }
 
     #[test]
+    fn whether_tokens_are_guessed_asks_for_no_method() {
+        for (text, draft, given) in [
+            (r#"{"ggro": {"draft": "off"}}"#, Drafting::Off, None),
+            (r#"{"vllm_xargs": {"ggro_draft": "ngram"}}"#, Drafting::Ngram, None),
+            (r#"{"ggro": {"draft": "model", "trace": true}}"#, Drafting::Model, Some("ggro")),
+            (r#"{"vllm_xargs": {"ggro_draft": "off", "ggro_trace": 1}}"#, Drafting::Off, Some("vllm_xargs")),
+        ] {
+            let settings = read(text).unwrap();
+            assert_eq!((settings.draft, settings.given), (Some(draft), given), "{text}");
+        }
+        assert_eq!(read(r#"{"ggro": {}}"#).unwrap().draft, None);
+    }
+
+    #[test]
     fn settings_that_are_none() {
         for (text, param, part) in [
             (r#"{"ggro": {"entropy_treshold": 1}}"#, "ggro.entropy_treshold", "entropy_threshold"),
             (r#"{"ggro": 3}"#, "ggro", "an object"),
             (r#"{"ggro": {"num_refinement_steps": 0}}"#, "ggro.num_refinement_steps", "1 to 64"),
+            (r#"{"ggro": {"draft": "always"}}"#, "ggro.draft", "\"off\", \"ngram\" or \"model\""),
+            (r#"{"vllm_xargs": {"ggro_draft": true}}"#, "vllm_xargs.ggro_draft", "not true"),
             (r#"{"ggro": {"signal": "mood"}}"#, "ggro.signal", "varentropy"),
             (r#"{"ggro": {"proposals": "some"}}"#, "ggro.proposals", "shuffled-gradient"),
             (r#"{"ggro": {"proposals": "all", "nudge_top_k": 65}}"#, "ggro.nudge_top_k", "1 to 64"),

@@ -246,8 +246,8 @@ impl Metrics {
             self.work.get_or_create(&label("kind", kind)).inc_by(now.saturating_sub(last));
         }
         let drafts = |status: &Status| {
-            let DraftStats { siblings, text } = status.scheduler.drafts;
-            [("siblings", siblings), ("text", text)]
+            let DraftStats { siblings, text, model } = status.scheduler.drafts;
+            [("siblings", siblings), ("text", text), ("model", model)]
         };
         self.policy_steps.inc_by(now.scheduler.policy_batches.saturating_sub(last.scheduler.policy_batches));
         for ((source, now), (_, last)) in drafts(now).into_iter().zip(drafts(last)) {
@@ -257,12 +257,13 @@ impl Metrics {
         }
         let host = |status: &Status| {
             let seconds = status.seconds;
-            (status.step_seconds - seconds.policy - seconds.score - seconds.gradient).max(0.0)
+            (status.step_seconds - seconds.policy - seconds.score - seconds.gradient - seconds.draft).max(0.0)
         };
         let phases = [
             ("decode", now.seconds.policy, last.seconds.policy),
             ("reward_fwd", now.seconds.score, last.seconds.score),
             ("reward_bwd", now.seconds.gradient, last.seconds.gradient),
+            ("draft", now.seconds.draft, last.seconds.draft),
             ("select", host(now), host(last)),
         ];
         for (phase, now, last) in phases {

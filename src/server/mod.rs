@@ -362,7 +362,7 @@ impl AppState {
     fn submitter(&self, Caller(key): &Caller, cache_salt: Option<&str>) -> Result<Submitter, ApiError> {
         let open = *key == 0 && cache_salt.is_none();
         let salt = if open { 0 } else { self.salts.hash_one((key, cache_salt)) };
-        Ok(Submitter { group: Some(self.engine()?.group()), cache_salt: salt, whole_blocks: open })
+        Ok(Submitter { group: Some(self.engine()?.group()), cache_salt: salt, whole_blocks: open, drafting: None })
     }
 
     /// Whether a `Host` header, or an origin's host, names this machine.

@@ -7,6 +7,7 @@ use super::method::{Alias, MethodSettings, search, wrong_parameter};
 use super::prompt::{Chat, Length, read_prompts};
 use super::unsupported::{self, Routes};
 use crate::baselines::Baseline;
+use crate::engine::Drafting;
 use crate::files::generation::SamplingDefaults;
 use crate::method::Options;
 use crate::profile::{self, Phase};
@@ -74,6 +75,8 @@ pub struct ApiRequest {
     pub tokens_as_ids: bool,
     /// Whether the record of every decision is returned.
     pub trace: bool,
+    /// Whether tokens are guessed for it; `None`: as the server does for others.
+    pub draft: Option<Drafting>,
     /// What keeps its prompts apart from those of others.
     pub cache_salt: Option<String>,
     /// Fields that were sent and have no effect.
@@ -121,6 +124,10 @@ impl ApiRequest {
         let model = fields.text("model")?.unwrap_or_else(|| app.config.name.clone());
         let alias = app.alias(&model)?;
         let settings = MethodSettings::read(&mut fields)?;
+        if settings.draft == Some(Drafting::Model) && !app.pair.has_draft() {
+            let message = "is \"model\", and this server has no model that guesses (ggro serve --draft MODEL)";
+            return Err(ApiError::field("ggro.draft", message));
+        }
         let scores = app.pair.reward().is_ok();
         if let Some(field) = settings.given.filter(|_| !scores) {
             return Err(ApiError::field_without_reward(field));
@@ -264,6 +271,7 @@ impl ApiRequest {
             return_token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
             tokens_as_ids: fields.flag("return_tokens_as_token_ids")?.unwrap_or(false),
             trace: settings.trace,
+            draft: settings.draft,
             cache_salt: cache_salt(&mut fields)?,
             ignored,
             unknown: Vec::new(),

@@ -1,6 +1,8 @@
 //! `ggro generate`, when all is well.
 
 use super::{PROMPT, command, finish, ggro, goldens, read_json, traces, utf8};
+use ggro::files::checkpoint::Files;
+use ggro::files::demo;
 use serde_json::Value;
 use std::io::Write;
 use std::process::Stdio;
@@ -311,9 +313,35 @@ fn candidates_ahead_of_time_change_nothing_but_the_work() {
     for field in ["text", "final_ids", "segment_boundaries", "reward", "work"] {
         assert_eq!(auto[field], guessed[field], "{field}");
     }
-    let refused = ggro(&["generate", PROMPT, "--draft", "always"]);
-    assert_eq!(refused.code, Some(2));
-    assert!(refused.err.contains("expected off or ngram"), "{}", refused.err);
+}
+
+/// A folder with the demo policy, and one with another tokenizer.
+#[test]
+fn a_model_that_drafts_changes_no_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let Files::Embedded(_, files) = demo::policy() else { panic!("the demo policy is embedded") };
+    for (name, bytes) in files {
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    let args = ["generate", PROMPT, "--json", "--no-baseline", "--max-new-tokens", "24"];
+    let run = |draft: &str| ggro(&[&args[..], &["--draft", draft]].concat());
+    let (plain, drafted) = (ggro(&args).ok().json(), run(utf8(folder.path())).ok().json());
+    for field in ["text", "final_ids", "segment_boundaries", "reward", "work"] {
+        assert_eq!(plain[field], drafted[field], "{field}");
+    }
+    for (draft, part) in [
+        ("always", "always: No such file or directory"),
+        ("", "expected off, ngram, or a model"),
+        (utf8(&goldens().join("llama-gqa/policy")), "the draft model has another tokenizer than the policy: at id "),
+        (utf8(&goldens().join("llama-gqa/reward")), "expected a draft model, which is a language model"),
+    ] {
+        let refused = run(draft);
+        assert_eq!(refused.code, Some(2), "{draft}: {}", refused.err);
+        assert!(refused.err.contains(part), "{draft}: {}", refused.err);
+    }
+    let info = ggro(&["info", "--json", "--draft", utf8(folder.path())]).ok().json();
+    let models = info["pair"]["models"].as_array().unwrap();
+    assert_eq!((models[2]["role"].as_str(), &models[2]["bytes"]), (Some("draft"), &models[0]["bytes"]));
 }
 
 #[test]

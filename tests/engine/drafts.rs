@@ -158,7 +158,7 @@ fn sampled_tokens_can_be_guessed() {
     }
 }
 
-fn demo_requests(pair: &Pair, count: usize, tokens: usize) -> Vec<Request> {
+pub fn demo_requests(pair: &Pair, count: usize, tokens: usize) -> Vec<Request> {
     let request = |text: &String| {
         let messages = [Message { role: "user".into(), content: text.to_string() }];
         let prompt = pair.tokenizer.encode(&pair.chat().unwrap().render(&messages, true).unwrap()).unwrap();

@@ -3,6 +3,7 @@
 mod baselines;
 mod cost;
 mod demo;
+mod draft_model;
 mod drafts;
 mod goldens;
 mod pieces;

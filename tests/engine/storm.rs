@@ -5,7 +5,7 @@ use ggro::engine::decode;
 use ggro::engine::{Drafting, Event, Scheduler, Settings, SpeculationWidth, Submitter, intervention};
 use ggro::kv::BLOCK;
 use ggro::method::{Intervention, Options, PROPOSALS, Proposals};
-use ggro::model::{ModelPair, Role};
+use ggro::model::{ModelPair, Role, Work};
 use ggro::rng::Uniforms;
 use ggro_testkit::scripted::{FINISH, Model, Scripted, VOCAB};
 use proptest::prelude::*;
@@ -136,12 +136,13 @@ proptest! {
         run_ahead: bool,
         max_requests in 1usize..8,
         reward_batch_wait in prop::option::of(0usize..6),
-        drafting in prop_oneof![Just(Drafting::Off), Just(Drafting::Ngram)],
+        drafting in prop_oneof![Just(Drafting::Off), Just(Drafting::Ngram), Just(Drafting::Model)],
+        drafter in prop::option::of((0u64..3, 0usize..9, prop::collection::btree_map(0usize..400, 0usize..3, 0..12))),
         row_cost in prop::option::of(0.0f64..1.0),
         span_rows in prop_oneof![Just(1usize), 2usize..5, Just(usize::MAX)],
         guesses in prop::option::of((any::<u64>(), prop::option::of(0usize..6))),
         batch_tokens in prop_oneof![Just(1usize), Just(17), Just(2048)],
-        faults in prop::collection::btree_map(0usize..400, 0usize..3, 0..12),
+        faults in prop_oneof![Just(BTreeMap::new()), prop::collection::btree_map(0usize..400, 0usize..3, 0..12)],
     ) {
         let model = model(seed);
         let longest = arrivals.iter().map(|a| a.prompt.len() + a.tokens).max().unwrap();
@@ -149,16 +150,23 @@ proptest! {
         let mut backend = Scripted::new(&model, LONGEST);
         backend.limit(blocks);
         backend.span_rows(span_rows);
+        // A model that drafts: the same, or another one, with a few blocks of its own and days of its own.
+        let mut drafter = drafter.map(|(other, blocks, days)| {
+            let mut drafter = Scripted::new(&self::model(seed + other), LONGEST);
+            drafter.limit(blocks);
+            backend.draft_with(&mut drafter);
+            (drafter, blocks, days)
+        });
         let settings = Settings {
             speculation: width, run_ahead, max_requests, batch_tokens, cached_prompts: 3, reward_batch_wait, drafting,
-            row_cost,
+            row_cost, draft_cost: Some(0.0),
         };
         let mut scheduler = Scheduler::new(settings);
         if let Some((salt, wrong)) = guesses {
             scheduler.guess_with(move |ids, most| guess(seed, salt, wrong, ids, most));
         }
         let (mut ids, mut ended) = (BTreeMap::new(), BTreeMap::new());
-        let mut turn = 0;
+        let (mut turn, mut ran) = (0, Work::default());
         while turn <= 60 || scheduler.requests() > 0 {
             for (index, arrival) in arrivals.iter().enumerate() {
                 if arrival.turn == turn {
@@ -167,18 +175,23 @@ proptest! {
                         group: (index % 3 > 0).then_some(index as u64 % 3),
                         cache_salt: index as u64 % 2,
                         whole_blocks: index % 5 == 0,
+                        drafting: [None, None, Some(Drafting::Off), Some(Drafting::Ngram)][index % 4],
                     };
                     ids.insert(scheduler.submit_for(submitter, arrival.machine(&backend)), index);
                 }
                 if arrival.cancelled_after.is_some_and(|after| arrival.turn + after + 1 == turn) {
                     let id = *ids.iter().find(|(_, i)| **i == index).unwrap().0;
-                    if scheduler.cancel(&mut backend, id).is_some() {
+                    if let Some(stats) = scheduler.cancel(&mut backend, id) {
+                        ran += stats.ran;
                         prop_assert!(ended.insert(index, false).is_none());
                     }
                 }
             }
             // The turn's first, second or third call: rewards may have been run when gradients fail.
             backend.fail_at(faults.get(&turn).map(|nth| backend.calls() + nth));
+            if let Some((drafter, _, days)) = &mut drafter {
+                drafter.fail_at(days.get(&turn).map(|nth| drafter.calls() + nth));
+            }
             scheduler.step(&mut backend);
             turn += 1;
             // Nobody starves: alone, each takes less than so many turns, cut prompts included.
@@ -187,6 +200,7 @@ proptest! {
                 let Event::Ended(id, outcome, account) = event else { continue };
                 let index = ids[&id];
                 prop_assert!(ended.insert(index, true).is_none(), "ended twice");
+                ran += account.ran;
                 match outcome {
                     Ok(response) => {
                         prop_assert_eq!(&response, &arrivals[index].alone(&model));
@@ -199,8 +213,15 @@ proptest! {
             }
         }
         prop_assert_eq!(ended.len(), arrivals.len());
+        if faults.is_empty() {
+            prop_assert_eq!(ran, backend.work(), "what the accounts say was run");
+        }
         scheduler.clear(&mut backend);
         prop_assert_eq!(backend.held(), 0);
+        if let Some((drafter, blocks, _)) = &drafter {
+            prop_assert_eq!(drafter.held(), 0, "sequences of the draft model");
+            prop_assert_eq!(backend.draft.as_ref().map(|draft| draft.blocks_free()), Some(*blocks));
+        }
         prop_assert_eq!(backend.blocks_free(Role::Policy), blocks);
         prop_assert_eq!(backend.blocks_free(Role::Reward), blocks);
     }
@@ -322,7 +343,7 @@ fn a_group_of_requests_takes_turns_with_others() {
     };
     let mut scheduler = Scheduler::new(settings);
     for salt in 0..20 {
-        let group = Submitter { group: Some(1), cache_salt: salt, whole_blocks: false };
+        let group = Submitter { group: Some(1), cache_salt: salt, whole_blocks: false, drafting: None };
         scheduler.submit_for(group, arrival(200, 30).machine(&backend));
     }
     for _ in 0..3 {

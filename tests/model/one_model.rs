@@ -112,7 +112,7 @@ fn a_reward_model_scores_and_refuses_tokens() {
 /// A model is asked for what it has no head for: by a pair with the two confused, or by whoever holds one.
 #[test]
 fn a_model_refuses_the_other_ones_calls() {
-    let ModelPair { policy, reward } = open(&both());
+    let ModelPair { policy, reward, .. } = open(&both());
     let (mut policy, mut reward) = (policy.unwrap(), reward.unwrap());
     let no_score = "rewards were asked for of a language model, which has no score head";
     let no_logits = "logits were asked for of a reward model, which has no language-model head";

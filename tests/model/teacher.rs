@@ -74,9 +74,9 @@ struct Faulty {
 
 /// The simulation with a fault.
 fn faulty(name: &str, storage: HalfType, fault: Fault) -> ModelPair {
-    let ModelPair { policy, reward } = reference(name, Some(storage));
+    let ModelPair { policy, reward, draft } = reference(name, Some(storage));
     let faulty = |inner| Box::new(Faulty { inner, fault, rows: 0 }) as Box<dyn Model>;
-    ModelPair { policy: policy.map(faulty), reward: reward.map(faulty) }
+    ModelPair { policy: policy.map(faulty), reward: reward.map(faulty), draft }
 }
 
 impl Faulty {

@@ -260,3 +260,27 @@ fn the_assistant_header_is_no_part_of_the_text() {
     let streamed: String = frames.iter().filter_map(|frame| frame["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(streamed, text);
 }
+
+/// A request says whether tokens are guessed for it; that asks for no method, and changes no answer.
+#[test]
+fn requests_choose_their_drafts() {
+    let server = Server::start(&["--draft", "ngram"]);
+    let plain = server.chat(&story("demo", json!({}))).ok();
+    let steered = server.chat(&story("demo:ggro", json!({}))).ok();
+    for draft in ["off", "ngram"] {
+        for (model, expected) in [("demo", &plain), ("demo:ggro", &steered), ("demo:bon-2", &Value::Null)] {
+            let found = server.chat(&story(model, json!({ "ggro": { "draft": draft } }))).ok();
+            assert!(found["choices"][0]["message"]["content"].is_string());
+            if !expected.is_null() {
+                let content = |answer: &Value| answer["choices"][0]["message"]["content"].clone();
+                assert_eq!(content(&found), content(expected), "{model} {draft}");
+                assert_eq!(found["usage"].get("ggro").is_some(), expected["usage"].get("ggro").is_some());
+            }
+        }
+    }
+    let refused = server.chat(&story("demo", json!({ "ggro": { "draft": "model" } })));
+    let message = refused.refused(400, Some("ggro.draft"));
+    assert!(message.contains("no model that guesses"), "{message}");
+    let refused = server.chat(&story("demo", json!({ "ggro": { "draft": 3 } }))).refused(400, Some("ggro.draft"));
+    assert!(refused.contains("\"off\", \"ngram\" or \"model\""), "{refused}");
+}

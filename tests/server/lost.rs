@@ -107,9 +107,9 @@ fn everyone_is_told_and_the_server_ends() {
     let lost = Arc::new(AtomicBool::new(false));
     let for_backend = lost.clone();
     let open = move || -> ggro::Result<ModelPair> {
-        let ModelPair { policy, reward } = cpu::open(pair.parts(), &LoadOptions::default())?;
+        let ModelPair { policy, reward, draft } = cpu::open(pair.parts(), &LoadOptions::default())?;
         let fragile = |inner| Box::new(Fragile { inner, lost: for_backend.clone() }) as Box<dyn Model>;
-        Ok(ModelPair { policy: policy.map(fragile), reward: reward.map(fragile) })
+        Ok(ModelPair { policy: policy.map(fragile), reward: reward.map(fragile), draft })
     };
     assert!(loaded.send(Engine::start(Settings::default(), open)).is_ok());
     while get("/ready") != 200 {

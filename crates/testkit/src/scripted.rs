@@ -89,8 +89,14 @@ impl Scripted {
         let pair = ModelPair {
             policy: half(ModelKind::CausalLm, model.policy_vocab),
             reward: half(ModelKind::Reward, model.reward_vocab),
+            draft: None,
         };
         Scripted { pair, state }
+    }
+
+    /// Takes the policy of another pair as the model that drafts. What is limited and failed of that pair still is.
+    pub fn draft_with(&mut self, other: &mut Scripted) {
+        self.pair.draft = other.pair.policy.take();
     }
 
     /// Gives each model so many blocks of keys and values.

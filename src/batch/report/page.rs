@@ -33,8 +33,9 @@ fn file(name: &str, rows: &[Row], base: &[Row], options: Option<&Map<String, Val
     // Of one kind the options say it.
     let several = summary.made_on.iter().filter(|_| summary.made_on.len() > 1);
     let several = several.map(|share| json!([format!("answers on {}", share.words()), share.rows.to_string()]));
+    let drafts = summary.drafts().into_iter().map(|(source, said)| json!([format!("guessed {source}"), said]));
     json!({
-        "options": listed.chain(several).collect::<Vec<_>>(),
+        "options": listed.chain(several).chain(drafts).collect::<Vec<_>>(),
         "prefill": text("prefill_attack"),
         "system": text("system"),
         "skipped": summary.skipped,

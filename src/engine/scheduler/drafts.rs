@@ -5,21 +5,24 @@
 //! to the request one by one, as long as what it asks about next is the text that was guessed; the sequence is cut back
 //! to what was asked about. So a request never sees a guess. Only what it is told in one step differs.
 //!
+//! They are found in the request's texts, or made by the draft model, whichever is expected to bring more.
+//!
 //! Guesses take rows and blocks of keys and values that nobody else needs in the step.
 
 use super::{Entry, Scheduler};
 use crate::engine::draft::{DraftSource, Guess, LONGEST_DRAFT, WINDOW, guess, share};
+use crate::engine::draft_model::Wish;
 use crate::engine::execute::policy_output;
 use crate::engine::settings::Drafting;
 use crate::engine::step::{Draft, Step, TaskSpan};
-use crate::model::{ModelPair, PolicyRow, Role, Work};
+use crate::model::{ModelPair, PolicyRow, Role, Work, timed};
 use crate::task::{Ask, FullLogits, PolicyOutput};
 
 /// Makes guesses in place of the engine: from a text and how many ids it may have.
 pub(super) type GuessWith = Box<dyn FnMut(&[u32], usize) -> Vec<u32> + Send>;
 
 /// Guessed tokens of one kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DraftCount {
     /// Run.
     pub drafted: u64,
@@ -28,29 +31,39 @@ pub struct DraftCount {
 }
 
 /// Guessed tokens, by where they came from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DraftStats {
     /// Other candidates of the segment, and other completions of the prompt.
     pub siblings: DraftCount,
     /// The prompt and what was written.
     pub text: DraftCount,
+    /// The draft model.
+    #[serde(default, skip_serializing_if = "DraftCount::is_zero")]
+    pub model: DraftCount,
+}
+
+impl DraftCount {
+    fn is_zero(&self) -> bool {
+        *self == DraftCount::default()
+    }
 }
 
 impl DraftStats {
     /// Guessed tokens that were run.
     pub fn drafted(&self) -> u64 {
-        self.siblings.drafted + self.text.drafted
+        self.siblings.drafted + self.text.drafted + self.model.drafted
     }
 
     /// Those that were right.
     pub fn accepted(&self) -> u64 {
-        self.siblings.accepted + self.text.accepted
+        self.siblings.accepted + self.text.accepted + self.model.accepted
     }
 
     fn count(&mut self, source: DraftSource, drafted: usize, accepted: usize) {
         let count = match source {
             DraftSource::Sibling => &mut self.siblings,
             DraftSource::Text => &mut self.text,
+            DraftSource::Model => &mut self.model,
         };
         count.drafted += drafted as u64;
         count.accepted += accepted as u64;
@@ -59,7 +72,8 @@ impl DraftStats {
 
 impl std::ops::AddAssign for DraftStats {
     fn add_assign(&mut self, more: DraftStats) {
-        for (count, more) in [(&mut self.siblings, more.siblings), (&mut self.text, more.text)] {
+        let DraftStats { siblings, text, model } = self;
+        for (count, more) in [(siblings, more.siblings), (text, more.text), (model, more.model)] {
             count.drafted += more.drafted;
             count.accepted += more.accepted;
         }
@@ -74,9 +88,8 @@ impl<T> Scheduler<T> {
     }
 
     /// Lets the policy's spans of a planned step go on with guesses, as far as they are worth their rows.
-    pub(super) fn draft(&mut self, backend: &ModelPair, step: &mut Step) {
-        let off = self.settings.drafting == Drafting::Off && self.guess_with.is_none();
-        if off || backend.span_rows() <= 1 || step.policy.is_empty() {
+    pub(super) fn draft(&mut self, backend: &mut ModelPair, step: &mut Step) {
+        if backend.span_rows() <= 1 || step.policy.is_empty() {
             return;
         }
         let Ok(vocab) = backend.config(Role::Policy).map(|config| config.vocab_size) else { return };
@@ -85,12 +98,16 @@ impl<T> Scheduler<T> {
         if price >= 1.0 && self.guess_with.is_none() {
             return;
         }
+        // A step of the draft model for all texts that have a row is as much of what their tokens are worth.
+        let draft_cost = backend.draft_cost().map(|cost| self.settings.draft_cost.unwrap_or(cost));
         let mut room = self.settings.batch_tokens.saturating_sub(rows);
-        let promised = step.policy.iter().map(|span| backend.blocks_needed(span.seq, span.ids.len()));
-        let promised = promised.fold(self.running.len(), usize::saturating_add);
-        let mut blocks = backend.blocks_free(Role::Policy).saturating_sub(promised);
-        for span in step.policy.iter_mut().filter(|span| span.last) {
+        let (mut found, mut wishes, mut wishing) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, span) in step.policy.iter().enumerate().filter(|(_, span)| span.last) {
             let Some(entry) = self.running.get_mut(&span.request) else { continue };
+            let drafting = entry.submitter.drafting.unwrap_or(self.settings.drafting);
+            if drafting == Drafting::Off && self.guess_with.is_none() {
+                continue;
+            }
             // The row behind the task's own tokens is not the last one then.
             let no_logits = matches!(span.task.ask, Ask::Policy { full_logits: FullLogits::Never, .. });
             if !no_logits && !backend.keeps_span_rows() {
@@ -102,28 +119,74 @@ impl<T> Scheduler<T> {
             if most == 0 {
                 continue;
             }
-            if self.guess_with.is_none() && !entry.acceptance.hopeful(price) {
-                continue;
-            }
-            // What stands far before is not looked through.
-            let from = if self.guess_with.is_none() { span.task.len.saturating_sub(WINDOW) } else { 0 };
-            let text = entry.request.ids(&span.task, from);
-            let found = match &mut self.guess_with {
-                Some(guess_with) => {
-                    let ids = guess_with(&text, most);
-                    (!ids.is_empty()).then_some(Guess { ids, source: DraftSource::Text, matched: 0 })
-                }
-                None => guess(&text, &outlook.siblings, most),
-            };
-            let Some(mut found) = found else { continue };
-            let worth = match self.guess_with {
-                Some(_) => found.ids.len(),
-                None => entry.acceptance.worth(&found, price),
-            };
             // Behind the end of a text nothing comes.
             let goes_on = |id: u32| (id as usize) < vocab && !outlook.stop_ids.contains(&id);
-            let known = found.ids.iter().take_while(|&&id| goes_on(id)).count();
-            let mut tokens = worth.min(most).min(known);
+            let known = |ids: &[u32]| ids.iter().take_while(|&&id| goes_on(id)).count();
+            if let Some(guess_with) = &mut self.guess_with {
+                let mut ids = guess_with(&entry.request.ids(&span.task, 0), most);
+                ids.truncate(known(&ids).min(most));
+                room -= ids.len();
+                found.push((place, Guess { ids, source: DraftSource::Text, matched: 0, classes: Vec::new() }));
+                continue;
+            }
+            let mut brings = 0.0;
+            let mut guess = None;
+            if entry.acceptance.hopeful(price) {
+                // What stands far before is not looked through.
+                let text = entry.request.ids(&span.task, span.task.len.saturating_sub(WINDOW));
+                guess = self::guess(&text, &outlook.siblings, most);
+            }
+            if let Some(guess) = &mut guess {
+                let tokens = entry.acceptance.worth(guess, price).min(known(&guess.ids));
+                brings = entry.acceptance.gain(guess, tokens, price);
+                guess.ids.truncate(tokens);
+            }
+            let model = draft_cost.filter(|_| drafting == Drafting::Model);
+            if let Some(cost) = model
+                && entry.acceptance.model.gain(most, price + cost) > brings
+            {
+                wishing.push((place, guess));
+                wishes.push(Wish {
+                    key: (span.request, span.task.key),
+                    text: entry.request.ids(&span.task, 0),
+                    most,
+                    stop_ids: outlook.stop_ids.to_vec(),
+                    vocab,
+                    confidence: entry.acceptance.model,
+                    price: [price, cost],
+                });
+            } else if let Some(guess) = guess {
+                room -= guess.ids.len();
+                found.push((place, guess));
+            }
+        }
+        if let Some(model) = backend.draft.as_deref_mut().filter(|_| !wishes.is_empty()) {
+            let (drafter, budget) = (&mut self.drafter, self.settings.batch_tokens);
+            let guesses = timed(&mut self.seconds.draft, || drafter.guess(model, &wishes, budget));
+            self.stats.draft_work = self.drafter.work();
+            for (((place, other), guess), wish) in wishing.into_iter().zip(guesses).zip(&wishes) {
+                let vain = guess.as_ref().is_some_and(|guess| guess.ids.is_empty());
+                if let Some(entry) = self.running.get_mut(&wish.key.0).filter(|_| vain) {
+                    entry.acceptance.model.vain();
+                }
+                // What was found stands in for what the model did not guess.
+                found.extend(guess.filter(|_| !vain).or(other).map(|guess| (place, guess)));
+            }
+            found.sort_by_key(|&(place, _)| place);
+        }
+        self.extend(backend, step, found, rows);
+    }
+
+    /// Lets spans go on with guesses, as far as there are rows and blocks for them. `rows`: those of the step without.
+    fn extend(&mut self, backend: &ModelPair, step: &mut Step, found: Vec<(usize, Guess)>, rows: usize) {
+        let mut room = self.settings.batch_tokens.saturating_sub(rows);
+        let promised = step.policy.iter().map(|span| backend.blocks_needed(span.seq, span.ids.len()));
+        let promised = promised.fold(self.running.len(), usize::saturating_add);
+        let mut blocks = backend.blocks_free(Role::Policy).saturating_sub(promised);
+        for (place, mut guess) in found {
+            let Some(span) = step.policy.get_mut(place) else { continue };
+            let Some(entry) = self.running.get(&span.request) else { continue };
+            let mut tokens = guess.ids.len().min(room);
             let needed = |tokens: usize| backend.blocks_needed(span.seq, span.ids.len() + tokens);
             while tokens > 0 && needed(tokens).saturating_sub(needed(0)) > blocks {
                 tokens -= 1;
@@ -133,10 +196,12 @@ impl<T> Scheduler<T> {
             }
             blocks = blocks.saturating_sub(needed(tokens).saturating_sub(needed(0)));
             room -= tokens;
-            found.ids.truncate(tokens);
+            guess.ids.truncate(tokens);
+            guess.classes.truncate(tokens);
             let top_k = (1..=tokens).map(|behind| entry.request.top_k_behind(&span.task, behind)).collect();
-            span.ids.append(&mut found.ids);
-            span.draft = Some(Draft { top_k, source: found.source, matched: found.matched });
+            span.ids.append(&mut guess.ids);
+            let Guess { source, matched, classes, .. } = guess;
+            span.draft = Some(Draft { top_k, source, matched, classes });
         }
     }
 }
@@ -175,9 +240,17 @@ impl<T> Entry<T> {
         let mut stats = DraftStats::default();
         if let Some(draft) = &span.draft {
             stats.count(draft.source, drafted, accepted);
-            self.acceptance.learn(draft.source, draft.matched, drafted, accepted);
+            self.learn(draft, drafted, accepted);
         }
         self.stats.drafts += stats;
         stats
+    }
+
+    /// Of so many guessed tokens, the first ones were right.
+    pub(super) fn learn(&mut self, draft: &Draft, drafted: usize, accepted: usize) {
+        match draft.source {
+            DraftSource::Model => self.acceptance.model.learn(&draft.classes, accepted),
+            source => self.acceptance.learn(source, draft.matched, drafted, accepted),
+        }
     }
 }

@@ -52,7 +52,7 @@ pub struct Phases {
     pub reward: f64,
     /// Rewards with gradients.
     pub gradient: f64,
-    /// Everything else.
+    /// Everything else, the guesses of a draft model among it.
     pub host: f64,
 }
 

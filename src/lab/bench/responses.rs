@@ -74,6 +74,8 @@ pub fn responses(
             Drafting::Off => case,
             Drafting::Ngram if case.is_empty() => "draft ngram".to_string(),
             Drafting::Ngram => case + ", draft ngram",
+            Drafting::Model if case.is_empty() => "draft model".to_string(),
+            Drafting::Model => case + ", draft model",
         };
         if drafting != Drafting::Off {
             let settings = Settings { drafting, ..off.clone() };

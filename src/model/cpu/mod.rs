@@ -74,7 +74,7 @@ pub fn open(parts: Parts<'_>, options: &LoadOptions) -> Result<ModelPair> {
         .build()
         .map_err(|e| Error::Backend(format!("cannot start threads: {e}")))?;
     let pool = Arc::new(pool);
-    let model = |part: Option<Part<'_>>| -> Result<Option<Box<dyn Model>>> {
+    let model = |part: Option<Part<'_>>, max_len: usize| -> Result<Option<Box<dyn Model>>> {
         let Some((config, checkpoint)) = part else { return Ok(None) };
         let decoder = Decoder::load(
             config,
@@ -85,7 +85,12 @@ pub fn open(parts: Parts<'_>, options: &LoadOptions) -> Result<ModelPair> {
         let compute = CpuModel { decoder, pool: pool.clone(), last_hidden: HashMap::new() };
         Ok(Some(Box::new(Paged::new(compute, max_len))))
     };
-    Ok(ModelPair { policy: model(parts.policy)?, reward: model(parts.reward)? })
+    let draft_len = spans::longest_draft(parts.draft.map(|of| of.0), max_len);
+    Ok(ModelPair {
+        policy: model(parts.policy, max_len)?,
+        reward: model(parts.reward, max_len)?,
+        draft: model(parts.draft, draft_len)?,
+    })
 }
 
 /// A model on the CPU.

@@ -33,6 +33,8 @@ pub struct Needs {
     pub policy: Option<ModelNeeds>,
     /// The reward model.
     pub reward: Option<ModelNeeds>,
+    /// The draft model.
+    pub draft: Option<ModelNeeds>,
     /// Bytes of activations and logits.
     pub workspace: u64,
     /// Bytes of what kernels leave to others: chunk sums and parts of rows.
@@ -83,7 +85,8 @@ pub struct MemoryBudget {
 impl Needs {
     /// The models that are there, by name.
     fn models(&self) -> impl Iterator<Item = (&'static str, ModelNeeds)> {
-        [("policy", self.policy), ("reward", self.reward)].into_iter().filter_map(|(name, model)| Some((name, model?)))
+        let models = [("policy", self.policy), ("reward", self.reward), ("draft", self.draft)];
+        models.into_iter().filter_map(|(name, model)| Some((name, model?)))
     }
 
     /// Bytes of one block of keys and values, of all models.
@@ -122,7 +125,11 @@ impl Needs {
     fn refusal(&self, device: DeviceMemory, needed: u64, allowed: u64) -> Error {
         let kv = self.block().saturating_mul(self.least());
         let what = if self.policy.is_some() && self.reward.is_some() { "pair" } else { "model" };
-        let named = |name| if name == "reward" { "reward model" } else { name };
+        let named = |name| match name {
+            "reward" => "reward model",
+            "draft" => "draft model",
+            name => name,
+        };
         let weights: Vec<String> =
             self.models().map(|(name, model)| format!("{} {}", named(name), bytes(model.weights))).collect();
         let mut text = format!(
@@ -187,7 +194,11 @@ impl MemoryBudget {
 
     /// What goes where: name and bytes, in the order of a report.
     pub fn parts(&self) -> Vec<(&'static str, u64)> {
-        let named = |name| if name == "policy" { "policy weights" } else { "reward weights" };
+        let named = |name| match name {
+            "policy" => "policy weights",
+            "draft" => "draft weights",
+            _ => "reward weights",
+        };
         let mut parts: Vec<_> = self.needs.models().map(|(name, model)| (named(name), model.weights)).collect();
         parts.extend([
             ("workspace", self.needs.workspace),
@@ -251,6 +262,7 @@ mod tests {
         Needs {
             policy: Some(model),
             reward: Some(model),
+            draft: None,
             workspace,
             scratch,
             graphs,

@@ -58,7 +58,7 @@ impl Default for CudaOptions {
 pub struct Opened {
     /// How the memory is divided.
     pub budget: MemoryBudget,
-    /// The models, the policy first.
+    /// The models, the policy first and the draft model last.
     pub models: Vec<Loaded>,
     /// The device, on the stream of the first model.
     pub device: Device,
@@ -69,8 +69,10 @@ pub struct Opened {
 /// A model that was loaded.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// Which one.
+    /// Which one; that of the draft model is the policy's.
     pub role: Role,
+    /// Whether it is the draft model.
+    pub draft: bool,
     /// Loading it.
     pub report: LoadReport,
     /// Type of its weights, activations, keys and values.
@@ -84,19 +86,25 @@ pub struct Sources<'a> {
     pub policy: Option<(&'a ModelConfig, Source<'a>)>,
     /// The reward model.
     pub reward: Option<(&'a ModelConfig, Source<'a>)>,
+    /// The language model that drafts.
+    pub draft: Option<(&'a ModelConfig, Source<'a>)>,
 }
 
 impl<'a> Sources<'a> {
     /// A pair of random models ([`synthetic`](crate::model::synthetic)), whose weights are made on the device.
     pub fn synthetic([policy, reward]: [&'a ModelConfig; 2], seed: u64) -> Self {
-        Sources { policy: Some((policy, Source::Drawn(seed))), reward: Some((reward, Source::Drawn(!seed))) }
+        Sources {
+            policy: Some((policy, Source::Drawn(seed))),
+            reward: Some((reward, Source::Drawn(!seed))),
+            draft: None,
+        }
     }
 }
 
 impl<'a> From<Parts<'a>> for Sources<'a> {
     fn from(parts: Parts<'a>) -> Self {
         let stored = |part: Option<Part<'a>>| part.map(|(config, checkpoint)| (config, Source::Stored(checkpoint)));
-        Sources { policy: stored(parts.policy), reward: stored(parts.reward) }
+        Sources { policy: stored(parts.policy), reward: stored(parts.reward), draft: stored(parts.draft) }
     }
 }
 
@@ -104,6 +112,7 @@ impl<'a> From<Parts<'a>> for Sources<'a> {
 pub struct Prepared {
     policy: Option<LoadPlan>,
     reward: Option<LoadPlan>,
+    draft: Option<LoadPlan>,
     max_len: usize,
     options: CudaOptions,
     layout: WeightLayout,
@@ -117,7 +126,7 @@ impl Prepared {
     /// A tensor is missing or has another shape or type, the kernels cannot do the sizes, `max_model_len` is zero or beyond
     /// a model, or no model is given.
     pub fn new<'a>(models: impl Into<Sources<'a>>, options: &CudaOptions, layout: WeightLayout) -> Result<Self> {
-        let Sources { policy, reward } = models.into();
+        let Sources { policy, reward, draft } = models.into();
         let max_len = spans::longest(policy.map(|of| of.0), reward.map(|of| of.0), options.max_model_len)?;
         if options.batch_tokens == 0 {
             return Err(Error::invalid("batch-tokens is 0; expected at least 1"));
@@ -125,7 +134,14 @@ impl Prepared {
         let plan = |of: Option<(&ModelConfig, Source<'_>)>| {
             of.map(|(config, source)| LoadPlan::of(config, source, options.dtype, layout)).transpose()
         };
-        Ok(Prepared { policy: plan(policy)?, reward: plan(reward)?, max_len, options: *options, layout })
+        Ok(Prepared {
+            policy: plan(policy)?,
+            reward: plan(reward)?,
+            draft: plan(draft)?,
+            max_len,
+            options: *options,
+            layout,
+        })
     }
 
     /// Rows that go through the layers together, at most.
@@ -142,11 +158,12 @@ impl Prepared {
     pub fn needs(&self) -> Needs {
         let rows = self.rows();
         let model = |plan: &LoadPlan| memory::ModelNeeds::new(plan.sizes(), plan.device_bytes());
-        let plans = self.policy.iter().chain(&self.reward);
-        let sizes: Vec<_> = plans.map(LoadPlan::sizes).collect();
+        let sizes: Vec<_> = self.plans().map(LoadPlan::sizes).collect();
         let state = |sizes: &&Sizes| State::bytes(sizes, rows) + Decoder::bytes(sizes, rows, self.max_len);
-        let of_policy =
-            |bytes: fn(&Sizes, usize) -> u64| self.policy.as_ref().map_or(0, |plan| bytes(plan.sizes(), rows));
+        let of_heads = |bytes: fn(&Sizes, usize) -> u64| -> u64 {
+            let language = self.policy.iter().chain(&self.draft);
+            language.map(|plan| bytes(plan.sizes(), rows)).fold(0, u64::saturating_add)
+        };
         let scratch = sizes.iter().map(|sizes| State::scratch_bytes(sizes, self.layout)).fold(0, u64::saturating_add);
         let graphs = |plan: &Option<LoadPlan>, kind: graphs::GraphKind| {
             plan.as_ref().filter(|_| self.options.graphs).map_or(0, |plan| kind.bytes(plan.sizes().layers))
@@ -155,9 +172,12 @@ impl Prepared {
         Needs {
             policy: self.policy.as_ref().map(model),
             reward: self.reward.as_ref().map(model),
-            workspace: sizes.iter().map(state).sum::<u64>() + of_policy(Head::bytes),
-            scratch: scratch.saturating_add(of_policy(Head::scratch_bytes)),
-            graphs: graphs(&self.policy, graphs::STEPS) + graphs(&self.reward, graphs::GRADIENTS),
+            draft: self.draft.as_ref().map(model),
+            workspace: sizes.iter().map(state).sum::<u64>() + of_heads(Head::bytes),
+            scratch: scratch.saturating_add(of_heads(Head::scratch_bytes)),
+            graphs: graphs(&self.policy, graphs::STEPS)
+                + graphs(&self.reward, graphs::GRADIENTS)
+                + graphs(&self.draft, graphs::STEPS),
             gradient: self.reward.as_ref().map_or(0, gradient),
             max_len: self.max_len,
             utilization: self.options.memory_utilization,
@@ -167,7 +187,12 @@ impl Prepared {
 
     /// Bytes that will be read from the files.
     pub fn source_bytes(&self) -> u64 {
-        self.policy.iter().chain(&self.reward).map(LoadPlan::source_bytes).sum()
+        self.plans().map(LoadPlan::source_bytes).sum()
+    }
+
+    /// Of the models that are there.
+    fn plans(&self) -> impl Iterator<Item = &LoadPlan> {
+        self.policy.iter().chain(&self.reward).chain(&self.draft)
     }
 }
 
@@ -201,22 +226,24 @@ pub fn open<'a>(
     let (rows, gradient_rows) = (prepared.rows(), prepared.gradient_rows());
     let sizes = (rows, budget.blocks, prepared.max_len);
     let (mut pair, mut loaded, mut read) = (ModelPair::default(), Vec::new(), 0);
-    let mut load = |device: &Device, role, config: &ModelConfig, plan: &LoadPlan| -> Result<Decoder> {
+    let mut load = |device: &Device, (role, draft), config: &ModelConfig, plan: &LoadPlan| -> Result<Decoder> {
         let (weights, report) = Weights::load(device, plan, &mut |bytes| progress(Loading::Read(read + bytes)))?;
         read += plan.source_bytes();
-        loaded.push(Loaded { role, report, storage: plan.storage() });
+        loaded.push(Loaded { role, draft, report, storage: plan.storage() });
         Decoder::new(device, config, *plan.sizes(), (weights, plan.storage()), sizes)
+    };
+    let language = |decoder: Decoder, embedding| -> Result<PolicyModel> {
+        let head = Head::new(&device, &decoder)?;
+        let (device, launches) = (device.clone(), launches.clone());
+        Ok(PolicyModel { device, decoder, head, graphs: Graphs::new(graphs::STEPS), launches, embedding })
     };
     if let Some(((config, source), plan)) = models.policy.zip(prepared.policy.as_ref()) {
         let embedding = match source {
             Source::Stored(checkpoint) => Some(checkpoint.load(EMBEDDING, &[config.vocab_size, config.hidden_size])?),
             Source::Drawn(_) => None,
         };
-        let decoder = load(&device, Role::Policy, config, plan)?;
-        let head = Head::new(&device, &decoder)?;
-        let (device, launches) = (device.clone(), launches.clone());
-        let model = PolicyModel { device, decoder, head, graphs: Graphs::new(graphs::STEPS), launches, embedding };
-        pair.policy = Some(paged(model, prepared.max_len));
+        let decoder = load(&device, (Role::Policy, false), config, plan)?;
+        pair.policy = Some(paged(language(decoder, embedding)?, prepared.max_len));
     }
     if let Some(((config, source), plan)) = models.reward.zip(prepared.reward.as_ref()) {
         // One number, which the host adds to what comes back.
@@ -226,11 +253,17 @@ pub fn open<'a>(
         };
         // Its passes run beside the policy's, where there is one.
         let device = if pair.policy.is_some() { device.with_new_stream()? } else { device.clone() };
-        let decoder = load(&device, Role::Reward, config, plan)?;
+        let decoder = load(&device, (Role::Reward, false), config, plan)?;
         let rewards = Buffer::uninitialised(&device, rows)?;
         let gradient = GradientPass::new(&device, &decoder, gradient_rows, launches.clone())?;
         let model = RewardModel { device, decoder, rewards, gradient, bias };
         pair.reward = Some(paged(model, prepared.max_len));
+    }
+    if let Some(((config, _), plan)) = models.draft.zip(prepared.draft.as_ref()) {
+        // It runs between the policy's steps, on the same stream. Nobody compares its embeddings.
+        let decoder = load(&device, (Role::Policy, true), config, plan)?;
+        let longest = spans::longest_draft(Some(config), prepared.max_len);
+        pair.draft = Some(paged(language(decoder, None)?, longest));
     }
     Ok((pair, Opened { budget, models: loaded, device, launches }))
 }

@@ -122,6 +122,8 @@ proptest! {
         max_requests in 1usize..8,
         reward_batch_wait in prop::option::of(0usize..6),
         batch_tokens in prop_oneof![Just(1usize), Just(17), Just(2048)],
+        drafting in prop_oneof![2 => Just(Drafting::Ngram), 1 => Just(Drafting::Model)],
+        drafter in prop::option::of(0u64..2),
         faults in prop_oneof![3 => Just(BTreeMap::new()), 1 => prop::collection::btree_map(0usize..400, 0usize..3, 0..8)],
     ) {
         for arrival in &mut arrivals {
@@ -132,9 +134,13 @@ proptest! {
         let mut backend = Scripted::new(&random_model(seed, VOCAB, VOCAB, grid), longest);
         let blocks = longest.div_ceil(BLOCK) + 1 + spare;
         backend.limit(blocks);
+        if let Some(other) = drafter {
+            let mut drafter = Scripted::new(&random_model(seed + other, VOCAB, VOCAB, grid), longest);
+            backend.draft_with(&mut drafter);
+        }
         let settings = Settings {
             speculation: width, run_ahead: true, max_requests, batch_tokens, cached_prompts: 3, reward_batch_wait,
-            drafting: Drafting::Off, row_cost: None,
+            drafting, row_cost: None, draft_cost: Some(0.0),
         };
         let mut scheduler = Scheduler::new(settings);
         let (mut numbers, mut ended) = (BTreeMap::new(), BTreeMap::new());

@@ -306,8 +306,8 @@ fn unusable_requests_say_why() {
         let halves = [backend.policy.take(), backend.reward.take()];
         let [policy, reward] = halves;
         match role {
-            Role::Policy => ModelPair { policy: None, reward },
-            Role::Reward => ModelPair { policy, reward: None },
+            Role::Policy => ModelPair { policy: None, reward, draft: None },
+            Role::Reward => ModelPair { policy, reward: None, draft: None },
         }
     };
     for role in [Role::Policy, Role::Reward] {

@@ -1,6 +1,7 @@
 //! `ggro bench ggro`.
 
 use super::{Common, Ready, Turns, positive};
+use crate::cli::args::Draft;
 use crate::cli::say;
 use crate::engine::{Drafting, SpeculationWidth};
 use crate::lab::bench::{Asked, responses};
@@ -38,9 +39,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "WIDTH,...", value_delimiter = ',', default_value = "off,8,auto")]
     speculation: Vec<SpeculationWidth>,
 
-    /// Guessed tokens to measure with: off or ngram
+    /// Guessed tokens to measure with: off, ngram, or a model that guesses (as for ggro generate); one model at most
     #[arg(long, value_name = "HOW,...", value_delimiter = ',', default_value = "off")]
-    draft: Vec<Drafting>,
+    draft: Vec<Draft>,
 
     /// Samples of Best-of-N; 0 skips it
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=128))]
@@ -61,6 +62,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.entropy_threshold.is_some_and(|threshold| !threshold.is_finite()) {
         return Err(Error::invalid("--entropy-threshold: expected a finite number").into());
     }
+    let mut models = args.draft.iter().filter_map(Draft::model);
+    let draft = models.next();
+    if models.any(|other| Some(other) != draft) {
+        return Err(Error::invalid("--draft: all measurements have the same models; name one that guesses").into());
+    }
     let ids = args.message.as_deref().map(|text| laid_out(common, text)).transpose()?;
     let asked = Asked {
         prompt: *prompt,
@@ -68,14 +74,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         segment: *segment,
         candidates: *candidates,
         widths: args.speculation.clone(),
-        drafts: args.draft.clone(),
+        drafts: args.draft.iter().map(Draft::drafting).collect(),
         best_of: *best_of,
         ids,
         threshold: args.entropy_threshold,
         runs: common.runs.runs,
         warmup: common.runs.warmup,
     };
-    let Ready { mut opened, header, .. } = common.open(&format!("ggro {asked:?}"))?;
+    let Ready { mut opened, header, .. } = common.open_with(&format!("ggro {asked:?}"), draft)?;
     let drafting = asked.drafts.iter().filter(|&&drafting| drafting != Drafting::Off).count();
     let cases = 1 + drafting + asked.drafts.len() * asked.widths.len() + usize::from(asked.best_of > 0);
     let mut sink = common.sink.begin(&header, before, cases)?;

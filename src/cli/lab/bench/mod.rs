@@ -161,6 +161,15 @@ impl Common {
     }
 
     fn open(&self, config: &str) -> anyhow::Result<Ready> {
+        self.open_with(config, None)
+    }
+
+    /// Opens a pair, with a model that guesses beside it.
+    fn open_with(&self, config: &str, draft: Option<&PathBuf>) -> anyhow::Result<Ready> {
+        if draft.is_some() && self.synthetic.synthetic.is_some() {
+            let message = "--draft MODEL: random models are made for --synthetic, and this one would be read";
+            return Err(Error::invalid(message).into());
+        }
         let mut device = self.device.find()?;
         let (opened, names) = match &self.synthetic.synthetic {
             Some(shape) => {
@@ -170,7 +179,8 @@ impl Common {
                 (opened, [Some(name("policy")), Some(name("reward"))])
             }
             None => {
-                let pair = self.pair.load()?;
+                let mut pair = self.pair.load()?;
+                PairArgs::add_draft(&mut pair, draft)?;
                 (self.device.open(&mut device, &pair, self.pair.max_model_len)?, self.pair.names())
             }
         };
@@ -256,7 +266,7 @@ fn shapes(pair: &PairArgs, synthetic: &SyntheticArgs) -> anyhow::Result<([Option
         }
         None => {
             let loaded = pair.load()?;
-            let Parts { policy, reward } = loaded.parts();
+            let Parts { policy, reward, .. } = loaded.parts();
             ([policy, reward].map(|part| part.map(|(config, _)| config.clone())), pair.names())
         }
     };
