@@ -83,6 +83,37 @@ fn three_traces_of_every_fixture_in_company() {
     });
 }
 
+/// A third model on the device guesses beside the pair: the same answers, with room for its keys and values counted.
+#[test]
+fn a_draft_model_beside_a_pair() {
+    alone("engine::a_draft_model_beside_a_pair", || {
+        let name = "llama-gqa";
+        let ([policy, reward], [draft, _]) = (parts(name), parts(name));
+        let both = Parts::both((&policy.0, &policy.1), (&reward.0, &reward.1));
+        let all = requests(name).into_iter().filter(|request| request.options.max_candidates > 1);
+        let shortest = all.min_by_key(|request| request.prompt.len() + request.options.max_new_tokens).unwrap();
+        let request = Request { options: Options { full_trace: false, ..shortest.options.clone() }, ..shortest };
+        let options = CudaOptions { sequences: 2, batch_tokens: 704, ..CudaOptions::default() };
+        let free = Some(0.0);
+        let settings = Settings { drafting: Drafting::Model, row_cost: free, draft_cost: free, ..Settings::default() };
+        let mut answers = Vec::new();
+        for draft in [None, Some((&draft.0, &draft.1))] {
+            let Emulated { device, machine } = Emulated::new(Config::default());
+            let (mut cuda, opened) = cuda::open(device, Parts { draft, ..both }, &options, &mut |_| ()).unwrap();
+            assert_eq!(opened.models.iter().map(|model| model.draft).filter(|&draft| draft).count(), answers.len());
+            let weights = opened.budget.parts().iter().any(|(part, bytes)| *part == "draft weights" && *bytes > 0);
+            assert_eq!(weights, draft.is_some());
+            let found = together(&mut cuda, &settings, &[&request], &[0]);
+            println!("{:?}", found.totals);
+            assert_eq!(found.totals.drafts.model.accepted > 0, draft.is_some());
+            answers.push(found.responses);
+            let faults = machine.faults();
+            assert!(faults.is_empty(), "{faults:#?}");
+        }
+        assert!(answers[0] == answers[1], "another answer with a draft model");
+    });
+}
+
 /// Prompts of both models in pieces: the bits of whole ones, behind blocks that are full and behind ones that are not.
 #[test]
 fn prompts_in_pieces() {
