@@ -1,5 +1,6 @@
 //! One candidate while it is decoded, with the sequences it runs on, and what decides its tokens.
 
+use super::ahead::Ahead;
 use crate::Error;
 use crate::method::candidate::{CandidateState, Decoding};
 use crate::model::TopK;
@@ -19,8 +20,8 @@ pub(super) struct Branch {
     /// Rewards that were asked for, in the order of the answer.
     pub also_at: Vec<usize>,
     pub failed: Option<Error>,
-    /// The next segment's unforced candidate, should this one win.
-    pub ahead: Option<Box<Branch>>,
+    /// The next segment's candidates, should this one win.
+    pub ahead: Option<Box<Ahead>>,
     pub visited: bool,
     /// It lost and is not used any more.
     pub retired: bool,
