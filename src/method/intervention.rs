@@ -147,8 +147,8 @@ impl Intervention {
         if self.branches[0].state.generated().len() <= self.offset {
             return;
         }
-        let mut waiting =
-            self.branches.iter().enumerate().filter(|(i, b)| *i != self.current && !b.visited && !b.retired).count();
+        // Those that come first in the order of proposals; others that are there already take no place from them.
+        let mut waiting = 0;
         let mut tokens = Vec::new();
         for &place in self.proposal_order.iter().skip(self.passed) {
             if waiting + 1 >= speculation.width {
@@ -157,11 +157,15 @@ impl Intervention {
             let proposed = shortlist.ids[place];
             // Most are there already; which token would be placed takes longer to find out.
             let there = |branch: &Branch| branch.state.generated().get(self.offset) == Some(&proposed);
-            if self.branches.iter().any(there) || shortlist.placed(proposed, same) != proposed {
+            if let Some(index) = self.branches.iter().position(there) {
+                let branch = &self.branches[index];
+                waiting += usize::from(index != self.current && !branch.visited && !branch.retired);
                 continue;
             }
-            tokens.push(proposed);
-            waiting += 1;
+            if shortlist.placed(proposed, same) == proposed {
+                tokens.push(proposed);
+                waiting += 1;
+            }
         }
         for token in tokens {
             self.force(token, token);

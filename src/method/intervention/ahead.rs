@@ -8,19 +8,10 @@
 //! scores, because gradients of the candidates of a segment are alike.
 
 use super::Intervention;
-use super::branch::Branch;
+use super::branch::{Ahead, Branch};
 use crate::answer::CandidateStop;
 use crate::method::candidate::CandidateState;
 use crate::method::nudge::Shortlist;
-
-/// The segment behind a candidate, decoded before it is known whether that one wins.
-pub(super) struct Ahead {
-    /// Its candidates, the unforced one first.
-    pub branches: Vec<Branch>,
-    list: Shortlist,
-    /// Places of the list that were looked at.
-    passed: usize,
-}
 
 /// How likely the walk comes to a candidate that it has not asked for, from its place in the order of proposals.
 fn visit_chance(place: usize, scored: bool) -> f64 {
@@ -31,6 +22,8 @@ fn visit_chance(place: usize, scored: bool) -> f64 {
 
 /// How likely a candidate that is visited turns out to be the best one.
 const WINS: f64 = 0.35;
+/// Candidates of the segment that are less likely than this leave their rows to the next one.
+const UNLIKELY: f64 = 0.05;
 /// Candidates that a walk visits, about.
 const VISITS: f64 = 2.5;
 
@@ -104,10 +97,12 @@ impl Intervention {
         if most_segments.is_some_and(|most| self.segments.len().saturating_add(1) >= most) {
             return;
         }
-        let decoding = self.others().filter(|(_, branch)| branch.decodes()).count();
+        let chances = self.chances();
+        let likely = |index: usize| chances.get(index).is_some_and(|&chance| chance >= UNLIKELY);
+        let decoding = self.others().filter(|&(index, branch)| branch.decodes() && likely(index)).count();
         let needed = usize::from(self.branches[self.current].decodes());
         let mut rows = self.speculation.rows.saturating_sub(decoding + needed);
-        for (_, index) in self.possible_winners(&self.chances()) {
+        for (_, index) in self.possible_winners(&chances) {
             if rows == 0 {
                 break;
             }

@@ -1,8 +1,8 @@
 //! One candidate while it is decoded, with the sequences it runs on, and what decides its tokens.
 
-use super::ahead::Ahead;
 use crate::Error;
 use crate::method::candidate::{CandidateState, Decoding};
+use crate::method::nudge::Shortlist;
 use crate::model::TopK;
 use crate::task::{Ask, FullLogits, PolicyOutput, RewardOutput};
 
@@ -25,6 +25,16 @@ pub(super) struct Branch {
     pub visited: bool,
     /// It lost and is not used any more.
     pub retired: bool,
+}
+
+/// The segment behind a candidate, decoded before it is known whether that one wins.
+pub(super) struct Ahead {
+    /// Its candidates, the unforced one first.
+    pub branches: Vec<Branch>,
+    /// What may be placed at its slot.
+    pub list: Shortlist,
+    /// Places of the list that were looked at.
+    pub passed: usize,
 }
 
 impl Branch {
