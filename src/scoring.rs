@@ -195,7 +195,7 @@ impl Request for RewardScorer {
         let gradient = match task.origin {
             TaskOrigin::Shared => self.with_base(),
             TaskOrigin::Score(index) => Some(index),
-            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(_) => None,
+            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(..) => None,
         };
         if let Some(asked) = gradient.and_then(|index| self.gradients.get_mut(index)) {
             self.necessary.reward_backward += (task.len - asked.ask.slot) as u64;

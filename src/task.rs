@@ -53,8 +53,8 @@ pub struct Task {
 pub enum TaskOrigin {
     /// The next token of a branch.
     Decode(usize),
-    /// The next token of the segment after a branch that has ended.
-    RunAhead(usize),
+    /// The next token of a candidate of the segment after a branch that has ended: the branch, and the candidate there.
+    RunAhead(usize, usize),
     /// What all branches share, through the reward model.
     Shared,
     /// The reward of a branch.
@@ -184,13 +184,15 @@ pub struct RewardOutput {
 pub struct Speculation {
     /// Candidates of a segment at the same time, the one that is needed included; 1 is none ahead of time.
     pub width: usize,
-    /// Whether the branch in the lead is decoded on into the next segment while others are still being scored.
+    /// Whether the next segment is decoded behind branches that may win, while others are still decoded and scored.
     pub run_ahead: bool,
+    /// Rows of a step of the policy for the request, the one that is needed and those of the next segment included.
+    pub rows: usize,
 }
 
 impl Speculation {
     /// Nothing is run before it is needed.
-    pub const OFF: Speculation = Speculation { width: 1, run_ahead: false };
+    pub const OFF: Speculation = Speculation { width: 1, run_ahead: false, rows: 1 };
 }
 
 /// What happened to a request.

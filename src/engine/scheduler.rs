@@ -227,16 +227,17 @@ impl<T> Scheduler<T> {
 
     /// How far each request may run ahead of its walk, for the load there is.
     fn speculation(&self, backend: &ModelPair) -> Speculation {
-        match self.settings.speculation {
-            SpeculationWidth::Off => Speculation::OFF,
-            SpeculationWidth::Fixed(width) => {
-                Speculation { width: width.max(1), run_ahead: self.settings.run_ahead && width > 1 }
-            }
+        let (width, share) = match self.settings.speculation {
+            SpeculationWidth::Off => return Speculation::OFF,
+            SpeculationWidth::Fixed(width) => (width.max(1), width.max(1)),
             SpeculationWidth::Auto => {
-                let width = (backend.free_batch_rows() / self.running.len().max(1)).clamp(1, MAX_WIDTH);
-                Speculation { width, run_ahead: self.settings.run_ahead && width > 1 }
+                let share = backend.free_batch_rows() / self.running.len().max(1);
+                (share.clamp(1, MAX_WIDTH), share)
             }
-        }
+        };
+        let run_ahead = self.settings.run_ahead && width > 1;
+        // At least one text runs ahead, whatever the width leaves.
+        Speculation { width, run_ahead, rows: share.max(width.saturating_add(usize::from(run_ahead))) }
     }
 
     /// Forms the next step.

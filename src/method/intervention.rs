@@ -6,8 +6,9 @@
 //! one became uncertain.
 //!
 //! A candidate depends on the prefix and the token at the slot alone, and the tokens that can stand there are known as soon as the
-//! slot is reached. So candidates may be decoded and scored before the walk reaches them ([`Speculation`]). A candidate that the
-//! walk never reaches changes nothing: neither the record, nor the uniform numbers, nor the work counted. Its errors are dropped.
+//! slot is reached. So candidates may be decoded and scored before the walk reaches them ([`Speculation`]), and those of the next
+//! segment before this one's winner is known (`ahead`). A candidate that the walk never reaches changes nothing: neither the
+//! record, nor the uniform numbers, nor the work counted. Its errors are dropped.
 //!
 //! Where no gradient proposes ([`Proposals::Random`], [`Proposals::All`]), the tokens to try are known in their order as soon as
 //! the slot is reached. What is run ahead is in vain only if the walk ends before.
@@ -21,6 +22,7 @@
 //!   position where the final reward is pooled) are asked for when their span is run.
 //! * The largest logits are reported only for a distribution that is, or may turn out to be, the one at a slot.
 
+mod ahead;
 mod branch;
 mod proposal;
 mod tasks;
@@ -80,7 +82,7 @@ pub struct Intervention {
     proposal_order: Vec<usize>,
     /// Where all of the shortlist is tried: how much of it was.
     passed: usize,
-    run_ahead: bool,
+    speculation: Speculation,
 
     segments: Vec<Segment>,
     segment_boundaries: Vec<usize>,
@@ -114,7 +116,7 @@ impl Intervention {
             tied_embedding: None,
             proposal_order: Vec::new(),
             passed: 0,
-            run_ahead: false,
+            speculation: Speculation::OFF,
             segments: Vec::new(),
             segment_boundaries: Vec::new(),
             necessary: Work { policy_forward: prompt.len() as u64, ..Work::default() },
@@ -145,8 +147,8 @@ impl Intervention {
         if self.branches[0].state.generated().len() <= self.offset {
             return;
         }
-        let mut waiting =
-            self.branches.iter().enumerate().filter(|(i, b)| *i != self.current && !b.visited && !b.retired).count();
+        // Those that come first in the order of proposals; others that are there already take no place from them.
+        let mut waiting = 0;
         let mut tokens = Vec::new();
         for &place in self.proposal_order.iter().skip(self.passed) {
             if waiting + 1 >= speculation.width {
@@ -155,11 +157,15 @@ impl Intervention {
             let proposed = shortlist.ids[place];
             // Most are there already; which token would be placed takes longer to find out.
             let there = |branch: &Branch| branch.state.generated().get(self.offset) == Some(&proposed);
-            if self.branches.iter().any(there) || shortlist.placed(proposed, same) != proposed {
+            if let Some(index) = self.branches.iter().position(there) {
+                let branch = &self.branches[index];
+                waiting += usize::from(index != self.current && !branch.visited && !branch.retired);
                 continue;
             }
-            tokens.push(proposed);
-            waiting += 1;
+            if shortlist.placed(proposed, same) == proposed {
+                tokens.push(proposed);
+                waiting += 1;
+            }
         }
         for token in tokens {
             self.force(token, token);
@@ -178,24 +184,6 @@ impl Intervention {
         }
         self.branches.push(branch);
         self.branches.len() - 1
-    }
-
-    /// Starts the next segment of the branch in the lead.
-    fn start_ahead(&mut self) {
-        let Some(index) = self.leader() else { return };
-        let branch = &mut self.branches[index];
-        if branch.ahead.is_some()
-            || branch.state.stop() != Some(CandidateStop::Entropy)
-            || branch.state.dropped().is_none()
-        {
-            return;
-        }
-        let Some(row) = branch.last.take() else { return };
-        let start = self.prefix.len() + branch.state.kept().len();
-        let mut ahead = Branch::new(branch.number, CandidateState::unforced(start));
-        self.tokens += 1;
-        self.decoding.push(&mut ahead, row, 0);
-        branch.ahead = Some(Box::new(ahead));
     }
 
     /// Rewards that a scored branch brings, checked: of itself, and up to the slot.
@@ -317,10 +305,10 @@ impl Intervention {
         } else {
             Some(index)
         };
-        // The unforced branch's sequences stay while there may be more forks of them.
-        if let Some(loser) = loser.filter(|&loser| loser != 0) {
-            self.branches[loser].retired = true;
+        if let Some(loser) = loser {
             self.branches[loser].ahead = None;
+            // The unforced branch's sequences stay while there may be more forks of them.
+            self.branches[loser].retired = loser != 0;
         }
         if proposes && proposals == Proposals::All && proposed.is_none() {
             self.walk.exhaust();
@@ -401,19 +389,18 @@ impl Intervention {
             return Ok(());
         }
 
-        let next = match winner.ahead.take() {
-            Some(ahead) => *ahead,
+        self.branches = match winner.ahead.take() {
+            Some(ahead) => ahead.branches,
             None => {
                 let row = winner.last.take().ok_or_else(|| internal("the row after a segment"))?;
                 let mut next = Branch::new(winner.number, CandidateState::unforced(self.prefix.len()));
                 self.tokens += 1;
                 self.decoding.push(&mut next, row, 0);
-                next
+                vec![next]
             }
         };
         self.offset = 0;
         self.walk = Walk::new(self.prefix.len(), 0, &self.decoding.options);
-        self.branches.push(next);
         self.current = 0;
         self.before = self.known;
         self.shortlist = None;

@@ -301,7 +301,7 @@ impl Request for Sampler {
 
     fn ids(&self, task: &Task, from: usize) -> Vec<u32> {
         let tail = match task.origin {
-            TaskOrigin::Decode(index) | TaskOrigin::Score(index) | TaskOrigin::RunAhead(index) => {
+            TaskOrigin::Decode(index) | TaskOrigin::Score(index) | TaskOrigin::RunAhead(index, _) => {
                 &self.streams[index].ids[..]
             }
             TaskOrigin::Shared => &[],
@@ -350,7 +350,7 @@ impl Request for Sampler {
                 self.outcome.end(Err(Error::NonFinite { what: "reward", model: "reward", position: task.len - 1 }));
             }
             TaskOrigin::Score(index) => self.streams[index].reward = Some(output.reward),
-            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(_) => {}
+            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(..) => {}
         }
     }
 

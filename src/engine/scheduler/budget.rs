@@ -34,8 +34,8 @@ pub(super) struct Budget {
     scored: usize,
     /// Tokens of needed rewards that have not had their step yet.
     wanted: usize,
-    /// Whether the reward batch has a span.
-    scores: bool,
+    /// Whether the reward batch has a span without and with a gradient, which are passes of their own.
+    passes: [bool; 2],
     /// Positions that can be differentiated with those already chosen.
     gradient: usize,
     /// Rows and reward tokens up to which speculative tasks cost next to nothing.
@@ -58,7 +58,7 @@ impl Budget {
             room,
             scored: 0,
             wanted: needed(tasks, Role::Reward).fold(0, |sum, planned| sum.saturating_add(planned.wants)),
-            scores: false,
+            passes: [false; 2],
             gradient: backend.gradient_tokens(),
             likely_rows,
             likely_tokens,
@@ -83,11 +83,12 @@ impl Budget {
             (Role::Policy, true) if self.decoded >= self.likely_rows => 0,
             (Role::Policy, true) => self.tokens,
             // A pass of the reward model costs as much as several steps of the policy, however few tokens it is for: what
-            // is speculative only joins a batch that is needed.
-            (Role::Reward, true) if !self.scores || self.scored >= self.likely_tokens => 0,
+            // is speculative only joins a pass that is needed.
+            (Role::Reward, true) if !self.passes[usize::from(task.differentiated() > 0)] => 0,
+            (Role::Reward, true) if self.scored >= self.likely_tokens => 0,
             (Role::Reward, true) => self.room.saturating_sub(self.scored).max(1),
             // A segment that is longer than the room left for gradients gets a batch of its own; what stands before it is run.
-            (Role::Reward, false) if self.scores && task.differentiated() > self.gradient => {
+            (Role::Reward, false) if self.passes != [false; 2] && task.differentiated() > self.gradient => {
                 self.reward_share(planned, turn).min(wants.saturating_sub(planned.tail()))
             }
             (Role::Reward, false) => self.reward_share(planned, turn),
@@ -113,7 +114,7 @@ impl Budget {
             Role::Reward => {
                 self.gradient = self.gradient.saturating_sub(span.differentiated());
                 self.scored += tokens;
-                self.scores = true;
+                self.passes[usize::from(span.differentiated() > 0)] = true;
             }
         }
     }

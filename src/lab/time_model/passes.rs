@@ -115,10 +115,59 @@ impl PassPhase {
             PassPhase::Prefill(tokens) => Pass::new(family, card, &pair[0], false).prefill(tokens),
             PassPhase::Gradient { segments, tokens, prefix } => {
                 // A graph, too, where its shape was there before. The kernels of the study were launched one by one.
-                Pass::new(family, card, &pair[1], family != ProductKernels::OfReference)
-                    .gradient(segments, tokens, prefix)
+                let pass = Pass::new(family, card, &pair[1], family != ProductKernels::OfReference);
+                pass.gradient(Texts { requests: 1, texts: segments, tokens: segments * tokens, before: prefix })
             }
         }
+    }
+}
+
+/// Texts of several requests in a batch. Those of a request share the positions before them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Texts {
+    /// Requests.
+    pub requests: usize,
+    /// Texts of all requests.
+    pub texts: usize,
+    /// Tokens of all texts.
+    pub tokens: usize,
+    /// Positions before each text.
+    pub before: usize,
+}
+
+impl Texts {
+    /// A step of the policy, with statistics of every token's logits.
+    pub fn step(&self, family: ProductKernels, card: Card, config: &ModelConfig) -> Time {
+        let pass = Pass::new(family, card, config, true);
+        let Texts { requests, tokens: rows, before, .. } = *self;
+        let (positions, pairs) = ((requests * before + rows) as f64, (rows * before) as f64);
+        Time::rest(HOST) + pass.layers(rows, rows, Attention { positions, pairs, alone: rows }, false) + pass.head(rows)
+    }
+
+    /// Rewards at the ends of the texts.
+    pub fn score(&self, family: ProductKernels, card: Card, config: &ModelConfig) -> Time {
+        let pass = Pass::new(family, card, config, false);
+        Time::rest(HOST)
+            + pass.layers(self.tokens, self.texts, self.attention(), false)
+            + pass.small(NORM, self.texts, 18 * config.hidden_size)
+            + pass.product(&pass.scoring(), self.texts)
+    }
+
+    /// Rewards and gradients of the texts.
+    pub fn gradient(&self, family: ProductKernels, card: Card, config: &ModelConfig) -> Time {
+        Pass::new(family, card, config, family != ProductKernels::OfReference).gradient(*self)
+    }
+
+    /// Pairs of a query and a key before the texts, and in them.
+    fn pairs(&self) -> (f64, f64) {
+        let (rows, tokens) = (self.tokens as f64, self.tokens as f64 / self.texts as f64);
+        ((self.tokens * self.before) as f64, rows * (tokens + 1.0) / 2.0)
+    }
+
+    fn attention(&self) -> Attention {
+        let (before, own) = self.pairs();
+        let positions = (self.requests * self.before + self.tokens) as f64;
+        Attention { positions, pairs: before + own, alone: 0 }
     }
 }
 
@@ -301,22 +350,26 @@ impl<'a> Pass<'a> {
             + self.head(1)
     }
 
+    /// The head of a reward model.
+    fn scoring(&self) -> Product {
+        Product { name: "score", n: 1, k: self.config.hidden_size, output: 4, finish: 0.0 }
+    }
+
     /// Scored is the last row of every segment, and the gradient of its first row is wanted.
-    fn gradient(&self, segments: usize, tokens: usize, prefix: usize) -> Time {
-        let rows = segments * tokens;
-        let (before, own) = ((rows * prefix) as f64, rows as f64 * (tokens as f64 + 1.0) / 2.0);
-        let attention = Attention { positions: (prefix + rows) as f64, pairs: before + own, alone: 0 };
+    fn gradient(&self, batch: Texts) -> Time {
+        let (rows, segments) = (batch.tokens, batch.texts);
+        let ((before, own), tokens) = (batch.pairs(), rows as f64 / segments as f64);
         let (d, layers) = (self.config.hidden_size, self.config.num_layers);
         // The kernels of the study copied the residual stream of both norms to the tape; now products leave it there.
         let copies = if self.family == ProductKernels::OfReference { 2 * layers } else { 0 };
         let taped = self.small(SMALL, rows, 8 * d).times(copies);
-        let score = self.product(&Product { name: "score", n: 1, k: d, output: 4, finish: 0.0 }, segments);
+        let score = self.product(&self.scoring(), segments);
         let backward = self.layer_backward([rows; 3], before, own).times(layers - 2)
-            + self.layer_backward([rows, segments, rows], before / tokens as f64, own / tokens as f64)
+            + self.layer_backward([rows, segments, rows], before / tokens, own / tokens)
             + self.layer_backward([rows, rows, segments], before, own);
         // The final norm; rows copied and set to zero at the top and at the bottom; candidates' scores.
         let ends = self.small(NORM, segments, 18 * d) + self.small(SMALL, rows, 4 * d).times(10);
-        Time::rest(HOST) + self.layers(rows, segments, attention, true) + taped + score + backward + ends
+        Time::rest(HOST) + self.layers(rows, segments, batch.attention(), true) + taped + score + backward + ends
     }
 
     /// A layer backward: rows of the batch, those that have a gradient above, and those whose gradient goes on below.

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::method::candidate::{CandidateState, Decoding};
+use crate::method::nudge::Shortlist;
 use crate::model::TopK;
 use crate::task::{Ask, FullLogits, PolicyOutput, RewardOutput};
 
@@ -19,11 +20,21 @@ pub(super) struct Branch {
     /// Rewards that were asked for, in the order of the answer.
     pub also_at: Vec<usize>,
     pub failed: Option<Error>,
-    /// The next segment's unforced candidate, should this one win.
-    pub ahead: Option<Box<Branch>>,
+    /// The next segment's candidates, should this one win.
+    pub ahead: Option<Box<Ahead>>,
     pub visited: bool,
     /// It lost and is not used any more.
     pub retired: bool,
+}
+
+/// The segment behind a candidate, decoded before it is known whether that one wins.
+pub(super) struct Ahead {
+    /// Its candidates, the unforced one first.
+    pub branches: Vec<Branch>,
+    /// What may be placed at its slot.
+    pub list: Shortlist,
+    /// Places of the list that were looked at.
+    pub passed: usize,
 }
 
 impl Branch {

@@ -1,5 +1,6 @@
 //! What a response in progress asks of the models, and what it does with the answers.
 
+use super::ahead::chance_ahead;
 use super::branch::Branch;
 use super::{Intervention, PooledReward};
 use crate::answer::Response;
@@ -61,16 +62,31 @@ impl Intervention {
         }
     }
 
-    fn ahead_task(&self, index: usize, ahead: &Branch) -> Task {
+    /// A candidate of the segment behind a branch, if it is to be decoded.
+    fn ahead_of(&self, index: usize, place: usize) -> Option<&Branch> {
+        self.branches.get(index)?.ahead.as_ref()?.branches.get(place)
+    }
+
+    fn ahead_of_mut(&mut self, index: usize, place: usize) -> Option<&mut Branch> {
+        self.branches.get_mut(index)?.ahead.as_mut()?.branches.get_mut(place)
+    }
+
+    fn ahead_task(&self, index: usize, place: usize, ahead: &Branch) -> Task {
         let (len, next) = (ahead.state.len(), ahead.state.generated().len());
+        let before = self.key_of(index, Role::Policy);
+        let (key, parent) = match place {
+            0 => (before, self.parent_of(index, Role::Policy)),
+            // They fork where the segment before them ends.
+            _ => (SeqKey { number: ahead.number, ..before }, Some((before, len - next))),
+        };
         Task {
-            key: self.key_of(index, Role::Policy),
-            parent: self.parent_of(index, Role::Policy),
+            key,
+            parent,
             len,
             fresh: len - 1,
             speculative: true,
             ask: self.decoding.ask(len, next, 0),
-            origin: TaskOrigin::RunAhead(index),
+            origin: TaskOrigin::RunAhead(index, place),
         }
     }
 
@@ -157,17 +173,46 @@ impl Intervention {
         kept > self.offset && self.decoding.options.max_candidates > 1
     }
 
-    /// The branch that would be committed if no other turned out to be better.
-    pub(super) fn leader(&self) -> Option<usize> {
-        match self.best {
-            Some((index, _)) => Some(index),
-            None => self.branches[0].ended().then_some(0),
-        }
-    }
-
     /// Whether the unforced branch has to wait for what all share.
     pub(super) fn shared_waits(&self) -> bool {
         self.shared_apart && self.reward_len < self.slot()
+    }
+}
+
+impl Intervention {
+    /// Whether a branch can go through the reward model, and has not yet.
+    fn can_be_scored(&self, index: usize) -> bool {
+        let branch = &self.branches[index];
+        let ready = if index == 0 { !self.shared_waits() } else { self.shared_is_scored() };
+        ready && branch.ended() && branch.reward.is_none() && branch.failed.is_none() && !branch.retired
+    }
+
+    /// What the walk may come to ask for, the likeliest first.
+    fn likely(&self) -> Vec<(f64, TaskOrigin)> {
+        let mut likely = Vec::new();
+        if self.branches.len() == 1 && !self.speculation.run_ahead {
+            return likely;
+        }
+        let chances = self.chances();
+        for (index, branch) in self.others() {
+            let chance = chances.get(index).copied().unwrap_or_default();
+            if branch.decodes() {
+                likely.push((chance, TaskOrigin::Decode(index)));
+            } else if self.can_be_scored(index) {
+                likely.push((chance, TaskOrigin::Score(index)));
+            }
+        }
+        if self.speculation.run_ahead {
+            for (chance, index) in self.possible_winners(&chances) {
+                let Some(ahead) = &self.branches[index].ahead else { continue };
+                let decoded = ahead.branches.iter().enumerate().filter(|(_, branch)| branch.decodes());
+                likely.extend(
+                    decoded.map(|(place, _)| (chance * chance_ahead(place), TaskOrigin::RunAhead(index, place))),
+                );
+            }
+        }
+        likely.sort_by(|a, b| b.0.total_cmp(&a.0));
+        likely
     }
 }
 
@@ -185,23 +230,28 @@ impl Request for Intervention {
         if self.shared_waits() && self.shortlist.is_some() {
             out.push(self.shared_task());
         }
-        let order = [self.current].into_iter().chain((0..self.branches.len()).filter(|&i| i != self.current));
-        for index in order {
-            let branch = &self.branches[index];
-            if branch.decodes() {
-                out.push(self.decode_task(index));
-            } else if branch.ended() && branch.reward.is_none() && branch.failed.is_none() && !branch.retired {
-                let ready = if index == 0 { !self.shared_waits() } else { self.shared_is_scored() };
-                if ready {
-                    out.extend(self.score_task(index));
-                }
-            }
+        let Some(current) = self.branches.get(self.current) else { return };
+        if current.decodes() {
+            out.push(self.decode_task(self.current));
+        } else if self.can_be_scored(self.current) {
+            out.extend(self.score_task(self.current));
         }
-        if self.run_ahead
-            && let Some(index) = self.leader()
-            && let Some(ahead) = self.branches[index].ahead.as_ref().filter(|ahead| ahead.decodes())
-        {
-            out.push(self.ahead_task(index, ahead));
+        let mut rows = self.speculation.rows.saturating_sub(usize::from(current.decodes()));
+        for (_, origin) in self.likely() {
+            match origin {
+                TaskOrigin::Score(index) => out.extend(self.score_task(index)),
+                _ if rows == 0 => {}
+                TaskOrigin::Decode(index) => {
+                    out.push(self.decode_task(index));
+                    rows -= 1;
+                }
+                TaskOrigin::RunAhead(index, place) => {
+                    let Some(ahead) = self.ahead_of(index, place) else { continue };
+                    out.push(self.ahead_task(index, place, ahead));
+                    rows -= 1;
+                }
+                TaskOrigin::Shared => {}
+            }
         }
     }
 
@@ -210,9 +260,9 @@ impl Request for Intervention {
             TaskOrigin::Shared => (self.shared_tail(), &[]),
             TaskOrigin::Decode(index) => (self.branches[index].state.generated(), &[]),
             TaskOrigin::Score(index) => (self.branches[index].state.kept(), &[]),
-            TaskOrigin::RunAhead(index) => {
-                let branch = &self.branches[index];
-                (branch.state.kept(), branch.ahead.as_ref().map_or(&[], |ahead| ahead.state.generated()))
+            TaskOrigin::RunAhead(index, place) => {
+                let ahead = self.ahead_of(index, place).map_or(&[][..], |ahead| ahead.state.generated());
+                (self.branches[index].state.kept(), ahead)
             }
         };
         cut([&self.prefix, tail, ahead], from, task.len)
@@ -224,8 +274,12 @@ impl Request for Intervention {
         let stop_ids = &self.decoding.options.stop_ids[..];
         let own = match task.origin {
             TaskOrigin::Decode(index) => index,
-            // A segment of its own, which no other candidate has begun.
-            TaskOrigin::RunAhead(_) => return Some(Outlook { most, stop_ids, siblings: Vec::new() }),
+            TaskOrigin::RunAhead(index, own) => {
+                let others = self.branches[index].ahead.iter().flat_map(|ahead| ahead.branches.iter().enumerate());
+                let others = others.filter(|&(place, _)| place != own);
+                let siblings = others.map(|(_, branch)| branch.state.generated()).collect();
+                return Some(Outlook { most, stop_ids, siblings });
+            }
             TaskOrigin::Shared | TaskOrigin::Score(_) => return None,
         };
         let others = self.branches.iter().enumerate().filter(|&(index, _)| index != own);
@@ -236,8 +290,8 @@ impl Request for Intervention {
     fn top_k_behind(&self, task: &Task, tokens: usize) -> TopK {
         let (generated, offset) = match task.origin {
             TaskOrigin::Decode(index) => (self.branches[index].state.generated().len(), self.offset),
-            TaskOrigin::RunAhead(index) => {
-                (self.branches[index].ahead.as_ref().map_or(0, |ahead| ahead.state.generated().len()), 0)
+            TaskOrigin::RunAhead(index, place) => {
+                (self.ahead_of(index, place).map_or(0, |ahead| ahead.state.generated().len()), 0)
             }
             TaskOrigin::Shared | TaskOrigin::Score(_) => return TopK::Skip,
         };
@@ -253,9 +307,9 @@ impl Request for Intervention {
         }
         match task.origin {
             TaskOrigin::Decode(index) => self.branches[index].decodes().then(|| self.decode_task(index)),
-            TaskOrigin::RunAhead(index) => {
-                let ahead = self.branches[index].ahead.as_ref().filter(|ahead| ahead.decodes())?;
-                Some(self.ahead_task(index, ahead))
+            TaskOrigin::RunAhead(index, place) => {
+                let ahead = self.ahead_of(index, place).filter(|ahead| ahead.decodes())?;
+                Some(self.ahead_task(index, place, ahead))
             }
             TaskOrigin::Shared | TaskOrigin::Score(_) => None,
         }
@@ -274,9 +328,10 @@ impl Request for Intervention {
                     self.reach_slot();
                 }
             }
-            TaskOrigin::RunAhead(index) => {
-                if let Some(ahead) = &mut self.branches[index].ahead {
-                    self.decoding.push(ahead, output, 0);
+            TaskOrigin::RunAhead(index, place) => {
+                let ahead = self.branches.get_mut(index).and_then(|branch| branch.ahead.as_mut());
+                if let Some(branch) = ahead.and_then(|ahead| ahead.branches.get_mut(place)) {
+                    self.decoding.push(branch, output, 0);
                 }
             }
             TaskOrigin::Shared | TaskOrigin::Score(_) => {}
@@ -311,7 +366,7 @@ impl Request for Intervention {
                 branch.also_at.clone_from(also_at);
                 branch.reward = Some(output);
             }
-            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(_) => {}
+            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(..) => {}
         }
     }
 
@@ -322,8 +377,8 @@ impl Request for Intervention {
         match task.origin {
             TaskOrigin::Decode(index) | TaskOrigin::Score(index) => self.branches[index].failed = Some(error),
             TaskOrigin::Shared => self.end(Err(error)),
-            TaskOrigin::RunAhead(index) => {
-                if let Some(ahead) = &mut self.branches[index].ahead {
+            TaskOrigin::RunAhead(index, place) => {
+                if let Some(ahead) = self.ahead_of_mut(index, place) {
                     ahead.failed = Some(error);
                 }
             }
@@ -331,7 +386,7 @@ impl Request for Intervention {
     }
 
     fn advance(&mut self, speculation: Speculation, same: &dyn Fn(u32, u32) -> bool) {
-        self.run_ahead = speculation.run_ahead;
+        self.speculation = speculation;
         loop {
             if self.outcome.ended() {
                 break;
@@ -348,7 +403,7 @@ impl Request for Intervention {
             let forced = self.branches.len() > 1 && self.branches[0].reward.is_none();
             self.shared_apart |= forced && self.slot() > self.reward_len;
             if speculation.run_ahead {
-                self.start_ahead();
+                self.start_ahead(same);
             }
         }
         if self.tokens > 0 {
@@ -364,8 +419,15 @@ impl Request for Intervention {
         match self.branches.iter().enumerate().find(|(_, branch)| branch.number == key.number) {
             Some((_, branch)) if branch.retired => Liveness::Dead,
             Some((index, branch)) if index == self.current || branch.visited => Liveness::Necessary,
+            Some((index, _)) if !self.reaches(index) => Liveness::Dead,
             Some(_) => Liveness::Speculative,
-            None => Liveness::Dead,
+            None => {
+                let ahead = self.branches.iter().filter_map(|branch| branch.ahead.as_ref());
+                match ahead.flat_map(|ahead| &ahead.branches).any(|branch| branch.number == key.number) {
+                    true if key.role == Role::Policy => Liveness::Speculative,
+                    _ => Liveness::Dead,
+                }
+            }
         }
     }
 

@@ -18,7 +18,7 @@ fn with_failures_ahead(
     width: usize,
     finite: bool,
 ) -> Result<(Completions, usize)> {
-    let speculation = Speculation { width, run_ahead: false };
+    let speculation = Speculation { width, run_ahead: false, rows: width };
     let (mut tasks, mut failed): (Vec<Task>, usize) = (Vec::new(), 0);
     for _ in 0..10_000 {
         request.advance(speculation, &|_, _| false);
