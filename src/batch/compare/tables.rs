@@ -298,7 +298,9 @@ fn distances(prompts: &[usize], answers: &[&Answers]) -> Vec<Option<f64>> {
     for one in answers {
         for row in answered(prompts, one) {
             let place = prompts.binary_search(&row.index).ok().and_then(|at| texts.get_mut(at));
-            place.map(|place| place.push(words(&row.response)));
+            if let Some(place) = place {
+                place.push(words(&row.response));
+            }
         }
     }
     let mean = |texts: Vec<Vec<String>>| {

@@ -28,11 +28,15 @@ impl Distinct {
             for run in answer.windows(n.max(1)) {
                 let owner = different.entry(run).or_insert(Some(prompt));
                 *owner = owner.filter(|&owner| owner == prompt);
-                runs.get_mut(prompt).map(|runs| *runs += 1);
+                if let Some(runs) = runs.get_mut(prompt) {
+                    *runs += 1;
+                }
             }
         }
         for &prompt in different.values().flatten() {
-            alone.get_mut(prompt).map(|alone| *alone += 1);
+            if let Some(alone) = alone.get_mut(prompt) {
+                *alone += 1;
+            }
         }
         let all: usize = runs.iter().sum();
         let share = |different: usize, all: usize| (all > 0).then(|| different as f64 / all as f64);
