@@ -235,7 +235,7 @@ impl Pair {
     /// Reads a small language model that guesses what the policy writes.
     ///
     /// # Errors
-    /// There is no policy; as [`DraftModel::load`].
+    /// There is no policy, the files are unusable, the model is no language model, or its tokenizer is not the policy's.
     pub fn add_draft(&mut self, files: &Files) -> Result<()> {
         let policy = Beside { tokenizer: &self.tokenizer, path: &self.policy()?.tokenizer_path };
         let (draft, notes) = DraftModel::load(files, policy)?;

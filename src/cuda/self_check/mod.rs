@@ -58,7 +58,7 @@ pub fn run(device: &Device, limit: Duration) -> Findings {
     run_cases(device, cases(), limit)
 }
 
-/// The same for the family [`Sm90`](super::Family::Sm90): its products, its attention, and what reads and writes weights in tiles.
+/// The same for the family [`Sm90`](super::KernelFamily::Sm90): its products, its attention, and what reads and writes weights in tiles.
 pub fn run_sm90(device: &Device, limit: Duration) -> Findings {
     run_cases(device, sm90_cases(), limit)
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::path::Path;
 
-/// Where and of what rows are. Two reports can be compared if they have the same [`config_hash`](Header::config_hash).
+/// Where and of what rows are. Two reports can be compared if they have the same [`config_hash`](ReportHeader::config_hash).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ReportHeader {
     /// Of the program.
