@@ -1,5 +1,6 @@
 //! A small model that drafts: whatever it guesses, and however often it fails, answers are those of plain decoding.
 
+use crate::drafts::same;
 use ggro::Error;
 use ggro::answer::{Completions, Response};
 use ggro::engine::{
@@ -13,7 +14,7 @@ use ggro::model::cpu::{self, LoadOptions};
 use ggro::model::{Logits, Model, ModelPair, PolicyRow, PolicySpan, SeqId, Work};
 use ggro::sampling::{CompletionSpec, Sampling};
 use ggro_testkit::fixtures::{load, parts};
-use ggro_testkit::requests::{Outcome, Request, requests, together};
+use ggro_testkit::requests::{Request, requests, together};
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -34,12 +35,6 @@ fn with_draft(name: &str, draft: &str, kv_blocks: Option<usize>) -> ModelPair {
 fn blocks(backend: &ModelPair) -> [usize; 2] {
     let draft = backend.draft.as_ref().unwrap();
     [draft.blocks_free(), draft.blocks_in_use()]
-}
-
-fn same(found: &Outcome, expected: &[Response], requests: &[Request], how: &str) {
-    for ((response, expected), request) in found.responses.iter().zip(expected).zip(requests) {
-        assert!(response == expected, "{} {how}: another answer", request.name);
-    }
 }
 
 fn fixture(name: &str) {

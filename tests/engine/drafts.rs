@@ -56,7 +56,7 @@ fn oracle(texts: Arc<BTreeSet<Vec<u32>>>, wrong: bool) -> impl FnMut(&[u32], usi
     }
 }
 
-fn same(outcome: &Outcome, expected: &[Response], requests: &[Request], how: &str) {
+pub(crate) fn same(outcome: &Outcome, expected: &[Response], requests: &[Request], how: &str) {
     for ((response, expected), request) in outcome.responses.iter().zip(expected).zip(requests) {
         assert!(response == expected, "{} {how}: another answer", request.name);
     }
