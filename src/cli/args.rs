@@ -333,6 +333,12 @@ pub(super) struct OutputArgs {
 pub(super) enum Method {
     /// Gradient-guided reward optimisation (arXiv 2606.09635)
     Ggro,
+    /// GGRO with --proposals random: nudge tokens are drawn, without a gradient
+    GgroRandom,
+    /// GGRO with --proposals shuffled-gradient: each product of the gradient belongs to another token
+    GgroShuffledGradient,
+    /// GGRO with --proposals all: every token of the list is tried, without a gradient
+    GgroAll,
     /// Plain greedy decoding
     Greedy,
     /// Plain sampling
@@ -361,6 +367,11 @@ impl Method {
     /// Its name on the command line.
     pub(super) fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_string())
+    }
+
+    /// The proposals that the name stands for, of a control of GGRO.
+    fn control(self) -> Option<Proposals> {
+        Proposals::of_method(&self.name())
     }
 }
 
@@ -393,10 +404,11 @@ impl EngineArgs {
 }
 
 impl MethodArgs {
-    /// The method: the one that is asked for, else ggro, or greedy where there is no reward model.
+    /// The method: the one that is asked for, else ggro, or greedy where there is no reward model. A control of GGRO is GGRO
+    /// with the proposals of [`given`](Self::given).
     ///
     /// # Errors
-    /// The method needs a model that is not given.
+    /// The method needs a model that is not given, or other proposals than those that are given.
     pub(super) fn method(&self, pair: &PairArgs) -> Result<Method> {
         pair.needs_policy("an answer")?;
         match self.method {
@@ -405,7 +417,17 @@ impl MethodArgs {
             Some(Method::Greedy | Method::Sample) => {}
             Some(method) => pair.needs_reward(&format!("--method {}", method.name()))?,
         }
-        Ok(self.method.unwrap_or(Method::Greedy))
+        let method = self.method.unwrap_or(Method::Greedy);
+        match (method.control(), self.proposals) {
+            (None, _) => Ok(method),
+            (Some(own), Some(other)) if other != own => Err(Error::invalid(format!(
+                "--method {} is GGRO with --proposals {}, not with --proposals {}",
+                method.name(),
+                own.name(),
+                other.name()
+            ))),
+            (Some(_), _) => Ok(Method::Ggro),
+        }
     }
 
     /// The parameters that the flags give.
@@ -422,7 +444,7 @@ impl MethodArgs {
                 NudgeSelection::Sample => Selection::Sample,
             }),
             min_generated: None,
-            proposals: self.proposals,
+            proposals: self.proposals.or(self.method.and_then(Method::control)),
             logprob_weight: self.logprob_weight,
         }
     }

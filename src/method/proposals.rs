@@ -52,6 +52,11 @@ impl Proposals {
         PROPOSALS.into_iter().find(|proposals| proposals.name() == name)
     }
 
+    /// The control that a method's name stands for: `ggro-random`, `ggro-shuffled-gradient` or `ggro-all`.
+    pub fn of_method(name: &str) -> Option<Proposals> {
+        Proposals::of(name.strip_prefix("ggro-")?).filter(|&proposals| proposals != Proposals::Gradient)
+    }
+
     /// Whether the reward model is differentiated.
     pub fn differentiates(self) -> bool {
         matches!(self, Proposals::Gradient | Proposals::ShuffledGradient)

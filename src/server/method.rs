@@ -19,6 +19,8 @@ pub enum Alias {
     Plain,
     /// `ggro`.
     Guided,
+    /// `ggro-<proposals>`: GGRO with a control's proposals.
+    Control(Proposals),
     /// `ggro-<preset>`.
     Preset(Published),
     /// `bon-<n>`: the best of `n` samples by reward.
@@ -51,6 +53,9 @@ impl Alias {
         if let Some(name) = Baseline::NAMES.into_iter().find(|name| *name == text) {
             return Some(Alias::Search(name));
         }
+        if let Some(proposals) = Proposals::of_method(text) {
+            return Some(Alias::Control(proposals));
+        }
         PRESETS.iter().find(|(_, name)| *name == text).map(|&(preset, _)| Alias::Preset(preset))
     }
 
@@ -62,6 +67,11 @@ impl Alias {
         let fits = |name: &&str| Baseline::named(name, &Map::new()).is_ok_and(|method| method.texts().0 <= most);
         let searches = Baseline::NAMES.into_iter().filter(fits).map(|name| format!(":{name}"));
         [String::new(), ":ggro".to_string()].into_iter().chain(presets).chain(best).chain(searches).collect()
+    }
+
+    /// Whether the answer is guided by rewards, segment by segment.
+    pub fn guides(self) -> bool {
+        matches!(self, Alias::Guided | Alias::Control(_) | Alias::Preset(_))
     }
 
     /// Whether the answer is one of several texts that were tried, of which the method returns that one.
@@ -191,12 +201,7 @@ impl MethodSettings {
             logprob_weight,
         };
         self.parameters = read.or(std::mem::take(&mut self.parameters));
-        // Each of the list is a candidate then.
-        let Given { proposals, nudge_top_k, .. } = &self.parameters;
-        if let Some(k) = nudge_top_k.filter(|&k| *proposals == Some(Proposals::All) && k > MOST_CANDIDATES) {
-            let message = format!("must be a whole number, 1 to {MOST_CANDIDATES}, where all are tried, not {k}");
-            return Err(ApiError::field(&fields.name("nudge_top_k"), message));
-        }
+        self.check_list(&fields.name("nudge_top_k"))?;
         let layout = fields.get("prompt_layout", "\"chat\" or \"official\"", |value| value.as_str()?.parse().ok())?;
         self.layout = layout.unwrap_or(self.layout);
         // Some clients can only put strings and numbers into `vllm_xargs`.
@@ -222,6 +227,31 @@ impl MethodSettings {
         Ok(())
     }
 
+    /// Takes the proposals that the model's name stands for.
+    ///
+    /// # Errors
+    /// The request asks for others, or tries more than a request may.
+    pub fn take_proposals(&mut self, own: Proposals, model: &str) -> Result<(), ApiError> {
+        if let Some(other) = self.parameters.proposals.filter(|&other| other != own) {
+            let message = format!("is {:?}, and {model} has {:?}", other.name(), own.name());
+            return Err(ApiError::field("ggro.proposals", message));
+        }
+        self.parameters.proposals = Some(own);
+        self.check_list("ggro.nudge_top_k")
+    }
+
+    /// Whether the list is short enough: each of it is a candidate where all are tried.
+    fn check_list(&self, field: &str) -> Result<(), ApiError> {
+        let Given { proposals, nudge_top_k, .. } = &self.parameters;
+        match nudge_top_k.filter(|&k| *proposals == Some(Proposals::All) && k > MOST_CANDIDATES) {
+            Some(k) => {
+                let message = format!("must be a whole number, 1 to {MOST_CANDIDATES}, where all are tried, not {k}");
+                Err(ApiError::field(field, message))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Whether nudges are drawn, so that different seeds give different answers.
     pub fn draws(&self) -> bool {
         self.parameters.draws()
@@ -240,8 +270,11 @@ mod tests {
     fn names_behind_the_colon() {
         assert_eq!(Alias::parse("ggro", 64), Some(Alias::Guided));
         assert_eq!(Alias::parse("ggro-safety", 64), Some(Alias::Preset(Published::Safety)));
+        for proposals in PROPOSALS.into_iter().filter(|&proposals| proposals != Proposals::Gradient) {
+            assert_eq!(Alias::parse(&format!("ggro-{}", proposals.name()), 1), Some(Alias::Control(proposals)));
+        }
         assert_eq!(Alias::parse("bon-4", 64), Some(Alias::Best(4)));
-        for none in ["", "bon-", "bon-0", "bon-65", "bon--1", "bon-+3", "bon-03", "ggro-", "GGRO"] {
+        for none in ["", "bon-", "bon-0", "bon-65", "bon--1", "bon-+3", "bon-03", "ggro-", "ggro-gradient", "GGRO"] {
             assert_eq!(Alias::parse(none, 64), None, "{none}");
         }
         for name in Baseline::NAMES {
@@ -309,6 +342,20 @@ mod tests {
             assert_eq!((settings.draft, settings.given), (Some(draft), given), "{text}");
         }
         assert_eq!(read(r#"{"ggro": {}}"#).unwrap().draft, None);
+    }
+
+    #[test]
+    fn a_name_and_a_request_may_not_contradict_each_other() {
+        let taken = |text: &str, own| {
+            let mut settings = read(text)?;
+            settings.take_proposals(own, "demo:ggro-x").map(|()| settings.parameters.proposals)
+        };
+        assert_eq!(taken("{}", Proposals::All).unwrap(), Some(Proposals::All));
+        assert_eq!(taken(r#"{"ggro": {"proposals": "random"}}"#, Proposals::Random).unwrap(), Some(Proposals::Random));
+        let error = taken(r#"{"ggro": {"proposals": "random"}}"#, Proposals::All).unwrap_err();
+        assert!(error.message.contains("demo:ggro-x has \"all\""), "{}", error.message);
+        let error = taken(r#"{"ggro": {"nudge_top_k": 65}}"#, Proposals::All).unwrap_err();
+        assert!(error.message.contains("1 to 64"), "{}", error.message);
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl ApiRequest {
         let limits = &app.config.limits;
         let model = fields.text("model")?.unwrap_or_else(|| app.config.name.clone());
         let alias = app.alias(&model)?;
-        let settings = MethodSettings::read(&mut fields)?;
+        let mut settings = MethodSettings::read(&mut fields)?;
         if settings.draft == Some(Drafting::Model) && !app.pair.has_draft() {
             let message = "is \"model\", and this server has no model that guesses (ggro serve --draft MODEL)";
             return Err(ApiError::field("ggro.draft", message));
@@ -133,7 +133,10 @@ impl ApiRequest {
             return Err(ApiError::field_without_reward(field));
         }
         let alias = if settings.given.is_some() && alias == Alias::Plain { Alias::Guided } else { alias };
-        let guided = matches!(alias, Alias::Guided | Alias::Preset(_));
+        if let Alias::Control(proposals) = alias {
+            settings.take_proposals(proposals, &model)?;
+        }
+        let guided = alias.guides();
         if let Some(field) = settings.given.filter(|_| alias.chooses()) {
             let message = format!("has no effect on {model}: its samples are not guided");
             return Err(ApiError::field(field, message));
@@ -231,7 +234,7 @@ impl ApiRequest {
                 };
                 Method::Search(sampling, Box::new(search))
             }
-            Alias::Guided | Alias::Preset(_) => {
+            Alias::Guided | Alias::Control(_) | Alias::Preset(_) => {
                 if !sampling.logit_bias.is_empty() {
                     let message =
                         "has no place in the method: it would change the distribution whose entropy is watched";

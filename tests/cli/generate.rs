@@ -120,6 +120,20 @@ fn the_same_seed_gives_the_same_answer() {
 }
 
 #[test]
+fn a_control_has_a_name_of_its_own() {
+    for control in ["random", "shuffled-gradient", "all"] {
+        let name = format!("ggro-{control}");
+        let named = short(&["--method", &name]);
+        assert_eq!(named.out, short(&["--proposals", control]).out, "{control}");
+        assert_eq!(named.out, short(&["--method", &name, "--proposals", control]).out, "{control}");
+        let refused = ggro(&["generate", PROMPT, "--method", &name, "--proposals", "gradient"]);
+        assert!(refused.code == Some(2) && refused.err.contains("not with --proposals gradient"), "{}", refused.err);
+    }
+    let drawn = ggro(&["generate", PROMPT, "--method", "ggro-random", "--retokenize"]);
+    assert!(drawn.code == Some(2) && drawn.err.contains("chosen greedily"), "{}", drawn.err);
+}
+
+#[test]
 fn every_golden_trace_as_a_request() {
     let dir = tempfile::tempdir().expect("a folder");
     let (request, trace) = (dir.path().join("request.json"), dir.path().join("trace.json"));

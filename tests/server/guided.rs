@@ -212,6 +212,17 @@ fn settings_that_the_method_cannot_honour() {
     let answer = server.chat(&story("demo:ggro", json!({ "max_tokens": 20, "ggro": all }))).ok();
     let options = &answer["ggro"]["trace"]["options"];
     assert_eq!((&options["proposals"], &options["logprob_weight"]), (&json!("all"), &json!(0.5)));
+    // A name says the same as the setting, and neither may contradict the other.
+    let named = json!({ "max_tokens": 20, "ggro": { "logprob_weight": 0.5, "nudge_top_k": 5, "trace": true } });
+    let same = server.chat(&story("demo:ggro-all", named)).ok();
+    assert_eq!((&same["choices"], &same["ggro"]["trace"]["options"]), (&answer["choices"], options));
+    let other = server.chat(&story("demo-ggro-random", json!({ "ggro": { "proposals": "all" } })));
+    assert!(other.refused(400, Some("ggro.proposals")).contains("random"));
+    server.chat(&story("demo:ggro-some", json!({}))).refused(404, Some("model"));
+    assert_eq!(
+        server.chat(&story("demo:ggro-shuffled-gradient", json!({ "n": 2, "max_tokens": 9 }))).ok()["choices"][1]["index"],
+        1
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::baselines::Baseline;
 use crate::batch::Answering;
+use crate::method::{PROPOSALS, Proposals};
 use crate::presets::Given;
 use crate::sampling::Sampling;
 use crate::{Error, Result};
@@ -433,7 +434,7 @@ fn way(name: &str, parameters: &Map<String, Value>) -> Result<PointMethod> {
             let n = n.and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=128).contains(n));
             n.map(PointMethod::Sampled).ok_or_else(|| Error::invalid("n: expected a whole number, 1 to 128"))
         }
-        "ggro" => {
+        _ if name == "ggro" || Proposals::of_method(name).is_some() => {
             // What a field is, one at a time, so that the message has its name.
             const KNOWN: [&str; 9] = [
                 "signal",
@@ -455,11 +456,18 @@ fn way(name: &str, parameters: &Map<String, Value>) -> Result<PointMethod> {
                 let one = serde_json::from_value::<Given>(json!({ key.as_str(): value }));
                 given = one.map_err(|e| Error::invalid(format!("{key}: {e}")))?.or(given);
             }
-            Ok(PointMethod::Ggro(given))
+            match (Proposals::of_method(name), given.proposals) {
+                (Some(own), Some(other)) if own != other => {
+                    Err(Error::invalid(format!("proposals: {name} has {:?}, not {:?}", own.name(), other.name())))
+                }
+                (own, other) => Ok(PointMethod::Ggro(Given { proposals: own.or(other), ..given })),
+            }
         }
         _ if Baseline::NAMES.contains(&name) => Baseline::named(name, parameters).map(PointMethod::Searched),
         _ => {
-            let names = Baseline::NAMES.join(", ");
+            let controls = PROPOSALS.map(|proposals| format!("ggro-{}", proposals.name()));
+            let controls = controls.iter().map(String::as_str).filter(|name| Proposals::of_method(name).is_some());
+            let names = controls.chain(Baseline::NAMES).collect::<Vec<_>>().join(", ");
             Err(Error::invalid(format!("there is no method {name:?}; there are greedy, sample, bon, ggro, {names}")))
         }
     }
@@ -527,7 +535,7 @@ mod tests {
             "method": [
                 { "name": "greedy" },
                 { "name": "ggro", "nudge_top_k": 10, "budget": { "num_refinement_steps": [2, 8] } },
-                { "name": "ggro", "label": "random", "proposals": "random" },
+                { "name": "ggro-random", "label": "random" },
                 { "name": "bon", "sampling": { "temperature": 0.7 }, "budget": { "n": [2] } },
                 { "name": "args", "budget": { "k": [2] } },
                 { "name": "ggro", "label": "once", "num_refinement_steps": 1 },
@@ -543,6 +551,7 @@ mod tests {
         assert_eq!(needs, [false, true, true, true, true, true, false]);
         let PointMethod::Ggro(given) = &found.points[2].way else { panic!("{:?}", found.points[2]) };
         assert_eq!((given.num_refinement_steps, given.nudge_top_k), (Some(8), Some(10)));
+        assert!(matches!(&found.points[3].way, PointMethod::Ggro(given) if given.proposals == Some(Proposals::Random)));
         assert_eq!(found.points[2].given(Some(9)).max_new_tokens, Some(9));
         assert_eq!(found.points[4].sampling.sampling().temperature, 0.7);
         let with = |reference: &str| {
@@ -562,6 +571,8 @@ mod tests {
             (methods(json!([{ "label": "a" }])), "a method needs a `name`"),
             (methods(json!([{ "name": "best" }])), "method best: there is no method \"best\"; there are greedy"),
             (methods(json!([{ "name": "greedy", "n": 2 }])), "method greedy: there is no parameter \"n\""),
+            (methods(json!([{ "name": "ggro-all", "proposals": "random" }])), "ggro-all has \"all\", not \"random\""),
+            (methods(json!([{ "name": "ggro-gradient" }])), "ggro-gradient"),
             (methods(json!([{ "name": "ggro", "nudge_topk": 2 }])), "there is no parameter \"nudge_topk\""),
             (methods(json!([{ "name": "ggro", "nudge_top_k": "a" }])), "method ggro: nudge_top_k: invalid type"),
             (methods(json!([{ "name": "ggro", "max_new_tokens": 2 }])), "belongs to the plan"),
