@@ -163,6 +163,7 @@ impl Request for RewardScorer {
             len,
             fresh,
             speculative: false,
+            chance: 1.0,
             ask: Ask::Reward { also_at, gradient },
             origin,
         };
@@ -195,7 +196,7 @@ impl Request for RewardScorer {
         let gradient = match task.origin {
             TaskOrigin::Shared => self.with_base(),
             TaskOrigin::Score(index) => Some(index),
-            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(..) => None,
+            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(_) | TaskOrigin::ScoreAhead(_) => None,
         };
         if let Some(asked) = gradient.and_then(|index| self.gradients.get_mut(index)) {
             self.necessary.reward_backward += (task.len - asked.ask.slot) as u64;

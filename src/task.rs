@@ -42,6 +42,8 @@ pub struct Task {
     pub fresh: usize,
     /// Whether the answer may turn out not to need it.
     pub speculative: bool,
+    /// How likely the answer needs it, about; 1 for what is not speculative. It orders work and decides nothing else.
+    pub chance: f64,
     /// The question.
     pub ask: Ask,
     /// Where in the request it comes from. The engine hands it back with the result and does not look at it.
@@ -53,12 +55,59 @@ pub struct Task {
 pub enum TaskOrigin {
     /// The next token of a branch.
     Decode(usize),
-    /// The next token of a candidate of the segment after a branch that has ended: the branch, and the candidate there.
-    RunAhead(usize, usize),
+    /// The next token of a branch of a segment behind this one.
+    RunAhead(BranchPath),
     /// What all branches share, through the reward model.
     Shared,
     /// The reward of a branch.
     Score(usize),
+    /// The reward of a branch of the segment behind this one.
+    ScoreAhead(BranchPath),
+}
+
+/// A branch of a segment behind the one in progress: the branch of this one behind which it stands, and in each segment
+/// from there on the place of the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BranchPath {
+    branch: usize,
+    places: [usize; BranchPath::SEGMENTS],
+    segments: usize,
+}
+
+impl BranchPath {
+    /// Segments behind the one in progress, at most.
+    pub const SEGMENTS: usize = 2;
+
+    /// A branch of the segment in progress itself.
+    pub fn new(branch: usize) -> BranchPath {
+        BranchPath { branch, places: [0; BranchPath::SEGMENTS], segments: 0 }
+    }
+
+    /// A branch of the segment behind this one; `None` if that is too far ahead.
+    pub fn then(mut self, place: usize) -> Option<BranchPath> {
+        *self.places.get_mut(self.segments)? = place;
+        self.segments += 1;
+        Some(self)
+    }
+
+    /// The branch of the segment in progress.
+    pub fn branch(&self) -> usize {
+        self.branch
+    }
+
+    /// Places in the segments behind it.
+    pub fn places(&self) -> &[usize] {
+        self.places.get(..self.segments).unwrap_or_default()
+    }
+
+    /// The branch behind which this one stands, and its place there; `None` for a branch of the segment in progress.
+    pub fn split(mut self) -> Option<(BranchPath, usize)> {
+        let place = *self.places().last()?;
+        self.segments -= 1;
+        // Paths are equal if they lead to the same branch.
+        self.places[self.segments] = 0;
+        Some((self, place))
+    }
 }
 
 /// A question about a sequence.
@@ -133,8 +182,8 @@ impl Task {
             Ask::Policy { .. } => Ask::Policy { floor: 0.0, top_k: TopK::Skip, full_logits: FullLogits::Never },
             Ask::Reward { .. } => Ask::Reward { also_at: Vec::new(), gradient: None },
         };
-        let (origin, speculative) = (self.origin, self.speculative);
-        Task { key, parent: None, len, fresh: self.fresh.min(len), speculative, ask, origin }
+        let Task { origin, speculative, chance, .. } = *self;
+        Task { key, parent: None, len, fresh: self.fresh.min(len), speculative, chance, ask, origin }
     }
 
     /// Positions that it differentiates.
@@ -360,7 +409,7 @@ impl<T> Outcome<T> {
 }
 
 /// The ids at `from .. to` of texts that follow one another.
-pub(crate) fn cut<const N: usize>(texts: [&[u32]; N], from: usize, to: usize) -> Vec<u32> {
+pub(crate) fn cut<'a>(texts: impl IntoIterator<Item = &'a [u32]>, from: usize, to: usize) -> Vec<u32> {
     let mut ids = Vec::with_capacity(to.saturating_sub(from));
     let mut start = 0;
     for text in texts {
@@ -415,6 +464,18 @@ mod tests {
     }
 
     #[test]
+    fn a_path_is_as_long_as_it_may_be() {
+        let mut path = BranchPath::new(4);
+        assert_eq!((path.split(), path.places()), (None, &[][..]));
+        for place in 0..BranchPath::SEGMENTS {
+            let next = path.then(place + 7).unwrap();
+            assert_eq!((next.branch(), next.split()), (4, Some((path, place + 7))));
+            path = next;
+        }
+        assert_eq!((path.then(0), path.places()), (None, &[7, 8][..]));
+    }
+
+    #[test]
     fn a_task_is_cut_before_what_it_asks_about() {
         let task = |also_at: &[usize], slot: Option<usize>| Task {
             key: SeqKey { role: Role::Reward, number: 0 },
@@ -422,6 +483,7 @@ mod tests {
             len: 100,
             fresh: 0,
             speculative: false,
+            chance: 1.0,
             ask: Ask::Reward {
                 also_at: also_at.to_vec(),
                 gradient: slot.map(|slot| GradientAsk { slot, candidates: Arc::from([]), rows: false }),

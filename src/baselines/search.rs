@@ -136,7 +136,7 @@ fn asks_nothing() -> Error {
 fn text_of(task: &Task) -> Option<TextId> {
     match task.origin {
         TaskOrigin::Decode(number) | TaskOrigin::Score(number) => u32::try_from(number).ok().map(TextId),
-        TaskOrigin::RunAhead(..) | TaskOrigin::Shared => None,
+        TaskOrigin::RunAhead(_) | TaskOrigin::ScoreAhead(_) | TaskOrigin::Shared => None,
     }
 }
 

@@ -253,6 +253,7 @@ impl Texts {
                         len: self.len_of(text.ids.len()),
                         fresh: track.run,
                         speculative: need == Need::Speculation,
+                        chance: 1.0,
                         ask,
                         origin,
                     });

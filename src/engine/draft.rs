@@ -202,10 +202,9 @@ impl Acceptance {
 }
 
 /// What a row costs as a part of what a token is worth, in a step that has so many rows. A step of `n` rows costs
-/// `1 + c (n - 1)`, for `c` the cost of a further row, and brings `n` tokens.
-pub(super) fn share(rows: usize, cost: f64) -> f64 {
-    let rows = rows.max(1) as f64;
-    rows * cost / (1.0 + cost * (rows - 1.0))
+/// `1 + c (n - 1)`, for `c` the cost of a further row, and brings as many tokens as it is worth: `n`, if each is needed.
+pub(super) fn share(rows: usize, worth: f64, cost: f64) -> f64 {
+    worth.max(1.0) * cost / (1.0 + cost * (rows.max(1) as f64 - 1.0))
 }
 
 #[cfg(test)]
@@ -269,9 +268,10 @@ mod tests {
         let some = Acceptance::default().worth(&guess, 0.5);
         assert!((1..8).contains(&some), "{some}");
         // Alone in a step a row costs what it costs; in a full one it costs what a token is worth.
-        assert_eq!(share(1, 0.15), 0.15);
-        assert!(share(8, 0.15) > 0.5 && share(8, 0.15) < 1.0);
-        assert_eq!((share(1, 1.0), share(50, 1.0), share(50, 0.0)), (1.0, 1.0, 0.0));
+        assert_eq!(share(1, 1.0, 0.15), 0.15);
+        assert!(share(8, 8.0, 0.15) > 0.5 && share(8, 8.0, 0.15) < 1.0);
+        assert!(share(8, 2.0, 0.15) < share(1, 1.0, 0.15));
+        assert_eq!((share(1, 1.0, 1.0), share(50, 50.0, 1.0), share(50, 50.0, 0.0)), (1.0, 1.0, 0.0));
     }
 
     #[test]

@@ -255,7 +255,7 @@ fn necessary(
     ask: Ask,
     origin: TaskOrigin,
 ) -> Task {
-    Task { key, parent, len, fresh, speculative: false, ask, origin }
+    Task { key, parent, len, fresh, speculative: false, chance: 1.0, ask, origin }
 }
 
 impl Request for Sampler {
@@ -301,10 +301,8 @@ impl Request for Sampler {
 
     fn ids(&self, task: &Task, from: usize) -> Vec<u32> {
         let tail = match task.origin {
-            TaskOrigin::Decode(index) | TaskOrigin::Score(index) | TaskOrigin::RunAhead(index, _) => {
-                &self.streams[index].ids[..]
-            }
-            TaskOrigin::Shared => &[],
+            TaskOrigin::Decode(index) | TaskOrigin::Score(index) => &self.streams[index].ids[..],
+            TaskOrigin::Shared | TaskOrigin::RunAhead(_) | TaskOrigin::ScoreAhead(_) => &[],
         };
         cut([&self.prompt, tail], from, task.len)
     }
@@ -350,7 +348,7 @@ impl Request for Sampler {
                 self.outcome.end(Err(Error::NonFinite { what: "reward", model: "reward", position: task.len - 1 }));
             }
             TaskOrigin::Score(index) => self.streams[index].reward = Some(output.reward),
-            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(..) => {}
+            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(_) | TaskOrigin::ScoreAhead(_) => {}
         }
     }
 

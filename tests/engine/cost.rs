@@ -23,7 +23,9 @@ const BANDWIDTH: f64 = 4.3e12;
 const FLOPS: f64 = 790e12;
 const POLICY_WEIGHTS: f64 = 15.0e9;
 const REWARD_WEIGHTS: f64 = 13.96e9;
+const DRAFT_WEIGHTS: f64 = 2.47e9;
 const KV_PER_TOKEN: f64 = 131_072.0;
+const DRAFT_KV_PER_TOKEN: f64 = 32_768.0;
 const CONTEXT: usize = 1024;
 const IDS: usize = 40;
 /// What a row of a guess costs on a device, as a part of a step.
@@ -38,26 +40,29 @@ struct Seconds {
     rows: f64,
     /// Passes of the reward model.
     reward: f64,
+    /// Passes of the model that drafts.
+    draft: f64,
     /// All of it, from bytes and operations alone.
     limit: f64,
 }
 
 impl Seconds {
     fn sum(self) -> f64 {
-        self.steps + self.rows + self.reward
+        self.steps + self.rows + self.reward + self.draft
     }
 
     fn add(&mut self, other: Seconds, times: f64) {
         self.steps += times * other.steps;
         self.rows += times * other.rows;
         self.reward += times * other.reward;
+        self.draft += times * other.draft;
         self.limit += times * other.limit;
     }
 }
 
 /// Seconds of one reading of the weights, or of the products of so many tokens if that takes longer.
 fn limit(weights: f64, requests: usize, tokens: usize) -> f64 {
-    let kv = (requests * CONTEXT) as f64 * KV_PER_TOKEN;
+    let kv = (requests * CONTEXT) as f64 * if weights == DRAFT_WEIGHTS { DRAFT_KV_PER_TOKEN } else { KV_PER_TOKEN };
     ((weights + kv) / BANDWIDTH).max(tokens as f64 * weights / FLOPS)
 }
 
@@ -71,9 +76,10 @@ fn texts<'a>(spans: impl Iterator<Item = &'a TaskSpan>) -> Texts {
     Texts { requests: requests.len(), texts, tokens, before: CONTEXT }
 }
 
-/// The pair, and what batches of it cost that were there before.
+/// The pair, a model that drafts for it, and what batches of them cost that were there before.
 struct Prices {
     pair: [ModelConfig; 2],
+    draft: ModelConfig,
     known: RefCell<BTreeMap<(usize, [usize; 3]), f64>>,
 }
 
@@ -85,6 +91,7 @@ impl Prices {
             let time = match kind {
                 STEP => batch.step(family, card, &self.pair[0]),
                 SCORE => batch.score(family, card, &self.pair[1]),
+                DRAFT => batch.step(family, card, &self.draft),
                 _ => batch.gradient(family, card, &self.pair[1]),
             };
             time.sum() / 1e6
@@ -95,6 +102,19 @@ impl Prices {
 const STEP: usize = 0;
 const SCORE: usize = 1;
 const GRADIENT: usize = 2;
+const DRAFT: usize = 3;
+
+/// What so many passes over so many tokens cost the model that drafts for requests.
+fn draft_seconds(batches: u64, tokens: u64, requests: usize, prices: &Prices) -> Seconds {
+    let Some(tokens) = tokens.checked_div(batches).map(|mean| mean as usize) else { return Seconds::default() };
+    let batch = Texts { requests: requests.min(tokens), texts: tokens, tokens, before: CONTEXT };
+    let passes = batches as f64;
+    Seconds {
+        draft: passes * prices.of(DRAFT, batch),
+        limit: passes * limit(DRAFT_WEIGHTS, batch.requests, tokens),
+        ..Seconds::default()
+    }
+}
 
 /// What a batch costs. Rewards with and without gradients are passes of their own, as on a device.
 fn seconds(step: &Step, prices: &Prices) -> Seconds {
@@ -159,6 +179,21 @@ fn model() -> Model {
     }
 }
 
+/// A model that drafts: of a hundred tokens, so many are the policy's. It is as sure of the others.
+fn draft_model(right: u64) -> Model {
+    let policy = model();
+    let logits = policy.logits.clone();
+    let logits = Rc::new(move |ids: &[u32]| {
+        let mut row = logits(ids);
+        let tail = &ids[ids.len().saturating_sub(6)..];
+        if hash(tail, 9) % 100 >= right {
+            row.rotate_right(1);
+        }
+        row
+    });
+    Model { logits, ..policy }
+}
+
 #[derive(Default)]
 struct Run {
     /// Mean seconds from arrival to end.
@@ -171,15 +206,21 @@ struct Run {
     spare: u64,
 }
 
-/// How it is decoded: candidates, width, run-ahead, drafts.
-type How = (usize, SpeculationWidth, bool, Drafting);
+/// How it is decoded: candidates, width, run-ahead, drafts, and how many tokens in a hundred a draft model guesses right.
+type How = (usize, SpeculationWidth, bool, Drafting, u64);
 
 /// Requests at the same time, the first of which has prompt number `first`; added to `out`.
 fn run(model: &Model, prices: &Prices, prompts: std::ops::Range<u32>, how: How, out: &mut Run) {
-    let (candidates, speculation, run_ahead, drafting) = how;
+    let (candidates, speculation, run_ahead, drafting, right) = how;
     let mut backend = Scripted::new(model, 4096);
     backend.free_batch_rows(128);
-    let settings = Settings { speculation, run_ahead, drafting, row_cost: Some(ROW_COST), ..Settings::default() };
+    if drafting == Drafting::Model {
+        backend.draft_with(&mut Scripted::new(&draft_model(right), 4096));
+    }
+    let one = Texts { requests: 1, texts: 1, tokens: 1, before: CONTEXT };
+    let draft_cost = Some(prices.of(DRAFT, one) / prices.of(STEP, one));
+    let row_cost = Some(ROW_COST);
+    let settings = Settings { speculation, run_ahead, drafting, row_cost, draft_cost, ..Settings::default() };
     let mut scheduler = Scheduler::new(settings);
     let requests = f64::from(prompts.end - prompts.start);
     for n in prompts {
@@ -195,7 +236,11 @@ fn run(model: &Model, prices: &Prices, prompts: std::ops::Range<u32>, how: How, 
     }
     let mut clock = Seconds::default();
     while scheduler.requests() > 0 {
+        let before = scheduler.stats().draft_work;
         let step = scheduler.plan(&mut backend);
+        let after = scheduler.stats().draft_work;
+        let (batches, tokens) = (after.batches - before.batches, after.tokens - before.tokens);
+        clock.add(draft_seconds(batches, tokens, scheduler.running(), prices), 1.0);
         clock.add(seconds(&step, prices), 1.0);
         scheduler.run(&mut backend, step);
         for event in scheduler.events() {
@@ -230,44 +275,54 @@ fn runs(model: &Model, prices: &Prices, (requests, repeats): (u32, u32), how: Ho
 #[test]
 fn latency_of_the_method_relative_to_greedy_decoding() {
     let model = model();
-    let prices = Prices { pair: synthetic::pair(MODEL).unwrap(), known: RefCell::default() };
+    let [draft, _] = synthetic::pair("llama-3.2-1b").unwrap();
+    let prices = Prices { pair: synthetic::pair(MODEL).unwrap(), draft, known: RefCell::default() };
     println!(
-        "| requests | speculation | run-ahead | drafts | latency over greedy | text | waits | rows | reward | at the limit | \
+        "| requests | candidates | speculation | run-ahead | drafts | latency over greedy | text | waits | rows | reward | draft | at the limit | \
          tokens a segment | candidates a segment | reward batches a segment | work not needed |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     let mut ratios = BTreeMap::new();
     use SpeculationWidth::{Auto, Fixed, Off};
     // One request is one answer; more of them say more about the mean.
     for group in [(1, 1), (1, 16), (8, 1), (64, 1)] {
-        let greedy = runs(&model, &prices, group, (1, Off, false, Drafting::Off)).latency;
-        let mut ways: Vec<_> = [Off, Fixed(2), Fixed(4), Fixed(8), Fixed(25), Auto]
-            .map(|width| (8, width, width != Off, Drafting::Off))
-            .into();
-        ways.push((8, Auto, false, Drafting::Off));
-        ways.push((8, Auto, true, Drafting::Ngram));
-        for how @ (_, width, run_ahead, drafting) in ways {
+        let greedy = runs(&model, &prices, group, (1, Off, false, Drafting::Off, 0)).latency;
+        let mut ways: Vec<_> =
+            [Off, Fixed(8), Fixed(25), Auto].map(|width| (8, width, width != Off, Drafting::Off, 0)).into();
+        ways.push((8, Auto, false, Drafting::Off, 0));
+        ways.extend([70, 80].map(|right| (8, Auto, true, Drafting::Model, right)));
+        if group.0 < 64 {
+            ways.extend([Fixed(2), Fixed(4)].map(|width| (8, width, true, Drafting::Off, 0)));
+            ways.push((8, Auto, true, Drafting::Ngram, 0));
+            ways.extend([70, 80].map(|right| (1, Off, false, Drafting::Model, right)));
+        }
+        for how @ (candidates, width, run_ahead, drafting, right) in ways {
             let run = runs(&model, &prices, group, how);
             let (over, latency) = (greedy.sum(), run.latency);
             println!(
-                "| {} of {} | {width:?} | {run_ahead} | {drafting:?} | {:.2} | 1.00 | {:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} | {:.2} | {:.2} |",
+                "| {} of {} | {candidates} | {width:?} | {run_ahead} | {drafting:?} {right} | {:.2} | 1.00 | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} | {:.2} | {:.2} |",
                 group.0,
                 group.0 * group.1,
                 latency.sum() / over,
                 (latency.steps - over) / over,
                 latency.rows / over,
                 latency.reward / over,
+                latency.draft / over,
                 latency.limit / greedy.limit,
                 run.tokens as f64 / run.segments as f64,
                 run.candidates as f64 / run.segments as f64,
                 run.passes as f64 / run.segments as f64,
                 run.spare as f64 / run.needed as f64,
             );
-            let key = (group, format!("{width:?}"), run_ahead, drafting == Drafting::Ngram);
-            ratios.insert(key, latency.sum() / over);
+            if candidates > 1 && drafting != Drafting::Ngram {
+                ratios.insert((group, format!("{width:?}"), run_ahead, right), latency.sum() / over);
+            }
         }
     }
-    let at = |group, width: &str, run_ahead| ratios[&(group, width.to_string(), run_ahead, false)];
+    let at = |group, width: &str, run_ahead| ratios[&(group, width.to_string(), run_ahead, 0)];
+    let drafted = |group, right| ratios[&(group, "Auto".to_string(), true, right)];
+    assert!(at((1, 16), "Auto", true) < 1.8, "twice greedy decoding is too much");
+    assert!(drafted((1, 16), 80) < 1.56, "and a draft model of an eighth of the size helps");
     assert!(at((1, 16), "Auto", true) < 0.6 * at((1, 16), "Off", false), "candidates side by side are worth it alone");
     assert!(at((1, 16), "Auto", true) <= at((1, 16), "Auto", false), "running ahead never costs a lone request");
     assert!(at((8, 1), "Auto", true) <= 1.05 * at((8, 1), "Fixed(8)", true));

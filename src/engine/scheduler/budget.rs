@@ -47,7 +47,11 @@ impl Budget {
     /// A step in which these tasks are asked for.
     pub fn new(settings: &Settings, backend: &ModelPair, tasks: &[PlannedTask]) -> Budget {
         let (likely_rows, likely_tokens) = match settings.speculation {
-            SpeculationWidth::Auto => (backend.free_batch_rows(), 2 * backend.free_batch_rows()),
+            // Tokens that are guessed for these rows want rows, too. A reward batch grows dearer a little later than a step.
+            SpeculationWidth::Auto => {
+                let free = backend.free_batch_rows();
+                (free.saturating_mul(3).div_ceil(4), free.saturating_mul(5) / 4)
+            }
             _ => (usize::MAX, usize::MAX),
         };
         let room = settings.batch_tokens.max(1);
@@ -85,7 +89,11 @@ impl Budget {
             // A pass of the reward model costs as much as several steps of the policy, however few tokens it is for: what
             // is speculative only joins a pass that is needed.
             (Role::Reward, true) if !self.passes[usize::from(task.differentiated() > 0)] => 0,
-            (Role::Reward, true) if self.scored >= self.likely_tokens => 0,
+            (Role::Reward, true)
+                if self.scored.saturating_add(task.len.saturating_sub(task.fresh)) > self.likely_tokens =>
+            {
+                0
+            }
             (Role::Reward, true) => self.room.saturating_sub(self.scored).max(1),
             // A segment that is longer than the room left for gradients gets a batch of its own; what stands before it is run.
             (Role::Reward, false) if self.passes != [false; 2] && task.differentiated() > self.gradient => {

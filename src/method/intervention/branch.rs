@@ -1,10 +1,12 @@
 //! One candidate while it is decoded, with the sequences it runs on, and what decides its tokens.
 
 use crate::Error;
+use crate::answer::CandidateStop;
 use crate::method::candidate::{CandidateState, Decoding};
 use crate::method::nudge::Shortlist;
 use crate::model::TopK;
 use crate::task::{Ask, FullLogits, PolicyOutput, RewardOutput};
+use std::sync::Arc;
 
 /// One candidate, decoded so far.
 pub(super) struct Branch {
@@ -33,8 +35,12 @@ pub(super) struct Ahead {
     pub branches: Vec<Branch>,
     /// What may be placed at its slot.
     pub list: Shortlist,
-    /// Places of the list that were looked at.
-    pub passed: usize,
+    /// The ids of the list.
+    pub candidates: Arc<[u32]>,
+    /// Places of the list in the order in which they are likely to be proposed.
+    pub order: Vec<usize>,
+    /// Whether that is the order of a gradient's scores; otherwise it is the policy's.
+    pub ordered: bool,
 }
 
 impl Branch {
@@ -55,6 +61,21 @@ impl Branch {
 
     pub fn ended(&self) -> bool {
         self.state.stop().is_some()
+    }
+
+    /// Position of its segment's first token.
+    pub fn start(&self) -> usize {
+        self.state.len() - self.state.generated().len()
+    }
+
+    /// Whether another segment begins where it ends.
+    pub fn goes_on(&self) -> bool {
+        self.state.stop() == Some(CandidateStop::Entropy) && self.state.dropped().is_some()
+    }
+
+    /// Whether its sequences, or those of a segment behind it, have this number.
+    pub fn has(&self, number: u32) -> bool {
+        self.number == number || self.ahead.iter().any(|ahead| ahead.branches.iter().any(|branch| branch.has(number)))
     }
 
     /// Whether it waits for its next token.

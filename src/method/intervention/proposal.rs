@@ -5,9 +5,10 @@ use crate::Result;
 use crate::answer::Slot;
 use crate::method::gradient;
 use crate::method::nudge::{self, Shortlist};
-use crate::method::{Proposals, Selection};
+use crate::method::{Options, Proposals, Selection};
 use crate::profile::{self, Phase};
 use crate::rng::Uniforms;
+use crate::task::PolicyOutput;
 
 impl Intervention {
     /// Scores the shortlist and chooses from it. The choice is left out where it is neither used nor free of charge: a
@@ -28,12 +29,7 @@ impl Intervention {
             false => None,
         };
         let products = shuffled.as_deref().unwrap_or(&dots);
-        let mut scores = gradient::scores(&shortlist.ids, products, current, options.damping);
-        if options.logprob_weight > 0.0 {
-            let row = self.branches[0].at_slot.as_ref().ok_or_else(|| internal("the row at a slot"))?;
-            let log_sum_exp = row.row.stats.log_sum_exp;
-            gradient::add_logprobs(&mut scores, &shortlist.logits, log_sum_exp, options.logprob_weight);
-        }
+        let scores = first_order(options, shortlist, products, current, self.branches[0].at_slot.as_ref())?;
         let (weights, choice) = match options.selection {
             // The order that would have been chosen from is not known.
             _ if shuffles && !used => (Vec::new(), None),
@@ -51,7 +47,7 @@ impl Intervention {
         };
         // Gradients of the candidates of one segment are alike: what scores high now is likely to be proposed later.
         if !shuffles {
-            self.proposal_order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+            sort_places(&mut self.proposal_order, &scores);
         }
         let slot = Slot {
             gradient_norm: Some(f64::from(norm)),
@@ -98,6 +94,28 @@ impl Intervention {
         }
         places
     }
+}
+
+/// What each of a list is worth to first order, as the options have it.
+pub(super) fn first_order(
+    options: &Options,
+    shortlist: &Shortlist,
+    products: &[f32],
+    current: u32,
+    at_slot: Option<&PolicyOutput>,
+) -> Result<Vec<f64>> {
+    let mut scores = gradient::scores(&shortlist.ids, products, current, options.damping);
+    if options.logprob_weight > 0.0 {
+        let row = at_slot.ok_or_else(|| internal("the row at a slot"))?;
+        gradient::add_logprobs(&mut scores, &shortlist.logits, row.row.stats.log_sum_exp, options.logprob_weight);
+    }
+    Ok(scores)
+}
+
+/// Places of a list in descending order of their scores.
+pub(super) fn sort_places(places: &mut [usize], scores: &[f64]) {
+    let score = |place: usize| scores.get(place).copied().unwrap_or(f64::NEG_INFINITY);
+    places.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
 }
 
 /// The next number of a request, recorded.

@@ -1,23 +1,22 @@
 //! What a response in progress asks of the models, and what it does with the answers.
 
-use super::ahead::chance_ahead;
-use super::branch::Branch;
+use super::ahead::{UNLIKELY, find_mut};
 use super::{Intervention, PooledReward};
 use crate::answer::Response;
 use crate::model::{Role, TopK, Work};
 use crate::task::{
-    Ask, GradientAsk, Liveness, Outlook, PolicyOutput, Progress, Request, RewardOutput, SeqKey, Speculation, Task,
-    TaskOrigin, cut,
+    Ask, BranchPath, GradientAsk, Liveness, Outlook, PolicyOutput, Progress, Request, RewardOutput, SeqKey,
+    Speculation, Task, TaskOrigin, cut,
 };
 use crate::{Error, Result};
 
 impl Intervention {
-    fn key_of(&self, index: usize, role: Role) -> SeqKey {
+    pub(super) fn key_of(&self, index: usize, role: Role) -> SeqKey {
         let number = if index == 0 { self.trunk[role as usize] } else { self.branches[index].number };
         SeqKey { role, number }
     }
 
-    fn parent_of(&self, index: usize, role: Role) -> Option<(SeqKey, usize)> {
+    pub(super) fn parent_of(&self, index: usize, role: Role) -> Option<(SeqKey, usize)> {
         let (trunk, slot) = (self.trunk[role as usize], self.slot());
         match self.fork_from[role as usize] {
             // The trunk itself was not run yet: what is to fork off it forks off where it will fork off.
@@ -48,7 +47,7 @@ impl Intervention {
         options.proposals.differentiates() && kept > self.offset && (proposes || options.full_trace)
     }
 
-    fn decode_task(&self, index: usize) -> Task {
+    fn decode_task(&self, index: usize, chance: f64) -> Task {
         let state = &self.branches[index].state;
         let (len, next) = (state.len(), state.generated().len());
         Task {
@@ -57,36 +56,9 @@ impl Intervention {
             len,
             fresh: if next == 0 { 0 } else { len - 1 },
             speculative: index != self.current,
+            chance,
             ask: self.decoding.ask(len, next, self.offset),
             origin: TaskOrigin::Decode(index),
-        }
-    }
-
-    /// A candidate of the segment behind a branch, if it is to be decoded.
-    fn ahead_of(&self, index: usize, place: usize) -> Option<&Branch> {
-        self.branches.get(index)?.ahead.as_ref()?.branches.get(place)
-    }
-
-    fn ahead_of_mut(&mut self, index: usize, place: usize) -> Option<&mut Branch> {
-        self.branches.get_mut(index)?.ahead.as_mut()?.branches.get_mut(place)
-    }
-
-    fn ahead_task(&self, index: usize, place: usize, ahead: &Branch) -> Task {
-        let (len, next) = (ahead.state.len(), ahead.state.generated().len());
-        let before = self.key_of(index, Role::Policy);
-        let (key, parent) = match place {
-            0 => (before, self.parent_of(index, Role::Policy)),
-            // They fork where the segment before them ends.
-            _ => (SeqKey { number: ahead.number, ..before }, Some((before, len - next))),
-        };
-        Task {
-            key,
-            parent,
-            len,
-            fresh: len - 1,
-            speculative: true,
-            ask: self.decoding.ask(len, next, 0),
-            origin: TaskOrigin::RunAhead(index, place),
         }
     }
 
@@ -101,6 +73,7 @@ impl Intervention {
             len: slot,
             fresh: self.reward_len,
             speculative: false,
+            chance: 1.0,
             ask: Ask::Reward { also_at, gradient: None },
             origin: TaskOrigin::Shared,
         }
@@ -118,7 +91,7 @@ impl Intervention {
     }
 
     /// The reward of an ended branch, after what its sequence holds. `None` if no token is new.
-    fn score_task(&self, index: usize) -> Option<Task> {
+    fn score_task(&self, index: usize, chance: f64) -> Option<Task> {
         if !self.has_unscored(index) {
             return None;
         }
@@ -131,6 +104,7 @@ impl Intervention {
             len,
             fresh: start,
             speculative: index != self.current,
+            chance,
             ask: Ask::Reward {
                 also_at: self.also_at(index),
                 gradient: self.differentiates(index, kept.len()).then(|| GradientAsk {
@@ -198,17 +172,13 @@ impl Intervention {
             let chance = chances.get(index).copied().unwrap_or_default();
             if branch.decodes() {
                 likely.push((chance, TaskOrigin::Decode(index)));
-            } else if self.can_be_scored(index) {
+            } else if chance >= UNLIKELY && self.can_be_scored(index) {
                 likely.push((chance, TaskOrigin::Score(index)));
             }
         }
         if self.speculation.run_ahead {
             for (chance, index) in self.possible_winners(&chances) {
-                let Some(ahead) = &self.branches[index].ahead else { continue };
-                let decoded = ahead.branches.iter().enumerate().filter(|(_, branch)| branch.decodes());
-                likely.extend(
-                    decoded.map(|(place, _)| (chance * chance_ahead(place), TaskOrigin::RunAhead(index, place))),
-                );
+                self.likely_ahead(BranchPath::new(index), chance, &mut likely);
             }
         }
         likely.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -232,22 +202,22 @@ impl Request for Intervention {
         }
         let Some(current) = self.branches.get(self.current) else { return };
         if current.decodes() {
-            out.push(self.decode_task(self.current));
+            out.push(self.decode_task(self.current, 1.0));
         } else if self.can_be_scored(self.current) {
-            out.extend(self.score_task(self.current));
+            out.extend(self.score_task(self.current, 1.0));
         }
         let mut rows = self.speculation.rows.saturating_sub(usize::from(current.decodes()));
-        for (_, origin) in self.likely() {
+        for (chance, origin) in self.likely() {
             match origin {
-                TaskOrigin::Score(index) => out.extend(self.score_task(index)),
+                TaskOrigin::Score(index) => out.extend(self.score_task(index, chance)),
+                TaskOrigin::ScoreAhead(path) => out.extend(self.score_ahead(path, chance)),
                 _ if rows == 0 => {}
                 TaskOrigin::Decode(index) => {
-                    out.push(self.decode_task(index));
+                    out.push(self.decode_task(index, chance));
                     rows -= 1;
                 }
-                TaskOrigin::RunAhead(index, place) => {
-                    let Some(ahead) = self.ahead_of(index, place) else { continue };
-                    out.push(self.ahead_task(index, place, ahead));
+                TaskOrigin::RunAhead(path) => {
+                    out.extend(self.decode_ahead(path, chance));
                     rows -= 1;
                 }
                 TaskOrigin::Shared => {}
@@ -256,16 +226,22 @@ impl Request for Intervention {
     }
 
     fn ids(&self, task: &Task, from: usize) -> Vec<u32> {
-        let (tail, ahead): (&[u32], &[u32]) = match task.origin {
-            TaskOrigin::Shared => (self.shared_tail(), &[]),
-            TaskOrigin::Decode(index) => (self.branches[index].state.generated(), &[]),
-            TaskOrigin::Score(index) => (self.branches[index].state.kept(), &[]),
-            TaskOrigin::RunAhead(index, place) => {
-                let ahead = self.ahead_of(index, place).map_or(&[][..], |ahead| ahead.state.generated());
-                (self.branches[index].state.kept(), ahead)
+        let mut texts: Vec<&[u32]> = vec![&self.prefix];
+        match task.origin {
+            TaskOrigin::Shared => texts.push(self.shared_tail()),
+            TaskOrigin::Decode(index) => texts.push(self.branches[index].state.generated()),
+            TaskOrigin::Score(index) => texts.push(self.branches[index].state.kept()),
+            TaskOrigin::RunAhead(path) | TaskOrigin::ScoreAhead(path) => {
+                let mut branches = self.branches.get(path.branch());
+                let mut places = path.places().iter();
+                while let Some(branch) = branches {
+                    let next = places.next();
+                    texts.push(if next.is_some() { branch.state.kept() } else { branch.state.generated() });
+                    branches = next.and_then(|&place| branch.ahead.as_ref()?.branches.get(place));
+                }
             }
-        };
-        cut([&self.prefix, tail, ahead], from, task.len)
+        }
+        cut(texts, from, task.len)
     }
 
     fn outlook(&self, task: &Task) -> Option<Outlook<'_>> {
@@ -274,13 +250,14 @@ impl Request for Intervention {
         let stop_ids = &self.decoding.options.stop_ids[..];
         let own = match task.origin {
             TaskOrigin::Decode(index) => index,
-            TaskOrigin::RunAhead(index, own) => {
-                let others = self.branches[index].ahead.iter().flat_map(|ahead| ahead.branches.iter().enumerate());
+            TaskOrigin::RunAhead(path) => {
+                let (before, own) = path.split()?;
+                let others = self.branch_at(before)?.ahead.iter().flat_map(|ahead| ahead.branches.iter().enumerate());
                 let others = others.filter(|&(place, _)| place != own);
                 let siblings = others.map(|(_, branch)| branch.state.generated()).collect();
                 return Some(Outlook { most, stop_ids, siblings });
             }
-            TaskOrigin::Shared | TaskOrigin::Score(_) => return None,
+            TaskOrigin::Shared | TaskOrigin::Score(_) | TaskOrigin::ScoreAhead(_) => return None,
         };
         let others = self.branches.iter().enumerate().filter(|&(index, _)| index != own);
         let siblings = others.map(|(_, branch)| branch.state.generated().get(self.offset..).unwrap_or_default());
@@ -290,10 +267,8 @@ impl Request for Intervention {
     fn top_k_behind(&self, task: &Task, tokens: usize) -> TopK {
         let (generated, offset) = match task.origin {
             TaskOrigin::Decode(index) => (self.branches[index].state.generated().len(), self.offset),
-            TaskOrigin::RunAhead(index, place) => {
-                (self.ahead_of(index, place).map_or(0, |ahead| ahead.state.generated().len()), 0)
-            }
-            TaskOrigin::Shared | TaskOrigin::Score(_) => return TopK::Skip,
+            TaskOrigin::RunAhead(path) => (self.branch_at(path).map_or(0, |ahead| ahead.state.generated().len()), 0),
+            TaskOrigin::Shared | TaskOrigin::Score(_) | TaskOrigin::ScoreAhead(_) => return TopK::Skip,
         };
         match self.decoding.ask(task.len + tokens, generated + tokens, offset) {
             Ask::Policy { top_k, .. } => top_k,
@@ -306,12 +281,9 @@ impl Request for Intervention {
             return None;
         }
         match task.origin {
-            TaskOrigin::Decode(index) => self.branches[index].decodes().then(|| self.decode_task(index)),
-            TaskOrigin::RunAhead(index, place) => {
-                let ahead = self.ahead_of(index, place).filter(|ahead| ahead.decodes())?;
-                Some(self.ahead_task(index, place, ahead))
-            }
-            TaskOrigin::Shared | TaskOrigin::Score(_) => None,
+            TaskOrigin::Decode(index) => self.branches[index].decodes().then(|| self.decode_task(index, task.chance)),
+            TaskOrigin::RunAhead(path) => self.decode_ahead(path, task.chance),
+            TaskOrigin::Shared | TaskOrigin::Score(_) | TaskOrigin::ScoreAhead(_) => None,
         }
     }
 
@@ -328,13 +300,12 @@ impl Request for Intervention {
                     self.reach_slot();
                 }
             }
-            TaskOrigin::RunAhead(index, place) => {
-                let ahead = self.branches.get_mut(index).and_then(|branch| branch.ahead.as_mut());
-                if let Some(branch) = ahead.and_then(|ahead| ahead.branches.get_mut(place)) {
+            TaskOrigin::RunAhead(path) => {
+                if let Some(branch) = find_mut(&mut self.branches, path) {
                     self.decoding.push(branch, output, 0);
                 }
             }
-            TaskOrigin::Shared | TaskOrigin::Score(_) => {}
+            TaskOrigin::Shared | TaskOrigin::Score(_) | TaskOrigin::ScoreAhead(_) => {}
         }
     }
 
@@ -366,7 +337,18 @@ impl Request for Intervention {
                 branch.also_at.clone_from(also_at);
                 branch.reward = Some(output);
             }
-            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(..) => {}
+            TaskOrigin::ScoreAhead(path) => {
+                if let Some(branch) = find_mut(&mut self.branches, path) {
+                    branch.also_at.clone_from(also_at);
+                    branch.reward = Some(output);
+                }
+                if let Some((before, place)) = path.split()
+                    && let Some(ahead) = find_mut(&mut self.branches, before).and_then(|branch| branch.ahead.as_mut())
+                {
+                    ahead.sort(place, &self.decoding.options);
+                }
+            }
+            TaskOrigin::Decode(_) | TaskOrigin::RunAhead(_) => {}
         }
     }
 
@@ -377,9 +359,9 @@ impl Request for Intervention {
         match task.origin {
             TaskOrigin::Decode(index) | TaskOrigin::Score(index) => self.branches[index].failed = Some(error),
             TaskOrigin::Shared => self.end(Err(error)),
-            TaskOrigin::RunAhead(index, place) => {
-                if let Some(ahead) = self.ahead_of_mut(index, place) {
-                    ahead.failed = Some(error);
+            TaskOrigin::RunAhead(path) | TaskOrigin::ScoreAhead(path) => {
+                if let Some(branch) = find_mut(&mut self.branches, path) {
+                    branch.failed = Some(error);
                 }
             }
         }
@@ -421,13 +403,8 @@ impl Request for Intervention {
             Some((index, branch)) if index == self.current || branch.visited => Liveness::Necessary,
             Some((index, _)) if !self.reaches(index) => Liveness::Dead,
             Some(_) => Liveness::Speculative,
-            None => {
-                let ahead = self.branches.iter().filter_map(|branch| branch.ahead.as_ref());
-                match ahead.flat_map(|ahead| &ahead.branches).any(|branch| branch.number == key.number) {
-                    true if key.role == Role::Policy => Liveness::Speculative,
-                    _ => Liveness::Dead,
-                }
-            }
+            None if self.branches.iter().any(|branch| branch.has(key.number)) => Liveness::Speculative,
+            None => Liveness::Dead,
         }
     }
 
