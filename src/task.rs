@@ -233,9 +233,9 @@ pub struct RewardOutput {
 pub struct Speculation {
     /// Candidates of a segment at the same time, the one that is needed included; 1 is none ahead of time.
     pub width: usize,
-    /// Whether the next segment is decoded behind branches that may win, while others are still decoded and scored.
+    /// Whether the next two segments are decoded behind branches that may win, while others are still decoded and scored.
     pub run_ahead: bool,
-    /// Rows of a step of the policy for the request, the one that is needed and those of the next segment included.
+    /// Rows of a step of the policy for the request, the one that is needed and those of the next segments included.
     pub rows: usize,
 }
 

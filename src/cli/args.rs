@@ -117,7 +117,7 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "WIDTH", default_value = "auto", hide_default_value = true)]
     pub speculation: SpeculationWidth,
 
-    /// Do not decode the next segment behind candidates that may win while others are decoded and scored
+    /// Do not decode the next two segments behind candidates that may win while others are decoded and scored
     #[arg(long)]
     pub no_run_ahead: bool,
 

@@ -61,7 +61,7 @@ impl std::str::FromStr for Drafting {
 pub struct Settings {
     /// Candidates of a segment at the same time.
     pub speculation: SpeculationWidth,
-    /// Whether the next segment is decoded behind candidates that may win, while others are decoded and scored.
+    /// Whether the next two segments are decoded behind candidates that may win, while others are decoded and scored.
     pub run_ahead: bool,
     /// Requests that run at the same time, at most; others wait.
     pub max_requests: usize,

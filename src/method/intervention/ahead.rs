@@ -46,39 +46,34 @@ impl Ahead {
     /// A segment whose unforced branch has begun.
     fn new(unforced: Branch, list: Shortlist) -> Ahead {
         let (candidates, order) = (Arc::from(&list.ids[..]), (0..list.ids.len()).collect());
-        Ahead { branches: vec![unforced], list, candidates, order, ordered: false }
+        Ahead { branches: vec![unforced], chances: vec![1.0], list, candidates, order, ordered: false }
     }
 
-    /// Chances that each of its branches is of use if the segment is: the unforced one always.
-    pub(super) fn chances(&self) -> Vec<f64> {
-        let mut chances = vec![0.0; self.branches.len()];
+    /// Finds the chances again, for other branches or another order.
+    fn update_chances(&mut self) {
         let at_slot = |branch: &Branch| branch.state.generated().first().copied();
         let unforced = self.branches.first().and_then(at_slot);
-        let others =
-            self.order.iter().filter_map(|&place| self.list.ids.get(place)).filter(|&&id| Some(id) != unforced);
-        for (before, &id) in others.enumerate() {
-            if let Some(index) = self.branches.iter().position(|branch| at_slot(branch) == Some(id)) {
-                chances[index] = visit_chance(before, self.ordered);
-            }
-        }
-        if let Some(chance) = chances.first_mut() {
-            *chance = 1.0;
-        }
-        chances
+        let ids = self.order.iter().filter_map(|&place| self.list.ids.get(place).copied());
+        let others: Vec<u32> = ids.filter(|&id| Some(id) != unforced).collect();
+        let chance = |branch: &Branch| {
+            let before = others.iter().position(|&id| at_slot(branch) == Some(id));
+            before.map_or(0.0, |before| visit_chance(before, self.ordered))
+        };
+        self.chances = std::iter::once(1.0).chain(self.branches.iter().skip(1).map(chance)).collect();
     }
 
     /// Branches that have ended and may win, with the chance of each if the segment is of use.
-    pub(super) fn possible_winners(&self, chances: &[f64]) -> Vec<(f64, usize)> {
+    fn possible_winners(&self) -> impl Iterator<Item = (f64, usize)> {
         let scored = self.branches.iter().filter_map(|branch| Some(branch.reward.as_ref()?.reward));
         let (count, best) = (scored.clone().count(), scored.fold(f32::NEG_INFINITY, f32::max));
-        let places = self.branches.iter().zip(chances).enumerate();
-        let chance = |branch: &Branch, chance: f64| match &branch.reward {
+        let chance = move |branch: &Branch, chance: f64| match &branch.reward {
             _ if !branch.goes_on() || branch.failed.is_some() => None,
             Some(scored) if scored.reward < best => None,
             Some(_) => Some(best_wins(count)),
             None => Some(chance * WINS),
         };
-        places.filter_map(|(place, (branch, &own))| Some((chance(branch, own)?, place))).collect()
+        let places = self.branches.iter().zip(&self.chances).enumerate();
+        places.filter_map(move |(place, (branch, &own))| Some((chance(branch, own)?, place)))
     }
 
     /// Takes the order of the proposals from a branch's gradient.
@@ -93,6 +88,7 @@ impl Ahead {
         if let Ok(scores) = first_order(options, &self.list, dots, current, at_slot) {
             sort_places(&mut self.order, &scores);
             self.ordered = true;
+            self.update_chances();
         }
     }
 }
@@ -198,7 +194,7 @@ impl Intervention {
         }
         out.push((chance, path));
         if let Some(ahead) = self.branch_at(path).and_then(|branch| branch.ahead.as_ref()) {
-            for (wins, place) in ahead.possible_winners(&ahead.chances()) {
+            for (wins, place) in ahead.possible_winners() {
                 path.then(place).into_iter().for_each(|path| self.ends(path, chance * wins, out));
             }
         }
@@ -232,6 +228,7 @@ impl Intervention {
         if kept <= offset || options.max_candidates <= 1 || !listed {
             return decoded;
         }
+        let begun = ahead.branches.len();
         for &place in &ahead.order {
             if decoded >= rows || ahead.branches.len() >= self.speculation.width {
                 break;
@@ -250,6 +247,9 @@ impl Intervention {
             decoded += usize::from(forced.decodes());
             ahead.branches.push(forced);
         }
+        if ahead.branches.len() > begun {
+            ahead.update_chances();
+        }
         decoded
     }
 
@@ -257,10 +257,9 @@ impl Intervention {
     pub(super) fn likely_ahead(&self, path: BranchPath, chance: f64, out: &mut Vec<(f64, TaskOrigin)>) {
         let Some(branch) = self.branch_at(path) else { return };
         let Some(ahead) = &branch.ahead else { return };
-        let chances = ahead.chances();
         // Its reward sequence is what theirs go on from.
         let scored = path.places().is_empty() && branch.reward.is_some();
-        for (place, (own, likely)) in ahead.branches.iter().zip(&chances).enumerate() {
+        for (place, (own, likely)) in ahead.branches.iter().zip(&ahead.chances).enumerate() {
             let (Some(path), chance) = (path.then(place), chance * likely) else { continue };
             if own.decodes() {
                 out.push((chance, TaskOrigin::RunAhead(path)));
@@ -268,7 +267,7 @@ impl Intervention {
                 out.push((chance, TaskOrigin::ScoreAhead(path)));
             }
         }
-        for (wins, place) in ahead.possible_winners(&chances) {
+        for (wins, place) in ahead.possible_winners() {
             path.then(place).into_iter().for_each(|path| self.likely_ahead(path, chance * wins, out));
         }
     }

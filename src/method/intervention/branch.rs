@@ -33,6 +33,8 @@ pub(super) struct Branch {
 pub(super) struct Ahead {
     /// Its candidates, the unforced one first.
     pub branches: Vec<Branch>,
+    /// How likely each of them is of use if the segment is: the unforced one always.
+    pub chances: Vec<f64>,
     /// What may be placed at its slot.
     pub list: Shortlist,
     /// The ids of the list.
