@@ -308,6 +308,10 @@ impl<T> Scheduler<T> {
                 continue;
             }
             if task.differentiated() > backend.gradient_tokens() {
+                // When it is needed, perhaps without a gradient, it is asked for again.
+                if task.speculative {
+                    continue;
+                }
                 let error = Error::gradient_too_long(task.differentiated(), backend.gradient_tokens());
                 step.refused.push((id, task, error));
                 continue;
